@@ -1,0 +1,1 @@
+"""An architecture as a value; nothing here imports torch."""

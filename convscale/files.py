@@ -1,0 +1,85 @@
+"""Files that are either wholly there or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from convscale.errors import UserError
+
+
+def fsync_dir(path: Path) -> None:
+    """Flush a folder's entries, so that a rename in it outlives a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on a clean exit it is flushed and renamed to ``path``, else removed."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+        fsync_dir(target.parent)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise UserError(f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` atomically as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` atomically as indented JSON; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, need_bytes: int = 0) -> Path:
+    """Make the output folder of a command.
+
+    Raises:
+        UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for; its disk has less than
+            ``need_bytes`` free; or it can not be written.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        if not overwrite:
+            raise UserError(f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"output folder {folder} can not be written: {error.strerror}; name another") from error
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise UserError(f"the disk of {folder} has {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB are needed; free some or name another folder")
+    return folder
