@@ -1,0 +1,97 @@
+"""Preprocessing against Pillow and hand calculation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+
+
+def _photo(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    rng = np.random.default_rng(0)
+    wave = np.stack([127 + 90 * np.sin(x / 17), 127 + 90 * np.cos(y / 11), (x + y) % 256], axis=2)
+    return np.clip(wave + rng.normal(0, 9, wave.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("mode", "pil"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)])
+def test_resize_agrees_with_pillow(mode: str, pil: Image.Resampling) -> None:
+    image = _photo(300, 451)
+    ours = Preprocessing(image_size=64, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.8, interpolation=mode).resize(image)
+    # 64 / 0.8 = 80: 300 x 451 -> 80 x 120, then the centre 64 x 64 from (8, 28)
+    golden = np.asarray(Image.fromarray(image).resize((120, 80), pil))[8:72, 28:92]
+    assert ours.shape == (64, 64, 3)
+    assert ours.dtype == np.uint8
+    assert np.abs(ours.astype(int) - golden.astype(int)).max() <= 1
+
+
+def test_resize_gives_a_tensor_for_a_tensor_and_leaves_the_right_size_alone() -> None:
+    image = torch.from_numpy(_photo(32, 32))
+    same = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0).resize(image)
+    assert torch.equal(same, image)
+    crop = Preprocessing(image_size=28, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.875).resize(image)
+    assert torch.equal(crop, image[2:30, 2:30])
+
+
+def test_channels_are_made_to_fit() -> None:
+    gray = np.full((8, 8), 77, np.uint8)
+    gray.setflags(write=False)  # as Pillow gives them
+    rgb = Preprocessing(image_size=8, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0).resize(gray)
+    assert rgb.shape == (8, 8, 3)
+    assert (rgb == 77).all()
+    colour = np.zeros((8, 8, 3), np.uint8)
+    colour[..., 1] = 100
+    luma = Preprocessing(image_size=8, channels=1, mean=(0,), std=(1,), crop_pct=1.0).resize(colour)
+    assert luma.shape == (8, 8, 1)
+    assert (luma == 59).all()  # 0.587 * 100
+
+
+def test_normalize_by_hand_in_both_layouts() -> None:
+    preprocessing = Preprocessing(image_size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    batch = torch.zeros(2, 4, 5, 3, dtype=torch.uint8)
+    batch[..., 0], batch[..., 1], batch[1, 2, 3, 2] = 255, 51, 204
+    out = preprocessing.normalize(batch)
+    assert out.shape == (2, 3, 4, 5)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out[:, 0], torch.full((2, 4, 5), 1.0))
+    torch.testing.assert_close(out[:, 1], torch.full((2, 4, 5), -0.2))
+    assert out[1, 2, 2, 3].item() == pytest.approx(0.4)
+    assert torch.equal(preprocessing.normalize(batch.permute(0, 3, 1, 2).contiguous()), out)
+    assert batch.dtype == torch.uint8
+    assert batch[0, 0, 0, 0] == 255
+
+
+def test_dict_round_trip() -> None:
+    preprocessing = Preprocessing(image_size=28, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0, interpolation="bicubic")
+    assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+    assert preprocessing.to_dict()["mean"] == [0.286]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 0}, "image_size must be .* got 0"),
+        ({"channels": 4}, "channels must be 1 .* got 4"),
+        ({"mean": (0.5,)}, "mean must have one value per channel"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
+        ({"crop_pct": 1.5}, "crop_pct must lie in .* got 1.5"),
+        ({"interpolation": "bilinaer"}, "interpolation 'bilinaer' is unknown .*bilinear"),
+    ],
+)
+def test_bad_fields_are_named(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Preprocessing(**{"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1), **change})
+
+
+def test_bad_input_is_named() -> None:
+    preprocessing = Preprocessing(image_size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(UserError, match=r"uint8 \(height, width, 1 or 3\), got torch.float32"):
+        preprocessing.resize(torch.zeros(8, 8, 3))
+    with pytest.raises(UserError, match=r"3 channels in its last or second dimension, got \(1, 4, 8, 8\)"):
+        preprocessing.normalize(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"unknown key 'men' .*mean"):
+        Preprocessing.from_dict({"image_size": 8, "men": [0], "std": [1]})
