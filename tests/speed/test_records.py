@@ -1,0 +1,127 @@
+"""Records: round trips, several writers, damage, timm's tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convscale.errors import UserError
+from convscale.speed.conditions import Conditions
+from convscale.speed.records import Record, append_record, read_records, read_timm_csv, write_timm_csv
+from convscale.speed.timing import Environment, Measurement
+
+ENV = Environment(device_name="RTX 3090", cores=8)
+INFER = """model,infer_img_size,infer_samples_per_sec,infer_step_time,infer_batch_size,param_count,infer_gmacs,infer_macts
+resnet50,224,2000.00,512.0,1024,25.56,4.11,11.11
+tresnet_m,224,2500.00,409.6,1024,31.39,5.74,7.31
+"""
+TRAIN = """model,train_samples_per_sec,train_step_time,train_batch_size,train_img_size,param_count
+resnet50,800.0,320.0,256,224,25.56
+"""
+
+
+def record(name: str = "net", seconds: float = 0.25) -> Record:
+    m = Measurement(times_s=(seconds, seconds), conditions=Conditions(batch_size=4, image_size=96, threads=2), environment=ENV, model=name)
+    return Record(model=name, measurement=m, params=1e6, macs=2e9, activations=3e6)
+
+
+def test_append_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "speed.jsonl"
+    append_record(path, record("a"))
+    append_record(path, record("b").measurement)
+    first, second = read_records(path)
+    assert first == record("a")
+    assert (second.model, second.params, second.measurement.images_per_s) == ("b", None, 16.0)
+
+
+def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    code = (
+        "import sys; from convscale.speed.records import *; from convscale.speed.timing import *\n"
+        "m = Measurement(times_s=(0.1,) * 3000, conditions=Conditions(), environment=Environment(device_name='x', cores=1), model=sys.argv[2])\n"
+        "for _ in range(25): append_record(sys.argv[1], m)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), f"w{i}"]) for i in range(4)]
+    assert [w.wait() for w in writers] == [0] * 4
+    assert sorted(r.model for r in read_records(path)) == sorted(f"w{i}" for i in range(4) for _ in range(25))
+
+
+def test_newer_schema_names_line(tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    append_record(path, record())
+    with open(path, "a") as file:
+        file.write(json.dumps({**record().to_dict(), "schema": 99}) + "\n")
+    with pytest.raises(UserError, match=r"line 2: a record has schema 99, this version of convscale reads up to 1"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(("line", "text"), [("{broken", "line 1 is not JSON"), ("[1]", "line 1 is not a record"), ("{}", "no schema version")])
+def test_damaged_line(tmp_path: Path, line: str, text: str) -> None:
+    path = tmp_path / "speed.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match=text):
+        read_records(path)
+
+
+def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    path.write_text('{"schema": 1, "mod')
+    append_record(path, record("whole"))
+    assert json.loads(path.read_text().splitlines()[1])["model"] == "whole"
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.jsonl does not exist"):
+        read_records(tmp_path / "nowhere.jsonl")
+
+
+def test_timm_inference_table(tmp_path: Path) -> None:
+    path = tmp_path / "infer.csv"
+    path.write_text(INFER)
+    rows = read_timm_csv(path, conditions=Conditions(device="rtx-3090", precision="amp", layout="nhwc"), environment=ENV)
+    r = rows[0]
+    assert (r.model, r.params, r.macs, r.activations) == ("resnet50", 25.56e6, 4.11e9, 11.11e6)
+    assert r.measurement.images_per_s == pytest.approx(2000)
+    c = r.measurement.conditions
+    assert (c.mode, c.batch_size, c.image_size, c.layout, c.precision, c.device) == ("infer", 1024, 224, "nhwc", "amp", "rtx-3090")
+    assert r.source == "infer.csv"
+    # Written again it is the same table, fastest first.
+    write_timm_csv(tmp_path / "again.csv", rows)
+    head, *lines = INFER.splitlines()
+    written = (tmp_path / "again.csv").read_text().splitlines()
+    assert written[0] == head
+    assert [line.split(",")[0] for line in written[1:]] == ["tresnet_m", "resnet50"]
+    assert [float(x) for x in written[2].split(",")[1:]] == [float(x) for x in lines[0].split(",")[1:]]
+
+
+def test_timm_training_table(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(TRAIN)
+    (r,) = read_timm_csv(path, conditions=Conditions(device="rtx-3090"), environment=ENV)
+    assert (r.measurement.conditions.mode, r.macs) == ("train", None)
+    assert r.measurement.latency_s == pytest.approx(0.32)
+
+
+def test_timm_table_missing_columns(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("model,infer_samples_per_sec\nresnet50,10\n")
+    with pytest.raises(UserError, match="lacks the columns infer_batch_size, infer_img_size"):
+        read_timm_csv(path, conditions=Conditions(), environment=ENV)
+
+
+def test_timm_table_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(INFER.replace("2500.00", "fast"))
+    with pytest.raises(UserError, match="line 3: could not convert"):
+        read_timm_csv(path, conditions=Conditions(), environment=ENV)
+
+
+def test_timm_table_of_two_modes_is_refused(tmp_path: Path) -> None:
+    m = record().measurement
+    train = Measurement(times_s=m.times_s, conditions=Conditions(mode="train", image_size=96), environment=ENV)
+    with pytest.raises(UserError, match="one mode, got infer, train"):
+        write_timm_csv(tmp_path / "x.csv", [record(), Record(model="t", measurement=train)])
