@@ -1,0 +1,51 @@
+# `make demo` and `make test` need Python 3.11 or newer, git and make; everything else goes into .venv.
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))) python3)
+BIN := .venv/bin
+READY := .venv/.ready
+# Two test processes with one compute thread each: see tests/conftest.py.
+TEST_WORKERS ?= 2
+
+.PHONY: demo test test-full lint lint-style lint-format lint-types bench setup clean
+.DEFAULT_GOAL := demo
+
+demo: $(READY)  ## The whole way on Fashion-MNIST: choose, train, export, check, report.
+	@tools/apt-missing dataset-fashion-mnist
+	$(BIN)/convscale demo
+
+test: $(READY)  ## The test suite: under 12 minutes on 2 cores.
+	@tools/apt-missing dataset-fashion-mnist chromium
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+
+test-full: $(READY)  ## The suite and the sweeps over every model.
+	@tools/apt-missing dataset-fashion-mnist chromium
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "slow or not slow"
+
+lint: lint-style lint-format lint-types  ## What pre-commit runs too.
+
+lint-style: $(READY)
+	$(BIN)/ruff check .
+
+lint-format: $(READY)
+	$(BIN)/ruff format --check .
+
+lint-types: $(READY)
+	$(BIN)/pyright
+
+bench: $(READY)  ## Side by side with peers; each benchmark writes its records.
+	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+setup: $(READY)  ## The virtual environment with everything that development needs.
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "convscale needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "$(PYTHON) can not make a virtual environment (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "setting up .venv: some minutes and some gigabytes, once"
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[openvino,timm]' --group dev
+	@touch $@
+
+clean:  ## Remove what was built; records, runs and results stay.
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
