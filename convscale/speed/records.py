@@ -169,7 +169,8 @@ def _timm_record(row: Mapping[str, str], number: int, mode: str, path: Path, con
         batch, size = int(row[f"{mode}_batch_size"]), int(row[f"{mode}_img_size"])
         images_per_s = float(row[f"{mode}_samples_per_sec"])
         counts = [
-            float(row[key]) * unit if row.get(key) else None for key, unit in (("param_count", 1e6), ("infer_gmacs", 1e9), ("infer_macts", 1e6))
+            round(float(row[key]) * unit) if row.get(key) else None
+            for key, unit in (("param_count", 1e6), ("infer_gmacs", 1e9), ("infer_macts", 1e6))
         ]
     except (TypeError, ValueError) as error:
         raise UserError(f"benchmark table {path}, line {number}: {error}") from error
