@@ -1,0 +1,153 @@
+"""Operations that keep less for the backward pass than the sum of their parts, and are as exact.
+
+`blur` keeps shapes alone, `conv_after` what its input was made of in place of its input, `gated_norm` a norm's input in place of its output. Under
+a compiler, which chooses by itself what to keep, and without gradients they are plain operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from convscale.nn.norm_ops import per_channel, sums_dtype
+
+if TYPE_CHECKING:
+    from convscale.nn.layers import SqueezeExcite
+    from convscale.nn.norm import BatchNormAct, InPlaceABN
+
+aten = torch.ops.aten
+
+
+def _plain(*tensors: Tensor) -> bool:
+    return torch.compiler.is_compiling() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
+
+
+def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    channels = x.shape[1]
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=stride, groups=channels)
+
+
+def blur(x: Tensor, kernel: Tensor, stride: int = 2) -> Tensor:
+    """Depthwise 3x3 convolution of (N, C, H, W) with one fixed kernel (1, 1, 3, 3) and reflect padding; keeps nothing for the backward pass."""
+    if _plain(x):
+        return _blur(x, kernel, stride)
+    y = _Blur.apply(x, kernel, stride)
+    assert isinstance(y, Tensor)
+    return y
+
+
+class _Blur(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+        ctx.size, ctx.stride = x.shape, stride
+        ctx.save_for_backward(kernel)
+        with torch.autocast(x.device.type, enabled=False):
+            return _blur(x, kernel, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (kernel,) = ctx.saved_tensors
+        grad = grads[0]
+        _, channels, height, width = ctx.size
+        spare = [size + 2 - ((out - 1) * ctx.stride + 3) for size, out in zip((height, width), grad.shape[2:], strict=True)]
+        weight = kernel.to(grad.dtype).expand(channels, 1, 3, 3)
+        padded = F.conv_transpose2d(grad, weight, stride=ctx.stride, output_padding=spare, groups=channels)
+        # The border that was reflected goes back to where it came from: row -1 is row 1, row H is row H - 2.
+        padded[:, :, 2] += padded[:, :, 0]
+        padded[:, :, height - 1] += padded[:, :, height + 1]
+        padded[:, :, :, 2] += padded[:, :, :, 0]
+        padded[:, :, :, width - 1] += padded[:, :, :, width + 1]
+        return padded[:, :, 1:-1, 1:-1], None, None
+
+
+def conv_after(conv: nn.Conv2d, prepare: Callable[..., Tensor], *inputs: Tensor, prepared: Tensor | None = None) -> Tensor:
+    """conv(prepare(*inputs)), keeping the inputs; the convolution's own input is prepared a second time in the backward pass.
+
+    Worth it where something else keeps the inputs already and `prepare` is cheap beside the convolution: a product with a gate, a blur, a pooling.
+
+    Args:
+        conv: the convolution.
+        prepare: a pure function of the inputs, without parameters of its own and without randomness.
+        inputs: maps or gates; they get the gradients.
+        prepared: prepare(*inputs), where the caller has it already; no gradient flows through it.
+    """
+    if _plain(conv.weight, *inputs):
+        return conv(prepare(*inputs))
+    weight, bias = conv.weight, conv.bias
+    device = inputs[0].device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    y = _ConvAfter.apply(prepare, conv, None if prepared is None else prepared.detach(), weight, bias, *inputs)
+    assert isinstance(y, Tensor)
+    return y
+
+
+class _ConvAfter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, prepare: Any, conv: nn.Conv2d, prepared: Tensor | None, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+        ctx.prepare, ctx.geometry = prepare, (conv.stride, conv.padding, conv.dilation, conv.groups)
+        ctx.biased = bias is not None
+        ctx.save_for_backward(weight, *inputs)
+        z = prepare(*inputs) if prepared is None else prepared
+        with torch.autocast(z.device.type, enabled=False):
+            return conv._conv_forward(z.to(weight.dtype), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        weight, *inputs = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        wanted = ctx.needs_input_grad[5:]
+        with torch.enable_grad():
+            inputs = [t.detach().requires_grad_(want) for t, want in zip(inputs, wanted, strict=True)]
+            z = ctx.prepare(*inputs)
+        mask = [any(wanted), ctx.needs_input_grad[3], ctx.biased and ctx.needs_input_grad[4]]
+        grad = grads[0].to(weight.dtype)
+        sizes = [weight.shape[0]] if ctx.biased else None
+        dz, dweight, dbias = aten.convolution_backward(
+            grad, z.detach().to(weight.dtype), weight, sizes, stride, padding, dilation, False, [0, 0], groups, mask
+        )
+        dinputs: list[Tensor | None] = [None] * len(inputs)
+        if any(wanted):
+            found = iter(torch.autograd.grad(z, [t for t in inputs if t.requires_grad], dz.to(z.dtype)))
+            dinputs = [next(found) if t.requires_grad else None for t in inputs]
+        return None, None, None, dweight, dbias, *dinputs
+
+
+def gated_norm(norm: BatchNormAct | InPlaceABN, se: SqueezeExcite, x: Tensor) -> Tensor:
+    """se(norm(x)), keeping x alone where the norm has no activation and keeps its input; plain otherwise."""
+    keeps_input = isinstance(norm, nn.BatchNorm2d) or norm.keep == "input"
+    if norm.activation != "identity" or not keeps_input or _plain(x, norm.weight, norm.bias, *se.parameters()):
+        return se(norm(x))
+    y, mean, invstd = norm.normalise_with_statistics(x)
+    y_gated = _Gated.apply(y, se.gate(y), x.detach(), norm.weight.detach() * invstd, mean, norm.bias.detach())
+    assert isinstance(y_gated, Tensor)
+    return y_gated
+
+
+class _Gated(torch.autograd.Function):
+    """y * gate for y = (x - mean) * scale + bias, keeping x, from which y is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gate: Tensor, x: Tensor, scale: Tensor, mean: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, x, scale, mean, bias)
+        return y * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, x, scale, mean, bias = ctx.saved_tensors
+        grad = grads[0]
+        dgate = None
+        if ctx.needs_input_grad[1]:
+            y = (x.to(sums_dtype(x.dtype)) - per_channel(mean)).mul_(per_channel(scale)).add_(per_channel(bias))
+            dgate = y.mul_(grad).sum((2, 3), keepdim=True).to(gate.dtype)
+        return grad * gate, dgate, None, None, None, None

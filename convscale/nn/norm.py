@@ -1,0 +1,302 @@
+"""Normalisation with its activation: BatchNorm, and the in-place kind that keeps one map for the backward pass.
+
+Both kinds have BatchNorm's parameters, buffers and signed weight, so a state dict fits either and `convert_norm` is exact both ways.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from convscale.errors import UserError, nearest
+from convscale.nn.activations import ACTIVATIONS, apply_activation
+from convscale.nn.norm_ops import InPlaceNorm, SyncNorm, joint_statistics, update_running
+
+SMALLEST_SLOPE = 1e-3
+"""The smallest leaky slope that is inverted: below it the output of the negative side is too coarse to tell its input."""
+NORM_KINDS = ("batchnorm", "inplace")
+Keep = Literal["output", "input"]
+
+
+def inverts(activation: str, slope: float) -> bool:
+    """Whether InPlaceABN can invert this activation: the identity, or a leaky ReLU with a slope of at least 1e-3."""
+    return activation == "identity" or (activation == "leaky_relu" and slope >= SMALLEST_SLOPE)
+
+
+class _Processes:
+    """A process group that a deep copy of its network shares (the group itself can't be copied)."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Processes:
+        return self
+
+    def size(self) -> int:
+        return dist.get_world_size(self.group)
+
+
+class _Norm(_NormBase):
+    """What the two kinds share: construction, which statistics count, and normalisation that keeps its input."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    sync: _Processes | None = None
+    keep: Keep = "output"  # what InPlaceABN keeps; BatchNormAct, which keeps its input, remembers it for convert_norm
+
+    def _setup(self, activation: str, slope: float) -> None:
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation {activation!r} is unknown{nearest(activation, ACTIVATIONS)}")
+        self.activation, self.slope = activation, slope
+        self.sync = None
+
+    def _step(self, x: Tensor) -> tuple[bool, float]:
+        """Whether the batch's statistics are used, and how far the running ones move (and count the batch)."""
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise UserError(f"the norm takes maps (N, {self.num_features}, H, W), got shape {tuple(x.shape)}")
+        use_batch = self.training or self.running_mean is None
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        if use_batch and self._group(use_batch) is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            raise UserError(f"batch statistics need more than one value per channel, got shape {tuple(x.shape)}: use a larger batch or eval()")
+        return use_batch, momentum
+
+    def _group(self, use_batch: bool) -> _Processes | None:
+        """The other processes, where statistics are shared with any."""
+        if self.sync is None or not use_batch or not self.training or not dist.is_available() or not dist.is_initialized():
+            return None
+        return self.sync if self.sync.size() > 1 else None
+
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        """The running statistics to update, or to use; none in training where the layer tracks none."""
+        if self.training and not self.track_running_stats:
+            return None, None
+        return self.running_mean, self.running_var
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Batch norm without the activation, keeping x (N, C, H, W) for the backward pass."""
+        use_batch, momentum = self._step(x)
+        group = self._group(use_batch)
+        if group is None:
+            running_mean, running_var = self._running()
+            return F.batch_norm(x, running_mean, running_var, self.weight, self.bias, use_batch, momentum, self.eps)
+        return self._normalise_together(x, momentum, group)[0]
+
+    def normalise_with_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`normalise`, and the mean and inverse standard deviation (C,) it used (without gradient)."""
+        use_batch, momentum = self._step(x)
+        group = self._group(use_batch)
+        if group is not None:
+            return self._normalise_together(x, momentum, group)
+        running_mean, running_var = self._running()
+        if use_batch:
+            y, mean, invstd = torch.native_batch_norm(x, self.weight, self.bias, running_mean, running_var, True, momentum, self.eps)
+            return y, mean.detach(), invstd.detach()
+        assert running_mean is not None
+        assert running_var is not None
+        y = F.batch_norm(x, running_mean, running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return y, running_mean.clone(), torch.rsqrt(running_var + self.eps)
+
+    def _normalise_together(self, x: Tensor, momentum: float, group: _Processes) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            mean, var, count = joint_statistics(x, group.group)
+            update_running(self.running_mean, self.running_var, mean, var, count, momentum)
+            invstd = torch.rsqrt(var + self.eps).to(self.weight.dtype)
+            mean = mean.to(self.weight.dtype)
+        y = SyncNorm.apply(x, self.weight, self.bias, mean, invstd, count, group.group)
+        assert isinstance(y, Tensor)
+        return y, mean, invstd
+
+    def extra_repr(self) -> str:
+        slope = f", slope={self.slope:g}" if self.activation == "leaky_relu" else ""
+        return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}, activation={self.activation!r}{slope}"
+
+
+class BatchNormAct(_Norm, nn.BatchNorm2d):
+    """Batch norm, then an activation, in place where the backward pass allows it.
+
+    Args:
+        num_features: channels C of the maps (N, C, H, W).
+        eps: added to the variance.
+        momentum: weight of the new batch in the running statistics; None: their plain average.
+        activation: a name from `ACTIVATIONS`.
+        slope: of leaky ReLU's negative side.
+        track_running_stats: False: the batch's own statistics in eval mode too.
+
+    Raises:
+        UserError: an unknown activation.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        activation: str = "identity",
+        slope: float = 0.01,
+        *,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, track_running_stats=track_running_stats)
+        self._setup(activation, slope)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return apply_activation(self.normalise(input), self.activation, self.slope, inplace=True)
+
+
+class InPlaceABN(_Norm):
+    """Batch norm and activation that keep one map for the backward pass (Rota Bulò et al., CVPR 2018).
+
+    With ``keep="output"`` the output overwrites the input and is all that is kept: a convolution after it keeps the same map, so the norm costs
+    nothing. The normalised input is got back as (z - bias) / d with d = sign(w) * max(|w|, 1e-3) (1e-2 in half precision), so that gradients stay
+    bounded as w nears 0; below that |w| the weight's own gradient shrinks with it. A norm that *starts* at weight 0 takes ``keep="input"``: it keeps
+    its input in place of its output, which is exact for every weight, and costs the same one map where nothing else keeps the output (before a
+    residual addition).
+
+    While the network is being compiled or exported, and where no gradient is wanted, it is plain batch norm and activation: a compiler chooses by
+    itself what to keep.
+
+    Args:
+        num_features: channels C of the maps (N, C, H, W).
+        eps: added to the variance.
+        momentum: weight of the new batch in the running statistics; None: their plain average.
+        activation: ``identity`` or ``leaky_relu``.
+        slope: of leaky ReLU's negative side, at least 1e-3.
+        keep: ``output`` or ``input`` (identity only).
+        track_running_stats: False: the batch's own statistics in eval mode too.
+
+    Raises:
+        UserError: an activation that can't be inverted, an unknown `keep`, an input that may not be overwritten (a leaf that requires grad, a view).
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        activation: str = "identity",
+        slope: float = 0.01,
+        keep: Keep = "output",
+        *,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, track_running_stats=track_running_stats)
+        self._setup(activation, slope)
+        if not inverts(activation, slope):
+            what = f"leaky_relu with slope {slope:g}" if activation == "leaky_relu" else repr(activation)
+            raise UserError(f"InPlaceABN inverts identity and leaky_relu with a slope of at least {SMALLEST_SLOPE:g}, got {what}")
+        if keep not in ("output", "input"):
+            raise UserError(f"keep must be 'output' or 'input', got {keep!r}")
+        if keep == "input" and activation != "identity":
+            raise UserError(f"keep='input' needs activation 'identity', got {activation!r}")
+        self.keep = keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        wants_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad or self.bias.requires_grad)
+        if self.keep == "input" or not wants_grad or torch.compiler.is_compiling():
+            return apply_activation(self.normalise(x), self.activation, self.slope, inplace=True)
+        if x.requires_grad:
+            _check_overwritable(x)
+        use_batch, momentum = self._step(x)
+        group = self._group(use_batch)
+        slope = self.slope if self.activation == "leaky_relu" else None
+        # Parameters in half precision (net.bfloat16()) are too coarse for statistics: the arithmetic is float32's, the storage theirs.
+        half = self.weight.dtype in (torch.bfloat16, torch.float16)
+        weight, bias = (self.weight.float(), self.bias.float()) if half else (self.weight, self.bias)
+        running = self._running()
+        stats = [None if s is None else s.float() for s in running] if half else list(running)
+        y = InPlaceNorm.apply(x, weight, bias, *stats, use_batch, momentum, self.eps, slope, None if group is None else group.group)
+        if half and use_batch:
+            for mine, new in zip(running, stats, strict=True):
+                if mine is not None and new is not None:
+                    mine.copy_(new)
+        assert isinstance(y, Tensor)
+        return y
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", keep='input'" if self.keep == "input" else "")
+
+
+def _check_overwritable(x: Tensor) -> None:
+    if x.is_leaf:
+        raise UserError("InPlaceABN overwrites its input, and a leaf tensor that requires grad can't be overwritten: pass x.clone()")
+    if x._is_view():
+        raise UserError(f"InPlaceABN overwrites its input, and a view (shape {tuple(x.shape)}) would change the tensor it looks at: pass x.clone()")
+
+
+def norm_act(
+    kind: str,
+    num_features: int,
+    *,
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+    activation: str = "identity",
+    slope: float = 0.01,
+    keep: Keep = "output",
+) -> BatchNormAct | InPlaceABN:
+    """A norm of the given kind; ``inplace`` gives BatchNormAct where the activation can't be inverted.
+
+    Raises:
+        UserError: an unknown kind or activation.
+    """
+    if kind not in NORM_KINDS:
+        raise UserError(f"norm {kind!r} is unknown{nearest(kind, NORM_KINDS)}")
+    if kind == "inplace" and inverts(activation, slope):
+        return InPlaceABN(num_features, eps, momentum, activation, slope, keep)
+    norm = BatchNormAct(num_features, eps, momentum, activation, slope)
+    norm.keep = keep
+    return norm
+
+
+def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnorm") -> nn.Module:
+    """A copy of `net` with its norms of the other kind, and the same outputs; `net` itself stays as it is.
+
+    Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct, and a bare ``nn.BatchNorm2d`` stays too: what follows it is
+    not known, so neither is whether its output may be overwritten.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if to not in NORM_KINDS:
+        raise UserError(f"to must be 'batchnorm' or 'inplace', got {to!r}")
+    net = copy.deepcopy(net)
+    if isinstance(net, _Norm):
+        return _converted(net, to)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _Norm):
+                setattr(parent, name, _converted(child, to))
+    return net
+
+
+def _converted(old: _Norm, to: str) -> _Norm:
+    if to == ("inplace" if isinstance(old, InPlaceABN) else "batchnorm"):
+        return old
+    keep = old.keep
+    new = norm_act(to, old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=old.slope, keep=keep)
+    new.weight, new.bias = old.weight, old.bias
+    new.track_running_stats = old.track_running_stats
+    new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
+    new.keep = keep
+    new.sync = old.sync
+    return new.train(old.training)
+
+
+def convert_sync(net: nn.Module, group: Any = None) -> nn.Module:
+    """Share batch statistics over the processes of `group` (None: all) in every norm of `net`, which is changed and returned.
+
+    Works with any backend, gloo on a CPU included. While no process group is initialised, and in eval mode, each process is on its own.
+    """
+    for module in net.modules():
+        if isinstance(module, _Norm):
+            module.sync = _Processes(group)
+    return net

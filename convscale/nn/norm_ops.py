@@ -1,0 +1,188 @@
+"""The arithmetic under `convscale.nn.norm`: statistics over processes, and two autograd functions.
+
+`InPlaceNorm` is In-Place Activated BatchNorm (Rota Bulò et al., CVPR 2018, arXiv 1712.02616): it keeps its output alone for the backward pass and
+gets the normalised input back by inverting the activation and the affine map. `SyncNorm` keeps its input, as BatchNorm does, with statistics
+taken over several processes. Both take maps (N, C, H, W) and compute sums in float32 where the maps are half precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+SMALLEST_SCALE = 1e-3
+"""The backward pass divides by no smaller |weight| than this in float32 and float64."""
+SMALLEST_SCALE_HALF = 1e-2
+"""The same in bfloat16 and float16, whose outputs carry 2 to 3 digits."""
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums over a map of `dtype` are taken."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
+def divisor(weight: Tensor, map_dtype: torch.dtype) -> Tensor:
+    """sign(w) * max(|w|, smallest scale), with sign(0) = 1: what stands for the weight where its inverse is needed."""
+    smallest = SMALLEST_SCALE_HALF if map_dtype in _HALF else SMALLEST_SCALE
+    return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype) * weight.abs().clamp_min(smallest)
+
+
+def per_channel(values: Tensor) -> Tensor:
+    """(C,) as (C, 1, 1), to go with a map (N, C, H, W)."""
+    return values[:, None, None]
+
+
+def joint_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and number of values per channel over the maps of all processes of `group`.
+
+    The processes' means and variances are combined (Chan et al., 1979) rather than their sums of squares, which would cancel. Batches may differ
+    in size from process to process; one may be empty.
+
+    Returns:
+        mean (C,), variance (C,), count (), all float64.
+    """
+    count = x.numel() // x.shape[1]
+    if count:
+        var, mean = torch.var_mean(x.to(sums_dtype(x.dtype)), dim=(0, 2, 3), correction=0)
+    else:
+        var = mean = x.new_zeros(x.shape[1], dtype=sums_dtype(x.dtype))
+    mine = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
+    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, mine, group=group)
+    channels = x.shape[1]
+    table = torch.stack(rows)
+    means, variances, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
+    total = counts.sum().clamp_min(1.0)
+    mean = (counts * means).sum(0) / total
+    var = (counts * (variances + (means - mean) ** 2)).sum(0) / total
+    return mean, var, total
+
+
+def update_running(running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, momentum: float) -> None:
+    """Move the running statistics towards a batch's, as BatchNorm does: the variance unbiased."""
+    if running_mean is None or running_var is None:
+        return
+    unbiased = var * (count / (count - 1).clamp_min(1.0))
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+
+
+def _input_gradient(dz: Tensor, normalised: Tensor, scale: Tensor, count: Tensor | None, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of the affine map and the normalisation; count None: the statistics were constants.
+
+    Returns:
+        gradient for the input (N, C, H, W), and this process's sums for weight and bias (C,). Only the former needs the other processes: gradients
+        of parameters are summed, or averaged, by whoever trains in parallel.
+    """
+    dbias = dz.sum((0, 2, 3))
+    dweight = (dz * normalised).sum((0, 2, 3))
+    if count is None:
+        return dz * per_channel(scale), dweight, dbias
+    sums = torch.stack([dbias, dweight])
+    dist.all_reduce(sums, group=group)
+    mean_dz, mean_dz_normalised = (sums / count.to(sums.dtype)).unbind()
+    dx = torch.addcmul(dz - per_channel(mean_dz), normalised, per_channel(mean_dz_normalised), value=-1.0)
+    return dx.mul_(per_channel(scale)), dweight, dbias
+
+
+class InPlaceNorm(torch.autograd.Function):
+    """Batch norm and leaky ReLU (or identity) that keep their output alone, written over the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        use_batch: bool,
+        momentum: float,
+        eps: float,
+        slope: float | None,
+        group: Any,
+    ) -> Tensor:
+        """Normalise x with the batch's statistics (use_batch) or the running ones; slope None: no activation.
+
+        group: the processes to share statistics with; None: this one alone. The running statistics are updated when the batch's are used.
+        """
+        # A tensor without gradient may be the caller's own data; one with gradient comes out of another operation and is overwritten.
+        y = x if ctx.needs_input_grad[0] else torch.empty_like(x)
+        count = None
+        if use_batch and group is None:
+            save_mean, invstd = (torch.empty_like(weight) for _ in range(2))
+            aten.native_batch_norm.out(
+                x, weight, bias, running_mean, running_var, True, momentum, eps, out=y, save_mean=save_mean, save_invstd=invstd
+            )
+        else:
+            if use_batch:
+                mean, var, count = joint_statistics(x, group)
+                update_running(running_mean, running_var, mean, var, count, momentum)
+            else:
+                assert running_mean is not None
+                assert running_var is not None
+                mean, var = running_mean, running_var
+            invstd = torch.rsqrt(var + eps).to(weight.dtype)
+            unused = [torch.empty(0, dtype=weight.dtype, device=x.device) for _ in range(2)]
+            mean, var = mean.to(weight.dtype), var.to(weight.dtype)
+            aten.native_batch_norm.out(x, weight, bias, mean, var, False, 0.0, eps, out=y, save_mean=unused[0], save_invstd=unused[1])
+        if slope is not None:
+            F.leaky_relu_(y, slope)
+        if y is x:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(y, weight, bias, invstd, count)
+        ctx.slope, ctx.group, ctx.use_batch = slope, group, use_batch
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x, weight and bias from the output alone."""
+        y, weight, bias, invstd, count = ctx.saved_tensors
+        dtype = sums_dtype(y.dtype)
+        dz, z = grads[0].to(dtype), y.to(dtype, copy=True)
+        if ctx.slope is not None:
+            dz = aten.leaky_relu_backward(dz, z, ctx.slope, True)
+            F.leaky_relu_(z, 1.0 / ctx.slope)
+        normalised = z.sub_(per_channel(bias)).div_(per_channel(divisor(weight, y.dtype)))
+        scale = weight * invstd
+        if ctx.group is None:
+            zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+            dx, dweight, dbias = aten.native_batch_norm_backward(
+                dz, normalised, scale, zeros, ones, zeros, ones, ctx.use_batch, 0.0, list(ctx.needs_input_grad[:3])
+            )
+        else:
+            dx, dweight, dbias = _input_gradient(dz, normalised, scale, count, ctx.group)
+        needs = ctx.needs_input_grad
+        return (dx.to(y.dtype) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, *[None] * 7)
+
+
+class SyncNorm(torch.autograd.Function):
+    """Batch norm over the processes of a group, keeping its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, count: Tensor, group: Any) -> Tensor:
+        """(x - mean) * invstd * weight + bias, with mean and invstd (C,) and count () of all the processes together."""
+        ctx.save_for_backward(x, weight, mean, invstd, count)
+        ctx.group = group
+        scale = weight * invstd
+        y = (x.to(weight.dtype) - per_channel(mean)).mul_(per_channel(scale)).add_(per_channel(bias))
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x, weight and bias; the collective is the same on every process whatever it needs."""
+        x, weight, mean, invstd, count = ctx.saved_tensors
+        normalised = (x.to(weight.dtype) - per_channel(mean)).mul_(per_channel(invstd))
+        dx, dweight, dbias = _input_gradient(grads[0].to(weight.dtype), normalised, weight * invstd, count, ctx.group)
+        needs = ctx.needs_input_grad
+        return (dx.to(x.dtype) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, *[None] * 4)
