@@ -1,0 +1,242 @@
+"""What one call of a network costs, counted operator by operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.speed.cache import key_of, load, save
+from convscale.speed.conditions import Conditions
+from convscale.speed.trace import Operator, Trace, Use, trace
+
+if TYPE_CHECKING:
+    from convscale.arch.spec import NetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one call costs; ``macs`` and ``activations`` are per image, bytes are of the whole batch."""
+
+    params: int
+    """Parameters, shared ones once."""
+    macs: int
+    """Multiply-accumulates per image (forward; in training forward and backward)."""
+    activations: int
+    """Elements that convolutions and linear layers put out per image in the forward pass."""
+    read_bytes: int
+    """Bytes that operators read in a call."""
+    written_bytes: int
+    """Bytes that operators write in a call."""
+    peak_bytes: int
+    """Most bytes alive at once: weights, the input, and every map from its first write to its last use; the runtime's workspaces are not in it."""
+    weight_bytes: int
+    """Bytes of parameters, buffers and, in training, the optimiser's state."""
+    unsupported: dict[str, int]
+    """Operators of unknown kind and how often they came; their bytes are counted, their MACs are not."""
+    batch_size: int
+    """Images a call."""
+    image_size: tuple[int, int]
+    """Height and width of the input in pixels."""
+    mode: str
+    """``infer`` or ``train``."""
+    precision: str
+    """``fp32``, ``amp``, ``bf16`` or ``fp16``."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+    operators: tuple[Operator, ...] = dataclasses.field(repr=False)
+    """Every operator in the order of dispatch."""
+
+
+def peak_bytes(traced: Trace) -> int:
+    """Most bytes alive at once, with every block freed after its last use and weights, input and outputs kept.
+
+    In eager mode a local name can hold a map a little longer, so a real peak lies somewhat above.
+    """
+    last: dict[int, int] = {}
+    for position, operator in enumerate(traced.operators):
+        for use in (*operator.inputs, *operator.outputs):
+            last[use.storage] = position
+    live = sum(traced.storages[number] for number in traced.weights)
+    seen = set(traced.weights)
+    first_input = next((use.storage for op in traced.operators for use in op.inputs if use.storage not in seen), None)
+    if first_input is not None:
+        live += traced.storages[first_input]
+        seen.add(first_input)
+    peak = live
+    kept = seen | traced.results
+    ends: dict[int, list[int]] = {}
+    for number, position in last.items():
+        if number not in kept:
+            ends.setdefault(position, []).append(number)
+    for position, operator in enumerate(traced.operators):
+        for use in (*operator.inputs, *operator.outputs):
+            if use.storage not in seen:
+                seen.add(use.storage)
+                live += traced.storages[use.storage]
+        peak = max(peak, live)
+        live -= sum(traced.storages[number] for number in ends.get(position, ()))
+    return peak
+
+
+def cost_of(traced: Trace) -> Cost:
+    """The sums of a trace."""
+    outputs = (
+        use.nbytes // use.itemsize
+        for operator in traced.operators
+        if operator.kind in ("conv", "linear") and operator.phase == "forward"
+        for use in operator.outputs[:1]
+    )
+    return Cost(
+        params=traced.params,
+        macs=sum(operator.macs for operator in traced.operators) // traced.batch_size,
+        activations=sum(outputs) // traced.batch_size,
+        read_bytes=sum(operator.read_bytes for operator in traced.operators),
+        written_bytes=sum(operator.written_bytes for operator in traced.operators),
+        peak_bytes=peak_bytes(traced),
+        weight_bytes=sum(traced.storages[number] for number in traced.weights),
+        unsupported=traced.unsupported,
+        batch_size=traced.batch_size,
+        image_size=traced.image_size,
+        mode=traced.mode,
+        precision=traced.precision,
+        layout=traced.layout,
+        operators=traced.operators,
+    )
+
+
+def resolve(net_or_spec: nn.Module | NetSpec | str) -> tuple[nn.Module | None, Any]:
+    """Tell a module from a spec or a model's name: (module, None) or (None, spec).
+
+    Raises:
+        UserError: it is none of these, or the name is unknown.
+    """
+    if isinstance(net_or_spec, nn.Module):
+        return net_or_spec, None
+    if isinstance(net_or_spec, str):
+        from convscale.arch.zoo import get_spec
+
+        return None, get_spec(net_or_spec)
+    if dataclasses.is_dataclass(net_or_spec) and not isinstance(net_or_spec, type):
+        return None, net_or_spec
+    raise UserError(f"expected a network, a NetSpec or a model's name, got {type(net_or_spec).__name__}")
+
+
+def build_meta(spec: Any) -> nn.Module:
+    """The spec's network on the meta device: shapes, no values."""
+    from convscale.nn.net import create_model
+
+    with torch.device("meta"):
+        return create_model(spec)
+
+
+def own_size(net: nn.Module | None, spec: Any = None) -> tuple[int, int]:
+    """The image size a network was made for, as (height, width) in pixels.
+
+    Raises:
+        UserError: neither ``spec.input.size`` nor ``pretrained_cfg["input_size"]`` says it.
+    """
+    spec = spec if spec is not None else getattr(net, "spec", None)
+    size: Any = getattr(getattr(spec, "input", None), "size", None)
+    if size is None:
+        config = getattr(net, "pretrained_cfg", None)
+        size = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) >= 2:
+        return int(size[-2]), int(size[-1])
+    raise UserError(f"{type(net or spec).__name__} does not say its image size; give image_size in pixels")
+
+
+def checked_size(image_size: int | tuple[int, int] | None, net: nn.Module | None, spec: Any) -> tuple[int, int]:
+    """``image_size`` as (height, width), or the network's own for None.
+
+    Raises:
+        UserError: not a whole number of at least 1.
+    """
+    if image_size is None:
+        return own_size(net, spec)
+    sides = (image_size, image_size) if not isinstance(image_size, list | tuple) else tuple(image_size)
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise UserError(f"image_size must be a whole number of pixels of at least 1, got {image_size!r}")
+    return sides[0], sides[1]
+
+
+def trace_of(
+    net_or_spec: nn.Module | NetSpec | str,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 1,
+    *,
+    mode: str = "infer",
+    precision: str = "fp32",
+    layout: str = "nchw",
+) -> Trace:
+    """The trace of a network, a spec or a model's name; a spec's is read from the cache where it was traced before. Raises as ``count``."""
+    Conditions(mode=mode, precision=precision, layout=layout, batch_size=batch_size)
+    net, spec = resolve(net_or_spec)
+    size = checked_size(image_size, net, spec)
+    conditions: dict[str, Any] = {"mode": mode, "precision": precision, "layout": layout}
+    if spec is None:
+        assert net is not None
+        return trace(net, size, batch_size, **conditions)
+    key = key_of("trace", spec, size=size, batch=batch_size, **conditions)
+    if (kept := load(key)) is not None:
+        return _unpacked(kept)
+    traced = trace(build_meta(spec), size, batch_size, **conditions)
+    save(key, _packed(traced))
+    return traced
+
+
+def count(
+    net_or_spec: nn.Module | NetSpec | str,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 1,
+    *,
+    mode: str = "infer",
+    precision: str = "fp32",
+    layout: str = "nchw",
+) -> Cost:
+    """Count what one call of a network costs, without computing it.
+
+    Args:
+        net_or_spec: any module (its ``training`` flags are ignored, its device does not matter), a NetSpec, or a model's name.
+        image_size: the input's side in pixels, or (height, width); None: the network's own.
+        batch_size: images a call.
+        mode: ``infer`` (the forward pass) or ``train`` (forward, backward and an SGD step with momentum).
+        precision: ``fp32``; ``amp`` or ``bf16`` under CUDA's autocast policy; ``fp16``.
+        layout: ``nchw`` or ``nhwc``.
+
+    Raises:
+        UserError: the network does not say its size and none is given; it can not be traced (the message names the operator); a bad argument.
+    """
+    return cost_of(trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout))
+
+
+def _packed(traced: Trace) -> dict[str, Any]:
+    value = {field.name: getattr(traced, field.name) for field in dataclasses.fields(traced)}
+    return {**value, "weights": sorted(traced.weights), "results": sorted(traced.results)}
+
+
+def _unpacked(value: dict[str, Any]) -> Trace:
+    def use(fields: list[Any]) -> Use:
+        return Use(fields[0], tuple(fields[1]), *fields[2:])
+
+    def operator(fields: list[Any]) -> Operator:
+        name, kind, scope, phase, inputs, outputs, macs, groups, kernel, stride, bias, product = fields
+        uses = tuple(map(use, inputs)), tuple(map(use, outputs))
+        return Operator(name, kind, scope, phase, *uses, macs, groups, tuple(kernel), tuple(stride), bias, product)
+
+    return Trace(
+        **{
+            **value,
+            "operators": tuple(map(operator, value["operators"])),
+            "storages": tuple(value["storages"]),
+            "weights": frozenset(value["weights"]),
+            "results": frozenset(value["results"]),
+            "image_size": tuple(value["image_size"]),
+        }
+    )

@@ -1,0 +1,454 @@
+"""One pass over a network that computes nothing and sees every operator.
+
+The network runs on meta tensors (shapes without values) under a dispatch mode that stands below autograd, so what is recorded is what a GPU would be
+asked for: casts of autocast, in-place updates, the backward's own operators. Nothing of the module changes: its parameters are stood in for by meta
+ones during the pass, flags are put back, and no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from convscale.errors import UserError
+from convscale.speed.operators import FREE, autocast_policy, base_name, kind_of, macs_of
+
+_LOW = {"amp": torch.float16, "bf16": torch.bfloat16}
+
+
+class Use(NamedTuple):
+    """One tensor as an operator reads or writes it."""
+
+    storage: int
+    """Number of the memory block it lies in; views share it."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    itemsize: int
+    """Bytes of an element."""
+    nbytes: int
+    """Bytes touched; an expanded dimension counts once."""
+    dense: bool
+    """Whether its elements lie densely in channels-last order (always False unless it has four dimensions and more than one channel)."""
+
+
+class Operator(NamedTuple):
+    """One operator as it reaches the device."""
+
+    name: str
+    """ATen name without overload, in-place underscore and ``_backward``."""
+    kind: str
+    """conv, linear, norm, softmax, reduce, pool, copy, cast, random, pointwise, update, or unknown."""
+    scope: str
+    """Dotted path of the module that called it, empty for the network itself."""
+    phase: str
+    """``forward``, ``backward`` or ``update`` (the optimiser)."""
+    inputs: tuple[Use, ...]
+    """Tensors read."""
+    outputs: tuple[Use, ...]
+    """Tensors written."""
+    macs: int
+    """Multiply-accumulates."""
+    groups: int = 1
+    """Groups of a convolution."""
+    kernel: tuple[int, ...] = ()
+    """Kernel of a convolution or a pool's window where given."""
+    stride: tuple[int, ...] = ()
+    """Stride of a convolution."""
+    bias: bool = False
+    """Whether a convolution adds a bias, which CUDA does in a kernel of its own."""
+    product: str = ""
+    """For a backward convolution or product, what it makes: ``input`` or ``weight`` gradient."""
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read."""
+        return sum(use.nbytes for use in self.inputs)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes written."""
+        return sum(use.nbytes for use in self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """All operators of one call of a network, with the conditions they hold for."""
+
+    operators: tuple[Operator, ...]
+    """In the order of dispatch; views and allocations are left out."""
+    views: int
+    """How many views and allocations were left out: they cost the host time only."""
+    storages: tuple[int, ...]
+    """Bytes of each memory block, by its number."""
+    weights: frozenset[int]
+    """Numbers of the blocks that hold parameters, buffers and the optimiser's state."""
+    results: frozenset[int]
+    """Numbers of the blocks that the network's outputs lie in."""
+    params: int
+    """Parameters, shared ones once."""
+    param_tensors: int
+    """Parameter tensors, shared ones once."""
+    unsupported: dict[str, int]
+    """Operators of unknown kind and how often they came; their bytes are counted, their MACs are not."""
+    batch_size: int
+    """Images a call."""
+    image_size: tuple[int, int]
+    """Height and width of the input in pixels."""
+    mode: str
+    """``infer`` or ``train``."""
+    precision: str
+    """``fp32``, ``amp``, ``bf16`` (both autocast) or ``fp16`` (the whole network in half precision)."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Turns every operator into one on meta tensors and notes it."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.operators: list[Operator] = []
+        self.views = 0
+        self.storages: list[int] = []
+        self.unsupported: Counter[str] = Counter()
+        self.phase = "forward"
+        self.scope = [""]
+        self.last = "none"
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Any] = []  # a freed block's address could come back as another's
+        self._moved: dict[int, torch.Tensor] = {}
+        self._facts: dict[Any, tuple[str, str]] = {}
+        self.weights: set[int] = set()
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """The number of the block that ``tensor`` lies in."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._numbers:
+            self._numbers[key] = len(self.storages)
+            self.storages.append(storage.nbytes())
+            self._alive.append(storage)
+        return self._numbers[key]
+
+    def use(self, tensor: torch.Tensor) -> Use:
+        """How ``tensor`` is touched."""
+        shape = tuple(tensor.shape)
+        elements = 1
+        for size, step in zip(shape, tensor.stride(), strict=True):
+            elements *= size if step else min(size, 1)
+        dense = len(shape) == 4 and shape[1] > 1 and tensor.stride(1) == 1
+        return Use(self.number(tensor), shape, tensor.element_size(), elements * tensor.element_size(), dense)
+
+    def _to_meta(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if value.device.type == "meta":
+                return value
+            if value.dim() == 0 and not isinstance(value, nn.Parameter):
+                return value  # a number in a tensor mixes with any device
+            if id(value) not in self._moved:
+                self._moved[id(value)] = value.to("meta")
+                self._alive.append(value)
+            return self._moved[id(value)]
+        if isinstance(value, list | tuple):
+            return type(value)([self._to_meta(item) for item in value])
+        return torch.device("meta") if isinstance(value, torch.device) else value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self._facts:
+            self._facts[func] = (base_name(func), kind_of(func))
+        name, kind = self._facts[func]
+        self.last = str(func)
+        if name == "_local_scalar_dense" and args[0].device.type != "meta":
+            return func(*args, **kwargs)
+        args = self._to_meta(args)
+        if kwargs:
+            kwargs = {key: self._to_meta(value) for key, value in kwargs.items()}
+        backward = func._schema.name.endswith("_backward")
+        out = func(*args, **kwargs)
+        if kind == "conv" and self.channels_last:
+            # CUDA keeps the layout, a meta convolution forgets it
+            out = _channels_last(out) if isinstance(out, torch.Tensor) else tuple(map(_channels_last, out))
+        if kind in FREE:
+            self.views += 1
+            return out
+        if name == "copy" and len(args) > 1 and not isinstance(args[1], torch.Tensor):
+            return out
+        self._note(func, name, kind, args, kwargs, out, backward)
+        return out
+
+    def _note(self, func: Any, name: str, kind: str, args: Any, kwargs: Any, out: Any, backward: bool) -> None:
+        inputs = [self.use(t) for t in _tensors((args, tuple(kwargs.values())))]
+        if name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal") and func._schema.is_mutable:
+            inputs = inputs[1:]  # what it overwrites it does not read
+        outputs = [self.use(t) for t in _tensors((out,))]
+        if kind == "copy" and name == "embedding" and not backward:
+            inputs[0] = inputs[0]._replace(nbytes=min(inputs[0].nbytes, outputs[0].nbytes))
+        if kind == "cast" and _dtype_of(args) == _dtype_of((out,)):
+            kind = "copy"
+        if name == "native_batch_norm" and kind == "norm" and not backward:
+            outputs = [use for use in outputs if use.nbytes]
+        if kind == "unknown":
+            self.unsupported[str(func)] += 1
+        scope = self.scope[-1]
+        if kind == "conv" and backward:
+            self._note_conv_backward(args, out, inputs, scope)
+            return
+        operator = Operator(name, kind, scope, self.phase, tuple(inputs), tuple(outputs), 0 if backward else macs_of(name, args, out))
+        if kind == "conv":
+            groups, stride = (args[8], args[3]) if name == "convolution" else (1, ())
+            kernel = tuple(args[1].shape[2:])
+            operator = operator._replace(groups=groups, stride=tuple(stride), kernel=kernel, bias=len(args) > 2 and args[2] is not None)
+        elif kind == "linear" and self.phase == "backward":
+            operator = operator._replace(product="weight" if outputs[0].shape and args[0].dim() == 2 and _is_transposed(args[0]) else "input")
+        elif kind == "pool":
+            window = next((a for a in args[1:] if isinstance(a, list | tuple)), ())
+            operator = operator._replace(kernel=tuple(window))
+        self.operators.append(operator)
+
+    def _note_conv_backward(self, args: Any, out: Any, inputs: list[Use], scope: str) -> None:
+        """A backward convolution is up to three kernels: the input's gradient, the weight's, the bias's."""
+        gradient, x, weight = inputs[:3]
+        stride, transposed, groups = args[4], args[7], args[9]
+        grid = args[1].shape if transposed else args[0].shape
+        macs = grid[0] * weight.nbytes // weight.itemsize
+        for size in grid[2:]:
+            macs *= size
+        for position, (product, read) in enumerate((("input", (gradient, weight)), ("weight", (gradient, x)))):
+            if out[position] is not None:
+                self.operators.append(
+                    Operator(
+                        "convolution",
+                        "conv",
+                        scope,
+                        self.phase,
+                        read,
+                        (self.use(out[position]),),
+                        macs,
+                        groups,
+                        tuple(weight.shape[2:]),
+                        tuple(stride),
+                        product=product,
+                    )
+                )
+        if out[2] is not None:
+            self.operators.append(Operator("sum", "reduce", scope, self.phase, (gradient,), (self.use(out[2]),), 0))
+
+
+class _Autocast(TorchFunctionMode):
+    """What ``torch.autocast("cuda")`` would cast, which does not stand without CUDA: above autograd, where the real one stands too."""
+
+    def __init__(self, low: torch.dtype, weights: set[int]) -> None:
+        super().__init__()
+        self.low = low
+        self.weights = weights
+        self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        """``value`` in ``dtype``; a weight's copy is kept for the rest of the call."""
+        if isinstance(value, list | tuple):
+            return type(value)([self._cast(item, dtype) for item in value])
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype in (dtype, torch.float64):
+            return value
+        if id(value) not in self.weights:
+            return value.to(dtype)
+        key = (id(value), dtype)
+        if key not in self._copies:
+            self._copies[key] = value.to(dtype)
+        return self._copies[key]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        policy = autocast_policy(getattr(func, "__name__", ""))
+        if policy == "none":
+            return func(*args, **kwargs)
+        dtype = self.low
+        if policy == "full" or (policy == "widest" and any(t.dtype == torch.float32 for t in _tensors(args))):
+            dtype = torch.float32
+        return func(*self._cast(args, dtype), **{key: self._cast(value, dtype) for key, value in kwargs.items()})
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+def _channels_last(value: Any) -> Any:
+    return value.contiguous(memory_format=torch.channels_last) if isinstance(value, torch.Tensor) and value.dim() == 4 else value
+
+
+def _dtype_of(values: Any) -> torch.dtype | None:
+    return next((t.dtype for t in _tensors(values)), None)
+
+
+def _is_transposed(tensor: torch.Tensor) -> bool:
+    return tensor.stride(0) == 1 and tensor.shape[0] > 1
+
+
+@contextmanager
+def _mode_of(net: nn.Module, training: bool) -> Iterator[None]:
+    """Every submodule's ``training`` flag set, and put back as it was, each one by itself."""
+    flags = [(module, module.training) for module in net.modules()]
+    try:
+        for module, _ in flags:
+            module.training = training
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _scopes(net: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep ``stack`` at the path of the module that runs, by hooks that stand for the time of the pass only."""
+    names = {id(module): name for name, module in net.named_modules()}
+
+    def enter(module: nn.Module, _inputs: Any) -> None:
+        stack.append(names.get(id(module), stack[-1]))
+
+    def leave(_module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        stack.pop()
+
+    hooks = (nn.modules.module.register_module_forward_pre_hook(enter), nn.modules.module.register_module_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    """Python's and torch's generators as they were."""
+    python, cpu = random.getstate(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+
+
+def _stand_ins(net: nn.Module, precision: str, layout: str, training: bool) -> dict[str, torch.Tensor]:
+    """A meta tensor for each parameter and buffer, shared ones once."""
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        meta = torch.empty_like(tensor.detach(), device="meta")
+        if precision == "fp16" and meta.is_floating_point():
+            meta = meta.half()
+        if layout == "nhwc" and meta.dim() == 4:
+            meta = meta.to(memory_format=torch.channels_last)
+        result[name] = meta.requires_grad_(training and isinstance(tensor, nn.Parameter) and tensor.requires_grad)
+    return result
+
+
+def _run(net: nn.Module, stand_ins: dict[str, torch.Tensor], x: torch.Tensor) -> Any:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+        return net(x)  # its parameters can not be stood in for; the recorder moves them one by one
+    return torch.func.functional_call(net, stand_ins, (x,))
+
+
+def _record(net: nn.Module, stand_ins: dict[str, torch.Tensor], x: torch.Tensor, recorder: _Recorder, autocast: Any, training: bool) -> Any:
+    with _mode_of(net, training), _scopes(net, recorder.scope), _random_state(), torch.set_grad_enabled(training), recorder:
+        with autocast:
+            output = _run(net, stand_ins, x)
+        results = [t for t in _tensors((output,)) if t.is_floating_point()]
+        if training:
+            recorder.phase, recorder.scope = "backward", [""]
+            wanted = [t for t in stand_ins.values() if t.requires_grad]
+            ends = [t for t in results if t.requires_grad]
+            if wanted and ends:
+                gradients = torch.autograd.grad(ends, wanted, [torch.empty_like(t) for t in ends], allow_unused=True)
+                _updates(wanted, gradients, recorder)
+    return results
+
+
+def _updates(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None], recorder: _Recorder) -> None:
+    """SGD with momentum: weight, gradient and momentum are read, weight and momentum written."""
+    for weight, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None:
+            use = recorder.use(weight)
+            momentum = use._replace(storage=len(recorder.storages))
+            recorder.storages.append(use.nbytes)
+            recorder.weights.add(momentum.storage)
+            recorder.operators.append(Operator("sgd", "update", "", "update", (use, recorder.use(gradient), momentum), (use, momentum), 0))
+
+
+def trace(
+    net: nn.Module,
+    image_size: int | tuple[int, int],
+    batch_size: int = 1,
+    *,
+    mode: str = "infer",
+    precision: str = "fp32",
+    layout: str = "nchw",
+    channels: int | None = None,
+) -> Trace:
+    """Trace one call of ``net`` on ``batch_size`` images without computing anything.
+
+    Args:
+        net: any module that takes an (N, C, H, W) batch, on any device, the meta device too; its ``training`` flags are ignored and left alone.
+        image_size: the input's side in pixels, or (height, width).
+        batch_size: images a call.
+        mode: ``infer`` (no gradients) or ``train`` (forward, backward, and an SGD step with momentum).
+        precision: ``fp32``; ``amp`` or ``bf16``: CUDA's autocast to float16 or bfloat16; ``fp16``: weights and input in half precision.
+        layout: ``nchw`` or ``nhwc`` for input and weights.
+        channels: image channels; None: those the first convolution takes, else 3.
+
+    Raises:
+        UserError: the network can not run on these shapes or without values; the message names the operator.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    training = mode == "train"
+    recorder = _Recorder(layout == "nhwc")
+    stand_ins = _stand_ins(net, precision, layout, training)
+    recorder.weights = {recorder.number(tensor) for tensor in stand_ins.values()}
+    low = _LOW.get(precision)
+    autocast = nullcontext() if low is None else _Autocast(low, {id(tensor) for tensor in stand_ins.values()})
+    x = torch.empty(batch_size, channels or _in_channels(net), height, width, device="meta")
+    x = x.half() if precision == "fp16" else x
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
+    try:
+        results = _record(net, stand_ins, x, recorder, autocast, training)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = f" in {recorder.scope[-1]}" if recorder.scope[-1] else ""
+        raise UserError(f"{type(net).__name__} can not be traced at {height}x{width} px: operator {recorder.last}{where}: {reason}") from error
+    params = list(net.parameters())
+    return Trace(
+        operators=tuple(recorder.operators),
+        views=recorder.views,
+        storages=tuple(recorder.storages),
+        weights=frozenset(recorder.weights),
+        results=frozenset(recorder.number(t) for t in results),
+        params=sum(p.numel() for p in params),
+        param_tensors=len(params),
+        unsupported=dict(recorder.unsupported),
+        batch_size=batch_size,
+        image_size=(height, width),
+        mode=mode,
+        precision=precision,
+        layout=layout,
+    )
+
+
+def _in_channels(net: nn.Module) -> int:
+    """Image channels that the network's first convolution takes; a stem that folds pixels into channels says so by ``in_chans``."""
+    declared = getattr(net, "in_chans", None) or getattr(getattr(getattr(net, "spec", None), "input", None), "channels", None)
+    return declared if isinstance(declared, int) else 3
