@@ -1,0 +1,222 @@
+"""A file becomes pixels: header check first, then the decoder that is fast or careful enough for its format.
+
+JPEG goes through torchvision's libjpeg-turbo binding. Everything else goes through Pillow: torchvision's PNG decoder crashes the process on damaged
+compressed data (torchvision 0.29.1), and neither of the two checks a PNG's checksums, so that is done here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from convscale.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
+MAX_PIXELS = 80_000_000
+"""Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
+
+_HEAD_BYTES = 65_536
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageError(UserError):
+    """A picture that can not be used; the message starts with its path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the first bytes of a picture say."""
+
+    format: str
+    """One of ``FORMATS``."""
+    width: int
+    """In pixels, before any EXIF rotation."""
+    height: int
+    """In pixels, before any EXIF rotation."""
+
+
+def parse_header(data: bytes) -> Header | None:
+    """Format and size from a picture's bytes (the first 64 KiB nearly always do); None when it is none of ``FORMATS`` or cut before its size."""
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            return _jpeg_header(data)
+        if data[:8] == _PNG_SIGNATURE and data[12:16] == b"IHDR":
+            width, height = struct.unpack(">II", data[16:24])
+            return Header(format="PNG", width=width, height=height)
+        if data[:6] in (b"GIF87a", b"GIF89a"):
+            width, height = struct.unpack("<HH", data[6:10])
+            return Header(format="GIF", width=width, height=height)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_header(data)
+        if data[:2] == b"BM":
+            width, height = struct.unpack("<ii", data[18:26])
+            return Header(format="BMP", width=abs(width), height=abs(height))
+    except (struct.error, IndexError):
+        return None
+    return None
+
+
+def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read a picture's header without decoding it.
+
+    Raises:
+        ImageError: missing, empty, no known format, or more than ``max_pixels``.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+            header = parse_header(head)
+            if header is None and head[:3] == b"\xff\xd8\xff":  # a large EXIF block or colour profile before the size
+                header = parse_header(head + file.read())
+    except OSError as error:
+        raise ImageError(f"{path}: can not be read ({error.strerror})") from error
+    return _accept(path, head, header, max_pixels)
+
+
+def read_image(path: str | os.PathLike[str], *, channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> torch.Tensor:
+    """Decode a picture, upright.
+
+    EXIF orientation is applied, CMYK and palettes become RGB, 16 bits become 8, transparent pixels are shown on white, and of an animation the
+    first frame is taken.
+
+    Args:
+        path: a JPEG, PNG, WebP, GIF or BMP file; its content counts, not its extension.
+        channels: 3 for RGB, 1 for gray.
+        max_pixels: larger pictures are refused before decoding.
+        min_side: allow a JPEG to be decoded at a half, a quarter or an eighth of its size as long as its shorter side keeps this many pixels:
+            faster, with slightly different pixels. None: always the full size.
+
+    Returns:
+        uint8, (height, width, channels).
+
+    Raises:
+        ImageError: one line with the path and what is wrong.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: can not be read ({error.strerror})") from error
+    return decode_image(data, name=path, channels=channels, max_pixels=max_pixels, min_side=min_side)
+
+
+def decode_image(
+    data: bytes, *, name: str | os.PathLike[str] = "image", channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+) -> torch.Tensor:
+    """``read_image`` on bytes in memory; ``name`` stands in messages."""
+    header = _accept(name, data, parse_header(data), max_pixels)
+    try:
+        if header.format == "JPEG" and (min_side is None or min(header.width, header.height) < 2 * min_side):
+            return _decode_jpeg(data, channels)
+        if header.format == "PNG":
+            _check_png(data)
+        return _decode_pillow(data, header.format, channels, min_side)
+    except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        reason = "truncated" if "truncated" in str(error) or "incomplete" in str(error) else f"damaged: {_first_line(error)}"
+        raise ImageError(f"{name}: {header.format} image is {reason}") from error
+
+
+def _accept(name: str | os.PathLike[str], data: bytes, header: Header | None, max_pixels: int) -> Header:
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    if header is None:
+        raise ImageError(f"{name}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image, or cut off in its header")
+    pixels = header.width * header.height
+    if pixels == 0:
+        raise ImageError(f"{name}: {header.format} image of {header.width} x {header.height} pixels has no area")
+    if pixels > max_pixels:
+        size = f"{header.width} x {header.height}"
+        raise ImageError(f"{name}: {header.format} image of {size} pixels ({pixels / 1e6:.0f} megapixels) is above the cap of {max_pixels / 1e6:.0f}")
+    return header
+
+
+def _jpeg_header(data: bytes) -> Header | None:
+    """Walk the markers to the frame header (ITU-T T.81, B.2.2)."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return Header(format="JPEG", width=width, height=height)
+        elif marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7:
+            at += 2
+        else:
+            at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    return None
+
+
+def _webp_header(data: bytes) -> Header | None:
+    """Size from a WebP's first chunk (RFC 9649, section 2)."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+    elif kind == b"VP8L":
+        bits = struct.unpack("<I", data[21:25])[0]
+        width, height = (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (value & 0x3FFF for value in struct.unpack("<HH", data[26:30]))
+    else:
+        return None
+    return Header(format="WEBP", width=width, height=height)
+
+
+def _check_png(data: bytes) -> None:
+    """Every chunk whole, its CRC-32 right, IEND at the end (PNG specification, section 5)."""
+    at = 8
+    while True:
+        if at + 12 > len(data):
+            raise ValueError("truncated")
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("truncated")
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != struct.unpack(">I", data[end : end + 4])[0]:
+            raise ValueError(f"wrong checksum in its {kind.decode('ascii', 'replace')} chunk")
+        if kind == b"IEND":
+            return
+        at = end + 4
+
+
+def _decode_jpeg(data: bytes, channels: int) -> torch.Tensor:
+    import torchvision  # noqa: F401 - registers the operator
+
+    # the operator behind torchvision.io.decode_jpeg, whose Python wrapper warns on every call since 0.29; 1 and 3 are its codes for gray and RGB
+    pixels = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), channels, True)
+    return pixels.permute(1, 2, 0).contiguous()
+
+
+def _decode_pillow(data: bytes, format: str, channels: int, min_side: int | None) -> torch.Tensor:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=[format]) as image:
+        if min_side is not None and format == "JPEG":
+            image.draft(None, (min_side, min_side))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):  # 16-bit gray: the high byte, rounded
+        deep = np.asarray(upright, dtype=np.float64)
+        upright = Image.fromarray(np.clip(np.rint(deep / 257), 0, 255).astype(np.uint8))
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, upright)
+    array = np.array(upright.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(array.reshape(array.shape[0], array.shape[1], channels))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    return line.split(", ", 2)[-1] if line.startswith(("decode_", "operator()")) else line

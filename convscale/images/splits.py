@@ -1,0 +1,222 @@
+"""A split: labelled images, in memory or as files, and how missing splits are carved from train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from convscale.errors import UserError
+from convscale.images.decode import MAX_PIXELS, read_image
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Labelled images; subclasses say where the pixels are."""
+
+    split: str
+    """``train``, ``validation`` or ``test``."""
+    classes: tuple[str, ...]
+    """Class names; an index into them is a label."""
+    labels: torch.Tensor
+    """int64 (N,), or float32 (N, classes) of zeros and ones when an image can have several labels."""
+    channels: int
+    """3 for RGB, 1 for gray."""
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image can have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def images(self) -> torch.Tensor | None:
+        """uint8 (N, H, W, channels) when all images are in memory at one size, else None."""
+        return None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What to call the image in messages and reports: its path, or its number."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> torch.Tensor:
+        """The image, uint8 (H, W, channels).
+
+        Raises:
+            ImageError: it can not be decoded.
+        """
+        raise NotImplementedError
+
+    def subset(self, indices: Sequence[int] | torch.Tensor, split: str | None = None) -> Split:
+        """The images at ``indices``, in that order, as a split of their own."""
+        raise NotImplementedError
+
+    def class_counts(self) -> torch.Tensor:
+        """int64 (classes,): images per class."""
+        if self.multilabel:
+            return self.labels.sum(0).long()
+        return torch.bincount(self.labels, minlength=len(self.classes))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArraySplit(Split):
+    """Images of one size, held in memory."""
+
+    pixels: torch.Tensor
+    """uint8 (N, H, W, channels); never written to."""
+    origin: str = ""
+    """Where they came from, for names."""
+    numbers: torch.Tensor | None = None
+    """int64 (N,): each image's number in its origin; None: its position."""
+
+    @property
+    def images(self) -> torch.Tensor:
+        return self.pixels
+
+    def name(self, index: int) -> str:
+        number = index if self.numbers is None else int(self.numbers[index])
+        return f"{self.origin or self.split}#{number}"
+
+    def read(self, index: int) -> torch.Tensor:
+        return self.pixels[index]
+
+    def subset(self, indices: Sequence[int] | torch.Tensor, split: str | None = None) -> ArraySplit:
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        numbers = chosen if self.numbers is None else self.numbers[chosen]
+        name = split or self.split
+        return dataclasses.replace(self, split=name, labels=self.labels[chosen], pixels=self.pixels[chosen], numbers=numbers)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FileSplit(Split):
+    """Images as files, decoded when read."""
+
+    paths: tuple[str, ...]
+    """One per image."""
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are refused."""
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int, min_side: int | None = None) -> torch.Tensor:
+        """The image, uint8 (H, W, channels); ``min_side`` allows a JPEG to be decoded smaller (see ``read_image``)."""
+        return read_image(self.paths[index], channels=self.channels, max_pixels=self.max_pixels, min_side=min_side)
+
+    def subset(self, indices: Sequence[int] | torch.Tensor, split: str | None = None) -> FileSplit:
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        paths = tuple(self.paths[index] for index in chosen.tolist())
+        return dataclasses.replace(self, split=split or self.split, labels=self.labels[chosen], paths=paths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplits:
+    """What a data set is made of."""
+
+    train: Split
+    """Seen by the optimiser."""
+    validation: Split
+    """For choices, early stopping and thresholds."""
+    test: Split
+    """Read once, at the end."""
+    classes: tuple[str, ...]
+    """Class names, the same for every split."""
+    notes: tuple[str, ...] = ()
+    """What a user should know: what was carved, which files were skipped and why."""
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for gray."""
+        return self.train.channels
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image can have several labels."""
+        return self.train.multilabel
+
+    def describe(self) -> str:
+        """One line: sizes and classes."""
+        sizes = ", ".join(f"{len(split):,} {split.split}" for split in (self.train, self.validation, self.test))
+        return f"{sizes} images, {len(self.classes)} classes"
+
+
+def split_indices(labels: torch.Tensor, fraction: float, *, seed: int, classes: Sequence[str], keep: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two disjoint, sorted sets of indices: what stays, and a stratified ``fraction`` that is carved off.
+
+    Every class gives ``round(fraction * n)`` of its images, at least one. Sets with several labels per image are carved without strata.
+
+    Args:
+        labels: int64 (N,) or float32 (N, classes).
+        fraction: in (0, 1).
+        seed: the same seed carves the same images.
+        classes: names for messages.
+        keep: images of a class that must stay.
+
+    Raises:
+        UserError: a class has too few images; it is named.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"the fraction to carve must lie between 0 and 1, got {fraction!r}")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    carved = torch.zeros(len(labels), dtype=torch.bool)
+    if labels.ndim == 2:
+        if len(labels) < keep + 1:
+            raise UserError(f"{len(labels)} image(s) are too few to carve a split from")
+        carved[order[: max(1, round(fraction * len(labels)))]] = True
+    else:
+        shuffled = labels[order]
+        for label, name in enumerate(classes):
+            members = order[shuffled == label]
+            if len(members) < keep + 1:
+                raise UserError(
+                    f"class {name!r} has {len(members)} image(s), too few to carve a split from train: add images (at least 3 per class), "
+                    "or provide val/ and test/ beside train/"
+                )
+            carved[members[: max(1, min(round(fraction * len(members)), len(members) - keep))]] = True
+    return torch.nonzero(~carved).flatten(), torch.nonzero(carved).flatten()
+
+
+def complete(
+    train: Split,
+    validation: Split | None,
+    test: Split | None,
+    *,
+    seed: int,
+    validation_fraction: float,
+    test_fraction: float,
+    notes: Sequence[str] = (),
+) -> DataSplits:
+    """Carve from ``train`` what is missing (stratified, seeded) and say so in the notes; fractions are of the train set as it was given."""
+    notes = list(notes)
+    missing = [name for name, split in (("validation", validation), ("test", test)) if split is None]
+    whole = len(train)
+    if test is None:
+        rest, carved = split_indices(train.labels, test_fraction, seed=seed, classes=train.classes, keep=len(missing))
+        train, test = train.subset(rest), train.subset(carved, "test")
+    if validation is None:
+        fraction = validation_fraction * whole / len(train)
+        rest, carved = split_indices(train.labels, fraction, seed=seed + 1, classes=train.classes)
+        train, validation = train.subset(rest), train.subset(carved, "validation")
+    if missing:
+        sizes = {"validation": len(validation), "test": len(test)}
+        carved_sizes = " and ".join(f"{sizes[name]:,} images for {name}" for name in missing)
+        notes.append(f"no {' and no '.join(missing)} set found: {carved_sizes} carved from train (stratified, seed {seed})")
+    return DataSplits(train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes))
+
+
+def labels_from_names(names: Sequence[str], classes: Sequence[str], where: Path | str) -> torch.Tensor:
+    """Class names as int64 labels.
+
+    Raises:
+        UserError: a name is not in ``classes``.
+    """
+    index = {name: label for label, name in enumerate(classes)}
+    if unknown := sorted(set(names) - set(index)):
+        shown = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+        raise UserError(f"{where}: label(s) {shown} are not in the class list ({len(classes)} classes from train)")
+    return torch.tensor([index[name] for name in names], dtype=torch.long)
