@@ -19,7 +19,7 @@ def resnet(name: str, depth: int, *, inner_ratio: float = 0.25, group_width: int
         name: of the spec.
         depth: 18 and 34 use basic blocks, the others bottlenecks with four times the planes.
         inner_ratio: bottleneck width over output width.
-        group_width: channels per group of the 3x3 convolution.
+        group_width: channels per group of the first stage's 3x3 convolutions; doubles per stage, so that the number of groups stays.
         variant_d: deep stem of three 3x3 convolutions, and average pooling on shortcuts.
         se: squeeze-and-excitation at the end of each block.
     """
@@ -32,7 +32,7 @@ def resnet(name: str, depth: int, *, inner_ratio: float = 0.25, group_width: int
                         kind="basic" if basic else "bottleneck",
                         width=planes if basic else 4 * planes,
                         inner_ratio=1.0 if basic else inner_ratio,
-                        group_width=group_width,
+                        group_width=group_width * 2**i if group_width else None,
                         shortcut="avgpool" if variant_d else "conv",
                         se=_SE if se else None,
                     ),

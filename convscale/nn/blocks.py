@@ -1,0 +1,210 @@
+"""The blocks that all families are built of: one class per kind, each read from a BlockSpec.
+
+Children are named alike everywhere, so that a key map is a short table: ``conv1`` to ``conv3`` (each a convolution, its norm and activation),
+``se`` and ``shortcut``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from convscale.arch.spec import IDENTITY, ActSpec, BlockSpec, NormSpec
+from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, activation, conv2d
+from convscale.nn.lean import conv_after, gated_norm
+from convscale.nn.norm import norm_act
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, norm, activation and, where it anti-aliases, a blur that takes the stride: (N, in_chs, H, W) -> (N, out_chs, H/stride, W/stride).
+
+    Args:
+        in_chs: input channels.
+        out_chs: output channels.
+        kernels: side of the kernel in pixels; several split the channels (MixConv).
+        norm: kind and constants of the norm.
+        act: the activation that follows it.
+        stride: 1 or 2.
+        depthwise: one kernel per channel.
+        group_width: channels per group; None: dense.
+        splits: into how many parallel 1x1 convolutions a 1x1 is split.
+        padding: ``symmetric`` or ``same``.
+        blur: the stride is taken by a blur after the activation (TResNet, section 2).
+        keep: what an in-place norm keeps for backward; ``input`` where its weight starts at zero.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernels: tuple[int, ...] = (1,),
+        *,
+        norm: NormSpec,
+        act: ActSpec,
+        stride: int = 1,
+        depthwise: bool = False,
+        group_width: int | None = None,
+        splits: int = 1,
+        padding: str = "symmetric",
+        blur: bool = False,
+        keep: Literal["output", "input"] = "output",
+    ) -> None:
+        super().__init__()
+        conv_stride = 1 if blur else stride
+        if len(kernels) > 1 or splits > 1:
+            parts = kernels if len(kernels) > 1 else kernels * splits
+            self.conv: nn.Module = MixedConv2d(in_chs, out_chs, parts, stride=conv_stride, depthwise=depthwise, padding=padding)
+        else:
+            groups = in_chs if depthwise else in_chs // (group_width or in_chs)
+            self.conv = conv2d(in_chs, out_chs, max(kernels), stride=conv_stride, groups=groups, padding=padding)
+        self.norm = norm_act(norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep)
+        self.blur = BlurPool(stride) if blur and stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return x if self.blur is None else self.blur(x)
+
+
+class Block(nn.Module):
+    """What every block shares: the shortcut, stochastic depth, the add and the activation after it.
+
+    Subclasses define ``residual(x)``, whose result nothing else may hold, since the shortcut is added to it in place.
+    """
+
+    se: SqueezeExcite | None
+
+    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, norm: NormSpec, drop_path: float) -> None:
+        super().__init__()
+        self.lean = norm.kind == "inplace"  # whoever asks for in-place norms wants the memory: recompute what is cheap to make again
+        unchanged = stride == 1 and in_chs == spec.width
+        self.has_shortcut = spec.skip and (unchanged or not spec.is_mobile)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 and self.has_shortcut else None
+        out_act = spec.out_activation if self.has_shortcut else IDENTITY
+        self.act = None if out_act.kind == "identity" else activation(out_act.kind, out_act.slope)
+        self.last_act = IDENTITY if self.has_shortcut else spec.out_activation
+        self.shortcut: nn.Module | None = None
+
+    def _project_shortcut(self, spec: BlockSpec, in_chs: int, stride: int, norm: NormSpec, padding: str) -> None:
+        if stride == 1 and in_chs == spec.width:
+            return
+        pools = spec.shortcut == "avgpool" and stride > 1
+        project = ConvNormAct(in_chs, spec.width, norm=norm, act=IDENTITY, stride=1 if pools else stride, padding=padding)
+        pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+        self.shortcut = nn.Sequential(pool, project) if pools else nn.Sequential(project)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The block without its shortcut."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The projection comes first: with in-place norms nothing of the residual branch is alive then.
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        y = self.residual(x)
+        if not self.has_shortcut:
+            return y
+        if self.drop_path is not None:
+            y = self.drop_path(y)
+        y = y.add_(shortcut)
+        return y if self.act is None else self.act(y)
+
+
+def _squeeze_excite(spec: BlockSpec, in_chs: int, inner: int) -> SqueezeExcite | None:
+    if spec.se is None:
+        return None
+    squeezed = spec.se.squeezed(block_input=in_chs, inner=inner, output=spec.width)
+    channels = inner if spec.se.where == "inner" else spec.width
+    return SqueezeExcite(channels, squeezed, activation=spec.se.activation.kind, gate=spec.se.gate)
+
+
+class BasicBlock(Block):
+    """Two spatial convolutions (He et al., arXiv 1512.03385, figure 2 left)."""
+
+    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        width, act = spec.width, spec.activation
+        self._project_shortcut(spec, in_chs, stride, norm, padding)
+        blur = spec.downsample == "blur"
+        groups = {"group_width": spec.group_width, "padding": padding, "norm": norm}
+        self.conv1 = ConvNormAct(in_chs, width, spec.kernels, act=act, stride=stride, blur=blur, **groups)
+        self.conv2 = ConvNormAct(width, width, spec.kernels, act=self.last_act, keep="input", **groups)
+        self.se = _squeeze_excite(spec, in_chs, width)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        if self.se is None:
+            return self.conv2(x)
+        return gated_norm(self.conv2.norm, self.se, self.conv2.conv(x)) if self.lean else self.se(self.conv2(x))
+
+
+class Bottleneck(Block):
+    """1x1, spatial, 1x1 (He et al., arXiv 1512.03385, figure 5 right); the stride is on the spatial convolution."""
+
+    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner, act = spec.inner_width(in_chs), spec.activation
+        self._project_shortcut(spec, in_chs, stride, norm, padding)
+        self.conv1 = ConvNormAct(in_chs, inner, norm=norm, act=act)
+        self.conv2 = ConvNormAct(
+            inner,
+            inner,
+            spec.kernels,
+            norm=norm,
+            act=act,
+            stride=stride,
+            group_width=spec.group_width,
+            padding=padding,
+            blur=spec.downsample == "blur",
+        )
+        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
+        self.se = _squeeze_excite(spec, in_chs, inner)
+        self.se_inside = spec.se is not None and spec.se.where == "inner"
+
+    def residual(self, x: Tensor) -> Tensor:
+        return _project(self, self.conv2(self.conv1(x)))
+
+
+class InvertedResidual(Block):
+    """Expand, depthwise, project (Sandler et al., arXiv 1801.04381); without the expansion a depthwise-separable block (arXiv 1704.04861)."""
+
+    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner, act = spec.inner_width(in_chs), spec.activation
+        expands = spec.kind == "inverted_residual"
+        self.conv1 = ConvNormAct(in_chs, inner, norm=norm, act=act, splits=spec.expand_groups) if expands else None
+        self.conv2 = ConvNormAct(
+            inner, inner, spec.kernels, norm=norm, act=act, stride=stride, depthwise=True, padding=padding, blur=spec.downsample == "blur"
+        )
+        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, splits=spec.project_groups, keep="input")
+        self.se = _squeeze_excite(spec, in_chs, inner)
+        self.se_inside = spec.se is not None and spec.se.where == "inner"
+
+    def residual(self, x: Tensor) -> Tensor:
+        return _project(self, self.conv2(x if self.conv1 is None else self.conv1(x)))
+
+
+def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
+    """The last 1x1 convolution with its norm, and squeeze-and-excitation before or after it."""
+    last = block.conv3
+    if block.se is None:
+        return last(x)
+    if not block.se_inside:
+        return gated_norm(last.norm, block.se, last.conv(x)) if block.lean else block.se(last(x))
+    if block.lean and isinstance(last.conv, nn.Conv2d):
+        return last.norm(conv_after(last.conv, torch.mul, x, block.se.gate(x)))
+    return last(block.se(x))
+
+
+_KINDS: dict[str, Callable[..., Block]] = {
+    "basic": BasicBlock,
+    "bottleneck": Bottleneck,
+    "depthwise_separable": InvertedResidual,
+    "inverted_residual": InvertedResidual,
+}
+
+
+def build_block(spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> Block:
+    """The module of ``spec`` for ``in_chs`` input channels, with stochastic depth at rate ``drop_path``."""
+    return _KINDS[spec.kind](spec, in_chs, stride, norm=norm, padding=padding, drop_path=drop_path)

@@ -1,0 +1,203 @@
+"""Where others keep the tensors of our networks: per layout, a table from our module names to theirs.
+
+A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split convolution) that all layouts
+share, so a table of modules is a bijection of keys: the same one loads and exports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from convscale.arch.spec import BlockSpec, NetSpec
+
+Table = dict[str, str]
+"""Our module name -> theirs."""
+
+
+def _blocks(spec: NetSpec) -> Iterator[tuple[int, int, BlockSpec, int]]:
+    """(stage, index in the stage, block, stride) in the order of the net."""
+    for i, stage in enumerate(spec.stages):
+        runs = [run.block for run in stage.runs for _ in range(run.repeat)]
+        for j, block in enumerate(runs):
+            yield i, j, block, stage.stride if j == 0 else 1
+
+
+def _convs(block: BlockSpec) -> tuple[int, ...]:
+    """Numbers of the block's convolutions in our naming."""
+    return {"basic": (1, 2), "depthwise_separable": (2, 3)}.get(block.kind, (1, 2, 3))
+
+
+def _unit(table: Table, ours: str, conv: str, norm: str) -> None:
+    table[f"{ours}.conv"] = conv
+    table[f"{ours}.norm"] = norm
+
+
+def native(spec: NetSpec) -> Table:
+    """Our own keys."""
+    table: Table = {"classifier": "classifier"}
+    for k in range(len(spec.stem.widths)):
+        _unit(table, f"stem.{k}", f"stem.{k}.conv", f"stem.{k}.norm")
+    for i, j, block, stride in _blocks(spec):
+        ours = f"stages.{i}.{j}"
+        for k in _convs(block):
+            _unit(table, f"{ours}.conv{k}", f"{ours}.conv{k}.conv", f"{ours}.conv{k}.norm")
+        if block.se:
+            table |= {f"{ours}.se.{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
+        at = _shortcut_index(block, stride)
+        _unit(table, f"{ours}.shortcut.{at}", f"{ours}.shortcut.{at}.conv", f"{ours}.shortcut.{at}.norm")
+    if spec.head.width:
+        _unit(table, "head", "head.conv", "head.norm")
+    return table
+
+
+def _shortcut_index(block: BlockSpec, stride: int) -> int:
+    """The projection's place in our shortcut: behind the pool where there is one."""
+    return 1 if block.shortcut == "avgpool" and stride > 1 else 0
+
+
+def timm(spec: NetSpec) -> Table:
+    """timm's keys for this kind of network; torchvision's are the same for ResNets."""
+    if spec.family == "tresnet":
+        return _timm_tresnet(spec)
+    return _timm_mobile(spec) if spec.stages[0].runs[0].block.is_mobile else _timm_resnet(spec)
+
+
+def _timm_tresnet(spec: NetSpec) -> Table:
+    table: Table = {"classifier": "head.fc"}
+    _unit(table, "stem.0", "body.conv1.conv", "body.conv1.bn")
+    for i, j, block, stride in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"body.layer{i + 1}.{j}"
+        for k in _convs(block):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}.conv", f"{theirs}.conv{k}.bn")
+        table |= {f"{ours}.se.reduce": f"{theirs}.se.fc1", f"{ours}.se.expand": f"{theirs}.se.fc2"}
+        at = _shortcut_index(block, stride)
+        _unit(table, f"{ours}.shortcut.{at}", f"{theirs}.downsample.{at}.conv", f"{theirs}.downsample.{at}.bn")
+    return table
+
+
+def _timm_resnet(spec: NetSpec) -> Table:
+    table: Table = {"classifier": "fc"}
+    if spec.stem.kind == "deep":
+        for k, (conv, norm) in enumerate((("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))):
+            _unit(table, f"stem.{k}", conv, norm)
+    else:
+        _unit(table, "stem.0", "conv1", "bn1")
+    for i, j, block, stride in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"layer{i + 1}.{j}"
+        for k in _convs(block):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}", f"{theirs}.bn{k}")
+        table |= {f"{ours}.se.reduce": f"{theirs}.se.fc1", f"{ours}.se.expand": f"{theirs}.se.fc2"}
+        conv = 1 if block.shortcut == "avgpool" else 0  # timm keeps the pool's place even where it pools nothing
+        _unit(table, f"{ours}.shortcut.{_shortcut_index(block, stride)}", f"{theirs}.downsample.{conv}", f"{theirs}.downsample.{conv + 1}")
+    return table
+
+
+def _timm_mobile(spec: NetSpec) -> Table:
+    table: Table = {"classifier": "classifier"}
+    _unit(table, "stem.0", "conv_stem", "bn1")
+    for i, j, block, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"blocks.{i}.{j}"
+        separable = block.kind == "depthwise_separable"
+        names = ("conv_dw", "conv_pw") if separable else ("conv_pw", "conv_dw", "conv_pwl")
+        for number, (k, conv) in enumerate(zip(_convs(block), names, strict=True), start=1):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.bn{number}")
+        table |= {f"{ours}.se.{part}": f"{theirs}.se.conv_{part}" for part in ("reduce", "expand")}
+    _unit(table, "head", "conv_head", "bn2")
+    return table
+
+
+def official_tresnet(spec: NetSpec) -> Table:
+    """The authors' TResNet code: convolution and norm are numbered 0 and 1, one level deeper where a blur follows."""
+    table: Table = {"classifier": "head.fc"}
+    _unit(table, "stem.0", "body.conv1.0", "body.conv1.1")
+    for i, j, block, stride in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"body.layer{i + 1}.{j}"
+        spatial = 1 if block.kind == "basic" else 2
+        for k in _convs(block):
+            deeper = ".0" if k == spatial and stride > 1 and block.downsample == "blur" else ""
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}{deeper}.0", f"{theirs}.conv{k}{deeper}.1")
+        table |= {f"{ours}.se.reduce": f"{theirs}.se.fc1", f"{ours}.se.expand": f"{theirs}.se.fc2"}
+        at = _shortcut_index(block, stride)
+        _unit(table, f"{ours}.shortcut.{at}", f"{theirs}.downsample.{at}.0", f"{theirs}.downsample.{at}.1")
+    return table
+
+
+def torchvision(spec: NetSpec) -> Table:
+    """torchvision's keys of EfficientNet, MobileNetV2 and MnasNet."""
+    makers = {"efficientnet": _torchvision_efficientnet, "mobilenet": _torchvision_mobilenetv2, "mnasnet": _torchvision_mnasnet}
+    return makers[spec.family](spec)
+
+
+def _torchvision_efficientnet(spec: NetSpec) -> Table:
+    table: Table = {"classifier": "classifier.1"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    for i, j, block, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"features.{i + 1}.{j}.block"
+        *first, last = _convs(block)
+        for n, k in enumerate(first):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
+        n = len(first)
+        table |= {f"{ours}.se.reduce": f"{theirs}.{n}.fc1", f"{ours}.se.expand": f"{theirs}.{n}.fc2"}
+        _unit(table, f"{ours}.conv{last}", f"{theirs}.{n + 1}.0", f"{theirs}.{n + 1}.1")
+    end = f"features.{len(spec.stages) + 1}"
+    _unit(table, "head", f"{end}.0", f"{end}.1")
+    return table
+
+
+def _torchvision_mobilenetv2(spec: NetSpec) -> Table:
+    table: Table = {"classifier": "classifier.1"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    number = 0
+    for i, j, block, _ in _blocks(spec):
+        number += 1
+        ours, theirs = f"stages.{i}.{j}", f"features.{number}.conv"
+        *first, last = _convs(block)
+        for n, k in enumerate(first):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
+        _unit(table, f"{ours}.conv{last}", f"{theirs}.{len(first)}", f"{theirs}.{len(first) + 1}")
+    _unit(table, "head", f"features.{number + 1}.0", f"features.{number + 1}.1")
+    return table
+
+
+def _torchvision_mnasnet(spec: NetSpec) -> Table:
+    """One flat sequence: convolution, norm, ReLU; the first block stands in it, the others are sequences of their own."""
+    table: Table = {"classifier": "classifier.1"}
+    for ours, n in (("stem.0", 0), ("stages.0.0.conv2", 3), ("stages.0.0.conv3", 6), ("head", 14)):
+        _unit(table, ours, f"layers.{n}", f"layers.{n + 1}")
+    for i, j, block, _ in _blocks(spec):
+        if i > 0:
+            for n, k in enumerate(_convs(block)):
+                theirs = f"layers.{i + 7}.{j}.layers"
+                _unit(table, f"stages.{i}.{j}.conv{k}", f"{theirs}.{3 * n}", f"{theirs}.{3 * n + 1}")
+    return table
+
+
+def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
+    """The PyPI package efficientnet_lite_pytorch: blocks numbered through the net."""
+    table: Table = {"classifier": "_fc"}
+    _unit(table, "stem.0", "_conv_stem", "_bn0")
+    for number, (i, j, block, _) in enumerate(_blocks(spec)):
+        ours, theirs = f"stages.{i}.{j}", f"_blocks.{number}"
+        names = {1: ("_expand_conv", "_bn0"), 2: ("_depthwise_conv", "_bn1"), 3: ("_project_conv", "_bn2")}
+        for k in _convs(block):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{names[k][0]}", f"{theirs}.{names[k][1]}")
+    _unit(table, "head", "_conv_head", "_bn1")
+    return table
+
+
+def layouts(spec: NetSpec) -> dict[str, Callable[[NetSpec], Table]]:
+    """Layouts known for this kind of network, by name; the first is our own."""
+    known = {"convscale": native}
+    first = spec.stages[0].runs[0].block
+    if spec.family in ("tresnet", "resnet", "efficientnet", "mobilenet", "mnasnet", "mixnet"):
+        known["timm"] = timm
+    if spec.family == "tresnet":
+        known["official"] = official_tresnet
+    if spec.family == "resnet" and spec.stem.kind == "conv" and not first.se:
+        known["torchvision"] = timm
+    has_expansion = spec.stages[-1].runs[-1].block.kind == "inverted_residual"
+    if (spec.family == "efficientnet" and first.se) or (spec.family == "mobilenet" and has_expansion) or spec.family == "mnasnet":
+        known["torchvision"] = torchvision
+    if spec.family == "efficientnet" and not first.se:
+        known["efficientnet_lite_pytorch"] = efficientnet_lite_pytorch
+    return known

@@ -1,0 +1,299 @@
+"""Weights in and out: files and dicts in any known key layout, strict, with errors that name keys and shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convscale.arch.spec import NetSpec
+from convscale.arch.tresnet import OFFICIAL_V2_SLOPE
+from convscale.arch.zoo import get_tag
+from convscale.errors import UserError, nearest
+from convscale.nn import keymaps
+from convscale.nn.norm import BatchNormAct, InPlaceABN
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_OFFICIAL_EPS = 1e-5
+"""InPlace-ABN as the TResNet authors trained it scales by |weight| + this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """What ``load_weights`` did."""
+
+    layout: str
+    """Of the source's keys."""
+    ignored: tuple[str, ...] = ()
+    """Keys of the source that the network has no place for by design (a backbone has no head)."""
+    fresh: tuple[str, ...] = ()
+    """Our keys that kept their values: a classifier of another class count."""
+    adapted_stem: bool = False
+    """Whether the stem was adapted to another number of image channels."""
+
+
+def load_weights(
+    net: nn.Module, src: str | os.PathLike[str] | Mapping[str, Any], layout: str | None = None, allow_head_mismatch: bool = False
+) -> LoadedWeights:
+    """Load weights into a network, strictly.
+
+    Args:
+        net: a network of ``create_model`` or ``features_only``; any other module takes its own keys only.
+        src: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file of tensors, a checkpoint folder of ours, or a state dict; wrapped ones
+            (``state_dict``, ``model``, ``model_ema``, ``module.``) are unwrapped.
+        layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'), ``efficientnet_lite_pytorch``; None: found by its keys.
+        allow_head_mismatch: a classifier of another class count stays as it is instead of being an error.
+
+    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so; official V2 weights set the network's
+    leaky slopes to the 1e-6 they were trained with (its ``spec`` changes accordingly).
+
+    Raises:
+        UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ; all are named. The
+            network is then unchanged.
+    """
+    source = read_state_dict(src)
+    spec = getattr(net, "spec", None)
+    if not isinstance(spec, NetSpec):
+        return _load_plain(net, source)
+    name = layout or _detect(spec, source)
+    table = _table(spec, name)
+    known = set(net.state_dict())
+    translated, ignored = _translate(source, table, known, is_backbone="classifier.weight" not in known)
+    if name == "official":
+        norms = {key for key in translated if key.endswith("norm.weight")}
+        translated = {key: value.abs() + _OFFICIAL_EPS if key in norms else value for key, value in translated.items()}
+    adapted = _adapt_stem(net, spec, translated)
+    fresh = _check(net, translated, ignored, name, allow_head_mismatch)
+    net.load_state_dict({**{k: v for k, v in net.state_dict().items() if k not in translated}, **translated})
+    if name == "official" and all(stage.runs[0].block.kind == "bottleneck" for stage in spec.stages):
+        set_slopes(net, OFFICIAL_V2_SLOPE)
+    return LoadedWeights(layout=name, ignored=tuple(ignored), fresh=tuple(fresh), adapted_stem=adapted)
+
+
+def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
+    """The network's state dict under another layout's keys: the exact inverse of loading from it. Tensors are copies on the CPU.
+
+    Raises:
+        UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which |weight| + 1e-5 can not express.
+    """
+    spec = getattr(net, "spec", None)
+    if not isinstance(spec, NetSpec):
+        raise UserError(f"{type(net).__name__} has no spec; export_weights takes networks of create_model")
+    table = _table(spec, layout)
+    out = {}
+    for key, value in net.state_dict().items():
+        module, leaf = _split(key, table)
+        if layout == "official" and key.endswith("norm.weight"):
+            if (value < _OFFICIAL_EPS).any():
+                raise UserError(f"{key} has a weight of {value.min():.3g}; the official layout can express none below {_OFFICIAL_EPS:g}")
+            value = value - _OFFICIAL_EPS
+        out[f"{table[module]}.{leaf}"] = value.detach().cpu().clone()
+    return out
+
+
+def read_state_dict(src: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by key from a file, a checkpoint folder or a dict, unwrapped. Raises UserError on anything else."""
+    if isinstance(src, Mapping):
+        values: Any = src
+        where = "state dict"
+    else:
+        path = Path(src)
+        if path.is_dir():
+            path = path / "model.safetensors"
+        where = str(path)
+        if not path.is_file():
+            raise UserError(f"no weights at {path}; name a .safetensors or .pth file")
+        values = _read_file(path)
+    while isinstance(values, Mapping):
+        inner = next((values[key] for key in _WRAPPERS if isinstance(values.get(key), Mapping)), None)
+        if inner is None:
+            break
+        values = inner
+    if not isinstance(values, Mapping) or not values or not all(isinstance(v, Tensor) for v in values.values()):
+        raise UserError(f"{where} holds no state dict; a mapping from names to tensors is needed")
+    out = dict(values)
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in out):
+            out = {key.removeprefix(prefix): value for key, value in out.items()}
+    return out
+
+
+def download(name: str) -> Path:
+    """The file of a released weights tag (``tresnet_m.miil_in1k``), from the Hugging Face hub or its local cache.
+
+    Raises:
+        UserError: an unknown tag, no network and nothing cached, or no such repository.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    tag = get_tag(name)
+    advice = "download the file by hand and pass checkpoint_path"
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return Path(hf_hub_download(tag.hf_hub_id, filename))
+        except LocalEntryNotFoundError as error:
+            raise UserError(f"weights {tag.name} are not cached and the hub can not be reached; connect, or {advice}") from error
+        except RepositoryNotFoundError as error:
+            raise UserError(f"weights {tag.name}: the hub has no repository {tag.hf_hub_id}; {advice}") from error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"weights {tag.name} could not be fetched from {tag.hf_hub_id} ({reason}); try again, or {advice}") from error
+    raise UserError(f"weights {tag.name}: {tag.hf_hub_id} holds neither model.safetensors nor pytorch_model.bin; {advice}")
+
+
+def set_slopes(net: nn.Module, slope: float) -> None:
+    """Give every leaky ReLU of ``net`` another slope, in place; norms whose activation then no longer inverts become batch norms."""
+
+    def changed(spec: Any) -> Any:
+        return replace(spec, slope=slope) if spec.kind == "leaky_relu" else spec
+
+    for parent in net.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, BatchNormAct | InPlaceABN) and child.activation == "leaky_relu":
+                new = BatchNormAct(child.num_features, eps=child.eps, momentum=child.momentum, activation="leaky_relu", slope=slope)
+                new.load_state_dict(child.state_dict())
+                setattr(parent, name, new.to(child.weight.device, child.weight.dtype).train(child.training))
+    spec = getattr(net, "spec", None)
+    if isinstance(spec, NetSpec):
+        stages = tuple(
+            replace(stage, runs=tuple(replace(run, block=replace(run.block, activation=changed(run.block.activation))) for run in stage.runs))
+            for stage in spec.stages
+        )
+        net.spec = replace(spec, stages=stages, stem=replace(spec.stem, activation=changed(spec.stem.activation)), lineage=None)  # type: ignore[assignment]
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is no valid safetensors file: {error}") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds; all mean that the file is not plain weights
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} can not be read as weights alone ({reason}); foreign pickles are refused, save a state dict or safetensors"
+        ) from None
+
+
+def _load_plain(net: nn.Module, source: dict[str, Tensor]) -> LoadedWeights:
+    _check(net, source, [], "own", False)
+    net.load_state_dict(source)
+    return LoadedWeights(layout="own")
+
+
+def _table(spec: NetSpec, layout: str) -> keymaps.Table:
+    known = keymaps.layouts(spec)
+    if layout not in known:
+        raise UserError(f"layout {layout!r} is unknown for {spec.name}{nearest(layout, known)}")
+    return known[layout](spec)
+
+
+def _detect(spec: NetSpec, source: dict[str, Tensor]) -> str:
+    """The layout that knows most of the keys."""
+    scores = {}
+    for name, make in keymaps.layouts(spec).items():
+        modules = set(make(spec).values())
+        scores[name] = sum(key.rpartition(".")[0] in modules for key in source)
+    best = max(scores, key=lambda name: scores[name])
+    if scores[best] == 0:
+        some = ", ".join(list(source)[:3])
+        raise UserError(f"the weights' keys ({some} ...) are of no layout known for {spec.name} ({', '.join(scores)})")
+    return best
+
+
+def _split(key: str, table: keymaps.Table) -> tuple[str, str]:
+    """A key as module in the table and leaf; a split convolution's leaf has its number in front."""
+    module, _, leaf = key.rpartition(".")
+    if module not in table:
+        module, _, number = module.rpartition(".")
+        leaf = f"{number}.{leaf}"
+    return module, leaf
+
+
+def _translate(source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The source under our keys; keys that only the head or later stages of a backbone would take are returned apart."""
+    inverse = {theirs: ours for ours, theirs in table.items()}
+    out, ignored = {}, []
+    for key, value in source.items():
+        module, leaf = _split(key, inverse)
+        ours = f"{inverse[module]}.{leaf}" if module in inverse else None
+        if ours is not None and (ours in known or not is_backbone):
+            out[ours] = value
+        elif ours is not None or is_backbone:
+            ignored.append(key)
+        else:
+            out[f"?{key}"] = value
+    return out, ignored
+
+
+def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bool:
+    """Make the first convolution's weight fit another number of image channels, in ``weights``.
+
+    One channel takes the sum over the source's (a grey image is then as good as three equal channels); more repeat them in order, scaled so that
+    the response to equal channels stays.
+    """
+    key = "stem.0.conv.weight"
+    own = net.state_dict().get(key)
+    given = weights.get(key)
+    if own is None or given is None or own.shape == given.shape or own.shape[0] != given.shape[0] or own.shape[2:] != given.shape[2:]:
+        return False
+    cells = spec.stem.stride**2 if spec.stem.kind == "space_to_depth" else 1
+    out_chs, _, height, width = given.shape
+    per_cell = given.reshape(out_chs, cells, -1, height, width)
+    old, new = per_cell.shape[2], own.shape[1] // cells
+    if new == 1:
+        adapted = per_cell.sum(2, keepdim=True)
+    else:
+        repeats = -(-new // old)
+        adapted = per_cell.repeat(1, 1, repeats, 1, 1)[:, :, :new] * (old / new)
+    weights[key] = adapted.reshape(own.shape).to(given.dtype)
+    return True
+
+
+def _check(net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layout: str, allow_head_mismatch: bool) -> list[str]:
+    """Keys that stay as they are; UserError naming what is missing, unexpected or of another shape."""
+    own = net.state_dict()
+    fresh = []
+    for key in ("classifier.weight", "classifier.bias"):
+        if key in own and allow_head_mismatch and (key not in weights or weights[key].shape != own[key].shape):
+            weights.pop(key, None)
+            fresh.append(key)
+        elif key not in own and key in weights and getattr(net, "num_classes", None) == 0:
+            ignored.append(key)
+            del weights[key]
+    problems = []
+    missing = [key for key in own if key not in weights and key not in fresh and not key.endswith("num_batches_tracked")]
+    unexpected = [key.removeprefix("?") for key in weights if key not in own]
+    shapes = [
+        f"{k} is {tuple(weights[k].shape)}, the network's is {tuple(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape
+    ]
+    if missing:
+        problems.append(f"missing {_some(missing)}")
+    if unexpected:
+        problems.append(f"unexpected {_some(unexpected)}")
+    if shapes:
+        problems.append(_some(shapes))
+    if problems:
+        head = any(s.startswith("classifier") for s in shapes)
+        hint = "; pass allow_head_mismatch=True to keep the network's own classifier" if head else ""
+        name = getattr(getattr(net, "spec", None), "name", type(net).__name__)
+        raise UserError(f"weights ({layout} layout) do not fit {name}: {'; '.join(problems)}{hint}")
+    return fresh
+
+
+def _some(items: list[str], count: int = 4) -> str:
+    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
