@@ -1,0 +1,328 @@
+"""Figures of one `fit` run: plotly for the report, matplotlib for a PNG."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from convscale.errors import UserError
+from convscale.files import atomic_path
+from convscale.show import words
+from convscale.show.fit_record import BLUE, GREEN, ORANGE, RED, STATES, Candidate, candidates, hover, read_fit
+
+
+def speed_accuracy(fit: Mapping[str, Any]) -> Any:
+    """Accuracy against speed above, every candidate's speed below, one axis of images/s and the constraint through both."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    found = [c for c in candidates(fit) if c.images_per_s]
+    asked = (fit.get("constraint") or {}).get("min_throughput")
+    bars = 36 * max(3, len(found))
+    above = 300
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars])
+    right = 1.06 * max([c.images_per_s or 0 for c in found] + [asked or 0, 1e-9])
+    for state, (label, colour, marker, hatch) in STATES.items():
+        mine = [c for c in found if c.state == state]
+        if not mine:
+            continue
+        trained = [c for c in mine if c.brief_top1 is not None]
+        if trained:
+            figure.add_trace(
+                go.Scatter(
+                    x=[c.images_per_s for c in trained],
+                    y=[100 * (c.brief_top1 or 0) for c in trained],
+                    error_x={"array": [(c.images_per_s or 0) * (c.iqr_rel or 0) / 2 for c in trained], "color": colour, "thickness": 1.2},
+                    mode="markers+text",
+                    name=label,
+                    marker={"color": colour, "size": 11 if state != "winner" else 16, "symbol": marker},
+                    text=[escape(words.shortened(c.name)) for c in trained],
+                    meta={"narrow_text": [str(found.index(c) + 1) for c in trained]},
+                    textposition=["top left" if (c.images_per_s or 0) > 0.6 * right else "top right" for c in trained],
+                    cliponaxis=False,
+                    hovertext=[hover(c) for c in trained],
+                    hoverinfo="text",
+                    showlegend=False,
+                ),
+                row=1,
+                col=1,
+            )
+        figure.add_trace(
+            go.Bar(
+                x=[c.images_per_s for c in mine],
+                y=[c.name for c in mine],
+                orientation="h",
+                name=label,
+                marker={"color": colour, "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,.75)", "solidity": 0.3}},
+                opacity=0.6 if state == "rejected" else 1,
+                width=0.36,
+                error_x={"array": [(c.images_per_s or 0) * (c.iqr_rel or 0) / 2 for c in mine], "color": "var(--ink)", "thickness": 1.2, "width": 3},
+                hovertext=[hover(c) for c in mine],
+                hoverinfo="text",
+            ),
+            row=2,
+            col=1,
+        )
+    _label_bars(figure, found)
+    _final_accuracy(figure, fit, found)
+    if asked:
+        figure.add_shape(type="line", x0=asked, x1=asked, xref="x2", y0=0, y1=1, yref="paper", line={"color": RED, "width": 2, "dash": "dash"})
+        figure.add_shape(
+            type="rect", x0=0, x1=asked, xref="x", y0=0, y1=1, yref="y domain", fillcolor="rgba(213,94,0,.07)", line_width=0, layer="below"
+        )
+        figure.add_annotation(
+            x=asked,
+            xref="x2",
+            y=1,
+            yref="paper",
+            yshift=2,
+            yanchor="bottom",
+            xanchor="left" if asked < 0.4 * right else "right" if asked > 0.6 * right else "center",
+            showarrow=False,
+            text=f"asked for: {words.rate(asked)} images/s or more",
+        )
+    figure.update_xaxes(range=[0, right], showticklabels=True, row=1, col=1)
+    figure.update_xaxes(title_text="images per second", range=[0, right], row=2, col=1)
+    figure.update_yaxes(title_text="validation accuracy, %", row=1, col=1)
+    figure.update_yaxes(categoryorder="array", categoryarray=[c.name for c in reversed(found)], showticklabels=False, showgrid=False, row=2, col=1)
+    figure.update_layout(
+        height=above + bars + 140,
+        margin={"l": 10, "r": 10, "t": 40, "b": 40},
+        barmode="overlay",
+        legend={"orientation": "h", "y": -70 / (above + bars), "x": 0, "yanchor": "top", "traceorder": "normal"},
+        hovermode="closest",
+    )
+    return figure
+
+
+def _label_bars(figure: Any, found: Sequence[Candidate]) -> None:
+    """Each bar's name above it, so that names take no width from the axis on a phone."""
+    for place, c in enumerate(found, start=1):
+        figure.add_annotation(
+            x=0,
+            y=c.name,
+            xref="x2",
+            yref="y2",
+            xanchor="left",
+            yanchor="bottom",
+            yshift=5,
+            showarrow=False,
+            text=f"{place}&nbsp; {escape(words.shortened(c.name, 40))} · {words.rate(c.images_per_s)}",
+            font={"size": 11, "color": "var(--ink)"},
+            bgcolor="var(--card)",
+            borderpad=0,
+        )
+
+
+def _final_accuracy(figure: Any, fit: Mapping[str, Any], found: Sequence[Candidate]) -> None:
+    """Where full training took the winner, with an arrow from where it was after the brief one."""
+    import plotly.graph_objects as go
+
+    final = (fit.get("winner") or {}).get("validation_top1")
+    winner = next((c for c in found if c.state == "winner"), None)
+    if final is None or winner is None:
+        return
+    text = f"<b>{escape(winner.name)}</b> fully trained<br>{words.percent(final)} of validation right<br>{hover(winner).split('<br>', 1)[1]}"
+    figure.add_trace(
+        go.Scatter(
+            x=[winner.images_per_s],
+            y=[100 * final],
+            mode="markers",
+            name="chosen, fully trained",
+            marker={"color": GREEN, "size": 17, "symbol": "star-open", "line": {"width": 2}},
+            hovertext=[text],
+            hoverinfo="text",
+        ),
+        row=1,
+        col=1,
+    )
+    if winner.brief_top1 is not None and abs(final - winner.brief_top1) > 0.005:
+        ends = {"x": winner.images_per_s, "ax": winner.images_per_s, "y": 100 * final, "ay": 100 * winner.brief_top1}
+        refs = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
+        figure.add_annotation(**ends, **refs, showarrow=True, arrowhead=2, arrowwidth=1.5, arrowcolor=GREEN, standoff=10, startstandoff=9, text="")
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> tuple[Any, Any] | None:
+    """Loss, and validation accuracy, by epoch; None without a history."""
+    import plotly.graph_objects as go
+
+    rows = [row for row in history if row.get("epoch") is not None]
+    if not rows:
+        return None
+    loss, accuracy = go.Figure(), go.Figure()
+    epochs = [row["epoch"] for row in rows]
+    for key, label, colour, dash in (("train_loss", "training", ORANGE, "dot"), ("val_loss", "validation", BLUE, "solid")):
+        if any(row.get(key) is not None for row in rows):
+            loss.add_trace(_line(epochs, [row.get(key) for row in rows], label, colour, dash))
+    accuracy.add_trace(_line(epochs, [None if row.get("val_top1") is None else 100 * row["val_top1"] for row in rows], "validation", BLUE, "solid"))
+    for figure, title in ((loss, "loss"), (accuracy, "validation accuracy, %")):
+        figure.update_layout(
+            height=300,
+            margin={"l": 10, "r": 10, "t": 30, "b": 10},
+            hovermode="x unified",
+            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            xaxis={"title": {"text": "epoch"}, "dtick": 1 if len(rows) <= 12 else None},
+            yaxis={"title": {"text": title}},
+        )
+    return loss, accuracy
+
+
+def _line(x: Sequence[float], y: Sequence[float | None], label: str, colour: str, dash: str) -> Any:
+    import plotly.graph_objects as go
+
+    line = {"color": colour, "dash": dash, "width": 2.2}
+    return go.Scatter(x=list(x), y=list(y), mode="lines+markers", name=label, line=line, marker={"size": 5}, hovertemplate="%{y:.4g}")
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
+    """Rows are what is on the image, columns what the network said; colour is the share of the row, on a scale that shows small errors."""
+    import plotly.graph_objects as go
+
+    totals = [max(1, sum(row)) for row in matrix]
+    shares = [[n / total for n in row] for row, total in zip(matrix, totals, strict=True)]
+    names = [escape(words.shortened(str(name), 16)) for name in classes]
+    few = len(classes) <= 12
+    # The square root spreads the small shares: one in a hundred is a tenth of the way, not a hundredth.
+    text = [
+        [f"<b>{names[i]}</b> taken for <b>{names[j]}</b>: {n:,} of {totals[i]:,} ({100 * shares[i][j]:.1f} %)" for j, n in enumerate(row)]
+        for i, row in enumerate(matrix)
+    ]
+    for i, row in enumerate(text):
+        row[i] = f"<b>{names[i]}</b> right: {matrix[i][i]:,} of {totals[i]:,} ({100 * shares[i][i]:.1f} %)"
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {"showticklabels": False}
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[share**0.5 for share in row] for row in shares],
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, "rgba(31,131,196,0)"], [1, "rgba(31,131,196,1)"]],
+            hovertext=text,
+            hoverinfo="text",
+            showscale=False,
+            xgap=1 if few else 0,
+            ygap=1 if few else 0,
+        )
+    )
+    if few:
+        for i, row in enumerate(matrix):
+            for j, n in enumerate(row):
+                if n:
+                    colour = "#ffffff" if shares[i][j] ** 0.5 > 0.55 else "var(--ink)"
+                    figure.add_annotation(x=j, y=i, text=str(n), showarrow=False, font={"size": 10, "color": colour})
+    figure.update_layout(
+        height=520,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        meta={"narrow_height": 0.82},
+        xaxis={"title": {"text": "said"}, "showgrid": False, "zeroline": False, "tickangle": -45, **ticks},
+        yaxis={"title": {"text": "true"}, "showgrid": False, "zeroline": False, "autorange": "reversed", **ticks},
+    )
+    return figure
+
+
+def per_class(accuracies: Sequence[float | None], classes: Sequence[str], counts: Sequence[int] | None, most: int = 40) -> Any:
+    """Share of each class that was right, worst first; the worst ``most`` where there are more."""
+    import plotly.graph_objects as go
+
+    known = [(value, str(classes[i]), counts[i] if counts else None) for i, value in enumerate(accuracies) if value is not None]
+    rows = sorted(known, key=lambda row: row[0])[:most]
+    figure = go.Figure(
+        go.Bar(
+            x=[100 * value for value, _, _ in rows],
+            y=list(range(len(rows))),
+            orientation="h",
+            marker={"color": BLUE},
+            hovertext=[f"<b>{escape(name)}</b>: {words.percent(value)}" + (f" of {n:,} images" if n is not None else "") for value, name, n in rows],
+            hoverinfo="text",
+        )
+    )
+    for i, (value, name, _) in enumerate(rows):
+        inside = value > 0.5
+        figure.add_annotation(
+            x=0 if inside else 100 * value,
+            y=i,
+            xanchor="left",
+            xshift=4,
+            showarrow=False,
+            text=f"{escape(words.shortened(name))} · {words.percent(value)}",
+            font={"size": 11, "color": "#ffffff" if inside else "var(--ink)"},
+        )
+    figure.update_layout(
+        height=60 + 25 * len(rows),
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        bargap=0.18,
+        xaxis={"title": {"text": "right, %"}, "range": [0, 100]},
+        yaxis={"autorange": "reversed", "showticklabels": False, "showgrid": False},
+    )
+    return figure
+
+
+def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+    """Draw the accuracy/speed picture of a run as a PNG for a README or docs.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: as ``read_fit``; or no candidate of the run was measured.
+    """
+    from matplotlib.figure import Figure
+
+    fit = read_fit(run_dir)
+    found = [c for c in candidates(fit) if c.images_per_s]
+    if not found:
+        raise UserError(f"{run_dir}/fit.json has no measured candidate to draw")
+    asked = (fit.get("constraint") or {}).get("min_throughput")
+    final = (fit.get("winner") or {}).get("validation_top1")
+    figure = Figure(figsize=(9, 3.1 + 0.34 * len(found)), dpi=150, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.34 * len(found)])
+    right = max(max(c.images_per_s or 0 for c in found), asked or 0)
+    markers = {"winner": "*", "finalist": "o", "kept": "D", "rejected": "x"}
+    for row, c in enumerate(found):
+        label, colour, _, hatch = STATES[c.state]
+        x = c.images_per_s or 0
+        error = {"elinewidth": 1, "capsize": 2}
+        faded = 0.6 if c.state == "rejected" else 1
+        below.barh(row, x, 0.38, color=colour, hatch=hatch * 4, edgecolor="white", alpha=faded, xerr=x * (c.iqr_rel or 0) / 2, error_kw=error)
+        below.text(0, row - 0.24, f" {words.shortened(c.name, 60)} · {words.rate(x)}", va="bottom", fontsize=8)
+        if c.brief_top1 is not None:
+            above.scatter(x, 100 * c.brief_top1, s=170 if c.state == "winner" else 60, color=colour, marker=markers[c.state], zorder=3, label=label)
+            above.annotate(
+                c.name,
+                (x, 100 * c.brief_top1),
+                xytext=(-9, 5) if x > 0.6 * right else (9, 5),
+                ha="right" if x > 0.6 * right else "left",
+                textcoords="offset points",
+                fontsize=8,
+            )
+        if c.state == "winner" and final is not None:
+            above.scatter(
+                x, 100 * final, s=190, facecolor="none", edgecolor=colour, marker="*", linewidth=1.5, zorder=3, label="chosen, fully trained"
+            )
+    for axes in (above, below):
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if asked:
+            axes.axvline(asked, color=RED, linestyle="--")
+            axes.axvspan(0, asked, color=RED, alpha=0.06, linewidth=0)
+    if asked:
+        above.annotate(
+            f"asked for: {words.rate(asked)} images/s", (asked, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
+        )
+    above.set_ylabel("validation accuracy, %")
+    above.margins(y=0.18)
+    handles, labels = above.get_legend_handles_labels()
+    if unique := dict(zip(labels, handles, strict=True)):
+        above.legend(unique.values(), unique.keys(), fontsize=8, frameon=False, loc="best")
+    below.set_yticks([])
+    below.set_ylim(len(found) - 0.4, -0.8)
+    below.set_xlim(0, 1.06 * right)
+    first = found[0].record.get("measurement") or {}
+    below.set_xlabel(f"images per second ({words.conditions(first.get('conditions'))}; {words.machine(first.get('environment'))})", fontsize=8)
+    if title:
+        above.set_title(title, fontsize=11, pad=18)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)

@@ -1,0 +1,56 @@
+"""A run's record becomes one HTML file that a person reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convscale.files import write_text
+from convscale.show import fit_sections as sections
+from convscale.show.fit_record import read_fit
+from convscale.show.page import Figures, page
+
+
+def write_fit_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` beside the ``fit.json`` of a run: what was chosen and why, the pictures, the mistakes, the conditions.
+
+    The file is self-contained (figures, pictures and the plotting library are inside) and asks nothing of the network. Parts that the record
+    lacks are left out.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: the folder has no ``fit.json``, or it is damaged or of a newer schema.
+    """
+    path = Path(run_dir) / "report.html"
+    write_text(path, fit_page(read_fit(run_dir)))
+    return path
+
+
+def fit_page(fit: Mapping[str, Any]) -> str:
+    """The report of a fit's record as one HTML document; any part of the record may be missing."""
+    figures = Figures()
+    found = [
+        sections.picture(fit, figures),
+        sections.candidate_table(fit),
+        sections.mistakes(fit, figures),
+        sections.gallery(fit),
+        sections.training(fit, figures),
+        sections.verification(fit),
+        sections.use(fit),
+        sections.data(fit),
+        sections.conditions(fit),
+    ]
+    winner = str((fit.get("winner") or {}).get("name") or "No network was chosen")
+    name = (fit.get("data") or {}).get("name")
+    return page(
+        title=winner,
+        kicker=" · ".join(str(part) for part in ("convscale fit", name, str(fit.get("created") or "")[:16].replace("T", " ")) if part),
+        head=sections.summary(fit),
+        sections=[section for section in found if section is not None],
+        figures=figures,
+        meta={"convscale-winner": winner},
+    )

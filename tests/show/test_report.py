@@ -1,0 +1,227 @@
+"""The report of a fit: what it says, that it survives any record, and that a browser draws it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convscale.errors import UserError
+from convscale.show import plots
+from convscale.show.fit_record import candidates
+from convscale.show.fit_sections import confused, problems, story
+from convscale.show.plots import save_fit_png
+from convscale.show.report import fit_page, write_fit_report
+from tests.show.browser import Elements, dump_dom
+from tests.show.example import CANDIDATES, fit_record, write_run
+
+WINNER = "tresnet_m depth 0.33 width 0.25"
+HOSTILE = "<img src=x onerror=\"document.documentElement.dataset.owned='yes'\"></script><b>'&"
+
+
+def visible(html: str) -> str:
+    """The page without its scripts, figures' data and styles."""
+    return re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
+
+
+def test_says_what_was_chosen_and_why() -> None:
+    html = visible(fit_page(fit_record()))
+    assert f"<h1>{WINNER}</h1>" in html
+    assert "Of 8 candidates, exported untrained and timed as they would be shipped, 5 kept the 4,000 images/s asked for." in html
+    assert "3 of them were trained briefly and compared on 6,000 validation images." in html
+    assert "it is right on 92.1 % of 10,000 test images" in html
+    for text in (
+        "5,190",
+        "asked: 4,000 or more",
+        "IQR 2.0 %",
+        "onnxruntime, fp32, nchw, batch 64, 32 px, 2 threads, cpu",
+        "92.08 %",
+        "91.5 % to 92.6 %",
+    ):
+        assert text in html
+    assert html.count("data:image/png;base64,") == 24
+    assert "12 epochs in 7 min 12 s" in html
+
+
+def test_the_page_loads_nothing_from_outside() -> None:
+    html = visible(fit_page(fit_record()))
+    sources = re.findall(r"""\b(?:src|href)=["']?([^"'\s>]+)""", html)
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
+
+
+def test_story_of_no_winner() -> None:
+    record = fit_record()
+    del record["winner"], record["evaluation"]
+    assert story(record).startswith("Of 8 candidates")
+    assert "chosen" not in story(record)
+
+
+def test_problems_are_named() -> None:
+    record = fit_record()
+    assert problems(record) == []
+    record["artifact"]["measurement"]["images_per_s"] = 3900.0
+    record["verification"] |= {"passed": False, "reason": "top-1 agrees on 97 % only"}
+    record["data"]["skipped"] = 3
+    slow, withheld, skipped = problems(record)
+    assert "3,900 images/s" in slow
+    assert "4,000 asked for" in slow
+    assert withheld == "The artefact was withheld: top-1 agrees on 97 % only."
+    assert skipped == "3 images could not be read and stayed out."
+
+
+def test_a_withheld_artefact_is_not_offered() -> None:
+    record = fit_record()
+    assert "load_artifact" in visible(fit_page(record))
+    record["verification"]["passed"] = False
+    assert "load_artifact" not in visible(fit_page(record))
+
+
+def test_states_of_candidates() -> None:
+    states = {c.name: c.state for c in candidates(fit_record())}
+    assert states[WINNER] == "winner"
+    assert sorted(states.values()) == ["finalist"] * 2 + ["kept"] * 2 + ["rejected"] * 3 + ["winner"]
+    assert [c.images_per_s for c in candidates(fit_record())] == sorted((c[5] for c in CANDIDATES), reverse=True)
+
+
+def test_the_picture_holds_every_candidate_and_the_constraint() -> None:
+    figure = plots.speed_accuracy(fit_record()).to_dict()
+    bars = {name: x for trace in figure["data"] if trace["type"] == "bar" for name, x in zip(trace["y"], trace["x"], strict=True)}
+    assert bars == {c[0]: c[5] for c in CANDIDATES}
+    points = {(x, round(y, 6)) for trace in figure["data"] if trace["type"] == "scatter" for x, y in zip(trace["x"], trace["y"], strict=True)}
+    assert points == {(c[5], round(100 * c[7], 6)) for c in CANDIDATES if c[7] is not None} | {(5230.0, 92.4)}
+    lines = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "line"]
+    assert [(line["x0"], line["x1"]) for line in lines] == [(4000, 4000)]
+
+
+def test_confused_pairs_are_sorted() -> None:
+    assert confused([[5, 1, 0], [3, 9, 2], [0, 0, 7]]) == [(1, 0, 3), (1, 2, 2), (0, 1, 1)]
+
+
+def test_confusion_matrix_states_shares_of_the_row() -> None:
+    figure = plots.confusion([[3, 1], [0, 4]], ["cat", "dog"]).to_dict()
+    assert figure["data"][0]["hovertext"][0][1] == "<b>cat</b> taken for <b>dog</b>: 1 of 4 (25.0 %)"
+    assert figure["data"][0]["z"] == [[0.75**0.5, 0.5], [0.0, 1.0]]
+
+
+def test_per_class_is_worst_first() -> None:
+    figure = plots.per_class([0.9, None, 0.5], ["a", "never seen", "c"], None).to_dict()
+    assert figure["data"][0]["x"] == [50.0, 90.0]
+
+
+@pytest.mark.parametrize("missing", [*fit_record()])
+@pytest.mark.parametrize("how", ["absent", "null"])
+def test_any_part_may_be_missing(missing: str, how: str) -> None:
+    record = fit_record()
+    if how == "absent":
+        del record[missing]
+    elif missing != "schema":
+        record[missing] = None
+    html = fit_page(record)
+    assert "</html>" in html
+    assert ">None<" not in html
+    assert "nan" not in visible(html).lower().split()
+
+
+def test_any_inner_value_may_be_null() -> None:
+    record = fit_record()
+    for part in ("constraint", "data", "winner", "evaluation", "verification", "artifact", "timings", "environment"):
+        record[part] = dict.fromkeys(record[part])
+    record["candidates"] = [dict.fromkeys(record["candidates"][0]) | {"name": "lone"}]
+    record["history"] = [dict.fromkeys(record["history"][0]) | {"epoch": 1}]
+    assert ">None<" not in fit_page(record)
+
+
+def test_an_empty_record_still_makes_a_page() -> None:
+    assert "No network was chosen" in fit_page({"schema": 1})
+
+
+def test_many_classes_stay_readable() -> None:
+    record = fit_record()
+    n = 120
+    record["data"]["classes"] = [f"class number {i}" for i in range(n)]
+    record["evaluation"] |= {"confusion": [[int(i == j) for j in range(n)] for i in range(n)], "per_class": [1.0] * n}
+    assert "(the worst 40)" in fit_page(record)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no fit.json; name the output folder of a fit"),
+        ("{", "is not JSON"),
+        ("[]", "holds no object"),
+        ('{"schema": 2}', "has schema 2, this version of convscale reads up to 1; update convscale"),
+    ],
+)
+def test_a_bad_run_folder_is_one_clear_line(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "fit.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(message)):
+        write_fit_report(tmp_path)
+
+
+def test_png_is_a_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = save_fit_png(write_run(tmp_path / "run"), tmp_path / "fit.png", title="made up")
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width == 1350
+        # The winner's green, the rejected ones' tint and the constraint's red are all there.
+        colours = set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+    assert (0, 158, 115) in colours
+    assert any(r > 200 and 80 < g < 110 and b < 20 for r, g, b in colours)
+
+
+def test_png_needs_a_measured_candidate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no measured candidate"):
+        save_fit_png(write_run(tmp_path, {"schema": 1}), tmp_path / "fit.png")
+
+
+def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
+    page = Elements(dump_dom(chromium, write_fit_report(write_run(tmp_path / "run")), tmp_path / "profile"))
+    assert page.root["data-drawn"] == "5"
+    # Three finalists, the winner after full training, and one bar a candidate.
+    assert page.classes["picture", "point"] == 3 + 1 + len(CANDIDATES)
+    assert WINNER in page.said("")
+    assert WINNER in page.said("picture")
+    assert "asked for: 4,000 images/s or more" in page.said("picture")
+    assert page.classes["training", "point"] == 3 * 12
+    assert "too slow" in page.said("candidates")
+    assert "113" in page.said("mistakes")
+
+
+def test_a_browser_takes_names_as_text(tmp_path: Path, chromium: Path) -> None:
+    record = fit_record()
+    record["data"]["classes"] = [HOSTILE, "<b>", *record["data"]["classes"][2:]]
+    record["data"] |= {"name": HOSTILE, "path": HOSTILE, "notes": [HOSTILE]}
+    record["command"] = record["created"] = HOSTILE
+    for candidate in record["candidates"]:
+        if candidate["name"] == WINNER:
+            candidate |= {"name": HOSTILE, "reason": HOSTILE, "family": HOSTILE}
+    record["winner"] |= {"name": HOSTILE, "reason": HOSTILE}
+    record["verification"]["reason"] = HOSTILE
+    record["artifact"]["path"] = HOSTILE
+    for wrong in record["wrong"]:
+        wrong |= {"true": HOSTILE, "image": wrong["image"] + '"onerror="document.documentElement.dataset.owned=1'}
+    page = Elements(dump_dom(chromium, write_fit_report(write_run(tmp_path / "run", record)), tmp_path / "profile"))
+    assert "data-owned" not in page.root
+    assert page.root["data-drawn"] == "5"
+    assert page.tags["img"] == 24
+    assert "b" not in page.tags
+    assert HOSTILE in page.said("")
+    assert "<b>" in page.said("mistakes")
+
+
+def test_written_records_are_json() -> None:
+    """What a browser reads as a figure is valid JSON however names are spelt."""
+    record = fit_record()
+    record["data"]["classes"][0] = "\u2028</script>"
+    html = fit_page(record)
+    blocks = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', html, flags=re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        assert json.loads(block)["data"]
