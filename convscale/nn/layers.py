@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscale.errors import UserError, nearest
+from convscale.nn import activations
 from convscale.nn.activations import activation as activation
 from convscale.nn.lean import blur
 from convscale.nn.lean import conv_after as conv_after
@@ -145,8 +146,10 @@ class BlurPool(nn.Module):
             self.kernel.copy_(torch.outer(line, line) / 16)
 
     def _apply(self, fn, recurse: bool = True):
+        before = self.kernel
         super()._apply(fn, recurse)
-        self._fill()  # to_empty() leaves garbage in what no state dict fills
+        if self.kernel is not before:
+            self._fill()  # to_empty() leaves garbage in what no state dict fills
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,9 +214,9 @@ class SqueezeExcite(nn.Module):
         if gate not in GATES:
             raise UserError(f"gate {gate!r} is unknown{nearest(gate, GATES)}")
         self.reduce = nn.Conv2d(channels, reduced, 1, bias=bias)
-        self.act = _activation(activation)
+        self.act = activations.activation(activation)
         self.expand = nn.Conv2d(reduced, channels, 1, bias=bias)
-        self.squash = _activation(gate)
+        self.squash = activations.activation(gate)
 
     def gate(self, x: Tensor) -> Tensor:
         """The factors (N, C, 1, 1) for a map (N, C, H, W); keeps no map for the backward pass."""
@@ -244,6 +247,3 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
-
-
-_activation = activation

@@ -7,24 +7,26 @@ a compiler, which chooses by itself what to keep, and without gradients they are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from convscale.nn.norm_ops import per_channel, sums_dtype
-
-if TYPE_CHECKING:
-    from convscale.nn.layers import SqueezeExcite
-    from convscale.nn.norm import BatchNormAct, InPlaceABN
+from convscale.nn.norm import BatchNormAct, InPlaceABN
+from convscale.nn.norm_ops import being_traced, per_channel, sums_dtype
 
 aten = torch.ops.aten
 
 
 def _plain(*tensors: Tensor) -> bool:
-    return torch.compiler.is_compiling() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
+    return being_traced() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether someone listens at a module's call, which the lean way goes around."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
 def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
@@ -50,7 +52,6 @@ class _Blur(torch.autograd.Function):
             return _blur(x, kernel, stride)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (kernel,) = ctx.saved_tensors
         grad = grads[0]
@@ -66,18 +67,20 @@ class _Blur(torch.autograd.Function):
         return padded[:, :, 1:-1, 1:-1], None, None
 
 
-def conv_after(conv: nn.Conv2d, prepare: Callable[..., Tensor], *inputs: Tensor, prepared: Tensor | None = None) -> Tensor:
+def conv_after(conv: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor, prepared: Tensor | None = None) -> Tensor:
     """conv(prepare(*inputs)), keeping the inputs; the convolution's own input is prepared a second time in the backward pass.
 
     Worth it where something else keeps the inputs already and `prepare` is cheap beside the convolution: a product with a gate, a blur, a pooling.
 
     Args:
-        conv: the convolution.
+        conv: the convolution. One of another class, or with hooks, or padding that isn't zeros, is called as usual.
         prepare: a pure function of the inputs, without parameters of its own and without randomness.
         inputs: maps or gates; they get the gradients.
         prepared: prepare(*inputs), where the caller has it already; no gradient flows through it.
     """
-    if _plain(conv.weight, *inputs):
+    if not isinstance(conv, nn.Conv2d) or type(conv) is not nn.Conv2d or _hooked(conv) or _plain(conv.weight, *inputs):
+        return conv(prepare(*inputs))
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return conv(prepare(*inputs))
     weight, bias = conv.weight, conv.bias
     device = inputs[0].device.type
@@ -122,13 +125,20 @@ class _ConvAfter(torch.autograd.Function):
         return None, None, None, dweight, dbias, *dinputs
 
 
-def gated_norm(norm: BatchNormAct | InPlaceABN, se: SqueezeExcite, x: Tensor) -> Tensor:
-    """se(norm(x)), keeping x alone where the norm has no activation and keeps its input; plain otherwise."""
-    keeps_input = isinstance(norm, nn.BatchNorm2d) or norm.keep == "input"
-    if norm.activation != "identity" or not keeps_input or _plain(x, norm.weight, norm.bias, *se.parameters()):
+def gated_norm(norm: nn.Module, se: nn.Module, x: Tensor) -> Tensor:
+    """se(norm(x)), keeping x alone.
+
+    Lean where the norm is one of ours that keeps its input and has no activation, and `se` has a method `gate`; plain for any other modules, such as
+    the identity that a folded norm leaves.
+    """
+    gate_of = getattr(se, "gate", None)
+    if gate_of is None or not isinstance(norm, BatchNormAct | InPlaceABN) or norm.activation != "identity":
+        return se(norm(x))
+    keeps_output = isinstance(norm, InPlaceABN) and norm.keep == "output"
+    if keeps_output or _hooked(norm, se) or _plain(x, *norm.parameters(), *se.parameters()):
         return se(norm(x))
     y, mean, invstd = norm.normalise_with_statistics(x)
-    y_gated = _Gated.apply(y, se.gate(y), x.detach(), norm.weight.detach() * invstd, mean, norm.bias.detach())
+    y_gated = _Gated.apply(y, gate_of(y), x.detach(), norm.weight.detach() * invstd, mean, norm.bias.detach())
     assert isinstance(y_gated, Tensor)
     return y_gated
 

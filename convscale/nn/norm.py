@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from convscale.errors import UserError, nearest
 from convscale.nn.activations import ACTIVATIONS, apply_activation
-from convscale.nn.norm_ops import InPlaceNorm, SyncNorm, joint_statistics, update_running
+from convscale.nn.norm_ops import InPlaceNorm, SyncNorm, being_traced, joint_statistics, sums_dtype, update_running
 
 SMALLEST_SLOPE = 1e-3
 """The smallest leaky slope that is inverted: below it the output of the negative side is too coarse to tell its input."""
@@ -82,6 +82,11 @@ class _Norm(_NormBase):
             return None, None
         return self.running_mean, self.running_var
 
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias; in float32 where they are stored in half precision (``net.bfloat16()``), which is too coarse for statistics."""
+        dtype = sums_dtype(self.weight.dtype)
+        return self.weight.to(dtype), self.bias.to(dtype)
+
     def normalise(self, x: Tensor) -> Tensor:
         """Batch norm without the activation, keeping x (N, C, H, W) for the backward pass."""
         use_batch, momentum = self._step(x)
@@ -107,12 +112,12 @@ class _Norm(_NormBase):
         return y, running_mean.clone(), torch.rsqrt(running_var + self.eps)
 
     def _normalise_together(self, x: Tensor, momentum: float, group: _Processes) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = self._affine()
         with torch.no_grad():
             mean, var, count = joint_statistics(x, group.group)
             update_running(self.running_mean, self.running_var, mean, var, count, momentum)
-            invstd = torch.rsqrt(var + self.eps).to(self.weight.dtype)
-            mean = mean.to(self.weight.dtype)
-        y = SyncNorm.apply(x, self.weight, self.bias, mean, invstd, count, group.group)
+            mean, invstd = mean.to(weight.dtype), torch.rsqrt(var + self.eps).to(weight.dtype)
+        y = SyncNorm.apply(x, weight, bias, mean, invstd, count, group.group)
         assert isinstance(y, Tensor)
         return y, mean, invstd
 
@@ -202,23 +207,20 @@ class InPlaceABN(_Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         wants_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad or self.bias.requires_grad)
-        if self.keep == "input" or not wants_grad or torch.compiler.is_compiling():
+        if self.keep == "input" or not wants_grad or being_traced():
             return apply_activation(self.normalise(x), self.activation, self.slope, inplace=True)
         if x.requires_grad:
             _check_overwritable(x)
         use_batch, momentum = self._step(x)
         group = self._group(use_batch)
         slope = self.slope if self.activation == "leaky_relu" else None
-        # Parameters in half precision (net.bfloat16()) are too coarse for statistics: the arithmetic is float32's, the storage theirs.
-        half = self.weight.dtype in (torch.bfloat16, torch.float16)
-        weight, bias = (self.weight.float(), self.bias.float()) if half else (self.weight, self.bias)
+        weight, bias = self._affine()
         running = self._running()
-        stats = [None if s is None else s.float() for s in running] if half else list(running)
+        stats = [None if s is None else s.to(weight.dtype) for s in running]
         y = InPlaceNorm.apply(x, weight, bias, *stats, use_batch, momentum, self.eps, slope, None if group is None else group.group)
-        if half and use_batch:
-            for mine, new in zip(running, stats, strict=True):
-                if mine is not None and new is not None:
-                    mine.copy_(new)
+        for mine, new in zip(running, stats, strict=True):
+            if use_batch and mine is not None and new is not None and new is not mine:
+                mine.copy_(new)
         assert isinstance(y, Tensor)
         return y
 
@@ -271,22 +273,23 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
     net = copy.deepcopy(net)
     if isinstance(net, _Norm):
         return _converted(net, to)
+    converted: dict[nn.Module, _Norm] = {}  # a norm that stands in two places stays one
     for parent in list(net.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, _Norm):
-                setattr(parent, name, _converted(child, to))
+                if child not in converted:
+                    converted[child] = _converted(child, to)
+                parent._modules[name] = converted[child]
     return net
 
 
 def _converted(old: _Norm, to: str) -> _Norm:
     if to == ("inplace" if isinstance(old, InPlaceABN) else "batchnorm"):
         return old
-    keep = old.keep
-    new = norm_act(to, old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=old.slope, keep=keep)
+    new = norm_act(to, old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=old.slope, keep=old.keep)
     new.weight, new.bias = old.weight, old.bias
     new.track_running_stats = old.track_running_stats
     new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
-    new.keep = keep
     new.sync = old.sync
     return new.train(old.training)
 

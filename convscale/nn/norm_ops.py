@@ -29,6 +29,11 @@ def sums_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
+def being_traced() -> bool:
+    """Whether the code is being compiled, exported or traced: then only plain operations are wanted, and a compiler chooses what to keep."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def divisor(weight: Tensor, map_dtype: torch.dtype) -> Tensor:
     """sign(w) * max(|w|, smallest scale), with sign(0) = 1: what stands for the weight where its inverse is needed."""
     smallest = SMALLEST_SCALE_HALF if map_dtype in _HALF else SMALLEST_SCALE
@@ -49,16 +54,17 @@ def joint_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         mean (C,), variance (C,), count (), all float64.
     """
-    count = x.numel() // x.shape[1]
-    if count:
-        var, mean = torch.var_mean(x.to(sums_dtype(x.dtype)), dim=(0, 2, 3), correction=0)
-    else:
-        var = mean = x.new_zeros(x.shape[1], dtype=sums_dtype(x.dtype))
-    mine = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
-    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(rows, mine, group=group)
     channels = x.shape[1]
-    table = torch.stack(rows)
+    count = x.numel() // channels
+    dtype = sums_dtype(x.dtype)
+    if count:
+        var, mean = torch.var_mean(x.to(dtype), dim=(0, 2, 3), correction=0)
+    else:
+        var = mean = x.new_zeros(channels, dtype=dtype)
+    # Each process fills its row and the sum gathers them: all_reduce is what every backend and the compiler have.
+    table = x.new_zeros(dist.get_world_size(group), 2 * channels + 1, dtype=torch.float64)
+    table[dist.get_rank(group)] = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
+    dist.all_reduce(table, group=group)
     means, variances, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
     total = counts.sum().clamp_min(1.0)
     mean = (counts * means).sum(0) / total
