@@ -6,7 +6,8 @@ Both kinds have BatchNorm's parameters, buffers and signed weight, so a state di
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -38,8 +39,9 @@ class _Processes:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Processes:
         return self
 
-    def size(self) -> int:
-        return dist.get_world_size(self.group)
+    def resolve(self) -> Any:
+        """The group; none given: the one of all processes."""
+        return dist.group.WORLD if self.group is None else self.group
 
 
 class _Norm(_NormBase):
@@ -70,11 +72,12 @@ class _Norm(_NormBase):
             raise UserError(f"batch statistics need more than one value per channel, got shape {tuple(x.shape)}: use a larger batch or eval()")
         return use_batch, momentum
 
-    def _group(self, use_batch: bool) -> _Processes | None:
+    def _group(self, use_batch: bool) -> Any:
         """The other processes, where statistics are shared with any."""
         if self.sync is None or not use_batch or not self.training or not dist.is_available() or not dist.is_initialized():
             return None
-        return self.sync if self.sync.size() > 1 else None
+        group = self.sync.resolve()
+        return group if dist.get_world_size(group) > 1 else None
 
     def _running(self) -> tuple[Tensor | None, Tensor | None]:
         """The running statistics to update, or to use; none in training where the layer tracks none."""
@@ -111,19 +114,22 @@ class _Norm(_NormBase):
         y = F.batch_norm(x, running_mean, running_var, self.weight, self.bias, False, 0.0, self.eps)
         return y, running_mean.clone(), torch.rsqrt(running_var + self.eps)
 
-    def _normalise_together(self, x: Tensor, momentum: float, group: _Processes) -> tuple[Tensor, Tensor, Tensor]:
+    def _normalise_together(self, x: Tensor, momentum: float, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias = self._affine()
         with torch.no_grad():
-            mean, var, count = joint_statistics(x, group.group)
+            mean, var, count = joint_statistics(x, group)
             update_running(self.running_mean, self.running_var, mean, var, count, momentum)
             mean, invstd = mean.to(weight.dtype), torch.rsqrt(var + self.eps).to(weight.dtype)
-        y = SyncNorm.apply(x, weight, bias, mean, invstd, count, group.group)
+        y = SyncNorm.apply(x, weight, bias, mean, invstd, count, group)
         assert isinstance(y, Tensor)
         return y, mean, invstd
 
     def extra_repr(self) -> str:
         slope = f", slope={self.slope:g}" if self.activation == "leaky_relu" else ""
         return f"{self.num_features}, eps={self.eps:g}, momentum={self.momentum}, activation={self.activation!r}{slope}"
+
+
+_NormT = TypeVar("_NormT", bound=_Norm)
 
 
 class BatchNormAct(_Norm, nn.BatchNorm2d):
@@ -217,7 +223,7 @@ class InPlaceABN(_Norm):
         weight, bias = self._affine()
         running = self._running()
         stats = [None if s is None else s.to(weight.dtype) for s in running]
-        y = InPlaceNorm.apply(x, weight, bias, *stats, use_batch, momentum, self.eps, slope, None if group is None else group.group)
+        y = InPlaceNorm.apply(x, weight, bias, *stats, use_batch, momentum, self.eps, slope, group)
         for mine, new in zip(running, stats, strict=True):
             if use_batch and mine is not None and new is not None and new is not mine:
                 mine.copy_(new)
@@ -270,16 +276,22 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
     """
     if to not in NORM_KINDS:
         raise UserError(f"to must be 'batchnorm' or 'inplace', got {to!r}")
-    net = copy.deepcopy(net)
-    if isinstance(net, _Norm):
-        return _converted(net, to)
-    converted: dict[nn.Module, _Norm] = {}  # a norm that stands in two places stays one
+    return _replace(copy.deepcopy(net), lambda module: _converted(module, to) if isinstance(module, _Norm) else None)
+
+
+def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """`net` with each module for which `new_for` gives another replaced by it; one that stands in two places stays one."""
+    own = new_for(net)
+    if own is not None:
+        return own
+    new: dict[nn.Module, nn.Module | None] = {}
     for parent in list(net.modules()):
         for name, child in list(parent._modules.items()):
-            if isinstance(child, _Norm):
-                if child not in converted:
-                    converted[child] = _converted(child, to)
-                parent._modules[name] = converted[child]
+            if child is None:
+                continue
+            if child not in new:
+                new[child] = new_for(child)
+            parent._modules[name] = new[child] or child
     return net
 
 
@@ -287,19 +299,34 @@ def _converted(old: _Norm, to: str) -> _Norm:
     if to == ("inplace" if isinstance(old, InPlaceABN) else "batchnorm"):
         return old
     new = norm_act(to, old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=old.slope, keep=old.keep)
+    new.sync = old.sync
+    return _take_over(new, old)
+
+
+def _take_over(new: _NormT, old: _NormBase) -> _NormT:
+    """`new` with the parameters, buffers and mode of `old`."""
     new.weight, new.bias = old.weight, old.bias
     new.track_running_stats = old.track_running_stats
     new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
-    new.sync = old.sync
     return new.train(old.training)
 
 
 def convert_sync(net: nn.Module, group: Any = None) -> nn.Module:
-    """Share batch statistics over the processes of `group` (None: all) in every norm of `net`, which is changed and returned.
+    """Share batch statistics over the processes of `group` (None: all) in every norm of `net`; changes it in place and returns it.
 
-    Works with any backend, gloo on a CPU included. While no process group is initialised, and in eval mode, each process is on its own.
+    A bare ``nn.BatchNorm2d`` becomes BatchNormAct, its parameters staying the same objects; norms of other libraries stay as they are. Works with
+    any backend, gloo on a CPU included. While no process group is initialised, and in eval mode, each process is on its own.
     """
+    net = _replace(net, _bare_converted)
     for module in net.modules():
         if isinstance(module, _Norm):
             module.sync = _Processes(group)
     return net
+
+
+def _bare_converted(old: nn.Module) -> BatchNormAct | None:
+    """A plain ``nn.BatchNorm2d`` as BatchNormAct, with its own parameters and buffers."""
+    if type(old) is not nn.BatchNorm2d or not old.affine:
+        return None
+    new = BatchNormAct(old.num_features, old.eps, old.momentum)
+    return _take_over(new, old)

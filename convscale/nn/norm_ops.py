@@ -139,7 +139,8 @@ class InPlaceNorm(torch.autograd.Function):
             invstd = torch.rsqrt(var + eps).to(weight.dtype)
             unused = [torch.empty(0, dtype=weight.dtype, device=x.device) for _ in range(2)]
             mean, var = mean.to(weight.dtype), var.to(weight.dtype)
-            aten.native_batch_norm.out(x, weight, bias, mean, var, False, 0.0, eps, out=y, save_mean=unused[0], save_invstd=unused[1])
+            if x.numel():  # a process may have run out of images
+                aten.native_batch_norm.out(x, weight, bias, mean, var, False, 0.0, eps, out=y, save_mean=unused[0], save_invstd=unused[1])
         if slope is not None:
             F.leaky_relu_(y, slope)
         if y is x:
