@@ -42,13 +42,13 @@ def saved_bytes(net: nn.Module, image_size: int = 224, batch_size: int = 4) -> f
     weight = next((p for p in net.parameters() if p.requires_grad), None)
     if weight is None:
         raise UserError(f"{type(net).__name__} has no parameter that requires a gradient, so nothing is kept for backward")
-    own = {t.untyped_storage().data_ptr() for t in net.parameters()}
+    own = {t.untyped_storage()._cdata for t in net.parameters()}
     kept: dict[int, tuple[int, Any]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is given out twice
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes(), tensor)  # held, so that no address is given out twice
         return tensor
 
     devices = [weight.device] if weight.device.type == "cuda" else []

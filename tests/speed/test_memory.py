@@ -1,0 +1,83 @@
+"""Saved bytes against hand calculation, and against figures measured with a tool of its own (the issue's reference)."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from convscale import UserError, saved_bytes
+from convscale.speed.memory import image_channels
+
+
+class Square(nn.Module):
+    """x * w, squared: keeps x, w x twice (one storage) and the parameter w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.w).square()
+
+
+def test_by_hand() -> None:
+    """x and w x, of 3 * 8 * 8 floats each; per image, whatever the batch."""
+    for batch in (1, 4):
+        assert saved_bytes(Square(), image_size=8, batch_size=batch) == 2 * 3 * 8 * 8 * 4
+    assert saved_bytes(Square().double(), image_size=8, batch_size=2) == 2 * 3 * 8 * 8 * 8
+
+
+def test_convolution_and_relu_by_hand() -> None:
+    """The convolution keeps its input (3 maps), the in-place ReLU its output (5 maps), which the next convolution shares; parameters don't count."""
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(5, 2, 1), nn.Flatten())
+    assert saved_bytes(net, image_size=16, batch_size=2) == (3 + 5) * 16 * 16 * 4
+
+
+def test_views_of_one_storage_count_once() -> None:
+    class Split(Square):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * self.w
+            return y[:, :1].square() + y[:, 1:2].square()
+
+    assert saved_bytes(Split(), image_size=8, batch_size=1) == 2 * 3 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize(("name", "mb"), [("tresnet_m", 66.8), ("resnet50", 86.0)])
+def test_peers_figures(name: str, mb: float) -> None:
+    """timm 1.0.31 at 224 px, float32, batch 4, as the project's issue gives them."""
+    assert round(saved_bytes(timm.create_model(name)) / 1e6, 1) == mb
+
+
+def test_leaves_the_network_and_the_generator_as_found() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).eval()
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    with torch.no_grad():
+        assert saved_bytes(net, image_size=8) > 0
+    assert not any(m.training for m in net.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_image_channels() -> None:
+    assert image_channels(nn.Sequential(nn.Conv2d(1, 4, 3))) == 1
+    assert image_channels(timm.create_model("tresnet_m", in_chans=1)) == 1
+    assert image_channels(timm.create_model("tresnet_m")) == 3
+    assert image_channels(nn.Flatten()) == 3
+    with_own = nn.Conv2d(48, 4, 3)
+    with_own.in_chans = 48
+    assert image_channels(with_own) == 48
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UserError, match="batch_size must be a whole number of at least 1, got 0"):
+        saved_bytes(Square(), batch_size=0)
+    with pytest.raises(UserError, match=r"image_size must be a whole number of at least 1, got 2\.5"):
+        saved_bytes(Square(), image_size=2.5)
+    with pytest.raises(UserError, match="Flatten has no parameter that requires a gradient"):
+        saved_bytes(nn.Flatten())
