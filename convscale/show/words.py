@@ -118,7 +118,7 @@ def conditions(value: Mapping[str, Any] | None) -> str:
     if value.get("threads"):
         parts.append(plural(value["threads"], "thread"))
     parts.append(value.get("device"))
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(str(part) for part in parts if part) or "conditions not recorded"
 
 
 def machine(environment: Mapping[str, Any] | None) -> str:

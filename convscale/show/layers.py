@@ -1,0 +1,138 @@
+"""Where a network's time goes, layer by layer, as the predictor sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convscale.speed.device import get_device
+from convscale.speed.roofline import BINDINGS, PRIOR, kernel_s, table_of
+
+MOST_PARTS = 14
+"""Parts that one figure holds legibly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What one module's own kernels cost in a call."""
+
+    name: str
+    """Dotted path of the module."""
+    kind: str
+    """Kind of the kernel that takes most of its time."""
+    time_s: float
+    """Seconds of all its kernels."""
+    macs: int
+    """Multiply-accumulates of the whole batch."""
+    nbytes: int
+    """Bytes read and written."""
+    launches: int
+    """Kernels."""
+    bound_by: str
+    """What binds most of its time: ``compute``, ``memory`` or ``launch``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A network's layers on a device."""
+
+    name: str
+    """The network's name."""
+    device: str
+    """The device's title."""
+    conditions: Mapping[str, Any]
+    """A ``Conditions`` as JSON."""
+    layers: tuple[Layer, ...]
+    """In the order of their first kernel."""
+    peak_tflops: float
+    """The data sheet's rate for the precision, in 1e12 operations/s."""
+    bandwidth_bytes_s: float
+    """The data sheet's memory bandwidth."""
+
+    def parts(self) -> dict[str, list[Layer]]:
+        """Layers by part of the network: as fine as ``MOST_PARTS`` allow."""
+        result: dict[str, list[Layer]] = {}
+        for depth in (1, 2, 3, 4):
+            finer: dict[str, list[Layer]] = {}
+            for layer in self.layers:
+                finer.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
+            if result and len(finer) > MOST_PARTS:
+                break
+            result = finer
+        return result
+
+
+def profile(
+    net_or_spec: Any,
+    *,
+    device: str,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    mode: str = "infer",
+    precision: str = "amp",
+    layout: str = "nchw",
+    compiled: bool = False,
+    name: str = "",
+    coefficients: Mapping[str, float] | None = None,
+) -> Profile:
+    """Predict the time of every layer of a network on a GPU.
+
+    Args:
+        net_or_spec: a module, a spec or a model's name.
+        coefficients: the predictor's efficiencies; None: the fitted ones of the mode and layout.
+
+    Raises:
+        UserError: an unknown device, a network that can not be traced, or bad conditions.
+    """
+    from convscale.speed.conditions import Conditions
+    from convscale.speed.cost import trace_of
+    from convscale.speed.kernels import eager_kernels, fused_kernels
+
+    card = get_device(device)
+    traced = trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout)
+    launched = fused_kernels(traced) if compiled else eager_kernels(traced)
+    if coefficients is None:
+        coefficients = PRIOR
+    table = table_of([[(kernel, 1) for kernel in launched]])
+    total, compute, memory = kernel_s(table, card, coefficients)
+    overhead = coefficients["overhead_us"] * 1e-6
+    rows: dict[str, list[tuple[Any, float, str]]] = {}
+    for kernel, seconds, of_compute, of_memory in zip(launched, total, compute, memory, strict=True):
+        bound = "launch" if overhead > max(of_compute, of_memory) else "compute" if of_compute > of_memory else "memory"
+        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, float(seconds), bound))
+    conditions = Conditions(
+        device=device,
+        mode=mode,
+        precision=precision,
+        layout=layout,
+        batch_size=batch_size,
+        image_size=traced.image_size[-1],
+        runtime="compiled" if compiled else "eager",
+    )
+    return Profile(
+        name=name or str(getattr(net_or_spec, "name", None) or (net_or_spec if isinstance(net_or_spec, str) else type(net_or_spec).__name__)),
+        device=card.title,
+        conditions=conditions.to_dict(),
+        layers=tuple(_layer(scope, found) for scope, found in rows.items()),
+        peak_tflops=card.tf32_tflops if precision == "fp32" else card.tensor_tflops,
+        bandwidth_bytes_s=card.bandwidth_gb_s * 1e9,
+    )
+
+
+def _layer(name: str, found: Sequence[tuple[Any, float, str]]) -> Layer:
+    """The sum of a module's kernels."""
+    kinds: dict[str, float] = {}
+    bounds: dict[str, float] = dict.fromkeys(BINDINGS, 0.0)
+    for kernel, seconds, bound in found:
+        kinds[kernel.kind] = kinds.get(kernel.kind, 0.0) + seconds
+        bounds[bound] += seconds
+    return Layer(
+        name=name,
+        kind=max(kinds, key=lambda kind: kinds[kind]),
+        time_s=sum(seconds for _, seconds, _ in found),
+        macs=sum(kernel.macs for kernel, _, _ in found),
+        nbytes=sum(kernel.in_bytes + kernel.out_bytes + kernel.weight_bytes for kernel, _, _ in found),
+        launches=len(found),
+        bound_by=max(bounds, key=lambda bound: bounds[bound]),
+    )

@@ -1,0 +1,287 @@
+"""Figures of speeds: accuracy against throughput, networks side by side, where a network's time goes, its roofline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convscale.errors import UserError
+from convscale.files import atomic_path
+from convscale.show import words
+from convscale.show.fit_record import GREY
+from convscale.show.layers import Profile
+from convscale.show.speed_points import KINDS, SpeedPoint, front, hover_lines, told_apart
+
+PALETTE = ("#1f83c4", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f8c1f", "#b2554f", "#5a6775")
+MARKERS = {"measured": "circle", "predicted": "diamond-open", "published": "square-open"}
+DASHES = {"measured": "solid", "predicted": "dash", "published": "dot"}
+BOUND = {"compute": "#d55e00", "memory": "#1f83c4", "launch": "#e69f00"}
+"""What binds a kernel -> its colour."""
+
+
+def colours(families: Sequence[str]) -> dict[str, str]:
+    """A colour for each family, the same in every figure of a page; grey where there are more than colours."""
+    return {family: PALETTE[i] if i < len(PALETTE) else GREY for i, family in enumerate(dict.fromkeys(families))}
+
+
+def _hover(p: SpeedPoint) -> str:
+    return "<br>".join([f"<b>{escape(p.name)}</b>", *map(escape, hover_lines(p))])
+
+
+def _log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Ticks as plain numbers: at 1, 2 and 5 of each decade, at 1 alone where there are more than two and a half decades."""
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    values = [m * 10.0**e for e in range(first, last + 1) for m in ((1, 2, 5) if high < 300 * low else (1,))]
+    return {"type": "log", "tickvals": values, "ticktext": [f"{v:,.0f}" if v >= 1 else f"{v:g}" for v in values]}
+
+
+def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str]) -> Any:
+    """Accuracy against images/s (logarithmic), a front per family and kind; points without a published accuracy are left out."""
+    import plotly.graph_objects as go
+
+    known = [p for p in points if p.top1 is not None]
+    figure = go.Figure()
+    named: set[str] = set()
+    for family in dict.fromkeys(p.family for p in known):
+        for kind in KINDS:
+            mine = [p for p in known if p.family == family and p.kind == kind]
+            if not mine:
+                continue
+            edge = front(mine)
+            colour = palette.get(family, GREY)
+            line = {"color": colour, "dash": DASHES[kind], "width": 1.8}
+            x, y = [p.images_per_s for p in edge], [p.top1 for p in edge]
+            named, before = {*named, family}, named
+            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, legendgroup=family, showlegend=False, hoverinfo="skip"))
+            bars = {"color": colour, "thickness": 1, "width": 0}
+            error = {
+                "type": "data",
+                "symmetric": False,
+                "array": [(p.high or p.images_per_s) - p.images_per_s for p in mine],
+                "arrayminus": [p.images_per_s - (p.low or p.images_per_s) for p in mine],
+            }
+            figure.add_trace(
+                go.Scatter(
+                    x=[p.images_per_s for p in mine],
+                    y=[p.top1 for p in mine],
+                    error_x={**error, **bars} if kind == "predicted" else None,
+                    mode="markers",
+                    name=escape(family),
+                    legendgroup=family,
+                    showlegend=family not in before,
+                    marker={
+                        "color": colour,
+                        "symbol": MARKERS[kind],
+                        "size": [9 if p in edge else 6 for p in mine],
+                        "line": {"width": 1.6, "color": colour},
+                    },
+                    opacity=0.95,
+                    hovertext=[_hover(p) for p in mine],
+                    hoverinfo="text",
+                )
+            )
+    speeds = [p.images_per_s for p in known] or [1.0]
+    figure.update_layout(
+        height=520,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        meta={"narrow_height": 0.95},
+        xaxis={"title": {"text": "images per second (logarithmic)"}, **_log_ticks(min(speeds), max(speeds))},
+        yaxis={"title": {"text": "ImageNet top-1, %"}},
+        legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0, "tracegroupgap": 0},
+        hovermode="closest",
+    )
+    return figure
+
+
+def side_by_side(points: Sequence[SpeedPoint]) -> Any:
+    """Networks as rows, one bar per setting and kind; bars of the same setting share a colour, predicted and published ones are hatched."""
+    import plotly.graph_objects as go
+
+    names = list(dict.fromkeys(p.name for p in points))
+    series = list(dict.fromkeys((p.setting, p.kind) for p in points))
+    palette = colours([setting for setting, _ in series])
+    _, labels = told_apart(series)
+    figure = go.Figure()
+    thick = 0.8 / max(1, len(series))
+    for i, (setting, kind) in enumerate(series):
+        mine = [p for p in points if (p.setting, p.kind) == (setting, kind)]
+        hatch = {"measured": "", "predicted": "/", "published": "."}[kind]
+        figure.add_trace(
+            go.Bar(
+                x=[p.images_per_s for p in mine],
+                y=[names.index(p.name) - 0.36 + thick * (i + 0.5) for p in mine],
+                width=thick * 0.9,
+                orientation="h",
+                name=escape(labels[i]),
+                marker={
+                    "color": palette[setting],
+                    "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,.7)", "solidity": 0.3},
+                },
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [(p.high or p.images_per_s) - p.images_per_s for p in mine],
+                    "arrayminus": [p.images_per_s - (p.low or p.images_per_s) for p in mine],
+                    "thickness": 1,
+                    "width": 2,
+                    "color": "var(--ink)",
+                },
+                hovertext=[_hover(p) for p in mine],
+                hoverinfo="text",
+            )
+        )
+    for i, name in enumerate(names):
+        label = {"x": 0, "y": i - 0.36, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "borderpad": 0}
+        figure.add_annotation(**label, text=escape(words.shortened(name, 44)), font={"size": 11, "color": "var(--ink)"}, bgcolor="var(--card)")
+    figure.update_layout(
+        height=110 + len(names) * (26 + 15 * len(series)) + 18 * len(series),
+        margin={"l": 10, "r": 10, "t": 14, "b": 10},
+        barmode="overlay",
+        xaxis={"title": {"text": "images per second"}, "rangemode": "tozero"},
+        yaxis={"range": [len(names) - 0.4, -0.62], "showticklabels": False, "showgrid": False, "zeroline": False},
+        legend={"orientation": "h", "y": -70 / (60 + len(names) * (26 + 15 * len(series))), "yanchor": "top", "x": 0, "traceorder": "normal"},
+        hovermode="closest",
+    )
+    return figure
+
+
+def time_by_part(profile: Profile) -> Any:
+    """Share of the time of each part of the network, split by what binds it."""
+    import plotly.graph_objects as go
+
+    parts = profile.parts()
+    names = list(parts)
+    whole = sum(layer.time_s for layer in profile.layers)
+    figure = go.Figure()
+    for bound, colour in BOUND.items():
+        shares = [100 * sum(layer.time_s for layer in parts[name] if layer.bound_by == bound) / whole for name in names]
+        if any(shares):
+            text = [f"<b>{escape(name)}</b>: {share:.1f} % of the time bound by {bound}" for name, share in zip(names, shares, strict=True)]
+            figure.add_trace(
+                go.Bar(
+                    x=shares,
+                    y=list(range(len(names))),
+                    orientation="h",
+                    name=f"bound by {bound}",
+                    marker={"color": colour},
+                    hovertext=text,
+                    hoverinfo="text",
+                )
+            )
+    for i, name in enumerate(names):
+        share = 100 * sum(layer.time_s for layer in parts[name]) / whole
+        text = f"{escape(words.shortened(name, 24))} · {share:.1f} %"
+        figure.add_annotation(x=share, y=i, xanchor="left", xshift=4, showarrow=False, text=text, font={"size": 11, "color": "var(--ink)"})
+    top = max(sum(layer.time_s for layer in layers) for layers in parts.values()) / whole
+    figure.update_layout(
+        height=110 + 24 * len(names),
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        barmode="stack",
+        bargap=0.2,
+        xaxis={"title": {"text": "share of the time, %"}, "range": [0, 100 * top * 1.75]},
+        yaxis={"autorange": "reversed", "showticklabels": False, "showgrid": False},
+        legend={"orientation": "h", "y": -70 / (50 + 24 * len(names)), "yanchor": "top", "x": 0},
+    )
+    return figure
+
+
+def roofline(profile: Profile) -> Any:
+    """Operations per second against operations per byte, under the device's roofs; a layer's area is its share of the time."""
+    import plotly.graph_objects as go
+
+    layers = [layer for layer in profile.layers if layer.macs > 0 and layer.time_s > 0]
+    whole = sum(layer.time_s for layer in profile.layers)
+    longest = max((layer.time_s for layer in layers), default=1.0)
+    x = [2 * layer.macs / layer.nbytes for layer in layers]
+    y = [2 * layer.macs / layer.time_s / 1e12 for layer in layers]
+    figure = go.Figure()
+    low, high = min(x, default=1.0) / 2, max([*x, 2 * profile.peak_tflops * 1e12 / profile.bandwidth_bytes_s]) * 2
+    ridge = profile.peak_tflops * 1e12 / profile.bandwidth_bytes_s
+    roof = {
+        "x": [low, ridge, high],
+        "y": [low * profile.bandwidth_bytes_s / 1e12, profile.peak_tflops, profile.peak_tflops],
+    }
+    figure.add_trace(go.Scatter(**roof, mode="lines", line={"color": "var(--muted)", "width": 2}, name="data sheet's roof", hoverinfo="skip"))
+    for bound, colour in BOUND.items():
+        mine = [i for i, layer in enumerate(layers) if layer.bound_by == bound]
+        if not mine:
+            continue
+        text = [
+            f"<b>{escape(layers[i].name)}</b> ({escape(layers[i].kind)})<br>{100 * layers[i].time_s / whole:.1f} % of the time, bound by {bound}<br>"
+            f"{words.number(x[i])} operations a byte, {words.number(y[i])} TFLOPS<br>"
+            f"{words.large(layers[i].macs)} MACs, {words.large(layers[i].nbytes, 'B')}"
+            for i in mine
+        ]
+        sizes = [5 + 19 * (layers[i].time_s / longest) ** 0.5 for i in mine]
+        figure.add_trace(
+            go.Scatter(
+                x=[x[i] for i in mine],
+                y=[y[i] for i in mine],
+                mode="markers",
+                name=f"bound by {bound}",
+                marker={"color": colour, "size": sizes, "opacity": 0.65, "line": {"width": 0.8, "color": "var(--card)"}},
+                hovertext=text,
+                hoverinfo="text",
+            )
+        )
+    figure.update_layout(
+        height=430,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"title": {"text": "operations per byte moved"}, **_log_ticks(low, high)},
+        yaxis={"title": {"text": "10¹² operations per second"}, **_log_ticks(min([*y, profile.peak_tflops]) / 2, profile.peak_tflops * 2)},
+        legend={"orientation": "h", "y": -0.17, "yanchor": "top", "x": 0, "itemsizing": "constant"},
+        hovermode="closest",
+    )
+    return figure
+
+
+def save_speed_png(points: Sequence[SpeedPoint], path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+    """Draw accuracy against throughput as a PNG for docs: points of one setting, those without a published accuracy left out.
+
+    Raises:
+        UserError: the points are of several settings, or none has an accuracy.
+    """
+    from matplotlib.figure import Figure
+
+    settings = sorted({p.setting for p in points})
+    if len(settings) != 1:
+        raise UserError(f"one picture holds points of one setting, got {'; '.join(settings) or 'no point'}")
+    known = [p for p in points if p.top1 is not None]
+    if not known:
+        raise UserError("no point has a published accuracy to draw")
+    figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for family, colour in colours([p.family for p in known]).items():
+        for kind in KINDS:
+            mine = [p for p in known if p.family == family and p.kind == kind]
+            if not mine:
+                continue
+            edge = front(mine)
+            style = {"measured": "-", "predicted": "--", "published": ":"}[kind]
+            axes.plot([p.images_per_s for p in edge], [p.top1 or 0 for p in edge], style, color=colour, linewidth=1.3)
+            face = colour if kind == "measured" else "white"
+            marker = {"measured": "o", "predicted": "D", "published": "s"}[kind]
+            speeds, tops = [p.images_per_s for p in mine], [p.top1 or 0 for p in mine]
+            axes.scatter(speeds, tops, s=22, color=face, edgecolor=colour, marker=marker, label=f"{family}, {kind}", zorder=3)
+    for p in front(known):
+        axes.annotate(
+            f"{p.name.partition('.')[0]}, {p.image_size} px", (p.images_per_s, p.top1 or 0), xytext=(5, 4), textcoords="offset points", fontsize=7
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.14)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(f"images per second ({settings[0]})")
+    axes.set_ylabel("ImageNet top-1, %")
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    if title:
+        axes.set_title(title, fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
