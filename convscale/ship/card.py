@@ -1,0 +1,60 @@
+"""The model card of an artefact: what a person opening the folder should know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from convscale.images.preprocess import Preprocessing
+from convscale.ship.verify import Verification
+
+_FACTS = ("data", "recipe", "accuracy", "speed", "licence")
+
+
+def model_card(
+    manifest: Mapping[str, Any], classes: Sequence[str], preprocessing: Preprocessing, checked: Verification, facts: Mapping[str, str]
+) -> str:
+    """Markdown. Facts that nobody gave are named as not stated, so that nobody takes silence for an answer."""
+    size = preprocessing.image_size
+    takes = (
+        f"uint8 (N, {size}, {size}, {preprocessing.channels})"
+        if manifest["baked"]
+        else f"float32 (N, {preprocessing.channels}, {size}, {size}), normalised"
+    )
+    gives = "probabilities and logits" if manifest["baked"] else "logits"
+    lines = [
+        f"# {manifest['model']}",
+        "",
+        f"An image classifier with {len(classes)} classes, exported by convscale as {manifest['format']} ({manifest['precision']}).",
+        "",
+    ]
+    for key in (*_FACTS, *sorted(set(facts) - set(_FACTS))):
+        lines.append(f"- **{key.capitalize()}**: {facts.get(key, 'not stated')}")
+    lines += [
+        "",
+        "## Input",
+        "",
+        f"The network takes {takes} and gives {gives}. Images are resized to {round(size / preprocessing.crop_pct)} px on the shorter side "
+        f"({preprocessing.interpolation}) and cut to {size} px in the centre; mean {list(preprocessing.mean)}, std {list(preprocessing.std)} "
+        "of pixels in [0, 1].",
+        "",
+        "```python",
+        "import convscale as cs",
+        "",
+        'art = cs.load_artifact("this folder")',
+        "probs = art(images)  # uint8 (N, H, W, C) after art.preprocessing.resize",
+        "```",
+        "",
+        "## Check against the trained network",
+        "",
+        f"{'Passed' if checked.passed else 'Failed'} on {checked.n} images ({checked.images}): {checked.reason}.",
+        "",
+    ]
+    if checked.accuracy_before is not None and checked.accuracy_after is not None:
+        before, after = checked.accuracy_before_interval or (0, 1), checked.accuracy_after_interval or (0, 1)
+        lines += [
+            f"Accuracy before {100 * checked.accuracy_before:.2f} % (95 % interval {100 * before[0]:.2f} to {100 * before[1]:.2f}), "
+            f"after {100 * checked.accuracy_after:.2f} % ({100 * after[0]:.2f} to {100 * after[1]:.2f}).",
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""Where an artefact begins to differ from the network it was made from."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from convscale.ship.artifact import Artifact
+from convscale.ship.fold import capture, fold
+from convscale.ship.nets import Baked
+from convscale.ship.silence import quiet
+
+TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2, "int8": 0.2}
+"""Relative difference of a layer's output that counts as drift."""
+
+_LAYERS = {torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding, torch.ops.aten.linear.default, torch.ops.aten.batch_norm.default}
+
+
+def first_drift(net: nn.Module, artifact: Artifact, images: np.ndarray | None) -> str | None:
+    """The first layer, in running order, whose output in the artefact differs from the network's by more than the precision allows.
+
+    Exporters keep the names of the captured graph's values, so the same graph is captured again, run operator by operator, and compared
+    with the values of the same names inside the artefact.
+
+    Args:
+        images: a few images as the artefact takes them; None: there are none to look with.
+
+    Returns:
+        The layer's name in the network (``layer1.0.conv2``), or None where it can not be told (the format shows no inner values).
+    """
+    if images is None or artifact.format not in ("onnx", "openvino"):
+        return None
+    try:
+        expected, names = _values(net, artifact, images)
+        actual = _onnx_values(artifact, images, list(expected)) if artifact.format == "onnx" else _openvino_values(artifact, images, list(expected))
+    except Exception:
+        # The gate has decided already; a name is a help, and failing to find one must not hide the reason.
+        return None
+    limit = TOLERANCE[artifact.precision]
+    for name, value in expected.items():
+        if name in actual and actual[name].shape == value.shape:
+            scale = max(float(np.abs(value).max()), 1e-12)
+            if not float(np.abs(actual[name] - value).max()) / scale <= limit:
+                return names[name]
+    return None
+
+
+def _values(net: nn.Module, artifact: Artifact, images: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Outputs of every convolution, linear layer and norm left by name of the captured graph, and the layers' names."""
+    batch = artifact.input_batch(images)
+    batch = torch.from_numpy(batch) if isinstance(batch, np.ndarray) else batch
+    if len(batch) < 2:
+        batch = torch.cat([batch, batch])
+    pixels = artifact.preprocessing.normalize(torch.from_numpy(np.require(images, requirements=["C", "W"])))
+    graph = fold(net, pixels if len(pixels) > 1 else torch.cat([pixels, pixels]))
+    # What export wrote: the folded graph captured once more, behind the baked preprocessing where there is one.
+    graph = capture(Baked(graph, artifact.preprocessing) if artifact.baked else graph, batch)
+    values: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if n.op == "call_function" and n.target in _LAYERS:
+                values[n.name] = result.detach().float().numpy().copy()  # a later activation may overwrite it in place
+                names[n.name] = _layer_name(n)
+            return result
+
+    with torch.no_grad():
+        Recorder(graph).run(batch)
+    return {k: v[: len(images)] for k, v in values.items()}, names
+
+
+def _layer_name(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return paths[-1].removeprefix("net.") if paths else node.name
+
+
+def _onnx_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
+    """Inner values of an ONNX file: a copy of it with more outputs, run without rewrites that would remove them."""
+    import onnx
+    import onnxruntime as ort
+
+    model = onnx.load(os.fspath(artifact.model_path))
+    have = {name for node in model.graph.node for name in node.output} - {o.name for o in model.graph.output}
+    chosen = [name for name in wanted if name in have]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in chosen)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inner.onnx"
+        onnx.save(model, os.fspath(path))
+        session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    batch = artifact.input_batch(images)
+    batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
+    outputs = session.run(chosen, {session.get_inputs()[0].name: np.ascontiguousarray(batch)}) if chosen else []
+    return {name: np.asarray(value) for name, value in zip(chosen, outputs, strict=True)}
+
+
+def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
+    """Inner values of an OpenVINO IR: its tensors that carry the exporter's names, put out as well."""
+    with quiet():
+        import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(os.fspath(artifact.model_path))
+    chosen = []
+    for op in model.get_ordered_ops():
+        for output in op.outputs():
+            if hit := next((name for name in output.get_names() if name in wanted), None):
+                chosen.append(hit)
+                break
+    model.add_outputs(chosen)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    batch = artifact.input_batch(images)
+    batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
+    outputs = compiled(np.ascontiguousarray(batch))
+    return {name: np.array(outputs[name]) for name in chosen}

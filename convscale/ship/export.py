@@ -1,0 +1,187 @@
+"""A network becomes an artefact: folded, written, checked, sealed; or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.errors import UserError, nearest
+from convscale.images.preprocess import Preprocessing
+from convscale.ship.artifact import MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
+from convscale.ship.card import model_card
+from convscale.ship.fold import fold
+from convscale.ship.nets import Baked, as_module, example_input, forward_logits, preprocessing_of
+from convscale.ship.onnx_files import OPSET, write_onnx
+from convscale.ship.runtime import need_runtime
+from convscale.ship.verify import Verification, Withheld, verify
+
+FORMATS = tuple(MODEL_FILES)
+NOISE_IMAGES = 8
+"""Images of seeded noise that stand in where none are given."""
+
+
+def export(
+    net: nn.Module | Any,
+    out_dir: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    bake: bool = False,
+    half: bool = False,
+    spec: Any = None,
+    card: Mapping[str, str] | None = None,
+    verify_images: np.ndarray | Sequence[np.ndarray] | None = None,
+    verify_labels: Sequence[int] | np.ndarray | None = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """Write a trained network as an artefact folder, and check it against the network before it gets its name.
+
+    Args:
+        net: any module (a name or a ``NetSpec`` is built untrained); it is left as it is.
+        out_dir: the folder to make; it appears whole or not at all.
+        format: ``onnx``, ``openvino`` or ``torch``.
+        image_size: side in pixels; None: the preprocessing's or the network's own.
+        classes: their names in the order of the outputs; None: their numbers.
+        preprocessing: None: as the network's ``pretrained_cfg`` says.
+        bake: cast, normalise, permute and softmax become part of the network: uint8 (N, H, W, C) in, probabilities out. Resizing stays outside.
+        half: store the weights in half precision (they are computed with in float32 on a CPU).
+        spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
+        card: facts for the model card: ``data``, ``recipe``, ``accuracy``, ``speed``, ``licence`` and others.
+        verify_images: uint8 (N, H, W, C) real images, resized; None: a little noise, and the record says so.
+        verify_labels: their classes, for accuracies.
+        overwrite: replace an artefact of that name, once the new one is whole.
+
+    Raises:
+        UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing folder.
+        Withheld: the artefact does not say what the network says; nothing is left under ``out_dir``.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
+    need_runtime(RUNTIMES_OF[format][0])
+    module, name = as_module(net)
+    preprocessing = _preprocessing(module, preprocessing, image_size)
+    example = example_input(module, preprocessing.image_size).cpu()
+    num_classes = _num_classes(module, example)
+    names = [str(i) for i in range(num_classes)] if classes is None else [str(c) for c in classes]
+    if len(names) != num_classes:
+        raise UserError(f"classes names {len(names)} classes, {name} has {num_classes} outputs")
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    spec = getattr(module, "spec", None) if spec is None else spec
+    manifest = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": name,
+        "format": format,
+        "precision": "fp16" if half else "fp32",
+        "baked": bake,
+        "num_classes": num_classes,
+        "opset": OPSET if format == "onnx" else None,
+        "runtime": {"name": RUNTIMES_OF[format][0], "threads": None, "batch_size": None},
+        "spec": spec.to_dict() if hasattr(spec, "to_dict") else spec,
+    }
+    with staged_folder(out_dir, overwrite=overwrite) as folder:
+        _need_space(folder, module)
+        try:
+            _write_model(module.cpu(), example, folder, format, preprocessing if bake else None, half)
+        finally:
+            module.to(device)
+        _write_json(folder / "classes.json", names)
+        _write_json(folder / "preprocessing.json", preprocessing.to_dict())
+        images = noise_images(preprocessing) if verify_images is None else verify_images
+        source = "noise" if verify_images is None else "given"
+        checked = verify(module, Artifact(folder, manifest), images, verify_labels, source=source)
+        if not checked.passed:
+            raise withheld(out_dir, checked)
+        _write_json(folder / "verification.json", checked.to_dict())
+        (folder / "README.md").write_text(model_card(manifest, names, preprocessing, checked, card or {}), encoding="utf-8")
+        seal(folder, manifest)
+    return load_artifact(out_dir)
+
+
+def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld:
+    """The error for an artefact that did not pass, naming where the difference starts if that is known."""
+    where = f"; the difference starts at {checked.drift_layer}" if checked.drift_layer else ""
+    return Withheld(f"artefact {Path(out_dir)} is withheld: {checked.reason}{where}", checked)
+
+
+def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
+    """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
+    shape = (count, preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: int | None) -> Preprocessing:
+    """The preprocessing to ship, checked against a size asked for beside it."""
+    if given is None:
+        return preprocessing_of(module, image_size)
+    if image_size is not None and image_size != given.image_size:
+        raise UserError(f"image_size is {image_size}, preprocessing says {given.image_size}; give one of them")
+    return given
+
+
+def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
+    """Outputs per image, by running it.
+
+    Raises:
+        UserError: it can not take the example's shape, or does not give (N, classes).
+    """
+    try:
+        logits = forward_logits(module, example)
+    except UserError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first}") from error
+    if logits.ndim != 2:
+        raise UserError(f"an artefact is a classifier with outputs (N, classes), {type(module).__name__} gives {tuple(logits.shape)}")
+    return logits.shape[1]
+
+
+def _write_model(module: nn.Module, example: torch.Tensor, folder: Path, format: str, baked: Preprocessing | None, half: bool) -> None:
+    """The model file of a format, weights inside or beside it."""
+    net: nn.Module = fold(module, example)
+    outputs: tuple[str, ...] = ("logits",)
+    if baked is not None:
+        net, outputs = Baked(net, baked), ("probabilities", "logits")
+        example = torch.from_numpy(noise_images(baked, 2))
+    if format == "torch":
+        from convscale.ship.torch_files import write_program
+
+        write_program(net, example, folder / "model.pt2")
+        return
+    onnx_path = folder / "model.onnx"
+    write_onnx(net, example, onnx_path, outputs=outputs)
+    if half and format == "onnx":
+        from convscale.ship.onnx_files import store_half
+
+        store_half(onnx_path)
+    if format == "openvino":
+        from convscale.ship.openvino_files import write_ir
+
+        write_ir(onnx_path, folder / "model.xml", half=half)
+        onnx_path.unlink()
+
+
+def _need_space(folder: Path, module: nn.Module) -> None:
+    """
+    Raises:
+        UserError: the disk has no room for the weights twice (the file, and its temporary form).
+    """
+    need = 2 * sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) + 10_000_000
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or name another folder")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

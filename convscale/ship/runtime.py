@@ -1,0 +1,243 @@
+"""One interface over eager and compiled PyTorch, ONNX Runtime and OpenVINO: arrays in, arrays out, with a stated number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.errors import UserError, nearest
+from convscale.ship.silence import quiet
+from convscale.speed.conditions import RUNTIMES
+from convscale.speed.timing import available_cores
+
+Batch = np.ndarray | torch.Tensor
+
+_INSTALL = {"onnxruntime": "pip install onnxruntime", "openvino": "pip install 'convscale[openvino]'"}
+
+
+class Runner:
+    """A network opened in a runtime.
+
+    Calling it takes a batch and gives a tuple of arrays, one per output. The three steps are apart so that a timing can leave the copies
+    out: :meth:`prepare` once, :meth:`run` repeatedly, :meth:`fetch` at the end.
+    """
+
+    runtime: str
+    threads: int
+    synchronize: Callable[[], object] | None = None
+    """Waits for the device; None where :meth:`run` returns when the work is done."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """The batch as the runtime wants it, on its device."""
+        raise NotImplementedError
+
+    def run(self, prepared: Any) -> Any:
+        """The network's outputs in the runtime's own form."""
+        raise NotImplementedError
+
+    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
+        """The outputs as arrays."""
+        raise NotImplementedError
+
+    def __call__(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        return self.fetch(self.run(self.prepare(batch)))
+
+
+class TorchRunner(Runner):
+    """A module in PyTorch: eager, compiled, or compiled with its weights frozen in."""
+
+    def __init__(self, net: nn.Module, runtime: str, *, threads: int | None, device: str, precision: str, layout: str, train: bool = False) -> None:
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+        if precision == "int8":
+            raise UserError("precision int8 needs a quantised artefact; export one with int8 and measure that")
+        self.runtime, self.threads = runtime, threads or available_cores()
+        self._device, self._dtype = torch.device(device), dtype
+        self._format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+        amp_type = torch.float16 if self._device.type == "cuda" else torch.bfloat16
+        self._autocast = (lambda: torch.autocast(self._device.type, amp_type)) if precision == "amp" else contextlib.nullcontext
+        net = net.train(train).to(device=self._device, dtype=dtype)
+        if layout == "nhwc":
+            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.module = net
+        self.net = net if runtime == "eager" else _compiled(net, frozen=runtime == "compiled-frozen")
+        if self._device.type == "cuda":
+            self.synchronize = lambda: torch.cuda.synchronize(self._device)
+
+    def prepare(self, batch: Batch) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch
+        if tensor.is_floating_point():
+            tensor = tensor.to(self._dtype)
+        return tensor.to(self._device).contiguous(memory_format=self._format)
+
+    def run(self, prepared: torch.Tensor) -> Any:
+        with torch_threads(self.threads), torch.no_grad():
+            return self.forward(prepared)
+
+    def forward(self, prepared: torch.Tensor) -> Any:
+        """One forward pass under the precision's autocast, with gradients where they are on."""
+        with self._autocast():
+            return self.net(prepared)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The module's parameters, as they are on the device."""
+        return list(self.module.parameters())
+
+    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        return tuple(o.float().cpu().numpy() for o in outputs)
+
+
+class OnnxRunner(Runner):
+    """An ONNX file in ONNX Runtime."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None, device: str) -> None:
+        need_runtime("onnxruntime")
+        import onnxruntime as ort
+
+        self.threads = threads or available_cores()
+        provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+        if provider not in ort.get_available_providers():
+            raise UserError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or use device cpu")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self.session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
+        except Exception as error:
+            raise UserError(f"ONNX Runtime can not open {Path(path).name}: {_first_line(error)}") from error
+        self._input = self.session.get_inputs()[0]
+        self._dtype = np.uint8 if "uint8" in self._input.type else np.float16 if "float16" in self._input.type else np.float32
+
+    def prepare(self, batch: Batch) -> np.ndarray:
+        array = batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch
+        return np.ascontiguousarray(array, dtype=self._dtype)
+
+    def run(self, prepared: np.ndarray) -> Any:
+        return self.session.run(None, {self._input.name: prepared})
+
+    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
+        return tuple(outputs)
+
+
+class OpenVinoRunner(Runner):
+    """An OpenVINO IR or ONNX file in OpenVINO, on the CPU.
+
+    Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it.
+    """
+
+    runtime = "openvino"
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None, device: str, precision: str = "fp32", streams: int = 1) -> None:
+        need_runtime("openvino")
+        with quiet():
+            import openvino as ov
+
+        if device != "cpu":
+            raise UserError(f"runtime openvino runs on device cpu here, got {device!r}")
+        self.threads = threads or available_cores()
+        config: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": streams,
+            "INFERENCE_PRECISION_HINT": "bf16" if precision in ("bf16", "amp") else "f32",
+        }
+        try:
+            core = ov.Core()
+            self.compiled = core.compile_model(core.read_model(os.fspath(path)), "CPU", config)
+        except Exception as error:
+            raise UserError(f"OpenVINO can not open {Path(path).name}: {_first_line(error)}") from error
+        self._dtype = np.dtype(self.compiled.input(0).get_element_type().to_dtype())
+        self._request = self.compiled.create_infer_request()
+
+    def prepare(self, batch: Batch) -> np.ndarray:
+        array = batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch
+        return np.ascontiguousarray(array, dtype=self._dtype)
+
+    def run(self, prepared: np.ndarray) -> Any:
+        return self._request.infer([prepared], share_inputs=True, share_outputs=True)
+
+    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
+        # The request's own memory is overwritten by the next call.
+        return tuple(np.array(outputs[i]) for i in range(len(outputs)))
+
+
+def open_runtime(
+    source: nn.Module | str | os.PathLike[str],
+    runtime: str,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    layout: str = "nchw",
+) -> Runner:
+    """Open a module (PyTorch runtimes) or a model file (ONNX Runtime: ``.onnx``; OpenVINO: ``.onnx`` or ``.xml``) for inference.
+
+    A module is moved to the device, precision and layout and put in eval mode.
+
+    Raises:
+        UserError: the runtime is unknown or not installed (the message says how to install it), or can not open this source.
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"runtime {runtime!r} is unknown{nearest(runtime, RUNTIMES)}")
+    if isinstance(source, nn.Module):
+        if runtime not in ("eager", "compiled", "compiled-frozen"):
+            raise UserError(f"runtime {runtime} opens model files, not modules; export the network first")
+        return TorchRunner(source, runtime, threads=threads, device=device, precision=precision, layout=layout)
+    if runtime == "onnxruntime":
+        return OnnxRunner(source, threads=threads, device=device)
+    if runtime == "openvino":
+        return OpenVinoRunner(source, threads=threads, device=device, precision=precision)
+    raise UserError(f"runtime {runtime} opens modules, not {Path(source).name}")
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """The runtimes that can be used here, in the order of ``RUNTIMES``."""
+    compilers = shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX")
+    return tuple(name for name in RUNTIMES if (name == "eager") or (compilers if name.startswith("compiled") else find_spec(name)))
+
+
+def need_runtime(runtime: str) -> None:
+    """
+    Raises:
+        UserError: the runtime's library is not installed; the message says how to install it.
+    """
+    if runtime in _INSTALL and find_spec(runtime) is None:
+        raise UserError(f"runtime {runtime} is not installed; {_INSTALL[runtime]}")
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch's compute threads, set for a while."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compiled(net: nn.Module, *, frozen: bool) -> Callable[..., Any]:
+    """``torch.compile``; with freezing, weights become constants and are laid out for the processor."""
+    if "compiled" not in installed_runtimes() and next(net.parameters(), torch.empty(0)).device.type == "cpu":
+        raise UserError("runtime compiled needs a C++ compiler on a CPU; install g++, or use runtime eager or onnxruntime")
+    return torch.compile(net, options={"freezing": True}) if frozen else torch.compile(net)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,216 @@
+"""Does the artefact say what the trained network says? Compared on images, judged by a gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.ship.artifact import Artifact
+from convscale.ship.nets import forward_logits
+
+MIN_AGREEMENT = 0.999
+"""Top-1 agreement that a float artefact must reach."""
+MAX_RELATIVE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2}
+"""Largest difference of logits over the largest logit, by the precision of the stored weights."""
+CHUNK = 32
+"""Images that go through the reference network at once."""
+
+
+class Withheld(UserError):
+    """An artefact did not pass the gate and was not put under its final name."""
+
+    def __init__(self, message: str, verification: Verification) -> None:
+        super().__init__(message)
+        self.verification = verification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How an artefact compares with the network it was made from."""
+
+    n: int
+    """Images compared."""
+    images: str
+    """What they were: ``given`` or ``noise``."""
+    batch_sizes: tuple[int, ...]
+    """Batch sizes the artefact was run at."""
+    top1_agreement: float
+    """Share of images whose largest logit is the same class's."""
+    max_abs: float
+    """Largest difference of a logit."""
+    max_rel: float
+    """``max|a - b| / max|b|`` over all logits, b the trained network's."""
+    mean_abs: float
+    """Mean absolute difference of a logit."""
+    accuracy_before: float | None = None
+    """Top-1 accuracy of the trained network; None without labels."""
+    accuracy_before_interval: tuple[float, float] | None = None
+    """Its 95 % Wilson interval."""
+    accuracy_after: float | None = None
+    """Top-1 accuracy of the artefact."""
+    accuracy_after_interval: tuple[float, float] | None = None
+    """Its 95 % Wilson interval."""
+    precision: str = "fp32"
+    """The artefact's precision, which chooses the gate."""
+    max_drop: float | None = None
+    """Accuracy points an INT8 artefact may lose."""
+    drift_layer: str | None = None
+    """The layer where the difference starts; looked for only where the gate fails."""
+    passed: bool = False
+    """Whether the gate lets it through."""
+    reason: str = ""
+    """Why, in one line."""
+
+    @property
+    def drop_points(self) -> float | None:
+        """Accuracy lost, in points."""
+        if self.accuracy_before is None or self.accuracy_after is None:
+            return None
+        return 100 * (self.accuracy_before - self.accuracy_after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Verification:
+        """From what :meth:`to_dict` gave."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**fields)
+
+
+def verify(
+    net: nn.Module,
+    artifact: Artifact,
+    images: np.ndarray | Iterable[np.ndarray],
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 7),
+    max_drop: float = 0.5,
+    source: str = "given",
+) -> Verification:
+    """Run both on the same images and judge.
+
+    The first images go through the artefact once at every size of ``batch_sizes``, all images at its usual batch.
+
+    Args:
+        net: the trained network.
+        artifact: what was made from it.
+        images: uint8 (N, H, W, C), or batches of that, resized by the artefact's ``preprocessing.resize``.
+        labels: the true class of each image, for accuracies.
+        max_drop: accuracy points an INT8 artefact may lose; without labels, the points of disagreement allowed, which bound the loss.
+        source: what the images are, for the record.
+
+    Raises:
+        UserError: no images, of a wrong shape, or another number of labels.
+    """
+    reference, candidate, max_abs = _both(net, artifact, images, batch_sizes)
+    n = len(reference)
+    if labels is not None and len(labels) != n:
+        raise UserError(f"verify got {n} images and {len(labels)} labels; give one label per image")
+    difference = np.abs(candidate - reference)
+    max_abs = max(max_abs, float(difference.max()))
+    largest = float(np.abs(reference).max())
+    same = reference.argmax(1) == candidate.argmax(1)
+    finite = bool(np.isfinite(reference).all() and np.isfinite(candidate).all())
+    found: dict[str, Any] = {
+        "n": n,
+        "images": source,
+        "batch_sizes": tuple(batch_sizes),
+        "top1_agreement": float(same.mean()),
+        "max_abs": max_abs if finite else math.inf,
+        "max_rel": 0.0 if max_abs == 0 else max_abs / largest if finite and largest else math.inf,
+        "mean_abs": float(difference.mean()) if finite else math.inf,
+        "precision": artifact.precision,
+    }
+    if labels is not None:
+        truth = np.asarray(labels)
+        for name, logits in (("before", reference), ("after", candidate)):
+            right = int((logits.argmax(1) == truth).sum())
+            found |= {f"accuracy_{name}": right / n, f"accuracy_{name}_interval": wilson(right, n)}
+    if artifact.precision == "int8":
+        found["max_drop"] = max_drop
+    passed, reason = _judge(Verification(**found))
+    if not passed and finite:
+        from convscale.ship.drift import first_drift
+
+        found["drift_layer"] = first_drift(net, artifact, _first(images))
+    return Verification(**found, passed=passed, reason=reason)
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+    Raises:
+        UserError: ``n`` is below 1 or ``successes`` outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise UserError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _both(
+    net: nn.Module, artifact: Artifact, images: np.ndarray | Iterable[np.ndarray], batch_sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Logits of the network and of the artefact, (N, classes) each, and the largest difference seen at the extra batch sizes."""
+    reference: list[np.ndarray] = []
+    candidate: list[np.ndarray] = []
+    worst = 0.0
+    for chunk in _chunks(images):
+        pixels = torch.from_numpy(np.require(chunk, requirements=["C", "W"]))
+        expected = forward_logits(net, artifact.preprocessing.normalize(pixels)).numpy()
+        if not reference:
+            for size in batch_sizes:
+                # Twice the size, so that a second full batch and, with an odd number of images, a rest go through too.
+                few = slice(0, min(len(chunk), 2 * size + 1))
+                worst = max(worst, float(np.abs(artifact.logits(chunk[few], batch_size=size) - expected[few]).max()))
+        reference.append(expected)
+        candidate.append(artifact.logits(chunk))
+    if not reference:
+        raise UserError("verify got no images; give at least one")
+    return np.concatenate(reference), np.concatenate(candidate), worst
+
+
+def _judge(v: Verification) -> tuple[bool, str]:
+    """The gate. Returns whether it passes, and why in one line."""
+    if not math.isfinite(v.max_abs):
+        return False, "the logits are not finite numbers"
+    if v.precision == "int8":
+        assert v.max_drop is not None, "an INT8 verification states its max_drop"
+        if v.drop_points is not None:
+            passed = v.drop_points <= v.max_drop + 1e-9
+            return passed, f"INT8 loses {v.drop_points:.2f} points of accuracy on {v.n} images, {v.max_drop:g} are allowed"
+        lost = 100 * (1 - v.top1_agreement)
+        return lost <= v.max_drop + 1e-9, f"INT8 disagrees on {lost:.2f} % of {v.n} images (no labels), {v.max_drop:g} are allowed"
+    limit = MAX_RELATIVE[v.precision]
+    if v.max_rel > limit:
+        return False, f"the logits differ by {v.max_rel:.1e} relative, {limit:g} is allowed"
+    if v.top1_agreement < MIN_AGREEMENT:
+        return False, f"top-1 agrees on {100 * v.top1_agreement:.2f} % of {v.n} images, {100 * MIN_AGREEMENT:g} % are needed"
+    return True, f"top-1 agrees on {100 * v.top1_agreement:.2f} % of {v.n} images, the logits differ by at most {v.max_rel:.1e} relative"
+
+
+def _chunks(images: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for batch in [images] if isinstance(images, np.ndarray) else images:
+        for start in range(0, len(batch), CHUNK):
+            yield batch[start : start + CHUNK]
+
+
+def _first(images: np.ndarray | Iterable[np.ndarray]) -> np.ndarray | None:
+    """A few images to look for the drift with; None where they came from an iterator that is used up."""
+    if isinstance(images, np.ndarray):
+        return images[:4]
+    if isinstance(images, Sequence) and len(images):
+        return images[0][:4]
+    return None
