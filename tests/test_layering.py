@@ -19,9 +19,13 @@ def imported(source: str, module: str, *, is_package: bool = False) -> set[str]:
     """Dotted names of every module that ``source`` imports, at its top or inside functions; relative ones resolved, literal ``import_module`` too."""
     names: set[str] = set()
     package = module.split(".") if is_package else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            for alias in node.names:
+                # `import convscale as cs` is an import of every `cs.name` that is used.
+                used = attributes(tree, alias.asname or alias.name) if alias.name == "convscale" else set()
+                names.update({f"convscale.{attribute}" for attribute in used} or {alias.name})
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1]] if node.level else []
             prefix = ".".join([*base, *([node.module] if node.module else [])])
@@ -29,6 +33,11 @@ def imported(source: str, module: str, *, is_package: bool = False) -> set[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
             names.update(arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
     return names
+
+
+def attributes(tree: ast.Module, name: str) -> set[str]:
+    """What is taken from the variable ``name``, as in ``name.attribute``."""
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name}
 
 
 def violations(source: str, path: Path) -> list[str]:
@@ -68,6 +77,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("nn/__init__.py", "from ..speed import cost"),
         ("nn/net.py", "import importlib\nimportlib.import_module('convscale.cli')"),
         ("nn/net.py", "import convscale as cs"),
+        ("nn/net.py", "import convscale as cs\nnet = cs.create_model('x')\nversion = cs.__version__"),
         ("nn/net.py", "from convscale import create_model"),
         ("choice.py", "import convscale.learn.train"),
         ("arch/spec.py", "import torch.nn as nn"),
@@ -83,6 +93,7 @@ def test_a_wrong_import_is_found(path: str, source: str) -> None:
     [
         ("nn/net.py", "import torch\nfrom convscale.arch.spec import NetSpec\nfrom convscale.nn.blocks import Block\nfrom . import norm"),
         ("files.py", "from convscale.errors import UserError"),
+        ("learn/train.py", "import convscale\nversion = convscale.__version__"),
         ("cli.py", "from convscale import __version__\nfrom convscale.pipeline import fit"),
     ],
 )
