@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from convscale.nn.norm import BatchNormAct, InPlaceABN
-from convscale.nn.norm_ops import being_traced, per_channel, sums_dtype
+from convscale.nn.norm_ops import autocast_dtype, being_traced, per_channel, sums_dtype, without_autocast
 
 aten = torch.ops.aten
 
@@ -48,7 +48,7 @@ class _Blur(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
         ctx.size, ctx.stride = x.shape, stride
         ctx.save_for_backward(kernel)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return _blur(x, kernel, stride)
 
     @staticmethod
@@ -83,9 +83,8 @@ def conv_after(conv: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor,
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return conv(prepare(*inputs))
     weight, bias = conv.weight, conv.bias
-    device = inputs[0].device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(inputs[0].device.type)
+    if dtype is not None:
         weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     y = _ConvAfter.apply(prepare, conv, None if prepared is None else prepared.detach(), weight, bias, *inputs)
@@ -100,7 +99,7 @@ class _ConvAfter(torch.autograd.Function):
         ctx.biased = bias is not None
         ctx.save_for_backward(weight, *inputs)
         z = prepare(*inputs) if prepared is None else prepared
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device.type):
             return conv._conv_forward(z.to(weight.dtype), weight, bias)
 
     @staticmethod

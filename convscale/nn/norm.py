@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from convscale.errors import UserError, nearest
 from convscale.nn.activations import ACTIVATIONS, apply_activation
-from convscale.nn.norm_ops import InPlaceNorm, SyncNorm, being_traced, joint_statistics, sums_dtype, update_running
+from convscale.nn.norm_ops import RECOMPUTABLE, InPlaceNorm, RecomputedNormAct, SyncNorm, being_traced, joint_statistics, sums_dtype, update_running
 
 SMALLEST_SLOPE = 1e-3
 """The smallest leaky slope that is inverted: below it the output of the negative side is too coarse to tell its input."""
@@ -90,6 +90,23 @@ class _Norm(_NormBase):
         dtype = sums_dtype(self.weight.dtype)
         return self.weight.to(dtype), self.bias.to(dtype)
 
+    def _lean(self, function: type[torch.autograd.Function], x: Tensor, use_batch: bool, momentum: float, *extra: Any) -> Tensor:
+        """One of norm_ops' functions with this layer's parameters and statistics."""
+        weight, bias = self._affine()
+        running = self._running()
+        stats = [None if s is None else s.to(weight.dtype) for s in running]
+        y = function.apply(x, weight, bias, *stats, use_batch, momentum, self.eps, *extra)
+        for mine, new in zip(running, stats, strict=True):
+            if use_batch and mine is not None and new is not None and new is not mine:
+                mine.copy_(new)
+        assert isinstance(y, Tensor)
+        return y
+
+    def _wants_grad(self, x: Tensor) -> bool:
+        """Whether there will be a backward pass that it is ours to arrange: a compiler arranges its own."""
+        needed = x.requires_grad or self.weight.requires_grad or self.bias.requires_grad
+        return torch.is_grad_enabled() and needed and not being_traced()
+
     def normalise(self, x: Tensor) -> Tensor:
         """Batch norm without the activation, keeping x (N, C, H, W) for the backward pass."""
         use_batch, momentum = self._step(x)
@@ -141,6 +158,8 @@ class BatchNormAct(_Norm, nn.BatchNorm2d):
         momentum: weight of the new batch in the running statistics; None: their plain average.
         activation: a name from `ACTIVATIONS`.
         slope: of leaky ReLU's negative side.
+        lean: keep the norm's input alone where the activation would keep the norm's output besides (SiLU, hard-swish, Mish, GELU), and make that
+            output again in the backward pass, which then has no derivative of its own.
         track_running_stats: False: the batch's own statistics in eval mode too.
 
     Raises:
@@ -155,12 +174,18 @@ class BatchNormAct(_Norm, nn.BatchNorm2d):
         activation: str = "identity",
         slope: float = 0.01,
         *,
+        lean: bool = False,
         track_running_stats: bool = True,
     ) -> None:
         super().__init__(num_features, eps, momentum, track_running_stats=track_running_stats)
         self._setup(activation, slope)
+        self.lean = lean
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.lean and self.activation in RECOMPUTABLE and self.sync is None and self._wants_grad(input):
+            use_batch, momentum = self._step(input)
+            act = ACTIVATIONS[self.activation](self.slope, True)
+            return self._lean(RecomputedNormAct, input, use_batch, momentum, act, self.activation)
         return apply_activation(self.normalise(input), self.activation, self.slope, inplace=True)
 
 
@@ -212,23 +237,14 @@ class InPlaceABN(_Norm):
         self.keep = keep
 
     def forward(self, x: Tensor) -> Tensor:
-        wants_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad or self.bias.requires_grad)
-        if self.keep == "input" or not wants_grad or being_traced():
+        if self.keep == "input" or not self._wants_grad(x):
             return apply_activation(self.normalise(x), self.activation, self.slope, inplace=True)
         if x.requires_grad:
             _check_overwritable(x)
         use_batch, momentum = self._step(x)
         group = self._group(use_batch)
         slope = self.slope if self.activation == "leaky_relu" else None
-        weight, bias = self._affine()
-        running = self._running()
-        stats = [None if s is None else s.to(weight.dtype) for s in running]
-        y = InPlaceNorm.apply(x, weight, bias, *stats, use_batch, momentum, self.eps, slope, group)
-        for mine, new in zip(running, stats, strict=True):
-            if use_batch and mine is not None and new is not None and new is not mine:
-                mine.copy_(new)
-        assert isinstance(y, Tensor)
-        return y
+        return self._lean(InPlaceNorm, x, use_batch, momentum, slope, group)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", keep='input'" if self.keep == "input" else "")
@@ -251,16 +267,16 @@ def norm_act(
     slope: float = 0.01,
     keep: Keep = "output",
 ) -> BatchNormAct | InPlaceABN:
-    """A norm of the given kind; ``inplace`` gives BatchNormAct where the activation can't be inverted.
+    """A norm of the given kind; ``inplace`` gives a lean BatchNormAct where the activation can't be inverted, or where its input is to be kept.
 
     Raises:
         UserError: an unknown kind or activation.
     """
     if kind not in NORM_KINDS:
         raise UserError(f"norm {kind!r} is unknown{nearest(kind, NORM_KINDS)}")
-    if kind == "inplace" and inverts(activation, slope):
+    if kind == "inplace" and inverts(activation, slope) and (keep == "output" or activation == "identity"):
         return InPlaceABN(num_features, eps, momentum, activation, slope, keep)
-    norm = BatchNormAct(num_features, eps, momentum, activation, slope)
+    norm = BatchNormAct(num_features, eps, momentum, activation, slope, lean=kind == "inplace")
     norm.keep = keep
     return norm
 
@@ -268,8 +284,8 @@ def norm_act(
 def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnorm") -> nn.Module:
     """A copy of `net` with its norms of the other kind, and the same outputs; `net` itself stays as it is.
 
-    Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct, and a bare ``nn.BatchNorm2d`` stays too: what follows it is
-    not known, so neither is whether its output may be overwritten.
+    Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct (a lean one), and a bare ``nn.BatchNorm2d`` stays too: what
+    follows it is not known, so neither is whether its output may be overwritten.
 
     Raises:
         UserError: an unknown kind.
@@ -296,7 +312,7 @@ def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -
 
 
 def _converted(old: _Norm, to: str) -> _Norm:
-    if to == ("inplace" if isinstance(old, InPlaceABN) else "batchnorm"):
+    if to == "inplace" and isinstance(old, InPlaceABN):
         return old
     new = norm_act(to, old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=old.slope, keep=old.keep)
     new.sync = old.sync

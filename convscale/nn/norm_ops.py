@@ -1,17 +1,20 @@
-"""The arithmetic under `convscale.nn.norm`: statistics over processes, and two autograd functions.
+"""The arithmetic under `convscale.nn.norm`: statistics over processes, and the autograd functions.
 
 `InPlaceNorm` is In-Place Activated BatchNorm (Rota Bulò et al., CVPR 2018, arXiv 1712.02616): it keeps its output alone for the backward pass and
-gets the normalised input back by inverting the activation and the affine map. `SyncNorm` keeps its input, as BatchNorm does, with statistics
-taken over several processes. Both take maps (N, C, H, W) and compute sums in float32 where the maps are half precision.
+gets the normalised input back by inverting the activation and the affine map. `RecomputedNormAct` keeps its input alone, where batch norm and an
+activation keep an input each. `SyncNorm` keeps its input, as BatchNorm does, with statistics taken over several processes. All take maps
+(N, C, H, W) and compute sums in float32 where the maps are half precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -32,6 +35,18 @@ def sums_dtype(dtype: torch.dtype) -> torch.dtype:
 def being_traced() -> bool:
     """Whether the code is being compiled, exported or traced: then only plain operations are wanted, and a compiler chooses what to keep."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The type that autocast gives convolutions on this kind of device; None where it is off (or unknown there, as on meta)."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which maps keep their type."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
 
 
 def divisor(weight: Tensor, map_dtype: torch.dtype) -> Tensor:
@@ -170,6 +185,56 @@ class InPlaceNorm(torch.autograd.Function):
             dx, dweight, dbias = _input_gradient(dz, normalised, scale, count, ctx.group)
         needs = ctx.needs_input_grad
         return (dx.to(y.dtype) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, *[None] * 7)
+
+
+_BACKWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": aten.silu_backward,
+    "hardswish": aten.hardswish_backward,
+    "mish": aten.mish_backward,
+    "gelu": aten.gelu_backward,
+}
+"""Gradients of the activations that need their input, from the gradient of their output and that input."""
+RECOMPUTABLE = frozenset(_BACKWARDS)
+
+
+class RecomputedNormAct(torch.autograd.Function):
+    """Batch norm and an activation whose backward needs the norm's output: keeps the norm's input, and makes the output again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        use_batch: bool,
+        momentum: float,
+        eps: float,
+        act: nn.Module,
+        name: str,
+    ) -> Tensor:
+        """act(norm(x)), with the batch's statistics (use_batch) or the running ones; `act` works in place and has the name `name`."""
+        y, mean, invstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, use_batch, momentum, eps)
+        if not use_batch:
+            assert running_mean is not None
+            assert running_var is not None
+            mean, invstd = running_mean.clone(), torch.rsqrt(running_var + eps)
+        ctx.save_for_backward(x, weight, bias, mean, invstd)
+        ctx.use_batch, ctx.name = use_batch, name
+        return act(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for x, weight and bias."""
+        x, weight, bias, mean, invstd = ctx.saved_tensors
+        ones = torch.ones_like(invstd)
+        z = torch.native_batch_norm(x, weight * invstd, bias, mean, ones, False, 0.0, 0.0)[0]
+        dz = _BACKWARDS[ctx.name](grads[0], z)
+        needs = ctx.needs_input_grad
+        found = aten.native_batch_norm_backward(dz, x, weight, mean, invstd**-2, mean, invstd, ctx.use_batch, 0.0, list(needs[:3]))
+        return (*(grad if need else None for grad, need in zip(found, needs[:3], strict=True)), *[None] * 7)
 
 
 class SyncNorm(torch.autograd.Function):

@@ -248,6 +248,38 @@ def test_batch_norm_act_equals_norm_then_activation(name: str, reference, traini
         assert torch.allclose(norm.eval()(x), reference(twin.eval()(x)), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["silu", "hardswish", "mish", "gelu"])
+@pytest.mark.parametrize("training", [True, False])
+def test_lean_batch_norm_act_is_exact_and_keeps_one_map(name: str, training: bool) -> None:
+    lean = randomised(BatchNormAct(6, activation=name, lean=True), torch.float64).train(training)
+    plain = copy.deepcopy(lean)
+    plain.lean = False
+    x, dy = seeded(*SHAPE, seed=6, dtype=torch.float64) * 3 + 1, seeded(*SHAPE, seed=7, dtype=torch.float64)
+    for a, b in zip(gradients(lean, x, dy), gradients(plain, x, dy), strict=True):
+        assert relative(a, b) < 1e-13
+    for key in KEYS:
+        assert torch.equal(getattr(lean, key), getattr(plain, key)), key
+    assert torch.autograd.gradcheck(lambda x: lean(x * 1), (x[:2, :, :2, :2].clone().requires_grad_(),))
+    for norm, maps in ((lean, 1), (plain, 2)):
+        kept: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.update({t.data_ptr(): t}) or t, lambda t: t):
+            norm(x.requires_grad_())
+        assert len([t for t in kept.values() if t.shape == SHAPE]) == maps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lean_batch_norm_act_in_half_precision(dtype: torch.dtype) -> None:
+    lean = randomised(BatchNormAct(6, activation="silu", lean=True))
+    plain = copy.deepcopy(lean)
+    plain.lean = False
+    x, dy = seeded(*SHAPE, seed=6, dtype=dtype), seeded(*SHAPE, seed=7, dtype=dtype)
+    for a, b in zip(gradients(lean, x, dy), gradients(plain, x, dy), strict=True):
+        assert a.dtype == b.dtype
+        assert relative(a, b) < 0.01
+    half = lean.to(dtype)
+    assert {t.dtype for t in gradients(half, x, dy)} == {dtype}
+
+
 # --- half precision -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +420,9 @@ def test_norm_act_chooses() -> None:
     assert isinstance(norm_act("inplace", 6, activation="leaky_relu", slope=1e-6), BatchNormAct)
     assert isinstance(norm_act("inplace", 6, activation="relu"), BatchNormAct)
     assert isinstance(norm_act("batchnorm", 6), BatchNormAct)
+    assert isinstance(norm_act("inplace", 6, activation="leaky_relu", keep="input"), BatchNormAct)
+    assert norm_act("inplace", 6, activation="silu").lean
+    assert not norm_act("batchnorm", 6, activation="silu").lean
     norm = norm_act("inplace", 6, eps=1e-3, momentum=0.01, keep="input")
     assert (norm.eps, norm.momentum, norm.keep) == (1e-3, 0.01, "input")
     with pytest.raises(UserError, match=r"norm 'inplaced' is unknown .nearest: inplace"):
