@@ -1,0 +1,259 @@
+"""A checkpoint is a folder: safetensors weights, JSON, perhaps a training state, and the checksums of all three.
+
+It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all; its checksums are verified on loading, and where the
+newest is damaged the one before is taken, and said. No pickle is written or read.
+
+    run/
+      recipe.yaml, log.jsonl
+      checkpoints/step-00001055/    the last K, with training state
+      checkpoints/best-00000844/    the best on validation: weights only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import convscale
+from convscale.errors import UserError
+from convscale.files import fsync_dir
+from convscale.images.preprocess import Preprocessing
+from convscale.learn.tree import from_plain, to_plain
+
+FORMAT_VERSION = 1
+"""Raised when an older convscale could not read what is written."""
+
+_SUMS = "SHA256SUMS"
+_NAME = re.compile(r"(step|best)-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A trained network with what it needs to be used."""
+
+    net: nn.Module
+    """In eval mode, on the CPU."""
+    classes: tuple[str, ...]
+    """Class names in the order of its outputs."""
+    preprocessing: Preprocessing
+    """How images become inputs."""
+    meta: dict[str, Any]
+    """Recipe, versions, metrics, step, thresholds ... as written."""
+    path: Path
+    """Where it was read from."""
+    notes: tuple[str, ...] = field(default=())
+    """What a user should know: damaged checkpoints that were passed over."""
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    net: nn.Module,
+    *,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    meta: dict[str, Any] | None = None,
+    state: dict[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint folder atomically.
+
+    Args:
+        folder: its final name; must not exist.
+        net: its weights are kept, and its ``spec`` where it has one.
+        classes: class names.
+        preprocessing: how images become inputs.
+        meta: more JSON values to keep (recipe, metrics ...).
+        state: nested values and tensors of the training state; None: the checkpoint can be used but not resumed.
+
+    Raises:
+        UserError: the folder exists, can not be written, or the disk is full; nothing is left behind then.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise UserError(f"checkpoint {target} exists already")
+    about = {
+        "format_version": FORMAT_VERSION,
+        "spec": _spec_dict(net),
+        "in_chans": preprocessing.channels,
+        "classes": list(classes),
+        "preprocessing": preprocessing.to_dict(),
+        "versions": {"convscale": convscale.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        **(meta or {}),
+    }
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+        _write(temporary / "model.safetensors", lambda path: save_file(weights, path))
+        _write(temporary / "checkpoint.json", lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"))
+        if state is not None:
+            tensors: dict[str, torch.Tensor] = {}
+            plain = to_plain(state, tensors)
+            _write(temporary / "state.safetensors", lambda path: save_file({name: value.clone() for name, value in tensors.items()}, path))
+            _write(temporary / "state.json", lambda path: path.write_text(json.dumps(plain), encoding="utf-8"))
+        sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
+        _write(temporary / _SUMS, lambda path: path.write_text(sums, encoding="utf-8"))
+        fsync_dir(temporary)
+        temporary.chmod(0o755)
+        os.rename(temporary, target)
+        fsync_dir(target.parent)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == 28 or "No space left" in str(error):
+            raise UserError(
+                f"no space left on the disk of {target.parent}; checkpoint {target.name} was not written, older ones are intact"
+            ) from error
+        raise UserError(f"checkpoint {target} can not be written ({error})") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = None) -> Checkpoint:
+    """Read a network from a checkpoint folder, or from a run's folder its best (else its last) checkpoint.
+
+    Args:
+        path: a folder.
+        net: takes the weights; None: built from the checkpoint's spec.
+
+    Raises:
+        UserError: no checkpoint, all of them damaged, one of a newer version, a pickle, or weights that do not fit.
+    """
+    place, notes = _choose(Path(path), ("best", "step"))
+    about = _about(place)
+    classes = tuple(about["classes"])
+    if net is None:
+        net = _build(about, place)
+    load_weights_into(net, place)
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place, notes=tuple(notes))
+
+
+def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
+    """The newest training state of a run's folder that is not damaged.
+
+    Returns:
+        Its checkpoint folder, what the checkpoint says about itself, the state, and notes on damaged ones that were passed over.
+    """
+    place, notes = _choose(Path(path), ("step",))
+    if not (place / "state.json").is_file():
+        raise UserError(f"checkpoint {place} has no training state; it can be evaluated or fine-tuned, not resumed")
+    tensors = load_file(place / "state.safetensors")
+    return place, _about(place), from_plain(json.loads((place / "state.json").read_text(encoding="utf-8")), tensors), notes
+
+
+def load_weights_into(net: nn.Module, place: Path) -> None:
+    """The checkpoint's weights into ``net``; every key and shape must fit."""
+    weights = load_file(place / "model.safetensors")
+    own = net.state_dict()
+    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    shapes = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or unknown or shapes:
+        parts = [
+            f"lacks {missing[0]} and {len(missing) - 1} more" if missing else "",
+            f"has {unknown[0]} and {len(unknown) - 1} more" if unknown else "",
+        ]
+        if shapes:
+            name = shapes[0]
+            parts.append(f"{name} is {tuple(weights[name].shape)}, the network's {tuple(own[name].shape)}")
+        raise UserError(f"checkpoint {place} is of another architecture: it {'; '.join(part for part in parts if part)}")
+    net.load_state_dict(weights)
+
+
+def list_checkpoints(run: str | os.PathLike[str], kinds: tuple[str, ...] = ("step",)) -> list[Path]:
+    """Checkpoint folders of a run, kinds in the order given, the newest first."""
+    folder = Path(run) / "checkpoints"
+    found = []
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if (match := _NAME.fullmatch(entry.name)) and match[1] in kinds and entry.is_dir():
+            found.append((kinds.index(match[1]), -int(match[2]), entry))
+    return [entry for _, _, entry in sorted(found)]
+
+
+def prune(run: str | os.PathLike[str], *, keep: int, kind: str = "step") -> None:
+    """Remove all but the ``keep`` newest checkpoints of a kind, and what interrupted writes left behind."""
+    for old in list_checkpoints(run, (kind,))[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    folder = Path(run) / "checkpoints"
+    for entry in folder.glob(".*.tmp") if folder.is_dir() else ():
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+def verify_checkpoint(place: Path) -> str | None:
+    """What is wrong with a checkpoint folder's files; None when every checksum is right."""
+    try:
+        lines = (place / _SUMS).read_text(encoding="utf-8").splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        if not {"model.safetensors", "checkpoint.json"} <= set(expected):
+            return f"{_SUMS} is incomplete"
+        for name, digest in expected.items():
+            if os.path.basename(name) != name or _sha256(place / name) != digest:
+                return f"{name} does not have the checksum it was written with"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
+    if path.is_file():
+        kind = "a pickle or foreign file" if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar") else "a file"
+        raise UserError(f"{path} is {kind}, not a convscale checkpoint folder; load plain weights with load_weights")
+    if not path.is_dir():
+        raise UserError(f"checkpoint {path} does not exist")
+    candidates = [path] if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file() else list_checkpoints(path, kinds)
+    if not candidates:
+        raise UserError(f"no checkpoint found in {path}")
+    notes = []
+    for candidate in candidates:
+        problem = verify_checkpoint(candidate)
+        if problem is None:
+            return candidate, notes
+        notes.append(f"checkpoint {candidate} is damaged ({problem}); the one before it is used")
+    raise UserError(f"{notes[0].split('; the one')[0]}" + (f", and so are the {len(notes) - 1} before it" if len(notes) > 1 else ""))
+
+
+def _about(place: Path) -> dict[str, Any]:
+    about = json.loads((place / "checkpoint.json").read_text(encoding="utf-8"))
+    if about["format_version"] > FORMAT_VERSION:
+        raise UserError(f"checkpoint {place} has format {about['format_version']}, this convscale reads up to {FORMAT_VERSION}; update convscale")
+    return about
+
+
+def _spec_dict(net: nn.Module) -> dict[str, Any] | None:
+    spec = getattr(net, "spec", None)
+    return spec.to_dict() if spec is not None else None
+
+
+def _build(about: dict[str, Any], place: Path) -> nn.Module:
+    if about["spec"] is None:
+        raise UserError(f"checkpoint {place} has no spec (its network was not built by convscale); give the network: load_checkpoint(path, net=...)")
+    from convscale.arch.spec import NetSpec
+    from convscale.nn.net import create_model
+
+    spec = NetSpec.from_dict(about["spec"])
+    return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"])
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    write(path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

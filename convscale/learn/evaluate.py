@@ -1,0 +1,239 @@
+"""How good a network is on a split: accuracy with its interval, per class, confusion, calibration, and which images it got wrong."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import Split
+from convscale.learn.loader import eval_batches
+
+
+class Wrong(NamedTuple):
+    """An image that was classified wrongly."""
+
+    index: int
+    """In the split."""
+    true: int
+    """Its label."""
+    predicted: int
+    """The network's label."""
+    confidence: float
+    """The network's probability for its label."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What a network does on a split."""
+
+    n: int
+    """Images that were evaluated."""
+    loss: float
+    """Mean cross-entropy; binary cross-entropy per class for several labels."""
+    top1: float
+    """Share of images whose most probable class is right, in [0, 1]; for several labels: whose most probable class is among theirs."""
+    top1_low: float
+    """Lower end of top1's 95 % Wilson interval."""
+    top1_high: float
+    """Upper end of top1's 95 % Wilson interval."""
+    top5: float
+    """Share of images whose class is among the five most probable."""
+    per_class: tuple[float, ...]
+    """Share of each class's images that are right (recall); average precision per class for several labels; NaN for a class without images."""
+    confusion: torch.Tensor
+    """int64 (classes, classes): rows are true, columns predicted; empty for several labels."""
+    calibration_error: float
+    """Expected calibration error over 15 bins (Guo et al. 2017)."""
+    mean_average_precision: float
+    """Mean of per_class over classes with images, for several labels; else NaN."""
+    wrong: tuple[Wrong, ...]
+    """Images that were classified wrongly, the most confident first; empty for several labels."""
+    images_per_s: float
+    """Of the whole evaluation, decoding included."""
+    bad: tuple[str, ...]
+    """What was wrong with images that could not be decoded."""
+    classes: tuple[str, ...]
+    """Class names."""
+
+    def describe(self) -> str:
+        """One line: the result with its interval."""
+        if self.mean_average_precision == self.mean_average_precision:
+            return f"mAP {self.mean_average_precision:.2%} on {self.n:,} images"
+        return f"top-1 {self.top1:.2%} (95 % interval {self.top1_low:.2%} to {self.top1_high:.2%}) on {self.n:,} images"
+
+
+def evaluate(
+    net: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int | None = None,
+) -> Evaluation:
+    """Run ``net`` in eval mode over every image of ``split``.
+
+    Args:
+        net: gives logits (N, classes); its training mode is restored afterwards.
+        split: what to evaluate on.
+        preprocessing: how images become inputs.
+        batch_size: images per call.
+        device: where to run.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+        workers: decoding processes; None: one per core.
+
+    Raises:
+        UserError: no image, or a network with another number of classes.
+    """
+    if len(split) == 0:
+        raise UserError(f"the {split.split} split is empty")
+    logits, kept, bad, seconds = predict_split(net, split, preprocessing, batch_size=batch_size, device=device, precision=precision, workers=workers)
+    labels = split.labels[kept]
+    if logits.shape[1] != len(split.classes):
+        raise UserError(f"the network has {logits.shape[1]} classes, the data {len(split.classes)}")
+    make = _several_labels if split.multilabel else _one_label
+    return make(logits, labels, kept, tuple(bad), split.classes, len(kept) / seconds)
+
+
+@torch.inference_mode()
+def predict_split(
+    net: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
+    """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and seconds."""
+    started, training = time.perf_counter(), net.training
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    logits, kept, bad = [], [], []
+    net.eval()
+    try:
+        for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
+            bad += batch.bad
+            if not len(batch.indices):
+                continue
+            inputs = preprocessing.normalize(batch.images.to(device))
+            with torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32"):
+                logits.append(net(inputs).float().cpu())
+            kept.append(batch.indices)
+    finally:
+        net.train(training)
+    if not logits:
+        raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
+    return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started
+
+
+def _one_label(
+    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, bad: tuple[str, ...], classes: tuple[str, ...], images_per_s: float
+) -> Evaluation:
+    from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+    count, probabilities = len(classes), logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    right = predicted == labels
+    top5 = (logits.topk(min(5, count), 1).indices == labels[:, None]).any(1).float().mean().item()
+    confusion = multiclass_confusion_matrix(predicted, labels, num_classes=count).long()
+    misses = torch.nonzero(~right).flatten()
+    misses = misses[confidence[misses].argsort(descending=True, stable=True)]
+    low, high = wilson(int(right.sum()), len(labels))
+    return Evaluation(
+        n=len(labels),
+        loss=F.cross_entropy(logits, labels).item(),
+        top1=right.sum().item() / len(labels),
+        top1_low=low,
+        top1_high=high,
+        top5=top5,
+        per_class=tuple((confusion.diagonal().double() / confusion.sum(1)).tolist()),
+        confusion=confusion,
+        calibration_error=float(multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=15)),
+        mean_average_precision=float("nan"),
+        wrong=tuple(Wrong(int(kept[at]), int(labels[at]), int(predicted[at]), float(confidence[at])) for at in misses.tolist()),
+        images_per_s=images_per_s,
+        bad=bad,
+        classes=classes,
+    )
+
+
+def _several_labels(
+    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, bad: tuple[str, ...], classes: tuple[str, ...], images_per_s: float
+) -> Evaluation:
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    del kept
+    probabilities, truth = logits.sigmoid(), labels.long()
+    present = truth.sum(0) > 0
+    precision = torch.full((len(classes),), float("nan"))
+    if present.any():
+        shown = multilabel_average_precision(probabilities[:, present], truth[:, present], num_labels=int(present.sum()), average="none")
+        precision[present] = shown if shown.ndim else shown[None]
+    best = logits.argmax(1)
+    right = int(labels[torch.arange(len(labels)), best].sum())
+    low, high = wilson(right, len(labels))
+    in_top5 = labels.gather(1, logits.topk(min(5, len(classes)), 1).indices).any(1).float().mean().item()
+    return Evaluation(
+        n=len(labels),
+        loss=F.binary_cross_entropy_with_logits(logits, labels).item(),
+        top1=right / len(labels),
+        top1_low=low,
+        top1_high=high,
+        top5=in_top5,
+        per_class=tuple(precision.tolist()),
+        confusion=torch.empty(0, 0, dtype=torch.long),
+        calibration_error=_binary_calibration_error(probabilities, truth),
+        mean_average_precision=float(precision[present].mean()) if present.any() else float("nan"),
+        wrong=(),
+        images_per_s=images_per_s,
+        bad=bad,
+        classes=classes,
+    )
+
+
+def _binary_calibration_error(probabilities: torch.Tensor, truth: torch.Tensor) -> float:
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    return float(binary_calibration_error(probabilities.flatten(), truth.flatten(), n_bins=15))
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def best_thresholds(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, ...]:
+    """For each class the probability above which to call it present so that F1 is highest on these (validation) images.
+
+    Args:
+        logits: (N, classes).
+        labels: float (N, classes) of zeros and ones.
+
+    Returns:
+        One threshold per class, halfway between the two neighbouring probabilities; 0.5 for a class without images.
+    """
+    thresholds = []
+    for column, truth in zip(logits.sigmoid().double().T, labels.T, strict=True):
+        if truth.sum() == 0:
+            thresholds.append(0.5)
+            continue
+        order = column.argsort(descending=True)
+        values, hits = column[order], truth[order].double().cumsum(0)
+        f1 = 2 * hits / (torch.arange(1, len(values) + 1) + truth.sum())
+        f1[:-1][values[:-1] == values[1:]] = -1  # ties can not be parted
+        at = int(f1.argmax())
+        following = values[at + 1] if at + 1 < len(values) else values[at] * 0
+        thresholds.append(float((values[at] + following) / 2))
+    return tuple(thresholds)

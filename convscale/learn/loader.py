@@ -1,0 +1,258 @@
+"""Batches of images: in-memory ones augmented a batch at a time, files decoded by worker processes.
+
+The order of an epoch and every random choice depend on (seed, epoch, sample) alone, so neither the number of workers nor a restart in the middle
+of an epoch changes a batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from convscale.errors import UserError
+from convscale.images.decode import ImageError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import ArraySplit, Split
+from convscale.learn.augment import generator_for, mix_seed, resized_crop, shift_crop
+from convscale.learn.recipe import Recipe
+
+MEMORY_BYTES = 1_000_000_000
+"""Sets that fit into this many bytes at the network's size are decoded once and kept, where the recipe's augmentation allows it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Some images of a split."""
+
+    images: torch.Tensor
+    """uint8 (N, H, W, C)."""
+    labels: torch.Tensor
+    """As in the split, for these images."""
+    indices: torch.Tensor
+    """int64 (N,): which images of the split."""
+    bad: tuple[str, ...] = ()
+    """What was wrong with images that were left out."""
+
+
+class TrainLoader:
+    """Endless, resumable source of training batches.
+
+    Args:
+        split: the train set.
+        recipe: batch size, augmentation, balanced sampling.
+        image_size: side of the batches in pixels.
+        seed: fixes order and augmentation.
+        workers: processes that decode files; None: one per core, none for sets in memory.
+        rank: this process among ``world``.
+        world: processes that share every epoch; each takes its part of a global batch of ``batch_size * world``.
+    """
+
+    def __init__(
+        self, split: Split, recipe: Recipe, *, image_size: int, seed: int = 0, workers: int | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        global_batch = recipe.batch_size * world
+        if global_batch > len(split):
+            raise UserError(f"batch_size {global_batch} is larger than the train set ({len(split)} images); use at most {len(split)}")
+        self.split, self.recipe, self.seed, self.rank, self.world = split, recipe, seed, rank, world
+        self.image_size = image_size
+        self.steps_per_epoch = len(split) // global_batch
+        self.in_memory = split.images is not None and recipe.policy == "none" and recipe.augment != "resized-crop"
+        self.workers = 0 if self.in_memory else (os.cpu_count() or 1 if workers is None else workers)
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """int64: the split's indices in the order of ``epoch``, over all processes."""
+        generator = generator_for(self.seed, 1, epoch)
+        if not self.recipe.balanced:
+            return torch.randperm(len(self.split), generator=generator)
+        counts = self.split.class_counts().double().clamp(min=1)
+        labels = self.split.labels
+        weights = (labels.double() @ (1 / counts)).clamp(min=1e-9) if self.split.multilabel else (1 / counts)[labels]
+        return torch.multinomial(weights, len(self.split), replacement=True, generator=generator)
+
+    def batches(self, epoch: int, start: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+        """This process's batches of ``epoch`` from step ``start`` on.
+
+        Args:
+            epoch: counted from 0.
+            start: steps to leave out, as a resumed run does.
+            image_size: another side than the loader's (progressive resizing).
+        """
+        size = image_size or self.image_size
+        order, width = self.order(epoch), self.recipe.batch_size
+        chunks = []
+        for step in range(start, self.steps_per_epoch):
+            at = (step * self.world + self.rank) * width
+            chunks.append(order[at : at + width])
+        if self.in_memory:
+            yield from self._memory_batches(epoch, chunks, size)
+        else:
+            yield from _file_batches(_TrainSamples(self.split, self.recipe, size, self.seed, epoch), chunks, self.workers)
+
+    def _memory_batches(self, epoch: int, chunks: list[torch.Tensor], size: int) -> Iterator[Batch]:
+        images, recipe = self.split.images, self.recipe
+        assert images is not None
+        table = torch.rand(len(self.split), 5, generator=generator_for(self.seed, 2, epoch))  # one row per sample, whatever its batch
+        for indices in chunks:
+            batch = images[indices]
+            if recipe.augment == "shift-crop":
+                side = batch.shape[1]
+                batch = shift_crop(batch, table[indices], pad=round(recipe.shift * side), flip=recipe.flip, cutout=round(recipe.cutout * side))
+            if batch.shape[1] != size or batch.shape[2] != size:
+                batch = F.interpolate(batch.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+            yield Batch(images=batch, labels=self.split.labels[indices], indices=indices)
+
+
+def eval_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int = 256, workers: int | None = None) -> Iterator[Batch]:
+    """A split in order, every image once, resized and cropped as ``preprocessing`` says."""
+    chunks = list(torch.arange(len(split)).split(batch_size))
+    if split.images is not None:
+        for indices in chunks:
+            yield Batch(images=resize_batch(split.images[indices], preprocessing), labels=split.labels[indices], indices=indices)
+        return
+    count = (os.cpu_count() or 1) if workers is None else workers
+    yield from _file_batches(_EvalSamples(split, preprocessing), chunks, count if len(split) >= 256 else 0)
+
+
+def resize_batch(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """``preprocessing.resize`` on a batch, uint8 (N, H, W, C) -> (N, size, size, channels)."""
+    size, shorter = preprocessing.image_size, round(preprocessing.image_size / preprocessing.crop_pct)
+    height, width, channels = images.shape[1:]
+    if (height, width, channels) == (size, size, preprocessing.channels) and shorter == size:
+        return images
+    return torch.stack([preprocessing.resize(image) for image in images])
+
+
+def into_memory(split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01) -> tuple[Split, tuple[str, ...]]:
+    """The split decoded at the network's size and held in memory, and what was wrong with images that were left out.
+
+    A set in memory is resized only; one that would take more than ``MEMORY_BYTES`` comes back as it was.
+
+    Raises:
+        UserError: more than ``max_bad_rate`` of the images (and more than one) can not be decoded.
+    """
+    if split.images is None and len(split) * preprocessing.image_size**2 * preprocessing.channels > MEMORY_BYTES:
+        return split, ()
+    pixels, kept, bad = [], [], []
+    for batch in eval_batches(split, preprocessing, batch_size=1024):
+        pixels.append(batch.images)
+        kept.append(batch.indices)
+        bad += batch.bad
+    check_bad_rate(bad, len(split), max_bad_rate, split.split)
+    indices = torch.cat(kept)
+    return ArraySplit(
+        split=split.split,
+        classes=split.classes,
+        labels=split.labels[indices],
+        channels=preprocessing.channels,
+        pixels=pixels[0] if len(pixels) == 1 else torch.cat(pixels),
+        origin=split.split if not isinstance(split, ArraySplit) else split.origin,
+        numbers=indices if not isinstance(split, ArraySplit) or split.numbers is None else split.numbers[indices],
+    ), tuple(bad)
+
+
+def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: float, split: str) -> None:
+    """Raise UserError when more than ``max_bad_rate`` of ``total`` images (and more than one) were unreadable."""
+    if len(bad) > max(1, max_bad_rate * total):
+        raise UserError(
+            f"{len(bad)} of {total} {split} images ({len(bad) / total:.1%}) can not be decoded, at most {max_bad_rate:.1%} are; first: {bad[0]}"
+        )
+
+
+class _TrainSamples:
+    """index -> augmented uint8 (size, size, C), or what is wrong with the image."""
+
+    def __init__(self, split: Split, recipe: Recipe, size: int, seed: int, epoch: int) -> None:
+        self.split, self.recipe, self.size, self.seed, self.epoch = split, recipe, size, seed, epoch
+
+    def __call__(self, index: int) -> torch.Tensor | str:
+        random = np.random.Generator(np.random.Philox(key=mix_seed(self.seed, 3, self.epoch, index)))
+        try:
+            image = self.split.read(index)
+        except ImageError as error:
+            return str(error)
+        if self.recipe.augment == "resized-crop":
+            return resized_crop(image, self.size, random, self.recipe)
+        whole = Preprocessing(
+            image_size=self.size, channels=self.split.channels, mean=(0,) * self.split.channels, std=(1,) * self.split.channels, crop_pct=1.0
+        )
+        image = whole.resize(image)
+        if self.recipe.augment == "none":
+            return image
+        table = torch.from_numpy(random.random((1, 5)))
+        pad, cutout = round(self.recipe.shift * self.size), round(self.recipe.cutout * self.size)
+        return shift_crop(image[None], table, pad=pad, flip=self.recipe.flip, cutout=cutout)[0]
+
+
+class _EvalSamples:
+    """index -> uint8 (size, size, C) as the preprocessing says, or what is wrong with the image."""
+
+    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
+        self.split, self.preprocessing = split, preprocessing
+
+    def __call__(self, index: int) -> torch.Tensor | str:
+        try:
+            return self.preprocessing.resize(self.split.read(index))
+        except ImageError as error:
+            return str(error)
+
+
+class _Chunks(torch.utils.data.Dataset):
+    """A map-style data set whose items are whole batches, so that collation happens in the worker."""
+
+    def __init__(self, samples: _TrainSamples | _EvalSamples, chunks: list[torch.Tensor]) -> None:
+        self.samples, self.chunks = samples, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, at: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        images, kept, bad = [], [], []
+        for index in self.chunks[at].tolist():
+            made = self.samples(index)
+            if isinstance(made, str):
+                bad.append(made)
+            else:
+                images.append(made)
+                kept.append(index)
+        return torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8), torch.tensor(kept, dtype=torch.long), bad
+
+
+def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
+    data = _Chunks(samples, chunks)
+    workers = min(workers, len(chunks))
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, shuffle=False, num_workers=workers, prefetch_factor=3 if workers else None, collate_fn=_same
+    )
+    try:
+        for images, indices, bad in loader:
+            if len(indices) or bad:
+                yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text or "bus error" in text.lower() or "shared memory" in text or "No space left" in text:
+            reason = text.splitlines()[0]
+            advice = f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 needs no shared memory"
+            raise UserError(f"a data loader process ended ({reason}); {advice}") from error
+        raise
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def measure_mean_std(split: Split, sample: int = 20_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of pixels in [0, 1], over at most ``sample`` images that are spread evenly over the set in memory."""
+    assert split.images is not None, "only for sets in memory"
+    step = max(1, len(split) // sample)
+    pixels = split.images[::step]
+    total = pixels.numel() / pixels.shape[-1]
+    mean = [pixels[..., channel].sum(dtype=torch.int64).item() / total / 255 for channel in range(pixels.shape[-1])]
+    square = [pixels[..., channel].double().square_().sum().item() / total / 255**2 for channel in range(pixels.shape[-1])]
+    std = [max(np.sqrt(second - first**2), 1e-3) for first, second in zip(mean, square, strict=True)]
+    return tuple(round(float(value), 4) for value in mean), tuple(round(float(value), 4) for value in std)

@@ -1,0 +1,446 @@
+"""The training loop: one object that knows where a run stands, can save that, and can go on from it exactly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.files import write_text
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import Split
+from convscale.learn.augment import erase, generator_for, mix, mix_seed
+from convscale.learn.checkpoint import load_state, load_weights_into, prune, save_checkpoint
+from convscale.learn.ema import Ema
+from convscale.learn.evaluate import predict_split
+from convscale.learn.loader import Batch, TrainLoader, check_bad_rate
+from convscale.learn.loss import Loss, distillation_loss
+from convscale.learn.optim import build_optimizer, set_lr
+from convscale.learn.progress import Progress
+from convscale.learn.recipe import Recipe
+from convscale.learn.schedule import lr_factor
+from convscale.learn.settings import AUTOCAST, Settings
+
+MAX_BAD_STEPS = 8
+"""Steps in a row without a finite loss and gradient after which the run goes back to its last good state, at half the learning rate."""
+MAX_ROLLBACKS = 3
+"""Times it may do that."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What a run consists of; fixed from its start to its end."""
+
+    net: nn.Module
+    """On its device, in its layout."""
+    recipe: Recipe
+    """How to train."""
+    loader: TrainLoader
+    """Training batches."""
+    validation: Split
+    """Watched after every epoch."""
+    preprocessing: Preprocessing
+    """How images become inputs."""
+    loss: Loss
+    """What is minimised."""
+    settings: Settings
+    """Precision and layout."""
+    seed: int
+    """Of everything random."""
+    device: torch.device
+    """Where to compute."""
+    max_seconds: float | None
+    """The schedule ends by then; None: after the recipe's epochs."""
+    output: Path | None
+    """Folder for checkpoints and log; None: nothing is written."""
+    checkpoint_seconds: float
+    """A training state is written at least this often, and after every epoch."""
+    keep: int
+    """Training states that are kept."""
+    teacher: nn.Module | None
+    """Whose outputs are imitated."""
+    progress: Progress
+    """Told about every step and epoch."""
+    stop: Callable[[], bool]
+    """Whether the run should save and end before its time."""
+    max_bad_rate: float = 0.01
+    """Share of images that may be unreadable."""
+
+
+class Trainer:
+    """Runs a job. All that changes while it runs is in ``state()``."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.net = job.net
+        self.forward = torch.compile(job.net) if job.recipe.compile else job.net
+        self.optimizer = build_optimizer(job.net, job.recipe)
+        self.ema = Ema(job.net, job.recipe.ema_decay) if job.recipe.ema_decay else None
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
+        # whole groups of accumulated batches only
+        self.steps_per_epoch = max(1, job.loader.steps_per_epoch // job.recipe.accumulate) * job.recipe.accumulate
+        if self.steps_per_epoch > job.loader.steps_per_epoch:
+            raise UserError(f"accumulate {job.recipe.accumulate} is more than the {job.loader.steps_per_epoch} batches of an epoch")
+        self.epoch = self.step = 0  # the next step to take: batches done in this epoch
+        self.updates = 0  # optimiser steps
+        self.elapsed = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"metric": -1.0, "loss": math.inf, "epoch": 0}
+        self.best_weights: dict[str, torch.Tensor] | None = None
+        self.lr_scale = 1.0
+        self.skipped = self.rollbacks = 0
+        self._bad_in_row = 0
+        self._bad_images: dict[str, None] = {}
+        self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
+        self._good: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+
+    @property
+    def watched(self) -> nn.Module:
+        """The network that is validated and kept: the average when there is one."""
+        return self.ema.net if self.ema is not None else self.net
+
+    def run(self) -> None:
+        """Train to the end (or until told to stop, with a state saved)."""
+        recipe = self.job.recipe
+        while self.epoch < recipe.epochs and self._position() < 1.0:
+            if self._good is None or (self.step == 0 and self._bad_in_row == 0):
+                self._good = copy.deepcopy(self.state())
+            if not self._run_epoch():
+                return
+            if recipe.early_stop and self.epoch - self.best["epoch"] >= recipe.early_stop:
+                self._note(f"stopped early: no better validation result for {recipe.early_stop} epochs")
+                return
+
+    # -- one epoch -----------------------------------------------------------------------------------------------------------------------------
+
+    def _run_epoch(self) -> bool:
+        """The rest of the current epoch; False when told to stop."""
+        self._set_trainable()
+        self.net.train()
+        batches = self.job.loader.batches(self.epoch, self.step, self._image_size())
+        while self.step < self.steps_per_epoch and self._position() < 1.0:
+            outcome = self._run_update(batches)
+            if outcome == "rolled back":
+                return True
+            if self.job.stop():
+                self._save_state()
+                return False
+            if self.job.output is not None and time.monotonic() - self._saved_at > self.job.checkpoint_seconds:
+                self._save_state()
+        self._end_epoch()
+        return True
+
+    def _run_update(self, batches: Iterator[Batch]) -> str:
+        """Batches up to and including one optimiser step."""
+        started = time.perf_counter()
+        recipe, losses, waited, images = self.job.recipe, [], 0.0, 0
+        lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), self._epochs())
+        set_lr(self.optimizer, lr)
+        for _ in range(recipe.accumulate):
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            self._count_bad(batch)
+            if len(batch.indices):
+                losses.append(self._backward(batch))
+                images += len(batch.indices)
+            self.step += 1
+        if losses:
+            good = all(map(math.isfinite, losses)) and self._update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if not good and self._skip(losses, lr):
+                return "rolled back"
+            if good:
+                self._bad_in_row = 0
+                self._sums["loss"] += sum(losses) / len(losses) * images
+                self._sums["images"] += images
+        seconds = time.perf_counter() - started
+        self.elapsed += seconds
+        self._sums["seconds"] += seconds
+        self._sums["wait"] += waited
+        self._tell_step(losses, lr)
+        return "done"
+
+    def _backward(self, batch: Batch) -> float:
+        """Forward and backward of one batch; gives its loss, whose gradient is left out when it is not finite."""
+        job, recipe = self.job, self.job.recipe
+        at = (job.seed, self.epoch, self.step, job.loader.rank)
+        torch.manual_seed(mix_seed(4, *at))  # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
+        inputs = job.preprocessing.normalize(batch.images.to(job.device, non_blocking=True))
+        inputs = inputs.contiguous(memory_format=torch.channels_last if job.settings.layout == "nhwc" else torch.contiguous_format)
+        labels = batch.labels.to(job.device, non_blocking=True)
+        if recipe.erase:
+            inputs = erase(inputs, generator_for(5, *at), chance=recipe.erase)
+        if recipe.mixup or recipe.cutmix:
+            targets = labels if labels.ndim == 2 else F.one_hot(labels, len(job.loader.split.classes)).float()
+            random = np.random.Generator(np.random.Philox(key=mix_seed(6, *at)))
+            inputs, labels = mix(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
+        with self._autocast():
+            outputs = self.forward(inputs)
+        outputs = outputs.float()
+        if outputs.ndim != 2 or outputs.shape[1] != len(job.loader.split.classes):
+            raise UserError(f"the network gives outputs of shape {tuple(outputs.shape)}, the data has {len(job.loader.split.classes)} classes")
+        loss = job.loss(outputs, labels)
+        if job.teacher is not None and recipe.distill_weight:
+            with torch.no_grad(), self._autocast():
+                taught = job.teacher(inputs)
+            imitation = distillation_loss(outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel)
+            loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * imitation
+        value = loss.item()
+        if math.isfinite(value):
+            self.scaler.scale(loss / recipe.accumulate).backward()
+        return value
+
+    def _update(self) -> bool:
+        """The optimiser's step; False when a gradient is not finite."""
+        recipe = self.job.recipe
+        self.scaler.unscale_(self.optimizer)
+        grads = [param.grad for param in self.net.parameters() if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        finite = bool(torch.isfinite(norm))
+        if finite and recipe.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), recipe.clip_norm, norm)
+        if finite or self.scaler.is_enabled():  # the scaler leaves the step out itself, and lowers its scale
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if finite:
+            self.updates += 1
+            if self.ema is not None and self.updates % recipe.ema_every == 0:
+                self.ema.update(self.net, recipe.ema_every)
+        return finite or self.scaler.is_enabled()
+
+    def _skip(self, losses: list[float], lr: float) -> bool:
+        """Count a step that could not be taken; True when the run went back to its last good state."""
+        self.skipped += 1
+        self._bad_in_row += 1
+        if self._bad_in_row < MAX_BAD_STEPS:
+            return False
+        cause = f"no finite loss or gradient for {MAX_BAD_STEPS} steps in epoch {self.epoch + 1} (loss {losses[-1]:g}, learning rate {lr:g})"
+        if self.rollbacks >= MAX_ROLLBACKS:
+            raise UserError(f"training stopped: {cause}, {MAX_ROLLBACKS} times over with ever lower rates; a lower lr or clip_norm=1 would be right")
+        assert self._good is not None
+        rollbacks, lr_scale, skipped, elapsed = self.rollbacks + 1, self.lr_scale / 2, self.skipped, self.elapsed
+        self.restore(copy.deepcopy(self._good))
+        self.rollbacks, self.lr_scale, self.skipped, self.elapsed = rollbacks, lr_scale, skipped, elapsed
+        self._note(f"{cause}: back to the start of epoch {self.epoch + 1} at half the learning rate")
+        return True
+
+    def _end_epoch(self) -> None:
+        """Validate, note what is best, save."""
+        started = time.perf_counter()
+        sums, images = self._sums, max(1, int(self._sums["images"]))
+        metrics = validate(self.watched, self.job)
+        self.elapsed += time.perf_counter() - started
+        self.epoch, self.step = self.epoch + 1, 0
+        better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
+        if math.isfinite(metrics["loss"]) and better:
+            self.best = {"metric": metrics["metric"], "loss": metrics["loss"], "epoch": self.epoch}
+            self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
+        row = {
+            "epoch": self.epoch,
+            "train_loss": sums["loss"] / images if sums["images"] else math.nan,
+            "val_loss": metrics["loss"],
+            "val_top1": metrics["top1"],
+            "val_map": metrics["map"],
+            "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
+            "images_per_s": images / max(sums["seconds"], 1e-9),
+            "wait_share": sums["wait"] / max(sums["seconds"], 1e-9),
+            "seconds": self.elapsed,
+            "skipped_steps": self.skipped,
+        }
+        self.history.append(row)
+        self._sums = dict.fromkeys(sums, 0.0)
+        if self.job.output is not None:
+            self._write_epoch()
+        best = self.best["metric"]
+        self.job.progress({"kind": "epoch", **row, "epochs": self.job.recipe.epochs, "best": best, "seconds_left": self._seconds_left()})
+
+    # -- what is written and restored ----------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes while training; tensors are not copied."""
+        return {
+            "net": self.net.state_dict(),
+            "ema": None if self.ema is None else {"net": self.ema.net.state_dict(), "updates": self.ema.updates},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_weights": self.best_weights,
+            "numbers": {
+                "epoch": self.epoch,
+                "step": self.step,
+                "updates": self.updates,
+                "elapsed": self.elapsed,
+                "history": self.history,
+                "best": self.best,
+                "lr_scale": self.lr_scale,
+                "skipped": self.skipped,
+                "rollbacks": self.rollbacks,
+                "sums": self._sums,
+                "bad_in_row": self._bad_in_row,
+                "bad_images": list(self._bad_images),
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state()`` gave."""
+        self.net.load_state_dict(state["net"])
+        if self.ema is not None:
+            self.ema.net.load_state_dict(state["ema"]["net"])
+            self.ema.updates = state["ema"]["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best_weights = state["best_weights"]
+        numbers = state["numbers"]
+        self.epoch, self.step, self.updates, self.elapsed = (numbers[key] for key in ("epoch", "step", "updates", "elapsed"))
+        self.history, self.best, self.lr_scale = list(numbers["history"]), dict(numbers["best"]), numbers["lr_scale"]
+        self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
+        self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
+
+    def _save_state(self) -> None:
+        if self.job.output is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
+            return
+        name = f"step-{self.epoch * self.steps_per_epoch + self.step:08d}"
+        target = self.job.output / "checkpoints" / name
+        if not target.exists():
+            state = {**self.state(), "settings": {"precision": self.job.settings.precision, "layout": self.job.settings.layout}}
+            self._save(target, self.watched, state)
+            prune(self.job.output, keep=self.job.keep)
+        self._saved_at = time.monotonic()
+
+    def _save(self, target: Path, net: nn.Module, state: dict[str, Any] | None) -> None:
+        metrics = {"history": self.history, "best": self.best, "epoch": self.epoch, "seconds": self.elapsed, "skipped_steps": self.skipped}
+        meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "metrics": _finite(metrics)}
+        save_checkpoint(target, net, classes=self.job.loader.split.classes, preprocessing=self.job.preprocessing, meta=meta, state=state)
+
+    def _write_epoch(self) -> None:
+        assert self.job.output is not None
+        if self.best["epoch"] == self.epoch:
+            target = self.job.output / "checkpoints" / f"best-{self.epoch * self.steps_per_epoch:08d}"
+            if not target.exists():
+                self._save(target, self.watched, None)
+            prune(self.job.output, keep=1, kind="best")
+        self._save_state()
+        write_text(self.job.output / "log.jsonl", "".join(json.dumps(_finite(row)) + "\n" for row in self.history))
+
+    # -- small helpers -------------------------------------------------------------------------------------------------------------------------
+
+    def _epochs(self) -> float:
+        return float(self.job.recipe.epochs)
+
+    def _position(self) -> float:
+        """Share of the run that is done, by steps or by time, whichever is further."""
+        done = (self.epoch + self.step / self.steps_per_epoch) / self.job.recipe.epochs
+        return done if self.job.max_seconds is None else max(done, self.elapsed / self.job.max_seconds)
+
+    def _seconds_left(self) -> float:
+        done = self._position()
+        return self.elapsed * (1 - done) / done if done > 0 else 0.0
+
+    def _image_size(self) -> int:
+        """Progressive resizing: from the first epoch's share, linearly to the whole size at three quarters of the run, in steps of 4 pixels."""
+        whole, share = self.job.loader.image_size, self.job.recipe.progressive
+        if share == 1:
+            return whole
+        grown = share + (1 - share) * min(1.0, self.epoch / max(1.0, 0.75 * self.job.recipe.epochs))
+        return min(whole, max(4, round(whole * grown / 4) * 4))
+
+    def _set_trainable(self) -> None:
+        """Only the head while ``freeze_epochs`` last."""
+        if not self.job.recipe.freeze_epochs:
+            return
+        frozen = self.epoch < self.job.recipe.freeze_epochs
+        head = head_parameters(self.net)
+        for name, param in self.net.named_parameters():
+            param.requires_grad_(not frozen or name in head)
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.job.settings.precision
+        return torch.autocast(self.job.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
+
+    def _count_bad(self, batch: Batch) -> None:
+        for problem in batch.bad:
+            if problem not in self._bad_images:
+                self._bad_images[problem] = None
+                self._note(f"left out: {problem}")
+        if batch.bad:
+            check_bad_rate(list(self._bad_images), len(self.job.loader.split), self.job.max_bad_rate, "train")
+
+    def _tell_step(self, losses: list[float], lr: float) -> None:
+        seconds = max(self._sums["seconds"], 1e-9)
+        self.job.progress(
+            {
+                "kind": "step",
+                "epoch": self.epoch + 1,
+                "epochs": self.job.recipe.epochs,
+                "step": self.step,
+                "steps": self.steps_per_epoch,
+                "loss": losses[-1] if losses else math.nan,
+                "lr": lr,
+                "images_per_s": self._sums["images"] / seconds,
+                "wait_share": self._sums["wait"] / seconds,
+                "seconds_left": self._seconds_left(),
+            }
+        )
+
+    def _note(self, text: str) -> None:
+        self.job.progress({"kind": "note", "text": text})
+
+
+def restore(trainer: Trainer, output: Path) -> Path:
+    """Put ``trainer`` where the newest undamaged training state of ``output`` stands; gives that state's folder."""
+    place, about, state, notes = load_state(output)
+    for note in notes:
+        trainer.job.progress({"kind": "note", "text": note})
+    if about["seed"] != trainer.job.seed:
+        raise UserError(f"{output} was trained with seed {about['seed']}, not {trainer.job.seed}; a resumed run keeps its seed")
+    load_weights_into(trainer.watched, place)  # says clearly when the architecture differs
+    trainer.restore(state)
+    return place
+
+
+def validate(net: nn.Module, job: Job) -> dict[str, Any]:
+    """Loss, top-1 and (for several labels) mean average precision on the validation set; ``metric`` is what is to be highest."""
+    split, precision = job.validation, job.settings.precision
+    logits, kept, _, _ = predict_split(net, split, job.preprocessing, device=job.device, precision=precision, workers=job.loader.workers or None)
+    labels = split.labels[kept]
+    if not split.multilabel:
+        top1 = (logits.argmax(1) == labels).double().mean().item()
+        return {"loss": F.cross_entropy(logits, labels).item(), "top1": top1, "map": None, "metric": top1}
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    loss = F.binary_cross_entropy_with_logits(logits, labels).item()
+    average = float(multilabel_average_precision(logits.sigmoid(), labels.long(), num_labels=labels.shape[1]).nan_to_num(0.0))
+    top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
+    return {"loss": loss, "top1": top1, "map": average, "metric": average}
+
+
+def head_parameters(net: nn.Module) -> set[str]:
+    """Names of the classifier's parameters: by ``get_classifier`` (timm's convention), else the last module that has any."""
+    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
+    if isinstance(classifier, nn.Module):
+        own = {id(param) for param in classifier.parameters()}
+    else:
+        owners = [module for module in net.modules() if any(True for _ in module.parameters(recurse=False))]
+        own = {id(param) for param in owners[-1].parameters(recurse=False)}
+    return {name for name, param in net.named_parameters() if id(param) in own}
+
+
+def _finite(value: Any) -> Any:
+    """With NaN and infinity as None, which JSON can say."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,84 @@
+"""A run's live line for people: where it stands, how fast it is, how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called with an event: ``kind`` is ``step``, ``epoch`` or ``note``; the other keys are the same names as in a run's history."""
+
+
+class LiveProgress:
+    """A progress function that keeps one line alive on a terminal; elsewhere it prints a plain line per epoch, and one every ``interval_s`` within.
+
+    Use as a context manager, so that the line is finished whatever happens.
+    """
+
+    def __init__(self, label: str = "", *, interval_s: float = 30.0, console: Any = None) -> None:
+        from rich.console import Console
+
+        self.label, self.interval_s = label, interval_s
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._status: Any = None
+        self._last = 0.0
+
+    def __enter__(self) -> LiveProgress:
+        if self.console.is_terminal:
+            self._status = self.console.status(self.label or "training")
+            self._status.start()
+        self._last = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if event["kind"] == "note":
+            self.console.print(event["text"], markup=False)
+        elif event["kind"] == "epoch":
+            self.console.print(self._prefix() + epoch_line(event), markup=False)
+            self._last = now
+        elif self._status is not None:
+            if now - self._last > 0.2:
+                self._status.update(self._prefix() + step_line(event))
+                self._last = now
+        elif now - self._last > self.interval_s:
+            self.console.print(self._prefix() + step_line(event), markup=False)
+            self._last = now
+
+    def _prefix(self) -> str:
+        return f"{self.label}: " if self.label else ""
+
+
+def step_line(event: dict[str, Any]) -> str:
+    """``epoch 3/10, step 120/421, loss 0.812, 1,520 images/s, 4 min 10 s left``."""
+    text = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']}/{event['steps']}, loss {event['loss']:.3f}"
+    text += f", {event['images_per_s']:,.0f} images/s"
+    if event.get("wait_share", 0) >= 0.05:
+        text += f", waiting for data {event['wait_share']:.0%}"
+    return f"{text}, {duration(event['seconds_left'])} left"
+
+
+def epoch_line(event: dict[str, Any]) -> str:
+    """``epoch 3/10: train loss 0.812, validation loss 0.301, top-1 89.80 % (best 89.80 %), 1,520 images/s, 4 min 10 s left``."""
+    metric = f"mAP {event['val_map']:.2%}" if event.get("val_map") is not None else f"top-1 {event['val_top1']:.2%}"
+    return (
+        f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}, validation loss {event['val_loss']:.3f}, {metric} "
+        f"(best {event['best']:.2%}), {event['images_per_s']:,.0f} images/s, {duration(event['seconds_left'])} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``4 min 10 s`` or ``3 h 05 min``."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

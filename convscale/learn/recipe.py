@@ -1,0 +1,299 @@
+"""A training recipe as a value: named, printed, saved as YAML, overridden by ``key=value``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from convscale.errors import UserError, nearest
+from convscale.files import write_text
+
+_CHOICES = {
+    "optimizer": ("sgd", "adamw", "rmsprop"),
+    "schedule": ("onecycle", "cosine", "step", "exponential", "constant"),
+    "loss": ("cross-entropy", "bce", "asymmetric"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "layout": ("auto", "nchw", "nhwc"),
+    "augment": ("none", "shift-crop", "resized-crop"),
+    "policy": ("none", "randaugment", "autoaugment", "trivialaugment"),
+}
+# what each number may be: (lowest, highest), both included
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "accumulate": (1, 10_000),
+    "lr": (1e-9, 100.0),
+    "momentum": (0, 0.9999),
+    "beta2": (0, 0.99999),
+    "weight_decay": (0, 10.0),
+    "warmup_epochs": (0, 100_000),
+    "start_factor": (0, 1),
+    "final_factor": (0, 1),
+    "decay_rate": (1e-6, 1),
+    "decay_epochs": (1e-6, 100_000),
+    "label_smoothing": (0, 0.99),
+    "asymmetric_negative": (0, 20),
+    "asymmetric_positive": (0, 20),
+    "asymmetric_margin": (0, 0.9),
+    "ema_decay": (0, 0.999999),
+    "ema_every": (1, 1_000),
+    "clip_norm": (0, 1e6),
+    "flip": (0, 1),
+    "shift": (0, 0.5),
+    "cutout": (0, 1),
+    "crop_scale": (0.001, 1),
+    "policy_magnitude": (0, 30),
+    "policy_ops": (1, 10),
+    "erase": (0, 1),
+    "mixup": (0, 10),
+    "cutmix": (0, 10),
+    "drop_rate": (0, 0.99),
+    "drop_path_rate": (0, 0.99),
+    "layer_decay": (0.01, 1),
+    "freeze_epochs": (0, 100_000),
+    "early_stop": (0, 100_000),
+    "image_size": (1, 10_000),
+    "progressive": (0.1, 1),
+    "distill_weight": (0, 1),
+    "distill_temperature": (0.1, 100),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides how a network is trained, data and architecture apart.
+
+    Raises:
+        UserError: a field has an impossible value; the message names the field, the value and what would be right.
+    """
+
+    name: str
+    """What it is called."""
+    source: str = ""
+    """Where it comes from, with hardware, hours and result where these are known."""
+
+    epochs: int = 10
+    """Passes over the train set."""
+    batch_size: int = 128
+    """Images per optimiser step and process, accumulation apart."""
+    accumulate: int = 1
+    """Batches whose gradients are summed before a step."""
+    image_size: int | None = None
+    """Side of the training input in pixels; None: the data's or the network's own."""
+    progressive: float = 1.0
+    """Share of the image size that the first epoch trains at, growing to 1 at three quarters of the run (progressive resizing)."""
+
+    optimizer: str = "sgd"
+    """``sgd`` (Nesterov momentum), ``adamw`` or ``rmsprop`` (TensorFlow's form)."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD and RMSProp, beta 1 of AdamW."""
+    beta2: float = 0.999
+    """Decay of AdamW's and RMSProp's mean square."""
+    epsilon: float = 1e-8
+    """Added to AdamW's root, below RMSProp's root."""
+    weight_decay: float = 5e-4
+    """Decoupled: a step shrinks weights by lr x weight_decay; norms and biases are left out."""
+    layer_decay: float = 1.0
+    """Each layer below the head has its learning rate multiplied by this once more."""
+    freeze_epochs: int = 0
+    """Epochs in which only the head is trained."""
+
+    schedule: str = "onecycle"
+    """``onecycle`` and ``cosine`` (half a cosine), ``step`` and ``exponential`` (decay_rate per decay_epochs), ``constant``."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear rise from ``start_factor`` x lr to lr; of a one-cycle when 0: a quarter of the run."""
+    start_factor: float = 0.04
+    """First learning rate over the peak."""
+    final_factor: float = 0.001
+    """Last learning rate over the peak, for one-cycle and cosine."""
+    decay_rate: float = 0.97
+    """What step and exponential multiply by."""
+    decay_epochs: float = 2.4
+    """Per how many epochs."""
+
+    loss: str = "cross-entropy"
+    """``cross-entropy``, ``bce`` (binary cross-entropy per class) or ``asymmetric`` (for several labels per image)."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    asymmetric_negative: float = 4.0
+    """Focusing exponent of absent classes in the asymmetric loss."""
+    asymmetric_positive: float = 0.0
+    """Focusing exponent of present classes."""
+    asymmetric_margin: float = 0.05
+    """What is taken off an absent class's probability, down to 0."""
+    class_weights: bool = False
+    """Weigh classes by the inverse of their frequency."""
+    balanced: bool = False
+    """Draw classes equally often."""
+    distill_weight: float = 0.0
+    """Share of the loss that comes from the teacher."""
+    distill_temperature: float = 2.0
+    """Softens teacher and student alike."""
+
+    augment: str = "resized-crop"
+    """``shift-crop`` (small images: pad and crop), ``resized-crop`` (random area and shape) or ``none``."""
+    flip: float = 0.5
+    """Chance of a horizontal flip."""
+    shift: float = 0.07
+    """Padding of shift-crop, as a share of the side."""
+    cutout: float = 0.0
+    """Side of the square that is blanked, as a share of the image's."""
+    crop_scale: float = 0.08
+    """Smallest area of resized-crop, as a share of the image's."""
+    policy: str = "none"
+    """``randaugment``, ``autoaugment``, ``trivialaugment`` or ``none``."""
+    policy_ops: int = 2
+    """Operations per image of RandAugment."""
+    policy_magnitude: int = 9
+    """Strength of RandAugment, 0 to 30."""
+    erase: float = 0.0
+    """Chance of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0: none. With mixup, each batch takes one of the two."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier, where the network is built here."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth at the last block, where the network is built here."""
+
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights per step; 0: none. It warms up as min(decay, (1 + t) / (10 + t))."""
+    ema_every: int = 1
+    """Steps between updates of the average."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    early_stop: int = 0
+    """Epochs without a better validation result after which training ends; 0: never."""
+
+    precision: str = "auto"
+    """``fp32``, ``bf16``, ``fp16`` (autocast) or ``auto``: the fastest as measured on the spot, of what the device computes natively."""
+    layout: str = "auto"
+    """``nchw``, ``nhwc`` (channels last) or ``auto``: the faster as measured."""
+    compile: bool = False
+    """Train through ``torch.compile``."""
+    grad_checkpointing: bool = False
+    """Recompute blocks in backward to save memory."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _convert(field.name, getattr(self, field.name), hints[field.name]))
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"recipe {self.name}: {name} {getattr(self, name)!r} is unknown{nearest(str(getattr(self, name)), known)}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"recipe {self.name}: {name} must lie between {low:g} and {high:g}, got {value!r}")
+
+    def override(self, settings: dict[str, Any] | Iterable[str]) -> Recipe:
+        """With other values: a dictionary, or ``key=value`` texts as ``--set`` gives them.
+
+        Raises:
+            UserError: an unknown key (with the nearest), a value of the wrong type, an impossible value.
+        """
+        if not isinstance(settings, dict):
+            pairs = {}
+            for text in settings:
+                key, separator, value = str(text).partition("=")
+                if not separator:
+                    raise UserError(f"--set {text!r}: write key=value")
+                pairs[key.strip().replace("-", "_")] = value.strip()
+            settings = pairs
+        known = [field.name for field in dataclasses.fields(self)]
+        for key in settings:
+            if key not in known:
+                raise UserError(f"recipe {self.name} has no key {key!r}{nearest(key, known)}")
+        return dataclasses.replace(self, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """From what ``to_dict`` gave; missing keys take their defaults.
+
+        Raises:
+            UserError: an unknown key, or an impossible value.
+        """
+        if not isinstance(values, dict):
+            raise UserError(f"a recipe must be a table of key: value, got {type(values).__name__}")
+        return cls(name=str(values.get("name", "custom"))).override(values)
+
+    def to_yaml(self) -> str:
+        """As YAML, in the order of the fields."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as YAML."""
+        write_text(path, self.to_yaml())
+
+
+def _convert(name: str, value: Any, annotation: Any) -> Any:
+    """``value`` as the field's type; texts (from ``--set`` or YAML, where 1e-3 is a text) are parsed."""
+    options = [option for option in (get_args(annotation) or (annotation,)) if option is not type(None)]
+    target, optional = options[0], len(get_args(annotation)) > len(options)
+    if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+        return None
+    try:
+        if target is bool:
+            if isinstance(value, str):
+                return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[value.lower()]
+            if isinstance(value, bool):
+                return value
+            raise TypeError
+        if target is str:
+            if not isinstance(value, str):
+                raise TypeError
+            return value
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+        if not math.isfinite(number) or (target is int and number != int(number)):
+            raise ValueError
+        return target(number)
+    except (KeyError, TypeError, ValueError):
+        words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[target]
+        raise UserError(f"recipe key {name} must be {words}, got {value!r}") from None
+
+
+def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
+    """A recipe by name, from a YAML or JSON file, or the one given.
+
+    Raises:
+        UserError: an unknown name (with the nearest), an unreadable file, an unknown key.
+    """
+    from convscale.learn.recipes import RECIPES
+
+    if isinstance(recipe, Recipe):
+        return recipe
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)]
+    path = Path(recipe)
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        raise UserError(f"recipe {str(recipe)!r} is unknown{nearest(str(recipe), RECIPES)}; a file must end in .yaml or .json")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe {path}: can not be read ({str(error).splitlines()[0]})") from error
+    return Recipe.from_dict(values)
+
+
+def list_recipes() -> list[str]:
+    """Names of all recipes."""
+    from convscale.learn.recipes import RECIPES
+
+    return sorted(RECIPES)

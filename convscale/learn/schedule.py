@@ -1,0 +1,35 @@
+"""The learning rate as a function of where the run stands; no state, so a resumed run can not get it wrong."""
+
+from __future__ import annotations
+
+import math
+
+from convscale.learn.recipe import Recipe
+
+
+def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
+    """Learning rate over its peak.
+
+    Args:
+        recipe: names the schedule and its options.
+        position: share of the run that is done, in [0, 1].
+        epochs: length of the whole run.
+
+    Returns:
+        Linear from ``start_factor`` to 1 while warming up; then, with z the share of what follows: one-cycle and cosine
+        ``max(final_factor, (1 + cos(pi z)) / 2)`` (Smith and Topin 2018; Loshchilov and Hutter 2017), exponential ``decay_rate ** (epoch /
+        decay_epochs)``, step the same with a whole exponent, the epoch counted from the run's start (Tan and Le 2019, section 5.2).
+    """
+    position = min(max(position, 0.0), 1.0)
+    warmup = min(recipe.warmup_epochs / epochs, 0.9)
+    if recipe.schedule == "onecycle" and recipe.warmup_epochs == 0:
+        warmup = 0.25
+    if position < warmup:
+        return recipe.start_factor + (1 - recipe.start_factor) * position / warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule in ("onecycle", "cosine"):
+        rest = (position - warmup) / (1 - warmup)
+        return max(recipe.final_factor, 0.5 * (1 + math.cos(math.pi * rest)))
+    exponent = position * epochs / recipe.decay_epochs
+    return recipe.decay_rate ** (math.floor(exponent + 1e-9) if recipe.schedule == "step" else exponent)

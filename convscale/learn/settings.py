@@ -1,0 +1,73 @@
+"""Precision and memory layout by measurement: which of them trains this network fastest on this device."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from convscale.learn.recipe import Recipe
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Autocast's type by precision; fp32 has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run computes."""
+
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+    measured: tuple[tuple[str, str, float], ...] = ()
+    """(precision, layout, training images/s) of what was tried; empty when nothing was left to choose."""
+
+
+def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, seconds_each: float = 1.0) -> Settings:
+    """The recipe's precision and layout, with ``auto`` replaced by the fastest as measured by forward and backward on a copy of ``net``.
+
+    fp32 is always tried; bf16 only where the device computes in it natively.
+
+    Args:
+        net: on its device.
+        recipe: precision and layout, perhaps ``auto``.
+        inputs: float (N, C, H, W), a batch on that device.
+        seconds_each: time for each candidate, its warm-up apart.
+    """
+    precisions = _native_precisions(inputs.device) if recipe.precision == "auto" else [recipe.precision]
+    layouts = ["nchw", "nhwc"] if recipe.layout == "auto" else [recipe.layout]
+    candidates = [(precision, layout) for precision in precisions for layout in layouts]
+    if len(candidates) == 1:
+        return Settings(precision=candidates[0][0], layout=candidates[0][1])
+    measured = tuple((precision, layout, _images_per_s(net, inputs, precision, layout, seconds_each)) for precision, layout in candidates)
+    best = max(measured, key=lambda entry: entry[2])
+    return Settings(precision=best[0], layout=best[1], measured=measured)
+
+
+def _native_precisions(device: torch.device) -> list[str]:
+    if device.type == "cuda":
+        return ["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["fp16"]
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ["fp32", "bf16"] if has_bf16 else ["fp32"]
+
+
+def _images_per_s(net: nn.Module, inputs: torch.Tensor, precision: str, layout: str, seconds: float) -> float:
+    trial = copy.deepcopy(net).train()
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    trial, inputs = trial.to(memory_format=memory_format), inputs.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    times, started = [], 0.0
+    while len(times) < 2 or (time.perf_counter() - started < seconds and len(times) < 30):
+        if len(times) == 1:
+            started = time.perf_counter()  # the first step pays for allocations
+        before = time.perf_counter()
+        with torch.autocast(inputs.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST):
+            outputs = trial(inputs)
+        outputs.float().square().mean().backward()
+        if inputs.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - before)
+    return len(inputs) / min(times[1:])

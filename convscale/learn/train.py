@@ -1,0 +1,312 @@
+"""Images to trained weights: ``train``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.errors import UserError
+from convscale.files import new_output_dir
+from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
+from convscale.images.splits import DataSplits, Split
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
+from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
+from convscale.learn.loop import Job, Trainer, restore
+from convscale.learn.loss import build_loss
+from convscale.learn.progress import Progress
+from convscale.learn.recipe import Recipe, get_recipe
+from convscale.learn.settings import Settings, choose_settings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRun:
+    """What a run gave."""
+
+    net: nn.Module
+    """The best network on validation (averaged weights when the recipe averages), in eval mode."""
+    history: list[dict[str, Any]]
+    """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images_per_s, wait_share, seconds (since the start), skipped_steps."""
+    best_top1: float
+    """Validation top-1 of ``net``, in [0, 1]; mean average precision for several labels."""
+    best_epoch: int
+    """The epoch it comes from."""
+    classes: tuple[str, ...]
+    """Class names."""
+    preprocessing: Preprocessing
+    """How images become inputs."""
+    recipe: Recipe
+    """With every override."""
+    settings: Settings
+    """Precision and layout, with what was measured to choose them."""
+    seconds: float
+    """Training and validation, data loading included."""
+    output: Path | None
+    """Where checkpoints and the log are."""
+    notes: tuple[str, ...]
+    """What a user should know, in order."""
+    finished: bool
+    """False when the run was told to stop; its state is saved then."""
+
+    def describe(self) -> str:
+        """What the run cost, and what would have made it faster."""
+        if not self.history:
+            return "no epoch was finished"
+        images_per_s = sum(row["images_per_s"] for row in self.history) / len(self.history)
+        waited = sum(row["wait_share"] for row in self.history) / len(self.history)
+        text = f"{len(self.history)} epochs in {self.seconds:.0f} s, {images_per_s:,.0f} training images/s"
+        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_top1:.2%} after epoch {self.best_epoch}"
+        if waited > 0.2:
+            text += (
+                f"; {waited:.0%} of the time went into waiting for images: more workers, smaller files or a set that fits into memory would be faster"
+            )
+        return text
+
+
+def train(
+    net: nn.Module | NetSpec | str,
+    data: DataSplits | str | os.PathLike[str],
+    *,
+    recipe: Recipe | str | os.PathLike[str] = "small",
+    epochs: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    max_seconds: float | None = None,
+    progress: Progress | None = None,
+    init: str | os.PathLike[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    teacher: nn.Module | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    checkpoint_seconds: float = 300.0,
+    keep: int = 2,
+    **overrides: Any,
+) -> TrainRun:
+    """Train a network on labelled images.
+
+    Args:
+        net: a module with one output per class (it is trained in place), a spec, or a name.
+        data: splits, or a folder or manifest for ``open_dataset``.
+        recipe: a named recipe, a YAML file, or a Recipe.
+        epochs: instead of the recipe's.
+        output: folder for checkpoints and log; None: nothing is written.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of weights, order and augmentation; with the same seed, threads and settings a run on a CPU gives the same bits.
+        max_seconds: the learning-rate schedule is driven so that it ends by then, if the epochs have not ended before.
+        progress: called with a dictionary per step, epoch and note; see ``LiveProgress``.
+        init: ``pretrained`` (for a name with released weights), or a checkpoint or weights file to start from; None: as given, or fresh.
+        preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's for small images in memory.
+        teacher: a network on the same inputs whose outputs are imitated by the recipe's distill_weight.
+        resume: go on from the newest state in ``output`` when there is one.
+        overwrite: replace an output folder that exists.
+        workers: processes that decode files; None: one per core.
+        checkpoint_seconds: a training state is written after every epoch and at least this often.
+        keep: training states that are kept.
+        overrides: recipe keys (``lr=0.05``).
+
+    Raises:
+        UserError: bad input, in one line.
+    """
+    recipe = get_recipe(recipe).override({**overrides, **({} if epochs is None else {"epochs": epochs})})
+    if max_seconds is not None and max_seconds <= 0:
+        raise UserError(f"max_seconds must be above 0, got {max_seconds!r}")
+    where = _device(device)
+    notes: list[str] = []
+    tell = _teller(progress, notes)
+    splits = data if isinstance(data, DataSplits) else open_dataset(data, seed=seed)
+    folder = None if output is None else new_output_dir(output, overwrite=overwrite, resume=resume)
+    resumed = folder is not None and resume and bool(list_checkpoints(folder))
+    with torch.random.fork_rng(devices=[]), _stop_signal(folder is not None) as stop:
+        torch.manual_seed(seed)
+        module = build_net(net, splits, recipe, init).to(where)
+        preprocessing = preprocessing or choose_preprocessing(module, splits, recipe)
+        train_split, validation = _hold(splits, preprocessing, recipe, tell)
+        if recipe.batch_size > len(train_split) and "batch_size" not in overrides:
+            tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {len(train_split)}, the size of the train set"})
+            recipe = recipe.override({"batch_size": len(train_split)})
+        loader = TrainLoader(train_split, recipe, image_size=preprocessing.image_size, seed=seed, workers=workers)
+        if recipe.grad_checkpointing:
+            _checkpoint_gradients(module)
+        settings = _kept_settings(folder) if resumed and folder is not None else _settings(module, recipe, loader, preprocessing, where)
+        module.to(memory_format=torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        job = Job(
+            net=module,
+            recipe=recipe,
+            loader=loader,
+            validation=validation,
+            preprocessing=preprocessing,
+            loss=build_loss(recipe, train_split.class_counts(), multilabel=splits.multilabel),
+            settings=settings,
+            seed=seed,
+            device=where,
+            max_seconds=max_seconds,
+            output=folder,
+            checkpoint_seconds=checkpoint_seconds,
+            keep=keep,
+            teacher=None if teacher is None else teacher.to(where).eval(),
+            progress=tell,
+            stop=stop,
+        )
+        return _run(job, resumed=resumed, notes=notes)
+
+
+def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
+    trainer = Trainer(job)
+    if job.output is not None:
+        if resumed:
+            place = restore(trainer, job.output)
+            job.progress({"kind": "note", "text": f"resumed from {place}"})
+        job.recipe.save(job.output / "recipe.yaml")
+    trainer.run()
+    finished = trainer.epoch >= job.recipe.epochs or not job.stop()
+    weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
+    job.net.load_state_dict(weights)
+    net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+    return TrainRun(
+        net=net,
+        history=trainer.history,
+        best_top1=max(trainer.best["metric"], 0.0),
+        best_epoch=trainer.best["epoch"],
+        classes=job.loader.split.classes,
+        preprocessing=job.preprocessing,
+        recipe=job.recipe,
+        settings=job.settings,
+        seconds=trainer.elapsed,
+        output=job.output,
+        notes=tuple(notes),
+        finished=finished,
+    )
+
+
+def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress) -> tuple[Split, Split]:
+    """Train and validation set in memory at the network's size, where they fit and the recipe's augmentation allows it."""
+    held = []
+    for split in (splits.train, splits.validation):
+        bad: tuple[str, ...] = ()
+        if recipe.augment == "shift-crop" or split is splits.validation:
+            split, bad = into_memory(split, preprocessing)
+        for problem in bad:
+            tell({"kind": "note", "text": f"left out: {problem}"})
+        held.append(split)
+    return held[0], held[1]
+
+
+def _checkpoint_gradients(net: nn.Module) -> None:
+    if not hasattr(net, "set_grad_checkpointing"):
+        raise UserError("grad_checkpointing: this network has no set_grad_checkpointing")
+    net.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+
+
+def _kept_settings(folder: Path) -> Settings:
+    kept = load_state(folder)[2]["settings"]
+    return Settings(precision=kept["precision"], layout=kept["layout"])
+
+
+def _settings(net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device) -> Settings:
+    """Precision and layout, measured on some images of the train set where the recipe leaves them open."""
+    some = loader.split.subset(range(min(recipe.batch_size, 128)))
+    batch = next(eval_batches(some, preprocessing, batch_size=128, workers=0))
+    if not len(batch.indices):
+        raise UserError(f"none of the first images can be decoded; first: {batch.bad[0]}")
+    return choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
+
+
+def build_net(net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None) -> nn.Module:
+    """The network to train: given, or built for the data's classes and channels; then its first weights."""
+    classes = len(splits.classes)
+    if isinstance(net, nn.Module):
+        module = net
+        known = getattr(net, "num_classes", classes)
+        if known != classes:
+            raise UserError(f"the network has {known} classes, the data {classes}; create_model(..., num_classes={classes}) would be right")
+    else:
+        from convscale.nn.net import create_model
+
+        options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+        module = create_model(net, pretrained=init == "pretrained", num_classes=classes, in_chans=splits.channels, **options)
+    if init is None or init == "pretrained":
+        if init and isinstance(net, nn.Module):
+            raise UserError("init='pretrained' needs a name; a network that is given brings its own weights")
+        return module
+    if Path(init).is_dir():
+        weights: Any = load_checkpoint(init).net.state_dict()
+    else:
+        weights = init
+    from convscale.nn.weights import load_weights
+
+    load_weights(module, weights, allow_head_mismatch=True)
+    return module
+
+
+def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> Preprocessing:
+    """Pictures: the network's own size and statistics. Small images in memory: measured statistics and the data's size, or the network's own size
+    where that is at most twice the data's."""
+    known = getattr(net, "pretrained_cfg", None)
+    known = known if isinstance(known, dict) else vars(known) if known is not None else {}
+    own_size = known["input_size"][-1] if known.get("input_size") else None
+    channels, images = splits.channels, splits.train.images
+    if images is not None:
+        native = max(images.shape[1:3])
+        size = recipe.image_size or (own_size if own_size and own_size <= 2 * native else native)
+        mean, std = measure_mean_std(splits.train)
+        return Preprocessing(image_size=size, channels=channels, mean=mean, std=std, crop_pct=1.0)
+    mean, std = tuple(known.get("mean") or (0.485, 0.456, 0.406)), tuple(known.get("std") or (0.229, 0.224, 0.225))
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    crop = known.get("crop_pct") or 0.875
+    return Preprocessing(
+        image_size=recipe.image_size or own_size or 224,
+        channels=channels,
+        mean=mean,
+        std=std,
+        crop_pct=crop if recipe.augment == "resized-crop" else 1.0,
+        interpolation=known.get("interpolation") or "bilinear",
+    )
+
+
+def _device(device: str) -> torch.device:
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: no CUDA device is available; use cpu")
+    if where.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device!r} is not supported for training; cpu, cuda or cuda:N would be right")
+    return where
+
+
+def _teller(progress: Progress | None, notes: list[str]) -> Progress:
+    def tell(event: dict[str, Any]) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        if progress is not None:
+            progress(event)
+
+    return tell
+
+
+@contextmanager
+def _stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """While open, SIGTERM asks the run to save and end instead of killing it; only where there is a folder to save into."""
+    asked = threading.Event()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

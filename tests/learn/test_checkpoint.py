@@ -1,0 +1,152 @@
+"""Checkpoints: whole or not there, verified, and no pickles."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.learn import checkpoint as module
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint
+from convscale.learn.tree import from_plain, to_plain
+from tests.learn.nets import CLASSES, small_net
+
+PREPROCESSING = Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.25,), crop_pct=1.0)
+
+
+def _save(run: Path, step: int, fill: float, *, kind: str = "step") -> Path:
+    net = small_net()
+    with torch.no_grad():
+        net[9].bias.fill_(fill)
+    state = {"numbers": {"step": step}, "pairs": {0: torch.tensor([fill])}} if kind == "step" else None
+    return save_checkpoint(
+        run / "checkpoints" / f"{kind}-{step:08d}", net, classes=CLASSES, preprocessing=PREPROCESSING, meta={"seed": 0}, state=state
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    place = _save(tmp_path, 7, 2.5)
+    assert set(load_file(place / "model.safetensors")) == set(small_net().state_dict())  # plain safetensors, as others read them
+    loaded = load_checkpoint(place, net=small_net())
+    assert loaded.classes == CLASSES
+    assert loaded.preprocessing == PREPROCESSING
+    assert loaded.net[9].bias.tolist() == [2.5] * 3
+    assert not loaded.net.training
+    assert loaded.meta["versions"]["torch"] == torch.__version__
+    _, about, state, notes = load_state(tmp_path)
+    assert about["seed"] == 0
+    assert state["numbers"]["step"] == 7
+    assert state["pairs"][0].item() == 2.5
+    assert notes == []
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        _save(tmp_path, step, step)
+    assert load_checkpoint(tmp_path, net=small_net()).path.name == "step-00000003"
+    _save(tmp_path, 2, 9.0, kind="best")
+    assert load_checkpoint(tmp_path, net=small_net()).net[9].bias[0] == 9.0
+    assert load_state(tmp_path)[0].name == "step-00000003"
+    (tmp_path / "checkpoints" / ".step-00000004.abc.tmp").mkdir()
+    prune(tmp_path, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path, ("step", "best"))] == ["step-00000003", "step-00000002", "best-00000002"]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "sums", "json"])
+def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path, damage: str) -> None:
+    _save(tmp_path, 1, 1.0)
+    newest = _save(tmp_path, 2, 2.0)
+    weights = newest / "model.safetensors"
+    if damage == "flip":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "missing":
+        (newest / "state.json").unlink()
+    elif damage == "sums":
+        (newest / "SHA256SUMS").write_text("")
+    else:
+        (newest / "checkpoint.json").write_text("{}")
+    loaded = load_checkpoint(tmp_path, net=small_net())
+    assert loaded.net[9].bias[0] == 1.0
+    assert "step-00000002 is damaged" in loaded.notes[0]
+    assert load_state(tmp_path)[2]["numbers"]["step"] == 1
+    with pytest.raises(UserError, match="step-00000002 is damaged"):
+        load_checkpoint(newest, net=small_net())
+
+
+def test_a_full_disk_leaves_the_old_one_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _save(tmp_path, 1, 1.0)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(UserError, match=r"no space left .* step-00000002 was not written, older ones are intact"):
+        _save(tmp_path, 2, 2.0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert load_checkpoint(tmp_path, net=small_net()).net[9].bias[0] == 1.0
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    place = _save(tmp_path, 1, 1.0)
+    with pytest.raises(UserError, match="exists already"):
+        _save(tmp_path, 1, 1.0)
+    with pytest.raises(UserError, match=r"another architecture: it 9\.weight is \(3, 32\), the network's \(5, 32\)"):
+        load_checkpoint(place, net=small_net(classes=5))
+    with pytest.raises(UserError, match=r"another architecture: it lacks bias and 1 more"):
+        load_checkpoint(place, net=torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="has no spec"):
+        load_checkpoint(place)
+    with pytest.raises(UserError, match="does not exist"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no checkpoint found"):
+        load_checkpoint(tmp_path / "checkpoints")
+    torch.save({"a": 1}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match=r"foreign\.pth is a pickle or foreign file"):
+        load_checkpoint(tmp_path / "foreign.pth")
+    best = _save(tmp_path, 1, 1.0, kind="best")
+    with pytest.raises(UserError, match="has no training state"):
+        load_state(best)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORMAT_VERSION", 99)
+    place = _save(tmp_path, 1, 1.0)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has format 99, this convscale reads up to 1"):
+        load_checkpoint(place, net=small_net())
+
+
+def test_a_spec_rebuilds_the_network(tmp_path: Path) -> None:
+    from convscale.nn.net import create_model
+
+    torch.manual_seed(0)
+    net = create_model("mobilenetv2_050", num_classes=3, in_chans=1).eval()
+    place = save_checkpoint(tmp_path / "c", net, classes=CLASSES, preprocessing=PREPROCESSING)
+    loaded = load_checkpoint(place)
+    x = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded.net(x), net(x))
+
+
+def test_trees_round_trip_through_json() -> None:
+    tree = {"a": [1, 2.5, None, (True, "x")], "state": {0: {"m": torch.arange(3)}, 1: {}}, "inf": float("inf")}
+    tensors: dict[str, torch.Tensor] = {}
+    back = from_plain(json.loads(json.dumps(to_plain(tree, tensors))), tensors)
+    assert back["a"] == tree["a"]
+    assert back["state"][1] == {}
+    assert torch.equal(back["state"][0]["m"], torch.arange(3))
+    assert back["inf"] == float("inf")
+    with pytest.raises(TypeError, match="a: set can not be kept"):
+        to_plain({"a": set()}, {})

@@ -1,0 +1,81 @@
+"""Evaluation against hand calculation and scikit-learn-free definitions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import ArraySplit
+from convscale.learn.evaluate import best_thresholds, evaluate, wilson
+
+PLAIN = Preprocessing(image_size=1, channels=3, mean=(0, 0, 0), std=(1 / 255,) * 3, crop_pct=1.0)
+
+
+class Colours(nn.Module):
+    """Logits are the three channels' values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+
+def _split(logits: list[list[int]], labels: torch.Tensor) -> ArraySplit:
+    pixels = torch.tensor(logits, dtype=torch.uint8).view(-1, 1, 1, 3)
+    return ArraySplit(split="test", classes=("a", "b", "c"), labels=labels, channels=3, pixels=pixels)
+
+
+def test_one_label_by_hand() -> None:
+    split = _split([[2, 1, 0], [0, 3, 0], [1, 0, 2], [4, 0, 0], [0, 0, 1]], torch.tensor([0, 1, 0, 1, 2]))
+    net = Colours().train()
+    result = evaluate(net, split, PLAIN, batch_size=2)
+    assert net.training
+    assert (result.n, result.top1, result.top5) == (5, 0.6, 1.0)
+    assert result.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
+    assert result.per_class == pytest.approx((0.5, 0.5, 1.0))
+    assert [(miss.index, miss.true, miss.predicted) for miss in result.wrong] == [(3, 1, 0), (2, 0, 2)]
+    assert result.wrong[0].confidence == pytest.approx(torch.tensor([4.0, 0, 0]).softmax(0)[0].item())
+    confidence = torch.tensor([[2.0, 1, 0], [0, 3, 0], [1, 0, 2], [4, 0, 0], [0, 0, 1]]).softmax(1).max(1).values
+    # bins of width 1/15: 0.576 stands alone, 0.665 twice (one right), 0.909 and 0.965 alone
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for value, right in zip(confidence.tolist(), [1.0, 1.0, 0.0, 0.0, 1.0], strict=True):
+        bins.setdefault(int(value * 15), []).append((value, right))
+    expected = sum(abs(sum(v - r for v, r in entries)) for entries in bins.values()) / 5
+    assert result.calibration_error == pytest.approx(expected, abs=1e-5)
+
+
+def test_wilson_by_its_formula() -> None:
+    n, share, z = 50, 45 / 50, 1.959963984540054
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    assert wilson(45, 50) == pytest.approx((centre - half, centre + half))
+
+
+def test_several_labels_by_hand() -> None:
+    labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    result = evaluate(Colours(), _split([[4, 1, 0], [3, 2, 0], [2, 3, 0], [1, 0, 0]], labels), PLAIN)
+    # class a in the order of its score: right, wrong, right, wrong -> (1 + 2/3) / 2; class b: right, right -> 1
+    assert result.per_class[:2] == pytest.approx((5 / 6, 1.0))
+    assert result.per_class[2] != result.per_class[2]  # no image: NaN
+    assert result.mean_average_precision == pytest.approx(11 / 12)
+    assert result.top1 == 0.5
+    assert "mAP 91.67%" in result.describe()
+
+
+def test_thresholds_reach_the_best_f1() -> None:
+    logits = torch.tensor([[3.0, 0.1], [1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
+    labels = torch.tensor([[1.0, 0], [0, 0], [1, 0], [0, 0]])
+    first, second = best_thresholds(logits, labels)
+    assert torch.tensor(1.0).sigmoid() < first < torch.tensor(2.0).sigmoid()
+    assert second == 0.5
+
+
+def test_bad_input() -> None:
+    split = _split([[1, 0, 0]], torch.tensor([0]))
+    with pytest.raises(UserError, match="network has 3 classes, the data 2"):
+        evaluate(Colours(), dataclasses.replace(split, classes=("a", "b")), PLAIN)
+    with pytest.raises(UserError, match="test split is empty"):
+        evaluate(Colours(), split.subset([]), PLAIN)

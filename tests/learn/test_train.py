@@ -1,0 +1,219 @@
+"""Training: it learns, it reproduces, it resumes exactly, it survives NaN."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.learn.checkpoint import load_checkpoint
+from convscale.learn.evaluate import evaluate
+from convscale.learn.progress import LiveProgress, duration
+from convscale.learn.recipe import Recipe
+from convscale.learn.train import TrainRun, train
+from tests.learn.nets import CLASSES, halves_data, small_net
+
+QUICK = Recipe(
+    name="quick", epochs=3, batch_size=16, lr=0.05, augment="shift-crop", cutout=0.2, ema_decay=0.9, ema_every=2, precision="fp32", layout="nchw"
+)
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(5)
+    return small_net()
+
+
+class Stop(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+def _steps(losses: list[float], kill_at: int | None = None) -> Any:
+    def progress(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            losses.append(event["loss"])
+            if kill_at is not None and len(losses) == kill_at:
+                raise Stop
+
+    return progress
+
+
+def _same_weights(left: TrainRun, right: TrainRun) -> bool:
+    pairs = zip(left.net.state_dict().items(), right.net.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    data = halves_data()
+    run = train(_net(), data, recipe=QUICK, epochs=6, output=tmp_path / "run")
+    assert [row["epoch"] for row in run.history] == [1, 2, 3, 4, 5, 6]
+    assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
+    result = evaluate(run.net, data.test, run.preprocessing)
+    assert result.top1 > 0.9
+    assert run.best_top1 == max(row["val_top1"] for row in run.history)
+    assert run.classes == CLASSES
+    assert run.preprocessing.image_size == 12
+    assert run.preprocessing.mean[0] == pytest.approx(data.train.images.float().mean().item() / 255, abs=1e-4)
+    loaded = load_checkpoint(tmp_path / "run", net=small_net())
+    assert loaded.meta["recipe"]["lr"] == 0.05
+    for name, value in loaded.net.state_dict().items():
+        assert torch.equal(value, run.net.state_dict()[name])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["val_top1"] for row in rows] == [row["val_top1"] for row in run.history]
+    assert "6 epochs in" in run.describe()
+
+
+def test_same_seed_same_bits_other_seed_other_bits() -> None:
+    first, again, other = (train(_net(), halves_data(), recipe=QUICK, seed=seed, epochs=1) for seed in (1, 1, 2))
+    assert _same_weights(first, again)
+    assert not _same_weights(first, other)
+
+
+@pytest.mark.parametrize("kill_at", [3, 6, 8, 17])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
+def test_resume_is_exact(tmp_path: Path, kill_at: int, optimizer: str) -> None:
+    options: dict[str, Any] = {"recipe": QUICK.override({"optimizer": optimizer, "lr": 0.02, "epsilon": 1e-3}), "seed": 3}
+    whole: list[float] = []
+    undisturbed = train(_net(), halves_data(), progress=_steps(whole), **options)
+    first, second = [], []
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), output=folder, checkpoint_seconds=0, progress=_steps(first, kill_at), **options)
+    resumed = train(_net(), halves_data(), output=folder, resume=True, progress=_steps(second), **options)
+    assert first == whole[:kill_at]
+    assert second == whole[-len(second) :]
+    assert len(first) + len(second) in (len(whole), len(whole) + 1)  # the killed step had not been saved
+    assert _same_weights(undisturbed, resumed)
+    drop = ("seconds", "images_per_s", "wait_share")
+    assert [{k: v for k, v in row.items() if k not in drop} for row in resumed.history] == [
+        {k: v for k, v in row.items() if k not in drop} for row in undisturbed.history
+    ]
+
+
+def test_resume_after_the_newest_state_was_damaged(tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", train(_net(), halves_data(), recipe=QUICK)
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), recipe=QUICK, output=folder, progress=_steps([], 15))
+    newest = max((folder / "checkpoints").glob("step-*"))
+    (newest / "state.safetensors").write_bytes(b"")
+    resumed = train(_net(), halves_data(), recipe=QUICK, output=folder, resume=True)
+    assert any("is damaged" in note for note in resumed.notes)
+    assert _same_weights(whole, resumed)
+
+
+def test_accumulated_batches_are_one_large_batch() -> None:
+    recipe = Recipe(name="x", epochs=1, batch_size=8, augment="none", optimizer="sgd", lr=0.1, momentum=0.0, precision="fp32", layout="nchw")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    small = train(net, halves_data(16), recipe=recipe.override({"accumulate": 2}))
+    other = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    other.load_state_dict(state)
+    large = train(other, halves_data(16), recipe=recipe.override({"batch_size": 16}))
+    torch.testing.assert_close(small.net[1].weight, large.net[1].weight, rtol=1e-5, atol=1e-7)
+
+
+class Poison(nn.Module):
+    """Gives NaN for some calls in training."""
+
+    def __init__(self, bad: range) -> None:
+        super().__init__()
+        self.body, self.bad, self.calls = small_net(), bad, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.body(x)
+        if self.training:
+            self.calls += 1
+            if self.calls - 1 in self.bad:
+                out = out * float("nan")
+        return out
+
+
+def test_a_bad_step_is_skipped_and_counted() -> None:
+    run = train(Poison(range(2, 4)), halves_data(), recipe=QUICK)
+    assert run.history[-1]["skipped_steps"] == 2
+    assert all(torch.isfinite(value).all() for value in run.net.state_dict().values())
+
+
+def test_many_bad_steps_roll_back_and_then_stop() -> None:
+    run = train(Poison(range(8, 16)), halves_data(160), recipe=QUICK)
+    assert any("back to the start of epoch 1 at half the learning rate" in note for note in run.notes)
+    assert run.history[-1]["epoch"] == 3
+    with pytest.raises(UserError, match=r"training stopped: no finite loss or gradient for 8 steps in epoch 1 .* lower lr"):
+        train(Poison(range(10_000)), halves_data(160), recipe=QUICK)
+
+
+def test_a_time_limit_ends_the_schedule() -> None:
+    rates: list[float] = []
+    run = train(
+        _net(), halves_data(), recipe=QUICK, epochs=10_000, max_seconds=0.6, progress=lambda e: rates.append(e["lr"]) if e["kind"] == "step" else None
+    )
+    assert run.history[-1]["epoch"] < 10_000
+    assert max(rates) > 0.045  # it warmed up ...
+    assert rates[-1] < 0.02  # ... and came down again
+
+
+def test_early_stop_freezing_and_progressive_sizes() -> None:
+    sizes: list[int] = []
+
+    class Watch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small_net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                sizes.append(x.shape[-1])
+            return self.body(x)
+
+    net = Watch()
+    before = net.body[0].weight.detach().clone()
+    train(net, halves_data(), recipe=QUICK.override({"freeze_epochs": 10, "progressive": 0.6, "ema_decay": 0, "epochs": 4}))
+    assert torch.equal(net.body[0].weight, before)
+    assert all(param.requires_grad for param in net.parameters())
+    assert sizes[1] == 8
+    assert sizes[-1] == 12
+    run = train(_net(), halves_data(), recipe=QUICK.override({"lr": 1e-9, "early_stop": 2, "epochs": 50, "ema_decay": 0, "label_smoothing": 0}))
+    assert len(run.history) < 50
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    data = halves_data()
+    with pytest.raises(UserError, match=r"batch_size 128 is larger than the train set \(96 images\)"):
+        train(_net(), data, recipe=QUICK, batch_size=128)
+    run = train(_net(), data, recipe=QUICK.override({"batch_size": 128, "epochs": 1}))
+    assert "batch size 128 lowered to 96" in run.notes[0]
+    with pytest.raises(UserError, match=r"outputs of shape .* the data has 3 classes"):
+        train(small_net(classes=5), data, recipe=QUICK)
+    with pytest.raises(UserError, match="device 'cuda:9'"):
+        train(_net(), data, recipe=QUICK, device="cuda:9")
+    with pytest.raises(UserError, match="max_seconds must be above 0"):
+        train(_net(), data, recipe=QUICK, max_seconds=0)
+    with pytest.raises(UserError, match="has no key 'learning_rate'"):
+        train(_net(), data, recipe=QUICK, learning_rate=1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        train(_net(), data, recipe=QUICK, output=tmp_path / "full")
+    train(_net(), data, recipe=QUICK, epochs=1, output=tmp_path / "seeded", seed=1)
+    with pytest.raises(UserError, match="was trained with seed 1, not 2"):
+        train(_net(), data, recipe=QUICK, output=tmp_path / "seeded", seed=2, resume=True)
+    with pytest.raises(UserError, match="another architecture"):
+        train(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), data, recipe=QUICK, output=tmp_path / "seeded", seed=1, resume=True)
+
+
+def test_progress_is_plain_where_there_is_no_terminal() -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    with LiveProgress("resnet", console=Console(file=out, soft_wrap=True)) as progress:
+        train(_net(), halves_data(), recipe=QUICK, epochs=2, progress=progress)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("resnet: epoch 2/2: train loss ")
+    assert lines[1].endswith("0 s left")
+    assert [duration(value) for value in (41.6, 250, 11_100)] == ["42 s", "4 min 10 s", "3 h 05 min"]
