@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
+from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, nearest
 from convscale.nn.activations import ACTIVATIONS, apply_activation
 from convscale.nn.norm_ops import RECOMPUTABLE, InPlaceNorm, RecomputedNormAct, SyncNorm, being_traced, joint_statistics, sums_dtype, update_running
@@ -285,14 +287,22 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
     """A copy of `net` with its norms of the other kind, and the same outputs; `net` itself stays as it is.
 
     Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct (a lean one), and a bare ``nn.BatchNorm2d`` stays too: what
-    follows it is not known, so neither is whether its output may be overwritten.
+    follows it is not known, so neither is whether its output may be overwritten. The `spec` of a network built from one says the new kind.
 
     Raises:
         UserError: an unknown kind.
     """
     if to not in NORM_KINDS:
         raise UserError(f"to must be 'batchnorm' or 'inplace', got {to!r}")
-    return _replace(copy.deepcopy(net), lambda module: _converted(module, to) if isinstance(module, _Norm) else None)
+    net = _replace(copy.deepcopy(net), lambda module: _converted(module, to) if isinstance(module, _Norm) else None)
+    owner: Any
+    for owner in net.modules():
+        spec, lean = getattr(owner, "spec", None), getattr(owner, "lean", None)
+        if isinstance(spec, NetSpec):
+            owner.spec = replace(spec, norm=replace(spec.norm, kind=to))
+        if isinstance(lean, bool):
+            owner.lean = to == "inplace"  # beside in-place norms, blocks make again what is cheap to make
+    return net
 
 
 def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

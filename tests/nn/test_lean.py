@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -206,6 +207,19 @@ def test_blocks_compile_without_a_graph_break(training: bool) -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
     for p, q in zip(compiled.parameters(), net.parameters(), strict=True):
         assert (p.grad - q.grad).abs().max() <= 1e-4 * q.grad.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("name", ["basic, down", "bottleneck, down"])
+def test_blocks_under_checkpointing(name: str) -> None:
+    torch.manual_seed(0)
+    block = BLOCKS[name]().double()
+    x = seeded(2, block.conv1.conv.in_channels, 7, 6)
+    block(x).square().sum().backward()
+    expected = [p.grad.clone() for p in block.parameters()]
+    block.zero_grad()
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False).square().sum().backward()
+    for p, grad in zip(block.parameters(), expected, strict=True):
+        assert torch.allclose(p.grad, grad, rtol=1e-9, atol=1e-12)
 
 
 def test_blocks_export_with_a_dynamic_batch() -> None:

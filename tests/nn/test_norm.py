@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -503,6 +504,15 @@ def test_exports_with_a_dynamic_batch(kind: str) -> None:
     x = seeded(5, 6, 7, 5)
     with torch.no_grad():
         assert torch.allclose(program.module()(x), net(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["inplace", "batchnorm"])
+def test_onnx_sees_batch_normalization(kind: str) -> None:
+    """A runtime folds what it recognises: one BatchNormalization and one LeakyRelu, nothing of our own arithmetic."""
+    net = nn.Sequential(norm_act(kind, 6, activation="leaky_relu"), nn.MaxPool2d(2)).eval()
+    program = torch.onnx.export(net, (seeded(2, 6, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), dynamo=True, verbose=False)
+    assert program is not None
+    assert [node.op_type for node in program.model.graph] == ["BatchNormalization", "LeakyRelu", "MaxPool"]
 
 
 @pytest.mark.cuda
