@@ -132,8 +132,11 @@ def candidate_table(fit: Mapping[str, Any]) -> Section | None:
         Column(title="Why", kind="wide"),
     ]
     rows = [({"winner": "winner", "rejected": "dim"}.get(c.state, ""), _candidate_cells(c)) for c in found]
-    warned = [f"{c.name}: {text}" for c in found for text in (c.record.get("measurement") or {}).get("warnings") or ()]
-    notes = "".join(paragraph(text, "note") for text in warned)
+    warned: dict[str, list[str]] = {}
+    for c in found:
+        for text in (c.record.get("measurement") or {}).get("warnings") or ():
+            warned.setdefault(str(text), []).append(c.name)
+    notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
     intro = paragraph("Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note")
     return Section(title="Candidates", body=intro + table(columns, rows) + notes, anchor="candidates")
 
@@ -213,7 +216,7 @@ def mistakes(fit: Mapping[str, Any], figures: Figures) -> Section | None:
         left = right = ""
     if rates:
         totals = [sum(row) for row in matrix] if matrix else None
-        worst = " (the worst 40)" if len(rates) > 40 else ""
+        worst = f" (the worst {plots.WORST})" if len(rates) > plots.WORST else ""
         right += f"<h3>Right, by class{worst}</h3>" + figures.add(plots.per_class(rates, classes, totals), label="Accuracy by class")
     if not (left or right):
         return None

@@ -13,6 +13,9 @@ from convscale.files import atomic_path
 from convscale.show import words
 from convscale.show.fit_record import BLUE, GREEN, ORANGE, RED, STATES, Candidate, candidates, hover, read_fit
 
+WORST = 20
+"""Classes that the accuracy by class shows at most."""
+
 
 def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     """Accuracy against speed above, every candidate's speed below, one axis of images/s and the constraint through both."""
@@ -24,7 +27,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     bars = 36 * max(3, len(found))
     above = 300
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars])
-    right = 1.06 * max([c.images_per_s or 0 for c in found] + [asked or 0, 1e-9])
+    right = 1.06 * max([(c.images_per_s or 0) * (1 + (c.iqr_rel or 0) / 2) for c in found] + [asked or 0, 1e-9])
     for state, (label, colour, marker, hatch) in STATES.items():
         mine = [c for c in found if c.state == state]
         if not mine:
@@ -192,7 +195,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
     ]
     for i, row in enumerate(text):
         row[i] = f"<b>{names[i]}</b> right: {matrix[i][i]:,} of {totals[i]:,} ({100 * shares[i][i]:.1f} %)"
-    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 40 else {"showticklabels": False}
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 20 else {"showticklabels": False}
     figure = go.Figure(
         go.Heatmap(
             z=[[share**0.5 for share in row] for row in shares],
@@ -222,7 +225,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
     return figure
 
 
-def per_class(accuracies: Sequence[float | None], classes: Sequence[str], counts: Sequence[int] | None, most: int = 40) -> Any:
+def per_class(accuracies: Sequence[float | None], classes: Sequence[str], counts: Sequence[int] | None, most: int = WORST) -> Any:
     """Share of each class that was right, worst first; the worst ``most`` where there are more."""
     import plotly.graph_objects as go
 
@@ -278,7 +281,7 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     final = (fit.get("winner") or {}).get("validation_top1")
     figure = Figure(figsize=(9, 3.1 + 0.34 * len(found)), dpi=150, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.34 * len(found)])
-    right = max(max(c.images_per_s or 0 for c in found), asked or 0)
+    right = max(*((c.images_per_s or 0) * (1 + (c.iqr_rel or 0) / 2) for c in found), asked or 0)
     markers = {"winner": "*", "finalist": "o", "kept": "D", "rejected": "x"}
     for row, c in enumerate(found):
         label, colour, _, hatch = STATES[c.state]

@@ -10,6 +10,7 @@ from typing import Any
 from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.errors import UserError, nearest
 from convscale.show import words
+from convscale.speed.conditions import Conditions
 from convscale.speed.records import Record
 
 KINDS = ("measured", "predicted", "published")
@@ -120,26 +121,26 @@ def from_record(record: Record) -> SpeedPoint:
     )
 
 
-def from_prediction(name: str, prediction: Any, *, params: float | None = None, macs: float | None = None) -> SpeedPoint:
+def from_prediction(name: str, prediction: Any, conditions: Conditions, *, params: float | None = None, macs: float | None = None) -> SpeedPoint:
     """A predicted point.
 
     Args:
-        prediction: a ``Prediction``: its conditions, speed, interval, what binds it, and its doubts.
+        prediction: a ``Prediction``: its speed, interval, what binds it, and its doubts.
+        conditions: what was predicted for; the device is a named one.
     """
-    value = prediction.conditions.to_dict()
     return SpeedPoint(
         name=name,
         kind="predicted",
         images_per_s=prediction.images_per_s,
-        device=str(value.get("device", "")),
-        conditions=value,
+        device=conditions.device,
+        conditions=conditions.to_dict(),
         low=prediction.low,
         high=prediction.high,
         params=params,
         macs=macs,
         bound_by=str(prediction.bound_by),
         notes=tuple(str(doubt) for doubt in prediction.doubts),
-        **published_accuracy(name, value.get("image_size")),
+        **published_accuracy(name, conditions.image_size),
     )
 
 

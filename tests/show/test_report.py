@@ -144,7 +144,7 @@ def test_many_classes_stay_readable() -> None:
     n = 120
     record["data"]["classes"] = [f"class number {i}" for i in range(n)]
     record["evaluation"] |= {"confusion": [[int(i == j) for j in range(n)] for i in range(n)], "per_class": [1.0] * n}
-    assert "(the worst 40)" in fit_page(record)
+    assert "(the worst 20)" in fit_page(record)
 
 
 @pytest.mark.parametrize(
