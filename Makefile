@@ -32,8 +32,11 @@ lint-format: $(READY)
 lint-types: $(READY)
 	$(BIN)/pyright
 
-bench: $(READY)  ## Side by side with peers; each benchmark writes its records.
-	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+# Those that need no file of the user's own; `python -m benchmarks.NAME --help` tells about the others.
+BENCHMARKS ?= parity ablation
+
+bench: $(READY)  ## Side by side with peers; each benchmark writes its records to results/.
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 setup: $(READY)  ## The virtual environment with everything that development needs.
 
