@@ -59,28 +59,33 @@ def _values(net: nn.Module, artifact: Artifact, images: np.ndarray) -> tuple[dic
         batch = torch.cat([batch, batch])
     pixels = artifact.preprocessing.normalize(torch.from_numpy(np.require(images, requirements=["C", "W"])))
     graph = fold(net, pixels if len(pixels) > 1 else torch.cat([pixels, pixels]))
+    layers = [_layer_name(node) for node in graph.graph.nodes if node.target in _LAYERS]
     # What export wrote: the folded graph captured once more, behind the baked preprocessing where there is one.
     graph = capture(Baked(graph, artifact.preprocessing) if artifact.baked else graph, batch)
+    nodes = [node for node in graph.graph.nodes if node.target in _LAYERS]
+    names = {node.name: layer for node, layer in zip(nodes, layers, strict=True)}
     values: dict[str, np.ndarray] = {}
-    names: dict[str, str] = {}
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n.op == "call_function" and n.target in _LAYERS:
+            if n.name in names:
                 values[n.name] = result.detach().float().numpy().copy()  # a later activation may overwrite it in place
-                names[n.name] = _layer_name(n)
             return result
 
     with torch.no_grad():
-        Recorder(graph).run(batch)
+        outputs = Recorder(graph).run(batch)
+    logits = outputs[1] if artifact.baked else outputs
+    # The last layer's value has the output's name in the file.
+    values["logits"], names["logits"] = logits.float().numpy(), layers[-1]
     return {k: v[: len(images)] for k, v in values.items()}, names
 
 
 def _layer_name(node: fx.Node) -> str:
+    """The module an operator belongs to, where the capture has kept it."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if path]
-    return paths[-1].removeprefix("net.") if paths else node.name
+    return paths[-1] if paths else node.name
 
 
 def _onnx_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
@@ -89,9 +94,10 @@ def _onnx_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> d
     import onnxruntime as ort
 
     model = onnx.load(os.fspath(artifact.model_path))
-    have = {name for node in model.graph.node for name in node.output} - {o.name for o in model.graph.output}
+    outputs = {o.name for o in model.graph.output}
+    have = {name for node in model.graph.node for name in node.output}
     chosen = [name for name in wanted if name in have]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in chosen)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in chosen if name not in outputs)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
@@ -101,8 +107,8 @@ def _onnx_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> d
         session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     batch = artifact.input_batch(images)
     batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
-    outputs = session.run(chosen, {session.get_inputs()[0].name: np.ascontiguousarray(batch)}) if chosen else []
-    return {name: np.asarray(value) for name, value in zip(chosen, outputs, strict=True)}
+    values = session.run(chosen, {session.get_inputs()[0].name: np.ascontiguousarray(batch)}) if chosen else []
+    return {name: np.asarray(value) for name, value in zip(chosen, values, strict=True)}
 
 
 def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
@@ -114,8 +120,8 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
     model = core.read_model(os.fspath(artifact.model_path))
     chosen = []
     for op in model.get_ordered_ops():
-        for output in op.outputs():
-            if hit := next((name for name in output.get_names() if name in wanted), None):
+        for output in op.outputs() if op.get_type_name() != "Result" else ():
+            if hit := next((name for name in output.get_names() if name in wanted and name != "logits"), None):
                 chosen.append(hit)
                 break
     model.add_outputs(chosen)
@@ -123,4 +129,4 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
     batch = artifact.input_batch(images)
     batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
     outputs = compiled(np.ascontiguousarray(batch))
-    return {name: np.array(outputs[name]) for name in chosen}
+    return {name: np.array(outputs[name]) for name in (*chosen, "logits")}

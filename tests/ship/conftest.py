@@ -1,0 +1,66 @@
+"""Small networks and artefacts that several tests share; exporting takes seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convscale.images.preprocess import Preprocessing
+from convscale.ship.artifact import Artifact
+from convscale.ship.export import export
+
+
+class Tiny(nn.Module):
+    """A strided stem, a residual block with a blur and dropout, a linear head: what exporting must cope with, in milliseconds."""
+
+    def __init__(self, classes: int = 5, channels: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.LeakyReLU(0.01, inplace=True))
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(8, classes)
+        self.pretrained_cfg = {"input_size": (channels, 32, 32), "mean": (0.4,) * channels, "std": (0.3,) * channels, "crop_pct": 0.9}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.relu_(self.block(x) + x)
+        return self.head(self.dropout(x.mean((2, 3))))
+
+
+def randomise(net: nn.Module, image_size: int = 32, channels: int = 3) -> nn.Module:
+    """Random norms (negative weights too), then statistics of one training pass, so that logits depend on the image."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, -1.5, 1.5, generator=generator)
+            nn.init.uniform_(module.bias, -0.5, 0.5, generator=generator)
+            module.momentum = 1.0
+    net.train()
+    with torch.no_grad():
+        net(torch.rand(8, channels, image_size, image_size, generator=generator))
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(Tiny())
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """Pictures with some structure: seeded low-resolution noise, enlarged. uint8 (40, 32, 32, 3)."""
+    coarse = np.random.default_rng(5).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.fixture(scope="session")
+def onnx_art(tiny: nn.Module, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export(tiny, tmp_path_factory.mktemp("art") / "onnx", classes=list("abcde"), verify_images=images)
+
+
+@pytest.fixture(scope="session")
+def preprocessing() -> Preprocessing:
+    return Preprocessing(image_size=32, mean=(0.4,) * 3, std=(0.3,) * 3, crop_pct=0.9)

@@ -1,0 +1,183 @@
+"""The gate, by hand-made networks whose differences are known."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.ship.artifact import Artifact
+from convscale.ship.verify import Verification, verify, wilson
+
+PRE = Preprocessing(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+class Means(nn.Module):
+    """Logits are the channels' means."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+class FakeArtifact:
+    """Gives the network's logits, changed."""
+
+    format, baked, preprocessing = "fake", False, PRE
+
+    def __init__(self, change: Any = lambda logits, batch: logits, precision: str = "fp32") -> None:
+        self.change, self.precision = change, precision
+        self.batches: list[int] = []
+
+    def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+        step = batch_size or 32
+        parts = []
+        for i in range(0, len(images), step):
+            self.batches.append(len(images[i : i + step]))
+            parts.append(self.change(images[i : i + step].mean((1, 2), dtype=np.float64).astype(np.float32) / 255, self.batches[-1]))
+        return np.concatenate(parts)
+
+
+def pictures(n: int = 10) -> np.ndarray:
+    """Flat pictures, brightest in channel i % 3: (200, 100, 50) of 255."""
+    images = np.zeros((n, 4, 4, 3), np.uint8)
+    for i in range(n):
+        images[i, :, :] = np.roll([200, 100, 50], i % 3)
+    return images
+
+
+def check(artifact: Any, images: Any = None, labels: Any = None, **keywords: Any) -> Verification:
+    return verify(Means(), artifact, pictures() if images is None else images, labels, **keywords)
+
+
+def test_equal_passes() -> None:
+    v = check(FakeArtifact())
+    assert (v.n, v.top1_agreement, v.passed) == (10, 1.0, True)
+    assert v.max_rel < 1e-6
+    assert v.drop_points is None
+
+
+def test_differences_by_hand() -> None:
+    def shifted(logits: np.ndarray, batch: int) -> np.ndarray:
+        return logits + np.array([0.01, 0, 0], np.float32)
+
+    v = check(FakeArtifact(shifted))
+    assert v.max_abs == pytest.approx(0.01, abs=1e-6)
+    assert v.max_rel == pytest.approx(0.01 / (200 / 255), rel=1e-4)
+    assert v.mean_abs == pytest.approx(0.01 / 3, rel=1e-3)
+    assert not v.passed
+    assert "differ by 1.3e-02 relative, 0.001 is allowed" in v.reason
+
+
+def test_an_odd_batch_that_is_wrong_is_found() -> None:
+    v = check(FakeArtifact(lambda logits, batch: logits + (0.5 if batch == 7 else 0)))
+    assert not v.passed
+    assert v.max_abs == pytest.approx(0.5, abs=1e-6)
+
+
+def test_batches_run() -> None:
+    artifact = FakeArtifact()
+    check(artifact, pictures(40), batch_sizes=(1, 2, 7))
+    assert artifact.batches == [1, 1, 1, 2, 2, 1, 7, 7, 1, 32, 8]
+
+
+def test_agreement_gate() -> None:
+    near = pictures(12)
+    near[0] = 100
+    v = check(FakeArtifact(lambda logits, batch: logits + np.array([0, 1e-4, 0], np.float32)), near)
+    assert v.max_rel < 1e-3
+    assert v.top1_agreement == pytest.approx(11 / 12)
+    assert not v.passed
+    assert "top-1 agrees on 91.67 % of 12 images, 99.9 % are needed" in v.reason
+
+
+def test_nan_never_passes() -> None:
+    v = check(FakeArtifact(lambda logits, batch: logits * np.nan))
+    assert not v.passed
+    assert "not finite" in v.reason
+
+
+def wrong_on(count: int) -> Any:
+    """Turns the first ``count`` images of each usual batch round."""
+
+    def change(logits: np.ndarray, batch: int) -> np.ndarray:
+        logits = logits.copy()
+        if batch >= 10:
+            logits[:count] = -logits[:count]
+        return logits
+
+    return change
+
+
+@pytest.mark.parametrize(("wrong", "max_drop", "passed"), [(1, 0.5, False), (1, 10.0, True), (0, 0.0, True), (2, 10.0, False)])
+def test_int8_is_judged_by_accuracy(wrong: int, max_drop: float, passed: bool) -> None:
+    v = check(FakeArtifact(wrong_on(wrong), "int8"), labels=[i % 3 for i in range(10)], max_drop=max_drop)
+    assert v.accuracy_before == 1.0
+    assert v.accuracy_after == pytest.approx(1 - wrong / 10)
+    assert v.drop_points == pytest.approx(10 * wrong)
+    assert v.passed is passed
+    assert f"{max_drop:g} are allowed" in v.reason
+
+
+def test_int8_without_labels_is_judged_by_disagreement() -> None:
+    assert not check(FakeArtifact(wrong_on(1), "int8"), max_drop=9).passed
+    assert check(FakeArtifact(wrong_on(1), "int8"), max_drop=10).passed
+
+
+def test_batches_of_images_may_be_given() -> None:
+    v = check(FakeArtifact(), iter([pictures(5), pictures(4)]), labels=np.arange(9) % 3)
+    assert v.n == 9
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UserError, match="10 images and 3 labels"):
+        check(FakeArtifact(), labels=[0, 1, 2])
+    with pytest.raises(UserError, match="no images"):
+        check(FakeArtifact(), pictures(0))
+
+
+def test_wilson_by_hand() -> None:
+    # p = 0.9, n = 100, z = 1.959964: (0.9 + 0.019207) / 1.038415 = 0.885203; half = 0.059598 (Wilson 1927)
+    low, high = wilson(90, 100)
+    assert low == pytest.approx(0.825635, abs=2e-5)
+    assert high == pytest.approx(0.944770, abs=2e-5)
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == 1
+    with pytest.raises(UserError, match="5 of 4"):
+        wilson(5, 4)
+
+
+def test_record_round_trip() -> None:
+    v = check(FakeArtifact(), labels=[i % 3 for i in range(10)])
+    assert Verification.from_dict(v.to_dict()) == v
+    assert dataclasses.replace(v, n=3) != v
+
+
+def test_a_real_artefact(tiny: nn.Module, onnx_art: Artifact, images: np.ndarray) -> None:
+    v = verify(tiny, onnx_art, images)
+    assert v.passed
+    assert v.max_rel < 1e-5
+
+
+@pytest.mark.parametrize("layer", ["stem.0", "block.0", "head"])
+@pytest.mark.parametrize(("format", "bake"), [("onnx", False), ("onnx", True), ("openvino", True)])
+def test_drift_names_the_layer(layer: str, format: str, bake: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
+    import copy
+
+    from convscale.ship.drift import first_drift
+    from convscale.ship.export import export
+
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        weight = other.get_submodule(layer).weight
+        assert isinstance(weight, nn.Parameter)
+        weight.mul_(1.1)
+    art = export(other, tmp_path / "a", format=format, bake=bake)
+    assert first_drift(tiny, art, images[:3]) == layer
+    assert first_drift(other, art, images[:3]) is None
