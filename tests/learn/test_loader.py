@@ -1,0 +1,145 @@
+"""Batches: the same whatever the workers or the place of a restart; bad images left out; pixels as Pillow makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
+from convscale.images.splits import FileSplit, Split
+from convscale.learn.augment import crop_box, mix_seed
+from convscale.learn.loader import Batch, TrainLoader, eval_batches, into_memory, measure_mean_std
+from convscale.learn.recipe import Recipe
+from tests.learn.nets import halves
+
+FILES = Recipe(name="files", batch_size=4, augment="resized-crop")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name, base in (("a", 40), ("b", 160)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(9):
+            pixels = random.integers(base, base + 80, (24, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC).save(tmp_path / "data" / name / f"{number}.jpg", quality=95)
+    return tmp_path / "data"
+
+
+def _train_split(folder: Path) -> Split:
+    data = open_dataset(folder)
+    assert isinstance(data.train, FileSplit)
+    return data.train
+
+
+def _equal(left: list[Batch], right: list[Batch]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.indices, b.indices) for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("augment", ["resized-crop", "shift-crop"])
+def test_workers_and_restarts_change_nothing(folder: Path, augment: str) -> None:
+    split = _train_split(folder)
+    recipe = FILES.override({"augment": augment, "policy": "randaugment" if augment == "resized-crop" else "none"})
+    alone, pair = (TrainLoader(split, recipe, image_size=16, seed=1, workers=workers) for workers in (0, 2))
+    whole = list(alone.batches(3))
+    assert len(whole) == len(split) // 4
+    assert _equal(whole, list(pair.batches(3)))
+    assert _equal(whole[2:], list(pair.batches(3, start=2)))
+    assert not _equal(whole, list(alone.batches(4)))
+    assert sorted(torch.cat([batch.indices for batch in whole]).tolist()) == sorted(set(torch.cat([batch.indices for batch in whole]).tolist()))
+    assert torch.equal(whole[0].labels, split.labels[whole[0].indices])
+
+
+def test_a_samples_augmentation_does_not_depend_on_its_batch() -> None:
+    split, recipe = halves(32), Recipe(name="x", augment="shift-crop", cutout=0.3, shift=0.2)
+    by_size = []
+    for size in (4, 8):
+        loader = TrainLoader(split, recipe.override({"batch_size": size}), image_size=12, seed=9)
+        batches = list(loader.batches(0))
+        images = torch.empty(32, 12, 12, 1, dtype=torch.uint8)
+        images[torch.cat([batch.indices for batch in batches])] = torch.cat([batch.images for batch in batches])
+        by_size.append(images)
+    assert torch.equal(*by_size)
+    assert not torch.equal(by_size[0], split.images)
+
+
+def test_two_processes_share_the_global_batch() -> None:
+    split, recipe = halves(32), Recipe(name="x", augment="shift-crop", batch_size=8)
+    whole = list(TrainLoader(split, recipe, image_size=12).batches(0))
+    half = recipe.override({"batch_size": 4})
+    parts = [list(TrainLoader(split, half, image_size=12, rank=rank, world=2).batches(0)) for rank in (0, 1)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(batch.images, torch.cat([parts[0][step].images, parts[1][step].images]))
+
+
+def test_pixels_are_those_of_pillow(folder: Path) -> None:
+    split = _train_split(folder)
+    loader = TrainLoader(split, FILES, image_size=16, seed=5, workers=0)
+    for batch in loader.batches(0):
+        for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+            random = np.random.Generator(np.random.Philox(key=mix_seed(5, 3, 0, index)))
+            top, left, height, width = crop_box(48, 60, random, min_scale=0.08)
+            picture = Image.open(split.name(index)).crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BILINEAR)
+            golden = np.asarray(picture if random.random() >= 0.5 else picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).astype(int)
+            assert np.abs(image.numpy().astype(int) - golden).max() <= 1
+
+
+def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
+    data = open_dataset(folder)
+    broken = Path(data.train.name(3))
+    broken.write_bytes(broken.read_bytes()[:500])  # its header is still right
+    loader = TrainLoader(data.train, FILES, image_size=16, workers=2)
+    batches = list(loader.batches(0)) + list(loader.batches(1))
+    assert 3 not in torch.cat([batch.indices for batch in batches]).tolist()
+    problems = {problem for batch in batches for problem in batch.bad}
+    assert problems == {f"{broken}: JPEG image is truncated"}
+    plain = Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    held, bad = into_memory(data.train, plain)
+    assert bad == (f"{broken}: JPEG image is truncated",)
+    assert len(held) == len(data.train) - 1
+    assert torch.equal(held.images[3], plain.resize(data.train.read(4)))
+    for number in (5, 6):
+        Path(data.train.name(number)).write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 1.0% are; first: "):
+        into_memory(data.train, plain)
+
+
+def test_evaluation_reads_every_image_once_in_order(folder: Path) -> None:
+    split = _train_split(folder)
+    plain = Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    batches = list(eval_batches(split, plain, batch_size=5))
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(len(split)))
+    assert torch.equal(batches[1].images[2], plain.resize(split.read(7)))
+    array = halves(10)
+    resized = next(eval_batches(array, Preprocessing(image_size=8, channels=1, mean=(0,), std=(1,), crop_pct=1.0)))
+    assert resized.images.shape == (10, 8, 8, 1)
+
+
+def test_balanced_sampling_evens_the_classes() -> None:
+    split = halves(300).subset([*range(0, 300, 3), *range(1, 30, 3)])  # 100 dark, 10 left, no top
+    loader = TrainLoader(split, Recipe(name="x", balanced=True, batch_size=10, augment="none"), image_size=12)
+    drawn = torch.bincount(split.labels[torch.cat([loader.order(epoch) for epoch in range(10)])], minlength=3)
+    assert 450 < drawn[0] < 650
+    assert 450 < drawn[1] < 650
+    assert drawn[2] == 0
+
+
+def test_mean_and_std_by_numpy() -> None:
+    split = halves(40)
+    values = split.images.numpy() / 255
+    mean, std = measure_mean_std(split)
+    assert mean == (pytest.approx(values.mean(), abs=1e-4),)
+    assert std == (pytest.approx(values.std(), abs=1e-4),)
+
+
+def test_a_batch_larger_than_the_set_is_refused() -> None:
+    with pytest.raises(UserError, match=r"batch_size 64 is larger than the train set \(32 images\); use at most 32"):
+        TrainLoader(halves(32), Recipe(name="x", batch_size=64), image_size=12)
