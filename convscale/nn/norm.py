@@ -137,7 +137,7 @@ class _Norm(_NormBase):
         weight, bias = self._affine()
         with torch.no_grad():
             mean, var, count = joint_statistics(x, group)
-            update_running(self.running_mean, self.running_var, mean, var, count, momentum)
+            update_running(*self._running(), mean, var, count, momentum)
             mean, invstd = mean.to(weight.dtype), torch.rsqrt(var + self.eps).to(weight.dtype)
         y = SyncNorm.apply(x, weight, bias, mean, invstd, count, group)
         assert isinstance(y, Tensor)

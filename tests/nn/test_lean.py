@@ -174,6 +174,47 @@ def test_blocks_equal_their_plain_versions(name: str, training: bool, size: tupl
         assert torch.allclose(p.double(), q.double(), rtol=1e-12)
 
 
+def losses(net: nn.Module, steps: int, dtype: torch.dtype, autocast: torch.dtype | None = None) -> list[float]:
+    """SGD with momentum on one small batch of two classes that differ in brightness, the last norm of each block starting at 0."""
+    for module in net.modules():
+        if isinstance(module, Basic | Bottleneck):
+            nn.init.zeros_((module.conv2 if isinstance(module, Basic) else module.conv3).norm.weight)
+    x, labels = seeded(8, 16, 8, 8, dtype=dtype), torch.arange(8) % 2
+    x += labels.view(-1, 1, 1, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    found = []
+    for _ in range(steps):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = F.cross_entropy(net(x).float() if autocast else net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Basic(16, 16, 1), Bottleneck(16, 8, 2, use_se=True), Basic(32, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)
+    )
+
+
+def test_training_from_zero_weights_takes_batch_norms_steps() -> None:
+    """Every step needs right gradients of the one before, from the first on, where the last norms' weights are 0."""
+    ours = losses(small_net().double(), 8, torch.float64)
+    theirs = losses(hooked(small_net().double()), 8, torch.float64)
+    assert ours == pytest.approx(theirs, rel=1e-7)
+    assert ours[-1] < 0.5 * ours[0]
+
+
+def test_training_from_zero_weights_in_bfloat16() -> None:
+    ours = losses(small_net(), 8, torch.float32, torch.bfloat16)
+    exact = losses(hooked(small_net()), 8, torch.float32)
+    assert ours[:3] == pytest.approx(exact[:3], rel=0.05)
+    assert ours[-1] < 0.5 * ours[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["basic", "bottleneck, down"])
 def test_blocks_under_autocast(name: str, dtype: torch.dtype) -> None:
