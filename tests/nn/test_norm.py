@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscale import UserError
-from convscale.nn.norm import BatchNormAct, InPlaceABN, convert_norm, norm_act
+from convscale.nn.norm import BatchNormAct, InPlaceABN, convert_norm, convert_sync, norm_act
 from convscale.nn.norm_ops import divisor
 
 SHAPE = (4, 6, 7, 5)
@@ -478,6 +478,8 @@ def test_convert_norm_leaves_the_original_and_shared_norms_shared() -> None:
     assert net["a"][0] is norm
     assert converted["a"][0].weight is not norm.weight
     assert isinstance(convert_norm(norm, to="inplace"), InPlaceABN)
+    assert converted["a"][0].sync is None
+    assert convert_norm(convert_sync(net), to="inplace")["a"][0].sync is not None
     with pytest.raises(UserError, match="to must be 'batchnorm' or 'inplace', got 'syncbn'"):
         convert_norm(net, to="syncbn")
 
