@@ -16,6 +16,8 @@ import torch
 from convscale.errors import UserError, nearest
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+_CACHE_VALUES = 150_000
+"""Values that are normalised at a time on a CPU: as many as stay in a core's cache."""
 
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
@@ -75,13 +77,13 @@ class Preprocessing:
         as_numpy = isinstance(image, np.ndarray)
         # a copy where NumPy's memory is read-only (Pillow's arrays), which tensors can not express
         pixels: torch.Tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])) if isinstance(image, np.ndarray) else image
-        pixels = self._to_channels(pixels).permute(2, 0, 1)  # (C, H, W), channels-last in memory: torch's fast uint8 path
+        pixels = self._to_channels(pixels).contiguous()[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels-last: torch's fast uint8 path
         shorter = round(self.image_size / self.crop_pct)
-        if min(pixels.shape[1:]) != shorter:
+        if min(pixels.shape[2:]) != shorter:
             mode = InterpolationMode(self.interpolation)
             pixels = tvf.resize(pixels, [shorter], interpolation=mode, antialias=self.interpolation != "nearest")
         pixels = tvf.center_crop(pixels, [self.image_size, self.image_size])
-        pixels = pixels.permute(1, 2, 0).contiguous()
+        pixels = pixels[0].permute(1, 2, 0).contiguous()
         return pixels.numpy() if as_numpy else pixels  # pyright: ignore[reportReturnType]
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
@@ -95,13 +97,20 @@ class Preprocessing:
         """
         if batch.dtype != torch.uint8 or batch.ndim != 4:
             raise UserError(f"a batch of images must be uint8 with 4 dimensions, got {batch.dtype} {tuple(batch.shape)}")
+        # times 255 on the constants' side, and constants as long as a row of pixels: several times faster on a CPU
+        mean = (torch.tensor(self.mean, dtype=torch.float64) * 255).float().to(batch.device)
+        std = (torch.tensor(self.std, dtype=torch.float64) * 255).float().to(batch.device)
         if batch.shape[3] == self.channels:
-            batch = batch.permute(0, 3, 1, 2)
-        elif batch.shape[1] != self.channels:
+            count, height, width, channels = batch.shape
+            rows = batch.reshape(count, height, width * channels)
+            mean, std, out = mean.repeat(width), std.repeat(width), torch.empty(rows.shape, device=batch.device)
+            step = max(1, _CACHE_VALUES // max(1, height * width * channels)) if batch.device.type == "cpu" else max(1, count)
+            for source, target in zip(rows.split(step), out.split(step), strict=True):
+                target.copy_(source).sub_(mean).div_(std)
+            return out.view(count, height, width, channels).permute(0, 3, 1, 2)
+        if batch.shape[1] != self.channels:
             raise UserError(f"a batch of images must have {self.channels} channels in its last or second dimension, got {tuple(batch.shape)}")
-        mean = torch.tensor(self.mean, device=batch.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=batch.device).view(1, -1, 1, 1)
-        return batch.float().div_(255.0).sub_(mean).div_(std)
+        return batch.float().sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; ``from_dict`` is the inverse."""

@@ -95,7 +95,8 @@ def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, re
         uint8 (size, size, C).
     """
     top, left, height, width = crop_box(image.shape[0], image.shape[1], random, min_scale=recipe.crop_scale)
-    pixels = image[top : top + height, left : left + width].permute(2, 0, 1)[None]  # channels-last in memory
+    # contiguous and channels-last: torch's uint8 resize takes its fast path only then
+    pixels = image[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
     if (height, width) != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
     if random.random() < recipe.flip:

@@ -1,0 +1,184 @@
+"""The training pipeline against timm's create_loader, on one core: decode, random crop to 224 px, flip, normalise.
+
+    python -m benchmarks.loader [--images 96] [--rounds 7] [--json] [--output results/loader.jsonl]
+
+JPEGs of 500 x 375 pixels are cut from scikit-image's photographs, at a quality that makes them about 85 kB on average. All loaders run in this process
+(no workers) on one thread, alternating within each round; figures are images/s, median over the rounds with the interquartile range. Both get their
+best form: timm's with PIL decoding, its own transform, uint8 collation and batched normalisation (use_prefetcher=True).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convscale.images.decode import read_image
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import FileSplit
+from convscale.learn.augment import crop_box, mix_seed
+from convscale.learn.loader import TrainLoader
+from convscale.learn.recipe import Recipe
+
+SIZE, BATCH = 224, 32
+IMAGENET = Preprocessing(image_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def write_photographs(folder: Path, count: int) -> list[str]:
+    """``count`` JPEGs of 500 x 375 pixels in one class folder; their paths."""
+    from PIL import Image
+    from skimage import data
+
+    sources = [data.chelsea(), data.coffee(), data.astronaut(), data.rocket(), data.hubble_deep_field(), data.retina()]
+    random, paths = np.random.default_rng(0), []
+    (folder / "photograph").mkdir(parents=True)
+    for number in range(count):
+        picture = Image.fromarray(sources[number % len(sources)])
+        scale = max(500 / picture.width, 375 / picture.height) * random.uniform(1.0, 1.3)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+        left, top = int(random.integers(picture.width - 499)), int(random.integers(picture.height - 374))
+        picture = picture.crop((left, top, left + 500, top + 375))
+        paths.append(str(folder / "photograph" / f"{number:04d}.jpg"))
+        picture.save(paths[-1], quality=_quality(picture, 85_000))
+    return paths
+
+
+def _quality(picture: Any, target: int) -> int:
+    """The lowest JPEG quality that gives ``target`` bytes, at most 98."""
+    for quality in range(80, 98, 2):
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=quality)
+        if out.tell() >= target:
+            return quality
+    return 98
+
+
+def ours(paths: list[str], *, scaled: bool = False) -> Callable[[], int]:
+    """One epoch of our loader."""
+    split = FileSplit(
+        split="train", classes=("photograph", "other"), labels=torch.zeros(len(paths), dtype=torch.long), channels=3, paths=tuple(paths)
+    )
+    recipe = Recipe(name="bench", batch_size=BATCH, augment="resized-crop", scaled_decode=scaled)
+    loader = TrainLoader(split, recipe, image_size=SIZE, workers=0)
+    epoch = iter(range(10_000))
+
+    def run() -> int:
+        return sum(len(IMAGENET.normalize(batch.images)) for batch in loader.batches(next(epoch)))
+
+    return run
+
+
+def timms(folder: Path) -> Callable[[], int]:
+    """One epoch of timm's loader."""
+    from timm.data import create_dataset, create_loader
+
+    loader = create_loader(
+        create_dataset("", root=str(folder)),
+        input_size=(3, SIZE, SIZE),
+        batch_size=BATCH,
+        is_training=True,
+        use_prefetcher=True,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        hflip=0.5,
+        color_jitter=None,
+        auto_augment=None,
+        interpolation="bilinear",
+        num_workers=0,
+        device=torch.device("cpu"),
+        persistent_workers=False,
+        pin_memory=False,
+    )
+    return lambda: sum(len(images) for images, _ in loader)
+
+
+def decoding(paths: list[str]) -> Callable[[], int]:
+    """Bare decoding."""
+    return lambda: sum(1 for path in paths if read_image(path).shape[2] == 3)
+
+
+def pixel_difference(paths: list[str]) -> int:
+    """Largest difference of our crops from Pillow's decode, crop and resize with the same boxes, in 1/255."""
+    from PIL import Image
+
+    split = FileSplit(
+        split="train", classes=("photograph", "other"), labels=torch.zeros(len(paths), dtype=torch.long), channels=3, paths=tuple(paths)
+    )
+    loader, worst = TrainLoader(split, Recipe(name="bench", batch_size=BATCH, augment="resized-crop"), image_size=SIZE, workers=0), 0
+    batch = next(loader.batches(0))
+    for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+        random = np.random.Generator(np.random.Philox(key=mix_seed(0, 3, 0, index)))
+        with Image.open(paths[index]) as picture:
+            top, left, height, width = crop_box(picture.height, picture.width, random, min_scale=0.08)
+            golden = picture.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        pixels = np.asarray(golden if random.random() >= 0.5 else golden.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).astype(int)
+        worst = max(worst, int(np.abs(image.numpy().astype(int) - pixels).max()))
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_photographs(folder, arguments.images // BATCH * BATCH)
+        subjects = {"timm": timms(folder), "ours": ours(paths), "ours, scaled decoding": ours(paths, scaled=True), "bare decoding": decoding(paths)}
+        rates: dict[str, list[float]] = {subject: [] for subject in subjects}
+        for turn in range(arguments.rounds + 1):
+            for subject, run in subjects.items():
+                started = time.perf_counter()
+                count = run()
+                if turn:  # the first warms caches
+                    rates[subject].append(count / (time.perf_counter() - started))
+        record = {
+            "benchmark": "loader",
+            "images_per_s": {subject: round(statistics.median(values), 1) for subject, values in rates.items()},
+            "iqr_rel": {
+                subject: round(float(np.subtract(*np.percentile(values, [75, 25])) / np.median(values)), 3) for subject, values in rates.items()
+            },
+            "speedup": round(statistics.median(a / b for a, b in zip(rates["ours"], rates["timm"], strict=True)), 3),
+            "speedup_scaled": round(statistics.median(a / b for a, b in zip(rates["ours, scaled decoding"], rates["timm"], strict=True)), 3),
+            "share_of_decoding": round(statistics.median(a / b for a, b in zip(rates["ours"], rates["bare decoding"], strict=True)), 3),
+            "largest_pixel_difference": pixel_difference(paths),
+            "mean_kilobytes": round(sum(os.path.getsize(path) for path in paths) / len(paths) / 1000, 1),
+            "conditions": {"threads": 1, "batch_size": BATCH, "images": len(paths), "rounds": arguments.rounds, "machine": platform.machine()},
+            "versions": _versions(),
+        }
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(arguments.output, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    print(json.dumps(record) if arguments.json else _table(record))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "torchvision", "timm", "pillow", "numpy")}
+
+
+def _table(record: dict[str, Any]) -> str:
+    lines = [f"{subject:24} {rate:8.1f} images/s (IQR {record['iqr_rel'][subject]:.1%})" for subject, rate in record["images_per_s"].items()]
+    lines.append(f"ours / timm: {record['speedup']:.2f}x, with scaled decoding {record['speedup_scaled']:.2f}x; pixels differ by at most "
+                 f"{record['largest_pixel_difference']}/255; {record['share_of_decoding']:.0%} of bare decoding; files of {record['mean_kilobytes']} kB")  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
