@@ -12,6 +12,7 @@ from typing import Any
 
 from convscale.errors import UserError
 from convscale.show import words
+from convscale.speed.timing import Measurement
 
 GREEN, BLUE, SKY, ORANGE, RED, GREY = "#009e73", "#1f83c4", "#56b4e9", "#e69f00", "#d55e00", "#8a949e"
 """After the set of Okabe and Ito; states differ in marker and hatch too, so that nothing hangs on hue alone."""
@@ -61,6 +62,19 @@ def candidates(fit: Mapping[str, Any]) -> list[Candidate]:
             )
         )
     return sorted(found, key=lambda c: -(c.images_per_s or 0))
+
+
+def measurement_warnings(measurement: Mapping[str, Any] | None) -> list[str]:
+    """Why not to trust a measurement's median, and what was noted with it, one line each."""
+    if not measurement:
+        return []
+    found = measurement.get("warnings")
+    if found is None:
+        try:
+            found = Measurement.from_dict(measurement).warnings
+        except UserError:  # a record without its raw times says nothing of their spread
+            found = ()
+    return [str(text) for text in (*found, *(measurement.get("notes") or ()))]
 
 
 def hover(c: Candidate) -> str:

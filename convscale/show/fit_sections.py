@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from convscale.show import plots, words
-from convscale.show.fit_record import STATES, Candidate, candidates
+from convscale.show.fit_record import STATES, Candidate, candidates, measurement_warnings
 from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
 
 GALLERY = 48
@@ -26,11 +27,17 @@ def story(fit: Mapping[str, Any]) -> str:
     winner, evaluation = fit.get("winner") or {}, fit.get("evaluation") or {}
     data = fit.get("data") or {}
     parts = []
-    fast = [c for c in found if c.record.get("kept")]
-    if found:
-        measured = f"Of {words.plural(len(found), 'candidate')}, exported untrained and timed as they would be shipped"
+    timed = [c for c in found if c.images_per_s is not None]
+    fast = [c for c in timed if c.record.get("kept")]
+    if timed:
+        measured = f"Of {words.plural(len(timed), 'candidate')}, exported untrained and timed as they would be shipped"
         limit = f", {len(fast)} kept the {words.rate(asked)} images/s asked for" if asked else ", all were compared"
         parts.append(measured + limit + ".")
+    if len(found) > len(timed):
+        n = len(found) - len(timed)
+        parts.append(
+            f"{n} more {'was' if n == 1 else 'were'} not timed: smaller members of {'its' if n == 1 else 'their'} family were too slow already."
+        )
     finalists = [c for c in found if c.brief_top1 is not None]
     if len(finalists) > 1:
         on = f" on {words.count(data['validation'])} validation images" if data.get("validation") else ""
@@ -108,8 +115,8 @@ def picture(fit: Mapping[str, Any], figures: Figures) -> Section | None:
     m = found[0].record.get("measurement") or {}
     shared = words.conditions({**(m.get("conditions") or {}), "image_size": None})
     caption = (
-        "Above: what the finalists reached after brief training, and the chosen one after full training. Below: the speed of every candidate, "
-        f"with its interquartile range. All timed with: {shared}; {words.machine(m.get('environment'))}."
+        "Above: what the finalists reached after brief training, and the chosen one after full training. Below: the speed of every candidate "
+        f"that was timed, with its interquartile range. All timed with: {shared}; {words.machine(m.get('environment'))}."
     )
     winner = next((c.name for c in found if c.state == "winner"), "none chosen")
     body = figures.add(plots.speed_accuracy(fit), caption, label=f"Accuracy and speed of {len(found)} candidates; chosen: {winner}")
@@ -134,7 +141,7 @@ def candidate_table(fit: Mapping[str, Any]) -> Section | None:
     rows = [({"winner": "winner", "rejected": "dim"}.get(c.state, ""), _candidate_cells(c)) for c in found]
     warned: dict[str, list[str]] = {}
     for c in found:
-        for text in (c.record.get("measurement") or {}).get("warnings") or ():
+        for text in measurement_warnings(c.record.get("measurement")):
             warned.setdefault(str(text), []).append(c.name)
     notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
     intro = paragraph("Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note")
@@ -154,6 +161,10 @@ def _candidate_cells(c: Candidate) -> list[str]:
     if c.brief_top1 is not None:
         spent = f"{words.plural(brief.get('epochs') or 0, 'epoch')}, {words.seconds(brief.get('seconds'))}"
         trained = f'{words.percent(c.brief_top1)}<span class="sub">{spent}</span>'
+    label = STATES[c.state][0].partition(",")[0] if c.images_per_s is not None else "not timed"
+    why = str(record.get("reason") or "")
+    for start in (f"{label}: ", f"{label}, ", "not measured: "):
+        why = why.removeprefix(start)
     return [
         name,
         words.rate(c.images_per_s),
@@ -162,7 +173,7 @@ def _candidate_cells(c: Candidate) -> list[str]:
         words.large(record.get("params")),
         words.large(record.get("macs")),
         trained,
-        f"{tag(STATES[c.state][0].split(',')[0], state)} {escape(str(record.get('reason') or ''))}",
+        f"{tag(label, state)} {escape(why)}",
     ]
 
 
@@ -180,8 +191,15 @@ def training(fit: Mapping[str, Any], figures: Figures) -> Section | None:
         text += f", {words.number(rates[len(rates) // 2])} images/s while training (median over epochs)"
     if best:
         text += f"; best on validation: {words.percent(best['val_top1'], 2)} in epoch {best['epoch']}"
+    recipe = fit.get("recipe") or {}
+    facts = definitions(
+        [
+            ("Recipe", " · ".join(str(x) for x in (recipe.get("name"), recipe.get("source")) if x)),
+            ("Notes", " ".join(str(note).rstrip(".") + "." for note in fit.get("training_notes") or ())),
+        ]
+    )
     body = figures.add(drawn[0], label="Loss by epoch") + figures.add(drawn[1], label="Validation accuracy by epoch")
-    return Section(title="Training", body=paragraph(text + ".") + f'<div class="two">{body}</div>', anchor="training")
+    return Section(title="Training", body=paragraph(text + ".") + facts + f'<div class="two">{body}</div>', anchor="training")
 
 
 def mistakes(fit: Mapping[str, Any], figures: Figures) -> Section | None:
@@ -340,8 +358,8 @@ def conditions(fit: Mapping[str, Any]) -> Section | None:
     return Section(title="Conditions", body=body, anchor="conditions") if body else None
 
 
-def use(fit: Mapping[str, Any]) -> Section | None:
-    """How to use what came out and how to make it again."""
+def use(fit: Mapping[str, Any], folder: Path) -> Section | None:
+    """How to use what came out and how to make it again; the artefact's path is relative to ``folder``, the run's."""
     artifact, d = fit.get("artifact") or {}, fit.get("data") or {}
     parts = []
     passed = (fit.get("verification") or {}).get("passed")
@@ -349,7 +367,7 @@ def use(fit: Mapping[str, Any]) -> Section | None:
         size = d.get("image_size") or "side"
         code = (
             "import convscale as cs\n\n"
-            f"net = cs.load_artifact({str(artifact['path'])!r})\n"
+            f"net = cs.load_artifact({str(folder / str(artifact['path']))!r})\n"
             f"probabilities = net(images)    # uint8, (n, {size}, {size}, {d.get('channels') or 3}) -> (n, {len(class_names(fit)) or 'classes'})"
         )
         parts.append(

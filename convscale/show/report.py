@@ -26,12 +26,12 @@ def write_fit_report(run_dir: str | os.PathLike[str]) -> Path:
         UserError: the folder has no ``fit.json``, or it is damaged or of a newer schema.
     """
     path = Path(run_dir) / "report.html"
-    write_text(path, fit_page(read_fit(run_dir)))
+    write_text(path, fit_page(read_fit(run_dir), Path(run_dir)))
     return path
 
 
-def fit_page(fit: Mapping[str, Any]) -> str:
-    """The report of a fit's record as one HTML document; any part of the record may be missing."""
+def fit_page(fit: Mapping[str, Any], folder: Path) -> str:
+    """The report of the record of a fit in ``folder`` as one HTML document; any part of the record may be missing."""
     figures = Figures()
     found = [
         sections.picture(fit, figures),
@@ -40,7 +40,7 @@ def fit_page(fit: Mapping[str, Any]) -> str:
         sections.gallery(fit),
         sections.training(fit, figures),
         sections.verification(fit),
-        sections.use(fit),
+        sections.use(fit, folder),
         sections.data(fit),
         sections.conditions(fit),
     ]
@@ -48,9 +48,15 @@ def fit_page(fit: Mapping[str, Any]) -> str:
     name = (fit.get("data") or {}).get("name")
     return page(
         title=winner,
-        kicker=" · ".join(str(part) for part in ("convscale fit", name, str(fit.get("created") or "")[:16].replace("T", " ")) if part),
+        kicker=" · ".join(str(part) for part in ("convscale fit", name, created(fit)) if part),
         head=sections.summary(fit),
         sections=[section for section in found if section is not None],
         figures=figures,
         meta={"convscale-winner": winner},
     )
+
+
+def created(fit: Mapping[str, Any]) -> str:
+    """When the run was made, to the minute."""
+    text = str(fit.get("created") or "")
+    return text[:16].replace("T", " ") + (" UTC" if text.endswith(("+00:00", "Z")) else "")

@@ -16,7 +16,7 @@ from convscale.show.fit_sections import confused, problems, story
 from convscale.show.plots import save_fit_png
 from convscale.show.report import fit_page, write_fit_report
 from tests.show.browser import Elements, dump_dom
-from tests.show.example import CANDIDATES, fit_record, write_run
+from tests.show.example import CANDIDATES, fit_record, measurement, write_run
 
 WINNER = "tresnet_m depth 0.33 width 0.25"
 HOSTILE = "<img src=x onerror=\"document.documentElement.dataset.owned='yes'\"></script><b>'&"
@@ -28,7 +28,7 @@ def visible(html: str) -> str:
 
 
 def test_says_what_was_chosen_and_why() -> None:
-    html = visible(fit_page(fit_record()))
+    html = visible(fit_page(fit_record(), Path("runs/example")))
     assert f"<h1>{WINNER}</h1>" in html
     assert "Of 8 candidates, exported untrained and timed as they would be shipped, 5 kept the 4,000 images/s asked for." in html
     assert "3 of them were trained briefly and compared on 6,000 validation images." in html
@@ -44,10 +44,15 @@ def test_says_what_was_chosen_and_why() -> None:
         assert text in html
     assert html.count("data:image/png;base64,") == 24
     assert "12 epochs in 7 min 12 s" in html
+    assert "1 more were not timed" not in html
+    assert "1 more was not timed: smaller members of its family were too slow already." in html
+    assert "efficientnet_b0 depth 0.5 width 0.35: wide spread: the interquartile range is 12% of the median" in html
+    assert "cs.load_artifact(&#x27;runs/example/artifact&#x27;)" in html
+    assert "2026-01-02 03:04 UTC" in html
 
 
 def test_the_page_loads_nothing_from_outside() -> None:
-    html = visible(fit_page(fit_record()))
+    html = visible(fit_page(fit_record(), Path("runs/example")))
     sources = re.findall(r"""\b(?:src|href)=["']?([^"'\s>]+)""", html)
     assert sources
     assert all(source.startswith(("data:", "#")) for source in sources)
@@ -63,7 +68,7 @@ def test_story_of_no_winner() -> None:
 def test_problems_are_named() -> None:
     record = fit_record()
     assert problems(record) == []
-    record["artifact"]["measurement"]["images_per_s"] = 3900.0
+    record["artifact"]["measurement"] = measurement(3900.0, 0.02, 32)
     record["verification"] |= {"passed": False, "reason": "top-1 agrees on 97 % only"}
     record["data"]["skipped"] = 3
     slow, withheld, skipped = problems(record)
@@ -75,23 +80,27 @@ def test_problems_are_named() -> None:
 
 def test_a_withheld_artefact_is_not_offered() -> None:
     record = fit_record()
-    assert "load_artifact" in visible(fit_page(record))
+    assert "load_artifact" in visible(fit_page(record, Path("runs/example")))
     record["verification"]["passed"] = False
-    assert "load_artifact" not in visible(fit_page(record))
+    assert "load_artifact" not in visible(fit_page(record, Path("runs/example")))
 
 
 def test_states_of_candidates() -> None:
     states = {c.name: c.state for c in candidates(fit_record())}
     assert states[WINNER] == "winner"
-    assert sorted(states.values()) == ["finalist"] * 2 + ["kept"] * 2 + ["rejected"] * 3 + ["winner"]
-    assert [c.images_per_s for c in candidates(fit_record())] == sorted((c[5] for c in CANDIDATES), reverse=True)
+    assert sorted(states.values()) == ["finalist"] * 2 + ["kept"] * 2 + ["rejected"] * 4 + ["winner"]
+    speeds = [c.images_per_s for c in candidates(fit_record())]
+    assert speeds.pop() is None, "what was not timed comes last"
+    assert speeds == pytest.approx(sorted((c[5] for c in CANDIDATES), reverse=True))
 
 
 def test_the_picture_holds_every_candidate_and_the_constraint() -> None:
     figure = plots.speed_accuracy(fit_record()).to_dict()
     bars = {name: x for trace in figure["data"] if trace["type"] == "bar" for name, x in zip(trace["y"], trace["x"], strict=True)}
-    assert bars == {c[0]: c[5] for c in CANDIDATES}
-    points = {(x, round(y, 6)) for trace in figure["data"] if trace["type"] == "scatter" for x, y in zip(trace["x"], trace["y"], strict=True)}
+    assert bars == pytest.approx({c[0]: c[5] for c in CANDIDATES})
+    points = {
+        (round(x, 6), round(y, 6)) for trace in figure["data"] if trace["type"] == "scatter" for x, y in zip(trace["x"], trace["y"], strict=True)
+    }
     assert points == {(c[5], round(100 * c[7], 6)) for c in CANDIDATES if c[7] is not None} | {(5230.0, 92.4)}
     lines = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "line"]
     assert [(line["x0"], line["x1"]) for line in lines] == [(4000, 4000)]
@@ -120,7 +129,7 @@ def test_any_part_may_be_missing(missing: str, how: str) -> None:
         del record[missing]
     elif missing != "schema":
         record[missing] = None
-    html = fit_page(record)
+    html = fit_page(record, Path("runs/example"))
     assert "</html>" in html
     assert ">None<" not in html
     assert "nan" not in visible(html).lower().split()
@@ -132,11 +141,11 @@ def test_any_inner_value_may_be_null() -> None:
         record[part] = dict.fromkeys(record[part])
     record["candidates"] = [dict.fromkeys(record["candidates"][0]) | {"name": "lone"}]
     record["history"] = [dict.fromkeys(record["history"][0]) | {"epoch": 1}]
-    assert ">None<" not in fit_page(record)
+    assert ">None<" not in fit_page(record, Path("runs/example"))
 
 
 def test_an_empty_record_still_makes_a_page() -> None:
-    assert "No network was chosen" in fit_page({"schema": 1})
+    assert "No network was chosen" in fit_page({"schema": 1}, Path("runs/example"))
 
 
 def test_many_classes_stay_readable() -> None:
@@ -144,7 +153,7 @@ def test_many_classes_stay_readable() -> None:
     n = 120
     record["data"]["classes"] = [f"class number {i}" for i in range(n)]
     record["evaluation"] |= {"confusion": [[int(i == j) for j in range(n)] for i in range(n)], "per_class": [1.0] * n}
-    assert "(the worst 20)" in fit_page(record)
+    assert "(the worst 20)" in fit_page(record, Path("runs/example"))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +229,7 @@ def test_written_records_are_json() -> None:
     """What a browser reads as a figure is valid JSON however names are spelt."""
     record = fit_record()
     record["data"]["classes"][0] = "\u2028</script>"
-    html = fit_page(record)
+    html = fit_page(record, Path("runs/example"))
     blocks = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', html, flags=re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
