@@ -38,6 +38,10 @@ class Candidate:
     """Median speed; None where it was not measured."""
     iqr_rel: float | None
     """Interquartile range of the speed as a share of the median."""
+    low: float
+    """Speed at the slower quartile of its times; 0 where it was not measured."""
+    high: float
+    """Speed at the faster quartile."""
     brief_top1: float | None
     """Validation accuracy after the brief training, of 1."""
     record: Mapping[str, Any]
@@ -47,16 +51,24 @@ class Candidate:
 def candidates(fit: Mapping[str, Any]) -> list[Candidate]:
     """All candidates of a run, fastest first."""
     winner = (fit.get("winner") or {}).get("name")
+    asked = (fit.get("constraint") or {}).get("min_throughput")
     found = []
     for record in fit.get("candidates") or ():
-        state = "winner" if record.get("name") == winner else "finalist" if record.get("finalist") else "kept" if record.get("kept") else "rejected"
         measurement = record.get("measurement")
+        speed = words.speed(measurement)
+        kept = record.get("kept")
+        if kept is None:
+            kept = speed is not None and (asked is None or speed >= asked)
+        state = "winner" if record.get("name") == winner else "finalist" if record.get("finalist") else "kept" if kept else "rejected"
+        low, high = words.quartiles(measurement) or (speed or 0.0, speed or 0.0)
         found.append(
             Candidate(
                 name=str(record.get("name", "?")),
                 state=state,
-                images_per_s=words.speed(measurement),
+                images_per_s=speed,
                 iqr_rel=words.spread(measurement),
+                low=low,
+                high=high,
                 brief_top1=(record.get("brief") or {}).get("top1"),
                 record=record,
             )

@@ -28,7 +28,7 @@ def story(fit: Mapping[str, Any]) -> str:
     data = fit.get("data") or {}
     parts = []
     timed = [c for c in found if c.images_per_s is not None]
-    fast = [c for c in timed if c.record.get("kept")]
+    fast = [c for c in timed if c.state != "rejected"]
     if timed:
         measured = f"Of {words.plural(len(timed), 'candidate')}, exported untrained and timed as they would be shipped"
         limit = f", {len(fast)} kept the {words.rate(asked)} images/s asked for" if asked else ", all were compared"
@@ -144,6 +144,8 @@ def candidate_table(fit: Mapping[str, Any]) -> Section | None:
         for text in measurement_warnings(c.record.get("measurement")):
             warned.setdefault(str(text), []).append(c.name)
     notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
+    if len(warned) > 3:
+        notes = f"<details><summary>{len(warned)} warnings about single speeds</summary>{notes}</details>"
     intro = paragraph("Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note")
     return Section(title="Candidates", body=intro + table(columns, rows) + notes, anchor="candidates")
 

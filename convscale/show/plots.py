@@ -25,9 +25,11 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     found = [c for c in candidates(fit) if c.images_per_s]
     asked = (fit.get("constraint") or {}).get("min_throughput")
     bars = 36 * max(3, len(found))
-    above = 300
+    # Without a trained candidate the upper panel would be empty; it shrinks to the room that the constraint's label needs.
+    above = 300 if any(c.brief_top1 is not None for c in found) or (fit.get("winner") or {}).get("validation_top1") is not None else 1
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars])
-    right = 1.06 * max([(c.images_per_s or 0) * (1 + (c.iqr_rel or 0) / 2) for c in found] + [asked or 0, 1e-9])
+    # A wild upper quartile may leave the figure; the medians and the constraint may not.
+    right = 1.06 * max([min(c.high, 1.3 * (c.images_per_s or 0)) for c in found] + [asked or 0, 1e-9])
     for state, (label, colour, marker, hatch) in STATES.items():
         mine = [c for c in found if c.state == state]
         if not mine:
@@ -38,7 +40,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                 go.Scatter(
                     x=[c.images_per_s for c in trained],
                     y=[100 * (c.brief_top1 or 0) for c in trained],
-                    error_x={"array": [(c.images_per_s or 0) * (c.iqr_rel or 0) / 2 for c in trained], "color": colour, "thickness": 1.2},
+                    error_x={**_quartile_bars(trained), "color": colour, "thickness": 1.2},
                     mode="markers+text",
                     name=label,
                     marker={"color": colour, "size": 11 if state != "winner" else 16, "symbol": marker},
@@ -62,7 +64,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                 marker={"color": colour, "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,.75)", "solidity": 0.3}},
                 opacity=0.6 if state == "rejected" else 1,
                 width=0.36,
-                error_x={"array": [(c.images_per_s or 0) * (c.iqr_rel or 0) / 2 for c in mine], "color": "var(--ink)", "thickness": 1.2, "width": 3},
+                error_x={**_quartile_bars(mine), "color": "var(--ink)", "thickness": 1.2, "width": 3},
                 hovertext=[hover(c) for c in mine],
                 hoverinfo="text",
             ),
@@ -91,6 +93,9 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     figure.update_xaxes(title_text="images per second", range=[0, right], row=2, col=1)
     figure.update_yaxes(title_text="validation accuracy, %", row=1, col=1)
     figure.update_yaxes(categoryorder="array", categoryarray=[c.name for c in reversed(found)], showticklabels=False, showgrid=False, row=2, col=1)
+    if above == 1:
+        figure.update_xaxes(visible=False, row=1, col=1)
+        figure.update_yaxes(visible=False, row=1, col=1)
     figure.update_layout(
         height=above + bars + 140,
         margin={"l": 10, "r": 10, "t": 40, "b": 40},
@@ -99,6 +104,13 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
         hovermode="closest",
     )
     return figure
+
+
+def _quartile_bars(found: Sequence[Candidate]) -> dict[str, Any]:
+    """From the slower to the faster quartile of each one's times."""
+    high = [c.high - (c.images_per_s or 0) for c in found]
+    low = [(c.images_per_s or 0) - c.low for c in found]
+    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
 
 
 def _label_bars(figure: Any, found: Sequence[Candidate]) -> None:
@@ -281,14 +293,15 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     final = (fit.get("winner") or {}).get("validation_top1")
     figure = Figure(figsize=(9, 3.1 + 0.34 * len(found)), dpi=150, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.34 * len(found)])
-    right = max(*((c.images_per_s or 0) * (1 + (c.iqr_rel or 0) / 2) for c in found), asked or 0)
+    right = max(*(min(c.high, 1.3 * (c.images_per_s or 0)) for c in found), asked or 0)
     markers = {"winner": "*", "finalist": "o", "kept": "D", "rejected": "x"}
     for row, c in enumerate(found):
         label, colour, _, hatch = STATES[c.state]
         x = c.images_per_s or 0
         error = {"elinewidth": 1, "capsize": 2}
         faded = 0.6 if c.state == "rejected" else 1
-        below.barh(row, x, 0.38, color=colour, hatch=hatch * 4, edgecolor="white", alpha=faded, xerr=x * (c.iqr_rel or 0) / 2, error_kw=error)
+        spread = [[x - c.low], [c.high - x]]
+        below.barh(row, x, 0.38, color=colour, hatch=hatch * 4, edgecolor="white", alpha=faded, xerr=spread, error_kw=error)
         below.text(0, row - 0.24, f" {words.shortened(c.name, 60)} · {words.rate(x)}", va="bottom", fontsize=8)
         if c.brief_top1 is not None:
             above.scatter(x, 100 * c.brief_top1, s=170 if c.state == "winner" else 60, color=colour, marker=markers[c.state], zorder=3, label=label)

@@ -106,14 +106,14 @@ def from_record(record: Record) -> SpeedPoint:
     m = record.measurement
     value = m.conditions.to_dict()
     named = m.conditions.device not in ("cpu", "") and not m.conditions.device.startswith("cuda")
-    half = m.images_per_s * m.iqr_rel / 2
+    low, high = words.quartiles(m.to_dict()) or (None, None)
     return SpeedPoint(
         name=record.model,
         images_per_s=m.images_per_s,
         device=m.conditions.device if named else m.environment.device_name,
         conditions=value,
-        low=m.images_per_s - half if len(m.times_s) > 1 else None,
-        high=m.images_per_s + half if len(m.times_s) > 1 else None,
+        low=low,
+        high=high,
         params=record.params,
         macs=record.macs,
         notes=(*m.warnings, *m.notes),

@@ -106,6 +106,19 @@ def spread(measurement: Mapping[str, Any] | None) -> float | None:
     return (high - low) / middle
 
 
+def quartiles(measurement: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    """Images/s at the slower and the faster quartile of the times; from the spread as written where there are no raw times."""
+    middle = speed(measurement)
+    if not measurement or middle is None:
+        return None
+    times, batch = measurement.get("times_s") or (), (measurement.get("conditions") or {}).get("batch_size")
+    if len(times) >= 4 and batch:
+        fast, _, slow = statistics.quantiles(times, n=4, method="inclusive")
+        return batch / slow, batch / fast
+    half = (spread(measurement) or 0) / 2
+    return (middle * (1 - half), middle * (1 + half)) if half else None
+
+
 def conditions(value: Mapping[str, Any] | None) -> str:
     """A ``Conditions`` as JSON in words: ``onnxruntime, fp32, nchw, batch 8, 32 px, 2 threads, cpu``."""
     if not value:

@@ -64,6 +64,14 @@ def test_spread_agrees_with_numpy() -> None:
     assert words.spread({"times_s": times[:3]}) is None
 
 
+def test_quartiles_are_of_times_not_of_speeds() -> None:
+    m = {"times_s": [1.0, 2.0, 3.0, 4.0, 5.0], "conditions": {"batch_size": 12}}
+    assert words.quartiles(m) == (3.0, 6.0)
+    assert words.quartiles({"images_per_s": 100.0, "iqr_rel": 0.1}) == pytest.approx((95.0, 105.0))
+    assert words.quartiles({"images_per_s": 100.0}) is None
+    assert words.quartiles(None) is None
+
+
 def test_conditions_in_words() -> None:
     value = {
         "device": "cpu",
