@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convscale.arch.spec import NetSpec, StageSpec
-from convscale.arch.zoo import as_spec, get_tag
+from convscale.arch.zoo import as_spec, find_tag, get_tag
 from convscale.errors import UserError
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.features import FeatureInfo, resolve_indices
@@ -236,8 +236,8 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
     for key, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if not 0 <= value < 1:
             raise UserError(f"{key} is {value!r}; it must be in [0, 1)")
-    tag = get_tag(spec.name) if pretrained or "." in spec.name else None
-    if pretrained and tag is not None and "." not in spec.name:
+    tag = get_tag(spec.name) if pretrained else find_tag(spec.name)
+    if tag is not None and tag.name != spec.name:
         spec = replace(spec, input=replace(as_spec(tag.name).input), name=tag.name)
     if num_classes is None:
         num_classes = tag.num_classes if tag else 1000
