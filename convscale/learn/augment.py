@@ -83,18 +83,24 @@ def crop_box(height: int, width: int, random: np.random.Generator, *, min_scale:
 
 
 def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, recipe: Recipe) -> torch.Tensor:
-    """A random crop resized to ``size`` squared, perhaps flipped, then the recipe's policy.
+    """A random crop resized to ``size`` squared, perhaps flipped, then the recipe's policy and cutout (of mid-gray).
 
     Args:
         image: uint8 (H, W, C).
         size: side of the result in pixels.
         random: this sample's own stream.
-        recipe: crop_scale, flip, policy.
+        recipe: crop_scale, flip, policy, cutout.
 
     Returns:
         uint8 (size, size, C).
     """
-    top, left, height, width = crop_box(image.shape[0], image.shape[1], random, min_scale=recipe.crop_scale)
+    box = crop_box(image.shape[0], image.shape[1], random, min_scale=recipe.crop_scale)
+    return resize_box(image, box, size, random, recipe)
+
+
+def resize_box(image: torch.Tensor, box: tuple[int, int, int, int], size: int, random: np.random.Generator, recipe: Recipe) -> torch.Tensor:
+    """What ``resized_crop`` does once its box (top, left, height, width) is drawn."""
+    top, left, height, width = box
     # contiguous and channels-last: torch's uint8 resize takes its fast path only then
     pixels = image[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
     if (height, width) != (size, size):
@@ -103,7 +109,11 @@ def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, re
         pixels = pixels.flip(3)
     if recipe.policy != "none":
         pixels = apply_policy(pixels[0], recipe, int(random.integers(1 << 62)))[None]
-    return pixels[0].permute(1, 2, 0).contiguous()
+    out = pixels[0].permute(1, 2, 0).contiguous()
+    if side := round(recipe.cutout * size):
+        top, left = int(random.integers(size)) - side // 2, int(random.integers(size)) - side // 2
+        out[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 128
+    return out
 
 
 def apply_policy(pixels: torch.Tensor, recipe: Recipe, seed: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ of an epoch changes a batch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from convscale.errors import UserError
-from convscale.images.decode import ImageError
+from convscale.images.decode import Header, ImageError, check_image
 from convscale.images.preprocess import Preprocessing
-from convscale.images.splits import ArraySplit, Split
-from convscale.learn.augment import generator_for, mix_seed, resized_crop, shift_crop
+from convscale.images.splits import ArraySplit, FileSplit, Split
+from convscale.learn.augment import crop_box, generator_for, mix_seed, resize_box, resized_crop, shift_crop
 from convscale.learn.recipe import Recipe
 
 MEMORY_BYTES = 1_000_000_000
@@ -173,11 +174,13 @@ class _TrainSamples:
     def __call__(self, index: int) -> torch.Tensor | str:
         random = np.random.Generator(np.random.Philox(key=mix_seed(self.seed, 3, self.epoch, index)))
         try:
+            if self.recipe.augment == "resized-crop":
+                if self.recipe.scaled_decode and isinstance(self.split, FileSplit):
+                    return self._scaled(self.split, index, random)
+                return resized_crop(self.split.read(index), self.size, random, self.recipe)
             image = self.split.read(index)
         except ImageError as error:
             return str(error)
-        if self.recipe.augment == "resized-crop":
-            return resized_crop(image, self.size, random, self.recipe)
         whole = Preprocessing(
             image_size=self.size, channels=self.split.channels, mean=(0,) * self.split.channels, std=(1,) * self.split.channels, crop_pct=1.0
         )
@@ -187,6 +190,19 @@ class _TrainSamples:
         table = torch.from_numpy(random.random((1, 5)))
         pad, cutout = round(self.recipe.shift * self.size), round(self.recipe.cutout * self.size)
         return shift_crop(image[None], table, pad=pad, flip=self.recipe.flip, cutout=cutout)[0]
+
+    def _scaled(self, split: FileSplit, index: int, random: np.random.Generator) -> torch.Tensor:
+        """A crop from the picture decoded at the smallest size that leaves it three quarters of the pixels it is resized to."""
+        header = check_image(split.paths[index], max_pixels=split.max_pixels)
+        top, left, height, width = crop_box(header.height, header.width, random, min_scale=self.recipe.crop_scale)
+        allowed = 0.75 * self.size * min(header.height, header.width) / min(height, width)
+        image = split.read(index, min_side=math.ceil(allowed))
+        if (image.shape[0] < image.shape[1]) != (header.height < header.width):  # EXIF turned it
+            top, left, height, width = left, top, width, height
+            header = Header(format=header.format, width=header.height, height=header.width)
+        vertical, horizontal = image.shape[0] / header.height, image.shape[1] / header.width
+        box = (int(top * vertical), int(left * horizontal), max(1, int(height * vertical)), max(1, int(width * horizontal)))
+        return resize_box(image, box, self.size, random, self.recipe)
 
 
 class _EvalSamples:

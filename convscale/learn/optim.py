@@ -1,4 +1,4 @@
-"""Optimisers: decoupled weight decay for all three, RMSProp in TensorFlow's form, learning rates per layer."""
+"""Optimisers: decoupled weight decay for all of them, RMSProp in TensorFlow's form, learning rates per layer."""
 
 from __future__ import annotations
 
@@ -63,6 +63,51 @@ class SGD(torch.optim.SGD):
         return super().step(closure)
 
 
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2): AdamW's direction, each tensor's step as long as ``lr`` times its weights' norm.
+
+    Weight decay is part of the direction, as in the paper. Tensors without weight decay (norms, biases) take AdamW's step, and gradients are first
+    divided by their total norm where it is above 1; both are what later implementations settled on.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 5e-3, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-6, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "epsilon": epsilon, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        every = [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
+        shrink = 1 / torch.nn.utils.get_total_norm(every).clamp(min=1.0)
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    state.update(step=torch.zeros(()), mean=torch.zeros_like(param), mean_square=torch.zeros_like(param))
+                grad = param.grad * shrink
+                state["step"] += 1
+                state["mean"].lerp_(grad, 1 - beta1)
+                state["mean_square"].lerp_(grad * grad, 1 - beta2)
+                count = state["step"].item()
+                root = (state["mean_square"] / (1 - beta2**count)).sqrt_().add_(group["epsilon"])
+                direction = (state["mean"] / (1 - beta1**count)).div_(root)
+                if group["weight_decay"]:
+                    direction.add_(param, alpha=group["weight_decay"])
+                    weight_norm, direction_norm = param.norm(), direction.norm()
+                    trust = torch.where((weight_norm > 0) & (direction_norm > 0), weight_norm / direction_norm, torch.ones_like(weight_norm))
+                    direction.mul_(trust)
+                param.sub_(direction, alpha=group["lr"])
+        return loss
+
+
 def decay_weights(params: list[torch.Tensor], amount: float) -> None:
     """``w = w (1 - amount)``, in place."""
     if amount and params:
@@ -77,6 +122,8 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = _groups(net, recipe)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), eps=recipe.epsilon, fused=True)
+    if recipe.optimizer == "lamb":
+        return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), epsilon=recipe.epsilon)
     if recipe.optimizer == "rmsprop":
         return RMSpropTF(groups, lr=recipe.lr, decay=recipe.beta2, momentum=recipe.momentum, epsilon=recipe.epsilon)
     for group in groups:

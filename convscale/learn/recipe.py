@@ -17,10 +17,10 @@ from convscale.errors import UserError, nearest
 from convscale.files import write_text
 
 _CHOICES = {
-    "optimizer": ("sgd", "adamw", "rmsprop"),
+    "optimizer": ("sgd", "adamw", "rmsprop", "lamb"),
     "schedule": ("onecycle", "cosine", "step", "exponential", "constant"),
     "loss": ("cross-entropy", "bce", "asymmetric"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "precision": ("auto", "amp", "fp32", "bf16", "fp16"),
     "layout": ("auto", "nchw", "nhwc"),
     "augment": ("none", "shift-crop", "resized-crop"),
     "policy": ("none", "randaugment", "autoaugment", "trivialaugment"),
@@ -92,15 +92,15 @@ class Recipe:
     """Share of the image size that the first epoch trains at, growing to 1 at three quarters of the run (progressive resizing)."""
 
     optimizer: str = "sgd"
-    """``sgd`` (Nesterov momentum), ``adamw`` or ``rmsprop`` (TensorFlow's form)."""
+    """``sgd`` (Nesterov momentum), ``adamw``, ``rmsprop`` (TensorFlow's form) or ``lamb``."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Momentum of SGD and RMSProp, beta 1 of AdamW."""
+    """Momentum of SGD and RMSProp, beta 1 of AdamW and LAMB."""
     beta2: float = 0.999
-    """Decay of AdamW's and RMSProp's mean square."""
+    """Decay of the mean square of AdamW, LAMB and RMSProp."""
     epsilon: float = 1e-8
-    """Added to AdamW's root, below RMSProp's root."""
+    """Added to the root of AdamW and LAMB, below the root of RMSProp."""
     weight_decay: float = 5e-4
     """Decoupled: a step shrinks weights by lr x weight_decay; norms and biases are left out."""
     layer_decay: float = 1.0
@@ -179,7 +179,8 @@ class Recipe:
     """Epochs without a better validation result after which training ends; 0: never."""
 
     precision: str = "auto"
-    """``fp32``, ``bf16``, ``fp16`` (autocast) or ``auto``: the fastest as measured on the spot, of what the device computes natively."""
+    """``fp32``; ``bf16``, ``fp16`` (autocast); ``amp``, the half precision that is native to the device; or ``auto``, the fastest of what is native
+    as measured on the spot."""
     layout: str = "auto"
     """``nchw``, ``nhwc`` (channels last) or ``auto``: the faster as measured."""
     compile: bool = False

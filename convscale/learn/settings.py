@@ -38,7 +38,11 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
         inputs: float (N, C, H, W), a batch on that device.
         seconds_each: time for each candidate, its warm-up apart.
     """
-    precisions = _native_precisions(inputs.device) if recipe.precision == "auto" else [recipe.precision]
+    precisions = [recipe.precision]
+    if recipe.precision == "auto":
+        precisions = _native_precisions(inputs.device)
+    elif recipe.precision == "amp":
+        precisions = [precision for precision in _native_precisions(inputs.device) if precision != "fp32"] or ["bf16"]
     layouts = ["nchw", "nhwc"] if recipe.layout == "auto" else [recipe.layout]
     candidates = [(precision, layout) for precision in precisions for layout in layouts]
     if len(candidates) == 1:

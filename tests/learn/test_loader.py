@@ -92,6 +92,26 @@ def test_pixels_are_those_of_pillow(folder: Path) -> None:
             assert np.abs(image.numpy().astype(int) - golden).max() <= 1
 
 
+def test_scaled_decoding_shows_the_same_place(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:400, 0:640]
+    smooth = np.stack([x * 255 // 640, y * 255 // 400, (x + y) * 255 // 1040], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(smooth).save(tmp_path / "0.jpg", quality=95)
+    Image.fromarray(smooth).save(tmp_path / "1.jpg", quality=95, exif=exif)
+    paths = tuple(str(tmp_path / f"{number}.jpg") for number in (0, 1))
+    split = FileSplit(split="train", classes=("a", "b"), labels=torch.tensor([0, 1]), channels=3, paths=paths)
+    recipe = FILES.override({"batch_size": 2})
+    for epoch in range(3):
+        full, scaled = (
+            next(TrainLoader(split, recipe.override({"scaled_decode": value}), image_size=32, workers=0).batches(epoch)) for value in (False, True)
+        )
+        assert torch.equal(full.indices, scaled.indices)
+        upright = int((full.indices == 0).nonzero())
+        difference = (full.images[upright].int() - scaled.images[upright].int()).abs()
+        assert 0 < int(difference.max()) <= 8
+
+
 def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
     data = open_dataset(folder)
     broken = Path(data.train.name(3))

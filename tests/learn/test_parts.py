@@ -13,7 +13,7 @@ from torch import nn
 from convscale.learn.augment import crop_box, erase, generator_for, mix, resized_crop, shift_crop
 from convscale.learn.ema import Ema
 from convscale.learn.loss import asymmetric_loss, build_loss, distillation_loss
-from convscale.learn.optim import RMSpropTF, build_optimizer, layer_depths, set_lr
+from convscale.learn.optim import Lamb, RMSpropTF, build_optimizer, layer_depths, set_lr
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
 from tests.learn.nets import small_net
@@ -48,6 +48,18 @@ def test_rmsprop_is_tensorflows_by_hand() -> None:
         buffer = 0.9 * buffer + 0.1 * gradient / math.sqrt(square + 0.001)
         value -= buffer
         assert weight.item() == pytest.approx(value, rel=1e-6)
+
+
+def test_lamb_by_hand() -> None:
+    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = Lamb(groups, lr=0.01, betas=(0.9, 0.999), epsilon=0.0)
+    weight.grad, bias.grad = torch.tensor([[0.3, -0.4]]), torch.tensor([0.5])  # total norm below 1: not shrunk
+    optimizer.step()
+    direction = torch.tensor([[1 + 0.3, -1 + 0.4]])  # Adam's first direction is the sign; plus decay times weight
+    trust = 5.0 / direction.norm()
+    torch.testing.assert_close(weight.detach(), torch.tensor([[3.0, 4.0]]) - 0.01 * trust * direction)
+    torch.testing.assert_close(bias.detach(), torch.tensor([0.99]))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
