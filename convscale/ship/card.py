@@ -57,4 +57,10 @@ def model_card(
             f"after {100 * checked.accuracy_after:.2f} % ({100 * after[0]:.2f} to {100 * after[1]:.2f}).",
             "",
         ]
+    if "int8" in manifest:
+        last = manifest["int8"]["steps"][-1]
+        kept = ", ".join(last["float_layers"]) or "none"
+        lines += ["## INT8", "", f"Quantised with {manifest['int8']['calibration_images']} calibration images. Layers left in float: {kept}.", ""]
+        lines += [f"- {len(step['float_layers'])} layers in float: {step['drop_points']:.2f} points lost" for step in manifest["int8"]["steps"]]
+        lines.append("")
     return "\n".join(lines)

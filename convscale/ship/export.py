@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,23 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError, nearest
+from convscale.files import write_json, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.artifact import MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
 from convscale.ship.card import model_card
 from convscale.ship.fold import fold
+from convscale.ship.layers import Layer, shipped_graph
 from convscale.ship.nets import Baked, as_module, example_input, forward_logits, preprocessing_of
-from convscale.ship.onnx_files import OPSET, write_onnx
+from convscale.ship.onnx_files import OPSET, store_half, write_onnx
+from convscale.ship.openvino_files import write_ir
+from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers
 from convscale.ship.runtime import need_runtime
-from convscale.ship.verify import Verification, Withheld, verify
+from convscale.ship.torch_files import write_program
+from convscale.ship.verify import Verification, Withheld, reference_logits, verify
 
 FORMATS = tuple(MODEL_FILES)
+FLOAT_FILE = "float.onnx"
+"""The float network INT8 is made from; gone before the folder gets its name."""
 NOISE_IMAGES = 8
 """Images of seeded noise that stand in where none are given."""
 
@@ -39,6 +45,9 @@ def export(
     preprocessing: Preprocessing | None = None,
     bake: bool = False,
     half: bool = False,
+    int8: bool = False,
+    calibration_images: np.ndarray | None = None,
+    max_drop: float = 0.5,
     spec: Any = None,
     card: Mapping[str, str] | None = None,
     verify_images: np.ndarray | Sequence[np.ndarray] | None = None,
@@ -56,6 +65,10 @@ def export(
         preprocessing: None: as the network's ``pretrained_cfg`` says.
         bake: cast, normalise, permute and softmax become part of the network: uint8 (N, H, W, C) in, probabilities out. Resizing stays outside.
         half: store the weights in half precision (they are computed with in float32 on a CPU).
+        int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``).
+        calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32, at most 300 are used.
+        max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds. Without labels: points of
+            disagreement.
         spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
         card: facts for the model card: ``data``, ``recipe``, ``accuracy``, ``speed``, ``licence`` and others.
         verify_images: uint8 (N, H, W, C) real images, resized; None: a little noise, and the record says so.
@@ -66,9 +79,7 @@ def export(
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing folder.
         Withheld: the artefact does not say what the network says; nothing is left under ``out_dir``.
     """
-    if format not in FORMATS:
-        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
-    need_runtime(RUNTIMES_OF[format][0])
+    calibration = _check_form(format, half, int8, calibration_images)
     module, name = as_module(net)
     preprocessing = _preprocessing(module, preprocessing, image_size)
     example = example_input(module, preprocessing.image_size).cpu()
@@ -82,28 +93,30 @@ def export(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": name,
         "format": format,
-        "precision": "fp16" if half else "fp32",
+        "precision": "int8" if int8 else "fp16" if half else "fp32",
         "baked": bake,
         "num_classes": num_classes,
         "opset": OPSET if format == "onnx" else None,
         "runtime": {"name": RUNTIMES_OF[format][0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if hasattr(spec, "to_dict") else spec,
     }
+    images = noise_images(preprocessing) if verify_images is None else verify_images
+    source = "noise" if verify_images is None else "given"
     with staged_folder(out_dir, overwrite=overwrite) as folder:
         _need_space(folder, module)
+        write_json(folder / "classes.json", names)
+        write_json(folder / "preprocessing.json", preprocessing.to_dict())
         try:
-            _write_model(module.cpu(), example, folder, format, preprocessing if bake else None, half)
+            _write_model(module.cpu(), example, folder, format, preprocessing if bake else None, half, int8)
         finally:
             module.to(device)
-        _write_json(folder / "classes.json", names)
-        _write_json(folder / "preprocessing.json", preprocessing.to_dict())
-        images = noise_images(preprocessing) if verify_images is None else verify_images
-        source = "noise" if verify_images is None else "given"
-        checked = verify(module, Artifact(folder, manifest), images, verify_labels, source=source)
+        if calibration is not None:
+            manifest["int8"] = _quantise(module, folder, manifest, calibration, images, verify_labels, max_drop)
+        checked = verify(module, Artifact(folder, manifest), images, verify_labels, source=source, max_drop=max_drop)
         if not checked.passed:
             raise withheld(out_dir, checked)
-        _write_json(folder / "verification.json", checked.to_dict())
-        (folder / "README.md").write_text(model_card(manifest, names, preprocessing, checked, card or {}), encoding="utf-8")
+        write_json(folder / "verification.json", checked.to_dict())
+        write_text(folder / "README.md", model_card(manifest, names, preprocessing, checked, card or {}))
         seal(folder, manifest)
     return load_artifact(out_dir)
 
@@ -147,29 +160,71 @@ def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
     return logits.shape[1]
 
 
-def _write_model(module: nn.Module, example: torch.Tensor, folder: Path, format: str, baked: Preprocessing | None, half: bool) -> None:
-    """The model file of a format, weights inside or beside it."""
+def _check_form(format: str, half: bool, int8: bool, calibration: np.ndarray | None) -> np.ndarray | None:
+    """The calibration images for INT8, None for float.
+
+    Raises:
+        UserError: an unknown format, a missing runtime, or a combination that does not exist.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
+    need_runtime(RUNTIMES_OF[format][0])
+    if format == "torch" and (half or int8):
+        raise UserError(f"format torch has no {'int8' if int8 else 'half'} form; use format onnx or openvino")
+    if half and int8:
+        raise UserError("half and int8 exclude each other; choose one")
+    return check_calibration(calibration) if int8 else None
+
+
+def _write_model(module: nn.Module, example: torch.Tensor, folder: Path, format: str, baked: Preprocessing | None, half: bool, int8: bool) -> None:
+    """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
     net: nn.Module = fold(module, example)
     outputs: tuple[str, ...] = ("logits",)
     if baked is not None:
         net, outputs = Baked(net, baked), ("probabilities", "logits")
         example = torch.from_numpy(noise_images(baked, 2))
     if format == "torch":
-        from convscale.ship.torch_files import write_program
-
         write_program(net, example, folder / "model.pt2")
         return
-    onnx_path = folder / "model.onnx"
+    onnx_path = folder / (FLOAT_FILE if int8 else "model.onnx")
     write_onnx(net, example, onnx_path, outputs=outputs)
-    if half and format == "onnx":
-        from convscale.ship.onnx_files import store_half
-
-        store_half(onnx_path)
+    if int8:
+        return
     if format == "openvino":
-        from convscale.ship.openvino_files import write_ir
-
         write_ir(onnx_path, folder / "model.xml", half=half)
         onnx_path.unlink()
+    elif half:
+        store_half(onnx_path)
+
+
+def _quantise(
+    module: nn.Module,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    calibration: np.ndarray,
+    images: np.ndarray | Sequence[np.ndarray],
+    labels: Sequence[int] | np.ndarray | None,
+    max_drop: float,
+) -> dict[str, Any]:
+    """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
+    source, target = folder / FLOAT_FILE, folder / MODEL_FILES[manifest["format"]][0]
+    images = images if isinstance(images, np.ndarray) else np.concatenate(list(images))
+    probe = Artifact(folder, manifest)
+    reference = reference_logits(module, probe, images)
+    graph, layers, batch = shipped_graph(module, probe.preprocessing, calibration[:RANKING], baked=probe.baked)
+
+    def batches() -> Iterator[np.ndarray]:
+        for i in range(len(calibration)):
+            yield np.asarray(probe.input_batch(calibration[i : i + 1]))
+
+    def attempt(kept: Sequence[Layer]) -> float:
+        quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])
+        checked = verify(module, Artifact(folder, manifest), images, labels, max_drop=max_drop, reference=reference, find_drift=False)
+        return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
+
+    steps, _ = search_float_layers(lambda: rank_layers(graph, batch, layers), len(layers), attempt, max_drop)
+    source.unlink()
+    return {"calibration_images": len(calibration), "max_drop": max_drop, "layers": len(layers), "steps": [step.to_dict() for step in steps]}
 
 
 def _need_space(folder: Path, module: nn.Module) -> None:
@@ -181,7 +236,3 @@ def _need_space(folder: Path, module: nn.Module) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise UserError(f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or name another folder")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

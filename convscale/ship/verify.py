@@ -96,6 +96,8 @@ def verify(
     batch_sizes: Sequence[int] = (1, 2, 7),
     max_drop: float = 0.5,
     source: str = "given",
+    reference: np.ndarray | None = None,
+    find_drift: bool = True,
 ) -> Verification:
     """Run both on the same images and judge.
 
@@ -108,11 +110,13 @@ def verify(
         labels: the true class of each image, for accuracies.
         max_drop: accuracy points an INT8 artefact may lose; without labels, the points of disagreement allowed, which bound the loss.
         source: what the images are, for the record.
+        reference: the network's logits of all images, where they are known already.
+        find_drift: look for the layer where the difference starts, where the gate fails.
 
     Raises:
         UserError: no images, of a wrong shape, or another number of labels.
     """
-    reference, candidate, max_abs = _both(net, artifact, images, batch_sizes)
+    reference, candidate, max_abs = _both(net, artifact, images, batch_sizes, reference)
     n = len(reference)
     if labels is not None and len(labels) != n:
         raise UserError(f"verify got {n} images and {len(labels)} labels; give one label per image")
@@ -139,7 +143,7 @@ def verify(
     if artifact.precision == "int8":
         found["max_drop"] = max_drop
     passed, reason = _judge(Verification(**found))
-    if not passed and finite:
+    if not passed and finite and find_drift:
         from convscale.ship.drift import first_drift
 
         found["drift_layer"] = first_drift(net, artifact, _first(images))
@@ -160,23 +164,30 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
+def reference_logits(net: nn.Module, artifact: Artifact, images: np.ndarray) -> np.ndarray:
+    """The network's own logits of uint8 images (N, H, W, C), preprocessed as the artefact says: float32 (N, classes)."""
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    parts = [forward_logits(net, artifact.preprocessing.normalize(part)) for part in pixels.split(CHUNK)]
+    return torch.cat(parts).numpy()
+
+
 def _both(
-    net: nn.Module, artifact: Artifact, images: np.ndarray | Iterable[np.ndarray], batch_sizes: Sequence[int]
+    net: nn.Module, artifact: Artifact, images: np.ndarray | Iterable[np.ndarray], batch_sizes: Sequence[int], known: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Logits of the network and of the artefact, (N, classes) each, and the largest difference seen at the extra batch sizes."""
     reference: list[np.ndarray] = []
     candidate: list[np.ndarray] = []
-    worst = 0.0
+    worst, done = 0.0, 0
     for chunk in _chunks(images):
-        pixels = torch.from_numpy(np.require(chunk, requirements=["C", "W"]))
-        expected = forward_logits(net, artifact.preprocessing.normalize(pixels)).numpy()
+        expected = reference_logits(net, artifact, chunk) if known is None else known[done : done + len(chunk)]
         if not reference:
             for size in batch_sizes:
-                # Twice the size, so that a second full batch and, with an odd number of images, a rest go through too.
+                # Twice the size and one more, so that a second full batch and a rest go through too.
                 few = slice(0, min(len(chunk), 2 * size + 1))
                 worst = max(worst, float(np.abs(artifact.logits(chunk[few], batch_size=size) - expected[few]).max()))
         reference.append(expected)
         candidate.append(artifact.logits(chunk))
+        done += len(chunk)
     if not reference:
         raise UserError("verify got no images; give at least one")
     return np.concatenate(reference), np.concatenate(candidate), worst
