@@ -48,6 +48,9 @@ class Artifact:
         self.baked: bool = manifest["baked"]
         self.runtime: str = runtime or manifest["runtime"]["name"]
         self.threads: int | None = threads or manifest["runtime"].get("threads")
+        # The tuned number of streams belongs to the tuned runtime.
+        tuned = self.runtime == manifest["runtime"]["name"] and threads is None
+        self.streams: int = int(manifest["runtime"].get("streams") or 1) if tuned else 1
         self.device = device
         self.batch_size: int = int(manifest["runtime"].get("batch_size") or 32)
         self.classes: tuple[str, ...] = tuple(_read_json(folder, "classes.json"))
@@ -78,7 +81,7 @@ class Artifact:
     def runner(self) -> Runner:
         """The network opened in the artefact's runtime, on first use."""
         if self._runner is None:
-            self._runner = open_artifact(self, self.runtime, threads=self.threads, device=self.device)
+            self._runner = open_artifact(self, self.runtime, threads=self.threads, device=self.device, streams=self.streams)
         return self._runner
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -159,13 +162,13 @@ def load_artifact(folder: str | os.PathLike[str], *, runtime: str | None = None,
     return Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
 
 
-def open_artifact(artifact: Artifact, runtime: str, *, threads: int | None = None, device: str = "cpu") -> Runner:
+def open_artifact(artifact: Artifact, runtime: str, *, threads: int | None = None, device: str = "cpu", streams: int = 1) -> Runner:
     """Open an artefact's model file in a runtime that can run its format."""
     if artifact.format == "torch":
         from convscale.ship.torch_files import read_program
 
         return open_runtime(read_program(artifact.model_path), runtime, threads=threads, device=device)
-    return open_runtime(artifact.model_path, runtime, threads=threads, device=device)
+    return open_runtime(artifact.model_path, runtime, threads=threads, device=device, streams=streams)
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,8 @@ def _subject(net: Any, cond: Conditions) -> tuple[str, Conditions, Opener]:
     if isinstance(net, Artifact):
         if cond.image_size != net.image_size:
             raise UserError(f"the artefact takes {net.image_size} px, got image_size {cond.image_size}")
-        runner = open_artifact(net, cond.runtime, threads=cond.threads, device=cond.device)
+        streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
+        runner = open_artifact(net, cond.runtime, threads=cond.threads, device=cond.device, streams=streams)
         shape = (net.image_size, net.image_size, net.preprocessing.channels)
 
         def pixels(batch_size: int) -> Any:
@@ -225,7 +226,6 @@ def _fits(open_call: Opener, batch_size: int, device: str) -> bool:
     try:
         call, _ = open_call(batch_size)
         call()
-        _free(device)
         return True
     except Exception as error:
         if not is_out_of_memory(error):

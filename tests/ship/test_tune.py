@@ -1,0 +1,115 @@
+"""Tuning: what is tried, what wins, what is kept. Times are made up."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.ship import tune as module
+from convscale.ship.artifact import Artifact, load_artifact
+from convscale.ship.runtime import installed_runtimes, open_runtime
+from convscale.ship.tune import Settings, Trial, Tuning, candidates, export_fastest, tune
+from convscale.ship.verify import Withheld
+
+
+@pytest.fixture
+def art(onnx_art: Artifact, tmp_path: Path) -> Artifact:
+    return load_artifact(shutil.copytree(onnx_art.folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[Settings, float]:
+    """Seconds per call by setting: a call costs 10 ms and 10 ms per image; OpenVINO in two streams half of that; latency likes one thread."""
+    asked: dict[Settings, float] = {}
+
+    def call(artifact: Artifact, settings: Settings) -> Settings:
+        seconds = 0.01 + 0.01 * settings.batch_size
+        if settings.runtime == "openvino" and settings.streams == 2:
+            seconds /= 2
+        if settings.threads == 1:
+            seconds *= 0.9
+        asked[settings] = seconds
+        return settings
+
+    monkeypatch.setattr(module, "_call", call)
+    monkeypatch.setattr(module, "time_callable", lambda settings, **limits: (asked[settings],) * 5)
+    monkeypatch.setattr(module, "installed_runtimes", lambda: ("eager", "onnxruntime", "openvino"))
+    return asked
+
+
+def test_the_fastest_is_kept(art: Artifact, made_up: dict[Settings, float]) -> None:
+    seen: list[Trial] = []
+    found = tune(art, threads=2, batch_sizes=(1, 4, 32), on_trial=seen.append)
+    assert found.best.settings == Settings(runtime="openvino", threads=2, streams=2, batch_size=32)
+    # 32 / (0.33 / 2) against 32 / 0.33
+    assert found.gain == pytest.approx(2.0)
+    assert found.usual.settings == Settings(runtime="onnxruntime", threads=2, streams=1, batch_size=32)
+    assert seen == list(found.trials)
+    again = load_artifact(art.folder)
+    assert (again.runtime, again.threads, again.streams, again.batch_size) == ("openvino", 2, 2, 32)
+    assert again.manifest["tuning"]["best"]["images_per_s"] == pytest.approx(32 / 0.165)
+    # Another runtime by hand does not inherit the streams of the tuned one.
+    assert load_artifact(art.folder, runtime="onnxruntime").streams == 1
+
+
+def test_latency_is_of_one_image(art: Artifact, made_up: dict[Settings, float]) -> None:
+    found = tune(art, goal="latency", threads=2, save=False)
+    assert found.best.settings == Settings(runtime="onnxruntime", threads=1, streams=1, batch_size=1)
+    assert found.gain == pytest.approx(1 / 0.9)
+    assert "tuning" not in load_artifact(art.folder).manifest
+
+
+def test_noise_does_not_win(art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        module, "_in_turns", lambda artifact, best, usual: (Trial(settings=best, times_s=(2.0,)), Trial(settings=usual, times_s=(1.0,)))
+    )
+    found = tune(art, threads=2, batch_sizes=(32,), save=False)
+    assert found.best == found.usual
+    assert found.gain == 1
+
+
+def test_candidates() -> None:
+    found = candidates("throughput", ["onnxruntime", "eager"], 4, (1, 2, 8))
+    assert {(s.runtime, s.streams, s.batch_size) for s in found} == {
+        ("onnxruntime", 1, 1), ("onnxruntime", 1, 2), ("onnxruntime", 1, 8), ("onnxruntime", 2, 2), ("onnxruntime", 2, 8), ("onnxruntime", 4, 8),
+        ("eager", 1, 1), ("eager", 1, 2), ("eager", 1, 8),
+    }  # fmt: skip
+    assert [s.threads for s in candidates("latency", ["openvino"], 4, ())] == [4, 2]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("threads", [2, 4])
+def test_streams_change_no_output(runtime: str, threads: int, art: Artifact, tiny: nn.Module, images: np.ndarray) -> None:
+    one = open_runtime(art.model_path, runtime, threads=1)
+    two = open_runtime(art.model_path, runtime, threads=threads, streams=2)
+    for n in (1, 2, 7):
+        batch = art.input_batch(images[:n])
+        assert two(batch)[0].shape == (n, 5)
+        assert np.allclose(two(batch)[0], one(batch)[0], atol=1e-5)
+    with pytest.raises(UserError, match="streams must lie between 1 and the 2 threads, got 3"):
+        open_runtime(art.model_path, runtime, threads=2, streams=3)
+
+
+def test_export_fastest(tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: dict[Settings, float]) -> None:
+    art, found = export_fastest(tiny, tmp_path / "a", threads=2, batch_sizes=(2,), calibration_images=images, verify_images=images, max_drop=-1.0)
+    # No INT8 form can lose less than nothing: both are withheld, and the float one is what is left.
+    assert {name: type(result) for name, result in found.items()} == {"onnx-fp32": Tuning, "onnx-int8": Withheld, "openvino-int8": Withheld}
+    assert (art.precision, art.runtime) == ("fp32", "openvino")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_bad_input(art: Artifact) -> None:
+    with pytest.raises(UserError, match="goal 'speed' is unknown"):
+        tune(art, goal="speed")
+    with pytest.raises(UserError, match="format onnx runs in onnxruntime or openvino, not in eager"):
+        tune(art, runtimes=["eager"])
+    with pytest.raises(UserError, match=r"batch_sizes must be numbers of at least 1, got \[0\]"):
+        tune(art, batch_sizes=[0])
+    with pytest.raises(UserError, match="does not exist"):
+        tune("nowhere")
+    assert "onnxruntime" in installed_runtimes()
