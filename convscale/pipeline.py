@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import shlex
@@ -474,10 +475,11 @@ def _mistakes(ev: Evaluation, split: Split) -> list[dict[str, Any]]:
 
 def _picture(image: torch.Tensor, side: int = 160) -> str:
     """A uint8 (H, W, C) image as a PNG data URI, at most ``side`` px."""
-    from torchvision.io import encode_png
-    from torchvision.transforms.v2 import functional as v2
+    from PIL import Image
 
-    pixels = image.permute(2, 0, 1)
-    if max(pixels.shape[1:]) > side:
-        pixels = v2.resize(pixels, [side - 1], max_size=side, antialias=True)
-    return "data:image/png;base64," + base64.b64encode(bytes(encode_png(pixels.contiguous()).numpy())).decode()
+    pixels = image.numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((side, side))
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
