@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--json] [--output results/memory.jsonl]
 
-Distinct storages that autograd keeps in a train-mode forward, parameters apart, per image: 224 px, fp32, batch 4. Nothing is timed, so the figures hold
-on any machine.
+Distinct storages that autograd keeps in a train-mode forward, parameters apart, per image: 224 px, fp32, batch 4. Nothing is timed: any machine gives
+the same figures.
 """
 
 from __future__ import annotations
