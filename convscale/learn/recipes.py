@@ -13,7 +13,8 @@ RECIPES = {
         Recipe(
             name="small",
             source=(
-                "convscale's own, for training small images (28 to 64 px) from scratch: one-cycle AdamW, shifts, flips and cutout, averaged weights"
+                "convscale's own, for training small images (28 to 64 px) from scratch in few epochs: one-cycle AdamW, shifts and "
+                "flips, averaged weights"
             ),
             epochs=10,
             batch_size=128,
@@ -25,7 +26,6 @@ RECIPES = {
             label_smoothing=0.1,
             augment="shift-crop",
             shift=0.07,
-            cutout=0.28,
             ema_decay=0.998,
             ema_every=5,
         ),
