@@ -1,0 +1,279 @@
+"""What candidates cost and how fast they are predicted to be: from the cache, or traced by a few processes side by side.
+
+Nothing here imports torch unless something has to be traced, so an answer from the cache is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convscale.arch.spec import NetSpec
+from convscale.errors import UserError
+from convscale.speed.cache import load, save
+from convscale.speed.conditions import Conditions
+from convscale.speed.device import devices
+
+Say = Callable[[str], None]
+"""Told a line now and then while work goes on."""
+MANY = 24
+"""From this many untraced networks on, processes share the work: starting one takes as long as tracing a dozen."""
+_HERE = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Under what conditions candidates are compared, and how their speed is found."""
+
+    conditions: Conditions
+    """Without an image size: that is a candidate's."""
+    calibration: str | None = None
+    """File that a prediction for the user's own device goes by."""
+
+    @property
+    def predicted(self) -> bool:
+        """Whether speeds are predicted: for a named GPU, and wherever a calibration is given."""
+        return self.calibration is not None or not at_hand(self.conditions.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A speed, measured or predicted, and how far it may be off."""
+
+    images_per_s: float
+    low: float
+    """Lower end: of the 80 % interval of a prediction, of the middle half of a measurement's calls."""
+    high: float
+    """Upper end."""
+    kind: str
+    """``measured`` or ``predicted``."""
+    bound_by: str = ""
+    """What binds a predicted network."""
+    doubts: tuple[str, ...] = ()
+    """Reasons to trust it less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of a network at a size."""
+
+    params: int = 0
+    macs: int = 0
+    """Multiply-accumulates per image, in the setting's mode."""
+    traffic: int = 0
+    """Bytes read and written per image."""
+    memory_bytes: int = 0
+    """Most bytes alive at once in a call at the setting's batch."""
+    speed: Speed | None = None
+    """None: not measured or predicted."""
+    failed: str = ""
+    """Why it could not be traced, built or timed."""
+    estimate: float | None = None
+    """A guess in images/s from counts and the measured networks: good for deciding what to measure, never reported as a speed."""
+
+
+Unit = tuple[NetSpec, int]
+"""A network and an image size: what a speed depends on beside the setting."""
+
+
+def at_hand(device: str) -> bool:
+    """Whether a device is this machine's own: ``cpu``, ``cuda`` or ``cuda:N``."""
+    return device.partition(":")[0] in _HERE
+
+
+@cache
+def _code() -> str:
+    """Digest of all code and data that a count or a prediction depends on, and of torch's version, without importing torch."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256(version("torch").encode())
+    for folder in ("arch", "nn", "speed"):
+        for file in sorted(f for f in (root / folder).iterdir() if f.suffix in (".py", ".json")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def spec_key(spec: NetSpec) -> str:
+    """Equal for specs that build the same network."""
+    value = {**spec.to_dict(), "name": "", "family": "", "lineage": None}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _keys(units: Sequence[Unit], setting: Setting) -> list[str]:
+    calibration = "" if setting.calibration is None else hashlib.sha256(Path(setting.calibration).read_bytes()).hexdigest()
+    tail = json.dumps([setting.conditions.to_dict(), calibration, setting.predicted, _code()])
+    specs: dict[int, str] = {}
+    return [hashlib.sha256(f"{specs.setdefault(id(spec), spec_key(spec))} {size} {tail}".encode()).hexdigest() for spec, size in units]
+
+
+def known(units: Iterable[Unit], setting: Setting, say: Say = lambda text: None) -> dict[Unit, Known]:
+    """Counts of every unit, and its speed where the setting is a predicted one.
+
+    A network that can not be traced has ``failed`` set; it never ends the others.
+    """
+    wanted = list(dict.fromkeys(units))
+    keys = _keys(wanted, setting)
+    rows = {unit: row for unit, key in zip(wanted, keys, strict=True) if (row := load(key)) is not None}
+    missing = [unit for unit in wanted if unit not in rows]
+    if missing:
+        say(f"{'predicting' if setting.predicted else 'counting'} {len(missing)} networks that were not met before")
+        found = _in_processes(missing, setting, say) if len(missing) >= MANY else {}
+        found |= {unit: examine(*unit, setting) for unit in missing if unit not in found}
+        for unit, key in zip(wanted, keys, strict=True):
+            if unit in found and not found[unit].get("failed"):
+                save(key, found[unit])
+        rows |= found
+    return {unit: _known(rows[unit]) for unit in wanted}
+
+
+def examine(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
+    """Trace one network and, in a predicted setting, predict it: a ``Known`` as JSON values."""
+    from convscale.speed.cost import count
+
+    c = setting.conditions
+    precision = c.precision if c.precision != "int8" else "fp32"
+    try:
+        cost = count(spec, image_size=image_size, batch_size=c.batch_size, mode=c.mode, precision=precision, layout=c.layout)
+        row: dict[str, Any] = {
+            "params": cost.params,
+            "macs": cost.macs,
+            "traffic": (cost.read_bytes + cost.written_bytes) // c.batch_size,
+            "memory_bytes": cost.peak_bytes,
+        }
+        if setting.predicted:
+            p = predicted(spec, image_size, setting)
+            row["speed"] = {
+                "images_per_s": float(p.images_per_s),
+                "low": float(p.low),
+                "high": float(p.high),
+                "kind": "predicted",
+                "bound_by": str(p.bound_by),
+                "doubts": [str(doubt) for doubt in p.doubts],
+            }
+        return row
+    except UserError as error:
+        return {"failed": str(error)}
+
+
+def predicted(spec: NetSpec, image_size: int, setting: Setting) -> Any:
+    """The ``Prediction`` for a setting."""
+    from convscale.speed.predict import predict
+
+    c = setting.conditions
+    return predict(
+        spec,
+        device=c.device,
+        mode=c.mode,
+        precision=c.precision,
+        image_size=image_size,
+        batch_size=c.batch_size,
+        compiled=c.runtime == "compiled",
+        layout=c.layout,
+        calibration=setting.calibration,
+    )
+
+
+def _known(row: Mapping[str, Any]) -> Known:
+    speed = row.get("speed")
+    return Known(**{**row, "speed": Speed(**{**speed, "doubts": tuple(speed["doubts"])}) if speed else None})
+
+
+def _in_processes(units: Sequence[Unit], setting: Setting, say: Say) -> dict[Unit, dict[str, Any]]:
+    """Rows found by one process per core. What a process did not get to, because it died or could not start, is missing and left to the caller.
+
+    Processes are started as commands of their own: forking a process that runs torch's threads can hang, and multiprocessing's other way runs the
+    caller's script again.
+    """
+    from convscale.speed.timing import available_cores
+
+    workers = min(available_cores(), max(1, len(units) // (MANY // 2)))
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    shares = [units[number::workers] for number in range(workers)]
+    running = []
+    for share in shares:
+        job = {
+            "conditions": setting.conditions.to_dict(),
+            "calibration": setting.calibration,
+            "units": [[spec.to_dict(), size] for spec, size in share],
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "convscale.choice_speeds"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+        except OSError:
+            continue
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        running.append((process, share))
+    found: dict[Unit, dict[str, Any]] = {}
+    try:
+        for process, share in running:
+            assert process.stdout is not None
+            for unit, line in zip(share, process.stdout, strict=False):
+                found[unit] = json.loads(line)
+            process.wait()
+    except json.JSONDecodeError:
+        pass
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.wait()
+    if len(found) < len(units):
+        say(f"{len(units) - len(found)} networks are left to this process")
+    return found
+
+
+def as_json(speed: Speed | None) -> dict[str, Any] | None:
+    """As plain JSON values."""
+    return None if speed is None else dataclasses.asdict(speed)
+
+
+def check_device(device: str) -> str:
+    """The device's own name.
+
+    Raises:
+        UserError: it is neither this machine's nor a known GPU; the nearest names are given.
+    """
+    if not isinstance(device, str):
+        raise UserError(f"device is {device!r}; it must be text such as 'cpu' or 'rtx-4090'")
+    if at_hand(device):
+        return device
+    from convscale.speed.device import get_device
+
+    return get_device(device).name
+
+
+def device_title(device: str) -> str:
+    """The maker's name of a named GPU, else the name given."""
+    return devices()[device].title if device in devices() else device
+
+
+def _work() -> None:
+    """A worker: a job as JSON on standard input, one line of JSON a unit on standard output."""
+    job = json.load(sys.stdin)
+    setting = Setting(conditions=Conditions(**job["conditions"]), calibration=job["calibration"])
+    for spec, size in job["units"]:
+        print(json.dumps(examine(NetSpec.from_dict(spec), size, setting)), flush=True)
+
+
+if __name__ == "__main__":
+    _work()

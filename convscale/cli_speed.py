@@ -1,0 +1,351 @@
+"""The commands about speed: predict, choose, calibrate, report. ``register`` puts them on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convscale.errors import UserError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Device = Annotated[str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")]
+BatchOption = Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per call; 256 on a named GPU, 8 here when left out.")]
+ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side in pixels; the model's own when left out.")]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8; amp on a GPU, fp32 on a CPU when left out.")]
+Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")]
+Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
+Calibration = Annotated[Path | None, typer.Option("--calibration", help="File of `convscale calibrate`.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Compute threads; one per core when left out.")]
+RecordsFile = Annotated[Path | None, typer.Option("--records", help="JSON lines: reuse its measurements of these conditions, append new ones.")]
+
+_SHOWN = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the app."""
+    app.command("predict")(predict_command)
+    app.command("choose")(choose_command)
+    app.command("calibrate")(calibrate_command)
+    app.command("report")(report_command)
+
+
+def _say(text: str = "", indent: int = 0, file: Any = None) -> None:
+    """Print, wrapped to the terminal; continued lines stand further in."""
+    width = max(shutil.get_terminal_size((100, 24)).columns, 40)
+    lead = " " * indent
+    for line in text.split("\n"):
+        wrapped = textwrap.wrap(line, width, initial_indent=lead, subsequent_indent=lead + "  ", break_long_words=False, break_on_hyphens=False)
+        typer.echo("\n".join(wrapped) if wrapped else "", file=file)
+
+
+def _json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _progress(text: str) -> None:
+    """To people on the side, so that standard output stays clean."""
+    _say(text, file=sys.stderr)
+
+
+def spec_of(name: str) -> Any:
+    """A spec from a file's path or a name."""
+    from convscale.arch.spec import load_spec
+    from convscale.arch.zoo import get_spec
+
+    return load_spec(name) if Path(name).suffix in (".json", ".yaml", ".yml") else get_spec(name)
+
+
+def predict_command(
+    models: Annotated[list[str], typer.Argument(help="Model names or spec files; ratios are to the first.")],
+    device: Device,
+    batch_size: BatchOption = None,
+    img_size: ImgSize = None,
+    precision: PrecisionOption = None,
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    mode: Mode = "infer",
+    calibration: Calibration = None,
+    as_json: Json = False,
+) -> None:
+    """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
+    from convscale.choice import setting_of
+    from convscale.choice_result import number
+    from convscale.choice_speeds import device_title, predicted
+
+    setting = setting_of(device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode, calibration=calibration)
+    if not setting.predicted:
+        raise UserError(
+            f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first and use --calibration"
+        )
+    c = setting.conditions
+    rows: list[dict[str, Any]] = []
+    for name in models:
+        spec = spec_of(name)
+        size = img_size or spec.input.size
+        p = predicted(spec, size, setting)
+        row = {"name": spec.name, "image_size": size, "images_per_s": p.images_per_s, "low": p.low, "high": p.high}
+        rows.append({**row, "bound_by": str(p.bound_by), "doubts": [str(d) for d in p.doubts]})
+        rows[-1]["ratio"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
+    if as_json:
+        _json({"conditions": c.to_dict(), "ratio_to": rows[0]["name"], "predictions": rows})
+        return
+    _say(f"predicted for {device_title(c.device)}: {_in_words(c)}")
+    for row in rows:
+        _say(f"{row['name']} @{row['image_size']}: {number(row['images_per_s'])} images/s")
+        _say(f"80 % interval {number(row['low'])} to {number(row['high'])}, bound by {row['bound_by']}", 2)
+        for doubt in row["doubts"]:
+            _say(f"doubt: {doubt}", 2)
+    if len(rows) > 1:
+        _say(f"ratios to {rows[0]['name']} (surer than absolute speeds):")
+        for row in rows:
+            _say(f"{row['ratio']:5.2f} x  {row['name']} @{row['image_size']}", 2)
+
+
+def choose_command(
+    device: Device = "cpu",
+    min_throughput: Annotated[float | None, typer.Option("--min-throughput", help="Images/s to keep, model only.")] = None,
+    max_latency: Annotated[float | None, typer.Option("--max-latency", help="Milliseconds a call of the batch may take; batch 1 unless -b.")] = None,
+    max_memory: Annotated[float | None, typer.Option("--max-memory", help="GB (2**30 bytes) alive at once in a call, as counted.")] = None,
+    max_params: Annotated[float | None, typer.Option("--max-params", help="Millions of parameters.")] = None,
+    batch_size: BatchOption = None,
+    precision: PrecisionOption = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="eager, compiled, onnxruntime or openvino; onnxruntime on the CPU when left out.")
+    ] = None,
+    mode: Mode = "infer",
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    threads: Threads = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Only these names, patterns, tags or spec files. Repeatable; all weights when left out.")
+    ] = None,
+    img_sizes: Annotated[
+        list[int] | None, typer.Option("--img-size", help="Try each at this size. Repeatable; sizes with a published figure when left out.")
+    ] = None,
+    accuracy: Annotated[str, typer.Option("--accuracy", help="imagenet (published) or none.")] = "imagenet",
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Instead: the largest scale of this network (name or spec file) that keeps the speed.")
+    ] = None,
+    along: Annotated[str, typer.Option("--along", help="With --scale: phi, depth, width or resolution.")] = "phi",
+    rule: Annotated[str, typer.Option("--rule", help="With --scale: compound, fast, depth, width or resolution.")] = "compound",
+    save: Annotated[
+        Path | None, typer.Option("--output", help="With --scale: write the spec to this .yaml or .json file; else an HTML report.")
+    ] = None,
+    calibration: Calibration = None,
+    records: RecordsFile = None,
+    budget: Annotated[int, typer.Option("--budget", help="Measure at most this many networks.")] = 20,
+    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
+    show_all: Annotated[bool, typer.Option("--all", help="Every rejected network with its reason.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the most accurate network that keeps a constraint on a device."""
+    from convscale.choice import choose, largest
+
+    if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
+        raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
+    conditions: dict[str, Any] = {
+        "device": device,
+        "batch_size": batch_size,
+        "precision": precision,
+        "runtime": runtime,
+        "mode": mode,
+        "layout": layout,
+        "compiled": compiled,
+        "threads": threads,
+        "calibration": calibration,
+        "records": records,
+        "seconds": seconds,
+        "progress": _progress,
+        "min_throughput": min_throughput,
+        "max_latency_ms": max_latency,
+    }
+    if scale is not None:
+        if max_memory is not None or max_params is not None or models or img_sizes:
+            raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")
+        _finish_scale(largest(spec_of(scale), along=along, rule=rule, **conditions), save, as_json)
+        return
+    named = [spec_of(name) if Path(name).suffix in (".json", ".yaml", ".yml") else name for name in models] if models else None
+    choice = choose(
+        **conditions, max_memory_gb=max_memory, max_params_m=max_params, candidates=named, image_sizes=img_sizes, accuracy=accuracy, budget=budget
+    )
+    if save is not None:
+        write_choice(choice, save)
+    if as_json:
+        _json(choice.to_dict())
+    else:
+        _print_choice(choice, show_all)
+        if save is not None:
+            _say(f"report: {save}")
+
+
+def _finish_scale(found: Any, save: Path | None, as_json: bool) -> None:
+    from convscale.arch.spec import save_spec
+
+    if save is not None:
+        save_spec(found.spec, save)
+    if as_json:
+        _json(found.to_dict())
+        return
+    _say(str(found))
+    _say(_in_words(found.setting.conditions))
+    _say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
+
+
+def _in_words(c: Any) -> str:
+    mode = "training" if c.mode == "train" else "inference"
+    threads = f", {c.threads} threads" if c.threads else ""
+    return f"{mode}, {c.runtime}, {c.precision}, {c.layout}, batch {c.batch_size}{threads}"
+
+
+def _print_choice(choice: Any, show_all: bool) -> None:
+    """A choice for people."""
+    from convscale.choice_candidates import describe_accuracy
+    from convscale.choice_result import describe_speed, number
+
+    best = choice.best
+    _say(f"{best.label}: {best.reason}")
+    source = f"; {best.candidate.source}" if best.candidate.source else ""
+    _say(f"{describe_accuracy(best.candidate)}{source}", 2)
+    chance = best.chance(choice.floor) if choice.floor else None
+    _say(describe_speed(best.speed) + (f", {chance:.0%} likely to keep {number(choice.floor)}" if chance is not None else ""), 2)
+    _say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
+    for doubt in best.speed.doubts if best.speed else ():
+        _say(f"doubt: {doubt}", 2)
+    _say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions)}", 2)
+    _rows("front, fastest first (top-1 %, images/s)", choice.front, choice.front, best)
+    _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
+    _reasons("keep it, accuracy not known", choice.alternatives, show_all)
+    if choice.aligned:
+        _say("hardware-aligned relatives:")
+        for aligned in choice.aligned[: None if show_all else 3]:
+            _say(str(aligned), 2)
+    _reasons("rejected", sorted(choice.rejected, key=lambda o: -(o.top1 or 0)), show_all)
+    for note in choice.notes:
+        _say(f"note: {note}")
+
+
+def _rows(title: str, options: Iterable[Any], front: Any, best: Any) -> None:
+    from convscale.choice_result import number
+
+    _say(f"{title}:")
+    for o in options:
+        accuracy = "    -" if o.top1 is None else f"{o.top1:5.2f}"
+        mark = " <- chosen" if o is best else {"maybe": " (maybe)", "no": " (no)"}.get(o.verdict, "")
+        _say(f"{accuracy} {number(o.images_per_s):>8}  {o.label}{mark}", 2)
+
+
+def _reasons(title: str, options: Any, show_all: bool) -> None:
+    if not options:
+        return
+    shown = list(options)[: None if show_all else _SHOWN]
+    _say(f"{title}:")
+    for o in shown:
+        _say(f"{o.label}{'' if o.top1 is None else f' ({o.top1:.2f} %)'}: {o.reason}", 2)
+    if len(options) > len(shown):
+        _say(f"and {len(options) - len(shown)} more; --all shows them", 2)
+
+
+def write_choice(choice: Any, path: Path) -> None:
+    """The choice's options as a page of accuracy against throughput.
+
+    Raises:
+        UserError: the file does not end in .html.
+    """
+    from dataclasses import replace
+
+    from convscale.show.speed_points import SpeedPoint
+    from convscale.show.speed_report import write_speed_report
+
+    if path.suffix != ".html":
+        raise UserError(f"--output {path} must end in .html")
+    points = [
+        SpeedPoint(
+            name=o.name,
+            images_per_s=o.images_per_s,
+            kind=choice.kind,
+            device=choice.device,
+            conditions=replace(choice.conditions, image_size=o.image_size).to_dict(),
+            low=o.low,
+            high=o.high,
+            top1=o.top1,
+            weights=o.name if o.top1 is not None else "",
+            accuracy_source=o.candidate.source,
+            params=o.known.params,
+            macs=o.known.macs,
+            bound_by=o.speed.bound_by,
+            notes=(*o.speed.doubts, o.reason),
+        )
+        for o in choice.options
+        if o.speed is not None
+    ]
+    write_speed_report(points, path, title=f"{choice.best.label}: {choice.constraint}")
+
+
+def calibrate_command(
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or the named GPU that a table or measurements are of.")],
+    output: Annotated[Path, typer.Option("--output", help="Calibration file to write.")] = Path("calibration.json"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="A table of timm's benchmark.py instead of measuring.")] = None,
+    measurement: Annotated[
+        list[Path] | None, typer.Option("--measurement", help="A JSON-lines file of `convscale measure --record` instead. Repeatable.")
+    ] = None,
+    mode: Mode = "infer",
+    precision: PrecisionOption = None,
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    batch_size: BatchOption = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the predictor to your own device, from measurements or a timm table."""
+    raise UserError("calibrate is not there yet")
+
+
+def report_command(
+    run_dir: Annotated[Path | None, typer.Argument(help="Folder of a `convscale fit`: its report is made again.")] = None,
+    records: Annotated[list[Path] | None, typer.Option("--records", help="JSON-lines file of measurements. Repeatable.")] = None,
+    layers: Annotated[list[str] | None, typer.Option("--layers", help="Add this network layer by layer, with its roofline. Repeatable.")] = None,
+    device: Annotated[str, typer.Option("--device", help="The GPU of --layers.")] = "rtx-4090",
+    batch_size: Annotated[int, typer.Option("-b", "--batch-size", help="Of --layers.")] = 64,
+    papers: Annotated[bool, typer.Option("--papers", help="Add the papers' four networks on a V100, published beside predicted.")] = False,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Add TResNet's ingredients: predicted, and measured where --records has them.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", help="HTML file to write.")] = Path("speed.html"),
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file: a run's report again, or speeds, layers and comparisons."""
+    if run_dir is not None:
+        if records or layers or papers or ablation:
+            raise UserError("give a run's folder, or --records, --layers, --papers and --ablation, not both")
+        from convscale.show.report import write_fit_report
+
+        path = write_fit_report(run_dir)
+    else:
+        path = _speed_report(records or [], layers or [], device, batch_size, papers, ablation, output)
+    _json({"report": str(path)}) if as_json else _say(f"report: {path}")
+
+
+def _speed_report(records: list[Path], layers: list[str], device: str, batch_size: int, papers: bool, ablation: bool, output: Path) -> Path:
+    if not (records or layers or papers or ablation):
+        raise UserError("give a run's folder, or at least one of --records, --layers, --papers and --ablation")
+    if output.suffix != ".html":
+        raise UserError(f"--output {output} must end in .html")
+    from convscale.show.layers import profile
+    from convscale.show.speed_report import write_speed_report
+    from convscale.show.studies import papers_example, tresnet_ablation
+    from convscale.speed.records import read_records
+
+    found = [record for path in records for record in read_records(path)]
+    if records and not found:
+        raise UserError(f"{', '.join(map(str, records))}: no record in it")
+    comparisons = [papers_example()] if papers else []
+    comparisons += [tresnet_ablation(records=found)] if ablation else []
+    profiles = [profile(spec_of(name), device=device, batch_size=batch_size) for name in layers]
+    return write_speed_report(found, output, comparisons=comparisons, profiles=profiles)
