@@ -322,6 +322,8 @@ def _paths_of(file: TextIO, form: str, top: int, output: Path) -> Iterator[str]:
             yield from (row[0] for row in rows)
         else:
             yield from (json.loads(line)["path"] for line in file)
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"output {output} is no table of convscale classify; name another") from error
 
