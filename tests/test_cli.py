@@ -8,6 +8,11 @@ import pytest
 
 from convscale import cli
 
+COMMANDS = (
+    *("list", "show", "scale", "count", "measure", "calibrate", "predict", "choose"),
+    *("train", "evaluate", "export", "tune", "classify", "report", "fit", "demo"),
+)
+
 
 def run(capsys, monkeypatch, *args: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``convscale ARGS``."""
@@ -35,11 +40,11 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("list", "show", "scale", "count", "measure", "train", "evaluate", "export", "fit", "demo"):
+    for command in COMMANDS:
         assert f"  {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["list", "show", "scale", "count", "measure", "train", "evaluate", "export", "fit", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
@@ -104,6 +109,9 @@ def test_measure_states_its_conditions(call, tmp_path):
         (("fit", "--data-dir", "none", "--output", "x", "--min-throughput", "-5"), "min_throughput is -5"),
         (("evaluate", "none", "--data-dir", "none"), "none"),
         (("export", "none", "--output", "x"), "none"),
+        (("export", "none", "--output", "x", "--int8"), "--int8 needs --data-dir"),
+        (("tune", "none"), "none"),
+        (("classify", "none.jpg", "--model", "x"), "image none.jpg does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(call, args, message, tmp_path, monkeypatch):

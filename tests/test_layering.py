@@ -13,7 +13,8 @@ ROOT = Path(convscale.__file__).parent
 ORDER = ("arch", "nn", "images", "speed", "ship", "choice", "learn", "show", "pipeline", "demo", "cli")
 RANK = {name: rank for rank, name in enumerate(ORDER, start=1)} | {"errors": 0, "files": 0, "__main__": len(ORDER) + 1}
 # Large rooms that are several modules beside each other.
-RANK |= {f"choice_{part}": RANK["choice"] for part in ("candidates", "measured", "result", "scaling", "speeds")} | {"cli_speed": RANK["cli"]}
+RANK |= {f"choice_{part}": RANK["choice"] for part in ("candidates", "measured", "result", "scaling", "speeds")}
+RANK |= {f"cli_{part}": RANK["cli"] for part in ("common", "learn", "ship", "speed")}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 

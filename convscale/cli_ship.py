@@ -1,0 +1,135 @@
+"""The commands about shipping: export, tune, classify. ``register`` puts them on the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convscale.cli_common import ImgSize, Json, Output, Overwrite, Resume, Threads, print_json, say
+from convscale.errors import UserError
+
+CALIBRATION_IMAGES = 300
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the app."""
+    app.command("export")(export_command)
+    app.command("tune")(tune_command)
+    app.command("classify")(classify_command)
+
+
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
+    output: Output,
+    format: Annotated[str, typer.Option("--format", help="onnx, openvino or torch.")] = "onnx",
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Check it on this data's test set; on noise when left out.")] = None,
+    img_size: ImgSize = None,
+    half: Annotated[bool, typer.Option("--half", help="Store weights in half precision.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits; needs --data-dir for calibration.")] = False,
+    max_drop: Annotated[float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")] = 0.5,
+    bake: Annotated[bool, typer.Option("--bake", help="Put preprocessing and softmax into the network.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint as an artefact, checked against it."""
+    from dataclasses import replace
+
+    from convscale.learn.checkpoint import load_checkpoint
+    from convscale.ship.export import export
+
+    if int8 and data_dir is None:
+        raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
+    loaded = load_checkpoint(checkpoint)
+    preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
+    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, int8)
+    artifact = export(
+        loaded.net,
+        output,
+        format=format,
+        classes=loaded.classes,
+        preprocessing=preprocessing,
+        bake=bake,
+        half=half,
+        int8=int8,
+        max_drop=max_drop,
+        overwrite=overwrite,
+        **images,
+    )
+    if as_json:
+        print_json({"output": str(output), "verification": artifact.verification})
+        return
+    checked = artifact.verification or {}
+    say(f"{output}: {artifact.format} {artifact.precision}, {len(artifact.classes)} classes, {artifact.image_size} px")
+    say(f"agrees with the trained network on {checked['top1_agreement']:.2%} of {checked['n']:,} images ({checked['images']})")
+
+
+def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, int8: bool) -> dict[str, Any]:
+    """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by it."""
+    from convscale.images.sources import open_dataset
+    from convscale.learn.loader import into_memory
+
+    splits = open_dataset(data_dir, channels=preprocessing.channels)
+    if splits.classes != classes:
+        raise UserError(f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order")
+    held, _ = into_memory(splits.validation if int8 else splits.test, preprocessing)
+    assert held.images is not None
+    out: dict[str, Any] = {"verify_images": held.images.numpy(), "verify_labels": held.labels.numpy()}
+    if int8:
+        step = max(1, len(splits.train) // CALIBRATION_IMAGES)
+        some, _ = into_memory(splits.train.subset(range(0, len(splits.train), step)), preprocessing)
+        assert some.images is not None
+        out["calibration_images"] = some.images.numpy()
+    return out
+
+
+def tune_command(
+    artifact: Annotated[Path, typer.Argument(help="Artefact folder.")],
+    goal: Annotated[str, typer.Option(help="throughput or latency.")] = "throughput",
+    batch_size: Annotated[list[int] | None, typer.Option("-b", "--batch-size", help="A batch to try. Repeatable.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find an artefact's fastest runtime settings on this device and keep them in it."""
+    from convscale.ship.tune import BATCH_SIZES, tune
+
+    def tell(trial: Any) -> None:
+        if not as_json:
+            s = trial.settings
+            say(f"{s.runtime}, {s.threads} threads, {s.streams} streams, batch {s.batch_size}: {trial.images_per_s:,.1f} images/s", err=True)
+
+    found = tune(artifact, goal=goal, batch_sizes=batch_size or BATCH_SIZES, threads=threads, on_trial=tell)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    best = found.best
+    s = best.settings
+    say(f"best for {goal}: {s.runtime}, {s.threads} threads, {s.streams} streams, batch {s.batch_size}")
+    say(f"{best.images_per_s:,.1f} images/s, {1000 * best.latency_s:.1f} ms a call; {found.gain:.2f} times the usual settings; kept in {artifact}")
+
+
+def classify_command(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on standard input.")],
+    model: Annotated[Path, typer.Option("--model", help="Artefact folder.")],
+    output: Annotated[Path | None, typer.Option("--output", help="A .csv or .jsonl file; standard output when left out.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
+    top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
+    batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per call; the artefact's own when left out.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Decoding threads; one per core when left out.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Classify images: one row each, in order."""
+    from convscale.ship.artifact import load_artifact
+    from convscale.ship.classify import classify, image_paths
+
+    paths = image_paths(images, sys.stdin)
+    target: Any = sys.stdout if output is None else output
+    form = format or ("jsonl" if as_json and output is None else None)
+    done = classify(
+        paths, load_artifact(model), target, format=form, top=top, batch_size=batch_size, workers=workers, resume=resume, overwrite=overwrite
+    )
+    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
