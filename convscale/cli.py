@@ -22,7 +22,6 @@ from convscale.cli_common import (
     Output,
     Overwrite,
     Precision,
-    RecipeOption,
     Resume,
     Runtime,
     Seed,
@@ -192,7 +191,8 @@ def fit(
     candidates: Annotated[
         list[str] | None, typer.Option("--model", help="Choose among these names or spec files only. Repeatable; scaled families when left out.")
     ] = None,
-    recipe: RecipeOption = "small",
+    recipe: Annotated[str | None, typer.Option("--recipe", help="A named recipe or a YAML file; chosen by the data when left out.")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="'pretrained': start named candidates from their released weights.")] = None,
     epochs: Epochs = None,
     brief_epochs: Annotated[int, typer.Option(help="Epochs of the comparison of finalists.")] = 1,
     max_minutes: Annotated[float | None, typer.Option(help="The full training ends by then.")] = None,
@@ -219,6 +219,7 @@ def fit(
             image_size=img_size,
             candidates=[spec_of(name) for name in candidates] if candidates else None,
             recipe=recipe,
+            init=init,
             epochs=epochs,
             brief_epochs=brief_epochs,
             max_minutes=max_minutes,

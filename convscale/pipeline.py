@@ -108,7 +108,8 @@ def fit(
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Sequence[str | NetSpec] | None = None,
-    recipe: str = "small",
+    recipe: str | None = None,
+    init: str | None = None,
     epochs: int | None = None,
     brief_epochs: int = 1,
     max_minutes: float | None = None,
@@ -134,7 +135,8 @@ def fit(
         threads: of the runtime; None: one per core.
         image_size: side in pixels; None: the data's own up to 64 px, else 224.
         candidates: names or specs to choose from as they are; None: scaled members of TResNet, EfficientNet and ResNet-D.
-        recipe: how to train; small images in memory take ``small``, pictures any other named recipe.
+        recipe: how to train; None: ``small`` for small images in memory, ``finetune`` with ``init``, else ``pictures``.
+        init: ``pretrained`` starts candidates that are names from their released weights; None: from scratch.
         epochs: of the full training; None: the recipe's.
         brief_epochs: of the comparison.
         max_minutes: the full training ends by then at the latest, its schedule with it.
@@ -150,8 +152,11 @@ def fit(
     if not isinstance(min_throughput, int | float) or isinstance(min_throughput, bool) or not min_throughput > 0:
         raise UserError(f"min_throughput is {min_throughput!r}; it must be a number of images/s above 0")
     cond = Conditions(device=device, precision=precision, batch_size=batch_size, runtime=runtime, threads=threads)
-    get_recipe(recipe).override(overrides or {})
+    if init is not None and candidates is None:
+        raise UserError(f"init is {init!r}, but scaled members have no released weights; name candidates that have some")
     splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir, seed=seed)
+    recipe = recipe or ("finetune" if init else "small" if default_size(splits) <= SMALL_IMAGE else "pictures")
+    get_recipe(recipe).override(overrides or {})
     if splits.multilabel:
         raise UserError("fit takes one label per image; train, evaluate and export take several")
     size = image_size or default_size(splits)
@@ -163,6 +168,7 @@ def fit(
         "conditions": cond.to_dict(),
         "candidates": [spec.to_dict() for spec, _ in pool],
         "recipe": recipe,
+        "init": init,
         "overrides": overrides or {},
         "epochs": epochs,
         "brief_epochs": brief_epochs,
@@ -175,7 +181,7 @@ def fit(
         folder=folder,
         cond=cond,
         min_throughput=min_throughput,
-        training={"recipe": recipe, "seed": seed, "device": device, **(overrides or {})},
+        training={"recipe": recipe, "init": init, "seed": seed, "device": device, **(overrides or {})},
         epochs=epochs,
         brief_epochs=brief_epochs,
         max_minutes=max_minutes,
@@ -240,10 +246,9 @@ def _describe(splits: DataSplits, path: str, size: int) -> dict[str, Any]:
     }
 
 
-def build(spec: NetSpec, splits: DataSplits, seed: int = 0) -> nn.Module:
+def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
     """An untrained network for the data's classes and channels; torch's global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         return create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)
 
 
@@ -343,8 +348,7 @@ class _Fit:
     def _train_briefly(self, spec: NetSpec) -> dict[str, Any]:
         epochs = self.brief_epochs
         self.note(f"comparing: {spec.name}, {epochs} epoch{'s' if epochs > 1 else ''}")
-        net = build(spec, self.splits, self.training["seed"])
-        run = train(net, self.splits, epochs=epochs, max_seconds=BRIEF_SECONDS * epochs, progress=self._steps_only, **self.training)
+        run = train(spec, self.splits, epochs=epochs, max_seconds=BRIEF_SECONDS * epochs, progress=self._steps_only, **self.training)
         self.note(f"comparing: {spec.name} reached {run.best_top1:.2%} on validation in {run.seconds:.0f} s")
         return {"epochs": epochs, "top1": run.best_top1, "seconds": run.seconds}
 
@@ -375,7 +379,7 @@ class _Fit:
         spec = next(spec for spec, _ in self.pool if spec.name == self.record["winner"]["name"])
         with self.clocked("train_s"):
             run = train(
-                build(spec, self.splits, self.training["seed"]),
+                spec,
                 self.splits,
                 epochs=self.epochs,
                 output=place,
