@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.augment import erase, generator_for, mix, mix_seed
 from convscale.learn.checkpoint import load_state, load_weights_into, prune, save_checkpoint
+from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
-from convscale.learn.evaluate import predict_split
+from convscale.learn.evaluate import best_thresholds, predict_split
 from convscale.learn.loader import Batch, TrainLoader, check_bad_rate
 from convscale.learn.loss import Loss, distillation_loss
 from convscale.learn.optim import build_optimizer, set_lr
@@ -74,6 +75,8 @@ class Job:
     """Told about every step and epoch."""
     stop: Callable[[], bool]
     """Whether the run should save and end before its time."""
+    processes: Processes = field(default_factory=Processes)
+    """This process among those that train together."""
     max_bad_rate: float = 0.01
     """Share of images that may be unreadable."""
 
@@ -84,7 +87,11 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.net = job.net
-        self.forward = torch.compile(job.net) if job.recipe.compile else job.net
+        self.forward: nn.Module = job.net
+        if job.processes.world > 1:
+            self.forward = nn.parallel.DistributedDataParallel(job.net, find_unused_parameters=job.recipe.freeze_epochs > 0)
+        if job.recipe.compile:
+            self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = Ema(job.net, job.recipe.ema_decay) if job.recipe.ema_decay else None
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
@@ -134,7 +141,7 @@ class Trainer:
             outcome = self._run_update(batches)
             if outcome == "rolled back":
                 return True
-            if self.job.stop():
+            if not self.job.processes.all_true(not self.job.stop()):
                 self._save_state()
                 return False
             if self.job.output is not None and time.monotonic() - self._saved_at > self.job.checkpoint_seconds:
@@ -167,7 +174,7 @@ class Trainer:
                 self._sums["loss"] += sum(losses) / len(losses) * images
                 self._sums["images"] += images
         seconds = time.perf_counter() - started
-        self.elapsed += seconds
+        self.elapsed += seconds if self.job.max_seconds is None else self.job.processes.from_first(seconds)  # all must agree on the schedule
         self._sums["seconds"] += seconds
         self._sums["wait"] += waited
         self._tell_step(losses, lr)
@@ -199,9 +206,10 @@ class Trainer:
             imitation = distillation_loss(outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel)
             loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * imitation
         value = loss.item()
-        if math.isfinite(value):
+        if job.processes.all_true(math.isfinite(value)):
             self.scaler.scale(loss / recipe.accumulate).backward()
-        return value
+            return value
+        return math.nan
 
     def _update(self) -> bool:
         """The optimiser's step; False when a gradient is not finite."""
@@ -240,13 +248,15 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Validate, note what is best, save."""
         started = time.perf_counter()
-        sums, images = self._sums, max(1, int(self._sums["images"]))
+        sums = dict(self._sums)
+        sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
+        images = max(1, int(sums["images"]))
         metrics = validate(self.watched, self.job)
-        self.elapsed += time.perf_counter() - started
+        self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
         better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
         if math.isfinite(metrics["loss"]) and better:
-            self.best = {"metric": metrics["metric"], "loss": metrics["loss"], "epoch": self.epoch}
+            self.best = {"metric": metrics["metric"], "loss": metrics["loss"], "epoch": self.epoch, "thresholds": metrics.get("thresholds")}
             self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
         row = {
             "epoch": self.epoch,
@@ -262,7 +272,7 @@ class Trainer:
         }
         self.history.append(row)
         self._sums = dict.fromkeys(sums, 0.0)
-        if self.job.output is not None:
+        if self.job.output is not None and self.job.processes.first:
             self._write_epoch()
         best = self.best["metric"]
         self.job.progress({"kind": "epoch", **row, "epochs": self.job.recipe.epochs, "best": best, "seconds_left": self._seconds_left()})
@@ -309,7 +319,9 @@ class Trainer:
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
 
     def _save_state(self) -> None:
-        if self.job.output is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
+        if (
+            self.job.output is None or not self.job.processes.first or self._bad_in_row
+        ):  # running statistics may hold NaN while steps are being skipped
             return
         name = f"step-{self.epoch * self.steps_per_epoch + self.step:08d}"
         target = self.job.output / "checkpoints" / name
@@ -412,18 +424,21 @@ def restore(trainer: Trainer, output: Path) -> Path:
 
 def validate(net: nn.Module, job: Job) -> dict[str, Any]:
     """Loss, top-1 and (for several labels) mean average precision on the validation set; ``metric`` is what is to be highest."""
-    split, precision = job.validation, job.settings.precision
+    precision, processes = job.settings.precision, job.processes
+    split = job.validation if processes.world == 1 else job.validation.subset(range(processes.rank, len(job.validation), processes.world))
     logits, kept, _, _ = predict_split(net, split, job.preprocessing, device=job.device, precision=precision, workers=job.loader.workers or None)
     labels = split.labels[kept]
     if not split.multilabel:
-        top1 = (logits.argmax(1) == labels).double().mean().item()
-        return {"loss": F.cross_entropy(logits, labels).item(), "top1": top1, "map": None, "metric": top1}
+        own = [F.cross_entropy(logits, labels, reduction="sum").item(), float((logits.argmax(1) == labels).sum()), float(len(labels))]
+        loss, right, count = processes.sum(own)
+        return {"loss": loss / count, "top1": right / count, "map": None, "metric": right / count}
     from torchmetrics.functional.classification import multilabel_average_precision
 
+    logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
     loss = F.binary_cross_entropy_with_logits(logits, labels).item()
     average = float(multilabel_average_precision(logits.sigmoid(), labels.long(), num_labels=labels.shape[1]).nan_to_num(0.0))
     top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
-    return {"loss": loss, "top1": top1, "map": average, "metric": average}
+    return {"loss": loss, "top1": top1, "map": average, "metric": average, "thresholds": list(best_thresholds(logits, labels))}
 
 
 def head_parameters(net: nn.Module) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +55,25 @@ class LiveProgress:
 
     def _prefix(self) -> str:
         return f"{self.label}: " if self.label else ""
+
+
+def logged(progress: Progress, folder: Path) -> Progress:
+    """``progress``, which also writes every epoch for TensorBoard into ``folder``."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    names = {"train_loss": "train/loss", "lr": "train/lr", "images_per_s": "train/images_per_s", "val_loss": "validation/loss"}
+    names |= {"val_top1": "validation/top1", "val_map": "validation/map"}
+    writer = SummaryWriter(str(folder))
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["kind"] == "epoch":
+            for key, name in names.items():
+                if event.get(key) is not None:
+                    writer.add_scalar(name, event[key], event["epoch"])
+            writer.flush()
+        progress(event)
+
+    return tell
 
 
 def step_line(event: dict[str, Any]) -> str:

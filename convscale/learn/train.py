@@ -21,12 +21,14 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
+from convscale.learn.distributed import join
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
 from convscale.learn.loop import Job, Trainer, restore
 from convscale.learn.loss import build_loss
-from convscale.learn.progress import Progress
+from convscale.learn.progress import Progress, logged
 from convscale.learn.recipe import Recipe, get_recipe
 from convscale.learn.settings import Settings, choose_settings
+from convscale.nn.norm import convert_sync
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +43,8 @@ class TrainRun:
     """Validation top-1 of ``net``, in [0, 1]; mean average precision for several labels."""
     best_epoch: int
     """The epoch it comes from."""
+    thresholds: tuple[float, ...] | None
+    """For several labels: per class the probability above which it counts as present, set on validation; else None."""
     classes: tuple[str, ...]
     """Class names."""
     preprocessing: Preprocessing
@@ -92,6 +96,7 @@ def train(
     workers: int | None = None,
     checkpoint_seconds: float = 300.0,
     keep: int = 2,
+    tensorboard: bool = False,
     **overrides: Any,
 ) -> TrainRun:
     """Train a network on labelled images.
@@ -114,7 +119,10 @@ def train(
         workers: processes that decode files; None: one per core.
         checkpoint_seconds: a training state is written after every epoch and at least this often.
         keep: training states that are kept.
+        tensorboard: write the history for TensorBoard too, into ``output/tensorboard``.
         overrides: recipe keys (``lr=0.05``).
+
+    Started by torchrun, the processes share every global batch of ``batch_size`` x processes images, and the norms' statistics; the first one writes.
 
     Raises:
         UserError: bad input, in one line.
@@ -124,11 +132,16 @@ def train(
         raise UserError(f"max_seconds must be above 0, got {max_seconds!r}")
     where = _device(device)
     notes: list[str] = []
-    tell = _teller(progress, notes)
+    tell = _teller(progress if int(os.environ.get("RANK", "0")) == 0 else None, notes)
     splits = data if isinstance(data, DataSplits) else open_dataset(data, seed=seed)
-    folder = None if output is None else new_output_dir(output, overwrite=overwrite, resume=resume)
-    resumed = folder is not None and resume and bool(list_checkpoints(folder))
-    with torch.random.fork_rng(devices=[]), _stop_signal(folder is not None) as stop:
+    processes, where = join(where)
+    with torch.random.fork_rng(devices=[]), _stop_signal(output is not None) as stop:
+        folder = None if output is None else Path(output)
+        if folder is not None and processes.first:
+            folder = new_output_dir(folder, overwrite=overwrite, resume=resume)
+            if tensorboard:
+                tell = logged(tell, folder / "tensorboard")
+        resumed = processes.from_first(folder is not None and resume and bool(list_checkpoints(folder)))
         torch.manual_seed(seed)
         module = build_net(net, splits, recipe, init).to(where)
         preprocessing = preprocessing or choose_preprocessing(module, splits, recipe)
@@ -136,10 +149,15 @@ def train(
         if recipe.batch_size > len(train_split) and "batch_size" not in overrides:
             tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {len(train_split)}, the size of the train set"})
             recipe = recipe.override({"batch_size": len(train_split)})
-        loader = TrainLoader(train_split, recipe, image_size=preprocessing.image_size, seed=seed, workers=workers)
+        loader = TrainLoader(
+            train_split, recipe, image_size=preprocessing.image_size, seed=seed, workers=workers, rank=processes.rank, world=processes.world
+        )
         if recipe.grad_checkpointing:
             _checkpoint_gradients(module)
         settings = _kept_settings(folder) if resumed and folder is not None else _settings(module, recipe, loader, preprocessing, where)
+        settings = processes.from_first(settings)
+        if processes.world > 1:
+            module = convert_sync(module)
         module.to(memory_format=torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         job = Job(
             net=module,
@@ -158,6 +176,7 @@ def train(
             teacher=None if teacher is None else teacher.to(where).eval(),
             progress=tell,
             stop=stop,
+            processes=processes,
         )
         return _run(job, resumed=resumed, notes=notes)
 
@@ -168,17 +187,20 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
         if resumed:
             place = restore(trainer, job.output)
             job.progress({"kind": "note", "text": f"resumed from {place}"})
-        job.recipe.save(job.output / "recipe.yaml")
+        if job.processes.first:
+            job.recipe.save(job.output / "recipe.yaml")
     trainer.run()
     finished = trainer.epoch >= job.recipe.epochs or not job.stop()
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
+    thresholds = trainer.best.get("thresholds")
     net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
     return TrainRun(
         net=net,
         history=trainer.history,
         best_top1=max(trainer.best["metric"], 0.0),
         best_epoch=trainer.best["epoch"],
+        thresholds=None if thresholds is None else tuple(thresholds),
         classes=job.loader.split.classes,
         preprocessing=job.preprocessing,
         recipe=job.recipe,

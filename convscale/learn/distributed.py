@@ -1,0 +1,71 @@
+"""Several processes that train one network: started by torchrun, one per GPU (nccl) or on CPUs (gloo)."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among those that train together; with a world of 1 every method is free."""
+
+    rank: int = 0
+    """This process's number."""
+    world: int = 1
+    """How many there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def all_true(self, value: bool) -> bool:
+        """Whether it is true everywhere."""
+        return self.sum([float(not value)])[0] == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Each value summed over the processes."""
+        if self.world == 1:
+            return values
+        table = torch.tensor(values, dtype=torch.float64, device=_device())
+        dist.all_reduce(table)
+        return table.tolist()
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in order of rank."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
+
+
+def join(device: torch.device) -> tuple[Processes, torch.device]:
+    """This process's place, from torchrun's environment, and its own device; joins the others the first time, until the process ends."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(), device
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Processes(rank=dist.get_rank(), world=dist.get_world_size()), device
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

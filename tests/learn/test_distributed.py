@@ -1,0 +1,76 @@
+"""Two gloo processes give the single-process result on the same global batch; one writes, and a run can be resumed together."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convscale.learn.checkpoint import list_checkpoints
+from convscale.learn.recipe import Recipe
+from convscale.learn.train import TrainRun, train
+from tests.learn.nets import halves_data
+
+RECIPE = Recipe(
+    name="x", epochs=2, batch_size=8, optimizer="sgd", lr=0.05, augment="shift-crop", cutout=0.2, ema_decay=0.9, precision="fp32", layout="nchw"
+)
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(5)
+    body = [nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
+
+
+def _summary(run: TrainRun, losses: list[float]) -> dict[str, Any]:
+    weights = {name.replace("norm.", ""): value for name, value in run.net.state_dict().items()}
+    return {"weights": weights, "losses": losses, "history": [(row["train_loss"], row["val_loss"], row["val_top1"]) for row in run.history]}
+
+
+def _work(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    losses: list[float] = []
+    run = train(
+        _net(),
+        halves_data(),
+        recipe=RECIPE,
+        output=Path(folder) / "run",
+        progress=lambda e: losses.append(e["loss"]) if e["kind"] == "step" else None,
+    )
+    again = train(_net(), halves_data(), recipe=RECIPE, epochs=2, output=Path(folder) / "run", resume=True)
+    same = all(torch.equal(value, again.net.state_dict()[name]) for name, value in run.net.state_dict().items())
+    torch.save({**_summary(run, losses), "same": same}, Path(folder) / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    torch.multiprocessing.spawn(_work, (port, str(folder)), nprocs=2)
+    return folder
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(folder: Path) -> None:
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    single = _summary(train(_net(), halves_data(), recipe=RECIPE, batch_size=16), [])
+    assert first["weights"].keys() == single["weights"].keys()
+    for name, value in single["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5)
+    for mine, reference in zip(first["history"], single["history"], strict=True):
+        assert mine == pytest.approx(reference, rel=1e-4)
+    assert len(first["losses"]) == 12
+    assert second["losses"] == []  # only the first process reports
+
+
+def test_the_first_process_writes_and_both_resume(folder: Path) -> None:
+    assert [path.name for path in list_checkpoints(folder / "run")] == ["step-00000012", "step-00000006"]
+    assert all(torch.load(folder / f"{rank}.pt", weights_only=True)["same"] for rank in (0, 1))
