@@ -30,6 +30,42 @@ RECIPES = {
             ema_every=5,
         ),
         Recipe(
+            name="small-long",
+            source=(
+                "convscale's own: the recipe small for four times as many epochs, with the cutout and the smoothing of weights that a longer "
+                "run needs"
+            ),
+            epochs=40,
+            batch_size=128,
+            optimizer="adamw",
+            lr=4e-3,
+            beta2=0.99,
+            weight_decay=0.05,
+            schedule="onecycle",
+            label_smoothing=0.1,
+            augment="shift-crop",
+            shift=0.07,
+            cutout=0.28,
+            ema_decay=0.9995,
+            ema_every=5,
+        ),
+        Recipe(
+            name="pictures",
+            source="convscale's own, for training on a user's pictures from scratch: one-cycle AdamW, random crops, TrivialAugment, averaged weights",
+            epochs=50,
+            batch_size=64,
+            optimizer="adamw",
+            lr=2e-3,
+            weight_decay=0.05,
+            schedule="onecycle",
+            label_smoothing=0.1,
+            augment="resized-crop",
+            crop_scale=0.25,
+            policy="trivialaugment",
+            ema_decay=0.998,
+            clip_norm=5.0,
+        ),
+        Recipe(
             name="finetune",
             source=(
                 "convscale's own, for pretrained weights on a user's pictures: the head first, then all layers, lower ones "
