@@ -84,8 +84,11 @@ def setting_of(
         UserError: an unknown device (the nearest are named) or condition, or a runtime that no prediction knows.
     """
     device = check_device(device)
-    if calibration is not None and not os.path.isfile(calibration):
-        raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
+    if calibration is not None:
+        if not os.path.isfile(calibration):
+            raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
+        if device.startswith("cuda"):
+            raise UserError(f"a calibration is of a named GPU, not {device!r}; give the name that it was made for")
     here = at_hand(device) and calibration is None
     if runtime is None:
         runtime = "compiled" if compiled else "onnxruntime" if here and device == "cpu" and mode == "infer" else "eager"
@@ -96,6 +99,10 @@ def setting_of(
     batch_size = batch_size if batch_size is not None else 1 if latency else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
     precision = precision or ("fp32" if device == "cpu" else "amp")
     conditions = Conditions(device=device, mode=mode, precision=precision, layout=layout, batch_size=batch_size, runtime=runtime, threads=threads)
+    if calibration is not None:
+        from convscale.speed.calibrate import load_calibration
+
+        load_calibration(calibration).require(conditions)
     return Setting(conditions=conditions, calibration=None if calibration is None else str(calibration))
 
 
@@ -181,7 +188,7 @@ def choose(
         options = [replace(o, known=replace(o.known, failed=bench.failed.get(unit_of(o), o.known.failed))) for o in options]
         notes += (f"{len(bench.speeds)} of {len({unit_of(o) for o in options})} networks and sizes were measured, {bench.reused} of them earlier",)
     parts = decide(options, constraint, likely=lambda option: bench is None or might_keep(option, floor, bench.speeds))
-    title = device_title(setting.conditions.device)
+    title = device_title(setting.conditions.device) if setting.predicted else _own_name(setting.conditions.device)
     return Choice(
         **parts,
         constraint=constraint,
@@ -192,6 +199,12 @@ def choose(
         notes=notes,
         floor=floor,
     )
+
+
+def _own_name(device: str) -> str:
+    from convscale.speed.timing import Environment
+
+    return Environment.here(device).device_name
 
 
 def _option(candidate: Candidate, facts: Mapping[Unit, Known], setting: Setting) -> Option:

@@ -243,6 +243,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
+def percent(chance: float) -> str:
+    """``97 %``; never quite certain."""
+    return "over 99 %" if chance > 0.99 else "under 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+
+
 def beats(a: Option, b: Option) -> bool | None:
     """Whether ``a`` is the better network, speed aside; None where nobody can tell without training or evaluating.
 
@@ -298,6 +303,7 @@ def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
     speed = option.speed
     if speed is None:
         guess = option.known.estimate
+        guess = None if guess is None else float(f"{guess:.2g}")
         about = f": by its counts and the measured networks about {number(guess)} images/s" if guess else ""
         return "unknown", f"not measured{about}" + (f", needed {number(floor)}" if floor and guess else "")
     if not floor or speed.low >= floor:
@@ -305,7 +311,7 @@ def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
     if speed.high < floor:
         return "no", f"too slow: {describe_speed(speed)}, needed {number(floor)}"
     chance = option.chance(floor)
-    odds = "" if chance is None else f", {chance:.0%} likely"
+    odds = "" if chance is None else f", {percent(chance)} likely"
     return "maybe", f"maybe fast enough: {describe_speed(speed)}, needed {number(floor)}{odds}"
 
 
@@ -337,8 +343,10 @@ def decide(options: Sequence[Option], constraint: Constraint, *, likely: Callabl
         leader = leaders.get(o.candidate.group)
         if o.verdict == "no" or (o.verdict == "unknown" and not likely(o)):
             rejected.append(o)
-        elif better is False or (better is None and leader is not None and leader is not o and not beats(o, leader)):
-            rejected.append(_with(o, o.verdict, _lost(o, best if better is False else leader or best)))
+        elif better is False:
+            rejected.append(_with(o, o.verdict, _lost(o, best)))
+        elif o.top1 is None and leader is not None and leader is not o and beats(leader, o):
+            rejected.append(_with(o, o.verdict, _lost(o, leader)))
         elif o.verdict in ("maybe", "unknown"):
             maybe.append(o)
         else:
@@ -382,7 +390,7 @@ def _why(best: Option, keepers: Sequence[Option], constraint: Constraint) -> str
         why = f"the largest of {rivals} that keep {constraint}; families compare by training only"
     if best.verdict == "maybe":
         chance = best.chance(constraint.floor(best.batch_size))
-        why += "; not certain: its interval crosses the constraint" + (f" ({chance:.0%} likely)" if chance is not None else "")
+        why += "; not certain: its interval crosses the constraint" + (f" ({percent(chance)} likely)" if chance is not None else "")
     return why
 
 

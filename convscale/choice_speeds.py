@@ -137,31 +137,55 @@ def known(units: Iterable[Unit], setting: Setting, say: Say = lambda text: None)
 
 def examine(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
     """Trace one network and, in a predicted setting, predict it: a ``Known`` as JSON values."""
+    try:
+        return _predict_row(spec, image_size, setting) if setting.predicted else _count_row(spec, image_size, setting)
+    except UserError as error:
+        return {"failed": str(error)}
+
+
+def _count_row(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
     from convscale.speed.cost import count
 
     c = setting.conditions
     precision = c.precision if c.precision != "int8" else "fp32"
-    try:
-        cost = count(spec, image_size=image_size, batch_size=c.batch_size, mode=c.mode, precision=precision, layout=c.layout)
-        row: dict[str, Any] = {
-            "params": cost.params,
-            "macs": cost.macs,
-            "traffic": (cost.read_bytes + cost.written_bytes) // c.batch_size,
-            "memory_bytes": cost.peak_bytes,
-        }
-        if setting.predicted:
-            p = predicted(spec, image_size, setting)
-            row["speed"] = {
-                "images_per_s": float(p.images_per_s),
-                "low": float(p.low),
-                "high": float(p.high),
-                "kind": "predicted",
-                "bound_by": str(p.bound_by),
-                "doubts": [str(doubt) for doubt in p.doubts],
-            }
-        return row
-    except UserError as error:
-        return {"failed": str(error)}
+    cost = count(spec, image_size=image_size, batch_size=c.batch_size, mode=c.mode, precision=precision, layout=c.layout)
+    traffic = (cost.read_bytes + cost.written_bytes) // c.batch_size
+    return {"params": cost.params, "macs": cost.macs, "traffic": traffic, "memory_bytes": cost.peak_bytes}
+
+
+def _predict_row(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
+    from convscale.speed.predict import load_workload, predict_workload
+
+    c = dataclasses.replace(setting.conditions, image_size=image_size)
+    work = load_workload(spec, c)
+    p = predict_workload(work, c, _calibration(setting.calibration))
+    speed = {"images_per_s": p.images_per_s, "low": p.low, "high": p.high, "kind": "predicted", "bound_by": p.bound_by, "doubts": list(p.doubts)}
+    kernels = [(kernel, times) for kernel, times in work.kernels]
+    return {
+        "params": _params(spec),
+        "macs": sum(kernel.macs * times for kernel, times in kernels) // c.batch_size,
+        "traffic": sum((kernel.in_bytes + kernel.out_bytes + kernel.weight_bytes) * times for kernel, times in kernels) // c.batch_size,
+        "memory_bytes": work.peak_bytes,
+        "speed": speed,
+    }
+
+
+def _params(spec: NetSpec) -> int:
+    """Parameters, from the cache where the spec was built before."""
+    from convscale.speed.cost import build_meta
+
+    key = hashlib.sha256(f"params {spec_key(spec)} {_code()}".encode()).hexdigest()
+    if (kept := load(key)) is None:
+        kept = sum(p.numel() for p in build_meta(spec).parameters())
+        save(key, kept)
+    return kept
+
+
+@cache
+def _calibration(path: str | None) -> Any:
+    from convscale.speed.calibrate import load_calibration
+
+    return None if path is None else load_calibration(path)
 
 
 def predicted(spec: NetSpec, image_size: int, setting: Setting) -> Any:
@@ -178,7 +202,7 @@ def predicted(spec: NetSpec, image_size: int, setting: Setting) -> Any:
         batch_size=c.batch_size,
         compiled=c.runtime == "compiled",
         layout=c.layout,
-        calibration=setting.calibration,
+        calibration=_calibration(setting.calibration),
     )
 
 
@@ -225,18 +249,14 @@ def _in_processes(units: Sequence[Unit], setting: Setting, say: Say) -> dict[Uni
             pass
         running.append((process, share))
     found: dict[Unit, dict[str, Any]] = {}
-    try:
-        for process, share in running:
-            assert process.stdout is not None
-            for unit, line in zip(share, process.stdout, strict=False):
-                found[unit] = json.loads(line)
-            process.wait()
-    except json.JSONDecodeError:
-        pass
-    finally:
-        for process, _ in running:
-            process.kill()
-            process.wait()
+    for process, share in running:
+        with process:
+            try:
+                assert process.stdout is not None
+                for unit, line in zip(share, process.stdout, strict=False):
+                    found[unit] = json.loads(line)
+            except json.JSONDecodeError:  # it died in the middle of a line
+                pass
     if len(found) < len(units):
         say(f"{len(units) - len(found)} networks are left to this process")
     return found

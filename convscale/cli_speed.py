@@ -208,14 +208,14 @@ def _in_words(c: Any) -> str:
 def _print_choice(choice: Any, show_all: bool) -> None:
     """A choice for people."""
     from convscale.choice_candidates import describe_accuracy
-    from convscale.choice_result import describe_speed, number
+    from convscale.choice_result import describe_speed, number, percent
 
     best = choice.best
     _say(f"{best.label}: {best.reason}")
     source = f"; {best.candidate.source}" if best.candidate.source else ""
     _say(f"{describe_accuracy(best.candidate)}{source}", 2)
     chance = best.chance(choice.floor) if choice.floor else None
-    _say(describe_speed(best.speed) + (f", {chance:.0%} likely to keep {number(choice.floor)}" if chance is not None else ""), 2)
+    _say(describe_speed(best.speed) + (f", {percent(chance)} likely to keep {number(choice.floor)}" if chance is not None else ""), 2)
     _say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
     for doubt in best.speed.doubts if best.speed else ():
         _say(f"doubt: {doubt}", 2)
