@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convscale.speed.device import get_device
-from convscale.speed.roofline import BINDINGS, PRIOR, kernel_s, table_of
+from convscale.speed.roofline import BINDINGS, kernel_s, table_of
 
 MOST_PARTS = 14
 """Parts that one figure holds legibly."""
@@ -88,21 +88,13 @@ def profile(
     from convscale.speed.conditions import Conditions
     from convscale.speed.cost import trace_of
     from convscale.speed.kernels import eager_kernels, fused_kernels
+    from convscale.speed.predict import fitted_sets, set_name
 
     card = get_device(device)
     traced = trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout)
     launched = fused_kernels(traced) if compiled else eager_kernels(traced)
-    if coefficients is None:
-        coefficients = PRIOR
-    table = table_of([[(kernel, 1) for kernel in launched]])
-    total, compute, memory = kernel_s(table, card, coefficients)
-    overhead = coefficients["overhead_us"] * 1e-6
-    rows: dict[str, list[tuple[Any, float, str]]] = {}
-    for kernel, seconds, of_compute, of_memory in zip(launched, total, compute, memory, strict=True):
-        bound = "launch" if overhead > max(of_compute, of_memory) else "compute" if of_compute > of_memory else "memory"
-        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, float(seconds), bound))
     conditions = Conditions(
-        device=device,
+        device=card.name,
         mode=mode,
         precision=precision,
         layout=layout,
@@ -110,6 +102,15 @@ def profile(
         image_size=traced.image_size[-1],
         runtime="compiled" if compiled else "eager",
     )
+    if coefficients is None:
+        coefficients = fitted_sets()[set_name(conditions, card)].coefficients
+    table = table_of([[(kernel, 1) for kernel in launched]])
+    total, compute, memory = kernel_s(table, card, coefficients)
+    overhead = coefficients["overhead_us"] * 1e-6
+    rows: dict[str, list[tuple[Any, float, str]]] = {}
+    for kernel, seconds, of_compute, of_memory in zip(launched, total, compute, memory, strict=True):
+        bound = "launch" if overhead > max(of_compute, of_memory) else "compute" if of_compute > of_memory else "memory"
+        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, float(seconds), bound))
     return Profile(
         name=name or str(getattr(net_or_spec, "name", None) or (net_or_spec if isinstance(net_or_spec, str) else type(net_or_spec).__name__)),
         device=card.title,

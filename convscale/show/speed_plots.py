@@ -13,7 +13,7 @@ import numpy as np
 from convscale.errors import UserError
 from convscale.files import atomic_path
 from convscale.show import words
-from convscale.show.fit_record import GREY
+from convscale.show.fit_record import GREY, RED
 from convscale.show.layers import Profile
 from convscale.show.speed_points import KINDS, SpeedPoint, front, hover_lines, told_apart
 
@@ -40,8 +40,12 @@ def _log_ticks(low: float, high: float) -> dict[str, Any]:
     return {"type": "log", "tickvals": values, "ticktext": [f"{v:,.0f}" if v >= 1 else f"{v:g}" for v in values]}
 
 
-def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str]) -> Any:
-    """Accuracy against images/s (logarithmic), a front per family and kind; points without a published accuracy are left out."""
+def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_throughput: float | None = None) -> Any:
+    """Accuracy against images/s (logarithmic), a front per family and kind; points without a published accuracy are left out.
+
+    Args:
+        min_throughput: images/s asked for, drawn as a line.
+    """
     import plotly.graph_objects as go
 
     known = [p for p in points if p.top1 is not None]
@@ -86,9 +90,14 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str]) -> Any
                 )
             )
     speeds = [p.images_per_s for p in known] or [1.0]
+    if min_throughput is not None:
+        speeds.append(min_throughput)
+        figure.add_vline(x=min_throughput, line={"color": RED, "width": 2, "dash": "dash"})
+        place = {"x": np.log10(min_throughput), "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+        figure.add_annotation(**place, text=f"asked for: {words.rate(min_throughput)} or more")
     figure.update_layout(
         height=520,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        margin={"l": 10, "r": 10, "t": 10 if min_throughput is None else 26, "b": 10},
         meta={"narrow_height": 0.95},
         xaxis={"title": {"text": "images per second (logarithmic)"}, **_log_ticks(min(speeds), max(speeds))},
         yaxis={"title": {"text": "ImageNet top-1, %"}},

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.errors import UserError, nearest
 from convscale.show import words
-from convscale.speed.conditions import Conditions
 from convscale.speed.records import Record
+
+if TYPE_CHECKING:
+    from convscale.speed.predict import Prediction
 
 KINDS = ("measured", "predicted", "published")
 
@@ -121,13 +123,9 @@ def from_record(record: Record) -> SpeedPoint:
     )
 
 
-def from_prediction(name: str, prediction: Any, conditions: Conditions, *, params: float | None = None, macs: float | None = None) -> SpeedPoint:
-    """A predicted point.
-
-    Args:
-        prediction: a ``Prediction``: its speed, interval, what binds it, and its doubts.
-        conditions: what was predicted for; the device is a named one.
-    """
+def from_prediction(name: str, prediction: Prediction, *, params: float | None = None, macs: float | None = None) -> SpeedPoint:
+    """A predicted point."""
+    conditions = prediction.conditions
     return SpeedPoint(
         name=name,
         kind="predicted",
@@ -138,8 +136,8 @@ def from_prediction(name: str, prediction: Any, conditions: Conditions, *, param
         high=prediction.high,
         params=params,
         macs=macs,
-        bound_by=str(prediction.bound_by),
-        notes=tuple(str(doubt) for doubt in prediction.doubts),
+        bound_by=prediction.bound_by,
+        notes=prediction.doubts,
         **published_accuracy(name, conditions.image_size),
     )
 

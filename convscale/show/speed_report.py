@@ -24,6 +24,7 @@ def write_speed_report(
     comparisons: Sequence[Comparison] = (),
     profiles: Sequence[Profile] = (),
     title: str = "Accuracy against throughput",
+    min_throughput: float | None = None,
 ) -> Path:
     """Write a self-contained page: accuracy against throughput, networks side by side, single networks layer by layer.
 
@@ -33,6 +34,8 @@ def write_speed_report(
         out: the HTML file.
         comparisons: networks side by side.
         profiles: networks layer by layer.
+        title: heading of the page.
+        min_throughput: images/s asked for, drawn into the pictures.
 
     Returns:
         ``out``.
@@ -41,7 +44,7 @@ def write_speed_report(
         UserError: there is nothing to show.
     """
     path = Path(out)
-    write_text(path, speed_page(records, comparisons=comparisons, profiles=profiles, title=title))
+    write_text(path, speed_page(records, comparisons=comparisons, profiles=profiles, title=title, min_throughput=min_throughput))
     return path
 
 
@@ -51,6 +54,7 @@ def speed_page(
     comparisons: Sequence[Comparison] = (),
     profiles: Sequence[Profile] = (),
     title: str = "Accuracy against throughput",
+    min_throughput: float | None = None,
 ) -> str:
     """The page of ``write_speed_report`` as one HTML document. Raises as it."""
     points = points_of(records)
@@ -59,7 +63,10 @@ def speed_page(
     groups = by_setting(points)
     palette = colours(sorted({p.family for p in points}))
     figures = Figures()
-    found = [sections.accuracy_and_speed(setting, group, palette, figures, f"setting-{i}") for i, (setting, group) in enumerate(groups.items(), 1)]
+    found = [
+        sections.accuracy_and_speed(setting, group, palette, figures, f"setting-{i}", min_throughput)
+        for i, (setting, group) in enumerate(groups.items(), 1)
+    ]
     found += [sections.side_by_side(comparison, figures, f"comparison-{i}") for i, comparison in enumerate(comparisons, 1)]
     found += [sections.layers(profile, figures, f"network-{i}") for i, profile in enumerate(profiles, 1)]
     return page(title=title, kicker="convscale report", head=sections.summary(groups), sections=found, figures=figures)

@@ -31,7 +31,9 @@ class Comparison:
     """A line about each network under its name, by order of first appearance; empty: none."""
 
 
-def accuracy_and_speed(setting: str, points: Sequence[SpeedPoint], palette: dict[str, str], figures: Figures, anchor: str) -> Section:
+def accuracy_and_speed(
+    setting: str, points: Sequence[SpeedPoint], palette: dict[str, str], figures: Figures, anchor: str, min_throughput: float | None = None
+) -> Section:
     """One setting's picture and table."""
     known = [p for p in points if p.top1 is not None]
     body = []
@@ -44,7 +46,7 @@ def accuracy_and_speed(setting: str, points: Sequence[SpeedPoint], palette: dict
         if missing:
             caption += f" {words.plural(missing, 'network')} without a published accuracy at that size: in the table only."
         label = f"Accuracy against throughput of {words.plural(len(known), 'network')}: {setting}"
-        body.append(figures.add(speed_plots.accuracy_speed(known, palette), caption, label=label))
+        body.append(figures.add(speed_plots.accuracy_speed(known, palette, min_throughput), caption, label=label))
     else:
         body.append(paragraph("None of these networks has a published accuracy at its size, so none is drawn; accuracy is not guessed.", "note"))
     body.append(point_table(points))

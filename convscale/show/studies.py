@@ -10,7 +10,6 @@ from convscale.arch.tresnet import tresnet
 from convscale.show import words
 from convscale.show.speed_points import SpeedPoint, from_prediction, from_record
 from convscale.show.speed_sections import Comparison
-from convscale.speed.conditions import Conditions
 from convscale.speed.records import Record
 
 SOURCE = "TResNet (Ridnik et al., arXiv 2003.13630, table 1): NVIDIA V100, mixed precision, at 90 % of the largest batch that fits"
@@ -67,11 +66,10 @@ def papers_example(batch_size: int = 256) -> Comparison:
         labels.append(f"{words.large(cost.params)} params, {words.large(cost.macs)} MACs, {row.image_size} px")
         for mode, speed in (("infer", row.infer), ("train", row.train)):
             batch = batch_size if mode == "infer" or row.train_batch is None else int(0.9 * row.train_batch)
-            conditions = Conditions(device="v100", mode=mode, precision="amp", batch_size=batch, image_size=row.image_size)
-            stated = {key: value for key, value in conditions.to_dict().items() if key != "batch_size"}
-            points.append(SpeedPoint(name=row.name, kind="published", images_per_s=speed, device="v100", conditions=stated, notes=(SOURCE,)))
             guess = predict(row.name, device="v100", mode=mode, precision="amp", image_size=row.image_size, batch_size=batch)
-            points.append(from_prediction(row.name, guess, conditions))
+            stated = {key: value for key, value in guess.conditions.to_dict().items() if key != "batch_size"}
+            points.append(SpeedPoint(name=row.name, kind="published", images_per_s=speed, device="v100", conditions=stated, notes=(SOURCE,)))
+            points.append(from_prediction(row.name, guess))
     return Comparison(
         title="The papers' example on a V100",
         points=points,
@@ -97,9 +95,8 @@ def tresnet_ablation(devices: Sequence[str] = ("v100", "rtx-4090"), records: Ite
         cost = count(spec)
         labels.append(f"{words.large(cost.params)} params, {words.large(cost.macs)} MACs")
         for device in devices:
-            conditions = Conditions(device=device, precision="amp", batch_size=batch_size, image_size=spec.input.size)
             guess = predict(spec, device=device, mode="infer", precision="amp", image_size=spec.input.size, batch_size=batch_size)
-            points.append(_named(from_prediction(spec.name, guess, conditions), line))
+            points.append(_named(from_prediction(spec.name, guess), line))
         points.extend(_named(point, line) for (name, _), point in measured.items() if name == spec.name)
     return Comparison(
         title="TResNet's ingredients",

@@ -126,6 +126,13 @@ def test_measured_and_predicted_are_told_apart() -> None:
     assert "eager, amp, nchw, batch 256, 224 px, rtx-4090" in traces["circle"]["hovertext"][0]
 
 
+def test_the_constraint_is_drawn() -> None:
+    layout = speed_plots.accuracy_speed([point("a", 100, 80.0)], {}, min_throughput=1000.0).to_dict()["layout"]
+    assert [(shape["x0"], shape["x1"]) for shape in layout["shapes"]] == [(1000.0, 1000.0)]
+    # A logarithmic axis takes shapes in its own units and annotations in powers of ten.
+    assert [(note["x"], note["text"]) for note in layout["annotations"]] == [(3.0, "asked for: 1,000 or more")]
+
+
 def test_layers_agree_with_a_count_by_hand() -> None:
     found = profile(tiny(), device="v100", image_size=16, batch_size=2, precision="fp32", name="tiny")
     layers = {layer.name: layer for layer in found.layers}
