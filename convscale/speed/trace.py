@@ -292,7 +292,8 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(value.values())
 
 
-_SHAPE_KEEPING = frozenset("relu silu sigmoid hardswish hardsigmoid hardtanh leaky_relu mish gelu tanh elu threshold add sub mul div".split())
+_SHAPES_KEPT = "relu silu sigmoid hardswish hardsigmoid hardtanh leaky_relu mish gelu tanh elu threshold add sub mul div"
+_SHAPE_KEEPING = frozenset(_SHAPES_KEPT.split())
 
 
 def _shortcut(func: Any, name: str, args: Sequence[Any]) -> Any:
@@ -440,8 +441,8 @@ def trace(
         precision: ``fp32``; ``amp`` or ``bf16``: CUDA's autocast to float16 or bfloat16; ``fp16``: weights and input in half precision.
         layout: ``nchw`` or ``nhwc`` for input and weights.
         channels: image channels; None: those the network declares (``in_chans``), else 3.
-        fast_norm: whether layer and group norm stay in low precision under autocast, as timm's ``fast_norm`` has it; None: yes for timm's own networks,
-            since its published tables ran so, no for all others.
+        fast_norm: whether layer and group norm stay in low precision under autocast, as timm's ``fast_norm`` has it; None: yes for timm's own
+            networks, since its published tables ran so, no for all others.
 
     Raises:
         UserError: the network can not run on these shapes or without values; the message names the operator.

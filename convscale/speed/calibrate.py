@@ -1,0 +1,190 @@
+"""The predictor set to the user's own device by measurements taken there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.files import write_json
+from convscale.speed.conditions import Conditions
+from convscale.speed.device import get_device
+from convscale.speed.fit import Part, fit
+from convscale.speed.predict import fitted_sets, load_workload, set_name
+from convscale.speed.roofline import net_s, table_of
+
+if TYPE_CHECKING:
+    from convscale.arch.spec import NetSpec
+    from convscale.speed.records import Record
+
+FORMAT = 1
+_FEW, _MANY = 4, 12
+"""From how many measured networks on the card's own rates are fitted, and from how many on all coefficients."""
+_CARD = ("peak", "bandwidth", "overhead_us")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One network measured on the device to calibrate for."""
+
+    net: nn.Module | NetSpec | str
+    """The network."""
+    conditions: Conditions
+    """What it was measured under."""
+    images_per_s: float
+    """Images a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What measurements on a device changed in the predictor; holds for one mode, runtime and layout."""
+
+    device: str
+    """The device's name."""
+    mode: str
+    """``infer`` or ``train``."""
+    runtime: str
+    """``eager`` or ``compiled``."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+    count: int
+    """Measured networks it rests on."""
+    scale: float = 1.0
+    """Factor on predicted times."""
+    spread: float = 0.0
+    """80th percentile of the absolute log error left on the measured networks."""
+    coefficients: Mapping[str, float] | None = None
+    """Refitted coefficients, or None where only the scale was set."""
+
+    def require(self, conditions: Conditions) -> None:
+        """Raise UserError when it was made for other conditions."""
+        runtime = "eager" if conditions.runtime == "eager" else "compiled"
+        for name, asked in (("device", conditions.device), ("mode", conditions.mode), ("runtime", runtime), ("layout", conditions.layout)):
+            if (made := getattr(self, name)) != asked:
+                raise UserError(f"the calibration was made for {name} {made!r}, not {asked!r}; measure and calibrate for that")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {"format": FORMAT, **values, "coefficients": dict(self.coefficients) if self.coefficients else None}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Calibration:
+        """From what ``to_dict`` gave.
+
+        Raises:
+            UserError: a newer format, or fields missing.
+        """
+        if value.get("format") != FORMAT:
+            raise UserError(f"a calibration has format {value.get('format')!r}, this version of convscale reads {FORMAT}")
+        try:
+            return cls(**{key: item for key, item in value.items() if key != "format"})
+        except TypeError as error:
+            raise UserError(f"not a calibration: {error}") from error
+
+
+def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
+    """Write a calibration as JSON."""
+    write_json(path, calibration.to_dict())
+
+
+def load_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Read a calibration.
+
+    Raises:
+        UserError: no such file, or not a calibration.
+    """
+    try:
+        return Calibration.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"calibration {path} can not be read: {error}") from error
+
+
+def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observation], list[str]]:
+    """Turn records, or the rows of a timm CSV, into observations on ``device``; names that nothing here can build are returned beside them."""
+    found: list[Observation] = []
+    unknown: list[str] = []
+    nets: dict[str, Any] = {}
+    for record in records:
+        name = record.model
+        if name not in nets:
+            nets[name] = _net_named(name)
+        if nets[name] is None:
+            unknown.append(name)
+            continue
+        conditions = dataclasses.replace(record.measurement.conditions, device=get_device(device).name)
+        found.append(Observation(net=nets[name], conditions=conditions, images_per_s=record.measurement.images_per_s))
+    return found, unknown
+
+
+def _net_named(name: str) -> Any:
+    from convscale.arch.zoo import get_spec
+
+    try:
+        return get_spec(name)
+    except UserError:
+        pass
+    try:
+        import timm
+        import torch
+
+        with torch.device("meta"):
+            return timm.create_model(name)
+    except (ImportError, RuntimeError, NotImplementedError):
+        return None
+
+
+def calibrate(observations: Sequence[Observation]) -> Calibration:
+    """Set the predictor to a device by what was measured there.
+
+    One to three networks set the scale; from 4 on the card's rates and launch time are fitted, from 12 on all coefficients, all held near what the
+    tables said. A CPU wants a dozen: the shipped coefficients are of one other CPU.
+
+    Args:
+        observations: networks measured under one device, mode, runtime and layout; batch and image sizes may differ.
+
+    Raises:
+        UserError: none given, conditions that differ, or a speed that is not positive.
+    """
+    if not observations:
+        raise UserError("nothing to calibrate with: give at least one measured network")
+    first = observations[0].conditions
+    for item in observations:
+        here = item.conditions
+        for name in ("device", "mode", "runtime", "layout", "precision"):
+            if getattr(here, name) != getattr(first, name):
+                raise UserError(f"measurements of one calibration must share their {name}: {getattr(first, name)!r} and {getattr(here, name)!r}")
+        if not item.images_per_s > 0:
+            raise UserError(f"images_per_s must be positive, got {item.images_per_s!r}")
+    sheet = get_device(first.device)
+    start = fitted_sets()[set_name(first, sheet)]
+    table = table_of([load_workload(item.net, item.conditions).kernels for item in observations])
+    measured_s = np.array([item.conditions.batch_size / item.images_per_s for item in observations])
+    part = Part(table=table, latency_s=measured_s, device=sheet)
+    count, coefficients, scale = len(observations), None, 1.0
+    if count >= _FEW:
+        free = None if count >= _MANY else _CARD
+        coefficients = fit([part], start=start.coefficients, free=free, ridge=0.5 if count >= _MANY else 0.1)
+        errors = np.log(net_s(table, sheet, coefficients) / measured_s)
+    else:
+        ratios = np.log(measured_s / net_s(table, sheet, start.coefficients))
+        scale = float(np.exp(np.median(ratios)))
+        errors = ratios - np.median(ratios)
+    return Calibration(
+        device=sheet.name,
+        mode=first.mode,
+        runtime="eager" if first.runtime == "eager" else "compiled",
+        layout=first.layout,
+        count=count,
+        scale=scale,
+        spread=float(np.quantile(np.abs(errors), 0.8)) if count > 1 else 0.0,
+        coefficients=coefficients,
+    )

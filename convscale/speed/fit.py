@@ -1,0 +1,75 @@
+"""Fitting the roofline's coefficients to measured times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from convscale.speed.device import Device
+from convscale.speed.roofline import PRIOR, Table, net_s
+
+NOISE = 0.05
+"""Log error beyond which a row's pull grows linearly: tables of others have outliers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Measured networks of one table."""
+
+    table: Table
+    """Their kernels."""
+    latency_s: np.ndarray
+    """Measured seconds of a call, one for each network."""
+    device: Device
+    """What they ran on."""
+    weight: float = 1.0
+    """Pull of each row."""
+
+
+def _blocks(parts: Sequence[Part], coefficients: Mapping[str, float]) -> np.ndarray:
+    return np.concatenate([part.weight * np.log(net_s(part.table, part.device, coefficients) / part.latency_s) for part in parts])
+
+
+def fit(
+    parts: Sequence[Part],
+    *,
+    start: Mapping[str, float] | None = None,
+    free: Sequence[str] | None = None,
+    ridge: float = 0.3,
+    steps: int = 25,
+) -> dict[str, float]:
+    """Fit coefficients by a robust log error.
+
+    Args:
+        parts: measured tables; coefficients are shared between them.
+        start: coefficients to start from and to stay near; None: the prior.
+        free: names of the coefficients that may move; None: all of the prior's.
+        ridge: pull towards the start, in log units of a coefficient per log unit of a row's error; what the data says little of stays where it was.
+        steps: most evaluations of the Jacobian.
+    """
+    from scipy.optimize import least_squares
+
+    begin = {**PRIOR, **(start or {})}
+    names = list(PRIOR if free is None else free)
+    x0 = np.log([begin[name] for name in names])
+
+    def unpack(x: np.ndarray) -> dict[str, float]:
+        return {**begin, **dict(zip(names, np.exp(x).tolist(), strict=True))}
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([_blocks(parts, unpack(x)), ridge * (x - x0)]) / NOISE
+
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        here, step = residuals(x), 1e-4
+        columns = []
+        for index in range(len(x)):
+            moved = x.copy()
+            moved[index] += step
+            columns.append((residuals(moved) - here) / step)
+        return np.stack(columns, axis=1)
+
+    solution: Any = least_squares(residuals, x0, cast(Any, jacobian), loss="soft_l1", max_nfev=steps, bounds=(x0 - 4, x0 + 4))
+    return unpack(solution.x)
