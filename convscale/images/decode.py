@@ -100,11 +100,15 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3, max_pixels: i
     Raises:
         ImageError: one line with the path and what is wrong.
     """
+    return decode_image(read_bytes(path), name=path, channels=channels, max_pixels=max_pixels, min_side=min_side)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes, or ImageError."""
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error
-    return decode_image(data, name=path, channels=channels, max_pixels=max_pixels, min_side=min_side)
 
 
 def decode_image(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from convscale.errors import UserError
-from convscale.images.decode import Header, ImageError, check_image
+from convscale.images.decode import Header, ImageError, decode_image, parse_header, read_bytes
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, generator_for, mix_seed, resize_box, resized_crop, shift_crop
@@ -193,10 +193,11 @@ class _TrainSamples:
 
     def _scaled(self, split: FileSplit, index: int, random: np.random.Generator) -> torch.Tensor:
         """A crop from the picture decoded at the smallest size that leaves it three quarters of the pixels it is resized to."""
-        header = check_image(split.paths[index], max_pixels=split.max_pixels)
+        data = read_bytes(split.paths[index])
+        header = parse_header(data) or Header(format="", width=1, height=1)  # what is wrong is said by decode_image
         top, left, height, width = crop_box(header.height, header.width, random, min_scale=self.recipe.crop_scale)
         allowed = 0.75 * self.size * min(header.height, header.width) / min(height, width)
-        image = split.read(index, min_side=math.ceil(allowed))
+        image = decode_image(data, name=split.paths[index], channels=split.channels, max_pixels=split.max_pixels, min_side=math.ceil(allowed))
         if (image.shape[0] < image.shape[1]) != (header.height < header.width):  # EXIF turned it
             top, left, height, width = left, top, width, height
             header = Header(format=header.format, width=header.height, height=header.width)

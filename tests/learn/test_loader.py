@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,13 @@ def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
         Path(data.train.name(number)).write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 1.0% are; first: "):
         into_memory(data.train, plain)
+
+
+def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = _train_split(folder)
+    monkeypatch.setattr(FileSplit, "read", lambda *_: os._exit(9))  # in the worker, which inherits it
+    with pytest.raises(UserError, match=r"a data loader process ended .* use fewer workers \(now 2\)"):
+        list(TrainLoader(split, FILES, image_size=16, workers=2).batches(0))
 
 
 def test_evaluation_reads_every_image_once_in_order(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,33 @@ def test_resume_after_the_newest_state_was_damaged(tmp_path: Path) -> None:
     resumed = train(_net(), halves_data(), recipe=QUICK, output=folder, resume=True)
     assert any("is damaged" in note for note in resumed.notes)
     assert _same_weights(whole, resumed)
+
+
+def test_sigterm_saves_and_ends_and_the_run_goes_on(tmp_path: Path) -> None:
+    steps = 0
+
+    def terminate(event: dict[str, Any]) -> None:
+        nonlocal steps
+        steps += event["kind"] == "step"
+        if steps == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = train(_net(), halves_data(), recipe=QUICK)
+    stopped = train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", progress=terminate)
+    assert not stopped.finished
+    assert steps <= 9
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed = train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", resume=True)
+    assert resumed.finished
+    assert _same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(("precision", "layout"), [("bf16", "nhwc"), ("amp", "nchw"), ("auto", "auto")])
+def test_other_precisions_and_layouts_learn_too(precision: str, layout: str) -> None:
+    run = train(_net(), halves_data(), recipe=QUICK.override({"precision": precision, "layout": layout}), epochs=6)
+    assert run.settings.precision in ("bf16", "fp32")
+    assert next(run.net.parameters()).is_contiguous()
+    assert run.best_top1 > 0.8
 
 
 def test_accumulated_batches_are_one_large_batch() -> None:
