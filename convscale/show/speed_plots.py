@@ -107,8 +107,12 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
     return figure
 
 
-def side_by_side(points: Sequence[SpeedPoint]) -> Any:
-    """Networks as rows, one bar per setting and kind; bars of the same setting share a colour, predicted and published ones are hatched."""
+def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:
+    """Networks as rows, one bar per setting and kind; bars of the same setting share a colour, predicted and published ones are hatched.
+
+    Args:
+        relative_to: a network's name: bars are multiples of its speed in the same setting, so that a CPU stands beside a GPU.
+    """
     import plotly.graph_objects as go
 
     names = list(dict.fromkeys(p.name for p in points))
@@ -119,10 +123,13 @@ def side_by_side(points: Sequence[SpeedPoint]) -> Any:
     thick = 0.8 / max(1, len(series))
     for i, (setting, kind) in enumerate(series):
         mine = [p for p in points if (p.setting, p.kind) == (setting, kind)]
+        unit = next((p.images_per_s for p in mine if p.name == relative_to), None) if relative_to else 1.0
+        if unit is None:  # without the network that all others are stated in, nothing can be drawn of this setting
+            continue
         hatch = {"measured": "", "predicted": "/", "published": "."}[kind]
         figure.add_trace(
             go.Bar(
-                x=[p.images_per_s for p in mine],
+                x=[p.images_per_s / unit for p in mine],
                 y=[names.index(p.name) - 0.36 + thick * (i + 0.5) for p in mine],
                 width=thick * 0.9,
                 orientation="h",
@@ -134,8 +141,8 @@ def side_by_side(points: Sequence[SpeedPoint]) -> Any:
                 error_x={
                     "type": "data",
                     "symmetric": False,
-                    "array": [(p.high or p.images_per_s) - p.images_per_s for p in mine],
-                    "arrayminus": [p.images_per_s - (p.low or p.images_per_s) for p in mine],
+                    "array": [((p.high or p.images_per_s) - p.images_per_s) / unit for p in mine],
+                    "arrayminus": [(p.images_per_s - (p.low or p.images_per_s)) / unit for p in mine],
                     "thickness": 1,
                     "width": 2,
                     "color": "var(--ink)",
@@ -151,7 +158,7 @@ def side_by_side(points: Sequence[SpeedPoint]) -> Any:
         height=110 + len(names) * (26 + 15 * len(series)) + 18 * len(series),
         margin={"l": 10, "r": 10, "t": 14, "b": 10},
         barmode="overlay",
-        xaxis={"title": {"text": "images per second"}, "rangemode": "tozero"},
+        xaxis={"title": {"text": f"speed as a multiple of {escape(relative_to)}" if relative_to else "images per second"}, "rangemode": "tozero"},
         yaxis={"range": [len(names) - 0.4, -0.62], "showticklabels": False, "showgrid": False, "zeroline": False},
         legend={"orientation": "h", "y": -70 / (60 + len(names) * (26 + 15 * len(series))), "yanchor": "top", "x": 0, "traceorder": "normal"},
         hovermode="closest",

@@ -27,6 +27,8 @@ class Comparison:
     """What is compared and what it shows, plain text."""
     baseline: str = ""
     """The network that the others are stated as multiples of; empty: no multiples."""
+    relative: bool = False
+    """Whether the bars are multiples of ``baseline`` too, for settings whose speeds lie far apart."""
     labels: Sequence[str] = ()
     """A line about each network under its name, by order of first appearance; empty: none."""
 
@@ -134,7 +136,8 @@ def side_by_side(comparison: Comparison, figures: Figures, anchor: str) -> Secti
         folded = f"<details><summary>{words.plural(len(notes), 'note')} on single networks</summary>{folded}</details>"
     reference = f"All: {shared}. " if shared else ""
     reference += f"Multiples are of {comparison.baseline} in the same column." if comparison.baseline else ""
-    body = paragraph(comparison.intro) + figures.add(speed_plots.side_by_side(points), reference, label=f"{comparison.title}: {', '.join(names)}")
+    drawn = speed_plots.side_by_side(points, comparison.baseline if comparison.relative else "")
+    body = paragraph(comparison.intro) + figures.add(drawn, reference, label=f"{comparison.title}: {', '.join(names)}")
     return Section(title=comparison.title, body=body + table(columns, rows) + folded, anchor=anchor)
 
 

@@ -102,6 +102,7 @@ def tresnet_ablation(devices: Sequence[str] = ("v100", "rtx-4090"), records: Ite
         title="TResNet's ingredients",
         points=points,
         baseline="TResNet-M",
+        relative=True,
         labels=labels,
         intro="TResNet-M with one ingredient changed at a time. What pays on one device may cost on another; this is about speed only, not accuracy.",
     )

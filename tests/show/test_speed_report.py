@@ -133,6 +133,16 @@ def test_the_constraint_is_drawn() -> None:
     assert [(note["x"], note["text"]) for note in layout["annotations"]] == [(3.0, "asked for: 1,000 or more")]
 
 
+def test_bars_as_multiples_of_a_network() -> None:
+    gpu = [point("base", 1000, None), point("other", 1500, None, low=1400.0, high=1800.0)]
+    cpu = [point("base", 10, None, device="cpu"), point("other", 8, None, device="cpu")]
+    alone = [point("other", 5, None, device="v100")]
+    figure = speed_plots.side_by_side([*gpu, *cpu, *alone], relative_to="base").to_dict()
+    assert [trace["x"] for trace in figure["data"]] == [[1.0, 1.5], [1.0, 0.8]], "v100 has no base to be a multiple of"
+    assert figure["data"][0]["error_x"]["array"][1] == pytest.approx(0.3)
+    assert "1,500 images/s" in figure["data"][0]["hovertext"][1]
+
+
 def test_layers_agree_with_a_count_by_hand() -> None:
     found = profile(tiny(), device="v100", image_size=16, batch_size=2, precision="fp32", name="tiny")
     layers = {layer.name: layer for layer in found.layers}
