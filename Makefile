@@ -33,7 +33,7 @@ lint-types: $(READY)
 	$(BIN)/pyright
 
 # Those that need no file of the user's own; `python -m benchmarks.NAME --help` tells about the others.
-BENCHMARKS ?= parity ablation
+BENCHMARKS ?= parity scaling memory loader ablation ship ship_classify ship_gate kill_loop
 
 bench: $(READY)  ## Side by side with peers; each benchmark writes its records to results/.
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
