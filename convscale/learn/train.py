@@ -103,7 +103,7 @@ def train(
 
     Args:
         net: a module with one output per class (it is trained in place), a spec, or a name.
-        data: splits, or a folder or manifest for ``open_dataset``.
+        data: splits, or a folder or manifest for ``open_dataset``, which carves missing splits with its own seed 0.
         recipe: a named recipe, a YAML file, or a Recipe.
         epochs: instead of the recipe's.
         output: folder for checkpoints and log; None: nothing is written.
@@ -133,7 +133,9 @@ def train(
     where = _device(device)
     notes: list[str] = []
     tell = _teller(progress if int(os.environ.get("RANK", "0")) == 0 else None, notes)
-    splits = data if isinstance(data, DataSplits) else open_dataset(data, seed=seed)
+    splits = (
+        data if isinstance(data, DataSplits) else open_dataset(data)
+    )  # what it carves does not depend on the run's seed: evaluate must find the same test set
     processes, where = join(where)
     with torch.random.fork_rng(devices=[]), _stop_signal(output is not None) as stop:
         folder = None if output is None else Path(output)
@@ -144,6 +146,8 @@ def train(
         resumed = processes.from_first(folder is not None and resume and bool(list_checkpoints(folder)))
         torch.manual_seed(seed)
         module = build_net(net, splits, recipe, init).to(where)
+        if folder is not None and processes.first:
+            new_output_dir(folder, resume=True, need_bytes=_state_bytes(module) * (keep + 1))
         preprocessing = preprocessing or choose_preprocessing(module, splits, recipe)
         train_split, validation = _hold(splits, preprocessing, recipe, tell)
         if recipe.batch_size > len(train_split) and "batch_size" not in overrides:
@@ -223,6 +227,11 @@ def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell
             tell({"kind": "note", "text": f"left out: {problem}"})
         held.append(split)
     return held[0], held[1]
+
+
+def _state_bytes(net: nn.Module) -> int:
+    """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint beside it."""
+    return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
 def _checkpoint_gradients(net: nn.Module) -> None:

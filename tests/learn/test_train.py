@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,7 +211,7 @@ def test_early_stop_freezing_and_progressive_sizes() -> None:
     assert len(run.history) < 50
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = halves_data()
     with pytest.raises(UserError, match=r"batch_size 128 is larger than the train set \(96 images\)"):
         train(_net(), data, recipe=QUICK, batch_size=128)
@@ -228,6 +229,10 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     with pytest.raises(UserError, match="exists and is not empty"):
         train(_net(), data, recipe=QUICK, output=tmp_path / "full")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(UserError, match=r"has 0 MB free, .* MB are needed"):
+            train(_net(), data, recipe=QUICK, output=tmp_path / "small")
     train(_net(), data, recipe=QUICK, epochs=1, output=tmp_path / "seeded", seed=1)
     with pytest.raises(UserError, match="was trained with seed 1, not 2"):
         train(_net(), data, recipe=QUICK, output=tmp_path / "seeded", seed=2, resume=True)
