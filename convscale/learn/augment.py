@@ -129,24 +129,25 @@ def apply_policy(pixels: torch.Tensor, recipe: Recipe, seed: int) -> torch.Tenso
         return policy(pixels)
 
 
-def erase(images: torch.Tensor, random: torch.Generator, *, chance: float) -> torch.Tensor:
+def erase(images: torch.Tensor, seeds: list[int], *, chance: float) -> torch.Tensor:
     """Random erasing (Zhong et al. 2017): a rectangle of 2 to 33 % of the area, aspect 0.3 to 3.3, becomes normal noise.
 
     Args:
         images: float (N, C, H, W), normalised; written to.
-        random: the batch's stream.
+        seeds: one per image.
         chance: per image.
     """
-    count, channels, height, width = images.shape
-    draws = torch.rand(count, 5, generator=random)
-    for index in torch.nonzero(draws[:, 0] < chance).flatten().tolist():
-        _, area, ratio, y, x = draws[index].tolist()
+    _, channels, height, width = images.shape
+    for image, seed in zip(images, seeds, strict=True):
+        random = torch.Generator().manual_seed(seed)
+        draw, area, ratio, y, x = torch.rand(5, generator=random).tolist()
+        if draw >= chance:
+            continue
         area = (0.02 + 0.31 * area) * height * width
         ratio = math.exp(math.log(0.3) + ratio * (math.log(3.3) - math.log(0.3)))
         rows, columns = min(height, max(1, round(math.sqrt(area * ratio)))), min(width, max(1, round(math.sqrt(area / ratio))))
         top, left = int(y * (height - rows + 1)), int(x * (width - columns + 1))
-        noise = torch.randn(channels, rows, columns, generator=random)
-        images[index, :, top : top + rows, left : left + columns] = noise.to(images.device)
+        image[:, top : top + rows, left : left + columns] = torch.randn(channels, rows, columns, generator=random).to(images.device)
     return images
 
 

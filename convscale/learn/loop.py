@@ -20,7 +20,7 @@ from convscale.errors import UserError
 from convscale.files import write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
-from convscale.learn.augment import erase, generator_for, mix, mix_seed
+from convscale.learn.augment import erase, mix, mix_seed
 from convscale.learn.checkpoint import load_state, load_weights_into, prune, save_checkpoint
 from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
@@ -189,7 +189,8 @@ class Trainer:
         inputs = inputs.contiguous(memory_format=torch.channels_last if job.settings.layout == "nhwc" else torch.contiguous_format)
         labels = batch.labels.to(job.device, non_blocking=True)
         if recipe.erase:
-            inputs = erase(inputs, generator_for(5, *at), chance=recipe.erase)
+            seeds = [mix_seed(5, job.seed, self.epoch, index) for index in batch.indices.tolist()]
+            inputs = erase(inputs, seeds, chance=recipe.erase)
         if recipe.mixup or recipe.cutmix:
             targets = labels if labels.ndim == 2 else F.one_hot(labels, len(job.loader.split.classes)).float()
             random = np.random.Generator(np.random.Philox(key=mix_seed(6, *at)))
