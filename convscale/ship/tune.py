@@ -139,7 +139,7 @@ def tune(
         if on_trial is not None:
             on_trial(trials[-1])
     usual = Settings(runtime=chosen[0], threads=cores, streams=1, batch_size=1 if goal == "latency" else 32)
-    best, again = _in_turns(artifact, min(trials, key=lambda t: _cost(t, goal)).settings, usual)
+    best, again = _in_turns([(artifact, min(trials, key=lambda t: _cost(t, goal)).settings), (artifact, usual)])
     found = Tuning(goal=goal, trials=tuple(trials), best=best, usual=again, environment=Environment.here())
     if found.gain < 1:  # what looked best was noise
         found = dataclasses.replace(found, best=again)
@@ -206,8 +206,10 @@ def export_fastest(
                 found[name] = reason
                 continue
             found[name] = tune(artifact, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds)
-        passed = {name: t for name, t in found.items() if isinstance(t, Tuning)}
-        winner = min(passed, key=lambda name: _cost(passed[name].best, goal))
+        passed = [name for name, result in found.items() if isinstance(result, Tuning)]
+        rivals = [(load_artifact(Path(place) / name), name) for name in passed]
+        trials = _in_turns([(rival, _settings(rival)) for rival, _ in rivals])
+        winner = min(zip(trials, passed, strict=True), key=lambda pair: _cost(pair[0], goal))[1]
         for path in (Path(place) / winner).iterdir():
             shutil.move(path, folder / path.name)
     return load_artifact(out_dir), found
@@ -227,14 +229,19 @@ def _call(artifact: Artifact, settings: Settings) -> Callable[[], object]:
     return lambda: runner.run(prepared)
 
 
-def _in_turns(artifact: Artifact, best: Settings, usual: Settings) -> tuple[Trial, Trial]:
-    """Both settings timed in turns, so that what else the machine does falls on both."""
-    calls = {settings: _call(artifact, settings) for settings in (best, usual)}
-    times: dict[Settings, list[float]] = {settings: [] for settings in calls}
+def _settings(artifact: Artifact) -> Settings:
+    """Those in an artefact's record."""
+    return Settings(runtime=artifact.runtime, threads=artifact.threads or available_cores(), streams=artifact.streams, batch_size=artifact.batch_size)
+
+
+def _in_turns(rivals: Sequence[tuple[Artifact, Settings]]) -> list[Trial]:
+    """Artefacts under their settings, timed in turns, so that what else the machine does falls on all of them."""
+    calls = [_call(artifact, settings) for artifact, settings in rivals]
+    times: list[list[float]] = [[] for _ in rivals]
     for _ in range(ROUNDS):
-        for settings, call in calls.items():
-            times[settings] += time_callable(call, min_seconds=0.05, max_seconds=2.0, min_calls=2, warmup_calls=1, stable_within=1e9)
-    return Trial(settings=best, times_s=tuple(times[best])), Trial(settings=usual, times_s=tuple(times[usual]))
+        for call, taken in zip(calls, times, strict=True):
+            taken += time_callable(call, min_seconds=0.1, max_seconds=2.0, min_calls=2, warmup_calls=1, stable_within=1e9)
+    return [Trial(settings=settings, times_s=tuple(taken)) for (_, settings), taken in zip(rivals, times, strict=True)]
 
 
 def _cost(trial: Trial, goal: str) -> float:

@@ -65,8 +65,9 @@ def test_latency_is_of_one_image(art: Artifact, made_up: dict[Settings, float]) 
 
 
 def test_noise_does_not_win(art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    slower_at_second_look = [(2.0,), (1.0,)]
     monkeypatch.setattr(
-        module, "_in_turns", lambda artifact, best, usual: (Trial(settings=best, times_s=(2.0,)), Trial(settings=usual, times_s=(1.0,)))
+        module, "_in_turns", lambda rivals: [Trial(settings=s, times_s=t) for (_, s), t in zip(rivals, slower_at_second_look, strict=True)]
     )
     found = tune(art, threads=2, batch_sizes=(32,), save=False)
     assert found.best == found.usual
