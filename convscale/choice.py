@@ -96,6 +96,10 @@ def setting_of(
         runtime = "compiled"
     if not here and runtime not in ("eager", "compiled"):
         raise UserError(f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch")
+    if not here and precision == "int8":
+        raise UserError("precision 'int8' can not be predicted; amp, bf16, fp16 or fp32 are")
+    if here and device.startswith("cuda"):
+        _need_cuda(device)
     batch_size = batch_size if batch_size is not None else 1 if latency else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
     precision = precision or ("fp32" if device == "cpu" else "amp")
     conditions = Conditions(device=device, mode=mode, precision=precision, layout=layout, batch_size=batch_size, runtime=runtime, threads=threads)
@@ -104,6 +108,13 @@ def setting_of(
 
         load_calibration(calibration).require(conditions)
     return Setting(conditions=conditions, calibration=None if calibration is None else str(calibration))
+
+
+def _need_cuda(device: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu, or name a GPU to predict for")
 
 
 def choose(

@@ -37,6 +37,8 @@ class Candidate:
     """How the weights were trained, as the part of their name after the dot."""
     source: str = ""
     """Who published the accuracy."""
+    published: tuple[tuple[int, float], ...] = ()
+    """(size, percent) of all figures published for these weights: a hint where ``image_size`` has none, never a claim."""
     why_not: str = ""
     """Why it can not be a choice at all (a size that it does not take); empty for all others."""
     notes: tuple[str, ...] = ()
@@ -126,6 +128,7 @@ def _of_tag(tag: WeightsTag, image_sizes: Sequence[int] | None) -> list[Candidat
                 top1=result.top1 if result else None,
                 recipe=tag.recipe,
                 source=result.source if result else "",
+                published=tuple((r.image_size, r.top1) for r in sorted(tag.results, key=lambda r: r.image_size)),
                 why_not=_refused(spec, size),
                 notes=notes,
             )
@@ -153,11 +156,11 @@ def _judged(candidate: Candidate, accuracy: str | Mapping[str, float]) -> Candid
     if accuracy == "imagenet":
         return candidate
     if isinstance(accuracy, str):
-        return replace(candidate, top1=None, source="")
+        return replace(candidate, top1=None, source="", published=())
     own = accuracy.get(candidate.label, accuracy.get(candidate.name))
     if own is not None and not (isinstance(own, int | float) and 0 <= own <= 100):
         raise UserError(f"accuracy of {candidate.label} is {own!r}; it must be in percent, 0 to 100")
-    return replace(candidate, top1=own, source="" if own is None else "given by the caller")
+    return replace(candidate, top1=own, source="" if own is None else "given by the caller", published=())
 
 
 def aligned_variants(spec: NetSpec, multiple: int = 8) -> list[NetSpec]:

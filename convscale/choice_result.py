@@ -48,10 +48,10 @@ class Constraint:
 
     def __str__(self) -> str:
         parts = [
-            f"at least {self.min_throughput:,.6g} images/s" if self.min_throughput else "",
-            f"at most {self.max_latency_ms:,.6g} ms a call" if self.max_latency_ms else "",
-            f"at most {self.max_memory_gb:,.4g} GB of memory" if self.max_memory_gb else "",
-            f"at most {self.max_params_m:,.4g} M parameters" if self.max_params_m else "",
+            f"at least {number(self.min_throughput)} images/s" if self.min_throughput else "",
+            f"at most {number(self.max_latency_ms)} ms a call" if self.max_latency_ms else "",
+            f"at most {number(self.max_memory_gb)} GB of memory" if self.max_memory_gb else "",
+            f"at most {number(self.max_params_m)} M parameters" if self.max_params_m else "",
         ]
         return ", ".join(part for part in parts if part) or "no constraint"
 
@@ -350,15 +350,17 @@ def decide(options: Sequence[Option], constraint: Constraint, *, likely: Callabl
         elif o.verdict in ("maybe", "unknown"):
             maybe.append(o)
         else:
-            why = "; ".join(o.candidate.notes) or f"no accuracy is claimed at {o.image_size} px"
+            elsewhere = ", ".join(f"{top1:.2f} % at {size}" for size, top1 in o.candidate.published)
+            why = f"no accuracy is claimed at {o.image_size} px" + (f" (published: {elsewhere})" if elsewhere else "")
+            why = "; ".join(o.candidate.notes) or why
             alternatives.append(_with(o, o.verdict, f"keeps it, but {why}"))
     won = _with(best, best.verdict, _why(best, keepers, constraint))
     everything = [won if o is best else next((x for x in (*maybe, *alternatives, *rejected) if x.candidate is o.candidate), o) for o in judged]
     return {
         "best": won,
         "front": tuple(next((x for x in everything if x.candidate is o.candidate), o) for o in front_of(judged)),
-        "maybe": tuple(sorted(maybe, key=lambda o: -_merit(o))),
-        "alternatives": tuple(sorted(alternatives, key=lambda o: (o.candidate.group, -o.known.macs))),
+        "maybe": tuple(sorted(maybe, key=_promise)),
+        "alternatives": tuple(sorted(alternatives, key=_promise)),
         "rejected": tuple(rejected),
         "options": tuple(everything),
     }
@@ -370,6 +372,12 @@ def _with(option: Option, verdict: str, reason: str) -> Option:
 
 def _merit_in_group(option: Option) -> tuple[float, float]:
     return (float(option.known.macs), option.top1 or 0.0)
+
+
+def _promise(option: Option) -> tuple[float, ...]:
+    """What to show first: known accuracies, then weights that reach most at another size, then the largest."""
+    hint = max((top1 for _, top1 in option.candidate.published), default=0.0)
+    return (-(option.top1 or 0.0), -hint, -option.known.macs)
 
 
 def _pick(keepers: Sequence[Option]) -> Option:

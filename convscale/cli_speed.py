@@ -220,7 +220,7 @@ def _print_choice(choice: Any, show_all: bool) -> None:
     for doubt in best.speed.doubts if best.speed else ():
         _say(f"doubt: {doubt}", 2)
     _say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions)}", 2)
-    _rows("front, fastest first (top-1 %, images/s)", choice.front, choice.front, best)
+    _rows("front, fastest first (top-1 %, images/s; * chosen, ? maybe, - not fast enough)", choice.front, best)
     _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
     _reasons("keep it, accuracy not known", choice.alternatives, show_all)
     if choice.aligned:
@@ -232,14 +232,14 @@ def _print_choice(choice: Any, show_all: bool) -> None:
         _say(f"note: {note}")
 
 
-def _rows(title: str, options: Iterable[Any], front: Any, best: Any) -> None:
+def _rows(title: str, options: Iterable[Any], best: Any) -> None:
     from convscale.choice_result import number
 
     _say(f"{title}:")
     for o in options:
         accuracy = "    -" if o.top1 is None else f"{o.top1:5.2f}"
-        mark = " <- chosen" if o is best else {"maybe": " (maybe)", "no": " (no)"}.get(o.verdict, "")
-        _say(f"{accuracy} {number(o.images_per_s):>8}  {o.label}{mark}", 2)
+        mark = "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, " ")
+        _say(f"{mark} {accuracy} {number(o.images_per_s):>8}  {o.label}")
 
 
 def _reasons(title: str, options: Any, show_all: bool) -> None:
@@ -289,22 +289,100 @@ def write_choice(choice: Any, path: Path) -> None:
     write_speed_report(points, path, title=f"{choice.best.label}: {choice.constraint}")
 
 
+CALIBRATION_MODELS = (
+    "mobilenetv2_050",
+    "mobilenetv1_100",
+    "mnasnet_100",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "mixnet_s",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "tresnet_m",
+)
+"""A dozen that differ in what binds them: depthwise, grouped, split, dense; small and large."""
+
+
 def calibrate_command(
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or the named GPU that a table or measurements are of.")],
+    device: Annotated[str, typer.Option("--device", help="cpu, or the named GPU that the measurements are of.")] = "cpu",
     output: Annotated[Path, typer.Option("--output", help="Calibration file to write.")] = Path("calibration.json"),
-    csv: Annotated[Path | None, typer.Option("--csv", help="A table of timm's benchmark.py instead of measuring.")] = None,
-    measurement: Annotated[
-        list[Path] | None, typer.Option("--measurement", help="A JSON-lines file of `convscale measure --record` instead. Repeatable.")
+    csv: Annotated[Path | None, typer.Option("--csv", help="Go by a table of timm's benchmark.py.")] = None,
+    measurements: Annotated[
+        list[Path] | None, typer.Option("--measurement", help="Go by a JSON-lines file of `convscale measure --record`. Repeatable.")
     ] = None,
+    models: Annotated[list[str] | None, typer.Option("--model", help="What to measure here; a dozen networks when left out. Repeatable.")] = None,
     mode: Mode = "infer",
     precision: PrecisionOption = None,
     layout: Layout = "nchw",
     compiled: Compiled = False,
     batch_size: BatchOption = None,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Fit the predictor to your own device, from measurements or a timm table."""
-    raise UserError("calibrate is not there yet")
+    """Set the predictor to a device: by measuring a dozen models here, or by measurements or a timm table of it.
+
+    --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
+    """
+    from convscale.choice import setting_of
+    from convscale.speed.calibrate import calibrate, observations_of, save_calibration
+    from convscale.speed.device import get_device
+    from convscale.speed.records import read_records, read_timm_csv
+    from convscale.speed.timing import Environment
+
+    card = "" if device.startswith("cuda") else get_device(device).name
+    if csv is not None and measurements:
+        raise UserError("give --csv or --measurement, not both")
+    if (csv is not None or measurements) and models:
+        raise UserError("--model says what to measure here; with --csv or --measurement nothing is measured")
+    if not card or (card != "cpu" and csv is None and not measurements):
+        raise UserError(
+            f"device {device!r} is not measured by calibrate: record it with `convscale measure --device cuda --record FILE`, "
+            "then `convscale calibrate --device NAME --measurement FILE`"
+        )
+    setting = setting_of(device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode, runtime=_torch(compiled))
+    if csv is not None:
+        there = Environment(device_name=get_device(card).title, cores=1)
+        records = read_timm_csv(csv, conditions=setting.conditions, environment=there)
+    elif measurements:
+        records = [record for path in measurements for record in read_records(path)]
+    else:
+        records = _measure_models(models or list(CALIBRATION_MODELS), setting, threads, seconds)
+    observations, unknown = observations_of(records, card)
+    if not observations:
+        raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
+    made = calibrate(observations)
+    save_calibration(made, output)
+    if as_json:
+        _json({"output": str(output), "unknown": unknown, **made.to_dict()})
+        return
+    _say(f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} measurements: {output}")
+    what = "the coefficients were fitted" if made.coefficients else f"predicted times are scaled by {made.scale:.3g}"
+    _say(f"{what}; on four of five of these networks the prediction is then within {made.spread:.0%}", 2)
+    if unknown:
+        _say(f"left out, since nothing here builds them: {', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}", 2)
+
+
+def _torch(compiled: bool) -> str:
+    return "compiled" if compiled else "eager"
+
+
+def _measure_models(models: list[str], setting: Any, threads: int | None, seconds: float) -> list[Any]:
+    from dataclasses import replace
+
+    from convscale.ship.measure import measure
+    from convscale.speed.records import Record
+
+    found = []
+    for number, name in enumerate(models, start=1):
+        spec = spec_of(name)
+        measured = measure(spec, replace(setting.conditions, threads=threads), min_seconds=seconds, max_seconds=10 * seconds)
+        _progress(f"{number}/{len(models)}: {spec.name} {measured.images_per_s:,.1f} images/s")
+        found.append(Record(model=spec.name, measurement=measured))
+    return found
 
 
 def report_command(

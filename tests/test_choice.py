@@ -404,6 +404,7 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
     [
         ({"device": "rtx-4080"}, r"device 'rtx-4080' is unknown \(nearest: rtx-4090"),
         ({"device": "rtx-4090", "runtime": "onnxruntime"}, "runtime 'onnxruntime' can not be predicted"),
+        ({"device": "rtx-4090", "precision": "int8"}, "precision 'int8' can not be predicted"),
         ({"device": "cpu", "batch_size": 0}, "batch_size must be a whole number"),
         ({"device": "cpu", "calibration": "missing.json"}, "calibration file missing.json does not exist"),
         ({"device": "cpu", "budget": 0}, "budget is 0"),
