@@ -42,13 +42,14 @@ def demo(
         if progress is not None:
             progress({"kind": "note", "text": text})
 
-    splits = open_dataset(data_dir or fashion_mnist(say), seed=seed)
+    place = Path(data_dir) if data_dir is not None else fashion_mnist(say)
+    splits = open_dataset(place, seed=seed)
     reference = scaled_members("resnet50d", default_size(splits))[1]
     speed = measure(build(reference, splits), runtime="onnxruntime", image_size=reference.input.size).images_per_s
     target = float(f"{DEMO_SHARE * speed:.2g}")
     say(f"this machine runs {reference.name} at {speed:,.0f} images/s; the demo asks for {target:,.0f} images/s")
     folder = Path(output) if output is not None else _new_demo_folder()
-    return fit(splits, min_throughput=target, output=folder, max_minutes=max_minutes, seed=seed, progress=progress)
+    return fit(place, min_throughput=target, output=folder, max_minutes=max_minutes, seed=seed, progress=progress)
 
 
 def fashion_mnist(say: Callable[[str], None]) -> Path:

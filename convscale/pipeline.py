@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -457,7 +458,7 @@ def _evaluation(ev: Evaluation) -> dict[str, Any]:
         "top1_interval": [ev.top1_low, ev.top1_high],
         "top5": ev.top5,
         "confusion": ev.confusion.tolist(),
-        "per_class": list(ev.per_class),
+        "per_class": [None if math.isnan(share) else share for share in ev.per_class],  # no test image of the class
         "calibration_error": ev.calibration_error,
     }
 
