@@ -115,7 +115,8 @@ def _expanded(item: str | NetSpec, image_sizes: Sequence[int] | None) -> list[Ca
 def _of_tag(tag: WeightsTag, image_sizes: Sequence[int] | None) -> list[Candidate]:
     spec = ARCHITECTURES[tag.arch]
     published = {result.image_size: result for result in tag.results}
-    notes = () if tag.num_classes == 1000 else (f"weights of {tag.num_classes} classes; the speed is of a 1000-class head",)
+    head = f"weights of {tag.num_classes} classes" if tag.num_classes else "weights without a classifier"
+    notes = () if tag.num_classes == 1000 else (f"{head}; the speed is of a 1000-class head",)
     made = []
     for size in image_sizes or sorted({tag.image_size, *published}):
         result = published.get(size)
