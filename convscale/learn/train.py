@@ -133,9 +133,8 @@ def train(
     where = _device(device)
     notes: list[str] = []
     tell = _teller(progress if int(os.environ.get("RANK", "0")) == 0 else None, notes)
-    splits = (
-        data if isinstance(data, DataSplits) else open_dataset(data)
-    )  # what it carves does not depend on the run's seed: evaluate must find the same test set
+    # what is carved here does not depend on the run's seed: evaluate must find the same test set
+    splits = data if isinstance(data, DataSplits) else open_dataset(data)
     processes, where = join(where)
     with torch.random.fork_rng(devices=[]), _stop_signal(output is not None) as stop:
         folder = None if output is None else Path(output)
@@ -150,9 +149,8 @@ def train(
             new_output_dir(folder, resume=True, need_bytes=_state_bytes(module) * (keep + 1))
         preprocessing = preprocessing or choose_preprocessing(module, splits, recipe)
         train_split, validation = _hold(splits, preprocessing, recipe, tell)
-        if recipe.batch_size > len(train_split) and "batch_size" not in overrides:
-            tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {len(train_split)}, the size of the train set"})
-            recipe = recipe.override({"batch_size": len(train_split)})
+        if "batch_size" not in overrides:
+            recipe = _fit_batch(recipe, len(train_split), tell)
         loader = TrainLoader(
             train_split, recipe, image_size=preprocessing.image_size, seed=seed, workers=workers, rank=processes.rank, world=processes.world
         )
@@ -232,6 +230,14 @@ def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell
 def _state_bytes(net: nn.Module) -> int:
     """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint beside it."""
     return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
+
+
+def _fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
+    """The recipe with a batch that is not larger than the set; only for a batch that nobody asked for."""
+    if recipe.batch_size <= images:
+        return recipe
+    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {images}, the size of the train set"})
+    return recipe.override({"batch_size": images})
 
 
 def _checkpoint_gradients(net: nn.Module) -> None:
