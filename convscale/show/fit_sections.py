@@ -186,7 +186,7 @@ def training(fit: Mapping[str, Any], figures: Figures) -> Section | None:
     if drawn is None:
         return None
     best = max((row for row in history if row.get("val_top1") is not None), key=lambda row: row["val_top1"], default=None)
-    spent = sum(row.get("seconds") or 0 for row in history)
+    spent = history[-1].get("seconds")  # counted from the start
     text = f"{words.plural(len(history), 'epoch')} in {words.seconds(spent)}"
     rates = sorted(row["images_per_s"] for row in history if row.get("images_per_s"))
     if rates:

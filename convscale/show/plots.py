@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars])
     # A wild upper quartile may leave the figure; the medians and the constraint may not.
     right = 1.06 * max([min(c.high, 1.3 * (c.images_per_s or 0)) for c in found] + [asked or 0, 1e-9])
+    under = _labelled_under(found, right)
     for state, (label, colour, marker, hatch) in STATES.items():
         mine = [c for c in found if c.state == state]
         if not mine:
@@ -46,7 +48,9 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                     marker={"color": colour, "size": 11 if state != "winner" else 16, "symbol": marker},
                     text=[escape(words.shortened(c.name)) for c in trained],
                     meta={"narrow_text": [str(found.index(c) + 1) for c in trained]},
-                    textposition=["top left" if (c.images_per_s or 0) > 0.6 * right else "top right" for c in trained],
+                    textposition=[
+                        f"{'bottom' if c.name in under else 'top'} {'left' if (c.images_per_s or 0) > 0.6 * right else 'right'}" for c in trained
+                    ],
                     cliponaxis=False,
                     hovertext=[hover(c) for c in trained],
                     hoverinfo="text",
@@ -104,6 +108,17 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
         hovermode="closest",
     )
     return figure
+
+
+def _labelled_under(found: Sequence[Candidate], right: float) -> set[str]:
+    """Names whose label stands under its point, since that of a near and better one stands above its own."""
+    trained = sorted((c for c in found if c.brief_top1 is not None), key=lambda c: -(c.brief_top1 or 0))
+    under: set[str] = set()
+    for better, c in pairwise(trained):
+        near = abs((better.images_per_s or 0) - (c.images_per_s or 0)) < 0.3 * right and (better.brief_top1 or 0) - (c.brief_top1 or 0) < 0.02
+        if near and better.name not in under:
+            under.add(c.name)
+    return under
 
 
 def _quartile_bars(found: Sequence[Candidate]) -> dict[str, Any]:
@@ -294,6 +309,7 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     figure = Figure(figsize=(9, 3.1 + 0.34 * len(found)), dpi=150, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.34 * len(found)])
     right = max(*(min(c.high, 1.3 * (c.images_per_s or 0)) for c in found), asked or 0)
+    under = _labelled_under(found, right)
     markers = {"winner": "*", "finalist": "o", "kept": "D", "rejected": "x"}
     for row, c in enumerate(found):
         label, colour, _, hatch = STATES[c.state]
@@ -308,7 +324,7 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
             above.annotate(
                 c.name,
                 (x, 100 * c.brief_top1),
-                xytext=(-9, 5) if x > 0.6 * right else (9, 5),
+                xytext=(-9 if x > 0.6 * right else 9, -13 if c.name in under else 5),
                 ha="right" if x > 0.6 * right else "left",
                 textcoords="offset points",
                 fontsize=8,

@@ -129,7 +129,7 @@ def fit_record() -> dict[str, Any]:
             "val_top1": 0.925 - 0.1 * 0.7**epoch - 0.002 * (epoch % 2),
             "lr": 0.004,
             "images_per_s": 1500.0 + 10 * epoch,
-            "seconds": 36.0,
+            "seconds": 36.0 * epoch,
         }
         for epoch in range(1, 13)
     ]
