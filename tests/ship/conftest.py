@@ -33,7 +33,7 @@ def randomise(net: nn.Module, image_size: int = 32, channels: int = 3) -> nn.Mod
     """Random norms (negative weights too), then statistics of one training pass, so that logits depend on the image."""
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
             nn.init.uniform_(module.weight, -1.5, 1.5, generator=generator)
             nn.init.uniform_(module.bias, -0.5, 0.5, generator=generator)
             module.momentum = 1.0
