@@ -39,7 +39,7 @@ _PUBLIC = {
     "fit": "pipeline",
 }
 
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = [*sorted(_PUBLIC), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from convscale.arch.scale import scale as scale
