@@ -39,7 +39,8 @@ def fit(
     start: Mapping[str, float] | None = None,
     free: Sequence[str] | None = None,
     ridge: float = 0.3,
-    steps: int = 25,
+    steps: int = 20,
+    warm: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Fit coefficients by a robust log error.
 
@@ -49,12 +50,14 @@ def fit(
         free: names of the coefficients that may move; None: all of the prior's.
         ridge: pull towards the start, in log units of a coefficient per log unit of a row's error; what the data says little of stays where it was.
         steps: most evaluations of the Jacobian.
+        warm: where the search begins, if not at ``start``; the pull stays towards ``start``.
     """
     from scipy.optimize import least_squares
 
     begin = {**PRIOR, **(start or {})}
     names = list(PRIOR if free is None else free)
     x0 = np.log([begin[name] for name in names])
+    first = x0 if warm is None else np.clip(np.log([warm[name] for name in names]), x0 - 3.9, x0 + 3.9)
 
     def unpack(x: np.ndarray) -> dict[str, float]:
         return {**begin, **dict(zip(names, np.exp(x).tolist(), strict=True))}
@@ -66,10 +69,18 @@ def fit(
         here, step = residuals(x), 1e-4
         columns = []
         for index in range(len(x)):
+            if idle is not None and idle[index]:
+                columns.append(pull[index])
+                continue
             moved = x.copy()
             moved[index] += step
             columns.append((residuals(moved) - here) / step)
         return np.stack(columns, axis=1)
 
-    solution: Any = least_squares(residuals, x0, cast(Any, jacobian), loss="soft_l1", max_nfev=steps, bounds=(x0 - 4, x0 + 4))
+    # a coefficient that no kernel of these tables uses need not be tried again: only the pull on it remains
+    pull = np.zeros((len(names), len(residuals(first))))
+    pull[np.arange(len(names)), pull.shape[1] - len(names) + np.arange(len(names))] = ridge / NOISE
+    idle: list[bool] | None = None
+    idle = [bool(np.allclose(column, pull[index])) for index, column in enumerate(jacobian(first).T)]
+    solution: Any = least_squares(residuals, first, cast(Any, jacobian), loss="soft_l1", max_nfev=steps, bounds=(x0 - 4, x0 + 4))
     return unpack(solution.x)

@@ -1,0 +1,196 @@
+"""Tables of measured throughput, their networks traced, for ``benchmarks.predictor``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convscale.errors import UserError
+from convscale.speed.device import Device, get_device
+from convscale.speed.kernels import Kernel, kernels_of
+from convscale.speed.trace import Trace, trace
+
+SPLIT = json.loads((Path(__file__).parent / "predictor_split.json").read_text(encoding="utf-8"))
+_DEVICES = {"rtx3090": "rtx-3090", "rtx4090": "rtx-4090", "4090": "rtx-4090", "rtx5090": "rtx-5090", "5090": "rtx-5090", "cpu": "cpu"}
+_REPARAMETERISED = ("repvgg", "mobileone", "repvit", "repghost", "ghostnetv3", "fastvit", "mobileclip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """One table, its conditions read from its file name (``benchmark-{mode}-{precision}-{layout}-pt{torch}-{cuda}-{device}[-dynamo].csv``)."""
+
+    path: Path
+    """The CSV."""
+    mode: str
+    """``infer`` or ``train``."""
+    precision: str
+    """``amp`` or ``fp32``."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+    torch: str
+    """``pt240`` and the like."""
+    device: Device
+    """What it was measured on."""
+    compiled: bool
+    """Whether behind torch.compile."""
+
+    @property
+    def name(self) -> str:
+        """The file's name without ``benchmark-`` and ``.csv``."""
+        return self.path.stem.removeprefix("benchmark-")
+
+    @property
+    def set_name(self) -> str:
+        """The fitted set it belongs to."""
+        if self.device.kind == "cpu":
+            return "cpu"
+        if self.mode == "train":
+            return f"train-{self.layout}"
+        return "compiled" if self.compiled else f"eager-{self.layout}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured network with its kernels."""
+
+    model: str
+    """timm's name."""
+    family: str
+    """timm's module file."""
+    size: int
+    """Image side in pixels."""
+    batch: int
+    """Images a call."""
+    images_per_s: float
+    """Measured."""
+    params: int
+    """Counted."""
+    macs: float
+    """Counted per image, forward."""
+    activations: float
+    """Counted per image, forward."""
+    kernels: list[tuple[Kernel, int]]
+    """Kernels of a call."""
+
+
+def find_tables(folder: Path) -> list[TableFile]:
+    """The tables in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = []
+    for path in sorted(folder.glob("benchmark-*.csv")):
+        mode, precision, layout, version, *rest = path.stem.removeprefix("benchmark-").split("-")
+        device = next((_DEVICES[part] for part in rest if part in _DEVICES), None)
+        if device is not None:
+            found.append(
+                TableFile(
+                    path=path,
+                    mode=mode,
+                    precision=precision,
+                    layout=layout,
+                    torch=version,
+                    device=get_device(device),
+                    compiled="dynamo" in rest,
+                )
+            )
+    if not found:
+        raise UserError(f"no benchmark-*.csv in {folder}; timm's results folder holds such tables")
+    return found
+
+
+def _dropped(model: str, family: str, table: TableFile) -> bool:
+    if model.startswith(("test_", "ecaresnext50t")) or "_cc_" in model or family not in {*SPLIT["final"], *SPLIT["tuning"]}:
+        return True
+    if table.torch == "pt291" and model.startswith(_REPARAMETERISED):
+        return True
+    return table.torch == "pt112" and family == "tresnet"
+
+
+def csv_rows(table: TableFile) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(model, family, row) of the rows that are kept, as far as names tell."""
+    from timm.models import _registry as registry
+
+    with open(table.path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            model = row["model"].split(".")[0]
+            family = registry._model_to_module.get(model)
+            if family is not None and not _dropped(model, family, table):
+                yield model, family, row
+
+
+def _traces(model: str, jobs: set[tuple[str, str, str, int, int]], cache: Path) -> dict[Any, Trace]:
+    """Traces of a model by (mode, precision, layout, size, batch), kept in one file a model."""
+    import timm
+
+    path = cache / f"{model}.pkl.z"
+    kept: dict[Any, Trace] = pickle.loads(zlib.decompress(path.read_bytes())) if path.exists() else {}
+    missing = sorted(jobs - set(kept))
+    if missing:
+        try:
+            with torch.device("meta"):
+                net = timm.create_model(model)
+        except (RuntimeError, NotImplementedError):
+            net = timm.create_model(model)
+        for job in missing:
+            mode, precision, layout, size, batch = job
+            try:
+                kept[job] = trace(net, size, batch, mode=mode, precision=precision, layout=layout)
+            except UserError:
+                continue
+        path.write_bytes(zlib.compress(pickle.dumps(kept, protocol=5), 1))
+    return kept
+
+
+def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: TableFile) -> Row | None:
+    """The row with its kernels, or None where the traced network is not the table's."""
+    forward = [op for op in traced.operators if op.phase == "forward"]
+    if any(op.name in ("bmm", "baddbmm") for op in forward):
+        return None
+    macs = sum(op.macs for op in forward) / traced.batch_size
+    params = float(row["param_count"])
+    if abs(traced.params / 1e6 - params) > 0.02 + 0.002 * params:
+        return None
+    if table.mode == "infer" and abs(macs / 1e9 - float(row["infer_gmacs"])) > max(0.09 * float(row["infer_gmacs"]), 0.02):
+        return None
+    outputs = (op.outputs[0] for op in forward if op.kind in ("conv", "linear"))
+    return Row(
+        model=model,
+        family=family,
+        size=traced.image_size[0],
+        batch=traced.batch_size,
+        images_per_s=float(row[f"{table.mode}_samples_per_sec"]),
+        params=traced.params,
+        macs=macs,
+        activations=sum(use.nbytes // use.itemsize for use in outputs) / traced.batch_size,
+        kernels=kernels_of(traced, compiled=table.compiled),
+    )
+
+
+def load_tables(folder: Path, cache: Path, log: Any) -> dict[TableFile, list[Row]]:
+    """All tables with the kernels of their networks; traces are kept in ``cache``, so that a second run is quick."""
+    cache.mkdir(parents=True, exist_ok=True)
+    tables = {table.name: table for table in find_tables(folder)}
+    wanted: dict[str, list[tuple[TableFile, str, dict[str, str]]]] = {}
+    for table in tables.values():
+        for model, family, row in csv_rows(table):
+            wanted.setdefault(model, []).append((table, family, row))
+    result: dict[str, list[Row]] = {name: [] for name in tables}
+    for index, (model, entries) in enumerate(sorted(wanted.items())):
+        if index % 50 == 0:
+            log(f"traced {index} of {len(wanted)} networks")
+        keys = [(t.mode, t.precision, t.layout, int(row[f"{t.mode}_img_size"]), int(row[f"{t.mode}_batch_size"])) for t, _, row in entries]
+        traces = _traces(model, set(keys), cache)
+        for key, (table, family, row) in zip(keys, entries, strict=True):
+            if key in traces and (made := _row(model, family, row, traces[key], table)) is not None:
+                result[table.name].append(made)
+    return {tables[name]: rows for name, rows in result.items()}
