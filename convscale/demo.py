@@ -43,7 +43,7 @@ def demo(
             progress({"kind": "note", "text": text})
 
     place = Path(data_dir) if data_dir is not None else fashion_mnist(say)
-    splits = open_dataset(place, seed=seed)
+    splits = open_dataset(place)
     reference = scaled_members("resnet50d", default_size(splits))[1]
     speed = measure(build(reference, splits), runtime="onnxruntime", image_size=reference.input.size).images_per_s
     target = float(f"{DEMO_SHARE * speed:.2g}")

@@ -155,7 +155,7 @@ def fit(
     cond = Conditions(device=device, precision=precision, batch_size=batch_size, runtime=runtime, threads=threads)
     if init is not None and candidates is None:
         raise UserError(f"init is {init!r}, but scaled members have no released weights; name candidates that have some")
-    splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir, seed=seed)
+    splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir)
     recipe = recipe or ("finetune" if init else "small" if default_size(splits) <= SMALL_IMAGE else "pictures")
     get_recipe(recipe).override(overrides or {})
     if splits.multilabel:
