@@ -30,7 +30,7 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the rec
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
 
 
-def say(text: str = "", *, indent: int = 0, err: bool = False) -> None:
+def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
     """Print, wrapped to the terminal; continued lines stand further in."""
     width = max(shutil.get_terminal_size((120, 24)).columns, 40)
     lead = " " * indent

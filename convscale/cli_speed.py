@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from convscale.cli_common import ImgSize, Json, Threads, print_json, say, spec_of
 from convscale.errors import UserError
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Device = Annotated[str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")]
 BatchOption = Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per call; 256 on a named GPU, 8 here when left out.")]
-ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side in pixels; the model's own when left out.")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8; amp on a GPU, fp32 on a CPU when left out.")]
 Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]
 Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")]
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 Calibration = Annotated[Path | None, typer.Option("--calibration", help="File of `convscale calibrate`.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Compute threads; one per core when left out.")]
 RecordsFile = Annotated[Path | None, typer.Option("--records", help="JSON lines: reuse its measurements of these conditions, append new ones.")]
 
 _SHOWN = 8
@@ -37,30 +31,9 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report_command)
 
 
-def _say(text: str = "", indent: int = 0, file: Any = None) -> None:
-    """Print, wrapped to the terminal; continued lines stand further in."""
-    width = max(shutil.get_terminal_size((100, 24)).columns, 40)
-    lead = " " * indent
-    for line in text.split("\n"):
-        wrapped = textwrap.wrap(line, width, initial_indent=lead, subsequent_indent=lead + "  ", break_long_words=False, break_on_hyphens=False)
-        typer.echo("\n".join(wrapped) if wrapped else "", file=file)
-
-
-def _json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
-
-
 def _progress(text: str) -> None:
     """To people on the side, so that standard output stays clean."""
-    _say(text, file=sys.stderr)
-
-
-def spec_of(name: str) -> Any:
-    """A spec from a file's path or a name."""
-    from convscale.arch.spec import load_spec
-    from convscale.arch.zoo import get_spec
-
-    return load_spec(name) if Path(name).suffix in (".json", ".yaml", ".yml") else get_spec(name)
+    say(text, err=True)
 
 
 def predict_command(
@@ -95,18 +68,18 @@ def predict_command(
         rows.append({**row, "bound_by": str(p.bound_by), "doubts": [str(d) for d in p.doubts]})
         rows[-1]["ratio"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
     if as_json:
-        _json({"conditions": c.to_dict(), "ratio_to": rows[0]["name"], "predictions": rows})
+        print_json({"conditions": c.to_dict(), "ratio_to": rows[0]["name"], "predictions": rows})
         return
-    _say(f"predicted for {device_title(c.device)}: {_in_words(c)}")
+    say(f"predicted for {device_title(c.device)}: {_in_words(c)}")
     for row in rows:
-        _say(f"{row['name']} @{row['image_size']}: {number(row['images_per_s'])} images/s")
-        _say(f"80 % interval {number(row['low'])} to {number(row['high'])}, bound by {row['bound_by']}", 2)
+        say(f"{row['name']} @{row['image_size']}: {number(row['images_per_s'])} images/s")
+        say(f"80 % interval {number(row['low'])} to {number(row['high'])}, bound by {row['bound_by']}", 2)
         for doubt in row["doubts"]:
-            _say(f"doubt: {doubt}", 2)
+            say(f"doubt: {doubt}", 2)
     if len(rows) > 1:
-        _say(f"ratios to {rows[0]['name']} (surer than absolute speeds):")
+        say(f"ratios to {rows[0]['name']} (surer than absolute speeds):")
         for row in rows:
-            _say(f"{row['ratio']:5.2f} x  {row['name']} @{row['image_size']}", 2)
+            say(f"{row['ratio']:5.2f} x  {row['name']} @{row['image_size']}", 2)
 
 
 def choose_command(
@@ -179,11 +152,11 @@ def choose_command(
     if save is not None:
         write_choice(choice, save)
     if as_json:
-        _json(choice.to_dict())
+        print_json(choice.to_dict())
     else:
         _print_choice(choice, show_all)
         if save is not None:
-            _say(f"report: {save}")
+            say(f"report: {save}")
 
 
 def _finish_scale(found: Any, save: Path | None, as_json: bool) -> None:
@@ -192,11 +165,11 @@ def _finish_scale(found: Any, save: Path | None, as_json: bool) -> None:
     if save is not None:
         save_spec(found.spec, save)
     if as_json:
-        _json(found.to_dict())
+        print_json(found.to_dict())
         return
-    _say(str(found))
-    _say(_in_words(found.setting.conditions))
-    _say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
+    say(str(found))
+    say(_in_words(found.setting.conditions))
+    say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
 
 
 def _in_words(c: Any) -> str:
@@ -211,46 +184,46 @@ def _print_choice(choice: Any, show_all: bool) -> None:
     from convscale.choice_result import describe_speed, number, percent
 
     best = choice.best
-    _say(f"{best.label}: {best.reason}")
+    say(f"{best.label}: {best.reason}")
     source = f"; {best.candidate.source}" if best.candidate.source else ""
-    _say(f"{describe_accuracy(best.candidate)}{source}", 2)
+    say(f"{describe_accuracy(best.candidate)}{source}", 2)
     chance = best.chance(choice.floor) if choice.floor else None
-    _say(describe_speed(best.speed) + (f", {percent(chance)} likely to keep {number(choice.floor)}" if chance is not None else ""), 2)
-    _say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
+    say(describe_speed(best.speed) + (f", {percent(chance)} likely to keep {number(choice.floor)}" if chance is not None else ""), 2)
+    say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
     for doubt in best.speed.doubts if best.speed else ():
-        _say(f"doubt: {doubt}", 2)
-    _say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions)}", 2)
+        say(f"doubt: {doubt}", 2)
+    say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions)}", 2)
     _rows("front, fastest first (top-1 %, images/s; * chosen, ? maybe, - not fast enough)", choice.front, best)
     _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
     _reasons("keep it, accuracy not known", choice.alternatives, show_all)
     if choice.aligned:
-        _say("hardware-aligned relatives:")
+        say("hardware-aligned relatives:")
         for aligned in choice.aligned[: None if show_all else 3]:
-            _say(str(aligned), 2)
+            say(str(aligned), 2)
     _reasons("rejected", sorted(choice.rejected, key=lambda o: -(o.top1 or 0)), show_all)
     for note in choice.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _rows(title: str, options: Iterable[Any], best: Any) -> None:
     from convscale.choice_result import number
 
-    _say(f"{title}:")
+    say(f"{title}:")
     for o in options:
         accuracy = "    -" if o.top1 is None else f"{o.top1:5.2f}"
         mark = "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, " ")
-        _say(f"{mark} {accuracy} {number(o.images_per_s):>8}  {o.label}")
+        say(f"{mark} {accuracy} {number(o.images_per_s):>8}  {o.label}")
 
 
 def _reasons(title: str, options: Any, show_all: bool) -> None:
     if not options:
         return
     shown = list(options)[: None if show_all else _SHOWN]
-    _say(f"{title}:")
+    say(f"{title}:")
     for o in shown:
-        _say(f"{o.label}{'' if o.top1 is None else f' ({o.top1:.2f} %)'}: {o.reason}", 2)
+        say(f"{o.label}{'' if o.top1 is None else f' ({o.top1:.2f} %)'}: {o.reason}", 2)
     if len(options) > len(shown):
-        _say(f"and {len(options) - len(shown)} more; --all shows them", 2)
+        say(f"and {len(options) - len(shown)} more; --all shows them", 2)
 
 
 def write_choice(choice: Any, path: Path) -> None:
@@ -357,13 +330,13 @@ def calibrate_command(
     made = calibrate(observations)
     save_calibration(made, output)
     if as_json:
-        _json({"output": str(output), "unknown": unknown, **made.to_dict()})
+        print_json({"output": str(output), "unknown": unknown, **made.to_dict()})
         return
-    _say(f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} measurements: {output}")
+    say(f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} measurements: {output}")
     what = "the coefficients were fitted" if made.coefficients else f"predicted times are scaled by {made.scale:.3g}"
-    _say(f"{what}; on four of five of these networks the prediction is then within {made.spread:.0%}", 2)
+    say(f"{what}; on four of five of these networks the prediction is then within {made.spread:.0%}", 2)
     if unknown:
-        _say(f"left out, since nothing here builds them: {', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}", 2)
+        say(f"left out, since nothing here builds them: {', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}", 2)
 
 
 def _torch(compiled: bool) -> str:
@@ -407,7 +380,7 @@ def report_command(
         path = write_fit_report(run_dir)
     else:
         path = _speed_report(records or [], layers or [], device, batch_size, papers, ablation, output)
-    _json({"report": str(path)}) if as_json else _say(f"report: {path}")
+    print_json({"report": str(path)}) if as_json else say(f"report: {path}")
 
 
 def _speed_report(records: list[Path], layers: list[str], device: str, batch_size: int, papers: bool, ablation: bool, output: Path) -> Path:

@@ -254,7 +254,9 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
 
 
 def initialise(net: nn.Module, spec: NetSpec) -> None:
-    """Fresh weights by the spec's rule, in module order, from torch's global generator."""
+    """Fresh weights by the spec's rule, in module order, from torch's global generator; nothing to do on the meta device."""
+    if next(net.parameters()).is_meta:
+        return
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             if spec.init == "efficientnet":
