@@ -3,17 +3,16 @@
     python -m benchmarks.kill_loop [--kills 50] [--seed 0] [--workers 0] [--json] [--output results/kill_loop.jsonl]
 
 A child process trains a small network with batch norm, dropout, averaged weights and AdamW on pictures (written here), saving after every step. The
-parent kills it with SIGKILL after a random time, starts it again with resume, and so on until enough kills are done; then lets it finish. The final
-weights and every loss that any of the children reported are compared, bit for bit, with those of a run that nobody disturbed.
+parent kills it with SIGKILL at a random moment, starts it again with resume, and so on until enough kills are done; then lets it finish. Only the
+process that trains is killed: its loader's workers must notice by themselves. The final weights, optimiser state and averages, and every loss that any
+of the children reported, are compared, bit for bit, with those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -66,23 +65,27 @@ def child(data: Path, output: Path, losses: Path, workers: int) -> None:
 
 
 def start(data: Path, output: Path, losses: Path, workers: int) -> subprocess.Popen[bytes]:
-    """A child process in a group of its own, so that its workers die with it."""
+    """A child process; what it has to say goes into a file, which no worker that outlives it keeps from being read."""
     command = [sys.executable, "-m", "benchmarks.kill_loop", "--child", str(data), str(output), str(losses), "--workers", str(workers)]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with open(losses.with_suffix(".err"), "wb") as errors:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
+def finish(process: subprocess.Popen[bytes], losses: Path) -> None:
     """Wait for a child that must end well."""
-    _, errors = process.communicate()
-    if process.returncode != 0:
-        raise SystemExit(f"the run failed after a kill (exit {process.returncode}):\n{errors.decode()[-2000:]}")
+    if process.wait() != 0:
+        raise SystemExit(f"the run failed after a kill (exit {process.returncode}):\n{losses.with_suffix('.err').read_text()[-2000:]}")
 
 
-def wait_for_a_step(process: subprocess.Popen[bytes], losses: Path) -> None:
-    """Until the child has added to its losses, or ended."""
-    before = losses.stat().st_size if losses.exists() else 0
-    while process.poll() is None and (not losses.exists() or losses.stat().st_size == before):
+def wait_for_steps(process: subprocess.Popen[bytes], losses: Path, count: int) -> None:
+    """Until the child has added ``count`` losses, or ended."""
+    before = _lines(losses)
+    while process.poll() is None and _lines(losses) < before + count:
         time.sleep(0.002)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def read_losses(path: Path) -> dict[str, str]:
@@ -125,31 +128,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "data")
-        process = start(folder / "data", folder / "whole", folder / "whole.txt", arguments.workers)
-        wait_for_a_step(process, folder / "whole.txt")
+        data, losses = folder / "data", folder / "killed.txt"
+        process = start(data, folder / "whole", folder / "whole.txt", arguments.workers)
+        wait_for_steps(process, folder / "whole.txt", 1)
         began = time.perf_counter()
-        finish(process)
-        training_s = time.perf_counter() - began
+        finish(process, folder / "whole.txt")
+        step_s = min(0.5, (time.perf_counter() - began) / (STEPS_PER_EPOCH * EPOCHS))
+        most = max(1, round(2 * 0.8 * STEPS_PER_EPOCH * EPOCHS / arguments.kills))  # so that the kills are spread over the run
         kills = in_save = 0
         reached: list[int] = []
         while kills < arguments.kills:
-            process = start(folder / "data", folder / "killed", folder / "killed.txt", arguments.workers)
-            wait_for_a_step(process, folder / "killed.txt")  # a run that never takes one would never end
-            time.sleep(random.uniform(0, 1.2 * training_s / arguments.kills))
+            process = start(data, folder / "killed", losses, arguments.workers)
+            wait_for_steps(process, losses, random.randint(1, most))  # at least one: a run that never takes one would never end
+            time.sleep(random.uniform(0, 2 * step_s))
             if process.poll() is not None:
-                finish(process)
+                finish(process, losses)
                 break
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.kill()
+            process.wait()
             kills += 1
             in_save += bool(list((folder / "killed" / "checkpoints").glob(".*.tmp")))
-            reached.append(len(read_losses(folder / "killed.txt")))
+            reached.append(len(read_losses(losses)))
             if not arguments.json:
                 print(f"kill {kills}: {reached[-1]} of {STEPS_PER_EPOCH * EPOCHS} steps done", flush=True)
-        finish(start(folder / "data", folder / "killed", folder / "killed.txt", arguments.workers))
+        finish(start(data, folder / "killed", losses, arguments.workers), losses)
         whole, killed = weights_of(folder / "whole"), weights_of(folder / "killed")
         same_weights = whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
-        same_losses = read_losses(folder / "whole.txt").items() <= read_losses(folder / "killed.txt").items()
+        same_losses = read_losses(folder / "whole.txt").items() <= read_losses(losses).items()
     record = {
         "benchmark": "kill_loop", "kills": kills, "kills_within_a_save": in_save, "workers": arguments.workers, "steps": STEPS_PER_EPOCH * EPOCHS,
         "steps_done_at_kills": reached, "same_weights": same_weights, "same_losses": same_losses, "torch": torch.__version__,
