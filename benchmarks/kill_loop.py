@@ -2,10 +2,10 @@
 
     python -m benchmarks.kill_loop [--kills 50] [--seed 0] [--workers 0] [--json] [--output results/kill_loop.jsonl]
 
-A child process trains a small network with batch norm, dropout, averaged weights and AdamW on pictures (written here), saving after every step. The
-parent kills it with SIGKILL at a random moment, starts it again with resume, and so on until enough kills are done; then lets it finish. Only the
-process that trains is killed: its loader's workers must notice by themselves. The final weights, optimiser state and averages, and every loss that any
-of the children reported, are compared, bit for bit, with those of a run that nobody disturbed.
+A child process trains a small network with batch norm, dropout, averaged weights and AdamW on pictures (written here), saving after every
+step. The parent kills it with SIGKILL at a random moment, starts it again with resume, and so on until enough kills are done; then lets it
+finish. Only the process that trains is killed: its loader's workers must notice by themselves. The final weights, optimiser state and
+averages, and every loss that any of the children reported, are compared, bit for bit, with those of a run that nobody disturbed.
 """
 
 from __future__ import annotations

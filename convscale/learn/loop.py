@@ -134,8 +134,8 @@ class Trainer:
 
     def _run_epoch(self) -> bool:
         """The rest of the current epoch; False when told to stop."""
-        self._set_trainable()
         self.net.train()
+        self._set_trainable()
         batches = self.job.loader.batches(self.epoch, self.step, self._image_size())
         while self.step < self.steps_per_epoch and self._position() < 1.0:
             outcome = self._run_update(batches)
@@ -370,13 +370,17 @@ class Trainer:
         return min(whole, max(4, round(whole * grown / 4) * 4))
 
     def _set_trainable(self) -> None:
-        """Only the head while ``freeze_epochs`` last."""
+        """Only the head while ``freeze_epochs`` last; frozen norms use and keep the statistics they came with."""
         if not self.job.recipe.freeze_epochs:
             return
         frozen = self.epoch < self.job.recipe.freeze_epochs
         head = head_parameters(self.net)
         for name, param in self.net.named_parameters():
             param.requires_grad_(not frozen or name in head)
+        for module in self.net.modules() if frozen else ():
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            if own and not any(param.requires_grad for param in module.parameters(recurse=False)):
+                module.eval()
 
     def _autocast(self) -> torch.autocast:
         precision = self.job.settings.precision
