@@ -23,6 +23,7 @@ from convscale.cli_common import (
     Overwrite,
     Precision,
     Resume,
+    ResumeCommand,
     Runtime,
     Seed,
     Sets,
@@ -177,7 +178,7 @@ def measure(
         print_json([m.to_dict() for m in out])
 
 
-@app.command()
+@app.command(cls=ResumeCommand)
 def fit(
     data_dir: DataDir,
     min_throughput: Annotated[float, typer.Option("--min-throughput", help="Images/s that the shipped network must keep, model only.")],

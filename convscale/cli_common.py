@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from convscale.errors import UserError
 
@@ -23,11 +24,24 @@ Runtime = Annotated[str, typer.Option("--runtime", help="eager, compiled, compil
 Threads = Annotated[int | None, typer.Option("--threads", help="Compute threads; one per core when left out.")]
 Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on in the output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on in the output, or start where there is nothing yet (also: --resume auto).")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A named recipe or a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set lr=0.05. Repeatable.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
+
+
+class ResumeCommand(TyperCommand):
+    """A command whose ``--resume`` may be followed by ``auto``, as in job scripts: go on where there is a state, else start."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Drop the word: it is what ``--resume`` does."""
+        kept: list[str] = []
+        for word in args:
+            if word == "auto" and kept and kept[-1] == "--resume":
+                continue
+            kept.append("--resume" if word == "--resume=auto" else word)
+        return super().parse_args(ctx, kept)
 
 
 def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:

@@ -59,6 +59,16 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
+    """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the input is looked at."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not resume and not overwrite:
+        raise UserError(f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name")
+    return folder
+
+
 def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, need_bytes: int = 0) -> Path:
     """Make the output folder of a command.
 
@@ -66,12 +76,8 @@ def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, res
         UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for; its disk has less than
             ``need_bytes`` free; or it can not be written.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
-        if not overwrite:
-            raise UserError(f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name")
+    folder = check_output_dir(path, overwrite=overwrite, resume=resume)
+    if folder.is_dir() and not resume and any(folder.iterdir()):
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

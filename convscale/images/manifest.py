@@ -7,6 +7,7 @@ optionally ``split`` (``train``, ``val`` | ``validation``, ``test``).
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +72,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can not be read ({error})") from error
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        columns = list(reader.fieldnames or [])
-        rows: list[dict[str, Any]] = list(reader)
+        try:
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            columns = list(reader.fieldnames or [])
+            rows: list[dict[str, Any]] = list(reader)
+        except csv.Error as error:
+            raise UserError(f"{path}: not CSV ({error})") from error
+        for number, row in enumerate(rows, 1):
+            if None in row:
+                raise UserError(f"{path}, row {number}: more values than the {len(columns)} columns; quote a value that has a comma in it")
     else:
         try:
             whole = text.lstrip().startswith("[")
@@ -103,8 +110,13 @@ def _parse_row(row: dict[str, Any], where: str, multilabel: bool) -> tuple[str, 
         if value is None or value == "":
             raise UserError(f"{where}: no label")
         return _SPLITS[split], str(file), [str(value)]
-    if isinstance(value, str):
-        value = json.loads(value) if value.startswith("[") else [part.strip() for part in value.split("|") if part.strip()]
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: labels {value!r} are not a JSON list ({error})") from error
+    elif isinstance(value, str):
+        value = [part.strip() for part in value.split("|") if part.strip()]
     if not isinstance(value, list):
         raise UserError(f"{where}: labels must be a list or names joined by |, got {value!r}")
     return _SPLITS[split], str(file), [str(label) for label in value]

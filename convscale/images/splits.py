@@ -138,10 +138,32 @@ class DataSplits:
         """Whether an image can have several labels."""
         return self.train.multilabel
 
+    def whole(self) -> Split:
+        """Every image of the three splits as one."""
+        return joined((self.train, self.validation, self.test), "all")
+
     def describe(self) -> str:
         """One line: sizes and classes."""
         sizes = ", ".join(f"{len(split):,} {split.split}" for split in (self.train, self.validation, self.test))
         return f"{sizes} images, {len(self.classes)} classes"
+
+
+def joined(parts: Sequence[Split], split: str) -> Split:
+    """Splits of one kind and with the same classes as one, in that order.
+
+    Raises:
+        UserError: some are in memory and some are files, or images in memory differ in size.
+    """
+    labels = torch.cat([part.labels for part in parts])
+    files = [part for part in parts if isinstance(part, FileSplit)]
+    arrays = [part for part in parts if isinstance(part, ArraySplit)]
+    if len(files) == len(parts):
+        return dataclasses.replace(files[0], split=split, labels=labels, paths=tuple(path for part in files for path in part.paths))
+    if len(arrays) == len(parts) and len({part.pixels.shape[1:] for part in arrays}) == 1:
+        return dataclasses.replace(
+            arrays[0], split=split, labels=labels, pixels=torch.cat([part.pixels for part in arrays]), origin=split, numbers=None
+        )
+    raise UserError("the splits differ in kind or image size and can not be joined; evaluate them one by one")
 
 
 def split_indices(labels: torch.Tensor, fraction: float, *, seed: int, classes: Sequence[str], keep: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

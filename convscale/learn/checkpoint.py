@@ -58,6 +58,12 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=())
     """What a user should know: damaged checkpoints that were passed over."""
 
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """For several labels: per class the probability above which it counts as present, set on validation; else None."""
+        found = self.meta.get("metrics", {}).get("best", {}).get("thresholds")
+        return None if found is None else tuple(found)
+
 
 def save_checkpoint(
     folder: str | os.PathLike[str],

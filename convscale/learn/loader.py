@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -165,6 +166,9 @@ def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: f
         )
 
 
+_WORKER_TROUBLE = ("dataloader worker", "bus error", "shared memory", "no space left", "ancdata", "too many open files", "unable to mmap")
+
+
 class _TrainSamples:
     """index -> augmented uint8 (size, size, C), or what is wrong with the image."""
 
@@ -244,19 +248,30 @@ def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Ite
     data = _Chunks(samples, chunks)
     workers = min(workers, len(chunks))
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, shuffle=False, num_workers=workers, prefetch_factor=3 if workers else None, collate_fn=_same
+        data,
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        prefetch_factor=3 if workers else None,
+        collate_fn=_same,
+        worker_init_fn=_leave_interrupts_to_the_parent,
     )
     try:
         for images, indices, bad in loader:
             if len(indices) or bad:
                 yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         text = str(error)
-        if "DataLoader worker" in text or "bus error" in text.lower() or "shared memory" in text or "No space left" in text:
+        if any(sign in text.lower() for sign in _WORKER_TROUBLE):
             reason = text.splitlines()[0]
             advice = f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 needs no shared memory"
             raise UserError(f"a data loader process ended ({reason}); {advice}") from error
         raise
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the run saves its state first, and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _same(item: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,10 +22,10 @@ from convscale.files import write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.augment import erase, mix, mix_seed
-from convscale.learn.checkpoint import load_state, load_weights_into, prune, save_checkpoint
+from convscale.learn.checkpoint import load_state, load_weights_into, prune, save_checkpoint, verify_checkpoint
 from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
-from convscale.learn.evaluate import best_thresholds, predict_split
+from convscale.learn.freeze import set_trainable
 from convscale.learn.loader import Batch, TrainLoader, check_bad_rate
 from convscale.learn.loss import Loss, distillation_loss
 from convscale.learn.optim import build_optimizer, set_lr
@@ -32,6 +33,7 @@ from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.settings import AUTOCAST, Settings
+from convscale.learn.validate import validate
 
 MAX_BAD_STEPS = 8
 """Steps in a row without a finite loss and gradient after which the run goes back to its last good state, at half the learning rate."""
@@ -107,10 +109,13 @@ class Trainer:
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = 0
+        self.stopped_early = False
         self._bad_in_row = 0
         self._bad_images: dict[str, None] = {}
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
         self._good: dict[str, Any] | None = None
+        self._statistics = [buffer for buffer in job.net.buffers() if buffer.numel()]  # running means and variances: forward changes them
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._saved_at = time.monotonic()
 
     @property
@@ -122,12 +127,13 @@ class Trainer:
         """Train to the end (or until told to stop, with a state saved)."""
         recipe = self.job.recipe
         while self.epoch < recipe.epochs and self._position() < 1.0:
+            if recipe.early_stop and self.step == 0 and self.epoch - self.best["epoch"] >= recipe.early_stop:
+                self._note(f"stopped early: no better validation result for {recipe.early_stop} epochs")
+                self.stopped_early = True
+                return
             if self._good is None or (self.step == 0 and self._bad_in_row == 0):
                 self._good = copy.deepcopy(self.state())
             if not self._run_epoch():
-                return
-            if recipe.early_stop and self.epoch - self.best["epoch"] >= recipe.early_stop:
-                self._note(f"stopped early: no better validation result for {recipe.early_stop} epochs")
                 return
 
     # -- one epoch -----------------------------------------------------------------------------------------------------------------------------
@@ -135,7 +141,8 @@ class Trainer:
     def _run_epoch(self) -> bool:
         """The rest of the current epoch; False when told to stop."""
         self.net.train()
-        self._set_trainable()
+        if self.job.recipe.freeze_epochs:
+            set_trainable(self.net, frozen=self.epoch < self.job.recipe.freeze_epochs)
         batches = self.job.loader.batches(self.epoch, self.step, self._image_size())
         while self.step < self.steps_per_epoch and self._position() < 1.0:
             outcome = self._run_update(batches)
@@ -155,20 +162,23 @@ class Trainer:
         recipe, losses, waited, images = self.job.recipe, [], 0.0, 0
         lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), self._epochs())
         set_lr(self.optimizer, lr)
+        _copy(self._statistics, self._statistics_before)
         for _ in range(recipe.accumulate):
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
             self._count_bad(batch)
-            if len(batch.indices):
+            if self.job.processes.all_true(len(batch.indices) > 0):  # with several processes all must take part
                 losses.append(self._backward(batch))
                 images += len(batch.indices)
             self.step += 1
         if losses:
             good = all(map(math.isfinite, losses)) and self._update()
             self.optimizer.zero_grad(set_to_none=True)
-            if not good and self._skip(losses, lr):
-                return "rolled back"
+            if not good:
+                _copy(self._statistics_before, self._statistics)  # what is not finite must not stay in them
+                if self._skip(losses, lr):
+                    return "rolled back"
             if good:
                 self._bad_in_row = 0
                 self._sums["loss"] += sum(losses) / len(losses) * images
@@ -228,7 +238,7 @@ class Trainer:
             self.updates += 1
             if self.ema is not None and self.updates % recipe.ema_every == 0:
                 self.ema.update(self.net, recipe.ema_every)
-        return finite or self.scaler.is_enabled()
+        return finite or self.scaler.get_scale() > 1  # a scale that is still being sought, not a bad step; without a scaler it is 1
 
     def _skip(self, losses: list[float], lr: float) -> bool:
         """Count a step that could not be taken; True when the run went back to its last good state."""
@@ -252,7 +262,15 @@ class Trainer:
         sums = dict(self._sums)
         sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
         images = max(1, int(sums["images"]))
-        metrics = validate(self.watched, self.job)
+        metrics = validate(
+            self.watched,
+            self.job.validation,
+            self.job.preprocessing,
+            processes=self.job.processes,
+            device=self.job.device,
+            precision=self.job.settings.precision,
+            workers=self.job.loader.workers or None,
+        )
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
         better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
@@ -326,7 +344,7 @@ class Trainer:
             return
         name = f"step-{self.epoch * self.steps_per_epoch + self.step:08d}"
         target = self.job.output / "checkpoints" / name
-        if not target.exists():
+        if not _whole(target):
             state = {**self.state(), "settings": {"precision": self.job.settings.precision, "layout": self.job.settings.layout}}
             self._save(target, self.watched, state)
             prune(self.job.output, keep=self.job.keep)
@@ -334,14 +352,14 @@ class Trainer:
 
     def _save(self, target: Path, net: nn.Module, state: dict[str, Any] | None) -> None:
         metrics = {"history": self.history, "best": self.best, "epoch": self.epoch, "seconds": self.elapsed, "skipped_steps": self.skipped}
-        meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "metrics": _finite(metrics)}
+        meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "steps_per_epoch": self.steps_per_epoch, "metrics": _finite(metrics)}
         save_checkpoint(target, net, classes=self.job.loader.split.classes, preprocessing=self.job.preprocessing, meta=meta, state=state)
 
     def _write_epoch(self) -> None:
         assert self.job.output is not None
         if self.best["epoch"] == self.epoch:
             target = self.job.output / "checkpoints" / f"best-{self.epoch * self.steps_per_epoch:08d}"
-            if not target.exists():
+            if not _whole(target):
                 self._save(target, self.watched, None)
             prune(self.job.output, keep=1, kind="best")
         self._save_state()
@@ -369,19 +387,6 @@ class Trainer:
         grown = share + (1 - share) * min(1.0, self.epoch / max(1.0, 0.75 * self.job.recipe.epochs))
         return min(whole, max(4, round(whole * grown / 4) * 4))
 
-    def _set_trainable(self) -> None:
-        """Only the head while ``freeze_epochs`` last; frozen norms use and keep the statistics they came with."""
-        if not self.job.recipe.freeze_epochs:
-            return
-        frozen = self.epoch < self.job.recipe.freeze_epochs
-        head = head_parameters(self.net)
-        for name, param in self.net.named_parameters():
-            param.requires_grad_(not frozen or name in head)
-        for module in self.net.modules() if frozen else ():
-            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            if own and not any(param.requires_grad for param in module.parameters(recurse=False)):
-                module.eval()
-
     def _autocast(self) -> torch.autocast:
         precision = self.job.settings.precision
         return torch.autocast(self.job.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
@@ -408,6 +413,7 @@ class Trainer:
                 "images_per_s": self._sums["images"] / seconds,
                 "wait_share": self._sums["wait"] / seconds,
                 "seconds_left": self._seconds_left(),
+                "best": self.best["metric"] if self.best["epoch"] else None,
             }
         )
 
@@ -420,41 +426,48 @@ def restore(trainer: Trainer, output: Path) -> Path:
     place, about, state, notes = load_state(output)
     for note in notes:
         trainer.job.progress({"kind": "note", "text": note})
-    if about["seed"] != trainer.job.seed:
-        raise UserError(f"{output} was trained with seed {about['seed']}, not {trainer.job.seed}; a resumed run keeps its seed")
+    _check_same(about, trainer, output)
     load_weights_into(trainer.watched, place)  # says clearly when the architecture differs
     trainer.restore(state)
     return place
 
 
-def validate(net: nn.Module, job: Job) -> dict[str, Any]:
-    """Loss, top-1 and (for several labels) mean average precision on the validation set; ``metric`` is what is to be highest."""
-    precision, processes = job.settings.precision, job.processes
-    split = job.validation if processes.world == 1 else job.validation.subset(range(processes.rank, len(job.validation), processes.world))
-    logits, kept, _, _ = predict_split(net, split, job.preprocessing, device=job.device, precision=precision, workers=job.loader.workers or None)
-    labels = split.labels[kept]
-    if not split.multilabel:
-        own = [F.cross_entropy(logits, labels, reduction="sum").item(), float((logits.argmax(1) == labels).sum()), float(len(labels))]
-        loss, right, count = processes.sum(own)
-        return {"loss": loss / count, "top1": right / count, "map": None, "metric": right / count}
-    from torchmetrics.functional.classification import multilabel_average_precision
-
-    logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
-    loss = F.binary_cross_entropy_with_logits(logits, labels).item()
-    average = float(multilabel_average_precision(logits.sigmoid(), labels.long(), num_labels=labels.shape[1]).nan_to_num(0.0))
-    top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
-    return {"loss": loss, "top1": top1, "map": average, "metric": average, "thresholds": list(best_thresholds(logits, labels))}
+_FIXED = ("batch_size", "accumulate", "optimizer", "balanced")
+"""Keys of a recipe whose change would make a saved position or state mean something else."""
 
 
-def head_parameters(net: nn.Module) -> set[str]:
-    """Names of the classifier's parameters: by ``get_classifier`` (timm's convention), else the last module that has any."""
-    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
-    if isinstance(classifier, nn.Module):
-        own = {id(param) for param in classifier.parameters()}
-    else:
-        owners = [module for module in net.modules() if any(True for _ in module.parameters(recurse=False))]
-        own = {id(param) for param in owners[-1].parameters(recurse=False)}
-    return {name for name, param in net.named_parameters() if id(param) in own}
+def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
+    """A resumed run has the seed, classes and steps it was started with; other changes are said."""
+    job = trainer.job
+    if about["seed"] != job.seed:
+        raise UserError(f"{output} was trained with seed {about['seed']}, not {job.seed}; a resumed run keeps its seed")
+    if about["classes"] != list(job.loader.split.classes):
+        raise UserError(f"{output} was trained on classes {about['classes']}, the data's are {list(job.loader.split.classes)}")
+    recipe = job.recipe.to_dict()
+    changed = {key: value for key, value in about["recipe"].items() if key in recipe and value != recipe[key] and key not in ("name", "source")}
+    for key in _FIXED:
+        if key in changed:
+            raise UserError(f"{output} was trained with {key} {changed[key]}, not {recipe[key]}; a resumed run keeps it")
+    steps = about.get("steps_per_epoch", trainer.steps_per_epoch)
+    if steps != trainer.steps_per_epoch:
+        raise UserError(f"{output} was trained with {steps} steps per epoch, now there would be {trainer.steps_per_epoch}; have images come or gone?")
+    for key, value in changed.items():
+        trainer.job.progress({"kind": "note", "text": f"resumed with another {key}: {recipe[key]} instead of {value}"})
+
+
+def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+    if sources:
+        torch._foreach_copy_(targets, sources)
+
+
+def _whole(place: Path) -> bool:
+    """Whether an undamaged checkpoint stands there; a damaged one is removed."""
+    if not place.exists():
+        return False
+    if verify_checkpoint(place) is None:
+        return True
+    shutil.rmtree(place)
+    return False
 
 
 def _finite(value: Any) -> Any:

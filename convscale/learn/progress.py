@@ -77,9 +77,11 @@ def logged(progress: Progress, folder: Path) -> Progress:
 
 
 def step_line(event: dict[str, Any]) -> str:
-    """``epoch 3/10, step 120/421, loss 0.812, 1,520 images/s, 4 min 10 s left``."""
+    """``epoch 3/10, step 120/421, loss 0.812, 1,520 images/s, best 89.80 %, 4 min 10 s left``."""
     text = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']}/{event['steps']}, loss {event['loss']:.3f}"
     text += f", {event['images_per_s']:,.0f} images/s"
+    if event.get("best") is not None:
+        text += f", best {event['best']:.2%}"
     if event.get("wait_share", 0) >= 0.05:
         text += f", waiting for data {event['wait_share']:.0%}"
     return f"{text}, {duration(event['seconds_left'])} left"

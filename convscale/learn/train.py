@@ -16,18 +16,20 @@ from torch import nn
 
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError
-from convscale.files import new_output_dir
+from convscale.files import check_output_dir, new_output_dir
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
+from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
 from convscale.learn.loop import Job, Trainer, restore
 from convscale.learn.loss import build_loss
-from convscale.learn.progress import Progress, logged
+from convscale.learn.progress import Progress, duration, logged
 from convscale.learn.recipe import Recipe, get_recipe
 from convscale.learn.settings import Settings, choose_settings
+from convscale.learn.teacher import open_teacher
 from convscale.nn.norm import convert_sync
 
 
@@ -62,26 +64,24 @@ class TrainRun:
     finished: bool
     """False when the run was told to stop; its state is saved then."""
 
+    cost: RunCost
+    """What it cost, and what would have made it faster."""
+
     def describe(self) -> str:
-        """What the run cost, and what would have made it faster."""
+        """The result, what the run cost, and what would have made it faster."""
         if not self.history:
             return "no epoch was finished"
         images_per_s = sum(row["images_per_s"] for row in self.history) / len(self.history)
-        waited = sum(row["wait_share"] for row in self.history) / len(self.history)
-        text = f"{len(self.history)} epochs in {self.seconds:.0f} s, {images_per_s:,.0f} training images/s"
+        text = f"{len(self.history)} epochs in {duration(self.seconds)}, {images_per_s:,.0f} training images/s"
         text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_top1:.2%} after epoch {self.best_epoch}"
-        if waited > 0.2:
-            text += (
-                f"; {waited:.0%} of the time went into waiting for images: more workers, smaller files or a set that fits into memory would be faster"
-            )
-        return text
+        return "\n".join((text, *self.cost.lines()))
 
 
 def train(
     net: nn.Module | NetSpec | str,
     data: DataSplits | str | os.PathLike[str],
     *,
-    recipe: Recipe | str | os.PathLike[str] = "small",
+    recipe: Recipe | str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     output: str | os.PathLike[str] | None = None,
     device: str = "cpu",
@@ -90,7 +90,7 @@ def train(
     progress: Progress | None = None,
     init: str | os.PathLike[str] | None = None,
     preprocessing: Preprocessing | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -104,7 +104,7 @@ def train(
     Args:
         net: a module with one output per class (it is trained in place), a spec, or a name.
         data: splits, or a folder or manifest for ``open_dataset``, which carves missing splits with its own seed 0.
-        recipe: a named recipe, a YAML file, or a Recipe.
+        recipe: a named recipe, a YAML file, or a Recipe; None: a resumed run's own, else ``small``.
         epochs: instead of the recipe's.
         output: folder for checkpoints and log; None: nothing is written.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -113,7 +113,8 @@ def train(
         progress: called with a dictionary per step, epoch and note; see ``LiveProgress``.
         init: ``pretrained`` (for a name with released weights), or a checkpoint or weights file to start from; None: as given, or fresh.
         preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's for small images in memory.
-        teacher: a network on the same inputs whose outputs are imitated by the recipe's distill_weight.
+        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated by the recipe's
+            distill_weight (0.5 where that is 0).
         resume: go on from the newest state in ``output`` when there is one.
         overwrite: replace an output folder that exists.
         workers: processes that decode files; None: one per core.
@@ -127,7 +128,7 @@ def train(
     Raises:
         UserError: bad input, in one line.
     """
-    recipe = get_recipe(recipe).override({**overrides, **({} if epochs is None else {"epochs": epochs})})
+    recipe = _recipe(recipe, output if resume else None).override({**overrides, **({} if epochs is None else {"epochs": epochs})})
     if max_seconds is not None and max_seconds <= 0:
         raise UserError(f"max_seconds must be above 0, got {max_seconds!r}")
     where = _device(device)
@@ -137,23 +138,24 @@ def train(
     splits = data if isinstance(data, DataSplits) else open_dataset(data)
     processes, where = join(where)
     with torch.random.fork_rng(devices=[]), _stop_signal(output is not None) as stop:
-        folder = None if output is None else Path(output)
-        if folder is not None and processes.first:
-            folder = new_output_dir(folder, overwrite=overwrite, resume=resume)
-            if tensorboard:
-                tell = logged(tell, folder / "tensorboard")
+        folder = None if output is None else check_output_dir(output, overwrite=overwrite, resume=resume)
         resumed = processes.from_first(folder is not None and resume and bool(list_checkpoints(folder)))
         torch.manual_seed(seed)
         module = build_net(net, splits, recipe, init).to(where)
-        if folder is not None and processes.first:
-            new_output_dir(folder, resume=True, need_bytes=_state_bytes(module) * (keep + 1))
         preprocessing = preprocessing or choose_preprocessing(module, splits, recipe)
+        if teacher is not None:
+            recipe = recipe if recipe.distill_weight else recipe.override({"distill_weight": 0.5})
+            teacher = open_teacher(teacher, splits.classes, preprocessing).to(where)
         train_split, validation = _hold(splits, preprocessing, recipe, tell)
         if "batch_size" not in overrides:
             recipe = _fit_batch(recipe, len(train_split), tell)
         loader = TrainLoader(
             train_split, recipe, image_size=preprocessing.image_size, seed=seed, workers=workers, rank=processes.rank, world=processes.world
         )
+        if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
+            new_output_dir(folder, overwrite=overwrite, resume=resume, need_bytes=_state_bytes(module) * (keep + 1))
+            if tensorboard:
+                tell = logged(tell, folder / "tensorboard")
         if recipe.grad_checkpointing:
             _checkpoint_gradients(module)
         settings = _kept_settings(folder) if resumed and folder is not None else _settings(module, recipe, loader, preprocessing, where)
@@ -175,12 +177,19 @@ def train(
             output=folder,
             checkpoint_seconds=checkpoint_seconds,
             keep=keep,
-            teacher=None if teacher is None else teacher.to(where).eval(),
+            teacher=teacher,
             progress=tell,
             stop=stop,
             processes=processes,
         )
         return _run(job, resumed=resumed, notes=notes)
+
+
+def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:
+    """What was asked for; else the one that a resumed run wrote; else ``small``."""
+    if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
+        return get_recipe(Path(resumed) / "recipe.yaml")
+    return get_recipe("small" if recipe is None else recipe)
 
 
 def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
@@ -211,6 +220,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
         output=job.output,
         notes=tuple(notes),
         finished=finished,
+        cost=measure_cost(trainer),
     )
 
 
@@ -337,13 +347,20 @@ def _teller(progress: Progress | None, notes: list[str]) -> Progress:
 
 @contextmanager
 def _stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM asks the run to save and end instead of killing it; only where there is a folder to save into."""
+    """While open, SIGTERM and a first Ctrl-C ask the run to save and end instead of killing it; only where there is a folder to save into."""
     asked = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,99 @@
+"""What a run cost, and what would have made it faster: from what was measured while it ran."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from convscale.learn.progress import duration
+from convscale.nn.norm import InPlaceABN
+
+if TYPE_CHECKING:
+    from convscale.learn.loop import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """Where the time went."""
+
+    seconds: float
+    """The whole run."""
+    training_s: float
+    """Training steps, waiting for images included."""
+    waiting_s: float
+    """Of these, waiting for images."""
+    validation_s: float
+    """Everything else: validation and what belongs to an epoch's end."""
+    images: int
+    """Training images that were processed."""
+    peak_memory_bytes: int
+    """Of this process (CPU), or what its tensors took (CUDA)."""
+    advice: tuple[str, ...]
+    """What would have made it faster, the largest first; empty when nothing is known."""
+
+    def lines(self) -> tuple[str, ...]:
+        """For people."""
+        text = f"cost: {duration(self.seconds)} ({self.waiting_s / max(self.seconds, 1e-9):.0%} waiting for images, "
+        text += (
+            f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, {self.peak_memory_bytes / 1e9:.1f} GB at most"
+        )
+        return (text, *(f"faster: {each}" for each in self.advice))
+
+
+def measure_cost(trainer: Trainer) -> RunCost:
+    """The cost of a trainer's run, earlier parts of a resumed one included."""
+    rows, device = trainer.history, trainer.job.device
+    images = trainer.job.recipe.batch_size * trainer.job.processes.world * trainer.steps_per_epoch
+    training = [images / row["images_per_s"] for row in rows if row["images_per_s"]]
+    waiting = sum(spent * row["wait_share"] for spent, row in zip(training, rows, strict=False))
+    total = rows[-1]["seconds"] if rows else 0.0
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    cost = RunCost(
+        seconds=total,
+        training_s=sum(training),
+        waiting_s=waiting,
+        validation_s=max(0.0, total - sum(training)),
+        images=images * len(rows),
+        peak_memory_bytes=peak,
+        advice=(),
+    )
+    return RunCost(**{**vars(cost), "advice": tuple(_advice(trainer, cost))})
+
+
+def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
+    recipe, settings, loader, device = trainer.job.recipe, trainer.job.settings, trainer.job.loader, trainer.job.device
+    out, cores = [], os.cpu_count() or 1
+    waited = cost.waiting_s / max(cost.seconds, 1e-9)
+    if waited > 0.1 and not loader.in_memory:
+        ways = []
+        if loader.workers < cores:
+            ways.append(f"workers={cores} (now {loader.workers})")
+        if recipe.augment == "resized-crop" and not recipe.scaled_decode:
+            ways.append("--set scaled_decode=true (slightly different pixels)")
+        ways.append("files that are stored nearer to the size they are trained at")
+        out.append(f"{waited:.0%} of the time went into waiting for images: {'; '.join(ways)}")
+    if recipe.grad_checkpointing:
+        out.append("grad_checkpointing computes every block twice; without it a step is about a quarter shorter, if memory allows")
+    if device.type == "cuda" and settings.precision == "fp32":
+        out.append("--amp: half precision on this GPU")
+    if device.type == "cuda" and not recipe.compile:
+        out.append("--set compile=true, for runs of more than some minutes")
+    if recipe.precision != "auto" and device.type == "cpu" and settings.precision == "fp32" and torch.cpu._is_amx_tile_supported():
+        out.append("--set precision=auto: this CPU computes in bf16, which is then tried")
+    if recipe.layout != "auto":
+        out.append(f"--set layout=auto measures both layouts (now {settings.layout})")
+    if any(isinstance(module, InPlaceABN) for module in trainer.net.modules()) and not recipe.grad_checkpointing:
+        out.append("the network's in-place norms save memory and recompute; norm='batchnorm' is faster where memory allows")
+    if cost.validation_s > 0.3 * cost.seconds > 1.0:
+        out.append(f"{cost.validation_s / cost.seconds:.0%} of the time was validation: a smaller validation set")
+    if device.type == "cpu" and torch.get_num_threads() < cores:
+        out.append(f"{cores} threads (now {torch.get_num_threads()})")
+    return out

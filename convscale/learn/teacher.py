@@ -1,0 +1,49 @@
+"""A teacher for knowledge distillation: any network, on the student's inputs."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.learn.checkpoint import load_checkpoint
+
+
+class Teacher(nn.Module):
+    """Takes the student's inputs, float (N, C, H, W), and gives the teacher's logits; its own normalisation and image size are restored first."""
+
+    factor: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, net: nn.Module, own: Preprocessing, student: Preprocessing) -> None:
+        super().__init__()
+        self.net, self.size = net, None if own.image_size == student.image_size else own.image_size
+        mean, std, student_mean, student_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std, student.mean, student.std))
+        self.register_buffer("factor", student_std / std)
+        self.register_buffer("shift", (student_mean - mean) / std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.factor + self.shift
+        if self.size is not None:
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.net(x)
+
+
+def open_teacher(teacher: nn.Module | str | os.PathLike[str], classes: tuple[str, ...], student: Preprocessing) -> nn.Module:
+    """The teacher in eval mode, without gradients: a module as it is, or a checkpoint with its own preprocessing.
+
+    Raises:
+        UserError: no checkpoint; other classes, or another number of channels.
+    """
+    if isinstance(teacher, nn.Module):
+        return teacher.eval()
+    loaded = load_checkpoint(teacher)
+    if loaded.classes != classes:
+        raise UserError(f"teacher {teacher} has classes {list(loaded.classes)}, the data {list(classes)}; they must be the same, in this order")
+    if loaded.preprocessing.channels != student.channels:
+        raise UserError(f"teacher {teacher} takes {loaded.preprocessing.channels} channel(s), the data has {student.channels}")
+    return Teacher(loaded.net, loaded.preprocessing, student).eval().requires_grad_(False)
