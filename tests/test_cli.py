@@ -10,7 +10,7 @@ from convscale import cli
 
 COMMANDS = (
     *("list", "show", "scale", "count", "measure", "calibrate", "predict", "choose"),
-    *("train", "evaluate", "export", "tune", "classify", "report", "fit", "demo"),
+    *("train", "evaluate", "recipes", "export", "tune", "classify", "report", "fit", "demo"),
 )
 
 

@@ -90,24 +90,38 @@ def open_torchvision(name: str, root: Path, *, channels: int, max_pixels: int) -
             continue
         try:
             opened = getattr(datasets, known.type_name)(root, download=False, **arguments)
-        except (RuntimeError, OSError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (RuntimeError, OSError, ImportError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{root}: torchvision's {known.type_name} can not be opened from local files ({reason})") from error
-        splits.append(_to_split(split, opened, known, channels, max_pixels))
+        classes = splits[0].classes if splits and splits[0] is not None else None
+        splits.append(_to_split(split, opened, known, channels, max_pixels, classes))
     assert splits[0] is not None
     return splits[0], splits[1], splits[2]
 
 
-def _to_split(split: str, opened: Any, known: _Known, channels: int, max_pixels: int) -> Split:
+def _to_split(split: str, opened: Any, known: _Known, channels: int, max_pixels: int, of_train: tuple[str, ...] | None) -> Split:
+    """A split with the train set's class names (None: this is the train set)."""
+    own = tuple(str(name) for name in getattr(opened, "classes", None) or ())
+    if of_train and own and own != of_train:
+        raise UserError(f"{opened.root}: the {split} set's classes are not the train set's, in this order: {_first_difference(own, of_train)}")
     if known.files is None:
         pixels = torch.from_numpy(np.ascontiguousarray(opened.data))
         if channels == 1:
             luma = torch.tensor([0.299, 0.587, 0.114])
             pixels = (pixels.float() @ luma).round_().to(torch.uint8)[..., None]
         labels = torch.tensor(opened.targets, dtype=torch.long)
-        return ArraySplit(split=split, classes=tuple(opened.classes), labels=labels, channels=channels, pixels=pixels)
+        return ArraySplit(split=split, classes=of_train or own, labels=labels, channels=channels, pixels=pixels)
     paths, labels = known.files(opened)
-    classes = tuple(getattr(opened, "classes", None) or [str(label) for label in range(max(labels) + 1)])
+    classes = of_train or own or tuple(str(label) for label in range(max(labels) + 1))
+    if max(labels) >= len(classes):
+        raise UserError(f"{opened.root}: the {split} set has label {max(labels)}, there are {len(classes)} classes in train")
     return FileSplit(
         split=split, classes=classes, labels=torch.tensor(labels, dtype=torch.long), channels=channels, paths=tuple(paths), max_pixels=max_pixels
     )
+
+
+def _first_difference(left: tuple[str, ...], right: tuple[str, ...]) -> str:
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            return f"{a!r} stands where train has {b!r}"
+    return f"{len(left)} classes, train has {len(right)}"

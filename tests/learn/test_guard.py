@@ -1,0 +1,227 @@
+"""What a run must not lose or do silently: statistics, outputs, classes, positions, interrupts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.learn.checkpoint import list_checkpoints, save_checkpoint, verify_checkpoint
+from convscale.learn.cost import RunCost
+from convscale.learn.freeze import set_trainable
+from convscale.learn.recipe import Recipe
+from convscale.learn.schedule import lr_factor
+from convscale.learn.teacher import open_teacher
+from convscale.learn.train import train
+from tests.learn.nets import CLASSES, halves_data, small_net
+
+QUICK = Recipe(name="quick", epochs=3, batch_size=16, lr=0.05, augment="shift-crop", ema_decay=0.9, precision="fp32", layout="nchw")
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(5)
+    return small_net()
+
+
+class Stop(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+def _kill_at(step: int, losses: list[float] | None = None) -> Any:
+    seen = 0
+
+    def progress(event: dict[str, Any]) -> None:
+        nonlocal seen
+        seen += event["kind"] == "step"
+        if losses is not None and event["kind"] == "step":
+            losses.append(event["loss"])
+        if seen == step:
+            raise Stop
+
+    return progress
+
+
+def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_statistics() -> None:
+    class Poisoned(nn.Module):
+        """NaN enters before the norms in the third step."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = small_net(), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += self.training
+            return self.body(x * float("nan") if self.training and self.calls == 3 else x)
+
+    run = train(Poisoned(), halves_data(), recipe=QUICK)
+    assert run.history[-1]["skipped_steps"] == 1
+    assert all(torch.isfinite(value).all() for value in run.net.state_dict().values())
+    assert all(row["val_loss"] == pytest.approx(row["val_loss"]) and row["val_loss"] < 3 for row in run.history)  # NaN equals nothing
+
+
+@pytest.mark.parametrize(
+    "bad", [{"batch_size": 500}, {"lr": 0}, {"init": "nowhere.pth"}, {"device": "tpu"}, {"recipe": "smal"}, {"teacher": "nowhere"}]
+)
+def test_bad_input_overwrites_nothing(tmp_path: Path, bad: dict[str, Any]) -> None:
+    kept = tmp_path / "run" / "precious.txt"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    with pytest.raises(UserError):
+        train(_net(), halves_data(), output=tmp_path / "run", overwrite=True, **{"recipe": QUICK, **bad})
+    assert kept.read_text() == "kept"
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    folder, data = tmp_path / "run", halves_data()
+    with pytest.raises(Stop):
+        train(_net(), data, recipe=QUICK, output=folder, checkpoint_seconds=0, progress=_kill_at(9))
+    again: dict[str, Any] = {"output": folder, "resume": True}
+    with pytest.raises(UserError, match="was trained with batch_size 16, not 8; a resumed run keeps it"):
+        train(_net(), data, recipe=QUICK, batch_size=8, **again)
+    with pytest.raises(UserError, match="was trained with optimizer sgd, not adamw"):
+        train(_net(), data, recipe=QUICK, optimizer="adamw", **again)
+    with pytest.raises(UserError, match="was trained with 6 steps per epoch, now there would be 5; have images come or gone"):
+        train(_net(), halves_data(80), recipe=QUICK, **again)
+    renamed = {split: dataclasses.replace(getattr(data, split), classes=("left", "dark", "top")) for split in ("train", "validation", "test")}
+    with pytest.raises(UserError, match=r"was trained on classes \['dark', 'left', 'top'\], the data's are \['left', 'dark', 'top'\]"):
+        train(_net(), dataclasses.replace(data, classes=("left", "dark", "top"), **renamed), recipe=QUICK, **again)
+    run = train(_net(), data, lr=0.01, **again)  # the recipe it wrote, but for what is asked otherwise
+    assert run.recipe == QUICK.override({"lr": 0.01})
+    assert "resumed with another lr: 0.01 instead of 0.05" in run.notes
+    assert run.history[-1]["epoch"] == 3
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    recipe = QUICK.override({"lr": 1e-9, "early_stop": 2, "epochs": 50, "ema_decay": 0})
+    first = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run")
+    again = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True)
+    assert 2 < len(first.history) < 50
+    assert [row["epoch"] for row in again.history] == [row["epoch"] for row in first.history]
+    assert any("stopped early" in note for note in again.notes)
+
+
+def test_a_damaged_state_is_written_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), recipe=QUICK, output=folder, checkpoint_seconds=0, progress=_kill_at(9))
+    newest = list_checkpoints(folder)[0]
+    (newest / "model.safetensors").write_bytes(b"")
+    with pytest.raises(Stop):  # one step further than the damaged one, which was made anew on the way
+        train(_net(), halves_data(), recipe=QUICK, output=folder, resume=True, keep=9, checkpoint_seconds=0, progress=_kill_at(3))
+    assert newest in list_checkpoints(folder)
+    assert all(verify_checkpoint(place) is None for place in list_checkpoints(folder))
+
+
+def test_a_scaler_resumes_exactly(tmp_path: Path) -> None:
+    recipe = QUICK.override({"precision": "fp16", "lr": 0.02})
+    whole: list[float] = []
+    rest: list[float] = []
+    undisturbed = train(_net(), halves_data(), recipe=recipe, progress=_kill_at(999, whole))
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", checkpoint_seconds=0, progress=_kill_at(8))
+    resumed = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True, progress=_kill_at(999, rest))
+    assert rest == whole[-len(rest) :]
+    assert len(rest) in (11, 12)
+    for name, value in undisturbed.net.state_dict().items():
+        assert torch.equal(value, resumed.net.state_dict()[name]), name
+
+
+def test_a_first_interrupt_saves_and_a_second_ends(tmp_path: Path) -> None:
+    def press(times: int) -> Any:
+        steps = 0
+
+        def progress(event: dict[str, Any]) -> None:
+            nonlocal steps
+            steps += event["kind"] == "step"
+            for _ in range(times if steps == 8 and event["kind"] == "step" else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return progress
+
+    stopped = train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", progress=press(1))
+    assert not stopped.finished
+    assert list_checkpoints(tmp_path / "run")[0].name == "step-00000008"
+    with pytest.raises(KeyboardInterrupt):
+        train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "other", progress=press(2))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    net = small_net()
+    net.train()
+    set_trainable(net, frozen=True)
+    before = net[1].running_mean.clone()
+    net(torch.rand(4, 1, 12, 12)).sum().backward()
+    assert torch.equal(net[1].running_mean, before)
+    assert net[0].weight.grad is None
+    assert net[9].weight.grad is not None
+    assert net[8].training  # dropout
+    net.train()
+    set_trainable(net, frozen=False)
+    net(torch.rand(4, 1, 12, 12))
+    assert not torch.equal(net[1].running_mean, before)
+
+
+def test_the_schedule_starts_when_all_layers_join() -> None:
+    recipe = Recipe(name="x", schedule="cosine", freeze_epochs=2, warmup_epochs=2, start_factor=0.0, final_factor=0)
+    # 10 epochs: 2 with the head alone, 2 of warm-up, 6 of cosine
+    assert [lr_factor(recipe, epoch / 10, 10) for epoch in (0, 1.9, 2, 3, 4, 7, 10)] == pytest.approx([1, 1, 0, 0.5, 1, 0.5, 0])
+    probe = recipe.override({"freeze_epochs": 10, "warmup_epochs": 0})
+    assert lr_factor(probe, 0.5, 10) == pytest.approx(0.5)  # the head alone all the way
+
+
+def test_a_teacher_sees_its_own_preprocessing(tmp_path: Path) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)).expand(-1, 3)
+
+    student = Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.25,), crop_pct=1.0)
+    own = Preprocessing(image_size=24, channels=1, mean=(0.1,), std=(0.2,), crop_pct=1.0)
+    from convscale.learn.teacher import Teacher
+
+    pixels = torch.full((1, 12, 12, 1), 51, dtype=torch.uint8)  # 0.2
+    assert Teacher(Mean(), own, student)(student.normalize(pixels))[0, 0].item() == pytest.approx((0.2 - 0.1) / 0.2, abs=1e-5)
+    save_checkpoint(tmp_path / "t", small_net(), classes=("a", "b", "c"), preprocessing=student)
+    with pytest.raises(UserError, match="has no spec"):
+        open_teacher(tmp_path / "t", ("a", "b", "c"), student)
+
+
+def test_a_checkpoint_teaches(tmp_path: Path) -> None:
+    from convscale.nn.net import create_model
+
+    torch.manual_seed(0)
+    recipe = QUICK.override({"epochs": 1, "ema_decay": 0})
+    train(create_model("mobilenetv2_050", num_classes=3, in_chans=1), halves_data(), recipe=recipe, output=tmp_path / "teacher")
+    run = train(_net(), halves_data(), recipe=recipe, teacher=tmp_path / "teacher")
+    assert run.recipe.distill_weight == 0.5
+    data = halves_data()
+    renamed = {split: dataclasses.replace(getattr(data, split), classes=("x", "y", "z")) for split in ("train", "validation", "test")}
+    with pytest.raises(UserError, match=rf"has classes \['{CLASSES[0]}', .*the data \['x', 'y', 'z'\]; they must be the same"):
+        train(_net(), dataclasses.replace(data, classes=("x", "y", "z"), **renamed), recipe=recipe, teacher=tmp_path / "teacher")
+
+
+def test_a_run_says_what_it_cost_and_what_would_have_been_faster() -> None:
+    run = train(_net(), halves_data(), recipe=QUICK.override({"epochs": 2}))
+    assert isinstance(run.cost, RunCost)
+    assert run.cost.images == 2 * 96
+    assert run.cost.seconds == pytest.approx(run.seconds)
+    assert 0 <= run.cost.waiting_s <= run.cost.training_s <= run.cost.seconds
+    assert any("layout=auto" in text for text in run.cost.advice)  # it was fixed
+    lines = run.describe().splitlines()
+    assert lines[1].startswith("cost: ")
+    assert "192 images" in lines[1]
+    assert all(line.startswith("faster: ") for line in lines[2:])
+
+
+def test_compiled_training_learns_and_keeps_plain_names(tmp_path: Path) -> None:
+    run = train(_net(), halves_data(), recipe=QUICK.override({"compile": True, "epochs": 4}), output=tmp_path / "run")
+    assert set(run.net.state_dict()) == set(small_net().state_dict())
+    assert run.best_top1 > 0.6
