@@ -28,6 +28,7 @@ _PUBLIC = {
     "Prediction": "speed.predict",
     "count": "speed.cost",
     "saved_bytes": "speed.memory",
+    "predict_largest_batch": "speed.memory",
     "predict": "speed.predict",
     "calibrate": "speed.calibrate",
     "measure": "ship.measure",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convscale import __version__, cli_learn, cli_ship, cli_speed
+from convscale import __version__, cli_learn, cli_measure, cli_ship, cli_speed
 from convscale.cli_common import (
     Batch,
     DataDir,
@@ -106,76 +106,7 @@ def scale(
         say(f"written to {output}" if output else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
 
 
-@app.command()
-def count(models: Annotated[list[str], typer.Argument(help="Model names or spec files.")], img_size: ImgSize = None, as_json: Json = False) -> None:
-    """Count parameters, multiply-accumulates, activations and bytes per image."""
-    from convscale.speed.cost import count as count_cost
-
-    rows = []
-    for model in models:
-        spec = spec_of(model)
-        cost = count_cost(spec, image_size=img_size)
-        rows.append(
-            {
-                "name": spec.name,
-                "image_size": img_size or spec.input.size,
-                "params": cost.params,
-                "macs": cost.macs,
-                "activations": cost.activations,
-                "read_bytes": cost.read_bytes,
-                "written_bytes": cost.written_bytes,
-            }
-        )
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        say(
-            f"{row['name']} at {row['image_size']} px: {row['params'] / 1e6:.2f} M parameters, {row['macs'] / 1e9:.3f} G multiply-accumulates, "
-            f"{row['activations'] / 1e6:.2f} M activations, {row['read_bytes'] / 1e6:.1f} MB read and {row['written_bytes'] / 1e6:.1f} MB written "
-            "(eager, fp32)"
-        )
-
-
-@app.command()
-def measure(
-    models: Annotated[list[str], typer.Argument(help="Model names, spec files or artefact folders.")],
-    batch_size: Batch = 8,
-    img_size: ImgSize = None,
-    device: Device = "cpu",
-    precision: Precision = "fp32",
-    layout: Annotated[str, typer.Option(help="nchw or nhwc.")] = "nchw",
-    runtime: Runtime = "onnxruntime",
-    mode: Annotated[str, typer.Option(help="infer or train.")] = "infer",
-    threads: Threads = None,
-    protocol: Annotated[str | None, typer.Option(help="tresnet: at 90 % of the largest batch that fits.")] = None,
-    seconds: Annotated[float, typer.Option(help="Timed seconds per model, at least.")] = 1.0,
-    record: Annotated[Path | None, typer.Option("--record", help="Append the measurements to this JSON-lines file.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure throughput on this device, with its conditions and spread."""
-    from convscale.ship.artifact import load_artifact
-    from convscale.ship.measure import measure as measure_net
-    from convscale.speed.conditions import Conditions
-    from convscale.speed.records import append_record
-
-    runtime = "eager" if mode == "train" and runtime == "onnxruntime" else runtime
-    cond = Conditions(
-        device=device, mode=mode, precision=precision, layout=layout, batch_size=batch_size, image_size=img_size, runtime=runtime, threads=threads
-    )
-    out = []
-    for model in models:
-        net = load_artifact(model, runtime=runtime, threads=threads) if Path(model).is_dir() else spec_of(model)
-        found = measure_net(net, cond, min_seconds=seconds, protocol=protocol)
-        if record is not None:
-            append_record(record, found)
-        out.append(found)
-        if not as_json:
-            say(f"{model}: {found}")
-            for warning in (*found.warnings, *found.notes):
-                say(f"  note: {warning}")
-    if as_json:
-        print_json([m.to_dict() for m in out])
+cli_measure.register(app)
 
 
 @app.command(cls=ResumeCommand)

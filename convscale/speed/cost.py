@@ -35,7 +35,11 @@ class Cost:
     peak_bytes: int
     """Most bytes alive at once: weights, the input, and every map from its first write to its last use; the runtime's workspaces are not in it."""
     weight_bytes: int
-    """Bytes of parameters, buffers and, in training, the optimiser's state."""
+    """Bytes of parameters and buffers."""
+    optimizer_bytes: int
+    """Bytes of the optimiser's state in training: a momentum for each parameter that has a gradient; 0 for inference."""
+    saved_bytes: int
+    """Bytes that the forward pass keeps for the backward one, weights left out; 0 for inference. Under autocast the weights' casts are among them."""
     unsupported: dict[str, int]
     """Operators of unknown kind and how often they came; their bytes are counted, their MACs are not."""
     batch_size: int
@@ -83,6 +87,18 @@ def peak_bytes(traced: Trace) -> int:
     return peak
 
 
+def saved_for_backward(traced: Trace) -> int:
+    """Bytes of the blocks that the forward pass fills or takes in and the backward pass reads; weights left out, views counted once."""
+    early: set[int] = set()
+    read: set[int] = set()
+    for operator in traced.operators:
+        if operator.phase == "forward":
+            early.update(use.storage for use in (*operator.inputs, *operator.outputs))
+        elif operator.phase == "backward":
+            read.update(use.storage for use in operator.inputs)
+    return sum(traced.storages[number] for number in (early & read) - traced.weights)
+
+
 def cost_of(traced: Trace) -> Cost:
     """The sums of a trace."""
     outputs = (
@@ -91,6 +107,8 @@ def cost_of(traced: Trace) -> Cost:
         if operator.kind in ("conv", "linear") and operator.phase == "forward"
         for use in operator.outputs[:1]
     )
+    # Of an update's inputs (weight, gradient, momentum) only the last is the optimiser's own.
+    momenta = {operator.inputs[-1].storage for operator in traced.operators if operator.phase == "update"}
     return Cost(
         params=traced.params,
         macs=sum(operator.macs for operator in traced.operators) // traced.batch_size,
@@ -98,7 +116,9 @@ def cost_of(traced: Trace) -> Cost:
         read_bytes=sum(operator.read_bytes for operator in traced.operators),
         written_bytes=sum(operator.written_bytes for operator in traced.operators),
         peak_bytes=peak_bytes(traced),
-        weight_bytes=sum(traced.storages[number] for number in traced.weights),
+        weight_bytes=sum(traced.storages[number] for number in traced.weights - momenta),
+        optimizer_bytes=sum(traced.storages[number] for number in momenta),
+        saved_bytes=saved_for_backward(traced),
         unsupported=traced.unsupported,
         batch_size=traced.batch_size,
         image_size=traced.image_size,

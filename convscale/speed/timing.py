@@ -70,6 +70,8 @@ class Measurement:
     """The network's name, where it has one."""
     notes: tuple[str, ...] = ()
     """What the reader must know beside: a batch that was halved, a baked softmax, a table it was read from."""
+    peak_bytes: int | None = None
+    """Most bytes that a GPU's tensors held at once meanwhile, weights included; None where it was not watched."""
 
     def __post_init__(self) -> None:
         if not self.times_s or not all(np.isfinite(t) and t > 0 for t in self.times_s):
@@ -122,6 +124,7 @@ class Measurement:
             "environment": {**dataclasses.asdict(self.environment), "versions": dict(self.environment.versions)},
             "times_s": list(self.times_s),
             "notes": list(self.notes),
+            "peak_bytes": self.peak_bytes,
         }
 
     @classmethod
@@ -138,6 +141,7 @@ class Measurement:
                 environment=Environment(**value["environment"]),
                 times_s=tuple(float(t) for t in value["times_s"]),
                 notes=tuple(value.get("notes", ())),
+                peak_bytes=value.get("peak_bytes"),
             )
         except KeyError as error:
             raise UserError(f"a measurement lacks its {error.args[0]!r}") from error
@@ -180,23 +184,29 @@ class DeviceEvents:
     """
 
     event: Callable[[], Any]
-    """Makes an event with ``record()``, ``synchronize()`` and ``elapsed_time(other)`` in milliseconds."""
+    """Makes an event with ``record(stream)``, ``synchronize()`` and ``elapsed_time(other)`` in milliseconds."""
     synchronize: Callable[[], object]
     """Waits for the device."""
+    stream: Callable[[], Any] = lambda: None
+    """The stream that the calls run on; without one an event would be recorded on whatever device is the current one."""
 
     @classmethod
     def cuda(cls, device: str) -> DeviceEvents:
         """Events of a CUDA device. Not measured on a GPU by this project."""
         import torch
 
-        return cls(event=lambda: torch.cuda.Event(enable_timing=True), synchronize=lambda: torch.cuda.synchronize(device))
+        return cls(
+            event=lambda: torch.cuda.Event(enable_timing=True),
+            synchronize=lambda: torch.cuda.synchronize(device),
+            stream=lambda: torch.cuda.current_stream(device),
+        )
 
     def time(self, fn: Callable[[], object]) -> float:
         start, end = self.event(), self.event()
         self.synchronize()
-        start.record()
+        start.record(self.stream())
         fn()
-        end.record()
+        end.record(self.stream())
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 

@@ -25,7 +25,7 @@ def test_sums_by_hand() -> None:
     assert result.activations == 100 * (4 + 8 + 2)
     assert result.read_bytes == 4 * (3 * 100 * (3 + 4 + 8) + 60)
     assert result.written_bytes == 4 * 3 * 100 * (4 + 8 + 2)
-    assert result.weight_bytes == 4 * 60
+    assert (result.weight_bytes, result.optimizer_bytes, result.saved_bytes) == (4 * 60, 0, 0)
 
 
 def test_peak_is_the_widest_moment() -> None:
@@ -37,7 +37,8 @@ def test_training_keeps_the_maps_for_backward() -> None:
     result = count(chain(), image_size=10, batch_size=3, mode="train")
     assert result.macs == 100 * (12 * 2 + 32 * 3 + 16 * 3)  # the image needs no gradient
     assert result.activations == 100 * (4 + 8 + 2)
-    assert result.weight_bytes == 2 * 4 * 60  # and the momentum
+    assert (result.weight_bytes, result.optimizer_bytes) == (4 * 60, 4 * 60)  # a momentum for each weight
+    assert result.saved_bytes == 4 * 3 * 100 * (3 + 4 + 8)  # each convolution's input
     assert result.peak_bytes >= 2 * 4 * 60 + 4 * 3 * 100 * (3 + 4 + 8 + 2)
 
 

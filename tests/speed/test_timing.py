@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from convscale.errors import UserError
 from convscale.speed.conditions import Conditions
@@ -125,8 +126,8 @@ def test_device_events_time_the_stream_between_them() -> None:
     class Event:
         at_ms = 0.0
 
-        def record(self) -> None:
-            log.append("record")
+        def record(self, stream: str) -> None:
+            log.append(f"record on {stream}")
             self.at_ms = 25.0 * log.count("call")
 
         def synchronize(self) -> None:
@@ -135,9 +136,9 @@ def test_device_events_time_the_stream_between_them() -> None:
         def elapsed_time(self, other: Event) -> float:
             return other.at_ms - self.at_ms
 
-    watch = DeviceEvents(event=Event, synchronize=lambda: log.append("drain"))
+    watch = DeviceEvents(event=Event, synchronize=lambda: log.append("drain"), stream=lambda: "its own")
     assert watch.time(lambda: log.append("call")) == pytest.approx(0.025)
-    assert log == ["drain", "record", "call", "record", "wait"]
+    assert log == ["drain", "record on its own", "call", "record on its own", "wait"]
 
 
 def test_environment_here() -> None:
@@ -145,3 +146,27 @@ def test_environment_here() -> None:
     assert env.cores >= 1
     assert env.device_name
     assert env.versions["torch"].startswith("2.")
+
+
+def test_cuda_events_are_recorded_on_the_stream_of_the_device_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the current device's: with cuda:1 measured from cuda:0 they would time an idle card."""
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            log.append(stream)
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 4.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(f"drain {device}"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    assert DeviceEvents.cuda("cuda:1").time(lambda: log.append("call")) == pytest.approx(0.004)
+    assert log == ["drain cuda:1", "stream of cuda:1", "call", "stream of cuda:1", "wait"]
