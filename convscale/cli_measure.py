@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convscale.cli_common import Device, ImgSize, Json, Precision, Runtime, Threads, print_json, say, spec_of
+from convscale.cli_common import Device, ImgSize, Json, Precision, Threads, print_json, say, spec_of
 from convscale.errors import UserError
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
@@ -92,7 +92,10 @@ def measure_command(
     device: Device = "cpu",
     precision: Precision = "fp32",
     layout: Annotated[str, typer.Option("--layout", help="nchw, nhwc, or auto: both are measured, the faster is reported.")] = "nchw",
-    runtime: Runtime = "onnxruntime",
+    runtime: Annotated[
+        str | None,
+        typer.Option("--runtime", help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training) or openvino."),
+    ] = None,
     mode: Mode = "infer",
     threads: Threads = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="tresnet: at 90 % of the largest batch that fits.")] = None,
@@ -103,7 +106,9 @@ def measure_command(
     as_json: Json = False,
 ) -> None:
     """Measure throughput on this device, with its conditions and spread."""
-    from convscale.ship.artifact import load_artifact
+    from dataclasses import replace
+
+    from convscale.ship.artifact import Artifact, load_artifact
     from convscale.speed.conditions import Conditions
 
     if sweep and (batch_size or protocol):
@@ -113,15 +118,16 @@ def measure_command(
     table = record if record is not None and record.suffix == ".csv" else None
     if table is not None and table.exists():
         raise UserError(f"--record {table} exists and a table is not appended to; name another, or a .jsonl file")
-    runtime = "eager" if mode == "train" and runtime == "onnxruntime" else runtime
     sizes = batch_size or [8]
+    usual = "eager" if mode == "train" else "onnxruntime"
     cond = Conditions(
-        device=device, mode=mode, precision=precision, layout="nchw", batch_size=sizes[0], image_size=img_size, runtime=runtime, threads=threads
+        device=device, mode=mode, precision=precision, batch_size=sizes[0], image_size=img_size, runtime=runtime or usual, threads=threads
     )
     nets = [load_artifact(model, runtime=runtime, threads=threads) if Path(model).is_dir() else spec_of(model) for model in models]
     done = []
     for model, net in zip(models, nets, strict=True):
-        for found in _measured(net, cond, layout, None if sweep else sizes, protocol, seconds):
+        own = replace(cond, runtime=net.runtime, threads=net.threads) if isinstance(net, Artifact) else cond
+        for found in _measured(net, own, layout, None if sweep else sizes, protocol, seconds):
             done.append(_recorded(net, found, None if table else record))
             if not as_json:
                 _say_measured(model, found)

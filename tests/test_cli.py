@@ -1,5 +1,6 @@
 """The command line: every command answers, bad input is one line and exit code 2."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -79,6 +80,39 @@ def test_count(call):
     assert row["macs"] / 1e9 == pytest.approx(5.737, abs=0.01)
 
 
+def test_count_says_what_training_keeps_and_what_a_card_holds(call):
+    """Paper: 512 images of TResNet-M in training on a V100 under AMP (PAPERS.md), within 10 %."""
+    args = ("count", "tresnet_m", "--mode", "train", "--precision", "amp", "-b", "2", "--device", "v100")
+    _, out, _ = call(*args, "--json")
+    row = json.loads(out)[0]
+    assert row["weight_bytes"] > 4 * 31_389_032
+    assert row["optimizer_bytes"] == 4 * 31_389_032
+    assert row["largest_batch"]["batch_size"] == pytest.approx(512, rel=0.1)
+    code, out, _ = call(*args)
+    text = " ".join(out.split())
+    assert code == 0
+    assert "training, eager, amp, nchw, batch 2:" in text
+    assert "125.6 MB the optimiser's" in text  # 31,389,032 numbers of 4 bytes
+    assert "fit in NVIDIA Tesla V100 SXM2 16 GB (train, amp, nchw)" in text
+    assert max(map(len, out.splitlines())) <= 60
+
+
+def test_measure_sweeps_batches_and_writes_timms_table(call, tmp_path):
+    table = tmp_path / "infer.csv"
+    args = ("measure", "mobilenetv2_050", "--img-size", "32", "--threads", "1", "--runtime", "eager", "--seconds", "0.02", "--layout", "auto")
+    code, out, _ = call(*args, "-b", "1", "-b", "2", "--record", str(table))
+    assert code == 0
+    assert out.count("layout chosen by") == 2
+    assert "99th percentile" in " ".join(out.split())
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["mobilenetv2_050"] * 2
+    assert {row["infer_batch_size"] for row in rows} == {"1", "2"}
+    assert {row["param_count"] for row in rows} == {"1.97"}  # M, as timm's table of results has it
+    code, _, err = call(*args, "-b", "1", "--record", str(table))
+    assert code == 2
+    assert "exists and a table is not appended to" in err
+
+
 def test_measure_states_its_conditions(call, tmp_path):
     record = tmp_path / "records.jsonl"
     args = ("mobilenetv2_050", "--img-size", "32", "-b", "2", "--threads", "1", "--runtime", "eager", "--seconds", "0.05")
@@ -102,6 +136,17 @@ def test_measure_states_its_conditions(call, tmp_path):
         (("list", "zzz*"), "no model matches 'zzz*'"),
         (("measure", "resnet18", "-b", "0"), "batch_size must be a whole number of at least 1, got 0"),
         (("measure", "tresnet_m", "--img-size", "30"), "30 px; tresnet_m takes a multiple of 4"),
+        (("measure", "resnet18", "-b", "4", "-b", "-1", "--img-size", "32"), "batch_size must be a whole number of at least 1, got -1"),
+        (("measure", "resnet18", "--sweep", "-b", "4"), "--sweep chooses the batches itself"),
+        (("measure", "resnet18", "--protocol", "tresnet", "-b", "4"), "--protocol tresnet takes 90 % of the largest batch"),
+        (("measure", "resnet18", "--protocol", "timm"), "protocol 'timm' is unknown (known: tresnet)"),
+        (("measure", "resnet18", "--layout", "nwhc"), "layout 'nwhc' is unknown (nearest: n"),
+        (("measure", "resnet18", "--device", "cuda"), "device 'cuda' is not there: torch sees no CUDA GPU"),
+        (("measure", "resnet18", "--device", "rtx-4090"), "device 'rtx-4090' can not be measured here; use cpu or cuda"),
+        (("count", "resnet18", "--device", "v10"), "device 'v10' is unknown (nearest: "),
+        (("count", "resnet18", "--precision", "amb"), "precision 'amb' is unknown (nearest: amp"),
+        (("count", "tresnet_m", "--img-size", "30"), "30 px; tresnet_m takes a multiple of 4"),
+        (("count", "efficientnet_b7", "--device", "t4", "--img-size", "6000"), "not even one image fits in NVIDIA T4"),
         (("measure", "resnet18", "--runtime", "onnx"), "runtime 'onnx' is unknown (nearest: onnxruntime"),
         (("train", "--data-dir", "none", "--output", "x", "--model", "resnet18"), "data folder none does not exist"),
         (("train", "--data-dir", "none", "--output", "x", "--model", "resnet18", "--set", "lr"), "--set takes key=value, got 'lr'"),
