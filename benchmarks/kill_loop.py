@@ -134,11 +134,12 @@ def main() -> None:
         began = time.perf_counter()
         finish(process, folder / "whole.txt")
         step_s = min(0.5, (time.perf_counter() - began) / (STEPS_PER_EPOCH * EPOCHS))
-        most = max(1, round(2 * 0.8 * STEPS_PER_EPOCH * EPOCHS / arguments.kills))  # so that the kills are spread over the run
         kills = in_save = 0
         reached: list[int] = []
         while kills < arguments.kills:
             process = start(data, folder / "killed", losses, arguments.workers)
+            left = STEPS_PER_EPOCH * EPOCHS - (reached[-1] if reached else 0)
+            most = max(1, round(2 * left / (arguments.kills - kills + 1)) - 4)  # so that the kills are spread over the run
             wait_for_steps(process, losses, random.randint(1, most))  # at least one: a run that never takes one would never end
             time.sleep(random.uniform(0, 2 * step_s))
             if process.poll() is not None:

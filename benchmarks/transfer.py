@@ -100,7 +100,18 @@ def run_ours(data: DataSplits, options: argparse.Namespace, seed: int, *, pretra
     else:
         torch.manual_seed(seed)
         net, recipe, epochs = cs.create_model(LITE0, num_classes=classes), "pictures", 2 * options.epochs
-    run = train(net, data, recipe=recipe, epochs=epochs, seed=seed, preprocessing=preprocessing, workers=0, batch_size=32, **FIXED)
+    run = train(
+        net,
+        data,
+        recipe=recipe,
+        epochs=epochs,
+        seed=seed,
+        preprocessing=preprocessing,
+        workers=0,
+        batch_size=32,
+        **FIXED,
+        **(dict(text.split("=", 1) for text in options.set) if pretrained else {}),
+    )
     return tested(run.net, data, preprocessing, run.seconds, recipe=recipe, epochs=epochs, best_epoch=run.best_epoch, validation=run.best_top1)
 
 
@@ -269,6 +280,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[], help="key=value of finetune")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path)

@@ -45,6 +45,12 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def share(self, net: torch.nn.Module) -> None:
+        """Give every process the first one's weights."""
+        if self.world > 1:
+            for value in net.state_dict().values():
+                dist.broadcast(value, src=0)
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in order of rank."""
         if self.world == 1:

@@ -22,13 +22,14 @@ from convscale.files import write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.augment import erase, mix, mix_seed
-from convscale.learn.checkpoint import load_state, load_weights_into, prune, save_checkpoint, verify_checkpoint
+from convscale.learn.checkpoint import prune, save_checkpoint, verify_checkpoint
 from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
 from convscale.learn.freeze import set_trainable
 from convscale.learn.loader import Batch, TrainLoader, check_bad_rate
 from convscale.learn.loss import Loss, distillation_loss
 from convscale.learn.optim import build_optimizer, set_lr
+from convscale.learn.probe import solve_head
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
@@ -135,6 +136,22 @@ class Trainer:
                 self._good = copy.deepcopy(self.state())
             if not self._run_epoch():
                 return
+
+    def start_from_solved_head(self) -> None:
+        """Solve the head on the present features; what that gives is the first result to beat."""
+        started, job = time.perf_counter(), self.job
+        if job.processes.first:
+            decay, _ = solve_head(self.net, job.loader.split, job.validation, job.preprocessing, device=job.device, workers=job.loader.workers)
+            self._note(f"solved the head on the features of the weights it starts from (L2 penalty {decay:g})")
+        job.processes.share(self.net)
+        if self.ema is not None:
+            self.ema.net.load_state_dict(self.net.state_dict())
+        metrics = self._validate()
+        self._keep_if_better(metrics)
+        self._note(f"before the first epoch: validation result {metrics['metric']:.2%}")
+        self.elapsed += job.processes.from_first(time.perf_counter() - started)
+        if job.output is not None and job.processes.first:
+            self._save_best()
 
     # -- one epoch -----------------------------------------------------------------------------------------------------------------------------
 
@@ -262,21 +279,10 @@ class Trainer:
         sums = dict(self._sums)
         sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
         images = max(1, int(sums["images"]))
-        metrics = validate(
-            self.watched,
-            self.job.validation,
-            self.job.preprocessing,
-            processes=self.job.processes,
-            device=self.job.device,
-            precision=self.job.settings.precision,
-            workers=self.job.loader.workers or None,
-        )
+        metrics = self._validate()
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
-        better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
-        if math.isfinite(metrics["loss"]) and better:
-            self.best = {"metric": metrics["metric"], "loss": metrics["loss"], "epoch": self.epoch, "thresholds": metrics.get("thresholds")}
-            self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
+        self._keep_if_better(metrics)
         row = {
             "epoch": self.epoch,
             "train_loss": sums["loss"] / images if sums["images"] else math.nan,
@@ -295,6 +301,18 @@ class Trainer:
             self._write_epoch()
         best = self.best["metric"]
         self.job.progress({"kind": "epoch", **row, "epochs": self.job.recipe.epochs, "best": best, "seconds_left": self._seconds_left()})
+
+    def _validate(self) -> dict[str, Any]:
+        job = self.job
+        options = {"processes": job.processes, "device": job.device, "precision": job.settings.precision, "workers": job.loader.workers or None}
+        return validate(self.watched, job.validation, job.preprocessing, **options)
+
+    def _keep_if_better(self, metrics: dict[str, Any]) -> None:
+        """Note a validation result that beats all before it; one with a loss that is not finite never does."""
+        better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
+        if math.isfinite(metrics["loss"]) and better:
+            self.best = {"metric": metrics["metric"], "loss": metrics["loss"], "epoch": self.epoch, "thresholds": metrics.get("thresholds")}
+            self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
 
     # -- what is written and restored ----------------------------------------------------------------------------------------------------------
 
@@ -355,13 +373,17 @@ class Trainer:
         meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "steps_per_epoch": self.steps_per_epoch, "metrics": _finite(metrics)}
         save_checkpoint(target, net, classes=self.job.loader.split.classes, preprocessing=self.job.preprocessing, meta=meta, state=state)
 
+    def _save_best(self) -> None:
+        assert self.job.output is not None
+        target = self.job.output / "checkpoints" / f"best-{self.epoch * self.steps_per_epoch:08d}"
+        if not _whole(target):
+            self._save(target, self.watched, None)
+        prune(self.job.output, keep=1, kind="best")
+
     def _write_epoch(self) -> None:
         assert self.job.output is not None
         if self.best["epoch"] == self.epoch:
-            target = self.job.output / "checkpoints" / f"best-{self.epoch * self.steps_per_epoch:08d}"
-            if not _whole(target):
-                self._save(target, self.watched, None)
-            prune(self.job.output, keep=1, kind="best")
+            self._save_best()
         self._save_state()
         write_text(self.job.output / "log.jsonl", "".join(json.dumps(_finite(row)) + "\n" for row in self.history))
 
@@ -413,46 +435,12 @@ class Trainer:
                 "images_per_s": self._sums["images"] / seconds,
                 "wait_share": self._sums["wait"] / seconds,
                 "seconds_left": self._seconds_left(),
-                "best": self.best["metric"] if self.best["epoch"] else None,
+                "best": self.best["metric"] if self.best_weights is not None else None,
             }
         )
 
     def _note(self, text: str) -> None:
         self.job.progress({"kind": "note", "text": text})
-
-
-def restore(trainer: Trainer, output: Path) -> Path:
-    """Put ``trainer`` where the newest undamaged training state of ``output`` stands; gives that state's folder."""
-    place, about, state, notes = load_state(output)
-    for note in notes:
-        trainer.job.progress({"kind": "note", "text": note})
-    _check_same(about, trainer, output)
-    load_weights_into(trainer.watched, place)  # says clearly when the architecture differs
-    trainer.restore(state)
-    return place
-
-
-_FIXED = ("batch_size", "accumulate", "optimizer", "balanced")
-"""Keys of a recipe whose change would make a saved position or state mean something else."""
-
-
-def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
-    """A resumed run has the seed, classes and steps it was started with; other changes are said."""
-    job = trainer.job
-    if about["seed"] != job.seed:
-        raise UserError(f"{output} was trained with seed {about['seed']}, not {job.seed}; a resumed run keeps its seed")
-    if about["classes"] != list(job.loader.split.classes):
-        raise UserError(f"{output} was trained on classes {about['classes']}, the data's are {list(job.loader.split.classes)}")
-    recipe = job.recipe.to_dict()
-    changed = {key: value for key, value in about["recipe"].items() if key in recipe and value != recipe[key] and key not in ("name", "source")}
-    for key in _FIXED:
-        if key in changed:
-            raise UserError(f"{output} was trained with {key} {changed[key]}, not {recipe[key]}; a resumed run keeps it")
-    steps = about.get("steps_per_epoch", trainer.steps_per_epoch)
-    if steps != trainer.steps_per_epoch:
-        raise UserError(f"{output} was trained with {steps} steps per epoch, now there would be {trainer.steps_per_epoch}; have images come or gone?")
-    for key, value in changed.items():
-        trainer.job.progress({"kind": "note", "text": f"resumed with another {key}: {recipe[key]} instead of {value}"})
 
 
 def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:

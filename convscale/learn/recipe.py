@@ -105,6 +105,8 @@ class Recipe:
     """Decoupled: a step shrinks weights by lr x weight_decay; norms and biases are left out."""
     layer_decay: float = 1.0
     """Each layer below the head has its learning rate multiplied by this once more."""
+    solve_head: bool = False
+    """Before the first epoch, put the best linear classifier on the network's present features into its head."""
     freeze_epochs: int = 0
     """Epochs in which only the head is trained."""
 

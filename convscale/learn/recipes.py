@@ -68,16 +68,16 @@ RECIPES = {
         Recipe(
             name="finetune",
             source=(
-                "convscale's own, for pretrained weights on a user's pictures: the head first, then all layers, lower ones "
-                "slower (layer-wise decay as in Clark et al. 2020, ELECTRA)"
+                "convscale's own, for pretrained weights on a user's pictures: the head first (solved on the features that are there: "
+                "Kumar et al. 2022, arXiv 2202.10054), then all layers, lower ones slower (layer-wise decay: Clark et al. 2020, ELECTRA)"
             ),
             epochs=20,
             batch_size=32,
             optimizer="adamw",
-            lr=1e-3,
+            lr=3e-4,
             weight_decay=0.05,
             layer_decay=0.85,
-            freeze_epochs=1,
+            solve_head=True,
             schedule="cosine",
             warmup_epochs=1,
             label_smoothing=0.1,

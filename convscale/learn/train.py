@@ -24,10 +24,11 @@ from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_s
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
-from convscale.learn.loop import Job, Trainer, restore
+from convscale.learn.loop import Job, Trainer
 from convscale.learn.loss import build_loss
 from convscale.learn.progress import Progress, duration, logged
 from convscale.learn.recipe import Recipe, get_recipe
+from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.teacher import open_teacher
 from convscale.nn.norm import convert_sync
@@ -44,7 +45,7 @@ class TrainRun:
     best_top1: float
     """Validation top-1 of ``net``, in [0, 1]; mean average precision for several labels."""
     best_epoch: int
-    """The epoch it comes from."""
+    """The epoch it comes from; 0: the solved head, before the first."""
     thresholds: tuple[float, ...] | None
     """For several labels: per class the probability above which it counts as present, set on validation; else None."""
     classes: tuple[str, ...]
@@ -200,6 +201,8 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
             job.progress({"kind": "note", "text": f"resumed from {place}"})
         if job.processes.first:
             job.recipe.save(job.output / "recipe.yaml")
+    if job.recipe.solve_head and not resumed:
+        trainer.start_from_solved_head()
     trainer.run()
     finished = trainer.epoch >= job.recipe.epochs or not job.stop()
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}

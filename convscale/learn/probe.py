@@ -1,0 +1,105 @@
+"""The head first, solved instead of trained: a linear probe on the features that a pretrained network already has.
+
+Fine-tuning from a random head changes good features before the head can tell what they are for; starting from the solved head keeps them (Kumar
+et al. 2022, arXiv 2202.10054).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import Split
+from convscale.learn.loader import eval_batches
+
+MOST_IMAGES = 20_000
+"""Of the train set, spread evenly: more hardly change a linear head."""
+DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
+"""L2 penalties that are tried."""
+
+
+def solve_head(
+    net: nn.Module, train: Split, validation: Split, preprocessing: Preprocessing, *, device: torch.device, workers: int | None = None
+) -> tuple[float, float]:
+    """Put the best linear classifier on the network's present features into its head.
+
+    Logistic regression (one for each class where an image can have several labels) on pooled features, standardised for the fit, by L-BFGS; of the
+    L2 penalties the one with the lowest loss on validation is taken.
+
+    Args:
+        net: with timm's ``forward_features``, ``forward_head(x, pre_logits=True)`` and ``get_classifier``; its mode is kept.
+        train: what to fit on, as validation sees images: without augmentation.
+        validation: what chooses the penalty.
+        preprocessing: how images become inputs.
+        device: where ``net`` is.
+        workers: decoding processes; None: one per core.
+
+    Returns:
+        The penalty and the validation loss.
+
+    Raises:
+        UserError: the network has no such head.
+    """
+    head = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
+    if not isinstance(head, nn.Linear) or not hasattr(net, "forward_head"):
+        raise UserError("solve_head needs a network with forward_features, forward_head and a linear classifier (timm's convention)")
+    some = train if len(train) <= MOST_IMAGES else train.subset(torch.linspace(0, len(train) - 1, MOST_IMAGES).long())
+    x, labels = _features(net, some, preprocessing, device, workers)
+    seen, truth = _features(net, validation, preprocessing, device, workers)
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
+    x, seen = (x - mean) / std, (seen - mean) / std
+    found = []
+    weight, bias = torch.zeros(head.out_features, x.shape[1]), torch.zeros(head.out_features)
+    for decay in sorted(DECAYS, reverse=True):  # each starts from the one before
+        weight, bias = _fit(x, labels, weight, bias, decay)
+        found.append((float(_loss(seen @ weight.T + bias, truth)), decay, weight, bias))
+    loss, decay, weight, bias = min(found, key=lambda entry: entry[0])
+    weight = weight / std
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias - weight @ mean)
+    return decay, loss
+
+
+@torch.no_grad()
+def _features(
+    net: nn.Module, split: Split, preprocessing: Preprocessing, device: torch.device, workers: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled features float32 (N, features) and labels, on the CPU."""
+    training, rows, kept = net.training, [], []
+    forward: Any = net
+    net.eval()
+    try:
+        for batch in eval_batches(split, preprocessing, batch_size=128, workers=workers):
+            if len(batch.indices):
+                inputs = preprocessing.normalize(batch.images.to(device))
+                rows.append(forward.forward_head(forward.forward_features(inputs), pre_logits=True).float().cpu())
+                kept.append(batch.indices)
+    finally:
+        net.train(training)
+    return torch.cat(rows), split.labels[torch.cat(kept)]
+
+
+def _fit(x: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, decay: float) -> tuple[torch.Tensor, torch.Tensor]:
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = _loss(x @ weight.T + bias, labels) + 0.5 * decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    return weight.detach(), bias.detach()
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).mean()
