@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -88,6 +87,14 @@ def peak_megabytes(side: str, model: str, options: argparse.Namespace) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def peak_kilobytes() -> int:
+    """This process's own peak resident size; ``getrusage`` would count what it was forked from too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise SystemExit("peak memory needs Linux's /proc")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="*", default=list(MODELS))
@@ -104,10 +111,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.memory_of:
         step = stepper(build(options.memory_of, options.models[0]), options)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_kilobytes()
         step()
         step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print((peak_kilobytes() - before) / 1024)
         return
     conditions = {name: getattr(options, name) for name in ("batch", "size", "threads", "precision", "layout", "rounds")}
     conditions |= {"machine": platform.machine(), "torch": torch.__version__}

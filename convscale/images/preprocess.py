@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,19 @@ _CACHE_VALUES = 150_000
 """Values that are normalised at a time on a CPU: as many as stay in a core's cache."""
 
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
+
+
+def _factor_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 (channels,): ``pixels * factor + shift`` is ``(pixels / 255 - mean) / std``."""
+    wide_mean, wide_std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    return (1 / (255 * wide_std)).float().to(device), (-wide_mean / wide_std).float().to(device)
+
+
+@lru_cache(maxsize=16)
+def _as_long_as_a_row(mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for a row of pixels, channels last: several times faster on a CPU than constants that are broadcast over the innermost dimension."""
+    factor, shift = _factor_and_shift(mean, std, device)
+    return factor.repeat(width), shift.repeat(width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +101,7 @@ class Preprocessing:
         return pixels.numpy() if as_numpy else pixels  # pyright: ignore[reportReturnType]
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
-        """``(pixels / 255 - mean) / std`` per channel.
+        """``(pixels / 255 - mean) / std`` per channel, as one multiplication and addition.
 
         Args:
             batch: uint8, (N, H, W, channels) or (N, channels, H, W); where both readings are possible it is the former.
@@ -97,20 +111,19 @@ class Preprocessing:
         """
         if batch.dtype != torch.uint8 or batch.ndim != 4:
             raise UserError(f"a batch of images must be uint8 with 4 dimensions, got {batch.dtype} {tuple(batch.shape)}")
-        # times 255 on the constants' side, and constants as long as a row of pixels: several times faster on a CPU
-        mean = (torch.tensor(self.mean, dtype=torch.float64) * 255).float().to(batch.device)
-        std = (torch.tensor(self.std, dtype=torch.float64) * 255).float().to(batch.device)
         if batch.shape[3] == self.channels:
             count, height, width, channels = batch.shape
             rows = batch.reshape(count, height, width * channels)
-            mean, std, out = mean.repeat(width), std.repeat(width), torch.empty(rows.shape, device=batch.device)
+            factor, shift = _as_long_as_a_row(self.mean, self.std, width, batch.device)
+            out = torch.empty(rows.shape, device=batch.device)
             step = max(1, _CACHE_VALUES // max(1, height * width * channels)) if batch.device.type == "cpu" else max(1, count)
             for source, target in zip(rows.split(step), out.split(step), strict=True):
-                target.copy_(source).sub_(mean).div_(std)
+                torch.addcmul(shift, target.copy_(source), factor, out=target)
             return out.view(count, height, width, channels).permute(0, 3, 1, 2)
         if batch.shape[1] != self.channels:
             raise UserError(f"a batch of images must have {self.channels} channels in its last or second dimension, got {tuple(batch.shape)}")
-        return batch.float().sub_(mean.view(1, -1, 1, 1)).div_(std.view(1, -1, 1, 1))
+        factor, shift = _factor_and_shift(self.mean, self.std, batch.device)
+        return torch.addcmul(shift.view(1, -1, 1, 1), batch.float(), factor.view(1, -1, 1, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; ``from_dict`` is the inverse."""

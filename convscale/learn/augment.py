@@ -82,7 +82,7 @@ def crop_box(height: int, width: int, random: np.random.Generator, *, min_scale:
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, recipe: Recipe) -> torch.Tensor:
+def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None) -> torch.Tensor:
     """A random crop resized to ``size`` squared, perhaps flipped, then the recipe's policy and cutout (of mid-gray).
 
     Args:
@@ -90,15 +90,18 @@ def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, re
         size: side of the result in pixels.
         random: this sample's own stream.
         recipe: crop_scale, flip, policy, cutout.
+        out: uint8 (size, size, C), contiguous; takes the result.
 
     Returns:
         uint8 (size, size, C).
     """
     box = crop_box(image.shape[0], image.shape[1], random, min_scale=recipe.crop_scale)
-    return resize_box(image, box, size, random, recipe)
+    return resize_box(image, box, size, random, recipe, out)
 
 
-def resize_box(image: torch.Tensor, box: tuple[int, int, int, int], size: int, random: np.random.Generator, recipe: Recipe) -> torch.Tensor:
+def resize_box(
+    image: torch.Tensor, box: tuple[int, int, int, int], size: int, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """What ``resized_crop`` does once its box (top, left, height, width) is drawn."""
     top, left, height, width = box
     # contiguous and channels-last: torch's uint8 resize takes its fast path only then
@@ -109,7 +112,8 @@ def resize_box(image: torch.Tensor, box: tuple[int, int, int, int], size: int, r
         pixels = pixels.flip(3)
     if recipe.policy != "none":
         pixels = apply_policy(pixels[0], recipe, int(random.integers(1 << 62)))[None]
-    out = pixels[0].permute(1, 2, 0).contiguous()
+    out = torch.empty(size, size, image.shape[2], dtype=torch.uint8) if out is None else out
+    out.copy_(pixels[0].permute(1, 2, 0))
     if side := round(recipe.cutout * size):
         top, left = int(random.integers(size)) - side // 2, int(random.integers(size)) - side // 2
         out[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 128

@@ -170,18 +170,22 @@ _WORKER_TROUBLE = ("dataloader worker", "bus error", "shared memory", "no space 
 
 
 class _TrainSamples:
-    """index -> augmented uint8 (size, size, C), or what is wrong with the image."""
+    """Augmented images, uint8 (size, size, C), by index."""
 
     def __init__(self, split: Split, recipe: Recipe, size: int, seed: int, epoch: int) -> None:
         self.split, self.recipe, self.size, self.seed, self.epoch = split, recipe, size, seed, epoch
+        self.channels = split.channels
 
-    def __call__(self, index: int) -> torch.Tensor | str:
+    def __call__(self, index: int, out: torch.Tensor) -> str | None:
+        """Fill ``out``, or say what is wrong with the image."""
         random = np.random.Generator(np.random.Philox(key=mix_seed(self.seed, 3, self.epoch, index)))
         try:
             if self.recipe.augment == "resized-crop":
                 if self.recipe.scaled_decode and isinstance(self.split, FileSplit):
-                    return self._scaled(self.split, index, random)
-                return resized_crop(self.split.read(index), self.size, random, self.recipe)
+                    self._scaled(self.split, index, random, out)
+                else:
+                    resized_crop(self.split.read(index), self.size, random, self.recipe, out)
+                return None
             image = self.split.read(index)
         except ImageError as error:
             return str(error)
@@ -190,12 +194,14 @@ class _TrainSamples:
         )
         image = whole.resize(image)
         if self.recipe.augment == "none":
-            return image
+            out.copy_(image)
+            return None
         table = torch.from_numpy(random.random((1, 5)))
         pad, cutout = round(self.recipe.shift * self.size), round(self.recipe.cutout * self.size)
-        return shift_crop(image[None], table, pad=pad, flip=self.recipe.flip, cutout=cutout)[0]
+        out.copy_(shift_crop(image[None], table, pad=pad, flip=self.recipe.flip, cutout=cutout)[0])
+        return None
 
-    def _scaled(self, split: FileSplit, index: int, random: np.random.Generator) -> torch.Tensor:
+    def _scaled(self, split: FileSplit, index: int, random: np.random.Generator, out: torch.Tensor) -> None:
         """A crop from the picture decoded at the smallest size that leaves it three quarters of the pixels it is resized to."""
         data = read_bytes(split.paths[index])
         header = parse_header(data) or Header(format="", width=1, height=1)  # what is wrong is said by decode_image
@@ -207,20 +213,23 @@ class _TrainSamples:
             header = Header(format=header.format, width=header.height, height=header.width)
         vertical, horizontal = image.shape[0] / header.height, image.shape[1] / header.width
         box = (int(top * vertical), int(left * horizontal), max(1, int(height * vertical)), max(1, int(width * horizontal)))
-        return resize_box(image, box, self.size, random, self.recipe)
+        resize_box(image, box, self.size, random, self.recipe, out)
 
 
 class _EvalSamples:
-    """index -> uint8 (size, size, C) as the preprocessing says, or what is wrong with the image."""
+    """Images as the preprocessing says, uint8 (size, size, C), by index."""
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self.split, self.preprocessing = split, preprocessing
+        self.size, self.channels = preprocessing.image_size, preprocessing.channels
 
-    def __call__(self, index: int) -> torch.Tensor | str:
+    def __call__(self, index: int, out: torch.Tensor) -> str | None:
+        """Fill ``out``, or say what is wrong with the image."""
         try:
-            return self.preprocessing.resize(self.split.read(index))
+            out.copy_(self.preprocessing.resize(self.split.read(index)))
         except ImageError as error:
             return str(error)
+        return None
 
 
 class _Chunks(torch.utils.data.Dataset):
@@ -233,15 +242,15 @@ class _Chunks(torch.utils.data.Dataset):
         return len(self.chunks)
 
     def __getitem__(self, at: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        images, kept, bad = [], [], []
-        for index in self.chunks[at].tolist():
-            made = self.samples(index)
-            if isinstance(made, str):
-                bad.append(made)
-            else:
-                images.append(made)
+        indices, kept, bad = self.chunks[at].tolist(), [], []
+        images = torch.empty(len(indices), self.samples.size, self.samples.size, self.samples.channels, dtype=torch.uint8)
+        for index in indices:
+            problem = self.samples(index, images[len(kept)])
+            if problem is None:
                 kept.append(index)
-        return torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8), torch.tensor(kept, dtype=torch.long), bad
+            else:
+                bad.append(problem)
+        return images[: len(kept)], torch.tensor(kept, dtype=torch.long), bad
 
 
 def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
