@@ -1,0 +1,89 @@
+"""The solved head against scikit-learn, and what fine-tuning makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import ArraySplit
+from convscale.learn import probe
+from convscale.learn.probe import solve_head
+from convscale.learn.recipe import Recipe
+from convscale.learn.train import train
+from tests.learn.nets import halves_data, small_net
+
+PLAIN = Preprocessing(image_size=2, channels=1, mean=(0.0,), std=(1.0,), crop_pct=1.0)
+
+
+class Pixels(nn.Module):
+    """Features are the four pixels; the head is linear."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = x.flatten(1)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _split(labels: torch.Tensor, seed: int, name: str) -> ArraySplit:
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 120, (len(labels), 2, 2, 1), dtype=np.uint8)
+    index = labels if labels.ndim == 1 else labels.argmax(1)
+    pixels.reshape(-1, 4)[np.arange(len(labels)), index.numpy()] += 60
+    return ArraySplit(split=name, classes=("a", "b", "c"), labels=labels, channels=1, pixels=torch.from_numpy(pixels))
+
+
+def test_it_is_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    monkeypatch.setattr(probe, "DECAYS", (0.1,))
+    train_split, validation = (_split(torch.arange(count) % 3, seed, name) for count, seed, name in ((90, 0, "train"), (30, 1, "validation")))
+    net = Pixels()
+    assert solve_head(net, train_split, validation, PLAIN, device=torch.device("cpu"))[0] == 0.1
+    x = train_split.images.numpy().reshape(90, 4) / 255
+    standard = (x - x.mean(0)) / x.std(0, ddof=1)
+    golden = linear_model.LogisticRegression(C=1 / (0.1 * 90), tol=1e-8, max_iter=1000).fit(standard, train_split.labels.numpy())
+    with torch.no_grad():
+        ours = net(PLAIN.normalize(train_split.images)).softmax(1).numpy()
+    np.testing.assert_allclose(ours, golden.predict_proba(standard), atol=2e-4)
+
+
+def test_several_labels_are_solved_one_by_one() -> None:
+    labels = torch.eye(3)[torch.arange(90) % 3]
+    labels[:, 2] = 1.0 - labels[:, 2]  # often present
+    net = Pixels()
+    solve_head(net, _split(labels, 0, "train"), _split(labels[:30], 1, "validation"), PLAIN, device=torch.device("cpu"))
+    with torch.no_grad():
+        right = ((net(PLAIN.normalize(_split(labels[:60], 2, "test").images)) > 0) == labels[:60].bool()).float().mean()
+    assert right > 0.55
+
+
+def test_training_starts_from_it_and_never_ends_below() -> None:
+    from convscale.nn.net import create_model
+
+    torch.manual_seed(0)
+    net = create_model("mobilenetv2_050", num_classes=3, in_chans=1)
+    recipe = Recipe(name="x", epochs=2, batch_size=16, lr=1e-9, augment="none", solve_head=True, precision="fp32", layout="nchw")
+    run = train(net, halves_data(), recipe=recipe)
+    said = next(note for note in run.notes if "before the first epoch: validation result" in note)
+    assert run.best_top1 >= float(said.split()[-1].rstrip("%")) / 100 - 1e-4
+    assert run.best_top1 > 0.5  # of three classes, with no training to speak of
+
+
+def test_a_network_without_such_a_head_is_refused() -> None:
+    with pytest.raises(UserError, match="solve_head needs a network with forward_features"):
+        train(small_net(), halves_data(), recipe=Recipe(name="x", solve_head=True, epochs=1, batch_size=16, augment="none"))
