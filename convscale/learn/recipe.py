@@ -50,6 +50,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "shift": (0, 0.5),
     "cutout": (0, 1),
     "crop_scale": (0.001, 1),
+    "shrink": (0, 16),
     "policy_magnitude": (0, 30),
     "policy_ops": (1, 10),
     "erase": (0, 1),
@@ -154,6 +155,9 @@ class Recipe:
     """Smallest area of resized-crop, as a share of the image's."""
     scaled_decode: bool = False
     """Let JPEGs be decoded at a half, a quarter or an eighth where the crop keeps enough pixels: faster, slightly different pixels."""
+    shrink: float = 0.0
+    """Read files from smaller copies, kept in the user's cache folder, whose shorter side is this many times the image size (1.15 keeps what random
+    crops of half the picture need); 0: from the files themselves."""
     policy: str = "none"
     """``randaugment``, ``autoaugment``, ``trivialaugment`` or ``none``."""
     policy_ops: int = 2

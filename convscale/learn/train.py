@@ -19,7 +19,7 @@ from convscale.errors import UserError
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import DataSplits, Split
+from convscale.images.splits import DataSplits, FileSplit, Split
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
@@ -30,6 +30,7 @@ from convscale.learn.progress import Progress, duration, logged
 from convscale.learn.recipe import Recipe, get_recipe
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings
+from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
 from convscale.nn.norm import convert_sync
 
@@ -232,6 +233,9 @@ def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell
     held = []
     for split in (splits.train, splits.validation):
         bad: tuple[str, ...] = ()
+        if recipe.shrink and isinstance(split, FileSplit) and split is splits.train:
+            split, said = shrink_split(split, round(recipe.shrink * preprocessing.image_size))
+            tell({"kind": "note", "text": said})
         if recipe.augment == "shift-crop" or split is splits.validation:
             split, bad = into_memory(split, preprocessing)
         for problem in bad:

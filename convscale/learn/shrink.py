@@ -1,0 +1,73 @@
+"""Smaller copies of large pictures, made once and kept: scaled decoding that is paid for in the first run only.
+
+A JPEG's cost is mostly its entropy-coded bits, which no decoder can leave out, whatever the size it decodes to; a smaller file has fewer of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from convscale.errors import UserError
+from convscale.files import atomic_path
+from convscale.images.decode import ImageError, check_image, read_image
+from convscale.images.splits import FileSplit
+from convscale.speed.cache import cache_dir
+
+QUALITY = 90
+"""Of the copies, as JPEG."""
+
+
+def shrink_split(split: FileSplit, side: int, *, folder: Path | None = None, workers: int | None = None) -> tuple[FileSplit, str]:
+    """The split with copies in the place of files that are larger.
+
+    Args:
+        split: pictures as files.
+        side: shorter side of the copies in pixels; what is not larger stays as it is, and what can not be decoded too (the loader tells of it).
+        folder: where copies are kept; None: ``shrunk`` in the user's cache folder. A copy belongs to a file's path, size and time of change.
+        workers: threads; None: one per core.
+
+    Returns:
+        The split, and a line that says how many copies there are and what they take.
+
+    Raises:
+        UserError: the folder can not be written, or its disk is full.
+    """
+    place = folder or cache_dir() / "shrunk"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            paths = tuple(pool.map(lambda path: _copy_of(path, split, side, place), split.paths))
+    except OSError as error:
+        raise UserError(f"smaller copies can not be written to {place} ({error.strerror}); name another place by CONVSCALE_CACHE") from error
+    copies = [(new, old) for new, old in zip(paths, split.paths, strict=True) if new != old]
+    before, after = sum(os.path.getsize(old) for _, old in copies), sum(os.path.getsize(new) for new, _ in copies)
+    text = f"{len(copies):,} of {len(paths):,} {split.split} images are read from copies of {side} px"
+    return dataclasses.replace(split, paths=paths), f"{text} in {place} ({after / 1e6:,.0f} MB for {before / 1e6:,.0f} MB)"
+
+
+def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:
+    """The path of a file's copy, which is made when it is missing; the file itself where it is small or unreadable."""
+    from PIL import Image
+    from torchvision.transforms.v2 import functional as tvf
+
+    try:
+        header = check_image(path, max_pixels=split.max_pixels)
+        if min(header.width, header.height) <= side:
+            return path
+        state = os.stat(path)
+        key = f"{os.path.abspath(path)}|{state.st_size}|{state.st_mtime_ns}|{side}|{split.channels}|{QUALITY}"
+        copy = place / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.jpg"
+        if copy.exists():
+            return str(copy)
+        pixels = read_image(path, channels=split.channels, max_pixels=split.max_pixels, min_side=side)
+    except ImageError:
+        return path
+    small = tvf.resize(pixels.permute(2, 0, 1)[None], [side], antialias=True)[0].permute(1, 2, 0).contiguous()
+    with atomic_path(copy) as temporary:
+        image = Image.fromarray(small[:, :, 0].numpy() if split.channels == 1 else small.numpy())
+        image.save(temporary, "JPEG", quality=QUALITY)
+    return str(copy)
