@@ -51,7 +51,7 @@ def test_large_files_are_copied_once(split: FileSplit, tmp_path: Path) -> None:
     os.utime(split.paths[0], (1, 1))  # the file has changed: another copy
     assert shrink_split(split, 75, folder=tmp_path / "copies")[0].paths[0] != small.paths[0]
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="smaller copies can not be written to .* CONVSCALE_CACHE"):
+    with pytest.raises(UserError, match=r"smaller copies can not be written to .* CONVSCALE_CACHE"):
         shrink_split(split, 75, folder=tmp_path / "file")
 
 
