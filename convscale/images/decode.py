@@ -24,7 +24,12 @@ MAX_PIXELS = 80_000_000
 """Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
 
 _HEAD_BYTES = 65_536
+_JPEG_SEGMENT = struct.Struct(">BBHBHH")
+"""0xFF, marker and length; then, in a frame header, precision, height and width."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+Bytes = bytes | bytearray
 
 
 class ImageError(UserError):
@@ -43,7 +48,7 @@ class Header:
     """In pixels, before any EXIF rotation."""
 
 
-def parse_header(data: bytes) -> Header | None:
+def parse_header(data: Bytes) -> Header | None:
     """Format and size from a picture's bytes (the first 64 KiB nearly always do); None when it is none of ``FORMATS`` or cut before its size."""
     try:
         if data[:3] == b"\xff\xd8\xff":
@@ -103,16 +108,20 @@ def read_image(path: str | os.PathLike[str], *, channels: int = 3, max_pixels: i
     return decode_image(read_bytes(path), name=path, channels=channels, max_pixels=max_pixels, min_side=min_side)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: str | os.PathLike[str]) -> bytearray:
     """A file's bytes, or ImageError."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            data = bytearray(os.fstat(file.fileno()).st_size)
+            if file.readinto(data) != len(data):  # a pipe, or a file that changes
+                return bytearray(Path(path).read_bytes())
+            return data
     except OSError as error:
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error
 
 
 def decode_image(
-    data: bytes, *, name: str | os.PathLike[str] = "image", channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+    data: Bytes, *, name: str | os.PathLike[str] = "image", channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None
 ) -> torch.Tensor:
     """``read_image`` on bytes in memory; ``name`` stands in messages."""
     header = _accept(name, data, parse_header(data), max_pixels)
@@ -127,7 +136,7 @@ def decode_image(
         raise ImageError(f"{name}: {header.format} image is {reason}") from error
 
 
-def _accept(name: str | os.PathLike[str], data: bytes, header: Header | None, max_pixels: int) -> Header:
+def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, max_pixels: int) -> Header:
     if not data:
         raise ImageError(f"{name}: the file is empty")
     if header is None:
@@ -141,26 +150,23 @@ def _accept(name: str | os.PathLike[str], data: bytes, header: Header | None, ma
     return header
 
 
-def _jpeg_header(data: bytes) -> Header | None:
+def _jpeg_header(data: Bytes) -> Header | None:
     """Walk the markers to the frame header (ITU-T T.81, B.2.2)."""
-    at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
+    at, last = 2, len(data) - 9
+    while at <= last:
+        first, marker, length, _, height, width = _JPEG_SEGMENT.unpack_from(data, at)
+        if first != 0xFF:
             return None
-        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return Header(format="JPEG", width=width, height=height)
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return Header(format="JPEG", width=width, height=height)
-        elif marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7:
-            at += 2
         else:
-            at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+            at += 2 if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7 else 2 + length
     return None
 
 
-def _webp_header(data: bytes) -> Header | None:
+def _webp_header(data: Bytes) -> Header | None:
     """Size from a WebP's first chunk (RFC 9649, section 2)."""
     kind = data[12:16]
     if kind == b"VP8X":
@@ -176,7 +182,7 @@ def _webp_header(data: bytes) -> Header | None:
     return Header(format="WEBP", width=width, height=height)
 
 
-def _check_png(data: bytes) -> None:
+def _check_png(data: Bytes) -> None:
     """Every chunk whole, its CRC-32 right, IEND at the end (PNG specification, section 5)."""
     at = 8
     while True:
@@ -193,15 +199,16 @@ def _check_png(data: bytes) -> None:
         at = end + 4
 
 
-def _decode_jpeg(data: bytes, channels: int) -> torch.Tensor:
+def _decode_jpeg(data: Bytes, channels: int) -> torch.Tensor:
     import torchvision  # noqa: F401 - registers the operator
 
     # the operator behind torchvision.io.decode_jpeg, whose Python wrapper warns on every call since 0.29; 1 and 3 are its codes for gray and RGB
-    pixels = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), channels, True)
+    writable = data if isinstance(data, bytearray) else bytearray(data)  # tensors know no memory that is read-only
+    pixels = torch.ops.image.decode_jpeg(torch.frombuffer(writable, dtype=torch.uint8), channels, True)
     return pixels.permute(1, 2, 0).contiguous()
 
 
-def _decode_pillow(data: bytes, format: str, channels: int, min_side: int | None) -> torch.Tensor:
+def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None) -> torch.Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=[format]) as image:

@@ -256,19 +256,22 @@ class _Chunks(torch.utils.data.Dataset):
 def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
     data = _Chunks(samples, chunks)
     workers = min(workers, len(chunks))
+    if not workers:
+        for at in range(len(data)):
+            yield from _as_batch(samples, *data[at])
+        return
     loader = torch.utils.data.DataLoader(
         data,
         batch_size=None,
         shuffle=False,
         num_workers=workers,
-        prefetch_factor=3 if workers else None,
+        prefetch_factor=3,
         collate_fn=_same,
         worker_init_fn=_leave_interrupts_to_the_parent,
     )
     try:
         for images, indices, bad in loader:
-            if len(indices) or bad:
-                yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
+            yield from _as_batch(samples, images, indices, bad)
     except (RuntimeError, OSError) as error:
         text = str(error)
         if any(sign in text.lower() for sign in _WORKER_TROUBLE):
@@ -276,6 +279,11 @@ def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Ite
             advice = f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 needs no shared memory"
             raise UserError(f"a data loader process ended ({reason}); {advice}") from error
         raise
+
+
+def _as_batch(samples: Any, images: torch.Tensor, indices: torch.Tensor, bad: list[str]) -> Iterator[Batch]:
+    if len(indices) or bad:
+        yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:
