@@ -359,7 +359,7 @@ def _measure_models(models: list[str], setting: Any, threads: int | None, second
 
 
 def report_command(
-    run_dir: Annotated[Path | None, typer.Argument(help="Folder of a `convscale fit`: its report is made again.")] = None,
+    run_dir: Annotated[Path | None, typer.Argument(help="Folder of a `convscale fit` or `train`: its report is made (again).")] = None,
     records: Annotated[list[Path] | None, typer.Option("--records", help="JSON-lines file of measurements. Repeatable.")] = None,
     layers: Annotated[list[str] | None, typer.Option("--layers", help="Add this network layer by layer, with its roofline. Repeatable.")] = None,
     device: Annotated[str, typer.Option("--device", help="The GPU of --layers.")] = "rtx-4090",
@@ -376,8 +376,10 @@ def report_command(
         if records or layers or papers or ablation:
             raise UserError("give a run's folder, or --records, --layers, --papers and --ablation, not both")
         from convscale.show.report import write_fit_report
+        from convscale.show.train_report import write_train_report
 
-        path = write_fit_report(run_dir)
+        training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
+        path = (write_train_report if training else write_fit_report)(run_dir)
     else:
         path = _speed_report(records or [], layers or [], device, batch_size, papers, ablation, output)
     print_json({"report": str(path)}) if as_json else say(f"report: {path}")

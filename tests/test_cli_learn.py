@@ -63,6 +63,13 @@ def test_train_resume_teach_and_evaluate(call: Any, folder: Path, tmp_path: Path
     assert taught[0] == 0, taught[2]
     assert yaml.safe_load((tmp_path / "student" / "recipe.yaml").read_text())["distill_weight"] == 0.5
 
+    code, out, err = call("report", tmp_path / "run")
+    assert code == 0, err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Best on validation: top-1" in page
+    assert "<dt>batch_size</dt><dd>8</dd>" in page
+    assert page.count("Loss by epoch") == 1
+
     code, out, err = call("evaluate", tmp_path / "run", "--data-dir", folder, "--split", "all", "--confusion")
     assert code == 0, err
     assert "on 40 images" in out

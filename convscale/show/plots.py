@@ -200,6 +200,17 @@ def curves(history: Sequence[Mapping[str, Any]]) -> tuple[Any, Any] | None:
     return loss, accuracy
 
 
+def rates(history: Sequence[Mapping[str, Any]]) -> Any:
+    """Learning rate by epoch."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(_line([row["epoch"] for row in history], [row.get("lr") for row in history], "learning rate", GREY, "solid"))
+    figure.update_layout(
+        height=220, margin={"l": 10, "r": 10, "t": 30, "b": 10}, xaxis={"title": {"text": "epoch"}}, yaxis={"title": {"text": "learning rate"}}
+    )
+    return figure
+
+
 def _line(x: Sequence[float], y: Sequence[float | None], label: str, colour: str, dash: str) -> Any:
     import plotly.graph_objects as go
 
