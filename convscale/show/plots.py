@@ -204,7 +204,7 @@ def rates(history: Sequence[Mapping[str, Any]]) -> Any:
     """Learning rate by epoch."""
     import plotly.graph_objects as go
 
-    figure = go.Figure(_line([row["epoch"] for row in history], [row.get("lr") for row in history], "learning rate", GREY, "solid"))
+    figure = go.Figure(_line([row["epoch"] for row in history], [row.get("lr") for row in history], "learning rate", BLUE, "solid"))
     figure.update_layout(
         height=220, margin={"l": 10, "r": 10, "t": 30, "b": 10}, xaxis={"title": {"text": "epoch"}}, yaxis={"title": {"text": "learning rate"}}
     )
