@@ -365,7 +365,8 @@ def _stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted_signals = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup and & set it
+    before = {number: signal.signal(number, ask) for number in wanted_signals}
     try:
         yield asked.is_set
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,15 @@ def test_a_scaler_resumes_exactly(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.net.state_dict()[name]), name
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as a terminal has it, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_first_interrupt_saves_and_a_second_ends(tmp_path: Path) -> None:
     def press(times: int) -> Any:
         steps = 0
