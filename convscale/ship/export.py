@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from convscale.errors import UserError, nearest
 from convscale.files import write_json, write_text
@@ -19,7 +20,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.ship.artifact import MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
 from convscale.ship.card import model_card
 from convscale.ship.fold import fold
-from convscale.ship.layers import Layer, shipped_graph
+from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
 from convscale.ship.nets import Baked, as_module, example_input, forward_logits, preprocessing_of
 from convscale.ship.onnx_files import OPSET, store_half, write_onnx
 from convscale.ship.openvino_files import write_ir
@@ -31,8 +32,37 @@ from convscale.ship.verify import Verification, Withheld, reference_logits, veri
 FORMATS = tuple(MODEL_FILES)
 FLOAT_FILE = "float.onnx"
 """The float network INT8 is made from; gone before the folder gets its name."""
+OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
+"""Names of a network's outputs, without and with baked preprocessing."""
 NOISE_IMAGES = 8
 """Images of seeded noise that stand in where none are given."""
+
+
+@dataclass(kw_only=True)
+class Shared:
+    """What several exports of one network, at one preprocessing and on the same images, have in common: made once, by the first that needs it."""
+
+    folder: Path
+    """Where the float ONNX files are kept."""
+    graph: fx.GraphModule | None = None
+    """The network, folded."""
+    reference: np.ndarray | None = None
+    """Its logits of the images that artefacts are checked on."""
+
+    def folded(self, module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+        """The network, captured and folded."""
+        if self.graph is None:
+            self.graph = fold(module, example)
+        return self.graph
+
+    def logits(self, module: nn.Module, artifact: Artifact, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """The network's logits of the images."""
+        if self.reference is None:
+            parts = [images] if isinstance(images, np.ndarray) else images
+            if not sum(len(part) for part in parts):
+                raise UserError("there are no images to check the artefact on; give at least one")
+            self.reference = np.concatenate([reference_logits(module, artifact, part) for part in parts])
+        return self.reference
 
 
 def export(
@@ -45,6 +75,7 @@ def export(
     preprocessing: Preprocessing | None = None,
     bake: bool = False,
     half: bool = False,
+    strided_stem: bool = False,
     int8: bool = False,
     calibration_images: np.ndarray | None = None,
     max_drop: float = 0.5,
@@ -53,6 +84,7 @@ def export(
     verify_images: np.ndarray | Sequence[np.ndarray] | None = None,
     verify_labels: Sequence[int] | np.ndarray | None = None,
     overwrite: bool = False,
+    shared: Shared | None = None,
 ) -> Artifact:
     """Write a trained network as an artefact folder, and check it against the network before it gets its name.
 
@@ -65,6 +97,7 @@ def export(
         preprocessing: None: as the network's ``pretrained_cfg`` says.
         bake: cast, normalise, permute and softmax become part of the network: uint8 (N, H, W, C) in, probabilities out. Resizing stays outside.
         half: store the weights in half precision (they are computed with in float32 on a CPU).
+        strided_stem: write a space-to-depth stem as one strided convolution; ``export_fastest`` tries whether that is faster here.
         int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``).
         calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32, at most 300 are used.
         max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds. Without labels: points of
@@ -74,6 +107,7 @@ def export(
         verify_images: uint8 (N, H, W, C) real images, resized; None: a little noise, and the record says so.
         verify_labels: their classes, for accuracies.
         overwrite: replace an artefact of that name, once the new one is whole.
+        shared: what earlier exports of the same network, preprocessing and images have made.
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing folder.
@@ -95,6 +129,7 @@ def export(
         "format": format,
         "precision": "int8" if int8 else "fp16" if half else "fp32",
         "baked": bake,
+        "strided_stem": strided_stem,
         "num_classes": num_classes,
         "opset": OPSET if format == "onnx" else None,
         "runtime": {"name": RUNTIMES_OF[format][0], "threads": None, "batch_size": None},
@@ -106,13 +141,16 @@ def export(
         _need_space(folder, module)
         write_json(folder / "classes.json", names)
         write_json(folder / "preprocessing.json", preprocessing.to_dict())
+        shared = shared or Shared(folder=folder)
         try:
-            _write_model(module.cpu(), example, folder, format, preprocessing if bake else None, half, int8)
+            _write_model(module.cpu(), example, folder, manifest, preprocessing, shared)
         finally:
             module.to(device)
+        probe = Artifact(folder, manifest)
+        reference = shared.logits(module, probe, images)
         if calibration is not None:
-            manifest["int8"] = _quantise(module, folder, manifest, calibration, images, verify_labels, max_drop)
-        checked = verify(module, Artifact(folder, manifest), images, verify_labels, source=source, max_drop=max_drop)
+            manifest["int8"] = _quantise(module, probe, shared, calibration, images, verify_labels, max_drop)
+        checked = verify(module, Artifact(folder, manifest), images, verify_labels, source=source, max_drop=max_drop, reference=reference)
         if not checked.passed:
             raise withheld(out_dir, checked)
         write_json(folder / "verification.json", checked.to_dict())
@@ -176,21 +214,31 @@ def _check_form(format: str, half: bool, int8: bool, calibration: np.ndarray | N
     return check_calibration(calibration) if int8 else None
 
 
-def _write_model(module: nn.Module, example: torch.Tensor, folder: Path, format: str, baked: Preprocessing | None, half: bool, int8: bool) -> None:
+def _write_model(
+    module: nn.Module, example: torch.Tensor, folder: Path, manifest: Mapping[str, Any], preprocessing: Preprocessing, shared: Shared
+) -> None:
     """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
-    net: nn.Module = fold(module, example)
-    outputs: tuple[str, ...] = ("logits",)
-    if baked is not None:
-        net, outputs = Baked(net, baked), ("probabilities", "logits")
-        example = torch.from_numpy(noise_images(baked, 2))
-    if format == "torch":
+    form, half, int8 = manifest["format"], manifest["precision"] == "fp16", manifest["precision"] == "int8"
+    baked, strided = manifest["baked"], manifest["strided_stem"]
+    net: nn.Module = shared.folded(module, example)
+    if strided:
+        net = fold(net, example, strided_stem=True)
+    if baked:
+        net, example = Baked(net, preprocessing), torch.from_numpy(noise_images(preprocessing, 2))
+    if form == "torch":
         write_program(net, example, folder / "model.pt2")
         return
     onnx_path = folder / (FLOAT_FILE if int8 else "model.onnx")
-    write_onnx(net, example, onnx_path, outputs=outputs)
+    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}.onnx"
+    if shared.folder == folder:
+        write_onnx(net, example, onnx_path, outputs=OUTPUTS[baked])
+    else:
+        if not kept.is_file():
+            write_onnx(net, example, kept, outputs=OUTPUTS[baked])
+        shutil.copyfile(kept, onnx_path)
     if int8:
         return
-    if format == "openvino":
+    if form == "openvino":
         write_ir(onnx_path, folder / "model.xml", half=half)
         onnx_path.unlink()
     elif half:
@@ -199,19 +247,21 @@ def _write_model(module: nn.Module, example: torch.Tensor, folder: Path, format:
 
 def _quantise(
     module: nn.Module,
-    folder: Path,
-    manifest: Mapping[str, Any],
+    probe: Artifact,
+    shared: Shared,
     calibration: np.ndarray,
     images: np.ndarray | Sequence[np.ndarray],
     labels: Sequence[int] | np.ndarray | None,
     max_drop: float,
 ) -> dict[str, Any]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
-    source, target = folder / FLOAT_FILE, folder / MODEL_FILES[manifest["format"]][0]
-    images = images if isinstance(images, np.ndarray) else np.concatenate(list(images))
-    probe = Artifact(folder, manifest)
-    reference = reference_logits(module, probe, images)
-    graph, layers, batch = shipped_graph(module, probe.preprocessing, calibration[:RANKING], baked=probe.baked)
+    folder = probe.folder
+    source, target = folder / FLOAT_FILE, folder / MODEL_FILES[probe.format][0]
+    total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
+
+    def ranked() -> Sequence[Layer]:
+        graph, layers, batch = shipped_graph(module, probe.preprocessing, calibration[:RANKING], baked=probe.baked)
+        return rank_layers(graph, batch, layers)
 
     def batches() -> Iterator[np.ndarray]:
         for i in range(len(calibration)):
@@ -219,12 +269,13 @@ def _quantise(
 
     def attempt(kept: Sequence[Layer]) -> float:
         quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])
-        checked = verify(module, Artifact(folder, manifest), images, labels, max_drop=max_drop, reference=reference, find_drift=False)
+        candidate = Artifact(folder, probe.manifest)
+        checked = verify(module, candidate, images, labels, max_drop=max_drop, reference=shared.reference, find_drift=False)
         return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
 
-    steps, _ = search_float_layers(lambda: rank_layers(graph, batch, layers), len(layers), attempt, max_drop)
+    steps, _ = search_float_layers(ranked, total, attempt, max_drop)
     source.unlink()
-    return {"calibration_images": len(calibration), "max_drop": max_drop, "layers": len(layers), "steps": [step.to_dict() for step in steps]}
+    return {"calibration_images": len(calibration), "max_drop": max_drop, "layers": total, "steps": [step.to_dict() for step in steps]}
 
 
 def _need_space(folder: Path, module: nn.Module) -> None:

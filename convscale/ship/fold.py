@@ -154,6 +154,15 @@ def stride_stem(graph: fx.GraphModule, example: torch.Tensor) -> int:
     return count
 
 
+def has_deep_stem(net: nn.Module, example: torch.Tensor) -> bool:
+    """Whether a network begins with space-to-depth and a convolution, so that ``strided_stem`` changes it."""
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels == example.shape[1]:
+        return False  # it sees the image as it is: no need to capture the network
+    graph = capture(net, example)
+    return stride_stem(graph, example) > 0
+
+
 def _run_once(net: nn.Module, example: torch.Tensor) -> None:
     try:
         net(example)

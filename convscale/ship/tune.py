@@ -1,30 +1,36 @@
-"""Find the settings in which an artefact is fastest on this device, and keep them in its record."""
+"""Find the settings in which an artefact is fastest on this device, and keep them in its record.
+
+Every setting is timed briefly, one after the other; those that came near the best are then timed in turns, round after round, beside the usual
+ones. So a machine that is busy for a moment neither throws the best out nor lets another win.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convscale.errors import UserError, nearest
 from convscale.files import write_json
-from convscale.ship.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, open_artifact, staged_folder
-from convscale.ship.export import export
+from convscale.ship.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, open_artifact
 from convscale.ship.runtime import Runner, installed_runtimes
-from convscale.ship.verify import Withheld
-from convscale.speed.timing import Environment, available_cores, time_callable
+from convscale.speed.timing import Environment, available_cores
 
 GOALS = ("throughput", "latency")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-ROUNDS = 5
-"""Times that the best and the usual settings are compared, in turns, at the end."""
+NEAR = 1.2
+"""Settings that cost at most this many times the cheapest at first sight are looked at again."""
+FINALISTS = 4
+"""At most so many of them."""
+ROUNDS = 7
+"""Times that these and the usual settings are timed, in turns."""
+MAX_SECONDS = 10.0
+"""A setting gets no further call once it took so long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +80,9 @@ class Tuning:
     trials: tuple[Trial, ...]
     """All that was tried, in order."""
     best: Trial
-    """The winner, timed again in turns with the usual settings."""
+    """The winner, timed again in turns with its rivals."""
     usual: Trial
-    """The settings an untuned artefact runs in, timed again."""
+    """The settings an untuned artefact runs in, timed in the same turns."""
     environment: Environment
     """The machine and versions."""
 
@@ -130,19 +136,21 @@ def tune(
     known = RUNTIMES_OF[artifact.format]
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UserError(f"an artefact of format {artifact.format} runs in {' or '.join(known)}, not in {unknown[0]}")
-    chosen = [name for name in known if name in installed_runtimes() and (not runtimes or name in runtimes)]
+    usable = [name for name in installed_runtimes() if name != "openvino" or artifact.device == "cpu"]
+    chosen = [name for name in known if name in usable and (not runtimes or name in runtimes)]
     if not chosen:
         raise UserError(f"none of the runtimes {', '.join(runtimes or known)} is installed here")
     trials: list[Trial] = []
+    opened: Opened = {}
     for settings in candidates(goal, chosen, cores, batch_sizes):
-        trials.append(_time(artifact, settings, min_seconds))
+        trials.append(Trial(settings=settings, times_s=_first_look(artifact, settings, min_seconds, opened)))
         if on_trial is not None:
             on_trial(trials[-1])
-    usual = Settings(runtime=chosen[0], threads=cores, streams=1, batch_size=1 if goal == "latency" else 32)
-    best, again = _in_turns([(artifact, min(trials, key=lambda t: _cost(t, goal)).settings), (artifact, usual)])
-    found = Tuning(goal=goal, trials=tuple(trials), best=best, usual=again, environment=Environment.here())
-    if found.gain < 1:  # what looked best was noise
-        found = dataclasses.replace(found, best=again)
+    usual = Settings(runtime=chosen[0], threads=cores, streams=1, batch_size=usual_batch(goal, batch_sizes))
+    finalists = [trial.settings for trial in near_best(trials, goal) if trial.settings != usual]
+    *again, usual_again = in_turns([(artifact, settings) for settings in (*finalists, usual)])
+    best = min((usual_again, *again), key=lambda trial: cost(trial, goal))
+    found = Tuning(goal=goal, trials=tuple(trials), best=best, usual=usual_again, environment=Environment.here(artifact.device))
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
@@ -164,86 +172,78 @@ def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequ
     return found
 
 
-def export_fastest(
-    net: Any,
-    out_dir: str | os.PathLike[str],
-    *,
-    goal: str = "throughput",
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    threads: int | None = None,
-    int8: bool = True,
-    min_seconds: float = 0.5,
-    overwrite: bool = False,
-    **keywords: Any,
-) -> tuple[Artifact, dict[str, Tuning | Withheld]]:
-    """Export in float and, with calibration images, in INT8 for each runtime; tune each; keep the fastest that passed its gate.
-
-    Args:
-        int8: try INT8 too; needs ``calibration_images``.
-        keywords: as for :func:`~convscale.ship.export.export`, without the format.
-
-    Returns:
-        The artefact under ``out_dir``, and what every form came to: its tuning, or why it was withheld.
-
-    Raises:
-        UserError: as for export.
-        Withheld: not even the float form passed.
-    """
-    calibration = keywords.pop("calibration_images", None)
-    forms: dict[str, Mapping[str, Any]] = {"onnx-fp32": {"format": "onnx"}}
-    if int8 and calibration is not None:
-        forms["onnx-int8"] = {"format": "onnx", "int8": True, "calibration_images": calibration}
-        if "openvino" in installed_runtimes():
-            forms["openvino-int8"] = {"format": "openvino", "int8": True, "calibration_images": calibration}
-    found: dict[str, Tuning | Withheld] = {}
-    with staged_folder(out_dir, overwrite=overwrite) as folder, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as place:
-        for name, form in forms.items():
-            try:
-                artifact = export(net, Path(place) / name, **keywords, **form)
-            except Withheld as reason:
-                if name == "onnx-fp32":
-                    raise
-                found[name] = reason
-                continue
-            found[name] = tune(artifact, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds)
-        passed = [name for name, result in found.items() if isinstance(result, Tuning)]
-        rivals = [(load_artifact(Path(place) / name), name) for name in passed]
-        trials = _in_turns([(rival, _settings(rival)) for rival, _ in rivals])
-        winner = min(zip(trials, passed, strict=True), key=lambda pair: _cost(pair[0], goal))[1]
-        for path in (Path(place) / winner).iterdir():
-            shutil.move(path, folder / path.name)
-    return load_artifact(out_dir), found
+def usual_batch(goal: str, batch_sizes: Sequence[int]) -> int:
+    """The batch of an artefact that was not tuned, as near as the sizes allow."""
+    return 1 if goal == "latency" else min(batch_sizes, key=lambda size: abs(size - 32))
 
 
-def _time(artifact: Artifact, settings: Settings, min_seconds: float) -> Trial:
-    """One setting, timed without the copies in and out."""
-    call = _call(artifact, settings)
-    return Trial(settings=settings, times_s=time_callable(call, min_seconds=min_seconds, max_seconds=10 * min_seconds + 5))
+def cost(trial: Trial, goal: str, quantile: float = 0.5) -> float:
+    """What the goal makes small, in seconds: per call for latency, per image for throughput."""
+    seconds = float(np.quantile(trial.times_s, quantile))
+    return seconds if goal == "latency" else seconds / trial.settings.batch_size
 
 
-def _call(artifact: Artifact, settings: Settings) -> Callable[[], object]:
-    runner: Runner = open_artifact(artifact, settings.runtime, threads=settings.threads, streams=settings.streams)
-    size, channels = artifact.image_size, artifact.preprocessing.channels
-    images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, size, size, channels), dtype=np.uint8)
-    prepared = runner.prepare(artifact.input_batch(images))
-    return lambda: runner.run(prepared)
+def near_best(trials: Sequence[Trial], goal: str) -> list[Trial]:
+    """The few that could be the best, cheapest first. Judged by their faster calls: what else a machine does only makes calls slower."""
+    order = sorted(trials, key=lambda trial: cost(trial, goal, 0.25))
+    limit = NEAR * cost(order[0], goal, 0.25)
+    return [trial for trial in order[:FINALISTS] if cost(trial, goal, 0.25) <= limit]
 
 
-def _settings(artifact: Artifact) -> Settings:
+def in_turns(rivals: Sequence[tuple[Artifact, Settings]], rounds: int = ROUNDS, seconds: float = 0.2) -> list[Trial]:
+    """Artefacts under their settings, timed in turns, so that what else the machine does falls on all of them."""
+    opened: Opened = {}
+    calls = [_call(artifact, settings, opened) for artifact, settings in rivals]
+    times: list[list[float]] = [[] for _ in rivals]
+    for _ in range(rounds):
+        for call, taken in zip(calls, times, strict=True):
+            call()  # the caches are somebody else's still
+            taken += _timed(call, seconds, least=2)
+    return [Trial(settings=settings, times_s=tuple(taken)) for (_, settings), taken in zip(rivals, times, strict=True)]
+
+
+def settings_of(artifact: Artifact) -> Settings:
     """Those in an artefact's record."""
     return Settings(runtime=artifact.runtime, threads=artifact.threads or available_cores(), streams=artifact.streams, batch_size=artifact.batch_size)
 
 
-def _in_turns(rivals: Sequence[tuple[Artifact, Settings]]) -> list[Trial]:
-    """Artefacts under their settings, timed in turns, so that what else the machine does falls on all of them."""
-    calls = [_call(artifact, settings) for artifact, settings in rivals]
-    times: list[list[float]] = [[] for _ in rivals]
-    for _ in range(ROUNDS):
-        for call, taken in zip(calls, times, strict=True):
-            taken += time_callable(call, min_seconds=0.1, max_seconds=2.0, min_calls=2, warmup_calls=1, stable_within=1e9)
-    return [Trial(settings=settings, times_s=tuple(taken)) for (_, settings), taken in zip(rivals, times, strict=True)]
+Opened = dict[tuple[str, str, int, int], Runner]
+"""Runners that are open, by folder, runtime, threads and streams."""
 
 
-def _cost(trial: Trial, goal: str) -> float:
-    """What the goal makes small."""
-    return trial.latency_s if goal == "latency" else -trial.images_per_s
+def _call(artifact: Artifact, settings: Settings, opened: Opened) -> Callable[[], object]:
+    """A call to time, without the copies in and out. A runner that is open already serves other batches too."""
+    key = (str(artifact.folder), settings.runtime, settings.threads, settings.streams)
+    if key not in opened:
+        opened[key] = open_artifact(artifact, settings.runtime, threads=settings.threads, device=artifact.device, streams=settings.streams)
+    runner = opened[key]
+    size, channels = artifact.image_size, artifact.preprocessing.channels
+    images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, size, size, channels), dtype=np.uint8)
+    prepared = runner.prepare(artifact.input_batch(images))
+
+    def call() -> None:
+        runner.run(prepared)
+        if runner.synchronize is not None:
+            runner.synchronize()
+
+    return call
+
+
+def _first_look(artifact: Artifact, settings: Settings, seconds: float, opened: Opened) -> tuple[float, ...]:
+    """Times of a few calls, the first two (allocation, compilation) left out. One runner is open at a time: large networks would fill the memory."""
+    if not any(key[1:] == (settings.runtime, settings.threads, settings.streams) for key in opened):
+        opened.clear()
+    call = _call(artifact, settings, opened)
+    for _ in range(2):
+        call()
+    return tuple(_timed(call, seconds, least=3))
+
+
+def _timed(call: Callable[[], object], seconds: float, least: int) -> list[float]:
+    """Times of at least ``least`` calls and ``seconds``, unless that would take very long."""
+    times: list[float] = []
+    while not times or ((sum(times) < seconds or len(times) < least) and sum(times) < MAX_SECONDS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
