@@ -31,7 +31,6 @@ from onnx import TensorProto, helper
 import convscale as cs
 from benchmarks.records import in_turns, replace_record
 from convscale.files import write_text
-from convscale.images.preprocess import Preprocessing
 from convscale.ship.artifact import Artifact, load_artifact, open_artifact
 from convscale.ship.fastest import Fastest, Forms, export_forms, fastest_of, form_names
 from convscale.ship.nets import preprocessing_of
@@ -76,7 +75,7 @@ def prepare(name: str, base: Conditions, folder: Path) -> Forms:
         return {form: load_artifact(folder / "forms" / form) for form in names}
     (folder / "forms").mkdir(exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
-    pre = Preprocessing(image_size=size, mean=(0.0,) * 3, std=(1.0,) * 3)
+    pre = preprocessing_of(net, size)
     return export_forms(net, folder / "forms", names, preprocessing=pre, calibration_images=noise, max_drop=100.0, overwrite=True)
 
 
@@ -108,7 +107,7 @@ def open_ours(forms: Forms, base: Conditions) -> tuple[dict[str, tuple[Call, Con
     calls, arts = {}, {}
     for label, form in (("ours fp32", best_float), ("ours fastest", found.winner)):
         art = tuned[form]
-        runner = open_artifact(art, art.runtime, threads=base.threads, streams=art.streams)
+        runner = open_artifact(art, art.runtime, threads=base.threads, streams=art.streams, batch_size=base.batch_size)
         noise = np.random.default_rng(0).integers(0, 256, (base.batch_size, art.image_size, art.image_size, 3), dtype=np.uint8)
         prepared = runner.prepare(art.input_batch(noise))
         cond = dataclasses.replace(base, runtime=art.runtime, precision=art.precision)

@@ -1,21 +1,23 @@
 """From JPEG files to classes: `convscale classify` with a tuned artefact against timm's usual loop in PyTorch.
 
-    python -m benchmarks.ship_classify [--model resnet50] [--images 400] [--rounds 3] [--threads N] [--no-int8] [--json]
+    python -m benchmarks.ship_classify [--models resnet50 efficientnet_b0] [--images 400] [--rounds 3] [--threads N] [--work runs/ship] [--json]
                                        [--output results/ship_classify.jsonl]
 
 Pictures are seeded crops of scikit-image's photographs, enlarged to 500 x 375 px and saved as JPEG. The peer is timm as its documentation shows:
 `create_transform`, pictures opened by Pillow in a DataLoader with one worker per core, batches of 32, eager or compiled. Ours decodes every JPEG in
-full too. Both are run in turns; the first run of each (opening, compiling) is left out. Weights are random: speed does not depend on them.
+full too. Both are run in turns; the first run of each (opening, compiling) is left out. Weights are random: speed does not depend on them. The
+artefacts are those of `python -m benchmarks.ship --prepare`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-import convscale as cs
+from benchmarks.records import replace_record
+from benchmarks.ship import conditions_of, prepare
 from benchmarks.ship_gate import photographs
 from convscale.files import write_text
-from convscale.ship.artifact import Artifact
+from convscale.ship.artifact import Artifact, load_artifact
 from convscale.ship.classify import classify, image_paths
-from convscale.ship.nets import preprocessing_of
-from convscale.ship.tune import export_fastest
+from convscale.ship.fastest import fastest_of
 from convscale.speed.timing import Environment, available_cores
 
 
@@ -78,28 +80,19 @@ def ours(artifact: Artifact, folder: Path) -> Callable[[], int]:
     return lambda: classify(image_paths([str(folder)]), artifact, io.StringIO()).images
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--no-int8", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("results/ship_classify.jsonl"))
-    args = parser.parse_args()
-    net = cs.create_model(args.model)
-    pre = preprocessing_of(net)
+def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All contenders of one network, in turns."""
+    base = conditions_of(name, argparse.Namespace(img_size=None, batch_size=32, threads=args.threads))
+    forms = prepare(name, base, args.work / name)
+    found = fastest_of(forms, batch_sizes=(16,), threads=args.threads)
+    winner = forms[found.winner]
+    assert isinstance(winner, Artifact), "a winner was not withheld"
+    artifact = load_artifact(winner.folder)
     with tempfile.TemporaryDirectory() as place:
         paths = write_pictures(Path(place) / "jpeg", args.images)
-        calibration = np.stack([pre.resize(np.asarray(Image.open(path).convert("RGB"))) for path in paths[:32]])
-        artifact, _ = export_fastest(
-            net, Path(place) / "art", batch_sizes=(8, 16, 32), threads=args.threads, int8=not args.no_int8,
-            preprocessing=pre, calibration_images=calibration, max_drop=100.0,
-        )  # fmt: skip
         runs = {
-            "timm eager": timm_loop(args.model, paths, compiled=False),
-            "timm compiled": timm_loop(args.model, paths, compiled=True),
+            "timm eager": timm_loop(name, paths, compiled=False),
+            "timm compiled": timm_loop(name, paths, compiled=True),
             "ours": ours(artifact, Path(place) / "jpeg"),
         }
         seconds: dict[str, list[float]] = {label: [] for label in runs}
@@ -109,29 +102,69 @@ def main() -> None:
                 done = run()
                 assert done == args.images, f"{label} classified {done} of {args.images}"
                 if turn:
-                    seconds[label].append(time.perf_counter() - start)
+                    seconds[label].append(round(time.perf_counter() - start, 4))
     speed = {label: args.images / float(np.median(taken)) for label, taken in seconds.items()}
-    row = {
+    return {
         "schema": 1,
-        "model": args.model,
+        "model": name,
         "images": args.images,
-        "images_per_s": speed,
+        "images_per_s": {label: round(value, 2) for label, value in speed.items()},
         "seconds": seconds,
         "ours_over_eager": speed["ours"] / speed["timm eager"],
         "ours_over_compiled": speed["ours"] / speed["timm compiled"],
         "runtime": artifact.manifest["runtime"],
         "precision": artifact.precision,
-        "device": Environment.here().device_name,
-        "cores": available_cores(),
+        "environment": dataclasses.asdict(Environment.here()),
     }
-    before = args.output.read_text() if args.output.is_file() else ""
-    write_text(args.output, before + json.dumps(row) + "\n")
-    if args.json:
-        print(json.dumps(row))
-    else:
-        for label, value in speed.items():
-            print(f"{label:16s} {value:7.1f} images/s, file to class")
-        print(f"ours / timm eager {row['ours_over_eager']:.2f}   ours / timm compiled {row['ours_over_compiled']:.2f}   ({artifact!r})")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """All records as Markdown."""
+    first = rows[0]["environment"]
+    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+    lines = [
+        "# From JPEG files to classes",
+        "",
+        f"Made by `python -m benchmarks.ship_classify`; records: [ship_classify.jsonl](ship_classify.jsonl). {first['device_name']}, {first['cores']}",
+        f"cores, CPU only; {versions}. JPEG files of 500 x 375 px; all contenders in turns in one process, medians (slowest to fastest run). Owed: 1.5",
+        "times the loop of timm and PyTorch.",
+        "",
+        "| network | files | timm + torch, eager | timm + torch.compile | `convscale classify` | form | over eager | over compiled |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = []
+        for label in ("timm eager", "timm compiled", "ours"):
+            low, high = (row["images"] / f(row["seconds"][label]) for f in (max, min))
+            cells.append(f"{row['images_per_s'][label]:.1f} ({low:.1f} to {high:.1f})")
+        form = f"{row['precision']} in {row['runtime']['name']}"
+        lines.append(
+            f"| {row['model']} | {row['images']} | {' | '.join(cells)} | {form} | {row['ours_over_eager']:.2f} | {row['ours_over_compiled']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50", "efficientnet_b0"])
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--work", type=Path, default=Path("runs/ship"), help="exported files are kept here and used again")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("results/ship_classify.jsonl"), help="the table goes beside it")
+    args = parser.parse_args()
+    for name in args.models:
+        row = compare(name, args)
+        replace_record(args.output, row, ("model",))
+        write_text(args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()]))
+        if args.json:
+            print(json.dumps(row))
+            continue
+        for label, value in row["images_per_s"].items():
+            print(f"{name:20s} {label:16s} {value:7.1f} images/s, file to class")
+        ratios = f"ours / timm eager {row['ours_over_eager']:.2f}   ours / timm compiled {row['ours_over_compiled']:.2f}"
+        print(f"{ratios}   ({row['precision']}, {row['runtime']})", flush=True)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preproc
     else:
         net = cs.create_model(name, num_classes=10, in_chans=1)
         pre = Preprocessing(image_size=args.img_size, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
-    recipe = {"recipe": "small", "lr": 1e-3} if released else {"recipe": "small"}
-    run = train(net, data, epochs=args.epochs, preprocessing=pre, output=folder, overwrite=True, **recipe)
+    recipe: dict[str, Any] = {"recipe": "small", "lr": 1e-3} if released else {"recipe": "small"}
+    limit = None if args.minutes is None else 60 * args.minutes
+    run = train(net, data, epochs=args.epochs, max_seconds=limit, preprocessing=pre, output=folder, overwrite=True, **recipe)
     print(f"{name}: {run.describe()}", flush=True)
     return run.net.eval(), pre, data
 
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet50", "tresnet_m", "efficientnet_b0", LITE0])
     parser.add_argument("--img-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=None, help="each training ends by then, its schedule with it")
     parser.add_argument("--train", type=int, default=12000, help="training images")
     parser.add_argument("--train-only", action="store_true", help="leave the trained networks in --work and go")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points INT8 may lose on validation")

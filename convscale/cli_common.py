@@ -66,12 +66,12 @@ def spec_of(name: str) -> Any:
     return load_spec(name) if Path(name).suffix in (".json", ".yaml", ".yml") else get_spec(name)
 
 
-def overrides_of(pairs: list[str] | None) -> dict[str, Any]:
-    """Recipe keys from ``--set key=value``."""
+def overrides_of(pairs: list[str] | None, *, flag: str = "--set") -> dict[str, Any]:
+    """Keys and values from ``--set key=value``, or from another flag."""
     out = {}
     for pair in pairs or []:
         key, sign, value = pair.partition("=")
         if not sign or not key:
-            raise UserError(f"--set takes key=value, got {pair!r}")
+            raise UserError(f"{flag} takes key=value, got {pair!r}")
         out[key.strip()] = value.strip()
     return out

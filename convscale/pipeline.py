@@ -36,8 +36,8 @@ from convscale.learn.progress import Progress
 from convscale.learn.recipe import get_recipe
 from convscale.learn.train import train
 from convscale.nn.net import create_model
-from convscale.ship.artifact import Artifact, load_artifact
-from convscale.ship.export import export
+from convscale.pipeline_ship import FILE_RUNTIMES, Shipping, ship_fastest, shipped_speed
+from convscale.ship.artifact import Artifact
 from convscale.ship.measure import measure
 from convscale.show.report import write_fit_report
 from convscale.speed.conditions import Conditions
@@ -105,7 +105,9 @@ def fit(
     device: str = "cpu",
     batch_size: int = 8,
     precision: str = "fp32",
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
+    int8: bool = False,
+    max_drop: float = 0.5,
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Sequence[str | NetSpec] | None = None,
@@ -123,7 +125,8 @@ def fit(
     """Choose, train, export, verify and report the most accurate network that keeps a speed on this device.
 
     Candidates are exported untrained and timed in the runtime; at most three that keep the speed are trained briefly and compared on
-    validation; the best is trained in full, exported, compared with the trained network on the whole test set, and explained.
+    validation; the best is trained in full, exported, compared with the trained network on the whole test set, tuned, and explained. What is shipped
+    is the fastest form that passed its gate, in the settings in which it is fastest.
 
     Args:
         data_dir: what ``open_dataset`` takes: class folders, idx files, a manifest.
@@ -132,7 +135,9 @@ def fit(
         device: where it will run and is trained: ``cpu`` or ``cuda``.
         batch_size: images per call of the shipped network.
         precision: of the shipped network.
-        runtime: ``onnxruntime`` or ``openvino``.
+        runtime: ``onnxruntime`` or ``openvino``; None: candidates are timed in ONNX Runtime, and what is shipped runs in the fastest installed one.
+        int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in float.
+        max_drop: accuracy points that INT8 may lose on validation.
         threads: of the runtime; None: one per core.
         image_size: side in pixels; None: the data's own up to 64 px, else 224.
         candidates: names or specs to choose from as they are; None: scaled members of TResNet, EfficientNet and ResNet-D.
@@ -152,7 +157,8 @@ def fit(
     """
     if not isinstance(min_throughput, int | float) or isinstance(min_throughput, bool) or not min_throughput > 0:
         raise UserError(f"min_throughput is {min_throughput!r}; it must be a number of images/s above 0")
-    cond = Conditions(device=device, precision=precision, batch_size=batch_size, runtime=runtime, threads=threads)
+    how = Shipping(runtime=runtime, int8=int8, max_drop=max_drop)
+    cond = Conditions(device=device, precision=precision, batch_size=batch_size, runtime=runtime or FILE_RUNTIMES[0], threads=threads)
     if init is not None and candidates is None:
         raise UserError(f"init is {init!r}, but scaled members have no released weights; name candidates that have some")
     splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir)
@@ -167,6 +173,7 @@ def fit(
         "data": str(data_dir) if not isinstance(data_dir, DataSplits) else "given splits",
         "min_throughput": min_throughput,
         "conditions": cond.to_dict(),
+        "shipping": asdict(how),
         "candidates": [spec.to_dict() for spec, _ in pool],
         "recipe": recipe,
         "init": init,
@@ -181,6 +188,7 @@ def fit(
         pool=pool,
         folder=folder,
         cond=cond,
+        how=how,
         min_throughput=min_throughput,
         training={"recipe": recipe, "init": init, "seed": seed, "device": device, **(overrides or {})},
         epochs=epochs,
@@ -263,6 +271,7 @@ class _Fit:
     """(spec, family) of every candidate."""
     folder: Path
     cond: Conditions
+    how: Shipping
     min_throughput: float
     training: dict[str, Any]
     """Options of ``train`` for every training: recipe, seed, device, overrides."""
@@ -405,46 +414,36 @@ class _Fit:
             self.record["winner"]["test_top1"] = ev.top1
             self.record.put(evaluation=_evaluation(ev), wrong=_mistakes(ev, self.splits.test))
             self.note(f"test: {ev.top1:.2%} of {ev.n:,} images right ({ev.top1_low:.2%} to {ev.top1_high:.2%})")
-            artifact = self._export(net, preprocessing, held, ev)
-            measured = measure(artifact, self.cond, min_seconds=2.0)
-        checked = artifact.verification or {}
+            card = {
+                "data": self.record["data"]["path"],
+                "recipe": str(self.record["recipe"]["name"]),
+                "accuracy": f"{ev.top1:.2%} top-1 on {ev.n:,} test images",
+            }
+            place = self.folder / "artifact"
+            artifact, found, checked = ship_fastest(net, place, self.splits, held, preprocessing, self.cond, self.how, card=card, say=self.note)
+            measured = shipped_speed(artifact, self.cond)
         keeps = measured.images_per_s >= self.min_throughput
-        self.note(f"artefact: agrees with the trained network on {checked['top1_agreement']:.2%} of {checked['n']:,} test images")
+        self.note(f"artefact: {found.winner}, {found.gain:.2f} times as fast as the float network in its usual settings")
+        self.note(f"artefact: agrees with the trained network on {checked.top1_agreement:.2%} of {checked.n:,} test images")
         self.note(
             f"artefact: {measured.images_per_s:,.0f} images/s, {'keeps' if keeps else 'does not keep'} the {self.min_throughput:,.0f} asked for"
         )
         self.record.put(
-            verification=checked,
+            verification=checked.to_dict(),
             artifact={
                 "path": artifact.folder.name,
                 "format": artifact.format,
+                "precision": artifact.precision,
                 "opset": artifact.manifest.get("opset"),
                 "bytes": sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
                 "measurement": measured.to_dict(),
+                "runtime": artifact.manifest["runtime"],
+                "search": found.to_dict(),
+                "int8": artifact.manifest.get("int8"),
                 "keeps_constraint": keeps,
             },
         )
         return artifact
-
-    def _export(self, net: nn.Module, preprocessing: Preprocessing, test: Split, ev: Evaluation) -> Artifact:
-        assert test.images is not None
-        place = self.folder / "artifact"
-        export(
-            net,
-            place,
-            format="openvino" if self.cond.runtime == "openvino" else "onnx",
-            classes=self.splits.classes,
-            preprocessing=preprocessing,
-            card={
-                "data": self.record["data"]["path"],
-                "recipe": str(self.record["recipe"]["name"]),
-                "accuracy": f"{ev.top1:.2%} top-1 on {ev.n:,} test images",
-            },
-            verify_images=test.images.numpy(),
-            verify_labels=test.labels.numpy(),
-            overwrite=True,
-        )
-        return load_artifact(place, runtime=self.cond.runtime, threads=self.cond.threads)
 
 
 def _speed(row: dict[str, Any]) -> float | None:

@@ -17,7 +17,7 @@ import torch
 
 from convscale import __version__
 from convscale.errors import UserError
-from convscale.files import fsync_dir
+from convscale.files import fsync_dir, write_json, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.onnx_files import check_onnx
 from convscale.ship.runtime import Runner, need_runtime, open_runtime
@@ -25,6 +25,8 @@ from convscale.ship.runtime import Runner, need_runtime, open_runtime
 SCHEMA = 1
 """Version of an artefact's layout; a reader refuses newer ones."""
 MANIFEST = "artifact.json"
+CARD = "README.md"
+"""The model card."""
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 RUNTIMES_OF = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "torch": ("eager", "compiled", "compiled-frozen")}
 """The runtimes that can run a format, the usual one first."""
@@ -51,6 +53,7 @@ class Artifact:
         # The tuned number of streams belongs to the tuned runtime.
         tuned = self.runtime == manifest["runtime"]["name"] and threads is None
         self.streams: int = int(manifest["runtime"].get("streams") or 1) if tuned else 1
+        self.tuned = tuned and manifest["runtime"].get("streams") is not None
         self.device = device
         self.batch_size: int = int(manifest["runtime"].get("batch_size") or 32)
         self.classes: tuple[str, ...] = tuple(_read_json(folder, "classes.json"))
@@ -81,7 +84,8 @@ class Artifact:
     def runner(self) -> Runner:
         """The network opened in the artefact's runtime, on first use."""
         if self._runner is None:
-            self._runner = open_artifact(self, self.runtime, threads=self.threads, device=self.device, streams=self.streams)
+            usual = self.batch_size if self.tuned else None
+            self._runner = open_artifact(self, self.runtime, threads=self.threads, device=self.device, streams=self.streams, batch_size=usual)
         return self._runner
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -162,13 +166,15 @@ def load_artifact(folder: str | os.PathLike[str], *, runtime: str | None = None,
     return Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
 
 
-def open_artifact(artifact: Artifact, runtime: str, *, threads: int | None = None, device: str = "cpu", streams: int = 1) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format."""
+def open_artifact(
+    artifact: Artifact, runtime: str, *, threads: int | None = None, device: str = "cpu", streams: int = 1, batch_size: int | None = None
+) -> Runner:
+    """Open an artefact's model file in a runtime that can run its format; ``batch_size`` as for ``open_runtime``."""
     if artifact.format == "torch":
         from convscale.ship.torch_files import read_program
 
         return open_runtime(read_program(artifact.model_path), runtime, threads=threads, device=device)
-    return open_runtime(artifact.model_path, runtime, threads=threads, device=device, streams=streams)
+    return open_runtime(artifact.model_path, runtime, threads=threads, device=device, streams=streams, batch_size=batch_size)
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,6 +190,21 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             os.fsync(file.fileno())
     fsync_dir(folder)
     return full
+
+
+def state_fact(artifact: Artifact, name: str, text: str) -> None:
+    """Save an artefact's record, and state a fact in its model card in the place of what stood there.
+
+    The card's checksum leaves the record before the card changes and comes back after it, so that the artefact is whole whenever this stops.
+    """
+    path, files = artifact.folder / CARD, dict(artifact.manifest.get("files", {}))
+    artifact.manifest["files"] = {file: entry for file, entry in files.items() if file != CARD}
+    write_json(artifact.folder / MANIFEST, artifact.manifest)
+    if path.is_file():
+        card, line = path.read_text(encoding="utf-8"), f"- **{name.capitalize()}**: "
+        write_text(path, "\n".join(line + text if old.startswith(line) else old for old in card.split("\n")))
+        artifact.manifest["files"] |= {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}}
+        write_json(artifact.folder / MANIFEST, artifact.manifest)
 
 
 @contextlib.contextmanager

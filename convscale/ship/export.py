@@ -17,7 +17,7 @@ from torch import fx, nn
 from convscale.errors import UserError, nearest
 from convscale.files import write_json, write_text
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.artifact import MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
+from convscale.ship.artifact import CARD, MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
 from convscale.ship.card import model_card
 from convscale.ship.fold import fold
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
@@ -154,7 +154,7 @@ def export(
         if not checked.passed:
             raise withheld(out_dir, checked)
         write_json(folder / "verification.json", checked.to_dict())
-        write_text(folder / "README.md", model_card(manifest, names, preprocessing, checked, card or {}))
+        write_text(folder / CARD, model_card(manifest, names, preprocessing, checked, card or {}))
         seal(folder, manifest)
     return load_artifact(out_dir)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from convscale.errors import UserError, nearest
 from convscale.files import write_json
-from convscale.ship.artifact import MANIFEST, Artifact, load_artifact, staged_folder
+from convscale.ship.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, staged_folder
 from convscale.ship.export import Shared, export
 from convscale.ship.fold import has_deep_stem
 from convscale.ship.nets import as_module, example_input
@@ -36,7 +36,8 @@ FORMS: dict[str, dict[str, Any]] = {
 NEAR = 1.3
 """Forms that cost at most this many times the cheapest are timed against it, in turns, at the end."""
 
-Forms = dict[str, Artifact | Withheld]
+Forms = dict[str, Artifact | UserError]
+OnForm = Callable[[str, "Tuning | UserError"], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class Fastest:
 
     winner: str
     """A key of ``forms``."""
-    forms: Mapping[str, Tuning | Withheld]
-    """Each form's tuning, or why it was withheld."""
+    forms: Mapping[str, Tuning | UserError]
+    """Each form's tuning, or why there is none: it was withheld, or no runtime can run it."""
     again: Mapping[str, Trial]
     """The forms that came near the best, each under its best settings, timed in turns; and the float form under its usual ones, as ``usual``."""
 
@@ -61,11 +62,13 @@ class Fastest:
         return cost(self.again["usual"], self.goal) / cost(self.again[self.winner], self.goal)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values: of each form its speed and settings, or why it was withheld."""
+        """As plain JSON values: of each form its speed and settings, or why there is none."""
         found: dict[str, Any] = {}
         for name, result in self.forms.items():
             if isinstance(result, Withheld):
                 found[name] = {"withheld": result.verification.reason}
+            elif isinstance(result, UserError):
+                found[name] = {"failed": str(result)}
             else:
                 found[name] = {k: v for k, v in self.again.get(name, result.best).to_dict().items() if k != "times_s"}
         usual = {k: v for k, v in self.again["usual"].to_dict().items() if k != "times_s"}
@@ -95,11 +98,10 @@ def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str],
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
 
     Returns:
-        By name the artefact, or why it was withheld.
+        By name the artefact, or why there is none.
 
     Raises:
-        UserError: an unknown form, or as for export.
-        Withheld: not even the float form passed.
+        UserError: an unknown form; or the float form could not be made, or was withheld.
     """
     if unknown := [name for name in names if name not in FORMS]:
         raise UserError(f"form {unknown[0]!r} is unknown{nearest(unknown[0], FORMS)}")
@@ -112,7 +114,7 @@ def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str],
             form = FORMS[name] | ({"calibration_images": calibration} if "int8" in name else {})
             try:
                 found[name] = export(net, place / name, shared=shared, **keywords, **form)
-            except Withheld as reason:
+            except UserError as reason:
                 if name == FLOAT:
                     raise
                 found[name] = reason
@@ -126,33 +128,45 @@ def fastest_of(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int | None = None,
     min_seconds: float = 0.5,
-    on_form: Callable[[str, Tuning | Withheld], object] | None = None,
+    runtimes: Sequence[str] | None = None,
+    device: str = "cpu",
+    on_form: OnForm | None = None,
 ) -> Fastest:
     """Tune each form, then time those that came near the best in turns.
 
     The winner's record says what all of them came to.
 
     Args:
+        runtimes: those to try; None: all that are installed.
+        device: ``cpu`` or ``cuda``.
         on_form: called after each form, to show progress.
+
+    Raises:
+        UserError: as for tune, of the float form.
     """
-    results: dict[str, Tuning | Withheld] = {}
+    options: dict[str, Any] = {"goal": goal, "batch_sizes": batch_sizes, "threads": threads, "min_seconds": min_seconds}
+    arts = {name: load_artifact(form.folder, device=device) for name, form in forms.items() if isinstance(form, Artifact)}
+    results: dict[str, Tuning | UserError] = {}
     for name, form in forms.items():
-        results[name] = (
-            form if isinstance(form, Withheld) else tune(form, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds)
-        )
+        try:
+            known = [r for r in runtimes or () if name in arts and r in RUNTIMES_OF[arts[name].format]] or runtimes
+            results[name] = form if isinstance(form, UserError) else tune(arts[name], runtimes=known, **options)
+        except UserError as reason:
+            if name == FLOAT:
+                raise
+            results[name] = reason
         if on_form is not None:
             on_form(name, results[name])
     costs = {name: cost(result.best, goal) for name, result in results.items() if isinstance(result, Tuning)}
     near = [name for name in costs if costs[name] <= NEAR * min(costs.values())]
-    arts = {name: load_artifact(form.folder) for name, form in forms.items() if isinstance(form, Artifact)}
+    tuned = {name: load_artifact(art.folder, device=device) for name, art in arts.items()}
     base = results[FLOAT]
     assert isinstance(base, Tuning), "the float form passed"
-    *trials, usual = in_turns([*((arts[name], settings_of(arts[name])) for name in near), (arts[FLOAT], base.usual.settings)])
+    *trials, usual = in_turns([*((tuned[name], settings_of(tuned[name])) for name in near), (tuned[FLOAT], base.usual.settings)])
     again = dict(zip(near, trials, strict=True))
     winner = min(near, key=lambda name: cost(again[name], goal))
     found = Fastest(winner=winner, forms=results, again=again | {"usual": usual})
-    manifest = arts[winner].manifest | {"search": found.to_dict()}
-    write_json(arts[winner].folder / MANIFEST, manifest)
+    write_json(tuned[winner].folder / MANIFEST, tuned[winner].manifest | {"search": found.to_dict()})
     return found
 
 
@@ -167,7 +181,7 @@ def export_fastest(
     torch: bool = False,
     min_seconds: float = 0.5,
     overwrite: bool = False,
-    on_form: Callable[[str, Tuning | Withheld], object] | None = None,
+    on_form: OnForm | None = None,
     **keywords: Any,
 ) -> tuple[Artifact, Fastest]:
     """Export in float and, with calibration images, in INT8 for each runtime; tune each; keep the fastest that passed its gate.

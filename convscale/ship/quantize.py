@@ -74,7 +74,7 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
         import nncf
         import onnx
         import openvino as ov
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix, QuantizationParameters
 
         model: Any = onnx.load(os.fspath(source))
         to_onnx = target.suffix == ".onnx"
@@ -93,7 +93,11 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=count,
                 ignored_scope=nncf.IgnoredScope(names=names, validate=False) if names else None,
-                advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+                # ONNX Runtime's convolution takes one scale for its input; NNCF would give a depthwise one a scale per channel.
+                advanced_parameters=AdvancedQuantizationParameters(
+                    overflow_fix=OverflowFix.ENABLE,
+                    activations_quantization_params=QuantizationParameters(per_channel=False) if to_onnx else None,
+                ),
             )
         except Exception as error:
             line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

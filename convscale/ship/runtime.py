@@ -140,6 +140,7 @@ class OnnxRunner(FileRunner):
             self._sessions = [ort.InferenceSession(os.fspath(path), options, providers=[provider]) for _ in range(count)]
         except Exception as error:
             raise UserError(f"ONNX Runtime can not open {Path(path).name}: {_first_line(error)}") from error
+        self._name = Path(path).name
         self._input = self._sessions[0].get_inputs()[0]
         self._dtype = np.uint8 if "uint8" in self._input.type else np.float16 if "float16" in self._input.type else np.float32
         self._pool = ThreadPoolExecutor(self.streams) if self.streams > 1 else None
@@ -150,18 +151,31 @@ class OnnxRunner(FileRunner):
         return list(self._pool.map(self._one, prepared, range(len(prepared))))
 
     def _one(self, part: np.ndarray, stream: int) -> list[np.ndarray]:
-        return self._sessions[stream % len(self._sessions)].run(None, {self._input.name: part})  # pyright: ignore[reportReturnType]
+        try:
+            return self._sessions[stream % len(self._sessions)].run(None, {self._input.name: part})  # pyright: ignore[reportReturnType]
+        except Exception as error:
+            raise _failed("ONNX Runtime", self._name, error) from error
 
 
 class OpenVinoRunner(FileRunner):
     """An OpenVINO IR or ONNX file in OpenVINO, on the CPU.
 
-    Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it.
+    Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it. A batch of the stated
+    size runs in a form compiled for that size alone, which is faster; one of another size in a form for any, compiled when it is first needed.
     """
 
     runtime = "openvino"
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None, device: str, precision: str = "fp32", streams: int = 1) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None,
+        device: str,
+        precision: str = "fp32",
+        streams: int = 1,
+        batch_size: int | None = None,
+    ) -> None:
         need_runtime("openvino")
         with quiet():
             import openvino as ov
@@ -169,27 +183,52 @@ class OpenVinoRunner(FileRunner):
         if device != "cpu":
             raise UserError(f"runtime openvino runs on device cpu here, got {device!r}")
         self.threads, self.streams = _streams(threads, streams)
-        config: dict[str, Any] = {
+        self._name = Path(path).name
+        self._config: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": self.streams,
             "INFERENCE_PRECISION_HINT": "bf16" if precision in ("bf16", "amp") else "f32",
         }
+        self._core = ov.Core()
         try:
-            core = ov.Core()
-            self.compiled = core.compile_model(core.read_model(os.fspath(path)), "CPU", config)
+            self._model = self._core.read_model(os.fspath(path))
         except Exception as error:
-            raise UserError(f"OpenVINO can not open {Path(path).name}: {_first_line(error)}") from error
-        self._dtype = np.dtype(self.compiled.input(0).get_element_type().to_dtype())
-        self._requests = [self.compiled.create_infer_request() for _ in range(self.streams)]
+            raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
+        self._dtype = np.dtype(self._model.input(0).get_element_type().to_dtype())
+        # Parts of different sizes would need a form each.
+        self._part = batch_size // self.streams if batch_size and batch_size % self.streams == 0 else None
+        self._requests: dict[int | None, list[Any]] = {}
+        self._form(self._part)
+
+    def _form(self, part: int | None) -> list[Any]:
+        """One request per stream of the network for parts of this size; None: of any."""
+        if part not in self._requests:
+            model = self._model
+            if part is not None:
+                model = model.clone()
+                shape = model.input(0).partial_shape
+                shape[0] = part
+            try:
+                if part is not None:
+                    model.reshape(shape)  # pyright: ignore[reportPossiblyUnboundVariable]
+                compiled = self._core.compile_model(model, "CPU", self._config)
+            except Exception as error:
+                raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
+            self._requests[part] = [compiled.create_infer_request() for _ in range(self.streams)]
+        return self._requests[part]
 
     def run(self, prepared: list[np.ndarray]) -> Any:
-        if len(prepared) == 1:
-            return [self._requests[0].infer([prepared[0]], share_inputs=True, share_outputs=True)]
-        busy = self._requests[: len(prepared)]
-        for request, part in zip(busy, prepared, strict=True):
-            request.start_async([part], share_inputs=True)
-        for request in busy:
-            request.wait()
+        requests = self._form(self._part if all(len(part) == self._part for part in prepared) else None)
+        busy = requests[: len(prepared)]
+        try:
+            if len(prepared) == 1:
+                return [busy[0].infer([prepared[0]], share_inputs=True, share_outputs=True)]
+            for request, part in zip(busy, prepared, strict=True):
+                request.start_async([part], share_inputs=True)
+            for request in busy:
+                request.wait()
+        except Exception as error:
+            raise _failed("OpenVINO", self._name, error) from error
         return [request.results for request in busy]
 
     def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
@@ -206,11 +245,12 @@ def open_runtime(
     precision: str = "fp32",
     layout: str = "nchw",
     streams: int = 1,
+    batch_size: int | None = None,
 ) -> Runner:
     """Open a module (PyTorch runtimes) or a model file (ONNX Runtime: ``.onnx``; OpenVINO: ``.onnx`` or ``.xml``) for inference.
 
     A module is moved to the device, precision and layout and put in eval mode. ``streams`` cuts the batch into parts that run side by side, the
-    threads shared among them; PyTorch's runtimes have one.
+    threads shared among them; PyTorch's runtimes have one. ``batch_size`` is the one most calls will have; OpenVINO is faster where it knows it.
 
     Raises:
         UserError: the runtime is unknown or not installed (the message says how to install it), or can not open this source.
@@ -224,7 +264,7 @@ def open_runtime(
     if runtime == "onnxruntime":
         return OnnxRunner(source, threads=threads, device=device, streams=streams)
     if runtime == "openvino":
-        return OpenVinoRunner(source, threads=threads, device=device, precision=precision, streams=streams)
+        return OpenVinoRunner(source, threads=threads, device=device, precision=precision, streams=streams, batch_size=batch_size)
     raise UserError(f"runtime {runtime} opens modules, not {Path(source).name}")
 
 
@@ -274,6 +314,14 @@ def _streams(threads: int | None, streams: int) -> tuple[int, int]:
     if not 1 <= streams <= threads:
         raise UserError(f"streams must lie between 1 and the {threads} threads, got {streams}")
     return threads, streams
+
+
+def _failed(runtime: str, name: str, error: Exception) -> Exception:
+    """What to raise where a network that could be opened does not run. Out of memory stays what it is: a smaller batch may fit."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "memory" in text or "alloc" in text:
+        return error
+    return UserError(f"{runtime} can not run {name}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

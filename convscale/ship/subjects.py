@@ -93,7 +93,7 @@ def _subject(net: Any, cond: Conditions) -> Subject:
         if cond.image_size != net.image_size:
             raise UserError(f"the artefact takes {net.image_size} px, got image_size {cond.image_size}")
         streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
-        runner = open_artifact(net, cond.runtime, threads=cond.threads, device=cond.device, streams=streams)
+        runner = open_artifact(net, cond.runtime, threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size)
         shape = (net.image_size, net.image_size, net.preprocessing.channels)
 
         def pixels(batch_size: int) -> Any:

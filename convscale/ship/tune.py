@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from convscale.errors import UserError, nearest
-from convscale.files import write_json
-from convscale.ship.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, open_artifact
+from convscale.ship.artifact import RUNTIMES_OF, Artifact, load_artifact, open_artifact, state_fact
 from convscale.ship.runtime import Runner, installed_runtimes
 from convscale.speed.timing import Environment, available_cores
 
@@ -85,6 +84,8 @@ class Tuning:
     """The settings an untuned artefact runs in, timed in the same turns."""
     environment: Environment
     """The machine and versions."""
+    failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Runtimes that could not run it, and why."""
 
     @property
     def gain(self) -> float:
@@ -98,7 +99,7 @@ class Tuning:
         trials = [{k: v for k, v in trial.to_dict().items() if k != "times_s"} for trial in self.trials]
         environment = {**dataclasses.asdict(self.environment), "versions": dict(self.environment.versions)}
         found = {"goal": self.goal, "gain": self.gain, "best": self.best.to_dict(), "usual": self.usual.to_dict()}
-        return {**found, "trials": trials, "environment": environment}
+        return {**found, "trials": trials, "environment": environment, "failed": dict(self.failed)}
 
 
 def tune(
@@ -125,7 +126,7 @@ def tune(
         on_trial: called after each setting, to show progress.
 
     Raises:
-        UserError: an unknown goal, a runtime that is missing or does not run this format, or no batch size.
+        UserError: an unknown goal, a runtime that is missing or does not run this format, no batch size, or no runtime that can run it.
     """
     artifact = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     if goal not in GOALS:
@@ -142,21 +143,42 @@ def tune(
         raise UserError(f"none of the runtimes {', '.join(runtimes or known)} is installed here")
     trials: list[Trial] = []
     opened: Opened = {}
+    failed: dict[str, str] = {}
     for settings in candidates(goal, chosen, cores, batch_sizes):
-        trials.append(Trial(settings=settings, times_s=_first_look(artifact, settings, min_seconds, opened)))
+        if settings.runtime in failed:
+            continue
+        try:
+            trials.append(Trial(settings=settings, times_s=_first_look(artifact, settings, min_seconds, opened)))
+        except UserError as error:
+            failed[settings.runtime] = str(error)
+            if len(failed) == len(chosen):
+                raise
+            continue
         if on_trial is not None:
             on_trial(trials[-1])
-    usual = Settings(runtime=chosen[0], threads=cores, streams=1, batch_size=usual_batch(goal, batch_sizes))
+    opened.clear()
+    usual = Settings(runtime=next(name for name in chosen if name not in failed), threads=cores, streams=1, batch_size=usual_batch(goal, batch_sizes))
     finalists = [trial.settings for trial in near_best(trials, goal) if trial.settings != usual]
     *again, usual_again = in_turns([(artifact, settings) for settings in (*finalists, usual)])
     best = min((usual_again, *again), key=lambda trial: cost(trial, goal))
-    found = Tuning(goal=goal, trials=tuple(trials), best=best, usual=usual_again, environment=Environment.here(artifact.device))
+    found = Tuning(goal=goal, trials=tuple(trials), best=best, usual=usual_again, environment=Environment.here(artifact.device), failed=failed)
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
         artifact.manifest |= {"runtime": runtime, "tuning": found.to_dict()}
-        write_json(artifact.folder / MANIFEST, artifact.manifest)
+        state_fact(artifact, "speed", describe(found, artifact.image_size))
     return found
+
+
+def describe(found: Tuning, image_size: int) -> str:
+    """The best speed with its conditions, as a model card states it."""
+    s, machine = found.best.settings, found.environment
+    versions = machine.versions.get(s.runtime) or machine.versions.get("torch", "")
+    streams = f" in {s.streams} streams" if s.streams > 1 else ""
+    return (
+        f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call ({s.runtime} {versions}, batch {s.batch_size}, "
+        f"{image_size} px, {s.threads} threads{streams}; {machine.device_name}, {machine.cores} cores; tuned for {found.goal}, model only)"
+    )
 
 
 def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequence[int]) -> list[Settings]:
@@ -207,15 +229,27 @@ def settings_of(artifact: Artifact) -> Settings:
     return Settings(runtime=artifact.runtime, threads=artifact.threads or available_cores(), streams=artifact.streams, batch_size=artifact.batch_size)
 
 
-Opened = dict[tuple[str, str, int, int], Runner]
-"""Runners that are open, by folder, runtime, threads and streams."""
+Opened = dict[tuple[str, str, int, int, int | None], Runner]
+"""Runners that are open, by folder, runtime, threads, streams, and batch where the runtime compiles for it."""
+
+
+def _key(artifact: Artifact, settings: Settings) -> tuple[str, str, int, int, int | None]:
+    batch_size = settings.batch_size if settings.runtime == "openvino" else None
+    return str(artifact.folder), settings.runtime, settings.threads, settings.streams, batch_size
 
 
 def _call(artifact: Artifact, settings: Settings, opened: Opened) -> Callable[[], object]:
     """A call to time, without the copies in and out. A runner that is open already serves other batches too."""
-    key = (str(artifact.folder), settings.runtime, settings.threads, settings.streams)
+    key = _key(artifact, settings)
     if key not in opened:
-        opened[key] = open_artifact(artifact, settings.runtime, threads=settings.threads, device=artifact.device, streams=settings.streams)
+        opened[key] = open_artifact(
+            artifact,
+            settings.runtime,
+            threads=settings.threads,
+            device=artifact.device,
+            streams=settings.streams,
+            batch_size=settings.batch_size,
+        )
     runner = opened[key]
     size, channels = artifact.image_size, artifact.preprocessing.channels
     images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, size, size, channels), dtype=np.uint8)
@@ -231,7 +265,7 @@ def _call(artifact: Artifact, settings: Settings, opened: Opened) -> Callable[[]
 
 def _first_look(artifact: Artifact, settings: Settings, seconds: float, opened: Opened) -> tuple[float, ...]:
     """Times of a few calls, the first two (allocation, compilation) left out. One runner is open at a time: large networks would fill the memory."""
-    if not any(key[1:] == (settings.runtime, settings.threads, settings.streams) for key in opened):
+    if _key(artifact, settings) not in opened:
         opened.clear()
     call = _call(artifact, settings, opened)
     for _ in range(2):

@@ -10,6 +10,7 @@ from typing import Any
 from convscale.files import write_text
 from convscale.show import fit_sections as sections
 from convscale.show.fit_record import read_fit
+from convscale.show.fit_shipping import shipping
 from convscale.show.page import Figures, page
 
 
@@ -39,6 +40,7 @@ def fit_page(fit: Mapping[str, Any], folder: Path) -> str:
         sections.mistakes(fit, figures),
         sections.gallery(fit),
         sections.training(fit, figures),
+        shipping(fit),
         sections.verification(fit),
         sections.use(fit, folder),
         sections.data(fit),
