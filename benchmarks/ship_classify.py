@@ -125,9 +125,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# From JPEG files to classes",
         "",
-        f"Made by `python -m benchmarks.ship_classify`; records: [ship_classify.jsonl](ship_classify.jsonl). {first['device_name']}, {first['cores']}",
-        f"cores, CPU only; {versions}. JPEG files of 500 x 375 px; all contenders in turns in one process, medians (slowest to fastest run). Owed: 1.5",
-        "times the loop of timm and PyTorch.",
+        "Made by `python -m benchmarks.ship_classify`; records: [ship_classify.jsonl](ship_classify.jsonl).",
+        f"{first['device_name']}, {first['cores']} cores, CPU only; {versions}.",
+        "JPEG files of 500 x 375 px; all contenders in turns in one process, medians (slowest to fastest run). Owed: 1.5 times eager timm.",
         "",
         "| network | files | timm + torch, eager | timm + torch.compile | `convscale classify` | form | over eager | over compiled |",
         "|---|---|---|---|---|---|---|---|",

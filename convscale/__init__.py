@@ -36,6 +36,8 @@ _PUBLIC = {
     "load_artifact": "ship.artifact",
     "verify": "ship.verify",
     "tune": "ship.tune",
+    "export_fastest": "ship.fastest",
+    "classify": "ship.classify",
     "choose": "choice",
     "train": "learn.train",
     "evaluate": "learn.evaluate",

@@ -12,9 +12,13 @@ import convscale as cs
 from convscale.arch.small import for_image_size
 from convscale.choice import scaled_members
 from convscale.demo import DEMO_FOLDERS, fashion_mnist
+from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
-from convscale.pipeline import fit
+from convscale.learn.loader import into_memory
+from convscale.pipeline import build, fit
+from convscale.pipeline_ship import Shipping, ship_fastest
+from convscale.speed.conditions import Conditions
 
 DATA = next((folder for folder in DEMO_FOLDERS if folder.is_dir()), None)
 pytestmark = pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not installed (Debian: dataset-fashion-mnist)")
@@ -78,6 +82,39 @@ def test_artifact_says_what_the_network_says(run, splits):
     assert made.record["verification"]["top1_agreement"] >= 0.998
 
 
+def test_what_is_shipped_was_tuned(run):
+    made, told = run
+    kept = json.loads((made.output / "fit.json").read_text())["artifact"]
+    forms = kept["search"]["forms"]
+    assert kept["search"]["winner"] in forms
+    assert all(form["batch_size"] == 4 and form["threads"] == 1 for form in forms.values())
+    assert kept["search"]["usual"]["runtime"] == "onnxruntime"
+    # The constraint is checked on what is shipped, under the settings that won.
+    timed = kept["measurement"]["conditions"]
+    assert (timed["runtime"], timed["batch_size"], timed["threads"]) == (kept["runtime"]["name"], 4, 1)
+    assert timed["runtime"] == forms[kept["search"]["winner"]]["runtime"]
+    assert any("times as fast as the float network in its usual settings" in event.get("text", "") for event in told)
+    card = (made.output / "artifact" / "README.md").read_text()
+    assert re.search(r"- \*\*Speed\*\*: [\d,.]+ images/s, .* batch 4, 28 px, 1 threads", card)
+
+
+def test_int8_is_chosen_on_validation_and_reported_on_the_test_set(splits, tmp_path):
+    net = build(scaled_members("resnet50d", 28)[0], splits).eval()
+    pre = Preprocessing(image_size=28, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
+    held, _ = into_memory(splits.test, pre)
+    said = []
+    artifact, found, checked = ship_fastest(
+        net, tmp_path / "artifact", splits, held, pre, Conditions(batch_size=4, threads=1, runtime="onnxruntime"),
+        Shipping(runtime="onnxruntime", int8=True, max_drop=100.0), card={"data": "some"}, say=said.append,
+    )  # fmt: skip
+    assert list(found.forms) == ["onnx-fp32", "onnx-int8"]
+    assert artifact.verification["n"] == 300
+    assert checked.n == 500
+    assert checked.precision == artifact.precision
+    assert artifact.runtime == "onnxruntime"
+    assert [line.split(":")[0] for line in said] == ["onnx-fp32", "onnx-int8"]
+
+
 def test_report_is_one_file_that_names_the_winner(run):
     made, _ = run
     page = made.report.read_text()
@@ -107,6 +144,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"candidates": ["resnet19"]}, "unknown model 'resnet19' .*nearest: .*resnet18"),
         ({"recipe": "smal"}, "smal"),
         ({"image_size": 27, "candidates": ["tresnet_m"]}, "image size is 27"),
+        ({"runtime": "eager"}, "fit ships for runtime onnxruntime or openvino, got 'eager'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],
 )

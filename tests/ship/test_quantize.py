@@ -104,6 +104,36 @@ def test_withheld_when_nothing_helps(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Mixed(nn.Module):
+    """Depthwise convolutions of two kernels side by side, as in MixNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.small, self.large = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 5, padding=2, groups=4)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = nn.functional.silu(self.first(x)).split(4, dim=1)
+        x = torch.cat([self.small(a), self.large(b)], dim=1)
+        return self.last(nn.functional.silu(x)).mean((2, 3))
+
+
+def test_onnx_runtime_runs_quantised_depthwise_convolutions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images, _ = data()
+    art = export(
+        Mixed(), tmp_path / "a", int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0], verify_images=images, max_drop=100.0,
+    )  # fmt: skip
+    graph = onnx.load(art.model_path).graph
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
+    steps = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in sizes]
+    # An activation has one scale: ONNX Runtime's quantised convolution takes no more.
+    assert len(steps) >= 4
+    assert {sizes[node.input[1]] for node in steps} == {1}
+    assert np.isfinite(art.logits(images)).all()
+
+
 def test_ranking_finds_the_outlier() -> None:
     from convscale.ship.layers import shipped_graph
 

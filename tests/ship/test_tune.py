@@ -94,6 +94,53 @@ def test_candidates() -> None:
     assert [s.threads for s in candidates("latency", ["openvino"], 4, ())] == [4, 2]
 
 
+def test_a_runtime_that_can_not_run_it_is_passed_over(art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._call
+
+    def call(artifact: Artifact, settings: Settings, opened: object) -> Callable[[], object]:
+        if settings.runtime == "onnxruntime":
+            raise UserError("ONNX Runtime can not run model.onnx: no such kernel")
+        return real(artifact, settings, opened)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(module, "_call", call)
+    found = tune(art, threads=2, batch_sizes=(4,), save=False)
+    assert {trial.settings.runtime for trial in (*found.trials, found.usual, found.best)} == {"openvino"}
+    assert found.to_dict()["failed"] == {"onnxruntime": "ONNX Runtime can not run model.onnx: no such kernel"}
+    with pytest.raises(UserError, match="no such kernel"):
+        tune(art, threads=2, batch_sizes=(4,), runtimes=["onnxruntime"], save=False)
+
+
+def test_the_model_card_states_the_tuned_speed(art: Artifact, made_up: dict[Settings, float]) -> None:
+    before = (art.folder / "README.md").read_text().splitlines()
+    assert "- **Speed**: not stated" in before
+    tune(art, threads=2, batch_sizes=(4,))
+    after = (art.folder / "README.md").read_text().splitlines()
+    # 4 images in 0.05 / 2 s
+    changed = [line for line in after if line not in before]
+    assert len(changed) == 1
+    assert changed[0].startswith("- **Speed**: 160.0 images/s, 25.0 ms a call (openvino ")
+    assert "batch 4, 32 px, 2 threads in 2 streams; " in changed[0]
+    assert len(after) == len(before)
+    load_artifact(art.folder)  # its checksums hold
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_form_for_one_batch_size_changes_no_output(streams: int, art: Artifact) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    anyhow = open_runtime(art.model_path, "openvino", threads=2)
+    fixed = open_runtime(art.model_path, "openvino", threads=2, streams=streams, batch_size=4)
+    for n in (4, 1, 9, 4):
+        batch = art.input_batch(pixels[:n])
+        assert fixed(batch)[0].shape == (n, 5)
+        assert np.allclose(fixed(batch)[0], anyhow(batch)[0], atol=1e-5)
+    assert set(fixed._requests) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
+    # A tuned artefact opens for its own batch.
+    art.manifest["runtime"] |= {"name": "openvino", "threads": 2, "streams": streams, "batch_size": 4}
+    tuned = Artifact(art.folder, art.manifest)
+    assert np.allclose(tuned(pixels), art(pixels), atol=1e-5)
+    assert set(tuned.runner._requests) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_streams_change_no_output(runtime: str, threads: int, art: Artifact, tiny: nn.Module, images: np.ndarray) -> None:
