@@ -56,8 +56,7 @@ def conditions_of(name: str, args: argparse.Namespace) -> Conditions:
 
 
 def peer_net(name: str) -> torch.nn.Module:
-    """timm's network with seeded weights, so that compilers find in their caches what an earlier run left there."""
-    torch.manual_seed(0)
+    """timm's network, untrained."""
     return timm.create_model(name).eval()
 
 
@@ -79,12 +78,12 @@ def prepare(name: str, base: Conditions, folder: Path) -> Forms:
     return export_forms(net, folder / "forms", names, preprocessing=pre, calibration_images=noise, max_drop=100.0, overwrite=True)
 
 
-def open_peers(name: str, base: Conditions, folder: Path, labels: Sequence[str] = PEERS) -> dict[str, tuple[Call, Conditions]]:
+def open_peers(name: str, base: Conditions, folder: Path) -> dict[str, tuple[Call, Conditions]]:
     """timm's network in every runtime, called once."""
     assert base.image_size is not None, "the benchmark states its size"
     batch = torch.randn(base.batch_size, 3, base.image_size, base.image_size)
     found = {}
-    for label in labels:
+    for label in PEERS:
         runtime = label.split()[1]
         runner = open_runtime(folder / "peer.onnx" if runtime in ("onnxruntime", "openvino") else peer_net(name), runtime, threads=base.threads)
         prepared = runner.prepare(batch)
@@ -253,7 +252,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of timed calls, per contender and round")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--prepare", action="store_true", help="only write the files and fill the compilers' caches")
+    parser.add_argument("--prepare", action="store_true", help="only write the files")
     parser.add_argument("--work", type=Path, default=Path("runs/ship"), help="exported files are kept here and used again")
     parser.add_argument("--records", type=Path, default=Path("results/ship.jsonl"), help="the table goes beside it")
     parser.add_argument("--json", action="store_true")
@@ -262,7 +261,6 @@ def main() -> None:
         base = conditions_of(name, args)
         prepare(name, base, args.work / name)
         if args.prepare:
-            open_peers(name, base, args.work / name, ("timm compiled", "timm compiled-frozen"))
             print(f"{name}: prepared", flush=True)
             continue
         rows = compare(name, args)

@@ -97,7 +97,7 @@ def test_the_fastest_form_of_a_checkpoint(call: Call, checkpoint: Path, pictures
     code, text, err = call("export", checkpoint, "--output", out, *options)
     assert code == 0, err
     assert "agrees with the trained network on" in text
-    for form in ("onnx-fp32", "onnx-fp32-strided", "onnx-int8", "onnx-int8-strided", "openvino-int8", "openvino-int8-strided"):
+    for form in ("onnx-fp32", "onnx-fp32-strided", "onnx-int8", "openvino-int8", "openvino-int8-strided"):
         assert f"{form}: " in err
     card = (out / "README.md").read_text()
     assert "- **Licence**: CC0" in card

@@ -81,12 +81,12 @@ def form_names(net: Any, *, int8: bool, image_size: int | None = None, torch: bo
     Args:
         torch: try PyTorch's compiler too; it needs a minute per network, and on CPUs the others were faster on every network measured.
     """
-    wanted = [FLOAT, *(["torch-fp32"] if torch else [])]
-    if int8:
-        wanted += ["onnx-int8", *(["openvino-int8"] if "openvino" in installed_runtimes() else [])]
+    have_openvino = "openvino" in installed_runtimes()
+    best_int8 = "openvino-int8" if have_openvino else "onnx-int8"
+    wanted = [FLOAT, *(["torch-fp32"] if torch else []), *({"onnx-int8", best_int8} if int8 else ())]
     module, _ = as_module(net)
     if has_deep_stem(module, example_input(module, image_size)):
-        wanted += [f"{name}-strided" for name in wanted if f"{name}-strided" in FORMS]
+        wanted += [f"{FLOAT}-strided", *([f"{best_int8}-strided"] if int8 else [])]
     return [name for name in FORMS if name in wanted]
 
 

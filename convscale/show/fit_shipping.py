@@ -82,6 +82,6 @@ def _kept_in_float(int8: Mapping[str, Any] | None) -> str:
     kept = list(last.get("float_layers") or ())
     names = f": {', '.join(kept[:12])}{' ...' if len(kept) > 12 else ''}" if kept else ""
     return (
-        f"8 bits cost {words.number(last.get('drop_points'))} points on validation (allowed: {words.number(int8.get('max_drop'))}) "
+        f"8 bits cost {last.get('drop_points', 0):.2f} points on validation (allowed: {int8.get('max_drop', 0):g}) "
         f"with {words.plural(len(kept), 'layer')} of {int8.get('layers', '?')} left in float{names}."
     )
