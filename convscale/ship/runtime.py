@@ -141,6 +141,9 @@ class OnnxRunner(FileRunner):
         except Exception as error:
             raise UserError(f"ONNX Runtime can not open {Path(path).name}: {_first_line(error)}") from error
         self._name = Path(path).name
+        if provider not in self._sessions[0].get_providers():
+            # It goes on with the processor where the provider's libraries do not load, and would be timed as a GPU.
+            raise UserError(f"ONNX Runtime's {provider} does not start here (are CUDA and cuDNN of its version installed?); or use device cpu")
         self._input = self._sessions[0].get_inputs()[0]
         self._dtype = np.uint8 if "uint8" in self._input.type else np.float16 if "float16" in self._input.type else np.float32
         self._pool = ThreadPoolExecutor(self.streams) if self.streams > 1 else None

@@ -84,3 +84,19 @@ def test_no_gpu(tiny: nn.Module, onnx_art: Artifact) -> None:
         open_runtime(tiny, "eager", device="cuda")
     with pytest.raises(UserError, match=r"no CUDAExecutionProvider; pip install onnxruntime-gpu"):
         open_runtime(onnx_art.model_path, "onnxruntime", device="cuda")
+
+
+def test_a_gpu_that_does_not_start_is_no_gpu(onnx_art: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    class Fallen(ort.InferenceSession):
+        """A session as ONNX Runtime gives it where the provider's libraries do not load: on the processor."""
+
+        def __init__(self, path: str, options: ort.SessionOptions, providers: list[str]) -> None:
+            assert providers == ["CUDAExecutionProvider"]
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", Fallen)
+    with pytest.raises(UserError, match="CUDAExecutionProvider does not start here"):
+        open_runtime(onnx_art.model_path, "onnxruntime", device="cuda")
