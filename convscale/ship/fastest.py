@@ -36,6 +36,9 @@ FORMS: dict[str, dict[str, Any]] = {
 NEAR = 1.3
 """Forms that cost at most this many times the cheapest are timed against it, in turns, at the end."""
 
+INT8_MARGIN = 1.05
+"""INT8 is shipped where it is at least so many times as fast as float: what it may cost in accuracy has to buy something."""
+
 Forms = dict[str, Artifact | UserError]
 OnForm = Callable[[str, "Tuning | UserError"], object]
 
@@ -164,7 +167,7 @@ def fastest_of(
     assert isinstance(base, Tuning), "the float form passed"
     *trials, usual = in_turns([*((tuned[name], settings_of(tuned[name])) for name in near), (tuned[FLOAT], base.usual.settings)])
     again = dict(zip(near, trials, strict=True))
-    winner = min(near, key=lambda name: cost(again[name], goal))
+    winner = min(near, key=lambda name: cost(again[name], goal) * (INT8_MARGIN if arts[name].precision == "int8" else 1.0))
     found = Fastest(winner=winner, forms=results, again=again | {"usual": usual})
     write_json(tuned[winner].folder / MANIFEST, tuned[winner].manifest | {"search": found.to_dict()})
     return found

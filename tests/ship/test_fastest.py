@@ -68,6 +68,18 @@ def test_the_fastest_form_that_passed(tiny: nn.Module, images: np.ndarray, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_int8_must_be_worth_it(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, winner in ((0.97, FLOAT), (0.94, "onnx-int8")):
+        monkeypatch.setitem(SECONDS, "onnx-int8", seconds)
+        monkeypatch.setitem(AGAIN, "onnx-int8", seconds)
+        monkeypatch.setitem(AGAIN, "openvino-int8", 2.0)
+        _, found = export_fastest(tiny, tmp_path / winner, calibration_images=images, verify_images=images, max_drop=100.0)
+        assert found.winner == winner
+        assert found.gain == pytest.approx(1.25 / AGAIN[winner])
+
+
 def test_what_does_not_pass_is_not_shipped(tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: list[list[str]]) -> None:
     told: list[str] = []
     art, found = export_fastest(
