@@ -24,7 +24,6 @@ from convscale.cli_common import (
     Precision,
     Resume,
     ResumeCommand,
-    Runtime,
     Seed,
     Sets,
     Threads,
