@@ -74,7 +74,7 @@ def test_int8_must_be_worth_it(
     for seconds, winner in ((0.97, FLOAT), (0.94, "onnx-int8")):
         monkeypatch.setitem(SECONDS, "onnx-int8", seconds)
         monkeypatch.setitem(AGAIN, "onnx-int8", seconds)
-        monkeypatch.setitem(AGAIN, "openvino-int8", 2.0)
+        monkeypatch.setitem(SECONDS, "openvino-int8", 2.0)
         _, found = export_fastest(tiny, tmp_path / winner, calibration_images=images, verify_images=images, max_drop=100.0)
         assert found.winner == winner
         assert found.gain == pytest.approx(1.25 / AGAIN[winner])
