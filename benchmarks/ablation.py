@@ -1,50 +1,58 @@
 """TResNet's ingredients one by one, measured on this machine's CPU.
 
-    python -m benchmarks.ablation [--runtimes onnxruntime eager] [--records results/ablation.jsonl] [--json]
+    python -m benchmarks.ablation [--runtimes onnxruntime openvino eager] [--records results/ablation.jsonl] [--json]
 
-Every spec is timed in turn, round after round, so that a machine that slows down slows all of them; the calls of all rounds make one record.
-`convscale report` shows the records beside what is predicted for GPUs.
+Every spec is opened once and timed in turn, round after round, so that a machine that slows down slows all of them; the calls of all rounds make one
+record, the file is made anew. `convscale report --ablation --records results/ablation.jsonl` shows them beside what is predicted for GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
+from convscale.files import write_text
 from convscale.show.studies import ABLATION
-from convscale.speed.records import Record, append_record
+from convscale.speed.records import Record
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "eager"])
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "eager"])
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of timed calls, per network and round")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timed calls, per network and round")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--records", type=Path, default=Path("results/ablation.jsonl"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    from convscale.ship.measure import measure
+    from convscale.ship.subjects import subjects
     from convscale.speed.cost import count
+    from convscale.speed.timing import Environment, Measurement, time_callable
 
+    lines = []
     for runtime in args.runtimes:
-        found = {}
+        conditions = {"runtime": runtime, "batch_size": args.batch_size, "threads": args.threads}
+        opened = {line: subjects(spec, None, conditions)[0] for line, spec in ABLATION.items()}
+        calls = {line: subject.open_call(args.batch_size) for line, subject in opened.items()}
+        times: dict[str, list[float]] = {line: [] for line in opened}
         for _ in range(args.rounds):
-            for line, spec in ABLATION.items():
-                m = measure(spec, runtime=runtime, batch_size=args.batch_size, threads=args.threads, min_seconds=args.seconds)
-                found[line] = dataclasses.replace(m, times_s=(*found[line].times_s, *m.times_s)) if line in found else m
-        base = next(iter(found.values())).images_per_s
-        for line, m in found.items():
+            for line, (call, stopwatch) in calls.items():
+                times[line] += time_callable(call, min_seconds=args.seconds, max_seconds=4 * args.seconds, stopwatch=stopwatch)
+        base = None
+        for line, subject in opened.items():
+            name, where = ABLATION[line].name, Environment.here()
+            m = Measurement(times_s=tuple(times[line]), conditions=subject.cond, environment=where, model=name, notes=subject.notes)
             cost = count(ABLATION[line])
-            record = Record(model=ABLATION[line].name, measurement=m, params=cost.params, macs=cost.macs, activations=cost.activations)
-            append_record(args.records, record)
+            record = Record(model=name, measurement=m, params=cost.params, macs=cost.macs, activations=cost.activations)
+            lines.append(json.dumps(record.to_dict()) + "\n")
+            base = base or m.images_per_s
             if args.json:
-                print(json.dumps(record.to_dict()))
+                print(lines[-1], end="", flush=True)
             else:
-                print(f"{line:38s} {m.images_per_s:8.2f} images/s  x {m.images_per_s / base:.2f}  IQR {m.iqr_rel:.1%}  ({m})")
+                print(f"{line:38s} {m.images_per_s:8.2f} images/s  x {m.images_per_s / base:.2f}  IQR {m.iqr_rel:.1%}  ({m})", flush=True)
+    write_text(args.records, "".join(lines))
 
 
 if __name__ == "__main__":

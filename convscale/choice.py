@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from convscale.arch.spec import NetSpec
 from convscale.choice_candidates import SMALL_IMAGE as SMALL_IMAGE
 from convscale.choice_candidates import Candidate, aligned_variants, candidates_of
 from convscale.choice_candidates import scaled_members as scaled_members
 from convscale.choice_candidates import sized as sized
-from convscale.choice_measured import Bench, explore, might_keep, unit_of
+from convscale.choice_measured import Bench, explore, might_keep, tuned_mark, unit_of
 from convscale.choice_result import Aligned, Choice, Constraint, Option, decide
 from convscale.choice_scaling import Largest
 from convscale.choice_scaling import largest as largest_under
@@ -21,6 +22,8 @@ from convscale.speed.conditions import Conditions
 
 FIT_FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
 """Baselines whose scaled members `fit` tries by itself: the two papers' and the strongest plain one."""
+BEST = "best"
+"""The runtime that stands for the fastest of all."""
 PREDICTED_BATCH, MEASURED_BATCH = 256, 8
 """Images per call where none is said; one where a latency is limited."""
 
@@ -77,8 +80,12 @@ def setting_of(
 ) -> Setting:
     """The conditions of a comparison with what was left out filled in.
 
-    On a named GPU: batch 256, ``amp``, eager PyTorch; on this machine's processor: batch 8, ``fp32``, ONNX Runtime (eager for training); on its GPU:
-    batch 8, ``amp``, eager. With ``latency`` the batch is 1.
+    On a named GPU: batch 256, ``amp``, eager PyTorch; on this machine's processor: batch 8, ``fp32``, the fastest of what is installed (eager for
+    training); on its GPU: batch 8, ``amp``, eager. With ``latency`` the batch is 1.
+
+    Args:
+        runtime: one of ``Conditions``, or ``best``: each network in the form and the runtime in which it is fastest on this machine's processor, as
+            ``tune`` finds them; with precision ``int8`` in 8 bits too.
 
     Raises:
         UserError: an unknown device (the nearest are named) or condition, or a runtime that no prediction knows.
@@ -91,23 +98,47 @@ def setting_of(
             raise UserError(f"a calibration is of a named GPU, not {device!r}; give the name that it was made for")
     here = at_hand(device) and calibration is None
     if runtime is None:
-        runtime = "compiled" if compiled else "onnxruntime" if here and device == "cpu" and mode == "infer" else "eager"
+        runtime = (
+            "compiled" if compiled else BEST if here and device == "cpu" and mode == "infer" and precision in (None, "fp32", "int8") else "eager"
+        )
     elif compiled and runtime == "eager":
         runtime = "compiled"
+    if runtime == BEST:
+        _need_tunable(device, here, mode, precision)
     if not here and runtime not in ("eager", "compiled"):
         raise UserError(f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch")
+    if here and precision == "int8" and runtime != BEST:
+        raise UserError(f"precision 'int8' is measured with runtime best, which chooses the form too; got runtime {runtime!r}")
     if not here and precision == "int8":
         raise UserError("precision 'int8' can not be predicted; amp, bf16, fp16 or fp32 are")
     if here and device.startswith("cuda"):
         _need_cuda(device)
     batch_size = batch_size if batch_size is not None else 1 if latency else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
     precision = precision or ("fp32" if device == "cpu" else "amp")
+    tuned, int8 = runtime == BEST, runtime == BEST and precision == "int8"
+    if tuned:
+        runtime, precision = "onnxruntime", "fp32"  # placeholders: each network's own are found by tuning
     conditions = Conditions(device=device, mode=mode, precision=precision, layout=layout, batch_size=batch_size, runtime=runtime, threads=threads)
     if calibration is not None:
         from convscale.speed.calibrate import load_calibration
 
         load_calibration(calibration).require(conditions)
-    return Setting(conditions=conditions, calibration=None if calibration is None else str(calibration))
+    return Setting(conditions=conditions, calibration=None if calibration is None else str(calibration), tuned=tuned, int8=int8)
+
+
+def _need_tunable(device: str, here: bool, mode: str, precision: str | None) -> None:
+    """
+    Raises:
+        UserError: nothing can be tuned under these conditions, or in 8 bits without the library that makes them.
+    """
+    if not here:
+        raise UserError(f"runtime 'best' is found by measuring on this machine's processor; speeds on {device} are predicted for eager or compiled")
+    if device != "cpu" or mode != "infer":
+        raise UserError(f"runtime 'best' is for inference on device cpu, got {device}, {mode}; name a runtime")
+    if precision not in (None, "fp32", "int8"):
+        raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
+    if precision == "int8" and find_spec("nncf") is None:
+        raise UserError("precision int8 needs nncf, which is not installed; pip install 'convscale[openvino]'")
 
 
 def _need_cuda(device: str) -> None:
@@ -152,7 +183,7 @@ def choose(
         max_latency_ms: milliseconds that a call of the whole batch may take.
         max_memory_gb: 2**30 bytes that may be alive at once in a call, as counted.
         max_params_m: millions of parameters.
-        batch_size, precision, runtime, mode, layout, threads: conditions; see ``setting_of`` for what None means.
+        batch_size, precision, runtime, mode, layout, threads: conditions; see ``setting_of`` for what None and runtime ``best`` mean.
         compiled: PyTorch behind its compiler instead of eager.
         candidates: names, shell patterns, tags or specs; None: all released weights. Specs made by ``scale`` are ranked within their family by
             size, and no accuracy is claimed for them.
@@ -209,6 +240,7 @@ def choose(
         aligned=_gains(relatives, parts["options"], facts, setting),
         notes=notes,
         floor=floor,
+        tuned=tuned_mark(setting) if setting.tuned else "",
     )
 
 
@@ -248,8 +280,10 @@ def _notes(options: Sequence[Option], constraint: Constraint, setting: Setting) 
         found.append("no constraint was given, so the choice is the most accurate of all")
     if any(o.top1 is not None for o in options):
         found.append("accuracies are of the weights as published, and recipes differ: they compare weights, not architectures")
-    if setting.conditions.precision == "int8":
-        found.append("accuracies are not of 8-bit weights: verify after export")
+    if setting.int8:
+        found.append(
+            "accuracies are not of 8-bit networks: `convscale export --int8 --max-drop` keeps theirs, with some layers in float where it must"
+        )
     broken = [o for o in options if o.known.failed]
     if broken:
         found.append(f"{len(broken)} candidates could not be examined, {broken[0].label} first: {broken[0].known.failed}")
@@ -274,11 +308,13 @@ def largest(
     calibration: str | os.PathLike[str] | None = None,
     records: str | os.PathLike[str] | None = None,
     seconds: float = 1.0,
+    confirm: bool = True,
     progress: Say | None = None,
 ) -> Largest:
     """The largest phi (or depth, width, size) of a family that keeps a speed on a device.
 
-    Predicted for a named GPU or by a calibration, measured on this machine's own device; see ``choice_scaling.largest`` for ``along``, ``rule`` and
+    Predicted for a named GPU or by a calibration (and then measured, where the device is this machine's own and ``confirm`` is set), measured on
+    this machine's own device; see ``choice_scaling.largest`` for ``along``, ``rule`` and
     the steps, and ``setting_of`` for the conditions.
 
     Raises:
@@ -305,5 +341,6 @@ def largest(
         rule=rule,
         seconds=seconds,
         records=records,
+        confirm=confirm,
         progress=progress,
     )

@@ -202,6 +202,8 @@ class Choice:
     """What the reader must know beside."""
     floor: float = 0.0
     """Images/s that the constraint comes to."""
+    tuned: str = ""
+    """What each network's form and runtime were chosen from, where they were tuned; ``conditions`` then does not say them."""
     options: tuple[Option, ...] = field(default=(), repr=False)
     """All of them, in the order of the candidates."""
 
@@ -214,7 +216,7 @@ class Choice:
         """As plain JSON values."""
         return {
             "constraint": {key: value for key, value in vars(self.constraint).items() if value is not None},
-            "conditions": self.conditions.to_dict(),
+            "conditions": {**self.conditions.to_dict(), **({"runtime": "best", "precision": self.tuned} if self.tuned else {})},
             "device": self.device,
             "kind": self.kind,
             "certain": self.certain,
@@ -235,7 +237,8 @@ def describe_speed(speed: Speed | None) -> str:
     if speed is None:
         return "speed not known"
     span = "80 %" if speed.kind == "predicted" else "middle half"
-    return f"{number(speed.images_per_s)} images/s {speed.kind} ({span}: {number(speed.low)} to {number(speed.high)})"
+    how = f" as {speed.how}" if speed.how else ""
+    return f"{number(speed.images_per_s)} images/s {speed.kind}{how} ({span}: {number(speed.low)} to {number(speed.high)})"
 
 
 def number(value: float) -> str:

@@ -6,17 +6,21 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from convscale.arch.scale import RULES, scale
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
-from convscale.choice_measured import Bench
+from convscale.choice_measured import Bench, speed_of, time_network
 from convscale.choice_result import Constraint, describe_speed, number
 from convscale.choice_speeds import Say, Setting, Speed, as_json, known
 from convscale.errors import UserError, nearest
+from convscale.speed.device import devices
 
 ALONG = ("phi", "depth", "width", "resolution")
+CONFIRMATIONS = 6
+"""Networks measured at most, from the predicted answer downwards."""
 AHEAD = 4
 """Members beyond the crossing that are looked at as well: channels that suit the hardware can make a larger network the faster one."""
 
@@ -58,6 +62,8 @@ class Largest:
     setting: Setting
     tried: int
     """Networks timed or predicted on the way."""
+    confirmed: Speed | None = None
+    """``found`` measured, where the device predicted for is this machine's own; None: it is not, or nothing was predicted."""
 
     @property
     def spec(self) -> NetSpec:
@@ -72,7 +78,14 @@ class Largest:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         members = {key: None if (m := getattr(self, key)) is None else m.to_dict() for key in ("found", "sure", "following")}
-        return {"along": self.along, "floor": self.floor, "conditions": self.setting.conditions.to_dict(), "tried": self.tried, **members}
+        return {
+            "along": self.along,
+            "floor": self.floor,
+            "conditions": self.setting.conditions.to_dict(),
+            "tried": self.tried,
+            **members,
+            "confirmed": as_json(self.confirmed),
+        }
 
     def __str__(self) -> str:
         name = {"phi": "phi {:g}", "depth": "depth x {:g}", "width": "width x {:g}", "resolution": "{:g} px"}[self.along]
@@ -84,6 +97,9 @@ class Largest:
             lines[-1] += f"{self.sure.spec.name} @{self.sure.spec.input.size}, {describe_speed(self.sure.speed)}"
         elif self.sure is None:
             lines.append("its interval crosses the constraint, and no member keeps it with all of its interval")
+        if self.confirmed is not None:
+            kept = "keeps it" if self.confirmed.images_per_s >= self.floor else "does NOT keep it, nor did the larger ones that were measured"
+            lines.append(f"on this machine: {describe_speed(self.confirmed)}, {kept}")
         if self.following is not None:
             lines.append(f"the next, {name.format(self.following.value)}: {describe_speed(self.following.speed)}")
         return "\n".join(lines)
@@ -99,9 +115,13 @@ def largest(
     rule: str = "compound",
     seconds: float = 1.0,
     records: str | os.PathLike[str] | None = None,
+    confirm: bool = True,
     progress: Say | None = None,
 ) -> Largest:
     """The largest scale of a network that keeps a speed: predicted for a named GPU, measured on this machine's own device.
+
+    Where the device that is predicted for turns out to be this machine's own (its CPU by a calibration, or its GPU), the network found is measured,
+    and the next smaller ones while it does not keep the speed.
 
     The crossing is found by bisection, because speed falls as a network grows; widths and sizes round, so a few members beyond it are tried as well.
     Steps: phi and multipliers 0.05 (measured: 0.25 and 0.1), sizes the network's own multiple (measured: about 16 px).
@@ -115,6 +135,7 @@ def largest(
         rule: as in ``scale``: ``compound``, ``fast``, ``depth``, ``width`` or ``resolution``.
         seconds: timed seconds per network, where measured.
         records: as in ``choose``.
+        confirm: measure what was predicted, where that is possible.
         progress: told a line now and then.
 
     Raises:
@@ -138,6 +159,8 @@ def largest(
             f"no {walk.base.name} scaled along {along} keeps {number(floor)} images/s; "
             f"the smallest, {smallest.spec.name}, has {describe_speed(smallest.speed)}"
         )
+    here = own_device(setting) if confirm and setting.predicted else ""
+    index, measured, slow = walk.confirmed(index, floor, here) if here else (index, None, None)
     # A measured interval is the spread of calls, not doubt about the median: only predictions are searched twice.
     sure = index if walk.speed(index).low >= floor else None
     if sure is None and setting.predicted:
@@ -147,11 +170,27 @@ def largest(
         along=along,
         found=walk.member(index),
         sure=None if sure is None else walk.member(sure),
-        following=None if after is None else walk.member(after),
+        following=slow or (None if after is None else walk.member(after)),
         floor=floor,
         setting=setting,
         tried=len(walk.speeds),
+        confirmed=measured,
     )
+
+
+def own_device(setting: Setting) -> str:
+    """``cpu`` or ``cuda`` where the device that a setting predicts for is this machine's own, by the name that its driver gives it; else nothing."""
+    if setting.conditions.device == "cpu":
+        return "cpu"
+    if not Path("/proc/driver/nvidia").exists():
+        return ""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    words = torch.cuda.get_device_name(0).lower()
+    fitting = [name for name in devices() if all(part in words for part in name.split("-"))]
+    return "cuda" if max(fitting, key=len, default="") == setting.conditions.device else ""
 
 
 def crossing(
@@ -230,6 +269,24 @@ class _Walk:
                 raise UserError(facts[unit].failed or f"{spec.name} @{spec.input.size} can not be timed")
             self.speeds[spec] = found
         return self.speeds[spec]
+
+    def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed, Member | None]:
+        """The index whose member keeps the speed as measured, from ``index`` on downwards, its measured speed, and the last that did not keep it.
+
+        After a few tries the smallest tried is given, whether it keeps it or not.
+        """
+        slow = None
+        setting = Setting(conditions=replace(self.setting.conditions, device=device))
+        for left in range(CONFIRMATIONS, 0, -1):
+            spec = self.spec(index)
+            self.say(f"measuring {spec.name} @{spec.input.size}")
+            speed = speed_of(time_network(spec, spec.input.size, setting, self.seconds))
+            smaller = next((i for i in range(index - 1, -1, -1) if not self.same(i, index)), None)
+            if speed.images_per_s >= floor or smaller is None or left == 1:
+                return index, speed, slow
+            slow = Member(spec=spec, value=self.values[index], speed=speed)
+            index = smaller
+        raise AssertionError
 
     def member(self, index: int) -> Member:
         """With its speed."""

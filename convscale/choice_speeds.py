@@ -39,6 +39,10 @@ class Setting:
     """Without an image size: that is a candidate's."""
     calibration: str | None = None
     """File that a prediction for the user's own device goes by."""
+    tuned: bool = False
+    """Measure each network as it would be shipped: in the fastest of all forms and runtimes; those of ``conditions`` only stand in."""
+    int8: bool = False
+    """With ``tuned``: in 8 bits too."""
 
     @property
     def predicted(self) -> bool:
@@ -59,6 +63,8 @@ class Speed:
     """``measured`` or ``predicted``."""
     bound_by: str = ""
     """What binds a predicted network."""
+    how: str = ""
+    """Of a tuned network: the form, the runtime and its streams."""
     doubts: tuple[str, ...] = ()
     """Reasons to trust it less."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convscale import __version__, cli_learn, cli_measure, cli_ship, cli_speed
+from convscale import __version__, cli_learn, cli_measure, cli_report, cli_ship, cli_speed
 from convscale.cli_common import (
     Batch,
     DataDir,
@@ -206,6 +206,7 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 cli_learn.register(app)
 cli_ship.register(app)
 cli_speed.register(app)
+cli_report.register(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands about speed: predict, choose, calibrate, report. ``register`` puts them on the command line."""
+"""The commands about speed: predict, choose, calibrate. ``register`` puts them on the command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from convscale.cli_common import ImgSize, Json, Threads, print_json, say, spec_of
+from convscale.cli_report import PICTURES, check_output, write_choice
 from convscale.errors import UserError
 
 Device = Annotated[str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")]
@@ -28,7 +29,6 @@ def register(app: typer.Typer) -> None:
     app.command("predict")(predict_command)
     app.command("choose")(choose_command)
     app.command("calibrate")(calibrate_command)
-    app.command("report")(report_command)
 
 
 def _progress(text: str) -> None:
@@ -91,7 +91,8 @@ def choose_command(
     batch_size: BatchOption = None,
     precision: PrecisionOption = None,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="eager, compiled, onnxruntime or openvino; onnxruntime on the CPU when left out.")
+        str | None,
+        typer.Option("--runtime", help="eager, compiled, onnxruntime, openvino, or best: tuned for each network. On the CPU best when left out."),
     ] = None,
     mode: Mode = "infer",
     layout: Layout = "nchw",
@@ -110,7 +111,7 @@ def choose_command(
     along: Annotated[str, typer.Option("--along", help="With --scale: phi, depth, width or resolution.")] = "phi",
     rule: Annotated[str, typer.Option("--rule", help="With --scale: compound, fast, depth, width or resolution.")] = "compound",
     save: Annotated[
-        Path | None, typer.Option("--output", help="With --scale: write the spec to this .yaml or .json file; else an HTML report.")
+        Path | None, typer.Option("--output", help="With --scale: write the spec to this .yaml or .json file; else a report, .html or .png.")
     ] = None,
     calibration: Calibration = None,
     records: RecordsFile = None,
@@ -124,6 +125,8 @@ def choose_command(
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
+    if save is not None:  # before minutes of measuring, not after
+        check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
     conditions: dict[str, Any] = {
         "device": device,
         "batch_size": batch_size,
@@ -168,14 +171,16 @@ def _finish_scale(found: Any, save: Path | None, as_json: bool) -> None:
         print_json(found.to_dict())
         return
     say(str(found))
-    say(_in_words(found.setting.conditions))
+    from convscale.choice_measured import tuned_mark
+
+    say(_in_words(found.setting.conditions, tuned_mark(found.setting) if found.setting.tuned else ""))
     say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
 
 
-def _in_words(c: Any) -> str:
+def _in_words(c: Any, tuned: str = "") -> str:
     mode = "training" if c.mode == "train" else "inference"
     threads = f", {c.threads} threads" if c.threads else ""
-    return f"{mode}, {c.runtime}, {c.precision}, {c.layout}, batch {c.batch_size}{threads}"
+    return f"{mode}, {tuned or f'{c.runtime}, {c.precision}, {c.layout}'}, batch {c.batch_size}{threads}"
 
 
 def _print_choice(choice: Any, show_all: bool) -> None:
@@ -192,7 +197,7 @@ def _print_choice(choice: Any, show_all: bool) -> None:
     say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
-    say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions)}", 2)
+    say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.tuned)}", 2)
     _rows("front, fastest first (top-1 %, images/s; * chosen, ? maybe, - not fast enough)", choice.front, best)
     _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
     _reasons("keep it, accuracy not known", choice.alternatives, show_all)
@@ -224,42 +229,6 @@ def _reasons(title: str, options: Any, show_all: bool) -> None:
         say(f"{o.label}{'' if o.top1 is None else f' ({o.top1:.2f} %)'}: {o.reason}", 2)
     if len(options) > len(shown):
         say(f"and {len(options) - len(shown)} more; --all shows them", 2)
-
-
-def write_choice(choice: Any, path: Path) -> None:
-    """The choice's options as a page of accuracy against throughput.
-
-    Raises:
-        UserError: the file does not end in .html.
-    """
-    from dataclasses import replace
-
-    from convscale.show.speed_points import SpeedPoint
-    from convscale.show.speed_report import write_speed_report
-
-    if path.suffix != ".html":
-        raise UserError(f"--output {path} must end in .html")
-    points = [
-        SpeedPoint(
-            name=o.name,
-            images_per_s=o.images_per_s,
-            kind=choice.kind,
-            device=choice.device,
-            conditions=replace(choice.conditions, image_size=o.image_size).to_dict(),
-            low=o.low,
-            high=o.high,
-            top1=o.top1,
-            weights=o.name if o.top1 is not None else "",
-            accuracy_source=o.candidate.source,
-            params=o.known.params,
-            macs=o.known.macs,
-            bound_by=o.speed.bound_by,
-            notes=(*o.speed.doubts, o.reason),
-        )
-        for o in choice.options
-        if o.speed is not None
-    ]
-    write_speed_report(points, path, title=f"{choice.best.label}: {choice.constraint}")
 
 
 CALIBRATION_MODELS = (
@@ -356,49 +325,3 @@ def _measure_models(models: list[str], setting: Any, threads: int | None, second
         _progress(f"{number}/{len(models)}: {spec.name} {measured.images_per_s:,.1f} images/s")
         found.append(Record(model=spec.name, measurement=measured))
     return found
-
-
-def report_command(
-    run_dir: Annotated[Path | None, typer.Argument(help="Folder of a `convscale fit` or `train`: its report is made (again).")] = None,
-    records: Annotated[list[Path] | None, typer.Option("--records", help="JSON-lines file of measurements. Repeatable.")] = None,
-    layers: Annotated[list[str] | None, typer.Option("--layers", help="Add this network layer by layer, with its roofline. Repeatable.")] = None,
-    device: Annotated[str, typer.Option("--device", help="The GPU of --layers.")] = "rtx-4090",
-    batch_size: Annotated[int, typer.Option("-b", "--batch-size", help="Of --layers.")] = 64,
-    papers: Annotated[bool, typer.Option("--papers", help="Add the papers' four networks on a V100, published beside predicted.")] = False,
-    ablation: Annotated[
-        bool, typer.Option("--ablation", help="Add TResNet's ingredients: predicted, and measured where --records has them.")
-    ] = False,
-    output: Annotated[Path, typer.Option("--output", help="HTML file to write.")] = Path("speed.html"),
-    as_json: Json = False,
-) -> None:
-    """Write one HTML file: a run's report again, or speeds, layers and comparisons."""
-    if run_dir is not None:
-        if records or layers or papers or ablation:
-            raise UserError("give a run's folder, or --records, --layers, --papers and --ablation, not both")
-        from convscale.show.report import write_fit_report
-        from convscale.show.train_report import write_train_report
-
-        training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
-        path = (write_train_report if training else write_fit_report)(run_dir)
-    else:
-        path = _speed_report(records or [], layers or [], device, batch_size, papers, ablation, output)
-    print_json({"report": str(path)}) if as_json else say(f"report: {path}")
-
-
-def _speed_report(records: list[Path], layers: list[str], device: str, batch_size: int, papers: bool, ablation: bool, output: Path) -> Path:
-    if not (records or layers or papers or ablation):
-        raise UserError("give a run's folder, or at least one of --records, --layers, --papers and --ablation")
-    if output.suffix != ".html":
-        raise UserError(f"--output {output} must end in .html")
-    from convscale.show.layers import profile
-    from convscale.show.speed_report import write_speed_report
-    from convscale.show.studies import papers_example, tresnet_ablation
-    from convscale.speed.records import read_records
-
-    found = [record for path in records for record in read_records(path)]
-    if records and not found:
-        raise UserError(f"{', '.join(map(str, records))}: no record in it")
-    comparisons = [papers_example()] if papers else []
-    comparisons += [tresnet_ablation(records=found)] if ablation else []
-    profiles = [profile(spec_of(name), device=device, batch_size=batch_size) for name in layers]
-    return write_speed_report(found, output, comparisons=comparisons, profiles=profiles)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import convscale as cs
-from convscale import choice, choice_measured, choice_speeds
+from convscale import choice, choice_measured, choice_scaling, choice_speeds
 from convscale.arch.scale import scale
 from convscale.arch.spec import NetSpec
 from convscale.choice import choose, largest, setting_of
 from convscale.choice_candidates import Candidate, aligned_variants, candidates_of
 from convscale.choice_measured import Bench, explore, unit_of
 from convscale.choice_result import Constraint, Option, beats, decide, front_of
-from convscale.choice_scaling import crossing
+from convscale.choice_scaling import crossing, own_device
+from convscale.choice_scaling import largest as largest_under
 from convscale.choice_speeds import Known, Speed, Unit, known
 from convscale.errors import UserError
 from convscale.speed.conditions import Conditions
@@ -348,6 +350,54 @@ def test_the_largest_scale_equals_brute_force(fake: Path, along: str, rule: str,
     assert found.following.speed.images_per_s < floor
 
 
+def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured 2 % slower than predicted, so a smaller member is the answer; for a card that is not here nothing is measured."""
+    asked: list[int] = []
+
+    def time_network(spec: NetSpec, size: int, setting: Any, seconds: float) -> Measurement:
+        assert setting.conditions.device == "cpu"
+        asked.append(size)
+        return timed(8, 0.98 * 1e11 / work(spec, size), size, spec.name)
+
+    monkeypatch.setattr(choice_scaling, "time_network", time_network)
+    predicted = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
+    assert (predicted.confirmed, asked) == (None, [])
+    setting = choice_speeds.Setting(conditions=Conditions(device="cpu"), calibration="made-up")
+    monkeypatch.setattr(choice_speeds, "_keys", lambda units, setting: [f"{spec.name} {size}" for spec, size in units])
+    found = largest_under("resnet18", setting=setting, min_throughput=1500, along="resolution")
+    wanted = max(size for size in range(32, 897) if 0.98 * 1e11 / work(cs.get_spec("resnet18"), size) >= 1500)
+    assert found.value == wanted < predicted.value
+    assert found.confirmed is not None
+    assert found.confirmed.kind == "measured"
+    assert asked == list(range(int(predicted.value), int(found.value) - 1, -1))
+    assert "on this machine: " in str(found)
+    assert "images/s measured (middle half: 1,508 to 1,508), keeps it" in str(found)
+    assert found.following is not None
+    assert (found.following.value, found.following.speed.kind) == (found.value + 1, "measured")
+    assert found.following.speed.images_per_s < 1500
+    assert not largest_under("resnet18", setting=setting, min_throughput=1500, along="resolution", confirm=False).confirmed
+
+
+@pytest.mark.parametrize(
+    ("driver", "device", "here"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx-4090", "cuda"),
+        ("NVIDIA GeForce RTX 4090", "rtx-3090", ""),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb", "cuda"),
+        ("NVIDIA A100-SXM4-80GB", "a100-40gb", ""),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000", ""),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000-max-q", "cuda"),
+    ],
+)
+def test_the_own_card_is_known_by_its_drivers_name(driver: str, device: str, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: driver)
+    assert own_device(setting_of(device)) == here
+
+
 def test_a_speed_that_even_the_smallest_misses_is_refused(fake: Path) -> None:
     with pytest.raises(UserError, match=r"no mobilenetv2_050 scaled along resolution keeps 1,000,000 images/s; the smallest.* has"):
         largest("mobilenetv2_050", device="rtx-4090", min_throughput=1e6, along="resolution")
@@ -405,6 +455,13 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"device": "rtx-4080"}, r"device 'rtx-4080' is unknown \(nearest: rtx-4090"),
         ({"device": "rtx-4090", "runtime": "onnxruntime"}, "runtime 'onnxruntime' can not be predicted"),
         ({"device": "rtx-4090", "precision": "int8"}, "precision 'int8' can not be predicted"),
+        (
+            {"device": "rtx-4090", "runtime": "best"},
+            "runtime 'best' is found by measuring on this machine's processor; speeds on rtx-4090 are predicted",
+        ),
+        ({"device": "cpu", "runtime": "best", "mode": "train"}, "runtime 'best' is for inference on device cpu, got cpu, train"),
+        ({"device": "cpu", "runtime": "best", "precision": "bf16"}, "measures fp32, or int8 beside it, got precision 'bf16'"),
+        ({"device": "cpu", "runtime": "eager", "precision": "int8"}, "'int8' is measured with runtime best"),
         ({"device": "cpu", "batch_size": 0}, "batch_size must be a whole number"),
         ({"device": "cpu", "calibration": "missing.json"}, "calibration file missing.json does not exist"),
         ({"device": "cpu", "budget": 0}, "budget is 0"),
@@ -421,7 +478,10 @@ def test_what_is_left_out_is_filled_in_by_device() -> None:
         c = setting_of(*args, **keywords).conditions
         return c.batch_size, c.precision, c.runtime
 
-    assert filled("cpu") == (8, "fp32", "onnxruntime")
+    assert filled("cpu", runtime="openvino") == (8, "fp32", "openvino")
+    assert setting_of("cpu").tuned
+    assert not setting_of("cpu").int8
+    assert setting_of("cpu", precision="int8").int8
     assert filled("cpu", mode="train") == (8, "fp32", "eager")
     assert filled("RTX 4090", compiled=True) == (256, "amp", "compiled")
     assert filled("v100", latency=True) == (1, "amp", "eager")
@@ -474,14 +534,16 @@ def test_measuring_few_finds_the_same_as_measuring_all() -> None:
 
 def test_the_budget_ends_measuring_and_the_rest_is_said_to_be_unmeasured(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice_measured, "time_network", lambda spec, size, setting, seconds: timed(8, 1e11 / work(spec, size), size, spec.name))
-    c = choose(device="cpu", min_throughput=1, candidates=["resnet*", "mobilenet*"], budget=3, records=fake / "records.jsonl")
+    options: dict[str, Any] = {"device": "cpu", "min_throughput": 1, "candidates": ["resnet*", "mobilenet*"], "budget": 3}
+    options |= {"runtime": "onnxruntime", "records": fake / "records.jsonl"}
+    c = choose(**options)
     assert c.kind == "measured"
     assert sum(o.speed is not None and o.speed.kind == "measured" for o in c.options) >= 3
     assert {o.spec.name for o in c.options if o.speed} == {r.model for r in choice_measured_records(fake / "records.jsonl")}
     assert all(o.verdict == "unknown" and o.images_per_s is None for o in c.maybe)
     assert all(o.reason.startswith("not measured") for o in c.maybe)
     monkeypatch.setattr(choice_measured, "time_network", lambda *a: pytest.fail("measured again"))
-    again = choose(device="cpu", min_throughput=1, candidates=["resnet*", "mobilenet*"], budget=3, records=fake / "records.jsonl")
+    again = choose(**options)
     assert again.best.label == c.best.label
     assert "3 of them earlier" in again.notes[-1]
 
@@ -501,7 +563,11 @@ def test_records_of_other_conditions_are_not_reused(fake: Path, monkeypatch: pyt
 
     monkeypatch.setattr(choice_measured, "time_network", time_network)
     path = fake / "records.jsonl"
-    for setting in (setting_of("cpu"), setting_of("cpu"), setting_of("cpu", batch_size=4)):
+
+    def named(**more: Any) -> choice_speeds.Setting:
+        return setting_of("cpu", runtime="onnxruntime", **more)
+
+    for setting in (named(), named(), named(batch_size=4)):
         unit = (SPEC, 64)
         bench = Bench(setting, known([unit], setting), records=path)
         speed = bench(unit)
@@ -510,9 +576,38 @@ def test_records_of_other_conditions_are_not_reused(fake: Path, monkeypatch: pyt
     assert len(calls) == 2
 
 
+def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of a tuned network are reused by choices that try the same forms, and by no other."""
+    asked: list[str] = []
+
+    def time_fastest(spec: NetSpec, size: int, setting: choice_speeds.Setting, seconds: float) -> Measurement:
+        asked.append(spec.name)
+        m = timed(8, 1e11 / work(spec, size), size, spec.name)
+        won = Conditions(**{**m.conditions.to_dict(), "runtime": "openvino", "precision": "int8" if setting.int8 else "fp32"})
+        return replace(m, conditions=won, notes=(choice_measured.tuned_mark(setting), "as openvino-int8 in openvino, 2 streams"))
+
+    monkeypatch.setattr(choice_measured, "time_fastest", time_fastest)
+    options: dict[str, Any] = {"device": "cpu", "min_throughput": 1, "candidates": ["resnet18"], "records": fake / "r.jsonl"}
+    c = choose(**options, precision="int8")
+    assert c.best.speed is not None
+    assert c.best.speed.how == "openvino-int8 in openvino, 2 streams"
+    assert "images/s measured as openvino-int8 in openvino, 2 streams" in str(c)
+    assert c.to_dict()["conditions"]["runtime"] == "best"
+    assert c.tuned.startswith("the fastest of onnxruntime")
+    assert any("accuracies are not of 8-bit networks" in note for note in c.notes)
+    before = len(asked)
+    assert choose(**options, precision="int8").best.label == c.best.label
+    assert len(asked) == before
+    choose(**options)
+    assert len(asked) > before
+    monkeypatch.setattr(choice_measured, "time_network", lambda *a: timed(8, 50, a[1], a[0].name))
+    plain = choose(**options, runtime="onnxruntime")
+    assert plain.best.images_per_s == pytest.approx(50)
+
+
 def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> None:
-    with pytest.raises(UserError, match=r"times a module in fp32 and nchw|int8"):
-        choose(device="cpu", precision="int8", min_throughput=10, candidates="resnet18", image_sizes=[32])
+    with pytest.raises(UserError, match="times a module in fp32 and nchw"):
+        choose(device="cpu", precision="bf16", runtime="onnxruntime", min_throughput=10, candidates="resnet18", image_sizes=[32])
 
 
 def test_public_names() -> None:

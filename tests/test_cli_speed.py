@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 import convscale as cs
-from convscale import choice_measured, choice_speeds, cli_speed
+from convscale import choice_measured, choice_speeds, cli_report, cli_speed
 from convscale.errors import UserError
 from convscale.speed.conditions import Conditions
 from convscale.speed.records import append_record
@@ -26,6 +26,7 @@ SPEEDS = {"mobilenetv1_100": 9000.0, "resnet18": 8000.0, "resnet50": 2500.0, "re
 def app() -> typer.Typer:
     made = typer.Typer()
     cli_speed.register(made)
+    cli_report.register(made)
     return made
 
 
@@ -114,6 +115,8 @@ def test_choose_measures_on_this_machine_and_keeps_records(run: Any, tmp_path: P
         "choose",
         "--device",
         "cpu",
+        "--runtime",
+        "onnxruntime",
         "--min-throughput",
         "2600",
         "--model",
@@ -136,6 +139,7 @@ def test_choose_writes_a_page(run: Any, tmp_path: Path) -> None:
     page = tmp_path / "choice.html"
     run("choose", "--device", "v100", "--min-throughput", "2600", "--model", "tresnet_m", "--output", str(page))
     assert "tresnet_m.miil_in21k_ft_in1k" in page.read_text()
+    assert "asked for: 2,600 or more" in page.read_text()
 
 
 def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> None:
@@ -162,7 +166,22 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
         (["choose", "--device", "v100", "--max-latency", "-3"], "max_latency_ms is -3.0"),
         (["choose", "--device", "v100", "--min-throughput", "1e6", "--model", "resnet50"], "the fastest is resnet50.* images/s predicted"),
         (["choose", "--device", "v100", "--scale", "resnet18", "--max-params", "3"], "--scale takes"),
-        (["choose", "--device", "v100", "--min-throughput", "1", "--model", "resnet18", "--output", "x.txt"], "must end in .html"),
+        (["choose", "--device", "v100", "--min-throughput", "1", "--model", "resnet18", "--output", "x.txt"], "must end in .html or .png"),
+        (["choose", "--device", "v100", "--min-throughput", "1", "--scale", "resnet18", "--output", "x.html"], "must end in .yaml or .yml or .json"),
+        (["choose", "--device", "v100", "--min-throughput", "nan"], "min_throughput is nan"),
+        (["choose", "--device", "v100", "--max-memory", "0"], "max_memory_gb is 0.0"),
+        (["choose", "--device", "v100", "--max-params", "-1"], "max_params_m is -1.0"),
+        (["choose", "--device", "v100", "--min-throughput", "5", "--runtime", "best"], "runtime 'best' is found by measuring on this machine's"),
+        (["choose", "--device", "v100", "--min-throughput", "5", "--model", "resnet5O"], "no model matches 'resnet5O'.*nearest: resnet50"),
+        (["choose", "--device", "v100", "--min-throughput", "5", "--img-size", "0"], "image size is 0; it must be a whole number"),
+        (["choose", "--device", "v100", "--min-throughput", "5", "--scale", "resnet18", "--along", "phy"], "along 'phy' is unknown .nearest: phi"),
+        (["report", "--predict", "--device", "cpu"], "this machine's own and is not predicted"),
+        (["report", "--layers", "resnet18", "--device", "cpu"], "--layers shows what is predicted for a named GPU"),
+        (["report", "--predict", "--device", "v10"], "device 'v10' is unknown .nearest:"),
+        (["report", "--model", "resnet18", "--papers"], "give it with --predict"),
+        (["report", "--papers", "--output", "x.png"], "a .png shows accuracy against throughput alone"),
+        (["report", "--papers", "--output", "x.pdf"], "must end in .html or .png"),
+        (["report", "--records", "missing.csv"], "missing.csv does not exist"),
         (["calibrate", "--device", "a10"], "--measurement FILE"),
         (["calibrate", "--csv", "a.csv", "--measurement", "b.jsonl"], "not both"),
         (["calibrate", "--csv", "missing.csv"], "missing.csv does not exist"),
@@ -218,6 +237,36 @@ def test_report_of_records(run: Any, tmp_path: Path) -> None:
     append_record(records, measured("resnet18", 50.0))
     assert str(page) in run("report", "--records", str(records), "--output", str(page)).replace("\n", "").replace("  ", "")
     assert "resnet18" in page.read_text()
+
+
+def test_report_of_a_timm_table_beside_what_is_predicted(run: Any, tmp_path: Path) -> None:
+    """Both stand in one picture, measured and predicted told apart; 76.2 to 81.2 % are ResNet-50's released weights."""
+    table, page = tmp_path / "t.csv", tmp_path / "speed.html"
+    table.write_text("model,infer_samples_per_sec,infer_batch_size,infer_img_size\nresnet50,3000,256,224\ntresnet_m,3300,256,224\n")
+    arguments = ("report", "--records", str(table), "--predict", "--model", "resnet50", "--device", "rtx-4090")
+    run(*arguments, "--output", str(page))
+    text = page.read_text()
+    assert text.count('class="card"') == 1
+    assert "2 speeds measured" in text
+    assert "resnet50.a1_in1k" in text
+    assert 'tag good">measured' in text
+    assert 'tag warn">predicted' in text
+    run(*arguments, "--output", str(tmp_path / "speed.png"), "--min-throughput", "2800")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("model,infer_samples_per_sec\nresnet50,3000\n")
+    with pytest.raises(UserError, match="lacks the columns infer_batch_size, infer_img_size"):
+        run("report", "--records", str(table), "--output", str(tmp_path / "x.html"))
+
+
+def test_report_of_layers(run: Any, tmp_path: Path) -> None:
+    page = tmp_path / "speed.html"
+    arguments = ("report", "--layers", "resnet18", "--device", "v100", "-b", "32", "--img-size", "64", "--layout", "nhwc", "--compiled")
+    run(*arguments, "--output", str(page))
+    assert "compiled, amp, nhwc, batch 32, 64 px" in page.read_text()
 
 
 def test_a_record_of_a_newer_schema_is_refused(run: Any, tmp_path: Path) -> None:

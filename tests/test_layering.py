@@ -15,7 +15,7 @@ RANK = {name: rank for rank, name in enumerate(ORDER, start=1)} | {"errors": 0, 
 # Large rooms that are several modules beside each other.
 RANK |= {f"choice_{part}": RANK["choice"] for part in ("candidates", "measured", "result", "scaling", "speeds")}
 RANK |= {"pipeline_ship": RANK["pipeline"]}
-RANK |= {f"cli_{part}": RANK["cli"] for part in ("common", "learn", "measure", "ship", "speed")}
+RANK |= {f"cli_{part}": RANK["cli"] for part in ("common", "learn", "measure", "report", "ship", "speed")}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from convscale.speed.conditions import Conditions
 from convscale.speed.device import get_device
 from convscale.speed.roofline import BINDINGS, kernel_s, table_of
+
+if TYPE_CHECKING:
+    from convscale.speed.calibrate import Calibration
 
 MOST_PARTS = 14
 """Parts that one figure holds legibly."""
@@ -65,58 +70,50 @@ class Profile:
 
 def profile(
     net_or_spec: Any,
+    conditions: Conditions,
     *,
-    device: str,
     image_size: int | None = None,
-    batch_size: int = 64,
-    mode: str = "infer",
-    precision: str = "amp",
-    layout: str = "nchw",
-    compiled: bool = False,
     name: str = "",
-    coefficients: Mapping[str, float] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
 ) -> Profile:
-    """Predict the time of every layer of a network on a GPU.
+    """Predict the time of every layer of a network on a device; the layers' times add up to the latency that ``predict`` gives.
 
     Args:
         net_or_spec: a module, a spec or a model's name.
-        coefficients: the predictor's efficiencies; None: the fitted ones of the mode and layout.
+        conditions: device, mode, precision, layout, batch and runtime, as ``choice.setting_of`` makes them.
+        image_size: side in pixels; None: the network's own.
+        calibration: what ``calibrate`` made of measurements on the device, or its file.
 
     Raises:
         UserError: an unknown device, a network that can not be traced, or bad conditions.
     """
-    from convscale.speed.conditions import Conditions
+    from convscale.speed.calibrate import Calibration, load_calibration
     from convscale.speed.cost import trace_of
     from convscale.speed.kernels import eager_kernels, fused_kernels
     from convscale.speed.predict import fitted_sets, set_name
 
-    card = get_device(device)
-    traced = trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout)
-    launched = fused_kernels(traced) if compiled else eager_kernels(traced)
-    conditions = Conditions(
-        device=card.name,
-        mode=mode,
-        precision=precision,
-        layout=layout,
-        batch_size=batch_size,
-        image_size=traced.image_size[-1],
-        runtime="compiled" if compiled else "eager",
-    )
-    if coefficients is None:
-        coefficients = fitted_sets()[set_name(conditions, card)].coefficients
-    table = table_of([[(kernel, 1) for kernel in launched]])
-    total, compute, memory = kernel_s(table, card, coefficients)
+    card = get_device(conditions.device)
+    options: dict[str, Any] = {"mode": conditions.mode, "precision": conditions.precision, "layout": conditions.layout}
+    traced = trace_of(net_or_spec, image_size, conditions.batch_size, **options)
+    conditions = replace(conditions, image_size=traced.image_size[-1])
+    launched = fused_kernels(traced) if conditions.runtime != "eager" else eager_kernels(traced)
+    coefficients, scale = fitted_sets()[set_name(conditions, card)].coefficients, 1.0
+    if calibration is not None:
+        made = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
+        made.require(conditions)
+        coefficients, scale = made.coefficients or coefficients, made.scale
+    total, compute, memory = kernel_s(table_of([[(kernel, 1) for kernel in launched]]), card, coefficients)
     overhead = coefficients["overhead_us"] * 1e-6
     rows: dict[str, list[tuple[Any, float, str]]] = {}
     for kernel, seconds, of_compute, of_memory in zip(launched, total, compute, memory, strict=True):
         bound = "launch" if overhead > max(of_compute, of_memory) else "compute" if of_compute > of_memory else "memory"
-        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, float(seconds), bound))
+        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, scale * float(seconds), bound))
     return Profile(
         name=name or str(getattr(net_or_spec, "name", None) or (net_or_spec if isinstance(net_or_spec, str) else type(net_or_spec).__name__)),
         device=card.title,
         conditions=conditions.to_dict(),
         layers=tuple(_layer(scope, found) for scope, found in rows.items()),
-        peak_tflops=card.tf32_tflops if precision == "fp32" else card.tensor_tflops,
+        peak_tflops=card.tf32_tflops if conditions.precision == "fp32" else card.tensor_tflops,
         bandwidth_bytes_s=card.bandwidth_gb_s * 1e9,
     )
 

@@ -256,8 +256,13 @@ def roofline(profile: Profile) -> Any:
     return figure
 
 
-def save_speed_png(points: Sequence[SpeedPoint], path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+def save_speed_png(
+    points: Sequence[SpeedPoint], path: str | os.PathLike[str], *, title: str | None = None, min_throughput: float | None = None
+) -> Path:
     """Draw accuracy against throughput as a PNG for docs: points of one setting, those without a published accuracy left out.
+
+    Args:
+        min_throughput: images/s asked for, drawn as a line.
 
     Raises:
         UserError: the points are of several settings, or none has an accuracy.
@@ -288,6 +293,8 @@ def save_speed_png(points: Sequence[SpeedPoint], path: str | os.PathLike[str], *
         axes.annotate(
             f"{p.name.partition('.')[0]}, {p.image_size} px", (p.images_per_s, p.top1 or 0), xytext=(5, 4), textcoords="offset points", fontsize=7
         )
+    if min_throughput is not None:
+        axes.axvline(min_throughput, color=RED, linestyle="--", linewidth=1.4, label=f"asked for: {words.rate(min_throughput)} or more")
     axes.set_xscale("log")
     axes.margins(x=0.14)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convscale.arch.zoo import ARCHITECTURES, get_tag
+from convscale.choice_speeds import device_title
 from convscale.errors import UserError, nearest
 from convscale.show import words
 from convscale.speed.records import Record
@@ -112,7 +113,7 @@ def from_record(record: Record) -> SpeedPoint:
     return SpeedPoint(
         name=record.model,
         images_per_s=m.images_per_s,
-        device=m.conditions.device if named else m.environment.device_name,
+        device=device_title(m.conditions.device) if named else m.environment.device_name,
         conditions=value,
         low=low,
         high=high,
@@ -130,7 +131,7 @@ def from_prediction(name: str, prediction: Prediction, *, params: float | None =
         name=name,
         kind="predicted",
         images_per_s=prediction.images_per_s,
-        device=conditions.device,
+        device=device_title(conditions.device),
         conditions=conditions.to_dict(),
         low=prediction.low,
         high=prediction.high,

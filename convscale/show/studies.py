@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convscale.arch.spec import NetSpec
 from convscale.arch.tresnet import tresnet
+from convscale.choice_speeds import device_title
 from convscale.show import words
 from convscale.show.speed_points import SpeedPoint, from_prediction, from_record
 from convscale.show.speed_sections import Comparison
@@ -68,7 +69,9 @@ def papers_example(batch_size: int = 256) -> Comparison:
             batch = batch_size if mode == "infer" or row.train_batch is None else int(0.9 * row.train_batch)
             guess = predict(row.name, device="v100", mode=mode, precision="amp", image_size=row.image_size, batch_size=batch)
             stated = {key: value for key, value in guess.conditions.to_dict().items() if key != "batch_size"}
-            points.append(SpeedPoint(name=row.name, kind="published", images_per_s=speed, device="v100", conditions=stated, notes=(SOURCE,)))
+            points.append(
+                SpeedPoint(name=row.name, kind="published", images_per_s=speed, device=device_title("v100"), conditions=stated, notes=(SOURCE,))
+            )
             points.append(from_prediction(row.name, guess))
     return Comparison(
         title="The papers' example on a V100",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from convscale.errors import UserError
 from convscale.show import speed_plots
 from convscale.show.layers import Layer, Profile, profile
 from convscale.show.speed_plots import save_speed_png
-from convscale.show.speed_points import SpeedPoint, by_setting, family_of, from_record, front, published_accuracy, told_apart
+from convscale.show.speed_points import SpeedPoint, by_setting, family_of, from_prediction, from_record, front, published_accuracy, told_apart
 from convscale.show.speed_report import speed_page, write_speed_report
 from convscale.show.speed_sections import Comparison, common_notes
+from convscale.speed.calibrate import Observation, calibrate, save_calibration
 from convscale.speed.conditions import Conditions
 from convscale.speed.device import get_device
+from convscale.speed.predict import predict
 from convscale.speed.records import Record
 from convscale.speed.timing import Environment, Measurement
 from tests.show.browser import Elements, dump_dom
@@ -76,7 +79,7 @@ def test_a_record_becomes_a_measured_point() -> None:
     assert p.images_per_s == pytest.approx(80.0)
     assert p.low == pytest.approx(8 / 0.105)  # quartiles 0.1 and 0.105 by linear interpolation
     assert p.high == pytest.approx(80.0)
-    assert from_record(record(device="rtx-4090")).device == "rtx-4090"
+    assert from_record(record(device="rtx-4090")).device == get_device("rtx-4090").title
     single = from_record(record(times=(0.1,)))
     assert single.low is None
     assert "spread is not known" in single.notes[0]
@@ -144,7 +147,7 @@ def test_bars_as_multiples_of_a_network() -> None:
 
 
 def test_layers_agree_with_a_count_by_hand() -> None:
-    found = profile(tiny(), device="v100", image_size=16, batch_size=2, precision="fp32", name="tiny")
+    found = profile(tiny(), Conditions(device="v100", batch_size=2), image_size=16, name="tiny")
     layers = {layer.name: layer for layer in found.layers}
     conv = layers["0"]
     assert conv.macs == 2 * 16 * 16 * 8 * 3 * 9
@@ -156,6 +159,36 @@ def test_layers_agree_with_a_count_by_hand() -> None:
     assert found.bandwidth_bytes_s == 900e9
     assert found.conditions["image_size"] == 16
     assert all(layer.bound_by == "launch" for layer in found.layers), "so small a network waits for its kernels to start"
+
+
+@pytest.mark.parametrize(("mode", "runtime", "layout"), [("infer", "eager", "nchw"), ("infer", "compiled", "nchw"), ("train", "eager", "nhwc")])
+def test_the_layers_add_up_to_the_prediction(mode: str, runtime: str, layout: str) -> None:
+    """So a profile goes by the fitted coefficients, as ``predict`` does, not by the prior."""
+    conditions = Conditions(device="rtx-3090", mode=mode, precision="amp", layout=layout, batch_size=64, runtime=runtime)
+    whole = predict("resnet18", "rtx-3090", mode, "amp", None, 64, runtime == "compiled", layout)
+    found = profile("resnet18", conditions)
+    assert sum(layer.time_s for layer in found.layers) == pytest.approx(whole.latency_s)
+    assert sum(layer.macs for layer in found.layers if layer.name.startswith("stages.0")) > 0
+
+
+def test_a_calibration_scales_the_layers(tmp_path: Path) -> None:
+    conditions = Conditions(device="a10", precision="amp", batch_size=64)
+    plain = predict("resnet18", "a10", batch_size=64)
+    made = calibrate([Observation(net="resnet18", conditions=plain.conditions, images_per_s=plain.images_per_s / 2)])
+    save_calibration(made, tmp_path / "a10.json")
+    for calibration in (made, tmp_path / "a10.json"):
+        found = profile("resnet18", conditions, calibration=calibration)
+        assert sum(layer.time_s for layer in found.layers) == pytest.approx(2 * plain.latency_s)
+
+
+def test_measured_and_predicted_points_of_a_card_share_a_picture() -> None:
+    """A table's record names the card as we do, a measurement as its driver does, a prediction by our name for it."""
+    title = get_device("rtx-4090").title
+    guess = predict("resnet18", "rtx-4090", batch_size=64, image_size=64)
+    table, own = (record("resnet18", 64, device) for device in ("rtx-4090", "cuda"))
+    own = replace(own, measurement=replace(own.measurement, environment=Environment(device_name=title, cores=8)))
+    amp = [replace(r, measurement=replace(r.measurement, conditions=replace(r.measurement.conditions, precision="amp"))) for r in (table, own)]
+    assert {from_record(r).setting for r in amp} == {from_prediction("resnet18", guess).setting} == {f"{title}, inference, eager, amp, nchw"}
 
 
 def test_parts_are_as_fine_as_legible() -> None:
@@ -180,6 +213,9 @@ def test_png_of_one_setting(tmp_path: Path) -> None:
     path = save_speed_png([point("a", 100, 80.0), point("b", 200, 75.0, kind="predicted")], tmp_path / "speed.png")
     with Image.open(path) as image:
         assert image.format == "PNG"
+    plain = path.read_bytes()
+    with_line = save_speed_png([point("a", 100, 80.0), point("b", 200, 75.0, kind="predicted")], path, min_throughput=150)
+    assert with_line.read_bytes() != plain
     with pytest.raises(UserError, match="one setting"):
         save_speed_png([point("a", 100, 80.0), point("b", 200, 75.0, device="v100")], tmp_path / "speed.png")
     with pytest.raises(UserError, match="no point has a published accuracy"):
@@ -206,7 +242,7 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
         points,
         tmp_path / "speed.html",
         comparisons=[Comparison(title="Side by side", points=sides, baseline="one", intro=hostile)],
-        profiles=[profile(tiny(), device="v100", image_size=64, batch_size=256, name="tiny net")],
+        profiles=[profile(tiny(), Conditions(device="v100", precision="amp", batch_size=256), image_size=64, name="tiny net")],
     )
     page = Elements(dump_dom(chromium, out, tmp_path / "profile"))
     assert "data-owned" not in page.root

@@ -11,6 +11,7 @@ from convscale.arch.zoo import get_spec
 from convscale.show.studies import ABLATION, PAPER, papers_example, tresnet_ablation
 from convscale.speed.conditions import Conditions
 from convscale.speed.cost import count
+from convscale.speed.device import get_device
 from convscale.speed.records import Record
 from convscale.speed.timing import Environment, Measurement
 
@@ -57,7 +58,7 @@ def test_the_papers_example_holds_both_kinds_in_both_modes() -> None:
     comparison = papers_example()
     found = {(p.name, p.conditions["mode"], p.kind): p for p in comparison.points}
     assert len(found) == 4 * 2 * 2
-    assert {p.device for p in comparison.points} == {"v100"}
+    assert {p.device for p in comparison.points} == {get_device("v100").title}
     assert found["tresnet_m", "train", "predicted"].conditions["batch_size"] == 460  # 90 % of 512
     assert found["efficientnet_b1", "infer", "published"].image_size == 240
     assert all(p.low is not None and p.low < p.images_per_s < (p.high or 0) for p in comparison.points if p.kind == "predicted")
