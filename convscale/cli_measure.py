@@ -26,6 +26,7 @@ def count_command(
     mode: Mode = "infer",
     precision: Annotated[str, typer.Option("--precision", help="fp32, amp (CUDA's autocast), bf16 or fp16.")] = "fp32",
     layout: Annotated[str, typer.Option("--layout", help="nchw or nhwc.")] = "nchw",
+    compiled: Annotated[bool, typer.Option("--compiled", help="Bytes and kernels as a compiler fuses them instead of eager.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="A named GPU: also the largest batch that is predicted to fit in it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +36,7 @@ def count_command(
     rows = []
     for model in models:
         spec = spec_of(model)
-        cost = count(spec, img_size, batch_size, mode=mode, precision=precision, layout=layout)
+        cost = count(spec, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
         row: dict[str, Any] = {"name": spec.name, "image_size": cost.image_size[0]}
         row |= {key: getattr(cost, key) for key in _COUNTED}
         if device is not None:
@@ -48,8 +49,8 @@ def count_command(
 
 
 _COUNTED = (
-    *("params", "macs", "activations", "read_bytes", "written_bytes", "peak_bytes", "weight_bytes", "optimizer_bytes", "saved_bytes"),
-    *("unsupported", "batch_size", "mode", "precision", "layout"),
+    *("params", "macs", "activations", "read_bytes", "written_bytes", "kernels", "peak_bytes", "weight_bytes", "optimizer_bytes", "saved_bytes"),
+    *("unsupported", "batch_size", "mode", "precision", "layout", "compiled"),
 )
 
 
@@ -67,8 +68,8 @@ def _say_cost(row: dict[str, Any], cost: Any) -> None:
         f"{' (forward and backward)' if cost.mode == 'train' else ''}, {cost.activations / 1e6:.2f} M activations an image"
     )
     what = "training" if cost.mode == "train" else "inference"
-    say(f"{what}, eager, {cost.precision}, {cost.layout}, batch {cost.batch_size}:", 2)
-    say(f"{_mb(cost.read_bytes)} read and {_mb(cost.written_bytes)} written", 4)
+    say(f"{what}, {'compiled' if cost.compiled else 'eager'}, {cost.precision}, {cost.layout}, batch {cost.batch_size}:", 2)
+    say(f"{_mb(cost.read_bytes)} read and {_mb(cost.written_bytes)} written by {cost.kernels:,} kernels", 4)
     kept = ""
     if cost.mode == "train":
         kept = f", {_mb(cost.optimizer_bytes)} the optimiser's, {_mb(cost.saved_bytes)} kept for backward"

@@ -12,6 +12,7 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.speed.cache import key_of, load, save
 from convscale.speed.conditions import Conditions
+from convscale.speed.kernels import eager_kernels, fused_kernels
 from convscale.speed.trace import Operator, Trace, Use, trace
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ class Cost:
     activations: int
     """Elements that convolutions and linear layers put out per image in the forward pass."""
     read_bytes: int
-    """Bytes that operators read in a call."""
+    """Bytes that operators read in a call; compiled: that the fused kernels read."""
     written_bytes: int
-    """Bytes that operators write in a call."""
+    """Bytes that operators write in a call; compiled: that the fused kernels write."""
+    kernels: int
+    """Kernels that a GPU would launch in a call."""
     peak_bytes: int
     """Most bytes alive at once: weights, the input, and every map from its first write to its last use; the runtime's workspaces are not in it."""
     weight_bytes: int
@@ -52,6 +55,8 @@ class Cost:
     """``fp32``, ``amp``, ``bf16`` or ``fp16``."""
     layout: str
     """``nchw`` or ``nhwc``."""
+    compiled: bool
+    """Whether bytes and kernels are those behind a compiler that fuses; else as dispatched in eager mode. Peak and saved bytes are eager ones."""
     operators: tuple[Operator, ...] = dataclasses.field(repr=False)
     """Every operator in the order of dispatch."""
 
@@ -99,8 +104,13 @@ def saved_for_backward(traced: Trace) -> int:
     return sum(traced.storages[number] for number in (early & read) - traced.weights)
 
 
-def cost_of(traced: Trace) -> Cost:
+def cost_of(traced: Trace, *, compiled: bool = False) -> Cost:
     """The sums of a trace."""
+    launched = fused_kernels(traced) if compiled else eager_kernels(traced)
+    if compiled:
+        moved = sum(kernel.in_bytes + kernel.weight_bytes for kernel in launched), sum(kernel.out_bytes for kernel in launched)
+    else:
+        moved = sum(operator.read_bytes for operator in traced.operators), sum(operator.written_bytes for operator in traced.operators)
     outputs = (
         use.nbytes // use.itemsize
         for operator in traced.operators
@@ -113,8 +123,9 @@ def cost_of(traced: Trace) -> Cost:
         params=traced.params,
         macs=sum(operator.macs for operator in traced.operators) // traced.batch_size,
         activations=sum(outputs) // traced.batch_size,
-        read_bytes=sum(operator.read_bytes for operator in traced.operators),
-        written_bytes=sum(operator.written_bytes for operator in traced.operators),
+        read_bytes=moved[0],
+        written_bytes=moved[1],
+        kernels=len(launched),
         peak_bytes=peak_bytes(traced),
         weight_bytes=sum(traced.storages[number] for number in traced.weights - momenta),
         optimizer_bytes=sum(traced.storages[number] for number in momenta),
@@ -125,6 +136,7 @@ def cost_of(traced: Trace) -> Cost:
         mode=traced.mode,
         precision=traced.precision,
         layout=traced.layout,
+        compiled=compiled,
         operators=traced.operators,
     )
 
@@ -219,6 +231,7 @@ def count(
     mode: str = "infer",
     precision: str = "fp32",
     layout: str = "nchw",
+    compiled: bool = False,
 ) -> Cost:
     """Count what one call of a network costs, without computing it.
 
@@ -229,11 +242,12 @@ def count(
         mode: ``infer`` (the forward pass) or ``train`` (forward, backward and an SGD step with momentum).
         precision: ``fp32``; ``amp`` or ``bf16`` under CUDA's autocast policy; ``fp16``.
         layout: ``nchw`` or ``nhwc``.
+        compiled: bytes and kernels as PyTorch's compiler would fuse them, by our simulation of it; else as eager mode dispatches them.
 
     Raises:
         UserError: the network does not say its size and none is given; it can not be traced (the message names the operator); a bad argument.
     """
-    return cost_of(trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout))
+    return cost_of(trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout), compiled=compiled)
 
 
 def _packed(traced: Trace) -> dict[str, Any]:

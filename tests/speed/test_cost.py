@@ -48,6 +48,18 @@ def test_batch_changes_bytes_not_macs_per_image() -> None:
     assert eight.written_bytes == 8 * one.written_bytes
 
 
+def test_compiled_a_norm_and_an_activation_ride_on_one_pass() -> None:
+    """Eager: convolution, norm and ReLU write the map, each its own; compiled: the convolution, and one kernel for both others."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    eager, fused = count(net, 16, 4, precision="amp"), count(net, 16, 4, precision="amp", compiled=True)
+    image, a_map = 4 * 3 * 256, 4 * 8 * 256  # elements
+    assert eager.written_bytes == 2 * image + 2 * 24 + 3 * 2 * a_map  # casts of image and weights among them
+    assert fused.written_bytes == 2 * image + 2 * 24 + 2 * 2 * a_map
+    assert (eager.kernels, fused.kernels) == (5, 4)
+    assert (eager.compiled, fused.compiled) == (False, True)
+    assert (eager.macs, eager.peak_bytes) == (fused.macs, fused.peak_bytes)
+
+
 def test_own_size_comes_from_the_config() -> None:
     net = chain()
     with pytest.raises(UserError, match="Sequential does not say its image size; give image_size"):
