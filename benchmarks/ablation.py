@@ -3,7 +3,8 @@
     python -m benchmarks.ablation [--runtimes onnxruntime openvino eager] [--records results/ablation.jsonl] [--json]
 
 Every spec is opened once and timed in turn, round after round, so that a machine that slows down slows all of them; the calls of all rounds make one
-record, the file is made anew. `convscale report --ablation --records results/ablation.jsonl` shows them beside what is predicted for GPUs.
+record. Records of other runtimes stay in the file. `convscale report --ablation --records results/ablation.jsonl` shows them beside what is predicted
+for GPUs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from convscale.files import write_text
 from convscale.show.studies import ABLATION
-from convscale.speed.records import Record
+from convscale.speed.records import Record, read_records
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     from convscale.speed.cost import count
     from convscale.speed.timing import Environment, Measurement, time_callable
 
-    lines = []
+    kept = [r for r in read_records(args.records) if r.measurement.conditions.runtime not in args.runtimes] if args.records.exists() else []
+    lines = [json.dumps(record.to_dict()) + "\n" for record in kept]
     for runtime in args.runtimes:
         conditions = {"runtime": runtime, "batch_size": args.batch_size, "threads": args.threads}
         opened = {line: subjects(spec, None, conditions)[0] for line, spec in ABLATION.items()}
