@@ -63,7 +63,10 @@ def report_command(
             raise UserError("--model says what to predict; give it with --predict")
         conditions: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "layout": layout, "compiled": compiled, "mode": mode}
         conditions["calibration"] = calibration
-        points, found = _points(records or [], predict, models, device, img_size, conditions)
+        from convscale.show.studies import ABLATION
+
+        elsewhere = {spec.name for spec in ABLATION.values()} if ablation else set()
+        points, found = _points(records or [], predict, models, device, img_size, conditions, elsewhere)
         if output.suffix == ".png":
             path = _picture(points, output, bool(layers or papers or ablation), min_throughput)
         else:
@@ -93,7 +96,7 @@ def write_choice(choice: Any, path: Path) -> None:
 
     check_output(path, PICTURES)
     points = choice_points(choice)
-    title = f"{choice.best.label}: {choice.constraint}"
+    title = f"{choice.best.label} for {choice.constraint}"
     if path.suffix == ".png":
         from convscale.show.speed_plots import save_speed_png
 
@@ -101,23 +104,24 @@ def write_choice(choice: Any, path: Path) -> None:
         return
     from convscale.show.speed_report import write_speed_report
 
-    write_speed_report(points, path, title=title, min_throughput=choice.floor or None)
+    write_speed_report(points, path, title=title, lead=f"{choice}.", min_throughput=choice.floor or None)
 
 
 def _points(
-    records: list[Path], predict: bool, models: list[str] | None, device: str, img_size: int | None, conditions: dict[str, Any]
+    records: list[Path], predict: bool, models: list[str] | None, device: str, img_size: int | None, conditions: dict[str, Any], elsewhere: set[str]
 ) -> tuple[list[Any], list[Any]]:
-    """What to draw, and the records among it."""
+    """What to draw, and all records: those of the networks ``elsewhere`` stand in a comparison instead."""
     found = [record for path in records for record in _read(path, device, conditions)]
     if records and not found:
         raise UserError(f"{', '.join(map(str, records))}: no record in it")
+    drawn = [record for record in found if record.model not in elsewhere]
     if not predict:
-        return [*found], found
+        return drawn, found
     from convscale.show.candidates import predicted_points
 
     sizes = None if img_size is None else [img_size]
     made = predicted_points(device, models, image_sizes=sizes, progress=lambda text: say(text, err=True), **conditions)
-    return [*found, *made], found
+    return [*drawn, *made], found
 
 
 def _read(path: Path, device: str, conditions: dict[str, Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from convscale.arch.spec import NetSpec
@@ -18,7 +19,10 @@ def choice_points(choice: Choice) -> list[SpeedPoint]:
     """A choice's options with a speed; the reason why each was chosen or lost stands with it."""
     conditions = choice.to_dict()["conditions"]
     found = [(o.candidate, o.known, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason)) for o in choice.options if o.speed is not None]
-    return [_point(candidate, facts, choice.device, conditions, notes) for candidate, facts, notes in found]
+    return [
+        replace(_point(candidate, facts, choice.device, conditions, notes), chosen=candidate is choice.best.candidate)
+        for candidate, facts, notes in found
+    ]
 
 
 def predicted_points(

@@ -89,7 +89,14 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
                     hoverinfo="text",
                 )
             )
+    for p in known:
+        if p.chosen:
+            ring = {"color": "rgba(0,0,0,0)", "size": 20, "line": {"width": 2.4, "color": RED}}
+            figure.add_trace(go.Scatter(x=[p.images_per_s], y=[p.top1], mode="markers", name="chosen", marker=ring, hoverinfo="skip"))
     speeds = [p.images_per_s for p in known] or [1.0]
+    for p in labelled(known, min(speeds), max(speeds)):
+        place = {"x": np.log10(p.images_per_s), "y": p.top1, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "name": "front"}
+        figure.add_annotation(**place, text=escape(p.name.partition(".")[0]), font={"size": 10, "color": "var(--muted)"}, xshift=5, yshift=3)
     if min_throughput is not None:
         speeds.append(min_throughput)
         figure.add_vline(x=min_throughput, line={"color": RED, "width": 2, "dash": "dash"})
@@ -98,13 +105,25 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
     figure.update_layout(
         height=520,
         margin={"l": 10, "r": 10, "t": 10 if min_throughput is None else 26, "b": 10},
-        meta={"narrow_height": 0.95},
+        meta={"narrow_height": 0.95, "narrow_hides": ["front"]},
         xaxis={"title": {"text": "images per second (logarithmic)"}, **_log_ticks(min(speeds), max(speeds))},
         yaxis={"title": {"text": "ImageNet top-1, %"}},
         legend={"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0, "tracegroupgap": 0},
         hovermode="closest",
     )
     return figure
+
+
+def labelled(points: Sequence[SpeedPoint], slowest: float, fastest: float) -> list[SpeedPoint]:
+    """Points whose names stand in the picture: the chosen one and the front's, but for those too close to another to be read."""
+    tops = [p.top1 or 0.0 for p in points] or [0.0]
+    wide, high = max(np.log(fastest / slowest), 1e-9), max(max(tops) - min(tops), 1e-9)
+    found: list[SpeedPoint] = []
+    for p in sorted(front(points), key=lambda p: (not p.chosen, -(p.top1 or 0.0))):
+        near = (abs(np.log(p.images_per_s / q.images_per_s)) < 0.13 * wide and abs((p.top1 or 0) - (q.top1 or 0)) < 0.05 * high for q in found)
+        if not any(near):
+            found.append(p)
+    return found
 
 
 def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:

@@ -55,6 +55,8 @@ class SpeedPoint:
     """Multiply-accumulates per image."""
     bound_by: str = ""
     """What binds a predicted network: compute, memory or launch."""
+    chosen: bool = False
+    """Whether it is the one that was chosen among all of them."""
     notes: tuple[str, ...] = ()
     """Doubts of a prediction, warnings of a measurement, the source of a published figure."""
 
@@ -169,7 +171,7 @@ def front(points: Sequence[SpeedPoint]) -> list[SpeedPoint]:
 
 def told_apart(series: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
     """What (setting, kind) pairs share, and what tells each from the others, in words."""
-    parts = [[*setting.split(", "), kind] for setting, kind in series]
+    parts = [[*words.device(setting).split(", "), kind] for setting, kind in series]
     shared = [part for part in parts[0] if all(part in other for other in parts)] if parts else []
     names = [", ".join(part for part in own if part not in shared) for own in parts]
     return ", ".join(shared), [name or shared[-1] for name in names]

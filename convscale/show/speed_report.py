@@ -10,7 +10,7 @@ from convscale.errors import UserError
 from convscale.files import write_text
 from convscale.show import speed_sections as sections
 from convscale.show.layers import Profile
-from convscale.show.page import Figures, page
+from convscale.show.page import Figures, page, paragraph
 from convscale.show.speed_plots import colours
 from convscale.show.speed_points import SpeedPoint, by_setting, points_of
 from convscale.show.speed_sections import Comparison
@@ -24,6 +24,7 @@ def write_speed_report(
     comparisons: Sequence[Comparison] = (),
     profiles: Sequence[Profile] = (),
     title: str = "Accuracy against throughput",
+    lead: str = "",
     min_throughput: float | None = None,
 ) -> Path:
     """Write a self-contained page: accuracy against throughput, networks side by side, single networks layer by layer.
@@ -35,6 +36,7 @@ def write_speed_report(
         comparisons: networks side by side.
         profiles: networks layer by layer.
         title: heading of the page.
+        lead: plain text under the heading, before how many speeds there are.
         min_throughput: images/s asked for, drawn into the pictures.
 
     Returns:
@@ -44,7 +46,7 @@ def write_speed_report(
         UserError: there is nothing to show.
     """
     path = Path(out)
-    write_text(path, speed_page(records, comparisons=comparisons, profiles=profiles, title=title, min_throughput=min_throughput))
+    write_text(path, speed_page(records, comparisons=comparisons, profiles=profiles, title=title, lead=lead, min_throughput=min_throughput))
     return path
 
 
@@ -54,6 +56,7 @@ def speed_page(
     comparisons: Sequence[Comparison] = (),
     profiles: Sequence[Profile] = (),
     title: str = "Accuracy against throughput",
+    lead: str = "",
     min_throughput: float | None = None,
 ) -> str:
     """The page of ``write_speed_report`` as one HTML document. Raises as it."""
@@ -69,4 +72,4 @@ def speed_page(
     ]
     found += [sections.side_by_side(comparison, figures, f"comparison-{i}") for i, comparison in enumerate(comparisons, 1)]
     found += [sections.layers(profile, figures, f"network-{i}") for i, profile in enumerate(profiles, 1)]
-    return page(title=title, kicker="convscale report", head=sections.summary(groups), sections=found, figures=figures)
+    return page(title=title, kicker="convscale report", head=paragraph(lead, "lead") + sections.summary(groups), sections=found, figures=figures)

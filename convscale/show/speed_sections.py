@@ -39,7 +39,7 @@ def accuracy_and_speed(
     """One setting's picture and table."""
     known = [p for p in points if p.top1 is not None]
     body = []
-    if known:
+    if len(known) > 1:
         kinds = sorted({p.kind for p in known})
         missing = len(points) - len(known)
         caption = "A front per family: nothing of its family is both faster and more accurate. " + _kinds_in_words(kinds)
@@ -50,7 +50,12 @@ def accuracy_and_speed(
         label = f"Accuracy against throughput of {words.plural(len(known), 'network')}: {setting}"
         body.append(figures.add(speed_plots.accuracy_speed(known, palette, min_throughput), caption, label=label))
     else:
-        body.append(paragraph("None of these networks has a published accuracy at its size, so none is drawn; accuracy is not guessed.", "note"))
+        few = (
+            "Only one of these networks has a published accuracy at its size"
+            if known
+            else "None of these networks has a published accuracy at its size"
+        )
+        body.append(paragraph(f"{few}, so there is no picture; accuracy is not guessed.", "note"))
     body.append(point_table(points))
     return Section(title=setting, body="".join(body), anchor=anchor)
 
@@ -67,7 +72,7 @@ def _kinds_in_words(kinds: Sequence[str]) -> str:
 
 
 def point_table(points: Sequence[SpeedPoint]) -> str:
-    """All points, fastest first; those on the front of all families marked, the tail folded away."""
+    """All points, the chosen one and then the fastest first; those on the front of all families marked, the tail folded away."""
     columns = [
         Column(title="Network", kind="name"),
         Column(title="images/s", kind="n long"),
@@ -81,9 +86,11 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
     edge = {id(p) for p in front(points)}
     common = common_notes(points)
     rows = []
-    for p in sorted(points, key=lambda p: -p.images_per_s):
+    for p in sorted(points, key=lambda p: (not p.chosen, -p.images_per_s)):
         interval = f'<span class="sub">{words.rate(p.low)} to {words.rate(p.high)}</span>' if p.low is not None and p.high is not None else ""
         how = tag(p.kind, {"measured": "good", "predicted": "warn"}.get(p.kind, "plain"))
+        if p.chosen:
+            how += " " + tag("chosen", "good")
         if id(p) in edge:
             how += " " + tag("on the front", "good")
         if p.bound_by:
@@ -93,7 +100,9 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
         weights = f'<span class="sub">{escape(p.weights)}</span>' if p.weights and p.weights != p.name else ""
         top1 = words.UNKNOWN if p.top1 is None else f"{p.top1:.2f}"
         sizes = [words.count(p.image_size), words.count(p.conditions.get("batch_size")), words.large(p.params), words.large(p.macs)]
-        rows.append(("", [f"{escape(p.name)}{weights}", f"{words.rate(p.images_per_s)}{interval}", top1, *sizes, how]))
+        # A name may break behind its architecture, not in the middle of a word.
+        name = escape(p.name).replace(".", ".<wbr>", 1)
+        rows.append(("winner" if p.chosen else "", [f"{name}{weights}", f"{words.rate(p.images_per_s)}{interval}", top1, *sizes, how]))
     html = table(columns, rows[:SHOWN])
     if len(rows) > SHOWN:
         html += f"<details><summary>{len(rows) - SHOWN} more</summary>{table(columns, rows[SHOWN:])}</details>"

@@ -70,6 +70,13 @@ def seconds(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def device(text: str) -> str:
+    """A device's name without what its maker adds to all of them: ``Intel(R) Xeon(R) Processor`` -> ``Intel Xeon``."""
+    for noise in ("(R)", "(TM)", "NVIDIA ", "GeForce ", "Tesla ", " Processor"):
+        text = text.replace(noise, "")
+    return text
+
+
 def plural(n: int, one: str, many: str | None = None) -> str:
     """``1 image``, ``2 images``."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -133,7 +133,30 @@ def test_the_constraint_is_drawn() -> None:
     layout = speed_plots.accuracy_speed([point("a", 100, 80.0)], {}, min_throughput=1000.0).to_dict()["layout"]
     assert [(shape["x0"], shape["x1"]) for shape in layout["shapes"]] == [(1000.0, 1000.0)]
     # A logarithmic axis takes shapes in its own units and annotations in powers of ten.
-    assert [(note["x"], note["text"]) for note in layout["annotations"]] == [(3.0, "asked for: 1,000 or more")]
+    assert [(note["x"], note["text"]) for note in layout["annotations"] if note.get("name") != "front"] == [(3.0, "asked for: 1,000 or more")]
+
+
+def test_names_stand_at_the_front_where_there_is_room_and_go_at_phone_width() -> None:
+    points = [point("slow.a1", 10, 80.0), point("beaten.a1", 9, 79.0), point("near.a1", 10.2, 79.9), point("fast.a1", 100, 70.0, chosen=True)]
+    layout = speed_plots.accuracy_speed(points, {}).to_dict()["layout"]
+    assert [note["text"] for note in layout["annotations"]] == ["fast", "slow"]
+    assert layout["meta"]["narrow_hides"] == ["front"]
+
+
+def test_the_chosen_one_is_ringed_and_first_in_the_table() -> None:
+    points = [point("fast", 100, 70.0), point("taken", 10, 80.0, chosen=True)]
+    ring = [trace for trace in speed_plots.accuracy_speed(points, {}).to_dict()["data"] if trace.get("name") == "chosen"]
+    assert [(trace["x"], trace["y"]) for trace in ring] == [([10], [80.0])]
+    html = speed_page(points, lead="taken: the most accurate.")
+    rows = re.findall(r'<tr class="(\w*)"><td class="name"[^>]*><div>(\w+)', html)
+    assert rows == [("winner", "taken"), ("", "fast")]
+    assert '<p class="lead">taken: the most accurate.</p>' in html
+
+
+def test_a_single_accuracy_is_no_picture() -> None:
+    html = speed_page([point("one", 10, 80.0), point("two", 20, None)])
+    assert "data-figure" not in html.partition("<script")[0]
+    assert "Only one of these networks has a published accuracy at its size" in html
 
 
 def test_bars_as_multiples_of_a_network() -> None:
@@ -236,6 +259,7 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
         point(hostile, 200, 75.0, kind="predicted", low=150.0, high=260.0, family=hostile, notes=(hostile,)),
         point("no accuracy", 300, None),
         record(),
+        record("tresnet_l"),
     ]
     sides = [point("one", 10, None), point("two", 20, None), point("one", 12, None, kind="predicted"), point("two", 19, None, kind="published")]
     out = write_speed_report(
@@ -250,7 +274,7 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
     assert page.root["data-drawn"] == "5"
     assert page.classes["setting-1", "point"] == 2
     assert "no accuracy" in page.said("setting-1")
-    assert page.classes["setting-2", "point"] == 1
+    assert page.classes["setting-2", "point"] == 2
     assert page.classes["comparison-1", "point"] == 4
     assert "× 2.00" in page.said("comparison-1")
     assert "Predicted, not measured" in page.said("network-1")

@@ -90,3 +90,9 @@ def test_conditions_in_words() -> None:
 def test_shortened_keeps_the_end() -> None:
     assert words.shortened("efficientnet_b0 depth 0.5 width 0.35", 20) == "efficient…width 0.35"
     assert len(words.shortened("x" * 99, 20)) == 20
+
+
+def test_devices_without_their_makers_noise() -> None:
+    assert words.device("Intel(R) Xeon(R) Processor") == "Intel Xeon"
+    assert words.device("NVIDIA GeForce RTX 4090, inference") == "RTX 4090, inference"
+    assert words.device("AMD EPYC 7763 64-Core Processor") == "AMD EPYC 7763 64-Core"
