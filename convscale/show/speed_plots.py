@@ -114,13 +114,17 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
     return figure
 
 
-def labelled(points: Sequence[SpeedPoint], slowest: float, fastest: float) -> list[SpeedPoint]:
-    """Points whose names stand in the picture: the chosen one and the front's, but for those too close to another to be read."""
+def labelled(points: Sequence[SpeedPoint], slowest: float, fastest: float, room: tuple[float, float] = (0.13, 0.05)) -> list[SpeedPoint]:
+    """Points whose names stand in the picture: the chosen one and the front's, but for those too close to another to be read.
+
+    Args:
+        room: what a name takes of the picture's width and height.
+    """
     tops = [p.top1 or 0.0 for p in points] or [0.0]
     wide, high = max(np.log(fastest / slowest), 1e-9), max(max(tops) - min(tops), 1e-9)
     found: list[SpeedPoint] = []
     for p in sorted(front(points), key=lambda p: (not p.chosen, -(p.top1 or 0.0))):
-        near = (abs(np.log(p.images_per_s / q.images_per_s)) < 0.13 * wide and abs((p.top1 or 0) - (q.top1 or 0)) < 0.05 * high for q in found)
+        near = (abs(np.log(p.images_per_s / q.images_per_s)) < room[0] * wide and abs((p.top1 or 0) - (q.top1 or 0)) < room[1] * high for q in found)
         if not any(near):
             found.append(p)
     return found
@@ -296,6 +300,30 @@ def save_speed_png(
         raise UserError("no point has a published accuracy to draw")
     figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots()
+    _draw_families(axes, known)
+    if min_throughput is not None:
+        axes.axvline(min_throughput, color=RED, linestyle="--", linewidth=1.4, label=f"asked for: {words.rate(min_throughput)} or more")
+    axes.set_xscale("log")
+    axes.margins(x=0.14)
+    speeds = [p.images_per_s for p in known]
+    ticks = _log_ticks(min(speeds), max(speeds))
+    shown = [(v, text) for v, text in zip(ticks["tickvals"], ticks["ticktext"], strict=True) if 0.7 * min(speeds) < v < 1.4 * max(speeds)]
+    axes.set_xticks([v for v, _ in shown], [text for _, text in shown])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(f"images per second ({settings[0]})")
+    axes.set_ylabel("ImageNet top-1, %")
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    if title:
+        axes.set_title(title, fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+def _draw_families(axes: Any, known: Sequence[SpeedPoint]) -> None:
+    """A front per family and kind, the names of the front of all, and a ring around the chosen one."""
     for family, colour in colours([p.family for p in known]).items():
         for kind in KINDS:
             mine = [p for p in known if p.family == family and p.kind == kind]
@@ -308,22 +336,10 @@ def save_speed_png(
             marker = {"measured": "o", "predicted": "D", "published": "s"}[kind]
             speeds, tops = [p.images_per_s for p in mine], [p.top1 or 0 for p in mine]
             axes.scatter(speeds, tops, s=22, color=face, edgecolor=colour, marker=marker, label=f"{family}, {kind}", zorder=3)
-    for p in front(known):
-        axes.annotate(
-            f"{p.name.partition('.')[0]}, {p.image_size} px", (p.images_per_s, p.top1 or 0), xytext=(5, 4), textcoords="offset points", fontsize=7
-        )
-    if min_throughput is not None:
-        axes.axvline(min_throughput, color=RED, linestyle="--", linewidth=1.4, label=f"asked for: {words.rate(min_throughput)} or more")
-    axes.set_xscale("log")
-    axes.margins(x=0.14)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel(f"images per second ({settings[0]})")
-    axes.set_ylabel("ImageNet top-1, %")
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
-    if title:
-        axes.set_title(title, fontsize=11)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    speeds = [p.images_per_s for p in known]
+    for p in labelled(known, min(speeds), max(speeds), (0.19, 0.035)):
+        text, place = f"{p.name.partition('.')[0]}, {p.image_size} px", (p.images_per_s, p.top1 or 0)
+        axes.annotate(text, place, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    for p in known:
+        if p.chosen:
+            axes.scatter([p.images_per_s], [p.top1 or 0], s=130, facecolor="none", edgecolor=RED, linewidth=1.6, label="chosen", zorder=4)

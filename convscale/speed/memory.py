@@ -23,7 +23,7 @@ CONTEXT_BYTES = 768 * 2**20
 """What CUDA's context and its libraries' code take of a card before the first tensor: 0.4 to 1 GB by card and version. An assumption."""
 HEADROOM = 0.19
 """Share of a card that fragmentation and the convolutions' workspaces take. Set so that ResNet50's largest training batch on a V100 (TResNet, arXiv
-2003.13630, table 1: 288) comes out; the table's four other batches were not looked at for it and come out 9 % too small to 8 % too large."""
+2003.13630, table 1: 288) comes out; the table's four other batches then come out 9 % too small to 8 % too large."""
 MOST = 2**16
 """The largest batch that is looked at."""
 
