@@ -121,29 +121,30 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
 
     from numpy import random, uint8
 
-    from convscale.ship.fastest import export_fastest
+    from convscale.ship.export import export
+    from convscale.ship.runtime import installed_runtimes
+    from convscale.ship.tune import tune
     from convscale.speed.timing import Environment, Measurement, available_cores
 
     c = setting.conditions
     threads = c.threads or available_cores()
-    noise = random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8) if setting.int8 else None
+    forms: dict[str, dict[str, Any]] = {"onnx-fp32": {"format": "onnx"}}
+    if setting.int8:
+        noise = random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8)
+        for format in ("onnx", *(["openvino"] if "openvino" in installed_runtimes() else [])):
+            forms[f"{format}-int8"] = {"format": format, "int8": True, "calibration_images": noise, "max_drop": 100.0}
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        artifact, found = export_fastest(
-            spec,
-            Path(folder) / "artifact",
-            image_size=image_size,
-            batch_sizes=(c.batch_size,),
-            threads=threads,
-            int8=setting.int8,
-            calibration_images=noise,
-            max_drop=100.0,
-            min_seconds=seconds / 2,
-        )
-    best = found.again[found.winner]
-    how = f"{found.winner} in {best.settings.runtime}" + (f", {best.settings.streams} streams" if best.settings.streams > 1 else "")
+        for name, form in forms.items():
+            artifact = export(spec, Path(folder) / name, image_size=image_size, **form)
+            tuned = tune(artifact, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2, save=False)
+            own = [trial for trial in (tuned.best, *tuned.trials) if trial.settings.batch_size == c.batch_size]
+            found.append((min(own, key=lambda trial: trial.latency_s), name, artifact.precision))
+    best, name, precision = min(found, key=lambda item: item[0].latency_s)
+    how = f"{name} in {best.settings.runtime}" + (f", {best.settings.streams} streams" if best.settings.streams > 1 else "")
     return Measurement(
         times_s=best.times_s,
-        conditions=replace(c, image_size=image_size, threads=threads, runtime=best.settings.runtime, precision=artifact.precision),
+        conditions=replace(c, image_size=image_size, threads=threads, runtime=best.settings.runtime, precision=precision),
         environment=Environment.here(),
         model=spec.name,
         notes=(tuned_mark(setting), f"{_HOW}{how}"),

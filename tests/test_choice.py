@@ -605,6 +605,20 @@ def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeyp
     assert plain.best.images_per_s == pytest.approx(50)
 
 
+def test_a_network_is_timed_in_its_fastest_form_at_the_batch_asked_for() -> None:
+    """A real one: exported, quantised with noise, tuned; which form wins is the machine's to say."""
+    setting = setting_of("cpu", batch_size=2, threads=1, precision="int8")
+    m = choice_measured.time_fastest(scale("mobilenetv2_050", width=0.5, depth=0.3, name="tiny"), 32, setting, 0.02)
+    c = m.conditions
+    assert (c.batch_size, c.image_size, c.threads, m.model) == (2, 32, 1, "tiny")
+    assert c.runtime in ("onnxruntime", "openvino")
+    speed = choice_measured.speed_of(m)
+    assert speed.how.split(" in ")[1] == c.runtime
+    assert {"onnx-fp32": "fp32", "onnx-int8": "int8", "openvino-int8": "int8"}[speed.how.split(" in ")[0]] == c.precision
+    assert choice_measured.tuned_mark(setting) in m.notes
+    assert speed.doubts == m.warnings
+
+
 def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> None:
     with pytest.raises(UserError, match="times a module in fp32 and nchw"):
         choose(device="cpu", precision="bf16", runtime="onnxruntime", min_throughput=10, candidates="resnet18", image_sizes=[32])
