@@ -133,10 +133,17 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
         noise = random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8)
         for format in ("onnx", *(["openvino"] if "openvino" in installed_runtimes() else [])):
             forms[f"{format}-int8"] = {"format": format, "int8": True, "calibration_images": noise, "max_drop": 100.0}
-    found = []
+    found, left_out = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, form in forms.items():
-            artifact = export(spec, Path(folder) / name, image_size=image_size, **form)
+            try:
+                artifact = export(spec, Path(folder) / name, image_size=image_size, **form)
+            except Exception as error:
+                if "int8" not in form:
+                    raise
+                # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
+                left_out.append(f"{name} can not be made: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+                continue
             tuned = tune(artifact, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2, save=False)
             own = [trial for trial in (tuned.best, *tuned.trials) if trial.settings.batch_size == c.batch_size]
             found.append((min(own, key=lambda trial: trial.latency_s), name, artifact.precision))
@@ -147,7 +154,7 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
         conditions=replace(c, image_size=image_size, threads=threads, runtime=best.settings.runtime, precision=precision),
         environment=Environment.here(),
         model=spec.name,
-        notes=(tuned_mark(setting), f"{_HOW}{how}"),
+        notes=(tuned_mark(setting), f"{_HOW}{how}", *left_out),
     )
 
 
