@@ -122,17 +122,17 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
     from numpy import random, uint8
 
     from convscale.ship.export import export
-    from convscale.ship.runtime import installed_runtimes
+    from convscale.ship.fastest import FORMS, form_names
     from convscale.ship.tune import tune
     from convscale.speed.timing import Environment, Measurement, available_cores
 
     c = setting.conditions
     threads = c.threads or available_cores()
-    forms: dict[str, dict[str, Any]] = {"onnx-fp32": {"format": "onnx"}}
-    if setting.int8:
-        noise = random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8)
-        for format in ("onnx", *(["openvino"] if "openvino" in installed_runtimes() else [])):
-            forms[f"{format}-int8"] = {"format": format, "int8": True, "calibration_images": noise, "max_drop": 100.0}
+    forms = {name: dict(FORMS[name]) for name in form_names(spec, int8=setting.int8, image_size=image_size)}
+    noise = random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8) if setting.int8 else None
+    for form in forms.values():
+        if form.get("int8"):
+            form.update(calibration_images=noise, max_drop=100.0)
     found, left_out = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, form in forms.items():
@@ -145,8 +145,7 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
                 left_out.append(f"{name} can not be made: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
                 continue
             tuned = tune(artifact, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2, save=False)
-            own = [trial for trial in (tuned.best, *tuned.trials) if trial.settings.batch_size == c.batch_size]
-            found.append((min(own, key=lambda trial: trial.latency_s), name, artifact.precision))
+            found.append((tuned.best, name, artifact.precision))
     best, name, precision = min(found, key=lambda item: item[0].latency_s)
     how = f"{name} in {best.settings.runtime}" + (f", {best.settings.streams} streams" if best.settings.streams > 1 else "")
     return Measurement(
