@@ -35,10 +35,10 @@ from convscale.images.splits import DataSplits
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
 from convscale.learn.loader import into_memory
 from convscale.learn.train import train
-from convscale.ship.export import export
+from convscale.ship.export import Shared, export
 from convscale.ship.nets import preprocessing_of
 from convscale.ship.onnx_files import write_onnx
-from convscale.ship.verify import Withheld, verify
+from convscale.ship.verify import Withheld, reference_logits, verify
 from convscale.speed.timing import Environment
 
 LITE0 = "tf_efficientnet_lite0"
@@ -66,25 +66,32 @@ def photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
     return np.stack(crops)
 
 
-def ship(
-    net: nn.Module, form: dict[str, Any], name: str, test: tuple[np.ndarray, np.ndarray | None] | None = None, **keywords: Any
-) -> dict[str, Any]:
-    """Export in one form, and judge what passed on test images that no choice of layers has seen. Returns the record, or what the gate said."""
+def ship(net: nn.Module, form: dict[str, Any], name: str, **keywords: Any) -> dict[str, Any]:
+    """Export in one form. Returns the record, or what the gate said."""
+    return next(iter(ship_all(net, [form], name, **keywords)))
+
+
+def ship_all(
+    net: nn.Module, forms: Sequence[dict[str, Any]], name: str, test: tuple[np.ndarray, np.ndarray | None] | None = None, **keywords: Any
+) -> Iterator[dict[str, Any]]:
+    """Export in several forms, and judge what passed on test images that no choice of layers has seen. Yields records, or what the gate said."""
+    expected = None
     with tempfile.TemporaryDirectory() as place:
-        keywords = keywords if form.get("int8") else {k: v for k, v in keywords.items() if k not in ("calibration_images", "max_drop")}
-        try:
-            art = export(net, Path(place) / "a", **form, **keywords)
-        except Withheld as error:
-            return {"model": name, **form, "withheld": str(error).replace(place, "..."), **error.verification.to_dict()}
-        row = {
-            "model": name,
-            **form,
-            **(art.verification or {}),
-            **{k: v for k, v in art.manifest.get("int8", {}).items() if k in ("steps", "layers")},
-        }
-        if test is not None:
-            row["test"] = verify(net, art, *test, max_drop=100.0).to_dict()
-        return row
+        (Path(place) / "shared").mkdir()
+        shared = Shared(folder=Path(place) / "shared")
+        for form in forms:
+            options = keywords if form.get("int8") else {k: v for k, v in keywords.items() if k not in ("calibration_images", "max_drop")}
+            try:
+                art = export(net, Path(place) / "a", overwrite=True, shared=shared, **form, **options)
+            except Withheld as error:
+                yield {"model": name, **form, "withheld": str(error).replace(place, "..."), **error.verification.to_dict()}
+                continue
+            int8 = {key: value for key, value in art.manifest.get("int8", {}).items() if key in ("steps", "layers")}
+            row = {"model": name, **form, **(art.verification or {}), **int8}
+            if test is not None:
+                expected = reference_logits(net, art, test[0]) if expected is None else expected
+                row["test"] = verify(net, art, *test, max_drop=100.0, reference=expected).to_dict()
+            yield row
 
 
 def lite0_net(num_classes: int = 1000) -> nn.Module:
@@ -101,11 +108,10 @@ def lite0(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     net = lite0_net()
     pre = dataclasses.replace(preprocessing_of(net), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     images, others = photographs(args.crops, pre.image_size), photographs(args.crops, pre.image_size, seed=1)
-    for form in FORMS:
-        yield ship(
-            net, dict(form), LITE0, test=(images, None), preprocessing=pre, verify_images=others[300:], calibration_images=others[:300],
-            max_drop=args.crops_drop,
-        )  # fmt: skip
+    yield from ship_all(
+        net, FORMS, LITE0, test=(images, None), preprocessing=pre, verify_images=others[300:], calibration_images=others[:300],
+        max_drop=args.crops_drop,
+    )  # fmt: skip
 
 
 def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preprocessing, DataSplits]:
@@ -140,11 +146,10 @@ def fashion(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             continue
         sets = [into_memory(split, pre)[0] for split in (data.validation, data.test, data.train.subset(range(300)))]
         (checks, truth), (held, answers), (few, _) = [(s.images.numpy(), s.labels.numpy()) for s in sets if s.images is not None]
-        for form in FORMS:
-            yield ship(
-                net, dict(form), name, test=(held, answers), preprocessing=pre, verify_images=checks, verify_labels=truth, calibration_images=few,
-                max_drop=args.max_drop,
-            )  # fmt: skip
+        yield from ship_all(
+            net, FORMS, name, test=(held, answers), preprocessing=pre, verify_images=checks, verify_labels=truth, calibration_images=few,
+            max_drop=args.max_drop,
+        )  # fmt: skip
 
 
 def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
