@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from convscale.speed.device import Device
-from convscale.speed.roofline import PRIOR, Table, net_s
+from convscale.speed.roofline import PRIOR, Table, kernel_s
 
 NOISE = 0.05
 """Log error beyond which a row's pull grows linearly: tables of others have outliers."""
@@ -29,8 +29,32 @@ class Part:
     """Pull of each row."""
 
 
-def _blocks(parts: Sequence[Part], coefficients: Mapping[str, float]) -> np.ndarray:
-    return np.concatenate([part.weight * np.log(net_s(part.table, part.device, coefficients) / part.latency_s) for part in parts])
+class _Compact:
+    """A part with equal kernels of all its networks evaluated once: networks share most of theirs, and a fit evaluates them thousands of times."""
+
+    def __init__(self, part: Part) -> None:
+        from scipy.sparse import csr_matrix
+
+        table = part.table
+        columns = np.stack([table.kind, table.phase, *table.values.values()], axis=1)
+        _, first, inverse = np.unique(columns, axis=0, return_index=True, return_inverse=True)
+        self.unique = Table(
+            net=np.zeros(len(first), dtype=np.int64),
+            count=np.ones(len(first)),
+            kind=table.kind[first],
+            phase=table.phase[first],
+            values={name: column[first] for name, column in table.values.items()},
+        )
+        self.launches = csr_matrix((table.count, (table.net, inverse.reshape(-1))), shape=(table.nets, len(first)))
+        self.part = part
+
+    def net_s(self, coefficients: Mapping[str, float]) -> np.ndarray:
+        """Seconds of a call of each network."""
+        return self.launches @ kernel_s(self.unique, self.part.device, coefficients)[0]
+
+
+def _errors(parts: Sequence[_Compact], coefficients: Mapping[str, float]) -> np.ndarray:
+    return np.concatenate([c.part.weight * np.log(c.net_s(coefficients) / c.part.latency_s) for c in parts])
 
 
 def fit(
@@ -62,8 +86,10 @@ def fit(
     def unpack(x: np.ndarray) -> dict[str, float]:
         return {**begin, **dict(zip(names, np.exp(x).tolist(), strict=True))}
 
+    compact = [_Compact(part) for part in parts]
+
     def residuals(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([_blocks(parts, unpack(x)), ridge * (x - x0)]) / NOISE
+        return np.concatenate([_errors(compact, unpack(x)), ridge * (x - x0)]) / NOISE
 
     def jacobian(x: np.ndarray) -> np.ndarray:
         here, step = residuals(x), 1e-4

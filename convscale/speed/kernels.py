@@ -77,28 +77,22 @@ def eager_kernels(traced: Trace) -> list[Kernel]:
     operators = traced.operators
     for index, op in enumerate(operators):
         if op.kind in ("conv", "linear"):
-            kernel = _matrix_kernel(op, traced.layout == "nhwc")
-            result += [*_gathers(op, traced), kernel]
+            kernel = _matrix_kernel(op, any(use.dense for use in op.outputs if not op.product == "weight") or op.inputs[0].dense)
+            result.append(kernel)
             if op.bias and kernel.kind != "depthwise":  # the depthwise kernel adds its bias itself
                 out = op.outputs[0].nbytes
                 result.append(Kernel("point", in_bytes=out, out_bytes=out, side=kernel.side, nhwc=kernel.nhwc, scope=op.scope))
         else:
             kernel = _moving_kernel(op)
-            if op.name == "clone":
+            if op.name == "contiguous":
+                kernel = kernel._replace(permuted=op.inputs[0].dense != op.outputs[0].dense)
+            elif op.name == "clone":
                 # a copy that changes the order of elements, unless autograd keeps a map that the next operator overwrites
                 follower = operators[index + 1] if index + 1 < len(operators) else op
                 kept = follower.kind == "pointwise" and follower.outputs[0].storage == op.inputs[0].storage
                 kernel = kernel._replace(permuted=not kept)
             result.append(kernel)
     return result
-
-
-def _gathers(op: Operator, traced: Trace) -> list[Kernel]:
-    """The copy a convolution makes first of an input that is a slice of channels of a larger map."""
-    if op.kind != "conv" or op.phase != "forward" or not _is_slice(op.inputs[0], traced):
-        return []
-    size = op.inputs[0].nbytes
-    return [Kernel("copy", in_bytes=size, out_bytes=size, side=op.inputs[0].shape[-1], nhwc=traced.layout == "nhwc", scope=op.scope)]
 
 
 def _is_slice(use: Use, traced: Trace) -> bool:
@@ -347,10 +341,7 @@ class _Fuser:
     def call(self, op: Operator) -> None:
         """A library call, a pool, or anything else: inputs in memory, outputs in memory."""
         for use in op.inputs:
-            if op.kind == "conv" and op.phase == "forward" and _is_slice(use, self.traced):
-                self.launch("fused", self.bases(use), use.nbytes, op, use)  # a slice of channels is written by itself
-            else:
-                self.write(use, op)
+            self.write(use, op)
         if op.kind in ("conv", "linear"):
             self.kernels.append(_matrix_kernel(op, self.nhwc))
         elif op.kind == "pool" and op.phase == "forward":  # a pointwise operator over a window; unused indices are never made
@@ -368,10 +359,21 @@ class _Fuser:
             use = op.outputs[0]
             self.set(use, _Value(use.nbytes, {(use.storage, self.versions[use.storage]): use.nbytes}, False))
 
+    def lay_out(self, op: Operator) -> None:
+        """A map in another order: the kernel that makes it writes it so, but a part of one is written by itself."""
+        source, target = op.inputs[0], op.outputs[0]
+        if _is_slice(source, self.traced):
+            self.launch("fused", self.bases(source), source.nbytes, op, source)
+            self.set(target, _Value(target.nbytes, {}, True))
+        else:
+            self.set(target, self.value(source))
+
     def run(self) -> list[Kernel]:
         for op in self.traced.operators:
             batch_norm = op.kind == "norm" and "batch_norm" in op.name and op.phase == "forward" and self.traced.mode == "infer"
-            if op.kind in _FUSIBLE or batch_norm:
+            if op.name == "contiguous":
+                self.lay_out(op)
+            elif op.kind in _FUSIBLE or batch_norm:
                 self.fuse(op)
             elif op.kind in ("reduce", "softmax", "norm"):
                 self.reduce(op)

@@ -37,7 +37,7 @@ class Use(NamedTuple):
     nbytes: int
     """Bytes touched; an expanded dimension counts once."""
     dense: bool
-    """Whether its elements lie densely in channels-last order (always False unless it has four dimensions and more than one channel)."""
+    """Whether PyTorch takes its strides for channels-last (always False unless it has four dimensions)."""
 
 
 class Operator(NamedTuple):
@@ -114,9 +114,8 @@ class Trace:
 class _Recorder(TorchDispatchMode):
     """Turns every operator into one on meta tensors and notes it."""
 
-    def __init__(self, channels_last: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.channels_last = channels_last
         self.operators: list[Operator] = []
         self.views = 0
         self.storages: list[int] = []
@@ -146,8 +145,7 @@ class _Recorder(TorchDispatchMode):
         elements = 1
         for size, step in zip(shape, tensor.stride(), strict=True):
             elements *= size if step else min(size, 1)
-        dense = len(shape) == 4 and shape[1] > 1 and tensor.stride(1) == 1
-        return Use(self.number(tensor), shape, tensor.element_size(), elements * tensor.element_size(), dense)
+        return Use(self.number(tensor), shape, tensor.element_size(), elements * tensor.element_size(), _is_channels_last(tensor))
 
     def _to_meta(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -178,9 +176,13 @@ class _Recorder(TorchDispatchMode):
         out = _shortcut(func, name, args)
         if out is None:
             out = func(*args, **kwargs)
-        if kind == "conv" and self.channels_last:
-            # CUDA keeps the layout, a meta convolution forgets it
-            out = _channels_last(out) if isinstance(out, torch.Tensor) else tuple(map(_channels_last, out))
+        if kind == "conv":
+            args, out = self._with_cuda_layout(args, out, backward)
+        elif backward and name == "native_batch_norm" and _is_channels_last(args[0]) != _is_channels_last(args[1]):
+            args = [self._laid_out(args[0], _is_channels_last(args[1])), *args[1:]]
+            out = (torch.empty_like(args[1]), *out[1:])
+        elif name in _CONTIGUOUS_ONLY:
+            args = [self._laid_out(a, False) if isinstance(a, torch.Tensor) and a.dim() > 2 else a for a in args]
         if kind in FREE:
             self.views += 1
             return out
@@ -188,6 +190,32 @@ class _Recorder(TorchDispatchMode):
             return out
         self._note(func, name, kind, args, kwargs, out, backward)
         return out
+
+    def _with_cuda_layout(self, args: Sequence[Any], out: Any, backward: bool) -> tuple[list[Any], Any]:
+        """A convolution's inputs and outputs as CUDA lays them out, which a meta convolution does not.
+
+        All maps are channels-last if the input or the weight is; a map that lies otherwise is copied first (cudnn_conv_suggest_memory_format).
+        """
+        args = list(args)
+        maps = (0, 1) if backward else (0,)
+        last = any(_is_channels_last(args[i]) for i in (*maps[1:], len(maps)) if isinstance(args[i], torch.Tensor)) or (
+            not backward and _is_channels_last(args[0])
+        )
+        for i in maps:
+            args[i] = self._laid_out(args[i], last)
+        form = torch.channels_last if last else torch.contiguous_format
+        outs = (out,) if isinstance(out, torch.Tensor) else out
+        outs = [t.contiguous(memory_format=form) if isinstance(t, torch.Tensor) and t.dim() == 4 else t for t in outs]
+        return args, outs[0] if isinstance(out, torch.Tensor) else tuple(outs)
+
+    def _laid_out(self, tensor: torch.Tensor, last: bool) -> torch.Tensor:
+        """``tensor`` in channels-last or in its own order, by a copy that is noted where it lies otherwise or is a part of a larger map."""
+        form = torch.channels_last if last and tensor.dim() == 4 else torch.contiguous_format
+        if tensor.is_contiguous(memory_format=form):
+            return tensor
+        copy = torch.empty_like(tensor, memory_format=form)
+        self.operators.append(Operator("contiguous", "copy", self.scope[-1], self.phase, (self.use(tensor),), (self.use(copy),), 0))
+        return copy
 
     def _note(self, func: Any, name: str, kind: str, args: Any, kwargs: Any, out: Any, backward: bool) -> None:
         inputs = [self.use(t) for t in _tensors((args, tuple(kwargs.values())))]
@@ -320,8 +348,22 @@ def _shortcut(func: Any, name: str, args: Sequence[Any]) -> Any:
     return first if func._schema.is_mutable else torch.empty_like(first)
 
 
-def _channels_last(value: Any) -> Any:
-    return value.contiguous(memory_format=torch.channels_last) if isinstance(value, torch.Tensor) and value.dim() == 4 else value
+_CONTIGUOUS_ONLY = frozenset({"native_layer_norm", "native_group_norm"})
+"""CUDA's kernels for these take maps in the order of their dimensions only and copy all others first."""
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch takes a tensor's strides for channels-last, as in ``is_channels_last_strides_2d``: unsure ones are not."""
+    if tensor.dim() != 4:
+        return False
+    least, sizes, strides = 0, tensor.shape, tensor.stride()
+    if strides[1] == 0:
+        return False
+    for d in (1, 3, 2, 0):
+        if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
+            return False
+        least = strides[d] * max(sizes[d], 1)
+    return True
 
 
 def _dtype_of(values: Any) -> torch.dtype | None:
@@ -449,7 +491,7 @@ def trace(
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     training = mode == "train"
-    recorder = _Recorder(layout == "nhwc")
+    recorder = _Recorder()
     stand_ins = _stand_ins(net, precision, layout, training)
     recorder.weights = {recorder.number(tensor) for tensor in stand_ins.values()}
     low = _LOW.get(precision)
