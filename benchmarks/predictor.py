@@ -2,9 +2,9 @@
 
     python -m benchmarks.predictor --tables DIR [--cache DIR] [--json] [--output results/predictor.json] [--write-coefficients FILE]
 
-DIR holds tables of timm's benchmark.py (timm's results folder has such). Whole families (timm's module files) are held out; the split is
-``predictor_split.json``: tuning families were looked at while the model was made, final ones only when it was done. Every figure printed is of the
-final families, of coefficients fitted on the tuning families alone. ``--write-coefficients`` then fits on all rows and writes what the package ships.
+DIR holds tables of timm's benchmark.py (timm's results folder has such). Whole families (timm's module files) are held out, in two ways: the final
+families of ``predictor_split.json`` by coefficients fitted on the tuning families alone, and every family by coefficients fitted on the others (in
+``FOLDS`` groups). ``--write-coefficients`` then fits on all rows and writes what the package ships.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,17 @@ from benchmarks.predictor_data import SPLIT, Row, TableFile, load_tables
 from convscale.errors import UserError
 from convscale.files import write_json
 from convscale.speed.cache import cache_dir
+from convscale.speed.calibrate import most_likely
 from convscale.speed.device import Device
 from convscale.speed.fit import Part, fit
-from convscale.speed.roofline import net_s, table_of
+from convscale.speed.roofline import kernel_s, net_s, table_of
+from convscale.speed.spread import CARD, card_shares, card_sigmas, fit_sigmas, groups_of, sigma_of
 
-RIDGE = 0.5
+RIDGE = 0.3
+FOLDS = 8
 REFERENCE = ("resnet50", 224)
+Coefficients = Mapping[str, float]
+Groups = dict[str, np.ndarray]
 Tables = Mapping[TableFile, list[Row]]
 
 
@@ -90,89 +97,144 @@ def summary(rows: Sequence[Row], errors: np.ndarray) -> dict[str, Any]:
     }
 
 
-def spread_of(tables: Sequence[tuple[TableFile, list[Row]]], start: Mapping[str, float], folds: int = 3) -> float:
-    """80th percentile of the absolute log error over the tuning families, each left out in turn with a third of the others."""
-    families = sorted({row.family for _, rows in tables for row in rows}, key=lambda name: -sum(r.family == name for _, rows in tables for r in rows))
-    errors = []
-    for fold in range(folds):
-        out = set(families[fold::folds])
-        kept = [part_of([r for r in rows if r.family not in out], table.device) for table, rows in tables]
-        coefficients = fit(kept, ridge=RIDGE, steps=8, warm=start)
-        errors += [log_errors([r for r in rows if r.family in out], table.device, coefficients) for table, rows in tables]
-    return float(np.quantile(np.abs(np.concatenate(errors)), 0.8))
+@dataclass(frozen=True)
+class LeftOut:
+    """Errors on families left out of the fit, one entry a row."""
+
+    rows: list[Row]
+    errors: np.ndarray
+    groups: Groups
+    """Shares of the time, as ``spread.groups_of`` gives them."""
+
+
+def left_out(rows: Sequence[Row], device: Device, coefficients: Coefficients) -> LeftOut:
+    """Errors of ``coefficients`` on rows they were not fitted on."""
+    table = table_of([row.kernels for row in rows])
+    return LeftOut(
+        list(rows), np.log(net_s(table, device, coefficients) / latency_s(rows)), groups_of(table, kernel_s(table, device, coefficients)[0])
+    )
+
+
+def joined(parts: Sequence[LeftOut]) -> LeftOut:
+    """Several as one."""
+    groups = {name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups}
+    return LeftOut([row for part in parts for row in part.rows], np.concatenate([part.errors for part in parts]), groups)
+
+
+def folds_of(families: Sequence[str], count: int) -> list[set[str]]:
+    """Families (one entry a row) in groups of about as many rows."""
+    folds: list[set[str]] = [set() for _ in range(count)]
+    sizes = [0] * count
+    for family, rows in sorted(Counter(families).items(), key=lambda item: (-item[1], item[0])):
+        smallest = sizes.index(min(sizes))
+        folds[smallest].add(family)
+        sizes[smallest] += rows
+    return folds
+
+
+def cross_validated(tables: Sequence[tuple[TableFile, list[Row]]], start: Coefficients) -> list[LeftOut]:
+    """Each table's rows, every family predicted by coefficients fitted on others; the search begins at ``start`` but is pulled to the prior only."""
+    found: list[list[LeftOut]] = [[] for _ in tables]
+    for out in folds_of([row.family for _, rows in tables for row in rows], FOLDS):
+        kept = [part_of(some, table.device) for table, rows in tables if (some := [row for row in rows if row.family not in out])]
+        coefficients = fit(kept, ridge=RIDGE, warm=start)
+        for mine, (table, rows) in zip(found, tables, strict=True):
+            if some := [row for row in rows if row.family in out]:
+                mine.append(left_out(some, table.device, coefficients))
+    return [joined(mine) for mine in found]
+
+
+def inside_pct(part: LeftOut, sigmas: Mapping[str, float], card: np.ndarray | float = 0.0) -> float:
+    """Share of the errors inside the 80 % interval, in %; ``card`` is the standard log error that an unknown card adds."""
+    width = sigmas["factor"] * np.hypot(sigma_of(part.groups, sigmas), card)
+    return round(100 * float(np.mean(np.abs(part.errors) <= width)), 1)
+
+
+def by_family(part: LeftOut) -> dict[str, float]:
+    """Median absolute error of each family, in %."""
+    found: dict[str, list[float]] = {}
+    for row, error in zip(part.rows, part.errors, strict=True):
+        found.setdefault(row.family, []).append(abs(float(np.expm1(-error))))
+    return {family: round(100 * float(np.median(values)), 1) for family, values in sorted(found.items())}
 
 
 def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Every table's figures on the final families, and each set's coefficients and spread from the tuning families."""
+    """Every table's figures, and what ships of each set."""
     records: list[dict[str, Any]] = []
     sets: dict[str, dict[str, Any]] = {}
     for name in sorted({table.set_name for table in tables}):
         mine = [(table, rows) for table, rows in tables.items() if table.set_name == name]
-        tuning = [(table, chosen(rows, "tuning")) for table, rows in mine]
-        coefficients = fit([part_of(rows, table.device) for table, rows in tuning], ridge=RIDGE)
-        spread = spread_of(tuning, coefficients)
-        log(f"{name}: fitted on {sum(len(rows) for _, rows in tuning)} rows, spread {spread:.3f}")
-        sets[name] = {"coefficients": coefficients, "spread": spread, "cards": sorted({table.device.name for table, _ in mine})}
-        for table, rows in mine:
-            final = chosen(rows, "final")
-            train = chosen(rows, "tuning")
-            errors = log_errors(final, table.device, coefficients)
-            base = {"set": name, "table": table.name}
-            records.append({**base, "method": "MACs", **summary(final, loglinear(train, final, ["macs"]))})
-            counts = ["macs", "activations", "params"]
-            records.append({**base, "method": "log-linear", **summary(final, loglinear(train, final, counts))})
-            inside = round(100 * float(np.mean(np.abs(errors) <= spread)), 1)
-            records.append({**base, "method": "roofline", **summary(final, errors), "inside_80_pct": inside})
-            families = {family: [e for e, row in zip(errors, final, strict=True) if row.family == family] for family in SPLIT["final"]}
-            records[-1]["families"] = {
-                family: round(float(np.median(np.abs(np.expm1(-np.array(values))))) * 100, 1) for family, values in families.items() if values
-            }
-        # the figures above judge the tuning families' spread; what ships must also cover what the final ones showed
-        seen = np.concatenate([log_errors(chosen(rows, "final"), table.device, coefficients) for table, rows in mine])
-        sets[name]["spread"] = max(spread, float(np.quantile(np.abs(seen), 0.8)))
-        sets[name]["card_spread"] = 0.0
-        records += _cards_left_out(mine, sets[name], name)
+        records += _final_families(mine, name)
+        whole = fit([part_of(rows, table.device) for table, rows in mine], ridge=RIDGE)
+        crossed = cross_validated(mine, whole)
+        sigmas = fit_sigmas(joined(crossed).groups, joined(crossed).errors)
+        for (table, _), part in zip(mine, crossed, strict=True):
+            record = {"set": name, "table": table.name, "method": "every family left out", **summary(part.rows, part.errors)}
+            records.append({**record, "inside_80_pct": inside_pct(part, sigmas), "families": by_family(part)})
+        sets[name] = {"coefficients": whole, "sigmas": sigmas, "cards": sorted({table.device.name for table, _ in mine})}
+        log(f"{name}: {sum(len(rows) for _, rows in mine)} rows")
     return records, sets
 
 
-def _cards_left_out(mine: Sequence[tuple[TableFile, list[Row]]], record: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """For a set with several cards: each predicted from the others' fit and its data sheet, then scaled by one measured network."""
-    found: list[dict[str, Any]] = []
-    if len({table.device.name for table, _ in mine}) < 2:
-        return found
-    spreads = []
+def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> list[dict[str, Any]]:
+    """The final families by what the tuning families say, beside the baselines, and with each card left out."""
+    tuning = [(table, chosen(rows, "tuning")) for table, rows in mine]
+    coefficients = fit([part_of(rows, table.device) for table, rows in tuning], ridge=RIDGE)
+    crossed = joined(cross_validated(tuning, coefficients))
+    sigmas = fit_sigmas(crossed.groups, crossed.errors)
+    records: list[dict[str, Any]] = []
     for table, rows in mine:
-        others = [part_of(chosen(r, "tuning"), t.device) for t, r in mine if t.device.name != table.device.name]
-        coefficients = fit(others, ridge=RIDGE)
-        final = chosen(rows, "final")
-        errors = log_errors(final, table.device, coefficients)
-        reference = [row for row in rows if (row.model, row.size) == REFERENCE]
+        final, train = chosen(rows, "final"), chosen(rows, "tuning")
         base = {"set": name, "table": table.name}
-        found.append({**base, "method": "card left out, data sheet", **summary(final, errors)})
-        if reference:
-            scaled = errors - log_errors(reference, table.device, coefficients)[0]
-            found.append({**base, "method": "card left out, one measured", **summary(final, scaled)})
-        spreads.append(float(np.quantile(np.abs(errors), 0.8)))
-    record["card_spread"] = max(spreads)
-    return found
+        for label, columns in (("MACs", ["macs"]), ("log-linear", ["macs", "activations", "params"])):
+            records.append({**base, "method": label, **summary(final, loglinear(train, final, columns))})
+        part = left_out(final, table.device, coefficients)
+        record = {**base, "method": "final families", **summary(final, part.errors), "inside_80_pct": inside_pct(part, sigmas)}
+        records.append({**record, "families": by_family(part)})
+    if len({table.device.name for table, _ in mine}) > 1:
+        for table, rows in mine:
+            others = [part_of(some, t.device) for t, some in tuning if t.device.name != table.device.name]
+            records += _card_left_out(table, rows, fit(others, ridge=RIDGE), sigmas, {"set": name, "table": table.name})
+    return records
 
 
-def final_coefficients(tables: Tables, sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the package ships: fitted on all families, with the spreads of the held-out ones."""
-    shipped = {}
-    for name, record in sets.items():
-        mine = [(table, rows) for table, rows in tables.items() if table.set_name == name]
-        coefficients = fit([part_of(rows, table.device) for table, rows in mine], ridge=RIDGE, warm=record["coefficients"])
-        # a mode with one card says nothing of others: the eager figure stands in
-        other = record["card_spread"] or max(r["card_spread"] for r in sets.values()) or 0.2
-        rounded = {key: float(f"{value:.5g}") for key, value in coefficients.items()}
-        shipped[name] = {
-            "coefficients": rounded,
-            "spread": round(record["spread"], 4),
-            "card_spread": round(max(other, 0.1), 4),
-            "cards": record["cards"],
-        }
-    return {"format": 1, "sets": shipped}
+def _card_left_out(
+    table: TableFile, rows: Sequence[Row], coefficients: Coefficients, sigmas: Mapping[str, float], base: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The final families on a card by another card's fit: by data sheet alone, with ResNet50 measured, with each of some tuning networks measured."""
+    final, device = chosen(rows, "final"), table.device
+    shares = card_shares(part_of(final, device).table, device, coefficients)
+    prior = card_sigmas(device, known=False)
+    unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in CARD]))
+    part = left_out(final, device, coefficients)
+    records = [{**base, "method": "card left out, data sheet", **summary(final, part.errors), "inside_80_pct": inside_pct(part, sigmas, unsure)}]
+    one = [row for row in rows if (row.model, row.size) == REFERENCE][:1]
+    if one:
+        records.append(
+            {**base, "method": "card left out, ResNet50 measured", **summary(final, _calibrated(one, final, device, coefficients, sigmas))}
+        )
+    every = chosen(rows, "tuning")[:: max(len(rows) // 40, 1)]
+    tried = [summary(final, _calibrated([row], final, device, coefficients, sigmas)) for row in every]
+    if tried:
+        middle = {key: round(float(np.median([t[key] for t in tried])), 1) for key in tried[0]}
+        records.append({**base, "method": f"card left out, one measured, middle of {len(tried)}", **middle, "networks": len(final)})
+    return records
+
+
+def _calibrated(measured: Sequence[Row], rows: Sequence[Row], device: Device, coefficients: Coefficients, sigmas: Mapping[str, float]) -> np.ndarray:
+    """Log errors on ``rows`` once ``measured`` ones are known of the card."""
+    made, _ = most_likely(part_of(measured, device), coefficients, sigmas, known=False)
+    return log_errors(rows, device, made)
+
+
+def shipped(sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the package ships: fitted on all families, with the sigmas of every family left out."""
+
+    def rounded(values: Mapping[str, float]) -> dict[str, float]:
+        return {key: float(f"{value:.5g}") for key, value in values.items()}
+
+    kept = {name: {**record, "coefficients": rounded(record["coefficients"]), "sigmas": rounded(record["sigmas"])} for name, record in sets.items()}
+    return {"format": 2, "sets": kept}
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
@@ -210,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(options.output, {"split": SPLIT, "ridge": RIDGE, "records": records})
     print(json.dumps(records) if options.json else markdown(records))
     if options.write_coefficients:
-        write_json(options.write_coefficients, final_coefficients(tables, sets))
+        write_json(options.write_coefficients, shipped(sets))
     return 0
 
 

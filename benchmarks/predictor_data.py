@@ -128,12 +128,22 @@ def csv_rows(table: TableFile) -> Iterator[tuple[str, str, dict[str, str]]]:
                 yield model, family, row
 
 
-def _traces(model: str, jobs: set[tuple[str, str, str, int, int]], cache: Path) -> dict[Any, Trace]:
-    """Traces of a model by (mode, precision, layout, size, batch), kept in one file a model."""
+Job = tuple[str, str, str, int, int, bool]
+"""Mode, precision, layout, size, batch and whether norms are fast."""
+
+
+def job_of(table: TableFile, row: dict[str, str]) -> Job:
+    """How a row was measured. timm's fast norm is younger than PyTorch 1.12: those tables ran layer and group norm in single precision."""
+    size, batch = int(row[f"{table.mode}_img_size"]), int(row[f"{table.mode}_batch_size"])
+    return table.mode, table.precision, table.layout, size, batch, table.torch != "pt112"
+
+
+def _traces(model: str, jobs: set[Job], cache: Path) -> dict[Job, Trace]:
+    """Traces of a model, kept in one file a model."""
     import timm
 
     path = cache / f"{model}.pkl.z"
-    kept: dict[Any, Trace] = pickle.loads(zlib.decompress(path.read_bytes())) if path.exists() else {}
+    kept: dict[Job, Trace] = pickle.loads(zlib.decompress(path.read_bytes())) if path.exists() else {}
     missing = sorted(jobs - set(kept))
     if missing:
         try:
@@ -142,9 +152,9 @@ def _traces(model: str, jobs: set[tuple[str, str, str, int, int]], cache: Path) 
         except (RuntimeError, NotImplementedError):
             net = timm.create_model(model)
         for job in missing:
-            mode, precision, layout, size, batch = job
+            mode, precision, layout, size, batch, fast = job
             try:
-                kept[job] = trace(net, size, batch, mode=mode, precision=precision, layout=layout)
+                kept[job] = trace(net, size, batch, mode=mode, precision=precision, layout=layout, fast_norm=fast)
             except UserError:
                 continue
         path.write_bytes(zlib.compress(pickle.dumps(kept, protocol=5), 1))
@@ -188,7 +198,7 @@ def load_tables(folder: Path, cache: Path, log: Any) -> dict[TableFile, list[Row
     for index, (model, entries) in enumerate(sorted(wanted.items())):
         if index % 50 == 0:
             log(f"traced {index} of {len(wanted)} networks")
-        keys = [(t.mode, t.precision, t.layout, int(row[f"{t.mode}_img_size"]), int(row[f"{t.mode}_batch_size"])) for t, _, row in entries]
+        keys = [job_of(table, row) for table, _, row in entries]
         traces = _traces(model, set(keys), cache)
         for key, (table, family, row) in zip(keys, entries, strict=True):
             if key in traces and (made := _row(model, family, row, traces[key], table)) is not None:

@@ -302,8 +302,7 @@ def calibrate_command(
         print_json({"output": str(output), "unknown": unknown, **made.to_dict()})
         return
     say(f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} measurements: {output}")
-    what = "the coefficients were fitted" if made.coefficients else f"predicted times are scaled by {made.scale:.3g}"
-    say(f"{what}; on four of five of these networks the prediction is then within {made.spread:.0%}", 2)
+    say(f"predicted times change by a factor of {made.scale:.3g}; on four of five of these networks they are then within {made.spread:.0%}", 2)
     if unknown:
         say(f"left out, since nothing here builds them: {', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}", 2)
 

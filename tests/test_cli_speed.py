@@ -203,13 +203,13 @@ def measured(name: str, images_per_s: float, **conditions: Any) -> Measurement:
 
 
 def test_calibrate_by_measurements_moves_predictions_to_them(run: Any, tmp_path: Path) -> None:
-    """Two networks measured at three times their predicted speed: the scale is a third."""
+    """Two networks measured at three times their predicted speed: predicted times fall to about a third."""
     predictions = {name: cs.predict(name, device="cpu", precision="fp32", image_size=64, batch_size=1) for name in ("resnet18", "mobilenetv2_050")}
     records, output = tmp_path / "m.jsonl", tmp_path / "c.json"
     for name, p in predictions.items():
         append_record(records, measured(name, 3 * p.images_per_s))
     value = json.loads(run("calibrate", "--device", "cpu", "--measurement", str(records), "--output", str(output), "--json"))
-    assert value["scale"] == pytest.approx(1 / 3)
+    assert value["scale"] == pytest.approx(1 / 3, rel=0.15)
     assert value["count"] == 2
     text = run("predict", "resnet18", "--device", "cpu", "--calibration", str(output))
     assert "resnet18 @224" in text
@@ -227,7 +227,8 @@ def test_calibrate_by_a_table(run: Any, tmp_path: Path) -> None:
     half = cs.predict("resnet18", device="a10", image_size=64, batch_size=32).images_per_s / 2
     table.write_text(f"model,infer_samples_per_sec,infer_batch_size,infer_img_size\nresnet18,{half},32,64\nnobody_knows_it,5,32,64\n")
     text = run("calibrate", "--device", "a10", "--csv", str(table), "--output", str(output))
-    assert "scaled by 2" in text
+    factor = float(text.split("by a factor of ")[1].split(";")[0])
+    assert 1.6 < factor < 2  # most of the way: one network may be odd by itself
     assert "left out, since nothing here builds them: nobody_knows_it" in text
     assert json.loads(output.read_text())["device"] == "a10"
 

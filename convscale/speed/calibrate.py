@@ -17,18 +17,19 @@ from convscale.errors import UserError
 from convscale.files import write_json
 from convscale.speed.conditions import Conditions
 from convscale.speed.device import get_device
-from convscale.speed.fit import Part, fit
+from convscale.speed.fit import NOISE, Part, fit
 from convscale.speed.predict import fitted_sets, load_workload, set_name
 from convscale.speed.roofline import net_s, table_of
+from convscale.speed.spread import CARD, card_covariance, card_shares, card_sigmas, network_sigma
 
 if TYPE_CHECKING:
     from convscale.arch.spec import NetSpec
     from convscale.speed.records import Record
 
-FORMAT = 1
-_FEW, _MANY = 4, 12
-"""From how many measured networks on the card's own rates are fitted, and from how many on all coefficients."""
-_CARD = ("peak", "bandwidth", "overhead_us")
+FORMAT = 2
+MANY = 12
+"""From how many measured networks on all coefficients are fitted; below, the card's own rates."""
+_RIDGE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,14 @@ class Calibration:
     """``nchw`` or ``nhwc``."""
     count: int
     """Measured networks it rests on."""
+    coefficients: Mapping[str, float]
+    """Coefficients fitted to the measurements, held near the shipped ones."""
+    covariance: Sequence[Sequence[float]]
+    """What is still not known of the card: covariance of the log errors of its peak, bandwidth and launch time."""
     scale: float = 1.0
-    """Factor on predicted times."""
+    """Factor that it puts on the predicted times of the measured networks, in the middle; for people to read."""
     spread: float = 0.0
     """80th percentile of the absolute log error left on the measured networks."""
-    coefficients: Mapping[str, float] | None = None
-    """Refitted coefficients, or None where only the scale was set."""
 
     def require(self, conditions: Conditions) -> None:
         """Raise UserError when it was made for other conditions."""
@@ -74,7 +77,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         values = dataclasses.asdict(self)
-        return {"format": FORMAT, **values, "coefficients": dict(self.coefficients) if self.coefficients else None}
+        return {"format": FORMAT, **values, "coefficients": dict(self.coefficients)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Calibration:
@@ -145,8 +148,9 @@ def _net_named(name: str) -> Any:
 def calibrate(observations: Sequence[Observation]) -> Calibration:
     """Set the predictor to a device by what was measured there.
 
-    One to three networks set the scale; from 4 on the card's rates and launch time are fitted, from 12 on all coefficients, all held near what the
-    tables said. A CPU wants a dozen: the shipped coefficients are of one other CPU.
+    The most likely card is sought, given what its data sheet is worth and how far single networks usually are off: so one measurement moves the
+    card's rates most of the way towards it, and never so far that its own oddity spoils all others. From ``MANY`` networks on all coefficients are
+    fitted, still held near what the tables said. A CPU wants a dozen: the shipped coefficients are of one other CPU.
 
     Args:
         observations: networks measured under one device, mode, runtime and layout; batch and image sizes may differ.
@@ -165,26 +169,37 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
         if not item.images_per_s > 0:
             raise UserError(f"images_per_s must be positive, got {item.images_per_s!r}")
     sheet = get_device(first.device)
-    start = fitted_sets()[set_name(first, sheet)]
+    known = fitted_sets()[set_name(first, sheet)]
     table = table_of([load_workload(item.net, item.conditions).kernels for item in observations])
     measured_s = np.array([item.conditions.batch_size / item.images_per_s for item in observations])
-    part = Part(table=table, latency_s=measured_s, device=sheet)
-    count, coefficients, scale = len(observations), None, 1.0
-    if count >= _FEW:
-        free = None if count >= _MANY else _CARD
-        coefficients = fit([part], start=start.coefficients, free=free, ridge=0.5 if count >= _MANY else 0.1)
-        errors = np.log(net_s(table, sheet, coefficients) / measured_s)
-    else:
-        ratios = np.log(measured_s / net_s(table, sheet, start.coefficients))
-        scale = float(np.exp(np.median(ratios)))
-        errors = ratios - np.median(ratios)
+    made = most_likely(Part(table=table, latency_s=measured_s, device=sheet), known.coefficients, known.sigmas, sheet.name in known.cards)
+    errors = np.log(net_s(table, sheet, made[0]) / measured_s)
     return Calibration(
         device=sheet.name,
         mode=first.mode,
         runtime="eager" if first.runtime == "eager" else "compiled",
         layout=first.layout,
-        count=count,
-        scale=scale,
-        spread=float(np.quantile(np.abs(errors), 0.8)) if count > 1 else 0.0,
-        coefficients=coefficients,
+        count=len(observations),
+        coefficients=made[0],
+        covariance=made[1],
+        scale=float(np.exp(np.median(np.log(net_s(table, sheet, made[0]) / net_s(table, sheet, known.coefficients))))),
+        spread=float(np.quantile(np.abs(errors), 0.8)),
     )
+
+
+def most_likely(part: Part, start: Mapping[str, float], sigmas: Mapping[str, float], known: bool) -> tuple[dict[str, float], list[list[float]]]:
+    """Coefficients for a card given its measurements, and the covariance of what is still not known of it.
+
+    Args:
+        part: the measured networks.
+        start: coefficients from the tables.
+        sigmas: what ``spread.fit_sigmas`` made of the tables' errors.
+        known: whether the tables hold this card.
+    """
+    prior = card_sigmas(part.device, known)
+    noise = network_sigma(part.table, part.device, start, sigmas)
+    names = list(CARD) if len(noise) < MANY else list(start)
+    ridge = {name: NOISE / prior[name] if name in prior else _RIDGE for name in names}
+    weighed = dataclasses.replace(part, weight=NOISE / noise)
+    coefficients = fit([weighed], start=start, free=names, ridge=ridge, robust=len(noise) >= MANY)
+    return coefficients, card_covariance(prior, card_shares(part.table, part.device, coefficients), noise)

@@ -25,8 +25,8 @@ class Part:
     """Measured seconds of a call, one for each network."""
     device: Device
     """What they ran on."""
-    weight: float = 1.0
-    """Pull of each row."""
+    weight: float | np.ndarray = 1.0
+    """Pull of each row; ``NOISE`` over its standard error where that is known."""
 
 
 class _Compact:
@@ -62,9 +62,10 @@ def fit(
     *,
     start: Mapping[str, float] | None = None,
     free: Sequence[str] | None = None,
-    ridge: float = 0.3,
+    ridge: float | Mapping[str, float] = 0.3,
     steps: int = 20,
     warm: Mapping[str, float] | None = None,
+    robust: bool = True,
 ) -> dict[str, float]:
     """Fit coefficients by a robust log error.
 
@@ -72,9 +73,11 @@ def fit(
         parts: measured tables; coefficients are shared between them.
         start: coefficients to start from and to stay near; None: the prior.
         free: names of the coefficients that may move; None: all of the prior's.
-        ridge: pull towards the start, in log units of a coefficient per log unit of a row's error; what the data says little of stays where it was.
+        ridge: pull towards the start, in log units of a row's error per log unit of a coefficient; what the data says little of stays where it was.
+            One for all, or by name: ``NOISE`` over the coefficient's standard error, where that is known.
         steps: most evaluations of the Jacobian.
         warm: where the search begins, if not at ``start``; the pull stays towards ``start``.
+        robust: whether a row that is far off pulls less than by the square of its error, for tables with outliers.
     """
     from scipy.optimize import least_squares
 
@@ -87,9 +90,10 @@ def fit(
         return {**begin, **dict(zip(names, np.exp(x).tolist(), strict=True))}
 
     compact = [_Compact(part) for part in parts]
+    pulls = np.array([ridge[name] if isinstance(ridge, Mapping) else ridge for name in names])
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([_errors(compact, unpack(x)), ridge * (x - x0)]) / NOISE
+        return np.concatenate([_errors(compact, unpack(x)), pulls * (x - x0)]) / NOISE
 
     def jacobian(x: np.ndarray) -> np.ndarray:
         here, step = residuals(x), 1e-4
@@ -105,8 +109,9 @@ def fit(
 
     # a coefficient that no kernel of these tables uses need not be tried again: only the pull on it remains
     pull = np.zeros((len(names), len(residuals(first))))
-    pull[np.arange(len(names)), pull.shape[1] - len(names) + np.arange(len(names))] = ridge / NOISE
+    pull[np.arange(len(names)), pull.shape[1] - len(names) + np.arange(len(names))] = pulls / NOISE
     idle: list[bool] | None = None
     idle = [bool(np.allclose(column, pull[index])) for index, column in enumerate(jacobian(first).T)]
-    solution: Any = least_squares(residuals, first, cast(Any, jacobian), loss="soft_l1", max_nfev=steps, bounds=(x0 - 4, x0 + 4))
+    loss, bounds = "soft_l1" if robust else "linear", (x0 - 4, x0 + 4)
+    solution: Any = least_squares(residuals, first, cast(Any, jacobian), loss=loss, max_nfev=steps, bounds=bounds)
     return unpack(solution.x)

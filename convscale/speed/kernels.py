@@ -7,20 +7,27 @@ costs its bytes, and a compiler reads a chain of pointwise operators' inputs onc
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
 from convscale.speed.trace import Operator, Trace, Use
 
-MATRIX = ("conv", "conv1", "group", "depthwise", "linear")
-"""Kinds that multiply matrices: dense convolution, its 1x1 case, grouped, depthwise, linear."""
-OTHERS = ("norm", "point", "reduce", "softmax", "pool", "copy", "cast", "update", "fused", "fused-reduce", "fused-mean")
-"""Kinds that move data."""
+MATRIX = ("conv", "conv1", "group", "even", "packed", "depthwise", "direct", "linear")
+"""Kinds that multiply matrices: dense convolution, its 1x1 case, grouped (any, in even shapes, in shapes that pack well), depthwise, depthwise by
+PyTorch's own kernel instead of cuDNN's, linear."""
+NORMS = ("norm", "stats", "layer-norm", "group-norm")
+"""Norms: batch norm as in inference, batch norm that makes statistics, layer norm, group norm."""
+FUSED = ("fused", "fused-reduce", "fused-mean")
+"""What a compiler makes: chains of pointwise operators, with a reduction over rows, with one over positions."""
+OTHERS = (*NORMS, "point", "uneven", "reduce", "softmax", "pool", "copy", "cast", "update", *FUSED)
+"""Kinds that move data; ``uneven`` is a pointwise kernel whose inputs differ in shape, type or order, which PyTorch does not vectorise."""
 PHASES = ("forward", "input", "weight", "backward")
 """What a kernel makes: the forward map, an input's or a weight's gradient, any other gradient (or the update)."""
 _FUSIBLE = frozenset({"pointwise", "copy", "cast", "random"})
 _REALIZE, _REALIZE_SHARED = 8, 4  # reads above which PyTorch's compiler writes a chain, and one with several readers
 _RESIZING = frozenset({"constant_pad_nd", "reflection_pad2d", "upsample_nearest2d", "upsample_bilinear2d", "cat"})
+_SPECIAL = frozenset({"silu", "sigmoid", "gelu", "mish", "tanh", "elu", "exp", "erf", "log", "softplus", "pow", "selu", "celu"})
 _TWICE = frozenset({"silu", "gelu", "mish", "hardswish", "elu", "leaky_relu"})
 
 
@@ -61,6 +68,8 @@ class Kernel(NamedTuple):
     """Whether the maps lie channels last."""
     permuted: bool = False
     """Whether inputs and outputs lie in different orders."""
+    specials: int = 0
+    """Exponentials and the like that a fused kernel evaluates."""
     scope: str = ""
     """The module it belongs to."""
 
@@ -77,11 +86,11 @@ def eager_kernels(traced: Trace) -> list[Kernel]:
     operators = traced.operators
     for index, op in enumerate(operators):
         if op.kind in ("conv", "linear"):
-            kernel = _matrix_kernel(op, any(use.dense for use in op.outputs if not op.product == "weight") or op.inputs[0].dense)
+            kernel = _matrix_kernel(op, any(use.dense for use in op.outputs if op.product != "weight") or op.inputs[0].dense)
             result.append(kernel)
-            if op.bias and kernel.kind != "depthwise":  # the depthwise kernel adds its bias itself
+            if op.bias and kernel.kind != "direct":  # PyTorch's own depthwise kernel adds its bias itself
                 out = op.outputs[0].nbytes
-                result.append(Kernel("point", in_bytes=out, out_bytes=out, side=kernel.side, nhwc=kernel.nhwc, scope=op.scope))
+                result.append(Kernel("uneven", in_bytes=out, out_bytes=out, side=kernel.side, nhwc=kernel.nhwc, scope=op.scope))
         else:
             kernel = _moving_kernel(op)
             if op.name == "contiguous":
@@ -108,12 +117,23 @@ def _nbytes(uses: tuple[Use, ...]) -> int:
 
 
 _KIND = {"pointwise": "point", "random": "point", "unknown": "copy"}
+_NORM = {"native_layer_norm": "layer-norm", "native_group_norm": "group-norm"}
+
+
+def _is_map(use: Use) -> bool:
+    """Whether it is a whole map, not one that stands for a smaller one spread over it."""
+    return len(use.shape) == 4 and use.shape[1] > 1 and use.shape[2] * use.shape[3] > 1 and use.nbytes == prod(use.shape) * use.itemsize
 
 
 def _moving_kernel(op: Operator) -> Kernel:
-    maps = [use for use in (*op.inputs, *op.outputs) if len(use.shape) == 4 and use.shape[1] > 1 and use.shape[2] * use.shape[3] > 1]
+    maps = [use for use in (*op.inputs, *op.outputs) if _is_map(use)]
+    kind = _NORM.get(op.name) or _KIND.get(op.kind, op.kind)
+    if kind == "norm" and len(op.outputs) > 1:  # a batch norm in training makes statistics or their gradients
+        kind = "stats"
+    if kind == "point" and len({(use.shape, use.itemsize, use.dense, use.nbytes) for use in (*op.inputs, *op.outputs) if use.shape}) > 1:
+        kind = "uneven"
     return Kernel(
-        _KIND.get(op.kind, op.kind),
+        kind,
         phase=_phase(op),
         in_bytes=_nbytes(op.inputs),
         out_bytes=_nbytes(op.outputs),
@@ -141,11 +161,8 @@ def _matrix_kernel(op: Operator, nhwc: bool) -> Kernel:
         grid = source.shape if op.product == "input" else op.outputs[0].shape
     window = prod(op.kernel)
     channels, width = weight.shape[1], weight.shape[0] // op.groups
-    kind = "conv1" if window == 1 else "conv"
-    if op.groups > 1:
-        kind = "depthwise" if channels == 1 else "group"
     return Kernel(
-        kind,
+        _kind_of_conv(op, channels, width, nhwc),
         phase=_phase(op),
         macs=op.macs,
         in_bytes=inputs,
@@ -163,6 +180,27 @@ def _matrix_kernel(op: Operator, nhwc: bool) -> Kernel:
         nhwc=nhwc,
         scope=op.scope,
     )
+
+
+def _kind_of_conv(op: Operator, channels: int, width: int, nhwc: bool) -> str:
+    if op.groups == 1:
+        return "conv1" if prod(op.kernel) == 1 else "conv"
+    if channels == 1:
+        return "depthwise" if nhwc or _cudnn_takes(op) else "direct"
+    if channels != width or op.dilated or width & (width - 1):
+        return "group"
+    return "packed" if width <= 32 and op.groups % 32 == 0 else "even"
+
+
+def _cudnn_takes(op: Operator) -> bool:
+    """Whether PyTorch leaves a depthwise convolution of NCHW maps to cuDNN, as ``ConvParams.use_cudnn_depthwise`` decides; else it runs its own."""
+    side, channels = op.kernel[0], op.groups
+    data = op.outputs[0] if op.product == "input" else op.inputs[1 if op.product == "weight" else 0]
+    if len(op.kernel) != 2 or op.kernel[0] != op.kernel[1] or side not in (1, 3, 5) or op.inputs[0].itemsize != 2 or op.dilated:
+        return False
+    if channels < 32 or data.shape[3] < 7 or len(set(op.stride)) > 1:
+        return False
+    return op.stride[0] == 1 or (op.stride[0] == 2 and side > 1 and (channels >= 512 or (channels >= 256 and data.shape[3] >= 28)))
 
 
 def _linear_kernel(op: Operator) -> Kernel:
@@ -221,10 +259,15 @@ class _Value:
         """Whether the chain reads a norm's output twice (x * sigmoid(x)): the compiler then writes that output where the size changes."""
         self.nbytes = nbytes
         self.bases = bases
-        """(block, version) -> bytes read of it."""
+        """(block, version) -> bytes read of it; (-1, operator) -> special functions evaluated for it."""
         self.written = written
         self.kernel = kernel
         """The kernel that has it in registers, or -1."""
+
+
+def _reads(bases: Mapping[tuple[int, int], int]) -> int:
+    """How many blocks a chain reads."""
+    return sum(block >= 0 for block, _ in bases)
 
 
 class _Fuser:
@@ -238,6 +281,7 @@ class _Fuser:
         self.traced = traced
         self.nhwc = traced.layout == "nhwc" or prefers_channels_last(traced)
         self.kernels: list[Kernel] = []
+        self.done = 0
         self.values: dict[int, _Value] = {}
         self.versions: Counter[int] = Counter()
         self.uses_left: Counter[int] = Counter(use.storage for op in traced.operators for use in op.inputs)
@@ -272,10 +316,9 @@ class _Fuser:
     def launch(self, kind: str, bases: dict[tuple[int, int], int], out_bytes: int, op: Operator, use: Use) -> int:
         side = use.shape[-1] if len(use.shape) == 4 else 1
         phase = "forward" if op.phase == "forward" else "backward"
-        read = sum(bases.values())
-        self.kernels.append(
-            Kernel(kind, phase=phase, in_bytes=read, out_bytes=out_bytes, side=side, window=len(bases), nhwc=self.nhwc, scope=op.scope)
-        )
+        read = sum(size for (block, _), size in bases.items() if block >= 0)
+        kernel = Kernel(kind, phase=phase, in_bytes=read, out_bytes=out_bytes, side=side, window=_reads(bases), nhwc=self.nhwc, scope=op.scope)
+        self.kernels.append(kernel._replace(specials=sum(bases.values()) - read))
         return len(self.kernels) - 1
 
     def set(self, use: Use, value: _Value) -> None:
@@ -292,14 +335,16 @@ class _Fuser:
         for use in op.inputs:
             for key, size in self.bases(use).items():
                 bases[key] = max(bases.get(key, 0), size)
-        doubled = (len(bases) > 4 and op.name in _TWICE) or any(self.value(use).doubled for use in op.inputs)
+        if op.name in _SPECIAL and op.outputs:
+            bases[-1, self.done] = op.outputs[0].nbytes // op.outputs[0].itemsize
+        doubled = (_reads(bases) > 4 and op.name in _TWICE) or any(self.value(use).doubled for use in op.inputs)
         for use in op.outputs:
             if use.nbytes < self.traced.storages[use.storage]:  # a part of a block is written in place
                 self.launch("fused", bases, use.nbytes, op, use)
                 self.set(use, _Value(self.traced.storages[use.storage], {}, True))
             else:
                 self.set(use, _Value(use.nbytes, bases, False, doubled=doubled))
-                if len(bases) > _REALIZE:
+                if _reads(bases) > _REALIZE:
                     self.write(use, op)
 
     def reduce(self, op: Operator) -> None:
@@ -310,7 +355,7 @@ class _Fuser:
         """
         big = max(op.inputs, key=lambda use: use.nbytes, default=None)
         if op.kind == "reduce" and big is not None and len(big.shape) == 4 and big.shape[2] * big.shape[3] > 1:
-            if len(self.bases(big)) > _REALIZE_SHARED:
+            if _reads(self.bases(big)) > _REALIZE_SHARED:
                 self.write(big, op)
             self.launch("fused-mean", self.bases(big), _nbytes(op.outputs), op, big)
             for use in op.outputs:
@@ -318,7 +363,7 @@ class _Fuser:
             return
         if "group_norm" in op.name or "batch_norm" in op.name:
             again: dict[tuple[int, int], int] = {}
-            if big is not None and len(self.bases(big)) > _REALIZE_SHARED:
+            if big is not None and _reads(self.bases(big)) > _REALIZE_SHARED:
                 self.write(big, op)
             for use in op.inputs:
                 again |= self.bases(use)
@@ -369,7 +414,8 @@ class _Fuser:
             self.set(target, self.value(source))
 
     def run(self) -> list[Kernel]:
-        for op in self.traced.operators:
+        for index, op in enumerate(self.traced.operators):
+            self.done = index
             batch_norm = op.kind == "norm" and "batch_norm" in op.name and op.phase == "forward" and self.traced.mode == "infer"
             if op.name == "contiguous":
                 self.lay_out(op)

@@ -21,7 +21,8 @@ from convscale.speed.conditions import Conditions
 from convscale.speed.cost import build_meta, checked_size, peak_bytes, resolve
 from convscale.speed.device import Device, get_device
 from convscale.speed.kernels import Kernel, kernels_of
-from convscale.speed.roofline import kernel_s, shares, table_of
+from convscale.speed.roofline import Table, kernel_s, shares, table_of
+from convscale.speed.spread import CARD, card_shares, card_sigma, card_sigmas, groups_of, network_sigma
 from convscale.speed.trace import Trace, trace
 
 if TYPE_CHECKING:
@@ -121,10 +122,8 @@ class Fitted:
 
     coefficients: Mapping[str, float]
     """Names as in ``roofline.PRIOR``."""
-    spread: float
-    """80th percentile of the absolute log error on held-out families, on cards of the tables."""
-    card_spread: float
-    """80th percentile of the absolute log error on a card left out, from its data sheet."""
+    sigmas: Mapping[str, float]
+    """How far it was off on families left out, as in ``spread.fit_sigmas``."""
     cards: tuple[str, ...]
     """Devices that the tables were measured on."""
 
@@ -145,19 +144,36 @@ def set_name(conditions: Conditions, device: Device) -> str:
     return "compiled" if conditions.runtime != "eager" else f"eager-{conditions.layout}"
 
 
-def doubts_of(work: Workload, conditions: Conditions, device: Device, time_share: Mapping[str, float], calibrated: bool) -> tuple[str, ...]:
+def doubts_of(work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool) -> tuple[str, ...]:
     """Why a prediction may be off: what the tables do not hold, and what the predictor is known to get wrong."""
-    fitted = fitted_sets()[set_name(conditions, device)]
+    return (*_known_doubts(work, conditions, device, share, calibrated), *_open_doubts(work, conditions, device, share, calibrated))
+
+
+def _known_doubts(work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool) -> list[str]:
+    """Doubts whose error was measured on families or cards left out, so that the interval holds it already."""
     found: list[str] = []
-    budget = device.memory_gb * 2**30
-    if work.peak_bytes > budget:
+    if work.peak_bytes > device.memory_gb * 2**30:
         found.append(f"the batch needs about {work.peak_bytes / 2**30:.1f} GB and {device.title} has {device.memory_gb:g} GB")
-    if device.kind == "gpu" and device.name not in fitted.cards and not calibrated:
+    if device.kind == "gpu" and device.name not in fitted_sets()[set_name(conditions, device)].cards and not calibrated:
         found.append(f"no measurement of a {device.title} was fitted: its data sheet scales what others measured")
     if device.sustained < 1 and not calibrated:
         found.append(f"its power limit of {device.watts:g} W does not hold the peak rate; {device.sustained:.0%} of it is assumed")
     if device.kind == "cpu" and not calibrated:
         found.append("no measurement of this CPU was given: calibrate with about a dozen measured models")
+    if share["wide"] > 0.1:
+        found.append(f"depthwise kernels larger than 5 x 5 take {share['wide']:.0%} of the time; their speed varies by size and library version")
+    if share["ragged"] > 0.15:
+        found.append(f"channel counts that are no multiple of 8 take {share['ragged']:.0%} of the time; libraries differ in what they do then")
+    if share["grouped"] > 0.1 and conditions.layout == "nhwc":
+        found.append(f"grouped convolutions in channels-last take {share['grouped']:.0%} of the time; their speed varies by library version")
+    if share["huge"] > 0.1:
+        found.append("a map has more than 2**31 elements: libraries then split the batch or fall back to slower kernels")
+    return found
+
+
+def _open_doubts(work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool) -> list[str]:
+    """Doubts that no table says anything of: each widens the interval."""
+    found: list[str] = []
     if device.kind == "cpu" and (conditions.mode == "train" or conditions.precision != "fp32" or conditions.batch_size != 1):
         found.append("the CPU table holds single-precision inference at batch 1 only")
     if conditions.mode == "train" and conditions.runtime != "eager":
@@ -166,49 +182,15 @@ def doubts_of(work: Workload, conditions: Conditions, device: Device, time_share
         found.append(f"all GPU measurements fitted ran under AMP, none in {conditions.precision}")
     if conditions.precision == "bf16" and not device.bfloat16:
         found.append(f"{device.title} has no matrix units for bfloat16")
-    if time_share["large"] > 0.1:
-        found.append(
-            f"depthwise kernels larger than 5 x 5 take {time_share['large']:.0%} of the time; those of 9 x 9 were predicted up to 4x too fast"
-        )
-    if time_share["ragged"] > 0.15:
-        found.append(f"channel counts that are no multiple of 8 take {time_share['ragged']:.0%} of the time; libraries differ in what they do then")
-    if time_share["grouped"] > 0.1 and conditions.layout == "nhwc":
-        found.append(f"grouped convolutions in channels-last take {time_share['grouped']:.0%} of the time; their speed varies by library version")
-    if time_share["copy"] > 0.2:
-        found.append(f"copies and split or joined channels take {time_share['copy']:.0%} of the time")
-    if time_share["mean"] > 0.1:
-        found.append(f"fused reductions take {time_share['mean']:.0%} of the time; how a compiler joins them varies")
-    if time_share["huge"] > 0.1:
-        found.append("a map has more than 2**31 elements: libraries then split the batch or fall back to slower kernels")
     if work.attention:
         found.append("it multiplies maps with each other (attention); only ConvNets were fitted")
     if work.unsupported:
         found.append(f"unknown operators: {', '.join(sorted(work.unsupported))}")
-    if time_share["host"] > 0.5:
+    if share["host"] > 0.5:
         found.append("the host's launches take longer than the GPU's work; how long depends on its CPU, which is assumed")
-    elif device.kind == "gpu" and conditions.batch_size < 32:
+    elif device.kind == "gpu" and conditions.batch_size < 32 and not calibrated:
         found.append("the tables hold large batches; at small ones kernels no longer fill the card")
-    return tuple(found)
-
-
-def _time_shares(table: Any, total: np.ndarray) -> dict[str, float]:
-    """Shares of the time that the doubts ask about."""
-    from convscale.speed.roofline import KINDS
-
-    v, spent = table.values, total * table.count
-    whole = max(float(spent.sum()), 1e-12)
-    kind = {name: table.kind == KINDS.index(name) for name in KINDS}
-    dense = kind["conv"] | kind["conv1"] | kind["linear"]
-    elements = np.maximum(v["in_bytes"], v["out_bytes"]) / v["itemsize"]
-    masks = {
-        "large": kind["depthwise"] & (v["window"] > 25),
-        "ragged": dense & (v["channels"] > 4) & ((v["channels"] % 8 > 0) | (v["width"] % 8 > 0)) & (v["width"] != 1),
-        "grouped": kind["group"],
-        "copy": kind["copy"],
-        "mean": kind["fused-mean"],
-        "huge": elements > 2**31,
-    }
-    return {name: float(spent[mask].sum()) / whole for name, mask in masks.items()}
+    return found
 
 
 def predict(
@@ -264,21 +246,21 @@ def predict_workload(work: Workload, conditions: Conditions, calibration: Calibr
     coefficients: Mapping[str, float] = fitted.coefficients
     if calibration is not None:
         calibration.require(conditions)
-        coefficients = calibration.coefficients or coefficients
+        coefficients = calibration.coefficients
+    if conditions.precision == "bf16" and not sheet.bfloat16:  # the general cores do it
+        sheet = dataclasses.replace(sheet, tensor_tflops=sheet.fp32_tflops, sustained=1.0)
     table = table_of([work.kernels])
     total, _, _ = kernel_s(table, sheet, coefficients)
-    time_share = _time_shares(table, total)
-    busy_s = float((total * table.count).sum()) * (calibration.scale if calibration is not None else 1.0)
+    share = {name: float(values[0]) for name, values in groups_of(table, total).items()}
+    busy_s = float((total * table.count).sum())
     host_s = work.launches * _HOST_US["eager" if conditions.runtime == "eager" else "compiled"] * 1e-6 if sheet.kind == "gpu" else 0.0
-    time_share["host"] = host_s / max(host_s, busy_s)
-    bound = shares(table, sheet, coefficients)[0]
-    latency_s = busy_s
-    if host_s > busy_s:
-        latency_s, bound = host_s, {"compute": 0.0, "memory": 0.0, "launch": 1.0}
-    else:
-        time_share["host"] = 0.0
-    doubts = doubts_of(work, conditions, sheet, time_share, calibration is not None)
-    spread = _spread(fitted, sheet, conditions, doubts, calibration)
+    late = host_s > busy_s
+    share["host"] = 1.0 if late else 0.0
+    bound = {"compute": 0.0, "memory": 0.0, "launch": 1.0} if late else shares(table, sheet, coefficients)[0]
+    latency_s = max(host_s, busy_s)
+    doubts = doubts_of(work, conditions, sheet, share, calibration is not None)
+    widened = 1.5 ** min(len(_open_doubts(work, conditions, sheet, share, calibration is not None)), 3)
+    spread = widened * _spread(fitted, sheet, table, coefficients, calibration)
     images_per_s = conditions.batch_size / latency_s
     return Prediction(
         images_per_s=images_per_s,
@@ -294,14 +276,17 @@ def predict_workload(work: Workload, conditions: Conditions, calibration: Calibr
     )
 
 
-def _spread(fitted: Fitted, device: Device, conditions: Conditions, doubts: tuple[str, ...], calibration: Calibration | None) -> float:
-    """Half the width of the 80 % interval in log units: errors on held-out families, and on a card left out where the card is new.
+def _spread(fitted: Fitted, device: Device, table: Table, coefficients: Mapping[str, float], calibration: Calibration | None) -> float:
+    """Half the width of the 80 % interval in log units, from errors on families left out and what is not known of the card.
 
-    Each doubt widens it by half again: no table says how far off those cases are, so this is a judgement.
+    The caller widens it by half again for each doubt that no table says anything of: a judgement.
     """
-    known = calibration is not None or device.name in fitted.cards
-    base = fitted.spread if known else math.hypot(fitted.spread, fitted.card_spread)
+    of_network = float(network_sigma(table, device, coefficients, fitted.sigmas)[0])
+    of_card = 0.0
     if calibration is not None:
-        base = max(base, calibration.spread)
-    unsure = [doubt for doubt in doubts if not doubt.startswith(("the batch needs", "no measurement of a "))]
-    return base * 1.5 ** min(len(unsure), 3)
+        of_card = card_sigma(card_shares(table, device, coefficients)[0], calibration.covariance)
+    elif device.name not in fitted.cards or device.kind == "cpu":
+        prior = card_sigmas(device, known=False)
+        of_card = card_sigma(card_shares(table, device, coefficients)[0], np.diag([prior[name] ** 2 for name in CARD]))
+    spread = fitted.sigmas["factor"] * math.hypot(of_network, of_card)
+    return max(spread, calibration.spread) if calibration is not None and calibration.count > 1 else spread

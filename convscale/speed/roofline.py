@@ -18,6 +18,8 @@ from convscale.speed.device import Device
 from convscale.speed.kernels import MATRIX, OTHERS, PHASES, Kernel
 
 KINDS = (*MATRIX, *OTHERS)
+_DEPTHWISE = [KINDS.index("depthwise"), KINDS.index("direct")]
+_GROUPED = [KINDS.index("group"), KINDS.index("even"), KINDS.index("packed")]
 BINDINGS = ("compute", "memory", "launch")
 
 PRIOR: dict[str, float] = {
@@ -25,26 +27,36 @@ PRIOR: dict[str, float] = {
     "overhead_us": 3.0,
     "peak": 1.0,
     "bandwidth": 0.9,
-    **{f"compute.{kind}": 0.8 for kind in ("conv", "conv1", "group", "depthwise", "linear")},
+    **{f"compute.{kind}": 0.8 for kind in ("conv", "conv1", "linear")},
     "compute.group": 0.3,
+    "compute.even": 0.3,
+    "compute.packed": 0.3,
     "compute.depthwise": 0.1,
-    "compute.large": 1.0,
-    "large.power": 0.5,
+    "compute.direct": 0.1,
+    "window0": 9.0,
+    "compute.wide": 0.4,
+    "direct.generic": 0.7,
+    "stats0": 16.0,
+    "compute.general": 0.3,
     "compute.input": 0.9,
     "compute.weight": 0.7,
+    "direct.weight": 0.3,
+    "direct.input": 0.5,
     "depth0": 100.0,
     "width0": 16.0,
     "group0": 16.0,
     "ragged": 1.3,
     "window.depthwise": 0.15,
     **{f"memory.{kind}": 1.0 for kind in KINDS},
-    **{f"transform.{kind}": 0.5 for kind in ("conv", "conv1", "group", "depthwise")},
+    **{f"transform.{kind}": 0.5 for kind in ("conv", "conv1", "group", "even", "packed", "depthwise")},
     "memory.weight": 0.8,
     "memory.backward": 1.0,
     "window.pool": 0.2,
+    "special": 150.0,
     "permute": 2.0,
     "transform.odd": 1.3,
     "small.norm": 0.1,
+    "small.stats": 0.1,
     "small.reduce": 0.1,
     "small.copy": 0.1,
     "huge": 1.2,
@@ -77,6 +89,8 @@ class Table:
         return int(self.net.max()) + 1 if len(self.net) else 0
 
 
+_TILE, _SPLITS = 128, 4
+"""Side of the tile of a product that one unit makes, and into how many parts of its depth a library splits it. Not fitted: the batches are large."""
 _FIELDS = tuple(name for name in Kernel._fields if name not in ("kind", "phase", "scope"))
 
 
@@ -110,10 +124,11 @@ def compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarra
         * c["peak"]
     )
     matrix = table.kind < len(MATRIX)
-    depthwise = table.kind == KINDS.index("depthwise")
-    grouped = table.kind == KINDS.index("group")
+    direct = table.kind == KINDS.index("direct")
+    depthwise, grouped = np.isin(table.kind, _DEPTHWISE), np.isin(table.kind, _GROUPED)
     efficiency = np.where(matrix, _by_kind(c, "compute", 1.0)[table.kind], 1.0)
     phase = np.array([1.0, c["compute.input"], c["compute.weight"], 1.0])[table.phase]
+    phase = np.where(depthwise, np.array([1.0, c["direct.input"], c["direct.weight"], 1.0])[table.phase], phase)
     depth, width = np.maximum(v["depth"], 1), np.maximum(v["width"], 1)
     channels = np.maximum(v["channels"], 1)
     padded = np.where(depthwise | ~matrix, 1.0, _up(channels, 8) / channels * _up(width, 8) / width)
@@ -121,11 +136,18 @@ def compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarra
     saturation = depth / (depth + c["depth0"]) * width / (width + c["width0"])
     saturation = np.where(grouped, width / (width + c["group0"]), saturation)
     tensor = 2 * v["macs"] * padded * ragged / (peak * efficiency * phase * saturation)
-    efficiency = np.where(
-        depthwise & (v["window"] > 25), efficiency * c["compute.large"] * (49 / np.maximum(v["window"], 1)) ** c["large.power"], efficiency
-    )
+    tensor = np.minimum(tensor, 2 * v["macs"] / (device.fp32_tflops * 1e12 * c["peak"] * c["compute.general"] * phase))
+    # a product of few tiles leaves units idle, though a library splits its depth; a weight's gradient is deep enough to fill them
+    tiles = np.ceil(v["rows"] / _TILE) * np.ceil(width / _TILE) * np.maximum(v["groups"], 1)
+    filled = np.minimum(1.0, np.maximum(tiles, 1) * _SPLITS / device.units)
+    tensor = tensor / np.where(table.phase == PHASES.index("weight"), 1.0, filled)
+    window = np.maximum(v["window"], 1)
+    efficiency = efficiency * np.where(depthwise, window / (window + c["window0"]), 1.0)
+    efficiency = efficiency * np.where(direct & ~np.isin(window, (1, 9, 25)), c["direct.generic"], 1.0)
+    efficiency = efficiency * np.where(depthwise & ~direct & (window > 49), c["compute.wide"], 1.0)
     general = 2 * v["macs"] / (device.fp32_tflops * 1e12 * c["peak"] * efficiency * phase)
-    return np.where(depthwise, general, np.where(matrix, tensor, 0.0))
+    special = v["specials"] * c["special"] / (device.fp32_tflops * 1e12)
+    return np.where(depthwise, general, np.where(matrix, tensor, special))
 
 
 def memory_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarray:
@@ -136,10 +158,13 @@ def memory_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarray
     bandwidth = device.bandwidth_gb_s * 1e9 * c["bandwidth"] * _by_kind(c, "memory", 1.0)[table.kind]
     bandwidth = bandwidth * np.array([1.0, 1.0, c["memory.weight"], c["memory.backward"]])[table.phase]
     moved = moved * np.where(v["permuted"] > 0, c["permute"], 1.0)
-    for kind in ("norm", "reduce", "copy"):
+    few = (table.kind == KINDS.index("stats")) & (v["nhwc"] == 0)
+    # one block a channel, and a block's own rate is about the same on all cards
+    moved = moved * np.where(few, 1 + c["stats0"] * device.bandwidth_gb_s / 936 / np.maximum(v["channels"], 1), 1.0)
+    for kind in ("norm", "stats", "reduce", "copy"):
         moved = moved * np.where((table.kind == KINDS.index(kind)) & (v["side"] > 1), 1 + c[f"small.{kind}"] * 7 / v["side"], 1.0)
     moved = moved + np.where(table.kind == KINDS.index("pool"), c["window.pool"] * v["window"] * v["rows"] * v["itemsize"], 0.0)
-    depthwise = table.kind == KINDS.index("depthwise")
+    depthwise = np.isin(table.kind, _DEPTHWISE)
     moved = moved * np.where(depthwise, 1 + c["window.depthwise"] * (np.sqrt(v["window"]) - 3), 1.0)
     return moved * _missed(maps, device, c) / bandwidth
 
@@ -154,7 +179,7 @@ def transform_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndar
     """Seconds of turning maps to channels-last and back around a matrix kernel on NCHW maps: kernels of their own, before and after it."""
     v = table.values
     maps = v["in_bytes"] + v["out_bytes"]
-    turned = (table.kind < len(MATRIX)) & (v["nhwc"] == 0) & (v["itemsize"] <= 2)
+    turned = (table.kind < len(MATRIX)) & (table.kind != KINDS.index("direct")) & (v["nhwc"] == 0) & (v["itemsize"] <= 2)
     share = _by_kind(c, "transform")[table.kind] * np.where((v["side"] ** 2) % 8 > 0, c["transform.odd"], 1.0)
     moved = np.where(turned, 2 * maps * share, 0.0)
     return moved * _missed(maps, device, c) / (device.bandwidth_gb_s * 1e9 * c["bandwidth"])

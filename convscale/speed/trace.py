@@ -67,6 +67,8 @@ class Operator(NamedTuple):
     """Whether a convolution adds a bias, which CUDA does in a kernel of its own."""
     product: str = ""
     """For a backward convolution or product, what it makes: ``input`` or ``weight`` gradient."""
+    dilated: bool = False
+    """Whether a convolution's kernel is dilated."""
 
     @property
     def read_bytes(self) -> int:
@@ -236,9 +238,9 @@ class _Recorder(TorchDispatchMode):
             return
         operator = Operator(name, kind, scope, self.phase, tuple(inputs), tuple(outputs), 0 if backward else macs_of(name, args, out))
         if kind == "conv":
-            groups, stride = (args[8], args[3]) if name == "convolution" else (1, ())
-            kernel = tuple(args[1].shape[2:])
-            operator = operator._replace(groups=groups, stride=tuple(stride), kernel=kernel, bias=len(args) > 2 and args[2] is not None)
+            groups, stride, dilation = (args[8], args[3], args[5]) if name == "convolution" else (1, (), ())
+            facts = {"stride": tuple(stride), "kernel": tuple(args[1].shape[2:]), "dilated": any(step > 1 for step in dilation)}
+            operator = operator._replace(groups=groups, bias=len(args) > 2 and args[2] is not None, **facts)
         elif kind == "linear" and self.phase == "backward":
             operator = operator._replace(product="weight" if outputs[0].shape and args[0].dim() == 2 and _is_transposed(args[0]) else "input")
         elif kind == "pool":
@@ -269,6 +271,7 @@ class _Recorder(TorchDispatchMode):
                         tuple(weight.shape[2:]),
                         tuple(stride),
                         product=product,
+                        dilated=any(step > 1 for step in args[6]),
                     )
                 )
         if out[2] is not None:

@@ -225,3 +225,48 @@ def test_torchvision_nets() -> None:
             net = make()
         assert sum(op.macs for op in trace(net, 224).operators) == pytest.approx(peer_macs(net, 224), rel=0.005)
     assert not trace(googlenet(init_weights=False), 224, mode="train").unsupported  # several outputs
+
+
+class Normed(nn.Module):
+    """A convolution, a norm over channels through permutes, and a convolution again: how ConvNeXt's stem goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.norm = nn.LayerNorm(8)
+        self.after = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.norm(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def test_maps_lie_as_cuda_leaves_them() -> None:
+    """By PyTorch's rule: layer norm copies what is not in order, its output is; a convolution follows the layout of its input or its weight."""
+    traced = trace(Normed(), 32, batch_size=2)
+    assert [(op.name, op.outputs[0].dense) for op in traced.operators] == [
+        ("convolution", False),
+        ("contiguous", False),  # (N, H, W, C) in order
+        ("native_layer_norm", False),  # the same, seen as (N, C, H, W) channels-last
+        ("convolution", True),
+    ]
+    copy = traced.operators[1]
+    assert (copy.kind, copy.read_bytes, copy.written_bytes) == ("copy", 4 * 2 * 8 * 64, 4 * 2 * 8 * 64)
+    nhwc = trace(Normed(), 32, batch_size=2, layout="nhwc")
+    assert [op.name for op in nhwc.operators] == ["convolution", "native_layer_norm", "convolution"]  # nothing to copy
+
+
+def test_group_norm_breaks_channels_last_and_the_next_convolution_restores_it() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, bias=False))
+    names = [(op.name, op.outputs[0].dense) for op in trace(net, 16, batch_size=2, layout="nhwc").operators]
+    assert [name for name, _ in names] == ["convolution", "clone", "native_group_norm", "contiguous", "convolution"]
+    assert [dense for _, dense in names] == [True, False, False, True, True]
+    plain = [op.name for op in trace(net, 16, batch_size=2).operators]
+    assert plain == ["convolution", "native_group_norm", "convolution"]
+
+
+def test_dilated_convolutions_are_marked() -> None:
+    plain, dilated = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, dilation=2)), 16, mode="train").operators[:2]
+    assert (plain.dilated, dilated.dilated) == (False, True)
+    backward = [op for op in trace(nn.Conv2d(3, 8, 3, dilation=2), 16, mode="train").operators if op.phase == "backward" and op.kind == "conv"]
+    assert backward
+    assert all(op.dilated for op in backward)
