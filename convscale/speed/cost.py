@@ -260,9 +260,9 @@ def _unpacked(value: dict[str, Any]) -> Trace:
         return Use(fields[0], tuple(fields[1]), *fields[2:])
 
     def operator(fields: list[Any]) -> Operator:
-        name, kind, scope, phase, inputs, outputs, macs, groups, kernel, stride, bias, product = fields
+        name, kind, scope, phase, inputs, outputs, macs, groups, kernel, stride, *rest = fields
         uses = tuple(map(use, inputs)), tuple(map(use, outputs))
-        return Operator(name, kind, scope, phase, *uses, macs, groups, tuple(kernel), tuple(stride), bias, product)
+        return Operator(name, kind, scope, phase, *uses, macs, groups, tuple(kernel), tuple(stride), *rest)
 
     return Trace(
         **{

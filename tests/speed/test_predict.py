@@ -77,7 +77,7 @@ def test_casts_of_weights_are_kernels() -> None:
     assert kernels[2].itemsize == 2
 
 
-@pytest.mark.parametrize(("groups", "kind"), [(1, "conv"), (4, "group"), (16, "depthwise")])
+@pytest.mark.parametrize(("groups", "kind"), [(1, "conv"), (4, "group"), (16, "direct")])
 def test_kinds_of_convolutions(groups: int, kind: str) -> None:
     assert lowered(ConvNormAct(groups), compiled=False)[0].kind == kind
 
