@@ -209,7 +209,7 @@ def test_calibrate_by_measurements_moves_predictions_to_them(run: Any, tmp_path:
     for name, p in predictions.items():
         append_record(records, measured(name, 3 * p.images_per_s))
     value = json.loads(run("calibrate", "--device", "cpu", "--measurement", str(records), "--output", str(output), "--json"))
-    assert value["scale"] == pytest.approx(1 / 3, rel=0.15)
+    assert 1 / 3 < value["scale"] < 0.43  # the data sheet keeps a little of its word
     assert value["count"] == 2
     text = run("predict", "resnet18", "--device", "cpu", "--calibration", str(output))
     assert "resnet18 @224" in text
@@ -224,11 +224,11 @@ def test_calibrate_by_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> No
 
 def test_calibrate_by_a_table(run: Any, tmp_path: Path) -> None:
     table, output = tmp_path / "t.csv", tmp_path / "c.json"
-    half = cs.predict("resnet18", device="a10", image_size=64, batch_size=32).images_per_s / 2
-    table.write_text(f"model,infer_samples_per_sec,infer_batch_size,infer_img_size\nresnet18,{half},32,64\nnobody_knows_it,5,32,64\n")
+    half = cs.predict("resnet18", device="a10", image_size=64, batch_size=256).images_per_s / 2
+    table.write_text(f"model,infer_samples_per_sec,infer_batch_size,infer_img_size\nresnet18,{half},256,64\nnobody_knows_it,5,32,64\n")
     text = run("calibrate", "--device", "a10", "--csv", str(table), "--output", str(output))
     factor = float(text.split("by a factor of ")[1].split(";")[0])
-    assert 1.6 < factor < 2  # most of the way: one network may be odd by itself
+    assert 1.5 < factor < 2  # most of the way: one network may be odd by itself
     assert "left out, since nothing here builds them: nobody_knows_it" in text
     assert json.loads(output.read_text())["device"] == "a10"
 

@@ -138,8 +138,8 @@ def compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarra
     tensor = 2 * v["macs"] * padded * ragged / (peak * efficiency * phase * saturation)
     tensor = np.minimum(tensor, 2 * v["macs"] / (device.fp32_tflops * 1e12 * c["peak"] * c["compute.general"] * phase))
     # a product of few tiles leaves units idle, though a library splits its depth; a weight's gradient is deep enough to fill them
-    tiles = np.ceil(v["rows"] / _TILE) * np.ceil(width / _TILE) * np.maximum(v["groups"], 1)
-    filled = np.minimum(1.0, np.maximum(tiles, 1) * _SPLITS / device.units)
+    tiles = np.maximum(v["rows"] / _TILE, 1) * np.maximum(width / _TILE, 1) * np.maximum(v["groups"], 1)
+    filled = np.minimum(1.0, tiles * _SPLITS / device.units)
     tensor = tensor / np.where(table.phase == PHASES.index("weight"), 1.0, filled)
     window = np.maximum(v["window"], 1)
     efficiency = efficiency * np.where(depthwise, window / (window + c["window0"]), 1.0)
