@@ -69,9 +69,9 @@ def test_a_larger_network_is_slower(rule: str, options: dict[str, object]) -> No
 
 @pytest.mark.parametrize("net", NETS)
 def test_larger_images_are_slower(net: str) -> None:
-    speeds = [predict(net, device="l4", image_size=size, batch_size=64).images_per_s for size in (160, 224, 320)]
+    speeds = [predict(net, device="t4", image_size=size, batch_size=64).images_per_s for size in (160, 224, 320)]
     assert speeds == sorted(speeds, reverse=True)
-    assert speeds[0] / speeds[2] == pytest.approx(4.0, rel=0.35)  # time follows pixels
+    assert speeds[0] / speeds[2] == pytest.approx(4.0, rel=0.35)  # time follows pixels where no large cache holds the small maps
 
 
 @pytest.mark.parametrize("device", GPUS)
