@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: memory only, which other work on the machine does not disturb")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nhwc")
@@ -120,16 +120,19 @@ def main() -> None:
     conditions |= {"machine": platform.machine(), "torch": torch.__version__}
     for model in options.models:
         memory = {side: peak_megabytes(side, model, options) for side in ("ours", "timm")}
-        record = {"benchmark": "train_speed", "model": model, **compare_speed(model, options)}
+        record = {"benchmark": "train_speed", "model": model, **(compare_speed(model, options) if options.rounds else {})}
         record |= {"peak_mb": {side: round(value) for side, value in memory.items()}, "memory_ratio": round(memory["ours"] / memory["timm"], 3)}
         record["conditions"] = conditions
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             with open(options.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-        rates, iqr = record["images_per_s"], record["iqr_rel"]
-        text = f"{model:24} ours {rates['ours']:.2f} images/s (IQR {iqr['ours']:.1%}), timm {rates['timm']:.2f} (IQR {iqr['timm']:.1%}): "
-        text += f"{record['speed_ratio']:.2f}x the speed, {record['memory_ratio']:.2f}x the memory"
+        text = f"{model:24} "
+        if options.rounds:
+            rates, iqr = record["images_per_s"], record["iqr_rel"]
+            text += f"ours {rates['ours']:.2f} images/s (IQR {iqr['ours']:.1%}), timm {rates['timm']:.2f} (IQR {iqr['timm']:.1%}): "
+            text += f"{record['speed_ratio']:.2f}x the speed, "
+        text += f"{record['memory_ratio']:.2f}x the memory ({record['peak_mb']['ours']:,} and {record['peak_mb']['timm']:,} MB)"
         print(json.dumps(record) if options.json else text, flush=True)
 
 
