@@ -47,7 +47,10 @@ def solve_head(
     """
     head = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
     if not isinstance(head, nn.Linear) or not hasattr(net, "forward_head"):
-        raise UserError("solve_head needs a network with forward_features, forward_head and a linear classifier (timm's convention)")
+        raise UserError(
+            "solve_head needs a network with forward_features, forward_head and a linear classifier (timm's convention); for others "
+            "solve_head=false with freeze_epochs=1 trains the head first"
+        )
     some = train if len(train) <= MOST_IMAGES else train.subset(torch.linspace(0, len(train) - 1, MOST_IMAGES).long())
     x, labels = _features(net, some, preprocessing, device, workers)
     seen, truth = _features(net, validation, preprocessing, device, workers)
