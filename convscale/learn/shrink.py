@@ -1,6 +1,6 @@
 """Smaller copies of large pictures, made once and kept: scaled decoding that is paid for in the first run only.
 
-A JPEG's cost is mostly its entropy-coded bits, which no decoder can leave out, whatever the size it decodes to; a smaller file has fewer of them.
+A decoder has to read all of a JPEG's entropy-coded bits whatever the size it decodes to; a smaller file has fewer of them.
 """
 
 from __future__ import annotations
