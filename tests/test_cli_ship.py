@@ -136,6 +136,7 @@ def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: 
     assert (code, len(rows.read_text().splitlines())) == (0, 24)
     assert "14 images" in err
     refused(call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2), "exists; use --resume, --overwrite")
+    refused(call("classify", pictures / "test", "--model", artifact, "--top", 4), "top must lie between 1 and the 3 classes, got 4")
 
 
 def test_a_list_on_standard_input(call: Call, artifact: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,7 @@ def classify_stream(
     """
     batch_size = batch_size or artifact.batch_size
     workers = workers or available_cores()
-    if not 1 <= top <= len(artifact.classes):
-        raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
+    _check_top(top, artifact)
     paths = iter(paths)
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     # One computing thread in each decoder: the cores are shared out among the decoders and the runtime already.
@@ -153,6 +152,7 @@ def classify(
         UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
     """
     form = _format(output, format)
+    _check_top(top, artifact)  # before anything is written
     writer = _csv_line if form == "csv" else _json_line
     done = 0
     paths = iter(paths)
@@ -186,6 +186,11 @@ def classify(
     if on_rows is not None:
         on_rows(count, errors)
     return Classified(images=count, errors=errors, resumed=done, seconds=time.perf_counter() - start)
+
+
+def _check_top(top: int, artifact: Artifact) -> None:
+    if not 1 <= top <= len(artifact.classes):
+        raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
 
 
 def _expand(argument: str, stdin: Iterable[str] | None) -> Iterator[str]:
