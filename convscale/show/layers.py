@@ -97,17 +97,17 @@ def profile(
     traced = trace_of(net_or_spec, image_size, conditions.batch_size, **options)
     conditions = replace(conditions, image_size=traced.image_size[-1])
     launched = fused_kernels(traced) if conditions.runtime != "eager" else eager_kernels(traced)
-    coefficients, scale = fitted_sets()[set_name(conditions, card)].coefficients, 1.0
+    coefficients = fitted_sets()[set_name(conditions, card)].coefficients
     if calibration is not None:
         made = calibration if isinstance(calibration, Calibration) else load_calibration(calibration)
         made.require(conditions)
-        coefficients, scale = made.coefficients or coefficients, made.scale
+        coefficients = made.coefficients
     total, compute, memory = kernel_s(table_of([[(kernel, 1) for kernel in launched]]), card, coefficients)
     overhead = coefficients["overhead_us"] * 1e-6
     rows: dict[str, list[tuple[Any, float, str]]] = {}
     for kernel, seconds, of_compute, of_memory in zip(launched, total, compute, memory, strict=True):
         bound = "launch" if overhead > max(of_compute, of_memory) else "compute" if of_compute > of_memory else "memory"
-        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, scale * float(seconds), bound))
+        rows.setdefault(kernel.scope or "(the network itself)", []).append((kernel, float(seconds), bound))
     return Profile(
         name=name or str(getattr(net_or_spec, "name", None) or (net_or_spec if isinstance(net_or_spec, str) else type(net_or_spec).__name__)),
         device=card.title,
