@@ -8,7 +8,18 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch._dynamo", "torch._inductor", "torch.fx", "onnxscript", "onnx_ir", "nncf", "openvino")
+_LOGGERS = (
+    "torch.onnx",
+    "torch.export",
+    "torch.utils.cpp_extension",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.fx",
+    "onnxscript",
+    "onnx_ir",
+    "nncf",
+    "openvino",
+)
 
 
 @contextlib.contextmanager
