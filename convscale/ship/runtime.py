@@ -201,6 +201,7 @@ class OpenVinoRunner(FileRunner):
         # Parts of different sizes would need a form each.
         self._part = batch_size // self.streams if batch_size and batch_size % self.streams == 0 else None
         self._requests: dict[int | None, list[Any]] = {}
+        self._compiled: list[Any] = []  # as long as their requests
         self._form(self._part)
 
     def _form(self, part: int | None) -> list[Any]:
@@ -217,6 +218,7 @@ class OpenVinoRunner(FileRunner):
                 compiled = self._core.compile_model(model, "CPU", self._config)
             except Exception as error:
                 raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
+            self._compiled.append(compiled)
             self._requests[part] = [compiled.create_infer_request() for _ in range(self.streams)]
         return self._requests[part]
 
