@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from convscale.ship.artifact import Artifact
 from convscale.ship.layers import shipped_graph
+from convscale.ship.signals import signal_stack_kept
 from convscale.ship.silence import quiet
 
 NOTHING = 1e-4
@@ -107,7 +108,8 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
                 chosen.append(hit)
                 break
     model.add_outputs(chosen)
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with signal_stack_kept():
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     batch = artifact.input_batch(images)
     batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
     outputs = compiled(np.ascontiguousarray(batch))

@@ -19,6 +19,7 @@ from torch import fx
 
 from convscale.errors import UserError
 from convscale.ship.layers import Layer
+from convscale.ship.signals import signal_stack_kept
 from convscale.ship.silence import quiet
 
 MIN_CALIBRATION = 32
@@ -70,7 +71,7 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
     Raises:
         UserError: NNCF can not quantise this network.
     """
-    with quiet():
+    with quiet(), signal_stack_kept():
         import nncf
         import onnx
         import openvino as ov

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError, nearest
+from convscale.ship.signals import signal_stack_kept
 from convscale.ship.silence import quiet
 from convscale.speed.conditions import RUNTIMES
 from convscale.speed.timing import available_cores
@@ -215,7 +216,8 @@ class OpenVinoRunner(FileRunner):
             try:
                 if part is not None:
                     model.reshape(shape)  # pyright: ignore[reportPossiblyUnboundVariable]
-                compiled = self._core.compile_model(model, "CPU", self._config)
+                with signal_stack_kept():
+                    compiled = self._core.compile_model(model, "CPU", self._config)
             except Exception as error:
                 raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
             self._compiled.append(compiled)
