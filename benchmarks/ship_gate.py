@@ -42,7 +42,6 @@ from convscale.ship.verify import Withheld, reference_logits, verify
 from convscale.speed.timing import Environment
 
 LITE0 = "tf_efficientnet_lite0"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 DAMAGED = 20
 """Number of the convolution that the part withheld damages."""
@@ -106,7 +105,7 @@ def lite0_net(num_classes: int = 1000) -> nn.Module:
 def lite0(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """EfficientNet-Lite0's own weights on real photographs."""
     net = lite0_net()
-    pre = dataclasses.replace(preprocessing_of(net), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    pre = preprocessing_of(net)
     images, others = photographs(args.crops, pre.image_size), photographs(args.crops, pre.image_size, seed=1)
     yield from ship_all(
         net, FORMS, LITE0, test=(images, None), preprocessing=pre, verify_images=others[300:], calibration_images=others[:300],
@@ -127,7 +126,8 @@ def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preproc
         done = load_checkpoint(folder)
         return done.net, done.preprocessing, data
     if released:
-        net, pre = lite0_net(10), Preprocessing(image_size=args.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=1.0)
+        net = lite0_net(10)
+        pre = dataclasses.replace(preprocessing_of(net), image_size=args.img_size, crop_pct=1.0)
     else:
         net = cs.create_model(name, num_classes=10, in_chans=1)
         pre = Preprocessing(image_size=args.img_size, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
@@ -154,10 +154,10 @@ def fashion(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Two artefacts that must not appear: INT8 that may lose nothing at all, and a file in which one weight has gone wrong on the way."""
-    pre = Preprocessing(image_size=96, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     images = photographs(200, 96)
     torch.manual_seed(0)
     net = cs.create_model("efficientnet_b0", num_classes=100)
+    pre = preprocessing_of(net, 96)
     strict = {"format": "openvino", "int8": True}
     yield ship(net, strict, "efficientnet_b0", preprocessing=pre, verify_images=images, calibration_images=images[:64], max_drop=0.0)
 
@@ -166,7 +166,8 @@ def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         negate_weight(path, DAMAGED)
 
     with mock.patch("convscale.ship.export.write_onnx", damaging):
-        row = ship(lite0_net(), {"format": "onnx"}, LITE0, preprocessing=dataclasses.replace(pre, image_size=224), verify_images=photographs(32, 224))
+        net = lite0_net()
+        row = ship(net, {"format": "onnx"}, LITE0, preprocessing=preprocessing_of(net), verify_images=photographs(32, 224))
     yield {**row, "damaged": f"convolution number {DAMAGED}"}
 
 

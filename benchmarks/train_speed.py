@@ -5,13 +5,16 @@
 
 A step is forward, loss, backward and an SGD step with momentum on noise. ``NAME:batchnorm`` is our fast form of a network whose own norm is in-place
 (its memory-saving form). Speed: both in one process, alternating, median over the rounds of the ratio and of each side's wall-clock images/s, with
-the interquartile range. Memory: how far one side's steps raise a fresh process's peak resident size above what importing and building took.
+the interquartile range. Memory: how far one side's steps raise a fresh process's peak resident size above what importing and building took, with
+every block of 64 KiB or more given back to the system when it is freed (glibc's ``MALLOC_MMAP_THRESHOLD_``), so that it is what the steps hold and
+not how the heap is scattered; ``peak_mb_default`` is the same with glibc's defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -25,6 +28,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from benchmarks.records import replace_record
 
 MODELS = ("resnet50", "efficientnet_b0", "tresnet_m", "tresnet_m:batchnorm")
 
@@ -79,12 +84,13 @@ def compare_speed(model: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def peak_megabytes(side: str, model: str, options: argparse.Namespace) -> float:
+def peak_megabytes(side: str, model: str, options: argparse.Namespace, *, give_back: bool) -> float:
     """What two steps add to the peak of a fresh process."""
     command = [sys.executable, "-m", "benchmarks.train_speed", model, "--memory-of", side]
     for name in ("batch", "size", "threads", "precision", "layout"):
         command += [f"--{name}", str(getattr(options, name))]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else None
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()[-1])
 
 
 def peak_kilobytes() -> int:
@@ -119,14 +125,12 @@ def main() -> None:
     conditions = {name: getattr(options, name) for name in ("batch", "size", "threads", "precision", "layout", "rounds")}
     conditions |= {"machine": platform.machine(), "torch": torch.__version__}
     for model in options.models:
-        memory = {side: peak_megabytes(side, model, options) for side in ("ours", "timm")}
+        memory, scattered = ({side: peak_megabytes(side, model, options, give_back=held) for side in ("ours", "timm")} for held in (True, False))
         record = {"benchmark": "train_speed", "model": model, **(compare_speed(model, options) if options.rounds else {})}
         record |= {"peak_mb": {side: round(value) for side, value in memory.items()}, "memory_ratio": round(memory["ours"] / memory["timm"], 3)}
-        record["conditions"] = conditions
+        record |= {"peak_mb_default": {side: round(value) for side, value in scattered.items()}, "conditions": conditions}
         if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            with open(options.output, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            replace_record(options.output, record, ("model",))
         text = f"{model:24} "
         if options.rounds:
             rates, iqr = record["images_per_s"], record["iqr_rel"]
