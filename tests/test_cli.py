@@ -7,30 +7,11 @@ import sys
 
 import pytest
 
-from convscale import cli
-
 COMMANDS = (
     *("list", "show", "scale", "count", "measure", "calibrate", "predict", "choose"),
     *("train", "evaluate", "recipes", "export", "tune", "classify", "report", "fit", "demo"),
 )
-
-
-def run(capsys, monkeypatch, *args: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of ``convscale ARGS``."""
-    monkeypatch.setattr(sys, "argv", ["convscale", *args])
-    monkeypatch.setenv("COLUMNS", "60")
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    return lambda *args: run(capsys, monkeypatch, *args)
+COLUMNS = 60
 
 
 def test_help_loads_nothing_heavy():

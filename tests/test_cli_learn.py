@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from convscale import cli
 from convscale.learn.recipe import get_recipe, list_recipes
 
 TRAIN = ("--model", "mobilenetv2_050", "--img-size", "32", "-b", "8", "-j", "0", "--epochs", "1", "--set", "precision=fp32", "--set", "layout=nchw")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["convscale", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+COLUMNS = 200
 
 
 def _write(path: Path, seed: int, bright: int) -> None:

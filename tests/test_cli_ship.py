@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 import convscale as cs
-from convscale import cli
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import tune as tune_module
 
 COLOURS = {"blue": (30, 40, 200), "green": (40, 200, 50), "red": (220, 30, 40)}
+COLUMNS = 400
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -59,24 +59,6 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     loaded = load_checkpoint(checkpoint)
     return export(loaded.net, tmp_path_factory.mktemp("art") / "a", classes=loaded.classes, preprocessing=loaded.preprocessing).folder
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Exit code, standard output and standard error of ``convscale ARGS``."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["convscale", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "400")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 def refused(result: tuple[int, str, str], *texts: str) -> None:

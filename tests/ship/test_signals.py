@@ -23,7 +23,5 @@ print(len(seen))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="alternate stacks are put back on Linux")
 def test_a_signal_is_handled_after_openvino_was_let_go_of_elsewhere(onnx_art):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _LET_GO, str(onnx_art.model_path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _LET_GO, str(onnx_art.model_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["20"]), done.stderr
