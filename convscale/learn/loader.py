@@ -167,6 +167,8 @@ def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: f
 
 
 _WORKER_TROUBLE = ("dataloader worker", "bus error", "shared memory", "no space left", "ancdata", "too many open files", "unable to mmap")
+_CAUGHT = "Caught "
+"""What torch begins the message of an error with that a worker has sent; its last line is the error's own."""
 
 
 class _TrainSamples:
@@ -241,16 +243,19 @@ class _Chunks(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, at: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def __getitem__(self, at: int) -> tuple[torch.Tensor, list[int], list[str]]:
         indices, kept, bad = self.chunks[at].tolist(), [], []
         images = torch.empty(len(indices), self.samples.size, self.samples.size, self.samples.channels, dtype=torch.uint8)
+        if torch.utils.data.get_worker_info() is not None:
+            # Here a full /dev/shm is an error of this batch. Left to the queue, it would be one of its thread, and the batch awaited for ever.
+            images.share_memory_()
         for index in indices:
             problem = self.samples(index, images[len(kept)])
             if problem is None:
                 kept.append(index)
             else:
                 bad.append(problem)
-        return images[: len(kept)], torch.tensor(kept, dtype=torch.long), bad
+        return images[: len(kept)], kept, bad
 
 
 def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
@@ -270,19 +275,20 @@ def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Ite
         worker_init_fn=_leave_interrupts_to_the_parent,
     )
     try:
-        for images, indices, bad in loader:
-            yield from _as_batch(samples, images, indices, bad)
+        for images, kept, bad in loader:
+            yield from _as_batch(samples, images, kept, bad)
     except (RuntimeError, OSError) as error:
-        text = str(error)
-        if any(sign in text.lower() for sign in _WORKER_TROUBLE):
-            reason = text.splitlines()[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1] if lines[0].startswith(_CAUGHT) else lines[0]
+        if any(sign in reason.lower() for sign in _WORKER_TROUBLE):
             advice = f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 needs no shared memory"
             raise UserError(f"a data loader process ended ({reason}); {advice}") from error
         raise
 
 
-def _as_batch(samples: Any, images: torch.Tensor, indices: torch.Tensor, bad: list[str]) -> Iterator[Batch]:
-    if len(indices) or bad:
+def _as_batch(samples: Any, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
+    if kept or bad:
+        indices = torch.tensor(kept, dtype=torch.long)
         yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
 
 

@@ -140,6 +140,24 @@ def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch
         list(TrainLoader(split, FILES, image_size=16, workers=2).batches(0))
 
 
+def test_full_shared_memory_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # in the worker, which inherits it
+    with pytest.raises(UserError, match=r"No space left on device \(28\)\); memory or /dev/shm may be full: use fewer workers \(now 2\)"):
+        list(TrainLoader(_train_split(folder), FILES, image_size=16, workers=2).batches(0))
+
+
+def test_another_error_of_a_worker_is_not_taken_for_full_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("sizes differ")
+
+    monkeypatch.setattr(FileSplit, "read", broken)
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        list(TrainLoader(_train_split(folder), FILES, image_size=16, workers=2).batches(0))
+
+
 def test_evaluation_reads_every_image_once_in_order(folder: Path) -> None:
     split = _train_split(folder)
     plain = Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
