@@ -108,9 +108,10 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
                 chosen.append(hit)
                 break
     model.add_outputs(chosen)
-    with signal_stack_kept():
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     batch = artifact.input_batch(images)
     batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
+    model.reshape(list(batch.shape))  # an open batch size would crash quantised networks, see OpenVinoRunner
+    with signal_stack_kept():
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled(np.ascontiguousarray(batch))
     return {name: np.array(outputs[name]) for name in (*chosen, "logits")}

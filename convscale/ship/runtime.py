@@ -161,11 +161,16 @@ class OnnxRunner(FileRunner):
             raise _failed("ONNX Runtime", self._name, error) from error
 
 
+_MOST_FORMS = 8
+"""Sizes that a quantised network is kept compiled for."""
+
+
 class OpenVinoRunner(FileRunner):
     """An OpenVINO IR or ONNX file in OpenVINO, on the CPU.
 
     Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it. A batch of the stated
     size runs in a form compiled for that size alone, which is faster; one of another size in a form for any, compiled when it is first needed.
+    A quantised network gets a form for every size it meets: with an open batch size OpenVINO crashes on processors with AMX (its issue 37577).
     """
 
     runtime = "openvino"
@@ -201,13 +206,13 @@ class OpenVinoRunner(FileRunner):
         self._dtype = np.dtype(self._model.input(0).get_element_type().to_dtype())
         # Parts of different sizes would need a form each.
         self._part = batch_size // self.streams if batch_size and batch_size % self.streams == 0 else None
-        self._requests: dict[int | None, list[Any]] = {}
-        self._compiled: list[Any] = []  # as long as their requests
-        self._form(self._part)
+        self._quantised = any(op.get_type_name() == "FakeQuantize" for op in self._model.get_ops())
+        self._forms: dict[int | None, tuple[Any, list[Any]]] = {}  # a compiled network as long as its requests
+        self._form(self._part or (1 if self._quantised else None))
 
     def _form(self, part: int | None) -> list[Any]:
         """One request per stream of the network for parts of this size; None: of any."""
-        if part not in self._requests:
+        if part not in self._forms:
             model = self._model
             if part is not None:
                 model = model.clone()
@@ -220,13 +225,16 @@ class OpenVinoRunner(FileRunner):
                     compiled = self._core.compile_model(model, "CPU", self._config)
             except Exception as error:
                 raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
-            self._compiled.append(compiled)
-            self._requests[part] = [compiled.create_infer_request() for _ in range(self.streams)]
-        return self._requests[part]
+            while len(self._forms) >= _MOST_FORMS:
+                self._forms.pop(next(size for size in self._forms if size != self._part))
+            self._forms[part] = compiled, [compiled.create_infer_request() for _ in range(self.streams)]
+        return self._forms[part][1]
 
     def run(self, prepared: list[np.ndarray]) -> Any:
-        requests = self._form(self._part if all(len(part) == self._part for part in prepared) else None)
-        busy = requests[: len(prepared)]
+        sizes: list[int | None] = [len(part) for part in prepared]
+        if not self._quantised and set(sizes) != {self._part}:
+            sizes = [None] * len(sizes)
+        busy = [self._form(size)[i] for i, size in enumerate(sizes)]
         try:
             if len(prepared) == 1:
                 return [busy[0].infer([prepared[0]], share_inputs=True, share_outputs=True)]

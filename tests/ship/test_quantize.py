@@ -17,6 +17,7 @@ from convscale.ship.artifact import load_artifact
 from convscale.ship.export import export
 from convscale.ship.layers import Layer
 from convscale.ship.quantize import rank_layers, search_float_layers
+from convscale.ship.runtime import OpenVinoRunner
 from convscale.ship.verify import Withheld
 
 PRE = Preprocessing(image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -72,6 +73,30 @@ def test_int8_says_the_same_where_it_can(format: str, bake: bool, tmp_path: Path
     assert np.median(np.abs(logits - expected)) < 0.02
     if format == "onnx":
         assert "QuantizeLinear" in {node.op_type for node in onnx.load(art.model_path).graph.node}
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_openvino_sees_a_quantised_network_in_fixed_batch_sizes_only(format: str, tmp_path: Path) -> None:
+    images, _ = data()
+    exported = export(
+        Colours(1.0),
+        tmp_path / "a",
+        format=format,
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
+        verify_images=images,
+        max_drop=100.0,
+    )
+    art = load_artifact(exported.folder, runtime="openvino", threads=1)
+    runner = art.runner
+    assert isinstance(runner, OpenVinoRunner)
+    expected = art.logits(images[:12], batch_size=12)
+    for size in (*range(1, 12), 1):  # more sizes than are kept
+        assert np.abs(art.logits(images[:12], batch_size=size) - expected).max() < 1e-5
+    inputs = [compiled.input(0).partial_shape for compiled, _ in runner._forms.values()]
+    assert len(inputs) == 8
+    assert all(shape.is_static for shape in inputs)
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
