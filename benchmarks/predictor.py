@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.predictor_data import SPLIT, Row, TableFile, load_tables
 from convscale.errors import UserError
-from convscale.files import write_json
+from convscale.files import write_json, write_text
 from convscale.speed.cache import cache_dir
 from convscale.speed.calibrate import most_likely
 from convscale.speed.device import Device
@@ -270,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records, sets = evaluate(tables, log)
     if options.output:
         write_json(options.output, {"split": SPLIT, "ridge": RIDGE, "records": records})
+        write_text(options.output.with_suffix(".md"), markdown(records) + "\n")
     print(json.dumps(records) if options.json else markdown(records))
     if options.write_coefficients:
         write_json(options.write_coefficients, shipped(sets))
