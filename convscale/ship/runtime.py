@@ -161,16 +161,12 @@ class OnnxRunner(FileRunner):
             raise _failed("ONNX Runtime", self._name, error) from error
 
 
-_MOST_FORMS = 8
-"""Sizes that a quantised network is kept compiled for."""
-
-
 class OpenVinoRunner(FileRunner):
     """An OpenVINO IR or ONNX file in OpenVINO, on the CPU.
 
     Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it. A batch of the stated
     size runs in a form compiled for that size alone, which is faster; one of another size in a form for any, compiled when it is first needed.
-    A quantised network gets a form for every size it meets: with an open batch size OpenVINO crashes on processors with AMX (its issue 37577).
+    With an open batch size a quantised network crashes OpenVINO on processors with AMX (its issue 37577): odd batches are filled up to a power of 2.
     """
 
     runtime = "openvino"
@@ -225,30 +221,38 @@ class OpenVinoRunner(FileRunner):
                     compiled = self._core.compile_model(model, "CPU", self._config)
             except Exception as error:
                 raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
-            while len(self._forms) >= _MOST_FORMS:
-                self._forms.pop(next(size for size in self._forms if size != self._part))
             self._forms[part] = compiled, [compiled.create_infer_request() for _ in range(self.streams)]
         return self._forms[part][1]
 
     def run(self, prepared: list[np.ndarray]) -> Any:
-        sizes: list[int | None] = [len(part) for part in prepared]
-        if not self._quantised and set(sizes) != {self._part}:
-            sizes = [None] * len(sizes)
-        busy = [self._form(size)[i] for i, size in enumerate(sizes)]
+        counts = [len(part) for part in prepared]
+        if set(counts) == {self._part}:
+            busy = self._form(self._part)[: len(prepared)]
+        elif not self._quantised:
+            busy = self._form(None)[: len(prepared)]
+        else:
+            prepared = [_filled_up(part) for part in prepared]
+            busy = [self._form(len(part))[i] for i, part in enumerate(prepared)]
         try:
             if len(prepared) == 1:
-                return [busy[0].infer([prepared[0]], share_inputs=True, share_outputs=True)]
+                return [(busy[0].infer([prepared[0]], share_inputs=True, share_outputs=True), counts[0])]
             for request, part in zip(busy, prepared, strict=True):
                 request.start_async([part], share_inputs=True)
             for request in busy:
                 request.wait()
         except Exception as error:
             raise _failed("OpenVINO", self._name, error) from error
-        return [request.results for request in busy]
+        return [(request.results, count) for request, count in zip(busy, counts, strict=True)]
 
     def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
         # Joining copies, which is needed: a request's own memory is overwritten by its next run.
-        return super().fetch([[part[i] for i in range(len(part))] for part in outputs])
+        return super().fetch([[part[i][:count] for i in range(len(part))] for part, count in outputs])
+
+
+def _filled_up(part: np.ndarray) -> np.ndarray:
+    """With zeros, to a power of two of images."""
+    missing = (1 << (len(part) - 1).bit_length()) - len(part)
+    return np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part
 
 
 def open_runtime(
