@@ -26,6 +26,7 @@ def check(net: nn.Module, folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
     with torch.no_grad():
         logits = net((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.4) / 0.3).numpy()
+    assert np.abs(logits - logits[:1]).max() > 0.01 * np.abs(logits).max(), "the images make no difference"
     art = export(net, folder / "a", preprocessing=PRE, verify_images=pixels)
     for n in (1, 2, 5):
         found = art.logits(pixels[:n], batch_size=n)
