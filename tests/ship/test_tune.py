@@ -133,12 +133,12 @@ def test_a_form_for_one_batch_size_changes_no_output(streams: int, art: Artifact
         batch = art.input_batch(pixels[:n])
         assert fixed(batch)[0].shape == (n, 5)
         assert np.allclose(fixed(batch)[0], anyhow(batch)[0], atol=1e-5)
-    assert set(fixed._requests) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(fixed._forms) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
     # A tuned artefact opens for its own batch.
     art.manifest["runtime"] |= {"name": "openvino", "threads": 2, "streams": streams, "batch_size": 4}
     tuned = Artifact(art.folder, art.manifest)
     assert np.allclose(tuned(pixels), art(pixels), atol=1e-5)
-    assert set(tuned.runner._requests) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(tuned.runner._forms) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
