@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convscale.errors import UserError
-from convscale.speed.operators import FREE, autocast_policy, base_name, kind_of, macs_of
+from convscale.speed.autocast import Autocast, tensors_in
+from convscale.speed.operators import FREE, base_name, kind_of, macs_of
 
 _LOW = {"amp": torch.float16, "bf16": torch.bfloat16}
 
@@ -220,10 +220,10 @@ class _Recorder(TorchDispatchMode):
         return copy
 
     def _note(self, func: Any, name: str, kind: str, args: Any, kwargs: Any, out: Any, backward: bool) -> None:
-        inputs = [self.use(t) for t in _tensors((args, tuple(kwargs.values())))]
+        inputs = [self.use(t) for t in tensors_in((args, tuple(kwargs.values())))]
         if name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal") and func._schema.is_mutable:
             inputs = inputs[1:]  # what it overwrites it does not read
-        outputs = [self.use(t) for t in _tensors((out,))]
+        outputs = [self.use(t) for t in tensors_in((out,))]
         if kind == "copy" and name == "embedding" and not backward:
             inputs[0] = inputs[0]._replace(nbytes=min(inputs[0].nbytes, outputs[0].nbytes))
         if kind == "cast" and _dtype_of(args) == _dtype_of((out,)):
@@ -278,51 +278,6 @@ class _Recorder(TorchDispatchMode):
             self.operators.append(Operator("sum", "reduce", scope, self.phase, (gradient,), (self.use(out[2]),), 0))
 
 
-class _Autocast(TorchFunctionMode):
-    """What ``torch.autocast("cuda")`` would cast, which does not stand without CUDA: above autograd, where the real one stands too."""
-
-    def __init__(self, low: torch.dtype, weights: set[int], fast_norm: bool) -> None:
-        super().__init__()
-        self.low = low
-        self.fast_norm = fast_norm
-        self.weights = weights
-        self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
-
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        """``value`` in ``dtype``; a weight's copy is kept for the rest of the call."""
-        if isinstance(value, list | tuple):
-            return type(value)([self._cast(item, dtype) for item in value])
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype in (dtype, torch.float64):
-            return value
-        if id(value) not in self.weights:
-            return value.to(dtype)
-        key = (id(value), dtype)
-        if key not in self._copies:
-            self._copies[key] = value.to(dtype)
-        return self._copies[key]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        policy = "low" if self.fast_norm and name in ("layer_norm", "group_norm") else autocast_policy(name)
-        if policy == "none":
-            return func(*args, **kwargs)
-        dtype = self.low
-        if policy == "full" or (policy == "widest" and any(t.dtype == torch.float32 for t in _tensors(args))):
-            dtype = torch.float32
-        return func(*self._cast(args, dtype), **{key: self._cast(value, dtype) for key, value in kwargs.items()})
-
-
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-
-
 _SHAPES_KEPT = "relu silu sigmoid hardswish hardsigmoid hardtanh leaky_relu mish gelu tanh elu threshold add sub mul div"
 _SHAPE_KEEPING = frozenset(_SHAPES_KEPT.split())
 
@@ -370,7 +325,7 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def _dtype_of(values: Any) -> torch.dtype | None:
-    return next((t.dtype for t in _tensors(values)), None)
+    return next((t.dtype for t in tensors_in(values)), None)
 
 
 def _is_transposed(tensor: torch.Tensor) -> bool:
@@ -443,7 +398,7 @@ def _record(net: nn.Module, stand_ins: dict[str, torch.Tensor], x: torch.Tensor,
     with _mode_of(net, training), _scopes(net, recorder.scope), _random_state(), torch.set_grad_enabled(training), recorder:
         with autocast:
             output = _run(net, stand_ins, x)
-        results = [t for t in _tensors((output,)) if t.is_floating_point()]
+        results = [t for t in tensors_in((output,)) if t.is_floating_point()]
         if training:
             recorder.phase, recorder.scope = "backward", [""]
             wanted = [t for t in stand_ins.values() if t.requires_grad]
@@ -499,7 +454,7 @@ def trace(
     recorder.weights = {recorder.number(tensor) for tensor in stand_ins.values()}
     low = _LOW.get(precision)
     fast = type(net).__module__.startswith("timm.") if fast_norm is None else fast_norm
-    autocast = nullcontext() if low is None else _Autocast(low, {id(tensor) for tensor in stand_ins.values()}, fast)
+    autocast = nullcontext() if low is None else Autocast(low, {id(tensor) for tensor in stand_ins.values()}, fast)
     x = torch.empty(batch_size, channels or _in_channels(net), height, width, device="meta")
     x = x.half() if precision == "fp16" else x
     x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
