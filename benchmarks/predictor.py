@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,9 @@ from convscale.speed.calibrate import most_likely
 from convscale.speed.device import Device
 from convscale.speed.fit import Part, fit
 from convscale.speed.roofline import kernel_s, net_s, table_of
-from convscale.speed.spread import CARD, card_shares, card_sigmas, fit_sigmas, groups_of, sigma_of
+from convscale.speed.spread import CARD, FOLDS, card_shares, card_sigmas, fit_sigmas, folds_of, groups_of, sigma_of
 
 RIDGE = 0.3
-FOLDS = 8
 REFERENCE = ("resnet50", 224)
 Coefficients = Mapping[str, float]
 Groups = dict[str, np.ndarray]
@@ -121,33 +119,55 @@ def joined(parts: Sequence[LeftOut]) -> LeftOut:
     return LeftOut([row for part in parts for row in part.rows], np.concatenate([part.errors for part in parts]), groups)
 
 
-def folds_of(families: Sequence[str], count: int) -> list[set[str]]:
-    """Families (one entry a row) in groups of about as many rows."""
-    folds: list[set[str]] = [set() for _ in range(count)]
-    sizes = [0] * count
-    for family, rows in sorted(Counter(families).items(), key=lambda item: (-item[1], item[0])):
-        smallest = sizes.index(min(sizes))
-        folds[smallest].add(family)
-        sizes[smallest] += rows
-    return folds
-
-
-def cross_validated(tables: Sequence[tuple[TableFile, list[Row]]], start: Coefficients) -> list[LeftOut]:
-    """Each table's rows, every family predicted by coefficients fitted on others; the search begins at ``start`` but is pulled to the prior only."""
+def cross_validated(tables: Sequence[tuple[TableFile, list[Row]]]) -> list[LeftOut]:
+    """Each table's rows, every family predicted by coefficients fitted on others alone."""
     found: list[list[LeftOut]] = [[] for _ in tables]
     for out in folds_of([row.family for _, rows in tables for row in rows], FOLDS):
         kept = [part_of(some, table.device) for table, rows in tables if (some := [row for row in rows if row.family not in out])]
-        coefficients = fit(kept, ridge=RIDGE, warm=start)
+        coefficients = fit(kept, ridge=RIDGE)
         for mine, (table, rows) in zip(found, tables, strict=True):
             if some := [row for row in rows if row.family in out]:
                 mine.append(left_out(some, table.device, coefficients))
     return [joined(mine) for mine in found]
 
 
-def inside_pct(part: LeftOut, sigmas: Mapping[str, float], card: np.ndarray | float = 0.0) -> float:
-    """Share of the errors inside the 80 % interval, in %; ``card`` is the standard log error that an unknown card adds."""
-    width = sigmas["factor"] * np.hypot(sigma_of(part.groups, sigmas), card)
-    return round(100 * float(np.mean(np.abs(part.errors) <= width)), 1)
+def sigmas_from(part: LeftOut) -> dict[str, float]:
+    """Interval widths from errors on families left out."""
+    return fit_sigmas(part.groups, part.errors, [row.family for row in part.rows])
+
+
+def half_widths(whole: LeftOut, parts: Sequence[LeftOut]) -> list[np.ndarray]:
+    """Half the 80 % interval (log) of every row of ``parts``, each from the errors on the families of other folds alone."""
+    families = np.array([row.family for row in whole.rows])
+    found = [np.empty(len(part.rows)) for part in parts]
+    for out in folds_of(families.tolist(), FOLDS):
+        sigmas = sigmas_from(where(whole, ~np.isin(families, list(out))))
+        for mine, part in zip(found, parts, strict=True):
+            here = np.isin([row.family for row in part.rows], list(out))
+            mine[here] = half_width(where(part, here), sigmas)
+    return found
+
+
+def where(part: LeftOut, mask: np.ndarray) -> LeftOut:
+    """Some of its rows."""
+    groups = {name: share[mask] for name, share in part.groups.items()}
+    return LeftOut([row for row, kept in zip(part.rows, mask, strict=True) if kept], part.errors[mask], groups)
+
+
+def half_width(part: LeftOut, sigmas: Mapping[str, float], card: np.ndarray | float = 0.0) -> np.ndarray:
+    """Half the 80 % interval (log) of each row; ``card`` is the standard log error that an unknown card adds."""
+    return sigmas["factor"] * np.hypot(sigma_of(part.groups, sigmas), card)
+
+
+def inside(part: LeftOut, width: np.ndarray) -> dict[str, float]:
+    """Share of the errors inside the 80 % interval in %: of the networks, and in the mean of the families."""
+    held = np.abs(part.errors) <= width
+    families = np.array([row.family for row in part.rows])
+    return {
+        "inside_80_pct": round(100 * float(np.mean(held)), 1),
+        "inside_80_families_pct": round(100 * float(np.mean([np.mean(held[families == family]) for family in np.unique(families)])), 1),
+        "interval_pct": round(100 * float(np.median(np.expm1(width))), 1),
+    }
 
 
 def by_family(part: LeftOut) -> dict[str, float]:
@@ -166,11 +186,12 @@ def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, 
         mine = [(table, rows) for table, rows in tables.items() if table.set_name == name]
         records += _final_families(mine, name)
         whole = fit([part_of(rows, table.device) for table, rows in mine], ridge=RIDGE)
-        crossed = cross_validated(mine, whole)
-        sigmas = fit_sigmas(joined(crossed).groups, joined(crossed).errors)
-        for (table, _), part in zip(mine, crossed, strict=True):
+        crossed = cross_validated(mine)
+        half = half_widths(joined(crossed), crossed)
+        for (table, _), part, width in zip(mine, crossed, half, strict=True):
             record = {"set": name, "table": table.name, "method": "every family left out", **summary(part.rows, part.errors)}
-            records.append({**record, "inside_80_pct": inside_pct(part, sigmas), "families": by_family(part)})
+            records.append({**record, **inside(part, width), "families": by_family(part)})
+        sigmas = sigmas_from(joined(crossed))
         sets[name] = {"coefficients": whole, "sigmas": sigmas, "cards": sorted({table.device.name for table, _ in mine})}
         log(f"{name}: {sum(len(rows) for _, rows in mine)} rows")
     return records, sets
@@ -180,8 +201,7 @@ def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> l
     """The final families by what the tuning families say, beside the baselines, and with each card left out."""
     tuning = [(table, chosen(rows, "tuning")) for table, rows in mine]
     coefficients = fit([part_of(rows, table.device) for table, rows in tuning], ridge=RIDGE)
-    crossed = joined(cross_validated(tuning, coefficients))
-    sigmas = fit_sigmas(crossed.groups, crossed.errors)
+    sigmas = sigmas_from(joined(cross_validated(tuning)))
     records: list[dict[str, Any]] = []
     for table, rows in mine:
         final, train = chosen(rows, "final"), chosen(rows, "tuning")
@@ -189,7 +209,7 @@ def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> l
         for label, columns in (("MACs", ["macs"]), ("log-linear", ["macs", "activations", "params"])):
             records.append({**base, "method": label, **summary(final, loglinear(train, final, columns))})
         part = left_out(final, table.device, coefficients)
-        record = {**base, "method": "final families", **summary(final, part.errors), "inside_80_pct": inside_pct(part, sigmas)}
+        record = {**base, "method": "final families", **summary(final, part.errors), **inside(part, half_width(part, sigmas))}
         records.append({**record, "families": by_family(part)})
     if len({table.device.name for table, _ in mine}) > 1:
         for table, rows in mine:
@@ -207,7 +227,7 @@ def _card_left_out(
     prior = card_sigmas(device, known=False)
     unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in CARD]))
     part = left_out(final, device, coefficients)
-    records = [{**base, "method": "card left out, data sheet", **summary(final, part.errors), "inside_80_pct": inside_pct(part, sigmas, unsure)}]
+    records = [{**base, "method": "card left out, data sheet", **summary(final, part.errors), **inside(part, half_width(part, sigmas, unsure))}]
     one = [row for row in rows if (row.model, row.size) == REFERENCE][:1]
     if one:
         records.append(
@@ -240,12 +260,13 @@ def shipped(sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The figures as a table."""
     lines = [
-        "| table | method | networks | median % | 90th % | bias % | pairs right % | inside the 80 % interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| table | method | networks | median % | 90th % | bias % | pairs right % | inside the 80 %: networks / mean of families | half width % |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in records:
         cells = [r["table"], r["method"], r["networks"], r["median_pct"], r["p90_pct"], f"{r['bias_pct']:+}", r["pairs_right_pct"]]
-        lines.append(f"| {' | '.join(map(str, cells))} | {r.get('inside_80_pct', '')} |")
+        held = f"{r['inside_80_pct']} / {r['inside_80_families_pct']}" if "inside_80_pct" in r else ""
+        lines.append(f"| {' | '.join(map(str, cells))} | {held} | {r.get('interval_pct', '')} |")
     return "\n".join(lines) + "\n"
 
 

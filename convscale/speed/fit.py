@@ -64,7 +64,6 @@ def fit(
     free: Sequence[str] | None = None,
     ridge: float | Mapping[str, float] = 0.3,
     steps: int = 20,
-    warm: Mapping[str, float] | None = None,
     robust: bool = True,
 ) -> dict[str, float]:
     """Fit coefficients by a robust log error.
@@ -76,7 +75,6 @@ def fit(
         ridge: pull towards the start, in log units of a row's error per log unit of a coefficient; what the data says little of stays where it was.
             One for all, or by name: ``NOISE`` over the coefficient's standard error, where that is known.
         steps: most evaluations of the Jacobian.
-        warm: where the search begins, if not at ``start``; the pull stays towards ``start``.
         robust: whether a row that is far off pulls less than by the square of its error, for tables with outliers.
     """
     from scipy.optimize import least_squares
@@ -84,7 +82,6 @@ def fit(
     begin = {**PRIOR, **(start or {})}
     names = list(PRIOR if free is None else free)
     x0 = np.log([begin[name] for name in names])
-    first = x0 if warm is None else np.clip(np.log([warm[name] for name in names]), x0 - 3.9, x0 + 3.9)
 
     def unpack(x: np.ndarray) -> dict[str, float]:
         return {**begin, **dict(zip(names, np.exp(x).tolist(), strict=True))}
@@ -108,10 +105,10 @@ def fit(
         return np.stack(columns, axis=1)
 
     # a coefficient that no kernel of these tables uses need not be tried again: only the pull on it remains
-    pull = np.zeros((len(names), len(residuals(first))))
+    pull = np.zeros((len(names), len(residuals(x0))))
     pull[np.arange(len(names)), pull.shape[1] - len(names) + np.arange(len(names))] = pulls / NOISE
     idle: list[bool] | None = None
-    idle = [bool(np.allclose(column, pull[index])) for index, column in enumerate(jacobian(first).T)]
+    idle = [bool(np.allclose(column, pull[index])) for index, column in enumerate(jacobian(x0).T)]
     loss, bounds = "soft_l1" if robust else "linear", (x0 - 4, x0 + 4)
-    solution: Any = least_squares(residuals, first, cast(Any, jacobian), loss=loss, max_nfev=steps, bounds=bounds)
+    solution: Any = least_squares(residuals, x0, cast(Any, jacobian), loss=loss, max_nfev=steps, bounds=bounds)
     return unpack(solution.x)

@@ -7,6 +7,7 @@ of its peak, bandwidth and launch time, each by the share of the time that follo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ OWN_SIGMA = {"peak": 0.1, "bandwidth": 0.05, "overhead_us": 0.3}
 """The same for the user's own card of a kind that the tables hold: cooling, power limit, host, versions."""
 CPU_SIGMA = {"peak": 0.7, "bandwidth": 0.7, "overhead_us": 0.7}
 """The same for a CPU."""
+FOLDS = 8
+"""Groups of families that are left out in turn."""
 LIMITED = 0.15
 """Further log error of the peak where a power limit is assumed to lower it."""
 
@@ -57,8 +60,42 @@ def sigma_of(groups: Mapping[str, np.ndarray], sigmas: Mapping[str, float]) -> n
     return np.sqrt(sigmas["base"] ** 2 + sum((sigmas[name] * share) ** 2 for name, share in groups.items()))
 
 
-def fit_sigmas(groups: Mapping[str, np.ndarray], errors: np.ndarray) -> dict[str, float]:
+def folds_of(families: Sequence[str], count: int) -> list[set[str]]:
+    """Families (one entry a row) in at most ``count`` groups of about as many rows."""
+    folds: list[set[str]] = [set() for _ in range(count)]
+    sizes = [0] * count
+    for family, rows in sorted(Counter(families).items(), key=lambda item: (-item[1], item[0])):
+        smallest = sizes.index(min(sizes))
+        folds[smallest].add(family)
+        sizes[smallest] += rows
+    return [fold for fold in folds if fold]
+
+
+def fit_sigmas(groups: Mapping[str, np.ndarray], errors: np.ndarray, families: Sequence[str]) -> dict[str, float]:
     """Sigmas by maximum likelihood from errors on families left out, with ``factor``: half an 80 % interval's width over sigma.
+
+    Every family weighs the same, since what is asked for next is a network of a family of its own; and the factor is taken from errors over sigmas
+    that were fitted on other families (in ``FOLDS`` groups). Sigmas judged by the errors they were fitted to would look too sure.
+
+    Args:
+        groups: share of each network's time by group, as ``groups_of`` gives them; each (N,).
+        errors: (N,), log errors of coefficients that were not fitted on the network's family.
+        families: each network's family.
+    """
+    names, inverse, counts = np.unique(families, return_inverse=True, return_counts=True)
+    weights = len(errors) / len(names) / counts[inverse]
+    ratios = np.empty(len(errors))
+    for fold in folds_of(list(families), FOLDS):
+        out = np.isin(families, list(fold))
+        kept = {name: share[~out] for name, share in groups.items()}
+        sigmas = _likeliest(kept, errors[~out], weights[~out]) if not out.all() else _likeliest(groups, errors, weights)
+        ratios[out] = np.abs(errors[out]) / sigma_of({name: share[out] for name, share in groups.items()}, sigmas)
+    factor = np.quantile(ratios, 0.8, weights=weights, method="inverted_cdf")
+    return {**_likeliest(groups, errors, weights), "factor": float(factor)}
+
+
+def _likeliest(groups: Mapping[str, np.ndarray], errors: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Sigmas of greatest likelihood.
 
     Errors beyond 0.5 count as 0.5, so that one network of a kind of its own does not widen all intervals; a weak prior keeps unused sigmas at 0.1.
     """
@@ -70,12 +107,11 @@ def fit_sigmas(groups: Mapping[str, np.ndarray], errors: np.ndarray) -> dict[str
 
     def loss(x: np.ndarray) -> float:
         variance = shares @ np.exp(2 * x)
-        return float(0.5 * np.sum(np.log(variance) + squares / variance) + np.sum((x - np.log(0.1)) ** 2))
+        return float(0.5 * np.sum(weights * (np.log(variance) + squares / variance)) + np.sum((x - np.log(0.1)) ** 2))
 
     start = np.full(len(names), np.log(0.05))
     found: Any = minimize(loss, start, method="L-BFGS-B", bounds=[(np.log(0.01), 0.0)] * len(names))
-    sigmas = dict(zip(names, np.exp(found.x).tolist(), strict=True))
-    return {**sigmas, "factor": float(np.quantile(np.abs(errors) / sigma_of(groups, sigmas), 0.8))}
+    return dict(zip(names, np.exp(found.x).tolist(), strict=True))
 
 
 def card_sigmas(device: Device, known: bool) -> dict[str, float]:

@@ -8,7 +8,19 @@ import pytest
 from convscale.speed.device import get_device
 from convscale.speed.kernels import Kernel
 from convscale.speed.roofline import PRIOR, kernel_s, table_of
-from convscale.speed.spread import CARD, GROUPS, MARKS, card_covariance, card_shares, card_sigma, card_sigmas, fit_sigmas, groups_of, sigma_of
+from convscale.speed.spread import (
+    CARD,
+    GROUPS,
+    MARKS,
+    card_covariance,
+    card_shares,
+    card_sigma,
+    card_sigmas,
+    fit_sigmas,
+    folds_of,
+    groups_of,
+    sigma_of,
+)
 
 
 def test_shares_by_group_add_up_to_the_whole() -> None:
@@ -33,11 +45,34 @@ def test_sigmas_are_found_again() -> None:
     groups["maps"] = 1 - groups["dense"]
     truth = dict.fromkeys(groups, 0.1) | {"base": 0.02, "dense": 0.05, "maps": 0.2}
     errors = rng.normal(size=count) * sigma_of(groups, truth)
-    found = fit_sigmas(groups, errors)
+    found = fit_sigmas(groups, errors, [str(number % 40) for number in range(count)])
     assert found["dense"] == pytest.approx(0.05, rel=0.15)
     assert found["maps"] == pytest.approx(0.2, rel=0.1)
     assert found["factor"] == pytest.approx(1.2816, rel=0.05)  # the normal distribution's 90th percentile
-    assert np.mean(np.abs(errors) < found["factor"] * sigma_of(groups, found)) == pytest.approx(0.8, abs=0.001)
+    assert np.mean(np.abs(errors) < found["factor"] * sigma_of(groups, found)) == pytest.approx(0.8, abs=0.01)
+
+
+def test_intervals_hold_in_families_that_no_fit_saw() -> None:
+    """Families with an error of their own, one of them as large as all others together: new families are inside 80 % of the time."""
+    rng = np.random.default_rng(0)
+
+    def families(count: int, large: int) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
+        sizes = [large] + [4] * (count - 1)
+        names = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+        own = np.array([0.02 if number == 0 else rng.normal(scale=0.1) for number in range(count)])
+        groups = {name: np.zeros(len(names)) for name in (*GROUPS, *MARKS)} | {"dense": np.ones(len(names))}
+        return groups, own[[int(name) for name in names]] + rng.normal(scale=0.02, size=len(names)), names
+
+    groups, errors, names = families(600, 2400)
+    sigmas = fit_sigmas(groups, errors, names)
+    new, far, _ = families(2000, 4)
+    assert np.mean(np.abs(far) <= sigmas["factor"] * sigma_of(new, sigmas)) == pytest.approx(0.8, abs=0.04)
+    assert np.mean(np.abs(errors) <= sigmas["factor"] * sigma_of(groups, sigmas)) == pytest.approx(0.9, abs=0.02)  # all of the large family
+
+
+def test_folds_keep_families_whole_and_even() -> None:
+    assert folds_of(["a"] * 6 + ["b"] * 3 + ["c"] * 2 + ["d"], 2) == [{"a"}, {"b", "c", "d"}]
+    assert folds_of(["a", "b"], 8) == [{"a"}, {"b"}]
 
 
 def test_what_binds_a_network_says_which_rate_it_follows() -> None:
