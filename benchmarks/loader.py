@@ -1,12 +1,13 @@
 """The training pipeline against timm's create_loader, on one core: decode, random crop to 224 px, flip, normalise.
 
-    python -m benchmarks.loader [--images 96] [--rounds 7] [--width 500] [--json] [--output results/loader.jsonl]
+    python -m benchmarks.loader [--images 192] [--rounds 9] [--width 500] [--json] [--output results/loader.jsonl]
 
 JPEGs of 500 x 375 pixels are cut from scikit-image's photographs, at a quality that makes them about 85 kB on average. All loaders run in this
 process (no workers) on one thread, alternating within each round; figures are images per second of this process's CPU time, which other load on the
 machine disturbs least, median over the rounds with the interquartile range. Both get their best form: timm's with PIL decoding, its own transform,
-uint8 collation and batched normalisation (use_prefetcher=True). Of ours there are three: the same pixels as timm's, JPEGs decoded at a half or less
-where the crop allows it (``scaled_decode``), and smaller copies that were made before (``shrink``, 1.15 times the training size; not timed).
+uint8 collation and batched normalisation (use_prefetcher=True). Of ours there are four: the same pixels as timm's, JPEGs decoded at a half or less
+where the crop keeps three quarters or a half of the pixels per side that it is resized to (``scaled_decode``, ``scaled_share``), and smaller copies
+that were made before (``shrink``, 1.15 times the training size; not timed).
 ``--width`` makes larger photographs, of about the same bits per pixel.
 """
 
@@ -36,6 +37,7 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.shrink import shrink_split
 
 SIZE, BATCH, SHRINK = 224, 32, 1.15
+SHARES = (0.75, 0.5)
 IMAGENET = Preprocessing(image_size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -74,19 +76,22 @@ def split_of(paths: list[str]) -> FileSplit:
     return FileSplit(split="train", classes=("photograph", "other"), labels=torch.zeros(len(paths), dtype=torch.long), channels=3, paths=tuple(paths))
 
 
-def ours(paths: list[str], *, scaled: bool = False, copies: Path | None = None) -> Callable[[], int]:
-    """One epoch of our loader, from smaller copies where a folder for them is named."""
+def ours(paths: list[str], *, share: float | None = None, copies: Path | None = None) -> Callable[[], int]:
+    """One epoch of our loader, with scaled decoding where a share is given, from smaller copies where a folder for them is named."""
     split = split_of(paths)
     if copies is not None:
         split, _ = shrink_split(split, round(SHRINK * SIZE), folder=copies)
-    recipe = Recipe(name="bench", batch_size=BATCH, augment="resized-crop", scaled_decode=scaled)
-    loader = TrainLoader(split, recipe, image_size=SIZE, workers=0)
-    epoch = iter(range(10_000))
+    loader, epoch = _loader(split, share), iter(range(10_000))
 
     def run() -> int:
         return sum(len(IMAGENET.normalize(batch.images)) for batch in loader.batches(next(epoch)))
 
     return run
+
+
+def _loader(split: FileSplit, share: float | None) -> TrainLoader:
+    recipe = Recipe(name="bench", batch_size=BATCH, augment="resized-crop", scaled_decode=share is not None, scaled_share=share or 1.0)
+    return TrainLoader(split, recipe, image_size=SIZE, workers=0)
 
 
 def timms(folder: Path) -> Callable[[], int]:
@@ -123,8 +128,7 @@ def pixel_difference(paths: list[str]) -> int:
     """Largest difference of our crops from Pillow's decode, crop and resize with the same boxes, in 1/255."""
     from PIL import Image
 
-    loader, worst = TrainLoader(split_of(paths), Recipe(name="bench", batch_size=BATCH, augment="resized-crop"), image_size=SIZE, workers=0), 0
-    batch = next(loader.batches(0))
+    batch, worst = next(_loader(split_of(paths), None).batches(0)), 0
     for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
         random = np.random.Generator(np.random.Philox(key=mix_seed(0, 3, 0, index)))
         with Image.open(paths[index]) as picture:
@@ -135,10 +139,18 @@ def pixel_difference(paths: list[str]) -> int:
     return worst
 
 
+def scaled_difference(paths: list[str], share: float) -> float:
+    """Mean difference of crops by scaled decoding from those by whole decoding, in 1/255."""
+    off = []
+    for left, right in zip(*(_loader(split_of(paths), value).batches(0) for value in (None, share)), strict=True):
+        off.append((left.images.int() - right.images.int()).abs().float().mean())
+    return round(float(torch.stack(off).mean()), 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--width", type=int, default=500, help="of the photographs, in pixels; their height is three quarters of it")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -147,7 +159,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "files"
         paths = write_photographs(folder, arguments.images // BATCH * BATCH, arguments.width)
-        subjects = {"timm": timms(folder), "ours": ours(paths), "ours, scaled decoding": ours(paths, scaled=True)}
+        subjects = {"timm": timms(folder), "ours": ours(paths)}
+        subjects |= {f"ours, scaled decoding to {share}": ours(paths, share=share) for share in SHARES}
         subjects |= {"ours, smaller copies": ours(paths, copies=Path(name) / "copies"), "bare decoding": decoding(paths)}
         rates: dict[str, list[float]] = {subject: [] for subject in subjects}
         for turn in range(arguments.rounds + 1):
@@ -169,6 +182,7 @@ def main() -> None:
             },
             "share_of_decoding": round(statistics.median(a / b for a, b in zip(rates["ours"], rates["bare decoding"], strict=True)), 3),
             "largest_pixel_difference": pixel_difference(paths),
+            "mean_scaled_difference": {str(share): scaled_difference(paths, share) for share in SHARES},
             "mean_kilobytes": round(sum(os.path.getsize(path) for path in paths) / len(paths) / 1000, 1),
             "conditions": {
                 "threads": 1,
@@ -190,15 +204,16 @@ def main() -> None:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("torch", "torchvision", "timm", "pillow", "numpy")}
+    return {name: version(name) for name in ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy")}
 
 
 def _table(record: dict[str, Any]) -> str:
-    lines = [f"{subject:24} {rate:8.1f} images/s (IQR {record['iqr_rel'][subject]:.1%})" for subject, rate in record["images_per_s"].items()]
+    lines = [f"{subject:30} {rate:8.1f} images/s (IQR {record['iqr_rel'][subject]:.1%})" for subject, rate in record["images_per_s"].items()]
     lines += [f"{subject} / timm: {ratio:.2f}x" for subject, ratio in record["speedup"].items()]
     lines.append("ours: at most")
     lines[-1] += f" {record['largest_pixel_difference']}/255 from Pillow's pixels; {record['share_of_decoding']:.0%} of bare decoding;"
     lines[-1] += f" files of {record['mean_kilobytes']} kB"
+    lines += [f"scaled decoding to {share}: {off}/255 from whole decoding in the mean" for share, off in record["mean_scaled_difference"].items()]
     return "\n".join(lines)
 
 

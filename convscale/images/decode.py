@@ -1,7 +1,8 @@
 """A file becomes pixels: header check first, then the decoder that is fast or careful enough for its format.
 
-JPEG goes through torchvision's libjpeg-turbo binding. Everything else goes through Pillow: torchvision's PNG decoder crashes the process on damaged
-compressed data (torchvision 0.29.1), and neither of the two checks a PNG's checksums, so that is done here.
+JPEG goes through torchvision's libjpeg-turbo binding; where only its upper rows are asked for, through simplejpeg's, whose pixels are the same.
+Everything else goes through Pillow: torchvision's PNG decoder crashes the process on damaged compressed data (torchvision 0.29.1), and neither of the
+two checks a PNG's checksums, so that is done here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,11 @@ MAX_PIXELS = 80_000_000
 """Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
 
 _HEAD_BYTES = 65_536
-_JPEG_SEGMENT = struct.Struct(">BBHBHH")
-"""0xFF, marker and length; then, in a frame header, precision, height and width."""
+_JPEG_SEGMENT = struct.Struct(">BBHBHHB")
+"""0xFF, marker and length; then, in a frame header, precision, height, width and number of components."""
+_JPEG_HEIGHT = struct.Struct(">H")
+_JPEG_ROWS = 16
+"""Most rows in a row of a JPEG's blocks where chroma is halved."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -46,6 +51,10 @@ class Header:
     """In pixels, before any EXIF rotation."""
     height: int
     """In pixels, before any EXIF rotation."""
+    orientation: int = 1
+    """EXIF orientation of a JPEG, 1 (upright) to 8; 0 where it has one that can not be read."""
+    height_at: int = 0
+    """Where in the bytes the height of a JPEG stands that can be decoded down to any row (baseline, gray or three components); 0: of none."""
 
 
 def parse_header(data: Bytes) -> Header | None:
@@ -121,13 +130,27 @@ def read_bytes(path: str | os.PathLike[str]) -> bytearray:
 
 
 def decode_image(
-    data: Bytes, *, name: str | os.PathLike[str] = "image", channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+    data: Bytes,
+    *,
+    name: str | os.PathLike[str] = "image",
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int | None = None,
+    rows: int | None = None,
 ) -> torch.Tensor:
-    """``read_image`` on bytes in memory; ``name`` stands in messages."""
+    """``read_image`` on bytes in memory; ``name`` stands in messages.
+
+    With ``rows``, an upright JPEG may come back without what lies below so many rows of the whole picture (scaled with it by ``min_side``): entropy
+    coding can not be entered in its middle, but it can be left. What is damaged below them is then not noticed; a cut-off file is.
+    """
     header = _accept(name, data, parse_header(data), max_pixels)
     try:
-        if header.format == "JPEG" and (min_side is None or min(header.width, header.height) < 2 * min_side):
-            return _decode_jpeg(data, channels)
+        if header.format == "JPEG":
+            divisor = 1 if min_side is None else _divisor(min(header.width, header.height), min_side)
+            if rows is not None and (pixels := _decode_jpeg_top(data, header, channels, rows, divisor)) is not None:
+                return pixels
+            if divisor == 1:
+                return _decode_jpeg(data, channels)
         if header.format == "PNG":
             _check_png(data)
         return _decode_pillow(data, header.format, channels, min_side)
@@ -152,18 +175,33 @@ def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, ma
 
 def _jpeg_header(data: Bytes) -> Header | None:
     """Walk the markers to the frame header (ITU-T T.81, B.2.2)."""
-    at, last = 2, len(data) - 9
+    at, last, orientation = 2, len(data) - _JPEG_SEGMENT.size, 1
     while at <= last:
-        first, marker, length, _, height, width = _JPEG_SEGMENT.unpack_from(data, at)
+        first, marker, length, _, height, width, components = _JPEG_SEGMENT.unpack_from(data, at)
         if first != 0xFF:
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return Header(format="JPEG", width=width, height=height)
+            height_at = at + 5 if marker in (0xC0, 0xC1) and components in (1, 3) else 0
+            return Header(format="JPEG", width=width, height=height, orientation=orientation, height_at=height_at)
         if marker == 0xFF:  # a fill byte
             at += 1
-        else:
-            at += 2 if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7 else 2 + length
+            continue
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _orientation(bytes(data[at + 4 : at + 2 + length]))
+        at += 2 if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7 else 2 + length
     return None
+
+
+def _orientation(exif: bytes) -> int:
+    from PIL import Image
+
+    try:
+        values = Image.Exif()
+        values.load(exif)
+        found = int(values.get(0x0112, 1))
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error, OverflowError):
+        return 0
+    return found if 1 <= found <= 8 else 0
 
 
 def _webp_header(data: Bytes) -> Header | None:
@@ -206,6 +244,38 @@ def _decode_jpeg(data: Bytes, channels: int) -> torch.Tensor:
     writable = data if isinstance(data, bytearray) else bytearray(data)  # tensors know no memory that is read-only
     pixels = torch.ops.image.decode_jpeg(torch.frombuffer(writable, dtype=torch.uint8), channels, True)
     return pixels.permute(1, 2, 0).contiguous()
+
+
+def _divisor(side: int, min_side: int) -> int:
+    """By what 8, 4, 2 or 1 a side can be divided and keep ``min_side`` pixels."""
+    return next((divisor for divisor in (8, 4, 2) if side >= divisor * min_side), 1)
+
+
+def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divisor: int) -> torch.Tensor | None:
+    """At least the first ``rows`` of an upright baseline JPEG, all sides over ``divisor``; None where that can not be had or is no gain.
+
+    The decoder is told a smaller height and so stops early. Smooth chroma looks one row ahead, so the last row that it is told of is not used, unless
+    it is the picture's own last. A file that does not end as it should is left to the decoder that says why.
+    """
+    if not header.height_at or header.orientation != 1 or data[-2:] != b"\xff\xd9":
+        return None
+    try:
+        import simplejpeg
+    except ImportError:  # no wheel for this platform
+        return None
+    told = min(header.height, -(-(rows + 1) // _JPEG_ROWS) * _JPEG_ROWS)
+    shorter = data if isinstance(data, bytearray) else bytearray(data)
+    options: dict[str, Any] = {"colorspace": "RGB" if channels == 3 else "GRAY", "strict": False}
+    if divisor > 1:
+        options |= {"min_height": -(-told // divisor), "min_width": -(-header.width // divisor)}
+    _JPEG_HEIGHT.pack_into(shorter, header.height_at, told)
+    try:
+        pixels = simplejpeg.decode_jpeg(shorter, **options)
+    except ValueError:
+        return None
+    finally:
+        _JPEG_HEIGHT.pack_into(shorter, header.height_at, header.height)
+    return torch.from_numpy(pixels)
 
 
 def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None) -> torch.Tensor:

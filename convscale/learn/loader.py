@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from convscale.errors import UserError
-from convscale.images.decode import Header, ImageError, decode_image, parse_header, read_bytes
+from convscale.images.decode import ImageError, decode_image, parse_header, read_bytes
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, generator_for, mix_seed, resize_box, resized_crop, shift_crop
@@ -183,8 +183,8 @@ class _TrainSamples:
         random = np.random.Generator(np.random.Philox(key=mix_seed(self.seed, 3, self.epoch, index)))
         try:
             if self.recipe.augment == "resized-crop":
-                if self.recipe.scaled_decode and isinstance(self.split, FileSplit):
-                    self._scaled(self.split, index, random, out)
+                if isinstance(self.split, FileSplit):
+                    self._crop_file(self.split, index, random, out)
                 else:
                     resized_crop(self.split.read(index), self.size, random, self.recipe, out)
                 return None
@@ -203,19 +203,26 @@ class _TrainSamples:
         out.copy_(shift_crop(image[None], table, pad=pad, flip=self.recipe.flip, cutout=cutout)[0])
         return None
 
-    def _scaled(self, split: FileSplit, index: int, random: np.random.Generator, out: torch.Tensor) -> None:
-        """A crop from the picture decoded at the smallest size that leaves it three quarters of the pixels it is resized to."""
-        data = read_bytes(split.paths[index])
-        header = parse_header(data) or Header(format="", width=1, height=1)  # what is wrong is said by decode_image
-        top, left, height, width = crop_box(header.height, header.width, random, min_scale=self.recipe.crop_scale)
-        allowed = 0.75 * self.size * min(header.height, header.width) / min(height, width)
-        image = decode_image(data, name=split.paths[index], channels=split.channels, max_pixels=split.max_pixels, min_side=math.ceil(allowed))
-        if (image.shape[0] < image.shape[1]) != (header.height < header.width):  # EXIF turned it
-            top, left, height, width = left, top, width, height
-            header = Header(format=header.format, width=header.height, height=header.width)
-        vertical, horizontal = image.shape[0] / header.height, image.shape[1] / header.width
-        box = (int(top * vertical), int(left * horizontal), max(1, int(height * vertical)), max(1, int(width * horizontal)))
-        resize_box(image, box, self.size, random, self.recipe, out)
+    def _crop_file(self, split: FileSplit, index: int, random: np.random.Generator, out: torch.Tensor) -> None:
+        """A random crop of a file; of a JPEG, what lies below it is not decoded, and with ``scaled_decode`` the rest is as small as allowed."""
+        recipe, path = self.recipe, split.paths[index]
+        data = read_bytes(path)
+        header = parse_header(data)
+        if header is None or header.format != "JPEG" or (header.orientation != 1 and not recipe.scaled_decode):
+            image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels)
+            resized_crop(image, self.size, random, recipe, out)
+            return
+        top, left, height, width = crop_box(header.height, header.width, random, min_scale=recipe.crop_scale)
+        allowed = None
+        if recipe.scaled_decode:
+            allowed = math.ceil(recipe.scaled_share * self.size * min(header.height, header.width) / min(height, width))
+        image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels, min_side=allowed, rows=top + height)
+        whole_width = header.width
+        if header.orientation != 1 and (image.shape[0] < image.shape[1]) != (header.height < header.width):  # EXIF turned it
+            top, left, height, width, whole_width = left, top, width, height, header.height
+        divisor = round(whole_width / image.shape[1])
+        box = (top // divisor, left // divisor, max(1, height // divisor), max(1, width // divisor))
+        resize_box(image, box, self.size, random, recipe, out)
 
 
 class _EvalSamples:

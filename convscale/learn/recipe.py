@@ -47,6 +47,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema_every": (1, 1_000),
     "clip_norm": (0, 1e6),
     "flip": (0, 1),
+    "scaled_share": (0.125, 1),
     "shift": (0, 0.5),
     "cutout": (0, 1),
     "crop_scale": (0.001, 1),
@@ -155,6 +156,8 @@ class Recipe:
     """Smallest area of resized-crop, as a share of the image's."""
     scaled_decode: bool = False
     """Let JPEGs be decoded at a half, a quarter or an eighth where the crop keeps enough pixels: faster, slightly different pixels."""
+    scaled_share: float = 0.75
+    """With scaled_decode: how many of the pixels per side that a crop is resized to it must keep at least; 0.5 is faster and blurs more."""
     shrink: float = 0.0
     """Read files from smaller copies, kept in the user's cache folder, whose shorter side is this many times the image size (1.15 keeps what random
     crops of half the picture need); 0: from the files themselves."""

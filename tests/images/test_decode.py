@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from convscale.images.decode import ImageError, check_image, decode_image, parse_header, read_image
@@ -42,6 +44,70 @@ def test_plain_formats_equal_pillow(format: str, options: dict) -> None:
     assert np.abs(decode_image(data).numpy().astype(int) - golden).max() <= (1 if format == "JPEG" else 0)
     gray = np.asarray(Image.open(io.BytesIO(data)).convert("L"))[..., None].astype(int)
     assert np.abs(decode_image(data, channels=1).numpy().astype(int) - gray).max() <= (2 if format == "JPEG" else 0)
+
+
+TALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 9, 3), dtype=np.uint8)).resize((71, 150), Image.Resampling.BICUBIC)
+VARIANTS: list[dict] = [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"optimize": True}, {"keep_rgb": True}]
+VARIANTS += [{"restart_marker_blocks": 7}, {"restart_marker_rows": 1}]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("rows", [1, 15, 16, 100, 149])
+def test_the_upper_rows_of_a_jpeg_are_those_of_the_whole(options: dict, mode: str, rows: int) -> None:
+    data = _encode(TALL.convert(mode), "JPEG", quality=90, **(options if mode == "RGB" else {}))
+    for channels, shown in ((3, "RGB"), (1, "L")):
+        top = decode_image(data, channels=channels, rows=rows)
+        assert rows <= top.shape[0] < rows + 17
+        picture = Image.open(io.BytesIO(data))
+        picture.draft(shown, picture.size)  # gray straight from the file's luma, as ours
+        golden = np.asarray(picture.convert(shown)).reshape(150, 71, channels)[:rows].astype(int)
+        assert np.abs(top[:rows].numpy().astype(int) - golden).max() <= 1
+        assert torch.equal(top[:rows], decode_image(data, channels=channels)[:rows])
+
+
+def test_jpegs_that_are_not_cut_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = _encode(TALL, "JPEG", quality=90)
+    turned = _encode(TALL, "JPEG", quality=90, exif=exif)
+    cut = bytearray(plain)
+    decode_image(cut, rows=20)
+    assert cut == plain
+    for data in (_encode(TALL, "JPEG", quality=90, progressive=True), _encode(TALL.convert("CMYK"), "JPEG"), turned, plain + b"\0"):
+        assert torch.equal(decode_image(data, rows=20), decode_image(data))
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert torch.equal(decode_image(plain, rows=20), decode_image(plain))
+
+
+def test_a_smaller_size_and_upper_rows_go_together() -> None:
+    smooth = TALL.resize((400, 800), Image.Resampling.BICUBIC)
+    data = _encode(smooth, "JPEG", quality=95)
+    top = decode_image(data, rows=300, min_side=200)
+    assert top.shape == (304 // 2, 200, 3)
+    golden = np.asarray(smooth.reduce(2)).astype(int)[:150]
+    assert np.abs(top[:150].numpy().astype(int) - golden).mean() < 1
+    assert decode_image(data, rows=300, min_side=201).shape[1] == 400
+
+
+def test_damage_is_noticed_where_rows_are_decoded() -> None:
+    data = _encode(TALL, "JPEG", quality=90)
+    with pytest.raises(ImageError, match="JPEG image is truncated"):
+        decode_image(data[: len(data) // 2], rows=140)
+    with pytest.raises(ImageError, match="JPEG image is truncated"):
+        decode_image(data[: len(data) // 2], rows=10)
+
+
+def test_orientation_is_read_from_the_header() -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        header = parse_header(_encode(PICTURE, "JPEG", exif=exif))
+        assert header is not None
+        assert header.orientation == orientation
+    damaged = parse_header(_encode(PICTURE, "JPEG", exif=b"Exif\0\0not a TIFF block"))
+    assert damaged is not None
+    assert damaged.orientation == 0
 
 
 @pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}, {"quality": 80, "exif": b"Exif\0\0"}])

@@ -135,7 +135,7 @@ def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
 
 def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = _train_split(folder)
-    monkeypatch.setattr(FileSplit, "read", lambda *_: os._exit(9))  # in the worker, which inherits it
+    monkeypatch.setattr("convscale.learn.loader.read_bytes", lambda _: os._exit(9))  # in the worker, which inherits it
     with pytest.raises(UserError, match=r"a data loader process ended .* use fewer workers \(now 2\)"):
         list(TrainLoader(split, FILES, image_size=16, workers=2).batches(0))
 
@@ -153,7 +153,7 @@ def test_another_error_of_a_worker_is_not_taken_for_full_memory(folder: Path, mo
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("sizes differ")
 
-    monkeypatch.setattr(FileSplit, "read", broken)
+    monkeypatch.setattr("convscale.learn.loader.read_bytes", broken)
     with pytest.raises(RuntimeError, match="sizes differ"):
         list(TrainLoader(_train_split(folder), FILES, image_size=16, workers=2).batches(0))
 
