@@ -40,7 +40,7 @@ def write_pictures(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.jpg")
 
 
-def child(data: Path, output: Path, losses: Path, workers: int) -> None:
+def child(data: Path, output: Path, losses: Path, workers: int, layout: str) -> None:
     """Train (or go on training), appending ``position loss`` to ``losses`` after every step."""
     from convscale.images.sources import open_dataset
     from convscale.learn.recipe import Recipe
@@ -53,7 +53,7 @@ def child(data: Path, output: Path, losses: Path, workers: int) -> None:
     )
     recipe = Recipe(
         name="kill", epochs=EPOCHS, batch_size=BATCH, optimizer="adamw", lr=0.01, augment="resized-crop", erase=0.3, mixup=0.2, ema_decay=0.95,
-        precision="fp32", layout="nchw", image_size=16,
+        precision="fp32", layout=layout, image_size=16,
     )  # fmt: skip
     with open(losses, "a", encoding="utf-8", buffering=1) as file:
 
@@ -64,9 +64,10 @@ def child(data: Path, output: Path, losses: Path, workers: int) -> None:
         train(net, open_dataset(data), recipe=recipe, output=output, resume=True, workers=workers, checkpoint_seconds=0, progress=progress)
 
 
-def start(data: Path, output: Path, losses: Path, workers: int) -> subprocess.Popen[bytes]:
+def start(data: Path, output: Path, losses: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """A child process; what it has to say goes into a file, which no worker that outlives it keeps from being read."""
-    command = [sys.executable, "-m", "benchmarks.kill_loop", "--child", str(data), str(output), str(losses), "--workers", str(workers)]
+    command = [sys.executable, "-m", "benchmarks.kill_loop", "--child", str(data), str(output), str(losses), "--workers", str(options.workers)]
+    command += ["--layout", options.layout]
     with open(losses.with_suffix(".err"), "wb") as errors:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
@@ -116,20 +117,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nhwc")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         data, output, losses = arguments.child
-        child(data, output, losses, arguments.workers)
+        child(data, output, losses, arguments.workers, arguments.layout)
         return
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder / "data")
         data, losses = folder / "data", folder / "killed.txt"
-        process = start(data, folder / "whole", folder / "whole.txt", arguments.workers)
+        process = start(data, folder / "whole", folder / "whole.txt", arguments)
         wait_for_steps(process, folder / "whole.txt", 1)
         began = time.perf_counter()
         finish(process, folder / "whole.txt")
@@ -137,7 +139,7 @@ def main() -> None:
         kills = in_save = 0
         reached: list[int] = []
         while kills < arguments.kills:
-            process = start(data, folder / "killed", losses, arguments.workers)
+            process = start(data, folder / "killed", losses, arguments)
             left = STEPS_PER_EPOCH * EPOCHS - (reached[-1] if reached else 0)
             most = max(1, round(2 * left / (arguments.kills - kills + 1)) - 4)  # so that the kills are spread over the run
             wait_for_steps(process, losses, random.randint(1, most))  # at least one: a run that never takes one would never end
@@ -152,12 +154,13 @@ def main() -> None:
             reached.append(len(read_losses(losses)))
             if not arguments.json:
                 print(f"kill {kills}: {reached[-1]} of {STEPS_PER_EPOCH * EPOCHS} steps done", flush=True)
-        finish(start(data, folder / "killed", losses, arguments.workers), losses)
+        finish(start(data, folder / "killed", losses, arguments), losses)
         whole, killed = weights_of(folder / "whole"), weights_of(folder / "killed")
         same_weights = whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
         same_losses = read_losses(folder / "whole.txt").items() <= read_losses(losses).items()
     record = {
-        "benchmark": "kill_loop", "kills": kills, "kills_within_a_save": in_save, "workers": arguments.workers, "steps": STEPS_PER_EPOCH * EPOCHS,
+        "benchmark": "kill_loop", "kills": kills, "kills_within_a_save": in_save, "workers": arguments.workers, "layout": arguments.layout,
+        "steps": STEPS_PER_EPOCH * EPOCHS,
         "steps_done_at_kills": reached, "same_weights": same_weights, "same_losses": same_losses, "torch": torch.__version__,
     }  # fmt: skip
     if arguments.output:

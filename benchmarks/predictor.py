@@ -214,7 +214,9 @@ def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> l
     if len({table.device.name for table, _ in mine}) > 1:
         for table, rows in mine:
             others = [part_of(some, t.device) for t, some in tuning if t.device.name != table.device.name]
-            records += _card_left_out(table, rows, fit(others, ridge=RIDGE), sigmas, {"set": name, "table": table.name})
+            kept = [(t, some) for t, some in tuning if t.device.name != table.device.name]
+            narrow = sigmas_from(joined(cross_validated(kept)))
+            records += _card_left_out(table, rows, fit(others, ridge=RIDGE), narrow, {"set": name, "table": table.name})
     return records
 
 

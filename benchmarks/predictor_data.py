@@ -8,14 +8,19 @@ import pickle
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import convscale
 from convscale.errors import UserError
+from convscale.speed.cache import digest_of
+from convscale.speed.conditions import Conditions
 from convscale.speed.device import Device, get_device
 from convscale.speed.kernels import Kernel, kernels_of
+from convscale.speed.predict import set_name
 from convscale.speed.trace import Trace, trace
 
 SPLIT = json.loads((Path(__file__).parent / "predictor_split.json").read_text(encoding="utf-8"))
@@ -50,11 +55,8 @@ class TableFile:
     @property
     def set_name(self) -> str:
         """The fitted set it belongs to."""
-        if self.device.kind == "cpu":
-            return "cpu"
-        if self.mode == "train":
-            return f"train-{self.layout}"
-        return "compiled" if self.compiled else f"eager-{self.layout}"
+        conditions = Conditions(device=self.device.name, mode=self.mode, layout=self.layout, runtime="compiled" if self.compiled else "eager")
+        return set_name(conditions, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,8 @@ def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: Tab
 
 def load_tables(folder: Path, cache: Path, log: Any) -> dict[TableFile, list[Row]]:
     """All tables with the kernels of their networks; traces are kept in ``cache``, so that a second run is quick."""
+    code = digest_of(Path(convscale.__file__).parent, "speed/trace.py", "speed/operators.py", "speed/autocast.py")
+    cache = cache / f"{code}-timm-{version('timm')}"  # traces of other code are never read
     cache.mkdir(parents=True, exist_ok=True)
     tables = {table.name: table for table in find_tables(folder)}
     wanted: dict[str, list[tuple[TableFile, str, dict[str, str]]]] = {}

@@ -112,7 +112,7 @@ def run_ours(data: DataSplits, options: argparse.Namespace, seed: int, *, pretra
         **FIXED,
         **(dict(text.split("=", 1) for text in options.set) if pretrained else {}),
     )
-    return tested(run.net, data, preprocessing, run.seconds, recipe=recipe, epochs=epochs, best_epoch=run.best_epoch, validation=run.best_top1)
+    return tested(run.net, data, preprocessing, run.seconds, recipe=recipe, epochs=epochs, best_epoch=run.best_epoch, validation=run.best_metric)
 
 
 def pretrained_net(classes: int) -> nn.Module:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.arch.spec import NetSpec
-from convscale.choice_result import Constraint, Option, beats, front_of, judge
+from convscale.choice_result import Constraint, Option, beats, front_of, judge, merit
 from convscale.choice_speeds import Known, Say, Setting, Speed, Unit
 from convscale.errors import UserError
 
@@ -248,14 +248,14 @@ def _next(options: Sequence[Option], constraint: Constraint, floor: float, speed
         boards.append([o for o in options if o.candidate.group == group])
     for board in boards:
         keepers = [o for o in board if o.speed is not None and judge(o, constraint)[0] == "yes"]
-        best = max(keepers, key=_merit, default=None)
+        best = max(keepers, key=merit, default=None)
         left = [o for o in board if o.speed is None and (best is None or beats(o, best)) and might_keep(o, floor, speeds)]
         if left:
             likely = [o for o in left if (o.known.estimate or math.inf) >= floor]
-            pick = max(likely, key=_merit) if likely else max(left, key=lambda o: o.known.estimate or 0.0)
+            pick = max(likely, key=merit) if likely else max(left, key=lambda o: o.known.estimate or 0.0)
             return unit_of(pick)
     supposed = [o if o.speed else replace(o, known=replace(o.known, speed=_supposed(o))) for o in options if o.speed or o.known.estimate]
-    for o in sorted(front_of(supposed), key=lambda o: -_merit(o)):
+    for o in sorted(front_of(supposed), key=lambda o: -merit(o)):
         if unit_of(o) not in speeds and (o.images_per_s or 0) >= floor:
             return unit_of(o)
     return None
@@ -264,7 +264,3 @@ def _next(options: Sequence[Option], constraint: Constraint, floor: float, speed
 def _supposed(option: Option) -> Speed:
     value = option.known.estimate or 0.0
     return Speed(images_per_s=value, low=value, high=value, kind="measured")
-
-
-def _merit(option: Option) -> float:
-    return option.known.macs if option.top1 is None else option.top1

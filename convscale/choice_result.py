@@ -274,7 +274,7 @@ def front_of(options: Sequence[Option]) -> tuple[Option, ...]:
     fronts: list[Option] = []
     for group in [claimed] if claimed else _groups(timed).values():
         best: list[Option] = []
-        for o in sorted(group, key=lambda o: (-(o.images_per_s or 0), -_merit(o))):
+        for o in sorted(group, key=lambda o: (-(o.images_per_s or 0), -merit(o))):
             if not best or beats(o, best[-1]):
                 best.append(o)
         fronts += best
@@ -288,7 +288,8 @@ def _groups(options: Sequence[Option]) -> dict[str, list[Option]]:
     return groups
 
 
-def _merit(option: Option) -> float:
+def merit(option: Option) -> float:
+    """What options of one group are ranked by: accuracy, and multiply-accumulates where none is claimed."""
     return option.known.macs if option.top1 is None else option.top1
 
 
@@ -337,7 +338,7 @@ def decide(options: Sequence[Option], constraint: Constraint, *, likely: Callabl
     if not keepers:
         raise UserError(_nothing(judged, constraint))
     best = _pick(keepers)
-    leaders = {group: max(members, key=_merit_in_group) for group, members in _groups(keepers).items()}
+    leaders = {group: max(members, key=merit_in_group) for group, members in _groups(keepers).items()}
     maybe, alternatives, rejected = [], [], []
     for o in judged:
         if o is best:
@@ -373,7 +374,7 @@ def _with(option: Option, verdict: str, reason: str) -> Option:
     return replace(option, verdict=verdict, reason=reason)
 
 
-def _merit_in_group(option: Option) -> tuple[float, float]:
+def merit_in_group(option: Option) -> tuple[float, float]:
     return (float(option.known.macs), option.top1 or 0.0)
 
 

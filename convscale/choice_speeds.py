@@ -14,13 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError
-from convscale.speed.cache import load, save
+from convscale.speed.cache import code_digest, load, save
 from convscale.speed.conditions import Conditions
 from convscale.speed.device import devices
 
@@ -97,17 +96,6 @@ def at_hand(device: str) -> bool:
     return device.partition(":")[0] in _HERE
 
 
-@cache
-def _code() -> str:
-    """Digest of all code and data that a count or a prediction depends on, and of torch's version, without importing torch."""
-    root = Path(__file__).parent
-    digest = hashlib.sha256(version("torch").encode())
-    for folder in ("arch", "nn", "speed"):
-        for file in sorted(f for f in (root / folder).iterdir() if f.suffix in (".py", ".json")):
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
 def spec_key(spec: NetSpec) -> str:
     """Equal for specs that build the same network."""
     value = {**spec.to_dict(), "name": "", "family": "", "lineage": None}
@@ -116,9 +104,10 @@ def spec_key(spec: NetSpec) -> str:
 
 def _keys(units: Sequence[Unit], setting: Setting) -> list[str]:
     calibration = "" if setting.calibration is None else hashlib.sha256(Path(setting.calibration).read_bytes()).hexdigest()
-    tail = json.dumps([setting.conditions.to_dict(), calibration, setting.predicted, _code()])
-    specs: dict[int, str] = {}
-    return [hashlib.sha256(f"{specs.setdefault(id(spec), spec_key(spec))} {size} {tail}".encode()).hexdigest() for spec, size in units]
+    tail = json.dumps([setting.conditions.to_dict(), calibration, setting.predicted, code_digest()])
+    specs = {id(spec): spec for spec, _ in units}
+    keys = {number: spec_key(spec) for number, spec in specs.items()}
+    return [hashlib.sha256(f"{keys[id(spec)]} {size} {tail}".encode()).hexdigest() for spec, size in units]
 
 
 def known(units: Iterable[Unit], setting: Setting, say: Say = lambda text: None) -> dict[Unit, Known]:
@@ -180,18 +169,25 @@ def _params(spec: NetSpec) -> int:
     """Parameters, from the cache where the spec was built before."""
     from convscale.speed.cost import build_meta
 
-    key = hashlib.sha256(f"params {spec_key(spec)} {_code()}".encode()).hexdigest()
+    key = hashlib.sha256(f"params {spec_key(spec)} {code_digest()}".encode()).hexdigest()
     if (kept := load(key)) is None:
         kept = sum(p.numel() for p in build_meta(spec).parameters())
         save(key, kept)
     return kept
 
 
-@cache
 def _calibration(path: str | None) -> Any:
+    """The calibration in a file, read again once the file has changed."""
+    if path is None:
+        return None
+    return _calibration_of(path, os.stat(path).st_mtime_ns)
+
+
+@cache
+def _calibration_of(path: str, _changed: int) -> Any:
     from convscale.speed.calibrate import load_calibration
 
-    return None if path is None else load_calibration(path)
+    return load_calibration(path)
 
 
 def predicted(spec: NetSpec, image_size: int, setting: Setting) -> Any:

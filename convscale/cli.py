@@ -32,7 +32,7 @@ from convscale.cli_common import (
     say,
     spec_of,
 )
-from convscale.errors import UserError
+from convscale.errors import Stopped, UserError
 
 app = typer.Typer(
     name="convscale",
@@ -215,7 +215,7 @@ def main() -> None:
         app()
     except UserError as error:
         typer.echo(f"convscale: {error}", err=True)
-        sys.exit(2)
+        sys.exit(130 if isinstance(error, Stopped) else 2)
     except KeyboardInterrupt:
         typer.echo("convscale: interrupted", err=True)
         sys.exit(130)

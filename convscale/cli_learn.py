@@ -27,6 +27,7 @@ from convscale.cli_common import (
     spec_of,
 )
 from convscale.errors import UserError
+from convscale.files import json_numbers
 
 Dataset = Annotated[
     str | None, typer.Option("--dataset", help="torchvision's name of the set in --data-dir (cifar10, food101 ...); else recognised.")
@@ -75,9 +76,11 @@ def train_command(
     """Train a model on labelled images."""
     from convscale.images.sources import open_dataset
     from convscale.learn.progress import LiveProgress
+    from convscale.learn.recipe import Recipe
     from convscale.learn.train import train as train_net
 
     overrides = overrides_of(sets)
+    Recipe(name="given").override(overrides)  # unknown keys and impossible values are told before anything is read
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     overrides |= {key: value for key, value in flags.items() if value is not None}
@@ -89,7 +92,7 @@ def train_command(
             spec,
             splits,
             recipe=recipe,
-            epochs=epochs,
+            epochs=overrides.pop("epochs", epochs),
             output=output,
             device=device,
             seed=seed,
@@ -106,7 +109,7 @@ def train_command(
             **overrides,
         )
     if as_json:
-        values = {"output": str(output), "best_top1": run.best_top1, "best_epoch": run.best_epoch, "finished": run.finished}
+        values = {"output": str(output), "best_metric": run.best_metric, "best_epoch": run.best_epoch, "finished": run.finished}
         print_json(
             {**values, "seconds": run.seconds, "cost": vars(run.cost), "thresholds": _named(run.classes, run.thresholds), "history": run.history}
         )
@@ -147,7 +150,7 @@ def evaluate_command(
     if as_json:
         names = ("n", "loss", "top1", "top1_low", "top1_high", "top5", "mean_average_precision", "calibration_error", "images_per_s", "bad")
         values = {name: getattr(ev, name) for name in names} | {"per_class": list(ev.per_class), "confusion": ev.confusion.tolist()}
-        print_json(_json_numbers({"split": split, "classes": list(ev.classes), **values, "thresholds": thresholds}))
+        print_json(json_numbers({"split": split, "classes": list(ev.classes), **values, "thresholds": thresholds}))
         return
     say(f"{split}: {ev.describe()}, top-5 {ev.top5:.2%}, loss {ev.loss:.4f}, calibration error {ev.calibration_error:.2%}")
     say(f"{ev.images_per_s:,.0f} images/s (whole evaluation, {device}, fp32, batch {batch_size})")
@@ -191,15 +194,6 @@ def recipes_command(
 
 def _named(classes: tuple[str, ...], thresholds: tuple[float, ...] | None) -> dict[str, float] | None:
     return None if thresholds is None else dict(zip(classes, thresholds, strict=True))
-
-
-def _json_numbers(value: Any) -> Any:
-    """With NaN as null."""
-    if isinstance(value, dict):
-        return {key: _json_numbers(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_numbers(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _print_confusion(ev: Any) -> None:

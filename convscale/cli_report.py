@@ -42,7 +42,10 @@ def report_command(
     mode: Annotated[str, typer.Option("--mode", help="infer or train.")] = "infer",
     calibration: Annotated[Path | None, typer.Option("--calibration", help="Predict by this file of `convscale calibrate`.")] = None,
     min_throughput: Annotated[float | None, typer.Option("--min-throughput", help="Images/s to draw as a line.")] = None,
-    output: Annotated[Path, typer.Option("--output", help=".html: a page; .png: accuracy against throughput alone.")] = Path("speed.html"),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help=".html: a page; .png: accuracy against throughput alone. speed.html, or a run's own report, when left out."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML file: a run's report again, or speeds, layers and comparisons."""
@@ -54,10 +57,13 @@ def report_command(
         from convscale.show.train_report import write_train_report
 
         training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
-        path = (write_train_report if training else write_fit_report)(run_dir)
+        if output is not None:
+            check_output(output, (".html",))
+        path = (write_train_report if training else write_fit_report)(run_dir, output)
     elif not asked:
         raise UserError("give a run's folder, or at least one of --records, --predict, --layers, --papers and --ablation")
     else:
+        output = output or Path("speed.html")
         check_output(output, PICTURES)
         if models and not predict:
             raise UserError("--model says what to predict; give it with --predict")

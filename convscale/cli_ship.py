@@ -12,8 +12,6 @@ import typer
 from convscale.cli_common import Device, ImgSize, Json, Output, Overwrite, Resume, Threads, overrides_of, print_json, say
 from convscale.errors import UserError
 
-CALIBRATION_IMAGES = 300
-
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the app."""
@@ -55,6 +53,7 @@ def export_command(
         "preprocessing": preprocessing,
         "bake": bake,
         "max_drop": max_drop,
+        "thresholds": loaded.thresholds,
         "overwrite": overwrite,
         "card": _card(loaded.meta, data_dir, card),
         **images,
@@ -103,17 +102,18 @@ def _tell_form(name: str, result: Any) -> None:
 def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, int8: bool) -> dict[str, Any]:
     """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by it."""
     from convscale.images.sources import open_dataset
-    from convscale.learn.loader import into_memory
+    from convscale.learn.loader import EvalImages, into_memory, readable
+    from convscale.ship.quantize import CALIBRATION, spread
 
     splits = open_dataset(data_dir, channels=preprocessing.channels)
     if splits.classes != classes:
         raise UserError(f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order")
-    held, _ = into_memory(splits.validation if int8 else splits.test, preprocessing)
-    assert held.images is not None
-    out: dict[str, Any] = {"verify_images": held.images.numpy(), "verify_labels": held.labels.numpy()}
+    held, bad = readable(splits.validation if int8 else splits.test, preprocessing)
+    for problem in bad:
+        say(f"left out: {problem}", err=True)
+    out: dict[str, Any] = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
     if int8:
-        step = max(1, len(splits.train) // CALIBRATION_IMAGES)
-        some, _ = into_memory(splits.train.subset(range(0, len(splits.train), step)), preprocessing)
+        some, _ = into_memory(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
         assert some.images is not None
         out["calibration_images"] = some.images.numpy()
     return out

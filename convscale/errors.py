@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Stopped(UserError):
+    """A run was told to stop and saved its state; the command line exits with 130, as after Ctrl-C."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The end of an unknown-name message: `` (nearest: a, b)``, or all known names when there are few and none is close."""
     known = list(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -59,9 +60,24 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def json_numbers(value: Any) -> Any:
+    """Nested values with NaN and infinity as None, which JSON can say; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: json_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+OURS = ("fit.json", "recipe.yaml", "log.jsonl", "checkpoints")
+"""What tells a run's folder from a user's own."""
+
+
 def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
     """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the input is looked at."""
     folder = Path(path)
+    if overwrite and not resume and folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
+        raise UserError(f"output folder {folder} holds something other than a run of convscale; it is not overwritten, use another name")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not resume and not overwrite:
@@ -73,8 +89,8 @@ def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, res
     """Make the output folder of a command.
 
     Raises:
-        UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for; its disk has less than
-            ``need_bytes`` free; or it can not be written.
+        UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for, or what is in it is no run of ours;
+            its disk has less than ``need_bytes`` free; or it can not be written.
     """
     folder = check_output_dir(path, overwrite=overwrite, resume=resume)
     if folder.is_dir() and not resume and any(folder.iterdir()):

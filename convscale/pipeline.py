@@ -24,14 +24,14 @@ from torch import nn
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.choice import FIT_FAMILIES, SMALL_IMAGE, Timed, finalists, scaled_members, sized
-from convscale.errors import UserError
-from convscale.files import new_output_dir, write_json
+from convscale.errors import Stopped, UserError
+from convscale.files import json_numbers, new_output_dir, write_json
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import DataSplits, Split
+from convscale.images.splits import ArraySplit, DataSplits, Split
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.evaluate import Evaluation, evaluate
-from convscale.learn.loader import into_memory
+from convscale.learn.loader import readable
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import get_recipe
 from convscale.learn.train import train
@@ -163,7 +163,16 @@ def fit(
         raise UserError(f"init is {init!r}, but scaled members have no released weights; name candidates that have some")
     splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir)
     recipe = recipe or ("finetune" if init else "small" if default_size(splits) <= SMALL_IMAGE else "pictures")
-    get_recipe(recipe).override(overrides or {})
+    overrides = dict(overrides or {})
+    epochs = overrides.pop("epochs", epochs)
+    if "image_size" in overrides:
+        raise UserError(f"image_size={overrides['image_size']} as a recipe key: networks are timed at their size, use image_size= (--img-size)")
+    asked = get_recipe(recipe).override(overrides | ({} if epochs is None else {"epochs": epochs}))
+    epochs = None if epochs is None else asked.epochs
+    if brief_epochs < 1:
+        raise UserError(f"brief_epochs is {brief_epochs}; it must be at least 1")
+    if max_minutes is not None and not max_minutes > 0:
+        raise UserError(f"max_minutes is {max_minutes!r}; it must be above 0")
     if splits.multilabel:
         raise UserError("fit takes one label per image; train, evaluate and export take several")
     size = image_size or default_size(splits)
@@ -177,7 +186,7 @@ def fit(
         "candidates": [spec.to_dict() for spec, _ in pool],
         "recipe": recipe,
         "init": init,
-        "overrides": overrides or {},
+        "overrides": overrides,
         "epochs": epochs,
         "brief_epochs": brief_epochs,
         "seed": seed,
@@ -190,7 +199,7 @@ def fit(
         cond=cond,
         how=how,
         min_throughput=min_throughput,
-        training={"recipe": recipe, "init": init, "seed": seed, "device": device, **(overrides or {})},
+        training={"recipe": recipe, "init": init, "seed": seed, "device": device, **overrides},
         epochs=epochs,
         brief_epochs=brief_epochs,
         max_minutes=max_minutes,
@@ -358,9 +367,10 @@ class _Fit:
     def _train_briefly(self, spec: NetSpec) -> dict[str, Any]:
         epochs = self.brief_epochs
         self.note(f"comparing: {spec.name}, {epochs} epoch{'s' if epochs > 1 else ''}")
-        run = train(spec, self.splits, epochs=epochs, max_seconds=BRIEF_SECONDS * epochs, progress=self._steps_only, **self.training)
-        self.note(f"comparing: {spec.name} reached {run.best_top1:.2%} on validation in {run.seconds:.0f} s")
-        return {"epochs": epochs, "top1": run.best_top1, "seconds": run.seconds}
+        options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs, "image_size": spec.input.size}
+        run = train(spec, self.splits, progress=self._steps_only, **options, **self.training)
+        self.note(f"comparing: {spec.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
+        return {"epochs": epochs, "top1": run.best_metric, "seconds": run.seconds}
 
     def _steps_only(self, event: dict[str, Any]) -> None:
         if event["kind"] == "step":
@@ -392,6 +402,7 @@ class _Fit:
                 spec,
                 self.splits,
                 epochs=self.epochs,
+                image_size=spec.input.size,  # what was timed is what is trained
                 output=place,
                 max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
                 resume=self.resume,
@@ -400,19 +411,21 @@ class _Fit:
                 **self.training,
             )
         if not run.finished:
-            raise UserError(f"training was told to stop; its state is in {place}, go on with --resume")
-        self.record["winner"]["validation_top1"] = run.best_top1
-        self.record.put(history=run.history, recipe=asdict(run.recipe), training_notes=list(run.notes), cost=run.describe())
+            raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
+        self.record["winner"]["validation_top1"] = run.best_metric
+        self.record.put(history=json_numbers(run.history), recipe=asdict(run.recipe), training_notes=list(run.notes), cost=run.describe())
         self.note(run.describe())
         return run.net, run.preprocessing
 
     def ship(self, net: nn.Module, preprocessing: Preprocessing) -> Artifact:
         """Export, compare with the trained network on the whole test set, and measure what is shipped."""
         with self.clocked("export_s"):
-            held, _ = into_memory(self.splits.test, preprocessing)
+            held, bad = readable(self.splits.test, preprocessing)
+            for problem in bad:
+                self.note(f"left out of the test set: {problem}")
             ev = evaluate(net, held, preprocessing, device=self.cond.device)
             self.record["winner"]["test_top1"] = ev.top1
-            self.record.put(evaluation=_evaluation(ev), wrong=_mistakes(ev, self.splits.test))
+            self.record.put(evaluation=_evaluation(ev), wrong=_mistakes(ev, held, self.splits.test), left_out=list(bad))
             self.note(f"test: {ev.top1:.2%} of {ev.n:,} images right ({ev.top1_low:.2%} to {ev.top1_high:.2%})")
             card = {
                 "data": self.record["data"]["path"],
@@ -462,19 +475,28 @@ def _evaluation(ev: Evaluation) -> dict[str, Any]:
     }
 
 
-def _mistakes(ev: Evaluation, split: Split) -> list[dict[str, Any]]:
-    """The most confident mistakes, with their pictures as PNG data."""
+def _mistakes(ev: Evaluation, held: Split, test: Split) -> list[dict[str, Any]]:
+    """The most confident mistakes, with their pictures as PNG data: as in the test set, of which ``held`` is what could be decoded."""
     worst = sorted(ev.wrong, key=lambda wrong: -wrong.confidence)[:SHOWN_MISTAKES]
     return [
         {
-            "index": wrong.index,
-            "true": split.classes[wrong.true],
-            "predicted": split.classes[wrong.predicted],
+            "name": picture[0],
+            "true": held.classes[wrong.true],
+            "predicted": held.classes[wrong.predicted],
             "confidence": wrong.confidence,
-            "image": _picture(split.read(wrong.index)),
+            "image": _picture(picture[1]),
         }
         for wrong in worst
+        for picture in (_original(held, test, wrong.index),)
     ]
+
+
+def _original(held: Split, test: Split, index: int) -> tuple[str, torch.Tensor]:
+    """Name and pixels of an image of ``held`` as it stands in the test set that was read."""
+    source, number = held, index
+    if isinstance(held, ArraySplit) and not isinstance(test, ArraySplit) and held.numbers is not None:
+        source, number = test, int(held.numbers[index])  # held at the network's size, and without what could not be decoded
+    return Path(source.name(number)).name, source.read(number)
 
 
 def _picture(image: torch.Tensor, side: int = 160) -> str:

@@ -15,11 +15,11 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
-from convscale.learn.loader import into_memory
+from convscale.learn.loader import EvalImages, into_memory, readable
 from convscale.ship.artifact import Artifact, load_artifact, staged_folder
 from convscale.ship.fastest import Fastest, export_forms, fastest_of, form_names
 from convscale.ship.measure import measure
-from convscale.ship.quantize import CALIBRATION, check_calibration
+from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
 from convscale.speed.conditions import Conditions
@@ -64,15 +64,17 @@ def ship_fastest(
     is read once: for the form that is shipped.
 
     Args:
-        test: the test set in memory.
+        test: the test set, whose images can all be decoded (``learn.loader.readable``).
         card: facts for the model card.
     """
-    assert test.images is not None, "the test set was read into memory"
-    images, labels = test.images.numpy(), test.labels.numpy()
+    images, labels = EvalImages(test, preprocessing), test.labels.numpy()
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
-        held, few = _in_memory(splits.validation, preprocessing), _in_memory(_some(splits.train), preprocessing)
-        keywords = {"verify_images": held[0], "verify_labels": held[1], "calibration_images": few[0], "max_drop": how.max_drop}
+        held, _ = readable(splits.validation, preprocessing)
+        some, _ = into_memory(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
+        assert some.images is not None, "300 images fit into memory"
+        keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
+        keywords |= {"calibration_images": some.images.numpy(), "max_drop": how.max_drop}
     names = form_names(net, int8=how.int8, image_size=preprocessing.image_size)
     if how.runtime == "onnxruntime":
         names = [name for name in names if name.startswith("onnx")]
@@ -103,18 +105,6 @@ def ship_fastest(
 def shipped_speed(artifact: Artifact, cond: Conditions, min_seconds: float = 2.0) -> Measurement:
     """What is shipped, timed once more as it will run: in its tuned runtime, threads and streams."""
     return measure(artifact, min_seconds=min_seconds, batch_size=cond.batch_size, device=cond.device)
-
-
-def _in_memory(split: Split, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    held, _ = into_memory(split, preprocessing)
-    if held.images is None:
-        raise UserError(f"the {split.split} images do not fit into memory at {preprocessing.image_size} px")
-    return held.images.numpy(), held.labels.numpy()
-
-
-def _some(split: Split) -> Split:
-    """Images that calibrate, from all over the set."""
-    return split.subset(range(0, len(split), max(1, len(split) // CALIBRATION)))
 
 
 def _why(error: UserError) -> str:

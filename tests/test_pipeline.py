@@ -11,6 +11,7 @@ import torch
 import convscale as cs
 from convscale.arch.small import for_image_size
 from convscale.choice import scaled_members
+from convscale.choice_candidates import _PHIS
 from convscale.demo import DEMO_FOLDERS, fashion_mnist
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
@@ -177,6 +178,16 @@ def test_members_of_a_family_grow():
             assert sizes == sorted(sizes)
             assert len(set(sizes)) == len(sizes)
     assert scaled_members("resnet50d", 224)[-1] == for_image_size(cs.get_spec("resnet50d"), 224)
+
+
+def test_members_have_the_size_asked_for():
+    for name in ("efficientnet_b0", "resnet50d"):
+        for size in (48, 64):
+            assert {spec.input.size for spec in scaled_members(name, size)} == {size}
+        for size in (128, 320):
+            members = scaled_members(name, size)
+            assert members[-1].input.size == size
+            assert members[-2].input.size == round(size * 1.15 ** (_PHIS[-2]))
 
 
 def test_fashion_mnist_is_found_where_the_package_puts_it():

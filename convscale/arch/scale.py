@@ -106,6 +106,8 @@ def scale_to(
             raise UserError(f"{key} is {value!r}; it must be a finite number above 0")
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise UserError(f"divisor is {divisor!r}; it must be a whole number of at least 1")
+    if image_size is not None and resolution != 1.0:
+        raise UserError(f"scale takes either resolution ({resolution!r}) or image_size ({image_size!r}), not both")
     base, before = _baseline(spec)
     total_depth, total_width = depth * before[0], width * before[1]
     if image_size is not None:
@@ -113,8 +115,7 @@ def scale_to(
         total_resolution = size / base.input.size
     else:
         total_resolution = resolution * before[2]
-        step = base.input.multiple
-        size = max(round(base.input.size * total_resolution / step) * step, base.input.min_size)
+        size = _size_at(base, total_resolution)
     rules = spec.scaling if divisor is None else replace(spec.scaling, divisor=divisor)
     unchanged = total_width == 1.0 and divisor is None and rules == base.scaling
 
@@ -150,11 +151,12 @@ def round_width(width: float, *, divisor: int = 8, min_fraction: float = 0.9) ->
 
 
 def _baseline(spec: NetSpec) -> tuple[NetSpec, tuple[float, float, float]]:
-    """The unrounded baseline of ``spec`` and its multipliers so far; a spec edited by hand after scaling is a baseline of its own."""
+    """The unrounded baseline of ``spec`` and its multipliers so far; one edited by hand since is a baseline of its own, but for its size."""
     past = spec.lineage
     if past is None:
         return spec, (1.0, 1.0, 1.0)
-    done = (past.depth, past.width, past.resolution)
+    resolution = past.resolution if _size_at(past.base, past.resolution) == spec.input.size else spec.input.size / past.base.input.size
+    done = (past.depth, past.width, resolution)
     start = replace(past.base, scaling=spec.scaling)
     if spec.scaling.divisor != past.base.scaling.divisor:
         again = scale_to(start, depth=past.depth, width=past.width, divisor=spec.scaling.divisor)
@@ -162,6 +164,12 @@ def _baseline(spec: NetSpec) -> tuple[NetSpec, tuple[float, float, float]]:
         again = scale_to(start, depth=past.depth, width=past.width)
     same = (again.stem, again.stages, again.head.width, again.init) == (spec.stem, spec.stages, spec.head.width, spec.init)
     return (past.base, done) if same else (replace(spec, lineage=None), (1.0, 1.0, 1.0))
+
+
+def _size_at(base: NetSpec, resolution: float) -> int:
+    """Side in pixels at a multiplier of the baseline's."""
+    step = base.input.multiple
+    return max(round(base.input.size * resolution / step) * step, base.input.min_size)
 
 
 def _default(value: float | None) -> float:

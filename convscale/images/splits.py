@@ -72,6 +72,8 @@ class ArraySplit(Split):
     """Where they came from, for names."""
     numbers: torch.Tensor | None = None
     """int64 (N,): each image's number in its origin; None: its position."""
+    prepared: bool = False
+    """Whether the images were resized and cropped for evaluation already."""
 
     @property
     def images(self) -> torch.Tensor:

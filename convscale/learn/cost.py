@@ -48,9 +48,8 @@ class RunCost:
 def measure_cost(trainer: Trainer) -> RunCost:
     """The cost of a trainer's run, earlier parts of a resumed one included."""
     rows, device = trainer.history, trainer.job.device
-    images = trainer.job.recipe.batch_size * trainer.job.processes.world * trainer.steps_per_epoch
-    training = [images / row["images_per_s"] for row in rows if row["images_per_s"]]
-    waiting = sum(spent * row["wait_share"] for spent, row in zip(training, rows, strict=False))
+    training = sum(row["train_seconds"] for row in rows)
+    waiting = sum(row["train_seconds"] * row["wait_share"] for row in rows)
     total = rows[-1]["seconds"] if rows else 0.0
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -58,10 +57,10 @@ def measure_cost(trainer: Trainer) -> RunCost:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     cost = RunCost(
         seconds=total,
-        training_s=sum(training),
+        training_s=training,
         waiting_s=waiting,
-        validation_s=max(0.0, total - sum(training)),
-        images=images * len(rows),
+        validation_s=max(0.0, total - training),
+        images=sum(row["images"] for row in rows),
         peak_memory_bytes=peak,
         advice=(),
     )

@@ -14,6 +14,7 @@ from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
+from convscale.learn.settings import usable_device
 
 
 class Wrong(NamedTuple):
@@ -86,12 +87,12 @@ def evaluate(
         split: what to evaluate on.
         preprocessing: how images become inputs.
         batch_size: images per call.
-        device: where to run.
+        device: where to run; the network is put back afterwards.
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast).
         workers: decoding processes; None: one per core.
 
     Raises:
-        UserError: no image, or a network with another number of classes.
+        UserError: no image, a network with another number of classes, a batch below 1, a device that is not there.
     """
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
@@ -115,24 +116,33 @@ def predict_split(
     workers: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
     """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and seconds."""
-    started, training = time.perf_counter(), net.training
+    where = _checked(batch_size, device, workers)
+    started, training, home = time.perf_counter(), net.training, next((p.device for p in net.parameters()), where)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     logits, kept, bad = [], [], []
-    net.eval()
+    net.eval().to(where)
     try:
         for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
             bad += batch.bad
             if not len(batch.indices):
                 continue
-            inputs = preprocessing.normalize(batch.images.to(device))
-            with torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32"):
+            inputs = preprocessing.normalize(batch.images.to(where))
+            with torch.autocast(where.type, dtype, enabled=precision != "fp32"):
                 logits.append(net(inputs).float().cpu())
             kept.append(batch.indices)
     finally:
-        net.train(training)
+        net.train(training).to(home)
     if not logits:
         raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
     return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started
+
+
+def _checked(batch_size: int, device: str | torch.device, workers: int | None) -> torch.device:
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers must be at least 0, got {workers}")
+    return usable_device(device)
 
 
 def _one_label(

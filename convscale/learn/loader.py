@@ -6,10 +6,11 @@ of an epoch changes a batch.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Batch:
 
 
 class TrainLoader:
-    """Endless, resumable source of training batches.
+    """Source of an epoch's training batches, from any step on.
 
     Args:
         split: the train set.
@@ -114,6 +115,8 @@ def eval_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int 
     """A split in order, every image once, resized and cropped as ``preprocessing`` says."""
     chunks = list(torch.arange(len(split)).split(batch_size))
     if split.images is not None:
+        if isinstance(split, ArraySplit) and split.prepared:
+            preprocessing = dataclasses.replace(preprocessing, crop_pct=1.0)  # a second crop would show them larger
         for indices in chunks:
             yield Batch(images=resize_batch(split.images[indices], preprocessing), labels=split.labels[indices], indices=indices)
         return
@@ -153,9 +156,54 @@ def into_memory(split: Split, preprocessing: Preprocessing, *, max_bad_rate: flo
         labels=split.labels[indices],
         channels=preprocessing.channels,
         pixels=pixels[0] if len(pixels) == 1 else torch.cat(pixels),
+        prepared=True,
         origin=split.split if not isinstance(split, ArraySplit) else split.origin,
         numbers=indices if not isinstance(split, ArraySplit) or split.numbers is None else split.numbers[indices],
     ), tuple(bad)
+
+
+def readable(split: Split, preprocessing: Preprocessing) -> tuple[Split, tuple[str, ...]]:
+    """The images that can be decoded, in memory at the network's size where they fit, else as files; and what was wrong with the others.
+
+    Raises:
+        UserError: as for ``into_memory``.
+    """
+    held, bad = into_memory(split, preprocessing)
+    if held.images is not None:
+        return held, bad
+    kept, problems = [], []
+    for batch in eval_batches(split, preprocessing):
+        kept.append(batch.indices)
+        problems += batch.bad
+    check_bad_rate(problems, len(split), 0.01, split.split)
+    return (split.subset(torch.cat(kept)) if problems else split), tuple(problems)
+
+
+class EvalImages(Sequence[np.ndarray]):
+    """A split's images as uint8 (N, size, size, C) arrays of at most ``batch_size`` each, made anew whenever they are asked for.
+
+    Args:
+        split: images that can all be decoded, as ``readable`` gives them.
+        preprocessing: how they are resized.
+        batch_size: images in an array.
+    """
+
+    def __init__(self, split: Split, preprocessing: Preprocessing, batch_size: int = 256) -> None:
+        self.split, self.preprocessing, self.batch_size = split, preprocessing, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.split) / self.batch_size)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(len(self)))]
+        first = range(len(self))[at] * self.batch_size
+        some = self.split.subset(range(first, min(first + self.batch_size, len(self.split))))
+        return next(eval_batches(some, self.preprocessing, batch_size=self.batch_size, workers=0)).images.numpy()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for batch in eval_batches(self.split, self.preprocessing, batch_size=self.batch_size):
+            yield batch.images.numpy()
 
 
 def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: float, split: str) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convscale.errors import UserError
-from convscale.files import write_text
+from convscale.files import json_numbers, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.augment import erase, mix, mix_seed
@@ -228,7 +228,7 @@ class Trainer:
         if outputs.ndim != 2 or outputs.shape[1] != len(job.loader.split.classes):
             raise UserError(f"the network gives outputs of shape {tuple(outputs.shape)}, the data has {len(job.loader.split.classes)} classes")
         loss = job.loss(outputs, labels)
-        if job.teacher is not None and recipe.distill_weight:
+        if job.teacher is not None:
             with torch.no_grad(), self._autocast():
                 taught = job.teacher(inputs)
             imitation = distillation_loss(outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel)
@@ -290,6 +290,8 @@ class Trainer:
             "val_top1": metrics["top1"],
             "val_map": metrics["map"],
             "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
+            "images": images,
+            "train_seconds": sums["seconds"],
             "images_per_s": images / max(sums["seconds"], 1e-9),
             "wait_share": sums["wait"] / max(sums["seconds"], 1e-9),
             "seconds": self.elapsed,
@@ -347,6 +349,7 @@ class Trainer:
             self.ema.net.load_state_dict(state["ema"]["net"])
             self.ema.updates = state["ema"]["updates"]
         self.optimizer.load_state_dict(state["optimizer"])
+        _follow_layout(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.best_weights = state["best_weights"]
         numbers = state["numbers"]
@@ -370,7 +373,7 @@ class Trainer:
 
     def _save(self, target: Path, net: nn.Module, state: dict[str, Any] | None) -> None:
         metrics = {"history": self.history, "best": self.best, "epoch": self.epoch, "seconds": self.elapsed, "skipped_steps": self.skipped}
-        meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "steps_per_epoch": self.steps_per_epoch, "metrics": _finite(metrics)}
+        meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "steps_per_epoch": self.steps_per_epoch, "metrics": json_numbers(metrics)}
         save_checkpoint(target, net, classes=self.job.loader.split.classes, preprocessing=self.job.preprocessing, meta=meta, state=state)
 
     def _save_best(self) -> None:
@@ -385,7 +388,7 @@ class Trainer:
         if self.best["epoch"] == self.epoch:
             self._save_best()
         self._save_state()
-        write_text(self.job.output / "log.jsonl", "".join(json.dumps(_finite(row)) + "\n" for row in self.history))
+        write_text(self.job.output / "log.jsonl", "".join(json.dumps(json_numbers(row)) + "\n" for row in self.history))
 
     # -- small helpers -------------------------------------------------------------------------------------------------------------------------
 
@@ -448,6 +451,14 @@ def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
+def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Put moments into their parameter's memory layout: a state is kept contiguous, and fused steps walk memory without looking at strides."""
+    for param, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == param.shape and value.stride() != param.stride():
+                state[key] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
 def _whole(place: Path) -> bool:
     """Whether an undamaged checkpoint stands there; a damaged one is removed."""
     if not place.exists():
@@ -456,12 +467,3 @@ def _whole(place: Path) -> bool:
         return True
     shutil.rmtree(place)
     return False
-
-
-def _finite(value: Any) -> Any:
-    """With NaN and infinity as None, which JSON can say."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,6 +33,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr": (1e-9, 100.0),
     "momentum": (0, 0.9999),
     "beta2": (0, 0.99999),
+    "epsilon": (0, 1),
     "weight_decay": (0, 10.0),
     "warmup_epochs": (0, 100_000),
     "start_factor": (0, 1),
@@ -204,6 +205,8 @@ class Recipe:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"recipe {self.name}: {name} {getattr(self, name)!r} is unknown{nearest(str(getattr(self, name)), known)}")
+        if self.policy != "none" and self.augment != "resized-crop":
+            raise UserError(f"recipe {self.name}: policy {self.policy} goes with augment resized-crop only, got {self.augment}; use policy none")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from convscale.errors import UserError
 from convscale.learn.recipe import Recipe
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +26,23 @@ class Settings:
     """``nchw`` or ``nhwc``."""
     measured: tuple[tuple[str, str, float], ...] = ()
     """(precision, layout, training images/s) of what was tried; empty when nothing was left to choose."""
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device by its name.
+
+    Raises:
+        UserError: an unknown one, or one that is not there.
+    """
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: no CUDA device is available; use cpu")
+    if where.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device!r} is not supported for training; cpu, cuda or cuda:N would be right")
+    return where
 
 
 def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, seconds_each: float = 1.0) -> Settings:

@@ -29,7 +29,7 @@ from convscale.learn.loss import build_loss
 from convscale.learn.progress import Progress, duration, logged
 from convscale.learn.recipe import Recipe, get_recipe
 from convscale.learn.resume import restore
-from convscale.learn.settings import Settings, choose_settings
+from convscale.learn.settings import Settings, choose_settings, usable_device
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
 from convscale.nn.norm import convert_sync
@@ -42,8 +42,9 @@ class TrainRun:
     net: nn.Module
     """The best network on validation (averaged weights when the recipe averages), in eval mode."""
     history: list[dict[str, Any]]
-    """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images_per_s, wait_share, seconds (since the start), skipped_steps."""
-    best_top1: float
+    """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images, train_seconds, images_per_s, wait_share, seconds (since the
+    start), skipped_steps."""
+    best_metric: float
     """Validation top-1 of ``net``, in [0, 1]; mean average precision for several labels."""
     best_epoch: int
     """The epoch it comes from; 0: the solved head, before the first."""
@@ -75,7 +76,7 @@ class TrainRun:
             return "no epoch was finished"
         images_per_s = sum(row["images_per_s"] for row in self.history) / len(self.history)
         text = f"{len(self.history)} epochs in {duration(self.seconds)}, {images_per_s:,.0f} training images/s"
-        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_top1:.2%} after epoch {self.best_epoch}"
+        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_metric:.2%} after epoch {self.best_epoch}"
         return "\n".join((text, *self.cost.lines()))
 
 
@@ -131,9 +132,13 @@ def train(
         UserError: bad input, in one line.
     """
     recipe = _recipe(recipe, output if resume else None).override({**overrides, **({} if epochs is None else {"epochs": epochs})})
-    if max_seconds is not None and max_seconds <= 0:
+    if max_seconds is not None and not max_seconds > 0:
         raise UserError(f"max_seconds must be above 0, got {max_seconds!r}")
-    where = _device(device)
+    if keep < 1:
+        raise UserError(f"keep is {keep}; at least 1 training state must be kept, or a run that stops is lost")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers must be at least 0, got {workers}")
+    where = usable_device(device)
     notes: list[str] = []
     tell = _teller(progress if int(os.environ.get("RANK", "0")) == 0 else None, notes)
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
@@ -148,6 +153,8 @@ def train(
         if teacher is not None:
             recipe = recipe if recipe.distill_weight else recipe.override({"distill_weight": 0.5})
             teacher = open_teacher(teacher, splits.classes, preprocessing).to(where)
+        elif recipe.distill_weight:
+            raise UserError(f"distill_weight is {recipe.distill_weight:g}, but there is no teacher; give one (--teacher), or set it to 0")
         train_split, validation = _hold(splits, preprocessing, recipe, tell)
         if "batch_size" not in overrides:
             recipe = _fit_batch(recipe, len(train_split), tell)
@@ -213,7 +220,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
     return TrainRun(
         net=net,
         history=trainer.history,
-        best_top1=max(trainer.best["metric"], 0.0),
+        best_metric=max(trainer.best["metric"], 0.0),
         best_epoch=trainer.best["epoch"],
         thresholds=None if thresholds is None else tuple(thresholds),
         classes=job.loader.split.classes,
@@ -328,18 +335,6 @@ def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> 
         crop_pct=crop if recipe.augment == "resized-crop" else 1.0,
         interpolation=known.get("interpolation") or "bilinear",
     )
-
-
-def _device(device: str) -> torch.device:
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: no CUDA device is available; use cpu")
-    if where.type not in ("cpu", "cuda"):
-        raise UserError(f"device {device!r} is not supported for training; cpu, cuda or cuda:N would be right")
-    return where
 
 
 def _teller(progress: Progress | None, notes: list[str]) -> Progress:

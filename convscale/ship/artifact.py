@@ -58,6 +58,8 @@ class Artifact:
         self.batch_size: int = int(manifest["runtime"].get("batch_size") or 32)
         self.classes: tuple[str, ...] = tuple(_read_json(folder, "classes.json"))
         self.preprocessing: Preprocessing = Preprocessing.from_dict(_read_json(folder, "preprocessing.json"))
+        found = manifest.get("thresholds")
+        self.thresholds: tuple[float, ...] | None = None if found is None else tuple(found)
         if len(self.classes) != manifest["num_classes"]:
             raise UserError(f"artefact {folder} names {len(self.classes)} classes, its network has {manifest['num_classes']}; export it again")
         if self.runtime not in RUNTIMES_OF[self.format]:
@@ -95,7 +97,7 @@ class Artifact:
             images: uint8 (N, H, W, C), any N, resized by ``preprocessing.resize``.
 
         Returns:
-            float32 (N, classes), rows summing to 1.
+            float32 (N, classes): rows summing to 1; for several labels per image (``thresholds`` is set) each class's own probability.
 
         Raises:
             UserError: the images have another shape or type.
@@ -103,6 +105,8 @@ class Artifact:
         if self.baked:
             return self._outputs(images, 0)
         logits = self._outputs(images, 0)
+        if self.thresholds is not None:
+            return 1 / (1 + np.exp(-logits))
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exp / exp.sum(axis=1, keepdims=True)
 

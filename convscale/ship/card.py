@@ -21,11 +21,12 @@ def model_card(
         if manifest["baked"]
         else f"float32 (N, {preprocessing.channels}, {size}, {size}), normalised"
     )
+    several = "" if manifest.get("thresholds") is None else ", any number of them to an image"
     gives = "probabilities and logits" if manifest["baked"] else "logits"
     lines = [
         f"# {manifest['model']}",
         "",
-        f"An image classifier with {len(classes)} classes, exported by convscale as {manifest['format']} ({manifest['precision']}).",
+        f"An image classifier with {len(classes)} classes{several}, exported by convscale as {manifest['format']} ({manifest['precision']}).",
         "",
     ]
     for key in (*_FACTS, *sorted(set(facts) - set(_FACTS))):
@@ -51,12 +52,9 @@ def model_card(
         "",
     ]
     if checked.accuracy_before is not None and checked.accuracy_after is not None:
-        before, after = checked.accuracy_before_interval or (0, 1), checked.accuracy_after_interval or (0, 1)
-        lines += [
-            f"Accuracy before {100 * checked.accuracy_before:.2f} % (95 % interval {100 * before[0]:.2f} to {100 * before[1]:.2f}), "
-            f"after {100 * checked.accuracy_after:.2f} % ({100 * after[0]:.2f} to {100 * after[1]:.2f}).",
-            "",
-        ]
+        what = "Mean average precision" if manifest.get("thresholds") is not None else "Accuracy"
+        before, after = _interval(checked.accuracy_before_interval), _interval(checked.accuracy_after_interval)
+        lines += [f"{what} before {100 * checked.accuracy_before:.2f} %{before}, after {100 * checked.accuracy_after:.2f} %{after}.", ""]
     if "int8" in manifest:
         last = manifest["int8"]["steps"][-1]
         kept = ", ".join(last["float_layers"]) or "none"
@@ -64,3 +62,7 @@ def model_card(
         lines += [f"- {len(step['float_layers'])} layers in float: {step['drop_points']:.2f} points lost" for step in manifest["int8"]["steps"]]
         lines.append("")
     return "\n".join(lines)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f" (95 % interval {100 * ends[0]:.2f} to {100 * ends[1]:.2f})"

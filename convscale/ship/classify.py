@@ -39,6 +39,8 @@ class Row:
     """The likeliest ones, best first."""
     probabilities: tuple[float, ...] = ()
     """Theirs."""
+    labels: tuple[str, ...] | None = None
+    """Of a network for several labels per image: the classes above their thresholds, in the network's order; else None."""
     error: str = ""
     """Why there is none; empty where there is."""
 
@@ -95,9 +97,9 @@ def classify_stream(
         workers: decoding threads; None: one per core.
         max_pixels: larger pictures are refused before they are decoded.
     """
-    batch_size = batch_size or artifact.batch_size
-    workers = workers or available_cores()
-    _check_top(top, artifact)
+    batch_size = artifact.batch_size if batch_size is None else batch_size
+    workers = available_cores() if workers is None else workers
+    _check_options(top, artifact, batch_size, workers)
     paths = iter(paths)
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     # One computing thread in each decoder: the cores are shared out among the decoders and the runtime already.
@@ -152,12 +154,13 @@ def classify(
         UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
     """
     form = _format(output, format)
-    _check_top(top, artifact)  # before anything is written
+    _check_options(top, artifact, batch_size, workers)  # before anything is written
+    several = artifact.thresholds is not None
     writer = _csv_line if form == "csv" else _json_line
     done = 0
     paths = iter(paths)
     if isinstance(output, (str, os.PathLike)):
-        done = _prepare(Path(output), form, top, paths, resume=resume, overwrite=overwrite)
+        done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
         stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115 - closed below
     else:
         stream = output
@@ -166,9 +169,9 @@ def classify(
     step = batch_size or artifact.batch_size
     try:
         if form == "csv" and (stream is output or Path(output).stat().st_size == 0):  # pyright: ignore[reportArgumentType]
-            stream.write(_header(top))
+            stream.write(_header(top, several))
         for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
-            stream.write(writer(row, top))
+            stream.write(writer(row, top, several))
             count += 1
             errors += bool(row.error)
             if count % step == 0:
@@ -188,7 +191,10 @@ def classify(
     return Classified(images=count, errors=errors, resumed=done, seconds=time.perf_counter() - start)
 
 
-def _check_top(top: int, artifact: Artifact) -> None:
+def _check_options(top: int, artifact: Artifact, batch_size: int | None, workers: int | None) -> None:
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     if not 1 <= top <= len(artifact.classes):
         raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
 
@@ -244,7 +250,10 @@ def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: 
             continue
         row = next(probabilities)
         best = np.argsort(-row, kind="stable")[:top]
-        yield Row(path=path, classes=tuple(artifact.classes[i] for i in best), probabilities=tuple(float(row[i]) for i in best))
+        labels = None
+        if artifact.thresholds is not None:
+            labels = tuple(name for name, value, least in zip(artifact.classes, row, artifact.thresholds, strict=True) if value > least)
+        yield Row(path=path, classes=tuple(artifact.classes[i] for i in best), probabilities=tuple(float(row[i]) for i in best), labels=labels)
 
 
 def _format(output: Any, format: str | None) -> str:
@@ -256,18 +265,21 @@ def _format(output: Any, format: str | None) -> str:
     return format
 
 
-def _header(top: int) -> str:
+def _header(top: int, several: bool) -> str:
     names = [
         "path",
+        *(["labels"] if several else []),
         *(name for i in range(1, top + 1) for name in ((f"class_{i}", f"probability_{i}") if top > 1 else ("class", "probability"))),
         "error",
     ]
     return ",".join(names) + "\n"
 
 
-def _csv_line(row: Row, top: int) -> str:
+def _csv_line(row: Row, top: int, several: bool) -> str:
     """One line: line ends in a file's name are written as ``\\n``, so that a line is always a row."""
     cells: list[Any] = [_one_line(row.path)]
+    if several:
+        cells.append(json.dumps(row.labels or [], ensure_ascii=False))
     for i in range(top):
         cells += [row.classes[i], f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
     text = io.StringIO()
@@ -275,12 +287,14 @@ def _csv_line(row: Row, top: int) -> str:
     return text.getvalue()
 
 
-def _json_line(row: Row, top: int) -> str:
+def _json_line(row: Row, top: int, several: bool) -> str:
     value: dict[str, Any] = {"path": row.path}
     if row.error:
         value["error"] = row.error
     else:
         value["classes"] = [{"class": c, "probability": round(p, 6)} for c, p in zip(row.classes, row.probabilities, strict=True)]
+        if several:
+            value["labels"] = list(row.labels or ())
     return json.dumps(value) + "\n"
 
 
@@ -288,7 +302,7 @@ def _one_line(text: str) -> str:
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-def _prepare(output: Path, form: str, top: int, paths: Iterator[str], *, resume: bool, overwrite: bool) -> int:
+def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool) -> int:
     """Make the output ready to be appended to. Returns how many files it has rows for; as many are taken from ``paths``."""
     if output.is_dir():
         raise UserError(f"output {output} is a folder; name a file")
@@ -304,7 +318,7 @@ def _prepare(output: Path, form: str, top: int, paths: Iterator[str], *, resume:
     _cut_torn_line(output)
     done = 0
     with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for path in _paths_of(file, form, top, output):
+        for path in _paths_of(file, form, header, output):
             expected = next(paths, None)
             if expected is None or path != (_one_line(expected) if form == "csv" else expected):
                 raise UserError(
@@ -314,7 +328,7 @@ def _prepare(output: Path, form: str, top: int, paths: Iterator[str], *, resume:
     return done
 
 
-def _paths_of(file: TextIO, form: str, top: int, output: Path) -> Iterator[str]:
+def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
     """The paths of the rows of an earlier run."""
     try:
         if form == "csv":
@@ -322,8 +336,8 @@ def _paths_of(file: TextIO, form: str, top: int, output: Path) -> Iterator[str]:
             head: Sequence[str] = next(rows, [])
             if head and head[0] != "path":
                 raise UserError(f"output {output} is no table of convscale classify; name another")
-            if head and ",".join(head) + "\n" != _header(top):
-                raise UserError(f"output {output} has other columns than top {top} gives; resume with the same top, or name another output")
+            if head and ",".join(head) + "\n" != header:
+                raise UserError(f"output {output} has other columns than {header.strip()}; resume with the same options, or name another output")
             yield from (row[0] for row in rows)
         else:
             yield from (json.loads(line)["path"] for line in file)

@@ -24,7 +24,7 @@ from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
 from convscale.ship.nets import Baked, as_module, example_input, forward_logits, preprocessing_of
 from convscale.ship.onnx_files import OPSET, store_half, write_onnx
 from convscale.ship.openvino_files import write_ir
-from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers
+from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
 from convscale.ship.runtime import need_runtime
 from convscale.ship.torch_files import write_program
 from convscale.ship.verify import Verification, Withheld, reference_logits, verify
@@ -59,9 +59,10 @@ class Shared:
         """The network's logits of the images."""
         if self.reference is None:
             parts = [images] if isinstance(images, np.ndarray) else images
-            if not sum(len(part) for part in parts):
+            found = [reference_logits(module, artifact, part) for part in parts if len(part)]
+            if not found:
                 raise UserError("there are no images to check the artefact on; give at least one")
-            self.reference = np.concatenate([reference_logits(module, artifact, part) for part in parts])
+            self.reference = np.concatenate(found)
         return self.reference
 
 
@@ -81,6 +82,7 @@ def export(
     max_drop: float = 0.5,
     spec: Any = None,
     card: Mapping[str, str] | None = None,
+    thresholds: Sequence[float] | None = None,
     verify_images: np.ndarray | Sequence[np.ndarray] | None = None,
     verify_labels: Sequence[int] | np.ndarray | None = None,
     overwrite: bool = False,
@@ -99,13 +101,16 @@ def export(
         half: store the weights in half precision (they are computed with in float32 on a CPU).
         strided_stem: write a space-to-depth stem as one strided convolution; ``export_fastest`` tries whether that is faster here.
         int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``).
-        calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32, at most 300 are used.
+        calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32; of more than 300, 300 that are spread
+            evenly over them are used.
         max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds. Without labels: points of
             disagreement.
         spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
         card: facts for the model card: ``data``, ``recipe``, ``accuracy``, ``speed``, ``licence`` and others.
-        verify_images: uint8 (N, H, W, C) real images, resized; None: a little noise, and the record says so.
-        verify_labels: their classes, for accuracies.
+        thresholds: of a network for several labels per image: for each class the probability above which it counts as present. Probabilities are
+            sigmoids then. None: one label per image.
+        verify_images: uint8 (N, H, W, C) real images, resized, or batches of them; None: a little noise, and the record says so.
+        verify_labels: their classes, for accuracies: (N,), or for several labels (N, classes) of zeros and ones.
         overwrite: replace an artefact of that name, once the new one is whole.
         shared: what earlier exports of the same network, preprocessing and images have made.
 
@@ -121,6 +126,8 @@ def export(
     names = [str(i) for i in range(num_classes)] if classes is None else [str(c) for c in classes]
     if len(names) != num_classes:
         raise UserError(f"classes names {len(names)} classes, {name} has {num_classes} outputs")
+    if thresholds is not None and not (len(thresholds) == num_classes and all(0 <= value <= 1 for value in thresholds)):
+        raise UserError(f"thresholds must be {num_classes} probabilities, one for each class, got {list(thresholds)}")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     spec = getattr(module, "spec", None) if spec is None else spec
     manifest = {
@@ -131,6 +138,7 @@ def export(
         "baked": bake,
         "strided_stem": strided_stem,
         "num_classes": num_classes,
+        "thresholds": None if thresholds is None else [float(value) for value in thresholds],
         "opset": OPSET if format == "onnx" else None,
         "runtime": {"name": RUNTIMES_OF[format][0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if hasattr(spec, "to_dict") else spec,
@@ -224,7 +232,7 @@ def _write_model(
     if strided:
         net = fold(net, example, strided_stem=True)
     if baked:
-        net, example = Baked(net, preprocessing), torch.from_numpy(noise_images(preprocessing, 2))
+        net, example = Baked(net, preprocessing, several=manifest["thresholds"] is not None), torch.from_numpy(noise_images(preprocessing, 2))
     if form == "torch":
         write_program(net, example, folder / "model.pt2")
         return
@@ -260,7 +268,7 @@ def _quantise(
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
     def ranked() -> Sequence[Layer]:
-        graph, layers, batch = shipped_graph(module, probe.preprocessing, calibration[:RANKING], baked=probe.baked)
+        graph, layers, batch = shipped_graph(module, probe.preprocessing, calibration[spread(len(calibration), RANKING)], baked=probe.baked)
         return rank_layers(graph, batch, layers)
 
     def batches() -> Iterator[np.ndarray]:

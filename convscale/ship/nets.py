@@ -10,6 +10,7 @@ from torch import nn
 
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.speed.trace import image_channels
 
 
 def as_module(net: Any) -> tuple[nn.Module, str]:
@@ -25,17 +26,14 @@ def as_module(net: Any) -> tuple[nn.Module, str]:
 
 
 def input_shape(net: nn.Module, image_size: int | None = None) -> tuple[int, int, int]:
-    """Channels, height and width a network takes: from its ``pretrained_cfg``, the channels as its first convolution has them.
+    """Channels (``speed.trace.image_channels``), height and width a network takes, the last two from its ``pretrained_cfg``.
 
     Raises:
         UserError: the size is neither given nor known.
     """
     cfg = getattr(net, "pretrained_cfg", None) or {}
-    channels, height, width = cfg.get("input_size", (3, None, None))
-    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and (first.in_channels % channels or getattr(net, "in_chans", channels) != channels):
-        # Another number than the one it was trained with; behind a 4 x 4 space-to-depth there are 16 for each.
-        channels = getattr(net, "in_chans", first.in_channels if first.in_channels < 16 else first.in_channels // 16)
+    channels = image_channels(net)
+    _, height, width = cfg.get("input_size", (None, None, None))
     if image_size is not None:
         height = width = image_size
     if not height or not width:
@@ -70,7 +68,7 @@ def preprocessing_of(net: nn.Module, image_size: int | None = None) -> Preproces
 
 
 class Baked(nn.Module):
-    """Pixels to probabilities: cast, permute, normalise, the network, softmax.
+    """Pixels to probabilities: cast, permute, normalise, the network, softmax (``several`` labels per image: sigmoid).
 
     Takes uint8 (N, H, W, C) and gives probabilities and logits, (N, classes) each.
     """
@@ -78,10 +76,9 @@ class Baked(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, net: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, net: nn.Module, preprocessing: Preprocessing, *, several: bool = False) -> None:
         super().__init__()
-        self.net = net
-        # The same steps, in the same order, as Preprocessing.normalize: the first checks of a difference start from equal inputs.
+        self.net, self.several = net, several
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
         self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
@@ -89,7 +86,7 @@ class Baked(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = images.permute(0, 3, 1, 2).float() / 255.0
         logits = self.net(((pixels - self.mean) / self.std).to(self.dtype)).float()
-        return torch.softmax(logits, dim=1), logits
+        return (torch.sigmoid(logits) if self.several else torch.softmax(logits, dim=1)), logits
 
 
 def forward_logits(net: nn.Module, batch: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class Step:
 
 
 def check_calibration(images: np.ndarray | None) -> np.ndarray:
-    """The calibration images to use.
+    """The calibration images to use: all, or ``CALIBRATION`` of them from all over the set, since sets often stand class by class.
 
     Raises:
         UserError: there are none or too few; or NNCF is not installed.
@@ -55,7 +55,12 @@ def check_calibration(images: np.ndarray | None) -> np.ndarray:
     count = 0 if images is None else len(images)
     if images is None or count < MIN_CALIBRATION:
         raise UserError(f"INT8 needs at least {MIN_CALIBRATION} calibration images of the training set, got {count}")
-    return images[:CALIBRATION]
+    return images[spread(count, CALIBRATION)]
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Positions of at most ``wanted`` of ``count`` things, evenly over all of them: int64, ascending."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
 
 
 def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.ndarray]], count: int, float_values: Sequence[str] = ()) -> None:

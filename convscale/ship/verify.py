@@ -20,6 +20,8 @@ MIN_AGREEMENT = 0.999
 """Top-1 agreement that a float artefact must reach."""
 MAX_RELATIVE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2}
 """Largest difference of logits over the largest logit, by the precision of the stored weights."""
+MAX_BATCH_RELATIVE = 0.1
+"""Largest difference of an INT8 artefact's logits between batch sizes over the largest logit: a rounded activation may flip, no more."""
 CHUNK = 32
 """Images that go through the reference network at once."""
 
@@ -45,19 +47,21 @@ class Verification:
     top1_agreement: float
     """Share of images whose largest logit is the same class's."""
     max_abs: float
-    """Largest difference of a logit."""
+    """Largest difference of a logit; of a float artefact at the extra batch sizes too."""
     max_rel: float
     """``max|a - b| / max|b|`` over all logits, b the trained network's."""
     mean_abs: float
     """Mean absolute difference of a logit."""
+    batch_rel: float = 0.0
+    """Largest difference of the artefact's own logits between the extra batch sizes and its usual one, over the largest logit."""
     accuracy_before: float | None = None
-    """Top-1 accuracy of the trained network; None without labels."""
+    """Top-1 accuracy of the trained network, for several labels its mean average precision, in [0, 1]; None without labels."""
     accuracy_before_interval: tuple[float, float] | None = None
-    """Its 95 % Wilson interval."""
+    """Its 95 % Wilson interval; None for several labels."""
     accuracy_after: float | None = None
-    """Top-1 accuracy of the artefact."""
+    """The same of the artefact."""
     accuracy_after_interval: tuple[float, float] | None = None
-    """Its 95 % Wilson interval."""
+    """Its 95 % Wilson interval; None for several labels."""
     precision: str = "fp32"
     """The artefact's precision, which chooses the gate."""
     max_drop: float | None = None
@@ -107,7 +111,7 @@ def verify(
         net: the trained network.
         artifact: what was made from it.
         images: uint8 (N, H, W, C), or batches of that, resized by the artefact's ``preprocessing.resize``.
-        labels: the true class of each image, for accuracies.
+        labels: the true class of each image (N,), for accuracies; for several labels (N, classes) of zeros and ones.
         max_drop: accuracy points an INT8 artefact may lose; without labels, the points of disagreement allowed, which bound the loss.
         source: what the images are, for the record.
         reference: the network's logits of all images, where they are known already.
@@ -116,7 +120,7 @@ def verify(
     Raises:
         UserError: no images, of a wrong shape, or another number of labels.
     """
-    reference, candidate, max_abs = _both(net, artifact, images, batch_sizes, reference)
+    reference, candidate, max_abs, batch_abs = _both(net, artifact, images, batch_sizes, reference)
     n = len(reference)
     if labels is not None and len(labels) != n:
         raise UserError(f"verify got {n} images and {len(labels)} labels; give one label per image")
@@ -124,7 +128,7 @@ def verify(
     max_abs = max(max_abs, float(difference.max()))
     largest = float(np.abs(reference).max())
     same = reference.argmax(1) == candidate.argmax(1)
-    finite = bool(np.isfinite(reference).all() and np.isfinite(candidate).all())
+    finite = bool(np.isfinite(reference).all() and np.isfinite(candidate).all() and math.isfinite(max_abs) and math.isfinite(batch_abs))
     found: dict[str, Any] = {
         "n": n,
         "images": source,
@@ -133,11 +137,17 @@ def verify(
         "max_abs": max_abs if finite else math.inf,
         "max_rel": 0.0 if max_abs == 0 else max_abs / largest if finite and largest else math.inf,
         "mean_abs": float(difference.mean()) if finite else math.inf,
+        "batch_rel": batch_abs / largest if finite and largest else 0.0,
         "precision": artifact.precision,
     }
     if labels is not None:
         truth = np.asarray(labels)
+        if truth.ndim == 2 and truth.shape != reference.shape:
+            raise UserError(f"labels of shape {truth.shape} do not go with logits of shape {reference.shape}")
         for name, logits in (("before", reference), ("after", candidate)):
+            if truth.ndim == 2:
+                found[f"accuracy_{name}"] = _mean_average_precision(logits, truth)
+                continue
             right = int((logits.argmax(1) == truth).sum())
             found |= {f"accuracy_{name}": right / n, f"accuracy_{name}_interval": wilson(right, n)}
     if artifact.precision == "int8":
@@ -148,6 +158,17 @@ def verify(
 
         found["drift_layer"] = first_drift(net, artifact, _first(images))
     return Verification(**found, passed=passed, reason=reason)
+
+
+def _mean_average_precision(logits: np.ndarray, truth: np.ndarray) -> float | None:
+    """Over the classes that are present; None where none is."""
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    present = np.flatnonzero(truth.sum(0) > 0)
+    if not len(present):
+        return None
+    shown, right = torch.from_numpy(logits[:, present]).sigmoid(), torch.from_numpy(truth[:, present]).long()
+    return float(multilabel_average_precision(shown, right, num_labels=len(present)))
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -173,24 +194,30 @@ def reference_logits(net: nn.Module, artifact: Artifact, images: np.ndarray) -> 
 
 def _both(
     net: nn.Module, artifact: Artifact, images: np.ndarray | Iterable[np.ndarray], batch_sizes: Sequence[int], known: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Logits of the network and of the artefact, (N, classes) each, and the largest difference seen at the extra batch sizes."""
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Logits of the network and of the artefact, (N, classes) each; then the largest differences at the extra batch sizes, NaN where one is none:
+    from the network's logits (0 for INT8, which differs by its nature), and from the artefact's own at its usual batch."""
     reference: list[np.ndarray] = []
     candidate: list[np.ndarray] = []
-    worst, done = 0.0, 0
+    worst = unsteady = 0.0
+    done = 0
     for chunk in _chunks(images):
         expected = reference_logits(net, artifact, chunk) if known is None else known[done : done + len(chunk)]
+        usual = artifact.logits(chunk)
         if not reference:
             for size in batch_sizes:
                 # Twice the size and one more, so that a second full batch and a rest go through too.
                 few = slice(0, min(len(chunk), 2 * size + 1))
-                worst = max(worst, float(np.abs(artifact.logits(chunk[few], batch_size=size) - expected[few]).max()))
+                there = artifact.logits(chunk[few], batch_size=size)
+                unsteady = float(np.maximum(unsteady, np.abs(there - usual[few]).max()))  # unlike max(), it keeps NaN
+                if artifact.precision != "int8":
+                    worst = float(np.maximum(worst, np.abs(there - expected[few]).max()))
         reference.append(expected)
-        candidate.append(artifact.logits(chunk))
+        candidate.append(usual)
         done += len(chunk)
     if not reference:
         raise UserError("verify got no images; give at least one")
-    return np.concatenate(reference), np.concatenate(candidate), worst
+    return np.concatenate(reference), np.concatenate(candidate), worst, unsteady
 
 
 def _judge(v: Verification) -> tuple[bool, str]:
@@ -199,6 +226,8 @@ def _judge(v: Verification) -> tuple[bool, str]:
         return False, "the logits are not finite numbers"
     if v.precision == "int8":
         assert v.max_drop is not None, "an INT8 verification states its max_drop"
+        if v.batch_rel > MAX_BATCH_RELATIVE:
+            return False, f"the logits differ by {v.batch_rel:.1e} relative between batch sizes, {MAX_BATCH_RELATIVE:g} is allowed"
         if v.drop_points is not None:
             passed = v.drop_points <= v.max_drop + 1e-9
             return passed, f"INT8 loses {v.drop_points:.2f} points of accuracy on {v.n} images, {v.max_drop:g} are allowed"

@@ -63,9 +63,8 @@ def problems(fit: Mapping[str, Any]) -> list[str]:
     if verification.get("passed") is False:
         reason = verification.get("reason") or "it differs from the trained network"
         found.append(f"The artefact was withheld: {reason}.")
-    skipped = (fit.get("data") or {}).get("skipped")
-    if skipped:
-        found.append(f"{words.plural(skipped, 'image')} could not be read and stayed out.")
+    if skipped := len(fit.get("left_out") or ()):
+        found.append(f"{words.plural(skipped, 'test image')} could not be read and stayed out.")
     return found
 
 
@@ -272,7 +271,7 @@ def gallery(fit: Mapping[str, Any]) -> Section | None:
     small = " class='small'" if ((fit.get("data") or {}).get("image_size") or 0) <= 64 else ""
     wrong = sorted(wrong, key=lambda w: -(w.get("confidence") or 0))
     cells = "".join(
-        f'<figure><img{small} loading="lazy" src="{escape(str(w["image"]))}" alt="test image {escape(str(w.get("index", "")))}">'
+        f'<figure><img{small} loading="lazy" src="{escape(str(w["image"]))}" alt="test image {escape(str(w.get("name", "")))}">'
         f"<figcaption><strong>{named(w.get('true'))}</strong><br>said {named(w.get('predicted'))}, "
         f"{words.percent(w.get('confidence'), 0)} sure</figcaption></figure>"
         for w in wrong[:GALLERY]
@@ -366,7 +365,8 @@ def use(fit: Mapping[str, Any], folder: Path) -> Section | None:
     parts = []
     passed = (fit.get("verification") or {}).get("passed")
     if artifact.get("path") and passed is not False:
-        size = d.get("image_size") or "side"
+        timed = ((artifact.get("measurement") or {}).get("conditions") or {}).get("image_size")
+        size = timed or d.get("image_size") or "side"
         code = (
             "import convscale as cs\n\n"
             f"net = cs.load_artifact({str(folder / str(artifact['path']))!r})\n"

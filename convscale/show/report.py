@@ -14,8 +14,8 @@ from convscale.show.fit_shipping import shipping
 from convscale.show.page import Figures, page
 
 
-def write_fit_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` beside the ``fit.json`` of a run: what was chosen and why, the pictures, the mistakes, the conditions.
+def write_fit_report(run_dir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Write ``report.html`` beside the ``fit.json`` of a run, or another file: what was chosen and why, the pictures, the mistakes, the conditions.
 
     The file is self-contained (figures, pictures and the plotting library are inside) and asks nothing of the network. Parts that the record
     lacks are left out.
@@ -26,7 +26,7 @@ def write_fit_report(run_dir: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: the folder has no ``fit.json``, or it is damaged or of a newer schema.
     """
-    path = Path(run_dir) / "report.html"
+    path = Path(run_dir) / "report.html" if output is None else Path(output)
     write_text(path, fit_page(read_fit(run_dir), Path(run_dir)))
     return path
 

@@ -16,8 +16,8 @@ from convscale.show import fit_sections, plots, words
 from convscale.show.page import Figures, Section, definitions, page, paragraph
 
 
-def write_train_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` into the folder of ``convscale train``.
+def write_train_report(run_dir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Write ``report.html`` into the folder of ``convscale train``, or another file.
 
     Returns:
         The path of the report.
@@ -40,7 +40,7 @@ def write_train_report(run_dir: str | os.PathLike[str]) -> Path:
         sections=[section for section in sections if section is not None],
         figures=figures,
     )
-    path = folder / "report.html"
+    path = folder / "report.html" if output is None else Path(output)
     write_text(path, text)
     return path
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,24 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convscale"
 
 
+def digest_of(root: Path, *names: str) -> str:
+    """Digest of torch's version and of the code and data of ``root`` that decide what a network costs, without importing torch.
+
+    Args:
+        root: the package's folder.
+        names: files below it; none: all of ``arch``, ``nn`` and ``speed``.
+    """
+    digest = hashlib.sha256(version("torch").encode())
+    found = [file for folder in ("arch", "nn", "speed") for file in (root / folder).iterdir() if file.suffix in (".py", ".json")]
+    for file in [root / name for name in names] or sorted(found):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @cache
 def code_digest() -> str:
-    """Digest of the code that decides what a spec costs, and of torch's version: a result of other code is never read back."""
-    from torch import __version__ as torch_version
-
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256(torch_version.encode())
-    files = [*root.glob("arch/*.py"), *root.glob("nn/*.py"), *(root / "speed" / f"{name}.py" for name in ("operators", "trace", "kernels"))]
-    for file in sorted(files):
-        if file.exists():
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    """Digest of the code and data that a cost or a prediction depends on: a result of other code is never read back."""
+    return digest_of(Path(__file__).parent.parent)
 
 
 def key_of(kind: str, spec: Any, **conditions: Any) -> str:

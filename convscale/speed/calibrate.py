@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from convscale.arch.spec import NetSpec
     from convscale.speed.records import Record
 
-FORMAT = 2
+FORMAT = 3
 MANY = 12
 """From how many measured networks on all coefficients are fitted; below, the card's own rates."""
 _RIDGE = 0.3
+_SHARED = ("device", "mode", "runtime", "layout", "precision")
+"""Conditions that a calibration holds for; a CPU's threads are those that it was measured with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What measurements on a device changed in the predictor; holds for one mode, runtime and layout."""
+    """What measurements on a device changed in the predictor; holds for one mode, runtime, layout, precision and number of threads."""
 
     device: str
     """The device's name."""
@@ -56,6 +58,10 @@ class Calibration:
     """``eager`` or ``compiled``."""
     layout: str
     """``nchw`` or ``nhwc``."""
+    precision: str
+    """``amp``, ``fp32``, ``bf16`` or ``fp16``."""
+    threads: int | None
+    """Of a CPU, as measured and so as predicted; None: one per core."""
     count: int
     """Measured networks it rests on."""
     coefficients: Mapping[str, float]
@@ -69,9 +75,8 @@ class Calibration:
 
     def require(self, conditions: Conditions) -> None:
         """Raise UserError when it was made for other conditions."""
-        runtime = "eager" if conditions.runtime == "eager" else "compiled"
-        for name, asked in (("device", conditions.device), ("mode", conditions.mode), ("runtime", runtime), ("layout", conditions.layout)):
-            if (made := getattr(self, name)) != asked:
+        for name in _SHARED:
+            if (made := getattr(self, name)) != (asked := getattr(conditions, name)):
                 raise UserError(f"the calibration was made for {name} {made!r}, not {asked!r}; measure and calibrate for that")
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,21 +158,24 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
     fitted, still held near what the tables said. A CPU wants a dozen: the shipped coefficients are of one other CPU.
 
     Args:
-        observations: networks measured under one device, mode, runtime and layout; batch and image sizes may differ.
+        observations: networks measured under one device, mode, runtime (eager or compiled PyTorch), layout, precision and number of threads; batch
+            and image sizes may differ.
 
     Raises:
-        UserError: none given, conditions that differ, or a speed that is not positive.
+        UserError: none given, conditions that differ or that nothing is predicted for, or a speed that is not positive.
     """
     if not observations:
         raise UserError("nothing to calibrate with: give at least one measured network")
     first = observations[0].conditions
     for item in observations:
         here = item.conditions
-        for name in ("device", "mode", "runtime", "layout", "precision"):
+        for name in (*_SHARED, "threads"):
             if getattr(here, name) != getattr(first, name):
                 raise UserError(f"measurements of one calibration must share their {name}: {getattr(first, name)!r} and {getattr(here, name)!r}")
         if not item.images_per_s > 0:
             raise UserError(f"images_per_s must be positive, got {item.images_per_s!r}")
+    if first.runtime not in ("eager", "compiled"):
+        raise UserError(f"PyTorch is predicted, eager or compiled; measurements in {first.runtime} say nothing of it")
     sheet = get_device(first.device)
     known = fitted_sets()[set_name(first, sheet)]
     table = table_of([load_workload(item.net, item.conditions).kernels for item in observations])
@@ -177,8 +185,10 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
     return Calibration(
         device=sheet.name,
         mode=first.mode,
-        runtime="eager" if first.runtime == "eager" else "compiled",
+        runtime=first.runtime,
         layout=first.layout,
+        precision=first.precision,
+        threads=first.threads,
         count=len(observations),
         coefficients=made[0],
         covariance=made[1],

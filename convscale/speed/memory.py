@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from convscale.errors import UserError
+from convscale.speed.trace import image_channels
 
 if TYPE_CHECKING:
     from convscale.arch.spec import NetSpec
@@ -26,15 +27,6 @@ HEADROOM = 0.19
 2003.13630, table 1: 288) comes out; the table's four other batches then come out 9 % too small to 8 % too large."""
 MOST = 2**16
 """The largest batch that is looked at."""
-
-
-def image_channels(net: nn.Module) -> int:
-    """Channels of the images a network takes: its own `in_chans`, else its first convolution's (a 16th of those after a 4 x 4 space-to-depth)."""
-    own = getattr(net, "in_chans", None)
-    if isinstance(own, int):
-        return own
-    first = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
-    return first // 16 if first % 16 == 0 else first
 
 
 def saved_bytes(net: nn.Module, image_size: int = 224, batch_size: int = 4) -> float:
@@ -151,8 +143,6 @@ def largest_within(peak: Callable[[int], int], usable: int, *, most: int = MOST)
         guess = min(max(guess, low + 1), high - 1)
         low, high = (guess, high) if peak(guess) <= usable else (low, guess)
         one, two = (two, guess) if guess != two else (low, high if high <= most else low + 1)
-        if one == two:
-            one = max(1, two - 1)
     return low
 
 

@@ -174,11 +174,14 @@ def _known_doubts(work: Workload, conditions: Conditions, device: Device, share:
 def _open_doubts(work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool) -> list[str]:
     """Doubts that no table says anything of: each widens the interval."""
     found: list[str] = []
-    if device.kind == "cpu" and (conditions.mode == "train" or conditions.precision != "fp32" or conditions.batch_size != 1):
-        found.append("the CPU table holds single-precision inference at batch 1 only")
+    if device.kind == "cpu" and not calibrated:
+        if conditions.mode == "train" or conditions.precision != "fp32" or conditions.batch_size != 1:
+            found.append("the CPU table holds single-precision inference at batch 1 only")
+        if conditions.runtime == "eager" or conditions.layout != "nchw":
+            found.append("the CPU table was measured behind PyTorch's compiler and in NCHW only")
     if conditions.mode == "train" and conditions.runtime != "eager":
         found.append("compiled training was never measured for the fit")
-    if device.kind == "gpu" and conditions.precision != "amp":
+    if device.kind == "gpu" and conditions.precision != "amp" and not calibrated:
         found.append(f"all GPU measurements fitted ran under AMP, none in {conditions.precision}")
     if conditions.precision == "bf16" and not device.bfloat16:
         found.append(f"{device.title} has no matrix units for bfloat16")

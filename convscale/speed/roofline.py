@@ -114,6 +114,13 @@ def _up(channels: np.ndarray, multiple: int) -> np.ndarray:
     return np.ceil(channels / multiple) * multiple
 
 
+def is_ragged(table: Table) -> np.ndarray:
+    """Which kernels multiply matrices with a side that is no multiple of 8, which matrix units pad; an image's few channels do not count."""
+    v = table.values
+    dense = (table.kind < len(MATRIX)) & ~np.isin(table.kind, _DEPTHWISE)
+    return dense & (((v["channels"] % 8 > 0) & (v["channels"] > 4)) | (v["width"] % 8 > 0))
+
+
 def compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarray:
     """Seconds of arithmetic of each row's kernel, once."""
     v = table.values
@@ -132,7 +139,7 @@ def compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarra
     depth, width = np.maximum(v["depth"], 1), np.maximum(v["width"], 1)
     channels = np.maximum(v["channels"], 1)
     padded = np.where(depthwise | ~matrix, 1.0, _up(channels, 8) / channels * _up(width, 8) / width)
-    ragged = np.where(matrix & ~depthwise & ((v["channels"] % 8 > 0) & (v["channels"] > 4) | (v["width"] % 8 > 0)), c["ragged"], 1.0)
+    ragged = np.where(is_ragged(table), c["ragged"], 1.0)
     saturation = depth / (depth + c["depth0"]) * width / (width + c["width0"])
     saturation = np.where(grouped, width / (width + c["group0"]), saturation)
     tensor = 2 * v["macs"] * padded * ragged / (peak * efficiency * phase * saturation)

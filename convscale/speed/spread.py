@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from convscale.speed.device import Device
-from convscale.speed.kernels import FUSED, MATRIX, NORMS
-from convscale.speed.roofline import KINDS, Table, kernel_s, net_s
+from convscale.speed.kernels import FUSED, NORMS
+from convscale.speed.roofline import KINDS, Table, is_ragged, kernel_s, net_s
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "dense": ("conv", "conv1", "linear"),
@@ -46,11 +46,9 @@ def groups_of(table: Table, total: np.ndarray) -> dict[str, np.ndarray]:
     """Share of each network's time by group and mark; ``total`` is the seconds of each row's kernel, once."""
     v, spent = table.values, total * table.count
     whole = np.maximum(np.bincount(table.net, weights=spent, minlength=table.nets), 1e-12)
-    matrix = table.kind < len(MATRIX)
     depthwise = np.isin(table.kind, [KINDS.index(kind) for kind in GROUPS["depthwise"]])
-    ragged = matrix & ~depthwise & (v["channels"] > 4) & (v["width"] != 1) & ((v["channels"] % 8 > 0) | (v["width"] % 8 > 0))
     masks = {name: np.isin(table.kind, [KINDS.index(kind) for kind in kinds]) for name, kinds in GROUPS.items()}
-    masks |= {"ragged": ragged, "wide": depthwise & (v["window"] > 25)}
+    masks |= {"ragged": is_ragged(table), "wide": depthwise & (v["window"] > 25)}
     masks["huge"] = np.maximum(v["in_bytes"], v["out_bytes"]) / v["itemsize"] > 2**31
     return {name: np.bincount(table.net, weights=spent * mask, minlength=table.nets) / whole for name, mask in masks.items()}
 

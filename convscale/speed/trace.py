@@ -455,7 +455,7 @@ def trace(
     low = _LOW.get(precision)
     fast = type(net).__module__.startswith("timm.") if fast_norm is None else fast_norm
     autocast = nullcontext() if low is None else Autocast(low, {id(tensor) for tensor in stand_ins.values()}, fast)
-    x = torch.empty(batch_size, channels or _in_channels(net), height, width, device="meta")
+    x = torch.empty(batch_size, channels or image_channels(net), height, width, device="meta")
     x = x.half() if precision == "fp16" else x
     x = x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
     try:
@@ -484,7 +484,15 @@ def trace(
     )
 
 
-def _in_channels(net: nn.Module) -> int:
-    """Image channels that the network's first convolution takes; a stem that folds pixels into channels says so by ``in_chans``."""
-    declared = getattr(net, "in_chans", None) or getattr(getattr(getattr(net, "spec", None), "input", None), "channels", None)
-    return declared if isinstance(declared, int) else 3
+def image_channels(net: nn.Module) -> int:
+    """Channels of the images a network takes: its own ``in_chans``; else its first convolution's, which behind a space-to-depth of 2 or 4 has 4 or 16
+    for each."""
+    own = getattr(net, "in_chans", None)
+    if isinstance(own, int):
+        return own
+    cfg = getattr(net, "pretrained_cfg", None)
+    declared = cfg["input_size"][0] if isinstance(cfg, dict) and cfg.get("input_size") else None
+    first = next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), declared or 3)
+    if declared is not None and first in (declared, 4 * declared, 16 * declared):
+        return declared
+    return first // 16 if first % 16 == 0 else first

@@ -1,5 +1,7 @@
 """Scaling against published coefficients, counts and hand calculation."""
 
+import dataclasses
+
 import pytest
 
 import convscale as cs
@@ -171,3 +173,14 @@ def test_table_3_of_efficientnet(name, options, published_gmacs):
 
     spec = cs.scale(name, **options)
     assert count(spec).macs / 1e9 == pytest.approx(published_gmacs, rel=0.05)
+
+
+def test_a_size_set_after_scaling_is_what_further_scaling_starts_from() -> None:
+    b0 = cs.get_spec("efficientnet_b0")
+    at_128 = dataclasses.replace(b0, input=dataclasses.replace(b0.input, size=128))
+    assert cs.scale(at_128, phi=-1).input.size == round(128 / 1.15)
+    assert cs.scale(at_128, width=1.1).input.size == 128
+    b1 = cs.get_spec("efficientnet_b1")
+    assert cs.scale(b1, width=1.1).input.size == b1.input.size  # as published, not as the rule would have it
+    with pytest.raises(cs.UserError, match="either resolution"):
+        cs.scale(b0, resolution=1.2, image_size=256)

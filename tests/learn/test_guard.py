@@ -69,13 +69,27 @@ def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_statistics() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"batch_size": 500}, {"lr": 0}, {"init": "nowhere.pth"}, {"device": "tpu"}, {"recipe": "smal"}, {"teacher": "nowhere"}]
+    ("bad", "message"),
+    [
+        ({"batch_size": 500}, "batch_size 500 is larger"),
+        ({"lr": 0}, "lr must lie between"),
+        ({"init": "nowhere.pth"}, "nowhere.pth"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
+        ({"recipe": "smal"}, "recipe 'smal' is unknown"),
+        ({"teacher": "nowhere"}, "nowhere"),
+        ({"distill_weight": 0.5}, "there is no teacher"),
+        ({"policy": "randaugment"}, "goes with augment resized-crop only"),
+        ({"keep": 0}, "keep is 0; at least 1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"max_seconds": float("nan")}, "max_seconds must be above 0"),
+    ],
 )
-def test_bad_input_overwrites_nothing(tmp_path: Path, bad: dict[str, Any]) -> None:
+def test_bad_input_overwrites_nothing(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
     kept = tmp_path / "run" / "precious.txt"
     kept.parent.mkdir()
     kept.write_text("kept")
-    with pytest.raises(UserError):
+    (tmp_path / "run" / "recipe.yaml").write_text("name: old")  # a run of ours, which may be overwritten
+    with pytest.raises(UserError, match=message):
         train(_net(), halves_data(), output=tmp_path / "run", overwrite=True, **{"recipe": QUICK, **bad})
     assert kept.read_text() == "kept"
 
@@ -218,6 +232,13 @@ def test_a_checkpoint_teaches(tmp_path: Path) -> None:
         train(_net(), dataclasses.replace(data, classes=("x", "y", "z"), **renamed), recipe=recipe, teacher=tmp_path / "teacher")
 
 
+def test_the_cost_of_a_run_that_time_cuts_short() -> None:
+    run = train(_net(), halves_data(960), recipe=QUICK, epochs=50, max_seconds=0.2)
+    assert sum(row["images"] for row in run.history) == run.cost.images
+    assert run.cost.images % 960 != 0  # its last epoch was not a whole one
+    assert run.cost.waiting_s <= run.cost.training_s <= run.cost.seconds
+
+
 def test_a_run_says_what_it_cost_and_what_would_have_been_faster() -> None:
     run = train(_net(), halves_data(), recipe=QUICK.override({"epochs": 2}))
     assert isinstance(run.cost, RunCost)
@@ -234,4 +255,4 @@ def test_a_run_says_what_it_cost_and_what_would_have_been_faster() -> None:
 def test_compiled_training_learns_and_keeps_plain_names(tmp_path: Path) -> None:
     run = train(_net(), halves_data(), recipe=QUICK.override({"compile": True, "epochs": 4}), output=tmp_path / "run")
     assert set(run.net.state_dict()) == set(small_net().state_dict())
-    assert run.best_top1 > 0.6
+    assert run.best_metric > 0.6

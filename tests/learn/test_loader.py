@@ -13,9 +13,9 @@ from PIL import Image
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import FileSplit, Split
+from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, mix_seed
-from convscale.learn.loader import Batch, TrainLoader, eval_batches, into_memory, measure_mean_std
+from convscale.learn.loader import Batch, EvalImages, TrainLoader, eval_batches, into_memory, measure_mean_std, readable
 from convscale.learn.recipe import Recipe
 from tests.learn.nets import halves
 
@@ -189,3 +189,39 @@ def test_mean_and_std_by_numpy() -> None:
 def test_a_batch_larger_than_the_set_is_refused() -> None:
     with pytest.raises(UserError, match=r"batch_size 64 is larger than the train set \(32 images\); use at most 32"):
         TrainLoader(halves(32), Recipe(name="x", batch_size=64), image_size=12)
+
+
+def test_a_set_too_large_for_memory_is_read_in_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, plain = _train_split(folder), Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    golden = np.stack([plain.resize(split.read(index)).numpy() for index in range(len(split)) if index != 3])
+    labels = [int(label) for index, label in enumerate(split.labels) if index != 3]
+    broken = Path(split.name(3))
+    broken.write_bytes(broken.read_bytes()[:500])
+    monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", 1)
+    held, bad = readable(split, plain)
+    assert held.images is None
+    assert bad == (f"{broken}: JPEG image is truncated",)
+    assert held.labels.tolist() == labels
+    images = EvalImages(held, plain, batch_size=4)
+    for _ in range(2):  # more than once
+        assert np.array_equal(np.concatenate(list(images)), golden)
+    assert np.array_equal(images[1], golden[4:8])
+    assert np.array_equal(images[-1], golden[4 * (len(images) - 1) :])
+    monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", 10**9)
+    held, _ = readable(split, plain)
+    assert held.images is not None
+    assert np.array_equal(np.concatenate(list(EvalImages(held, plain))), golden)
+
+
+def test_a_set_held_in_memory_is_cropped_once(folder: Path) -> None:
+    split, cropped = _train_split(folder), Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.8)
+    held, _ = into_memory(split, cropped)
+    golden = torch.stack([cropped.resize(split.read(index)) for index in range(len(split))])
+    assert held.images is not None
+    assert torch.equal(held.images, golden)
+    assert torch.equal(next(eval_batches(held.subset(range(5)), cropped)).images, golden[:5])
+    again, _ = into_memory(held, cropped)
+    assert again.images is not None
+    assert torch.equal(again.images, golden)
+    raw = ArraySplit(split="test", classes=("a", "b"), labels=held.labels, channels=3, pixels=golden)  # a user's own, of the same size
+    assert torch.equal(next(eval_batches(raw, cropped)).images, torch.stack([cropped.resize(image) for image in golden]))

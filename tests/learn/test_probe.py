@@ -43,8 +43,10 @@ class Pixels(nn.Module):
 def _split(labels: torch.Tensor, seed: int, name: str) -> ArraySplit:
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 120, (len(labels), 2, 2, 1), dtype=np.uint8)
-    index = labels if labels.ndim == 1 else labels.argmax(1)
-    pixels.reshape(-1, 4)[np.arange(len(labels)), index.numpy()] += 60
+    if labels.ndim == 1:
+        pixels.reshape(-1, 4)[np.arange(len(labels)), labels.numpy()] += 60
+    else:
+        pixels.reshape(-1, 4)[:, :3] += 120 * labels.numpy().astype(np.uint8)  # each class has a pixel
     return ArraySplit(split=name, classes=("a", "b", "c"), labels=labels, channels=1, pixels=torch.from_numpy(pixels))
 
 
@@ -69,7 +71,7 @@ def test_several_labels_are_solved_one_by_one() -> None:
     solve_head(net, _split(labels, 0, "train"), _split(labels[:30], 1, "validation"), PLAIN, device=torch.device("cpu"))
     with torch.no_grad():
         right = ((net(PLAIN.normalize(_split(labels[:60], 2, "test").images)) > 0) == labels[:60].bool()).float().mean()
-    assert right > 0.55
+    assert right > 0.95  # 0.67 by always saying what is more frequent
 
 
 def test_training_starts_from_it_and_never_ends_below() -> None:
@@ -80,8 +82,8 @@ def test_training_starts_from_it_and_never_ends_below() -> None:
     recipe = Recipe(name="x", epochs=2, batch_size=16, lr=1e-9, augment="none", solve_head=True, precision="fp32", layout="nchw")
     run = train(net, halves_data(), recipe=recipe)
     said = next(note for note in run.notes if "before the first epoch: validation result" in note)
-    assert run.best_top1 >= float(said.split()[-1].rstrip("%")) / 100 - 1e-4
-    assert run.best_top1 > 0.5  # of three classes, with no training to speak of
+    assert run.best_metric >= float(said.split()[-1].rstrip("%")) / 100 - 1e-4
+    assert run.best_metric > 0.5  # of three classes, with no training to speak of
 
 
 def test_a_network_without_such_a_head_is_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from convscale.errors import UserError
+from convscale.images.decode import read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import classify as module
 from convscale.ship.classify import classify, classify_stream, image_paths
@@ -25,6 +26,7 @@ class Colours:
     classes = ("red", "green", "blue")
     preprocessing = Preprocessing(image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
     batch_size = 4
+    thresholds: tuple[float, ...] | None = None
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -148,7 +150,7 @@ def test_resume_with_other_files_is_refused(folder: Path, tmp_path: Path) -> Non
     before = out.read_text()
     with pytest.raises(UserError, match=r"has a row for .*00\.png where the list has .*01\.png; resume with the same images"):
         classify([str(folder / "01.png")], Colours(), out, resume=True)
-    with pytest.raises(UserError, match="has other columns than top 2 gives"):
+    with pytest.raises(UserError, match="has other columns than path,class_1"):
         classify([str(folder / "00.png")], Colours(), out, resume=True, top=2)
     (tmp_path / "diary.csv").write_text("dear,diary\n")
     with pytest.raises(UserError, match="no table of convscale classify"):
@@ -221,3 +223,24 @@ def test_progress_and_bad_input(folder: Path, artifact: Colours, tmp_path: Path)
         list(classify_stream([], artifact, top=4))
     with pytest.raises(UserError, match="is a folder; name a file"):
         classify([], artifact, tmp_path)
+
+
+def test_several_labels_are_those_above_their_thresholds(folder: Path, tmp_path: Path) -> None:
+    several = Colours()
+    several.thresholds = (0.2, 0.9, 0.0)
+    row = next(iter(classify_stream([str(folder / "00.png")], several, top=1)))
+    shares = dict(zip(several.classes, several(several.preprocessing.resize(read_image(folder / "00.png")).numpy()[None])[0], strict=True))
+    assert row.labels == tuple(name for name, least in zip(several.classes, several.thresholds, strict=True) if shares[name] > least)
+    classify([str(folder / "00.png")], several, tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as file:
+        written = next(csv.DictReader(file))
+    assert list(written) == ["path", "labels", "class", "probability", "error"]
+    assert json.loads(written["labels"]) == list(row.labels or ())
+    classify([str(folder / "00.png")], several, tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["labels"] == list(row.labels or ())
+
+
+def test_impossible_options(folder: Path) -> None:
+    for option in ("batch_size", "workers"):
+        with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
+            classify([str(folder / "00.png")], Colours(), io.StringIO(), **{option: 0})

@@ -49,6 +49,20 @@ def test_outputs_at_every_batch(format: str, bake: bool, tiny: nn.Module, images
     assert art(images[:0]).shape == (0, 5)
 
 
+@pytest.mark.parametrize("bake", [False, True])
+def test_several_labels_per_image(bake: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
+    truth = np.eye(5)[np.arange(40) % 5]
+    options: dict = {"verify_images": images, "verify_labels": truth, "classes": list("abcde")}
+    art = export(tiny, tmp_path / "a", bake=bake, thresholds=[0.1, 0.2, 0.3, 0.4, 0.5], **options)
+    assert art.thresholds == (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert np.allclose(art(images), 1 / (1 + np.exp(-expected(tiny, images))), atol=1e-6)
+    assert art.verification is not None
+    assert art.verification["accuracy_before"] == pytest.approx(art.verification["accuracy_after"])
+    assert "Mean average precision before" in (art.folder / "README.md").read_text()
+    with pytest.raises(UserError, match="thresholds must be 5 probabilities"):
+        export(tiny, tmp_path / "b", thresholds=[0.5], **options)
+
+
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_half_stores_half_the_bytes(format: str, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5)).eval()

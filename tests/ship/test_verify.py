@@ -84,7 +84,7 @@ def test_an_odd_batch_that_is_wrong_is_found() -> None:
 def test_batches_run() -> None:
     artifact = FakeArtifact()
     check(artifact, pictures(40), batch_sizes=(1, 2, 7))
-    assert artifact.batches == [1, 1, 1, 2, 2, 1, 7, 7, 1, 32, 8]
+    assert artifact.batches == [32, 1, 1, 1, 2, 2, 1, 7, 7, 1, 8]
 
 
 def test_agreement_gate() -> None:
@@ -103,21 +103,28 @@ def test_nan_never_passes() -> None:
     assert "not finite" in v.reason
 
 
-def wrong_on(count: int) -> Any:
-    """Turns the first ``count`` images of each usual batch round."""
+def test_nan_at_an_odd_batch_never_passes() -> None:
+    for precision in ("fp32", "int8"):
+        v = check(FakeArtifact(lambda logits, batch: logits * (np.nan if batch == 2 else 1), precision), max_drop=100)
+        assert not v.passed
+        assert "not finite" in v.reason
 
-    def change(logits: np.ndarray, batch: int) -> np.ndarray:
-        logits = logits.copy()
-        if batch >= 10:
-            logits[:count] = -logits[:count]
-        return logits
 
-    return change
+def dimmed(count: int) -> np.ndarray:
+    """Pictures of which the first ``count`` are a little darker."""
+    images = pictures()
+    images[:count] -= 1
+    return images
+
+
+def wrong_on_dimmed(logits: np.ndarray, batch: int) -> np.ndarray:
+    """Turns the darker pictures round."""
+    return np.where(logits.max(1, keepdims=True) < 199.5 / 255, -logits, logits)
 
 
 @pytest.mark.parametrize(("wrong", "max_drop", "passed"), [(1, 0.5, False), (1, 10.0, True), (0, 0.0, True), (2, 10.0, False)])
 def test_int8_is_judged_by_accuracy(wrong: int, max_drop: float, passed: bool) -> None:
-    v = check(FakeArtifact(wrong_on(wrong), "int8"), labels=[i % 3 for i in range(10)], max_drop=max_drop)
+    v = check(FakeArtifact(wrong_on_dimmed, "int8"), dimmed(wrong), labels=[i % 3 for i in range(10)], max_drop=max_drop)
     assert v.accuracy_before == 1.0
     assert v.accuracy_after == pytest.approx(1 - wrong / 10)
     assert v.drop_points == pytest.approx(10 * wrong)
@@ -126,8 +133,28 @@ def test_int8_is_judged_by_accuracy(wrong: int, max_drop: float, passed: bool) -
 
 
 def test_int8_without_labels_is_judged_by_disagreement() -> None:
-    assert not check(FakeArtifact(wrong_on(1), "int8"), max_drop=9).passed
-    assert check(FakeArtifact(wrong_on(1), "int8"), max_drop=10).passed
+    assert not check(FakeArtifact(wrong_on_dimmed, "int8"), dimmed(1), max_drop=9).passed
+    assert check(FakeArtifact(wrong_on_dimmed, "int8"), dimmed(1), max_drop=10).passed
+
+
+def test_int8_that_differs_between_batch_sizes_is_withheld() -> None:
+    v = check(FakeArtifact(lambda logits, batch: logits * (1.2 if batch == 7 else 1), "int8"), labels=[i % 3 for i in range(10)])
+    assert v.batch_rel == pytest.approx(0.2)
+    assert not v.passed
+    assert "differ by 2.0e-01 relative between batch sizes" in v.reason
+
+
+def test_several_labels_are_judged_by_mean_average_precision() -> None:
+    labels = np.zeros((10, 3))
+    labels[np.arange(10), np.arange(10) % 3] = 1
+    labels[:, 2] = 0  # a class that no image has does not count
+    v = check(FakeArtifact(lambda logits, batch: logits * np.array([1, -1, 1], np.float32), "int8"), labels=labels, max_drop=100)
+    assert v.accuracy_before == 1.0
+    # class 1 ranked the wrong way round: its three images come last of ten and together, at a precision of 3/10
+    assert v.accuracy_after == pytest.approx((1 + 3 / 10) / 2)
+    assert v.accuracy_after_interval is None
+    with pytest.raises(UserError, match="do not go with logits"):
+        check(FakeArtifact(), labels=labels[:, :2])
 
 
 def test_batches_of_images_may_be_given() -> None:

@@ -149,7 +149,6 @@ def fit_record() -> dict[str, Any]:
             "validation": 6000,
             "test": 10000,
             "notes": ["validation was carved from train: 10 %, stratified, seed 0"],
-            "skipped": 0,
         },
         "candidates": finalists,
         "winner": {"name": winner, "reason": "90.5 % of validation right, 0.9 points before the next", "validation_top1": 0.924, "test_top1": top1},
@@ -165,7 +164,7 @@ def fit_record() -> dict[str, Any]:
         },
         "wrong": [
             {
-                "index": 11 * i,
+                "name": f"test#{11 * i}",
                 "true": [6, 0, 4, 2, 3, 9][i % 6],
                 "predicted": [0, 6, 2, 6, 4, 7][i % 6],
                 "confidence": 0.99 - 0.012 * i,

@@ -70,12 +70,12 @@ def test_problems_are_named() -> None:
     assert problems(record) == []
     record["artifact"]["measurement"] = measurement(3900.0, 0.02, 32)
     record["verification"] |= {"passed": False, "reason": "top-1 agrees on 97 % only"}
-    record["data"]["skipped"] = 3
+    record["left_out"] = ["a.jpg: truncated", "b.jpg: truncated", "c.jpg: truncated"]
     slow, withheld, skipped = problems(record)
     assert "3,900 images/s" in slow
     assert "4,000 asked for" in slow
     assert withheld == "The artefact was withheld: top-1 agrees on 97 % only."
-    assert skipped == "3 images could not be read and stayed out."
+    assert skipped == "3 test images could not be read and stayed out."
 
 
 def test_a_withheld_artefact_is_not_offered() -> None:

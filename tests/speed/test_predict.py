@@ -297,7 +297,15 @@ def test_many_measurements_refit_a_cpu() -> None:
 
 def calibration_of_t4() -> Calibration:
     return Calibration(
-        device="t4", mode="infer", runtime="eager", layout="nchw", count=1, coefficients=dict(PRIOR), covariance=[[0.01, 0.0, 0.0]] * 3
+        device="t4",
+        mode="infer",
+        runtime="eager",
+        layout="nchw",
+        precision="amp",
+        threads=None,
+        count=1,
+        coefficients=dict(PRIOR),
+        covariance=[[0.01, 0.0, 0.0]] * 3,
     )
 
 
@@ -316,6 +324,12 @@ def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
         predict(resnet50, device="v100", image_size=64, calibration=made)
     with pytest.raises(UserError, match="at least one measured network"):
         calibrate([])
+    with pytest.raises(UserError, match="made for precision 'amp', not 'fp32'"):
+        predict(resnet50, device="t4", precision="fp32", image_size=64, calibration=made)
+    with pytest.raises(UserError, match="share their precision"):
+        calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, precision="fp32")])
+    with pytest.raises(UserError, match="measurements in onnxruntime say nothing of it"):
+        calibrate([observation(resnet50, 10.0, runtime="onnxruntime")])
     with pytest.raises(UserError, match="share their layout"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, layout="nhwc")])
 
