@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.records import machine, replace_record
 from convscale.arch.scale import scale
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
@@ -51,7 +51,7 @@ def run_ours(data: DataSplits, epochs: int, seed: int, recipe: str, width: float
     result = evaluate(run.net, data.test, run.preprocessing)
     return {
         "test_top1": result.top1, "interval": [result.top1_low, result.top1_high], "seconds": run.seconds, "precision": run.settings.precision,
-        "layout": run.settings.layout, "images_per_s": sum(row["images_per_s"] for row in run.history) / len(run.history),
+        "layout": run.settings.layout, "images_per_s": len(data.train) * epochs / run.seconds,
         "parameters": sum(param.numel() for param in run.net.parameters()), "recipe": run.recipe.to_dict(),
         "history": [[round(row["seconds"], 1), row["val_top1"]] for row in run.history],
     }  # fmt: skip
@@ -132,12 +132,10 @@ def main() -> None:
         record = run_ours(data, arguments.epochs, arguments.seed, arguments.recipe, arguments.width, overrides)
     else:
         record = run_timm(data, arguments.epochs, arguments.seed, arguments.model, arguments.output_stride, arguments.opt, arguments.lr)
-    conditions = {"threads": arguments.threads, "seed": arguments.seed, "machine": platform.machine(), "torch": torch.__version__}
+    conditions = {"threads": arguments.threads, "seed": arguments.seed, "machine": machine(), "torch": torch.__version__}
     record = {"benchmark": "fashion", "side": arguments.side, "epochs": arguments.epochs, **record, "conditions": conditions}
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.output, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        replace_record(arguments.output, record, ("side", "epochs", "parameters"))
     low, high = record["interval"]
     text = f"{arguments.side}: test top-1 {record['test_top1']:.2%} ({low:.2%} to {high:.2%}) after {record['seconds'] / 60:.1f} min"
     print(json.dumps(record) if arguments.json else f"{text}, {record['images_per_s']:,.0f} images/s, {record['parameters']:,} parameters")

@@ -1,6 +1,6 @@
 """Kill a training run at random moments, saves included; it must always resume and end with the weights of an undisturbed one.
 
-    python -m benchmarks.kill_loop [--kills 50] [--seed 0] [--workers 0] [--json] [--output results/kill_loop.jsonl]
+    python -m benchmarks.kill_loop [--kills 50] [--seed 0] [--workers 0] [--layout nhwc] [--json] [--output results/kill_loop.jsonl]
 
 A child process trains a small network with batch norm, dropout, averaged weights and AdamW on pictures (written here), saving after every
 step. The parent kills it with SIGKILL at a random moment, starts it again with resume, and so on until enough kills are done; then lets it
@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from benchmarks.records import machine, replace_record
 
 STEPS_PER_EPOCH, BATCH, EPOCHS = 12, 8, 60
 
@@ -119,7 +121,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nhwc")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/kill_loop.jsonl"))
     parser.add_argument("--child", nargs=3, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -161,12 +163,10 @@ def main() -> None:
     record = {
         "benchmark": "kill_loop", "kills": kills, "kills_within_a_save": in_save, "workers": arguments.workers, "layout": arguments.layout,
         "steps": STEPS_PER_EPOCH * EPOCHS,
-        "steps_done_at_kills": reached, "same_weights": same_weights, "same_losses": same_losses, "torch": torch.__version__,
+        "steps_done_at_kills": reached, "same_weights": same_weights, "same_losses": same_losses, "torch": torch.__version__, "machine": machine(),
     }  # fmt: skip
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.output, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        replace_record(arguments.output, record, ("benchmark", "workers", "layout"))
     summary = f"{kills} kills ({in_save} within a save): same weights {same_weights}, same losses {same_losses}"
     print(json.dumps(record) if arguments.json else summary)
     if not (same_weights and same_losses):

@@ -17,7 +17,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.records import machine, replace_record
 from convscale.images.decode import read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import FileSplit
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--width", type=int, default=500, help="of the photographs, in pixels; their height is three quarters of it")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/loader.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -190,14 +190,12 @@ def main() -> None:
                 "images": len(paths),
                 "rounds": arguments.rounds,
                 "width": arguments.width,
-                "machine": platform.machine(),
+                "machine": machine(),
             },
             "versions": _versions(),
         }
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.output, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        replace_record(arguments.output, record, ("benchmark", "conditions"))
     print(json.dumps(record) if arguments.json else _table(record))
 
 

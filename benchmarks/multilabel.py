@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.fashion import small_resnet
+from benchmarks.records import machine, replace_record
 from convscale.files import write_text
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit, DataSplits
@@ -136,6 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     source, records = open_dataset(options.data_dir), []
+    about = {"torch": torch.__version__, "machine": machine()}
     for seed in range(options.seeds):
         data = composed(source, options, seed)
         for name in LOSSES:
@@ -147,17 +151,16 @@ def main() -> None:
                 "labels_per_image": round(float(data.train.labels.sum(1).mean()), 2),
             }
             record["train_counts"] = data.train.class_counts().tolist()
-            record["conditions"] = {key: getattr(options, key) for key in ("epochs", "train", "lr", "precision")} | {"torch": torch.__version__}
+            record["conditions"] = {key: getattr(options, key) for key in ("epochs", "train", "lr", "precision")} | about
             records.append(record)
             print(json.dumps(record) if options.json else f"seed {seed}, {name}: mAP {record['map']:.2%}", flush=True)
             if options.output:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                with open(options.output, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+                replace_record(options.output, record, ("benchmark", "seed", "loss"))
     if not options.json:
         print(summarise(records))
     if options.table:
-        text = f"`python -m benchmarks.multilabel`: {options.train:,} composed training images, {options.epochs} epochs, {options.seeds} seeds"
+        command = shlex.join(["python", "-m", "benchmarks.multilabel", *sys.argv[1:]])
+        text = f"`{command}`: {options.train:,} composed training images, {options.epochs} epochs, {options.seeds} seeds"
         write_text(options.table, f"{text}; mean (sd).\n\n{summarise(records)}")
 
 

@@ -170,12 +170,12 @@ def inside(part: LeftOut, width: np.ndarray) -> dict[str, float]:
     }
 
 
-def by_family(part: LeftOut) -> dict[str, float]:
-    """Median absolute error of each family, in %."""
+def by_family(part: LeftOut) -> dict[str, tuple[float, float]]:
+    """Median absolute error of each family's speeds, and the median with its sign (above 0: predicted too fast), in %."""
     found: dict[str, list[float]] = {}
     for row, error in zip(part.rows, part.errors, strict=True):
-        found.setdefault(row.family, []).append(abs(float(np.expm1(-error))))
-    return {family: round(100 * float(np.median(values)), 1) for family, values in sorted(found.items())}
+        found.setdefault(row.family, []).append(100 * float(np.expm1(-error)))
+    return {family: (round(float(np.median(np.abs(off))), 1), round(float(np.median(off)), 1)) for family, off in sorted(found.items())}
 
 
 def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:

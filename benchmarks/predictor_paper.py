@@ -48,6 +48,18 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
+def inside(records: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many of the paper's figures lie in the 80 % interval, by mode."""
+    modes = ("infer", "train")
+    return {mode: sum(record[mode]["low"] <= record[mode]["published"] <= record[mode]["high"] for record in records) for mode in modes}
+
+
+def ranks(records: Sequence[dict[str, Any]], mode: str) -> tuple[list[str], list[str]]:
+    """Models from the fastest to the slowest, as published and as predicted."""
+    published, predicted = (sorted(records, key=lambda record: -record[mode][key]) for key in ("published", "scaled"))
+    return [record["model"] for record in published], [record["model"] for record in predicted]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -56,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     records = rows()
     if options.output:
-        write_json(options.output, {"source": "arXiv 2003.13630, table 1", "records": records})
+        write_json(options.output, {"source": "arXiv 2003.13630, table 1", "records": records, "inside_80": inside(records)})
     if options.json:
         print(json.dumps(records))
         return 0
@@ -68,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for m in (record["infer"], record["train"])
         ]
         print(f"| {record['model']} | {' | '.join(cells)} |")
+    print()
+    for mode, held in inside(records).items():
+        published, predicted = ranks(records, mode)
+        print(f"{mode}: {held} of {len(records)} inside the 80 % interval")
+        print(f"  order of the paper: {', '.join(published)}")
+        print(f"  order predicted:    {', '.join(predicted)}")
     return 0
 
 

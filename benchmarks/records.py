@@ -11,6 +11,14 @@ from typing import Any
 from convscale.files import write_text
 
 
+def machine() -> str:
+    """What it ran on, for a record."""
+    from convscale.speed.timing import Environment
+
+    here = Environment.here("cpu")
+    return f"{here.device_name}, {here.cores} cores"
+
+
 def replace_record(path: Path, row: Mapping[str, Any], keys: Sequence[str]) -> None:
     """Write ``row`` into a file of JSON lines, over the row that agrees with it in ``keys`` where there is one, else at the end."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

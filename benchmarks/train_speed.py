@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.records import replace_record
+from benchmarks.records import machine, replace_record
 
 MODELS = ("resnet50", "efficientnet_b0", "tresnet_m", "tresnet_m:batchnorm")
 
@@ -123,7 +122,7 @@ def main() -> None:
         print((peak_kilobytes() - before) / 1024)
         return
     conditions = {name: getattr(options, name) for name in ("batch", "size", "threads", "precision", "layout", "rounds")}
-    conditions |= {"machine": platform.machine(), "torch": torch.__version__}
+    conditions |= {"machine": machine(), "torch": torch.__version__}
     for model in options.models:
         memory, scattered = ({side: peak_megabytes(side, model, options, give_back=held) for side in ("ours", "timm")} for held in (True, False))
         record = {"benchmark": "train_speed", "model": model, **(compare_speed(model, options) if options.rounds else {})}

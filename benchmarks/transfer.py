@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convscale as cs
+from benchmarks.records import machine, replace_record
 from benchmarks.ship_gate import LITE0, lite0_net
 from convscale.files import write_text
 from convscale.images.preprocess import Preprocessing
@@ -288,7 +289,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     records, rates = [], TIMM_RATES[0]
-    conditions = {"size": options.size, "batch_size": 32, "torch": torch.__version__}
+    conditions = {"size": options.size, "batch_size": 32, "torch": torch.__version__, "machine": machine()}
     for split in range(options.splits):
         data = split_of(options.data_dir, split)
         if split == 0 and "timm" in options.methods:
@@ -303,9 +304,7 @@ def main() -> None:
                 flush=True,
             )
             if options.output:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                with open(options.output, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(records[-1]) + "\n")
+                replace_record(options.output, records[-1], ("benchmark", "split", "method"))
     if not options.json:
         print(summarise(records))
     if options.table:

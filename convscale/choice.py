@@ -33,11 +33,13 @@ class Timed:
     """A candidate whose speed is known."""
 
     spec: NetSpec
+    """The network."""
     family: str
     """The baseline that it was scaled from: candidates of one family are ranked by size."""
     macs: int
     """Multiply-accumulates per image."""
     images_per_s: float
+    """Images a second."""
 
 
 def finalists(timed: Sequence[Timed], min_throughput: float, most: int = 3) -> list[Timed]:
@@ -138,7 +140,7 @@ def _need_tunable(device: str, here: bool, mode: str, precision: str | None) -> 
     if precision not in (None, "fp32", "int8"):
         raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
     if precision == "int8" and find_spec("nncf") is None:
-        raise UserError("precision int8 needs nncf, which is not installed; pip install 'convscale[openvino]'")
+        raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")
 
 
 def _need_cuda(device: str) -> None:

@@ -42,6 +42,7 @@ class Candidate:
     why_not: str = ""
     """Why it can not be a choice at all (a size that it does not take); empty for all others."""
     notes: tuple[str, ...] = ()
+    """What a reader must know to take its figures right."""
 
     @property
     def label(self) -> str:
@@ -80,7 +81,8 @@ def candidates_of(
             from a candidate's name, or its name, a space, @ and the size (``resnet50.a1_in1k @288``), to percent of the user's own measuring.
 
     Raises:
-        UserError: nothing matches a name (the nearest are named), a size is not a whole number of at least 1, the accuracy is unknown.
+        UserError: nothing matches a name (the nearest are named), a size is not a whole number of at least 1, the accuracy is unknown or given for
+            what is no candidate, or two different specs have one name.
     """
     if isinstance(accuracy, str) and accuracy not in ACCURACIES:
         raise UserError(f"accuracy {accuracy!r} is unknown{nearest(accuracy, ACCURACIES)}; or give a mapping from names to percent")
@@ -93,7 +95,12 @@ def candidates_of(
     found: dict[str, Candidate] = {}
     for item in items:
         for candidate in _expanded(item, image_sizes):
-            found.setdefault(candidate.label, _judged(candidate, accuracy))
+            if (before := found.setdefault(candidate.label, _judged(candidate, accuracy))).spec != candidate.spec:
+                raise UserError(f"two candidates that differ are named {before.label}; give one of them another name")
+    if not isinstance(accuracy, str):
+        names = {name for candidate in found.values() for name in (candidate.label, candidate.name)}
+        if unknown := [name for name in accuracy if name not in names]:
+            raise UserError(f"accuracy is given for {unknown[0]!r}, which is no candidate{nearest(str(unknown[0]), names)}")
     return list(found.values())
 
 

@@ -61,12 +61,15 @@ class Option:
     """A candidate with what is known of its cost, and what became of it."""
 
     candidate: Candidate
+    """The network and its size."""
     known: Known
+    """Its counts and speed."""
     verdict: str = ""
     """``yes``: it keeps the constraint; ``maybe``: its interval crosses it; ``no``; ``unknown``: it was not measured."""
     reason: str = ""
     """Why it was chosen or lost."""
     batch_size: int = 1
+    """Images a call that its speed is of."""
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ class Member:
     """A scaled network and its speed."""
 
     spec: NetSpec
+    """The network."""
     value: float
     """Phi, the multiplier of depth or width, or the image's side in pixels."""
     speed: Speed
@@ -188,9 +190,7 @@ def own_device(setting: Setting) -> str:
 
     if not torch.cuda.is_available():
         return ""
-    words = torch.cuda.get_device_name(0).lower()
-    fitting = [name for name in devices() if all(part in words for part in name.split("-"))]
-    return "cuda" if max(fitting, key=len, default="") == setting.conditions.device else ""
+    return "cuda" if re.fullmatch(devices()[setting.conditions.device].driver, torch.cuda.get_device_name(0)) else ""
 
 
 def crossing(

@@ -73,6 +73,7 @@ class Known:
     """What is known of a network at a size."""
 
     params: int = 0
+    """Parameters."""
     macs: int = 0
     """Multiply-accumulates per image, in the setting's mode."""
     traffic: int = 0

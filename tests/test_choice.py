@@ -385,6 +385,14 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(fake
         ("NVIDIA GeForce RTX 4090", "rtx-3090", ""),
         ("NVIDIA A100-SXM4-80GB", "a100-80gb", "cuda"),
         ("NVIDIA A100-SXM4-80GB", "a100-40gb", ""),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm", "cuda"),
+        ("NVIDIA H100 PCIe", "h100-sxm", ""),
+        ("Tesla V100-SXM2-16GB", "v100", "cuda"),
+        ("Tesla T4", "t4", "cuda"),
+        ("NVIDIA A10G", "a10", ""),
+        ("NVIDIA L40", "l4", ""),
+        ("NVIDIA L40S", "l40s", "cuda"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "rtx-4090", ""),
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000", ""),
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000-max-q", "cuda"),
     ],
@@ -635,3 +643,18 @@ def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> Non
 def test_public_names() -> None:
     assert cs.choose is choose
     assert choice.largest is largest
+
+
+def test_nothing_that_was_asked_for_is_dropped_in_silence() -> None:
+    from dataclasses import replace
+
+    from convscale.arch.zoo import get_spec
+
+    spec = get_spec("resnet18")
+    wider = replace(spec, head=replace(spec.head, width=64))
+    with pytest.raises(UserError, match="two candidates that differ are named resnet18 @224"):
+        candidates_of([spec, wider])
+    assert len(candidates_of([spec, spec])) == 1
+    with pytest.raises(UserError, match=r"accuracy is given for 'resnet81', which is no candidate \(nearest: resnet18"):
+        candidates_of([spec], accuracy={"resnet81": 70.0})
+    assert candidates_of([spec], accuracy={"resnet18": 70.0})[0].top1 == 70

@@ -77,9 +77,11 @@ class SESpec(_Part):
     divisor: int = 1
     """The squeezed width is rounded to a multiple of this."""
     rounding: Literal["nearest", "down"] = "nearest"
+    """How it is rounded."""
     activation: ActSpec = RELU
     """Between the two 1x1 convolutions."""
     gate: Literal["sigmoid", "hardsigmoid"] = "sigmoid"
+    """What makes the factors in [0, 1] that channels are multiplied by."""
 
     def validate(self) -> None:
         require(0 < self.ratio <= 4, "SESpec.ratio", self.ratio, "in (0, 4]")
@@ -148,6 +150,13 @@ class BlockSpec(_Part):
             require(len(self.kernels) == 1, "BlockSpec.kernels", self.kernels, f"one size for a {self.kind} block")
             require(self.expand_groups == self.project_groups == 1, "BlockSpec.expand_groups", self.expand_groups, f"1 for a {self.kind} block")
             require(self.skip, "BlockSpec.skip", self.skip, f"True for a {self.kind} block")
+        if self.kind == "basic" and self.se is not None:
+            require(
+                self.se.where == "output",
+                "SESpec.where",
+                self.se.where,
+                "'output' for a basic block",
+            )
         if self.kind in ("basic", "depthwise_separable"):
             require(self.inner_ratio == 1.0, "BlockSpec.inner_ratio", self.inner_ratio, f"1.0 for a {self.kind} block")
 
@@ -165,7 +174,9 @@ class RunSpec(_Part):
     """``repeat`` blocks of one kind in a row; only the first may change stride or width."""
 
     block: BlockSpec
+    """What each of them is."""
     repeat: int = 1
+    """How many."""
 
     def validate(self) -> None:
         _require_positive(self, "repeat")
@@ -176,7 +187,9 @@ class StageSpec(_Part):
     """Runs of blocks; the very first block takes the stage's stride."""
 
     runs: tuple[RunSpec, ...]
+    """In their order."""
     stride: int = 1
+    """1 or 2: by what the stage divides the map's sides."""
     tap: bool = True
     """Whether the stage's output is a feature map for ``features_only``."""
 
@@ -205,7 +218,9 @@ class StemSpec(_Part):
     widths: tuple[int, ...] = (64,)
     """Output channels, one per convolution."""
     kernel: int = 3
+    """Side of each convolution's kernel, odd."""
     stride: int = 2
+    """Of the first convolution, 1 or 2; of space-to-depth, its blocks' side, 2 or 4."""
     pool: bool = False
     """Whether a 3x3 max-pool of stride 2 follows."""
     tap: bool = False
@@ -246,7 +261,9 @@ class NormSpec(_Part):
     """Normalisation after every convolution."""
 
     kind: Literal["batchnorm", "inplace"] = "batchnorm"
+    """``inplace``: the form that saves memory in training (``nn.norm``); the same function."""
     eps: float = 1e-5
+    """Added to the variance."""
     momentum: float = 0.1
     """Weight of the new batch in the running statistics (PyTorch's sense; TensorFlow's is one minus it)."""
 
@@ -306,9 +323,13 @@ class Lineage(_Part):
     """Where a scaled spec comes from, so that scaling again starts from the unrounded baseline."""
 
     base: NetSpec
+    """The unrounded baseline."""
     depth: float = 1.0
+    """Multiplier of blocks per stage."""
     width: float = 1.0
+    """Multiplier of channels."""
     resolution: float = 1.0
+    """Multiplier of the image's side."""
 
     def validate(self) -> None:
         for name in ("depth", "width", "resolution"):
@@ -318,7 +339,7 @@ class Lineage(_Part):
 
 @dataclass(frozen=True, kw_only=True)
 class NetSpec(_Part):
-    """A whole network. Two specs that build the same network are equal, whatever their names and lineages."""
+    """A whole network. Specs compare by all but their names, families and lineages."""
 
     name: str = field(default="custom", compare=False)
     family: str = field(default="custom", compare=False)
@@ -338,7 +359,6 @@ class NetSpec(_Part):
     def validate(self) -> None:
         require(bool(self.name), "NetSpec.name", self.name, "not empty")
         require(len(self.stages) >= 1, "NetSpec.stages", self.stages, "at least one stage")
-        taken = self.input.size
         if self.stem.kind == "space_to_depth":
             require(
                 self.input.multiple % self.stem.stride == 0,
@@ -346,7 +366,8 @@ class NetSpec(_Part):
                 self.input.multiple,
                 f"a multiple of {self.stem.stride}, the space-to-depth stem's block",
             )
-        require(taken >= 1, "NetSpec.input.size", taken, "at least 1")
+        elif self.stem.stride == 4:
+            require(False, "StemSpec.stride", self.stem.stride, f"1 or 2 for a {self.stem.kind} stem")
 
     @property
     def num_features(self) -> int:

@@ -20,11 +20,17 @@ class PublishedAccuracy:
     """An ImageNet-1k validation result that somebody published, in percent."""
 
     image_size: int
+    """Side of the images, pixels."""
     crop_pct: float
+    """Share of the resized shorter side that the centre crop kept."""
     interpolation: str
+    """``bilinear`` or ``bicubic``."""
     top1: float
+    """Images whose most probable class is right, %."""
     top5: float
+    """Images whose class is among the five most probable, %."""
     source: str
+    """Where it was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +40,27 @@ class WeightsTag:
     name: str
     """``arch.tag``; the tag names the training recipe."""
     arch: str
+    """The architecture's name."""
     is_default: bool
     """Whether ``pretrained=True`` without a tag means this one."""
     hf_hub_id: str
+    """Repository on the Hugging Face hub."""
     image_size: int
+    """Side of the images that they were last trained at or are meant for, pixels."""
     mean: tuple[float, ...]
+    """Per channel, subtracted from pixels in [0, 1]."""
     std: tuple[float, ...]
+    """Per channel, divided by after the mean."""
     interpolation: str
+    """``bilinear`` or ``bicubic``."""
     crop_pct: float
+    """Share of the resized shorter side that the centre crop keeps."""
     num_classes: int
+    """Outputs of the classifier; 0: none."""
     license: str
+    """As the repository states it; empty where it does not."""
     results: tuple[PublishedAccuracy, ...]
-    """Empty: nobody's figure is known to us, so none is claimed."""
+    """Published results. Empty: nobody's figure is known to us, so none is claimed."""
 
     @property
     def recipe(self) -> str:

@@ -291,8 +291,6 @@ def _stem(spec: NetSpec, in_chans: int) -> nn.Sequential:
     stride, in_chs = stem.stride, in_chans
     if stem.kind == "space_to_depth":
         stride, in_chs = 1, in_chans * stem.stride**2
-    elif stem.stride == 4:
-        raise UserError(f"StemSpec.stride is 4; it must be 1 or 2 for a {stem.kind} stem")
     for i, width in enumerate(stem.widths):
         convs.append(
             ConvNormAct(in_chs, width, (stem.kernel,), norm=spec.norm, act=stem.activation, stride=stride if i == 0 else 1, padding=spec.padding)

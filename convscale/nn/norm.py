@@ -329,6 +329,13 @@ def _converted(old: _Norm, to: str) -> _Norm:
     return _take_over(new, old)
 
 
+def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct:
+    """A batch norm with another leaky slope in the place of ``old``: the same parameters, buffers, mode and processes."""
+    new = BatchNormAct(old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=slope)
+    new.sync = old.sync
+    return _take_over(new, old)
+
+
 def _take_over(new: _NormT, old: _NormBase) -> _NormT:
     """`new` with the parameters, buffers and mode of `old`."""
     new.weight, new.bias = old.weight, old.bias

@@ -17,7 +17,7 @@ from convscale.arch.zoo import get_tag
 from convscale.errors import UserError, nearest
 from convscale.nn import keymaps
 from convscale.nn.layers import conv2d
-from convscale.nn.norm import BatchNormAct, InPlaceABN
+from convscale.nn.norm import BatchNormAct, InPlaceABN, with_slope
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -169,9 +169,7 @@ def set_slopes(net: nn.Module, slope: float) -> None:
     for parent in net.modules():
         for name, child in parent.named_children():
             if isinstance(child, BatchNormAct | InPlaceABN) and child.activation == "leaky_relu":
-                new = BatchNormAct(child.num_features, eps=child.eps, momentum=child.momentum, activation="leaky_relu", slope=slope)
-                new.load_state_dict(child.state_dict())
-                setattr(parent, name, new.to(child.weight.device, child.weight.dtype).train(child.training))
+                setattr(parent, name, with_slope(child, slope))
     spec = getattr(net, "spec", None)
     if isinstance(spec, NetSpec):
         stages = tuple(

@@ -51,7 +51,7 @@ def check_calibration(images: np.ndarray | None) -> np.ndarray:
         UserError: there are none or too few; or NNCF is not installed.
     """
     if find_spec("nncf") is None:
-        raise UserError("INT8 needs nncf, which is not installed; pip install 'convscale[openvino]'")
+        raise UserError("INT8 needs nncf, which is not installed; pip install nncf openvino")
     count = 0 if images is None else len(images)
     if images is None or count < MIN_CALIBRATION:
         raise UserError(f"INT8 needs at least {MIN_CALIBRATION} calibration images of the training set, got {count}")

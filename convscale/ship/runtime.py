@@ -23,7 +23,7 @@ from convscale.speed.timing import available_cores
 
 Batch = np.ndarray | torch.Tensor
 
-_INSTALL = {"onnxruntime": "pip install onnxruntime", "openvino": "pip install 'convscale[openvino]'"}
+_INSTALL = {"onnxruntime": "pip install onnxruntime", "openvino": "pip install openvino"}
 
 
 class Runner:

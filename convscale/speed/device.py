@@ -18,6 +18,8 @@ class Device:
     """The name it is asked for by (``rtx-4090``)."""
     title: str
     """The maker's name for it."""
+    driver: str
+    """Regular expression of the whole name that its driver gives it; empty for a CPU."""
     kind: str
     """``gpu`` or ``cpu``."""
     tensor_tflops: float

@@ -60,6 +60,8 @@ def test_file_round_trip(tmp_path):
         (lambda: InputSpec(size=30, multiple=4), "InputSpec.size is 30; it must be a multiple of 4"),
         (lambda: InputSpec(std=(0.0, 1.0, 1.0)), "InputSpec.std"),
         (lambda: tiny(stem=StemSpec(kind="space_to_depth", widths=(8,), stride=4)), "InputSpec.multiple is 1; it must be a multiple of 4"),
+        (lambda: tiny(stem=StemSpec(kind="conv", widths=(8,), stride=4)), "StemSpec.stride is 4; it must be 1 or 2 for a conv stem"),
+        (lambda: BlockSpec(kind="basic", width=8, se=SESpec(where="inner")), "SESpec.where is 'inner'; it must be 'output' for a basic block"),
         (lambda: tiny(stages=()), "at least one stage"),
     ],
 )

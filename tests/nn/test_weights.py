@@ -334,3 +334,14 @@ def test_hub_failures_give_one_line(hub, monkeypatch):
 def test_no_network_gives_one_line(hub):  # the hub's client tries for half a minute
     _, home, _ = hub
     assert "the hub can not be reached" in run_with_hub("cs.create_model('resnet18', pretrained=True) and {}", "http://127.0.0.1:9", home)["error"]
+
+
+def test_set_slopes_keeps_parameters_as_they_are():
+    net = cs.create_model("tresnet_m", num_classes=3)
+    first = net.stem[0].norm
+    first.weight.requires_grad_(False)
+    before = {id(param) for param in net.parameters()}
+    set_slopes(net, 1e-6)
+    assert net.stem[0].norm is not first
+    assert {id(param) for param in net.parameters()} == before  # an optimiser made earlier still trains them
+    assert not net.stem[0].norm.weight.requires_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,3 +156,21 @@ def test_a_real_net_by_its_published_size() -> None:
     assert result.params == 31_389_032
     assert result.macs / 1e9 == pytest.approx(5.737, abs=0.001)
     assert result.image_size == (224, 224)
+
+
+def test_a_result_of_other_code_is_never_read(tmp_path: Path) -> None:
+    import convscale
+    from convscale.speed.cache import digest_of
+
+    root = tmp_path / "package"
+    shutil.copytree(Path(convscale.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
+    before = digest_of(root)
+    assert digest_of(root) == before
+    for name in ("arch/mobile.py", "nn/blocks.py", "speed/autocast.py", "speed/cost.py", "speed/predict.py", "speed/devices.json"):
+        text = (root / name).read_bytes()
+        (root / name).write_bytes(text + b"\n")
+        assert digest_of(root) != before, name
+        (root / name).write_bytes(text)
+    assert digest_of(root) == before
+    (root / "speed" / "trace.py").write_bytes(b"")
+    assert digest_of(root, "speed/operators.py") == digest_of(Path(convscale.__file__).parent, "speed/operators.py")
