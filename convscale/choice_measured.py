@@ -12,7 +12,7 @@ from typing import Any
 from convscale.arch.spec import NetSpec
 from convscale.choice_result import Constraint, Option, beats, front_of, judge, merit
 from convscale.choice_speeds import Known, Say, Setting, Speed, Unit
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 
 SLACK_KIN, SLACK = 1.6, 2.5
 """How far a guess may be off, as a factor: with a measured network of the same family, and without."""
@@ -142,7 +142,7 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
                 if "int8" not in form:
                     raise
                 # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
-                left_out.append(f"{name} can not be made: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+                left_out.append(f"{name} can not be made: {first_line(error)}")
                 continue
             tuned = tune(artifact, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2, save=False)
             found.append((tuned.best, name, artifact.precision))

@@ -166,6 +166,12 @@ def classify_command(
     paths = image_paths(images, sys.stdin)
     target: Any = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
+
+    def tell(count: int, errors: int) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{count:,} images, {errors:,} bad")
+            sys.stderr.flush()
+
     done = classify(
         paths,
         load_artifact(model, device=device),
@@ -176,5 +182,8 @@ def classify_command(
         workers=workers,
         resume=resume,
         overwrite=overwrite,
+        on_rows=tell,
     )
+    if sys.stderr.isatty():
+        sys.stderr.write("\r")
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)

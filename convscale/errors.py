@@ -24,3 +24,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if close:
         return f" (nearest: {', '.join(close)})"
     return f" (known: {', '.join(sorted(known))})" if len(known) <= 24 else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, else its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

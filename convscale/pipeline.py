@@ -36,9 +36,10 @@ from convscale.learn.progress import Progress
 from convscale.learn.recipe import get_recipe
 from convscale.learn.train import train
 from convscale.nn.net import create_model
-from convscale.pipeline_ship import FILE_RUNTIMES, Shipping, ship_fastest, shipped_speed
+from convscale.pipeline_ship import Shipping, ship_fastest, shipped_speed
 from convscale.ship.artifact import Artifact
 from convscale.ship.measure import measure
+from convscale.ship.subjects import FILE_RUNTIMES
 from convscale.show.report import write_fit_report
 from convscale.speed.conditions import Conditions
 from convscale.speed.cost import count
@@ -63,6 +64,7 @@ class FitRun:
     net: nn.Module
     """The trained network, in eval mode."""
     artifact: Artifact
+    """What is shipped, opened."""
     record: dict[str, Any]
     """As in ``fit.json``."""
 

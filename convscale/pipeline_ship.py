@@ -20,12 +20,11 @@ from convscale.ship.artifact import Artifact, load_artifact, staged_folder
 from convscale.ship.fastest import Fastest, export_forms, fastest_of, form_names
 from convscale.ship.measure import measure
 from convscale.ship.quantize import CALIBRATION, check_calibration, spread
+from convscale.ship.subjects import FILE_RUNTIMES
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
 from convscale.speed.conditions import Conditions
 from convscale.speed.timing import Measurement
-
-FILE_RUNTIMES = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, kw_only=True)

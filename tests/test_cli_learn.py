@@ -49,6 +49,9 @@ def test_train_resume_teach_and_evaluate(call: Any, folder: Path, tmp_path: Path
     code, out, err = call("report", tmp_path / "run")
     assert code == 0, err
     page = (tmp_path / "run" / "report.html").read_text()
+    code, out, err = call("report", tmp_path / "run", "--output", tmp_path / "elsewhere.html")
+    assert code == 0, err
+    assert (tmp_path / "elsewhere.html").read_text() == page
     assert "Best on validation: top-1" in page
     assert "<dt>batch_size</dt><dd>8</dd>" in page
     assert page.count("Loss by epoch") == 1
@@ -167,3 +170,33 @@ def test_a_checkpoint_of_another_architecture_is_refused(call: Any, folder: Path
     code, _, err = call(*args)
     assert code == 2
     assert "is of another architecture" in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--model", "mobilenetv2_050", "--set", "seed=1"), "has no key 'seed'"),
+        (("train", "--model", "mobilenetv2_050", "--set", "epochs=no"), "epochs must be a whole number"),
+        (("train", "--model", "mobilenetv2_050", "--set", "epsilon=-1"), "epsilon must lie between 0 and 1"),
+        (("train", "--model", "mobilenetv2_050", "--keep", "0"), "keep is 0"),
+        (("fit", "--min-throughput", "1", "--set", "image_size=64"), "use image_size= (--img-size)"),
+        (("fit", "--min-throughput", "1", "--brief-epochs", "0"), "brief_epochs is 0"),
+        (("fit", "--min-throughput", "1", "--max-minutes", "0"), "max_minutes is 0"),
+        (("fit", "--min-throughput", "1", "--epochs", "0"), "epochs must lie between"),
+    ],
+)
+def test_bad_requests_are_one_line_and_write_nothing(call: Any, folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = call(*arguments, "--data-dir", folder, "--output", tmp_path / "run")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_may_be_set_as_a_recipe_key(call: Any, folder: Path, tmp_path: Path) -> None:
+    code, out, err = call("train", "--data-dir", folder, "--output", tmp_path / "run", *TRAIN[:6], "--set", "epochs=1", *TRAIN[10:], "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["history"]) == 1
+    for bad in (("-b", "0"), ("-j", "-1"), ("--device", "tpu")):
+        code, _, err = call("evaluate", tmp_path / "run", "--data-dir", folder, *bad)
+        assert (code, len(err.strip().splitlines())) == (2, 1), err

@@ -162,6 +162,14 @@ def test_existing_output_is_not_touched(splits, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+def test_what_was_timed_is_what_is_trained_and_shipped(splits, tmp_path):
+    options = OPTIONS | {"epochs": 1}
+    made = fit(splits, min_throughput=1.0, output=tmp_path / "run", candidates=[scaled_members("resnet50d", 64)[0]], image_size=64, **options)
+    assert made.record["candidates"][0]["measurement"]["conditions"]["image_size"] == 64
+    assert made.artifact.image_size == 64  # more than twice the data's own 28 px
+    assert "uint8, (n, 64, 64, 1)" in made.report.read_text()
+
+
 def test_full_disk_is_said_before_work_begins(splits, tmp_path, monkeypatch):
     from collections import namedtuple
 

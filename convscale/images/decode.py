@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
@@ -155,7 +155,7 @@ def decode_image(
             _check_png(data)
         return _decode_pillow(data, header.format, channels, min_side)
     except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        reason = "truncated" if "truncated" in str(error) or "incomplete" in str(error) else f"damaged: {_first_line(error)}"
+        reason = "truncated" if "truncated" in str(error) or "incomplete" in str(error) else f"damaged: {_reason(error)}"
         raise ImageError(f"{name}: {header.format} image is {reason}") from error
 
 
@@ -297,7 +297,6 @@ def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None
     return torch.from_numpy(array.reshape(array.shape[0], array.shape[1], channels))
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = text[0] if text else type(error).__name__
+def _reason(error: BaseException) -> str:
+    line = first_line(error)
     return line.split(", ", 2)[-1] if line.startswith(("decode_", "operator()")) else line

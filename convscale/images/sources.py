@@ -70,6 +70,8 @@ def open_dataset(
         (train, test), validation = open_idx(idx_folder, channels=channels), None
     else:
         train, validation, test = _open_folders(place, channels or 3, max_pixels, notes)
+    if classes is not None and not place.is_file():
+        raise UserError(f"classes are for a manifest; {place} has its own: {', '.join(train.classes[:5])}{' ...' if len(train.classes) > 5 else ''}")
     if len(train.classes) < 2:
         only = f" ({train.classes[0]!r})" if train.classes else ""
         raise UserError(f"{place}: only {len(train.classes)} class{only}; a classifier needs at least 2, one folder each")

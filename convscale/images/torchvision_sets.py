@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.images.splits import ArraySplit, FileSplit, Split
 
 
@@ -91,7 +91,7 @@ def open_torchvision(name: str, root: Path, *, channels: int, max_pixels: int) -
         try:
             opened = getattr(datasets, known.type_name)(root, download=False, **arguments)
         except (RuntimeError, OSError, ImportError, ValueError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"{root}: torchvision's {known.type_name} can not be opened from local files ({reason})") from error
         classes = splits[0].classes if splits and splits[0] is not None else None
         splits.append(_to_split(split, opened, known, channels, max_pixels, classes))

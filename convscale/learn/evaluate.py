@@ -15,6 +15,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
 from convscale.learn.settings import usable_device
+from convscale.ship.verify import wilson
 
 
 class Wrong(NamedTuple):
@@ -214,14 +215,6 @@ def _binary_calibration_error(probabilities: torch.Tensor, truth: torch.Tensor) 
     from torchmetrics.functional.classification import binary_calibration_error
 
     return float(binary_calibration_error(probabilities.flatten(), truth.flatten(), n_bins=15))
-
-
-def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def best_thresholds(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_text
 
 _CHOICES = {
@@ -303,7 +303,7 @@ def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path}: can not be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"recipe {path}: can not be read ({first_line(error)})") from error
     return Recipe.from_dict(values)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convscale.arch.spec import NetSpec
 from convscale.arch.tresnet import OFFICIAL_V2_SLOPE
 from convscale.arch.zoo import get_tag
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.nn import keymaps
 from convscale.nn.layers import conv2d
 from convscale.nn.norm import BatchNormAct, InPlaceABN, with_slope
@@ -155,7 +155,7 @@ def download(name: str) -> Path:
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UserError(f"weights {tag.name} could not be fetched from {tag.hf_hub_id} ({reason}); try again, or {advice}") from error
     raise UserError(f"weights {tag.name}: {tag.hf_hub_id} holds neither model.safetensors nor pytorch_model.bin; {advice}")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.artifact import CARD, MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
@@ -199,8 +199,7 @@ def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
     except UserError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first}") from error
+        raise UserError(f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first_line(error)}") from error
     if logits.ndim != 2:
         raise UserError(f"an artefact is a classifier with outputs (N, classes), {type(module).__name__} gives {tuple(logits.shape)}")
     return logits.shape[1]

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.ship.silence import quiet
 
 aten = torch.ops.aten
@@ -55,8 +55,7 @@ def capture(net: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     except Exception as error:
         with torch.no_grad():
             _run_once(net, example)  # a size that the network can not take fails here too, with a shorter message
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{type(net).__name__} can not be captured by torch.export for any batch size: {first}") from error
+        raise UserError(f"{type(net).__name__} can not be captured by torch.export for any batch size: {first_line(error)}") from error
     finally:
         net.train(training)
 
@@ -167,8 +166,7 @@ def _run_once(net: nn.Module, example: torch.Tensor) -> None:
     try:
         net(example)
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{type(net).__name__} can not take an input of shape {tuple(example.shape)}: {first}") from error
+        raise UserError(f"{type(net).__name__} can not take an input of shape {tuple(example.shape)}: {first_line(error)}") from error
 
 
 def _branches(source: fx.Node) -> list[fx.Node]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.ship.silence import quiet
 
 OPSET = 20
@@ -142,4 +142,4 @@ def _reason(error: BaseException) -> str:
     """The innermost cause's first line: the exporter wraps what went wrong in several layers of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(error)

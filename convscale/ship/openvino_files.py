@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.ship.runtime import need_runtime
 from convscale.ship.silence import quiet
 
@@ -27,5 +27,4 @@ def write_ir(onnx_path: Path, xml_path: Path, *, half: bool = False) -> None:
             model = ov.Core().read_model(os.fspath(onnx_path))
             ov.save_model(model, os.fspath(xml_path), compress_to_fp16=half)
         except RuntimeError as error:
-            first = next((line.strip() for line in str(error).splitlines() if line.strip()), "unknown")
-            raise UserError(f"OpenVINO can not take this network: {first}") from error
+            raise UserError(f"OpenVINO can not take this network: {first_line(error)}") from error

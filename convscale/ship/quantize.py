@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.ship.layers import Layer
 from convscale.ship.signals import signal_stack_kept
 from convscale.ship.silence import quiet
@@ -106,8 +106,7 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
                 ),
             )
         except Exception as error:
-            line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"NNCF can not quantise this network: {line}") from error
+            raise UserError(f"NNCF can not quantise this network: {first_line(error)}") from error
         if to_onnx:
             onnx.save(quantised, os.fspath(target))
         else:

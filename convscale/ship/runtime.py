@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.ship.signals import signal_stack_kept
 from convscale.ship.silence import quiet
 from convscale.speed.conditions import RUNTIMES
@@ -140,7 +140,7 @@ class OnnxRunner(FileRunner):
             count = self.streams if options.intra_op_num_threads > 1 else 1
             self._sessions = [ort.InferenceSession(os.fspath(path), options, providers=[provider]) for _ in range(count)]
         except Exception as error:
-            raise UserError(f"ONNX Runtime can not open {Path(path).name}: {_first_line(error)}") from error
+            raise UserError(f"ONNX Runtime can not open {Path(path).name}: {first_line(error)}") from error
         self._name = Path(path).name
         if provider not in self._sessions[0].get_providers():
             # It goes on with the processor where the provider's libraries do not load, and would be timed as a GPU.
@@ -198,7 +198,7 @@ class OpenVinoRunner(FileRunner):
         try:
             self._model = self._core.read_model(os.fspath(path))
         except Exception as error:
-            raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
+            raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
         self._dtype = np.dtype(self._model.input(0).get_element_type().to_dtype())
         # Parts of different sizes would need a form each.
         self._part = batch_size // self.streams if batch_size and batch_size % self.streams == 0 else None
@@ -220,7 +220,7 @@ class OpenVinoRunner(FileRunner):
                 with signal_stack_kept():
                     compiled = self._core.compile_model(model, "CPU", self._config)
             except Exception as error:
-                raise UserError(f"OpenVINO can not open {self._name}: {_first_line(error)}") from error
+                raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
             self._forms[part] = compiled, [compiled.create_infer_request() for _ in range(self.streams)]
         return self._forms[part][1]
 
@@ -340,8 +340,4 @@ def _failed(runtime: str, name: str, error: Exception) -> Exception:
     text = str(error).lower()
     if isinstance(error, MemoryError) or "memory" in text or "alloc" in text:
         return error
-    return UserError(f"{runtime} can not run {name}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return UserError(f"{runtime} can not run {name}: {first_line(error)}")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.ship.fold import capture
 from convscale.ship.silence import quiet
 
@@ -59,8 +59,7 @@ def read_program(path: Path) -> nn.Module:
         with quiet():
             module = torch.export.load(os.fspath(path)).module(check_guards=False)
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{path.name} can not be read by torch {torch.__version__}: {first}") from error
+        raise UserError(f"{path.name} can not be read by torch {torch.__version__}: {first_line(error)}") from error
     assert isinstance(module, fx.GraphModule), f"an archive gave a {type(module).__name__}"
     # An exported module refuses train() and eval(); it is in eval mode for good.
     module.train = lambda mode=True: module  # pyright: ignore[reportAttributeAccessIssue]

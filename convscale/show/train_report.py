@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.files import write_text
 from convscale.show import fit_sections, plots, words
 from convscale.show.page import Figures, Section, definitions, page, paragraph
@@ -55,7 +55,7 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str,
     except FileNotFoundError as error:
         raise UserError(f"{folder} has neither a fit.json nor a training run's {Path(error.filename).name}; there is nothing to report") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder}: its log can not be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder}: its log can not be read ({first_line(error)})") from error
     return rows, recipe, about
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.speed.autocast import Autocast, tensors_in
 from convscale.speed.operators import FREE, base_name, kind_of, macs_of
 
@@ -463,7 +463,7 @@ def trace(
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         where = f" in {recorder.scope[-1]}" if recorder.scope[-1] else ""
         raise UserError(f"{type(net).__name__} can not be traced at {height}x{width} px: operator {recorder.last}{where}: {reason}") from error
     params = list(net.parameters())

@@ -11,7 +11,7 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
-from convscale.learn.evaluate import best_thresholds, evaluate, wilson
+from convscale.learn.evaluate import best_thresholds, evaluate
 
 PLAIN = Preprocessing(image_size=1, channels=3, mean=(0, 0, 0), std=(1 / 255,) * 3, crop_pct=1.0)
 
@@ -45,13 +45,6 @@ def test_one_label_by_hand() -> None:
         bins.setdefault(int(value * 15), []).append((value, right))
     expected = sum(abs(sum(v - r for v, r in entries)) for entries in bins.values()) / 5
     assert result.calibration_error == pytest.approx(expected, abs=1e-5)
-
-
-def test_wilson_by_its_formula() -> None:
-    n, share, z = 50, 45 / 50, 1.959963984540054
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    assert wilson(45, 50) == pytest.approx((centre - half, centre + half))
 
 
 def test_several_labels_by_hand() -> None:
