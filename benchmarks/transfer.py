@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -194,7 +195,8 @@ def run_timm(data: DataSplits, options: argparse.Namespace, seed: int, rates: di
 
     recipe, preprocessing = get_recipe("finetune"), preprocessing_for(options.size)
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - timm draws from it
+    np.random.seed(seed)  # noqa: NPY002 - timm draws from it, and its crops from the next
+    random.seed(seed)
     net = timm.create_model(LITE0, num_classes=len(data.classes), drop_rate=recipe.drop_rate)
     source = cs.export_weights(lite0_net(1000), layout="timm")
     net.load_state_dict({name: value for name, value in source.items() if not name.startswith("classifier.")}, strict=False)
