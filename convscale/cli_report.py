@@ -44,7 +44,7 @@ def report_command(
     min_throughput: Annotated[float | None, typer.Option("--min-throughput", help="Images/s to draw as a line.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help=".html: a page; .png: accuracy against throughput alone. speed.html, or a run's own report, when left out."),
+        typer.Option("--output", help=".html: a page; .png: its picture alone. speed.html, or a run's own report, when left out."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -53,13 +53,17 @@ def report_command(
     if run_dir is not None:
         if asked:
             raise UserError("give a run's folder, or --records, --predict, --layers, --papers and --ablation, not both")
+        from convscale.show.plots import save_fit_png
         from convscale.show.report import write_fit_report
         from convscale.show.train_report import write_train_report
 
         training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
         if output is not None:
-            check_output(output, (".html",))
-        path = (write_train_report if training else write_fit_report)(run_dir, output)
+            check_output(output, PAGES if training else PICTURES)
+        if output is not None and output.suffix == ".png":
+            path = save_fit_png(run_dir, output)
+        else:
+            path = (write_train_report if training else write_fit_report)(run_dir, output)
     elif not asked:
         raise UserError("give a run's folder, or at least one of --records, --predict, --layers, --papers and --ablation")
     else:

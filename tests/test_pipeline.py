@@ -123,6 +123,15 @@ def test_report_is_one_file_that_names_the_winner(run):
     assert not re.search(r"""<(script|link|img)[^>]*(src|href)=["']?https?:""", page)
 
 
+def test_the_picture_of_a_run_alone(run, tmp_path):
+    from convscale.cli_report import report_command
+
+    report_command(run_dir=run[0].output, output=tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match=r"must end in \.html or \.png"):
+        report_command(run_dir=run[0].output, output=tmp_path / "run.pdf")
+
+
 def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
     made, _ = run
     folder = made.output
