@@ -50,7 +50,7 @@ class SpeedPoint:
     accuracy_source: str = ""
     """Who published ``top1``."""
     params: float | None = None
-    """Learned numbers."""
+    """Parameters."""
     macs: float | None = None
     """Multiply-accumulates per image."""
     bound_by: str = ""

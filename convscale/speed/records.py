@@ -29,7 +29,7 @@ class Record:
     measurement: Measurement
     """Times, conditions and machine."""
     params: float | None = None
-    """Learned numbers."""
+    """Parameters."""
     macs: float | None = None
     """Multiply-accumulates per image at the measured size."""
     activations: float | None = None
