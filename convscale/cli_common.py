@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from convscale.errors import UserError
+from convscale.files import json_numbers
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Model = Annotated[str, typer.Option("--model", help="A model name (see `convscale list`), or a spec file.")]
@@ -55,7 +56,7 @@ def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """Print for machines."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    typer.echo(json.dumps(json_numbers(value), indent=2, default=str, allow_nan=False))
 
 
 def spec_of(name: str) -> Any:

@@ -69,14 +69,20 @@ def json_numbers(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-OURS = ("fit.json", "recipe.yaml", "log.jsonl", "checkpoints")
-"""What tells a run's folder from a user's own."""
+MARK = ".convscale"
+"""A file that tells a run's folder from a user's own."""
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder was made by ``new_output_dir``, or is a run of an earlier version, which left no mark."""
+    training = (folder / "recipe.yaml").is_file() and ((folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file())
+    return (folder / MARK).is_file() or (folder / "fit.json").is_file() or training
 
 
 def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
     """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the input is looked at."""
     folder = Path(path)
-    if overwrite and not resume and folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in OURS):
+    if overwrite and not resume and folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise UserError(f"output folder {folder} holds something other than a run of convscale; it is not overwritten, use another name")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
@@ -97,8 +103,7 @@ def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, res
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"output folder {folder} can not be written: {error.strerror}; name another") from error
     free = shutil.disk_usage(folder).free

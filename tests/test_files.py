@@ -19,14 +19,27 @@ def test_a_folder_of_pictures_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "photos" / "cats" / "1.jpg").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("mark", ["fit.json", "recipe.yaml", "checkpoints"])
-def test_a_run_is_overwritten_when_asked(tmp_path: Path, mark: str) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / mark).write_text("{}")
+def test_a_users_project_is_no_run(tmp_path: Path) -> None:
+    for name in ("checkpoints", "recipe.yaml"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).mkdir()
+        with pytest.raises(UserError, match="holds something other than a run"):
+            new_output_dir(tmp_path / name, overwrite=True)
+
+
+@pytest.mark.parametrize("older", [("fit.json",), ("recipe.yaml", "log.jsonl"), None])
+def test_a_run_is_overwritten_when_asked(tmp_path: Path, older: tuple[str, ...] | None) -> None:
+    run = tmp_path / "run"
+    if older is None:
+        new_output_dir(run)
+    else:
+        run.mkdir()
+    for name in older or ("half-written",):
+        (run / name).write_text("{}")
     with pytest.raises(UserError, match="use --resume, --overwrite or another name"):
-        new_output_dir(tmp_path / "run")
-    new_output_dir(tmp_path / "run", overwrite=True)
-    assert list((tmp_path / "run").iterdir()) == []
+        new_output_dir(run)
+    new_output_dir(run, overwrite=True)
+    assert [path.name for path in run.iterdir()] == [".convscale"]
 
 
 def test_numbers_that_json_has_no_word_for_are_none() -> None:

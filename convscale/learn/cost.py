@@ -48,8 +48,8 @@ class RunCost:
 def measure_cost(trainer: Trainer) -> RunCost:
     """The cost of a trainer's run, earlier parts of a resumed one included."""
     rows, device = trainer.history, trainer.job.device
-    training = sum(row["train_seconds"] for row in rows)
-    waiting = sum(row["train_seconds"] * row["wait_share"] for row in rows)
+    training = sum(row.get("train_seconds", 0.0) for row in rows)
+    waiting = sum(row.get("train_seconds", 0.0) * row["wait_share"] for row in rows)
     total = rows[-1]["seconds"] if rows else 0.0
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -60,7 +60,7 @@ def measure_cost(trainer: Trainer) -> RunCost:
         training_s=training,
         waiting_s=waiting,
         validation_s=max(0.0, total - training),
-        images=sum(row["images"] for row in rows),
+        images=sum(row.get("images", 0) for row in rows),
         peak_memory_bytes=peak,
         advice=(),
     )

@@ -15,7 +15,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
 from convscale.learn.settings import usable_device
-from convscale.ship.verify import wilson
+from convscale.ship.verify import average_precisions, wilson
 
 
 class Wrong(NamedTuple):
@@ -121,8 +121,8 @@ def predict_split(
     started, training, home = time.perf_counter(), net.training, next((p.device for p in net.parameters()), where)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     logits, kept, bad = [], [], []
-    net.eval().to(where)
     try:
+        net.eval().to(where)
         for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
             bad += batch.bad
             if not len(batch.indices):
@@ -180,15 +180,9 @@ def _one_label(
 def _several_labels(
     logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, bad: tuple[str, ...], classes: tuple[str, ...], images_per_s: float
 ) -> Evaluation:
-    from torchmetrics.functional.classification import multilabel_average_precision
-
     del kept
     probabilities, truth = logits.sigmoid(), labels.long()
-    present = truth.sum(0) > 0
-    precision = torch.full((len(classes),), float("nan"))
-    if present.any():
-        shown = multilabel_average_precision(probabilities[:, present], truth[:, present], num_labels=int(present.sum()), average="none")
-        precision[present] = shown if shown.ndim else shown[None]
+    precision = average_precisions(logits, labels)
     best = logits.argmax(1)
     right = int(labels[torch.arange(len(labels)), best].sum())
     low, high = wilson(right, len(labels))
@@ -203,7 +197,7 @@ def _several_labels(
         per_class=tuple(precision.tolist()),
         confusion=torch.empty(0, 0, dtype=torch.long),
         calibration_error=_binary_calibration_error(probabilities, truth),
-        mean_average_precision=float(precision[present].mean()) if present.any() else float("nan"),
+        mean_average_precision=float(precision.nanmean()),
         wrong=(),
         images_per_s=images_per_s,
         bad=bad,

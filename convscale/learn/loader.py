@@ -256,7 +256,8 @@ class _TrainSamples:
         recipe, path = self.recipe, split.paths[index]
         data = read_bytes(path)
         header = parse_header(data)
-        if header is None or header.format != "JPEG" or (header.orientation != 1 and not recipe.scaled_decode):
+        usable = header is not None and header.format == "JPEG" and header.width > 0 < header.height  # decode_image says what is wrong with others
+        if header is None or not usable or (header.orientation != 1 and not recipe.scaled_decode):
             image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels)
             resized_crop(image, self.size, random, recipe, out)
             return

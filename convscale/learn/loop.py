@@ -354,7 +354,9 @@ class Trainer:
         self.best_weights = state["best_weights"]
         numbers = state["numbers"]
         self.epoch, self.step, self.updates, self.elapsed = (numbers[key] for key in ("epoch", "step", "updates", "elapsed"))
-        self.history, self.best, self.lr_scale = list(numbers["history"]), dict(numbers["best"]), numbers["lr_scale"]
+        whole = self.job.recipe.batch_size * self.job.processes.world * self.steps_per_epoch
+        self.history = [_with_cost(row, whole) for row in numbers["history"]]
+        self.best, self.lr_scale = dict(numbers["best"]), numbers["lr_scale"]
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
 
@@ -449,6 +451,11 @@ class Trainer:
 def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
     if sources:
         torch._foreach_copy_(targets, sources)
+
+
+def _with_cost(row: dict[str, Any], images: int) -> dict[str, Any]:
+    """A row of the history; one of an older version, which did not count, is taken for a whole epoch of ``images``."""
+    return {"images": images, "train_seconds": images / max(row.get("images_per_s") or 0.0, 1e-9), **row} if row.get("images_per_s") else row
 
 
 def _follow_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -40,8 +40,10 @@ def usable_device(device: str | torch.device) -> torch.device:
         raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r}: no CUDA device is available; use cpu")
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     if where.type not in ("cpu", "cuda"):
-        raise UserError(f"device {device!r} is not supported for training; cpu, cuda or cuda:N would be right")
+        raise UserError(f"device {device!r} is not supported; cpu, cuda or cuda:N would be right")
     return where
 
 

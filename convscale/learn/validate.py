@@ -12,6 +12,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
 from convscale.learn.evaluate import best_thresholds, predict_split
+from convscale.ship.verify import average_precisions
 
 
 def validate(
@@ -28,10 +29,8 @@ def validate(
         sums = [F.cross_entropy(logits, labels, reduction="sum").item(), float((logits.argmax(1) == labels).sum()), float(len(labels))]
         loss, right, count = processes.sum(sums)
         return {"loss": loss / count, "top1": right / count, "map": None, "metric": right / count}
-    from torchmetrics.functional.classification import multilabel_average_precision
-
     logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
     loss = F.binary_cross_entropy_with_logits(logits, labels).item()
-    average = float(multilabel_average_precision(logits.sigmoid(), labels.long(), num_labels=labels.shape[1]).nan_to_num(0.0))
+    average = float(average_precisions(logits, labels).nanmean().nan_to_num(0.0))
     top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
     return {"loss": loss, "top1": top1, "map": average, "metric": average, "thresholds": list(best_thresholds(logits, labels))}

@@ -106,7 +106,7 @@ class Artifact:
             return self._outputs(images, 0)
         logits = self._outputs(images, 0)
         if self.thresholds is not None:
-            return 1 / (1 + np.exp(-logits))
+            return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without an overflow
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exp / exp.sum(axis=1, keepdims=True)
 

@@ -27,7 +27,7 @@ from convscale.ship.openvino_files import write_ir
 from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
 from convscale.ship.runtime import need_runtime
 from convscale.ship.torch_files import write_program
-from convscale.ship.verify import Verification, Withheld, reference_logits, verify
+from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, reference_logits, verify
 
 FORMATS = tuple(MODEL_FILES)
 FLOAT_FILE = "float.onnx"
@@ -278,6 +278,8 @@ def _quantise(
         quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])
         candidate = Artifact(folder, probe.manifest)
         checked = verify(module, candidate, images, labels, max_drop=max_drop, reference=shared.reference, find_drift=False)
+        if checked.batch_rel > MAX_BATCH_RELATIVE:
+            return 100.0  # as good as nothing: other layers may be steady
         return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
 
     steps, _ = search_float_layers(ranked, total, attempt, max_drop)

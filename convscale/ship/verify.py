@@ -162,13 +162,23 @@ def verify(
 
 def _mean_average_precision(logits: np.ndarray, truth: np.ndarray) -> float | None:
     """Over the classes that are present; None where none is."""
-    from torchmetrics.functional.classification import multilabel_average_precision
+    found = average_precisions(torch.from_numpy(logits), torch.from_numpy(truth))
+    return None if bool(found.isnan().all()) else float(found.nanmean())
 
-    present = np.flatnonzero(truth.sum(0) > 0)
-    if not len(present):
-        return None
-    shown, right = torch.from_numpy(logits[:, present]).sigmoid(), torch.from_numpy(truth[:, present]).long()
-    return float(multilabel_average_precision(shown, right, num_labels=len(present)))
+
+def average_precisions(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Average precision of each class: float32 (classes,), NaN for one that no image has.
+
+    Args:
+        logits: (N, classes).
+        truth: zeros and ones (N, classes).
+    """
+    from torchmetrics.functional.classification import binary_average_precision
+
+    out = torch.full((logits.shape[1],), float("nan"))
+    for at in torch.nonzero(truth.sum(0) > 0).flatten().tolist():
+        out[at] = binary_average_precision(logits[:, at].sigmoid(), truth[:, at].long())
+    return out
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:

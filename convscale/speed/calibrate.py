@@ -78,6 +78,10 @@ class Calibration:
         for name in _SHARED:
             if (made := getattr(self, name)) != (asked := getattr(conditions, name)):
                 raise UserError(f"the calibration was made for {name} {made!r}, not {asked!r}; measure and calibrate for that")
+        if conditions.threads not in (None, self.threads):
+            raise UserError(
+                f"the calibration was made with {self.threads or 'all'} threads, not {conditions.threads}; measure and calibrate for that"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

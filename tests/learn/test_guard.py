@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -88,7 +90,7 @@ def test_bad_input_overwrites_nothing(tmp_path: Path, bad: dict[str, Any], messa
     kept = tmp_path / "run" / "precious.txt"
     kept.parent.mkdir()
     kept.write_text("kept")
-    (tmp_path / "run" / "recipe.yaml").write_text("name: old")  # a run of ours, which may be overwritten
+    (tmp_path / "run" / ".convscale").write_text("")  # a run of ours, which may be overwritten
     with pytest.raises(UserError, match=message):
         train(_net(), halves_data(), output=tmp_path / "run", overwrite=True, **{"recipe": QUICK, **bad})
     assert kept.read_text() == "kept"
@@ -232,10 +234,31 @@ def test_a_checkpoint_teaches(tmp_path: Path) -> None:
         train(_net(), dataclasses.replace(data, classes=("x", "y", "z"), **renamed), recipe=recipe, teacher=tmp_path / "teacher")
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    train(_net(), halves_data(), recipe=QUICK, epochs=2, output=tmp_path / "run")
+    state = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    text = json.loads((state / "state.json").read_text())
+    for row in text["numbers"]["history"]:
+        del row["images"], row["train_seconds"]
+    (state / "state.json").write_text(json.dumps(text))
+    sums = state / "SHA256SUMS"
+    digest = hashlib.sha256((state / "state.json").read_bytes()).hexdigest()
+    lines = [f"{digest}  state.json" if line.endswith("  state.json") else line for line in sums.read_text().splitlines()]
+    sums.write_text("\n".join(lines) + "\n")
+    run = train(_net(), halves_data(), recipe=QUICK, epochs=3, output=tmp_path / "run", resume=True)
+    assert run.cost.images == 3 * 96
+
+
 def test_the_cost_of_a_run_that_time_cuts_short() -> None:
-    run = train(_net(), halves_data(960), recipe=QUICK, epochs=50, max_seconds=0.2)
-    assert sum(row["images"] for row in run.history) == run.cost.images
-    assert run.cost.images % 960 != 0  # its last epoch was not a whole one
+    steps = 0
+
+    def count(event: dict[str, Any]) -> None:
+        nonlocal steps
+        steps += event["kind"] == "step"
+
+    run = train(_net(), halves_data(960), recipe=QUICK, epochs=50, max_seconds=0.2, progress=count)
+    assert run.cost.images == steps * QUICK.batch_size
+    assert steps % 60 != 0  # its last epoch was not a whole one
     assert run.cost.waiting_s <= run.cost.training_s <= run.cost.seconds
 
 

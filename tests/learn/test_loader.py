@@ -225,3 +225,17 @@ def test_a_set_held_in_memory_is_cropped_once(folder: Path) -> None:
     assert torch.equal(again.images, golden)
     raw = ArraySplit(split="test", classes=("a", "b"), labels=held.labels, channels=3, pixels=golden)  # a user's own, of the same size
     assert torch.equal(next(eval_batches(raw, cropped)).images, torch.stack([cropped.resize(image) for image in golden]))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_picture_without_area_is_left_out(folder: Path, scaled: bool) -> None:
+    split = _train_split(folder)
+    path = Path(split.name(2))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 2] = b"\0\0"  # a height of 0, as files have whose height comes later
+    path.write_bytes(data)
+    loader = TrainLoader(split, FILES.override({"scaled_decode": scaled}), image_size=16, workers=0)
+    batches = [batch for epoch in range(4) for batch in loader.batches(epoch)]
+    assert {problem for batch in batches for problem in batch.bad} == {f"{path}: JPEG image of 60 x 0 pixels has no area"}
+    assert 2 not in torch.cat([batch.indices for batch in batches]).tolist()

@@ -153,6 +153,9 @@ def test_several_labels_are_judged_by_mean_average_precision() -> None:
     # class 1 ranked the wrong way round: its three images come last of ten and together, at a precision of 3/10
     assert v.accuracy_after == pytest.approx((1 + 3 / 10) / 2)
     assert v.accuracy_after_interval is None
+    labels[:, 0] = 0  # one class alone
+    assert check(FakeArtifact(), labels=labels).accuracy_after == 1.0
+    assert check(FakeArtifact(), labels=np.zeros((10, 3))).accuracy_after is None
     with pytest.raises(UserError, match="do not go with logits"):
         check(FakeArtifact(), labels=labels[:, :2])
 
