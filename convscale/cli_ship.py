@@ -101,8 +101,10 @@ def _tell_form(name: str, result: Any) -> None:
 
 def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, int8: bool) -> dict[str, Any]:
     """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by it."""
+    import numpy as np
+
     from convscale.images.sources import open_dataset
-    from convscale.learn.loader import EvalImages, into_memory, readable
+    from convscale.learn.loader import EvalImages, readable
     from convscale.ship.quantize import CALIBRATION, spread
 
     splits = open_dataset(data_dir, channels=preprocessing.channels)
@@ -113,9 +115,8 @@ def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, 
         say(f"left out: {problem}", err=True)
     out: dict[str, Any] = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
     if int8:
-        some, _ = into_memory(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
-        assert some.images is not None
-        out["calibration_images"] = some.images.numpy()
+        some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
+        out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
     return out
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
-from convscale.learn.loader import EvalImages, into_memory, readable
+from convscale.learn.loader import EvalImages, readable
 from convscale.ship.artifact import Artifact, load_artifact, staged_folder
 from convscale.ship.fastest import Fastest, export_forms, fastest_of, form_names
 from convscale.ship.measure import measure
@@ -70,10 +70,9 @@ def ship_fastest(
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
         held, _ = readable(splits.validation, preprocessing)
-        some, _ = into_memory(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
-        assert some.images is not None, "300 images fit into memory"
+        some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
         keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
-        keywords |= {"calibration_images": some.images.numpy(), "max_drop": how.max_drop}
+        keywords |= {"calibration_images": np.concatenate(list(EvalImages(some, preprocessing))), "max_drop": how.max_drop}
     names = form_names(net, int8=how.int8, image_size=preprocessing.image_size)
     if how.runtime == "onnxruntime":
         names = [name for name in names if name.startswith("onnx")]
