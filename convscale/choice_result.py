@@ -341,7 +341,7 @@ def decide(options: Sequence[Option], constraint: Constraint, *, likely: Callabl
     if not keepers:
         raise UserError(_nothing(judged, constraint))
     best = _pick(keepers)
-    leaders = {group: max(members, key=merit_in_group) for group, members in _groups(keepers).items()}
+    leaders = {group: max(members, key=_merit_in_group) for group, members in _groups(keepers).items()}
     maybe, alternatives, rejected = [], [], []
     for o in judged:
         if o is best:
@@ -377,7 +377,7 @@ def _with(option: Option, verdict: str, reason: str) -> Option:
     return replace(option, verdict=verdict, reason=reason)
 
 
-def merit_in_group(option: Option) -> tuple[float, float]:
+def _merit_in_group(option: Option) -> tuple[float, float]:
     return (float(option.known.macs), option.top1 or 0.0)
 
 

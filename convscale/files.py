@@ -82,12 +82,13 @@ def _is_ours(folder: Path) -> bool:
 def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
     """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the input is looked at."""
     folder = Path(path)
-    if overwrite and not resume and folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
-        raise UserError(f"output folder {folder} holds something other than a run of convscale; it is not overwritten, use another name")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not resume and not overwrite:
-        raise UserError(f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not resume and not overwrite:
+            raise UserError(f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name")
+        if not _is_ours(folder):
+            raise UserError(f"output folder {folder} holds something other than a run of convscale; nothing is done to it, use another name")
     return folder
 
 

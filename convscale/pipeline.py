@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
-import math
 import os
 import shlex
 import sys
@@ -28,14 +25,15 @@ from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers, new_output_dir, write_json
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import ArraySplit, DataSplits, Split
+from convscale.images.splits import DataSplits
 from convscale.learn.checkpoint import load_checkpoint
-from convscale.learn.evaluate import Evaluation, evaluate
+from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import readable
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import get_recipe
 from convscale.learn.train import train
 from convscale.nn.net import create_model
+from convscale.pipeline_record import describe, evaluation_record, mistakes
 from convscale.pipeline_ship import Shipping, ship_fastest, shipped_speed
 from convscale.ship.artifact import Artifact
 from convscale.ship.measure import measure
@@ -46,8 +44,6 @@ from convscale.speed.cost import count
 from convscale.speed.timing import Environment, Measurement
 
 SCHEMA = 1
-SHOWN_MISTAKES = 24
-"""Wrong examples that the report shows as pictures."""
 CLEARLY_TOO_SLOW = 0.8
 """A family's larger members are not measured once one runs at less than this share of the constraint."""
 BRIEF_SECONDS = 60
@@ -213,7 +209,7 @@ def fit(
         command=_command(),
         constraint={"min_throughput": min_throughput, "conditions": {**cond.to_dict(), "image_size": size}},
         environment=asdict(Environment.here(device)),
-        data=_describe(splits, request["data"], size),
+        data=describe(splits, request["data"], size),
     )
     run.time_candidates()
     run.compare()
@@ -250,20 +246,6 @@ def _candidates(given: Sequence[str | NetSpec] | None, size: int, asked: int | N
     if len({spec.name for spec in named}) < len(named):
         raise UserError(f"candidates repeat a name: {', '.join(spec.name for spec in named)}")
     return [(spec, spec.name) for spec in named]
-
-
-def _describe(splits: DataSplits, path: str, size: int) -> dict[str, Any]:
-    return {
-        "name": Path(path).name,
-        "path": path,
-        "classes": list(splits.classes),
-        "channels": splits.channels,
-        "image_size": size,
-        "train": len(splits.train),
-        "validation": len(splits.validation),
-        "test": len(splits.test),
-        "notes": list(splits.notes),
-    }
 
 
 def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
@@ -427,7 +409,7 @@ class _Fit:
                 self.note(f"left out of the test set: {problem}")
             ev = evaluate(net, held, preprocessing, device=self.cond.device)
             self.record["winner"]["test_top1"] = ev.top1
-            self.record.put(evaluation=_evaluation(ev), wrong=_mistakes(ev, held, self.splits.test), left_out=list(bad))
+            self.record.put(evaluation=evaluation_record(ev), wrong=mistakes(ev, held, self.splits.test), left_out=list(bad))
             self.note(f"test: {ev.top1:.2%} of {ev.n:,} images right ({ev.top1_low:.2%} to {ev.top1_high:.2%})")
             card = {
                 "data": self.record["data"]["path"],
@@ -463,51 +445,3 @@ class _Fit:
 
 def _speed(row: dict[str, Any]) -> float | None:
     return None if row.get("measurement") is None else Measurement.from_dict(row["measurement"]).images_per_s
-
-
-def _evaluation(ev: Evaluation) -> dict[str, Any]:
-    return {
-        "n": ev.n,
-        "top1": ev.top1,
-        "top1_interval": [ev.top1_low, ev.top1_high],
-        "top5": ev.top5,
-        "confusion": ev.confusion.tolist(),
-        "per_class": [None if math.isnan(share) else share for share in ev.per_class],  # no test image of the class
-        "calibration_error": ev.calibration_error,
-    }
-
-
-def _mistakes(ev: Evaluation, held: Split, test: Split) -> list[dict[str, Any]]:
-    """The most confident mistakes, with their pictures as PNG data: as in the test set, of which ``held`` is what could be decoded."""
-    worst = sorted(ev.wrong, key=lambda wrong: -wrong.confidence)[:SHOWN_MISTAKES]
-    return [
-        {
-            "name": picture[0],
-            "true": held.classes[wrong.true],
-            "predicted": held.classes[wrong.predicted],
-            "confidence": wrong.confidence,
-            "image": _picture(picture[1]),
-        }
-        for wrong in worst
-        for picture in (_original(held, test, wrong.index),)
-    ]
-
-
-def _original(held: Split, test: Split, index: int) -> tuple[str, torch.Tensor]:
-    """Name and pixels of an image of ``held`` as it stands in the test set that was read."""
-    source, number = held, index
-    if isinstance(held, ArraySplit) and not isinstance(test, ArraySplit) and held.numbers is not None:
-        source, number = test, int(held.numbers[index])  # held at the network's size, and without what could not be decoded
-    return Path(source.name(number)).name, source.read(number)
-
-
-def _picture(image: torch.Tensor, side: int = 160) -> str:
-    """A uint8 (H, W, C) image as a PNG data URI, at most ``side`` px."""
-    from PIL import Image
-
-    pixels = image.numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.thumbnail((side, side))
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

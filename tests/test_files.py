@@ -14,8 +14,11 @@ def test_a_folder_of_pictures_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     (tmp_path / "photos" / "cats" / "1.jpg").write_bytes(b"x")
     for check in (check_output_dir, new_output_dir):
-        with pytest.raises(UserError, match="holds something other than a run of convscale; it is not overwritten"):
+        with pytest.raises(UserError, match="holds something other than a run of convscale; nothing is done to it"):
             check(tmp_path / "photos", overwrite=True)
+        with pytest.raises(UserError, match="nothing is done to it"):
+            check(tmp_path / "photos", resume=True)  # it would leave a mark that makes the folder ours
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cats"]
     assert (tmp_path / "photos" / "cats" / "1.jpg").read_bytes() == b"x"
 
 

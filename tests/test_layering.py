@@ -14,7 +14,7 @@ ORDER = ("arch", "nn", "images", "speed", "ship", "choice", "learn", "show", "pi
 RANK = {name: rank for rank, name in enumerate(ORDER, start=1)} | {"errors": 0, "files": 0, "__main__": len(ORDER) + 1}
 # Large rooms that are several modules beside each other.
 RANK |= {f"choice_{part}": RANK["choice"] for part in ("candidates", "measured", "result", "scaling", "speeds")}
-RANK |= {"pipeline_ship": RANK["pipeline"]}
+RANK |= {f"pipeline_{part}": RANK["pipeline"] for part in ("record", "ship")}
 RANK |= {f"cli_{part}": RANK["cli"] for part in ("common", "learn", "measure", "report", "ship", "speed")}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -151,12 +151,7 @@ class BlockSpec(_Part):
             require(self.expand_groups == self.project_groups == 1, "BlockSpec.expand_groups", self.expand_groups, f"1 for a {self.kind} block")
             require(self.skip, "BlockSpec.skip", self.skip, f"True for a {self.kind} block")
         if self.kind == "basic" and self.se is not None:
-            require(
-                self.se.where == "output",
-                "SESpec.where",
-                self.se.where,
-                "'output' for a basic block",
-            )
+            require(self.se.where == "output", "SESpec.where", self.se.where, "'output' for a basic block")
         if self.kind in ("basic", "depthwise_separable"):
             require(self.inner_ratio == 1.0, "BlockSpec.inner_ratio", self.inner_ratio, f"1.0 for a {self.kind} block")
 
@@ -366,8 +361,8 @@ class NetSpec(_Part):
                 self.input.multiple,
                 f"a multiple of {self.stem.stride}, the space-to-depth stem's block",
             )
-        elif self.stem.stride == 4:
-            require(False, "StemSpec.stride", self.stem.stride, f"1 or 2 for a {self.stem.kind} stem")
+        else:
+            require(self.stem.stride < 4, "StemSpec.stride", self.stem.stride, f"1 or 2 for a {self.stem.kind} stem")
 
     @property
     def num_features(self) -> int:

@@ -29,8 +29,9 @@ _HEAD_BYTES = 65_536
 _JPEG_SEGMENT = struct.Struct(">BBHBHHB")
 """0xFF, marker and length; then, in a frame header, precision, height, width and number of components."""
 _JPEG_HEIGHT = struct.Struct(">H")
+"""As it stands in a frame header."""
 _JPEG_ROWS = 16
-"""Most rows in a row of a JPEG's blocks where chroma is halved."""
+"""Rows of pixels in a row of blocks where chroma is halved; the height that a decoder is told is a multiple of it."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

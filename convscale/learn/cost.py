@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from convscale.learn.progress import duration
 from convscale.nn.norm import InPlaceABN
+from convscale.speed.timing import available_cores
 
 if TYPE_CHECKING:
     from convscale.learn.loop import Trainer
@@ -48,8 +48,8 @@ class RunCost:
 def measure_cost(trainer: Trainer) -> RunCost:
     """The cost of a trainer's run, earlier parts of a resumed one included."""
     rows, device = trainer.history, trainer.job.device
-    training = sum(row.get("train_seconds", 0.0) for row in rows)
-    waiting = sum(row.get("train_seconds", 0.0) * row["wait_share"] for row in rows)
+    training = sum(row["train_seconds"] for row in rows)
+    waiting = sum(row["train_seconds"] * row["wait_share"] for row in rows)
     total = rows[-1]["seconds"] if rows else 0.0
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -60,7 +60,7 @@ def measure_cost(trainer: Trainer) -> RunCost:
         training_s=training,
         waiting_s=waiting,
         validation_s=max(0.0, total - training),
-        images=sum(row.get("images", 0) for row in rows),
+        images=sum(row["images"] for row in rows),
         peak_memory_bytes=peak,
         advice=(),
     )
@@ -69,7 +69,7 @@ def measure_cost(trainer: Trainer) -> RunCost:
 
 def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
     recipe, settings, loader, device = trainer.job.recipe, trainer.job.settings, trainer.job.loader, trainer.job.device
-    out, cores = [], os.cpu_count() or 1
+    out, cores = [], available_cores()
     waited = cost.waiting_s / max(cost.seconds, 1e-9)
     if waited > 0.1 and not loader.in_memory:
         ways = []

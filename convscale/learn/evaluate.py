@@ -105,7 +105,6 @@ def evaluate(
     return make(logits, labels, kept, tuple(bad), split.classes, len(kept) / seconds)
 
 
-@torch.inference_mode()
 def predict_split(
     net: nn.Module,
     split: Split,
@@ -122,15 +121,16 @@ def predict_split(
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     logits, kept, bad = [], [], []
     try:
-        net.eval().to(where)
-        for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
-            bad += batch.bad
-            if not len(batch.indices):
-                continue
-            inputs = preprocessing.normalize(batch.images.to(where))
-            with torch.autocast(where.type, dtype, enabled=precision != "fp32"):
-                logits.append(net(inputs).float().cpu())
-            kept.append(batch.indices)
+        net.eval().to(where)  # outside of inference mode, which would leave weights behind that can not be trained again
+        with torch.inference_mode():
+            for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
+                bad += batch.bad
+                if not len(batch.indices):
+                    continue
+                inputs = preprocessing.normalize(batch.images.to(where))
+                with torch.autocast(where.type, dtype, enabled=precision != "fp32"):
+                    logits.append(net(inputs).float().cpu())
+                kept.append(batch.indices)
     finally:
         net.train(training).to(home)
     if not logits:

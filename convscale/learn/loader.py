@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, generator_for, mix_seed, resize_box, resized_crop, shift_crop
 from convscale.learn.recipe import Recipe
+from convscale.speed.timing import available_cores
 
 MEMORY_BYTES = 1_000_000_000
 """Sets that fit into this many bytes at the network's size are decoded once and kept, where the recipe's augmentation allows it."""
@@ -66,7 +66,7 @@ class TrainLoader:
         self.image_size = image_size
         self.steps_per_epoch = len(split) // global_batch
         self.in_memory = split.images is not None and recipe.policy == "none" and recipe.augment != "resized-crop"
-        self.workers = 0 if self.in_memory else (os.cpu_count() or 1 if workers is None else workers)
+        self.workers = 0 if self.in_memory else (available_cores() if workers is None else workers)
 
     def order(self, epoch: int) -> torch.Tensor:
         """int64: the split's indices in the order of ``epoch``, over all processes."""
@@ -120,7 +120,7 @@ def eval_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int 
         for indices in chunks:
             yield Batch(images=resize_batch(split.images[indices], preprocessing), labels=split.labels[indices], indices=indices)
         return
-    count = (os.cpu_count() or 1) if workers is None else workers
+    count = available_cores() if workers is None else workers
     yield from _file_batches(_EvalSamples(split, preprocessing), chunks, count if len(split) >= 256 else 0)
 
 
@@ -256,8 +256,8 @@ class _TrainSamples:
         recipe, path = self.recipe, split.paths[index]
         data = read_bytes(path)
         header = parse_header(data)
-        usable = header is not None and header.format == "JPEG" and header.width > 0 < header.height  # decode_image says what is wrong with others
-        if header is None or not usable or (header.orientation != 1 and not recipe.scaled_decode):
+        empty = header is None or not header.width * header.height  # decode_image says what is wrong
+        if header is None or empty or header.format != "JPEG" or (header.orientation != 1 and not recipe.scaled_decode):
             image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels)
             resized_crop(image, self.size, random, recipe, out)
             return

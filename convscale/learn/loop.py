@@ -455,7 +455,8 @@ def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
 
 def _with_cost(row: dict[str, Any], images: int) -> dict[str, Any]:
     """A row of the history; one of an older version, which did not count, is taken for a whole epoch of ``images``."""
-    return {"images": images, "train_seconds": images / max(row.get("images_per_s") or 0.0, 1e-9), **row} if row.get("images_per_s") else row
+    rate = row.get("images_per_s")
+    return {"images": images, "train_seconds": images / rate, **row} if rate else {"images": 0, "train_seconds": 0.0, **row}
 
 
 def _follow_layout(optimizer: torch.optim.Optimizer) -> None:

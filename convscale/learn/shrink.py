@@ -16,6 +16,7 @@ from convscale.files import atomic_path
 from convscale.images.decode import ImageError, check_image, read_image
 from convscale.images.splits import FileSplit
 from convscale.speed.cache import cache_dir
+from convscale.speed.timing import available_cores
 
 QUALITY = 90
 """Of the copies, as JPEG."""
@@ -39,7 +40,7 @@ def shrink_split(split: FileSplit, side: int, *, folder: Path | None = None, wor
     place = folder or cache_dir() / "shrunk"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(workers or available_cores()) as pool:
             paths = tuple(pool.map(lambda path: _copy_of(path, split, side, place), split.paths))
     except OSError as error:
         raise UserError(f"smaller copies can not be written to {place} ({error.strerror}); name another place by CONVSCALE_CACHE") from error

@@ -239,8 +239,8 @@ def _judge(v: Verification) -> tuple[bool, str]:
         if v.batch_rel > MAX_BATCH_RELATIVE:
             return False, f"the logits differ by {v.batch_rel:.1e} relative between batch sizes, {MAX_BATCH_RELATIVE:g} is allowed"
         if v.drop_points is not None:
-            passed = v.drop_points <= v.max_drop + 1e-9
-            return passed, f"INT8 loses {v.drop_points:.2f} points of accuracy on {v.n} images, {v.max_drop:g} are allowed"
+            passed, what = v.drop_points <= v.max_drop + 1e-9, "accuracy" if v.accuracy_before_interval else "mean average precision"
+            return passed, f"INT8 loses {v.drop_points:.2f} points of {what} on {v.n} images, {v.max_drop:g} are allowed"
         lost = 100 * (1 - v.top1_agreement)
         return lost <= v.max_drop + 1e-9, f"INT8 disagrees on {lost:.2f} % of {v.n} images (no labels), {v.max_drop:g} are allowed"
     limit = MAX_RELATIVE[v.precision]

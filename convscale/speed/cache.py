@@ -33,8 +33,8 @@ def digest_of(root: Path, *names: str) -> str:
         names: files below it; none: all of ``arch``, ``nn`` and ``speed``.
     """
     digest = hashlib.sha256(version("torch").encode())
-    found = [file for folder in ("arch", "nn", "speed") for file in (root / folder).iterdir() if file.suffix in (".py", ".json")]
-    for file in [root / name for name in names] or sorted(found):
+    everything = (file for folder in ("arch", "nn", "speed") for file in sorted((root / folder).iterdir()) if file.suffix in (".py", ".json"))
+    for file in [root / name for name in names] or everything:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
-from convscale.learn.evaluate import best_thresholds, evaluate
+from convscale.learn.evaluate import best_thresholds, evaluate, predict_split
+from tests.learn.nets import halves_data, small_net
 
 PLAIN = Preprocessing(image_size=1, channels=3, mean=(0, 0, 0), std=(1 / 255,) * 3, crop_pct=1.0)
 
@@ -72,3 +74,28 @@ def test_bad_input() -> None:
         evaluate(Colours(), dataclasses.replace(split, classes=("a", "b")), PLAIN)
     with pytest.raises(UserError, match="test split is empty"):
         evaluate(Colours(), split.subset([]), PLAIN)
+
+
+def test_a_network_moves_outside_of_inference_mode() -> None:
+    class Mover(nn.Module):
+        """Moved there, its weights could not be trained any more."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.moves = small_net(), 0
+
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            assert not torch.is_inference_mode_enabled()
+            self.moves += 1
+            return super().to(*args, **kwargs)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert torch.is_inference_mode_enabled()
+            return self.body(x)
+
+    net, data = Mover().train(), halves_data()
+    plain = Preprocessing(image_size=12, channels=1, mean=(0.0,), std=(1.0,), crop_pct=1.0)
+    logits, _, _, _ = predict_split(net, data.test, plain)
+    assert (net.moves, net.training) == (2, True)
+    with torch.no_grad():
+        assert torch.equal(logits, net.eval().body(plain.normalize(data.test.images)))

@@ -78,9 +78,21 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
 
 
 @pytest.mark.parametrize("kill_at", [3, 6, 8, 17])
-@pytest.mark.parametrize(("optimizer", "layout"), [("sgd", "nchw"), ("sgd", "nhwc"), ("adamw", "nchw"), ("adamw", "nhwc"), ("rmsprop", "nhwc")])
-def test_resume_is_exact(tmp_path: Path, kill_at: int, optimizer: str, layout: str) -> None:
-    options: dict[str, Any] = {"recipe": QUICK.override({"optimizer": optimizer, "lr": 0.02, "epsilon": 1e-3, "layout": layout}), "seed": 3}
+@pytest.mark.parametrize(
+    ("optimizer", "layout", "precision"),
+    [
+        ("sgd", "nchw", "fp32"),
+        ("sgd", "nhwc", "fp32"),
+        ("adamw", "nchw", "fp32"),
+        ("adamw", "nhwc", "fp32"),
+        ("adamw", "nhwc", "bf16"),
+        ("rmsprop", "nhwc", "fp32"),
+        ("lamb", "nhwc", "bf16"),
+    ],
+)
+def test_resume_is_exact(tmp_path: Path, kill_at: int, optimizer: str, layout: str, precision: str) -> None:
+    recipe = QUICK.override({"optimizer": optimizer, "lr": 0.02, "epsilon": 1e-3, "layout": layout, "precision": precision})
+    options: dict[str, Any] = {"recipe": recipe, "seed": 3}
     whole: list[float] = []
     undisturbed = train(_net(), halves_data(), progress=_steps(whole), **options)
     first, second = [], []
