@@ -2,7 +2,8 @@
 
     python -m benchmarks.choose [--device rtx-4090] [--min-throughput 2000] [--json] [--output results/choose.jsonl]
 
-Each time is of `convscale choose` as a command of its own, the start of Python included. Cold: an empty cache folder, made for each round.
+Each time is of `convscale choose` as a command of its own, the start of Python included. Cold: an empty cache folder,
+made for each round.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import convscale as cs
 from convscale.files import write_text
-from convscale.speed.timing import Environment
+from convscale.machine import Environment
 
 SIZES = (160, 192, 224, 256, 288)
 
@@ -27,7 +28,9 @@ SIZES = (160, 192, 224, 256, 288)
 def answer(command: list[str], cache: str) -> tuple[float, dict[str, Any]]:
     """Seconds of the command, and what it printed."""
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "CONVSCALE_CACHE": cache})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "CONVSCALE_CACHE": cache}
+    )
     return time.perf_counter() - start, json.loads(done.stdout)
 
 
@@ -39,8 +42,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("results/choose.jsonl"))
     args = parser.parse_args()
-    options = ["--device", args.device, "--min-throughput", f"{args.min_throughput:g}", *(x for size in SIZES for x in ("--img-size", str(size)))]
-    command = [sys.executable, "-m", "convscale.cli", "choose", *options, "--json"]
+    options = [
+        "--device",
+        args.device,
+        "--min-throughput",
+        f"{args.min_throughput:g}",
+        *(x for size in SIZES for x in ("--img-size", str(size))),
+    ]
+    command = [sys.executable, "-m", "convscale.cli.app", "choose", *options, "--json"]
     cold, cached, found = [], [], {}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -58,11 +67,26 @@ def main() -> None:
         "options": options,
         "weights": len(cs.list_models("*", pretrained=True)),
     }
-    row |= {"networks": len(cs.list_models()), "candidates": options_seen, "cold_s": cold, "cached_s": cached, "best": found["best"]["name"]}
-    row |= {"best_image_size": found["best"]["image_size"], "chance": found["chance"], "machine": where.device_name, "cores": where.cores}
+    row |= {
+        "networks": len(cs.list_models()),
+        "candidates": options_seen,
+        "cold_s": cold,
+        "cached_s": cached,
+        "best": found["best"]["name"],
+    }
+    row |= {
+        "best_image_size": found["best"]["image_size"],
+        "chance": found["chance"],
+        "machine": where.device_name,
+        "cores": where.cores,
+    }
     row |= {"versions": dict(where.versions)}
     shown = ", ".join(f"{key} {' '.join(f'{s:.2f}' for s in row[f'{key}_s'])} s" for key in ("cold", "cached"))
-    print(json.dumps(row) if args.json else f"{row['candidates']} candidates: {shown}; {row['best']} @{row['best_image_size']}")
+    print(
+        json.dumps(row)
+        if args.json
+        else f"{row['candidates']} candidates: {shown}; {row['best']} @{row['best_image_size']}"
+    )
     write_text(args.output, json.dumps(row) + "\n")
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.count [--json] [--models NAME ...] [--output results/count.jsonl]
 
-For every architecture at its own size: multiply-accumulates against torch's FlopCounterMode / 2 on timm's network of that name, parameters and
-activations (outputs of convolutions and products, as a dispatch mode of this file sees them) against the same, and the seconds of a trace on one
+For every architecture at its own size: multiply-accumulates against torch's FlopCounterMode / 2 on timm's network of
+that name, parameters and activations (outputs of convolutions and products, as a dispatch mode of this file sees them)
+against the same, and the seconds of a trace on one
 thread: the median of several, the network already built on the meta device, nothing read from a cache.
 """
 
@@ -21,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import convscale as cs
+from convscale.cost.counting import cost_of
+from convscale.cost.trace import trace
 from convscale.files import write_text
-from convscale.speed.cost import build_meta, cost_of
-from convscale.speed.timing import Environment
-from convscale.speed.trace import trace
+from convscale.machine import Environment
+from convscale.networks.resolve import build_meta
 
 PRODUCTS = ("aten::convolution", "aten::addmm", "aten::mm", "aten::bmm")
 SLOW_S = 1.0
@@ -48,14 +50,20 @@ def peer_counts(name: str, size: int) -> dict[str, float]:
     import timm
 
     with torch.device("meta"):
-        net = timm.create_model(name.removesuffix("_official")).eval()  # the authors' V2 differs from timm's in its slopes alone
+        net = timm.create_model(
+            name.removesuffix("_official")
+        ).eval()  # the authors' V2 differs from timm's in its slopes alone
         images = torch.empty(1, 3, size, size)
     with torch.no_grad():
         with FlopCounterMode(display=False) as flops:
             net(images)
         with Outputs() as outputs:
             net(images)
-    return {"params": sum(p.numel() for p in net.parameters()), "macs": flops.get_total_flops() / 2, "activations": outputs.count}
+    return {
+        "params": sum(p.numel() for p in net.parameters()),
+        "macs": flops.get_total_flops() / 2,
+        "activations": outputs.count,
+    }
 
 
 def row_of(name: str, rounds: int) -> dict[str, Any]:
@@ -97,12 +105,28 @@ def main() -> None:
     import timm
 
     where = Environment.here()
-    header: dict[str, Any] = {"what": "counts beside timm's networks, and seconds of a trace", "command": "python -m benchmarks.count", "threads": 1}
-    header |= {"machine": where.device_name, "cores": where.cores, "torch": torch.__version__, "timm": timm.__version__, "networks": len(rows)}
+    header: dict[str, Any] = {
+        "what": "counts beside timm's networks, and seconds of a trace",
+        "command": "python -m benchmarks.count",
+        "threads": 1,
+    }
+    header |= {
+        "machine": where.device_name,
+        "cores": where.cores,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "networks": len(rows),
+    }
     quick = sum(row["trace_s"] < SLOW_S for row in rows) / len(rows)
-    header |= {f"worst_{key}_difference": max(abs(row[f"{key}_difference"]) for row in rows) for key in ("macs", "params", "activations")}
+    header |= {
+        f"worst_{key}_difference": max(abs(row[f"{key}_difference"]) for row in rows)
+        for key in ("macs", "params", "activations")
+    }
     header |= {"share_under_1_s": quick, "median_trace_s": statistics.median(row["trace_s"] for row in rows)}
-    header |= {"slowest_trace_s": max(row["trace_s"] for row in rows), "unsupported": sorted({name for row in rows for name in row["unsupported"]})}
+    header |= {
+        "slowest_trace_s": max(row["trace_s"] for row in rows),
+        "unsupported": sorted({name for row in rows for name in row["unsupported"]}),
+    }
     print(json.dumps(header, indent=2))
     write_text(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
 

@@ -1,13 +1,15 @@
 """Fashion-MNIST from scratch: time and test accuracy, ours against timm's parts in a plain loop.
 
-    python -m benchmarks.fashion --data-dir DIR [--side ours|timm] [--epochs 16] [--seed 0] [--threads 2] [--json] [--output results/fashion.jsonl]
+    python -m benchmarks.fashion --data-dir DIR [--side ours|timm] [--epochs 16] [--seed 0] [--threads 2] [--json]
+    [--output results/fashion.jsonl]
     ours:  [--recipe small] [--width 0.5] [--set KEY=VALUE ...]
     timm:  [--model resnet18] [--output-stride 32] [--opt sgd|adamw] [--lr 0.1]
 
-Ours: ``convscale.train`` on a residual network of three stages (ResNet-18's blocks at half width, a 3x3 stem of stride 2 without pooling), built
-from a spec. timm: one of its networks (``--output-stride 8`` keeps maps of 4 px to the end), fed with our own batches (its loader decodes files,
-which would be slower), with its SGD or AdamW, cosine schedule, label smoothing and ModelEmaV3. Both see the same 54,000 training images, shifted and
-flipped alike, each in the precision and layout that is fastest for its network, by measurement. Seconds are those of the whole run, training and
+Ours: ``convscale.train`` on a residual network of three stages (ResNet-18's blocks at half width, a 3x3 stem of stride
+2 without pooling), built from a spec. timm: one of its networks (``--output-stride 8`` keeps maps of 4 px to the end),
+fed with our own batches (its loader decodes files, which would be slower), with its SGD or AdamW, cosine schedule,
+label smoothing and ModelEmaV3. Both see the same 54,000 training images, shifted and flipped alike, each in the
+precision and layout that is fastest for its network, by measurement. Seconds are those of the whole run, training and
 validation. The test set is read once, at the end. Run one side at a time on a quiet machine.
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.records import machine, replace_record
-from convscale.arch.scale import scale
+from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
 from convscale.images.preprocess import Preprocessing
@@ -32,7 +34,7 @@ from convscale.images.splits import DataSplits
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import TrainLoader, measure_mean_std
 from convscale.learn.progress import LiveProgress
-from convscale.learn.recipe import get_recipe
+from convscale.learn.recipes import get_recipe
 from convscale.learn.settings import choose_settings
 from convscale.learn.train import train
 
@@ -44,7 +46,9 @@ def small_resnet(width: float = 0.5, stages: int = 3) -> NetSpec:
     return replace(spec, name=f"resnet18_small_w{width:g}", stem=stem, stages=spec.stages[:stages])
 
 
-def run_ours(data: DataSplits, epochs: int, seed: int, recipe: str, width: float, overrides: dict[str, Any]) -> dict[str, Any]:
+def run_ours(
+    data: DataSplits, epochs: int, seed: int, recipe: str, width: float, overrides: dict[str, Any]
+) -> dict[str, Any]:
     """Our trainer on our network."""
     with LiveProgress("ours") as live:
         run = train(small_resnet(width), data, recipe=recipe, epochs=epochs, seed=seed, progress=live, **overrides)
@@ -57,7 +61,9 @@ def run_ours(data: DataSplits, epochs: int, seed: int, recipe: str, width: float
     }  # fmt: skip
 
 
-def run_timm(data: DataSplits, epochs: int, seed: int, model: str, output_stride: int, optimizer: str, lr: float) -> dict[str, Any]:
+def run_timm(
+    data: DataSplits, epochs: int, seed: int, model: str, output_stride: int, optimizer: str, lr: float
+) -> dict[str, Any]:
     """timm's network, optimiser, scheduler, loss and average in a plain loop, in the fastest precision and layout."""
     import timm
     from timm.loss import LabelSmoothingCrossEntropy
@@ -70,7 +76,9 @@ def run_timm(data: DataSplits, epochs: int, seed: int, model: str, output_stride
     net = timm.create_model(model, in_chans=1, num_classes=10, **options)
     weight_decay = 0.05 if optimizer == "adamw" else 5e-4
     adjust: Any = create_optimizer_v2(net, opt=optimizer, lr=lr, weight_decay=weight_decay, momentum=0.9)
-    scheduler, _ = create_scheduler_v2(adjust, sched="cosine", num_epochs=epochs, warmup_epochs=1, warmup_lr=lr / 25, min_lr=lr / 1000)
+    scheduler, _ = create_scheduler_v2(
+        adjust, sched="cosine", num_epochs=epochs, warmup_epochs=1, warmup_lr=lr / 25, min_lr=lr / 1000
+    )
     assert scheduler is not None
     criterion = LabelSmoothingCrossEntropy(0.1)
     mean, std = measure_mean_std(data.train)
@@ -131,14 +139,37 @@ def main() -> None:
         overrides = dict(text.split("=", 1) for text in arguments.set)
         record = run_ours(data, arguments.epochs, arguments.seed, arguments.recipe, arguments.width, overrides)
     else:
-        record = run_timm(data, arguments.epochs, arguments.seed, arguments.model, arguments.output_stride, arguments.opt, arguments.lr)
-    conditions = {"threads": arguments.threads, "seed": arguments.seed, "machine": machine(), "torch": torch.__version__}
-    record = {"benchmark": "fashion", "side": arguments.side, "epochs": arguments.epochs, **record, "conditions": conditions}
+        record = run_timm(
+            data,
+            arguments.epochs,
+            arguments.seed,
+            arguments.model,
+            arguments.output_stride,
+            arguments.opt,
+            arguments.lr,
+        )
+    conditions = {
+        "threads": arguments.threads,
+        "seed": arguments.seed,
+        "machine": machine(),
+        "torch": torch.__version__,
+    }
+    record = {
+        "benchmark": "fashion",
+        "side": arguments.side,
+        "epochs": arguments.epochs,
+        **record,
+        "conditions": conditions,
+    }
     if arguments.output:
         replace_record(arguments.output, record, ("side", "epochs", "parameters"))
     low, high = record["interval"]
     text = f"{arguments.side}: test top-1 {record['test_top1']:.2%} ({low:.2%} to {high:.2%}) after {record['seconds'] / 60:.1f} min"
-    print(json.dumps(record) if arguments.json else f"{text}, {record['images_per_s']:,.0f} images/s, {record['parameters']:,} parameters")
+    print(
+        json.dumps(record)
+        if arguments.json
+        else f"{text}, {record['images_per_s']:,.0f} images/s, {record['parameters']:,} parameters"
+    )
 
 
 if __name__ == "__main__":

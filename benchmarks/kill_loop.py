@@ -1,11 +1,14 @@
-"""Kill a training run at random moments, saves included; it must always resume and end with the weights of an undisturbed one.
+"""Kill a training run at random moments, saves included; it must always resume and end with the weights of an
+undisturbed one.
 
-    python -m benchmarks.kill_loop [--kills 50] [--seed 0] [--workers 0] [--layout nhwc] [--json] [--output results/kill_loop.jsonl]
+    python -m benchmarks.kill_loop [--kills 50] [--seed 0] [--workers 0] [--layout nhwc] [--json] [--output
+    results/kill_loop.jsonl]
 
-A child process trains a small network with batch norm, dropout, averaged weights and AdamW on pictures (written here), saving after every
-step. The parent kills it with SIGKILL at a random moment, starts it again with resume, and so on until enough kills are done; then lets it
-finish. Only the process that trains is killed: its loader's workers must notice by themselves. The final weights, optimiser state and
-averages, and every loss that any of the children reported, are compared, bit for bit, with those of a run that nobody disturbed.
+A child process trains a small network with batch norm, dropout, averaged weights and AdamW on pictures (written here),
+saving after every step. The parent kills it with SIGKILL at a random moment, starts it again with resume, and so on
+until enough kills are done; then lets it finish. Only the process that trains is killed: its loader's workers must
+notice by themselves. The final weights, optimiser state and averages, and every loss that any of the children reported,
+are compared, bit for bit, with those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -51,7 +54,13 @@ def child(data: Path, output: Path, losses: Path, workers: int, layout: str) -> 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, 2)
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(32, 2),
     )
     recipe = Recipe(
         name="kill", epochs=EPOCHS, batch_size=BATCH, optimizer="adamw", lr=0.01, augment="resized-crop", erase=0.3, mixup=0.2, ema_decay=0.95,
@@ -63,12 +72,31 @@ def child(data: Path, output: Path, losses: Path, workers: int, layout: str) -> 
             if event["kind"] == "step":
                 file.write(f"{event['epoch']}.{event['step']} {event['loss']!r}\n")
 
-        train(net, open_dataset(data), recipe=recipe, output=output, resume=True, workers=workers, checkpoint_seconds=0, progress=progress)
+        train(
+            net,
+            open_dataset(data),
+            recipe=recipe,
+            output=output,
+            resume=True,
+            workers=workers,
+            checkpoint_seconds=0,
+            progress=progress,
+        )
 
 
 def start(data: Path, output: Path, losses: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """A child process; what it has to say goes into a file, which no worker that outlives it keeps from being read."""
-    command = [sys.executable, "-m", "benchmarks.kill_loop", "--child", str(data), str(output), str(losses), "--workers", str(options.workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.kill_loop",
+        "--child",
+        str(data),
+        str(output),
+        str(losses),
+        "--workers",
+        str(options.workers),
+    ]
     command += ["--layout", options.layout]
     with open(losses.with_suffix(".err"), "wb") as errors:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
@@ -77,7 +105,10 @@ def start(data: Path, output: Path, losses: Path, options: argparse.Namespace) -
 def finish(process: subprocess.Popen[bytes], losses: Path) -> None:
     """Wait for a child that must end well."""
     if process.wait() != 0:
-        raise SystemExit(f"the run failed after a kill (exit {process.returncode}):\n{losses.with_suffix('.err').read_text()[-2000:]}")
+        raise SystemExit(
+            "the run failed after a kill (exit "
+            f"{process.returncode}):\n{losses.with_suffix('.err').read_text()[-2000:]}"
+        )
 
 
 def wait_for_steps(process: subprocess.Popen[bytes], losses: Path, count: int) -> None:
@@ -143,8 +174,12 @@ def main() -> None:
         while kills < arguments.kills:
             process = start(data, folder / "killed", losses, arguments)
             left = STEPS_PER_EPOCH * EPOCHS - (reached[-1] if reached else 0)
-            most = max(1, round(2 * left / (arguments.kills - kills + 1)) - 4)  # so that the kills are spread over the run
-            wait_for_steps(process, losses, random.randint(1, most))  # at least one: a run that never takes one would never end
+            most = max(
+                1, round(2 * left / (arguments.kills - kills + 1)) - 4
+            )  # so that the kills are spread over the run
+            wait_for_steps(
+                process, losses, random.randint(1, most)
+            )  # at least one: a run that never takes one would never end
             time.sleep(random.uniform(0, 2 * step_s))
             if process.poll() is not None:
                 finish(process, losses)

@@ -2,12 +2,13 @@
 
     python -m benchmarks.loader [--images 192] [--rounds 9] [--width 500] [--json] [--output results/loader.jsonl]
 
-JPEGs of 500 x 375 pixels are cut from scikit-image's photographs, at a quality that makes them about 85 kB on average. All loaders run in this
-process (no workers) on one thread, alternating within each round; figures are images per second of this process's CPU time, which other load on the
-machine disturbs least, median over the rounds with the interquartile range. Both get their best form: timm's with PIL decoding, its own transform,
-uint8 collation and batched normalisation (use_prefetcher=True). Of ours there are four: the same pixels as timm's, JPEGs decoded at a half or less
-where the crop keeps three quarters or a half of the pixels per side that it is resized to (``scaled_decode``, ``scaled_share``), and smaller copies
-that were made before (``shrink``, 1.15 times the training size; not timed).
+JPEGs of 500 x 375 pixels are cut from scikit-image's photographs, at a quality that makes them about 85 kB on average.
+All loaders run in this process (no workers) on one thread, alternating within each round; figures are images per second
+of this process's CPU time, which other load on the machine disturbs least, median over the rounds with the
+interquartile range. Both get their best form: timm's with PIL decoding, its own transform, uint8 collation and batched
+normalisation (use_prefetcher=True). Of ours there are four: the same pixels as timm's, JPEGs decoded at a half or less
+where the crop keeps three quarters or a half of the pixels per side that it is resized to (``scaled_decode``,
+``scaled_share``), and smaller copies that were made before (``shrink``, 1.15 times the training size; not timed).
 ``--width`` makes larger photographs, of about the same bits per pixel.
 """
 
@@ -53,7 +54,9 @@ def write_photographs(folder: Path, count: int, width: int = 500) -> list[str]:
     for number in range(count):
         picture = Image.fromarray(sources[number % len(sources)])
         scale = max(width / picture.width, height / picture.height) * random.uniform(1.0, 1.3)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
+        )
         left, top = int(random.integers(picture.width - width + 1)), int(random.integers(picture.height - height + 1))
         picture = picture.crop((left, top, left + width, top + height))
         paths.append(str(folder / "photograph" / f"{number:04d}.jpg"))
@@ -73,11 +76,19 @@ def _quality(picture: Any, target: int) -> int:
 
 def split_of(paths: list[str]) -> FileSplit:
     """The files with labels that nobody looks at."""
-    return FileSplit(split="train", classes=("photograph", "other"), labels=torch.zeros(len(paths), dtype=torch.long), channels=3, paths=tuple(paths))
+    return FileSplit(
+        split="train",
+        classes=("photograph", "other"),
+        labels=torch.zeros(len(paths), dtype=torch.long),
+        channels=3,
+        paths=tuple(paths),
+    )
 
 
 def ours(paths: list[str], *, share: float | None = None, copies: Path | None = None) -> Callable[[], int]:
-    """One epoch of our loader, with scaled decoding where a share is given, from smaller copies where a folder for them is named."""
+    """One epoch of our loader, with scaled decoding where a share is given, from smaller copies where a folder for them
+    is named.
+    """
     split = split_of(paths)
     if copies is not None:
         split, _ = shrink_split(split, round(SHRINK * SIZE), folder=copies)
@@ -90,7 +101,13 @@ def ours(paths: list[str], *, share: float | None = None, copies: Path | None = 
 
 
 def _loader(split: FileSplit, share: float | None) -> TrainLoader:
-    recipe = Recipe(name="bench", batch_size=BATCH, augment="resized-crop", scaled_decode=share is not None, scaled_share=share or 1.0)
+    recipe = Recipe(
+        name="bench",
+        batch_size=BATCH,
+        augment="resized-crop",
+        scaled_decode=share is not None,
+        scaled_share=share or 1.0,
+    )
     return TrainLoader(split, recipe, image_size=SIZE, workers=0)
 
 
@@ -133,8 +150,12 @@ def pixel_difference(paths: list[str]) -> int:
         random = np.random.Generator(np.random.Philox(key=mix_seed(0, 3, 0, index)))
         with Image.open(paths[index]) as picture:
             top, left, height, width = crop_box(picture.height, picture.width, random, min_scale=0.08)
-            golden = picture.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        pixels = np.asarray(golden if random.random() >= 0.5 else golden.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).astype(int)
+            golden = picture.crop((left, top, left + width, top + height)).resize(
+                (SIZE, SIZE), Image.Resampling.BILINEAR
+            )
+        pixels = np.asarray(
+            golden if random.random() >= 0.5 else golden.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        ).astype(int)
         worst = max(worst, int(np.abs(image.numpy().astype(int) - pixels).max()))
     return worst
 
@@ -151,7 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--width", type=int, default=500, help="of the photographs, in pixels; their height is three quarters of it")
+    parser.add_argument(
+        "--width", type=int, default=500, help="of the photographs, in pixels; their height is three quarters of it"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("results/loader.jsonl"))
     arguments = parser.parse_args()
@@ -161,7 +184,10 @@ def main() -> None:
         paths = write_photographs(folder, arguments.images // BATCH * BATCH, arguments.width)
         subjects = {"timm": timms(folder), "ours": ours(paths)}
         subjects |= {f"ours, scaled decoding to {share}": ours(paths, share=share) for share in SHARES}
-        subjects |= {"ours, smaller copies": ours(paths, copies=Path(name) / "copies"), "bare decoding": decoding(paths)}
+        subjects |= {
+            "ours, smaller copies": ours(paths, copies=Path(name) / "copies"),
+            "bare decoding": decoding(paths),
+        }
         rates: dict[str, list[float]] = {subject: [] for subject in subjects}
         for turn in range(arguments.rounds + 1):
             for subject, run in subjects.items():
@@ -173,14 +199,17 @@ def main() -> None:
             "benchmark": "loader",
             "images_per_s": {subject: round(statistics.median(values), 1) for subject, values in rates.items()},
             "iqr_rel": {
-                subject: round(float(np.subtract(*np.percentile(values, [75, 25])) / np.median(values)), 3) for subject, values in rates.items()
+                subject: round(float(np.subtract(*np.percentile(values, [75, 25])) / np.median(values)), 3)
+                for subject, values in rates.items()
             },
             "speedup": {
                 subject: round(statistics.median(a / b for a, b in zip(values, rates["timm"], strict=True)), 3)
                 for subject, values in rates.items()
                 if subject.startswith("ours")
             },
-            "share_of_decoding": round(statistics.median(a / b for a, b in zip(rates["ours"], rates["bare decoding"], strict=True)), 3),
+            "share_of_decoding": round(
+                statistics.median(a / b for a, b in zip(rates["ours"], rates["bare decoding"], strict=True)), 3
+            ),
             "largest_pixel_difference": pixel_difference(paths),
             "mean_scaled_difference": {str(share): scaled_difference(paths, share) for share in SHARES},
             "mean_kilobytes": round(sum(os.path.getsize(path) for path in paths) / len(paths) / 1000, 1),
@@ -206,12 +235,21 @@ def _versions() -> dict[str, str]:
 
 
 def _table(record: dict[str, Any]) -> str:
-    lines = [f"{subject:30} {rate:8.1f} images/s (IQR {record['iqr_rel'][subject]:.1%})" for subject, rate in record["images_per_s"].items()]
+    lines = [
+        f"{subject:30} {rate:8.1f} images/s (IQR {record['iqr_rel'][subject]:.1%})"
+        for subject, rate in record["images_per_s"].items()
+    ]
     lines += [f"{subject} / timm: {ratio:.2f}x" for subject, ratio in record["speedup"].items()]
     lines.append("ours: at most")
-    lines[-1] += f" {record['largest_pixel_difference']}/255 from Pillow's pixels; {record['share_of_decoding']:.0%} of bare decoding;"
+    lines[-1] += (
+        f" {record['largest_pixel_difference']}/255 from Pillow's pixels; {record['share_of_decoding']:.0%} of bare "
+        "decoding;"
+    )
     lines[-1] += f" files of {record['mean_kilobytes']} kB"
-    lines += [f"scaled decoding to {share}: {off}/255 from whole decoding in the mean" for share, off in record["mean_scaled_difference"].items()]
+    lines += [
+        f"scaled decoding to {share}: {off}/255 from whole decoding in the mean"
+        for share, off in record["mean_scaled_difference"].items()
+    ]
     return "\n".join(lines)
 
 

@@ -1,13 +1,14 @@
 """Several labels per image: the asymmetric loss against binary cross-entropy, mean average precision with its spread.
 
-    python -m benchmarks.multilabel --data-dir DIR [--seeds 5] [--epochs 15] [--train 4000] [--threads 2] [--json] [--output results/multilabel.jsonl]
-        [--table results/multilabel.md]
+    python -m benchmarks.multilabel --data-dir DIR [--seeds 5] [--epochs 15] [--train 4000] [--threads 2] [--json]
+        [--output results/multilabel.jsonl] [--table results/multilabel.md]
 
-Images are composed here: one to four garments of Fashion-MNIST (DIR holds its idx files), each at its own size and place, over a crop of one
-of scikit-image's photographs, 56 px, gray. The classes are long-tailed: each is drawn 0.75 times as often as the one before, so of ten labels
-an image has about two, and the last class is rare. Train, validation and test images are made of different garments and photographs. Every
-seed composes its own set, and trains the same network (ResNet-18's blocks at half width) once with each loss, from the same first weights and
-with the same recipe (``multilabel`` with another learning rate and no policy). Thresholds are set on validation; the test set is read once.
+Images are composed here: one to four garments of Fashion-MNIST (DIR holds its idx files), each at its own size and
+place, over a crop of one of scikit-image's photographs, 56 px, gray. The classes are long-tailed: each is drawn 0.75
+times as often as the one before, so of ten labels an image has about two, and the last class is rare. Train, validation
+and test images are made of different garments and photographs. Every seed composes its own set, and trains the same
+network (ResNet-18's blocks at half width) once with each loss, from the same first weights and with the same recipe
+(``multilabel`` with another learning rate and no policy). Thresholds are set on validation; the test set is read once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ from convscale.nn.net import create_model
 
 SIDE, MOST, TAIL = 56, 4, 0.75
 LOSSES: dict[str, dict[str, Any]] = {"bce": {"loss": "bce"}, "asymmetric": {"loss": "asymmetric"}}
-PHOTOGRAPHS = {"train": ("astronaut", "chelsea", "coffee"), "validation": ("rocket",), "test": ("hubble_deep_field", "retina")}
+PHOTOGRAPHS = {
+    "train": ("astronaut", "chelsea", "coffee"),
+    "validation": ("rocket",),
+    "test": ("hubble_deep_field", "retina"),
+}
 
 
 def photographs(names: tuple[str, ...]) -> list[np.ndarray]:
@@ -59,13 +64,17 @@ def compose(garments: ArraySplit, split: str, count: int, random: np.random.Gene
         canvas = 0.6 * source[top : top + SIDE, left : left + SIDE]
         for label in random.choice(classes, size=random.integers(1, MOST + 1), p=chances):
             garment, side = garments.pixels[random.choice(members[label])], int(random.integers(18, 34))
-            resized = F.interpolate(garment.permute(2, 0, 1)[None].float(), (side, side), mode="bilinear", antialias=True)[0, 0].numpy()
+            resized = F.interpolate(
+                garment.permute(2, 0, 1)[None].float(), (side, side), mode="bilinear", antialias=True
+            )[0, 0].numpy()
             y, x = random.integers(SIDE - side + 1), random.integers(SIDE - side + 1)
             cover = np.clip(resized / 48, 0, 1)  # dark pixels are background in Fashion-MNIST
             canvas[y : y + side, x : x + side] = cover * resized + (1 - cover) * canvas[y : y + side, x : x + side]
             labels[row, label] = 1
         pixels[row, :, :, 0] = np.clip(canvas, 0, 255).astype(np.uint8)
-    return ArraySplit(split=split, classes=garments.classes, labels=labels, channels=1, pixels=torch.from_numpy(pixels), origin=split)
+    return ArraySplit(
+        split=split, classes=garments.classes, labels=labels, channels=1, pixels=torch.from_numpy(pixels), origin=split
+    )
 
 
 def composed(data: DataSplits, options: argparse.Namespace, seed: int) -> DataSplits:
@@ -88,7 +97,14 @@ def run(data: DataSplits, name: str, options: argparse.Namespace, seed: int) -> 
 
     torch.manual_seed(seed)
     net = create_model(small_resnet(), num_classes=len(data.classes), in_chans=1)
-    overrides: dict[str, Any] = {"batch_size": 64, "lr": options.lr, "weight_decay": 0.05, "policy": "none", "cutout": 0.0, "augment": "shift-crop"}
+    overrides: dict[str, Any] = {
+        "batch_size": 64,
+        "lr": options.lr,
+        "weight_decay": 0.05,
+        "policy": "none",
+        "cutout": 0.0,
+        "augment": "shift-crop",
+    }
     overrides |= {"ema_decay": 0.995, "precision": options.precision, "layout": "nhwc", **LOSSES[name]}
     done = train(net, data, recipe="multilabel", epochs=options.epochs, seed=seed, **overrides)
     found = evaluate(done.net, data.test, done.preprocessing)
@@ -104,15 +120,29 @@ def run(data: DataSplits, name: str, options: argparse.Namespace, seed: int) -> 
 
 def summarise(records: list[dict[str, Any]]) -> str:
     """A Markdown table of means and standard deviations over the seeds."""
-    keys = {"map": "mAP", "map_rare_half": "mAP of the 5 rarer classes", "f1_at_thresholds": "F1 at the thresholds", "f1_at_half": "F1 at 0.5"}
+    keys = {
+        "map": "mAP",
+        "map_rare_half": "mAP of the 5 rarer classes",
+        "f1_at_thresholds": "F1 at the thresholds",
+        "f1_at_half": "F1 at 0.5",
+    }
     lines = ["| loss | " + " | ".join(keys.values()) + " |", "|---|---|---|---|---|"]
     for name in LOSSES:
         rows = [row for row in records if row["loss"] == name]
-        cells = [f"{statistics.mean(row[key] for row in rows):.1%} ({_spread([row[key] for row in rows]):.1%})" for key in keys]
+        cells = [
+            f"{statistics.mean(row[key] for row in rows):.1%} ({_spread([row[key] for row in rows]):.1%})"
+            for key in keys
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    pairs = [tuple(next(row["map"] for row in records if row["seed"] == seed and row["loss"] == name) for name in LOSSES) for seed in _seeds(records)]
+    pairs = [
+        tuple(next(row["map"] for row in records if row["seed"] == seed and row["loss"] == name) for name in LOSSES)
+        for seed in _seeds(records)
+    ]
     gains = [100 * (asymmetric - bce) for bce, asymmetric in pairs]
-    lines.append(f"\nmAP of asymmetric over bce, seed by seed: {', '.join(f'{gain:+.1f}' for gain in gains)}; mean {statistics.mean(gains):+.1f}.")
+    lines.append(
+        f"\nmAP of asymmetric over bce, seed by seed: {', '.join(f'{gain:+.1f}' for gain in gains)}; mean "
+        f"{statistics.mean(gains):+.1f}."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -129,7 +159,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--train", type=int, default=4000, help="images; a quarter and a half as many for validation and test")
+    parser.add_argument(
+        "--train", type=int, default=4000, help="images; a quarter and a half as many for validation and test"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=2)
@@ -151,7 +183,9 @@ def main() -> None:
                 "labels_per_image": round(float(data.train.labels.sum(1).mean()), 2),
             }
             record["train_counts"] = data.train.class_counts().tolist()
-            record["conditions"] = {key: getattr(options, key) for key in ("epochs", "train", "lr", "precision")} | about
+            record["conditions"] = {
+                key: getattr(options, key) for key in ("epochs", "train", "lr", "precision")
+            } | about
             records.append(record)
             print(json.dumps(record) if options.json else f"seed {seed}, {name}: mAP {record['map']:.2%}", flush=True)
             if options.output:
@@ -160,7 +194,9 @@ def main() -> None:
         print(summarise(records))
     if options.table:
         command = shlex.join(["python", "-m", "benchmarks.multilabel", *sys.argv[1:]])
-        text = f"`{command}`: {options.train:,} composed training images, {options.epochs} epochs, {options.seeds} seeds"
+        text = (
+            f"`{command}`: {options.train:,} composed training images, {options.epochs} epochs, {options.seeds} seeds"
+        )
         write_text(options.table, f"{text}; mean (sd).\n\n{summarise(records)}")
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.parity [NAMES ...] [--json] [--output results/parity.jsonl]
 
-For each name: timm's random weights with randomised norms, whose statistics one train-mode pass has calibrated, are loaded into ours; logits and
-every feature map, in eval and train mode, the input gradient and the running statistics are compared in float64 at two sizes, and the logits
-in fp32 against timm's own fp32-float64 difference. Differences are max|a - b| / max|b|.
+For each name: timm's random weights with randomised norms, whose statistics one train-mode pass has calibrated, are
+loaded into ours; logits and every feature map, in eval and train mode, the input gradient and the running statistics
+are compared in float64 at two sizes, and the logits in fp32 against timm's own fp32-float64 difference. Differences are
+max|a - b| / max|b|.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def compare(name: str, *, both_sizes: bool = True) -> dict[str, Any]:
     def note(key: str, value: float) -> None:
         worst[key] = max(worst[key], value)
 
-    images = [torch.randn(2, 3, size, size, dtype=torch.float64) for size in ((small, large) if both_sizes else (large,))]
+    images = [
+        torch.randn(2, 3, size, size, dtype=torch.float64) for size in ((small, large) if both_sizes else (large,))
+    ]
     set_mode(False, peer, net, backbone)
     with torch.no_grad():
         for x in images:
@@ -146,14 +149,27 @@ def main() -> None:
     for name in args.names:
         row = compare(name)
         rows.append(row)
-        shown = " ".join(f"{key} {row[key]:.1e}" for key in ("eval", "features", "train", "gradient", "statistics", "fp32", "peer_fp32"))
-        print(json.dumps(row) if args.json else f"{name:22} {'ok  ' if passes(row) else 'FAIL'} params {row['params']:>11,} {shown}", flush=True)
+        shown = " ".join(
+            f"{key} {row[key]:.1e}"
+            for key in ("eval", "features", "train", "gradient", "statistics", "fp32", "peer_fp32")
+        )
+        print(
+            json.dumps(row)
+            if args.json
+            else f"{name:22} {'ok  ' if passes(row) else 'FAIL'} params {row['params']:>11,} {shown}",
+            flush=True,
+        )
     if tuple(args.names) == NAMES:
         import timm
 
         from convscale.files import write_text
 
-        header = {"what": "parity with timm", "timm": timm.__version__, "torch": torch.__version__, "command": "python -m benchmarks.parity"}
+        header = {
+            "what": "parity with timm",
+            "timm": timm.__version__,
+            "torch": torch.__version__,
+            "command": "python -m benchmarks.parity",
+        }
         write_text(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
     sys.exit(not all(passes(row) for row in rows))
 

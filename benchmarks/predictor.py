@@ -1,10 +1,12 @@
 """How far the predictor is off on networks and cards it was not fitted on, beside two baselines.
 
-    python -m benchmarks.predictor --tables DIR [--cache DIR] [--json] [--output results/predictor.json] [--write-coefficients FILE]
+    python -m benchmarks.predictor --tables DIR [--cache DIR] [--json] [--output results/predictor.json]
+    [--write-coefficients FILE]
 
-DIR holds tables of timm's benchmark.py (timm's results folder has such). Whole families (timm's module files) are held out, in two ways: the final
-families of ``predictor_split.json`` by coefficients fitted on the tuning families alone, and every family by coefficients fitted on the others (in
-``FOLDS`` groups). ``--write-coefficients`` then fits on all rows and writes what the package ships.
+DIR holds tables of timm's benchmark.py (timm's results folder has such). Whole families (timm's module files) are held
+out, in two ways: the final families of ``predictor_split.json`` by coefficients fitted on the tuning families alone,
+and every family by coefficients fitted on the others (in ``FOLDS`` groups). ``--write-coefficients`` then fits on all
+rows and writes what the package ships.
 """
 
 from __future__ import annotations
@@ -20,14 +22,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.predictor_data import SPLIT, Row, TableFile, load_tables
+from convscale.cache import cache_dir
 from convscale.errors import UserError
 from convscale.files import write_json, write_text
-from convscale.speed.cache import cache_dir
-from convscale.speed.calibrate import most_likely
-from convscale.speed.device import Device
-from convscale.speed.fit import Part, fit
-from convscale.speed.roofline import kernel_s, net_s, table_of
-from convscale.speed.spread import CARD, FOLDS, card_shares, card_sigmas, fit_sigmas, folds_of, groups_of, sigma_of
+from convscale.predictor.calibrate import most_likely
+from convscale.predictor.devices import Device
+from convscale.predictor.fitting import Part, fit
+from convscale.predictor.interval import (
+    CARD,
+    FOLDS,
+    card_shares,
+    card_sigmas,
+    fit_sigmas,
+    folds_of,
+    groups_of,
+    sigma_of,
+)
+from convscale.predictor.roofline import kernel_s, net_s, table_of
 
 RIDGE = 0.3
 REFERENCE = ("resnet50", 224)
@@ -109,21 +120,29 @@ def left_out(rows: Sequence[Row], device: Device, coefficients: Coefficients) ->
     """Errors of ``coefficients`` on rows they were not fitted on."""
     table = table_of([row.kernels for row in rows])
     return LeftOut(
-        list(rows), np.log(net_s(table, device, coefficients) / latency_s(rows)), groups_of(table, kernel_s(table, device, coefficients)[0])
+        list(rows),
+        np.log(net_s(table, device, coefficients) / latency_s(rows)),
+        groups_of(table, kernel_s(table, device, coefficients)[0]),
     )
 
 
 def joined(parts: Sequence[LeftOut]) -> LeftOut:
     """Several as one."""
     groups = {name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups}
-    return LeftOut([row for part in parts for row in part.rows], np.concatenate([part.errors for part in parts]), groups)
+    return LeftOut(
+        [row for part in parts for row in part.rows], np.concatenate([part.errors for part in parts]), groups
+    )
 
 
 def cross_validated(tables: Sequence[tuple[TableFile, list[Row]]]) -> list[LeftOut]:
     """Each table's rows, every family predicted by coefficients fitted on others alone."""
     found: list[list[LeftOut]] = [[] for _ in tables]
     for out in folds_of([row.family for _, rows in tables for row in rows], FOLDS):
-        kept = [part_of(some, table.device) for table, rows in tables if (some := [row for row in rows if row.family not in out])]
+        kept = [
+            part_of(some, table.device)
+            for table, rows in tables
+            if (some := [row for row in rows if row.family not in out])
+        ]
         coefficients = fit(kept, ridge=RIDGE)
         for mine, (table, rows) in zip(found, tables, strict=True):
             if some := [row for row in rows if row.family in out]:
@@ -137,7 +156,9 @@ def sigmas_from(part: LeftOut) -> dict[str, float]:
 
 
 def half_widths(whole: LeftOut, parts: Sequence[LeftOut]) -> list[np.ndarray]:
-    """Half the 80 % interval (log) of every row of ``parts``, each from the errors on the families of other folds alone."""
+    """Half the 80 % interval (log) of every row of ``parts``, each from the errors on the families of other folds
+    alone.
+    """
     families = np.array([row.family for row in whole.rows])
     found = [np.empty(len(part.rows)) for part in parts]
     for out in folds_of(families.tolist(), FOLDS):
@@ -165,7 +186,9 @@ def inside(part: LeftOut, width: np.ndarray) -> dict[str, float]:
     families = np.array([row.family for row in part.rows])
     return {
         "inside_80_pct": round(100 * float(np.mean(held)), 1),
-        "inside_80_families_pct": round(100 * float(np.mean([np.mean(held[families == family]) for family in np.unique(families)])), 1),
+        "inside_80_families_pct": round(
+            100 * float(np.mean([np.mean(held[families == family]) for family in np.unique(families)])), 1
+        ),
         "interval_pct": round(100 * float(np.median(np.expm1(width))), 1),
     }
 
@@ -175,7 +198,10 @@ def by_family(part: LeftOut) -> dict[str, tuple[float, float]]:
     found: dict[str, list[float]] = {}
     for row, error in zip(part.rows, part.errors, strict=True):
         found.setdefault(row.family, []).append(100 * float(np.expm1(-error)))
-    return {family: (round(float(np.median(np.abs(off))), 1), round(float(np.median(off)), 1)) for family, off in sorted(found.items())}
+    return {
+        family: (round(float(np.median(np.abs(off))), 1), round(float(np.median(off)), 1))
+        for family, off in sorted(found.items())
+    }
 
 
 def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -189,10 +215,19 @@ def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, 
         crossed = cross_validated(mine)
         half = half_widths(joined(crossed), crossed)
         for (table, _), part, width in zip(mine, crossed, half, strict=True):
-            record = {"set": name, "table": table.name, "method": "every family left out", **summary(part.rows, part.errors)}
+            record = {
+                "set": name,
+                "table": table.name,
+                "method": "every family left out",
+                **summary(part.rows, part.errors),
+            }
             records.append({**record, **inside(part, width), "families": by_family(part)})
         sigmas = sigmas_from(joined(crossed))
-        sets[name] = {"coefficients": whole, "sigmas": sigmas, "cards": sorted({table.device.name for table, _ in mine})}
+        sets[name] = {
+            "coefficients": whole,
+            "sigmas": sigmas,
+            "cards": sorted({table.device.name for table, _ in mine}),
+        }
         log(f"{name}: {sum(len(rows) for _, rows in mine)} rows")
     return records, sets
 
@@ -209,7 +244,12 @@ def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> l
         for label, columns in (("MACs", ["macs"]), ("log-linear", ["macs", "activations", "params"])):
             records.append({**base, "method": label, **summary(final, loglinear(train, final, columns))})
         part = left_out(final, table.device, coefficients)
-        record = {**base, "method": "final families", **summary(final, part.errors), **inside(part, half_width(part, sigmas))}
+        record = {
+            **base,
+            "method": "final families",
+            **summary(final, part.errors),
+            **inside(part, half_width(part, sigmas)),
+        }
         records.append({**record, "families": by_family(part)})
     if len({table.device.name for table, _ in mine}) > 1:
         for table, rows in mine:
@@ -223,27 +263,48 @@ def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> l
 def _card_left_out(
     table: TableFile, rows: Sequence[Row], coefficients: Coefficients, sigmas: Mapping[str, float], base: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The final families on a card by another card's fit: by data sheet alone, with ResNet50 measured, with each of some tuning networks measured."""
+    """The final families on a card by another card's fit: by data sheet alone, with ResNet50 measured, with each of
+    some tuning networks measured.
+    """
     final, device = chosen(rows, "final"), table.device
     shares = card_shares(part_of(final, device).table, device, coefficients)
     prior = card_sigmas(device, known=False)
     unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in CARD]))
     part = left_out(final, device, coefficients)
-    records = [{**base, "method": "card left out, data sheet", **summary(final, part.errors), **inside(part, half_width(part, sigmas, unsure))}]
+    records = [
+        {
+            **base,
+            "method": "card left out, data sheet",
+            **summary(final, part.errors),
+            **inside(part, half_width(part, sigmas, unsure)),
+        }
+    ]
     one = [row for row in rows if (row.model, row.size) == REFERENCE][:1]
     if one:
         records.append(
-            {**base, "method": "card left out, ResNet50 measured", **summary(final, _calibrated(one, final, device, coefficients, sigmas))}
+            {
+                **base,
+                "method": "card left out, ResNet50 measured",
+                **summary(final, _calibrated(one, final, device, coefficients, sigmas)),
+            }
         )
     every = chosen(rows, "tuning")[:: max(len(rows) // 40, 1)]
     tried = [summary(final, _calibrated([row], final, device, coefficients, sigmas)) for row in every]
     if tried:
         middle = {key: round(float(np.median([t[key] for t in tried])), 1) for key in tried[0]}
-        records.append({**base, "method": f"card left out, one measured, middle of {len(tried)}", **middle, "networks": len(final)})
+        records.append(
+            {**base, "method": f"card left out, one measured, middle of {len(tried)}", **middle, "networks": len(final)}
+        )
     return records
 
 
-def _calibrated(measured: Sequence[Row], rows: Sequence[Row], device: Device, coefficients: Coefficients, sigmas: Mapping[str, float]) -> np.ndarray:
+def _calibrated(
+    measured: Sequence[Row],
+    rows: Sequence[Row],
+    device: Device,
+    coefficients: Coefficients,
+    sigmas: Mapping[str, float],
+) -> np.ndarray:
     """Log errors on ``rows`` once ``measured`` ones are known of the card."""
     made, _ = most_likely(part_of(measured, device), coefficients, sigmas, known=False)
     return log_errors(rows, device, made)
@@ -255,18 +316,30 @@ def shipped(sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     def rounded(values: Mapping[str, float]) -> dict[str, float]:
         return {key: float(f"{value:.5g}") for key, value in values.items()}
 
-    kept = {name: {**record, "coefficients": rounded(record["coefficients"]), "sigmas": rounded(record["sigmas"])} for name, record in sets.items()}
+    kept = {
+        name: {**record, "coefficients": rounded(record["coefficients"]), "sigmas": rounded(record["sigmas"])}
+        for name, record in sets.items()
+    }
     return {"format": 2, "sets": kept}
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The figures as a table."""
     lines = [
-        "| table | method | networks | median % | 90th % | bias % | pairs right % | inside the 80 %: networks / mean of families | half width % |",
+        "| table | method | networks | median % | 90th % | bias % | pairs right % | inside the 80 %: networks / mean "
+        "of families | half width % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in records:
-        cells = [r["table"], r["method"], r["networks"], r["median_pct"], r["p90_pct"], f"{r['bias_pct']:+}", r["pairs_right_pct"]]
+        cells = [
+            r["table"],
+            r["method"],
+            r["networks"],
+            r["median_pct"],
+            r["p90_pct"],
+            f"{r['bias_pct']:+}",
+            r["pairs_right_pct"],
+        ]
         held = f"{r['inside_80_pct']} / {r['inside_80_families_pct']}" if "inside_80_pct" in r else ""
         lines.append(f"| {' | '.join(map(str, cells))} | {held} | {r.get('interval_pct', '')} |")
     return "\n".join(lines) + "\n"
@@ -279,7 +352,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=None, help="folder for traces (default: the user's cache)")
     parser.add_argument("--json", action="store_true", help="print records as JSON instead of a table")
     parser.add_argument("--output", type=Path, default=None, help="write records there as JSON")
-    parser.add_argument("--write-coefficients", type=Path, default=None, help="fit on all rows and write the package's coefficients there")
+    parser.add_argument(
+        "--write-coefficients",
+        type=Path,
+        default=None,
+        help="fit on all rows and write the package's coefficients there",
+    )
     options = parser.parse_args(arguments)
 
     def log(text: str) -> None:

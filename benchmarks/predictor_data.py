@@ -15,22 +15,32 @@ from typing import Any
 import torch
 
 import convscale
+from convscale.cache import digest_of
+from convscale.conditions import Conditions
+from convscale.cost.fusion import kernels_of
+from convscale.cost.kernels import Kernel
+from convscale.cost.trace import Trace, trace
 from convscale.errors import UserError
-from convscale.speed.cache import digest_of
-from convscale.speed.conditions import Conditions
-from convscale.speed.device import Device, get_device
-from convscale.speed.kernels import Kernel, kernels_of
-from convscale.speed.predict import set_name
-from convscale.speed.trace import Trace, trace
+from convscale.predictor.devices import Device, get_device
+from convscale.predictor.fitted import set_name
 
 SPLIT = json.loads((Path(__file__).parent / "predictor_split.json").read_text(encoding="utf-8"))
-_DEVICES = {"rtx3090": "rtx-3090", "rtx4090": "rtx-4090", "4090": "rtx-4090", "rtx5090": "rtx-5090", "5090": "rtx-5090", "cpu": "cpu"}
+_DEVICES = {
+    "rtx3090": "rtx-3090",
+    "rtx4090": "rtx-4090",
+    "4090": "rtx-4090",
+    "rtx5090": "rtx-5090",
+    "5090": "rtx-5090",
+    "cpu": "cpu",
+}
 _REPARAMETERISED = ("repvgg", "mobileone", "repvit", "repghost", "ghostnetv3", "fastvit", "mobileclip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableFile:
-    """One table, its conditions read from its file name (``benchmark-{mode}-{precision}-{layout}-pt{torch}-{cuda}-{device}[-dynamo].csv``)."""
+    """One table, its conditions read from its file name
+    (``benchmark-{mode}-{precision}-{layout}-pt{torch}-{cuda}-{device}[-dynamo].csv``).
+    """
 
     path: Path
     """The CSV."""
@@ -55,7 +65,12 @@ class TableFile:
     @property
     def set_name(self) -> str:
         """The fitted set it belongs to."""
-        conditions = Conditions(device=self.device.name, mode=self.mode, layout=self.layout, runtime="compiled" if self.compiled else "eager")
+        conditions = Conditions(
+            device=self.device.name,
+            mode=self.mode,
+            layout=self.layout,
+            runtime="compiled" if self.compiled else "eager",
+        )
         return set_name(conditions, self.device)
 
 
@@ -111,7 +126,11 @@ def find_tables(folder: Path) -> list[TableFile]:
 
 
 def _dropped(model: str, family: str, table: TableFile) -> bool:
-    if model.startswith(("test_", "ecaresnext50t")) or "_cc_" in model or family not in {*SPLIT["final"], *SPLIT["tuning"]}:
+    if (
+        model.startswith(("test_", "ecaresnext50t"))
+        or "_cc_" in model
+        or family not in {*SPLIT["final"], *SPLIT["tuning"]}
+    ):
         return True
     if table.torch == "pt291" and model.startswith(_REPARAMETERISED):
         return True
@@ -135,7 +154,9 @@ Job = tuple[str, str, str, int, int, bool]
 
 
 def job_of(table: TableFile, row: dict[str, str]) -> Job:
-    """How a row was measured. timm's fast norm is younger than PyTorch 1.12: those tables ran layer and group norm in single precision."""
+    """How a row was measured. timm's fast norm is younger than PyTorch 1.12: those tables ran layer and group norm in
+    single precision.
+    """
     size, batch = int(row[f"{table.mode}_img_size"]), int(row[f"{table.mode}_batch_size"])
     return table.mode, table.precision, table.layout, size, batch, table.torch != "pt112"
 
@@ -172,7 +193,9 @@ def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: Tab
     params = float(row["param_count"])
     if abs(traced.params / 1e6 - params) > 0.02 + 0.002 * params:
         return None
-    if table.mode == "infer" and abs(macs / 1e9 - float(row["infer_gmacs"])) > max(0.09 * float(row["infer_gmacs"]), 0.02):
+    if table.mode == "infer" and abs(macs / 1e9 - float(row["infer_gmacs"])) > max(
+        0.09 * float(row["infer_gmacs"]), 0.02
+    ):
         return None
     outputs = (op.outputs[0] for op in forward if op.kind in ("conv", "linear"))
     return Row(
@@ -190,7 +213,7 @@ def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: Tab
 
 def load_tables(folder: Path, cache: Path, log: Any) -> dict[TableFile, list[Row]]:
     """All tables with the kernels of their networks; traces are kept in ``cache``, so that a second run is quick."""
-    code = digest_of(Path(convscale.__file__).parent, "speed/trace.py", "speed/operators.py", "speed/autocast.py")
+    code = digest_of(Path(convscale.__file__).parent, "cost/trace.py", "cost/operators.py", "cost/autocast.py")
     cache = cache / f"{code}-timm-{version('timm')}"  # traces of other code are never read
     cache.mkdir(parents=True, exist_ok=True)
     tables = {table.name: table for table in find_tables(folder)}

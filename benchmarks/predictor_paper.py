@@ -2,8 +2,9 @@
 
     python -m benchmarks.predictor_paper [--json] [--output results/predictor_v100.json]
 
-Ridnik et al., arXiv 2003.13630, table 1: images/s in mixed precision at 90 % of the largest training batch. Predicted: eager, AMP, from the data
-sheet, and scaled so that the ResNet50 row agrees. The paper's TResNets used InPlace-ABN and TorchScript; ours are traced as shipped.
+Ridnik et al., arXiv 2003.13630, table 1: images/s in mixed precision at 90 % of the largest training batch. Predicted:
+eager, AMP, from the data sheet, and scaled so that the ResNet50 row agrees. The paper's TResNets used InPlace-ABN and
+TorchScript; ours are traced as shipped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.files import write_json
-from convscale.speed.predict import predict
+from convscale.predictor.predict import predict
 
 PAPER = (
     ("resnet50", 224, 805, 2830, 288),
@@ -28,7 +29,8 @@ PAPER = (
     ("tresnet_l", 224, 345, 1390, 316),
     ("tresnet_xl", 224, 250, 1060, 240),
 )
-"""Name, side in pixels, training and inference images/s, largest training batch; batches the paper does not give are taken as 224."""
+"""Name, side in pixels, training and inference images/s, largest training batch; batches the paper does not give are
+taken as 224."""
 
 
 def rows() -> list[dict[str, Any]]:
@@ -39,7 +41,12 @@ def rows() -> list[dict[str, Any]]:
         record: dict[str, Any] = {"model": model, "size": size, "batch": batch}
         for mode, published in (("infer", infer), ("train", train)):
             made = predict(model, device="v100", mode=mode, image_size=size, batch_size=batch)
-            record[mode] = {"published": published, "predicted": round(made.images_per_s), "low": round(made.low), "high": round(made.high)}
+            record[mode] = {
+                "published": published,
+                "predicted": round(made.images_per_s),
+                "low": round(made.low),
+                "high": round(made.high),
+            }
         found.append(record)
     for mode in ("infer", "train"):
         scale = found[0][mode]["published"] / found[0][mode]["predicted"]
@@ -51,7 +58,10 @@ def rows() -> list[dict[str, Any]]:
 def inside(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     """How many of the paper's figures lie in the 80 % interval, by mode."""
     modes = ("infer", "train")
-    return {mode: sum(record[mode]["low"] <= record[mode]["published"] <= record[mode]["high"] for record in records) for mode in modes}
+    return {
+        mode: sum(record[mode]["low"] <= record[mode]["published"] <= record[mode]["high"] for record in records)
+        for mode in modes
+    }
 
 
 def ranks(records: Sequence[dict[str, Any]], mode: str) -> tuple[list[str], list[str]]:
@@ -68,15 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     records = rows()
     if options.output:
-        write_json(options.output, {"source": "arXiv 2003.13630, table 1", "records": records, "inside_80": inside(records)})
+        write_json(
+            options.output, {"source": "arXiv 2003.13630, table 1", "records": records, "inside_80": inside(records)}
+        )
     if options.json:
         print(json.dumps(records))
         return 0
-    print("| model | infer: paper | predicted (80 %) | scaled by ResNet50 | train: paper | predicted (80 %) | scaled by ResNet50 |")
+    print(
+        "| model | infer: paper | predicted (80 %) | scaled by ResNet50 | train: paper | predicted (80 %) | scaled by "
+        "ResNet50 |"
+    )
     print("|---|---|---|---|---|---|---|")
     for record in records:
         cells = [
-            f"{m['published']} | {m['predicted']} ({m['low']}-{m['high']}) | {m['scaled']} ({m['scaled'] / m['published'] - 1:+.0%})"
+            f"{m['published']} | {m['predicted']} ({m['low']}-{m['high']}) | {m['scaled']} "
+            f"({m['scaled'] / m['published'] - 1:+.0%})"
             for m in (record["infer"], record["train"])
         ]
         print(f"| {record['model']} | {' | '.join(cells)} |")

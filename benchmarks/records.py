@@ -1,4 +1,6 @@
-"""What benchmarks share: calls timed in turns, and records in which a row takes the place of an earlier one of the same subject."""
+"""What benchmarks share: calls timed in turns, and records in which a row takes the place of an earlier one of the same
+subject.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from convscale.files import write_text
 
 def machine() -> str:
     """What it ran on, for a record."""
-    from convscale.speed.timing import Environment
+    from convscale.machine import Environment
 
     here = Environment.here("cpu")
     return f"{here.device_name}, {here.cores} cores"
 
 
 def replace_record(path: Path, row: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Write ``row`` into a file of JSON lines, over the row that agrees with it in ``keys`` where there is one, else at the end."""
+    """Write ``row`` into a file of JSON lines, over the row that agrees with it in ``keys`` where there is one, else at
+    the end.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
     same = [i for i, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in keys)]

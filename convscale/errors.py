@@ -9,7 +9,8 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """Bad input: one line that says what was wrong, the value, and what would be right.
 
-    The command line prints it and exits with code 2; nothing else is caught there, so our own mistakes keep their traceback.
+    The command line prints it and exits with code 2; nothing else is caught there, so our own mistakes keep their
+    traceback.
     """
 
 
@@ -18,7 +19,9 @@ class Stopped(UserError):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """The end of an unknown-name message: `` (nearest: a, b)``, or all known names when there are few and none is close."""
+    """The end of an unknown-name message: `` (nearest: a, b)``, or all known names when there are few and none is
+    close.
+    """
     known = list(known)
     close = get_close_matches(name, known, n=count, cutoff=0.5)
     if close:

@@ -43,7 +43,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         fsync_dir(target.parent)
     except OSError as error:
         if error.errno == 28:  # ENOSPC
-            raise UserError(f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again") from error
+            raise UserError(
+                f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,29 +77,40 @@ MARK = ".convscale"
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder was made by ``new_output_dir``, or is a run of an earlier version, which left no mark."""
-    training = (folder / "recipe.yaml").is_file() and ((folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file())
+    training = (folder / "recipe.yaml").is_file() and (
+        (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file()
+    )
     return (folder / MARK).is_file() or (folder / "fit.json").is_file() or training
 
 
 def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
-    """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the input is looked at."""
+    """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the
+    input is looked at.
+    """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
-            raise UserError(f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name")
+            raise UserError(
+                f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name"
+            )
         if not _is_ours(folder):
-            raise UserError(f"output folder {folder} holds something other than a run of convscale; nothing is done to it, use another name")
+            raise UserError(
+                f"output folder {folder} holds something other than a run of convscale; nothing is done to it, use "
+                "another name"
+            )
     return folder
 
 
-def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, need_bytes: int = 0) -> Path:
+def new_output_dir(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, need_bytes: int = 0
+) -> Path:
     """Make the output folder of a command.
 
     Raises:
-        UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for, or what is in it is no run of ours;
-            its disk has less than ``need_bytes`` free; or it can not be written.
+        UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for, or what is in
+            it is no run of ours; its disk has less than ``need_bytes`` free; or it can not be written.
     """
     folder = check_output_dir(path, overwrite=overwrite, resume=resume)
     if folder.is_dir() and not resume and any(folder.iterdir()):
@@ -109,5 +122,8 @@ def new_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, res
         raise UserError(f"output folder {folder} can not be written: {error.strerror}; name another") from error
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
-        raise UserError(f"the disk of {folder} has {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB are needed; free some or name another folder")
+        raise UserError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB are needed; free some or "
+            "name another folder"
+        )
     return folder

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Set before torch is first imported. Two pytest-xdist workers that each start a thread per core get in each other's way.
+# Set before torch is first imported. Two pytest-xdist workers that each start a thread per core get in each other's
+# way.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -19,16 +20,22 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """A test that draws random numbers draws the same ones alone and in the suite; torch is seeded only by tests that use it."""
+    """A test that draws random numbers draws the same ones alone and in the suite; torch is seeded only by tests that
+    use it.
+    """
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
 
 
 @pytest.fixture
-def call(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """Exit code, standard output and standard error of ``convscale ARGS``, in a terminal of the test module's ``COLUMNS``."""
-    from convscale import cli
+def call(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, standard output and standard error of ``convscale ARGS``, in a terminal of the test module's
+    ``COLUMNS``.
+    """
+    from convscale.cli import app as cli
 
     def run(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["convscale", *map(str, args)])

@@ -46,4 +46,7 @@ def test_a_run_is_overwritten_when_asked(tmp_path: Path, older: tuple[str, ...] 
 
 
 def test_numbers_that_json_has_no_word_for_are_none() -> None:
-    assert json_numbers({"a": [1.5, float("nan")], "b": (float("inf"), "x", 2)}) == {"a": [1.5, None], "b": [None, "x", 2]}
+    assert json_numbers({"a": [1.5, float("nan")], "b": (float("inf"), "x", 2)}) == {
+        "a": [1.5, None],
+        "b": [None, "x", 2],
+    }

@@ -55,7 +55,12 @@ def check_type(where: str, value: Any, annotation: Any) -> None:
         for i, item in enumerate(value):
             check_type(f"{where}[{i}]", item, args[0])
     elif annotation is float:
-        require(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), where, value, "a finite number")
+        require(
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+            where,
+            value,
+            "a finite number",
+        )
     elif annotation is int:
         require(isinstance(value, int) and not isinstance(value, bool), where, value, "a whole number")
     elif annotation is bool:

@@ -12,10 +12,12 @@ LEAST_MAP = 2
 
 
 def for_image_size(spec: NetSpec, image_size: int, *, least_map: int = LEAST_MAP) -> NetSpec:
-    """The network at ``image_size`` px, with a stem that shrinks less where its last map would otherwise be under ``least_map`` px.
+    """The network at ``image_size`` px, with a stem that shrinks less where its last map would otherwise be under
+    ``least_map`` px.
 
-    The stem gives way first because its rate was chosen for 224 px: the max-pool goes, then its stride halves (a space-to-depth stem takes blocks of
-    2 instead of 4). Networks whose last map is large enough only change their size. A changed one is a baseline of its own for further scaling.
+    The stem gives way first because its rate was chosen for 224 px: the max-pool goes, then its stride halves (a
+    space-to-depth stem takes blocks of 2 instead of 4). Networks whose last map is large enough only change their size.
+    A changed one is a baseline of its own for further scaling.
 
     Raises:
         UserError: the network takes no such size.

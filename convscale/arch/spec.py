@@ -1,7 +1,8 @@
 """An architecture as a value: frozen, validated, equal by value, with a JSON and YAML round trip.
 
 A ``NetSpec`` says everything that the builder needs and nothing that it can derive. Families are tables of such values
-(`resnet.py`, `tresnet.py`, `mobile.py`), scaling maps one to another (`scale.py`), and a user's own works wherever a named one does.
+(`resnet.py`, `tresnet.py`, `mobile.py`), scaling maps one to another (`scale.py`), and a user's own works wherever a
+named one does.
 """
 
 from __future__ import annotations
@@ -106,12 +107,13 @@ class BlockSpec(_Part):
     width: int
     """Output channels."""
     inner_ratio: float = 1.0
-    """Inner width: over the output width for ``basic`` and ``bottleneck``, over the *input* width (the expansion) for ``inverted_residual``;
-    ``depthwise_separable`` has none."""
+    """Inner width: over the output width for ``basic`` and ``bottleneck``, over the *input* width (the expansion) for
+    ``inverted_residual``; ``depthwise_separable`` has none."""
     inner_divisor: int = 1
     """The inner width is rounded to a multiple of this."""
     kernels: tuple[int, ...] = (3,)
-    """Kernel sizes of the spatial convolution in pixels; several: channels are split over them (MixConv, arXiv 1907.09595)."""
+    """Kernel sizes of the spatial convolution in pixels; several: channels are split over them (MixConv, arXiv
+    1907.09595)."""
     group_width: int | None = None
     """Channels per group of the spatial convolution of ``basic`` and ``bottleneck``; None: dense."""
     expand_groups: int = 1
@@ -124,9 +126,11 @@ class BlockSpec(_Part):
     out_activation: ActSpec = RELU
     """After the residual add, or after the last convolution where there is none."""
     downsample: Literal["stride", "blur"] = "stride"
-    """How a stride of 2 is taken: by the spatial convolution, or by a 3x3 blur after it (TResNet, section 2; Zhang, arXiv 1904.11486)."""
+    """How a stride of 2 is taken: by the spatial convolution, or by a 3x3 blur after it (TResNet, section 2; Zhang,
+    arXiv 1904.11486)."""
     shortcut: Literal["conv", "avgpool"] = "conv"
-    """Where shapes differ: 1x1 convolution with the stride, or 2x2 average pool before a 1x1 convolution (ResNet-D). Mobile blocks have none."""
+    """Where shapes differ: 1x1 convolution with the stride, or 2x2 average pool before a 1x1 convolution (ResNet-D).
+    Mobile blocks have none."""
     skip: bool = True
     """Whether the block has a residual connection at all."""
 
@@ -138,17 +142,39 @@ class BlockSpec(_Part):
     def validate(self) -> None:
         _require_positive(self, "width", "inner_divisor", "expand_groups", "project_groups")
         require(self.inner_ratio > 0, "BlockSpec.inner_ratio", self.inner_ratio, "above 0")
-        require(bool(self.kernels) and all(k >= 1 and k % 2 == 1 for k in self.kernels), "BlockSpec.kernels", self.kernels, "odd sizes of at least 1")
+        require(
+            bool(self.kernels) and all(k >= 1 and k % 2 == 1 for k in self.kernels),
+            "BlockSpec.kernels",
+            self.kernels,
+            "odd sizes of at least 1",
+        )
         if self.group_width is not None:
-            require(not self.is_mobile, "BlockSpec.group_width", self.group_width, f"None for a {self.kind} block, whose convolution is depthwise")
+            require(
+                not self.is_mobile,
+                "BlockSpec.group_width",
+                self.group_width,
+                f"None for a {self.kind} block, whose convolution is depthwise",
+            )
             _require_positive(self, "group_width")
             inner = self.inner_width(self.width)
-            require(inner % self.group_width == 0, "BlockSpec.group_width", self.group_width, f"a divisor of the inner width {inner}")
+            require(
+                inner % self.group_width == 0,
+                "BlockSpec.group_width",
+                self.group_width,
+                f"a divisor of the inner width {inner}",
+            )
         if self.is_mobile:
-            require(self.shortcut == "conv", "BlockSpec.shortcut", self.shortcut, f"'conv' (unused) for a {self.kind} block")
+            require(
+                self.shortcut == "conv", "BlockSpec.shortcut", self.shortcut, f"'conv' (unused) for a {self.kind} block"
+            )
         else:
             require(len(self.kernels) == 1, "BlockSpec.kernels", self.kernels, f"one size for a {self.kind} block")
-            require(self.expand_groups == self.project_groups == 1, "BlockSpec.expand_groups", self.expand_groups, f"1 for a {self.kind} block")
+            require(
+                self.expand_groups == self.project_groups == 1,
+                "BlockSpec.expand_groups",
+                self.expand_groups,
+                f"1 for a {self.kind} block",
+            )
             require(self.skip, "BlockSpec.skip", self.skip, f"True for a {self.kind} block")
         if self.kind == "basic" and self.se is not None:
             require(self.se.where == "output", "SESpec.where", self.se.where, "'output' for a basic block")
@@ -208,8 +234,8 @@ class StemSpec(_Part):
     """From the image to the first stage."""
 
     kind: Literal["conv", "deep", "space_to_depth"] = "conv"
-    """``conv``: one convolution; ``deep``: three 3x3, the first with the stride (ResNet-D); ``space_to_depth``: blocks of ``stride`` x ``stride``
-    pixels become channels, then a stride-1 convolution (TResNet, section 2)."""
+    """``conv``: one convolution; ``deep``: three 3x3, the first with the stride (ResNet-D); ``space_to_depth``: blocks
+    of ``stride`` x ``stride`` pixels become channels, then a stride-1 convolution (TResNet, section 2)."""
     widths: tuple[int, ...] = (64,)
     """Output channels, one per convolution."""
     kernel: int = 3
@@ -224,7 +250,10 @@ class StemSpec(_Part):
 
     def validate(self) -> None:
         require(
-            len(self.widths) == (3 if self.kind == "deep" else 1), "StemSpec.widths", self.widths, "three widths for a deep stem, one for any other"
+            len(self.widths) == (3 if self.kind == "deep" else 1),
+            "StemSpec.widths",
+            self.widths,
+            "three widths for a deep stem, one for any other",
         )
         require(all(w >= 1 for w in self.widths), "StemSpec.widths", self.widths, "at least 1 each")
         require(self.kernel >= 1 and self.kernel % 2 == 1, "StemSpec.kernel", self.kernel, "odd and at least 1")
@@ -347,7 +376,8 @@ class NetSpec(_Part):
     padding: Literal["symmetric", "same"] = "symmetric"
     """``same``: TensorFlow's, asymmetric for stride 2 and dependent on the image size."""
     init: Literal["resnet", "tresnet", "efficientnet"] = "resnet"
-    """Initial weights: kaiming normal fan-out for relu or leaky relu, or fan-out over groups; the residual ones zero each block's last norm."""
+    """Initial weights: kaiming normal fan-out for relu or leaky relu, or fan-out over groups; the residual ones zero
+    each block's last norm."""
     scaling: ScalingRules = ScalingRules()
     lineage: Lineage | None = field(default=None, compare=False)
 
@@ -391,7 +421,9 @@ class NetSpec(_Part):
             UserError: it is no whole number of at least ``input.min_size``, or no multiple of ``input.multiple``.
         """
         if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
-            raise UserError(f"image size is {image_size!r}; it must be a whole number of pixels, at least {self.input.min_size}")
+            raise UserError(
+                f"image size is {image_size!r}; it must be a whole number of pixels, at least {self.input.min_size}"
+            )
         if image_size < self.input.min_size or image_size % self.input.multiple:
             of = f"a multiple of {self.input.multiple} and " if self.input.multiple > 1 else ""
             raise UserError(f"image size is {image_size} px; {self.name} takes {of}at least {self.input.min_size} px")
@@ -442,7 +474,8 @@ class NetSpec(_Part):
 
     def __repr__(self) -> str:
         stages = " ".join(
-            "+".join(f"{run.repeat}x{run.block.kind}-{run.block.width}" for run in stage.runs) + (f"/{stage.stride}" if stage.stride > 1 else "")
+            "+".join(f"{run.repeat}x{run.block.kind}-{run.block.width}" for run in stage.runs)
+            + (f"/{stage.stride}" if stage.stride > 1 else "")
             for stage in self.stages
         )
         stem = f"{self.stem.kind}-{'-'.join(map(str, self.stem.widths))}/{self.stem.reduction}"

@@ -2,93 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib.resources import files
 
-from convscale.arch import mobile, resnet, tresnet
+from convscale.arch.families import mobile, resnet, tresnet
 from convscale.arch.spec import NetSpec
+from convscale.arch.tags import WeightsTag, _tags
 from convscale.errors import UserError, nearest
 
 ARCHITECTURES: dict[str, NetSpec] = {**tresnet.SPECS, **mobile.SPECS, **resnet.SPECS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedAccuracy:
-    """An ImageNet-1k validation result that somebody published, in percent."""
-
-    image_size: int
-    """Side of the images, pixels."""
-    crop_pct: float
-    """Share of the resized shorter side that the centre crop kept."""
-    interpolation: str
-    """``bilinear`` or ``bicubic``."""
-    top1: float
-    """Images whose most probable class is right, %."""
-    top5: float
-    """Images whose class is among the five most probable, %."""
-    source: str
-    """Where it was published."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsTag:
-    """Released weights of an architecture."""
-
-    name: str
-    """``arch.tag``; the tag names the training recipe."""
-    arch: str
-    """The architecture's name."""
-    is_default: bool
-    """Whether ``pretrained=True`` without a tag means this one."""
-    hf_hub_id: str
-    """Repository on the Hugging Face hub."""
-    image_size: int
-    """Side of the images that they were last trained at or are meant for, pixels."""
-    mean: tuple[float, ...]
-    """Per channel, subtracted from pixels in [0, 1]."""
-    std: tuple[float, ...]
-    """Per channel, divided by after the mean."""
-    interpolation: str
-    """``bilinear`` or ``bicubic``."""
-    crop_pct: float
-    """Share of the resized shorter side that the centre crop keeps."""
-    num_classes: int
-    """Outputs of the classifier; 0: none."""
-    license: str
-    """As the repository states it; empty where it does not."""
-    results: tuple[PublishedAccuracy, ...]
-    """Published results. Empty: nobody's figure is known to us, so none is claimed."""
-
-    @property
-    def recipe(self) -> str:
-        """The part of the name after the dot."""
-        return self.name.partition(".")[2]
-
-
-@cache
-def _tags() -> dict[str, WeightsTag]:
-    table = json.loads(files("convscale.arch").joinpath("tags.json").read_text(encoding="utf-8"))
-    out = {}
-    for name, row in table["tags"].items():
-        results = tuple(PublishedAccuracy(source=table["source"], **result) for result in row["results"])
-        out[name] = WeightsTag(
-            name=name,
-            arch=name.partition(".")[0],
-            is_default=row["default"],
-            hf_hub_id=row["hf_hub_id"],
-            image_size=row["image_size"],
-            mean=tuple(row["mean"]),
-            std=tuple(row["std"]),
-            interpolation=row["interpolation"],
-            crop_pct=row["crop_pct"],
-            num_classes=row["num_classes"],
-            license=row["license"] or "unknown",
-            results=results,
-        )
-    return out
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -96,11 +18,6 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     if not pretrained:
         return sorted(name for name in ARCHITECTURES if fnmatchcase(name, pattern))
     return sorted(name for name, tag in _tags().items() if fnmatchcase(name, pattern) or fnmatchcase(tag.arch, pattern))
-
-
-def find_tag(name: str) -> WeightsTag | None:
-    """The released weights called ``arch.tag``, or None."""
-    return _tags().get(name)
 
 
 def get_tag(name: str) -> WeightsTag:
@@ -115,7 +32,9 @@ def get_tag(name: str) -> WeightsTag:
     if name in ARCHITECTURES:
         known = [tag for tag in tags.values() if tag.arch == name]
         if not known:
-            raise UserError(f"no released weights are known for {name}; list_models(pretrained=True) names those that have some")
+            raise UserError(
+                f"no released weights are known for {name}; list_models(pretrained=True) names those that have some"
+            )
         return next((tag for tag in known if tag.is_default), known[0])
     arch = name.partition(".")[0]
     if arch in ARCHITECTURES:

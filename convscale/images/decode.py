@@ -1,8 +1,9 @@
 """A file becomes pixels: header check first, then the decoder that is fast or careful enough for its format.
 
-JPEG goes through torchvision's libjpeg-turbo binding; where only its upper rows are asked for, through simplejpeg's, whose pixels are the same.
-Everything else goes through Pillow: torchvision's PNG decoder crashes the process on damaged compressed data (torchvision 0.29.1), and neither of the
-two checks a PNG's checksums, so that is done here.
+JPEG goes through torchvision's libjpeg-turbo binding; where only its upper rows are asked for, through simplejpeg's,
+whose pixels are the same.
+Everything else goes through Pillow: torchvision's PNG decoder crashes the process on damaged compressed data
+(torchvision 0.29.1), and neither of the two checks a PNG's checksums, so that is done here.
 """
 
 from __future__ import annotations
@@ -55,11 +56,14 @@ class Header:
     orientation: int = 1
     """EXIF orientation of a JPEG, 1 (upright) to 8; 0 where it has one that can not be read."""
     height_at: int = 0
-    """Where in the bytes the height of a JPEG stands that can be decoded down to any row (baseline, gray or three components); 0: of none."""
+    """Where in the bytes the height of a JPEG stands that can be decoded down to any row (baseline, gray or three
+    components); 0: of none."""
 
 
 def parse_header(data: Bytes) -> Header | None:
-    """Format and size from a picture's bytes (the first 64 KiB nearly always do); None when it is none of ``FORMATS`` or cut before its size."""
+    """Format and size from a picture's bytes (the first 64 KiB nearly always do); None when it is none of ``FORMATS``
+    or cut before its size.
+    """
     try:
         if data[:3] == b"\xff\xd8\xff":
             return _jpeg_header(data)
@@ -96,18 +100,20 @@ def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
     return _accept(path, head, header, max_pixels)
 
 
-def read_image(path: str | os.PathLike[str], *, channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None) -> torch.Tensor:
+def read_image(
+    path: str | os.PathLike[str], *, channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+) -> torch.Tensor:
     """Decode a picture, upright.
 
-    EXIF orientation is applied, CMYK and palettes become RGB, 16 bits become 8, transparent pixels are shown on white, and of an animation the
-    first frame is taken.
+    EXIF orientation is applied, CMYK and palettes become RGB, 16 bits become 8, transparent pixels are shown on white,
+    and of an animation the first frame is taken.
 
     Args:
         path: a JPEG, PNG, WebP, GIF or BMP file; its content counts, not its extension.
         channels: 3 for RGB, 1 for gray.
         max_pixels: larger pictures are refused before decoding.
-        min_side: allow a JPEG to be decoded at a half, a quarter or an eighth of its size as long as its shorter side keeps this many pixels:
-            faster, with slightly different pixels. None: always the full size.
+        min_side: allow a JPEG to be decoded at a half, a quarter or an eighth of its size as long as its shorter side
+            keeps this many pixels: faster, with slightly different pixels. None: always the full size.
 
     Returns:
         uint8, (height, width, channels).
@@ -141,8 +147,9 @@ def decode_image(
 ) -> torch.Tensor:
     """``read_image`` on bytes in memory; ``name`` stands in messages.
 
-    With ``rows``, an upright JPEG may come back without what lies below so many rows of the whole picture (scaled with it by ``min_side``): entropy
-    coding can not be entered in its middle, but it can be left. What is damaged below them is then not noticed; a cut-off file is.
+    With ``rows``, an upright JPEG may come back without what lies below so many rows of the whole picture (scaled with
+    it by ``min_side``): entropy coding can not be entered in its middle, but it can be left. What is damaged below them
+    is then not noticed; a cut-off file is.
     """
     header = _accept(name, data, parse_header(data), max_pixels)
     try:
@@ -156,7 +163,9 @@ def decode_image(
             _check_png(data)
         return _decode_pillow(data, header.format, channels, min_side)
     except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        reason = "truncated" if "truncated" in str(error) or "incomplete" in str(error) else f"damaged: {_reason(error)}"
+        reason = (
+            "truncated" if "truncated" in str(error) or "incomplete" in str(error) else f"damaged: {_reason(error)}"
+        )
         raise ImageError(f"{name}: {header.format} image is {reason}") from error
 
 
@@ -170,7 +179,10 @@ def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, ma
         raise ImageError(f"{name}: {header.format} image of {header.width} x {header.height} pixels has no area")
     if pixels > max_pixels:
         size = f"{header.width} x {header.height}"
-        raise ImageError(f"{name}: {header.format} image of {size} pixels ({pixels / 1e6:.0f} megapixels) is above the cap of {max_pixels / 1e6:.0f}")
+        raise ImageError(
+            f"{name}: {header.format} image of {size} pixels ({pixels / 1e6:.0f} megapixels) is above the cap of "
+            f"{max_pixels / 1e6:.0f}"
+        )
     return header
 
 
@@ -241,7 +253,8 @@ def _check_png(data: Bytes) -> None:
 def _decode_jpeg(data: Bytes, channels: int) -> torch.Tensor:
     import torchvision  # noqa: F401 - registers the operator
 
-    # the operator behind torchvision.io.decode_jpeg, whose Python wrapper warns on every call since 0.29; 1 and 3 are its codes for gray and RGB
+    # the operator behind torchvision.io.decode_jpeg, whose Python wrapper warns on every call since 0.29; 1 and 3 are
+    # its codes for gray and RGB
     writable = data if isinstance(data, bytearray) else bytearray(data)  # tensors know no memory that is read-only
     pixels = torch.ops.image.decode_jpeg(torch.frombuffer(writable, dtype=torch.uint8), channels, True)
     return pixels.permute(1, 2, 0).contiguous()
@@ -253,10 +266,12 @@ def _divisor(side: int, min_side: int) -> int:
 
 
 def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divisor: int) -> torch.Tensor | None:
-    """At least the first ``rows`` of an upright baseline JPEG, all sides over ``divisor``; None where that can not be had or is no gain.
+    """At least the first ``rows`` of an upright baseline JPEG, all sides over ``divisor``; None where that can not be
+    had or is no gain.
 
-    The decoder is told a smaller height and so stops early. Smooth chroma looks one row ahead, so the last row that it is told of is not used, unless
-    it is the picture's own last. A file that does not end as it should is left to the decoder that says why.
+    The decoder is told a smaller height and so stops early. Smooth chroma looks one row ahead, so the last row that it
+    is told of is not used, unless it is the picture's own last. A file that does not end as it should is left to the
+    decoder that says why.
     """
     if not header.height_at or header.orientation != 1 or data[-2:] != b"\xff\xd9":
         return None

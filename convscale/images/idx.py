@@ -1,6 +1,7 @@
 """MNIST-style idx files (plain or .gz), as MNIST, Fashion-MNIST, KMNIST and EMNIST are published.
 
-The format: two zero bytes, a type code (8: unsigned byte), the number of dimensions, each dimension as a big-endian 32-bit integer, then the values.
+The format: two zero bytes, a type code (8: unsigned byte), the number of dimensions, each dimension as a big-endian
+32-bit integer, then the values.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ import torch
 from convscale.errors import UserError
 from convscale.images.splits import ArraySplit
 
-FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 """Fashion-MNIST's class names (Xiao, Rasul, Vollgraf 2017, table 2)."""
 
 _FASHION_LABELS_SHA256 = frozenset(
@@ -29,7 +41,9 @@ _MAX_BYTES = 4_000_000_000
 
 
 def find_idx(folder: Path) -> Path | None:
-    """The folder that holds a train set as idx files: ``folder`` itself or torchvision's ``NAME/raw`` below it; None when there is none."""
+    """The folder that holds a train set as idx files: ``folder`` itself or torchvision's ``NAME/raw`` below it; None
+    when there is none.
+    """
     for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
         if _file(place, "train", "images"):
             return place
@@ -60,12 +74,16 @@ def read_idx(path: Path) -> np.ndarray:
     shape = tuple(np.frombuffer(data, ">u4", count=rank, offset=4).tolist()) if len(data) >= 4 + 4 * rank else ()
     expected = int(np.prod(shape, dtype=np.int64))
     if len(shape) != rank or len(data) - 4 - 4 * rank != expected:
-        raise UserError(f"{path}: its header promises {' x '.join(map(str, shape))} values, it holds {len(data) - 4 - 4 * rank}")
+        raise UserError(
+            f"{path}: its header promises {' x '.join(map(str, shape))} values, it holds {len(data) - 4 - 4 * rank}"
+        )
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def open_idx(folder: Path, *, channels: int | None) -> tuple[ArraySplit, ArraySplit | None]:
-    """Train and (where there is one) test set of a folder of idx files; labels are numbered by the train set's own, in order."""
+    """Train and (where there is one) test set of a folder of idx files; labels are numbered by the train set's own, in
+    order.
+    """
     images, labels = _read_pair(folder, "train")
     values = np.unique(labels)
     classes = _class_names(folder, values, labels)
@@ -76,7 +94,9 @@ def open_idx(folder: Path, *, channels: int | None) -> tuple[ArraySplit, ArraySp
     if unknown := sorted(set(np.unique(labels).tolist()) - set(values.tolist())):
         raise UserError(f"{folder}: the test set has label(s) {unknown} that the train set has not")
     if images.shape[1:] != train.pixels.shape[1:3]:
-        raise UserError(f"{folder}: test images are {images.shape[1:]} pixels, train images {tuple(train.pixels.shape[1:3])}")
+        raise UserError(
+            f"{folder}: test images are {images.shape[1:]} pixels, train images {tuple(train.pixels.shape[1:3])}"
+        )
     return train, _split("test", images, np.searchsorted(values, labels), classes, channels)
 
 
@@ -96,18 +116,27 @@ def _read_pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{folder}: {part}-labels-idx1-ubyte(.gz) is missing beside {part}-images-idx3-ubyte(.gz)")
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1:
-        raise UserError(f"{image_file}: images must have 3 dimensions and labels 1, got {images.ndim} and {labels.ndim}")
+        raise UserError(
+            f"{image_file}: images must have 3 dimensions and labels 1, got {images.ndim} and {labels.ndim}"
+        )
     if len(images) != len(labels):
         raise UserError(f"{image_file}: {len(images)} images but {len(labels)} labels")
     return images, labels
 
 
-def _split(split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], channels: int | None) -> ArraySplit:
+def _split(
+    split: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], channels: int | None
+) -> ArraySplit:
     pixels = torch.from_numpy(images.copy())[..., None]
     if channels == 3:
         pixels = pixels.expand(-1, -1, -1, 3)
     return ArraySplit(
-        split=split, classes=classes, labels=torch.from_numpy(labels.astype(np.int64)), channels=channels or 1, pixels=pixels, origin=split
+        split=split,
+        classes=classes,
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        channels=channels or 1,
+        pixels=pixels,
+        origin=split,
     )
 
 

@@ -1,7 +1,7 @@
 """A manifest: a CSV or JSON-lines file with one image a line.
 
-Columns: ``path`` (relative to the manifest's folder), ``label`` (one class name) or ``labels`` (several: a JSON list, or names joined by ``|``), and
-optionally ``split`` (``train``, ``val`` | ``validation``, ``test``).
+Columns: ``path`` (relative to the manifest's folder), ``label`` (one class name) or ``labels`` (several: a JSON list,
+or names joined by ``|``), and optionally ``split`` (``train``, ``val`` | ``validation``, ``test``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def open_manifest(
         classes: the class list; None: the sorted labels of the train set.
 
     Raises:
-        UserError: an unknown column or split, a missing value, a file that does not exist, a label outside the class list.
+        UserError: an unknown column or split, a missing value, a file that does not exist, a label outside the class
+            list.
     """
     rows = _read_rows(path)
     if not rows:
@@ -52,16 +53,25 @@ def open_manifest(
         parsed[split][1].append(labels)
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {missing[0]}); paths are relative to the manifest's folder"
+            f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {missing[0]}); paths are relative to "
+            "the manifest's folder"
         )
     if not parsed["train"][0]:
         raise UserError(f"{path}: no row belongs to the train split")
     names = tuple(classes) if classes else tuple(sorted({label for labels in parsed["train"][1] for label in labels}))
     made: dict[str, Split | None] = {}
     for split, (files, labels) in parsed.items():
-        tensor = _multi_hot(labels, names, path) if multilabel else labels_from_names([label[0] for label in labels], names, path)
+        tensor = (
+            _multi_hot(labels, names, path)
+            if multilabel
+            else labels_from_names([label[0] for label in labels], names, path)
+        )
         made[split] = (
-            FileSplit(split=split, classes=names, labels=tensor, channels=channels, paths=tuple(files), max_pixels=max_pixels) if files else None
+            FileSplit(
+                split=split, classes=names, labels=tensor, channels=channels, paths=tuple(files), max_pixels=max_pixels
+            )
+            if files
+            else None
         )
     return made["train"], made["validation"], made["test"]  # pyright: ignore[reportReturnType]
 
@@ -80,7 +90,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: not CSV ({error})") from error
         for number, row in enumerate(rows, 1):
             if None in row:
-                raise UserError(f"{path}, row {number}: more values than the {len(columns)} columns; quote a value that has a comma in it")
+                raise UserError(
+                    f"{path}, row {number}: more values than the {len(columns)} columns; quote a value that has a "
+                    "comma in it"
+                )
     else:
         try:
             whole = text.lstrip().startswith("[")
@@ -94,7 +107,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         if column not in _COLUMNS:
             raise UserError(f"{path}: unknown column {column!r}{nearest(str(column), _COLUMNS)}")
     if "path" not in columns or ("label" in columns) == ("labels" in columns):
-        raise UserError(f"{path}: needs the columns path and either label or labels, has {', '.join(map(str, columns))}")
+        raise UserError(
+            f"{path}: needs the columns path and either label or labels, has {', '.join(map(str, columns))}"
+        )
     return rows
 
 

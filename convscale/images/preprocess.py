@@ -1,7 +1,7 @@
 """What stands between a decoded picture and the network's input: resize, centre crop, normalise.
 
-One value describes it and travels with checkpoints and artefacts, and this is the only implementation: training, evaluation and what is
-shipped can not drift apart.
+One value describes it and travels with checkpoints and artefacts, and this is the only implementation: training,
+evaluation and what is shipped can not drift apart.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ _CACHE_VALUES = 150_000
 Image = TypeVar("Image", np.ndarray, torch.Tensor)
 
 
-def _factor_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _factor_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 (channels,): ``pixels * factor + shift`` is ``(pixels / 255 - mean) / std``."""
     wide_mean, wide_std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     return (1 / (255 * wide_std)).float().to(device), (-wide_mean / wide_std).float().to(device)
 
 
 @lru_cache(maxsize=16)
-def _as_long_as_a_row(mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for a row of pixels, channels last: several times faster on a CPU than constants that are broadcast over the innermost dimension."""
+def _as_long_as_a_row(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for a row of pixels, channels last: several times faster on a CPU than constants that are broadcast over
+    the innermost dimension.
+    """
     factor, shift = _factor_and_shift(mean, std, device)
     return factor.repeat(width), shift.repeat(width)
 
@@ -74,13 +80,17 @@ class Preprocessing:
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"crop_pct must lie in (0, 1], got {self.crop_pct!r}")
         if self.interpolation not in INTERPOLATIONS:
-            raise UserError(f"interpolation {self.interpolation!r} is unknown{nearest(str(self.interpolation), INTERPOLATIONS)}")
+            raise UserError(
+                f"interpolation {self.interpolation!r} is unknown{nearest(str(self.interpolation), INTERPOLATIONS)}"
+            )
 
     def resize(self, image: Image) -> Image:
-        """Resize the shorter side to ``round(image_size / crop_pct)``, then cut ``image_size`` squared out of the centre.
+        """Resize the shorter side to ``round(image_size / crop_pct)``, then cut ``image_size`` squared out of the
+        centre.
 
         Args:
-            image: uint8, (height, width, channels) or (height, width); gray becomes RGB by repeating, RGB becomes gray by its luma (ITU-R 601).
+            image: uint8, (height, width, channels) or (height, width); gray becomes RGB by repeating, RGB becomes gray
+                by its luma (ITU-R 601).
 
         Returns:
             uint8, (image_size, image_size, channels); a NumPy array for a NumPy array, else a tensor.
@@ -90,8 +100,12 @@ class Preprocessing:
 
         as_numpy = isinstance(image, np.ndarray)
         # a copy where NumPy's memory is read-only (Pillow's arrays), which tensors can not express
-        pixels: torch.Tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])) if isinstance(image, np.ndarray) else image
-        pixels = self._to_channels(pixels).contiguous()[None].permute(0, 3, 1, 2)  # (1, C, H, W), channels-last: torch's fast uint8 path
+        pixels: torch.Tensor = (
+            torch.from_numpy(np.require(image, requirements=["C", "W"])) if isinstance(image, np.ndarray) else image
+        )
+        pixels = (
+            self._to_channels(pixels).contiguous()[None].permute(0, 3, 1, 2)
+        )  # (1, C, H, W), channels-last: torch's fast uint8 path
         shorter = round(self.image_size / self.crop_pct)
         if min(pixels.shape[2:]) != shorter:
             mode = InterpolationMode(self.interpolation)
@@ -107,21 +121,31 @@ class Preprocessing:
             batch: uint8, (N, H, W, channels) or (N, channels, H, W); where both readings are possible it is the former.
 
         Returns:
-            float32, (N, channels, H, W), on the batch's device; channels-last in memory when the batch was (N, H, W, channels).
+            float32, (N, channels, H, W), on the batch's device; channels-last in memory when the batch was (N, H, W,
+            channels).
         """
         if batch.dtype != torch.uint8 or batch.ndim != 4:
-            raise UserError(f"a batch of images must be uint8 with 4 dimensions, got {batch.dtype} {tuple(batch.shape)}")
+            raise UserError(
+                f"a batch of images must be uint8 with 4 dimensions, got {batch.dtype} {tuple(batch.shape)}"
+            )
         if batch.shape[3] == self.channels:
             count, height, width, channels = batch.shape
             rows = batch.reshape(count, height, width * channels)
             factor, shift = _as_long_as_a_row(self.mean, self.std, width, batch.device)
             out = torch.empty(rows.shape, device=batch.device)
-            step = max(1, _CACHE_VALUES // max(1, height * width * channels)) if batch.device.type == "cpu" else max(1, count)
+            step = (
+                max(1, _CACHE_VALUES // max(1, height * width * channels))
+                if batch.device.type == "cpu"
+                else max(1, count)
+            )
             for source, target in zip(rows.split(step), out.split(step), strict=True):
                 torch.addcmul(shift, target.copy_(source), factor, out=target)
             return out.view(count, height, width, channels).permute(0, 3, 1, 2)
         if batch.shape[1] != self.channels:
-            raise UserError(f"a batch of images must have {self.channels} channels in its last or second dimension, got {tuple(batch.shape)}")
+            raise UserError(
+                f"a batch of images must have {self.channels} channels in its last or second dimension, got "
+                f"{tuple(batch.shape)}"
+            )
         factor, shift = _factor_and_shift(self.mean, self.std, batch.device)
         return torch.addcmul(shift.view(1, -1, 1, 1), batch.float(), factor.view(1, -1, 1, 1))
 

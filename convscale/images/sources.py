@@ -1,6 +1,7 @@
 """Where labelled images come from: folders, idx files, a manifest, torchvision's data sets.
 
-``open_dataset`` looks at what it is given and decides. Class names belong to the train set; no other split ever re-makes the indices.
+``open_dataset`` looks at what it is given and decides. Class names belong to the train set; no other split ever
+re-makes the indices.
 """
 
 from __future__ import annotations
@@ -38,20 +39,22 @@ def open_dataset(
     """Labelled images as train, validation and test set.
 
     Args:
-        data_dir: a folder with ``train/`` and, beside it, ``val|validation/`` and ``test/``, each with one folder per class; a folder of class
-            folders; a folder with idx files; a manifest (``.csv``, ``.jsonl``, ``.json``); or the root of one of torchvision's data sets.
+        data_dir: a folder with ``train/`` and, beside it, ``val|validation/`` and ``test/``, each with one folder per
+            class; a folder of class folders; a folder with idx files; a manifest (``.csv``, ``.jsonl``, ``.json``); or
+            the root of one of torchvision's data sets.
         dataset: torchvision's name of the set in ``data_dir`` (``cifar10``); None: recognised by its files.
         channels: 1 (gray) or 3 (RGB); None: 1 for idx files, else 3.
         classes: a manifest's class list; None: what its train set has.
         seed: of what is carved from train.
         validation_fraction: share of train that is carved when there is no validation set.
         test_fraction: share of train that is carved when there is no test set.
-        max_bad_rate: share of a split's files (but at least one file) that may have an unreadable header; these are left out and counted
-            in the notes.
+        max_bad_rate: share of a split's files (but at least one file) that may have an unreadable header; these are
+            left out and counted in the notes.
         max_pixels: larger pictures count as unreadable.
 
     Raises:
-        UserError: one line: a missing or empty folder, one class, class folders that differ between splits, too many unreadable images ...
+        UserError: one line: a missing or empty folder, one class, class folders that differ between splits, too many
+            unreadable images ...
     """
     place = Path(data_dir)
     if channels not in (None, 1, 3):
@@ -71,16 +74,31 @@ def open_dataset(
     else:
         train, validation, test = _open_folders(place, channels or 3, max_pixels, notes)
     if classes is not None and not place.is_file():
-        raise UserError(f"classes are for a manifest; {place} has its own: {', '.join(train.classes[:5])}{' ...' if len(train.classes) > 5 else ''}")
+        raise UserError(
+            f"classes are for a manifest; {place} has its own: "
+            f"{', '.join(train.classes[:5])}{' ...' if len(train.classes) > 5 else ''}"
+        )
     if len(train.classes) < 2:
         only = f" ({train.classes[0]!r})" if train.classes else ""
-        raise UserError(f"{place}: only {len(train.classes)} class{only}; a classifier needs at least 2, one folder each")
+        raise UserError(
+            f"{place}: only {len(train.classes)} class{only}; a classifier needs at least 2, one folder each"
+        )
     checked = [_drop_unreadable(split, max_bad_rate, notes) for split in (train, validation, test)]
     assert checked[0] is not None
-    return complete(checked[0], checked[1], checked[2], seed=seed, validation_fraction=validation_fraction, test_fraction=test_fraction, notes=notes)
+    return complete(
+        checked[0],
+        checked[1],
+        checked[2],
+        seed=seed,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        notes=notes,
+    )
 
 
-def _open_folders(place: Path, channels: int, max_pixels: int, notes: list[str]) -> tuple[Split, Split | None, Split | None]:
+def _open_folders(
+    place: Path, channels: int, max_pixels: int, notes: list[str]
+) -> tuple[Split, Split | None, Split | None]:
     """An ImageFolder tree, with or without ``train/`` on top."""
     if not (place / "train").is_dir():
         stray = [name for name in (*_VALIDATION_FOLDERS, "test") if (place / name).is_dir()]
@@ -101,8 +119,14 @@ def _open_folders(place: Path, channels: int, max_pixels: int, notes: list[str])
         found = _scan(place / folder, notes)
         only_train, only_here = sorted(set(train) - set(found)), sorted(set(found) - set(train))
         if only_train or only_here:
-            sides = [f"only in {side}/: {_some(names)}" for side, names in (("train", only_train), (folder, only_here)) if names]
-            raise UserError(f"{place}: class folders differ between train/ and {folder}/; {'; '.join(sides)}; make them the same")
+            sides = [
+                f"only in {side}/: {_some(names)}"
+                for side, names in (("train", only_train), (folder, only_here))
+                if names
+            ]
+            raise UserError(
+                f"{place}: class folders differ between train/ and {folder}/; {'; '.join(sides)}; make them the same"
+            )
         splits.append(_file_split(split, found, classes, channels, max_pixels, place / folder))
     return splits[0], splits[1], splits[2]  # pyright: ignore[reportReturnType]
 
@@ -130,20 +154,29 @@ def _scan(folder: Path, notes: list[str]) -> dict[str, list[str]]:
     if total == 0:
         detail = f"; {sum(others.values())} other files ({skipped})" if others else ""
         known = ", ".join(EXTENSIONS)
-        raise UserError(f"{folder}: no images found{detail}; one folder per class with files ending in {known} would be right")
+        raise UserError(
+            f"{folder}: no images found{detail}; one folder per class with files ending in {known} would be right"
+        )
     if others:
         notes.append(f"{folder}: {sum(others.values())} files without an image's extension left out ({skipped})")
     return found
 
 
-def _file_split(split: str, found: dict[str, list[str]], classes: tuple[str, ...], channels: int, max_pixels: int, place: Path) -> FileSplit:
+def _file_split(
+    split: str, found: dict[str, list[str]], classes: tuple[str, ...], channels: int, max_pixels: int, place: Path
+) -> FileSplit:
     empty = [name for name in classes if not found[name]]
     if empty and split == "train":
         raise UserError(f"{place}: class folder(s) without an image: {_some(empty)}")
     paths = [path for name in classes for path in found[name]]
     labels = [label for label, name in enumerate(classes) for _ in found[name]]
     return FileSplit(
-        split=split, classes=classes, labels=torch.tensor(labels, dtype=torch.long), channels=channels, paths=tuple(paths), max_pixels=max_pixels
+        split=split,
+        classes=classes,
+        labels=torch.tensor(labels, dtype=torch.long),
+        channels=channels,
+        paths=tuple(paths),
+        max_pixels=max_pixels,
     )
 
 
@@ -169,7 +202,11 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str])
         raise UserError(f"{share} are unreadable, at most {max_bad_rate:.1%} (or one) are skipped; first: {bad[0]}")
     notes.append(f"{len(bad)} of {len(split)} {split.split} images are unreadable and left out; first: {bad[0]}")
     kept = split.subset([index for index, text in enumerate(problems) if text is None])
-    gone = [name for name, before, after in zip(split.classes, split.class_counts(), kept.class_counts(), strict=True) if before > 0 and after == 0]
+    gone = [
+        name
+        for name, before, after in zip(split.classes, split.class_counts(), kept.class_counts(), strict=True)
+        if before > 0 and after == 0
+    ]
     if gone and split.split == "train":
         raise UserError(f"no readable image is left of class(es) {_some(gone)}; first problem: {bad[0]}")
     return kept

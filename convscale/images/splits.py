@@ -90,7 +90,9 @@ class ArraySplit(Split):
         chosen = torch.as_tensor(indices, dtype=torch.long)
         numbers = chosen if self.numbers is None else self.numbers[chosen]
         name = split or self.split
-        return dataclasses.replace(self, split=name, labels=self.labels[chosen], pixels=self.pixels[chosen], numbers=numbers)
+        return dataclasses.replace(
+            self, split=name, labels=self.labels[chosen], pixels=self.pixels[chosen], numbers=numbers
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,18 +162,28 @@ def joined(parts: Sequence[Split], split: str) -> Split:
     files = [part for part in parts if isinstance(part, FileSplit)]
     arrays = [part for part in parts if isinstance(part, ArraySplit)]
     if len(files) == len(parts):
-        return dataclasses.replace(files[0], split=split, labels=labels, paths=tuple(path for part in files for path in part.paths))
+        return dataclasses.replace(
+            files[0], split=split, labels=labels, paths=tuple(path for part in files for path in part.paths)
+        )
     if len(arrays) == len(parts) and len({part.pixels.shape[1:] for part in arrays}) == 1:
         return dataclasses.replace(
-            arrays[0], split=split, labels=labels, pixels=torch.cat([part.pixels for part in arrays]), origin=split, numbers=None
+            arrays[0],
+            split=split,
+            labels=labels,
+            pixels=torch.cat([part.pixels for part in arrays]),
+            origin=split,
+            numbers=None,
         )
     raise UserError("the splits differ in kind or image size and can not be joined; evaluate them one by one")
 
 
-def split_indices(labels: torch.Tensor, fraction: float, *, seed: int, classes: Sequence[str], keep: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def split_indices(
+    labels: torch.Tensor, fraction: float, *, seed: int, classes: Sequence[str], keep: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Two disjoint, sorted sets of indices: what stays, and a stratified ``fraction`` that is carved off.
 
-    Every class gives ``round(fraction * n)`` of its images, at least one. Sets with several labels per image are carved without strata.
+    Every class gives ``round(fraction * n)`` of its images, at least one. Sets with several labels per image are carved
+    without strata.
 
     Args:
         labels: int64 (N,) or float32 (N, classes).
@@ -198,7 +210,8 @@ def split_indices(labels: torch.Tensor, fraction: float, *, seed: int, classes: 
             members = order[shuffled == label]
             if len(members) < keep + 1:
                 raise UserError(
-                    f"class {name!r} has {len(members)} image(s), too few to carve a split from train: add images (at least 3 per class), "
+                    f"class {name!r} has {len(members)} image(s), too few to carve a split from train: add images (at "
+                    "least 3 per class), "
                     "or provide val/ and test/ beside train/"
                 )
             carved[members[: max(1, min(round(fraction * len(members)), len(members) - keep))]] = True
@@ -215,7 +228,9 @@ def complete(
     test_fraction: float,
     notes: Sequence[str] = (),
 ) -> DataSplits:
-    """Carve from ``train`` what is missing (stratified, seeded) and say so in the notes; fractions are of the train set as it was given."""
+    """Carve from ``train`` what is missing (stratified, seeded) and say so in the notes; fractions are of the train set
+    as it was given.
+    """
     notes = list(notes)
     missing = [name for name, split in (("validation", validation), ("test", test)) if split is None]
     whole = len(train)
@@ -229,7 +244,9 @@ def complete(
     if missing:
         sizes = {"validation": len(validation), "test": len(test)}
         carved_sizes = " and ".join(f"{sizes[name]:,} images for {name}" for name in missing)
-        notes.append(f"no {' and no '.join(missing)} set found: {carved_sizes} carved from train (stratified, seed {seed})")
+        notes.append(
+            f"no {' and no '.join(missing)} set found: {carved_sizes} carved from train (stratified, seed {seed})"
+        )
     return DataSplits(train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes))
 
 

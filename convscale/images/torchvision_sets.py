@@ -29,7 +29,10 @@ class _Known:
 
 
 def _files(paths: str, labels: str) -> Callable[[Any], tuple[list[str], list[int]]]:
-    return lambda opened: ([str(path) for path in getattr(opened, paths)], [int(label) for label in getattr(opened, labels)])
+    return lambda opened: (
+        [str(path) for path in getattr(opened, paths)],
+        [int(label) for label in getattr(opened, labels)],
+    )
 
 
 def _samples(opened: Any) -> tuple[list[str], list[int]]:
@@ -38,8 +41,12 @@ def _samples(opened: Any) -> tuple[list[str], list[int]]:
 
 _TRAIN_TEST: tuple[dict[str, Any], None, dict[str, Any]] = ({"split": "train"}, None, {"split": "test"})
 _KNOWN = {
-    "cifar10": _Known(type_name="CIFAR10", marker="cifar-10-batches-py", splits=({"train": True}, None, {"train": False})),
-    "cifar100": _Known(type_name="CIFAR100", marker="cifar-100-python", splits=({"train": True}, None, {"train": False})),
+    "cifar10": _Known(
+        type_name="CIFAR10", marker="cifar-10-batches-py", splits=({"train": True}, None, {"train": False})
+    ),
+    "cifar100": _Known(
+        type_name="CIFAR100", marker="cifar-100-python", splits=({"train": True}, None, {"train": False})
+    ),
     "flowers102": _Known(
         type_name="Flowers102",
         marker="flowers-102",
@@ -52,7 +59,9 @@ _KNOWN = {
         splits=({"split": "trainval"}, None, {"split": "test"}),
         files=_files("_images", "_labels"),
     ),
-    "food101": _Known(type_name="Food101", marker="food-101", splits=_TRAIN_TEST, files=_files("_image_files", "_labels")),
+    "food101": _Known(
+        type_name="Food101", marker="food-101", splits=_TRAIN_TEST, files=_files("_image_files", "_labels")
+    ),
     "fgvcaircraft": _Known(
         type_name="FGVCAircraft",
         marker="fgvc-aircraft-2013b",
@@ -71,7 +80,9 @@ def find_torchvision(root: Path) -> str | None:
     return None
 
 
-def open_torchvision(name: str, root: Path, *, channels: int, max_pixels: int) -> tuple[Split, Split | None, Split | None]:
+def open_torchvision(
+    name: str, root: Path, *, channels: int, max_pixels: int
+) -> tuple[Split, Split | None, Split | None]:
     """Train, validation and test set of torchvision's ``name``; nothing is downloaded.
 
     Raises:
@@ -92,18 +103,25 @@ def open_torchvision(name: str, root: Path, *, channels: int, max_pixels: int) -
             opened = getattr(datasets, known.type_name)(root, download=False, **arguments)
         except (RuntimeError, OSError, ImportError, ValueError, KeyError) as error:
             reason = first_line(error)
-            raise UserError(f"{root}: torchvision's {known.type_name} can not be opened from local files ({reason})") from error
+            raise UserError(
+                f"{root}: torchvision's {known.type_name} can not be opened from local files ({reason})"
+            ) from error
         classes = splits[0].classes if splits and splits[0] is not None else None
         splits.append(_to_split(split, opened, known, channels, max_pixels, classes))
     assert splits[0] is not None
     return splits[0], splits[1], splits[2]
 
 
-def _to_split(split: str, opened: Any, known: _Known, channels: int, max_pixels: int, of_train: tuple[str, ...] | None) -> Split:
+def _to_split(
+    split: str, opened: Any, known: _Known, channels: int, max_pixels: int, of_train: tuple[str, ...] | None
+) -> Split:
     """A split with the train set's class names (None: this is the train set)."""
     own = tuple(str(name) for name in getattr(opened, "classes", None) or ())
     if of_train and own and own != of_train:
-        raise UserError(f"{opened.root}: the {split} set's classes are not the train set's, in this order: {_first_difference(own, of_train)}")
+        raise UserError(
+            f"{opened.root}: the {split} set's classes are not the train set's, in this order: "
+            f"{_first_difference(own, of_train)}"
+        )
     if known.files is None:
         pixels = torch.from_numpy(np.ascontiguousarray(opened.data))
         if channels == 1:
@@ -114,9 +132,16 @@ def _to_split(split: str, opened: Any, known: _Known, channels: int, max_pixels:
     paths, labels = known.files(opened)
     classes = of_train or own or tuple(str(label) for label in range(max(labels) + 1))
     if max(labels) >= len(classes):
-        raise UserError(f"{opened.root}: the {split} set has label {max(labels)}, there are {len(classes)} classes in train")
+        raise UserError(
+            f"{opened.root}: the {split} set has label {max(labels)}, there are {len(classes)} classes in train"
+        )
     return FileSplit(
-        split=split, classes=classes, labels=torch.tensor(labels, dtype=torch.long), channels=channels, paths=tuple(paths), max_pixels=max_pixels
+        split=split,
+        classes=classes,
+        labels=torch.tensor(labels, dtype=torch.long),
+        channels=channels,
+        paths=tuple(paths),
+        max_pixels=max_pixels,
     )
 
 

@@ -1,6 +1,7 @@
 """Random changes to training images, every one decided by (seed, epoch, sample) alone.
 
-Small images in memory are changed a batch at a time, on uint8; pictures from files one at a time, where they are decoded.
+Small images in memory are changed a batch at a time, on uint8; pictures from files one at a time, where they are
+decoded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _MASK = (1 << 64) - 1
 
 
 def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers; near inputs give unrelated seeds (SplitMix64's finaliser, Steele et al. 2014)."""
+    """One 63-bit seed from several numbers; near inputs give unrelated seeds (SplitMix64's finaliser, Steele et al.
+    2014).
+    """
     state = 0
     for part in parts:
         state = (state + (part & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -32,7 +35,9 @@ def generator_for(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix_seed(*parts))
 
 
-def shift_crop(images: torch.Tensor, random: torch.Tensor, *, pad: int, flip: float, cutout: int, fill: int = 0) -> torch.Tensor:
+def shift_crop(
+    images: torch.Tensor, random: torch.Tensor, *, pad: int, flip: float, cutout: int, fill: int = 0
+) -> torch.Tensor:
     """Shift, flip and blank a batch of small images.
 
     Args:
@@ -40,7 +45,8 @@ def shift_crop(images: torch.Tensor, random: torch.Tensor, *, pad: int, flip: fl
         random: float (N, 5) in [0, 1): vertical and horizontal shift, flip, row and column of the blank square.
         pad: largest shift in pixels; what comes in from outside is 0.
         flip: chance of a horizontal flip.
-        cutout: side of the blank square (DeVries and Taylor 2017); its centre lies anywhere, so it may be cut by the border; 0: none.
+        cutout: side of the blank square (DeVries and Taylor 2017); its centre lies anywhere, so it may be cut by the
+            border; 0: none.
         fill: value of the blank square.
 
     Returns:
@@ -67,7 +73,8 @@ def shift_crop(images: torch.Tensor, random: torch.Tensor, *, pad: int, flip: fl
 
 
 def crop_box(height: int, width: int, random: np.random.Generator, *, min_scale: float) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop: area uniform in [min_scale, 1], aspect ratio log-uniform in [3/4, 4/3] (Szegedy et al. 2014).
+    """Top, left, height and width of a random crop: area uniform in [min_scale, 1], aspect ratio log-uniform in [3/4,
+    4/3] (Szegedy et al. 2014).
 
     Ten tries, then the largest centred box whose ratio is allowed.
     """
@@ -77,12 +84,19 @@ def crop_box(height: int, width: int, random: np.random.Generator, *, min_scale:
         ratio = math.exp(random.uniform(low, high))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            return int(random.integers(0, height - crop_height + 1)), int(random.integers(0, width - crop_width + 1)), crop_height, crop_width
+            return (
+                int(random.integers(0, height - crop_height + 1)),
+                int(random.integers(0, width - crop_width + 1)),
+                crop_height,
+                crop_width,
+            )
     crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None) -> torch.Tensor:
+def resized_crop(
+    image: torch.Tensor, size: int, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """A random crop resized to ``size`` squared, perhaps flipped, then the recipe's policy and cutout (of mid-gray).
 
     Args:
@@ -100,7 +114,12 @@ def resized_crop(image: torch.Tensor, size: int, random: np.random.Generator, re
 
 
 def resize_box(
-    image: torch.Tensor, box: tuple[int, int, int, int], size: int, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None
+    image: torch.Tensor,
+    box: tuple[int, int, int, int],
+    size: int,
+    random: np.random.Generator,
+    recipe: Recipe,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What ``resized_crop`` does once its box (top, left, height, width) is drawn."""
     top, left, height, width = box
@@ -121,7 +140,9 @@ def resize_box(
 
 
 def apply_policy(pixels: torch.Tensor, recipe: Recipe, seed: int) -> torch.Tensor:
-    """RandAugment, AutoAugment or TrivialAugment (torchvision's) on uint8 (C, H, W); the same seed makes the same choice."""
+    """RandAugment, AutoAugment or TrivialAugment (torchvision's) on uint8 (C, H, W); the same seed makes the same
+    choice.
+    """
     from torchvision.transforms import v2
 
     if recipe.policy == "randaugment":
@@ -134,7 +155,8 @@ def apply_policy(pixels: torch.Tensor, recipe: Recipe, seed: int) -> torch.Tenso
 
 
 def erase(images: torch.Tensor, seeds: list[int], *, chance: float) -> torch.Tensor:
-    """Random erasing (Zhong et al. 2017): a rectangle of 2 to 33 % of the area, aspect 0.3 to 3.3, becomes normal noise.
+    """Random erasing (Zhong et al. 2017): a rectangle of 2 to 33 % of the area, aspect 0.3 to 3.3, becomes normal
+    noise.
 
     Args:
         images: float (N, C, H, W), normalised; written to.
@@ -149,16 +171,22 @@ def erase(images: torch.Tensor, seeds: list[int], *, chance: float) -> torch.Ten
             continue
         area = (0.02 + 0.31 * area) * height * width
         ratio = math.exp(math.log(0.3) + ratio * (math.log(3.3) - math.log(0.3)))
-        rows, columns = min(height, max(1, round(math.sqrt(area * ratio)))), min(width, max(1, round(math.sqrt(area / ratio))))
+        rows, columns = (
+            min(height, max(1, round(math.sqrt(area * ratio)))),
+            min(width, max(1, round(math.sqrt(area / ratio)))),
+        )
         top, left = int(y * (height - rows + 1)), int(x * (width - columns + 1))
-        image[:, top : top + rows, left : left + columns] = torch.randn(channels, rows, columns, generator=random).to(images.device)
+        image[:, top : top + rows, left : left + columns] = torch.randn(channels, rows, columns, generator=random).to(
+            images.device
+        )
     return images
 
 
 def mix(
     images: torch.Tensor, targets: torch.Tensor, random: np.random.Generator, *, mixup: float, cutmix: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup (Zhang et al. 2017) or cutmix (Yun et al. 2019) of a batch with itself in reverse order; with both allowed, either half of the time.
+    """Mixup (Zhang et al. 2017) or cutmix (Yun et al. 2019) of a batch with itself in reverse order; with both allowed,
+    either half of the time.
 
     Args:
         images: float (N, C, H, W); not written to.

@@ -1,7 +1,7 @@
 """A checkpoint is a folder: safetensors weights, JSON, perhaps a training state, and the checksums of all three.
 
-It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all; its checksums are verified on loading, and where the
-newest is damaged the one before is taken, and said. No pickle is written or read.
+It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all; its checksums are
+verified on loading, and where the newest is damaged the one before is taken, and said. No pickle is written or read.
 
     run/
       recipe.yaml, log.jsonl
@@ -96,7 +96,11 @@ def save_checkpoint(
         "in_chans": preprocessing.channels,
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
-        "versions": {"convscale": convscale.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "convscale": convscale.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         **(meta or {}),
     }
     temporary = None
@@ -105,11 +109,16 @@ def save_checkpoint(
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
         _write(temporary / "model.safetensors", lambda path: save_file(weights, path))
-        _write(temporary / "checkpoint.json", lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8"))
+        _write(
+            temporary / "checkpoint.json", lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8")
+        )
         if state is not None:
             tensors: dict[str, torch.Tensor] = {}
             plain = to_plain(state, tensors)
-            _write(temporary / "state.safetensors", lambda path: save_file({name: value.clone() for name, value in tensors.items()}, path))
+            _write(
+                temporary / "state.safetensors",
+                lambda path: save_file({name: value.clone() for name, value in tensors.items()}, path),
+            )
             _write(temporary / "state.json", lambda path: path.write_text(json.dumps(plain), encoding="utf-8"))
         sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
         _write(temporary / _SUMS, lambda path: path.write_text(sums, encoding="utf-8"))
@@ -120,7 +129,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == 28 or "No space left" in str(error):
             raise UserError(
-                f"no space left on the disk of {target.parent}; checkpoint {target.name} was not written, older ones are intact"
+                f"no space left on the disk of {target.parent}; checkpoint {target.name} was not written, older ones "
+                "are intact"
             ) from error
         raise UserError(f"checkpoint {target} can not be written ({error})") from error
     finally:
@@ -146,20 +156,28 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net = _build(about, place)
     load_weights_into(net, place)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place, notes=tuple(notes))
+    return Checkpoint(
+        net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place, notes=tuple(notes)
+    )
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
     """The newest training state of a run's folder that is not damaged.
 
     Returns:
-        Its checkpoint folder, what the checkpoint says about itself, the state, and notes on damaged ones that were passed over.
+        Its checkpoint folder, what the checkpoint says about itself, the state, and notes on damaged ones that were
+        passed over.
     """
     place, notes = _choose(Path(path), ("step",))
     if not (place / "state.json").is_file():
         raise UserError(f"checkpoint {place} has no training state; it can be evaluated or fine-tuned, not resumed")
     tensors = load_file(place / "state.safetensors")
-    return place, _about(place), from_plain(json.loads((place / "state.json").read_text(encoding="utf-8")), tensors), notes
+    return (
+        place,
+        _about(place),
+        from_plain(json.loads((place / "state.json").read_text(encoding="utf-8")), tensors),
+        notes,
+    )
 
 
 def load_weights_into(net: nn.Module, place: Path) -> None:
@@ -176,7 +194,9 @@ def load_weights_into(net: nn.Module, place: Path) -> None:
         if shapes:
             name = shapes[0]
             parts.append(f"{name} is {tuple(weights[name].shape)}, the network's {tuple(own[name].shape)}")
-        raise UserError(f"checkpoint {place} is of another architecture: it {'; '.join(part for part in parts if part)}")
+        raise UserError(
+            f"checkpoint {place} is of another architecture: it {'; '.join(part for part in parts if part)}"
+        )
     net.load_state_dict(weights)
 
 
@@ -216,11 +236,15 @@ def verify_checkpoint(place: Path) -> str | None:
 
 def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
     if path.is_file():
-        kind = "a pickle or foreign file" if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar") else "a file"
+        kind = (
+            "a pickle or foreign file" if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar") else "a file"
+        )
         raise UserError(f"{path} is {kind}, not a convscale checkpoint folder; load plain weights with load_weights")
     if not path.is_dir():
         raise UserError(f"checkpoint {path} does not exist")
-    candidates = [path] if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file() else list_checkpoints(path, kinds)
+    candidates = (
+        [path] if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file() else list_checkpoints(path, kinds)
+    )
     if not candidates:
         raise UserError(f"no checkpoint found in {path}")
     notes = []
@@ -229,13 +253,18 @@ def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
         if problem is None:
             return candidate, notes
         notes.append(f"checkpoint {candidate} is damaged ({problem}); the one before it is used")
-    raise UserError(f"{notes[0].split('; the one')[0]}" + (f", and so are the {len(notes) - 1} before it" if len(notes) > 1 else ""))
+    raise UserError(
+        f"{notes[0].split('; the one')[0]}" + (f", and so are the {len(notes) - 1} before it" if len(notes) > 1 else "")
+    )
 
 
 def _about(place: Path) -> dict[str, Any]:
     about = json.loads((place / "checkpoint.json").read_text(encoding="utf-8"))
     if about["format_version"] > FORMAT_VERSION:
-        raise UserError(f"checkpoint {place} has format {about['format_version']}, this convscale reads up to {FORMAT_VERSION}; update convscale")
+        raise UserError(
+            f"checkpoint {place} has format {about['format_version']}, this convscale reads up to {FORMAT_VERSION}; "
+            "update convscale"
+        )
     return about
 
 
@@ -246,7 +275,10 @@ def _spec_dict(net: nn.Module) -> dict[str, Any] | None:
 
 def _build(about: dict[str, Any], place: Path) -> nn.Module:
     if about["spec"] is None:
-        raise UserError(f"checkpoint {place} has no spec (its network was not built by convscale); give the network: load_checkpoint(path, net=...)")
+        raise UserError(
+            f"checkpoint {place} has no spec (its network was not built by convscale); give the network: "
+            "load_checkpoint(path, net=...)"
+        )
     from convscale.arch.spec import NetSpec
     from convscale.nn.net import create_model
 

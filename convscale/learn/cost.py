@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from convscale.learn.progress import duration
+from convscale.machine import available_cores
 from convscale.nn.norm import InPlaceABN
-from convscale.speed.timing import available_cores
 
 if TYPE_CHECKING:
     from convscale.learn.loop import Trainer
@@ -39,9 +39,7 @@ class RunCost:
     def lines(self) -> tuple[str, ...]:
         """For people."""
         text = f"cost: {duration(self.seconds)} ({self.waiting_s / max(self.seconds, 1e-9):.0%} waiting for images, "
-        text += (
-            f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, {self.peak_memory_bytes / 1e9:.1f} GB at most"
-        )
+        text += f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, {self.peak_memory_bytes / 1e9:.1f} GB at most"
         return (text, *(f"faster: {each}" for each in self.advice))
 
 
@@ -76,23 +74,37 @@ def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
         if loader.workers < cores:
             ways.append(f"workers={cores} (now {loader.workers})")
         if recipe.augment == "resized-crop" and not recipe.scaled_decode:
-            ways.append("--set scaled_decode=true (slightly different pixels; with --set scaled_share=0.5 more so and faster)")
+            ways.append(
+                "--set scaled_decode=true (slightly different pixels; with --set scaled_share=0.5 more so and faster)"
+            )
         ways.append(
-            "files that are nearer to the size they are trained at" if recipe.shrink else "--set shrink=1.15 (reads smaller copies, made once)"
+            "files that are nearer to the size they are trained at"
+            if recipe.shrink
+            else "--set shrink=1.15 (reads smaller copies, made once)"
         )
         out.append(f"{waited:.0%} of the time went into waiting for images: {'; '.join(ways)}")
     if recipe.grad_checkpointing:
-        out.append("grad_checkpointing computes every block twice; without it a step is about a quarter shorter, if memory allows")
+        out.append(
+            "grad_checkpointing computes every block twice; without it a step is about a quarter shorter, if memory "
+            "allows"
+        )
     if device.type == "cuda" and settings.precision == "fp32":
         out.append("--amp: half precision on this GPU")
     if device.type == "cuda" and not recipe.compile:
         out.append("--set compile=true, for runs of more than some minutes")
-    if recipe.precision != "auto" and device.type == "cpu" and settings.precision == "fp32" and torch.cpu._is_amx_tile_supported():
+    if (
+        recipe.precision != "auto"
+        and device.type == "cpu"
+        and settings.precision == "fp32"
+        and torch.cpu._is_amx_tile_supported()
+    ):
         out.append("--set precision=auto: this CPU computes in bf16, which is then tried")
     if recipe.layout != "auto":
         out.append(f"--set layout=auto measures both layouts (now {settings.layout})")
     if any(isinstance(module, InPlaceABN) for module in trainer.net.modules()) and not recipe.grad_checkpointing:
-        out.append("the network's in-place norms save memory and recompute; norm='batchnorm' is faster where memory allows")
+        out.append(
+            "the network's in-place norms save memory and recompute; norm='batchnorm' is faster where memory allows"
+        )
     if cost.validation_s > 0.3 * cost.seconds > 1.0:
         out.append(f"{cost.validation_s / cost.seconds:.0%} of the time was validation: a smaller validation set")
     if device.type == "cpu" and torch.get_num_threads() < cores:

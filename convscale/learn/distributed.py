@@ -61,7 +61,9 @@ class Processes:
 
 
 def join(device: torch.device) -> tuple[Processes, torch.device]:
-    """This process's place, from torchrun's environment, and its own device; joins the others the first time, until the process ends."""
+    """This process's place, from torchrun's environment, and its own device; joins the others the first time, until the
+    process ends.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(), device
     if device.type == "cuda" and device.index is None:

@@ -11,8 +11,8 @@ from torch import nn
 class Ema:
     """Keeps ``net``, whose tensors follow the trained network's: ``average = d average + (1 - d) now``.
 
-    The decay warms up, ``d = min(decay, (1 + t) / (10 + t))`` after t updates (TensorFlow's ExponentialMovingAverage), so that the first weights are
-    soon forgotten.
+    The decay warms up, ``d = min(decay, (1 + t) / (10 + t))`` after t updates (TensorFlow's ExponentialMovingAverage),
+    so that the first weights are soon forgotten.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

@@ -1,4 +1,6 @@
-"""How good a network is on a split: accuracy with its interval, per class, confusion, calibration, and which images it got wrong."""
+"""How good a network is on a split: accuracy with its interval, per class, confusion, calibration, and which images it
+got wrong.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
 from convscale.learn.settings import usable_device
-from convscale.ship.verify import average_precisions, wilson
+from convscale.ship.verify import average_precisions
+from convscale.stats import wilson
 
 
 class Wrong(NamedTuple):
@@ -40,7 +43,8 @@ class Evaluation:
     loss: float
     """Mean cross-entropy; binary cross-entropy per class for several labels."""
     top1: float
-    """Share of images whose most probable class is right, in [0, 1]; for several labels: whose most probable class is among theirs."""
+    """Share of images whose most probable class is right, in [0, 1]; for several labels: whose most probable class is
+    among theirs."""
     top1_low: float
     """Lower end of top1's 95 % Wilson interval."""
     top1_high: float
@@ -48,7 +52,8 @@ class Evaluation:
     top5: float
     """Share of images whose class is among the five most probable."""
     per_class: tuple[float, ...]
-    """Share of each class's images that are right (recall); average precision per class for several labels; NaN for a class without images."""
+    """Share of each class's images that are right (recall); average precision per class for several labels; NaN for a
+    class without images."""
     confusion: torch.Tensor
     """int64 (classes, classes): rows are true, columns predicted; empty for several labels."""
     calibration_error: float
@@ -97,7 +102,9 @@ def evaluate(
     """
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
-    logits, kept, bad, seconds = predict_split(net, split, preprocessing, batch_size=batch_size, device=device, precision=precision, workers=workers)
+    logits, kept, bad, seconds = predict_split(
+        net, split, preprocessing, batch_size=batch_size, device=device, precision=precision, workers=workers
+    )
     labels = split.labels[kept]
     if logits.shape[1] != len(split.classes):
         raise UserError(f"the network has {logits.shape[1]} classes, the data {len(split.classes)}")
@@ -115,13 +122,17 @@ def predict_split(
     precision: str = "fp32",
     workers: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
-    """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and seconds."""
+    """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and
+    seconds.
+    """
     where = _checked(batch_size, device, workers)
     started, training, home = time.perf_counter(), net.training, next((p.device for p in net.parameters()), where)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     logits, kept, bad = [], [], []
     try:
-        net.eval().to(where)  # outside of inference mode, which would leave weights behind that can not be trained again
+        net.eval().to(
+            where
+        )  # outside of inference mode, which would leave weights behind that can not be trained again
         with torch.inference_mode():
             for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
                 bad += batch.bad
@@ -147,7 +158,12 @@ def _checked(batch_size: int, device: str | torch.device, workers: int | None) -
 
 
 def _one_label(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, bad: tuple[str, ...], classes: tuple[str, ...], images_per_s: float
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    kept: torch.Tensor,
+    bad: tuple[str, ...],
+    classes: tuple[str, ...],
+    images_per_s: float,
 ) -> Evaluation:
     from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
@@ -170,7 +186,9 @@ def _one_label(
         confusion=confusion,
         calibration_error=float(multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=15)),
         mean_average_precision=float("nan"),
-        wrong=tuple(Wrong(int(kept[at]), int(labels[at]), int(predicted[at]), float(confidence[at])) for at in misses.tolist()),
+        wrong=tuple(
+            Wrong(int(kept[at]), int(labels[at]), int(predicted[at]), float(confidence[at])) for at in misses.tolist()
+        ),
         images_per_s=images_per_s,
         bad=bad,
         classes=classes,
@@ -178,7 +196,12 @@ def _one_label(
 
 
 def _several_labels(
-    logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor, bad: tuple[str, ...], classes: tuple[str, ...], images_per_s: float
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    kept: torch.Tensor,
+    bad: tuple[str, ...],
+    classes: tuple[str, ...],
+    images_per_s: float,
 ) -> Evaluation:
     del kept
     probabilities, truth = logits.sigmoid(), labels.long()

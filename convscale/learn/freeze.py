@@ -20,7 +20,9 @@ def set_trainable(net: nn.Module, *, frozen: bool) -> None:
 
 
 def head_parameters(net: nn.Module) -> set[str]:
-    """Names of the classifier's parameters: by ``get_classifier`` (timm's convention), else the last module that has any."""
+    """Names of the classifier's parameters: by ``get_classifier`` (timm's convention), else the last module that has
+    any.
+    """
     classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
     if isinstance(classifier, nn.Module):
         own = {id(param) for param in classifier.parameters()}

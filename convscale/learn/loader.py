@@ -1,7 +1,7 @@
 """Batches of images: in-memory ones augmented a batch at a time, files decoded by worker processes.
 
-The order of an epoch and every random choice depend on (seed, epoch, sample) alone, so neither the number of workers nor a restart in the middle
-of an epoch changes a batch.
+The order of an epoch and every random choice depend on (seed, epoch, sample) alone, so neither the number of workers
+nor a restart in the middle of an epoch changes a batch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, generator_for, mix_seed, resize_box, resized_crop, shift_crop
 from convscale.learn.recipe import Recipe
-from convscale.speed.timing import available_cores
+from convscale.machine import available_cores
 
 MEMORY_BYTES = 1_000_000_000
-"""Sets that fit into this many bytes at the network's size are decoded once and kept, where the recipe's augmentation allows it."""
+"""Sets that fit into this many bytes at the network's size are decoded once and kept, where the recipe's augmentation
+allows it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,11 +58,22 @@ class TrainLoader:
     """
 
     def __init__(
-        self, split: Split, recipe: Recipe, *, image_size: int, seed: int = 0, workers: int | None = None, rank: int = 0, world: int = 1
+        self,
+        split: Split,
+        recipe: Recipe,
+        *,
+        image_size: int,
+        seed: int = 0,
+        workers: int | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         global_batch = recipe.batch_size * world
         if global_batch > len(split):
-            raise UserError(f"batch_size {global_batch} is larger than the train set ({len(split)} images); use at most {len(split)}")
+            raise UserError(
+                f"batch_size {global_batch} is larger than the train set ({len(split)} images); use at most "
+                f"{len(split)}"
+            )
         self.split, self.recipe, self.seed, self.rank, self.world = split, recipe, seed, rank, world
         self.image_size = image_size
         self.steps_per_epoch = len(split) // global_batch
@@ -95,30 +107,46 @@ class TrainLoader:
         if self.in_memory:
             yield from self._memory_batches(epoch, chunks, size)
         else:
-            yield from _file_batches(_TrainSamples(self.split, self.recipe, size, self.seed, epoch), chunks, self.workers)
+            yield from _file_batches(
+                _TrainSamples(self.split, self.recipe, size, self.seed, epoch), chunks, self.workers
+            )
 
     def _memory_batches(self, epoch: int, chunks: list[torch.Tensor], size: int) -> Iterator[Batch]:
         images, recipe = self.split.images, self.recipe
         assert images is not None
-        table = torch.rand(len(self.split), 5, generator=generator_for(self.seed, 2, epoch))  # one row per sample, whatever its batch
+        table = torch.rand(
+            len(self.split), 5, generator=generator_for(self.seed, 2, epoch)
+        )  # one row per sample, whatever its batch
         for indices in chunks:
             batch = images[indices]
             if recipe.augment == "shift-crop":
                 side = batch.shape[1]
-                batch = shift_crop(batch, table[indices], pad=round(recipe.shift * side), flip=recipe.flip, cutout=round(recipe.cutout * side))
+                batch = shift_crop(
+                    batch,
+                    table[indices],
+                    pad=round(recipe.shift * side),
+                    flip=recipe.flip,
+                    cutout=round(recipe.cutout * side),
+                )
             if batch.shape[1] != size or batch.shape[2] != size:
-                batch = F.interpolate(batch.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+                batch = F.interpolate(batch.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True).permute(
+                    0, 2, 3, 1
+                )
             yield Batch(images=batch, labels=self.split.labels[indices], indices=indices)
 
 
-def eval_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int = 256, workers: int | None = None) -> Iterator[Batch]:
+def eval_batches(
+    split: Split, preprocessing: Preprocessing, *, batch_size: int = 256, workers: int | None = None
+) -> Iterator[Batch]:
     """A split in order, every image once, resized and cropped as ``preprocessing`` says."""
     chunks = list(torch.arange(len(split)).split(batch_size))
     if split.images is not None:
         if isinstance(split, ArraySplit) and split.prepared:
             preprocessing = dataclasses.replace(preprocessing, crop_pct=1.0)  # a second crop would show them larger
         for indices in chunks:
-            yield Batch(images=resize_batch(split.images[indices], preprocessing), labels=split.labels[indices], indices=indices)
+            yield Batch(
+                images=resize_batch(split.images[indices], preprocessing), labels=split.labels[indices], indices=indices
+            )
         return
     count = available_cores() if workers is None else workers
     yield from _file_batches(_EvalSamples(split, preprocessing), chunks, count if len(split) >= 256 else 0)
@@ -133,7 +161,9 @@ def resize_batch(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Te
     return torch.stack([preprocessing.resize(image) for image in images])
 
 
-def into_memory(split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01) -> tuple[Split, tuple[str, ...]]:
+def into_memory(
+    split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01
+) -> tuple[Split, tuple[str, ...]]:
     """The split decoded at the network's size and held in memory, and what was wrong with images that were left out.
 
     A set in memory is resized only; one that would take more than ``MEMORY_BYTES`` comes back as it was.
@@ -163,7 +193,8 @@ def into_memory(split: Split, preprocessing: Preprocessing, *, max_bad_rate: flo
 
 
 def readable(split: Split, preprocessing: Preprocessing) -> tuple[Split, tuple[str, ...]]:
-    """The images that can be decoded, in memory at the network's size where they fit, else as files; and what was wrong with the others.
+    """The images that can be decoded, in memory at the network's size where they fit, else as files; and what was wrong
+    with the others.
 
     Raises:
         UserError: as for ``into_memory``.
@@ -180,7 +211,8 @@ def readable(split: Split, preprocessing: Preprocessing) -> tuple[Split, tuple[s
 
 
 class EvalImages(Sequence[np.ndarray]):
-    """A split's images as uint8 (N, size, size, C) arrays of at most ``batch_size`` each, made anew whenever they are asked for.
+    """A split's images as uint8 (N, size, size, C) arrays of at most ``batch_size`` each, made anew whenever they are
+    asked for.
 
     Args:
         split: images that can all be decoded, as ``readable`` gives them.
@@ -210,11 +242,20 @@ def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: f
     """Raise UserError when more than ``max_bad_rate`` of ``total`` images (and more than one) were unreadable."""
     if len(bad) > max(1, max_bad_rate * total):
         raise UserError(
-            f"{len(bad)} of {total} {split} images ({len(bad) / total:.1%}) can not be decoded, at most {max_bad_rate:.1%} are; first: {bad[0]}"
+            f"{len(bad)} of {total} {split} images ({len(bad) / total:.1%}) can not be decoded, at most "
+            f"{max_bad_rate:.1%} are; first: {bad[0]}"
         )
 
 
-_WORKER_TROUBLE = ("dataloader worker", "bus error", "shared memory", "no space left", "ancdata", "too many open files", "unable to mmap")
+_WORKER_TROUBLE = (
+    "dataloader worker",
+    "bus error",
+    "shared memory",
+    "no space left",
+    "ancdata",
+    "too many open files",
+    "unable to mmap",
+)
 _CAUGHT = "Caught "
 """What torch begins the message of an error with that a worker has sent; its last line is the error's own."""
 
@@ -240,7 +281,11 @@ class _TrainSamples:
         except ImageError as error:
             return str(error)
         whole = Preprocessing(
-            image_size=self.size, channels=self.split.channels, mean=(0,) * self.split.channels, std=(1,) * self.split.channels, crop_pct=1.0
+            image_size=self.size,
+            channels=self.split.channels,
+            mean=(0,) * self.split.channels,
+            std=(1,) * self.split.channels,
+            crop_pct=1.0,
         )
         image = whole.resize(image)
         if self.recipe.augment == "none":
@@ -252,7 +297,9 @@ class _TrainSamples:
         return None
 
     def _crop_file(self, split: FileSplit, index: int, random: np.random.Generator, out: torch.Tensor) -> None:
-        """A random crop of a file; of a JPEG, what lies below it is not decoded, and with ``scaled_decode`` the rest is as small as allowed."""
+        """A random crop of a file; of a JPEG, what lies below it is not decoded, and with ``scaled_decode`` the rest is
+        as small as allowed.
+        """
         recipe, path = self.recipe, split.paths[index]
         data = read_bytes(path)
         header = parse_header(data)
@@ -265,9 +312,13 @@ class _TrainSamples:
         allowed = None
         if recipe.scaled_decode:
             allowed = math.ceil(recipe.scaled_share * self.size * min(header.height, header.width) / min(height, width))
-        image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels, min_side=allowed, rows=top + height)
+        image = decode_image(
+            data, name=path, channels=split.channels, max_pixels=split.max_pixels, min_side=allowed, rows=top + height
+        )
         whole_width = header.width
-        if header.orientation != 1 and (image.shape[0] < image.shape[1]) != (header.height < header.width):  # EXIF turned it
+        if header.orientation != 1 and (image.shape[0] < image.shape[1]) != (
+            header.height < header.width
+        ):  # EXIF turned it
             top, left, height, width, whole_width = left, top, width, height, header.height
         divisor = round(whole_width / image.shape[1])
         box = (top // divisor, left // divisor, max(1, height // divisor), max(1, width // divisor))
@@ -301,9 +352,12 @@ class _Chunks(torch.utils.data.Dataset):
 
     def __getitem__(self, at: int) -> tuple[torch.Tensor, list[int], list[str]]:
         indices, kept, bad = self.chunks[at].tolist(), [], []
-        images = torch.empty(len(indices), self.samples.size, self.samples.size, self.samples.channels, dtype=torch.uint8)
+        images = torch.empty(
+            len(indices), self.samples.size, self.samples.size, self.samples.channels, dtype=torch.uint8
+        )
         if torch.utils.data.get_worker_info() is not None:
-            # Here a full /dev/shm is an error of this batch. Left to the queue, it would be one of its thread, and the batch awaited for ever.
+            # Here a full /dev/shm is an error of this batch. Left to the queue, it would be one of its thread, and the
+            # batch awaited for ever.
             images.share_memory_()
         for index in indices:
             problem = self.samples(index, images[len(kept)])
@@ -358,12 +412,16 @@ def _same(item: Any) -> Any:
 
 
 def measure_mean_std(split: Split, sample: int = 20_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], over at most ``sample`` images that are spread evenly over the set in memory."""
+    """Mean and standard deviation per channel of pixels in [0, 1], over at most ``sample`` images that are spread
+    evenly over the set in memory.
+    """
     assert split.images is not None, "only for sets in memory"
     step = max(1, len(split) // sample)
     pixels = split.images[::step]
     total = pixels.numel() / pixels.shape[-1]
     mean = [pixels[..., channel].sum(dtype=torch.int64).item() / total / 255 for channel in range(pixels.shape[-1])]
-    square = [pixels[..., channel].double().square_().sum().item() / total / 255**2 for channel in range(pixels.shape[-1])]
+    square = [
+        pixels[..., channel].double().square_().sum().item() / total / 255**2 for channel in range(pixels.shape[-1])
+    ]
     std = [max(np.sqrt(second - first**2), 1e-3) for first, second in zip(mean, square, strict=True)]
     return tuple(round(float(value), 4) for value in mean), tuple(round(float(value), 4) for value in std)

@@ -37,7 +37,8 @@ from convscale.learn.settings import AUTOCAST, Settings
 from convscale.learn.validate import validate
 
 MAX_BAD_STEPS = 8
-"""Steps in a row without a finite loss and gradient after which the run goes back to its last good state, at half the learning rate."""
+"""Steps in a row without a finite loss and gradient after which the run goes back to its last good state, at half the
+learning rate."""
 MAX_ROLLBACKS = 3
 """Times it may do that."""
 
@@ -92,7 +93,9 @@ class Trainer:
         self.net = job.net
         self.forward: nn.Module = job.net
         if job.processes.world > 1:
-            self.forward = nn.parallel.DistributedDataParallel(job.net, find_unused_parameters=job.recipe.freeze_epochs > 0)
+            self.forward = nn.parallel.DistributedDataParallel(
+                job.net, find_unused_parameters=job.recipe.freeze_epochs > 0
+            )
         if job.recipe.compile:
             self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
@@ -101,7 +104,9 @@ class Trainer:
         # whole groups of accumulated batches only
         self.steps_per_epoch = max(1, job.loader.steps_per_epoch // job.recipe.accumulate) * job.recipe.accumulate
         if self.steps_per_epoch > job.loader.steps_per_epoch:
-            raise UserError(f"accumulate {job.recipe.accumulate} is more than the {job.loader.steps_per_epoch} batches of an epoch")
+            raise UserError(
+                f"accumulate {job.recipe.accumulate} is more than the {job.loader.steps_per_epoch} batches of an epoch"
+            )
         self.epoch = self.step = 0  # the next step to take: batches done in this epoch
         self.updates = 0  # optimiser steps
         self.elapsed = 0.0
@@ -115,7 +120,9 @@ class Trainer:
         self._bad_images: dict[str, None] = {}
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
         self._good: dict[str, Any] | None = None
-        self._statistics = [buffer for buffer in job.net.buffers() if buffer.numel()]  # running means and variances: forward changes them
+        self._statistics = [
+            buffer for buffer in job.net.buffers() if buffer.numel()
+        ]  # running means and variances: forward changes them
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._saved_at = time.monotonic()
 
@@ -141,7 +148,14 @@ class Trainer:
         """Solve the head on the present features; what that gives is the first result to beat."""
         started, job = time.perf_counter(), self.job
         if job.processes.first:
-            decay, _ = solve_head(self.net, job.loader.split, job.validation, job.preprocessing, device=job.device, workers=job.loader.workers)
+            decay, _ = solve_head(
+                self.net,
+                job.loader.split,
+                job.validation,
+                job.preprocessing,
+                device=job.device,
+                workers=job.loader.workers,
+            )
             self._note(f"solved the head on the features of the weights it starts from (L2 penalty {decay:g})")
         job.processes.share(self.net)
         if self.ema is not None:
@@ -153,7 +167,8 @@ class Trainer:
         if job.output is not None and job.processes.first:
             self._save_best()
 
-    # -- one epoch -----------------------------------------------------------------------------------------------------------------------------
+    # -- one epoch
+    # -----------------------------------------------------------------------------------------------------------------------------
 
     def _run_epoch(self) -> bool:
         """The rest of the current epoch; False when told to stop."""
@@ -201,7 +216,9 @@ class Trainer:
                 self._sums["loss"] += sum(losses) / len(losses) * images
                 self._sums["images"] += images
         seconds = time.perf_counter() - started
-        self.elapsed += seconds if self.job.max_seconds is None else self.job.processes.from_first(seconds)  # all must agree on the schedule
+        self.elapsed += (
+            seconds if self.job.max_seconds is None else self.job.processes.from_first(seconds)
+        )  # all must agree on the schedule
         self._sums["seconds"] += seconds
         self._sums["wait"] += waited
         self._tell_step(losses, lr)
@@ -211,9 +228,13 @@ class Trainer:
         """Forward and backward of one batch; gives its loss, whose gradient is left out when it is not finite."""
         job, recipe = self.job, self.job.recipe
         at = (job.seed, self.epoch, self.step, job.loader.rank)
-        torch.manual_seed(mix_seed(4, *at))  # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
+        torch.manual_seed(
+            mix_seed(4, *at)
+        )  # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
         inputs = job.preprocessing.normalize(batch.images.to(job.device, non_blocking=True))
-        inputs = inputs.contiguous(memory_format=torch.channels_last if job.settings.layout == "nhwc" else torch.contiguous_format)
+        inputs = inputs.contiguous(
+            memory_format=torch.channels_last if job.settings.layout == "nhwc" else torch.contiguous_format
+        )
         labels = batch.labels.to(job.device, non_blocking=True)
         if recipe.erase:
             seeds = [mix_seed(5, job.seed, self.epoch, index) for index in batch.indices.tolist()]
@@ -226,12 +247,17 @@ class Trainer:
             outputs = self.forward(inputs)
         outputs = outputs.float()
         if outputs.ndim != 2 or outputs.shape[1] != len(job.loader.split.classes):
-            raise UserError(f"the network gives outputs of shape {tuple(outputs.shape)}, the data has {len(job.loader.split.classes)} classes")
+            raise UserError(
+                f"the network gives outputs of shape {tuple(outputs.shape)}, the data has "
+                f"{len(job.loader.split.classes)} classes"
+            )
         loss = job.loss(outputs, labels)
         if job.teacher is not None:
             with torch.no_grad(), self._autocast():
                 taught = job.teacher(inputs)
-            imitation = distillation_loss(outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel)
+            imitation = distillation_loss(
+                outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel
+            )
             loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * imitation
         value = loss.item()
         if job.processes.all_true(math.isfinite(value)):
@@ -255,7 +281,9 @@ class Trainer:
             self.updates += 1
             if self.ema is not None and self.updates % recipe.ema_every == 0:
                 self.ema.update(self.net, recipe.ema_every)
-        return finite or self.scaler.get_scale() > 1  # a scale that is still being sought, not a bad step; without a scaler it is 1
+        return (
+            finite or self.scaler.get_scale() > 1
+        )  # a scale that is still being sought, not a bad step; without a scaler it is 1
 
     def _skip(self, losses: list[float], lr: float) -> bool:
         """Count a step that could not be taken; True when the run went back to its last good state."""
@@ -265,7 +293,10 @@ class Trainer:
             return False
         cause = f"no finite loss or gradient for {MAX_BAD_STEPS} steps in epoch {self.epoch + 1} (loss {losses[-1]:g}, learning rate {lr:g})"
         if self.rollbacks >= MAX_ROLLBACKS:
-            raise UserError(f"training stopped: {cause}, {MAX_ROLLBACKS} times over with ever lower rates; a lower lr or clip_norm=1 would be right")
+            raise UserError(
+                f"training stopped: {cause}, {MAX_ROLLBACKS} times over with ever lower rates; a lower lr or "
+                "clip_norm=1 would be right"
+            )
         assert self._good is not None
         rollbacks, lr_scale, skipped, elapsed = self.rollbacks + 1, self.lr_scale / 2, self.skipped, self.elapsed
         self.restore(copy.deepcopy(self._good))
@@ -302,21 +333,40 @@ class Trainer:
         if self.job.output is not None and self.job.processes.first:
             self._write_epoch()
         best = self.best["metric"]
-        self.job.progress({"kind": "epoch", **row, "epochs": self.job.recipe.epochs, "best": best, "seconds_left": self._seconds_left()})
+        self.job.progress(
+            {
+                "kind": "epoch",
+                **row,
+                "epochs": self.job.recipe.epochs,
+                "best": best,
+                "seconds_left": self._seconds_left(),
+            }
+        )
 
     def _validate(self) -> dict[str, Any]:
         job = self.job
-        options = {"processes": job.processes, "device": job.device, "precision": job.settings.precision, "workers": job.loader.workers or None}
+        options = {
+            "processes": job.processes,
+            "device": job.device,
+            "precision": job.settings.precision,
+            "workers": job.loader.workers or None,
+        }
         return validate(self.watched, job.validation, job.preprocessing, **options)
 
     def _keep_if_better(self, metrics: dict[str, Any]) -> None:
         """Note a validation result that beats all before it; one with a loss that is not finite never does."""
         better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
         if math.isfinite(metrics["loss"]) and better:
-            self.best = {"metric": metrics["metric"], "loss": metrics["loss"], "epoch": self.epoch, "thresholds": metrics.get("thresholds")}
+            self.best = {
+                "metric": metrics["metric"],
+                "loss": metrics["loss"],
+                "epoch": self.epoch,
+                "thresholds": metrics.get("thresholds"),
+            }
             self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
 
-    # -- what is written and restored ----------------------------------------------------------------------------------------------------------
+    # -- what is written and restored
+    # ----------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Everything that changes while training; tensors are not copied."""
@@ -353,7 +403,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.best_weights = state["best_weights"]
         numbers = state["numbers"]
-        self.epoch, self.step, self.updates, self.elapsed = (numbers[key] for key in ("epoch", "step", "updates", "elapsed"))
+        self.epoch, self.step, self.updates, self.elapsed = (
+            numbers[key] for key in ("epoch", "step", "updates", "elapsed")
+        )
         whole = self.job.recipe.batch_size * self.job.processes.world * self.steps_per_epoch
         self.history = [_with_cost(row, whole) for row in numbers["history"]]
         self.best, self.lr_scale = dict(numbers["best"]), numbers["lr_scale"]
@@ -368,15 +420,36 @@ class Trainer:
         name = f"step-{self.epoch * self.steps_per_epoch + self.step:08d}"
         target = self.job.output / "checkpoints" / name
         if not _whole(target):
-            state = {**self.state(), "settings": {"precision": self.job.settings.precision, "layout": self.job.settings.layout}}
+            state = {
+                **self.state(),
+                "settings": {"precision": self.job.settings.precision, "layout": self.job.settings.layout},
+            }
             self._save(target, self.watched, state)
             prune(self.job.output, keep=self.job.keep)
         self._saved_at = time.monotonic()
 
     def _save(self, target: Path, net: nn.Module, state: dict[str, Any] | None) -> None:
-        metrics = {"history": self.history, "best": self.best, "epoch": self.epoch, "seconds": self.elapsed, "skipped_steps": self.skipped}
-        meta = {"recipe": self.job.recipe.to_dict(), "seed": self.job.seed, "steps_per_epoch": self.steps_per_epoch, "metrics": json_numbers(metrics)}
-        save_checkpoint(target, net, classes=self.job.loader.split.classes, preprocessing=self.job.preprocessing, meta=meta, state=state)
+        metrics = {
+            "history": self.history,
+            "best": self.best,
+            "epoch": self.epoch,
+            "seconds": self.elapsed,
+            "skipped_steps": self.skipped,
+        }
+        meta = {
+            "recipe": self.job.recipe.to_dict(),
+            "seed": self.job.seed,
+            "steps_per_epoch": self.steps_per_epoch,
+            "metrics": json_numbers(metrics),
+        }
+        save_checkpoint(
+            target,
+            net,
+            classes=self.job.loader.split.classes,
+            preprocessing=self.job.preprocessing,
+            meta=meta,
+            state=state,
+        )
 
     def _save_best(self) -> None:
         assert self.job.output is not None
@@ -392,7 +465,8 @@ class Trainer:
         self._save_state()
         write_text(self.job.output / "log.jsonl", "".join(json.dumps(json_numbers(row)) + "\n" for row in self.history))
 
-    # -- small helpers -------------------------------------------------------------------------------------------------------------------------
+    # -- small helpers
+    # -------------------------------------------------------------------------------------------------------------------------
 
     def _epochs(self) -> float:
         return float(self.job.recipe.epochs)
@@ -407,7 +481,9 @@ class Trainer:
         return self.elapsed * (1 - done) / done if done > 0 else 0.0
 
     def _image_size(self) -> int:
-        """Progressive resizing: from the first epoch's share, linearly to the whole size at three quarters of the run, in steps of 4 pixels."""
+        """Progressive resizing: from the first epoch's share, linearly to the whole size at three quarters of the run,
+        in steps of 4 pixels.
+        """
         whole, share = self.job.loader.image_size, self.job.recipe.progressive
         if share == 1:
             return whole
@@ -416,7 +492,9 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         precision = self.job.settings.precision
-        return torch.autocast(self.job.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
+        return torch.autocast(
+            self.job.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
+        )
 
     def _count_bad(self, batch: Batch) -> None:
         for problem in batch.bad:
@@ -456,11 +534,17 @@ def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
 def _with_cost(row: dict[str, Any], images: int) -> dict[str, Any]:
     """A row of the history; one of an older version, which did not count, is taken for a whole epoch of ``images``."""
     rate = row.get("images_per_s")
-    return {"images": images, "train_seconds": images / rate, **row} if rate else {"images": 0, "train_seconds": 0.0, **row}
+    return (
+        {"images": images, "train_seconds": images / rate, **row}
+        if rate
+        else {"images": 0, "train_seconds": 0.0, **row}
+    )
 
 
 def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Put moments into their parameter's memory layout: a state is kept contiguous, and fused steps walk memory without looking at strides."""
+    """Put moments into their parameter's memory layout: a state is kept contiguous, and fused steps walk memory without
+    looking at strides.
+    """
     for param, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == param.shape and value.stride() != param.stride():

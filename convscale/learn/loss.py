@@ -18,7 +18,8 @@ def asymmetric_loss(
 ) -> torch.Tensor:
     """Asymmetric loss for several labels per image (Ridnik et al. 2021, arXiv 2009.14119, equations 4 to 7).
 
-    ``L+ = (1 - p)^positive log p`` where a class is present; ``L- = q^negative log(1 - q)`` with ``q = max(p - margin, 0)`` where it is absent.
+    ``L+ = (1 - p)^positive log p`` where a class is present; ``L- = q^negative log(1 - q)`` with ``q = max(p - margin,
+    0)`` where it is absent.
 
     Args:
         logits: (N, classes).
@@ -66,7 +67,11 @@ def build_loss(recipe: Recipe, class_counts: torch.Tensor, *, multilabel: bool) 
         targets = labels if labels.ndim == 2 else F.one_hot(labels, classes).to(logits.dtype)
         if recipe.loss == "asymmetric":
             return asymmetric_loss(
-                logits, targets, negative=recipe.asymmetric_negative, positive=recipe.asymmetric_positive, margin=recipe.asymmetric_margin
+                logits,
+                targets,
+                negative=recipe.asymmetric_negative,
+                positive=recipe.asymmetric_positive,
+                margin=recipe.asymmetric_margin,
             )
         if recipe.label_smoothing:
             spread = 0.5 if multilabel else 1 / classes
@@ -76,10 +81,17 @@ def build_loss(recipe: Recipe, class_counts: torch.Tensor, *, multilabel: bool) 
     return loss
 
 
-def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, *, temperature: float, multilabel: bool = False) -> torch.Tensor:
-    """How far the student is from the teacher (Hinton et al. 2015): KL divergence of softened outputs, times the temperature squared."""
+def distillation_loss(
+    logits: torch.Tensor, teacher: torch.Tensor, *, temperature: float, multilabel: bool = False
+) -> torch.Tensor:
+    """How far the student is from the teacher (Hinton et al. 2015): KL divergence of softened outputs, times the
+    temperature squared.
+    """
     if multilabel:
         soft = (teacher / temperature).sigmoid()
         return F.binary_cross_entropy_with_logits(logits / temperature, soft) * temperature**2
     student = F.log_softmax(logits / temperature, 1)
-    return F.kl_div(student, F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True) * temperature**2
+    return (
+        F.kl_div(student, F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True)
+        * temperature**2
+    )

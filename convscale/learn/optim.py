@@ -15,14 +15,23 @@ from convscale.learn.recipe import Recipe
 class RMSpropTF(torch.optim.Optimizer):
     """RMSProp as TensorFlow has it: epsilon below the root, the mean square starts at 1, momentum over lr-scaled steps.
 
-    ``v = decay v + (1 - decay) g^2``; ``b = momentum b + lr g / sqrt(v + epsilon)``; ``w = w - b`` (tf.raw_ops.ApplyRMSProp). PyTorch's own takes
-    ``sqrt(v) + epsilon`` with v from 0 and multiplies the momentum buffer by lr, which makes other first steps and other steps while lr changes.
+    ``v = decay v + (1 - decay) g^2``; ``b = momentum b + lr g / sqrt(v + epsilon)``; ``w = w - b``
+    (tf.raw_ops.ApplyRMSProp). PyTorch's own takes ``sqrt(v) + epsilon`` with v from 0 and multiplies the momentum
+    buffer by lr, which makes other first steps and other steps while lr changes.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-2, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3, weight_decay: float = 0.0
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        decay: float = 0.9,
+        momentum: float = 0.9,
+        epsilon: float = 1e-3,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon, "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -59,19 +68,28 @@ class SGD(torch.optim.SGD):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step: weights shrink by lr x decoupled_decay, then move."""
         for group in self.param_groups:
-            decay_weights([param for param in group["params"] if param.grad is not None], group["lr"] * group["decoupled_decay"])
+            decay_weights(
+                [param for param in group["params"] if param.grad is not None], group["lr"] * group["decoupled_decay"]
+            )
         return super().step(closure)
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2): AdamW's direction, each tensor's step as long as ``lr`` times its weights' norm.
+    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2): AdamW's direction, each tensor's step as long as ``lr``
+    times its weights' norm.
 
-    Weight decay is part of the direction, as in the paper. Tensors without weight decay (norms, biases) take AdamW's step, and gradients are first
-    divided by their total norm where it is above 1; both are what later implementations settled on.
+    Weight decay is part of the direction, as in the paper. Tensors without weight decay (norms, biases) take AdamW's
+    step, and gradients are first divided by their total norm where it is above 1; both are what later implementations
+    settled on.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 5e-3, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-6, weight_decay: float = 0.0
+        self,
+        params: Iterable[Any],
+        lr: float = 5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-6,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "epsilon": epsilon, "weight_decay": weight_decay})
 
@@ -91,7 +109,9 @@ class Lamb(torch.optim.Optimizer):
                     continue
                 state = self.state[param]
                 if not state:
-                    state.update(step=torch.zeros(()), mean=torch.zeros_like(param), mean_square=torch.zeros_like(param))
+                    state.update(
+                        step=torch.zeros(()), mean=torch.zeros_like(param), mean_square=torch.zeros_like(param)
+                    )
                 grad = param.grad * shrink
                 state["step"] += 1
                 state["mean"].lerp_(grad, 1 - beta1)
@@ -102,7 +122,11 @@ class Lamb(torch.optim.Optimizer):
                 if group["weight_decay"]:
                     direction.add_(param, alpha=group["weight_decay"])
                     weight_norm, direction_norm = param.norm(), direction.norm()
-                    trust = torch.where((weight_norm > 0) & (direction_norm > 0), weight_norm / direction_norm, torch.ones_like(weight_norm))
+                    trust = torch.where(
+                        (weight_norm > 0) & (direction_norm > 0),
+                        weight_norm / direction_norm,
+                        torch.ones_like(weight_norm),
+                    )
                     direction.mul_(trust)
                 param.sub_(direction, alpha=group["lr"])
         return loss
@@ -121,7 +145,9 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     groups = _groups(net, recipe)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), eps=recipe.epsilon, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), eps=recipe.epsilon, fused=True
+        )
     if recipe.optimizer == "lamb":
         return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), epsilon=recipe.epsilon)
     if recipe.optimizer == "rmsprop":
@@ -149,7 +175,11 @@ def layer_depths(net: nn.Module) -> dict[str, int]:
         return {name: len(children) - 1 - children.index(name.split(".")[0]) for name in names}
     patterns: list[tuple[str, tuple[Any, ...] | None]] = []
     for value in matcher(coarse=False).values():
-        patterns += [(value, None)] if isinstance(value, str) else [(entry if isinstance(entry, tuple) else (entry, None)) for entry in value]
+        patterns += (
+            [(value, None)]
+            if isinstance(value, str)
+            else [(entry if isinstance(entry, tuple) else (entry, None)) for entry in value]
+        )
 
     def key(name: str) -> tuple[float, ...]:
         for order, (pattern, fixed) in enumerate(patterns):

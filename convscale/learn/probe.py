@@ -1,7 +1,7 @@
 """The head first, solved instead of trained: a linear probe on the features that a pretrained network already has.
 
-Fine-tuning from a random head changes good features before the head can tell what they are for; starting from the solved head keeps them (Kumar
-et al. 2022, arXiv 2202.10054).
+Fine-tuning from a random head changes good features before the head can tell what they are for; starting from the
+solved head keeps them (Kumar et al. 2022, arXiv 2202.10054).
 """
 
 from __future__ import annotations
@@ -24,15 +24,22 @@ DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def solve_head(
-    net: nn.Module, train: Split, validation: Split, preprocessing: Preprocessing, *, device: torch.device, workers: int | None = None
+    net: nn.Module,
+    train: Split,
+    validation: Split,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    workers: int | None = None,
 ) -> tuple[float, float]:
     """Put the best linear classifier on the network's present features into its head.
 
-    Logistic regression (one for each class where an image can have several labels) on pooled features, standardised for the fit, by L-BFGS; of the
-    L2 penalties the one with the lowest loss on validation is taken.
+    Logistic regression (one for each class where an image can have several labels) on pooled features, standardised for
+    the fit, by L-BFGS; of the L2 penalties the one with the lowest loss on validation is taken.
 
     Args:
-        net: with timm's ``forward_features``, ``forward_head(x, pre_logits=True)`` and ``get_classifier``; its mode is kept.
+        net: with timm's ``forward_features``, ``forward_head(x, pre_logits=True)`` and ``get_classifier``; its mode is
+            kept.
         train: what to fit on, as validation sees images: without augmentation.
         validation: what chooses the penalty.
         preprocessing: how images become inputs.
@@ -48,7 +55,8 @@ def solve_head(
     head = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
     if not isinstance(head, nn.Linear) or not hasattr(net, "forward_head"):
         raise UserError(
-            "solve_head needs a network with forward_features, forward_head and a linear classifier (timm's convention); for others "
+            "solve_head needs a network with forward_features, forward_head and a linear classifier (timm's "
+            "convention); for others "
             "solve_head=false with freeze_epochs=1 trains the head first"
         )
     some = train if len(train) <= MOST_IMAGES else train.subset(torch.linspace(0, len(train) - 1, MOST_IMAGES).long())
@@ -88,7 +96,9 @@ def _features(
     return torch.cat(rows), split.labels[torch.cat(kept)]
 
 
-def _fit(x: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, decay: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit(
+    x: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, decay: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
 

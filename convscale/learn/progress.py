@@ -9,11 +9,13 @@ from types import TracebackType
 from typing import Any
 
 Progress = Callable[[dict[str, Any]], None]
-"""Called with an event: ``kind`` is ``step``, ``epoch`` or ``note``; the other keys are the same names as in a run's history."""
+"""Called with an event: ``kind`` is ``step``, ``epoch`` or ``note``; the other keys are the same names as in a run's
+history."""
 
 
 class LiveProgress:
-    """A progress function that keeps one line alive on a terminal; elsewhere it prints a plain line per epoch, and one every ``interval_s`` within.
+    """A progress function that keeps one line alive on a terminal; elsewhere it prints a plain line per epoch, and one
+    every ``interval_s`` within.
 
     Use as a context manager, so that the line is finished whatever happens.
     """
@@ -33,7 +35,9 @@ class LiveProgress:
         self._last = time.monotonic()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -61,7 +65,12 @@ def logged(progress: Progress, folder: Path) -> Progress:
     """``progress``, which also writes every epoch for TensorBoard into ``folder``."""
     from torch.utils.tensorboard import SummaryWriter
 
-    names = {"train_loss": "train/loss", "lr": "train/lr", "images_per_s": "train/images_per_s", "val_loss": "validation/loss"}
+    names = {
+        "train_loss": "train/loss",
+        "lr": "train/lr",
+        "images_per_s": "train/images_per_s",
+        "val_loss": "validation/loss",
+    }
     names |= {"val_top1": "validation/top1", "val_map": "validation/map"}
     writer = SummaryWriter(str(folder))
 
@@ -88,10 +97,13 @@ def step_line(event: dict[str, Any]) -> str:
 
 
 def epoch_line(event: dict[str, Any]) -> str:
-    """``epoch 3/10: train loss 0.812, validation loss 0.301, top-1 89.80 % (best 89.80 %), 1,520 images/s, 4 min 10 s left``."""
+    """``epoch 3/10: train loss 0.812, validation loss 0.301, top-1 89.80 % (best 89.80 %), 1,520 images/s, 4 min 10 s
+    left``.
+    """
     metric = f"mAP {event['val_map']:.2%}" if event.get("val_map") is not None else f"top-1 {event['val_top1']:.2%}"
     return (
-        f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}, validation loss {event['val_loss']:.3f}, {metric} "
+        f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}, validation loss "
+        f"{event['val_loss']:.3f}, {metric} "
         f"(best {event['best']:.2%}), {event['images_per_s']:,.0f} images/s, {duration(event['seconds_left'])} left"
     )
 

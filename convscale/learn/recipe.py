@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from convscale.errors import UserError, first_line, nearest
+from convscale.errors import UserError, nearest
 from convscale.files import write_text
 
 _CHOICES = {
@@ -92,7 +90,8 @@ class Recipe:
     image_size: int | None = None
     """Side of the training input in pixels; None: the data's or the network's own."""
     progressive: float = 1.0
-    """Share of the image size that the first epoch trains at, growing to 1 at three quarters of the run (progressive resizing)."""
+    """Share of the image size that the first epoch trains at, growing to 1 at three quarters of the run (progressive
+    resizing)."""
 
     optimizer: str = "sgd"
     """``sgd`` (Nesterov momentum), ``adamw``, ``rmsprop`` (TensorFlow's form) or ``lamb``."""
@@ -114,7 +113,8 @@ class Recipe:
     """Epochs in which only the head is trained."""
 
     schedule: str = "onecycle"
-    """``onecycle`` and ``cosine`` (half a cosine), ``step`` and ``exponential`` (decay_rate per decay_epochs), ``constant``."""
+    """``onecycle`` and ``cosine`` (half a cosine), ``step`` and ``exponential`` (decay_rate per decay_epochs),
+    ``constant``."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from ``start_factor`` x lr to lr; of a one-cycle when 0: a quarter of the run."""
     start_factor: float = 0.04
@@ -156,12 +156,14 @@ class Recipe:
     crop_scale: float = 0.08
     """Smallest area of resized-crop, as a share of the image's."""
     scaled_decode: bool = False
-    """Let JPEGs be decoded at a half, a quarter or an eighth where the crop keeps enough pixels: faster, slightly different pixels."""
+    """Let JPEGs be decoded at a half, a quarter or an eighth where the crop keeps enough pixels: faster, slightly
+    different pixels."""
     scaled_share: float = 0.75
-    """With scaled_decode: how many of the pixels per side that a crop is resized to it must keep at least; 0.5 is faster and blurs more."""
+    """With scaled_decode: how many of the pixels per side that a crop is resized to it must keep at least; 0.5 is
+    faster and blurs more."""
     shrink: float = 0.0
-    """Read files from smaller copies, kept in the user's cache folder, whose shorter side is this many times the image size (1.15 keeps what random
-    crops of half the picture need); 0: from the files themselves."""
+    """Read files from smaller copies, kept in the user's cache folder, whose shorter side is this many times the image
+    size (1.15 keeps what random crops of half the picture need); 0: from the files themselves."""
     policy: str = "none"
     """``randaugment``, ``autoaugment``, ``trivialaugment`` or ``none``."""
     policy_ops: int = 2
@@ -189,8 +191,8 @@ class Recipe:
     """Epochs without a better validation result after which training ends; 0: never."""
 
     precision: str = "auto"
-    """``fp32``; ``bf16``, ``fp16`` (autocast); ``amp``, the half precision that is native to the device; or ``auto``, the fastest of what is native
-    as measured on the spot."""
+    """``fp32``; ``bf16``, ``fp16`` (autocast); ``amp``, the half precision that is native to the device; or ``auto``,
+    the fastest of what is native as measured on the spot."""
     layout: str = "auto"
     """``nchw``, ``nhwc`` (channels last) or ``auto``: the faster as measured."""
     compile: bool = False
@@ -204,9 +206,15 @@ class Recipe:
             object.__setattr__(self, field.name, _convert(field.name, getattr(self, field.name), hints[field.name]))
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise UserError(f"recipe {self.name}: {name} {getattr(self, name)!r} is unknown{nearest(str(getattr(self, name)), known)}")
+                raise UserError(
+                    f"recipe {self.name}: {name} {getattr(self, name)!r} is "
+                    f"unknown{nearest(str(getattr(self, name)), known)}"
+                )
         if self.policy != "none" and self.augment != "resized-crop":
-            raise UserError(f"recipe {self.name}: policy {self.policy} goes with augment resized-crop only, got {self.augment}; use policy none")
+            raise UserError(
+                f"recipe {self.name}: policy {self.policy} goes with augment resized-crop only, got {self.augment}; "
+                "use policy none"
+            )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -265,7 +273,16 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
     try:
         if target is bool:
             if isinstance(value, str):
-                return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[value.lower()]
+                return {
+                    "true": True,
+                    "yes": True,
+                    "on": True,
+                    "1": True,
+                    "false": False,
+                    "no": False,
+                    "off": False,
+                    "0": False,
+                }[value.lower()]
             if isinstance(value, bool):
                 return value
             raise TypeError
@@ -282,33 +299,3 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
     except (KeyError, TypeError, ValueError):
         words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[target]
         raise UserError(f"recipe key {name} must be {words}, got {value!r}") from None
-
-
-def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
-    """A recipe by name, from a YAML or JSON file, or the one given.
-
-    Raises:
-        UserError: an unknown name (with the nearest), an unreadable file, an unknown key.
-    """
-    from convscale.learn.recipes import RECIPES
-
-    if isinstance(recipe, Recipe):
-        return recipe
-    if str(recipe) in RECIPES:
-        return RECIPES[str(recipe)]
-    path = Path(recipe)
-    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
-        raise UserError(f"recipe {str(recipe)!r} is unknown{nearest(str(recipe), RECIPES)}; a file must end in .yaml or .json")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path}: can not be read ({first_line(error)})") from error
-    return Recipe.from_dict(values)
-
-
-def list_recipes() -> list[str]:
-    """Names of all recipes."""
-    from convscale.learn.recipes import RECIPES
-
-    return sorted(RECIPES)

@@ -1,10 +1,18 @@
-"""The named recipes as a table: one entry each, with its source, and the hardware, hours and result where these are published.
+"""The named recipes as a table: one entry each, with its source, and the hardware, hours and result where these are
+published.
 
 Published recipes are for ImageNet-1k, and their batch is the global one: ``batch_size`` x processes x ``accumulate``.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
+import yaml
+
+from convscale.errors import UserError, first_line, nearest
 from convscale.learn.recipe import Recipe
 
 RECIPES = {
@@ -13,7 +21,8 @@ RECIPES = {
         Recipe(
             name="small",
             source=(
-                "convscale's own, for training small images (28 to 64 px) from scratch in few epochs: one-cycle AdamW, shifts and "
+                "convscale's own, for training small images (28 to 64 px) from scratch in few epochs: one-cycle AdamW, "
+                "shifts and "
                 "flips, averaged weights"
             ),
             epochs=10,
@@ -32,7 +41,8 @@ RECIPES = {
         Recipe(
             name="small-long",
             source=(
-                "convscale's own: the recipe small for four times as many epochs, with the cutout and the smoothing of weights that a longer "
+                "convscale's own: the recipe small for four times as many epochs, with the cutout and the smoothing of "
+                "weights that a longer "
                 "run needs"
             ),
             epochs=40,
@@ -68,8 +78,10 @@ RECIPES = {
         Recipe(
             name="finetune",
             source=(
-                "convscale's own, for pretrained weights on a user's pictures: the head first (solved on the features that are there: "
-                "Kumar et al. 2022, arXiv 2202.10054), then all layers, lower ones slower (layer-wise decay: Clark et al. 2020, ELECTRA)"
+                "convscale's own, for pretrained weights on a user's pictures: the head first (solved on the features "
+                "that are there: "
+                "Kumar et al. 2022, arXiv 2202.10054), then all layers, lower ones slower (layer-wise decay: Clark et "
+                "al. 2020, ELECTRA)"
             ),
             epochs=20,
             batch_size=32,
@@ -90,9 +102,12 @@ RECIPES = {
         Recipe(
             name="tresnet",
             source=(
-                "TResNet (Ridnik et al. 2020, arXiv 2003.13630, section 4.1): 300 epochs, one-cycle, AutoAugment, cutout, label"
-                " smoothing, true weight decay, mixed precision; TResNet-M 80.8 % top-1. Optimiser, learning rate and batch are"
-                " not published: these are the public timm recipe's for the same network. 730 images/s on a V100 (table 2) "
+                "TResNet (Ridnik et al. 2020, arXiv 2003.13630, section 4.1): 300 epochs, one-cycle, AutoAugment, "
+                "cutout, label"
+                " smoothing, true weight decay, mixed precision; TResNet-M 80.8 % top-1. Optimiser, learning rate and "
+                "batch are"
+                " not published: these are the public timm recipe's for the same network. 730 images/s on a V100 "
+                "(table 2) "
                 "would be 146 GPU hours for 300 epochs"
             ),
             epochs=300,
@@ -110,7 +125,8 @@ RECIPES = {
         Recipe(
             name="tresnet-timm",
             source=(
-                "A public timm recipe for TResNet-M on 8 GPUs x 190 images: 80.5 % top-1; rand-m9 (of 10) stands here as RandAugment 2 x 27 (of 30)"
+                "A public timm recipe for TResNet-M on 8 GPUs x 190 images: 80.5 % top-1; rand-m9 (of 10) stands here "
+                "as RandAugment 2 x 27 (of 30)"
             ),
             epochs=300,
             batch_size=190,
@@ -132,9 +148,11 @@ RECIPES = {
         Recipe(
             name="efficientnet",
             source=(
-                "EfficientNet (Tan and Le 2019, arXiv 1905.11946, section 5.2): RMSProp 0.9/0.9, lr 0.256 x 0.97 every 2.4 "
+                "EfficientNet (Tan and Le 2019, arXiv 1905.11946, section 5.2): RMSProp 0.9/0.9, lr 0.256 x 0.97 every "
+                "2.4 "
                 "epochs, AutoAugment, stochastic depth 0.8, dropout 0.2 (B0) to 0.5 (B7); B0 77.1 %. From the authors' "
-                "TensorFlow code, as far as known: batch 4096, 350 epochs, 5 of them warm-up, averaged weights. Batch norm's "
+                "TensorFlow code, as far as known: batch 4096, 350 epochs, 5 of them warm-up, averaged weights. Batch "
+                "norm's "
                 "momentum 0.99 is the network's"
             ),
             epochs=350,
@@ -162,7 +180,8 @@ RECIPES = {
         Recipe(
             name="rsb-a2",
             source=(
-                "ResNet strikes back (Wightman, Touvron, Jegou 2021, arXiv 2110.00476), procedure A2: ResNet-50 79.8 % after "
+                "ResNet strikes back (Wightman, Touvron, Jegou 2021, arXiv 2110.00476), procedure A2: ResNet-50 79.8 % "
+                "after "
                 "300 epochs, batch 2048; without its repeated augmentation; RandAugment 7 (of 10) is 21 (of 30) here"
             ),
             epochs=300,
@@ -188,7 +207,8 @@ RECIPES = {
         Recipe(
             name="rsb-a3",
             source=(
-                "ResNet strikes back (Wightman, Touvron, Jegou 2021, arXiv 2110.00476), procedure A3: ResNet-50 78.1 % after "
+                "ResNet strikes back (Wightman, Touvron, Jegou 2021, arXiv 2110.00476), procedure A3: ResNet-50 78.1 % "
+                "after "
                 "100 epochs at 160 px, batch 2048; RandAugment 6 (of 10) is 18 (of 30) here"
             ),
             epochs=100,
@@ -214,7 +234,8 @@ RECIPES = {
         Recipe(
             name="multilabel",
             source=(
-                "Asymmetric loss (Ridnik et al. 2021, arXiv 2009.14119) with the settings of its section 4: Adam, one-cycle up "
+                "Asymmetric loss (Ridnik et al. 2021, arXiv 2009.14119) with the settings of its section 4: Adam, "
+                "one-cycle up "
                 "to 2e-4, RandAugment, cutout, averaged weights; TResNet-L 86.6 mAP on MS-COCO at 448 px"
             ),
             epochs=40,
@@ -235,3 +256,35 @@ RECIPES = {
     )
 }
 """Name -> recipe."""
+
+
+def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
+    """A recipe by name, from a YAML or JSON file, or the one given.
+
+    Raises:
+        UserError: an unknown name (with the nearest), an unreadable file, an unknown key.
+    """
+    from convscale.learn.recipes import RECIPES
+
+    if isinstance(recipe, Recipe):
+        return recipe
+    if str(recipe) in RECIPES:
+        return RECIPES[str(recipe)]
+    path = Path(recipe)
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        raise UserError(
+            f"recipe {str(recipe)!r} is unknown{nearest(str(recipe), RECIPES)}; a file must end in .yaml or .json"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe {path}: can not be read ({first_line(error)})") from error
+    return Recipe.from_dict(values)
+
+
+def list_recipes() -> list[str]:
+    """Names of all recipes."""
+    from convscale.learn.recipes import RECIPES
+
+    return sorted(RECIPES)

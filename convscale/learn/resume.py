@@ -30,14 +30,25 @@ def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
     if about["seed"] != job.seed:
         raise UserError(f"{output} was trained with seed {about['seed']}, not {job.seed}; a resumed run keeps its seed")
     if about["classes"] != list(job.loader.split.classes):
-        raise UserError(f"{output} was trained on classes {about['classes']}, the data's are {list(job.loader.split.classes)}")
+        raise UserError(
+            f"{output} was trained on classes {about['classes']}, the data's are {list(job.loader.split.classes)}"
+        )
     recipe = job.recipe.to_dict()
-    changed = {key: value for key, value in about["recipe"].items() if key in recipe and value != recipe[key] and key not in ("name", "source")}
+    changed = {
+        key: value
+        for key, value in about["recipe"].items()
+        if key in recipe and value != recipe[key] and key not in ("name", "source")
+    }
     for key in _FIXED:
         if key in changed:
-            raise UserError(f"{output} was trained with {key} {changed[key]}, not {recipe[key]}; a resumed run keeps it")
+            raise UserError(
+                f"{output} was trained with {key} {changed[key]}, not {recipe[key]}; a resumed run keeps it"
+            )
     steps = about.get("steps_per_epoch", trainer.steps_per_epoch)
     if steps != trainer.steps_per_epoch:
-        raise UserError(f"{output} was trained with {steps} steps per epoch, now there would be {trainer.steps_per_epoch}; have images come or gone?")
+        raise UserError(
+            f"{output} was trained with {steps} steps per epoch, now there would be {trainer.steps_per_epoch}; have "
+            "images come or gone?"
+        )
     for key, value in changed.items():
         trainer.job.progress({"kind": "note", "text": f"resumed with another {key}: {recipe[key]} instead of {value}"})

@@ -17,9 +17,10 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
 
     Returns:
         Linear from ``start_factor`` to 1 while warming up; then, with z the share of what follows: one-cycle and cosine
-        ``max(final_factor, (1 + cos(pi z)) / 2)`` (Smith and Topin 2018; Loshchilov and Hutter 2017), exponential ``decay_rate ** (epoch /
-        decay_epochs)``, step the same with a whole exponent, the epoch counted from the run's start (Tan and Le 2019, section 5.2).
-        Where the head is trained first, the schedule starts when all layers join it; until then the rate stands at its peak.
+        ``max(final_factor, (1 + cos(pi z)) / 2)`` (Smith and Topin 2018; Loshchilov and Hutter 2017), exponential
+        ``decay_rate ** (epoch / decay_epochs)``, step the same with a whole exponent, the epoch counted from the run's
+        start (Tan and Le 2019, section 5.2). Where the head is trained first, the schedule starts when all layers join
+        it; until then the rate stands at its peak.
     """
     position = min(max(position, 0.0), 1.0)
     if 0 < recipe.freeze_epochs < epochs:

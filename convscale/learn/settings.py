@@ -48,7 +48,8 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, seconds_each: float = 1.0) -> Settings:
-    """The recipe's precision and layout, with ``auto`` replaced by the fastest as measured by forward and backward on a copy of ``net``.
+    """The recipe's precision and layout, with ``auto`` replaced by the fastest as measured by forward and backward on a
+    copy of ``net``.
 
     fp32 is always tried; bf16 only where the device computes in it natively.
 
@@ -67,7 +68,10 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
     candidates = [(precision, layout) for precision in precisions for layout in layouts]
     if len(candidates) == 1:
         return Settings(precision=candidates[0][0], layout=candidates[0][1])
-    measured = tuple((precision, layout, _images_per_s(net, inputs, precision, layout, seconds_each)) for precision, layout in candidates)
+    measured = tuple(
+        (precision, layout, _images_per_s(net, inputs, precision, layout, seconds_each))
+        for precision, layout in candidates
+    )
     best = max(measured, key=lambda entry: entry[2])
     return Settings(precision=best[0], layout=best[1], measured=measured)
 

@@ -1,6 +1,7 @@
 """Smaller copies of large pictures, made once and kept: scaled decoding that is paid for in the first run only.
 
-A decoder has to read all of a JPEG's entropy-coded bits whatever the size it decodes to; a smaller file has fewer of them.
+A decoder has to read all of a JPEG's entropy-coded bits whatever the size it decodes to; a smaller file has fewer of
+them.
 """
 
 from __future__ import annotations
@@ -11,24 +12,28 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from convscale.cache import cache_dir
 from convscale.errors import UserError
 from convscale.files import atomic_path
 from convscale.images.decode import ImageError, check_image, read_image
 from convscale.images.splits import FileSplit
-from convscale.speed.cache import cache_dir
-from convscale.speed.timing import available_cores
+from convscale.machine import available_cores
 
 QUALITY = 90
 """Of the copies, as JPEG."""
 
 
-def shrink_split(split: FileSplit, side: int, *, folder: Path | None = None, workers: int | None = None) -> tuple[FileSplit, str]:
+def shrink_split(
+    split: FileSplit, side: int, *, folder: Path | None = None, workers: int | None = None
+) -> tuple[FileSplit, str]:
     """The split with copies in the place of files that are larger.
 
     Args:
         split: pictures as files.
-        side: shorter side of the copies in pixels; what is not larger stays as it is, and what can not be decoded too (the loader tells of it).
-        folder: where copies are kept; None: ``shrunk`` in the user's cache folder. A copy belongs to a file's path, size and time of change.
+        side: shorter side of the copies in pixels; what is not larger stays as it is, and what can not be decoded too
+            (the loader tells of it).
+        folder: where copies are kept; None: ``shrunk`` in the user's cache folder. A copy belongs to a file's path,
+            size and time of change.
         workers: threads; None: one per core.
 
     Returns:
@@ -43,11 +48,15 @@ def shrink_split(split: FileSplit, side: int, *, folder: Path | None = None, wor
         with ThreadPoolExecutor(workers or available_cores()) as pool:
             paths = tuple(pool.map(lambda path: _copy_of(path, split, side, place), split.paths))
     except OSError as error:
-        raise UserError(f"smaller copies can not be written to {place} ({error.strerror}); name another place by CONVSCALE_CACHE") from error
+        raise UserError(
+            f"smaller copies can not be written to {place} ({error.strerror}); name another place by CONVSCALE_CACHE"
+        ) from error
     copies = [(new, old) for new, old in zip(paths, split.paths, strict=True) if new != old]
     before, after = sum(os.path.getsize(old) for _, old in copies), sum(os.path.getsize(new) for new, _ in copies)
     text = f"{len(copies):,} of {len(paths):,} {split.split} images are read from copies of {side} px"
-    return dataclasses.replace(split, paths=paths), f"{text} in {place} ({after / 1e6:,.0f} MB for {before / 1e6:,.0f} MB)"
+    return dataclasses.replace(
+        split, paths=paths
+    ), f"{text} in {place} ({after / 1e6:,.0f} MB for {before / 1e6:,.0f} MB)"
 
 
 def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:

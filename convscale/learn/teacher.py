@@ -14,7 +14,9 @@ from convscale.learn.checkpoint import load_checkpoint
 
 
 class Teacher(nn.Module):
-    """Takes the student's inputs, float (N, C, H, W), and gives the teacher's logits; its own normalisation and image size are restored first."""
+    """Takes the student's inputs, float (N, C, H, W), and gives the teacher's logits; its own normalisation and image
+    size are restored first.
+    """
 
     factor: torch.Tensor
     shift: torch.Tensor
@@ -22,7 +24,9 @@ class Teacher(nn.Module):
     def __init__(self, net: nn.Module, own: Preprocessing, student: Preprocessing) -> None:
         super().__init__()
         self.net, self.size = net, None if own.image_size == student.image_size else own.image_size
-        mean, std, student_mean, student_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std, student.mean, student.std))
+        mean, std, student_mean, student_std = (
+            torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std, student.mean, student.std)
+        )
         self.register_buffer("factor", student_std / std)
         self.register_buffer("shift", (student_mean - mean) / std)
 
@@ -33,7 +37,9 @@ class Teacher(nn.Module):
         return self.net(x)
 
 
-def open_teacher(teacher: nn.Module | str | os.PathLike[str], classes: tuple[str, ...], student: Preprocessing) -> nn.Module:
+def open_teacher(
+    teacher: nn.Module | str | os.PathLike[str], classes: tuple[str, ...], student: Preprocessing
+) -> nn.Module:
     """The teacher in eval mode, without gradients: a module as it is, or a checkpoint with its own preprocessing.
 
     Raises:
@@ -43,7 +49,12 @@ def open_teacher(teacher: nn.Module | str | os.PathLike[str], classes: tuple[str
         return teacher.eval()
     loaded = load_checkpoint(teacher)
     if loaded.classes != classes:
-        raise UserError(f"teacher {teacher} has classes {list(loaded.classes)}, the data {list(classes)}; they must be the same, in this order")
+        raise UserError(
+            f"teacher {teacher} has classes {list(loaded.classes)}, the data {list(classes)}; they must be the same, "
+            "in this order"
+        )
     if loaded.preprocessing.channels != student.channels:
-        raise UserError(f"teacher {teacher} takes {loaded.preprocessing.channels} channel(s), the data has {student.channels}")
+        raise UserError(
+            f"teacher {teacher} takes {loaded.preprocessing.channels} channel(s), the data has {student.channels}"
+        )
     return Teacher(loaded.net, loaded.preprocessing, student).eval().requires_grad_(False)

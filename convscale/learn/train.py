@@ -27,7 +27,8 @@ from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measu
 from convscale.learn.loop import Job, Trainer
 from convscale.learn.loss import build_loss
 from convscale.learn.progress import Progress, duration, logged
-from convscale.learn.recipe import Recipe, get_recipe
+from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings, usable_device
 from convscale.learn.shrink import shrink_split
@@ -42,8 +43,8 @@ class TrainRun:
     net: nn.Module
     """The best network on validation (averaged weights when the recipe averages), in eval mode."""
     history: list[dict[str, Any]]
-    """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images, train_seconds, images_per_s, wait_share, seconds (since the
-    start), skipped_steps."""
+    """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images, train_seconds, images_per_s,
+    wait_share, seconds (since the start), skipped_steps."""
     best_metric: float
     """Validation top-1 of ``net``, in [0, 1]; mean average precision for several labels."""
     best_epoch: int
@@ -111,13 +112,16 @@ def train(
         epochs: instead of the recipe's.
         output: folder for checkpoints and log; None: nothing is written.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        seed: of weights, order and augmentation; with the same seed, threads and settings a run on a CPU gives the same bits.
+        seed: of weights, order and augmentation; with the same seed, threads and settings a run on a CPU gives the same
+            bits.
         max_seconds: the learning-rate schedule is driven so that it ends by then, if the epochs have not ended before.
         progress: called with a dictionary per step, epoch and note; see ``LiveProgress``.
-        init: ``pretrained`` (for a name with released weights), or a checkpoint or weights file to start from; None: as given, or fresh.
-        preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's for small images in memory.
-        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated by the recipe's
-            distill_weight (0.5 where that is 0).
+        init: ``pretrained`` (for a name with released weights), or a checkpoint or weights file to start from; None: as
+            given, or fresh.
+        preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's
+            for small images in memory.
+        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated
+            by the recipe's distill_weight (0.5 where that is 0).
         resume: go on from the newest state in ``output`` when there is one.
         overwrite: replace an output folder that exists.
         workers: processes that decode files; None: one per core.
@@ -126,12 +130,15 @@ def train(
         tensorboard: write the history for TensorBoard too, into ``output/tensorboard``.
         overrides: recipe keys (``lr=0.05``).
 
-    Started by torchrun, the processes share every global batch of ``batch_size`` x processes images, and the norms' statistics; the first one writes.
+    Started by torchrun, the processes share every global batch of ``batch_size`` x processes images, and the norms'
+    statistics; the first one writes.
 
     Raises:
         UserError: bad input, in one line.
     """
-    recipe = _recipe(recipe, output if resume else None).override({**overrides, **({} if epochs is None else {"epochs": epochs})})
+    recipe = _recipe(recipe, output if resume else None).override(
+        {**overrides, **({} if epochs is None else {"epochs": epochs})}
+    )
     if max_seconds is not None and not max_seconds > 0:
         raise UserError(f"max_seconds must be above 0, got {max_seconds!r}")
     if keep < 1:
@@ -154,12 +161,21 @@ def train(
             recipe = recipe if recipe.distill_weight else recipe.override({"distill_weight": 0.5})
             teacher = open_teacher(teacher, splits.classes, preprocessing).to(where)
         elif recipe.distill_weight:
-            raise UserError(f"distill_weight is {recipe.distill_weight:g}, but there is no teacher; give one (--teacher), or set it to 0")
+            raise UserError(
+                f"distill_weight is {recipe.distill_weight:g}, but there is no teacher; give one (--teacher), or set "
+                "it to 0"
+            )
         train_split, validation = _hold(splits, preprocessing, recipe, tell)
         if "batch_size" not in overrides:
             recipe = _fit_batch(recipe, len(train_split), tell)
         loader = TrainLoader(
-            train_split, recipe, image_size=preprocessing.image_size, seed=seed, workers=workers, rank=processes.rank, world=processes.world
+            train_split,
+            recipe,
+            image_size=preprocessing.image_size,
+            seed=seed,
+            workers=workers,
+            rank=processes.rank,
+            world=processes.world,
         )
         if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
             new_output_dir(folder, overwrite=overwrite, resume=resume, need_bytes=_state_bytes(module) * (keep + 1))
@@ -167,7 +183,11 @@ def train(
                 tell = logged(tell, folder / "tensorboard")
         if recipe.grad_checkpointing:
             _checkpoint_gradients(module)
-        settings = _kept_settings(folder) if resumed and folder is not None else _settings(module, recipe, loader, preprocessing, where)
+        settings = (
+            _kept_settings(folder)
+            if resumed and folder is not None
+            else _settings(module, recipe, loader, preprocessing, where)
+        )
         settings = processes.from_first(settings)
         if processes.world > 1:
             module = convert_sync(module)
@@ -252,7 +272,9 @@ def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell
 
 
 def _state_bytes(net: nn.Module) -> int:
-    """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint beside it."""
+    """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint
+    beside it.
+    """
     return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
@@ -275,7 +297,9 @@ def _kept_settings(folder: Path) -> Settings:
     return Settings(precision=kept["precision"], layout=kept["layout"])
 
 
-def _settings(net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device) -> Settings:
+def _settings(
+    net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device
+) -> Settings:
     """Precision and layout, measured on some images of the train set where the recipe leaves them open."""
     some = loader.split.subset(range(min(recipe.batch_size, 128)))
     batch = next(eval_batches(some, preprocessing, batch_size=128, workers=0))
@@ -284,19 +308,26 @@ def _settings(net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing
     return choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
 
 
-def build_net(net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None) -> nn.Module:
+def build_net(
+    net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None
+) -> nn.Module:
     """The network to train: given, or built for the data's classes and channels; then its first weights."""
     classes = len(splits.classes)
     if isinstance(net, nn.Module):
         module = net
         known = getattr(net, "num_classes", classes)
         if known != classes:
-            raise UserError(f"the network has {known} classes, the data {classes}; create_model(..., num_classes={classes}) would be right")
+            raise UserError(
+                f"the network has {known} classes, the data {classes}; create_model(..., num_classes={classes}) would "
+                "be right"
+            )
     else:
         from convscale.nn.net import create_model
 
         options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
-        module = create_model(net, pretrained=init == "pretrained", num_classes=classes, in_chans=splits.channels, **options)
+        module = create_model(
+            net, pretrained=init == "pretrained", num_classes=classes, in_chans=splits.channels, **options
+        )
     if init is None or init == "pretrained":
         if init and isinstance(net, nn.Module):
             raise UserError("init='pretrained' needs a name; a network that is given brings its own weights")
@@ -312,8 +343,8 @@ def build_net(net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe
 
 
 def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> Preprocessing:
-    """Pictures: the network's own size and statistics. Small images in memory: measured statistics and the data's size, or the network's own size
-    where that is at most twice the data's."""
+    """Pictures: the network's own size and statistics. Small images in memory: measured statistics and the data's size,
+    or the network's own size where that is at most twice the data's."""
     known = getattr(net, "pretrained_cfg", None)
     known = known if isinstance(known, dict) else vars(known) if known is not None else {}
     own_size = known["input_size"][-1] if known.get("input_size") else None
@@ -349,7 +380,9 @@ def _teller(progress: Progress | None, notes: list[str]) -> Progress:
 
 @contextmanager
 def _stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and a first Ctrl-C ask the run to save and end instead of killing it; only where there is a folder to save into."""
+    """While open, SIGTERM and a first Ctrl-C ask the run to save and end instead of killing it; only where there is a
+    folder to save into.
+    """
     asked = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -360,7 +393,9 @@ def _stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    wanted_signals = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup and & set it
+    wanted_signals = [
+        number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # as nohup and & set it
     before = {number: signal.signal(number, ask) for number in wanted_signals}
     try:
         yield asked.is_set

@@ -17,7 +17,11 @@ def to_plain(value: Any, tensors: dict[str, torch.Tensor], where: str = "") -> A
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value):
             return {key: to_plain(item, tensors, f"{where}.{key}" if where else key) for key, item in value.items()}
-        return {_PAIRS: [[key, to_plain(item, tensors, f"{where}.{key}" if where else str(key))] for key, item in value.items()]}
+        return {
+            _PAIRS: [
+                [key, to_plain(item, tensors, f"{where}.{key}" if where else str(key))] for key, item in value.items()
+            ]
+        }
     if isinstance(value, (list, tuple)):
         items = [to_plain(item, tensors, f"{where}.{index}") for index, item in enumerate(value)]
         return {_TUPLE: items} if isinstance(value, tuple) else items

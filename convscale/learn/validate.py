@@ -16,21 +16,39 @@ from convscale.ship.verify import average_precisions
 
 
 def validate(
-    net: nn.Module, split: Split, preprocessing: Preprocessing, *, processes: Processes, device: torch.device, precision: str, workers: int | None
+    net: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    processes: Processes,
+    device: torch.device,
+    precision: str,
+    workers: int | None,
 ) -> dict[str, Any]:
-    """``loss``, ``top1``, ``map`` (mean average precision for several labels, else None), ``metric`` (what is to be highest) and, for several
-    labels, ``thresholds``; each process takes its share of the images, and all get the same result."""
+    """``loss``, ``top1``, ``map`` (mean average precision for several labels, else None), ``metric`` (what is to be
+    highest) and, for several labels, ``thresholds``; each process takes its share of the images, and all get the same
+    result."""
     own = split if processes.world == 1 else split.subset(range(processes.rank, len(split), processes.world))
     logits, labels = torch.empty(0, len(split.classes)), split.labels[:0]
     if len(own):
         logits, kept, _, _ = predict_split(net, own, preprocessing, device=device, precision=precision, workers=workers)
         labels = own.labels[kept]
     if not split.multilabel:
-        sums = [F.cross_entropy(logits, labels, reduction="sum").item(), float((logits.argmax(1) == labels).sum()), float(len(labels))]
+        sums = [
+            F.cross_entropy(logits, labels, reduction="sum").item(),
+            float((logits.argmax(1) == labels).sum()),
+            float(len(labels)),
+        ]
         loss, right, count = processes.sum(sums)
         return {"loss": loss / count, "top1": right / count, "map": None, "metric": right / count}
     logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
     loss = F.binary_cross_entropy_with_logits(logits, labels).item()
     average = float(average_precisions(logits, labels).nanmean().nan_to_num(0.0))
     top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
-    return {"loss": loss, "top1": top1, "map": average, "metric": average, "thresholds": list(best_thresholds(logits, labels))}
+    return {
+        "loss": loss,
+        "top1": top1,
+        "map": average,
+        "metric": average,
+        "thresholds": list(best_thresholds(logits, labels)),
+    }

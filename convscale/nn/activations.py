@@ -28,7 +28,11 @@ ACTIVATIONS: dict[str, Callable[[float, bool], nn.Module]] = {
 """Name -> module, from the leaky slope and whether to work in place."""
 
 # Backward of these needs their output alone, so that overwriting the input costs no copy.
-_FROM_OUTPUT: dict[str, Any] = {"relu": F.relu_, "leaky_relu": F.leaky_relu_, "relu6": lambda x: F.hardtanh_(x, 0.0, 6.0)}
+_FROM_OUTPUT: dict[str, Any] = {
+    "relu": F.relu_,
+    "leaky_relu": F.leaky_relu_,
+    "relu6": lambda x: F.hardtanh_(x, 0.0, 6.0),
+}
 
 
 def activation(name: str, slope: float = 0.01, inplace: bool = True) -> nn.Module:
@@ -43,7 +47,9 @@ def activation(name: str, slope: float = 0.01, inplace: bool = True) -> nn.Modul
 
 
 def apply_activation(x: Tensor, name: str, slope: float = 0.01, *, inplace: bool) -> Tensor:
-    """The activation as a function; `inplace` lets it overwrite x where that is worth it (x must then be the caller's own)."""
+    """The activation as a function; `inplace` lets it overwrite x where that is worth it (x must then be the caller's
+    own).
+    """
     if name == "identity":
         return x
     if inplace and (name in _FROM_OUTPUT or not torch.is_grad_enabled()):

@@ -1,7 +1,7 @@
 """The blocks that all families are built of: one class per kind, each read from a BlockSpec.
 
-Children are named alike everywhere, so that a key map is a short table: ``conv1`` to ``conv3`` (each a convolution, its norm and activation),
-``se`` and ``shortcut``.
+Children are named alike everywhere, so that a key map is a short table: ``conv1`` to ``conv3`` (each a convolution, its
+norm and activation), ``se`` and ``shortcut``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from convscale.nn.norm import norm_act
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm, activation and, where it anti-aliases, a blur that takes the stride: (N, in_chs, H, W) -> (N, out_chs, H/stride, W/stride).
+    """Convolution, norm, activation and, where it anti-aliases, a blur that takes the stride: (N, in_chs, H, W) -> (N,
+    out_chs, H/stride, W/stride).
 
     Args:
         in_chs: input channels.
@@ -56,11 +57,15 @@ class ConvNormAct(nn.Module):
         conv_stride = 1 if blur else stride
         if len(kernels) > 1 or splits > 1:
             parts = kernels if len(kernels) > 1 else kernels * splits
-            self.conv: nn.Module = MixedConv2d(in_chs, out_chs, parts, stride=conv_stride, depthwise=depthwise, padding=padding)
+            self.conv: nn.Module = MixedConv2d(
+                in_chs, out_chs, parts, stride=conv_stride, depthwise=depthwise, padding=padding
+            )
         else:
             groups = in_chs if depthwise else in_chs // (group_width or in_chs)
             self.conv = conv2d(in_chs, out_chs, max(kernels), stride=conv_stride, groups=groups, padding=padding)
-        self.norm = norm_act(norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep)
+        self.norm = norm_act(
+            norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep
+        )
         self.blur = BlurPool(stride) if blur and stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +83,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: BlockSpec, in_chs: int, stride: int, norm: NormSpec, drop_path: float) -> None:
         super().__init__()
-        self.lean = norm.kind == "inplace"  # whoever asks for in-place norms wants the memory: recompute what is cheap to make again
+        self.lean = (
+            norm.kind == "inplace"
+        )  # whoever asks for in-place norms wants the memory: recompute what is cheap to make again
         unchanged = stride == 1 and in_chs == spec.width
         self.has_shortcut = spec.skip and (unchanged or not spec.is_mobile)
         self.drop_path = DropPath(drop_path) if drop_path > 0 and self.has_shortcut else None
@@ -91,7 +98,9 @@ class Block(nn.Module):
         if stride == 1 and in_chs == spec.width:
             return
         pools = spec.shortcut == "avgpool" and stride > 1
-        project = ConvNormAct(in_chs, spec.width, norm=norm, act=IDENTITY, stride=1 if pools else stride, padding=padding)
+        project = ConvNormAct(
+            in_chs, spec.width, norm=norm, act=IDENTITY, stride=1 if pools else stride, padding=padding
+        )
         pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
         self.shortcut = nn.Sequential(pool, project) if pools else nn.Sequential(project)
 
@@ -122,7 +131,9 @@ def _squeeze_excite(spec: BlockSpec, in_chs: int, inner: int) -> SqueezeExcite |
 class BasicBlock(Block):
     """Two spatial convolutions (He et al., arXiv 1512.03385, figure 2 left)."""
 
-    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> None:
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
         super().__init__(spec, in_chs, stride, norm, drop_path)
         width, act = spec.width, spec.activation
         self._project_shortcut(spec, in_chs, stride, norm, padding)
@@ -142,7 +153,9 @@ class BasicBlock(Block):
 class Bottleneck(Block):
     """1x1, spatial, 1x1 (He et al., arXiv 1512.03385, figure 5 right); the stride is on the spatial convolution."""
 
-    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> None:
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
         super().__init__(spec, in_chs, stride, norm, drop_path)
         inner, act = spec.inner_width(in_chs), spec.activation
         self._project_shortcut(spec, in_chs, stride, norm, padding)
@@ -167,17 +180,31 @@ class Bottleneck(Block):
 
 
 class InvertedResidual(Block):
-    """Expand, depthwise, project (Sandler et al., arXiv 1801.04381); without the expansion a depthwise-separable block (arXiv 1704.04861)."""
+    """Expand, depthwise, project (Sandler et al., arXiv 1801.04381); without the expansion a depthwise-separable block
+    (arXiv 1704.04861).
+    """
 
-    def __init__(self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> None:
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
         super().__init__(spec, in_chs, stride, norm, drop_path)
         inner, act = spec.inner_width(in_chs), spec.activation
         expands = spec.kind == "inverted_residual"
         self.conv1 = ConvNormAct(in_chs, inner, norm=norm, act=act, splits=spec.expand_groups) if expands else None
         self.conv2 = ConvNormAct(
-            inner, inner, spec.kernels, norm=norm, act=act, stride=stride, depthwise=True, padding=padding, blur=spec.downsample == "blur"
+            inner,
+            inner,
+            spec.kernels,
+            norm=norm,
+            act=act,
+            stride=stride,
+            depthwise=True,
+            padding=padding,
+            blur=spec.downsample == "blur",
         )
-        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, splits=spec.project_groups, keep="input")
+        self.conv3 = ConvNormAct(
+            inner, spec.width, norm=norm, act=self.last_act, splits=spec.project_groups, keep="input"
+        )
         self.se = _squeeze_excite(spec, in_chs, inner)
         self.se_inside = spec.se is not None and spec.se.where == "inner"
 

@@ -11,7 +11,9 @@ from convscale.errors import UserError
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """Channels, reductions (pixels of the image per pixel of the map, along one side) and module names of feature maps, shallowest first."""
+    """Channels, reductions (pixels of the image per pixel of the map, along one side) and module names of feature maps,
+    shallowest first.
+    """
 
     maps: tuple[tuple[int, int, str], ...]
 
@@ -48,7 +50,8 @@ class FeatureInfo:
 
 
 def resolve_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Indices of ``count`` maps as a sorted list without repeats: None is all, an int the last that many, negative ones count from the end.
+    """Indices of ``count`` maps as a sorted list without repeats: None is all, an int the last that many, negative ones
+    count from the end.
 
     Raises:
         UserError: an index outside, or none at all.

@@ -1,6 +1,7 @@
 """Where others keep the tensors of our networks: per layout, a table from our module names to theirs.
 
-A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split convolution) that all layouts
+A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split
+convolution) that all layouts
 share, so a table of modules is a bijection of keys: the same one loads and exports.
 """
 
@@ -88,7 +89,12 @@ def _timm_resnet(spec: NetSpec) -> Table:
             _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}", f"{theirs}.bn{k}")
         table |= {f"{ours}.se.reduce": f"{theirs}.se.fc1", f"{ours}.se.expand": f"{theirs}.se.fc2"}
         conv = 1 if block.shortcut == "avgpool" else 0  # timm keeps the pool's place even where it pools nothing
-        _unit(table, f"{ours}.shortcut.{_shortcut_index(block, stride)}", f"{theirs}.downsample.{conv}", f"{theirs}.downsample.{conv + 1}")
+        _unit(
+            table,
+            f"{ours}.shortcut.{_shortcut_index(block, stride)}",
+            f"{theirs}.downsample.{conv}",
+            f"{theirs}.downsample.{conv + 1}",
+        )
     return table
 
 
@@ -124,7 +130,11 @@ def official_tresnet(spec: NetSpec) -> Table:
 
 def torchvision(spec: NetSpec) -> Table:
     """torchvision's keys of EfficientNet, MobileNetV2 and MnasNet."""
-    makers = {"efficientnet": _torchvision_efficientnet, "mobilenet": _torchvision_mobilenetv2, "mnasnet": _torchvision_mnasnet}
+    makers = {
+        "efficientnet": _torchvision_efficientnet,
+        "mobilenet": _torchvision_mobilenetv2,
+        "mnasnet": _torchvision_mnasnet,
+    }
     return makers[spec.family](spec)
 
 
@@ -196,7 +206,11 @@ def layouts(spec: NetSpec) -> dict[str, Callable[[NetSpec], Table]]:
     if spec.family == "resnet" and spec.stem.kind == "conv" and not first.se:
         known["torchvision"] = timm
     has_expansion = spec.stages[-1].runs[-1].block.kind == "inverted_residual"
-    if (spec.family == "efficientnet" and first.se) or (spec.family == "mobilenet" and has_expansion) or spec.family == "mnasnet":
+    if (
+        (spec.family == "efficientnet" and first.se)
+        or (spec.family == "mobilenet" and has_expansion)
+        or spec.family == "mnasnet"
+    ):
         known["torchvision"] = torchvision
     if spec.family == "efficientnet" and not first.se:
         known["efficientnet_lite_pytorch"] = efficientnet_lite_pytorch

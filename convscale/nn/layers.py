@@ -47,7 +47,8 @@ def conv2d(
     """A convolution that keeps the size at stride 1.
 
     Args:
-        padding: ``symmetric``: (kernel - 1) / 2 on every side; ``same``: TensorFlow's SAME (at stride 2 an even size is padded after, not before).
+        padding: ``symmetric``: (kernel - 1) / 2 on every side; ``same``: TensorFlow's SAME (at stride 2 an even size is
+            padded after, not before).
 
     Raises:
         UserError: an unknown padding, or channels that the groups don't divide.
@@ -71,7 +72,8 @@ def split_channels(channels: int, parts: int) -> list[int]:
 
 
 class MixedConv2d(nn.ModuleDict):
-    """Channels split over convolutions of several kernel sizes, then concatenated (MixConv, Tan & Le, BMVC 2019, arXiv 1907.09595).
+    """Channels split over convolutions of several kernel sizes, then concatenated (MixConv, Tan & Le, BMVC 2019, arXiv
+    1907.09595).
 
     Also a grouped 1x1 convolution with kernels (1, 1). The children are named "0", "1", ...
 
@@ -85,7 +87,14 @@ class MixedConv2d(nn.ModuleDict):
     """
 
     def __init__(
-        self, in_chs: int, out_chs: int, kernels: tuple[int, ...], *, stride: int = 1, depthwise: bool = False, padding: str = "symmetric"
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernels: tuple[int, ...],
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        padding: str = "symmetric",
     ) -> None:
         super().__init__()
         self.splits = split_channels(in_chs, len(kernels))
@@ -99,11 +108,13 @@ class MixedConv2d(nn.ModuleDict):
 
 
 class SpaceToDepth(nn.Module):
-    """(N, C, H, W) to (N, block * block * C, H / block, W / block); output channel (row * block + column) * C + channel.
+    """(N, C, H, W) to (N, block * block * C, H / block, W / block); output channel (row * block + column) * C +
+    channel.
 
-    The convolution of the same outcome has kernel and stride `block` and the weight w[o, c, i, j] = 1 where o = (i * block + j) * C + c, else 0; so
-    a convolution with weight v (O, block * block * C, k, k) after it is one of kernel and stride block * k, block with the weight
-    w[o, c, a * block + i, b * block + j] = v[o, (i * block + j) * C + c, a, b].
+    The convolution of the same outcome has kernel and stride `block` and the weight w[o, c, i, j] = 1 where o = (i *
+    block + j) * C + c, else 0; so a convolution with weight v (O, block * block * C, k, k) after it is one of kernel
+    and stride block * k, block with the weight w[o, c, a * block + i, b * block + j] = v[o, (i * block + j) * C + c, a,
+    b].
     """
 
     def __init__(self, block: int = 4) -> None:
@@ -123,10 +134,11 @@ class SpaceToDepth(nn.Module):
 
 
 class BlurPool(nn.Module):
-    """A fixed 3x3 binomial blur with a stride: the anti-aliased downsampling of Zhang (ICML 2019, arXiv 1904.11486) that TResNet uses.
+    """A fixed 3x3 binomial blur with a stride: the anti-aliased downsampling of Zhang (ICML 2019, arXiv 1904.11486)
+    that TResNet uses.
 
-    [1, 2, 1] x [1, 2, 1] / 16 per channel, with reflect padding of 1. It has no parameters, holds one 3x3 kernel outside the state dict, and keeps
-    nothing but shapes for the backward pass.
+    [1, 2, 1] x [1, 2, 1] / 16 per channel, with reflect padding of 1. It has no parameters, holds one 3x3 kernel
+    outside the state dict, and keeps nothing but shapes for the backward pass.
 
     Raises:
         UserError: a map with a side of 1, which can't be reflected.
@@ -154,7 +166,9 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] < 2 or x.shape[3] < 2:
-            raise UserError(f"BlurPool needs maps of at least 2 x 2, got {x.shape[2]} x {x.shape[3]}: use a larger image")
+            raise UserError(
+                f"BlurPool needs maps of at least 2 x 2, got {x.shape[2]} x {x.shape[3]}: use a larger image"
+            )
         return blur(x, self.kernel, self.stride)
 
     def extra_repr(self) -> str:
@@ -165,8 +179,8 @@ class GlobalPool(nn.Module):
     """(N, C, H, W) to (N, C), or (N, 2 C) for ``catavgmax``; the kind "" gives the map back.
 
     Args:
-        kind: ``avg`` (mean over the flattened map: TResNet's fast pooling), ``max``, ``avgmax`` (half the sum of both), ``catavgmax`` (average, then
-            maximum) or "".
+        kind: ``avg`` (mean over the flattened map: TResNet's fast pooling), ``max``, ``avgmax`` (half the sum of both),
+            ``catavgmax`` (average, then maximum) or "".
 
     Raises:
         UserError: an unknown kind.
@@ -209,7 +223,9 @@ class SqueezeExcite(nn.Module):
         bias: of both convolutions.
     """
 
-    def __init__(self, channels: int, reduced: int, *, activation: str = "relu", gate: str = "sigmoid", bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, reduced: int, *, activation: str = "relu", gate: str = "sigmoid", bias: bool = True
+    ) -> None:
         super().__init__()
         if gate not in GATES:
             raise UserError(f"gate {gate!r} is unknown{nearest(gate, GATES)}")
@@ -227,7 +243,8 @@ class SqueezeExcite(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training each sample's map is dropped with the given rate, and the kept ones are scaled up.
+    """Stochastic depth (Huang et al., ECCV 2016): in training each sample's map is dropped with the given rate, and the
+    kept ones are scaled up.
 
     Raises:
         UserError: a rate outside [0, 1).

@@ -1,7 +1,8 @@
 """Operations that keep less for the backward pass than the sum of their parts, and are as exact.
 
-`blur` keeps shapes alone, `conv_after` what its input was made of in place of its input, `gated_norm` a norm's input in place of its output. Under
-a compiler, which chooses by itself what to keep, and without gradients they are plain operations.
+`blur` keeps shapes alone, `conv_after` what its input was made of in place of its input, `gated_norm` a norm's input in
+place of its output. Under a compiler, which chooses by itself what to keep, and without gradients they are plain
+operations.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ def _hooked(*modules: nn.Module) -> bool:
 
 def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     channels = x.shape[1]
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=stride, groups=channels)
+    return F.conv2d(
+        F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        kernel.to(x.dtype).expand(channels, 1, 3, 3),
+        stride=stride,
+        groups=channels,
+    )
 
 
 def blur(x: Tensor, kernel: Tensor, stride: int = 2) -> Tensor:
-    """Depthwise 3x3 convolution of (N, C, H, W) with one fixed kernel (1, 1, 3, 3) and reflect padding; keeps nothing for the backward pass."""
+    """Depthwise 3x3 convolution of (N, C, H, W) with one fixed kernel (1, 1, 3, 3) and reflect padding; keeps nothing
+    for the backward pass.
+    """
     if _plain(x):
         return _blur(x, kernel, stride)
     y = _Blur.apply(x, kernel, stride)
@@ -56,7 +64,9 @@ class _Blur(torch.autograd.Function):
         (kernel,) = ctx.saved_tensors
         grad = grads[0]
         _, channels, height, width = ctx.size
-        spare = [size + 2 - ((out - 1) * ctx.stride + 3) for size, out in zip((height, width), grad.shape[2:], strict=True)]
+        spare = [
+            size + 2 - ((out - 1) * ctx.stride + 3) for size, out in zip((height, width), grad.shape[2:], strict=True)
+        ]
         weight = kernel.to(grad.dtype).expand(channels, 1, 3, 3)
         padded = F.conv_transpose2d(grad, weight, stride=ctx.stride, output_padding=spare, groups=channels)
         # The border that was reflected goes back to where it came from: row -1 is row 1, row H is row H - 2.
@@ -67,10 +77,14 @@ class _Blur(torch.autograd.Function):
         return padded[:, :, 1:-1, 1:-1], None, None
 
 
-def conv_after(conv: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor, prepared: Tensor | None = None) -> Tensor:
-    """conv(prepare(*inputs)), keeping the inputs; the convolution's own input is prepared a second time in the backward pass.
+def conv_after(
+    conv: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor, prepared: Tensor | None = None
+) -> Tensor:
+    """conv(prepare(*inputs)), keeping the inputs; the convolution's own input is prepared a second time in the backward
+    pass.
 
-    Worth it where something else keeps the inputs already and `prepare` is cheap beside the convolution: a product with a gate, a blur, a pooling.
+    Worth it where something else keeps the inputs already and `prepare` is cheap beside the convolution: a product with
+    a gate, a blur, a pooling.
 
     Args:
         conv: the convolution. One of another class, or with hooks, or padding that isn't zeros, is called as usual.
@@ -94,7 +108,15 @@ def conv_after(conv: nn.Module, prepare: Callable[..., Tensor], *inputs: Tensor,
 
 class _ConvAfter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, prepare: Any, conv: nn.Conv2d, prepared: Tensor | None, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        prepare: Any,
+        conv: nn.Conv2d,
+        prepared: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        *inputs: Tensor,
+    ) -> Tensor:
         ctx.prepare, ctx.geometry = prepare, (conv.stride, conv.padding, conv.dilation, conv.groups)
         ctx.biased = bias is not None
         ctx.save_for_backward(weight, *inputs)
@@ -127,8 +149,8 @@ class _ConvAfter(torch.autograd.Function):
 def gated_norm(norm: nn.Module, se: nn.Module, x: Tensor) -> Tensor:
     """se(norm(x)), keeping x alone.
 
-    Lean where the norm is one of ours that keeps its input and has no activation, and `se` has a method `gate`; plain for any other modules, such as
-    the identity that a folded norm leaves.
+    Lean where the norm is one of ours that keeps its input and has no activation, and `se` has a method `gate`; plain
+    for any other modules, such as the identity that a folded norm leaves.
     """
     gate_of = getattr(se, "gate", None)
     if gate_of is None or not isinstance(norm, BatchNormAct | InPlaceABN) or norm.activation != "identity":

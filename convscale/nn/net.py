@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convscale.arch.spec import NetSpec, StageSpec
-from convscale.arch.zoo import as_spec, find_tag, get_tag
+from convscale.arch.tags import find_tag
+from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.features import FeatureInfo, resolve_indices
@@ -27,7 +28,9 @@ NormKind = Literal["inplace", "batchnorm"]
 class Trunk(nn.Module):
     """Stem and stages: (N, in_chans, H, W) -> feature maps."""
 
-    def __init__(self, spec: NetSpec, *, in_chans: int = 3, drop_path_rate: float = 0.0, num_stages: int | None = None) -> None:
+    def __init__(
+        self, spec: NetSpec, *, in_chans: int = 3, drop_path_rate: float = 0.0, num_stages: int | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.in_chans = in_chans
@@ -52,7 +55,11 @@ class Trunk(nn.Module):
             x = self.stem_pool(x)
         for spec, stage in zip(self.spec.stages, self.stages, strict=False):
             for block in stage:  # type: ignore[attr-defined] - a stage is an nn.Sequential
-                x = _run_checkpointed(block, x) if self.grad_checkpointing and self.training and torch.is_grad_enabled() else block(x)
+                x = (
+                    _run_checkpointed(block, x)
+                    if self.grad_checkpointing and self.training and torch.is_grad_enabled()
+                    else block(x)
+                )
             if spec.tap:
                 taps.append(x)
         return x, taps
@@ -78,8 +85,8 @@ class Trunk(nn.Module):
 class ConvNet(Trunk):
     """A classification network: (N, in_chans, H, W) -> (N, num_classes).
 
-    Children: ``stem``, ``stages``, ``head`` (the 1x1 convolution of mobile nets, else nothing), ``global_pool``, ``head_drop``, ``classifier``.
-    Made by ``create_model``.
+    Children: ``stem``, ``stages``, ``head`` (the 1x1 convolution of mobile nets, else nothing), ``global_pool``,
+    ``head_drop``, ``classifier``. Made by ``create_model``.
     """
 
     def __init__(
@@ -95,7 +102,11 @@ class ConvNet(Trunk):
         super().__init__(spec, in_chans=in_chans, drop_path_rate=drop_path_rate)
         self.num_classes = num_classes
         last, head = spec.stages[-1].width, spec.head
-        self.head = ConvNormAct(last, head.width, norm=spec.norm, act=head.activation, padding=spec.padding) if head.width else None
+        self.head = (
+            ConvNormAct(last, head.width, norm=spec.norm, act=head.activation, padding=spec.padding)
+            if head.width
+            else None
+        )
         self.num_features = self.head_hidden_size = spec.num_features
         self.feature_info = FeatureInfo.of(spec)
         self.drop_rate = drop_rate
@@ -107,8 +118,12 @@ class ConvNet(Trunk):
     def _set_classifier(self, num_classes: int, global_pool: str) -> None:
         self.global_pool = GlobalPool(global_pool)
         if global_pool == "" and num_classes:
-            raise UserError("global_pool is '' (no pooling), which leaves nothing to classify; use num_classes=0 with it")
-        self.classifier = nn.Linear(self.num_features * self.global_pool.feat_mult(), num_classes) if num_classes else nn.Identity()
+            raise UserError(
+                "global_pool is '' (no pooling), which leaves nothing to classify; use num_classes=0 with it"
+            )
+        self.classifier = (
+            nn.Linear(self.num_features * self.global_pool.feat_mult(), num_classes) if num_classes else nn.Identity()
+        )
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> the last map (N, num_features, h, w), before pooling."""
@@ -169,13 +184,24 @@ class ConvNet(Trunk):
 
 
 class FeatureNet(Trunk):
-    """A backbone: (N, in_chans, H, W) -> list of maps, shallowest first; ``feature_info`` tells channels and reductions."""
+    """A backbone: (N, in_chans, H, W) -> list of maps, shallowest first; ``feature_info`` tells channels and
+    reductions.
+    """
 
-    def __init__(self, spec: NetSpec, *, out_indices: Sequence[int] | int | None = None, in_chans: int = 3, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: NetSpec,
+        *,
+        out_indices: Sequence[int] | int | None = None,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         info = FeatureInfo.of(spec)
         self_indices = resolve_indices(out_indices, len(info))
         taps = ([-1] if spec.stem.tap else []) + [i for i, stage in enumerate(spec.stages) if stage.tap]
-        super().__init__(spec, in_chans=in_chans, drop_path_rate=drop_path_rate, num_stages=max(taps[i] for i in self_indices) + 1)
+        super().__init__(
+            spec, in_chans=in_chans, drop_path_rate=drop_path_rate, num_stages=max(taps[i] for i in self_indices) + 1
+        )
         self.out_indices = self_indices
         self.feature_info = info.select(self_indices)
         self.default_cfg = self.pretrained_cfg = _pretrained_cfg(spec, 0, in_chans)
@@ -187,7 +213,9 @@ class FeatureNet(Trunk):
 
 
 @overload
-def create_model(model: str | NetSpec, pretrained: bool = ..., *, features_only: Literal[True], **options: Any) -> FeatureNet: ...
+def create_model(
+    model: str | NetSpec, pretrained: bool = ..., *, features_only: Literal[True], **options: Any
+) -> FeatureNet: ...
 @overload
 def create_model(model: str | NetSpec, pretrained: bool = ..., **options: Any) -> ConvNet: ...
 def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads leave the options to this signature
@@ -209,11 +237,13 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
     Args:
         model: a name (``tresnet_m``), a name with a weights tag (``tresnet_m.miil_in21k_ft_in1k``), or a NetSpec.
         pretrained: load released weights, the architecture's default ones when the name has no tag.
-        checkpoint_path: load these weights instead (.safetensors or .pth; any known key layout); another class count gets a new classifier.
+        checkpoint_path: load these weights instead (.safetensors or .pth; any known key layout); another class count
+            gets a new classifier.
         num_classes: of the classifier; None: the weights' own, 1000 without a tag; 0: no classifier.
         in_chans: image channels; pretrained stems adapt (one channel: the sum over colours).
         drop_rate: dropout in front of the classifier.
-        drop_path_rate: stochastic depth of the last block; earlier ones grow to it linearly from 0 (Huang et al., arXiv 1603.09382).
+        drop_path_rate: stochastic depth of the last block; earlier ones grow to it linearly from 0 (Huang et al., arXiv
+            1603.09382).
         global_pool: ``avg``, ``max``, ``avgmax``, ``catavgmax`` or '' (with num_classes=0).
         norm: None (the spec's), ``inplace`` (InPlace-ABN where the activation inverts) or ``batchnorm``.
         features_only: a backbone that returns a list of maps.
@@ -242,9 +272,18 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
     if num_classes is None:
         num_classes = tag.num_classes if tag else 1000
     if features_only:
-        net: ConvNet | FeatureNet = FeatureNet(spec, out_indices=out_indices, in_chans=in_chans, drop_path_rate=drop_path_rate)
+        net: ConvNet | FeatureNet = FeatureNet(
+            spec, out_indices=out_indices, in_chans=in_chans, drop_path_rate=drop_path_rate
+        )
     else:
-        net = ConvNet(spec, num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate, global_pool=global_pool)
+        net = ConvNet(
+            spec,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            global_pool=global_pool,
+        )
     if pretrained or checkpoint_path is not None:
         from convscale.nn.weights import download, load_weights
 
@@ -254,7 +293,9 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
 
 
 def initialise(net: nn.Module, spec: NetSpec) -> None:
-    """Fresh weights by the spec's rule, in module order, from torch's global generator; nothing to do on the meta device."""
+    """Fresh weights by the spec's rule, in module order, from torch's global generator; nothing to do on the meta
+    device.
+    """
     if next(net.parameters()).is_meta:
         return
     for module in net.modules():
@@ -263,7 +304,9 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
             else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu" if spec.init == "resnet" else "leaky_relu")
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out", nonlinearity="relu" if spec.init == "resnet" else "leaky_relu"
+                )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
@@ -271,7 +314,9 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
         elif isinstance(module, Block) and module.has_shortcut and spec.init != "efficientnet":
             last = module.get_submodule("conv2" if not hasattr(module, "conv3") else "conv3")
             assert isinstance(last, ConvNormAct)
-            nn.init.zeros_(last.norm.weight)  # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
+            nn.init.zeros_(
+                last.norm.weight
+            )  # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
 
 
 def _initialise_linear(linear: nn.Linear, rule: str) -> None:
@@ -293,13 +338,23 @@ def _stem(spec: NetSpec, in_chans: int) -> nn.Sequential:
         stride, in_chs = 1, in_chans * stem.stride**2
     for i, width in enumerate(stem.widths):
         convs.append(
-            ConvNormAct(in_chs, width, (stem.kernel,), norm=spec.norm, act=stem.activation, stride=stride if i == 0 else 1, padding=spec.padding)
+            ConvNormAct(
+                in_chs,
+                width,
+                (stem.kernel,),
+                norm=spec.norm,
+                act=stem.activation,
+                stride=stride if i == 0 else 1,
+                padding=spec.padding,
+            )
         )
         in_chs = width
     return convs
 
 
-def _stage(spec: NetSpec, stage: StageSpec, in_chs: int, drop_path_rate: float, first: int, total: int) -> nn.Sequential:
+def _stage(
+    spec: NetSpec, stage: StageSpec, in_chs: int, drop_path_rate: float, first: int, total: int
+) -> nn.Sequential:
     blocks, stride = nn.Sequential(), stage.stride
     for run in stage.runs:
         for _ in range(run.repeat):

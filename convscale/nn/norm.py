@@ -1,6 +1,7 @@
 """Normalisation with its activation: BatchNorm, and the in-place kind that keeps one map for the backward pass.
 
-Both kinds have BatchNorm's parameters, buffers and signed weight, so a state dict fits either and `convert_norm` is exact both ways.
+Both kinds have BatchNorm's parameters, buffers and signed weight, so a state dict fits either and `convert_norm` is
+exact both ways.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from torch.nn.modules.batchnorm import _NormBase
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, nearest
 from convscale.nn.activations import ACTIVATIONS, apply_activation
-from convscale.nn.norm_ops import RECOMPUTABLE, InPlaceNorm, RecomputedNormAct, SyncNorm, being_traced, joint_statistics, sums_dtype, update_running
+from convscale.nn.norm_ops import (
+    RECOMPUTABLE,
+    InPlaceNorm,
+    RecomputedNormAct,
+    SyncNorm,
+    being_traced,
+    joint_statistics,
+    sums_dtype,
+    update_running,
+)
 
 SMALLEST_SLOPE = 1e-3
-"""The smallest leaky slope that is inverted: below it the output of the negative side is too coarse to tell its input."""
+"""The smallest leaky slope that is inverted: below it the output of the negative side is too coarse to tell its input.
+"""
 NORM_KINDS = ("batchnorm", "inplace")
 Keep = Literal["output", "input"]
 
@@ -71,12 +82,21 @@ class _Norm(_NormBase):
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         if use_batch and self._group(use_batch) is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            raise UserError(f"batch statistics need more than one value per channel, got shape {tuple(x.shape)}: use a larger batch or eval()")
+            raise UserError(
+                f"batch statistics need more than one value per channel, got shape {tuple(x.shape)}: use a larger "
+                "batch or eval()"
+            )
         return use_batch, momentum
 
     def _group(self, use_batch: bool) -> Any:
         """The other processes, where statistics are shared with any."""
-        if self.sync is None or not use_batch or not self.training or not dist.is_available() or not dist.is_initialized():
+        if (
+            self.sync is None
+            or not use_batch
+            or not self.training
+            or not dist.is_available()
+            or not dist.is_initialized()
+        ):
             return None
         group = self.sync.resolve()
         return group if dist.get_world_size(group) > 1 else None
@@ -88,11 +108,15 @@ class _Norm(_NormBase):
         return self.running_mean, self.running_var
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias; in float32 where they are stored in half precision (``net.bfloat16()``), which is too coarse for statistics."""
+        """Weight and bias; in float32 where they are stored in half precision (``net.bfloat16()``), which is too coarse
+        for statistics.
+        """
         dtype = sums_dtype(self.weight.dtype)
         return self.weight.to(dtype), self.bias.to(dtype)
 
-    def _lean(self, function: type[torch.autograd.Function], x: Tensor, use_batch: bool, momentum: float, *extra: Any) -> Tensor:
+    def _lean(
+        self, function: type[torch.autograd.Function], x: Tensor, use_batch: bool, momentum: float, *extra: Any
+    ) -> Tensor:
         """One of norm_ops' functions with this layer's parameters and statistics."""
         weight, bias = self._affine()
         running = self._running()
@@ -126,7 +150,9 @@ class _Norm(_NormBase):
             return self._normalise_together(x, momentum, group)
         running_mean, running_var = self._running()
         if use_batch:
-            y, mean, invstd = torch.native_batch_norm(x, self.weight, self.bias, running_mean, running_var, True, momentum, self.eps)
+            y, mean, invstd = torch.native_batch_norm(
+                x, self.weight, self.bias, running_mean, running_var, True, momentum, self.eps
+            )
             return y, mean.detach(), invstd.detach()
         assert running_mean is not None
         assert running_var is not None
@@ -160,8 +186,8 @@ class BatchNormAct(_Norm, nn.BatchNorm2d):
         momentum: weight of the new batch in the running statistics; None: their plain average.
         activation: a name from `ACTIVATIONS`.
         slope: of leaky ReLU's negative side.
-        lean: keep the norm's input alone where the activation would keep the norm's output besides (SiLU, hard-swish, Mish, GELU), and make that
-            output again in the backward pass, which then has no derivative of its own.
+        lean: keep the norm's input alone where the activation would keep the norm's output besides (SiLU, hard-swish,
+            Mish, GELU), and make that output again in the backward pass, which then has no derivative of its own.
         track_running_stats: False: the batch's own statistics in eval mode too.
 
     Raises:
@@ -194,14 +220,15 @@ class BatchNormAct(_Norm, nn.BatchNorm2d):
 class InPlaceABN(_Norm):
     """Batch norm and activation that keep one map for the backward pass (Rota Bulò et al., CVPR 2018).
 
-    With ``keep="output"`` the output overwrites the input and is all that is kept: a convolution after it keeps the same map, so the norm costs
-    nothing. The normalised input is got back as (z - bias) / d with d = sign(w) * max(|w|, 1e-3) (1e-2 in half precision), so that gradients stay
-    bounded as w nears 0; below that |w| the weight's own gradient shrinks with it. A norm that *starts* at weight 0 takes ``keep="input"``: it keeps
-    its input in place of its output, which is exact for every weight, and costs the same one map where nothing else keeps the output (before a
-    residual addition).
+    With ``keep="output"`` the output overwrites the input and is all that is kept: a convolution after it keeps the
+    same map, so the norm costs nothing. The normalised input is got back as (z - bias) / d with d = sign(w) * max(|w|,
+    1e-3) (1e-2 in half precision), so that gradients stay bounded as w nears 0; below that |w| the weight's own
+    gradient shrinks with it. A norm that *starts* at weight 0 takes ``keep="input"``: it keeps its input in place of
+    its output, which is exact for every weight, and costs the same one map where nothing else keeps the output (before
+    a residual addition).
 
-    While the network is being compiled or exported, and where no gradient is wanted, it is plain batch norm and activation: a compiler chooses by
-    itself what to keep.
+    While the network is being compiled or exported, and where no gradient is wanted, it is plain batch norm and
+    activation: a compiler chooses by itself what to keep.
 
     Args:
         num_features: channels C of the maps (N, C, H, W).
@@ -213,7 +240,8 @@ class InPlaceABN(_Norm):
         track_running_stats: False: the batch's own statistics in eval mode too.
 
     Raises:
-        UserError: an activation that can't be inverted, an unknown `keep`, an input that may not be overwritten (a leaf that requires grad, a view).
+        UserError: an activation that can't be inverted, an unknown `keep`, an input that may not be overwritten (a leaf
+            that requires grad, a view).
     """
 
     def __init__(
@@ -231,7 +259,9 @@ class InPlaceABN(_Norm):
         self._setup(activation, slope)
         if not inverts(activation, slope):
             what = f"leaky_relu with slope {slope:g}" if activation == "leaky_relu" else repr(activation)
-            raise UserError(f"InPlaceABN inverts identity and leaky_relu with a slope of at least {SMALLEST_SLOPE:g}, got {what}")
+            raise UserError(
+                f"InPlaceABN inverts identity and leaky_relu with a slope of at least {SMALLEST_SLOPE:g}, got {what}"
+            )
         if keep not in ("output", "input"):
             raise UserError(f"keep must be 'output' or 'input', got {keep!r}")
         if keep == "input" and activation != "identity":
@@ -254,9 +284,14 @@ class InPlaceABN(_Norm):
 
 def _check_overwritable(x: Tensor) -> None:
     if x.is_leaf:
-        raise UserError("InPlaceABN overwrites its input, and a leaf tensor that requires grad can't be overwritten: pass x.clone()")
+        raise UserError(
+            "InPlaceABN overwrites its input, and a leaf tensor that requires grad can't be overwritten: pass x.clone()"
+        )
     if x._is_view():
-        raise UserError(f"InPlaceABN overwrites its input, and a view (shape {tuple(x.shape)}) would change the tensor it looks at: pass x.clone()")
+        raise UserError(
+            f"InPlaceABN overwrites its input, and a view (shape {tuple(x.shape)}) would change the tensor it looks "
+            "at: pass x.clone()"
+        )
 
 
 def norm_act(
@@ -269,7 +304,8 @@ def norm_act(
     slope: float = 0.01,
     keep: Keep = "output",
 ) -> BatchNormAct | InPlaceABN:
-    """A norm of the given kind; ``inplace`` gives a lean BatchNormAct where the activation can't be inverted, or where its input is to be kept.
+    """A norm of the given kind; ``inplace`` gives a lean BatchNormAct where the activation can't be inverted, or where
+    its input is to be kept.
 
     Raises:
         UserError: an unknown kind or activation.
@@ -286,8 +322,9 @@ def norm_act(
 def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnorm") -> nn.Module:
     """A copy of `net` with its norms of the other kind, and the same outputs; `net` itself stays as it is.
 
-    Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct (a lean one), and a bare ``nn.BatchNorm2d`` stays too: what
-    follows it is not known, so neither is whether its output may be overwritten. The `spec` of a network built from one says the new kind.
+    Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct (a lean one), and a bare
+    ``nn.BatchNorm2d`` stays too: what follows it is not known, so neither is whether its output may be overwritten. The
+    `spec` of a network built from one says the new kind.
 
     Raises:
         UserError: an unknown kind.
@@ -324,7 +361,15 @@ def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -
 def _converted(old: _Norm, to: str) -> _Norm:
     if to == "inplace" and isinstance(old, InPlaceABN):
         return old
-    new = norm_act(to, old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=old.slope, keep=old.keep)
+    new = norm_act(
+        to,
+        old.num_features,
+        eps=old.eps,
+        momentum=old.momentum,
+        activation=old.activation,
+        slope=old.slope,
+        keep=old.keep,
+    )
     new.sync = old.sync
     return _take_over(new, old)
 
@@ -340,15 +385,21 @@ def _take_over(new: _NormT, old: _NormBase) -> _NormT:
     """`new` with the parameters, buffers and mode of `old`."""
     new.weight, new.bias = old.weight, old.bias
     new.track_running_stats = old.track_running_stats
-    new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
+    new.running_mean, new.running_var, new.num_batches_tracked = (
+        old.running_mean,
+        old.running_var,
+        old.num_batches_tracked,
+    )
     return new.train(old.training)
 
 
 def convert_sync(net: nn.Module, group: Any = None) -> nn.Module:
-    """Share batch statistics over the processes of `group` (None: all) in every norm of `net`; changes it in place and returns it.
+    """Share batch statistics over the processes of `group` (None: all) in every norm of `net`; changes it in place and
+    returns it.
 
-    A bare ``nn.BatchNorm2d`` becomes BatchNormAct, its parameters staying the same objects; norms of other libraries stay as they are. Works with
-    any backend, gloo on a CPU included. While no process group is initialised, and in eval mode, each process is on its own.
+    A bare ``nn.BatchNorm2d`` becomes BatchNormAct, its parameters staying the same objects; norms of other libraries
+    stay as they are. Works with any backend, gloo on a CPU included. While no process group is initialised, and in eval
+    mode, each process is on its own.
     """
     net = _replace(net, _bare_converted)
     for module in net.modules():

@@ -1,9 +1,10 @@
 """The arithmetic under `convscale.nn.norm`: statistics over processes, and the autograd functions.
 
-`InPlaceNorm` is In-Place Activated BatchNorm (Rota Bulò et al., CVPR 2018, arXiv 1712.02616): it keeps its output alone for the backward pass and
-gets the normalised input back by inverting the activation and the affine map. `RecomputedNormAct` keeps its input alone, where batch norm and an
-activation keep an input each. `SyncNorm` keeps its input, as BatchNorm does, with statistics taken over several processes. All take maps
-(N, C, H, W) and compute sums in float32 where the maps are half precision.
+`InPlaceNorm` is In-Place Activated BatchNorm (Rota Bulò et al., CVPR 2018, arXiv 1712.02616): it keeps its output alone
+for the backward pass and gets the normalised input back by inverting the activation and the affine map.
+`RecomputedNormAct` keeps its input alone, where batch norm and an activation keep an input each. `SyncNorm` keeps its
+input, as BatchNorm does, with statistics taken over several processes. All take maps (N, C, H, W) and compute sums in
+float32 where the maps are half precision.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ def sums_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def being_traced() -> bool:
-    """Whether the code is being compiled, exported or traced: then only plain operations are wanted, and a compiler chooses what to keep."""
+    """Whether the code is being compiled, exported or traced: then only plain operations are wanted, and a compiler
+    chooses what to keep.
+    """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The type that autocast gives convolutions on this kind of device; None where it is off (or unknown there, as on meta)."""
+    """The type that autocast gives convolutions on this kind of device; None where it is off (or unknown there, as on
+    meta).
+    """
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
@@ -63,8 +68,8 @@ def per_channel(values: Tensor) -> Tensor:
 def joint_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and number of values per channel over the maps of all processes of `group`.
 
-    The processes' means and variances are combined (Chan et al., 1979) rather than their sums of squares, which would cancel. Batches may differ
-    in size from process to process; one may be empty.
+    The processes' means and variances are combined (Chan et al., 1979) rather than their sums of squares, which would
+    cancel. Batches may differ in size from process to process; one may be empty.
 
     Returns:
         mean (C,), variance (C,), count (), all float64.
@@ -78,7 +83,9 @@ def joint_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         var = mean = x.new_zeros(channels, dtype=dtype)
     # Each process fills its row and the sum gathers them: all_reduce is what every backend and the compiler have.
     table = x.new_zeros(dist.get_world_size(group), 2 * channels + 1, dtype=torch.float64)
-    table[dist.get_rank(group)] = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
+    table[dist.get_rank(group)] = torch.cat(
+        [mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)]
+    )
     dist.all_reduce(table, group=group)
     means, variances, counts = table[:, :channels], table[:, channels:-1], table[:, -1:]
     total = counts.sum().clamp_min(1.0)
@@ -87,7 +94,9 @@ def joint_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     return mean, var, total
 
 
-def update_running(running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, momentum: float) -> None:
+def update_running(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, momentum: float
+) -> None:
     """Move the running statistics towards a batch's, as BatchNorm does: the variance unbiased."""
     if running_mean is None or running_var is None:
         return
@@ -96,12 +105,14 @@ def update_running(running_mean: Tensor | None, running_var: Tensor | None, mean
     running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 
 
-def _input_gradient(dz: Tensor, normalised: Tensor, scale: Tensor, count: Tensor | None, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _input_gradient(
+    dz: Tensor, normalised: Tensor, scale: Tensor, count: Tensor | None, group: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of the affine map and the normalisation; count None: the statistics were constants.
 
     Returns:
-        gradient for the input (N, C, H, W), and this process's sums for weight and bias (C,). Only the former needs the other processes: gradients
-        of parameters are summed, or averaged, by whoever trains in parallel.
+        gradient for the input (N, C, H, W), and this process's sums for weight and bias (C,). Only the former needs the
+        other processes: gradients of parameters are summed, or averaged, by whoever trains in parallel.
     """
     dbias = dz.sum((0, 2, 3))
     dweight = (dz * normalised).sum((0, 2, 3))
@@ -133,15 +144,27 @@ class InPlaceNorm(torch.autograd.Function):
     ) -> Tensor:
         """Normalise x with the batch's statistics (use_batch) or the running ones; slope None: no activation.
 
-        group: the processes to share statistics with; None: this one alone. The running statistics are updated when the batch's are used.
+        group: the processes to share statistics with; None: this one alone. The running statistics are updated when the
+        batch's are used.
         """
-        # A tensor without gradient may be the caller's own data; one with gradient comes out of another operation and is overwritten.
+        # A tensor without gradient may be the caller's own data; one with gradient comes out of another operation and
+        # is overwritten.
         y = x if ctx.needs_input_grad[0] else torch.empty_like(x)
         count = None
         if use_batch and group is None:
             save_mean, invstd = (torch.empty_like(weight) for _ in range(2))
             aten.native_batch_norm.out(
-                x, weight, bias, running_mean, running_var, True, momentum, eps, out=y, save_mean=save_mean, save_invstd=invstd
+                x,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                True,
+                momentum,
+                eps,
+                out=y,
+                save_mean=save_mean,
+                save_invstd=invstd,
             )
         else:
             if use_batch:
@@ -155,7 +178,9 @@ class InPlaceNorm(torch.autograd.Function):
             unused = [torch.empty(0, dtype=weight.dtype, device=x.device) for _ in range(2)]
             mean, var = mean.to(weight.dtype), var.to(weight.dtype)
             if x.numel():  # a process may have run out of images
-                aten.native_batch_norm.out(x, weight, bias, mean, var, False, 0.0, eps, out=y, save_mean=unused[0], save_invstd=unused[1])
+                aten.native_batch_norm.out(
+                    x, weight, bias, mean, var, False, 0.0, eps, out=y, save_mean=unused[0], save_invstd=unused[1]
+                )
         if slope is not None:
             F.leaky_relu_(y, slope)
         if y is x:
@@ -184,7 +209,12 @@ class InPlaceNorm(torch.autograd.Function):
         else:
             dx, dweight, dbias = _input_gradient(dz, normalised, scale, count, ctx.group)
         needs = ctx.needs_input_grad
-        return (dx.to(y.dtype) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, *[None] * 7)
+        return (
+            dx.to(y.dtype) if needs[0] else None,
+            dweight if needs[1] else None,
+            dbias if needs[2] else None,
+            *[None] * 7,
+        )
 
 
 _BACKWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -198,7 +228,9 @@ RECOMPUTABLE = frozenset(_BACKWARDS)
 
 
 class RecomputedNormAct(torch.autograd.Function):
-    """Batch norm and an activation whose backward needs the norm's output: keeps the norm's input, and makes the output again."""
+    """Batch norm and an activation whose backward needs the norm's output: keeps the norm's input, and makes the output
+    again.
+    """
 
     @staticmethod
     def forward(
@@ -214,7 +246,9 @@ class RecomputedNormAct(torch.autograd.Function):
         act: nn.Module,
         name: str,
     ) -> Tensor:
-        """act(norm(x)), with the batch's statistics (use_batch) or the running ones; `act` works in place and has the name `name`."""
+        """act(norm(x)), with the batch's statistics (use_batch) or the running ones; `act` works in place and has the
+        name `name`.
+        """
         y, mean, invstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, use_batch, momentum, eps)
         if not use_batch:
             assert running_mean is not None
@@ -233,7 +267,9 @@ class RecomputedNormAct(torch.autograd.Function):
         z = torch.native_batch_norm(x, weight * invstd, bias, mean, ones, False, 0.0, 0.0)[0]
         dz = _BACKWARDS[ctx.name](grads[0], z)
         needs = ctx.needs_input_grad
-        found = aten.native_batch_norm_backward(dz, x, weight, mean, invstd**-2, mean, invstd, ctx.use_batch, 0.0, list(needs[:3]))
+        found = aten.native_batch_norm_backward(
+            dz, x, weight, mean, invstd**-2, mean, invstd, ctx.use_batch, 0.0, list(needs[:3])
+        )
         return (*(grad if need else None for grad, need in zip(found, needs[:3], strict=True)), *[None] * 7)
 
 
@@ -241,7 +277,9 @@ class SyncNorm(torch.autograd.Function):
     """Batch norm over the processes of a group, keeping its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, count: Tensor, group: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, count: Tensor, group: Any
+    ) -> Tensor:
         """(x - mean) * invstd * weight + bias, with mean and invstd (C,) and count () of all the processes together."""
         ctx.save_for_backward(x, weight, mean, invstd, count)
         ctx.group = group
@@ -257,4 +295,9 @@ class SyncNorm(torch.autograd.Function):
         normalised = (x.to(weight.dtype) - per_channel(mean)).mul_(per_channel(invstd))
         dx, dweight, dbias = _input_gradient(grads[0].to(weight.dtype), normalised, weight * invstd, count, ctx.group)
         needs = ctx.needs_input_grad
-        return (dx.to(x.dtype) if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None, *[None] * 4)
+        return (
+            dx.to(x.dtype) if needs[0] else None,
+            dweight if needs[1] else None,
+            dbias if needs[2] else None,
+            *[None] * 4,
+        )

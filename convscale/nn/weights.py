@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convscale.arch.families.tresnet import OFFICIAL_V2_SLOPE
 from convscale.arch.spec import NetSpec
-from convscale.arch.tresnet import OFFICIAL_V2_SLOPE
 from convscale.arch.zoo import get_tag
 from convscale.errors import UserError, first_line, nearest
 from convscale.nn import keymaps
@@ -44,24 +44,29 @@ class LoadedWeights:
 
 
 def load_weights(
-    net: nn.Module, src: str | os.PathLike[str] | Mapping[str, Any], layout: str | None = None, allow_head_mismatch: bool = False
+    net: nn.Module,
+    src: str | os.PathLike[str] | Mapping[str, Any],
+    layout: str | None = None,
+    allow_head_mismatch: bool = False,
 ) -> LoadedWeights:
     """Load weights into a network, strictly.
 
     Args:
         net: a network of ``create_model`` or ``features_only``; any other module takes its own keys only.
-        src: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file of tensors, a checkpoint folder of ours, or a state dict; wrapped ones
-            (``state_dict``, ``model``, ``model_ema``, ``module.``) are unwrapped.
-        layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'), ``efficientnet_lite_pytorch``; None: found by its keys.
+        src: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file of tensors, a checkpoint folder of ours, or a
+            state dict; wrapped ones (``state_dict``, ``model``, ``model_ema``, ``module.``) are unwrapped.
+        layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'),
+            ``efficientnet_lite_pytorch``; None: found by its keys.
         allow_head_mismatch: a classifier of another class count stays as it is instead of being an error.
 
-    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so. Two layouts exist only for weights that
-    were trained with constants of their own, which the network then takes over (its ``spec`` too): official TResNet V2 has leaky slopes of
-    1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding and epsilon of 1e-3.
+    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so. Two layouts
+    exist only for weights that were trained with constants of their own, which the network then takes over (its
+    ``spec`` too): official TResNet V2 has leaky slopes of 1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding
+    and epsilon of 1e-3.
 
     Raises:
-        UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ; all are named. The
-            network is then unchanged.
+        UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ;
+            all are named. The network is then unchanged.
     """
     source = read_state_dict(src)
     spec = getattr(net, "spec", None)
@@ -82,10 +87,12 @@ def load_weights(
 
 
 def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
-    """The network's state dict under another layout's keys: the exact inverse of loading from it. Tensors are copies on the CPU.
+    """The network's state dict under another layout's keys: the exact inverse of loading from it. Tensors are copies on
+    the CPU.
 
     Raises:
-        UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which |weight| + 1e-5 can not express.
+        UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which
+            |weight| + 1e-5 can not express.
     """
     spec = getattr(net, "spec", None)
     if not isinstance(spec, NetSpec):
@@ -96,7 +103,10 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
         module, leaf = _split(key, table)
         if layout == "official" and key.endswith("norm.weight"):
             if (value < _OFFICIAL_EPS).any():
-                raise UserError(f"{key} has a weight of {value.min():.3g}; the official layout can express none below {_OFFICIAL_EPS:g}")
+                raise UserError(
+                    f"{key} has a weight of {value.min():.3g}; the official layout can express none below "
+                    f"{_OFFICIAL_EPS:g}"
+                )
             value = value - _OFFICIAL_EPS
         out[f"{table[module]}.{leaf}"] = value.detach().cpu().clone()
     return out
@@ -136,7 +146,12 @@ def download(name: str) -> Path:
         UserError: an unknown tag, no network and nothing cached, or no such repository.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     tag = get_tag(name)
     advice = "download the file by hand and pass checkpoint_path"
@@ -149,19 +164,27 @@ def download(name: str) -> Path:
         try:
             return Path(hf_hub_download(tag.hf_hub_id, filename))
         except LocalEntryNotFoundError as error:
-            raise UserError(f"weights {tag.name} are not cached and the hub can not be reached; connect, or {advice}") from error
+            raise UserError(
+                f"weights {tag.name} are not cached and the hub can not be reached; connect, or {advice}"
+            ) from error
         except RepositoryNotFoundError as error:
             raise UserError(f"weights {tag.name}: the hub has no repository {tag.hf_hub_id}; {advice}") from error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
             reason = first_line(error)
-            raise UserError(f"weights {tag.name} could not be fetched from {tag.hf_hub_id} ({reason}); try again, or {advice}") from error
-    raise UserError(f"weights {tag.name}: {tag.hf_hub_id} holds neither model.safetensors nor pytorch_model.bin; {advice}")
+            raise UserError(
+                f"weights {tag.name} could not be fetched from {tag.hf_hub_id} ({reason}); try again, or {advice}"
+            ) from error
+    raise UserError(
+        f"weights {tag.name}: {tag.hf_hub_id} holds neither model.safetensors nor pytorch_model.bin; {advice}"
+    )
 
 
 def set_slopes(net: nn.Module, slope: float) -> None:
-    """Give every leaky ReLU of ``net`` another slope, in place; norms whose activation then no longer inverts become batch norms."""
+    """Give every leaky ReLU of ``net`` another slope, in place; norms whose activation then no longer inverts become
+    batch norms.
+    """
 
     def changed(spec: Any) -> Any:
         return replace(spec, slope=slope) if spec.kind == "leaky_relu" else spec
@@ -173,10 +196,18 @@ def set_slopes(net: nn.Module, slope: float) -> None:
     spec = getattr(net, "spec", None)
     if isinstance(spec, NetSpec):
         stages = tuple(
-            replace(stage, runs=tuple(replace(run, block=replace(run.block, activation=changed(run.block.activation))) for run in stage.runs))
+            replace(
+                stage,
+                runs=tuple(
+                    replace(run, block=replace(run.block, activation=changed(run.block.activation)))
+                    for run in stage.runs
+                ),
+            )
             for stage in spec.stages
         )
-        net.spec = replace(spec, stages=stages, stem=replace(spec.stem, activation=changed(spec.stem.activation)), lineage=None)  # type: ignore[assignment]
+        net.spec = replace(
+            spec, stages=stages, stem=replace(spec.stem, activation=changed(spec.stem.activation)), lineage=None
+        )  # type: ignore[assignment]
 
 
 def set_same_padding(net: nn.Module, eps: float) -> None:
@@ -227,7 +258,9 @@ def _read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds; all mean that the file is not plain weights
         kind = "a foreign pickle" if "weights only" in str(error).lower() else "damaged or of another kind"
-        raise UserError(f"{path} is no file of weights alone ({kind}), so it is not loaded; save a state dict or safetensors") from None
+        raise UserError(
+            f"{path} is no file of weights alone ({kind}), so it is not loaded; save a state dict or safetensors"
+        ) from None
 
 
 def _load_plain(net: nn.Module, source: dict[str, Tensor]) -> LoadedWeights:
@@ -265,7 +298,9 @@ def _split(key: str, table: keymaps.Table) -> tuple[str, str]:
     return module, leaf
 
 
-def _translate(source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool) -> tuple[dict[str, Tensor], list[str]]:
+def _translate(
+    source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool
+) -> tuple[dict[str, Tensor], list[str]]:
     """The source under our keys; keys that only the head or later stages of a backbone would take are returned apart."""
     inverse = {theirs: ours for ours, theirs in table.items()}
     out, ignored = {}, []
@@ -284,13 +319,19 @@ def _translate(source: dict[str, Tensor], table: keymaps.Table, known: set[str],
 def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bool:
     """Make the first convolution's weight fit another number of image channels, in ``weights``.
 
-    One channel takes the sum over the source's (a grey image is then as good as three equal channels); more repeat them in order, scaled so that
-    the response to equal channels stays.
+    One channel takes the sum over the source's (a grey image is then as good as three equal channels); more repeat them
+    in order, scaled so that the response to equal channels stays.
     """
     key = "stem.0.conv.weight"
     own = net.state_dict().get(key)
     given = weights.get(key)
-    if own is None or given is None or own.shape == given.shape or own.shape[0] != given.shape[0] or own.shape[2:] != given.shape[2:]:
+    if (
+        own is None
+        or given is None
+        or own.shape == given.shape
+        or own.shape[0] != given.shape[0]
+        or own.shape[2:] != given.shape[2:]
+    ):
         return False
     cells = spec.stem.stride**2 if spec.stem.kind == "space_to_depth" else 1
     out_chs, _, height, width = given.shape
@@ -305,7 +346,9 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
     return True
 
 
-def _check(net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layout: str, allow_head_mismatch: bool) -> list[str]:
+def _check(
+    net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layout: str, allow_head_mismatch: bool
+) -> list[str]:
     """Keys that stay as they are; UserError naming what is missing, unexpected or of another shape."""
     own = net.state_dict()
     fresh = []
@@ -317,10 +360,14 @@ def _check(net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layou
             ignored.append(key)
             del weights[key]
     problems = []
-    missing = [key for key in own if key not in weights and key not in fresh and not key.endswith("num_batches_tracked")]
+    missing = [
+        key for key in own if key not in weights and key not in fresh and not key.endswith("num_batches_tracked")
+    ]
     unexpected = [key.removeprefix("?") for key in weights if key not in own]
     shapes = [
-        f"{k} is {tuple(weights[k].shape)}, the network's is {tuple(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape
+        f"{k} is {tuple(weights[k].shape)}, the network's is {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
     ]
     if missing:
         problems.append(f"missing {_some(missing)}")

@@ -12,7 +12,11 @@ _FACTS = ("data", "recipe", "accuracy", "speed", "licence")
 
 
 def model_card(
-    manifest: Mapping[str, Any], classes: Sequence[str], preprocessing: Preprocessing, checked: Verification, facts: Mapping[str, str]
+    manifest: Mapping[str, Any],
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    checked: Verification,
+    facts: Mapping[str, str],
 ) -> str:
     """Markdown. Facts that nobody gave are named as not stated, so that nobody takes silence for an answer."""
     size = preprocessing.image_size
@@ -26,7 +30,8 @@ def model_card(
     lines = [
         f"# {manifest['model']}",
         "",
-        f"An image classifier with {len(classes)} classes{several}, exported by convscale as {manifest['format']} ({manifest['precision']}).",
+        f"An image classifier with {len(classes)} classes{several}, exported by convscale as {manifest['format']} "
+        f"({manifest['precision']}).",
         "",
     ]
     for key in (*_FACTS, *sorted(set(facts) - set(_FACTS))):
@@ -35,8 +40,10 @@ def model_card(
         "",
         "## Input",
         "",
-        f"The network takes {takes} and gives {gives}. Images are resized to {round(size / preprocessing.crop_pct)} px on the shorter side "
-        f"({preprocessing.interpolation}) and cut to {size} px in the centre; mean {list(preprocessing.mean)}, std {list(preprocessing.std)} "
+        f"The network takes {takes} and gives {gives}. Images are resized to {round(size / preprocessing.crop_pct)} px "
+        "on the shorter side "
+        f"({preprocessing.interpolation}) and cut to {size} px in the centre; mean {list(preprocessing.mean)}, std "
+        f"{list(preprocessing.std)} "
         "of pixels in [0, 1].",
         "",
         "```python",
@@ -54,12 +61,25 @@ def model_card(
     if checked.accuracy_before is not None and checked.accuracy_after is not None:
         what = "Mean average precision" if manifest.get("thresholds") is not None else "Accuracy"
         before, after = _interval(checked.accuracy_before_interval), _interval(checked.accuracy_after_interval)
-        lines += [f"{what} before {100 * checked.accuracy_before:.2f} %{before}, after {100 * checked.accuracy_after:.2f} %{after}.", ""]
+        lines += [
+            f"{what} before {100 * checked.accuracy_before:.2f} %{before}, after {100 * checked.accuracy_after:.2f} "
+            f"%{after}.",
+            "",
+        ]
     if "int8" in manifest:
         last = manifest["int8"]["steps"][-1]
         kept = ", ".join(last["float_layers"]) or "none"
-        lines += ["## INT8", "", f"Quantised with {manifest['int8']['calibration_images']} calibration images. Layers left in float: {kept}.", ""]
-        lines += [f"- {len(step['float_layers'])} layers in float: {step['drop_points']:.2f} points lost" for step in manifest["int8"]["steps"]]
+        lines += [
+            "## INT8",
+            "",
+            f"Quantised with {manifest['int8']['calibration_images']} calibration images. Layers left in float: "
+            f"{kept}.",
+            "",
+        ]
+        lines += [
+            f"- {len(step['float_layers'])} layers in float: {step['drop_points']:.2f} points lost"
+            for step in manifest["int8"]["steps"]
+        ]
         lines.append("")
     return "\n".join(lines)
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from convscale.ship.artifact import Artifact
+from convscale.artifact.artifact import Artifact
+from convscale.runtimes.signals import signal_stack_kept
+from convscale.runtimes.silence import quiet
 from convscale.ship.layers import shipped_graph
-from convscale.ship.signals import signal_stack_kept
-from convscale.ship.silence import quiet
 
 NOTHING = 1e-4
 """A relative difference that float32 rounding alone can reach."""
@@ -23,26 +23,36 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2, "int8": 0.2}
 
 
 def first_drift(net: nn.Module, artifact: Artifact, images: np.ndarray | None) -> str | None:
-    """The first layer, in running order, whose output in the artefact differs from the network's by more than its precision explains.
+    """The first layer, in running order, whose output in the artefact differs from the network's by more than its
+    precision explains.
 
-    Exporters keep the names of the captured graph's values, so the same graph is captured again, run operator by operator, and compared
-    with the values of the same names inside the artefact.
+    Exporters keep the names of the captured graph's values, so the same graph is captured again, run operator by
+    operator, and compared with the values of the same names inside the artefact.
 
     Args:
         images: a few images as the artefact takes them; None: there are none to look with.
 
     Returns:
-        The layer's name in the network (``layer1.0.conv2``), or None where it can not be told (the format shows no inner values).
+        The layer's name in the network (``layer1.0.conv2``), or None where it can not be told (the format shows no
+        inner values).
     """
     if images is None or artifact.format not in ("onnx", "openvino"):
         return None
     try:
         expected, names = _values(net, artifact, images)
-        actual = _onnx_values(artifact, images, list(expected)) if artifact.format == "onnx" else _openvino_values(artifact, images, list(expected))
+        actual = (
+            _onnx_values(artifact, images, list(expected))
+            if artifact.format == "onnx"
+            else _openvino_values(artifact, images, list(expected))
+        )
     except Exception:
         # The gate has decided already; a name is a help, and failing to find one must not hide the reason.
         return None
-    errors = {name: _relative(actual[name], value) for name, value in expected.items() if name in actual and actual[name].shape == value.shape}
+    errors = {
+        name: _relative(actual[name], value)
+        for name, value in expected.items()
+        if name in actual and actual[name].shape == value.shape
+    }
     # A small difference that decides nonetheless (a near tie) starts where half of the final one is reached.
     limit = min(TOLERANCE[artifact.precision], max(0.5 * errors.get("logits", 0.0), NOTHING))
     return next((names[name] for name, error in errors.items() if not error <= limit), None)

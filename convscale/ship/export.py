@@ -14,19 +14,22 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from convscale.artifact.artifact import CARD, MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
+from convscale.formats.baked import Baked
+from convscale.formats.fold import fold
+from convscale.formats.ir import write_ir
+from convscale.formats.onnx import OPSET, store_half, write_onnx
+from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.artifact import CARD, MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
+from convscale.networks.inputs import example_input, preprocessing_of
+from convscale.networks.resolve import as_module
+from convscale.nn.modes import forward_logits
+from convscale.runtimes.base import need_runtime
 from convscale.ship.card import model_card
-from convscale.ship.fold import fold
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
-from convscale.ship.nets import Baked, as_module, example_input, forward_logits, preprocessing_of
-from convscale.ship.onnx_files import OPSET, store_half, write_onnx
-from convscale.ship.openvino_files import write_ir
 from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
-from convscale.ship.runtime import need_runtime
-from convscale.ship.torch_files import write_program
 from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, reference_logits, verify
 
 FORMATS = tuple(MODEL_FILES)
@@ -40,7 +43,9 @@ NOISE_IMAGES = 8
 
 @dataclass(kw_only=True)
 class Shared:
-    """What several exports of one network, at one preprocessing and on the same images, have in common: made once, by the first that needs it."""
+    """What several exports of one network, at one preprocessing and on the same images, have in common: made once, by
+    the first that needs it.
+    """
 
     folder: Path
     """Where the float ONNX files are kept."""
@@ -97,25 +102,29 @@ def export(
         image_size: side in pixels; None: the preprocessing's or the network's own.
         classes: their names in the order of the outputs; None: their numbers.
         preprocessing: None: as the network's ``pretrained_cfg`` says.
-        bake: cast, normalise, permute and softmax become part of the network: uint8 (N, H, W, C) in, probabilities out. Resizing stays outside.
+        bake: cast, normalise, permute and softmax become part of the network: uint8 (N, H, W, C) in, probabilities out.
+            Resizing stays outside.
         half: store the weights in half precision (they are computed with in float32 on a CPU).
-        strided_stem: write a space-to-depth stem as one strided convolution; ``export_fastest`` tries whether that is faster here.
+        strided_stem: write a space-to-depth stem as one strided convolution; ``export_fastest`` tries whether that is
+            faster here.
         int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``).
-        calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32; of more than 300, 300 that are spread
-            evenly over them are used.
-        max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds. Without labels: points of
-            disagreement.
+        calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32; of more than
+            300, 300 that are spread evenly over them are used.
+        max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds.
+            Without labels: points of disagreement.
         spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
         card: facts for the model card: ``data``, ``recipe``, ``accuracy``, ``speed``, ``licence`` and others.
-        thresholds: of a network for several labels per image: for each class the probability above which it counts as present. Probabilities are
-            sigmoids then. None: one label per image.
-        verify_images: uint8 (N, H, W, C) real images, resized, or batches of them; None: a little noise, and the record says so.
+        thresholds: of a network for several labels per image: for each class the probability above which it counts as
+            present. Probabilities are sigmoids then. None: one label per image.
+        verify_images: uint8 (N, H, W, C) real images, resized, or batches of them; None: a little noise, and the record
+            says so.
         verify_labels: their classes, for accuracies: (N,), or for several labels (N, classes) of zeros and ones.
         overwrite: replace an artefact of that name, once the new one is whole.
         shared: what earlier exports of the same network, preprocessing and images have made.
 
     Raises:
-        UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing folder.
+        UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
+            folder.
         Withheld: the artefact does not say what the network says; nothing is left under ``out_dir``.
     """
     calibration = _check_form(format, half, int8, calibration_images)
@@ -158,7 +167,15 @@ def export(
         reference = shared.logits(module, probe, images)
         if calibration is not None:
             manifest["int8"] = _quantise(module, probe, shared, calibration, images, verify_labels, max_drop)
-        checked = verify(module, Artifact(folder, manifest), images, verify_labels, source=source, max_drop=max_drop, reference=reference)
+        checked = verify(
+            module,
+            Artifact(folder, manifest),
+            images,
+            verify_labels,
+            source=source,
+            max_drop=max_drop,
+            reference=reference,
+        )
         if not checked.passed:
             raise withheld(out_dir, checked)
         write_json(folder / "verification.json", checked.to_dict())
@@ -199,9 +216,14 @@ def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first_line(error)}") from error
+        raise UserError(
+            f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first_line(error)}"
+        ) from error
     if logits.ndim != 2:
-        raise UserError(f"an artefact is a classifier with outputs (N, classes), {type(module).__name__} gives {tuple(logits.shape)}")
+        raise UserError(
+            f"an artefact is a classifier with outputs (N, classes), {type(module).__name__} gives "
+            f"{tuple(logits.shape)}"
+        )
     return logits.shape[1]
 
 
@@ -222,7 +244,12 @@ def _check_form(format: str, half: bool, int8: bool, calibration: np.ndarray | N
 
 
 def _write_model(
-    module: nn.Module, example: torch.Tensor, folder: Path, manifest: Mapping[str, Any], preprocessing: Preprocessing, shared: Shared
+    module: nn.Module,
+    example: torch.Tensor,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    shared: Shared,
 ) -> None:
     """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
     form, half, int8 = manifest["format"], manifest["precision"] == "fp16", manifest["precision"] == "int8"
@@ -231,7 +258,10 @@ def _write_model(
     if strided:
         net = fold(net, example, strided_stem=True)
     if baked:
-        net, example = Baked(net, preprocessing, several=manifest["thresholds"] is not None), torch.from_numpy(noise_images(preprocessing, 2))
+        net, example = (
+            Baked(net, preprocessing, several=manifest["thresholds"] is not None),
+            torch.from_numpy(noise_images(preprocessing, 2)),
+        )
     if form == "torch":
         write_program(net, example, folder / "model.pt2")
         return
@@ -267,7 +297,9 @@ def _quantise(
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
     def ranked() -> Sequence[Layer]:
-        graph, layers, batch = shipped_graph(module, probe.preprocessing, calibration[spread(len(calibration), RANKING)], baked=probe.baked)
+        graph, layers, batch = shipped_graph(
+            module, probe.preprocessing, calibration[spread(len(calibration), RANKING)], baked=probe.baked
+        )
         return rank_layers(graph, batch, layers)
 
     def batches() -> Iterator[np.ndarray]:
@@ -277,14 +309,21 @@ def _quantise(
     def attempt(kept: Sequence[Layer]) -> float:
         quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])
         candidate = Artifact(folder, probe.manifest)
-        checked = verify(module, candidate, images, labels, max_drop=max_drop, reference=shared.reference, find_drift=False)
+        checked = verify(
+            module, candidate, images, labels, max_drop=max_drop, reference=shared.reference, find_drift=False
+        )
         if checked.batch_rel > MAX_BATCH_RELATIVE:
             return 100.0  # as good as nothing: other layers may be steady
         return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
 
     steps, _ = search_float_layers(ranked, total, attempt, max_drop)
     source.unlink()
-    return {"calibration_images": len(calibration), "max_drop": max_drop, "layers": total, "steps": [step.to_dict() for step in steps]}
+    return {
+        "calibration_images": len(calibration),
+        "max_drop": max_drop,
+        "layers": total,
+        "steps": [step.to_dict() for step in steps],
+    }
 
 
 def _need_space(folder: Path, module: nn.Module) -> None:
@@ -295,4 +334,7 @@ def _need_space(folder: Path, module: nn.Module) -> None:
     need = 2 * sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) + 10_000_000
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise UserError(f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or name another folder")
+        raise UserError(
+            f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or "
+            "name another folder"
+        )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from convscale.formats.baked import Baked
+from convscale.formats.fold import capture, fold
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.fold import capture, fold
-from convscale.ship.nets import Baked
 
 aten = torch.ops.aten
 LAYER_OPERATORS = (aten.conv2d.default, aten.conv2d.padding, aten.linear.default)
@@ -53,7 +53,10 @@ def shipped_graph(
     while isinstance(last, fx.Node) and last.target in _CASTS:
         last = last.all_input_nodes[0]
     nodes = [node for node in graph.graph.nodes if node.target in LAYER_OPERATORS]
-    layers = [Layer(name=name, value=node.name, file_value="logits" if node is last else node.name) for node, name in zip(nodes, names, strict=True)]
+    layers = [
+        Layer(name=name, value=node.name, file_value="logits" if node is last else node.name)
+        for node, name in zip(nodes, names, strict=True)
+    ]
     return graph, layers, batch
 
 

@@ -1,7 +1,8 @@
 """Post-training INT8, and which layers must stay in float for the accuracy to hold.
 
-NNCF does the quantising: 8-bit weights per channel, 8-bit activations per tensor, ranges from calibration images. Weights use half of their
-range, so that the 16-bit sums of processors without VNNI can not overflow: an artefact made on one machine says the same on another.
+NNCF does the quantising: 8-bit weights per channel, 8-bit activations per tensor, ranges from calibration images.
+Weights use half of their range, so that the 16-bit sums of processors without VNNI can not overflow: an artefact made
+on one machine says the same on another.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch
 from torch import fx
 
 from convscale.errors import UserError, first_line
+from convscale.runtimes.signals import signal_stack_kept
+from convscale.runtimes.silence import quiet
 from convscale.ship.layers import Layer
-from convscale.ship.signals import signal_stack_kept
-from convscale.ship.silence import quiet
 
 MIN_CALIBRATION = 32
 """Fewer calibration images than this leave activation ranges to chance."""
@@ -45,7 +46,8 @@ class Step:
 
 
 def check_calibration(images: np.ndarray | None) -> np.ndarray:
-    """The calibration images to use: all, or ``CALIBRATION`` of them from all over the set, since sets often stand class by class.
+    """The calibration images to use: all, or ``CALIBRATION`` of them from all over the set, since sets often stand
+    class by class.
 
     Raises:
         UserError: there are none or too few; or NNCF is not installed.
@@ -63,13 +65,20 @@ def spread(count: int, wanted: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
 
 
-def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.ndarray]], count: int, float_values: Sequence[str] = ()) -> None:
+def quantize_file(
+    source: Path,
+    target: Path,
+    batches: Callable[[], Iterator[np.ndarray]],
+    count: int,
+    float_values: Sequence[str] = (),
+) -> None:
     """Quantise an ONNX file into another, or into an OpenVINO IR.
 
     Args:
         source: the float ONNX file.
         target: ``.onnx`` or ``.xml``.
-        batches: gives the calibration images one at a time, as the network takes them: (1, C, H, W), or (1, H, W, C) where preprocessing is baked in.
+        batches: gives the calibration images one at a time, as the network takes them: (1, C, H, W), or (1, H, W, C)
+            where preprocessing is baked in.
         count: how many there are.
         float_values: output names of layers to leave in float.
 
@@ -80,7 +89,11 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
         import nncf
         import onnx
         import openvino as ov
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix, QuantizationParameters
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            OverflowFix,
+            QuantizationParameters,
+        )
 
         model: Any = onnx.load(os.fspath(source))
         to_onnx = target.suffix == ".onnx"
@@ -99,7 +112,8 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=count,
                 ignored_scope=nncf.IgnoredScope(names=names, validate=False) if names else None,
-                # ONNX Runtime's convolution takes one scale for its input; NNCF would give a depthwise one a scale per channel.
+                # ONNX Runtime's convolution takes one scale for its input; NNCF would give a depthwise one a scale per
+                # channel.
                 advanced_parameters=AdvancedQuantizationParameters(
                     overflow_fix=OverflowFix.ENABLE,
                     activations_quantization_params=QuantizationParameters(per_channel=False) if to_onnx else None,
@@ -116,7 +130,8 @@ def quantize_file(source: Path, target: Path, batches: Callable[[], Iterator[np.
 def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Layer]) -> list[Layer]:
     """Layers by how far rounding each of them alone moves the logits, the farthest first.
 
-    Each layer's input and weight are rounded to 8 bits in turn and the rest of the network runs in float: one pass per layer over a few images.
+    Each layer's input and weight are rounded to 8 bits in turn and the rest of the network runs in float: one pass per
+    layer over a few images.
 
     Args:
         graph: the captured network, folded.

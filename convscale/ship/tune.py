@@ -1,7 +1,7 @@
 """Find the settings in which an artefact is fastest on this device, and keep them in its record.
 
-Every setting is timed briefly, one after the other; those that came near the best are then timed in turns, round after round, beside the usual
-ones. So a machine that is busy for a moment neither throws the best out nor lets another win.
+Every setting is timed briefly, one after the other; those that came near the best are then timed in turns, round after
+round, beside the usual ones. So a machine that is busy for a moment neither throws the best out nor lets another win.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from convscale.artifact.artifact import RUNTIMES_OF, Artifact, load_artifact, open_artifact, state_fact
 from convscale.errors import UserError, nearest
-from convscale.ship.artifact import RUNTIMES_OF, Artifact, load_artifact, open_artifact, state_fact
-from convscale.ship.runtime import Runner, installed_runtimes
-from convscale.speed.timing import Environment, available_cores
+from convscale.machine import Environment, available_cores
+from convscale.runtimes.base import Runner, installed_runtimes
 
 GOALS = ("throughput", "latency")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -67,7 +67,12 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**dataclasses.asdict(self.settings), "times_s": list(self.times_s), "images_per_s": self.images_per_s, "latency_s": self.latency_s}
+        return {
+            **dataclasses.asdict(self.settings),
+            "times_s": list(self.times_s),
+            "images_per_s": self.images_per_s,
+            "latency_s": self.latency_s,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,8 @@ def tune(
     save: bool = True,
     on_trial: Callable[[Trial], object] | None = None,
 ) -> Tuning:
-    """Time an artefact in every installed runtime of its format, with threads, streams and batches, and keep the fastest in its record.
+    """Time an artefact in every installed runtime of its format, with threads, streams and batches, and keep the
+    fastest in its record.
 
     Args:
         artifact: one, or its folder.
@@ -122,11 +128,13 @@ def tune(
         threads: the most to use; None: one per core.
         runtimes: None: all installed ones that run this format.
         min_seconds: each setting is timed for at least this long.
-        save: write the winner into the artefact's record, for :func:`~convscale.ship.artifact.load_artifact` to use.
+        save: write the winner into the artefact's record, for :func:`~convscale.artifact.artifact.load_artifact` to
+            use.
         on_trial: called after each setting, to show progress.
 
     Raises:
-        UserError: an unknown goal, a runtime that is missing or does not run this format, no batch size, or no runtime that can run it.
+        UserError: an unknown goal, a runtime that is missing or does not run this format, no batch size, or no runtime
+            that can run it.
     """
     artifact = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     if goal not in GOALS:
@@ -157,11 +165,23 @@ def tune(
         if on_trial is not None:
             on_trial(trials[-1])
     opened.clear()
-    usual = Settings(runtime=next(name for name in chosen if name not in failed), threads=cores, streams=1, batch_size=usual_batch(goal, batch_sizes))
+    usual = Settings(
+        runtime=next(name for name in chosen if name not in failed),
+        threads=cores,
+        streams=1,
+        batch_size=usual_batch(goal, batch_sizes),
+    )
     finalists = [trial.settings for trial in near_best(trials, goal) if trial.settings != usual]
     *again, usual_again = in_turns([(artifact, settings) for settings in (*finalists, usual)])
     best = min((usual_again, *again), key=lambda trial: cost(trial, goal))
-    found = Tuning(goal=goal, trials=tuple(trials), best=best, usual=usual_again, environment=Environment.here(artifact.device), failed=failed)
+    found = Tuning(
+        goal=goal,
+        trials=tuple(trials),
+        best=best,
+        usual=usual_again,
+        environment=Environment.here(artifact.device),
+        failed=failed,
+    )
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
@@ -176,21 +196,36 @@ def describe(found: Tuning, image_size: int) -> str:
     versions = machine.versions.get(s.runtime) or machine.versions.get("torch", "")
     streams = f" in {s.streams} streams" if s.streams > 1 else ""
     return (
-        f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call ({s.runtime} {versions}, batch {s.batch_size}, "
-        f"{image_size} px, {s.threads} threads{streams}; {machine.device_name}, {machine.cores} cores; tuned for {found.goal}, model only)"
+        f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call ({s.runtime} "
+        f"{versions}, batch {s.batch_size}, "
+        f"{image_size} px, {s.threads} threads{streams}; {machine.device_name}, {machine.cores} cores; tuned for "
+        f"{found.goal}, model only)"
     )
 
 
 def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequence[int]) -> list[Settings]:
-    """The settings to try: for throughput all threads, in one stream up to one per thread; for latency one image in one stream."""
+    """The settings to try: for throughput all threads, in one stream up to one per thread; for latency one image in one
+    stream.
+    """
     found = []
     for runtime in runtimes:
         if goal == "latency":
-            counts = sorted({cores, max(1, cores // 2)}, reverse=True)  # two threads on one core's halves may be slower than one
+            counts = sorted(
+                {cores, max(1, cores // 2)}, reverse=True
+            )  # two threads on one core's halves may be slower than one
             found += [Settings(runtime=runtime, threads=n, streams=1, batch_size=1) for n in counts]
             continue
-        many = [n for n in sorted({1, 2, cores // 2, cores}) if n >= 1 and cores % n == 0] if runtime in ("onnxruntime", "openvino") else [1]
-        found += [Settings(runtime=runtime, threads=cores, streams=n, batch_size=b) for n in many for b in batch_sizes if b >= n]
+        many = (
+            [n for n in sorted({1, 2, cores // 2, cores}) if n >= 1 and cores % n == 0]
+            if runtime in ("onnxruntime", "openvino")
+            else [1]
+        )
+        found += [
+            Settings(runtime=runtime, threads=cores, streams=n, batch_size=b)
+            for n in many
+            for b in batch_sizes
+            if b >= n
+        ]
     return found
 
 
@@ -206,7 +241,9 @@ def cost(trial: Trial, goal: str, quantile: float = 0.5) -> float:
 
 
 def near_best(trials: Sequence[Trial], goal: str) -> list[Trial]:
-    """The few that could be the best, cheapest first. Judged by their faster calls: what else a machine does only makes calls slower."""
+    """The few that could be the best, cheapest first. Judged by their faster calls: what else a machine does only makes
+    calls slower.
+    """
     order = sorted(trials, key=lambda trial: cost(trial, goal, 0.25))
     limit = NEAR * cost(order[0], goal, 0.25)
     return [trial for trial in order[:FINALISTS] if cost(trial, goal, 0.25) <= limit]
@@ -226,7 +263,12 @@ def in_turns(rivals: Sequence[tuple[Artifact, Settings]], rounds: int = ROUNDS, 
 
 def settings_of(artifact: Artifact) -> Settings:
     """Those in an artefact's record."""
-    return Settings(runtime=artifact.runtime, threads=artifact.threads or available_cores(), streams=artifact.streams, batch_size=artifact.batch_size)
+    return Settings(
+        runtime=artifact.runtime,
+        threads=artifact.threads or available_cores(),
+        streams=artifact.streams,
+        batch_size=artifact.batch_size,
+    )
 
 
 Opened = dict[tuple[str, str, int, int, int | None], Runner]
@@ -264,7 +306,9 @@ def _call(artifact: Artifact, settings: Settings, opened: Opened) -> Callable[[]
 
 
 def _first_look(artifact: Artifact, settings: Settings, seconds: float, opened: Opened) -> tuple[float, ...]:
-    """Times of a few calls, the first two (allocation, compilation) left out. One runner is open at a time: large networks would fill the memory."""
+    """Times of a few calls, the first two (allocation, compilation) left out. One runner is open at a time: large
+    networks would fill the memory.
+    """
     if _key(artifact, settings) not in opened:
         opened.clear()
     call = _call(artifact, settings, opened)

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
-from convscale.ship.artifact import Artifact
-from convscale.ship.nets import forward_logits
+from convscale.nn.modes import forward_logits
+from convscale.stats import wilson
 
 MIN_AGREEMENT = 0.999
 """Top-1 agreement that a float artefact must reach."""
 MAX_RELATIVE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2}
 """Largest difference of logits over the largest logit, by the precision of the stored weights."""
 MAX_BATCH_RELATIVE = 0.1
-"""Largest difference of an INT8 artefact's logits between batch sizes over the largest logit: a rounded activation may flip, no more."""
+"""Largest difference of an INT8 artefact's logits between batch sizes over the largest logit: a rounded activation may
+flip, no more."""
 CHUNK = 32
 """Images that go through the reference network at once."""
 
@@ -53,9 +55,11 @@ class Verification:
     mean_abs: float
     """Mean absolute difference of a logit."""
     batch_rel: float = 0.0
-    """Largest difference of the artefact's own logits between the extra batch sizes and its usual one, over the largest logit."""
+    """Largest difference of the artefact's own logits between the extra batch sizes and its usual one, over the largest
+    logit."""
     accuracy_before: float | None = None
-    """Top-1 accuracy of the trained network, for several labels its mean average precision, in [0, 1]; None without labels."""
+    """Top-1 accuracy of the trained network, for several labels its mean average precision, in [0, 1]; None without
+    labels."""
     accuracy_before_interval: tuple[float, float] | None = None
     """Its 95 % Wilson interval; None for several labels."""
     accuracy_after: float | None = None
@@ -112,7 +116,8 @@ def verify(
         artifact: what was made from it.
         images: uint8 (N, H, W, C), or batches of that, resized by the artefact's ``preprocessing.resize``.
         labels: the true class of each image (N,), for accuracies; for several labels (N, classes) of zeros and ones.
-        max_drop: accuracy points an INT8 artefact may lose; without labels, the points of disagreement allowed, which bound the loss.
+        max_drop: accuracy points an INT8 artefact may lose; without labels, the points of disagreement allowed, which
+            bound the loss.
         source: what the images are, for the record.
         reference: the network's logits of all images, where they are known already.
         find_drift: look for the layer where the difference starts, where the gate fails.
@@ -128,7 +133,12 @@ def verify(
     max_abs = max(max_abs, float(difference.max()))
     largest = float(np.abs(reference).max())
     same = reference.argmax(1) == candidate.argmax(1)
-    finite = bool(np.isfinite(reference).all() and np.isfinite(candidate).all() and math.isfinite(max_abs) and math.isfinite(batch_abs))
+    finite = bool(
+        np.isfinite(reference).all()
+        and np.isfinite(candidate).all()
+        and math.isfinite(max_abs)
+        and math.isfinite(batch_abs)
+    )
     found: dict[str, Any] = {
         "n": n,
         "images": source,
@@ -181,20 +191,6 @@ def average_precisions(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tenso
     return out
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927), 95 % by default.
-
-    Raises:
-        UserError: ``n`` is below 1 or ``successes`` outside 0..n.
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise UserError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
-
-
 def reference_logits(net: nn.Module, artifact: Artifact, images: np.ndarray) -> np.ndarray:
     """The network's own logits of uint8 images (N, H, W, C), preprocessed as the artefact says: float32 (N, classes)."""
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
@@ -203,10 +199,15 @@ def reference_logits(net: nn.Module, artifact: Artifact, images: np.ndarray) -> 
 
 
 def _both(
-    net: nn.Module, artifact: Artifact, images: np.ndarray | Iterable[np.ndarray], batch_sizes: Sequence[int], known: np.ndarray | None
+    net: nn.Module,
+    artifact: Artifact,
+    images: np.ndarray | Iterable[np.ndarray],
+    batch_sizes: Sequence[int],
+    known: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Logits of the network and of the artefact, (N, classes) each; then the largest differences at the extra batch sizes, NaN where one is none:
-    from the network's logits (0 for INT8, which differs by its nature), and from the artefact's own at its usual batch."""
+    """Logits of the network and of the artefact, (N, classes) each; then the largest differences at the extra batch
+    sizes, NaN where one is none: from the network's logits (0 for INT8, which differs by its nature), and from the
+    artefact's own at its usual batch."""
     reference: list[np.ndarray] = []
     candidate: list[np.ndarray] = []
     worst = unsteady = 0.0
@@ -237,18 +238,38 @@ def _judge(v: Verification) -> tuple[bool, str]:
     if v.precision == "int8":
         assert v.max_drop is not None, "an INT8 verification states its max_drop"
         if v.batch_rel > MAX_BATCH_RELATIVE:
-            return False, f"the logits differ by {v.batch_rel:.1e} relative between batch sizes, {MAX_BATCH_RELATIVE:g} is allowed"
+            return (
+                False,
+                f"the logits differ by {v.batch_rel:.1e} relative between batch sizes, {MAX_BATCH_RELATIVE:g} is "
+                "allowed",
+            )
         if v.drop_points is not None:
-            passed, what = v.drop_points <= v.max_drop + 1e-9, "accuracy" if v.accuracy_before_interval else "mean average precision"
-            return passed, f"INT8 loses {v.drop_points:.2f} points of {what} on {v.n} images, {v.max_drop:g} are allowed"
+            passed, what = (
+                v.drop_points <= v.max_drop + 1e-9,
+                "accuracy" if v.accuracy_before_interval else "mean average precision",
+            )
+            return (
+                passed,
+                f"INT8 loses {v.drop_points:.2f} points of {what} on {v.n} images, {v.max_drop:g} are allowed",
+            )
         lost = 100 * (1 - v.top1_agreement)
-        return lost <= v.max_drop + 1e-9, f"INT8 disagrees on {lost:.2f} % of {v.n} images (no labels), {v.max_drop:g} are allowed"
+        return (
+            lost <= v.max_drop + 1e-9,
+            f"INT8 disagrees on {lost:.2f} % of {v.n} images (no labels), {v.max_drop:g} are allowed",
+        )
     limit = MAX_RELATIVE[v.precision]
     if v.max_rel > limit:
         return False, f"the logits differ by {v.max_rel:.1e} relative, {limit:g} is allowed"
     if v.top1_agreement < MIN_AGREEMENT:
-        return False, f"top-1 agrees on {100 * v.top1_agreement:.2f} % of {v.n} images, {100 * MIN_AGREEMENT:g} % are needed"
-    return True, f"top-1 agrees on {100 * v.top1_agreement:.2f} % of {v.n} images, the logits differ by at most {v.max_rel:.1e} relative"
+        return (
+            False,
+            f"top-1 agrees on {100 * v.top1_agreement:.2f} % of {v.n} images, {100 * MIN_AGREEMENT:g} % are needed",
+        )
+    return (
+        True,
+        f"top-1 agrees on {100 * v.top1_agreement:.2f} % of {v.n} images, the logits differ by at most {v.max_rel:.1e} "
+        "relative",
+    )
 
 
 def _chunks(images: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:

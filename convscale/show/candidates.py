@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from convscale.arch.spec import NetSpec
-from convscale.choice import setting_of
-from convscale.choice_candidates import Candidate, candidates_of
-from convscale.choice_result import Choice
-from convscale.choice_speeds import Known, device_title, known
+from convscale.choice.candidates import Candidate, candidates_of
+from convscale.choice.choose import setting_of
+from convscale.choice.decide import Choice
+from convscale.choice.speeds import Known, device_title, known
 from convscale.errors import UserError
 from convscale.show.speed_points import SpeedPoint
 
@@ -18,7 +18,11 @@ from convscale.show.speed_points import SpeedPoint
 def choice_points(choice: Choice) -> list[SpeedPoint]:
     """A choice's options with a speed; the reason why each was chosen or lost stands with it."""
     conditions = choice.to_dict()["conditions"]
-    found = [(o.candidate, o.known, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason)) for o in choice.options if o.speed is not None]
+    found = [
+        (o.candidate, o.known, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason))
+        for o in choice.options
+        if o.speed is not None
+    ]
     return [
         replace(_point(candidate, facts, choice.device, conditions, notes), chosen=candidate is choice.best.candidate)
         for candidate, facts, notes in found
@@ -39,23 +43,31 @@ def predicted_points(
         device: a named GPU.
         models: names, patterns, tags or specs; None: all released weights.
         image_sizes: instead of the published ones; without a published accuracy a network stands in the table only.
-        conditions: ``batch_size``, ``precision``, ``layout``, ``compiled``, ``mode``, ``calibration``; see ``choice.setting_of``.
+        conditions: ``batch_size``, ``precision``, ``layout``, ``compiled``, ``mode``, ``calibration``; see
+            ``choice.setting_of``.
 
     Raises:
         UserError: the device is this machine's own, or unknown, or a name matches nothing.
     """
     setting = setting_of(device, **conditions)
     if not setting.predicted:
-        raise UserError(f"device {device!r} is this machine's own and is not predicted; measure with `convscale measure --record FILE`")
+        raise UserError(
+            f"device {device!r} is this machine's own and is not predicted; measure with `convscale measure --record "
+            "FILE`"
+        )
     pool = [c for c in candidates_of(models, image_sizes) if not c.why_not]
     facts = known([(c.spec, c.image_size) for c in pool], setting, progress)
     title = device_title(setting.conditions.device)
     return [
-        _point(c, facts[c.spec, c.image_size], title, setting.conditions.to_dict(), ()) for c in pool if facts[c.spec, c.image_size].speed is not None
+        _point(c, facts[c.spec, c.image_size], title, setting.conditions.to_dict(), ())
+        for c in pool
+        if facts[c.spec, c.image_size].speed is not None
     ]
 
 
-def _point(candidate: Candidate, facts: Known, device: str, conditions: dict[str, Any], notes: Sequence[str]) -> SpeedPoint:
+def _point(
+    candidate: Candidate, facts: Known, device: str, conditions: dict[str, Any], notes: Sequence[str]
+) -> SpeedPoint:
     speed = facts.speed
     assert speed is not None
     return SpeedPoint(

@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from convscale import words
 from convscale.errors import UserError
-from convscale.show import words
 from convscale.speed.timing import Measurement
 
 GREEN, BLUE, SKY, ORANGE, RED, GREY = "#009e73", "#1f83c4", "#56b4e9", "#e69f00", "#d55e00", "#8a949e"
@@ -59,7 +59,15 @@ def candidates(fit: Mapping[str, Any]) -> list[Candidate]:
         kept = record.get("kept")
         if kept is None:
             kept = speed is not None and (asked is None or speed >= asked)
-        state = "winner" if record.get("name") == winner else "finalist" if record.get("finalist") else "kept" if kept else "rejected"
+        state = (
+            "winner"
+            if record.get("name") == winner
+            else "finalist"
+            if record.get("finalist")
+            else "kept"
+            if kept
+            else "rejected"
+        )
         low, high = words.quartiles(measurement) or (speed or 0.0, speed or 0.0)
         found.append(
             Candidate(
@@ -92,9 +100,15 @@ def measurement_warnings(measurement: Mapping[str, Any] | None) -> list[str]:
 def hover(c: Candidate) -> str:
     """What a candidate's point says when pointed at: HTML as plotly understands it."""
     record, m = c.record, c.record.get("measurement") or {}
-    lines = [f"<b>{escape(c.name)}</b> ({STATES[c.state][0]})", f"{words.rate(c.images_per_s)} images/s, IQR {words.percent(c.iqr_rel)}"]
+    lines = [
+        f"<b>{escape(c.name)}</b> ({STATES[c.state][0]})",
+        f"{words.rate(c.images_per_s)} images/s, IQR {words.percent(c.iqr_rel)}",
+    ]
     if c.brief_top1 is not None:
-        lines.append(f"{words.percent(c.brief_top1)} of validation right after {words.plural((record['brief'] or {}).get('epochs') or 0, 'epoch')}")
+        lines.append(
+            f"{words.percent(c.brief_top1)} of validation right after "
+            f"{words.plural((record['brief'] or {}).get('epochs') or 0, 'epoch')}"
+        )
     lines.append(f"{words.large(record.get('params'))} params, {words.large(record.get('macs'))} MACs")
     lines.append(escape(words.conditions(m.get("conditions"))))
     lines.append(escape(words.shortened(words.machine(m.get("environment")), 60)))

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from convscale.show import plots, words
+from convscale import words
+from convscale.show import plots
 from convscale.show.fit_record import STATES, Candidate, candidates, measurement_warnings
 from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
 
@@ -36,7 +37,8 @@ def story(fit: Mapping[str, Any]) -> str:
     if len(found) > len(timed):
         n = len(found) - len(timed)
         parts.append(
-            f"{n} more {'was' if n == 1 else 'were'} not timed: smaller members of {'its' if n == 1 else 'their'} family were too slow already."
+            f"{n} more {'was' if n == 1 else 'were'} not timed: smaller members of {'its' if n == 1 else 'their'} "
+            "family were too slow already."
         )
     finalists = [c for c in found if c.brief_top1 is not None]
     if len(finalists) > 1:
@@ -58,7 +60,10 @@ def problems(fit: Mapping[str, Any]) -> list[str]:
     asked = (fit.get("constraint") or {}).get("min_throughput")
     shipped = words.speed((fit.get("artifact") or {}).get("measurement"))
     if asked and shipped is not None and shipped < asked:
-        found.append(f"The finished artefact ran at {words.rate(shipped)} images/s when timed again, below the {words.rate(asked)} asked for.")
+        found.append(
+            f"The finished artefact ran at {words.rate(shipped)} images/s when timed again, below the "
+            f"{words.rate(asked)} asked for."
+        )
     verification = fit.get("verification") or {}
     if verification.get("passed") is False:
         reason = verification.get("reason") or "it differs from the trained network"
@@ -81,7 +86,15 @@ def _tiles(fit: Mapping[str, Any]) -> str:
         limit = f"asked: {words.rate(asked)} or more · " if asked else ""
         where = f"{words.conditions(measurement.get('conditions'))} · {words.machine(measurement.get('environment'))}"
         detail = f"{limit}IQR {words.percent(spread)} · {where}"
-        tiles.append(tile("Speed of the artefact", words.rate(speed), detail, "bad" if asked and speed < asked else "good", "images/s"))
+        tiles.append(
+            tile(
+                "Speed of the artefact",
+                words.rate(speed),
+                detail,
+                "bad" if asked and speed < asked else "good",
+                "images/s",
+            )
+        )
     evaluation = fit.get("evaluation") or {}
     top1 = _first(evaluation.get("top1"), (fit.get("winner") or {}).get("test_top1"))
     if top1 is not None:
@@ -94,14 +107,25 @@ def _tiles(fit: Mapping[str, Any]) -> str:
     if agreement is not None:
         of = f"of {words.count(verification['n'])} images " if verification.get("n") else ""
         state = {True: "good", False: "bad"}.get(verification.get("passed"), "")  # type: ignore[arg-type]
-        tiles.append(tile("Artefact agrees with the network", words.percent(agreement, 2), f"same top answer {of}after export", state))
+        tiles.append(
+            tile(
+                "Artefact agrees with the network",
+                words.percent(agreement, 2),
+                f"same top answer {of}after export",
+                state,
+            )
+        )
     size = []
     if artifact.get("bytes"):
         size.append(f"{words.number(artifact['bytes'] / 1e6)} MB")
     if winner and winner.record.get("params"):
         size.append(f"{words.large(winner.record['params'])} params")
     if size:
-        detail = " · ".join(str(x) for x in (artifact.get("format"), f"opset {artifact['opset']}" if artifact.get("opset") else None) if x)
+        detail = " · ".join(
+            str(x)
+            for x in (artifact.get("format"), f"opset {artifact['opset']}" if artifact.get("opset") else None)
+            if x
+        )
         tiles.append(tile("Size", size[0], " · ".join([*size[1:], *([detail] if detail else [])])))
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
@@ -114,11 +138,15 @@ def picture(fit: Mapping[str, Any], figures: Figures) -> Section | None:
     m = found[0].record.get("measurement") or {}
     shared = words.conditions({**(m.get("conditions") or {}), "image_size": None})
     caption = (
-        "Above: what the finalists reached after brief training, and the chosen one after full training. Below: the speed of every candidate "
-        f"that was timed, with its interquartile range. All timed with: {shared}; {words.machine(m.get('environment'))}."
+        "Above: what the finalists reached after brief training, and the chosen one after full training. Below: the "
+        "speed of every candidate "
+        f"that was timed, with its interquartile range. All timed with: {shared}; "
+        f"{words.machine(m.get('environment'))}."
     )
     winner = next((c.name for c in found if c.state == "winner"), "none chosen")
-    body = figures.add(plots.speed_accuracy(fit), caption, label=f"Accuracy and speed of {len(found)} candidates; chosen: {winner}")
+    body = figures.add(
+        plots.speed_accuracy(fit), caption, label=f"Accuracy and speed of {len(found)} candidates; chosen: {winner}"
+    )
     return Section(title="Accuracy and speed", body=body, anchor="picture")
 
 
@@ -145,7 +173,9 @@ def candidate_table(fit: Mapping[str, Any]) -> Section | None:
     notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
     if len(warned) > 3:
         notes = f"<details><summary>{len(warned)} warnings about single speeds</summary>{notes}</details>"
-    intro = paragraph("Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note")
+    intro = paragraph(
+        "Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note"
+    )
     return Section(title="Candidates", body=intro + table(columns, rows) + notes, anchor="candidates")
 
 
@@ -184,7 +214,9 @@ def training(fit: Mapping[str, Any], figures: Figures) -> Section | None:
     drawn = plots.curves(history)
     if drawn is None:
         return None
-    best = max((row for row in history if row.get("val_top1") is not None), key=lambda row: row["val_top1"], default=None)
+    best = max(
+        (row for row in history if row.get("val_top1") is not None), key=lambda row: row["val_top1"], default=None
+    )
     spent = history[-1].get("seconds")  # counted from the start
     text = f"{words.plural(len(history), 'epoch')} in {words.seconds(spent)}"
     rates = sorted(row["images_per_s"] for row in history if row.get("images_per_s"))
@@ -200,7 +232,9 @@ def training(fit: Mapping[str, Any], figures: Figures) -> Section | None:
         ]
     )
     body = figures.add(drawn[0], label="Loss by epoch") + figures.add(drawn[1], label="Validation accuracy by epoch")
-    return Section(title="Training", body=paragraph(text + ".") + facts + f'<div class="two">{body}</div>', anchor="training")
+    return Section(
+        title="Training", body=paragraph(text + ".") + facts + f'<div class="two">{body}</div>', anchor="training"
+    )
 
 
 def mistakes(fit: Mapping[str, Any], figures: Figures) -> Section | None:
@@ -212,19 +246,26 @@ def mistakes(fit: Mapping[str, Any], figures: Figures) -> Section | None:
     if not rates and matrix:
         rates = [row[i] / sum(row) if sum(row) else None for i, row in enumerate(matrix)]
     parts = []
-    facts = [("Top-5 accuracy", words.percent(evaluation["top5"]) if evaluation.get("top5") is not None and len(classes) > 5 else "")]
+    facts = [
+        (
+            "Top-5 accuracy",
+            words.percent(evaluation["top5"]) if evaluation.get("top5") is not None and len(classes) > 5 else "",
+        )
+    ]
     if evaluation.get("calibration_error") is not None:
         facts.append(
             (
                 "Calibration error",
-                f"{words.percent(evaluation['calibration_error'])}: how far its confidence is from how often it is right, on average",
+                f"{words.percent(evaluation['calibration_error'])}: how far its confidence is from how often it is "
+                "right, on average",
             )
         )
     parts.append(definitions(facts))
     if matrix:
         pairs = confused(matrix)[:6]
         lines = "".join(
-            f"<li><strong>{escape(classes[i])}</strong> taken for <strong>{escape(classes[j])}</strong>: {n:,} of {sum(matrix[i]):,} "
+            f"<li><strong>{escape(classes[i])}</strong> taken for <strong>{escape(classes[j])}</strong>: {n:,} of "
+            f"{sum(matrix[i]):,} "
             f"({words.percent(n / sum(matrix[i]))})</li>"
             for i, j, n in pairs
         )
@@ -236,7 +277,9 @@ def mistakes(fit: Mapping[str, Any], figures: Figures) -> Section | None:
     if rates:
         totals = [sum(row) for row in matrix] if matrix else None
         worst = f" (the worst {plots.WORST})" if len(rates) > plots.WORST else ""
-        right += f"<h3>Right, by class{worst}</h3>" + figures.add(plots.per_class(rates, classes, totals), label="Accuracy by class")
+        right += f"<h3>Right, by class{worst}</h3>" + figures.add(
+            plots.per_class(rates, classes, totals), label="Accuracy by class"
+        )
     if not (left or right):
         return None
     parts.append(f'<div class="two"><div>{left}</div><div>{right}</div></div>')
@@ -276,7 +319,10 @@ def gallery(fit: Mapping[str, Any]) -> Section | None:
         f"{words.percent(w.get('confidence'), 0)} sure</figcaption></figure>"
         for w in wrong[:GALLERY]
     )
-    intro = paragraph("Test images that it gets wrong, the surest mistakes first: what is on the image, then what the network said.", "note")
+    intro = paragraph(
+        "Test images that it gets wrong, the surest mistakes first: what is on the image, then what the network said.",
+        "note",
+    )
     return Section(title="Wrong examples", body=intro + f'<div class="gallery">{cells}</div>', anchor="wrong")
 
 
@@ -285,17 +331,25 @@ def verification(fit: Mapping[str, Any]) -> Section | None:
     v = fit.get("verification") or {}
     if not v:
         return None
-    verdict = {True: tag("passed", "good"), False: tag("withheld", "bad")}.get(v.get("passed"), tag("not decided", "warn"))  # type: ignore[arg-type]
+    verdict = {True: tag("passed", "good"), False: tag("withheld", "bad")}.get(
+        v.get("passed"), tag("not decided", "warn")
+    )  # type: ignore[arg-type]
     reason = f" {escape(str(v['reason']))}" if v.get("reason") else ""
     images = f"{words.count(v['n'])} test images" if v.get("n") else "test images"
     before, after = v.get("accuracy_before"), v.get("accuracy_after")
     rows = [
         ("Compared on", images),
         ("Same top answer", words.percent(v["top1_agreement"], 3) if v.get("top1_agreement") is not None else ""),
-        ("Accuracy", f"{words.percent(before, 2)} as trained, {words.percent(after, 2)} as shipped" if None not in (before, after) else ""),
+        (
+            "Accuracy",
+            f"{words.percent(before, 2)} as trained, {words.percent(after, 2)} as shipped"
+            if None not in (before, after)
+            else "",
+        ),
         (
             "Largest difference",
-            f"{v['max_abs']:.2e} absolute" + (f", {v['max_rel']:.2e} of the largest output" if v.get("max_rel") is not None else "")
+            f"{v['max_abs']:.2e} absolute"
+            + (f", {v['max_rel']:.2e} of the largest output" if v.get("max_rel") is not None else "")
             if v.get("max_abs") is not None
             else "",
         ),
@@ -315,7 +369,9 @@ def data(fit: Mapping[str, Any]) -> Section | None:
     ]
     names = class_names(fit)
     shown = ", ".join(names[:24]) + (f" and {len(names) - 24} more" if len(names) > 24 else "")
-    channels = {1: "grey", 3: "colour"}.get(d.get("channels"), f"{d.get('channels')} channels" if d.get("channels") else "")  # type: ignore[arg-type]
+    channels = {1: "grey", 3: "colour"}.get(
+        d.get("channels"), f"{d.get('channels')} channels" if d.get("channels") else ""
+    )  # type: ignore[arg-type]
     rows = [
         ("Data set", str(d.get("name") or "")),
         ("Images", ", ".join(splits)),
@@ -343,7 +399,9 @@ def conditions(fit: Mapping[str, Any]) -> Section | None:
         ),
     ]
     plain = {
-        key: value for key, value in environment.items() if key not in ("device_name", "cores", "versions") and isinstance(value, str | int | float)
+        key: value
+        for key, value in environment.items()
+        if key not in ("device_name", "cores", "versions") and isinstance(value, str | int | float)
     }
     rows += [(str(key), str(value)) for key, value in plain.items()]
     labels = {
@@ -370,11 +428,15 @@ def use(fit: Mapping[str, Any], folder: Path) -> Section | None:
         code = (
             "import convscale as cs\n\n"
             f"net = cs.load_artifact({str(folder / str(artifact['path']))!r})\n"
-            f"probabilities = net(images)    # uint8, (n, {size}, {size}, {d.get('channels') or 3}) -> (n, {len(class_names(fit)) or 'classes'})"
+            f"probabilities = net(images)    # uint8, (n, {size}, {size}, {d.get('channels') or 3}) -> (n, "
+            f"{len(class_names(fit)) or 'classes'})"
         )
         parts.append(
             "<h3>Use it</h3>"
-            + paragraph("Normalisation and softmax are inside; resizing is yours and is described in the artefact's folder.", "note")
+            + paragraph(
+                "Normalisation and softmax are inside; resizing is yours and is described in the artefact's folder.",
+                "note",
+            )
         )
         parts.append(f"<pre><code>{escape(code)}</code></pre>")
     if fit.get("command"):

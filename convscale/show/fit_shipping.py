@@ -1,4 +1,6 @@
-"""The section of a fit's report about what is shipped: the forms that were tried, what each came to, and the settings of the one that won."""
+"""The section of a fit's report about what is shipped: the forms that were tried, what each came to, and the settings
+of the one that won.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from convscale.show import words
+from convscale import words
 from convscale.show.page import Column, Section, paragraph, table, tag
 
 _BITS = {"fp32": "float32", "int8": "8 bits"}
@@ -53,7 +55,9 @@ def _cells(name: str, form: Mapping[str, Any], won: bool) -> list[str]:
         return [_form(name), words.UNKNOWN, words.UNKNOWN, "", f"{verdict} {escape(why)}"]
     latency = form.get("latency_s")
     where = f"{form.get('runtime', '?')}, {words.plural(form.get('threads') or 1, 'thread')}, {words.plural(form.get('streams') or 1, 'stream')}"
-    verdict = tag("shipped", "good") if won else tag("usual settings, for comparison") if name == "usual" else tag("slower")
+    verdict = (
+        tag("shipped", "good") if won else tag("usual settings, for comparison") if name == "usual" else tag("slower")
+    )
     return [
         _form(name),
         words.rate(form["images_per_s"]),

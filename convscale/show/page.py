@@ -1,4 +1,6 @@
-"""The skeleton of every report: one self-contained HTML page that needs no network, in light and dark, on a desk and on a phone."""
+"""The skeleton of every report: one self-contained HTML page that needs no network, in light and dark, on a desk and on
+a phone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from convscale import __version__
+from convscale._version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class Figures:
 def script_json(value: Any) -> str:
     """JSON that can stand inside a script element whatever its strings hold."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return (
+        text.replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    )
 
 
 def tile(label: str, value: str, detail: str = "", state: str = "", unit: str = "") -> str:
@@ -94,7 +98,8 @@ class Column:
     title: str
     """Plain text; at phone width it stands before each value."""
     kind: str = ""
-    """``n`` for numbers (right-aligned; ``n long`` takes a phone's whole width), ``name`` for what a row is about, ``wide`` for a sentence."""
+    """``n`` for numbers (right-aligned; ``n long`` takes a phone's whole width), ``name`` for what a row is about,
+    ``wide`` for a sentence."""
 
 
 def table(columns: Sequence[Column], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -107,12 +112,23 @@ def table(columns: Sequence[Column], rows: Iterable[tuple[str, Sequence[str]]]) 
     body = []
     for kind, cells in rows:
         assert len(cells) == len(columns), (columns, cells)
-        inner = "".join(f'<td class="{c.kind}" data-label="{escape(c.title)}"><div>{cell}</div></td>' for c, cell in zip(columns, cells, strict=True))
+        inner = "".join(
+            f'<td class="{c.kind}" data-label="{escape(c.title)}"><div>{cell}</div></td>'
+            for c, cell in zip(columns, cells, strict=True)
+        )
         body.append(f'<tr class="{kind}">{inner}</tr>')
     return f'<div class="scroll"><table class="stack"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def page(*, title: str, kicker: str, head: str, sections: Sequence[Section], figures: Figures, meta: Mapping[str, str] | None = None) -> str:
+def page(
+    *,
+    title: str,
+    kicker: str,
+    head: str,
+    sections: Sequence[Section],
+    figures: Figures,
+    meta: Mapping[str, str] | None = None,
+) -> str:
     """The whole document.
 
     Args:
@@ -124,9 +140,13 @@ def page(*, title: str, kicker: str, head: str, sections: Sequence[Section], fig
     import plotly.offline
 
     room = files("convscale.show")
-    metas = "".join(f'<meta name="{escape(name)}" content="{escape(content)}">' for name, content in (meta or {}).items())
+    metas = "".join(
+        f'<meta name="{escape(name)}" content="{escape(content)}">' for name, content in (meta or {}).items()
+    )
     nav = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
-    cards = "\n".join(f'<section class="card" id="{s.anchor}"><h2>{escape(s.title)}</h2>\n{s.body}</section>' for s in sections)
+    cards = "\n".join(
+        f'<section class="card" id="{s.anchor}"><h2>{escape(s.title)}</h2>\n{s.body}</section>' for s in sections
+    )
     library = f"<script>{plotly.offline.get_plotlyjs()}</script>" if figures.scripts else ""
     draw = f"<script>{(room / 'page.js').read_text(encoding='utf-8')}</script>" if figures.scripts else ""
     return f"""<!DOCTYPE html>

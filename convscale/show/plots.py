@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from convscale import words
 from convscale.errors import UserError
 from convscale.files import atomic_path
-from convscale.show import words
 from convscale.show.fit_record import BLUE, GREEN, ORANGE, RED, STATES, Candidate, candidates, hover, read_fit
 
 WORST = 20
@@ -19,16 +19,25 @@ WORST = 20
 
 
 def speed_accuracy(fit: Mapping[str, Any]) -> Any:
-    """Accuracy against speed above, every candidate's speed below, one axis of images/s and the constraint through both."""
+    """Accuracy against speed above, every candidate's speed below, one axis of images/s and the constraint through
+    both.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     found = [c for c in candidates(fit) if c.images_per_s]
     asked = (fit.get("constraint") or {}).get("min_throughput")
     bars = 36 * max(3, len(found))
-    # Without a trained candidate the upper panel would be empty; it shrinks to the room that the constraint's label needs.
-    above = 300 if any(c.brief_top1 is not None for c in found) or (fit.get("winner") or {}).get("validation_top1") is not None else 1
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars])
+    # Without a trained candidate the upper panel would be empty; it shrinks to the room that the constraint's label
+    # needs.
+    above = (
+        300
+        if any(c.brief_top1 is not None for c in found) or (fit.get("winner") or {}).get("validation_top1") is not None
+        else 1
+    )
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars]
+    )
     # A wild upper quartile may leave the figure; the medians and the constraint may not.
     right = 1.06 * max([min(c.high, 1.3 * (c.images_per_s or 0)) for c in found] + [asked or 0, 1e-9])
     under = _labelled_under(found, right)
@@ -49,7 +58,9 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                     text=[escape(words.shortened(c.name)) for c in trained],
                     meta={"narrow_text": [str(found.index(c) + 1) for c in trained]},
                     textposition=[
-                        f"{'bottom' if c.name in under else 'top'} {'left' if (c.images_per_s or 0) > 0.6 * right else 'right'}" for c in trained
+                        f"{'bottom' if c.name in under else 'top'} "
+                        f"{'left' if (c.images_per_s or 0) > 0.6 * right else 'right'}"
+                        for c in trained
                     ],
                     cliponaxis=False,
                     hovertext=[hover(c) for c in trained],
@@ -65,7 +76,15 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                 y=[c.name for c in mine],
                 orientation="h",
                 name=label,
-                marker={"color": colour, "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,.75)", "solidity": 0.3}},
+                marker={
+                    "color": colour,
+                    "pattern": {
+                        "shape": hatch,
+                        "fillmode": "overlay",
+                        "fgcolor": "rgba(255,255,255,.75)",
+                        "solidity": 0.3,
+                    },
+                },
                 opacity=0.6 if state == "rejected" else 1,
                 width=0.36,
                 error_x={**_quartile_bars(mine), "color": "var(--ink)", "thickness": 1.2, "width": 3},
@@ -78,9 +97,27 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     _label_bars(figure, found)
     _final_accuracy(figure, fit, found)
     if asked:
-        figure.add_shape(type="line", x0=asked, x1=asked, xref="x2", y0=0, y1=1, yref="paper", line={"color": RED, "width": 2, "dash": "dash"})
         figure.add_shape(
-            type="rect", x0=0, x1=asked, xref="x", y0=0, y1=1, yref="y domain", fillcolor="rgba(213,94,0,.07)", line_width=0, layer="below"
+            type="line",
+            x0=asked,
+            x1=asked,
+            xref="x2",
+            y0=0,
+            y1=1,
+            yref="paper",
+            line={"color": RED, "width": 2, "dash": "dash"},
+        )
+        figure.add_shape(
+            type="rect",
+            x0=0,
+            x1=asked,
+            xref="x",
+            y0=0,
+            y1=1,
+            yref="y domain",
+            fillcolor="rgba(213,94,0,.07)",
+            line_width=0,
+            layer="below",
         )
         figure.add_annotation(
             x=asked,
@@ -96,7 +133,14 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     figure.update_xaxes(range=[0, right], showticklabels=True, row=1, col=1)
     figure.update_xaxes(title_text="images per second", range=[0, right], row=2, col=1)
     figure.update_yaxes(title_text="validation accuracy, %", row=1, col=1)
-    figure.update_yaxes(categoryorder="array", categoryarray=[c.name for c in reversed(found)], showticklabels=False, showgrid=False, row=2, col=1)
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=[c.name for c in reversed(found)],
+        showticklabels=False,
+        showgrid=False,
+        row=2,
+        col=1,
+    )
     if above == 1:
         figure.update_xaxes(visible=False, row=1, col=1)
         figure.update_yaxes(visible=False, row=1, col=1)
@@ -115,7 +159,10 @@ def _labelled_under(found: Sequence[Candidate], right: float) -> set[str]:
     trained = sorted((c for c in found if c.brief_top1 is not None), key=lambda c: -(c.brief_top1 or 0))
     under: set[str] = set()
     for better, c in pairwise(trained):
-        near = abs((better.images_per_s or 0) - (c.images_per_s or 0)) < 0.3 * right and (better.brief_top1 or 0) - (c.brief_top1 or 0) < 0.02
+        near = (
+            abs((better.images_per_s or 0) - (c.images_per_s or 0)) < 0.3 * right
+            and (better.brief_top1 or 0) - (c.brief_top1 or 0) < 0.02
+        )
         if near and better.name not in under:
             under.add(c.name)
     return under
@@ -172,7 +219,17 @@ def _final_accuracy(figure: Any, fit: Mapping[str, Any], found: Sequence[Candida
     if winner.brief_top1 is not None and abs(final - winner.brief_top1) > 0.005:
         ends = {"x": winner.images_per_s, "ax": winner.images_per_s, "y": 100 * final, "ay": 100 * winner.brief_top1}
         refs = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
-        figure.add_annotation(**ends, **refs, showarrow=True, arrowhead=2, arrowwidth=1.5, arrowcolor=GREEN, standoff=10, startstandoff=9, text="")
+        figure.add_annotation(
+            **ends,
+            **refs,
+            showarrow=True,
+            arrowhead=2,
+            arrowwidth=1.5,
+            arrowcolor=GREEN,
+            standoff=10,
+            startstandoff=9,
+            text="",
+        )
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> tuple[Any, Any] | None:
@@ -184,10 +241,21 @@ def curves(history: Sequence[Mapping[str, Any]]) -> tuple[Any, Any] | None:
         return None
     loss, accuracy = go.Figure(), go.Figure()
     epochs = [row["epoch"] for row in rows]
-    for key, label, colour, dash in (("train_loss", "training", ORANGE, "dot"), ("val_loss", "validation", BLUE, "solid")):
+    for key, label, colour, dash in (
+        ("train_loss", "training", ORANGE, "dot"),
+        ("val_loss", "validation", BLUE, "solid"),
+    ):
         if any(row.get(key) is not None for row in rows):
             loss.add_trace(_line(epochs, [row.get(key) for row in rows], label, colour, dash))
-    accuracy.add_trace(_line(epochs, [None if row.get("val_top1") is None else 100 * row["val_top1"] for row in rows], "validation", BLUE, "solid"))
+    accuracy.add_trace(
+        _line(
+            epochs,
+            [None if row.get("val_top1") is None else 100 * row["val_top1"] for row in rows],
+            "validation",
+            BLUE,
+            "solid",
+        )
+    )
     for figure, title in ((loss, "loss"), (accuracy, "validation accuracy, %")):
         figure.update_layout(
             height=300,
@@ -204,9 +272,14 @@ def rates(history: Sequence[Mapping[str, Any]]) -> Any:
     """Learning rate by epoch."""
     import plotly.graph_objects as go
 
-    figure = go.Figure(_line([row["epoch"] for row in history], [row.get("lr") for row in history], "learning rate", BLUE, "solid"))
+    figure = go.Figure(
+        _line([row["epoch"] for row in history], [row.get("lr") for row in history], "learning rate", BLUE, "solid")
+    )
     figure.update_layout(
-        height=220, margin={"l": 10, "r": 10, "t": 30, "b": 10}, xaxis={"title": {"text": "epoch"}}, yaxis={"title": {"text": "learning rate"}}
+        height=220,
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        xaxis={"title": {"text": "epoch"}},
+        yaxis={"title": {"text": "learning rate"}},
     )
     return figure
 
@@ -215,11 +288,15 @@ def _line(x: Sequence[float], y: Sequence[float | None], label: str, colour: str
     import plotly.graph_objects as go
 
     line = {"color": colour, "dash": dash, "width": 2.2}
-    return go.Scatter(x=list(x), y=list(y), mode="lines+markers", name=label, line=line, marker={"size": 5}, hovertemplate="%{y:.4g}")
+    return go.Scatter(
+        x=list(x), y=list(y), mode="lines+markers", name=label, line=line, marker={"size": 5}, hovertemplate="%{y:.4g}"
+    )
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
-    """Rows are what is on the image, columns what the network said; colour is the share of the row, on a scale that shows small errors."""
+    """Rows are what is on the image, columns what the network said; colour is the share of the row, on a scale that
+    shows small errors.
+    """
     import plotly.graph_objects as go
 
     totals = [max(1, sum(row)) for row in matrix]
@@ -228,12 +305,19 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
     few = len(classes) <= 12
     # The square root spreads the small shares: one in a hundred is a tenth of the way, not a hundredth.
     text = [
-        [f"<b>{names[i]}</b> taken for <b>{names[j]}</b>: {n:,} of {totals[i]:,} ({100 * shares[i][j]:.1f} %)" for j, n in enumerate(row)]
+        [
+            f"<b>{names[i]}</b> taken for <b>{names[j]}</b>: {n:,} of {totals[i]:,} ({100 * shares[i][j]:.1f} %)"
+            for j, n in enumerate(row)
+        ]
         for i, row in enumerate(matrix)
     ]
     for i, row in enumerate(text):
         row[i] = f"<b>{names[i]}</b> right: {matrix[i][i]:,} of {totals[i]:,} ({100 * shares[i][i]:.1f} %)"
-    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names} if len(names) <= 20 else {"showticklabels": False}
+    ticks = (
+        {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names}
+        if len(names) <= 20
+        else {"showticklabels": False}
+    )
     figure = go.Figure(
         go.Heatmap(
             z=[[share**0.5 for share in row] for row in shares],
@@ -263,11 +347,17 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
     return figure
 
 
-def per_class(accuracies: Sequence[float | None], classes: Sequence[str], counts: Sequence[int] | None, most: int = WORST) -> Any:
+def per_class(
+    accuracies: Sequence[float | None], classes: Sequence[str], counts: Sequence[int] | None, most: int = WORST
+) -> Any:
     """Share of each class that was right, worst first; the worst ``most`` where there are more."""
     import plotly.graph_objects as go
 
-    known = [(value, str(classes[i]), counts[i] if counts else None) for i, value in enumerate(accuracies) if value is not None]
+    known = [
+        (value, str(classes[i]), counts[i] if counts else None)
+        for i, value in enumerate(accuracies)
+        if value is not None
+    ]
     rows = sorted(known, key=lambda row: row[0])[:most]
     figure = go.Figure(
         go.Bar(
@@ -275,7 +365,10 @@ def per_class(accuracies: Sequence[float | None], classes: Sequence[str], counts
             y=list(range(len(rows))),
             orientation="h",
             marker={"color": BLUE},
-            hovertext=[f"<b>{escape(name)}</b>: {words.percent(value)}" + (f" of {n:,} images" if n is not None else "") for value, name, n in rows],
+            hovertext=[
+                f"<b>{escape(name)}</b>: {words.percent(value)}" + (f" of {n:,} images" if n is not None else "")
+                for value, name, n in rows
+            ],
             hoverinfo="text",
         )
     )
@@ -328,10 +421,20 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
         error = {"elinewidth": 1, "capsize": 2}
         faded = 0.6 if c.state == "rejected" else 1
         spread = [[x - c.low], [c.high - x]]
-        below.barh(row, x, 0.38, color=colour, hatch=hatch * 4, edgecolor="white", alpha=faded, xerr=spread, error_kw=error)
+        below.barh(
+            row, x, 0.38, color=colour, hatch=hatch * 4, edgecolor="white", alpha=faded, xerr=spread, error_kw=error
+        )
         below.text(0, row - 0.24, f" {words.shortened(c.name, 60)} · {words.rate(x)}", va="bottom", fontsize=8)
         if c.brief_top1 is not None:
-            above.scatter(x, 100 * c.brief_top1, s=170 if c.state == "winner" else 60, color=colour, marker=markers[c.state], zorder=3, label=label)
+            above.scatter(
+                x,
+                100 * c.brief_top1,
+                s=170 if c.state == "winner" else 60,
+                color=colour,
+                marker=markers[c.state],
+                zorder=3,
+                label=label,
+            )
             above.annotate(
                 c.name,
                 (x, 100 * c.brief_top1),
@@ -342,7 +445,15 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
             )
         if c.state == "winner" and final is not None:
             above.scatter(
-                x, 100 * final, s=190, facecolor="none", edgecolor=colour, marker="*", linewidth=1.5, zorder=3, label="chosen, fully trained"
+                x,
+                100 * final,
+                s=190,
+                facecolor="none",
+                edgecolor=colour,
+                marker="*",
+                linewidth=1.5,
+                zorder=3,
+                label="chosen, fully trained",
             )
     for axes in (above, below):
         axes.grid(axis="x", alpha=0.25)
@@ -352,7 +463,12 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
             axes.axvspan(0, asked, color=RED, alpha=0.06, linewidth=0)
     if asked:
         above.annotate(
-            f"asked for: {words.rate(asked)} images/s", (asked, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
+            f"asked for: {words.rate(asked)} images/s",
+            (asked, 1.0),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            fontsize=8,
         )
     above.set_ylabel("validation accuracy, %")
     above.margins(y=0.18)
@@ -363,7 +479,10 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     below.set_ylim(len(found) - 0.4, -0.8)
     below.set_xlim(0, 1.06 * right)
     first = found[0].record.get("measurement") or {}
-    below.set_xlabel(f"images per second ({words.conditions(first.get('conditions'))}; {words.machine(first.get('environment'))})", fontsize=8)
+    below.set_xlabel(
+        f"images per second ({words.conditions(first.get('conditions'))}; {words.machine(first.get('environment'))})",
+        fontsize=8,
+    )
     if title:
         above.set_title(title, fontsize=11, pad=18)
     with atomic_path(path) as temporary:

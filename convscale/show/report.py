@@ -15,10 +15,11 @@ from convscale.show.page import Figures, page
 
 
 def write_fit_report(run_dir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
-    """Write ``report.html`` beside the ``fit.json`` of a run, or another file: what was chosen and why, the pictures, the mistakes, the conditions.
+    """Write ``report.html`` beside the ``fit.json`` of a run, or another file: what was chosen and why, the pictures,
+    the mistakes, the conditions.
 
-    The file is self-contained (figures, pictures and the plotting library are inside) and asks nothing of the network. Parts that the record
-    lacks are left out.
+    The file is self-contained (figures, pictures and the plotting library are inside) and asks nothing of the network.
+    Parts that the record lacks are left out.
 
     Returns:
         The path of the report.

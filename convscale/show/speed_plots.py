@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from convscale import words
 from convscale.errors import UserError
 from convscale.files import atomic_path
-from convscale.show import words
+from convscale.predictor.profile import Profile
 from convscale.show.fit_record import GREY, RED
-from convscale.show.layers import Profile
 from convscale.show.speed_points import KINDS, SpeedPoint, front, hover_lines, told_apart
 
 PALETTE = ("#1f83c4", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f8c1f", "#b2554f", "#5a6775")
@@ -34,14 +34,17 @@ def _hover(p: SpeedPoint) -> str:
 
 
 def _log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Ticks as plain numbers: at 1, 2 and 5 of each decade, at 1 alone where there are more than two and a half decades."""
+    """Ticks as plain numbers: at 1, 2 and 5 of each decade, at 1 alone where there are more than two and a half
+    decades.
+    """
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
     values = [m * 10.0**e for e in range(first, last + 1) for m in ((1, 2, 5) if high < 300 * low else (1,))]
     return {"type": "log", "tickvals": values, "ticktext": [f"{v:,.0f}" if v >= 1 else f"{v:g}" for v in values]}
 
 
 def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_throughput: float | None = None) -> Any:
-    """Accuracy against images/s (logarithmic), a front per family and kind; points without a published accuracy are left out.
+    """Accuracy against images/s (logarithmic), a front per family and kind; points without a published accuracy are
+    left out.
 
     Args:
         min_throughput: images/s asked for, drawn as a line.
@@ -61,7 +64,9 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
             line = {"color": colour, "dash": DASHES[kind], "width": 1.8}
             x, y = [p.images_per_s for p in edge], [p.top1 for p in edge]
             named, before = {*named, family}, named
-            figure.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, legendgroup=family, showlegend=False, hoverinfo="skip"))
+            figure.add_trace(
+                go.Scatter(x=x, y=y, mode="lines", line=line, legendgroup=family, showlegend=False, hoverinfo="skip")
+            )
             bars = {"color": colour, "thickness": 1, "width": 0}
             error = {
                 "type": "data",
@@ -92,11 +97,26 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
     for p in known:
         if p.chosen:
             ring = {"color": "rgba(0,0,0,0)", "size": 20, "line": {"width": 2.4, "color": RED}}
-            figure.add_trace(go.Scatter(x=[p.images_per_s], y=[p.top1], mode="markers", name="chosen", marker=ring, hoverinfo="skip"))
+            figure.add_trace(
+                go.Scatter(x=[p.images_per_s], y=[p.top1], mode="markers", name="chosen", marker=ring, hoverinfo="skip")
+            )
     speeds = [p.images_per_s for p in known] or [1.0]
     for p in labelled(known, min(speeds), max(speeds)):
-        place = {"x": np.log10(p.images_per_s), "y": p.top1, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "name": "front"}
-        figure.add_annotation(**place, text=escape(p.name.partition(".")[0]), font={"size": 10, "color": "var(--muted)"}, xshift=5, yshift=3)
+        place = {
+            "x": np.log10(p.images_per_s),
+            "y": p.top1,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "showarrow": False,
+            "name": "front",
+        }
+        figure.add_annotation(
+            **place,
+            text=escape(p.name.partition(".")[0]),
+            font={"size": 10, "color": "var(--muted)"},
+            xshift=5,
+            yshift=3,
+        )
     if min_throughput is not None:
         speeds.append(min_throughput)
         figure.add_vline(x=min_throughput, line={"color": RED, "width": 2, "dash": "dash"})
@@ -114,8 +134,11 @@ def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_th
     return figure
 
 
-def labelled(points: Sequence[SpeedPoint], slowest: float, fastest: float, room: tuple[float, float] = (0.13, 0.05)) -> list[SpeedPoint]:
-    """Points whose names stand in the picture: the chosen one and the front's, but for those too close to another to be read.
+def labelled(
+    points: Sequence[SpeedPoint], slowest: float, fastest: float, room: tuple[float, float] = (0.13, 0.05)
+) -> list[SpeedPoint]:
+    """Points whose names stand in the picture: the chosen one and the front's, but for those too close to another to be
+    read.
 
     Args:
         room: what a name takes of the picture's width and height.
@@ -124,17 +147,23 @@ def labelled(points: Sequence[SpeedPoint], slowest: float, fastest: float, room:
     wide, high = max(np.log(fastest / slowest), 1e-9), max(max(tops) - min(tops), 1e-9)
     found: list[SpeedPoint] = []
     for p in sorted(front(points), key=lambda p: (not p.chosen, -(p.top1 or 0.0))):
-        near = (abs(np.log(p.images_per_s / q.images_per_s)) < room[0] * wide and abs((p.top1 or 0) - (q.top1 or 0)) < room[1] * high for q in found)
+        near = (
+            abs(np.log(p.images_per_s / q.images_per_s)) < room[0] * wide
+            and abs((p.top1 or 0) - (q.top1 or 0)) < room[1] * high
+            for q in found
+        )
         if not any(near):
             found.append(p)
     return found
 
 
 def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:
-    """Networks as rows, one bar per setting and kind; bars of the same setting share a colour, predicted and published ones are hatched.
+    """Networks as rows, one bar per setting and kind; bars of the same setting share a colour, predicted and published
+    ones are hatched.
 
     Args:
-        relative_to: a network's name: bars are multiples of its speed in the same setting, so that a CPU stands beside a GPU.
+        relative_to: a network's name: bars are multiples of its speed in the same setting, so that a CPU stands beside
+            a GPU.
     """
     import plotly.graph_objects as go
 
@@ -159,7 +188,12 @@ def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:
                 name=escape(labels[i]),
                 marker={
                     "color": palette[setting],
-                    "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,.7)", "solidity": 0.3},
+                    "pattern": {
+                        "shape": hatch,
+                        "fillmode": "overlay",
+                        "fgcolor": "rgba(255,255,255,.7)",
+                        "solidity": 0.3,
+                    },
                 },
                 error_x={
                     "type": "data",
@@ -176,14 +210,28 @@ def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:
         )
     for i, name in enumerate(names):
         label = {"x": 0, "y": i - 0.36, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "borderpad": 0}
-        figure.add_annotation(**label, text=escape(words.shortened(name, 44)), font={"size": 11, "color": "var(--ink)"}, bgcolor="var(--card)")
+        figure.add_annotation(
+            **label,
+            text=escape(words.shortened(name, 44)),
+            font={"size": 11, "color": "var(--ink)"},
+            bgcolor="var(--card)",
+        )
     figure.update_layout(
         height=110 + len(names) * (26 + 15 * len(series)) + 18 * len(series),
         margin={"l": 10, "r": 10, "t": 14, "b": 10},
         barmode="overlay",
-        xaxis={"title": {"text": f"speed as a multiple of {escape(relative_to)}" if relative_to else "images per second"}, "rangemode": "tozero"},
+        xaxis={
+            "title": {"text": f"speed as a multiple of {escape(relative_to)}" if relative_to else "images per second"},
+            "rangemode": "tozero",
+        },
         yaxis={"range": [len(names) - 0.4, -0.62], "showticklabels": False, "showgrid": False, "zeroline": False},
-        legend={"orientation": "h", "y": -70 / (60 + len(names) * (26 + 15 * len(series))), "yanchor": "top", "x": 0, "traceorder": "normal"},
+        legend={
+            "orientation": "h",
+            "y": -70 / (60 + len(names) * (26 + 15 * len(series))),
+            "yanchor": "top",
+            "x": 0,
+            "traceorder": "normal",
+        },
         hovermode="closest",
     )
     return figure
@@ -200,7 +248,10 @@ def time_by_part(profile: Profile) -> Any:
     for bound, colour in BOUND.items():
         shares = [100 * sum(layer.time_s for layer in parts[name] if layer.bound_by == bound) / whole for name in names]
         if any(shares):
-            text = [f"<b>{escape(name)}</b>: {share:.1f} % of the time bound by {bound}" for name, share in zip(names, shares, strict=True)]
+            text = [
+                f"<b>{escape(name)}</b>: {share:.1f} % of the time bound by {bound}"
+                for name, share in zip(names, shares, strict=True)
+            ]
             figure.add_trace(
                 go.Bar(
                     x=shares,
@@ -215,7 +266,9 @@ def time_by_part(profile: Profile) -> Any:
     for i, name in enumerate(names):
         share = 100 * sum(layer.time_s for layer in parts[name]) / whole
         text = f"{escape(words.shortened(name, 24))} · {share:.1f} %"
-        figure.add_annotation(x=share, y=i, xanchor="left", xshift=4, showarrow=False, text=text, font={"size": 11, "color": "var(--ink)"})
+        figure.add_annotation(
+            x=share, y=i, xanchor="left", xshift=4, showarrow=False, text=text, font={"size": 11, "color": "var(--ink)"}
+        )
     top = max(sum(layer.time_s for layer in layers) for layers in parts.values()) / whole
     figure.update_layout(
         height=110 + 24 * len(names),
@@ -230,7 +283,9 @@ def time_by_part(profile: Profile) -> Any:
 
 
 def roofline(profile: Profile) -> Any:
-    """Operations per second against operations per byte, under the device's roofs; a layer's area is its share of the time."""
+    """Operations per second against operations per byte, under the device's roofs; a layer's area is its share of the
+    time.
+    """
     import plotly.graph_objects as go
 
     layers = [layer for layer in profile.layers if layer.macs > 0 and layer.time_s > 0]
@@ -245,13 +300,18 @@ def roofline(profile: Profile) -> Any:
         "x": [low, ridge, high],
         "y": [low * profile.bandwidth_bytes_s / 1e12, profile.peak_tflops, profile.peak_tflops],
     }
-    figure.add_trace(go.Scatter(**roof, mode="lines", line={"color": "var(--muted)", "width": 2}, name="data sheet's roof", hoverinfo="skip"))
+    figure.add_trace(
+        go.Scatter(
+            **roof, mode="lines", line={"color": "var(--muted)", "width": 2}, name="data sheet's roof", hoverinfo="skip"
+        )
+    )
     for bound, colour in BOUND.items():
         mine = [i for i, layer in enumerate(layers) if layer.bound_by == bound]
         if not mine:
             continue
         text = [
-            f"<b>{escape(layers[i].name)}</b> ({escape(layers[i].kind)})<br>{100 * layers[i].time_s / whole:.1f} % of the time, bound by {bound}<br>"
+            f"<b>{escape(layers[i].name)}</b> ({escape(layers[i].kind)})<br>{100 * layers[i].time_s / whole:.1f} % of "
+            f"the time, bound by {bound}<br>"
             f"{words.number(x[i])} operations a byte, {words.number(y[i])} TFLOPS<br>"
             f"{words.large(layers[i].macs)} MACs, {words.large(layers[i].nbytes, 'B')}"
             for i in mine
@@ -263,7 +323,12 @@ def roofline(profile: Profile) -> Any:
                 y=[y[i] for i in mine],
                 mode="markers",
                 name=f"bound by {bound}",
-                marker={"color": colour, "size": sizes, "opacity": 0.65, "line": {"width": 0.8, "color": "var(--card)"}},
+                marker={
+                    "color": colour,
+                    "size": sizes,
+                    "opacity": 0.65,
+                    "line": {"width": 0.8, "color": "var(--card)"},
+                },
                 hovertext=text,
                 hoverinfo="text",
             )
@@ -272,7 +337,10 @@ def roofline(profile: Profile) -> Any:
         height=430,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         xaxis={"title": {"text": "operations per byte moved"}, **_log_ticks(low, high)},
-        yaxis={"title": {"text": "10¹² operations per second"}, **_log_ticks(min([*y, profile.peak_tflops]) / 2, profile.peak_tflops * 2)},
+        yaxis={
+            "title": {"text": "10¹² operations per second"},
+            **_log_ticks(min([*y, profile.peak_tflops]) / 2, profile.peak_tflops * 2),
+        },
         legend={"orientation": "h", "y": -0.17, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         hovermode="closest",
     )
@@ -280,9 +348,14 @@ def roofline(profile: Profile) -> Any:
 
 
 def save_speed_png(
-    points: Sequence[SpeedPoint], path: str | os.PathLike[str], *, title: str | None = None, min_throughput: float | None = None
+    points: Sequence[SpeedPoint],
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    min_throughput: float | None = None,
 ) -> Path:
-    """Draw accuracy against throughput as a PNG for docs: points of one setting, those without a published accuracy left out.
+    """Draw accuracy against throughput as a PNG for docs: points of one setting, those without a published accuracy
+    left out.
 
     Args:
         min_throughput: images/s asked for, drawn as a line.
@@ -302,12 +375,22 @@ def save_speed_png(
     axes = figure.subplots()
     _draw_families(axes, known)
     if min_throughput is not None:
-        axes.axvline(min_throughput, color=RED, linestyle="--", linewidth=1.4, label=f"asked for: {words.rate(min_throughput)} or more")
+        axes.axvline(
+            min_throughput,
+            color=RED,
+            linestyle="--",
+            linewidth=1.4,
+            label=f"asked for: {words.rate(min_throughput)} or more",
+        )
     axes.set_xscale("log")
     axes.margins(x=0.14)
     speeds = [p.images_per_s for p in known]
     ticks = _log_ticks(min(speeds), max(speeds))
-    shown = [(v, text) for v, text in zip(ticks["tickvals"], ticks["ticktext"], strict=True) if 0.7 * min(speeds) < v < 1.4 * max(speeds)]
+    shown = [
+        (v, text)
+        for v, text in zip(ticks["tickvals"], ticks["ticktext"], strict=True)
+        if 0.7 * min(speeds) < v < 1.4 * max(speeds)
+    ]
     axes.set_xticks([v for v, _ in shown], [text for _, text in shown])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(f"images per second ({settings[0]})")
@@ -335,11 +418,22 @@ def _draw_families(axes: Any, known: Sequence[SpeedPoint]) -> None:
             face = colour if kind == "measured" else "white"
             marker = {"measured": "o", "predicted": "D", "published": "s"}[kind]
             speeds, tops = [p.images_per_s for p in mine], [p.top1 or 0 for p in mine]
-            axes.scatter(speeds, tops, s=22, color=face, edgecolor=colour, marker=marker, label=f"{family}, {kind}", zorder=3)
+            axes.scatter(
+                speeds, tops, s=22, color=face, edgecolor=colour, marker=marker, label=f"{family}, {kind}", zorder=3
+            )
     speeds = [p.images_per_s for p in known]
     for p in labelled(known, min(speeds), max(speeds), (0.19, 0.035)):
         text, place = f"{p.name.partition('.')[0]}, {p.image_size} px", (p.images_per_s, p.top1 or 0)
         axes.annotate(text, place, xytext=(5, 4), textcoords="offset points", fontsize=7)
     for p in known:
         if p.chosen:
-            axes.scatter([p.images_per_s], [p.top1 or 0], s=130, facecolor="none", edgecolor=RED, linewidth=1.6, label="chosen", zorder=4)
+            axes.scatter(
+                [p.images_per_s],
+                [p.top1 or 0],
+                s=130,
+                facecolor="none",
+                edgecolor=RED,
+                linewidth=1.6,
+                label="chosen",
+                zorder=4,
+            )

@@ -1,4 +1,6 @@
-"""Speeds of networks as points to draw: measured, predicted and published ones told apart, each with its conditions and its accuracy's source."""
+"""Speeds of networks as points to draw: measured, predicted and published ones told apart, each with its conditions and
+its accuracy's source.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from convscale import words
 from convscale.arch.zoo import ARCHITECTURES, get_tag
-from convscale.choice_speeds import device_title
+from convscale.choice.speeds import device_title
 from convscale.errors import UserError, nearest
-from convscale.show import words
 from convscale.speed.records import Record
 
 if TYPE_CHECKING:
-    from convscale.speed.predict import Prediction
+    from convscale.predictor.predict import Prediction
 
 KINDS = ("measured", "predicted", "published")
 
@@ -73,7 +75,9 @@ class SpeedPoint:
         """What points must share to stand in one picture: device, mode, precision, layout, and for a CPU the runtime."""
         c = self.conditions
         mode = {"train": "training", "infer": "inference"}.get(str(c.get("mode")), "")
-        text = ", ".join(str(part) for part in (self.device, mode, c.get("runtime"), c.get("precision"), c.get("layout")) if part)
+        text = ", ".join(
+            str(part) for part in (self.device, mode, c.get("runtime"), c.get("precision"), c.get("layout")) if part
+        )
         return text or "conditions not recorded"
 
     @property
@@ -83,7 +87,9 @@ class SpeedPoint:
 
 
 def family_of(name: str) -> str:
-    """The family of a named architecture; for names that are not ours, their letters before the first digit or underscore."""
+    """The family of a named architecture; for names that are not ours, their letters before the first digit or
+    underscore.
+    """
     arch = name.partition(".")[0]
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch].family
@@ -93,9 +99,11 @@ def family_of(name: str) -> str:
 
 
 def published_accuracy(name: str, image_size: int | None) -> dict[str, Any]:
-    """``top1`` (percent), ``weights`` and ``accuracy_source`` of a point, as somebody published them at this size; empty where nobody did.
+    """``top1`` (percent), ``weights`` and ``accuracy_source`` of a point, as somebody published them at this size;
+    empty where nobody did.
 
-    A name without a tag stands for its default weights. A size without a published figure has none: accuracy is not interpolated.
+    A name without a tag stands for its default weights. A size without a published figure has none: accuracy is not
+    interpolated.
     """
     try:
         tag = get_tag(name)
@@ -126,7 +134,9 @@ def from_record(record: Record) -> SpeedPoint:
     )
 
 
-def from_prediction(name: str, prediction: Prediction, *, params: float | None = None, macs: float | None = None) -> SpeedPoint:
+def from_prediction(
+    name: str, prediction: Prediction, *, params: float | None = None, macs: float | None = None
+) -> SpeedPoint:
     """A predicted point."""
     conditions = prediction.conditions
     return SpeedPoint(
@@ -185,7 +195,9 @@ def hover_lines(p: SpeedPoint) -> list[str]:
         interval = f" ({what} {words.rate(p.low)} to {words.rate(p.high)})"
     lines = [f"{words.rate(p.images_per_s)} images/s, {p.kind}{interval}"]
     if p.top1 is not None:
-        lines.append(f"top-1 {p.top1:.2f} % ({p.weights or 'weights not named'}; {p.accuracy_source or 'source not named'})")
+        lines.append(
+            f"top-1 {p.top1:.2f} % ({p.weights or 'weights not named'}; {p.accuracy_source or 'source not named'})"
+        )
     lines.append(words.conditions({**p.conditions, "device": p.device or p.conditions.get("device")}))
     counts = [f"{words.large(p.params)} params" if p.params else "", f"{words.large(p.macs)} MACs" if p.macs else ""]
     lines.append(", ".join(part for part in counts if part))

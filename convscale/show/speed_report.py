@@ -8,8 +8,8 @@ from pathlib import Path
 
 from convscale.errors import UserError
 from convscale.files import write_text
+from convscale.predictor.profile import Profile
 from convscale.show import speed_sections as sections
-from convscale.show.layers import Profile
 from convscale.show.page import Figures, page, paragraph
 from convscale.show.speed_plots import colours
 from convscale.show.speed_points import SpeedPoint, by_setting, points_of
@@ -30,8 +30,9 @@ def write_speed_report(
     """Write a self-contained page: accuracy against throughput, networks side by side, single networks layer by layer.
 
     Args:
-        records: measured records, or points (predicted and published ones too). Points of different devices or conditions get a picture each;
-            a record's accuracy is the published one of its weights at its image size, where there is one.
+        records: measured records, or points (predicted and published ones too). Points of different devices or
+            conditions get a picture each; a record's accuracy is the published one of its weights at its image size,
+            where there is one.
         out: the HTML file.
         comparisons: networks side by side.
         profiles: networks layer by layer.
@@ -46,7 +47,12 @@ def write_speed_report(
         UserError: there is nothing to show.
     """
     path = Path(out)
-    write_text(path, speed_page(records, comparisons=comparisons, profiles=profiles, title=title, lead=lead, min_throughput=min_throughput))
+    write_text(
+        path,
+        speed_page(
+            records, comparisons=comparisons, profiles=profiles, title=title, lead=lead, min_throughput=min_throughput
+        ),
+    )
     return path
 
 
@@ -70,6 +76,14 @@ def speed_page(
         sections.accuracy_and_speed(setting, group, palette, figures, f"setting-{i}", min_throughput)
         for i, (setting, group) in enumerate(groups.items(), 1)
     ]
-    found += [sections.side_by_side(comparison, figures, f"comparison-{i}") for i, comparison in enumerate(comparisons, 1)]
+    found += [
+        sections.side_by_side(comparison, figures, f"comparison-{i}") for i, comparison in enumerate(comparisons, 1)
+    ]
     found += [sections.layers(profile, figures, f"network-{i}") for i, profile in enumerate(profiles, 1)]
-    return page(title=title, kicker="convscale report", head=paragraph(lead, "lead") + sections.summary(groups), sections=found, figures=figures)
+    return page(
+        title=title,
+        kicker="convscale report",
+        head=paragraph(lead, "lead") + sections.summary(groups),
+        sections=found,
+        figures=figures,
+    )

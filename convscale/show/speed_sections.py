@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from convscale.show import speed_plots, words
-from convscale.show.layers import Profile
+from convscale import words
+from convscale.predictor.profile import Profile
+from convscale.show import speed_plots
 from convscale.show.page import Column, Figures, Section, paragraph, table, tag
 from convscale.show.speed_points import SpeedPoint, front, told_apart
 
@@ -34,7 +35,12 @@ class Comparison:
 
 
 def accuracy_and_speed(
-    setting: str, points: Sequence[SpeedPoint], palette: dict[str, str], figures: Figures, anchor: str, min_throughput: float | None = None
+    setting: str,
+    points: Sequence[SpeedPoint],
+    palette: dict[str, str],
+    figures: Figures,
+    anchor: str,
+    min_throughput: float | None = None,
 ) -> Section:
     """One setting's picture and table."""
     known = [p for p in points if p.top1 is not None]
@@ -42,11 +48,15 @@ def accuracy_and_speed(
     if len(known) > 1:
         kinds = sorted({p.kind for p in known})
         missing = len(points) - len(known)
-        caption = "A front per family: nothing of its family is both faster and more accurate. " + _kinds_in_words(kinds)
+        caption = "A front per family: nothing of its family is both faster and more accurate. " + _kinds_in_words(
+            kinds
+        )
         sources = "; ".join(dict.fromkeys(p.accuracy_source for p in known if p.accuracy_source))
         caption += f" Accuracy is published, not measured here: {sources}." if sources else ""
         if missing:
-            caption += f" {words.plural(missing, 'network')} without a published accuracy at that size: in the table only."
+            caption += (
+                f" {words.plural(missing, 'network')} without a published accuracy at that size: in the table only."
+            )
         label = f"Accuracy against throughput of {words.plural(len(known), 'network')}: {setting}"
         body.append(figures.add(speed_plots.accuracy_speed(known, palette, min_throughput), caption, label=label))
     else:
@@ -72,7 +82,9 @@ def _kinds_in_words(kinds: Sequence[str]) -> str:
 
 
 def point_table(points: Sequence[SpeedPoint]) -> str:
-    """All points, the chosen one and then the fastest first; those on the front of all families marked, the tail folded away."""
+    """All points, the chosen one and then the fastest first; those on the front of all families marked, the tail folded
+    away.
+    """
     columns = [
         Column(title="Network", kind="name"),
         Column(title="images/s", kind="n long"),
@@ -87,7 +99,11 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
     common = common_notes(points)
     rows = []
     for p in sorted(points, key=lambda p: (not p.chosen, -p.images_per_s)):
-        interval = f'<span class="sub">{words.rate(p.low)} to {words.rate(p.high)}</span>' if p.low is not None and p.high is not None else ""
+        interval = (
+            f'<span class="sub">{words.rate(p.low)} to {words.rate(p.high)}</span>'
+            if p.low is not None and p.high is not None
+            else ""
+        )
         how = tag(p.kind, {"measured": "good", "predicted": "warn"}.get(p.kind, "plain"))
         if p.chosen:
             how += " " + tag("chosen", "good")
@@ -99,10 +115,20 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
             how += f'<span class="sub">{escape("; ".join(own))}</span>'
         weights = f'<span class="sub">{escape(p.weights)}</span>' if p.weights and p.weights != p.name else ""
         top1 = words.UNKNOWN if p.top1 is None else f"{p.top1:.2f}"
-        sizes = [words.count(p.image_size), words.count(p.conditions.get("batch_size")), words.large(p.params), words.large(p.macs)]
+        sizes = [
+            words.count(p.image_size),
+            words.count(p.conditions.get("batch_size")),
+            words.large(p.params),
+            words.large(p.macs),
+        ]
         # A name may break behind its architecture, not in the middle of a word.
         name = escape(p.name).replace(".", ".<wbr>", 1)
-        rows.append(("winner" if p.chosen else "", [f"{name}{weights}", f"{words.rate(p.images_per_s)}{interval}", top1, *sizes, how]))
+        rows.append(
+            (
+                "winner" if p.chosen else "",
+                [f"{name}{weights}", f"{words.rate(p.images_per_s)}{interval}", top1, *sizes, how],
+            )
+        )
     html = table(columns, rows[:SHOWN])
     if len(rows) > SHOWN:
         html += f"<details><summary>{len(rows) - SHOWN} more</summary>{table(columns, rows[SHOWN:])}</details>"
@@ -154,12 +180,16 @@ def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
     """Where one network's time goes and what binds each layer, as predicted."""
     whole = sum(layer.time_s for layer in profile.layers)
     batch = profile.conditions.get("batch_size") or 1
-    share = {bound: sum(layer.time_s for layer in profile.layers if layer.bound_by == bound) / whole for bound in speed_plots.BOUND}
+    share = {
+        bound: sum(layer.time_s for layer in profile.layers if layer.bound_by == bound) / whole
+        for bound in speed_plots.BOUND
+    }
     quiet = sum(layer.time_s for layer in profile.layers if not layer.macs) / whole
     parts = ", ".join(f"{words.percent(value, 0)} bound by {bound}" for bound, value in share.items() if value >= 0.005)
     conditions = words.conditions({**profile.conditions, "device": profile.device})
     text = (
-        f"Predicted, not measured: {words.seconds(whole)} a batch, {words.rate(batch / whole)} images/s ({conditions}). Of that time, {parts}; "
+        f"Predicted, not measured: {words.seconds(whole)} a batch, {words.rate(batch / whole)} images/s "
+        f"({conditions}). Of that time, {parts}; "
         f"{words.percent(quiet, 0)} goes to layers that multiply nothing (norms, activations, pooling, copies)."
     )
     columns = [
@@ -191,10 +221,16 @@ def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
     ]
     longest = sorted(range(len(rows)), key=lambda i: -profile.layers[i].time_s)[:12]
     top = table(columns, [rows[i] for i in longest])
-    every = f"<details><summary>All {words.plural(len(rows), 'layer')} in order</summary>{table(columns, rows)}</details>" if len(rows) > 12 else ""
+    every = (
+        f"<details><summary>All {words.plural(len(rows), 'layer')} in order</summary>{table(columns, rows)}</details>"
+        if len(rows) > 12
+        else ""
+    )
     by_part = figures.add(speed_plots.time_by_part(profile), label=f"Share of time by part of {profile.name}")
     roof = figures.add(
-        speed_plots.roofline(profile), "A circle is a layer that multiplies; its area is its share of the time.", label=f"Roofline of {profile.name}"
+        speed_plots.roofline(profile),
+        "A circle is a layer that multiplies; its area is its share of the time.",
+        label=f"Roofline of {profile.name}",
     )
     drawn = f"<div><h3>Time by part</h3>{by_part}</div><div><h3>Roofline</h3>{roof}</div>"
     body = paragraph(text) + f'<div class="two">{drawn}</div><h3>Where most of the time goes</h3>{top}{every}'
@@ -206,7 +242,11 @@ def summary(groups: dict[str, list[SpeedPoint]]) -> str:
     points = [p for group in groups.values() for p in group]
     if not points:
         return ""
-    counts = [f"{words.plural(n, 'speed')} {kind}" for kind in ("measured", "predicted", "published") if (n := sum(p.kind == kind for p in points))]
+    counts = [
+        f"{words.plural(n, 'speed')} {kind}"
+        for kind in ("measured", "predicted", "published")
+        if (n := sum(p.kind == kind for p in points))
+    ]
     sizes = "One picture" if len(groups) == 1 else "A picture each"
     text = f"{', '.join(counts)}, under {words.plural(len(groups), 'setting')}. {sizes}: speeds of different settings are never mixed."
     return paragraph(text, "lead")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from convscale import words
+from convscale.arch.families.tresnet import tresnet
 from convscale.arch.spec import NetSpec
-from convscale.arch.tresnet import tresnet
-from convscale.choice_speeds import device_title
-from convscale.show import words
+from convscale.choice.speeds import device_title
 from convscale.show.speed_points import SpeedPoint, from_prediction, from_record
 from convscale.show.speed_sections import Comparison
 from convscale.speed.records import Record
@@ -56,10 +56,11 @@ def papers_example(batch_size: int = 256) -> Comparison:
     """The papers' four networks on a V100: published beside predicted, inference and training.
 
     Args:
-        batch_size: of the predictions for inference, and of those for training where the paper gives no batch; else 90 % of the paper's largest.
+        batch_size: of the predictions for inference, and of those for training where the paper gives no batch; else 90
+            % of the paper's largest.
     """
-    from convscale.speed.cost import count
-    from convscale.speed.predict import predict
+    from convscale.cost.counting import count
+    from convscale.predictor.predict import predict
 
     points, labels = [], []
     for row in PAPER:
@@ -67,10 +68,19 @@ def papers_example(batch_size: int = 256) -> Comparison:
         labels.append(f"{words.large(cost.params)} params, {words.large(cost.macs)} MACs, {row.image_size} px")
         for mode, speed in (("infer", row.infer), ("train", row.train)):
             batch = batch_size if mode == "infer" or row.train_batch is None else int(0.9 * row.train_batch)
-            guess = predict(row.name, device="v100", mode=mode, precision="amp", image_size=row.image_size, batch_size=batch)
+            guess = predict(
+                row.name, device="v100", mode=mode, precision="amp", image_size=row.image_size, batch_size=batch
+            )
             stated = {key: value for key, value in guess.conditions.to_dict().items() if key != "batch_size"}
             points.append(
-                SpeedPoint(name=row.name, kind="published", images_per_s=speed, device=device_title("v100"), conditions=stated, notes=(SOURCE,))
+                SpeedPoint(
+                    name=row.name,
+                    kind="published",
+                    images_per_s=speed,
+                    device=device_title("v100"),
+                    conditions=stated,
+                    notes=(SOURCE,),
+                )
             )
             points.append(from_prediction(row.name, guess))
     return Comparison(
@@ -82,15 +92,18 @@ def papers_example(batch_size: int = 256) -> Comparison:
     )
 
 
-def tresnet_ablation(devices: Sequence[str] = ("v100", "rtx-4090"), records: Iterable[Record] = (), *, batch_size: int = 128) -> Comparison:
+def tresnet_ablation(
+    devices: Sequence[str] = ("v100", "rtx-4090"), records: Iterable[Record] = (), *, batch_size: int = 128
+) -> Comparison:
     """TResNet-M with one ingredient changed at a time: predicted for GPUs, measured where there are records.
 
     Args:
         devices: named GPUs to predict for, inference under AMP.
-        records: measurements of the specs in ``ABLATION``, by the spec's name; of several under the same conditions the last counts.
+        records: measurements of the specs in ``ABLATION``, by the spec's name; of several under the same conditions the
+            last counts.
     """
-    from convscale.speed.cost import count
-    from convscale.speed.predict import predict
+    from convscale.cost.counting import count
+    from convscale.predictor.predict import predict
 
     points, labels = [], []
     measured = {(point.name, point.setting): point for point in map(from_record, records)}
@@ -98,7 +111,9 @@ def tresnet_ablation(devices: Sequence[str] = ("v100", "rtx-4090"), records: Ite
         cost = count(spec)
         labels.append(f"{words.large(cost.params)} params, {words.large(cost.macs)} MACs")
         for device in devices:
-            guess = predict(spec, device=device, mode="infer", precision="amp", image_size=spec.input.size, batch_size=batch_size)
+            guess = predict(
+                spec, device=device, mode="infer", precision="amp", image_size=spec.input.size, batch_size=batch_size
+            )
             points.append(_named(from_prediction(spec.name, guess), line))
         points.extend(_named(point, line) for (name, _), point in measured.items() if name == spec.name)
     return Comparison(
@@ -112,5 +127,7 @@ def tresnet_ablation(devices: Sequence[str] = ("v100", "rtx-4090"), records: Ite
 
 
 def _named(point: SpeedPoint, name: str) -> SpeedPoint:
-    """The point under the line that describes it; without the accuracy of released weights, which are of another network."""
+    """The point under the line that describes it; without the accuracy of released weights, which are of another
+    network.
+    """
     return replace(point, name=name, family="tresnet", top1=None, weights="", accuracy_source="")

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from convscale import words
 from convscale.errors import UserError, first_line
 from convscale.files import write_text
-from convscale.show import fit_sections, plots, words
+from convscale.show import fit_sections, plots
 from convscale.show.page import Figures, Section, definitions, page, paragraph
 
 
@@ -31,7 +32,9 @@ def write_train_report(run_dir: str | os.PathLike[str], output: str | os.PathLik
     sections = [_curves(rows, recipe, figures), _cost(rows), _recipe(recipe), _trained(about)]
     best = max((row for row in rows if _metric(row) is not None), key=lambda row: _metric(row) or 0.0, default=None)
     said = (
-        "No epoch was finished." if best is None else f"Best on validation: {_name(best)} {words.percent(_metric(best), 2)} in epoch {best['epoch']}."
+        "No epoch was finished."
+        if best is None
+        else f"Best on validation: {_name(best)} {words.percent(_metric(best), 2)} in epoch {best['epoch']}."
     )
     text = page(
         title=folder.resolve().name,
@@ -53,7 +56,10 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str,
         places = sorted((folder / "checkpoints").glob("*/checkpoint.json"))
         about = json.loads(places[-1].read_text(encoding="utf-8")) if places else {}
     except FileNotFoundError as error:
-        raise UserError(f"{folder} has neither a fit.json nor a training run's {Path(error.filename).name}; there is nothing to report") from error
+        raise UserError(
+            f"{folder} has neither a fit.json nor a training run's {Path(error.filename).name}; there is nothing to "
+            "report"
+        ) from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: its log can not be read ({first_line(error)})") from error
     return rows, recipe, about
@@ -73,7 +79,11 @@ def _curves(rows: list[dict[str, Any]], recipe: Mapping[str, Any], figures: Figu
     section = fit_sections.training({"history": shown, "recipe": recipe}, figures)
     if section is None:
         return None
-    return Section(title="Curves", body=section.body + figures.add(plots.rates(rows), label="Learning rate by epoch"), anchor="curves")
+    return Section(
+        title="Curves",
+        body=section.body + figures.add(plots.rates(rows), label="Learning rate by epoch"),
+        anchor="curves",
+    )
 
 
 def _cost(rows: list[dict[str, Any]]) -> Section | None:
@@ -90,7 +100,9 @@ def _cost(rows: list[dict[str, Any]]) -> Section | None:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> Section:
-    return Section(title="Recipe", body=definitions([(str(key), str(value)) for key, value in recipe.items()]), anchor="recipe")
+    return Section(
+        title="Recipe", body=definitions([(str(key), str(value)) for key, value in recipe.items()]), anchor="recipe"
+    )
 
 
 def _trained(about: Mapping[str, Any]) -> Section | None:
@@ -99,5 +111,9 @@ def _trained(about: Mapping[str, Any]) -> Section | None:
         return None
     versions = ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())
     size = (about.get("preprocessing") or {}).get("image_size")
-    facts = [("Classes", ", ".join(map(str, about.get("classes") or ()))), ("Image size", f"{size} px" if size else ""), ("Versions", versions)]
+    facts = [
+        ("Classes", ", ".join(map(str, about.get("classes") or ()))),
+        ("Image size", f"{size} px" if size else ""),
+        ("Versions", versions),
+    ]
     return Section(title="What was trained", body=definitions(facts), anchor="trained")

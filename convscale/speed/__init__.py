@@ -1,1 +1,1 @@
-"""What a network costs: counted, measured, predicted."""
+"""What a network costs here: measured, in any runtime."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.files import atomic_path
-from convscale.speed.conditions import Conditions
-from convscale.speed.timing import Environment, Measurement
+from convscale.machine import Environment
+from convscale.speed.timing import Measurement
 
 SCHEMA = 1
 """Version of a record's fields; a reader refuses newer ones."""
@@ -40,7 +41,13 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, schema version included."""
         counts = {"params": self.params, "macs": self.macs, "activations": self.activations}
-        return {"schema": SCHEMA, "model": self.model, "source": self.source, **counts, "measurement": self.measurement.to_dict()}
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "source": self.source,
+            **counts,
+            "measurement": self.measurement.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Record:
@@ -53,18 +60,25 @@ class Record:
         if not isinstance(schema, int):
             raise UserError("a record has no schema version")
         if schema > SCHEMA:
-            raise UserError(f"a record has schema {schema}, this version of convscale reads up to {SCHEMA}; update convscale")
+            raise UserError(
+                f"a record has schema {schema}, this version of convscale reads up to {SCHEMA}; update convscale"
+            )
         if missing := [key for key in ("model", "measurement") if key not in value]:
             raise UserError(f"a record lacks {', '.join(missing)}")
         counts = {key: value.get(key) for key in ("params", "macs", "activations")}
-        return cls(model=value["model"], measurement=Measurement.from_dict(value["measurement"]), source=value.get("source", ""), **counts)
+        return cls(
+            model=value["model"],
+            measurement=Measurement.from_dict(value["measurement"]),
+            source=value.get("source", ""),
+            **counts,
+        )
 
 
 def append_record(path: str | os.PathLike[str], record: Record | Measurement) -> None:
     """Add one line to a JSON-lines file. Several processes may do so at once.
 
-    The line goes out in a single write to a file opened for appending, under a lock where the system has one; a last line that an earlier
-    crash left without its end is closed first, so that only that one is lost.
+    The line goes out in a single write to a file opened for appending, under a lock where the system has one; a last
+    line that an earlier crash left without its end is closed first, so that only that one is lost.
     """
     if isinstance(record, Measurement):
         record = Record(model=record.model, measurement=record)
@@ -113,8 +127,8 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 def read_timm_csv(path: str | os.PathLike[str], *, conditions: Conditions, environment: Environment) -> list[Record]:
     """Read a table of timm's ``benchmark.py`` (``infer_*`` or ``train_*`` columns).
 
-    The table holds speed, batch, size and counts; everything else stands in its file name, which a reader can not trust, so the caller
-    says it.
+    The table holds speed, batch, size and counts; everything else stands in its file name, which a reader can not
+    trust, so the caller says it.
 
     Args:
         conditions: device, precision, layout and runtime of the table; mode, batch and size are taken from its rows.
@@ -132,11 +146,19 @@ def read_timm_csv(path: str | os.PathLike[str], *, conditions: Conditions, envir
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        mode = "train" if any(name.startswith("train_") for name in columns) and "infer_samples_per_sec" not in columns else "infer"
+        mode = (
+            "train"
+            if any(name.startswith("train_") for name in columns) and "infer_samples_per_sec" not in columns
+            else "infer"
+        )
         needed = ("model", f"{mode}_samples_per_sec", f"{mode}_batch_size", f"{mode}_img_size")
         if missing := [name for name in needed if name not in columns]:
-            raise UserError(f"benchmark table {path} lacks the columns {', '.join(missing)}; timm's benchmark.py writes them")
-        return [_timm_record(row, number, mode, path, conditions, environment) for number, row in enumerate(reader, start=2)]
+            raise UserError(
+                f"benchmark table {path} lacks the columns {', '.join(missing)}; timm's benchmark.py writes them"
+            )
+        return [
+            _timm_record(row, number, mode, path, conditions, environment) for number, row in enumerate(reader, start=2)
+        ]
 
 
 def write_timm_csv(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
@@ -150,7 +172,14 @@ def write_timm_csv(path: str | os.PathLike[str], records: Iterable[Record]) -> N
     if len(modes) != 1:
         raise UserError(f"a timm table holds records of one mode, got {', '.join(sorted(modes)) or 'none'}")
     mode = modes.pop()
-    columns = ["model", f"{mode}_img_size", f"{mode}_samples_per_sec", f"{mode}_step_time", f"{mode}_batch_size", "param_count"]
+    columns = [
+        "model",
+        f"{mode}_img_size",
+        f"{mode}_samples_per_sec",
+        f"{mode}_step_time",
+        f"{mode}_batch_size",
+        "param_count",
+    ]
     if mode == "infer":
         columns += ["infer_gmacs", "infer_macts"]
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -158,12 +187,24 @@ def write_timm_csv(path: str | os.PathLike[str], records: Iterable[Record]) -> N
         writer.writeheader()
         for record in records:
             m, c = record.measurement, record.measurement.conditions
-            row = {f"{mode}_img_size": c.image_size, f"{mode}_samples_per_sec": round(m.images_per_s, 2), f"{mode}_batch_size": c.batch_size}
-            row |= {"model": record.model, f"{mode}_step_time": round(m.latency_s * 1e3, 3), "param_count": _scaled(record.params, 1e6)}
-            writer.writerow(row | {"infer_gmacs": _scaled(record.macs, 1e9), "infer_macts": _scaled(record.activations, 1e6)})
+            row = {
+                f"{mode}_img_size": c.image_size,
+                f"{mode}_samples_per_sec": round(m.images_per_s, 2),
+                f"{mode}_batch_size": c.batch_size,
+            }
+            row |= {
+                "model": record.model,
+                f"{mode}_step_time": round(m.latency_s * 1e3, 3),
+                "param_count": _scaled(record.params, 1e6),
+            }
+            writer.writerow(
+                row | {"infer_gmacs": _scaled(record.macs, 1e9), "infer_macts": _scaled(record.activations, 1e6)}
+            )
 
 
-def _timm_record(row: Mapping[str, str], number: int, mode: str, path: Path, conditions: Conditions, environment: Environment) -> Record:
+def _timm_record(
+    row: Mapping[str, str], number: int, mode: str, path: Path, conditions: Conditions, environment: Environment
+) -> Record:
     """One row; counts that the table lacks stay unknown."""
     try:
         batch, size = int(row[f"{mode}_batch_size"]), int(row[f"{mode}_img_size"])
@@ -183,7 +224,14 @@ def _timm_record(row: Mapping[str, str], number: int, mode: str, path: Path, con
         model=row["model"],
         notes=(f"read from {path.name}: the median only",),
     )
-    return Record(model=row["model"], measurement=measurement, params=counts[0], macs=counts[1], activations=counts[2], source=path.name)
+    return Record(
+        model=row["model"],
+        measurement=measurement,
+        params=counts[0],
+        macs=counts[1],
+        activations=counts[2],
+        source=path.name,
+    )
 
 
 def _scaled(value: float | None, unit: float) -> float | str:

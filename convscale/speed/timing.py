@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.speed.conditions import Conditions
+from convscale.machine import Environment
 
 WIDE_IQR = 0.10
 """An interquartile range above this share of the median is called wide (the rule of torch.utils.benchmark)."""
-
-_LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """The machine and the software a time was taken on."""
-
-    device_name: str
-    """The processor's or the GPU's name as its driver gives it."""
-    cores: int
-    """Cores this process may run on."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of Python and of the installed libraries that compute."""
-
-    @classmethod
-    def here(cls, device: str = "cpu") -> Environment:
-        """The environment of this process, for ``cpu``, ``cuda`` or ``cuda:N``."""
-        found = {"python": platform.python_version()}
-        for name in _LIBRARIES:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
-        name = _cpu_name()
-        if device.startswith("cuda"):
-            import torch
-
-            name = torch.cuda.get_device_name(device)
-            found["cuda"] = str(torch.version.cuda)
-        return cls(device_name=name, cores=available_cores(), versions=found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +71,17 @@ class Measurement:
         if len(self.times_s) < 4:
             found.append(f"only {len(self.times_s)} time(s): the spread is not known")
         elif self.iqr_rel > WIDE_IQR:
-            found.append(f"wide spread: the interquartile range is {self.iqr_rel:.0%} of the median; is something else running?")
+            found.append(
+                f"wide spread: the interquartile range is {self.iqr_rel:.0%} of the median; is something else running?"
+            )
         return tuple(found)
 
     def __str__(self) -> str:
         c = self.conditions
         threads = f", {c.threads} threads" if c.threads else ""
         return (
-            f"{self.images_per_s:.1f} images/s ± {self.iqr_rel / 2:.0%} ({self.model or 'network'}, {c.mode}, {c.runtime}, {c.precision}, "
+            f"{self.images_per_s:.1f} images/s ± {self.iqr_rel / 2:.0%} ({self.model or 'network'}, {c.mode}, "
+            f"{c.runtime}, {c.precision}, "
             f"{c.layout}, batch {c.batch_size}, {c.image_size} px{threads}, {self.environment.device_name})"
         )
 
@@ -179,8 +148,8 @@ class WallClock:
 class DeviceEvents:
     """Device time between two events recorded around a call: free of the host's wake-up after a synchronisation.
 
-    The device is drained before the first event; otherwise the host would run ahead and the time of starting kernels would hide behind
-    earlier work, which a single request never enjoys.
+    The device is drained before the first event; otherwise the host would run ahead and the time of starting kernels
+    would hide behind earlier work, which a single request never enjoys.
     """
 
     event: Callable[[], Any]
@@ -188,7 +157,8 @@ class DeviceEvents:
     synchronize: Callable[[], object]
     """Waits for the device."""
     stream: Callable[[], Any] = lambda: None
-    """The stream that the calls run on; without one an event would be recorded on whatever device is the current one."""
+    """The stream that the calls run on; without one an event would be recorded on whatever device is the current one.
+    """
 
     @classmethod
     def cuda(cls, device: str) -> DeviceEvents:
@@ -225,12 +195,15 @@ def time_callable(
 ) -> tuple[float, ...]:
     """Call ``fn`` until its time is stable, then time it repeatedly.
 
-    Warm-up ends when the median of the last three calls is within ``stable_within`` of the median of the three before, or when a third of
-    ``max_seconds`` is spent; the first ``warmup_calls`` (compilation, allocation, clocks rising) are always discarded.
+    Warm-up ends when the median of the last three calls is within ``stable_within`` of the median of the three before,
+    or when a third of ``max_seconds`` is spent; the first ``warmup_calls`` (compilation, allocation, clocks rising) are
+    always discarded.
 
     Args:
-        min_seconds: the timed calls together last at least this long, and are at least ``min_calls``, unless ``max_seconds`` comes first.
-        max_seconds: no further call starts once warm-up and timed calls have lasted this long; one call is always timed.
+        min_seconds: the timed calls together last at least this long, and are at least ``min_calls``, unless
+            ``max_seconds`` comes first.
+        max_seconds: no further call starts once warm-up and timed calls have lasted this long; one call is always
+            timed.
         synchronize: waits for the device, where ``fn`` only enqueues work.
         clock: seconds; for tests.
         stopwatch: how a call is timed; None: host time with ``clock`` and ``synchronize``.
@@ -264,20 +237,3 @@ def _stable(times: list[float], within: float) -> bool:
         return False
     before, now = np.median(times[-6:-3]), np.median(times[-3:])
     return bool(abs(now - before) <= within * before)
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    """The processor's name, as the kernel gives it where it does."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -28,7 +28,10 @@ def test_stem_gives_way(name, size, kind, stride, pool):
 
 def test_sizes_that_the_gentler_stem_takes():
     small = for_image_size(cs.get_spec("tresnet_m"), 28)
-    assert (small.input.multiple, small.input.min_size) == (2, 10)  # 10 -> 5, 5, 3, 2, 1: the last blur still gets two pixels
+    assert (small.input.multiple, small.input.min_size) == (
+        2,
+        10,
+    )  # 10 -> 5, 5, 3, 2, 1: the last blur still gets two pixels
     net = cs.create_model(small, num_classes=3).eval()
     assert net(torch.zeros(1, 3, 10, 10)).shape == (1, 3)
     with pytest.raises(ValueError, match="takes a multiple of 2 and at least 10 px"):

@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 
 import convscale as cs
-from convscale.arch.spec import ActSpec, BlockSpec, HeadSpec, InputSpec, NetSpec, NormSpec, RunSpec, SESpec, StageSpec, StemSpec
+from convscale.arch.spec import (
+    ActSpec,
+    BlockSpec,
+    HeadSpec,
+    InputSpec,
+    NetSpec,
+    NormSpec,
+    RunSpec,
+    SESpec,
+    StageSpec,
+    StemSpec,
+)
 from convscale.arch.zoo import ARCHITECTURES
 
 
@@ -59,9 +70,18 @@ def test_file_round_trip(tmp_path):
         (lambda: NormSpec(eps=float("nan")), "NormSpec.eps is nan; it must be a finite number"),
         (lambda: InputSpec(size=30, multiple=4), "InputSpec.size is 30; it must be a multiple of 4"),
         (lambda: InputSpec(std=(0.0, 1.0, 1.0)), "InputSpec.std"),
-        (lambda: tiny(stem=StemSpec(kind="space_to_depth", widths=(8,), stride=4)), "InputSpec.multiple is 1; it must be a multiple of 4"),
-        (lambda: tiny(stem=StemSpec(kind="conv", widths=(8,), stride=4)), "StemSpec.stride is 4; it must be 1 or 2 for a conv stem"),
-        (lambda: BlockSpec(kind="basic", width=8, se=SESpec(where="inner")), "SESpec.where is 'inner'; it must be 'output' for a basic block"),
+        (
+            lambda: tiny(stem=StemSpec(kind="space_to_depth", widths=(8,), stride=4)),
+            "InputSpec.multiple is 1; it must be a multiple of 4",
+        ),
+        (
+            lambda: tiny(stem=StemSpec(kind="conv", widths=(8,), stride=4)),
+            "StemSpec.stride is 4; it must be 1 or 2 for a conv stem",
+        ),
+        (
+            lambda: BlockSpec(kind="basic", width=8, se=SESpec(where="inner")),
+            "SESpec.where is 'inner'; it must be 'output' for a basic block",
+        ),
         (lambda: tiny(stages=()), "at least one stage"),
     ],
 )
@@ -96,7 +116,10 @@ def test_bad_files(tmp_path):
         cs.load_spec(tmp_path / "spec.yaml")
 
 
-@pytest.mark.parametrize(("name", "size", "ok"), [("tresnet_m", 100, True), ("tresnet_m", 20, True), ("resnet50", 129, True), ("resnet50", 1, True)])
+@pytest.mark.parametrize(
+    ("name", "size", "ok"),
+    [("tresnet_m", 100, True), ("tresnet_m", 20, True), ("resnet50", 129, True), ("resnet50", 1, True)],
+)
 def test_sizes_that_a_network_takes(name, size, ok):
     assert cs.get_spec(name).check_size(size) == size
 

@@ -8,12 +8,30 @@ from convscale.arch.zoo import get_tag
 
 def test_every_name_of_the_issue_is_there():
     names = set(cs.list_models())
-    wanted = {"tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l", "resnext50_32x4d", "resnext101_32x8d", "seresnext50_32x4d", "wide_resnet50_2"}
+    wanted = {
+        "tresnet_m",
+        "tresnet_l",
+        "tresnet_xl",
+        "tresnet_v2_l",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "seresnext50_32x4d",
+        "wide_resnet50_2",
+    }
     wanted |= {f"{tf}efficientnet_b{i}" for tf in ("", "tf_") for i in range(8)} | {
         f"{tf}efficientnet_lite{i}" for tf in ("", "tf_") for i in range(5)
     }
     wanted |= {f"resnet{d}" for d in (18, 34, 50, 101, 152, 200)} | {f"resnet{d}d" for d in (50, 101, 152)}
-    wanted |= {"mobilenetv1_100", "mobilenetv2_050", "mobilenetv2_100", "mobilenetv2_140", "mnasnet_100", "mixnet_s", "mixnet_m", "mixnet_l"}
+    wanted |= {
+        "mobilenetv1_100",
+        "mobilenetv2_050",
+        "mobilenetv2_100",
+        "mobilenetv2_140",
+        "mnasnet_100",
+        "mixnet_s",
+        "mixnet_m",
+        "mixnet_l",
+    }
     assert wanted <= names
 
 
@@ -31,7 +49,9 @@ def test_list_models_filters():
 def test_unknown_names_name_the_nearest():
     with pytest.raises(ValueError, match=r"unknown model 'tresnet_n' \(nearest: .*tresnet_m"):
         cs.get_spec("tresnet_n")
-    with pytest.raises(ValueError, match=r"unknown weights 'tresnet_l\.miil' \(known for tresnet_l: tresnet_l\.miil_in1k"):
+    with pytest.raises(
+        ValueError, match=r"unknown weights 'tresnet_l\.miil' \(known for tresnet_l: tresnet_l\.miil_in1k"
+    ):
         cs.get_spec("tresnet_l.miil")
     with pytest.raises(ValueError, match="no released weights are known for resnet200"):
         get_tag("resnet200")
@@ -39,12 +59,18 @@ def test_unknown_names_name_the_nearest():
 
 def test_tag_sets_the_input():
     spec = cs.get_spec("tresnet_m.miil_in1k_448")
-    assert (spec.input.size, spec.input.mean, spec.input.std, spec.input.crop_pct) == (448, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.875)
+    assert (spec.input.size, spec.input.mean, spec.input.std, spec.input.crop_pct) == (
+        448,
+        (0.0, 0.0, 0.0),
+        (1.0, 1.0, 1.0),
+        0.875,
+    )
     assert spec.name == "tresnet_m.miil_in1k_448"
     assert cs.get_spec("efficientnet_b1.ra4_e3600_r240_in1k").input.mean == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(  # the papers' and their authors' figures (PAPERS.md), which the table of another author must be near
+# the papers' and their authors' figures (PAPERS.md), which the table of another author must be near
+@pytest.mark.parametrize(
     ("tag", "image_size", "top1"),
     [
         ("tresnet_m.miil_in1k", 224, 80.8),
@@ -64,6 +90,11 @@ def test_tags_agree_with_timm():
     for name in cs.list_models(pretrained=True):
         cfg = timm.models.get_pretrained_cfg(name)
         pixels = cs.get_spec(name).input
-        assert (pixels.size, pixels.mean, pixels.std, pixels.crop_pct) == (cfg.input_size[-1], cfg.mean, cfg.std, cfg.crop_pct), name
+        assert (pixels.size, pixels.mean, pixels.std, pixels.crop_pct) == (
+            cfg.input_size[-1],
+            cfg.mean,
+            cfg.std,
+            cfg.crop_pct,
+        ), name
         assert get_tag(name).num_classes == cfg.num_classes
     assert get_tag("resnet50").name == f"resnet50.{timm.models.get_pretrained_cfg('resnet50').tag}"

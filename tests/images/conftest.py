@@ -14,12 +14,16 @@ MakeTree = Callable[..., Path]
 
 @pytest.fixture
 def make_tree(tmp_path: Path) -> MakeTree:
-    """``make_tree({"train": {"cat": 5, "dog": 4}}, root="a")`` writes that many JPEGs per class; without split folders the classes stand on top."""
+    """``make_tree({"train": {"cat": 5, "dog": 4}}, root="a")`` writes that many JPEGs per class; without split folders
+    the classes stand on top.
+    """
 
     def make(layout: dict, root: str = "data", size: tuple[int, int] = (12, 10), suffix: str = ".jpg") -> Path:
         folder = tmp_path / root
         trees = (
-            {folder: layout} if all(isinstance(value, int) for value in layout.values()) else {folder / key: value for key, value in layout.items()}
+            {folder: layout}
+            if all(isinstance(value, int) for value in layout.values())
+            else {folder / key: value for key, value in layout.items()}
         )
         rng = np.random.default_rng(0)
         for place, classes in trees.items():

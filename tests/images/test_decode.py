@@ -34,7 +34,9 @@ def _encode(image: Image.Image, format: str, **options: object) -> bytes:
 PICTURE = Image.fromarray(_picture())
 
 
-@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 95})])
+@pytest.mark.parametrize(
+    ("format", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 95})]
+)
 def test_plain_formats_equal_pillow(format: str, options: dict) -> None:
     data = _encode(PICTURE, format, **options)
     header = parse_header(data)
@@ -46,8 +48,16 @@ def test_plain_formats_equal_pillow(format: str, options: dict) -> None:
     assert np.abs(decode_image(data, channels=1).numpy().astype(int) - gray).max() <= (2 if format == "JPEG" else 0)
 
 
-TALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 9, 3), dtype=np.uint8)).resize((71, 150), Image.Resampling.BICUBIC)
-VARIANTS: list[dict] = [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"optimize": True}, {"keep_rgb": True}]
+TALL = Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 9, 3), dtype=np.uint8)).resize(
+    (71, 150), Image.Resampling.BICUBIC
+)
+VARIANTS: list[dict] = [
+    {"subsampling": 0},
+    {"subsampling": 1},
+    {"subsampling": 2},
+    {"optimize": True},
+    {"keep_rgb": True},
+]
 VARIANTS += [{"restart_marker_blocks": 7}, {"restart_marker_rows": 1}]
 
 
@@ -74,7 +84,12 @@ def test_jpegs_that_are_not_cut_come_whole(monkeypatch: pytest.MonkeyPatch) -> N
     cut = bytearray(plain)
     decode_image(cut, rows=20)
     assert cut == plain
-    for data in (_encode(TALL, "JPEG", quality=90, progressive=True), _encode(TALL.convert("CMYK"), "JPEG"), turned, plain + b"\0"):
+    for data in (
+        _encode(TALL, "JPEG", quality=90, progressive=True),
+        _encode(TALL.convert("CMYK"), "JPEG"),
+        turned,
+        plain + b"\0",
+    ):
         assert torch.equal(decode_image(data, rows=20), decode_image(data))
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     assert torch.equal(decode_image(plain, rows=20), decode_image(plain))
@@ -138,7 +153,9 @@ def test_cmyk_palette_bits_and_depth() -> None:
     for format in ("PNG", "GIF"):
         assert np.array_equal(decode_image(_encode(palette, format)).numpy(), np.asarray(palette.convert("RGB")))
     bits = PICTURE.convert("1")
-    assert np.array_equal(decode_image(_encode(bits, "PNG"), channels=1).numpy()[..., 0], np.asarray(bits).astype(np.uint8) * 255)
+    assert np.array_equal(
+        decode_image(_encode(bits, "PNG"), channels=1).numpy()[..., 0], np.asarray(bits).astype(np.uint8) * 255
+    )
     deep = Image.fromarray(np.array([[0, 257, 25700, 65535]], np.uint16))
     assert decode_image(_encode(deep, "PNG"), channels=1).numpy().ravel().tolist() == [0, 1, 100, 255]
 
@@ -180,7 +197,8 @@ def test_right_checksums_over_damaged_data_do_not_crash() -> None:
     body = bytearray(png[at : at + 4 + length])
     body[length // 2] ^= 0xFF
     forged = png[:at] + bytes(body) + struct.pack(">I", zlib.crc32(body)) + png[at + 8 + length :]
-    # Pillow stops at the last row and so may not notice; what counts is that a decoder without a guard would end the process here
+    # Pillow stops at the last row and so may not notice; what counts is that a decoder without a guard would end the
+    # process here
     with contextlib.suppress(ImageError):
         assert decode_image(forged).shape == (60, 80, 3)
 
@@ -191,7 +209,9 @@ def test_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb)
-    with pytest.raises(ImageError, match=r"bomb.png: PNG image of 30000 x 20000 pixels \(600 megapixels\) is above the cap of 80"):
+    with pytest.raises(
+        ImageError, match=r"bomb.png: PNG image of 30000 x 20000 pixels \(600 megapixels\) is above the cap of 80"
+    ):
         check_image(path)
     with pytest.raises(ImageError, match="600 megapixels"):
         read_image(path)

@@ -18,7 +18,9 @@ def _photo(height: int, width: int) -> np.ndarray:
     return np.clip(wave + rng.normal(0, 9, wave.shape), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("mode", "pil"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)])
+@pytest.mark.parametrize(
+    ("mode", "pil"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
 def test_resize_agrees_with_pillow(mode: str, pil: Image.Resampling) -> None:
     image = _photo(300, 451)
     ours = Preprocessing(image_size=64, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.8, interpolation=mode).resize(image)
@@ -66,7 +68,9 @@ def test_normalize_by_hand_in_both_layouts() -> None:
 
 
 def test_dict_round_trip() -> None:
-    preprocessing = Preprocessing(image_size=28, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0, interpolation="bicubic")
+    preprocessing = Preprocessing(
+        image_size=28, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0, interpolation="bicubic"
+    )
     assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
     assert preprocessing.to_dict()["mean"] == [0.286]
 

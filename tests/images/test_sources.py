@@ -61,7 +61,9 @@ def test_unreadable_images_are_counted_and_skipped_up_to_a_rate(make_tree) -> No
     assert sum(len(split) for split in (data.train, data.validation, data.test)) == 59
     for number in range(1, 4):
         (root / "a" / f"{number:03d}.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"4 of 60 train images \(6.7%\) are unreadable, at most 1.0% .* first: .*000.jpg"):
+    with pytest.raises(
+        UserError, match=r"4 of 60 train images \(6.7%\) are unreadable, at most 1.0% .* first: .*000.jpg"
+    ):
         open_dataset(root)
     assert "4 of 60" in open_dataset(root, max_bad_rate=0.1).notes[0]
 
@@ -99,7 +101,11 @@ def test_bad_folders(tmp_path: Path) -> None:
 
 def _write_idx(folder: Path, part: str, images: np.ndarray, labels: np.ndarray, packed: bool = True) -> None:
     for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
-        data = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.astype(np.uint8).tobytes()
+        data = (
+            bytes([0, 0, 8, values.ndim])
+            + struct.pack(f">{values.ndim}I", *values.shape)
+            + values.astype(np.uint8).tobytes()
+        )
         path = folder / f"{part}-{kind}-ubyte{'.gz' if packed else ''}"
         path.write_bytes(gzip.compress(data) if packed else data)
 
@@ -152,7 +158,8 @@ def pictures(make_tree) -> Path:
 
 def test_csv_manifest(pictures: Path) -> None:
     rows = [
-        f"x/{number:03d}.jpg,{'cat' if number % 2 else 'dog'},{'test' if number > 3 else 'train' if number > 1 else 'val'}" for number in range(6)
+        f"x/{number:03d}.jpg,{'cat' if number % 2 else 'dog'},{'test' if number > 3 else 'train' if number > 1 else 'val'}"
+        for number in range(6)
     ]
     (pictures / "m.csv").write_text("\n".join(["path,label,split", *rows]))
     data = open_dataset(pictures / "m.csv")
@@ -175,7 +182,8 @@ def test_multilabel_manifest(pictures: Path) -> None:
     labels = [["sea", "sky"], ["sky"], [], ["sea"], ["sky", "tree"], ["tree"]]
     splits = ["train", "train", "train", "val", "train", "test"]
     lines = [
-        json.dumps({"path": f"x/{n:03d}.jpg", "labels": value, "split": split}) for n, (value, split) in enumerate(zip(labels, splits, strict=True))
+        json.dumps({"path": f"x/{n:03d}.jpg", "labels": value, "split": split})
+        for n, (value, split) in enumerate(zip(labels, splits, strict=True))
     ]
     (pictures / "m.jsonl").write_text("\n".join(lines))
     data = open_dataset(pictures / "m.jsonl")
@@ -197,7 +205,9 @@ def test_torchvision_cifar10_from_local_files(tmp_path: Path, monkeypatch) -> No
     for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
         (folder / name).write_bytes(pickle.dumps({"data": planar, "labels": [n % 10 for n in range(30)]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    with pytest.raises(UserError, match="CIFAR10 can not be opened from local files"):  # its checksums are torchvision's business
+    with pytest.raises(
+        UserError, match="CIFAR10 can not be opened from local files"
+    ):  # its checksums are torchvision's business
         open_dataset(tmp_path)
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)

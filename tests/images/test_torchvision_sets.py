@@ -36,8 +36,13 @@ def test_food101(tmp_path: Path) -> None:
     assert data.classes == ("apple_pie", "waffles")
     assert data.test.labels.tolist() == [1, 1, 0, 0]
     assert (len(data.train), len(data.validation), len(data.test)) == (6, 2, 4)
-    (tmp_path / "food-101" / "meta" / "test.json").write_text(json.dumps({"apple_pie": ["apple_pie/test0"], "zebra": ["waffles/test0"]}))
-    with pytest.raises(UserError, match="the test set's classes are not the train set's, in this order: 'zebra' stands where train has 'waffles'"):
+    (tmp_path / "food-101" / "meta" / "test.json").write_text(
+        json.dumps({"apple_pie": ["apple_pie/test0"], "zebra": ["waffles/test0"]})
+    )
+    with pytest.raises(
+        UserError,
+        match="the test set's classes are not the train set's, in this order: 'zebra' stands where train has 'waffles'",
+    ):
         open_dataset(tmp_path)
     (tmp_path / "food-101" / "meta" / "test.json").write_text("{")
     with pytest.raises(UserError, match="Food101 can not be opened from local files"):
@@ -47,7 +52,10 @@ def test_food101(tmp_path: Path) -> None:
 def test_oxford_iiit_pet(tmp_path: Path) -> None:
     notes = tmp_path / "oxford-iiit-pet" / "annotations"
     notes.mkdir(parents=True)
-    names = {"trainval": ["Abyssinian_1", "Abyssinian_2", "great_pyrenees_1", "great_pyrenees_2"], "test": ["great_pyrenees_9", "Abyssinian_9"]}
+    names = {
+        "trainval": ["Abyssinian_1", "Abyssinian_2", "great_pyrenees_1", "great_pyrenees_2"],
+        "test": ["great_pyrenees_9", "Abyssinian_9"],
+    }
     for split, images in names.items():
         (notes / f"{split}.txt").write_text("\n".join(f"{name} {1 + (name[0] == 'g')} 1 1" for name in images))
         for name in images:
@@ -63,7 +71,11 @@ def test_fgvc_aircraft_has_its_own_validation_set(tmp_path: Path) -> None:
     for number in range(6):
         _picture(place / "images" / f"{number}.jpg")
     (place / "variants.txt").write_text("Boeing 707\nA320\n")
-    for split, lines in (("train", "0 A320\n1 Boeing 707\n"), ("val", "2 A320\n3 A320\n"), ("test", "4 Boeing 707\n5 A320\n")):
+    for split, lines in (
+        ("train", "0 A320\n1 Boeing 707\n"),
+        ("val", "2 A320\n3 A320\n"),
+        ("test", "4 Boeing 707\n5 A320\n"),
+    ):
         (place / f"images_variant_{split}.txt").write_text(lines)
     data = open_dataset(tmp_path)
     assert data.classes == ("Boeing 707", "A320")
@@ -80,7 +92,9 @@ def test_flowers102(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _picture(place / "jpg" / f"image_{number:05d}.jpg")
     savemat(place / "imagelabels.mat", {"labels": np.array([1, 2, 1, 2, 1, 2])})
     savemat(place / "setid.mat", {"trnid": np.array([1, 2]), "valid": np.array([3, 4]), "tstid": np.array([6, 5])})
-    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)  # its checksums are torchvision's business
+    monkeypatch.setattr(
+        "torchvision.datasets.flowers102.check_integrity", lambda *_: True
+    )  # its checksums are torchvision's business
     data = open_dataset(tmp_path)
     assert len(data.classes) in (2, 102)  # torchvision names the flowers since 0.22
     assert (_names(data.test), data.test.labels.tolist()) == (["image_00006", "image_00005"], [1, 0])
@@ -95,7 +109,8 @@ def test_stanford_cars(tmp_path: Path) -> None:
     savemat(place / "devkit" / "cars_meta.mat", {"class_names": np.array(["Acura", "Volvo"], dtype=object)})
     kind = [("fname", object), ("class", np.uint8)]
     annotations = {
-        split: np.array([(f"{n}.jpg", 1 + (n + start) % 2) for n in range(4)], dtype=kind) for start, split in enumerate(("train", "test"))
+        split: np.array([(f"{n}.jpg", 1 + (n + start) % 2) for n in range(4)], dtype=kind)
+        for start, split in enumerate(("train", "test"))
     }
     savemat(place / "devkit" / "cars_train_annos.mat", {"annotations": annotations["train"]})
     savemat(place / "cars_test_annos_withlabels.mat", {"annotations": annotations["test"]})

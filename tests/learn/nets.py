@@ -37,4 +37,6 @@ def halves(count: int, seed: int = 0, split: str = "train") -> ArraySplit:
 
 
 def halves_data(train: int = 96) -> DataSplits:
-    return DataSplits(train=halves(train), validation=halves(30, 1, "validation"), test=halves(30, 2, "test"), classes=CLASSES)
+    return DataSplits(
+        train=halves(train), validation=halves(30, 1, "validation"), test=halves(30, 2, "test"), classes=CLASSES
+    )

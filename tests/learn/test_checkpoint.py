@@ -26,13 +26,20 @@ def _save(run: Path, step: int, fill: float, *, kind: str = "step") -> Path:
         net[9].bias.fill_(fill)
     state = {"numbers": {"step": step}, "pairs": {0: torch.tensor([fill])}} if kind == "step" else None
     return save_checkpoint(
-        run / "checkpoints" / f"{kind}-{step:08d}", net, classes=CLASSES, preprocessing=PREPROCESSING, meta={"seed": 0}, state=state
+        run / "checkpoints" / f"{kind}-{step:08d}",
+        net,
+        classes=CLASSES,
+        preprocessing=PREPROCESSING,
+        meta={"seed": 0},
+        state=state,
     )
 
 
 def test_round_trip(tmp_path: Path) -> None:
     place = _save(tmp_path, 7, 2.5)
-    assert set(load_file(place / "model.safetensors")) == set(small_net().state_dict())  # plain safetensors, as others read them
+    assert set(load_file(place / "model.safetensors")) == set(
+        small_net().state_dict()
+    )  # plain safetensors, as others read them
     loaded = load_checkpoint(place, net=small_net())
     assert loaded.classes == CLASSES
     assert loaded.preprocessing == PREPROCESSING
@@ -56,7 +63,11 @@ def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
     assert load_state(tmp_path)[0].name == "step-00000003"
     (tmp_path / "checkpoints" / ".step-00000004.abc.tmp").mkdir()
     prune(tmp_path, keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path, ("step", "best"))] == ["step-00000003", "step-00000002", "best-00000002"]
+    assert [path.name for path in list_checkpoints(tmp_path, ("step", "best"))] == [
+        "step-00000003",
+        "step-00000002",
+        "best-00000002",
+    ]
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -1,4 +1,6 @@
-"""Two gloo processes give the single-process result on the same global batch; one writes, and a run can be resumed together."""
+"""Two gloo processes give the single-process result on the same global batch; one writes, and a run can be resumed
+together.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,46 @@ from convscale.learn.train import TrainRun, train
 from tests.learn.nets import halves_data
 
 RECIPE = Recipe(
-    name="x", epochs=2, batch_size=8, optimizer="sgd", lr=0.05, augment="shift-crop", cutout=0.2, ema_decay=0.9, precision="fp32", layout="nchw"
+    name="x",
+    epochs=2,
+    batch_size=8,
+    optimizer="sgd",
+    lr=0.05,
+    augment="shift-crop",
+    cutout=0.2,
+    ema_decay=0.9,
+    precision="fp32",
+    layout="nchw",
 )
 
 
 def _net() -> nn.Module:
     torch.manual_seed(5)
-    body = [nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    body = [
+        nn.Conv2d(1, 8, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
 
 
 def _summary(run: TrainRun, losses: list[float]) -> dict[str, Any]:
     weights = {name.replace("norm.", ""): value for name, value in run.net.state_dict().items()}
-    return {"weights": weights, "losses": losses, "history": [(row["train_loss"], row["val_loss"], row["val_top1"]) for row in run.history]}
+    return {
+        "weights": weights,
+        "losses": losses,
+        "history": [(row["train_loss"], row["val_loss"], row["val_top1"]) for row in run.history],
+    }
 
 
 def _work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
+    )
     losses: list[float] = []
     run = train(
         _net(),

@@ -26,7 +26,9 @@ from convscale.learn.teacher import open_teacher
 from convscale.learn.train import train
 from tests.learn.nets import CLASSES, halves_data, small_net
 
-QUICK = Recipe(name="quick", epochs=3, batch_size=16, lr=0.05, augment="shift-crop", ema_decay=0.9, precision="fp32", layout="nchw")
+QUICK = Recipe(
+    name="quick", epochs=3, batch_size=16, lr=0.05, augment="shift-crop", ema_decay=0.9, precision="fp32", layout="nchw"
+)
 
 
 def _net() -> nn.Module:
@@ -67,7 +69,9 @@ def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_statistics() -> None:
     run = train(Poisoned(), halves_data(), recipe=QUICK)
     assert run.history[-1]["skipped_steps"] == 1
     assert all(torch.isfinite(value).all() for value in run.net.state_dict().values())
-    assert all(row["val_loss"] == pytest.approx(row["val_loss"]) and row["val_loss"] < 3 for row in run.history)  # NaN equals nothing
+    assert all(
+        row["val_loss"] == pytest.approx(row["val_loss"]) and row["val_loss"] < 3 for row in run.history
+    )  # NaN equals nothing
 
 
 @pytest.mark.parametrize(
@@ -105,10 +109,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
         train(_net(), data, recipe=QUICK, batch_size=8, **again)
     with pytest.raises(UserError, match="was trained with optimizer sgd, not adamw"):
         train(_net(), data, recipe=QUICK, optimizer="adamw", **again)
-    with pytest.raises(UserError, match="was trained with 6 steps per epoch, now there would be 5; have images come or gone"):
+    with pytest.raises(
+        UserError, match="was trained with 6 steps per epoch, now there would be 5; have images come or gone"
+    ):
         train(_net(), halves_data(80), recipe=QUICK, **again)
-    renamed = {split: dataclasses.replace(getattr(data, split), classes=("left", "dark", "top")) for split in ("train", "validation", "test")}
-    with pytest.raises(UserError, match=r"was trained on classes \['dark', 'left', 'top'\], the data's are \['left', 'dark', 'top'\]"):
+    renamed = {
+        split: dataclasses.replace(getattr(data, split), classes=("left", "dark", "top"))
+        for split in ("train", "validation", "test")
+    }
+    with pytest.raises(
+        UserError, match=r"was trained on classes \['dark', 'left', 'top'\], the data's are \['left', 'dark', 'top'\]"
+    ):
         train(_net(), dataclasses.replace(data, classes=("left", "dark", "top"), **renamed), recipe=QUICK, **again)
     run = train(_net(), data, lr=0.01, **again)  # the recipe it wrote, but for what is asked otherwise
     assert run.recipe == QUICK.override({"lr": 0.01})
@@ -132,7 +143,16 @@ def test_a_damaged_state_is_written_again(tmp_path: Path) -> None:
     newest = list_checkpoints(folder)[0]
     (newest / "model.safetensors").write_bytes(b"")
     with pytest.raises(Stop):  # one step further than the damaged one, which was made anew on the way
-        train(_net(), halves_data(), recipe=QUICK, output=folder, resume=True, keep=9, checkpoint_seconds=0, progress=_kill_at(3))
+        train(
+            _net(),
+            halves_data(),
+            recipe=QUICK,
+            output=folder,
+            resume=True,
+            keep=9,
+            checkpoint_seconds=0,
+            progress=_kill_at(3),
+        )
     assert newest in list_checkpoints(folder)
     assert all(verify_checkpoint(place) is None for place in list_checkpoints(folder))
 
@@ -144,7 +164,9 @@ def test_a_scaler_resumes_exactly(tmp_path: Path) -> None:
     undisturbed = train(_net(), halves_data(), recipe=recipe, progress=_kill_at(999, whole))
     with pytest.raises(Stop):
         train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", checkpoint_seconds=0, progress=_kill_at(8))
-    resumed = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True, progress=_kill_at(999, rest))
+    resumed = train(
+        _net(), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True, progress=_kill_at(999, rest)
+    )
     assert rest == whole[-len(rest) :]
     assert len(rest) in (11, 12)
     for name, value in undisturbed.net.state_dict().items():
@@ -199,7 +221,9 @@ def test_frozen_norms_keep_their_statistics() -> None:
 def test_the_schedule_starts_when_all_layers_join() -> None:
     recipe = Recipe(name="x", schedule="cosine", freeze_epochs=2, warmup_epochs=2, start_factor=0.0, final_factor=0)
     # 10 epochs: 2 with the head alone, 2 of warm-up, 6 of cosine
-    assert [lr_factor(recipe, epoch / 10, 10) for epoch in (0, 1.9, 2, 3, 4, 7, 10)] == pytest.approx([1, 1, 0, 0.5, 1, 0.5, 0])
+    assert [lr_factor(recipe, epoch / 10, 10) for epoch in (0, 1.9, 2, 3, 4, 7, 10)] == pytest.approx(
+        [1, 1, 0, 0.5, 1, 0.5, 0]
+    )
     probe = recipe.override({"freeze_epochs": 10, "warmup_epochs": 0})
     assert lr_factor(probe, 0.5, 10) == pytest.approx(0.5)  # the head alone all the way
 
@@ -214,7 +238,9 @@ def test_a_teacher_sees_its_own_preprocessing(tmp_path: Path) -> None:
     from convscale.learn.teacher import Teacher
 
     pixels = torch.full((1, 12, 12, 1), 51, dtype=torch.uint8)  # 0.2
-    assert Teacher(Mean(), own, student)(student.normalize(pixels))[0, 0].item() == pytest.approx((0.2 - 0.1) / 0.2, abs=1e-5)
+    assert Teacher(Mean(), own, student)(student.normalize(pixels))[0, 0].item() == pytest.approx(
+        (0.2 - 0.1) / 0.2, abs=1e-5
+    )
     save_checkpoint(tmp_path / "t", small_net(), classes=("a", "b", "c"), preprocessing=student)
     with pytest.raises(UserError, match="has no spec"):
         open_teacher(tmp_path / "t", ("a", "b", "c"), student)
@@ -225,13 +251,28 @@ def test_a_checkpoint_teaches(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     recipe = QUICK.override({"epochs": 1, "ema_decay": 0})
-    train(create_model("mobilenetv2_050", num_classes=3, in_chans=1), halves_data(), recipe=recipe, output=tmp_path / "teacher")
+    train(
+        create_model("mobilenetv2_050", num_classes=3, in_chans=1),
+        halves_data(),
+        recipe=recipe,
+        output=tmp_path / "teacher",
+    )
     run = train(_net(), halves_data(), recipe=recipe, teacher=tmp_path / "teacher")
     assert run.recipe.distill_weight == 0.5
     data = halves_data()
-    renamed = {split: dataclasses.replace(getattr(data, split), classes=("x", "y", "z")) for split in ("train", "validation", "test")}
-    with pytest.raises(UserError, match=rf"has classes \['{CLASSES[0]}', .*the data \['x', 'y', 'z'\]; they must be the same"):
-        train(_net(), dataclasses.replace(data, classes=("x", "y", "z"), **renamed), recipe=recipe, teacher=tmp_path / "teacher")
+    renamed = {
+        split: dataclasses.replace(getattr(data, split), classes=("x", "y", "z"))
+        for split in ("train", "validation", "test")
+    }
+    with pytest.raises(
+        UserError, match=rf"has classes \['{CLASSES[0]}', .*the data \['x', 'y', 'z'\]; they must be the same"
+    ):
+        train(
+            _net(),
+            dataclasses.replace(data, classes=("x", "y", "z"), **renamed),
+            recipe=recipe,
+            teacher=tmp_path / "teacher",
+        )
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
@@ -243,7 +284,9 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     (state / "state.json").write_text(json.dumps(text))
     sums = state / "SHA256SUMS"
     digest = hashlib.sha256((state / "state.json").read_bytes()).hexdigest()
-    lines = [f"{digest}  state.json" if line.endswith("  state.json") else line for line in sums.read_text().splitlines()]
+    lines = [
+        f"{digest}  state.json" if line.endswith("  state.json") else line for line in sums.read_text().splitlines()
+    ]
     sums.write_text("\n".join(lines) + "\n")
     run = train(_net(), halves_data(), recipe=QUICK, epochs=3, output=tmp_path / "run", resume=True)
     assert run.cost.images == 3 * 96

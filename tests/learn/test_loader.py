@@ -29,7 +29,9 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(9):
             pixels = random.integers(base, base + 80, (24, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC).save(tmp_path / "data" / name / f"{number}.jpg", quality=95)
+            Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC).save(
+                tmp_path / "data" / name / f"{number}.jpg", quality=95
+            )
     return tmp_path / "data"
 
 
@@ -55,7 +57,9 @@ def test_workers_and_restarts_change_nothing(folder: Path, augment: str) -> None
     assert _equal(whole, list(pair.batches(3)))
     assert _equal(whole[2:], list(pair.batches(3, start=2)))
     assert not _equal(whole, list(alone.batches(4)))
-    assert sorted(torch.cat([batch.indices for batch in whole]).tolist()) == sorted(set(torch.cat([batch.indices for batch in whole]).tolist()))
+    assert sorted(torch.cat([batch.indices for batch in whole]).tolist()) == sorted(
+        set(torch.cat([batch.indices for batch in whole]).tolist())
+    )
     assert torch.equal(whole[0].labels, split.labels[whole[0].indices])
 
 
@@ -88,8 +92,14 @@ def test_pixels_are_those_of_pillow(folder: Path) -> None:
         for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
             random = np.random.Generator(np.random.Philox(key=mix_seed(5, 3, 0, index)))
             top, left, height, width = crop_box(48, 60, random, min_scale=0.08)
-            picture = Image.open(split.name(index)).crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BILINEAR)
-            golden = np.asarray(picture if random.random() >= 0.5 else picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).astype(int)
+            picture = (
+                Image.open(split.name(index))
+                .crop((left, top, left + width, top + height))
+                .resize((16, 16), Image.Resampling.BILINEAR)
+            )
+            golden = np.asarray(
+                picture if random.random() >= 0.5 else picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            ).astype(int)
             assert np.abs(image.numpy().astype(int) - golden).max() <= 1
 
 
@@ -105,7 +115,8 @@ def test_scaled_decoding_shows_the_same_place(tmp_path: Path) -> None:
     recipe = FILES.override({"batch_size": 2})
     for epoch in range(3):
         full, scaled = (
-            next(TrainLoader(split, recipe.override({"scaled_decode": value}), image_size=32, workers=0).batches(epoch)) for value in (False, True)
+            next(TrainLoader(split, recipe.override({"scaled_decode": value}), image_size=32, workers=0).batches(epoch))
+            for value in (False, True)
         )
         assert torch.equal(full.indices, scaled.indices)
         upright = int((full.indices == 0).nonzero())
@@ -129,7 +140,9 @@ def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
     assert torch.equal(held.images[3], plain.resize(data.train.read(4)))
     for number in (5, 6):
         Path(data.train.name(number)).write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 1.0% are; first: "):
+    with pytest.raises(
+        UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 1.0% are; first: "
+    ):
         into_memory(data.train, plain)
 
 
@@ -142,10 +155,15 @@ def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch
 
 def test_full_shared_memory_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)")
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"
+        )
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # in the worker, which inherits it
-    with pytest.raises(UserError, match=r"No space left on device \(28\)\); memory or /dev/shm may be full: use fewer workers \(now 2\)"):
+    with pytest.raises(
+        UserError,
+        match=r"No space left on device \(28\)\); memory or /dev/shm may be full: use fewer workers \(now 2\)",
+    ):
         list(TrainLoader(_train_split(folder), FILES, image_size=16, workers=2).batches(0))
 
 
@@ -223,8 +241,12 @@ def test_a_set_held_in_memory_is_cropped_once(folder: Path) -> None:
     again, _ = into_memory(held, cropped)
     assert again.images is not None
     assert torch.equal(again.images, golden)
-    raw = ArraySplit(split="test", classes=("a", "b"), labels=held.labels, channels=3, pixels=golden)  # a user's own, of the same size
-    assert torch.equal(next(eval_batches(raw, cropped)).images, torch.stack([cropped.resize(image) for image in golden]))
+    raw = ArraySplit(
+        split="test", classes=("a", "b"), labels=held.labels, channels=3, pixels=golden
+    )  # a user's own, of the same size
+    assert torch.equal(
+        next(eval_batches(raw, cropped)).images, torch.stack([cropped.resize(image) for image in golden])
+    )
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -237,5 +259,7 @@ def test_a_picture_without_area_is_left_out(folder: Path, scaled: bool) -> None:
     path.write_bytes(data)
     loader = TrainLoader(split, FILES.override({"scaled_decode": scaled}), image_size=16, workers=0)
     batches = [batch for epoch in range(4) for batch in loader.batches(epoch)]
-    assert {problem for batch in batches for problem in batch.bad} == {f"{path}: JPEG image of 60 x 0 pixels has no area"}
+    assert {problem for batch in batches for problem in batch.bad} == {
+        f"{path}: JPEG image of 60 x 0 pixels has no area"
+    }
     assert 2 not in torch.cat([batch.indices for batch in batches]).tolist()

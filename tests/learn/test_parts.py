@@ -108,7 +108,9 @@ def test_asymmetric_loss_by_hand_and_as_binary_cross_entropy() -> None:
     logits = torch.tensor([[0.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     plain = asymmetric_loss(logits, targets, negative=0, positive=0, margin=0)
-    assert plain.item() == pytest.approx(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum").item() / 2)
+    assert plain.item() == pytest.approx(
+        F.binary_cross_entropy_with_logits(logits, targets, reduction="sum").item() / 2
+    )
 
     def sigmoid(value: float) -> float:
         return 1 / (1 + math.exp(-value))
@@ -161,7 +163,12 @@ def test_crop_boxes_lie_inside_and_follow_torchvisions_distribution() -> None:
     torch.manual_seed(0)
     transform = v2.RandomResizedCrop(8)
     image = torch.zeros(3, 100, 150, dtype=torch.uint8)
-    theirs = np.array([[value[key] for key in ("top", "left", "height", "width")] for value in (transform.make_params([image]) for _ in range(4000))])
+    theirs = np.array(
+        [
+            [value[key] for key in ("top", "left", "height", "width")]
+            for value in (transform.make_params([image]) for _ in range(4000))
+        ]
+    )
     assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 2.0  # four standard errors
     assert np.abs(ours.std(0) - theirs.std(0)).max() < 2.0
 

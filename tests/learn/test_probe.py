@@ -53,12 +53,16 @@ def _split(labels: torch.Tensor, seed: int, name: str) -> ArraySplit:
 def test_it_is_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     monkeypatch.setattr(probe, "DECAYS", (0.1,))
-    train_split, validation = (_split(torch.arange(count) % 3, seed, name) for count, seed, name in ((90, 0, "train"), (30, 1, "validation")))
+    train_split, validation = (
+        _split(torch.arange(count) % 3, seed, name) for count, seed, name in ((90, 0, "train"), (30, 1, "validation"))
+    )
     net = Pixels()
     assert solve_head(net, train_split, validation, PLAIN, device=torch.device("cpu"))[0] == 0.1
     x = train_split.images.numpy().reshape(90, 4) / 255
     standard = (x - x.mean(0)) / x.std(0, ddof=1)
-    golden = linear_model.LogisticRegression(C=1 / (0.1 * 90), tol=1e-8, max_iter=1000).fit(standard, train_split.labels.numpy())
+    golden = linear_model.LogisticRegression(C=1 / (0.1 * 90), tol=1e-8, max_iter=1000).fit(
+        standard, train_split.labels.numpy()
+    )
     with torch.no_grad():
         ours = net(PLAIN.normalize(train_split.images)).softmax(1).numpy()
     np.testing.assert_allclose(ours, golden.predict_proba(standard), atol=2e-4)
@@ -79,7 +83,9 @@ def test_training_starts_from_it_and_never_ends_below() -> None:
 
     torch.manual_seed(0)
     net = create_model("mobilenetv2_050", num_classes=3, in_chans=1)
-    recipe = Recipe(name="x", epochs=2, batch_size=16, lr=1e-9, augment="none", solve_head=True, precision="fp32", layout="nchw")
+    recipe = Recipe(
+        name="x", epochs=2, batch_size=16, lr=1e-9, augment="none", solve_head=True, precision="fp32", layout="nchw"
+    )
     run = train(net, halves_data(), recipe=recipe)
     said = next(note for note in run.notes if "before the first epoch: validation result" in note)
     assert run.best_metric >= float(said.split()[-1].rstrip("%")) / 100 - 1e-4
@@ -88,4 +94,8 @@ def test_training_starts_from_it_and_never_ends_below() -> None:
 
 def test_a_network_without_such_a_head_is_refused() -> None:
     with pytest.raises(UserError, match="solve_head needs a network with forward_features"):
-        train(small_net(), halves_data(), recipe=Recipe(name="x", solve_head=True, epochs=1, batch_size=16, augment="none"))
+        train(
+            small_net(),
+            halves_data(),
+            recipe=Recipe(name="x", solve_head=True, epochs=1, batch_size=16, augment="none"),
+        )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from convscale.errors import UserError
-from convscale.learn.recipe import Recipe, get_recipe, list_recipes
+from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe, list_recipes
 
 
 def test_every_named_recipe_is_valid_and_has_a_source() -> None:
@@ -19,8 +20,16 @@ def test_every_named_recipe_is_valid_and_has_a_source() -> None:
 
 
 def test_overrides_by_text_are_parsed() -> None:
-    recipe = get_recipe("small").override(["lr=0.05", "epochs = 3", "ema-decay=0", "class_weights=yes", "image_size=none", "optimizer=adamw"])
-    assert (recipe.lr, recipe.epochs, recipe.ema_decay, recipe.class_weights, recipe.image_size) == (0.05, 3, 0.0, True, None)
+    recipe = get_recipe("small").override(
+        ["lr=0.05", "epochs = 3", "ema-decay=0", "class_weights=yes", "image_size=none", "optimizer=adamw"]
+    )
+    assert (recipe.lr, recipe.epochs, recipe.ema_decay, recipe.class_weights, recipe.image_size) == (
+        0.05,
+        3,
+        0.0,
+        True,
+        None,
+    )
     assert recipe.override({"image_size": 32}).image_size == 32
 
 

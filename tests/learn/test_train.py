@@ -23,7 +23,16 @@ from convscale.learn.train import TrainRun, train
 from tests.learn.nets import CLASSES, halves_data, small_net
 
 QUICK = Recipe(
-    name="quick", epochs=3, batch_size=16, lr=0.05, augment="shift-crop", cutout=0.2, ema_decay=0.9, ema_every=2, precision="fp32", layout="nchw"
+    name="quick",
+    epochs=3,
+    batch_size=16,
+    lr=0.05,
+    augment="shift-crop",
+    cutout=0.2,
+    ema_decay=0.9,
+    ema_every=2,
+    precision="fp32",
+    layout="nchw",
 )
 
 
@@ -91,7 +100,9 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
     ],
 )
 def test_resume_is_exact(tmp_path: Path, kill_at: int, optimizer: str, layout: str, precision: str) -> None:
-    recipe = QUICK.override({"optimizer": optimizer, "lr": 0.02, "epsilon": 1e-3, "layout": layout, "precision": precision})
+    recipe = QUICK.override(
+        {"optimizer": optimizer, "lr": 0.02, "epsilon": 1e-3, "layout": layout, "precision": precision}
+    )
     options: dict[str, Any] = {"recipe": recipe, "seed": 3}
     whole: list[float] = []
     undisturbed = train(_net(), halves_data(), progress=_steps(whole), **options)
@@ -149,7 +160,17 @@ def test_other_precisions_and_layouts_learn_too(precision: str, layout: str) -> 
 
 
 def test_accumulated_batches_are_one_large_batch() -> None:
-    recipe = Recipe(name="x", epochs=1, batch_size=8, augment="none", optimizer="sgd", lr=0.1, momentum=0.0, precision="fp32", layout="nchw")
+    recipe = Recipe(
+        name="x",
+        epochs=1,
+        batch_size=8,
+        augment="none",
+        optimizer="sgd",
+        lr=0.1,
+        momentum=0.0,
+        precision="fp32",
+        layout="nchw",
+    )
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
     state = {name: value.clone() for name, value in net.state_dict().items()}
     small = train(net, halves_data(16), recipe=recipe.override({"accumulate": 2}))
@@ -185,14 +206,21 @@ def test_many_bad_steps_roll_back_and_then_stop() -> None:
     run = train(Poison(range(8, 16)), halves_data(160), recipe=QUICK)
     assert any("back to the start of epoch 1 at half the learning rate" in note for note in run.notes)
     assert run.history[-1]["epoch"] == 3
-    with pytest.raises(UserError, match=r"training stopped: no finite loss or gradient for 8 steps in epoch 1 .* lower lr"):
+    with pytest.raises(
+        UserError, match=r"training stopped: no finite loss or gradient for 8 steps in epoch 1 .* lower lr"
+    ):
         train(Poison(range(10_000)), halves_data(160), recipe=QUICK)
 
 
 def test_a_time_limit_ends_the_schedule() -> None:
     rates: list[float] = []
     run = train(
-        _net(), halves_data(), recipe=QUICK, epochs=10_000, max_seconds=0.6, progress=lambda e: rates.append(e["lr"]) if e["kind"] == "step" else None
+        _net(),
+        halves_data(),
+        recipe=QUICK,
+        epochs=10_000,
+        max_seconds=0.6,
+        progress=lambda e: rates.append(e["lr"]) if e["kind"] == "step" else None,
     )
     assert run.history[-1]["epoch"] < 10_000
     assert max(rates) > 0.045  # it warmed up ...
@@ -214,12 +242,20 @@ def test_early_stop_freezing_and_progressive_sizes() -> None:
 
     net = Watch()
     before = net.body[0].weight.detach().clone()
-    train(net, halves_data(), recipe=QUICK.override({"freeze_epochs": 10, "progressive": 0.6, "ema_decay": 0, "epochs": 4}))
+    train(
+        net,
+        halves_data(),
+        recipe=QUICK.override({"freeze_epochs": 10, "progressive": 0.6, "ema_decay": 0, "epochs": 4}),
+    )
     assert torch.equal(net.body[0].weight, before)
     assert all(param.requires_grad for param in net.parameters())
     assert sizes[1] == 8
     assert sizes[-1] == 12
-    run = train(_net(), halves_data(), recipe=QUICK.override({"lr": 1e-9, "early_stop": 2, "epochs": 50, "ema_decay": 0, "label_smoothing": 0}))
+    run = train(
+        _net(),
+        halves_data(),
+        recipe=QUICK.override({"lr": 1e-9, "early_stop": 2, "epochs": 50, "ema_decay": 0, "label_smoothing": 0}),
+    )
     assert len(run.history) < 50
 
 
@@ -249,7 +285,14 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="was trained with seed 1, not 2"):
         train(_net(), data, recipe=QUICK, output=tmp_path / "seeded", seed=2, resume=True)
     with pytest.raises(UserError, match="another architecture"):
-        train(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), data, recipe=QUICK, output=tmp_path / "seeded", seed=1, resume=True)
+        train(
+            nn.Sequential(nn.Flatten(), nn.Linear(144, 3)),
+            data,
+            recipe=QUICK,
+            output=tmp_path / "seeded",
+            seed=1,
+            resume=True,
+        )
 
 
 def test_progress_is_plain_where_there_is_no_terminal() -> None:

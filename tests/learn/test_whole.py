@@ -109,16 +109,25 @@ def test_weights_to_start_from(tmp_path: Path) -> None:
     from convscale.nn.net import create_model
 
     spec_net = create_model("mobilenetv2_050", num_classes=3, in_chans=1)
-    first = train(spec_net, halves_data(), recipe=Recipe(name="x", epochs=1, augment="none", batch_size=16, **PLAIN), output=tmp_path / "run")
+    first = train(
+        spec_net,
+        halves_data(),
+        recipe=Recipe(name="x", epochs=1, augment="none", batch_size=16, **PLAIN),
+        output=tmp_path / "run",
+    )
     frozen = Recipe(name="x", epochs=1, augment="none", batch_size=16, lr=1e-9, freeze_epochs=1, **PLAIN)
     second = train("mobilenetv2_050", halves_data(), recipe=frozen, init=tmp_path / "run")
-    name = "stem.0.conv.weight" if "stem.0.conv.weight" in first.net.state_dict() else next(iter(first.net.state_dict()))
+    name = (
+        "stem.0.conv.weight" if "stem.0.conv.weight" in first.net.state_dict() else next(iter(first.net.state_dict()))
+    )
     assert torch.equal(first.net.state_dict()[name], second.net.state_dict()[name])
     with pytest.raises(UserError, match="init='pretrained' needs a name"):
         train(spec_net, halves_data(), recipe=frozen, init="pretrained")
     data = halves_data()
     parts = {split: getattr(data, split) for split in ("train", "validation")}
-    two = {split: dataclasses.replace(part, classes=("a", "b"), labels=part.labels % 2) for split, part in parts.items()}
+    two = {
+        split: dataclasses.replace(part, classes=("a", "b"), labels=part.labels % 2) for split, part in parts.items()
+    }
     with pytest.raises(UserError, match=r"network has 3 classes, the data 2; create_model\(\.\.\., num_classes=2\)"):
         train(spec_net, dataclasses.replace(data, **two, classes=("a", "b")), recipe=frozen)
 
@@ -128,7 +137,9 @@ def test_a_teacher_is_imitated() -> None:
     plain = Recipe(name="x", epochs=6, batch_size=16, lr=0.05, augment="none", ema_decay=0, **PLAIN)
     torch.manual_seed(5)
     teacher = train(small_net(), data, recipe=plain).net
-    wrong = nn.Sequential(teacher, _Roll())  # says the next class: what is learned must come from it, not from the labels
+    wrong = nn.Sequential(
+        teacher, _Roll()
+    )  # says the next class: what is learned must come from it, not from the labels
     student = train(small_net(), data, recipe=plain.override({"distill_weight": 1.0}), teacher=wrong).net
     predicted = predict_split(student, data.test, train_preprocessing(data))[0].argmax(1)
     assert ((predicted - 1) % 3 == data.test.labels).float().mean() > 0.9

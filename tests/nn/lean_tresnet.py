@@ -16,7 +16,9 @@ class ConvNorm(nn.Module):
     def __init__(self, ins: int, outs: int, kernel: int, *, slope: float | None = None, keep: Keep = "output") -> None:
         super().__init__()
         self.conv = conv2d(ins, outs, kernel)
-        self.norm = norm_act("inplace", outs, activation="identity" if slope is None else "leaky_relu", slope=slope or 0.01, keep=keep)
+        self.norm = norm_act(
+            "inplace", outs, activation="identity" if slope is None else "leaky_relu", slope=slope or 0.01, keep=keep
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))

@@ -30,7 +30,8 @@ def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-# --- activations --------------------------------------------------------------------------------------------------------------------------------
+# --- activations
+# --------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,23 +58,38 @@ def test_unknown_activation() -> None:
         activation("hard_swish")
 
 
-# --- convolutions -------------------------------------------------------------------------------------------------------------------------------
+# --- convolutions
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "expected"),
-    [(224, 3, 2, (0, 1)), (225, 3, 2, (1, 1)), (7, 5, 2, (2, 2)), (8, 5, 2, (1, 2)), (5, 3, 1, (1, 1)), (4, 1, 2, (0, 0))],
+    [
+        (224, 3, 2, (0, 1)),
+        (225, 3, 2, (1, 1)),
+        (7, 5, 2, (2, 2)),
+        (8, 5, 2, (1, 2)),
+        (5, 3, 1, (1, 1)),
+        (4, 1, 2, (0, 0)),
+    ],
 )
 def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int, expected: tuple[int, int]) -> None:
-    """By TensorFlow's stated rule: out = ceil(in / stride), total = (out - 1) * stride + kernel - in, the odd one after."""
+    """By TensorFlow's stated rule: out = ceil(in / stride), total = (out - 1) * stride + kernel - in, the odd one
+    after.
+    """
     assert same_padding(size, kernel, stride) == expected
 
 
 @pytest.mark.parametrize("size", [8, 9, 13])
-@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (7, 2, 1), (3, 1, 2), (3, 2, 2), (2, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [(3, 1, 1), (3, 2, 1), (5, 2, 1), (7, 2, 1), (3, 1, 2), (3, 2, 2), (2, 1, 1), (1, 2, 1)],
+)
 def test_same_convolution_equals_timms(size: int, kernel: int, stride: int, dilation: int) -> None:
     ours = conv2d(4, 6, kernel, stride=stride, groups=2, padding="same", dilation=dilation, bias=True)
-    theirs = timm.layers.create_conv2d(4, 6, kernel, stride=stride, groups=2, padding="same", dilation=dilation, bias=True)
+    theirs = timm.layers.create_conv2d(
+        4, 6, kernel, stride=stride, groups=2, padding="same", dilation=dilation, bias=True
+    )
     theirs.load_state_dict(ours.state_dict())
     x = seeded(2, 4, size, size + 1)
     assert torch.equal(ours(x), theirs(x))
@@ -84,7 +100,14 @@ def test_same_convolution_equals_timms(size: int, kernel: int, stride: int, dila
 def test_conv2d_symmetric() -> None:
     conv = conv2d(4, 8, 5, stride=2, groups=4, dilation=2)
     assert type(conv) is nn.Conv2d
-    assert (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias) == ((5, 5), (2, 2), (4, 4), (2, 2), 4, None)
+    assert (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias) == (
+        (5, 5),
+        (2, 2),
+        (4, 4),
+        (2, 2),
+        4,
+        None,
+    )
     with pytest.raises(UserError, match=r"padding 'valid' is unknown \(.*symmetric"):
         conv2d(4, 4, 3, padding="valid")
     with pytest.raises(UserError, match="got 3 groups for 4 -> 6 channels"):
@@ -97,7 +120,9 @@ def test_conv2d_symmetric() -> None:
 def test_mixed_convolution_equals_timms(depthwise: bool, padding: str, ins: int, kernels: tuple[int, ...]) -> None:
     outs = ins if depthwise else 2 * ins + 1
     ours = MixedConv2d(ins, outs, kernels, stride=2, depthwise=depthwise, padding=padding)
-    theirs = timm.layers.MixedConv2d(ins, outs, list(kernels), stride=2, depthwise=depthwise, padding="same" if padding == "same" else "")
+    theirs = timm.layers.MixedConv2d(
+        ins, outs, list(kernels), stride=2, depthwise=depthwise, padding="same" if padding == "same" else ""
+    )
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
     theirs.load_state_dict(ours.state_dict())
     x = seeded(2, ins, 9, 8)
@@ -111,11 +136,14 @@ def test_split_channels() -> None:
         split_channels(2, 3)
 
 
-# --- space to depth, blur -----------------------------------------------------------------------------------------------------------------------
+# --- space to depth, blur
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_space_to_depth_order() -> None:
-    """One entry per channel by the formula of the paper's code: channel (row * 4 + column) * C + c holds pixel (4 i + row, 4 j + column)."""
+    """One entry per channel by the formula of the paper's code: channel (row * 4 + column) * C + c holds pixel (4 i +
+    row, 4 j + column).
+    """
     x = torch.arange(2 * 3 * 8 * 12, dtype=torch.float32).view(2, 3, 8, 12)
     y = SpaceToDepth(4)(x)
     assert y.shape == (2, 48, 2, 3)
@@ -219,7 +247,8 @@ def test_blur_under_autocast_keeps_the_maps_type(dtype: torch.dtype) -> None:
         assert torch.allclose(y.float(), plain_blur(x.detach().float(), 2), atol=0.02)
 
 
-# --- pooling, attention, drop path --------------------------------------------------------------------------------------------------------------
+# --- pooling, attention, drop path
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["avg", "max", "avgmax", "catavgmax", ""])
@@ -237,7 +266,9 @@ def test_global_pool_equals_timms(kind: str, layout: torch.memory_format) -> Non
 
 def test_global_pool_keeps_no_map() -> None:
     for kind in ("avg", "max", "avgmax", "catavgmax"):
-        assert not [s for s in saved_shapes(GlobalPool(kind), seeded(2, 5, 7, 4).requires_grad_()) if 7 * 4 in s or 7 in s]
+        assert not [
+            s for s in saved_shapes(GlobalPool(kind), seeded(2, 5, 7, 4).requires_grad_()) if 7 * 4 in s or 7 in s
+        ]
     with pytest.raises(UserError, match=r"global_pool 'average' is unknown"):
         GlobalPool("average")
 
@@ -246,7 +277,9 @@ def test_global_pool_keeps_no_map() -> None:
 @pytest.mark.parametrize("act", ["relu", "silu"])
 def test_squeeze_excite_equals_timms(gate: str, act: str) -> None:
     ours = SqueezeExcite(8, 3, activation=act, gate=gate)
-    theirs = timm.layers.SqueezeExcite(8, rd_channels=3, act_layer=act, gate_layer="hard_sigmoid" if gate == "hardsigmoid" else gate)
+    theirs = timm.layers.SqueezeExcite(
+        8, rd_channels=3, act_layer=act, gate_layer="hard_sigmoid" if gate == "hardsigmoid" else gate
+    )
     theirs.fc1.load_state_dict(ours.reduce.state_dict())
     theirs.fc2.load_state_dict(ours.expand.state_dict())
     x = seeded(2, 8, 5, 6)
@@ -278,7 +311,8 @@ def test_drop_path() -> None:
         DropPath(1.0)
 
 
-# --- compile and export -------------------------------------------------------------------------------------------------------------------------
+# --- compile and export
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def everything() -> nn.Module:

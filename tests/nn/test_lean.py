@@ -12,9 +12,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convscale.cost.memory import saved_bytes
 from convscale.nn.layers import BlurPool, SameConv2d, SqueezeExcite, conv_after, gated_norm
 from convscale.nn.norm import InPlaceABN, convert_norm, norm_act
-from convscale.speed.memory import saved_bytes
 from tests.nn.lean_tresnet import Basic, Bottleneck, tresnet_m
 
 
@@ -37,7 +37,11 @@ def kept_maps(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
 
 
 def same_gradients(
-    lean: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor], parameters: list[Tensor], tolerance: float
+    lean: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+    inputs: list[Tensor],
+    parameters: list[Tensor],
+    tolerance: float,
 ) -> None:
     found = []
     for function in (lean, plain):
@@ -50,7 +54,11 @@ def same_gradients(
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-PREPARATIONS = {"product": torch.mul, "blur": lambda x, gate: BlurPool()(x) * gate, "pool": lambda x, gate: F.avg_pool2d(x, 2) + 0 * gate}
+PREPARATIONS = {
+    "product": torch.mul,
+    "blur": lambda x, gate: BlurPool()(x) * gate,
+    "pool": lambda x, gate: F.avg_pool2d(x, 2) + 0 * gate,
+}
 
 
 @pytest.mark.parametrize("name", list(PREPARATIONS))
@@ -91,7 +99,13 @@ def test_conv_after_respects_other_convolutions_and_hooks() -> None:
     x, gate = seeded(2, 4, 8, 7).requires_grad_(), seeded(2, 4, 1, 1, seed=1).requires_grad_()
     assert torch.equal(conv_after(same, torch.mul, x, gate), same(x * gate))
     reflecting = nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect").double()
-    same_gradients(partial(conv_after, reflecting, torch.mul), lambda x, gate: reflecting(x * gate), [x.detach(), gate.detach()], [], 1e-13)
+    same_gradients(
+        partial(conv_after, reflecting, torch.mul),
+        lambda x, gate: reflecting(x * gate),
+        [x.detach(), gate.detach()],
+        [],
+        1e-13,
+    )
     calls = []
     conv = nn.Conv2d(4, 6, 1).double()
     conv.register_forward_hook(lambda *args: calls.append(1))
@@ -175,7 +189,9 @@ def test_blocks_equal_their_plain_versions(name: str, training: bool, size: tupl
 
 
 def losses(net: nn.Module, steps: int, dtype: torch.dtype, autocast: torch.dtype | None = None) -> list[float]:
-    """SGD with momentum on one small batch of two classes that differ in brightness, the last norm of each block starting at 0."""
+    """SGD with momentum on one small batch of two classes that differ in brightness, the last norm of each block
+    starting at 0.
+    """
     for module in net.modules():
         if isinstance(module, Basic | Bottleneck):
             nn.init.zeros_((module.conv2 if isinstance(module, Basic) else module.conv3).norm.weight)
@@ -196,7 +212,12 @@ def losses(net: nn.Module, steps: int, dtype: torch.dtype, autocast: torch.dtype
 def small_net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        Basic(16, 16, 1), Bottleneck(16, 8, 2, use_se=True), Basic(32, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)
+        Basic(16, 16, 1),
+        Bottleneck(16, 8, 2, use_se=True),
+        Basic(32, 32, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 2),
     )
 
 
@@ -265,7 +286,9 @@ def test_blocks_under_checkpointing(name: str) -> None:
 
 def test_blocks_export_with_a_dynamic_batch() -> None:
     net = nn.Sequential(Basic(16, 32, 2), Bottleneck(32, 8, 2, use_se=True)).eval()
-    program = torch.export.export(net, (seeded(2, 16, 9, 8, dtype=torch.float32),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+    program = torch.export.export(
+        net, (seeded(2, 16, 9, 8, dtype=torch.float32),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
+    )
     x = seeded(3, 16, 9, 8, dtype=torch.float32)
     assert torch.allclose(program.module()(x), net(x), atol=1e-5)
 

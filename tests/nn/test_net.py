@@ -19,7 +19,16 @@ def small(name: str, **options):
     return cs.create_model(cs.scale(name, width=0.25, depth=0.3, image_size=64), **{"num_classes": 7, **options})
 
 
-FAMILIES = ("tresnet_m", "tresnet_v2_l", "efficientnet_b0", "tf_efficientnet_lite0", "mixnet_s", "resnet50d", "seresnext50_32x4d", "mobilenetv1_100")
+FAMILIES = (
+    "tresnet_m",
+    "tresnet_v2_l",
+    "efficientnet_b0",
+    "tf_efficientnet_lite0",
+    "mixnet_s",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "mobilenetv1_100",
+)
 
 
 def test_same_seed_same_weights():
@@ -54,10 +63,16 @@ def test_in_place_norms_stand_by_structure():
     assert all(isinstance(m, InPlaceABN) for m in norms)
     assert len(norms) == 1 + 7 * 2 + 14 * 3 + 3  # stem, basic blocks, bottlenecks, three projections
     lasts = {
-        id(block.get_submodule("conv3.norm" if hasattr(block, "conv3") else "conv2.norm")) for block in net.modules() if isinstance(block, Block)
+        id(block.get_submodule("conv3.norm" if hasattr(block, "conv3") else "conv2.norm"))
+        for block in net.modules()
+        if isinstance(block, Block)
     }
     assert all((m.keep == "input") == (id(m) in lasts) for m in norms)
-    assert all(isinstance(m, BatchNormAct) for m in cs.create_model("tresnet_m", norm="batchnorm").modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(
+        isinstance(m, BatchNormAct)
+        for m in cs.create_model("tresnet_m", norm="batchnorm").modules()
+        if isinstance(m, nn.BatchNorm2d)
+    )
     v2 = cs.create_model("tresnet_v2_l_official")  # 1e-6 can not be inverted
     assert isinstance(v2.stem[0].norm, BatchNormAct)
 
@@ -73,7 +88,12 @@ def test_timm_conventions():
     assert torch.allclose(net.forward_head(features, pre_logits=True), features.mean((2, 3)))
     assert net.get_classifier() is net.classifier
     cfg = net.pretrained_cfg
-    assert (cfg["input_size"], cfg["mean"], cfg["std"], cfg["crop_pct"]) == ((3, 224, 224), (0.0,) * 3, (1.0,) * 3, 0.875)
+    assert (cfg["input_size"], cfg["mean"], cfg["std"], cfg["crop_pct"]) == (
+        (3, 224, 224),
+        (0.0,) * 3,
+        (1.0,) * 3,
+        0.875,
+    )
     net.reset_classifier(9)
     assert net(x).shape == (2, 9)
     net.reset_classifier(0)
@@ -91,7 +111,11 @@ def test_group_matcher_sorts_every_parameter():
         groups = group_parameters(net, net.group_matcher(), reverse=True)
         assert groups["stem.0.conv.weight"] == 0
         assert groups["classifier.weight"] == max(groups.values())
-        assert groups["stages.1.0.conv2.conv.weight"] < groups["stages.1.1.conv2.conv.weight"] < groups["stages.2.0.conv2.conv.weight"]
+        assert (
+            groups["stages.1.0.conv2.conv.weight"]
+            < groups["stages.1.1.conv2.conv.weight"]
+            < groups["stages.2.0.conv2.conv.weight"]
+        )
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])
@@ -148,7 +172,9 @@ def test_channels_last_is_safe(name):
     again = small(name).double().to(memory_format=torch.channels_last)
     b = again(x.contiguous(memory_format=torch.channels_last))
     assert relative(b, a) < 1e-10
-    assert again.forward_features(x.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    assert again.forward_features(x.contiguous(memory_format=torch.channels_last)).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 @pytest.mark.parametrize("name", ["tresnet_m", "efficientnet_b0"])
@@ -194,10 +220,16 @@ def test_features_only():
         (lambda: cs.create_model("resnet18", drop_rate=1.0), r"drop_rate is 1.0; it must be in \[0, 1\)"),
         (lambda: cs.create_model("resnet18", global_pool="mean"), "global_pool 'mean' is unknown"),
         (lambda: cs.create_model("resnet18", global_pool=""), "global_pool is ''"),
-        (lambda: cs.create_model("resnet18", features_only=True, out_indices=(5,)), "feature map 5 was asked for; the network has maps 0 to 4"),
+        (
+            lambda: cs.create_model("resnet18", features_only=True, out_indices=(5,)),
+            "feature map 5 was asked for; the network has maps 0 to 4",
+        ),
         (lambda: cs.create_model(cs.scale("resnet18", width=0.5), pretrained=True), "unknown model 'resnet18-w0.5'"),
         (lambda: cs.create_model("tresnet_m")(torch.rand(1, 3, 130, 130)), "130 px; tresnet_m takes a multiple of 4"),
-        (lambda: cs.create_model("resnet18")(torch.rand(1, 1, 64, 64)), r"input has shape \(1, 1, 64, 64\); resnet18 takes \(N, 3, H, W\)"),
+        (
+            lambda: cs.create_model("resnet18")(torch.rand(1, 1, 64, 64)),
+            r"input has shape \(1, 1, 64, 64\); resnet18 takes \(N, 3, H, W\)",
+        ),
     ],
 )
 def test_bad_options(make, message):
@@ -215,7 +247,9 @@ def test_convert_norm_updates_the_spec():
 
 
 def test_tresnet_m_keeps_at_most_45_mb_for_backward():
-    """Per image at 224 px, fp32, batch 4. Timm's keeps 66.8 MB and a ResNet50 with batch norms 86.0: the paper's ratio of batch sizes is 1.78."""
+    """Per image at 224 px, fp32, batch 4. Timm's keeps 66.8 MB and a ResNet50 with batch norms 86.0: the paper's ratio
+    of batch sizes is 1.78.
+    """
     ours = cs.saved_bytes(cs.create_model("tresnet_m")) / 1e6
     assert ours <= 45
     assert cs.saved_bytes(cs.create_model("resnet50")) / 1e6 / ours >= 1.78

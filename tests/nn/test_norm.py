@@ -57,9 +57,13 @@ def gradients(norm: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, T
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("activation", "slope"), [("identity", 0.01), ("leaky_relu", 0.01), ("leaky_relu", 1e-3), ("leaky_relu", 0.3)])
+@pytest.mark.parametrize(
+    ("activation", "slope"), [("identity", 0.01), ("leaky_relu", 0.01), ("leaky_relu", 1e-3), ("leaky_relu", 0.3)]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_inplace_equals_torch_batch_norm(training: bool, activation: str, slope: float, layout: torch.memory_format) -> None:
+def test_inplace_equals_torch_batch_norm(
+    training: bool, activation: str, slope: float, layout: torch.memory_format
+) -> None:
     norm = randomised(InPlaceABN(6, 1e-3, 0.2, activation, slope)).train(training)
     twin = torch_norm(norm, activation, slope)
     x = (seeded(*SHAPE, seed=6) * 2 + 1).contiguous(memory_format=layout)
@@ -101,7 +105,9 @@ WEIGHTS = [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 0.0]
 
 
 def at_weight(norm: nn.Module, weight: float, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Our gradients with maps of `dtype`, and BatchNorm's in float64 from the same (rounded) maps; half the channels negative."""
+    """Our gradients with maps of `dtype`, and BatchNorm's in float64 from the same (rounded) maps; half the channels
+    negative.
+    """
     with torch.no_grad():
         norm.weight.copy_(weight * torch.tensor([1.0, -1.0] * 3))
         norm.bias.copy_(seeded(6, seed=3))
@@ -116,7 +122,9 @@ def at_weight(norm: nn.Module, weight: float, dtype: torch.dtype) -> tuple[tuple
 def test_keeping_the_input_is_exact_at_every_weight(weight: float, dtype: torch.dtype, tolerance: float) -> None:
     ours, theirs = at_weight(InPlaceABN(6, keep="input"), weight, dtype)
     assert ours[0].dtype == dtype
-    assert relative(ours[2], theirs[2]) < tolerance  # the weight's gradient: what moves it away from 0 at the first step
+    assert (
+        relative(ours[2], theirs[2]) < tolerance
+    )  # the weight's gradient: what moves it away from 0 at the first step
     assert theirs[2].abs().min() > 100
     assert relative(ours[3], theirs[3]) < tolerance
     if weight:
@@ -127,18 +135,24 @@ def test_keeping_the_input_is_exact_at_every_weight(weight: float, dtype: torch.
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize(("dtype", "smallest", "tolerance"), [(torch.float32, 1e-3, 1e-4), (torch.bfloat16, 1e-2, 2e-2)])
-def test_keeping_the_output_stays_bounded_as_the_weight_vanishes(weight: float, dtype: torch.dtype, smallest: float, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "smallest", "tolerance"), [(torch.float32, 1e-3, 1e-4), (torch.bfloat16, 1e-2, 2e-2)]
+)
+def test_keeping_the_output_stays_bounded_as_the_weight_vanishes(
+    weight: float, dtype: torch.dtype, smallest: float, tolerance: float
+) -> None:
     ours, theirs = at_weight(InPlaceABN(6, activation="leaky_relu", slope=1e-2), weight, dtype)
     assert relative(ours[3], theirs[3]) < tolerance  # the bias's needs no inversion
     for a, b in zip(ours, theirs, strict=True):
         assert torch.isfinite(a).all()
-        # Never larger than the true one by more than rounding of the output over the smallest scale explains, on whatever side.
+        # Never larger than the true one by more than rounding of the output over the smallest scale explains, on
+        # whatever side.
         assert a.abs().max() <= 1.5 * b.abs().max() + 1e-6
     if weight >= 10 * smallest:
         assert relative(ours[1], theirs[1]) < (1e-5 if dtype == torch.float32 else 0.1)
         assert relative(ours[2], theirs[2]) < (1e-5 if dtype == torch.float32 else 0.1)
-    # Below the smallest scale the normalised input comes out short by |w| / smallest, and the weight's gradient with it: the stated rule.
+    # Below the smallest scale the normalised input comes out short by |w| / smallest, and the weight's gradient with
+    # it: the stated rule.
     shortfall = min(weight / smallest, 1.0)
     if dtype == torch.float32:
         assert relative(ours[2], theirs[2] * shortfall) < 1e-3 or weight <= 1e-6
@@ -146,7 +160,9 @@ def test_keeping_the_output_stays_bounded_as_the_weight_vanishes(weight: float, 
 
 
 def test_a_naive_division_would_fail_where_ours_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The case of the issue: bfloat16, |w| = 1e-6. Without the floor the gradient is thousands of times off; so this file's bounds can fail."""
+    """The case of the issue: bfloat16, |w| = 1e-6. Without the floor the gradient is thousands of times off; so this
+    file's bounds can fail.
+    """
     monkeypatch.setattr("convscale.nn.norm_ops.divisor", lambda weight, map_dtype: weight)
     ours, theirs = at_weight(InPlaceABN(6), 1e-6, torch.bfloat16)
     assert ours[1].abs().max() > 1000 * theirs[1].abs().max()
@@ -168,7 +184,9 @@ def test_zero_initialised_block_leaves_zero_at_the_first_step() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("keep", "activation"), [("output", "identity"), ("output", "leaky_relu"), ("input", "identity")])
+@pytest.mark.parametrize(
+    ("keep", "activation"), [("output", "identity"), ("output", "leaky_relu"), ("input", "identity")]
+)
 def test_gradcheck(training: bool, keep: str, activation: str) -> None:
     norm = randomised(InPlaceABN(3, activation=activation, slope=0.1, keep=keep), torch.float64).train(training)
     x = seeded(2, 3, 3, 2, seed=6, dtype=torch.float64).requires_grad_()
@@ -269,7 +287,9 @@ def test_lean_batch_norm_act_is_exact_and_keeps_one_map(name: str, training: boo
     assert torch.autograd.gradcheck(lambda x: lean(x * 1), (x[:2, :, :2, :2].clone().requires_grad_(),))
     for norm, maps in ((lean, 1), (plain, 2)):
         kept: dict[int, Tensor] = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.update({t.data_ptr(): t}) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.update({t.data_ptr(): t}) or t, lambda t: t
+        ):
             norm(x.requires_grad_())
         assert len([t for t in kept.values() if t.shape == SHAPE]) == maps
 
@@ -287,14 +307,17 @@ def test_lean_batch_norm_act_in_half_precision(dtype: torch.dtype) -> None:
     assert {t.dtype for t in gradients(half, x, dy)} == {dtype}
 
 
-# --- half precision -----------------------------------------------------------------------------------------------------------------------------
+# --- half precision
+# -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("cls", [InPlaceABN, BatchNormAct])
 def test_autocast(dtype: torch.dtype, training: bool, cls: type) -> None:
-    """Half-precision maps through float32 parameters: output in half precision, statistics in float32, gradients near float64's."""
+    """Half-precision maps through float32 parameters: output in half precision, statistics in float32, gradients near
+    float64's.
+    """
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 6, 3)
     norm = randomised(cls(6, activation="leaky_relu", slope=1e-2)).train(training)
@@ -325,7 +348,8 @@ def test_parameters_in_half_precision(keep: str) -> None:
     assert torch.allclose(norm.running_mean.double(), exact[0].running_mean, atol=0.02)
 
 
-# --- hazards ------------------------------------------------------------------------------------------------------------------------------------
+# --- hazards
+# ------------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_leaf_is_refused_unchanged() -> None:
@@ -355,7 +379,11 @@ def test_data_without_gradient_is_left_alone() -> None:
 
 @pytest.mark.parametrize("earlier", [torch.sigmoid, lambda x: x * x], ids=["needs its output", "needs it as input"])
 def test_an_input_that_another_operation_needs_is_an_error_in_backward(earlier) -> None:
-    x = torch.sigmoid(seeded(*SHAPE).requires_grad_()) if earlier is torch.sigmoid else seeded(*SHAPE).requires_grad_() + 0
+    x = (
+        torch.sigmoid(seeded(*SHAPE).requires_grad_())
+        if earlier is torch.sigmoid
+        else seeded(*SHAPE).requires_grad_() + 0
+    )
     other = 0 if earlier is torch.sigmoid else earlier(x)
     y = InPlaceABN(6)(x)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -389,7 +417,8 @@ def test_checkpointing_gives_the_same_gradients() -> None:
         assert torch.allclose(p.grad, grad, rtol=1e-5, atol=1e-6)
 
 
-# --- bad arguments ------------------------------------------------------------------------------------------------------------------------------
+# --- bad arguments
+# ------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -419,7 +448,8 @@ def test_bad_inputs(cls: type) -> None:
         cls(6)(seeded(4, 6))
 
 
-# --- choosing and converting --------------------------------------------------------------------------------------------------------------------
+# --- choosing and converting
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_norm_act_chooses() -> None:
@@ -438,7 +468,10 @@ def test_norm_act_chooses() -> None:
 
 def small_net() -> nn.Sequential:
     torch.manual_seed(0)
-    norms = [norm_act("batchnorm", 6, eps=1e-3, activation=a, slope=s) for a, s in (("leaky_relu", 1e-2), ("relu", 0.0), ("leaky_relu", 1e-6))]
+    norms = [
+        norm_act("batchnorm", 6, eps=1e-3, activation=a, slope=s)
+        for a, s in (("leaky_relu", 1e-2), ("relu", 0.0), ("leaky_relu", 1e-6))
+    ]
     last = norm_act("batchnorm", 6, momentum=0.03, keep="input")
     layers: list[nn.Module] = []
     for norm in (*norms, last):
@@ -462,7 +495,9 @@ def test_convert_norm_is_exact_both_ways(training: bool) -> None:
     outputs = [n(x.clone()) for n in (inplace, back, net)]
     assert torch.equal(outputs[0], outputs[2])
     assert torch.equal(outputs[1], outputs[2])
-    for (key, a), b, c in zip(inplace.state_dict().items(), back.state_dict().values(), net.state_dict().values(), strict=True):
+    for (key, a), b, c in zip(
+        inplace.state_dict().items(), back.state_dict().values(), net.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, c), key
         assert torch.equal(b, c), key
     if training:  # the copies were of their own: only net's own pass moved net's statistics, and by as much
@@ -484,7 +519,8 @@ def test_convert_norm_leaves_the_original_and_shared_norms_shared() -> None:
         convert_norm(net, to="syncbn")
 
 
-# --- compile and export -------------------------------------------------------------------------------------------------------------------------
+# --- compile and export
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -518,7 +554,9 @@ def test_exports_with_a_dynamic_batch(kind: str) -> None:
 def test_onnx_sees_batch_normalization(kind: str) -> None:
     """A runtime folds what it recognises: one BatchNormalization and one LeakyRelu, nothing of our own arithmetic."""
     net = nn.Sequential(norm_act(kind, 6, activation="leaky_relu"), nn.MaxPool2d(2)).eval()
-    program = torch.onnx.export(net, (seeded(2, 6, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        net, (seeded(2, 6, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},), dynamo=True, verbose=False
+    )
     assert program is not None
     assert [node.op_type for node in program.model.graph] == ["BatchNormalization", "LeakyRelu", "MaxPool"]
 

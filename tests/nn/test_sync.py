@@ -15,14 +15,24 @@ from torch import Tensor, nn
 
 from convscale.nn.norm import convert_sync, norm_act
 
-CASES = [("inplace", "leaky_relu", "output"), ("inplace", "identity", "output"), ("inplace", "identity", "input"), ("batchnorm", "relu", "output")]
+CASES = [
+    ("inplace", "leaky_relu", "output"),
+    ("inplace", "identity", "output"),
+    ("inplace", "identity", "input"),
+    ("batchnorm", "relu", "output"),
+]
 BATCHES = {"even": (3, 3), "uneven": (4, 1), "one empty": (5, 0)}
 STEPS = 2
 
 
 def net_of(kind: str, activation: str, keep) -> nn.Sequential:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm_act(kind, 4, activation=activation, slope=0.1, keep=keep), nn.Conv2d(4, 4, 1), norm_act(kind, 4))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        norm_act(kind, 4, activation=activation, slope=0.1, keep=keep),
+        nn.Conv2d(4, 4, 1),
+        norm_act(kind, 4),
+    )
     net = net.double()
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([0.7, -0.4, 1.2, -1.0]))
@@ -38,7 +48,9 @@ def bare_net() -> nn.Sequential:
 def images(count: int, step: int) -> tuple[Tensor, Tensor]:
     """The joint batch of a step, and the gradient of its output; far from mean 0, where sums of squares would cancel."""
     generator = torch.Generator().manual_seed(step)
-    return torch.randn(count, 3, 6, 5, generator=generator).double() + 10, torch.randn(count, 4, 4, 3, generator=generator).double()
+    return torch.randn(count, 3, 6, 5, generator=generator).double() + 10, torch.randn(
+        count, 4, 4, 3, generator=generator
+    ).double()
 
 
 def steps(net: nn.Module, counts: tuple[int, ...], rank: int | None) -> dict[str, list[Tensor]]:
@@ -112,7 +124,9 @@ def check(shares: list[dict], joint: dict) -> None:
     for step in range(STEPS):
         for what in ("outputs", "inputs"):
             assert close(torch.cat([share[what][step] for share in shares]), joint[what][step]), what
-        for ours, theirs in zip(zip(*(share["parameters"][step] for share in shares), strict=True), joint["parameters"][step], strict=True):
+        for ours, theirs in zip(
+            zip(*(share["parameters"][step] for share in shares), strict=True), joint["parameters"][step], strict=True
+        ):
             assert close(sum(ours), theirs)
     for share in shares:
         for a, b in zip(share["buffers"], joint["buffers"], strict=True):

@@ -83,15 +83,23 @@ def test_official_tresnet_layout_and_its_weight_rule():
     official = {}
     for key, value in source.state_dict().items():
         module, _, leaf = key.rpartition(".")
-        sign = torch.where(torch.arange(len(value)) % 2 == 0, 1.0, -1.0) if module.endswith("norm") and leaf == "weight" else None
-        official[f"{table[module]}.{leaf}"] = value if sign is None else (value - 1e-5) * sign  # |w| + eps gives the value back
+        sign = (
+            torch.where(torch.arange(len(value)) % 2 == 0, 1.0, -1.0)
+            if module.endswith("norm") and leaf == "weight"
+            else None
+        )
+        official[f"{table[module]}.{leaf}"] = (
+            value if sign is None else (value - 1e-5) * sign
+        )  # |w| + eps gives the value back
     net = cs.create_model("tresnet_m").double().eval()
     loaded = cs.load_weights(net, {"model": official})
     assert loaded.layout == "official"
     x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         assert relative(net(x), source(x)) < 1e-10
-    timm_net = pytest.importorskip("timm").create_model("tresnet_m").double().eval()  # and as the peer runs the same file
+    timm_net = (
+        pytest.importorskip("timm").create_model("tresnet_m").double().eval()
+    )  # and as the peer runs the same file
     from timm.models.tresnet import checkpoint_filter_fn
 
     timm_net.load_state_dict(checkpoint_filter_fn(official, timm_net))
@@ -159,11 +167,16 @@ def test_files_and_wrappers(tmp_path):
     source = randomise(cs.create_model("mobilenetv2_050", num_classes=5))
     state = cs.export_weights(source, "timm")
     save_file(state, tmp_path / "a.safetensors")
-    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}, "state_dict_ema": state}, tmp_path / "b.pth")
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}, "state_dict_ema": state},
+        tmp_path / "b.pth",
+    )
     torch.save({"model": {f"_orig_mod.{k}": v for k, v in state.items()}}, tmp_path / "c.pt")
     for name in ("a.safetensors", "b.pth", "c.pt"):
         net = cs.create_model("mobilenetv2_050", checkpoint_path=tmp_path / name, num_classes=5)
-        assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), source.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(net.state_dict().values(), source.state_dict().values(), strict=True)
+        )
 
 
 class Evil:
@@ -174,7 +187,9 @@ class Evil:
 def test_bad_files(tmp_path):
     net = cs.create_model("resnet18", num_classes=3)
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match=r"evil\.pth is no file of weights alone \(a foreign pickle\), so it is not loaded"):
+    with pytest.raises(
+        ValueError, match=r"evil\.pth is no file of weights alone \(a foreign pickle\), so it is not loaded"
+    ):
         cs.load_weights(net, tmp_path / "evil.pth")
     (tmp_path / "bad.safetensors").write_bytes(b"hello")
     with pytest.raises(ValueError, match="no valid safetensors file"):
@@ -192,7 +207,10 @@ def test_mismatches_name_keys_and_shapes():
     for change, message in (
         (lambda d: d.pop("layer1.0.conv1.weight"), r"missing stages\.0\.0\.conv1\.conv\.weight"),
         (lambda d: d.update({"extra.weight": torch.zeros(1)}), r"unexpected extra\.weight"),
-        (lambda d: d.update({"bn1.weight": torch.zeros(7)}), r"stem\.0\.norm\.weight is \(7,\), the network's is \(64,\)"),
+        (
+            lambda d: d.update({"bn1.weight": torch.zeros(7)}),
+            r"stem\.0\.norm\.weight is \(7,\), the network's is \(64,\)",
+        ),
         (
             lambda d: d.update({"fc.weight": torch.zeros(9, 512), "fc.bias": torch.zeros(9)}),
             r"classifier\.weight is \(9, 512\).*allow_head_mismatch=True",
@@ -333,7 +351,10 @@ def test_hub_failures_give_one_line(hub, monkeypatch):
 @pytest.mark.slow
 def test_no_network_gives_one_line(hub):  # the hub's client tries for half a minute
     _, home, _ = hub
-    assert "the hub can not be reached" in run_with_hub("cs.create_model('resnet18', pretrained=True) and {}", "http://127.0.0.1:9", home)["error"]
+    assert (
+        "the hub can not be reached"
+        in run_with_hub("cs.create_model('resnet18', pretrained=True) and {}", "http://127.0.0.1:9", home)["error"]
+    )
 
 
 def test_set_slopes_keeps_parameters_as_they_are():

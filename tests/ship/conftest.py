@@ -7,21 +7,30 @@ import pytest
 import torch
 from torch import nn
 
+from convscale.artifact.artifact import Artifact
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.artifact import Artifact
 from convscale.ship.export import export
 
 
 class Tiny(nn.Module):
-    """A strided stem, a residual block with a blur and dropout, a linear head: what exporting must cope with, in milliseconds."""
+    """A strided stem, a residual block with a blur and dropout, a linear head: what exporting must cope with, in
+    milliseconds.
+    """
 
     def __init__(self, classes: int = 5, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.LeakyReLU(0.01, inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.LeakyReLU(0.01, inplace=True)
+        )
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(8, classes)
-        self.pretrained_cfg = {"input_size": (channels, 32, 32), "mean": (0.4,) * channels, "std": (0.3,) * channels, "crop_pct": 0.9}
+        self.pretrained_cfg = {
+            "input_size": (channels, 32, 32),
+            "mean": (0.4,) * channels,
+            "std": (0.3,) * channels,
+            "crop_pct": 0.9,
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
@@ -32,10 +41,15 @@ class Tiny(nn.Module):
 def randomise(net: nn.Module, image_size: int = 32, channels: int = 3) -> nn.Module:
     """Random norms (negative weights too), then statistics of one training pass, so that logits depend on the image.
 
-    Weights below 1 and variances that are not tiny keep deep networks well conditioned: float32 and float64 agree to 1e-6.
+    Weights below 1 and variances that are not tiny keep deep networks well conditioned: float32 and float64 agree to
+    1e-6.
     """
     generator = torch.Generator().manual_seed(1)
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None]
+    norms = [
+        module
+        for module in net.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None
+    ]
     for norm in norms:
         nn.init.uniform_(norm.weight, -0.3, 0.3, generator=generator)
         with torch.no_grad():

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import convscale as cs
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
+from convscale.formats.onnx import OPSET
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.artifact import Artifact, load_artifact
 from convscale.ship.export import export
-from convscale.ship.onnx_files import OPSET
 from convscale.ship.verify import Withheld
 from tests.ship.conftest import Tiny, randomise
 
@@ -65,7 +65,9 @@ def test_several_labels_per_image(bake: bool, tiny: nn.Module, images: np.ndarra
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_half_stores_half_the_bytes(format: str, tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5)
+    ).eval()
     pre = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
     sizes = []
     for half in (False, True):
@@ -109,7 +111,14 @@ def test_onnx_file_states_its_form(onnx_art: Artifact) -> None:
 
 def test_folder_has_everything(onnx_art: Artifact) -> None:
     names = {path.name for path in onnx_art.folder.iterdir()}
-    assert names == {"artifact.json", "model.onnx", "classes.json", "preprocessing.json", "verification.json", "README.md"}
+    assert names == {
+        "artifact.json",
+        "model.onnx",
+        "classes.json",
+        "preprocessing.json",
+        "verification.json",
+        "README.md",
+    }
     assert onnx_art.preprocessing == Preprocessing(image_size=32, mean=(0.4,) * 3, std=(0.3,) * 3, crop_pct=0.9)
     record = onnx_art.verification
     assert record is not None
@@ -122,14 +131,18 @@ def test_folder_has_everything(onnx_art: Artifact) -> None:
 def test_facts_and_accuracy_reach_the_card(tiny: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
     labels = expected(tiny, images).argmax(1)
     labels[:4] = (labels[:4] + 1) % 5
-    art = export(tiny, tmp_path / "a", verify_images=images, verify_labels=labels, card={"licence": "CC0", "data": "squares"})
+    art = export(
+        tiny, tmp_path / "a", verify_images=images, verify_labels=labels, card={"licence": "CC0", "data": "squares"}
+    )
     card = (art.folder / "README.md").read_text()
     assert "**Licence**: CC0" in card
     # 36 of 40: Wilson's interval is 76.95 to 96.04 % (by hand from the formula)
     assert "Accuracy before 90.00 % (95 % interval 76.95 to 96.04), after 90.00 %" in card
 
 
-def test_it_is_silent(tiny: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_silent(
+    tiny: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         export(tiny, tmp_path / "a")
     out, err = capfd.readouterr()
@@ -158,7 +171,9 @@ def test_overwrite_spares_what_is_no_artefact(tiny: nn.Module, tmp_path: Path) -
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_withheld_leaves_nothing_and_names_the_layer(tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_withheld_leaves_nothing_and_names_the_layer(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import convscale.ship.export as module
 
     write = module._write_model
@@ -172,7 +187,9 @@ def test_withheld_leaves_nothing_and_names_the_layer(tiny: nn.Module, images: np
         onnx.save(model, folder / "model.onnx")
 
     monkeypatch.setattr(module, "_write_model", damaged)
-    with pytest.raises(Withheld, match=r"withheld: .* differ by .* relative, 0.001 is allowed; the difference starts at block\.0") as caught:
+    with pytest.raises(
+        Withheld, match=r"withheld: .* differ by .* relative, 0.001 is allowed; the difference starts at block\.0"
+    ) as caught:
         export(tiny, tmp_path / "a", verify_images=images)
     assert not caught.value.verification.passed
     assert list(tmp_path.iterdir()) == []

@@ -11,20 +11,22 @@ import pytest
 import torch
 from torch import nn
 
+from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.artifact import load_artifact
+from convscale.runtimes.base import OpenVinoRunner
 from convscale.ship.export import export
 from convscale.ship.layers import Layer
 from convscale.ship.quantize import CALIBRATION, check_calibration, rank_layers, search_float_layers, spread
-from convscale.ship.runtime import OpenVinoRunner
 from convscale.ship.verify import Withheld
 
 PRE = Preprocessing(image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 class Colours(nn.Module):
-    """Says which channel is the brightest, by weights set by hand; the third convolution's input has one channel of another magnitude."""
+    """Says which channel is the brightest, by weights set by hand; the third convolution's input has one channel of
+    another magnitude.
+    """
 
     def __init__(self, outlier: float) -> None:
         super().__init__()
@@ -121,11 +123,22 @@ def test_withheld_when_nothing_helps(tmp_path: Path) -> None:
     labels[:30] = -1  # no class: the network is wrong there, INT8 or not
     net = Colours(3000.0)
     with torch.no_grad():
-        net.first.weight[3] = 3000.0  # an outlier in the second layer's input too: more than half of the layers would have to stay
+        net.first.weight[3] = (
+            3000.0  # an outlier in the second layer's input too: more than half of the layers would have to stay
+        )
     with pytest.raises(
-        Withheld, match=r"withheld: INT8 loses .* points of accuracy on 150 images, 0.5 are allowed; the difference starts at"
+        Withheld,
+        match=r"withheld: INT8 loses .* points of accuracy on 150 images, 0.5 are allowed; the difference starts at",
     ) as caught:
-        export(net, tmp_path / "a", int8=True, preprocessing=PRE, calibration_images=images[:64], verify_images=images, verify_labels=labels)
+        export(
+            net,
+            tmp_path / "a",
+            int8=True,
+            preprocessing=PRE,
+            calibration_images=images[:64],
+            verify_images=images,
+            verify_labels=labels,
+        )
     assert caught.value.verification.accuracy_before == 0.8
     assert list(tmp_path.iterdir()) == []
 
@@ -171,7 +184,9 @@ def test_ranking_finds_the_outlier() -> None:
 LAYERS = [Layer(name=f"l{i}", value=f"v{i}", file_value=f"v{i}") for i in range(40)]
 
 
-@pytest.mark.parametrize(("needed", "tries"), [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (13, [0, 1, 2, 4, 8, 16, 12, 16])])
+@pytest.mark.parametrize(
+    ("needed", "tries"), [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (13, [0, 1, 2, 4, 8, 16, 12, 16])]
+)
 def test_search_finds_few_layers(needed: int, tries: list[int]) -> None:
     seen: list[int] = []
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import convscale as cs
+from convscale.formats.fold import fold
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.export import export
-from convscale.ship.fold import fold
 from tests.ship.conftest import randomise
 
 SIZE, CLASSES = 64, 7
@@ -58,7 +58,16 @@ def test_every_model_folds_exactly(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["resnet50d", "tresnet_m", "tf_efficientnet_b0", "mixnet_s", "mobilenetv3_large_100", "regnety_002", "convnext_atto"]
+    "name",
+    [
+        "resnet50d",
+        "tresnet_m",
+        "tf_efficientnet_b0",
+        "mixnet_s",
+        "mobilenetv3_large_100",
+        "regnety_002",
+        "convnext_atto",
+    ],
 )
 def test_networks_of_timm(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -70,4 +79,6 @@ def test_a_scaled_spec_and_one_of_the_users_own(tmp_path: Path) -> None:
     scaled = cs.scale(cs.get_spec("efficientnet_b0"), depth=0.3, width=0.3)
     check(randomise(cs.create_model(scaled, num_classes=CLASSES), SIZE), tmp_path / "scaled")
     cs.save_spec(cs.scale(cs.get_spec("resnet50d"), depth=0.25, width=0.3, divisor=4), tmp_path / "mine.yaml")
-    check(randomise(cs.create_model(cs.load_spec(tmp_path / "mine.yaml"), num_classes=CLASSES), SIZE), tmp_path / "mine")
+    check(
+        randomise(cs.create_model(cs.load_spec(tmp_path / "mine.yaml"), num_classes=CLASSES), SIZE), tmp_path / "mine"
+    )

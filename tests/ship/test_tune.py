@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from torch import nn
 
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
+from convscale.runtimes.base import installed_runtimes, open_runtime
 from convscale.ship import tune as module
-from convscale.ship.artifact import Artifact, load_artifact
-from convscale.ship.runtime import installed_runtimes, open_runtime
 from convscale.ship.tune import Settings, Trial, candidates, near_best, tune
 
 
@@ -24,7 +24,9 @@ def art(onnx_art: Artifact, tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[Settings, float]:
-    """Seconds per call by setting: a call costs 10 ms and 10 ms per image; OpenVINO in two streams half of that; latency likes one thread."""
+    """Seconds per call by setting: a call costs 10 ms and 10 ms per image; OpenVINO in two streams half of that;
+    latency likes one thread.
+    """
     asked: dict[Settings, float] = {}
 
     def call(artifact: Artifact, settings: Settings, opened: object) -> Callable[[], Settings]:
@@ -77,7 +79,9 @@ def test_noise_does_not_win(art: Artifact, made_up: dict[Settings, float], monke
 
 def test_a_busy_moment_does_not_throw_the_best_out() -> None:
     def trial(batch_size: int, *times_s: float) -> Trial:
-        return Trial(settings=Settings(runtime="openvino", threads=2, streams=1, batch_size=batch_size), times_s=times_s)
+        return Trial(
+            settings=Settings(runtime="openvino", threads=2, streams=1, batch_size=batch_size), times_s=times_s
+        )
 
     # Per image: 0.1 s in its quiet calls (median 0.4), 0.11 s, 0.15 s.
     disturbed, steady, slow = trial(1, 0.1, 0.1, 0.4, 0.5, 0.6), trial(2, 0.22, 0.22, 0.22), trial(4, 0.6, 0.6, 0.6)
@@ -94,7 +98,9 @@ def test_candidates() -> None:
     assert [s.threads for s in candidates("latency", ["openvino"], 4, ())] == [4, 2]
 
 
-def test_a_runtime_that_can_not_run_it_is_passed_over(art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_can_not_run_it_is_passed_over(
+    art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = module._call
 
     def call(artifact: Artifact, settings: Settings, opened: object) -> Callable[[], object]:
@@ -143,7 +149,9 @@ def test_a_form_for_one_batch_size_changes_no_output(streams: int, art: Artifact
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("threads", [2, 4])
-def test_streams_change_no_output(runtime: str, threads: int, art: Artifact, tiny: nn.Module, images: np.ndarray) -> None:
+def test_streams_change_no_output(
+    runtime: str, threads: int, art: Artifact, tiny: nn.Module, images: np.ndarray
+) -> None:
     one = open_runtime(art.model_path, runtime, threads=1)
     two = open_runtime(art.model_path, runtime, threads=threads, streams=2)
     for n in (1, 2, 7):

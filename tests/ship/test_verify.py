@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.artifact import Artifact
-from convscale.ship.verify import Verification, verify, wilson
+from convscale.ship.verify import Verification, verify
+from convscale.stats import wilson
 
 PRE = Preprocessing(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -40,7 +41,11 @@ class FakeArtifact:
         parts = []
         for i in range(0, len(images), step):
             self.batches.append(len(images[i : i + step]))
-            parts.append(self.change(images[i : i + step].mean((1, 2), dtype=np.float64).astype(np.float32) / 255, self.batches[-1]))
+            parts.append(
+                self.change(
+                    images[i : i + step].mean((1, 2), dtype=np.float64).astype(np.float32) / 255, self.batches[-1]
+                )
+            )
         return np.concatenate(parts)
 
 
@@ -122,9 +127,13 @@ def wrong_on_dimmed(logits: np.ndarray, batch: int) -> np.ndarray:
     return np.where(logits.max(1, keepdims=True) < 199.5 / 255, -logits, logits)
 
 
-@pytest.mark.parametrize(("wrong", "max_drop", "passed"), [(1, 0.5, False), (1, 10.0, True), (0, 0.0, True), (2, 10.0, False)])
+@pytest.mark.parametrize(
+    ("wrong", "max_drop", "passed"), [(1, 0.5, False), (1, 10.0, True), (0, 0.0, True), (2, 10.0, False)]
+)
 def test_int8_is_judged_by_accuracy(wrong: int, max_drop: float, passed: bool) -> None:
-    v = check(FakeArtifact(wrong_on_dimmed, "int8"), dimmed(wrong), labels=[i % 3 for i in range(10)], max_drop=max_drop)
+    v = check(
+        FakeArtifact(wrong_on_dimmed, "int8"), dimmed(wrong), labels=[i % 3 for i in range(10)], max_drop=max_drop
+    )
     assert v.accuracy_before == 1.0
     assert v.accuracy_after == pytest.approx(1 - wrong / 10)
     assert v.drop_points == pytest.approx(10 * wrong)
@@ -138,7 +147,10 @@ def test_int8_without_labels_is_judged_by_disagreement() -> None:
 
 
 def test_int8_that_differs_between_batch_sizes_is_withheld() -> None:
-    v = check(FakeArtifact(lambda logits, batch: logits * (1.2 if batch == 7 else 1), "int8"), labels=[i % 3 for i in range(10)])
+    v = check(
+        FakeArtifact(lambda logits, batch: logits * (1.2 if batch == 7 else 1), "int8"),
+        labels=[i % 3 for i in range(10)],
+    )
     assert v.batch_rel == pytest.approx(0.2)
     assert not v.passed
     assert "differ by 2.0e-01 relative between batch sizes" in v.reason
@@ -148,7 +160,11 @@ def test_several_labels_are_judged_by_mean_average_precision() -> None:
     labels = np.zeros((10, 3))
     labels[np.arange(10), np.arange(10) % 3] = 1
     labels[:, 2] = 0  # a class that no image has does not count
-    v = check(FakeArtifact(lambda logits, batch: logits * np.array([1, -1, 1], np.float32), "int8"), labels=labels, max_drop=100)
+    v = check(
+        FakeArtifact(lambda logits, batch: logits * np.array([1, -1, 1], np.float32), "int8"),
+        labels=labels,
+        max_drop=100,
+    )
     assert v.accuracy_before == 1.0
     # class 1 ranked the wrong way round: its three images come last of ten and together, at a precision of 3/10
     assert v.accuracy_after == pytest.approx((1 + 3 / 10) / 2)
@@ -197,9 +213,17 @@ def test_a_real_artefact(tiny: nn.Module, onnx_art: Artifact, images: np.ndarray
 
 @pytest.mark.parametrize(
     ("layer", "format", "bake"),
-    [("stem.0", "onnx", False), ("block.0", "onnx", False), ("head", "onnx", False), ("block.0", "onnx", True), ("head", "openvino", True)],
+    [
+        ("stem.0", "onnx", False),
+        ("block.0", "onnx", False),
+        ("head", "onnx", False),
+        ("block.0", "onnx", True),
+        ("head", "openvino", True),
+    ],
 )
-def test_drift_names_the_layer(layer: str, format: str, bake: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
+def test_drift_names_the_layer(
+    layer: str, format: str, bake: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path
+) -> None:
     import copy
 
     from convscale.ship.drift import first_drift

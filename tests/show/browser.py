@@ -8,12 +8,26 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 OFF = ("background-networking", "component-update", "sync", "extensions", "gpu", "quic")
-QUIET = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars", "--virtual-time-budget=10000", *(f"--disable-{name}" for name in OFF)]
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--virtual-time-budget=10000",
+    *(f"--disable-{name}" for name in OFF),
+]
 
 
 def dump_dom(chromium: Path, page: Path, profile: Path, width: int = 1280) -> str:
     """The document's HTML once loaded; scripts and styles cut out, so that what is found in it is what is shown."""
-    command = [str(chromium), *QUIET, f"--user-data-dir={profile}", f"--window-size={width},2000", "--dump-dom", page.as_uri()]
+    command = [
+        str(chromium),
+        *QUIET,
+        f"--user-data-dir={profile}",
+        f"--window-size={width},2000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     html = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     return re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
 

@@ -68,7 +68,15 @@ def matrix() -> list[list[int]]:
     rng = np.random.default_rng(1)
     result = np.zeros((10, 10), int)
     right = [870, 985, 880, 925, 880, 985, 760, 970, 988, 965]
-    likely = {0: [6, 6, 6, 3, 2], 1: [3, 3, 0], 2: [4, 4, 6, 6, 0], 3: [4, 6, 0, 1], 4: [2, 2, 6, 6, 3], 5: [7, 9], 6: [0, 0, 0, 4, 2, 2, 3]}
+    likely = {
+        0: [6, 6, 6, 3, 2],
+        1: [3, 3, 0],
+        2: [4, 4, 6, 6, 0],
+        3: [4, 6, 0, 1],
+        4: [2, 2, 6, 6, 3],
+        5: [7, 9],
+        6: [0, 0, 0, 4, 2, 2, 3],
+    }
     likely |= {7: [9, 9, 5], 8: [6, 5, 2], 9: [7, 7, 5]}
     for i in range(10):
         result[i, i] = right[i]
@@ -151,7 +159,12 @@ def fit_record() -> dict[str, Any]:
             "notes": ["validation was carved from train: 10 %, stratified, seed 0"],
         },
         "candidates": finalists,
-        "winner": {"name": winner, "reason": "90.5 % of validation right, 0.9 points before the next", "validation_top1": 0.924, "test_top1": top1},
+        "winner": {
+            "name": winner,
+            "reason": "90.5 % of validation right, 0.9 points before the next",
+            "validation_top1": 0.924,
+            "test_top1": top1,
+        },
         "history": history,
         "evaluation": {
             "n": 10000,
@@ -192,7 +205,14 @@ def fit_record() -> dict[str, Any]:
                 "goal": "throughput",
                 "winner": "onnx-int8",
                 "gain": 2.48,
-                "usual": {"runtime": "onnxruntime", "threads": 2, "streams": 1, "batch_size": 8, "images_per_s": 2100.0, "latency_s": 0.00381},
+                "usual": {
+                    "runtime": "onnxruntime",
+                    "threads": 2,
+                    "streams": 1,
+                    "batch_size": 8,
+                    "images_per_s": 2100.0,
+                    "latency_s": 0.00381,
+                },
                 "forms": {
                     "onnx-fp32": {
                         "runtime": "openvino",
@@ -217,7 +237,10 @@ def fit_record() -> dict[str, Any]:
                 "max_drop": 0.5,
                 "layers": 53,
                 "calibration_images": 300,
-                "steps": [{"float_layers": [], "drop_points": 0.9}, {"float_layers": ["stem.conv"], "drop_points": 0.25}],
+                "steps": [
+                    {"float_layers": [], "drop_points": 0.9},
+                    {"float_layers": ["stem.conv"], "drop_points": 0.25},
+                ],
             },
         },
         "recipe": {"name": "small", "source": "made up"},

@@ -30,7 +30,10 @@ def visible(html: str) -> str:
 def test_says_what_was_chosen_and_why() -> None:
     html = visible(fit_page(fit_record(), Path("runs/example")))
     assert f"<h1>{WINNER}</h1>" in html
-    assert "Of 8 candidates, exported untrained and timed as they would be shipped, 5 kept the 4,000 images/s asked for." in html
+    assert (
+        "Of 8 candidates, exported untrained and timed as they would be shipped, 5 kept the 4,000 images/s asked for."
+        in html
+    )
     assert "3 of them were trained briefly and compared on 6,000 validation images." in html
     assert "it is right on 92.1 % of 10,000 test images" in html
     for text in (
@@ -96,10 +99,18 @@ def test_states_of_candidates() -> None:
 
 def test_the_picture_holds_every_candidate_and_the_constraint() -> None:
     figure = plots.speed_accuracy(fit_record()).to_dict()
-    bars = {name: x for trace in figure["data"] if trace["type"] == "bar" for name, x in zip(trace["y"], trace["x"], strict=True)}
+    bars = {
+        name: x
+        for trace in figure["data"]
+        if trace["type"] == "bar"
+        for name, x in zip(trace["y"], trace["x"], strict=True)
+    }
     assert bars == pytest.approx({c[0]: c[5] for c in CANDIDATES})
     points = {
-        (round(x, 6), round(y, 6)) for trace in figure["data"] if trace["type"] == "scatter" for x, y in zip(trace["x"], trace["y"], strict=True)
+        (round(x, 6), round(y, 6))
+        for trace in figure["data"]
+        if trace["type"] == "scatter"
+        for x, y in zip(trace["x"], trace["y"], strict=True)
     }
     assert points == {(c[5], round(100 * c[7], 6)) for c in CANDIDATES if c[7] is not None} | {(5230.0, 92.4)}
     lines = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "line"]

@@ -11,46 +11,99 @@ import pytest
 from torch import nn
 
 from convscale.arch.zoo import get_tag
+from convscale.conditions import Conditions
 from convscale.errors import UserError
+from convscale.machine import Environment
+from convscale.predictor.calibrate import Observation, calibrate
+from convscale.predictor.calibration import save_calibration
+from convscale.predictor.devices import get_device
+from convscale.predictor.predict import predict
+from convscale.predictor.profile import Layer, Profile, profile
 from convscale.show import speed_plots
-from convscale.show.layers import Layer, Profile, profile
 from convscale.show.speed_plots import save_speed_png
-from convscale.show.speed_points import SpeedPoint, by_setting, family_of, from_prediction, from_record, front, published_accuracy, told_apart
+from convscale.show.speed_points import (
+    SpeedPoint,
+    by_setting,
+    family_of,
+    from_prediction,
+    from_record,
+    front,
+    published_accuracy,
+    told_apart,
+)
 from convscale.show.speed_report import speed_page, write_speed_report
 from convscale.show.speed_sections import Comparison, common_notes
-from convscale.speed.calibrate import Observation, calibrate, save_calibration
-from convscale.speed.conditions import Conditions
-from convscale.speed.device import get_device
-from convscale.speed.predict import predict
 from convscale.speed.records import Record
-from convscale.speed.timing import Environment, Measurement
+from convscale.speed.timing import Measurement
 from tests.show.browser import Elements, dump_dom
 
-GPU = {"device": "rtx-4090", "mode": "infer", "precision": "amp", "layout": "nchw", "batch_size": 256, "image_size": 224, "runtime": "eager"}
+GPU = {
+    "device": "rtx-4090",
+    "mode": "infer",
+    "precision": "amp",
+    "layout": "nchw",
+    "batch_size": 256,
+    "image_size": 224,
+    "runtime": "eager",
+}
 
 
 def point(name: str, speed: float, top1: float | None, **more: Any) -> SpeedPoint:
-    return SpeedPoint(**{"name": name, "images_per_s": speed, "top1": top1, "family": "f", "device": "rtx-4090", "conditions": GPU, **more})
+    return SpeedPoint(
+        **{
+            "name": name,
+            "images_per_s": speed,
+            "top1": top1,
+            "family": "f",
+            "device": "rtx-4090",
+            "conditions": GPU,
+            **more,
+        }
+    )
 
 
-def record(name: str = "tresnet_m", size: int = 224, device: str = "cpu", times: tuple[float, ...] = (0.1, 0.1, 0.1, 0.12)) -> Record:
+def record(
+    name: str = "tresnet_m", size: int = 224, device: str = "cpu", times: tuple[float, ...] = (0.1, 0.1, 0.1, 0.12)
+) -> Record:
     conditions = Conditions(device=device, image_size=size, batch_size=8)
-    return Record(model=name, measurement=Measurement(times_s=times, conditions=conditions, environment=Environment(device_name="a CPU", cores=2)))
+    return Record(
+        model=name,
+        measurement=Measurement(
+            times_s=times, conditions=conditions, environment=Environment(device_name="a CPU", cores=2)
+        ),
+    )
 
 
 def tiny() -> nn.Module:
     """A network counted by hand below."""
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10, bias=False))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10, bias=False),
+    )
 
 
 def test_front_holds_what_nothing_beats() -> None:
-    points = [point("slow", 10, 80.0), point("beaten", 9, 79.0), point("fast", 20, 70.0), point("tie", 10, 75.0), point("unknown", 99, None)]
+    points = [
+        point("slow", 10, 80.0),
+        point("beaten", 9, 79.0),
+        point("fast", 20, 70.0),
+        point("tie", 10, 75.0),
+        point("unknown", 99, None),
+    ]
     assert [p.name for p in front(points)] == ["fast", "slow"]
 
 
 def test_points_of_different_settings_never_share_a_picture() -> None:
     train = {**GPU, "mode": "train"}
-    points = [point("a", 1, 70.0), point("b", 2, 71.0), point("c", 3, 72.0, conditions=train), point("d", 4, 73.0, device="v100")]
+    points = [
+        point("a", 1, 70.0),
+        point("b", 2, 71.0),
+        point("c", 3, 72.0, conditions=train),
+        point("d", 4, 73.0, device="v100"),
+    ]
     groups = {setting: [p.name for p in group] for setting, group in by_setting(points).items()}
     assert groups == {
         "rtx-4090, inference, eager, amp, nchw": ["a", "b"],
@@ -70,7 +123,9 @@ def test_accuracy_is_the_published_one_or_none() -> None:
 
 
 def test_published_accuracy_of_the_papers_weights() -> None:
-    assert published_accuracy("tresnet_m.miil_in1k_448", 448)["top1"] == 81.71  # what timm measures for the released weights
+    assert (
+        published_accuracy("tresnet_m.miil_in1k_448", 448)["top1"] == 81.71
+    )  # what timm measures for the released weights
 
 
 def test_a_record_becomes_a_measured_point() -> None:
@@ -86,26 +141,43 @@ def test_a_record_becomes_a_measured_point() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("tf_efficientnet_b0.ns_jft_in1k", "efficientnet"), ("regnety_032", "regnety"), ("tf_mixnet_l", "mixnet"), ("123", "other")]
+    ("name", "family"),
+    [
+        ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet"),
+        ("regnety_032", "regnety"),
+        ("tf_mixnet_l", "mixnet"),
+        ("123", "other"),
+    ],
 )
 def test_family(name: str, family: str) -> None:
     assert family_of(name) == family
 
 
 def test_told_apart_drops_what_is_shared() -> None:
-    shared, names = told_apart([("V100, inference, amp", "published"), ("V100, inference, amp", "predicted"), ("V100, training, amp", "published")])
+    shared, names = told_apart(
+        [
+            ("V100, inference, amp", "published"),
+            ("V100, inference, amp", "predicted"),
+            ("V100, training, amp", "published"),
+        ]
+    )
     assert shared == "V100, amp"
     assert names == ["inference, published", "inference, predicted", "training, published"]
     assert told_apart([("V100, amp", "measured")]) == ("V100, amp, measured", ["measured"])
 
 
 def test_common_notes_are_said_once() -> None:
-    points = [point("a", 1, None, notes=("x", "y")), point("b", 2, None, notes=("x",)), point("c", 3, None, kind="predicted", notes=("z",))]
+    points = [
+        point("a", 1, None, notes=("x", "y")),
+        point("b", 2, None, notes=("x",)),
+        point("c", 3, None, kind="predicted", notes=("z",)),
+    ]
     assert common_notes(points) == {"x": ("measured", "x")}
 
 
 @pytest.mark.parametrize(
-    ("more", "message"), [({"kind": "guessed"}, "kind 'guessed' is unknown"), ({"images_per_s": 0.0}, "images_per_s must be above 0")]
+    ("more", "message"),
+    [({"kind": "guessed"}, "kind 'guessed' is unknown"), ({"images_per_s": 0.0}, "images_per_s must be above 0")],
 )
 def test_a_bad_point_is_one_clear_line(more: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -119,7 +191,11 @@ def test_nothing_to_report() -> None:
 
 def test_measured_and_predicted_are_told_apart() -> None:
     points = [point("a", 100, 80.0), point("b", 200, 75.0, kind="predicted", low=150.0, high=260.0)]
-    traces = {t["marker"]["symbol"]: t for t in speed_plots.accuracy_speed(points, {"f": "#000000"}).to_dict()["data"] if t["mode"] == "markers"}
+    traces = {
+        t["marker"]["symbol"]: t
+        for t in speed_plots.accuracy_speed(points, {"f": "#000000"}).to_dict()["data"]
+        if t["mode"] == "markers"
+    }
     assert set(traces) == {"circle", "diamond-open"}
     assert traces["circle"]["x"] == [100]
     interval = traces["diamond-open"]["error_x"]
@@ -133,11 +209,18 @@ def test_the_constraint_is_drawn() -> None:
     layout = speed_plots.accuracy_speed([point("a", 100, 80.0)], {}, min_throughput=1000.0).to_dict()["layout"]
     assert [(shape["x0"], shape["x1"]) for shape in layout["shapes"]] == [(1000.0, 1000.0)]
     # A logarithmic axis takes shapes in its own units and annotations in powers of ten.
-    assert [(note["x"], note["text"]) for note in layout["annotations"] if note.get("name") != "front"] == [(3.0, "asked for: 1,000 or more")]
+    assert [(note["x"], note["text"]) for note in layout["annotations"] if note.get("name") != "front"] == [
+        (3.0, "asked for: 1,000 or more")
+    ]
 
 
 def test_names_stand_at_the_front_where_there_is_room_and_go_at_phone_width() -> None:
-    points = [point("slow.a1", 10, 80.0), point("beaten.a1", 9, 79.0), point("near.a1", 10.2, 79.9), point("fast.a1", 100, 70.0, chosen=True)]
+    points = [
+        point("slow.a1", 10, 80.0),
+        point("beaten.a1", 9, 79.0),
+        point("near.a1", 10.2, 79.9),
+        point("fast.a1", 100, 70.0, chosen=True),
+    ]
     layout = speed_plots.accuracy_speed(points, {}).to_dict()["layout"]
     assert [note["text"] for note in layout["annotations"]] == ["fast", "slow"]
     assert layout["meta"]["narrow_hides"] == ["front"]
@@ -145,7 +228,9 @@ def test_names_stand_at_the_front_where_there_is_room_and_go_at_phone_width() ->
 
 def test_the_chosen_one_is_ringed_and_first_in_the_table() -> None:
     points = [point("fast", 100, 70.0), point("taken", 10, 80.0, chosen=True)]
-    ring = [trace for trace in speed_plots.accuracy_speed(points, {}).to_dict()["data"] if trace.get("name") == "chosen"]
+    ring = [
+        trace for trace in speed_plots.accuracy_speed(points, {}).to_dict()["data"] if trace.get("name") == "chosen"
+    ]
     assert [(trace["x"], trace["y"]) for trace in ring] == [([10], [80.0])]
     html = speed_page(points, lead="taken: the most accurate.")
     rows = re.findall(r'<tr class="(\w*)"><td class="name"[^>]*><div>(\w+)', html)
@@ -181,13 +266,20 @@ def test_layers_agree_with_a_count_by_hand() -> None:
     assert found.peak_tflops == get_device("v100").tf32_tflops
     assert found.bandwidth_bytes_s == 900e9
     assert found.conditions["image_size"] == 16
-    assert all(layer.bound_by == "launch" for layer in found.layers), "so small a network waits for its kernels to start"
+    assert all(layer.bound_by == "launch" for layer in found.layers), (
+        "so small a network waits for its kernels to start"
+    )
 
 
-@pytest.mark.parametrize(("mode", "runtime", "layout"), [("infer", "eager", "nchw"), ("infer", "compiled", "nchw"), ("train", "eager", "nhwc")])
+@pytest.mark.parametrize(
+    ("mode", "runtime", "layout"),
+    [("infer", "eager", "nchw"), ("infer", "compiled", "nchw"), ("train", "eager", "nhwc")],
+)
 def test_the_layers_add_up_to_the_prediction(mode: str, runtime: str, layout: str) -> None:
     """So a profile goes by the fitted coefficients, as ``predict`` does, not by the prior."""
-    conditions = Conditions(device="rtx-3090", mode=mode, precision="amp", layout=layout, batch_size=64, runtime=runtime)
+    conditions = Conditions(
+        device="rtx-3090", mode=mode, precision="amp", layout=layout, batch_size=64, runtime=runtime
+    )
     whole = predict("resnet18", "rtx-3090", mode, "amp", None, 64, runtime == "compiled", layout)
     found = profile("resnet18", conditions)
     assert sum(layer.time_s for layer in found.layers) == pytest.approx(whole.latency_s)
@@ -212,8 +304,15 @@ def test_measured_and_predicted_points_of_a_card_share_a_picture() -> None:
     guess = predict("resnet18", "rtx-4090", batch_size=64, image_size=64)
     table, own = (record("resnet18", 64, device) for device in ("rtx-4090", "cuda"))
     own = replace(own, measurement=replace(own.measurement, environment=Environment(device_name=title, cores=8)))
-    amp = [replace(r, measurement=replace(r.measurement, conditions=replace(r.measurement.conditions, precision="amp"))) for r in (table, own)]
-    assert {from_record(r).setting for r in amp} == {from_prediction("resnet18", guess).setting} == {f"{title}, inference, eager, amp, nchw"}
+    amp = [
+        replace(r, measurement=replace(r.measurement, conditions=replace(r.measurement.conditions, precision="amp")))
+        for r in (table, own)
+    ]
+    assert (
+        {from_record(r).setting for r in amp}
+        == {from_prediction("resnet18", guess).setting}
+        == {f"{title}, inference, eager, amp, nchw"}
+    )
 
 
 def test_parts_are_as_fine_as_legible() -> None:
@@ -221,7 +320,9 @@ def test_parts_are_as_fine_as_legible() -> None:
         return Layer(name=name, kind="conv", time_s=1.0, macs=1, nbytes=1, launches=1, bound_by="memory")
 
     names = ["stem.conv", *(f"stages.{i}.{j}.conv" for i in range(4) for j in range(5)), "head"]
-    found = Profile(name="n", device="d", conditions={}, layers=tuple(map(layer, names)), peak_tflops=1.0, bandwidth_bytes_s=1.0)
+    found = Profile(
+        name="n", device="d", conditions={}, layers=tuple(map(layer, names)), peak_tflops=1.0, bandwidth_bytes_s=1.0
+    )
     assert {name: len(layers) for name, layers in found.parts().items()} == {
         "stem.conv": 1,
         "stages.0": 5,
@@ -239,7 +340,9 @@ def test_png_of_one_setting(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert image.format == "PNG"
     plain = path.read_bytes()
-    with_line = save_speed_png([point("a", 100, 80.0), point("b", 200, 75.0, kind="predicted")], path, min_throughput=150)
+    with_line = save_speed_png(
+        [point("a", 100, 80.0), point("b", 200, 75.0, kind="predicted")], path, min_throughput=150
+    )
     assert with_line.read_bytes() != plain
     with pytest.raises(UserError, match="one setting"):
         save_speed_png([point("a", 100, 80.0), point("b", 200, 75.0, device="v100")], tmp_path / "speed.png")
@@ -263,12 +366,19 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
         record(),
         record("tresnet_l"),
     ]
-    sides = [point("one", 10, None), point("two", 20, None), point("one", 12, None, kind="predicted"), point("two", 19, None, kind="published")]
+    sides = [
+        point("one", 10, None),
+        point("two", 20, None),
+        point("one", 12, None, kind="predicted"),
+        point("two", 19, None, kind="published"),
+    ]
     out = write_speed_report(
         points,
         tmp_path / "speed.html",
         comparisons=[Comparison(title="Side by side", points=sides, baseline="one", intro=hostile)],
-        profiles=[profile(tiny(), Conditions(device="v100", precision="amp", batch_size=256), image_size=64, name="tiny net")],
+        profiles=[
+            profile(tiny(), Conditions(device="v100", precision="amp", batch_size=256), image_size=64, name="tiny net")
+        ],
     )
     page = Elements(dump_dom(chromium, out, tmp_path / "profile"))
     assert "data-owned" not in page.root

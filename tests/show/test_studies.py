@@ -8,12 +8,13 @@ import json
 import pytest
 
 from convscale.arch.zoo import get_spec
+from convscale.conditions import Conditions
+from convscale.cost.counting import count
+from convscale.machine import Environment
+from convscale.predictor.devices import get_device
 from convscale.show.studies import ABLATION, PAPER, papers_example, tresnet_ablation
-from convscale.speed.conditions import Conditions
-from convscale.speed.cost import count
-from convscale.speed.device import get_device
 from convscale.speed.records import Record
-from convscale.speed.timing import Environment, Measurement
+from convscale.speed.timing import Measurement
 
 
 def test_the_ablation_starts_from_the_published_network() -> None:
@@ -36,7 +37,9 @@ def test_one_ingredient_changes_at_a_time(line: str) -> None:
 
 
 def test_squeeze_and_excitation_weighs_what_the_paper_gives() -> None:
-    """Two 1x1 convolutions with bias a block, reduced to max(planes / 4, 64) or max(planes * 4 / 8, 64) channels (section 2 of the paper)."""
+    """Two 1x1 convolutions with bias a block, reduced to max(planes / 4, 64) or max(planes * 4 / 8, 64) channels
+    (section 2 of the paper).
+    """
 
     def se(channels: int, reduced: int) -> int:
         return channels * reduced + reduced + reduced * channels + channels
@@ -61,7 +64,9 @@ def test_the_papers_example_holds_both_kinds_in_both_modes() -> None:
     assert {p.device for p in comparison.points} == {get_device("v100").title}
     assert found["tresnet_m", "train", "predicted"].conditions["batch_size"] == 460  # 90 % of 512
     assert found["efficientnet_b1", "infer", "published"].image_size == 240
-    assert all(p.low is not None and p.low < p.images_per_s < (p.high or 0) for p in comparison.points if p.kind == "predicted")
+    assert all(
+        p.low is not None and p.low < p.images_per_s < (p.high or 0) for p in comparison.points if p.kind == "predicted"
+    )
 
 
 def test_the_ablation_takes_the_last_measurement() -> None:
@@ -69,7 +74,9 @@ def test_the_ablation_takes_the_last_measurement() -> None:
         Record(
             model="tresnet_m_no_blur",
             measurement=Measurement(
-                times_s=(seconds,), conditions=Conditions(batch_size=8, image_size=224), environment=Environment(device_name="CPU", cores=2)
+                times_s=(seconds,),
+                conditions=Conditions(batch_size=8, image_size=224),
+                environment=Environment(device_name="CPU", cores=2),
             ),
         )
         for seconds in (2.0, 1.0)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.speed.conditions import Conditions
+from convscale.machine import Environment
 from convscale.speed.records import Record, append_record, read_records, read_timm_csv, write_timm_csv
-from convscale.speed.timing import Environment, Measurement
+from convscale.speed.timing import Measurement
 
 ENV = Environment(device_name="RTX 3090", cores=8)
 INFER = """model,infer_img_size,infer_samples_per_sec,infer_step_time,infer_batch_size,param_count,infer_gmacs,infer_macts
@@ -25,7 +26,12 @@ resnet50,800.0,320.0,256,224,25.56
 
 
 def record(name: str = "net", seconds: float = 0.25) -> Record:
-    m = Measurement(times_s=(seconds, seconds), conditions=Conditions(batch_size=4, image_size=96, threads=2), environment=ENV, model=name)
+    m = Measurement(
+        times_s=(seconds, seconds),
+        conditions=Conditions(batch_size=4, image_size=96, threads=2),
+        environment=ENV,
+        model=name,
+    )
     return Record(model=name, measurement=m, params=1e6, macs=2e9, activations=3e6)
 
 
@@ -42,7 +48,8 @@ def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "speed.jsonl"
     code = (
         "import sys; from convscale.speed.records import *; from convscale.speed.timing import *\n"
-        "m = Measurement(times_s=(0.1,) * 3000, conditions=Conditions(), environment=Environment(device_name='x', cores=1), model=sys.argv[2])\n"
+        "m = Measurement(times_s=(0.1,) * 3000, conditions=Conditions(), environment=Environment(device_name='x', "
+        "cores=1), model=sys.argv[2])\n"
         "for _ in range(25): append_record(sys.argv[1], m)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), f"w{i}"]) for i in range(4)]
@@ -59,7 +66,10 @@ def test_newer_schema_names_line(tmp_path: Path) -> None:
         read_records(path)
 
 
-@pytest.mark.parametrize(("line", "text"), [("{broken", "line 1 is not JSON"), ("[1]", "line 1 is not a record"), ("{}", "no schema version")])
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [("{broken", "line 1 is not JSON"), ("[1]", "line 1 is not a record"), ("{}", "no schema version")],
+)
 def test_damaged_line(tmp_path: Path, line: str, text: str) -> None:
     path = tmp_path / "speed.jsonl"
     path.write_text(line + "\n")
@@ -82,12 +92,21 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_timm_inference_table(tmp_path: Path) -> None:
     path = tmp_path / "infer.csv"
     path.write_text(INFER)
-    rows = read_timm_csv(path, conditions=Conditions(device="rtx-3090", precision="amp", layout="nhwc"), environment=ENV)
+    rows = read_timm_csv(
+        path, conditions=Conditions(device="rtx-3090", precision="amp", layout="nhwc"), environment=ENV
+    )
     r = rows[0]
     assert (r.model, r.params, r.macs, r.activations) == ("resnet50", 25.56e6, 4.11e9, 11.11e6)
     assert r.measurement.images_per_s == pytest.approx(2000)
     c = r.measurement.conditions
-    assert (c.mode, c.batch_size, c.image_size, c.layout, c.precision, c.device) == ("infer", 1024, 224, "nhwc", "amp", "rtx-3090")
+    assert (c.mode, c.batch_size, c.image_size, c.layout, c.precision, c.device) == (
+        "infer",
+        1024,
+        224,
+        "nhwc",
+        "amp",
+        "rtx-3090",
+    )
     assert r.source == "infer.csv"
     # Written again it is the same table, fastest first.
     write_timm_csv(tmp_path / "again.csv", rows)

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
+from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.speed.conditions import Conditions
-from convscale.speed.timing import DeviceEvents, Environment, Measurement, WallClock, time_callable
+from convscale.machine import Environment
+from convscale.speed.timing import DeviceEvents, Measurement, WallClock, time_callable
 
 ENV = Environment(device_name="test cpu", cores=2, versions={"torch": "2.14.1"})
 
@@ -30,7 +31,12 @@ class FakeClock:
 
 
 def measurement(*times: float, batch_size: int = 8) -> Measurement:
-    return Measurement(times_s=times, conditions=Conditions(batch_size=batch_size, image_size=224, threads=2), environment=ENV, model="net")
+    return Measurement(
+        times_s=times,
+        conditions=Conditions(batch_size=batch_size, image_size=224, threads=2),
+        environment=ENV,
+        model="net",
+    )
 
 
 def test_statistics_by_hand() -> None:
@@ -61,7 +67,9 @@ def test_round_trip_through_json() -> None:
     assert Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) == m
 
 
-@pytest.mark.parametrize(("key", "text"), [("times_s", "lacks its 'times_s'"), ("conditions", "lacks its 'conditions'")])
+@pytest.mark.parametrize(
+    ("key", "text"), [("times_s", "lacks its 'times_s'"), ("conditions", "lacks its 'conditions'")]
+)
 def test_missing_field_is_named(key: str, text: str) -> None:
     value = measurement(0.1).to_dict()
     del value[key]

@@ -1,0 +1,69 @@
+# The public names, for type checkers and for the lazy loader of __init__.py, which reads them from here.
+
+from .arch.scaling import scale as scale
+from .arch.spec import NetSpec as NetSpec
+from .arch.spec import load_spec as load_spec
+from .arch.spec import save_spec as save_spec
+from .arch.zoo import get_spec as get_spec
+from .arch.zoo import list_models as list_models
+from .artifact.artifact import load_artifact as load_artifact
+from .choice.choose import choose as choose
+from .conditions import Conditions as Conditions
+from .conditions import Constraint as Constraint
+from .cost.counting import count as count
+from .cost.memory import predict_largest_batch as predict_largest_batch
+from .cost.memory import saved_bytes as saved_bytes
+from .errors import UserError as UserError
+from .learn.evaluate import evaluate as evaluate
+from .learn.train import train as train
+from .nn.net import create_model as create_model
+from .nn.norm import convert_norm as convert_norm
+from .nn.weights import export_weights as export_weights
+from .nn.weights import load_weights as load_weights
+from .pipeline.run import fit as fit
+from .predictor.calibrate import calibrate as calibrate
+from .predictor.predict import Prediction as Prediction
+from .predictor.predict import predict as predict
+from .ship.export import export as export
+from .ship.forms import export_fastest as export_fastest
+from .ship.stream import classify as classify
+from .ship.tune import tune as tune
+from .ship.verify import verify as verify
+from .speed.measuring import measure as measure
+from .speed.timing import Measurement as Measurement
+
+__version__: str
+__all__ = [
+    "Conditions",
+    "Constraint",
+    "Measurement",
+    "NetSpec",
+    "Prediction",
+    "UserError",
+    "__version__",
+    "calibrate",
+    "choose",
+    "classify",
+    "convert_norm",
+    "count",
+    "create_model",
+    "evaluate",
+    "export",
+    "export_fastest",
+    "export_weights",
+    "fit",
+    "get_spec",
+    "list_models",
+    "load_artifact",
+    "load_spec",
+    "load_weights",
+    "measure",
+    "predict",
+    "predict_largest_batch",
+    "save_spec",
+    "saved_bytes",
+    "scale",
+    "train",
+    "tune",
+    "verify",
+]

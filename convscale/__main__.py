@@ -1,0 +1,5 @@
+"""``python -m convscale``: the command line."""
+
+from convscale.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Families of architectures, one file each: a table of specs from its paper."""

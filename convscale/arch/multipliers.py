@@ -1,0 +1,187 @@
+"""Scaling: a spec and multipliers become another spec, always computed from the unrounded baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from convscale.arch.spec import BlockSpec, Lineage, NetSpec, RunSpec, StageSpec
+from convscale.errors import UserError
+
+RULES = ("compound", "fast", "depth", "width", "resolution")
+_EXACT = 1e-9  # products such as 1.1 * 3 / 1.1 must not be lifted over the next whole number by rounding noise
+
+
+def multipliers(
+    phi: float,
+    *,
+    rule: str = "compound",
+    alpha: float = 1.2,
+    beta: float = 1.1,
+    gamma: float = 1.15,
+    width_share: float = 0.8,
+) -> tuple[float, float, float]:
+    """(depth, width, resolution) of ``phi`` under a rule; see ``scale``. Invariant of ``fast``: depth * width^2 *
+    resolution^2 = 2^phi.
+    """
+    if not math.isfinite(phi) or abs(phi) > 20:
+        raise UserError(f"phi is {phi!r}; it must be a number between -20 and 20")
+    if rule == "compound":
+        for key, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            if not (math.isfinite(value) and value >= 1):
+                raise UserError(f"{key} is {value!r}; it must be at least 1")
+        return alpha**phi, beta**phi, gamma**phi
+    if not 0 <= width_share <= 1:
+        raise UserError(f"width_share is {width_share!r}; it must be in [0, 1]")
+    rest = (1 - width_share) / 2
+    shares = {"fast": (rest, width_share, rest), "depth": (1, 0, 0), "width": (0, 1, 0), "resolution": (0, 0, 1)}[rule]
+    cost = 2.0**phi
+    return cost ** shares[0], cost ** (shares[1] / 2), cost ** (shares[2] / 2)
+
+
+def scale_to(
+    spec: NetSpec,
+    *,
+    depth: float = 1.0,
+    width: float = 1.0,
+    resolution: float = 1.0,
+    image_size: int | None = None,
+    divisor: int | None = None,
+    name: str | None = None,
+) -> NetSpec:
+    """``scale`` by multipliers alone."""
+    for key, value in (("depth", depth), ("width", width), ("resolution", resolution)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise UserError(f"{key} is {value!r}; it must be a finite number above 0")
+    if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
+        raise UserError(f"divisor is {divisor!r}; it must be a whole number of at least 1")
+    if image_size is not None and resolution != 1.0:
+        raise UserError(f"scale takes either resolution ({resolution!r}) or image_size ({image_size!r}), not both")
+    base, before = _baseline(spec)
+    total_depth, total_width = depth * before[0], width * before[1]
+    if image_size is not None:
+        size = base.check_size(image_size)
+        total_resolution = size / base.input.size
+    else:
+        total_resolution = resolution * before[2]
+        size = _size_at(base, total_resolution)
+    rules = spec.scaling if divisor is None else replace(spec.scaling, divisor=divisor)
+    unchanged = total_width == 1.0 and divisor is None and rules == base.scaling
+
+    def widen(channels: int) -> int:
+        return (
+            channels
+            if unchanged
+            else round_width(channels * total_width, divisor=rules.divisor, min_fraction=rules.min_fraction)
+        )
+
+    fixed = {i % len(base.stages) for i in rules.fixed_depth_stages}
+    stages = tuple(
+        _scale_stage(stage, 1.0 if i in fixed else total_depth, widen, rules.divisor)
+        for i, stage in enumerate(base.stages)
+    )
+    stem = base.stem if rules.stem == "fixed" else replace(base.stem, widths=tuple(widen(w) for w in base.stem.widths))
+    head_width = base.head.width
+    if head_width and rules.head != "fixed":
+        head_width = max(widen(head_width), head_width) if rules.head == "at_least" else widen(head_width)
+    scaled = replace(
+        base,
+        name=name or _name(base.name, total_depth, total_width, size, base.input.size),
+        input=replace(spec.input, size=base.input.size),
+        stem=stem,
+        stages=stages,
+        head=replace(spec.head, width=head_width),
+        norm=spec.norm,
+        padding=spec.padding,
+        scaling=rules,
+        lineage=Lineage(base=base, depth=total_depth, width=total_width, resolution=total_resolution),
+    )
+    scaled.check_size(size)
+    return replace(scaled, input=replace(scaled.input, size=size))
+
+
+def round_width(width: float, *, divisor: int = 8, min_fraction: float = 0.9) -> int:
+    """The multiple of ``divisor`` nearest to ``width`` channels that is not below ``min_fraction`` of it
+    (EfficientNet's released rule).
+    """
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < min_fraction * width else rounded
+
+
+def _baseline(spec: NetSpec) -> tuple[NetSpec, tuple[float, float, float]]:
+    """The unrounded baseline of ``spec`` and its multipliers so far; one edited by hand since is a baseline of its own,
+    but for its size.
+    """
+    past = spec.lineage
+    if past is None:
+        return spec, (1.0, 1.0, 1.0)
+    resolution = (
+        past.resolution
+        if _size_at(past.base, past.resolution) == spec.input.size
+        else spec.input.size / past.base.input.size
+    )
+    done = (past.depth, past.width, resolution)
+    start = replace(past.base, scaling=spec.scaling)
+    if spec.scaling.divisor != past.base.scaling.divisor:
+        again = scale_to(start, depth=past.depth, width=past.width, divisor=spec.scaling.divisor)
+    else:
+        again = scale_to(start, depth=past.depth, width=past.width)
+    same = (again.stem, again.stages, again.head.width, again.init) == (
+        spec.stem,
+        spec.stages,
+        spec.head.width,
+        spec.init,
+    )
+    return (past.base, done) if same else (replace(spec, lineage=None), (1.0, 1.0, 1.0))
+
+
+def _size_at(base: NetSpec, resolution: float) -> int:
+    """Side in pixels at a multiplier of the baseline's."""
+    step = base.input.multiple
+    return max(round(base.input.size * resolution / step) * step, base.input.min_size)
+
+
+def _scale_stage(stage: StageSpec, depth: float, widen: Callable[[int], int], divisor: int) -> StageSpec:
+    repeats = _scale_repeats([run.repeat for run in stage.runs], depth)
+    runs = tuple(
+        RunSpec(block=_scale_block(run.block, widen(run.block.width), divisor), repeat=repeat)
+        for run, repeat in zip(stage.runs, repeats, strict=True)
+    )
+    return replace(stage, runs=runs)
+
+
+def _scale_repeats(repeats: list[int], depth: float) -> list[int]:
+    """The stage's blocks times ``depth``, rounded up; runs share them in proportion and keep at least one each."""
+    total = max(len(repeats), math.ceil(sum(repeats) * depth - _EXACT))
+    out = []
+    left, blocks = sum(repeats), total
+    for i, repeat in enumerate(repeats):
+        after = len(repeats) - i - 1
+        share = min(blocks - after, max(1, int(blocks * repeat / left + _EXACT)))
+        out.append(share if after else blocks)
+        blocks, left = blocks - share, left - repeat
+    return out
+
+
+def _scale_block(block: BlockSpec, width: int, divisor: int) -> BlockSpec:
+    """The block at another output width: a bottleneck's inner width rounds as well, and to whole groups."""
+    if width == block.width:
+        return block
+    if block.is_mobile:
+        return replace(block, width=width)
+    if block.kind == "basic" and block.group_width and width % block.group_width:
+        width = max(1, round(width / block.group_width)) * block.group_width
+    inner_divisor = math.lcm(divisor, block.group_width or 1) if block.kind == "bottleneck" else 1
+    return replace(block, width=width, inner_divisor=inner_divisor)
+
+
+def _name(base: str, depth: float, width: float, size: int, base_size: int) -> str:
+    parts = [base.partition(".")[0]]  # a scaled network has no released weights, so no tag
+    if depth != 1:
+        parts.append(f"d{depth:.3g}")
+    if width != 1:
+        parts.append(f"w{width:.3g}")
+    if size != base_size:
+        parts.append(f"{size}px")
+    return "-".join(parts)

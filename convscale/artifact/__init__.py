@@ -1,0 +1,1 @@
+"""What was shipped: opened, checked and called."""

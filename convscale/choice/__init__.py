@@ -1,0 +1,1 @@
+"""Which network: candidates and a constraint become a choice with reasons."""

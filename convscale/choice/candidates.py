@@ -1,0 +1,231 @@
+"""What there is to choose from: released weights with their published accuracy, specs and their scaled members, at
+image sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convscale.arch.scaling import scale
+from convscale.arch.small import for_image_size
+from convscale.arch.spec import NetSpec
+from convscale.arch.tags import WeightsTag, find_tag
+from convscale.arch.zoo import ARCHITECTURES, as_spec, list_models
+from convscale.errors import UserError, nearest
+
+SMALL_IMAGE = 64
+"""Up to this side in pixels, members are scaled in width and depth alone, at the images' own size."""
+_SMALL_STEPS = ((0.25, 0.25), (0.375, 0.25), (0.5, 0.3), (0.75, 0.35))  # width, depth
+_PHIS = (-5.0, -4.0, -3.0, -2.0, -1.0, 0.0)
+ACCURACIES = ("imagenet", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network at an image size, with the accuracy that is claimed for it, if any."""
+
+    name: str
+    """``arch.tag`` of released weights, or a spec's name."""
+    spec: NetSpec
+    """What is built and timed. Weights of one architecture share it: speed does not depend on values."""
+    image_size: int
+    """Side of the square input in pixels."""
+    group: str
+    """Within it candidates are ranked by size where no accuracy is known: the weights' name, or the baseline that a
+    spec was scaled from."""
+    top1: float | None = None
+    """Accuracy in percent; None: none is claimed."""
+    recipe: str = ""
+    """How the weights were trained, as the part of their name after the dot."""
+    source: str = ""
+    """Who published the accuracy."""
+    published: tuple[tuple[int, float], ...] = ()
+    """(size, percent) of all figures published for these weights: a hint where ``image_size`` has none, never a claim.
+    """
+    why_not: str = ""
+    """Why it can not be a choice at all (a size that it does not take); empty for all others."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to take its figures right."""
+
+    @property
+    def label(self) -> str:
+        """Name and size."""
+        return f"{self.name} @{self.image_size}"
+
+
+def scaled_members(base: NetSpec | str, image_size: int, phis: Sequence[float] = _PHIS) -> list[NetSpec]:
+    """A family's members for images of ``image_size`` px, from the smallest to the largest.
+
+    Small images (up to 64 px) keep their size and get a gentler stem; above, members shrink from ``image_size`` by the
+    compound rule.
+    """
+    spec = for_image_size(as_spec(base), image_size)
+    if image_size <= SMALL_IMAGE:
+        label = as_spec(base).name
+        return [scale(spec, width=w, depth=d, name=f"{label}-w{w:g}-d{d:g}") for w, d in _SMALL_STEPS]
+    return [scale(spec, phi=phi) if phi else spec for phi in phis]
+
+
+def sized(spec: NetSpec, image_size: int | None) -> NetSpec:
+    """A named candidate at the size asked for; None: its own."""
+    return spec if image_size is None else replace(for_image_size(spec, image_size), name=spec.name)
+
+
+def candidates_of(
+    wanted: Iterable[str | NetSpec] | None,
+    image_sizes: Sequence[int] | None = None,
+    accuracy: str | Mapping[str, float] = "imagenet",
+) -> list[Candidate]:
+    """Candidates from names, shell patterns, tags and specs; None: all released weights.
+
+    A name or pattern means the released weights of the architectures that it matches, or the bare architecture where it
+    has none.
+
+    Args:
+        wanted: as above.
+        image_sizes: sides in pixels, each of which every candidate is tried at; None: the sizes a figure was published
+            at, and a spec's own.
+        accuracy: ``imagenet``: as published for the weights at that size, recipe and source beside it; ``none``: none
+            is claimed; or a mapping from a candidate's name, or its name, a space, @ and the size (``resnet50.a1_in1k
+            @288``), to percent of the user's own measuring.
+
+    Raises:
+        UserError: nothing matches a name (the nearest are named), a size is not a whole number of at least 1, the
+            accuracy is unknown or given for what is no candidate, or two different specs have one name.
+    """
+    if isinstance(accuracy, str) and accuracy not in ACCURACIES:
+        raise UserError(
+            f"accuracy {accuracy!r} is unknown{nearest(accuracy, ACCURACIES)}; or give a mapping from names to percent"
+        )
+    for size in image_sizes or ():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UserError(f"image size is {size!r}; it must be a whole number of pixels of at least 1")
+    items: list[str | NetSpec] = (
+        ["*"] if wanted is None else [wanted] if isinstance(wanted, str | NetSpec) else list(wanted)
+    )
+    if not items:
+        raise UserError("candidates is empty; name at least one network")
+    found: dict[str, Candidate] = {}
+    for item in items:
+        for candidate in _expanded(item, image_sizes):
+            if (before := found.setdefault(candidate.label, _judged(candidate, accuracy))).spec != candidate.spec:
+                raise UserError(f"two candidates that differ are named {before.label}; give one of them another name")
+    if not isinstance(accuracy, str):
+        names = {name for candidate in found.values() for name in (candidate.label, candidate.name)}
+        if unknown := [name for name in accuracy if name not in names]:
+            raise UserError(
+                f"accuracy is given for {unknown[0]!r}, which is no candidate{nearest(str(unknown[0]), names)}"
+            )
+    return list(found.values())
+
+
+def _expanded(item: str | NetSpec, image_sizes: Sequence[int] | None) -> list[Candidate]:
+    if isinstance(item, NetSpec):
+        return _of_spec(item, image_sizes)
+    if not isinstance(item, str):
+        raise UserError(f"a candidate is a name, a pattern or a NetSpec, got {item!r}")
+    if item in ARCHITECTURES and not list_models(item, pretrained=True):
+        return _of_spec(ARCHITECTURES[item], image_sizes)
+    names = [item] if find_tag(item) else list_models(item, pretrained=True)
+    bare = [] if names else list_models(item)
+    if not names and not bare:
+        raise UserError(f"no model matches {item!r}{nearest(item, [*ARCHITECTURES, *list_models(pretrained=True)])}")
+    tags = [tag for name in names if (tag := find_tag(name)) is not None]
+    return [c for tag in tags for c in _of_tag(tag, image_sizes)] + [
+        c for name in bare for c in _of_spec(ARCHITECTURES[name], image_sizes)
+    ]
+
+
+def _of_tag(tag: WeightsTag, image_sizes: Sequence[int] | None) -> list[Candidate]:
+    spec = ARCHITECTURES[tag.arch]
+    published = {result.image_size: result for result in tag.results}
+    head = f"weights of {tag.num_classes} classes" if tag.num_classes else "weights without a classifier"
+    notes = () if tag.num_classes == 1000 else (f"{head}; the speed is of a 1000-class head",)
+    made = []
+    for size in image_sizes or sorted({tag.image_size, *published}):
+        result = published.get(size)
+        made.append(
+            Candidate(
+                name=tag.name,
+                spec=spec,
+                image_size=size,
+                group=tag.name,
+                top1=result.top1 if result else None,
+                recipe=tag.recipe,
+                source=result.source if result else "",
+                published=tuple((r.image_size, r.top1) for r in sorted(tag.results, key=lambda r: r.image_size)),
+                why_not=_refused(spec, size),
+                notes=notes,
+            )
+        )
+    return made
+
+
+def _of_spec(spec: NetSpec, image_sizes: Sequence[int] | None) -> list[Candidate]:
+    group = spec.lineage.base.name if spec.lineage else spec.name
+    return [
+        Candidate(name=spec.name, spec=spec, image_size=size, group=group, why_not=_refused(spec, size))
+        for size in image_sizes or (spec.input.size,)
+    ]
+
+
+def _refused(spec: NetSpec, size: int) -> str:
+    try:
+        spec.check_size(size)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _judged(candidate: Candidate, accuracy: str | Mapping[str, float]) -> Candidate:
+    """The candidate with the accuracy that the caller wants to go by."""
+    if accuracy == "imagenet":
+        return candidate
+    if isinstance(accuracy, str):
+        return replace(candidate, top1=None, source="", published=())
+    own = accuracy.get(candidate.label, accuracy.get(candidate.name))
+    if own is not None and not (isinstance(own, int | float) and 0 <= own <= 100):
+        raise UserError(f"accuracy of {candidate.label} is {own!r}; it must be in percent, 0 to 100")
+    return replace(candidate, top1=own, source="" if own is None else "given by the caller", published=())
+
+
+def aligned_variants(spec: NetSpec, multiple: int = 8) -> list[NetSpec]:
+    """Specs near ``spec`` whose channels are multiples of ``multiple``, as tensor cores want them; empty where they are
+    already.
+
+    First the one with each width rounded by itself, the closest; then those whose first width is the multiple below or
+    above and whose other widths follow (the base widths 72 and 80 for TResNet-L's 76, 80 and 88 for TResNet-XL's 83).
+    They are other networks: no released weights fit.
+    """
+    first = spec.stem.widths[-1]
+    if all(width % multiple == 0 for width in _widths(spec)):
+        return []
+    made = [scale(spec, divisor=multiple, name=f"{spec.name}-x{multiple}")]
+    for base in (first // multiple * multiple, -(-first // multiple) * multiple):
+        if base and base != first:
+            made.append(scale(spec, width=base / first, divisor=multiple, name=f"{spec.name}-base{base}"))
+    unique: list[NetSpec] = []
+    for variant in made:
+        if variant not in unique and all(width % multiple == 0 for width in _widths(variant)):
+            unique.append(variant)
+    return unique
+
+
+def _widths(spec: NetSpec) -> list[int]:
+    runs = [run.block for stage in spec.stages for run in stage.runs]
+    return [*spec.stem.widths, *(block.width for block in runs)]
+
+
+def describe_accuracy(candidate: Candidate) -> str:
+    """``83.09 % (miil_in21k_ft_in1k)``, or that none is claimed."""
+    if candidate.top1 is None:
+        return "no accuracy claimed"
+    return f"{candidate.top1:.2f} %" + (f" ({candidate.recipe})" if candidate.recipe else "")
+
+
+def plain(candidate: Candidate) -> dict[str, Any]:
+    """As plain JSON values."""
+    fields = ("name", "image_size", "group", "top1", "recipe", "source")
+    return {**{key: getattr(candidate, key) for key in fields}, "notes": list(candidate.notes)}

@@ -1,0 +1,251 @@
+"""The commands about learning: train, evaluate, recipes. ``register`` puts them on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convscale.cli.options import (
+    Batch,
+    DataDir,
+    Device,
+    Epochs,
+    ImgSize,
+    Json,
+    Model,
+    Output,
+    Overwrite,
+    Resume,
+    ResumeCommand,
+    Seed,
+    Sets,
+    overrides_of,
+    print_json,
+    say,
+)
+from convscale.errors import UserError
+from convscale.files import json_numbers
+from convscale.networks.resolve import spec_of
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset", help="torchvision's name of the set in --data-dir (cifar10, food101 ...); else recognised."
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option("-j", "--workers", help="Processes that decode files; one per core when left out.")
+]
+SPLITS = ("train", "validation", "test", "all")
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the app."""
+    app.command("train", cls=ResumeCommand)(train_command)
+    app.command("evaluate")(evaluate_command)
+    app.command("recipes")(recipes_command)
+
+
+def train_command(
+    data_dir: DataDir,
+    output: Output,
+    model: Model,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="A named recipe (`convscale recipes`) or a YAML file; small, or a resumed run's own, when left out.",
+        ),
+    ] = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Training batch, per process.")] = None,
+    img_size: ImgSize = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last layout.")] = False,
+    model_ema: Annotated[bool, typer.Option("--model-ema", help="Average the weights.")] = False,
+    sets: Sets = None,
+    init: Annotated[str | None, typer.Option("--init", help="'pretrained', or weights to start from.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Checkpoint or training folder whose outputs are imitated.")
+    ] = None,
+    dataset: Dataset = None,
+    workers: Workers = None,
+    max_minutes: Annotated[float | None, typer.Option(help="The schedule ends by then.")] = None,
+    keep: Annotated[int, typer.Option(help="Training states to keep, the best checkpoint apart.")] = 2,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Save at least this often, and after every epoch.")] = 300.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")] = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on labelled images."""
+    from convscale.images.sources import open_dataset
+    from convscale.learn.progress import LiveProgress
+    from convscale.learn.recipe import Recipe
+    from convscale.learn.train import train as train_net
+
+    overrides = overrides_of(sets)
+    Recipe(name="given").override(overrides)  # unknown keys and impossible values are told before anything is read
+    flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
+    flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
+    overrides |= {key: value for key, value in flags.items() if value is not None}
+    spec, splits = spec_of(model), open_dataset(data_dir, dataset=dataset)
+    with LiveProgress() as live:
+        for note in splits.notes:
+            live({"kind": "note", "text": note})
+        run = train_net(
+            spec,
+            splits,
+            recipe=recipe,
+            epochs=overrides.pop("epochs", epochs),
+            output=output,
+            device=device,
+            seed=seed,
+            max_seconds=None if max_minutes is None else 60 * max_minutes,
+            init=init,
+            teacher=teacher,
+            resume=resume,
+            overwrite=overwrite,
+            workers=workers,
+            checkpoint_seconds=checkpoint_seconds,
+            keep=keep,
+            tensorboard=tensorboard,
+            progress=live,
+            **overrides,
+        )
+    if as_json:
+        values = {
+            "output": str(output),
+            "best_metric": run.best_metric,
+            "best_epoch": run.best_epoch,
+            "finished": run.finished,
+        }
+        print_json(
+            {
+                **values,
+                "seconds": run.seconds,
+                "cost": vars(run.cost),
+                "thresholds": _named(run.classes, run.thresholds),
+                "history": run.history,
+            }
+        )
+    else:
+        say(run.describe())
+    if not run.finished:
+        say(f"told to stop; the state is in {output}, --resume goes on from there", err=True)
+        raise typer.Exit(130)
+
+
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
+    data_dir: DataDir,
+    split: Annotated[str, typer.Option(help="train, validation, test, or all: every image there is.")] = "test",
+    batch_size: Batch = 256,
+    dataset: Dataset = None,
+    workers: Workers = None,
+    confusion: Annotated[
+        bool, typer.Option("--confusion", help="Print the confusion matrix: rows are true, columns predicted.")
+    ] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint on a split of the data: accuracy, per class, calibration, throughput."""
+    from convscale.images.sources import open_dataset
+    from convscale.learn.checkpoint import load_checkpoint
+    from convscale.learn.evaluate import evaluate as evaluate_net
+
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
+    loaded = load_checkpoint(checkpoint)
+    for note in loaded.notes:
+        say(note, err=True)
+    splits = open_dataset(data_dir, dataset=dataset, channels=loaded.preprocessing.channels)
+    if splits.classes != loaded.classes:
+        raise UserError(
+            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"
+        )
+    chosen = splits.whole() if split == "all" else getattr(splits, split)
+    ev = evaluate_net(loaded.net, chosen, loaded.preprocessing, batch_size=batch_size, device=device, workers=workers)
+    thresholds = _named(loaded.classes, loaded.thresholds)
+    if as_json:
+        names = (
+            "n",
+            "loss",
+            "top1",
+            "top1_low",
+            "top1_high",
+            "top5",
+            "mean_average_precision",
+            "calibration_error",
+            "images_per_s",
+            "bad",
+        )
+        values = {name: getattr(ev, name) for name in names} | {
+            "per_class": list(ev.per_class),
+            "confusion": ev.confusion.tolist(),
+        }
+        print_json(json_numbers({"split": split, "classes": list(ev.classes), **values, "thresholds": thresholds}))
+        return
+    say(
+        f"{split}: {ev.describe()}, top-5 {ev.top5:.2%}, loss {ev.loss:.4f}, calibration error "
+        f"{ev.calibration_error:.2%}"
+    )
+    say(f"{ev.images_per_s:,.0f} images/s (whole evaluation, {device}, fp32, batch {batch_size})")
+    for note in ev.bad:
+        say(f"left out: {note}", err=True)
+    multilabel = chosen.multilabel
+    say(
+        "average precision per class" + (", and the threshold set on validation" if thresholds else "")
+        if multilabel
+        else "right per class"
+    )
+    for name, share in zip(ev.classes, ev.per_class, strict=True):
+        shown = "no image" if share != share else f"{share:.2%}"
+        say(f"  {name:24} {shown}" + (f"  above {thresholds[name]:.3f}" if multilabel and thresholds else ""))
+    if confusion and not multilabel:
+        _print_confusion(ev)
+
+
+def recipes_command(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A named recipe or a YAML file, to print as YAML; all names when left out.")
+    ] = None,
+    sets: Sets = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the YAML to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List training recipes with their sources, or print one."""
+    from convscale.learn.recipes import get_recipe, list_recipes
+
+    if recipe is None:
+        if output is not None or sets:
+            raise UserError("--output and --set need a recipe: convscale recipes NAME --set lr=0.1 --output mine.yaml")
+        found = [get_recipe(name) for name in list_recipes()]
+        if as_json:
+            print_json([{"name": each.name, "source": each.source} for each in found])
+            return
+        for each in found:
+            say(f"{each.name:14} {each.source}")
+        return
+    chosen = get_recipe(recipe).override(overrides_of(sets))
+    if output is not None:
+        if output.exists():
+            raise UserError(f"{output} exists already; name another file")
+        chosen.save(output)
+    print_json(chosen.to_dict()) if as_json else typer.echo(chosen.to_yaml().rstrip())
+
+
+def _named(classes: tuple[str, ...], thresholds: tuple[float, ...] | None) -> dict[str, float] | None:
+    return None if thresholds is None else dict(zip(classes, thresholds, strict=True))
+
+
+def _print_confusion(ev: Any) -> None:
+    width = max(5, len(str(int(ev.confusion.max()))) + 1)
+    typer.echo(" " * 26 + "".join(f"{column:>{width}}" for column in range(len(ev.classes))))
+    for row, (name, counts) in enumerate(zip(ev.classes, ev.confusion.tolist(), strict=True)):
+        typer.echo(f"  {row:3} {name[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))

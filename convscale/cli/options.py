@@ -1,0 +1,82 @@
+"""What the commands share: option types, printing, specs from names or files. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from convscale.errors import UserError
+from convscale.files import json_numbers
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Model = Annotated[str, typer.Option("--model", help="A model name (see `convscale list`), or a spec file.")]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of class folders, idx files, or a manifest.")]
+ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side in pixels; the model's own when left out.")]
+Batch = Annotated[int, typer.Option("-b", "--batch-size", help="Images per call.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8.")]
+Runtime = Annotated[str, typer.Option("--runtime", help="eager, compiled, compiled-frozen, onnxruntime or openvino.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Compute threads; one per core when left out.")]
+Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on in the output, or start where there is nothing yet (also: --resume auto)."),
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A named recipe or a YAML file.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set lr=0.05. Repeatable.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
+
+
+class ResumeCommand(TyperCommand):
+    """A command whose ``--resume`` may be followed by ``auto``, as in job scripts: go on where there is a state, else
+    start.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Drop the word: it is what ``--resume`` does."""
+        kept: list[str] = []
+        for word in args:
+            if word == "auto" and kept and kept[-1] == "--resume":
+                continue
+            kept.append("--resume" if word == "--resume=auto" else word)
+        return super().parse_args(ctx, kept)
+
+
+def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
+    """Print, wrapped to the terminal; continued lines stand further in."""
+    width = max(shutil.get_terminal_size((120, 24)).columns, 40)
+    lead = " " * indent
+    for line in text.split("\n"):
+        wrapped = textwrap.wrap(
+            line,
+            width,
+            initial_indent=lead,
+            subsequent_indent=lead + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        typer.echo("\n".join(wrapped), err=err)
+
+
+def print_json(value: Any) -> None:
+    """Print for machines."""
+    typer.echo(json.dumps(json_numbers(value), indent=2, default=str, allow_nan=False))
+
+
+def overrides_of(pairs: list[str] | None, *, flag: str = "--set") -> dict[str, Any]:
+    """Keys and values from ``--set key=value``, or from another flag."""
+    out = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UserError(f"{flag} takes key=value, got {pair!r}")
+        out[key.strip()] = value.strip()
+    return out

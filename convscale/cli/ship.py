@@ -1,0 +1,253 @@
+"""The commands about shipping: export, tune, classify. ``register`` puts them on the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convscale.cli.options import (
+    Device,
+    ImgSize,
+    Json,
+    Output,
+    Overwrite,
+    Resume,
+    Threads,
+    overrides_of,
+    print_json,
+    say,
+)
+from convscale.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the app."""
+    app.command("export")(export_command)
+    app.command("tune")(tune_command)
+    app.command("classify")(classify_command)
+
+
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
+    output: Output,
+    format: Annotated[
+        str, typer.Option("--format", help="onnx, openvino, torch; or fastest: all are tried and tuned on this device.")
+    ] = "onnx",
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Check it on this data's test set; on noise when left out.")
+    ] = None,
+    img_size: ImgSize = None,
+    half: Annotated[bool, typer.Option("--half", help="Store weights in half precision.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits; needs --data-dir for calibration.")] = False,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
+    ] = 0.5,
+    card: Annotated[
+        list[str] | None,
+        typer.Option("--card", help="A fact for the model card, as key=value: --card licence=CC-BY-4.0. Repeatable."),
+    ] = None,
+    bake: Annotated[bool, typer.Option("--bake", help="Put preprocessing and softmax into the network.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint as an artefact, checked against it."""
+    from dataclasses import replace
+
+    from convscale.learn.checkpoint import load_checkpoint
+    from convscale.ship.export import export
+    from convscale.ship.forms import export_fastest
+
+    if int8 and data_dir is None:
+        raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
+    loaded = load_checkpoint(checkpoint)
+    preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
+    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, int8)
+    options: dict[str, Any] = {
+        "classes": loaded.classes,
+        "preprocessing": preprocessing,
+        "bake": bake,
+        "max_drop": max_drop,
+        "thresholds": loaded.thresholds,
+        "overwrite": overwrite,
+        "card": _card(loaded.meta, data_dir, card),
+        **images,
+    }
+    search = None
+    if format == "fastest":
+        if half:
+            raise UserError("--half does not go with --format fastest; name a format")
+        artifact, search = export_fastest(
+            loaded.net, output, int8=int8, on_form=None if as_json else _tell_form, **options
+        )
+    else:
+        artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "verification": artifact.verification,
+                "search": None if search is None else search.to_dict(),
+            }
+        )
+        return
+    if search is not None:
+        say(f"fastest: {search.winner}, {search.gain:.2f} times as fast as the float ONNX form in its usual settings")
+    checked = artifact.verification or {}
+    say(f"{output}: {artifact.format} {artifact.precision}, {len(artifact.classes)} classes, {artifact.image_size} px")
+    say(
+        f"agrees with the trained network on {checked['top1_agreement']:.2%} of {checked['n']:,} images "
+        f"({checked['images']})"
+    )
+    if steps := artifact.manifest.get("int8", {}).get("steps"):
+        kept = steps[-1]["float_layers"]
+        say(
+            f"8 bits cost {steps[-1]['drop_points']:.2f} points; {len(kept)} of {artifact.manifest['int8']['layers']} "
+            "layers stay in float"
+        )
+        say(f"  {', '.join(kept)}") if kept else None
+
+
+def _card(about: Mapping[str, Any], data_dir: Path | None, given: list[str] | None) -> dict[str, str]:
+    """Facts for the model card: what the checkpoint says of itself, and over it what was given as key=value."""
+    best = (about.get("metrics") or {}).get("best") or {}
+    facts = {
+        "recipe": str((about.get("recipe") or {}).get("name") or ""),
+        "data": "" if data_dir is None else data_dir.name,
+    }
+    if best.get("metric") is not None:
+        facts["accuracy"] = f"{best['metric']:.2%} on validation, in epoch {best.get('epoch')}"
+    facts |= {key: str(value) for key, value in overrides_of(given, flag="--card").items()}
+    return {key: value for key, value in facts.items() if value}
+
+
+def _tell_form(name: str, result: Any) -> None:
+    """One form's outcome, on standard error."""
+    if isinstance(result, UserError):
+        checked = getattr(result, "verification", None)
+        say(f"{name}: {'withheld: ' + checked.reason if checked is not None else result}", err=True)
+        return
+    s = result.best.settings
+    say(
+        f"{name}: {result.best.images_per_s:,.1f} images/s ({s.runtime}, {s.streams} streams, batch {s.batch_size})",
+        err=True,
+    )
+
+
+def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, int8: bool) -> dict[str, Any]:
+    """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by
+    it.
+    """
+    import numpy as np
+
+    from convscale.images.sources import open_dataset
+    from convscale.learn.loader import EvalImages, readable
+    from convscale.ship.quantize import CALIBRATION, spread
+
+    splits = open_dataset(data_dir, channels=preprocessing.channels)
+    if splits.classes != classes:
+        raise UserError(
+            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
+        )
+    held, bad = readable(splits.validation if int8 else splits.test, preprocessing)
+    for problem in bad:
+        say(f"left out: {problem}", err=True)
+    out: dict[str, Any] = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
+    if int8:
+        some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
+        out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
+    return out
+
+
+def tune_command(
+    artifact: Annotated[Path, typer.Argument(help="Artefact folder.")],
+    goal: Annotated[str, typer.Option(help="throughput or latency.")] = "throughput",
+    batch_size: Annotated[
+        list[int] | None, typer.Option("-b", "--batch-size", help="A batch to try. Repeatable.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Find an artefact's fastest runtime settings on this device and keep them in it."""
+    from convscale.artifact.artifact import load_artifact
+    from convscale.ship.tune import BATCH_SIZES, tune
+
+    def tell(trial: Any) -> None:
+        if not as_json:
+            s = trial.settings
+            say(
+                f"{s.runtime}, {s.threads} threads, {s.streams} streams, batch {s.batch_size}: "
+                f"{trial.images_per_s:,.1f} images/s",
+                err=True,
+            )
+
+    found = tune(
+        load_artifact(artifact, device=device),
+        goal=goal,
+        batch_sizes=batch_size or BATCH_SIZES,
+        threads=threads,
+        on_trial=tell,
+    )
+    if as_json:
+        print_json(found.to_dict())
+        return
+    best = found.best
+    s = best.settings
+    say(f"best for {goal}: {s.runtime}, {s.threads} threads, {s.streams} streams, batch {s.batch_size}")
+    say(
+        f"{best.images_per_s:,.1f} images/s, {1000 * best.latency_s:.1f} ms a call; {found.gain:.2f} times the usual "
+        f"settings; kept in {artifact}"
+    )
+
+
+def classify_command(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on standard input.")],
+    model: Annotated[Path, typer.Option("--model", help="Artefact folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A .csv or .jsonl file; standard output when left out.")
+    ] = None,
+    format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
+    top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option("-b", "--batch-size", help="Images per call; the artefact's own when left out.")
+    ] = None,
+    device: Device = "cpu",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Decoding threads; one per core when left out.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Classify images: one row each, in order."""
+    from convscale.artifact.artifact import load_artifact
+    from convscale.ship.stream import classify, image_paths
+
+    paths = image_paths(images, sys.stdin)
+    target: Any = sys.stdout if output is None else output
+    form = format or ("jsonl" if as_json and output is None else None)
+
+    def tell(count: int, errors: int) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{count:,} images, {errors:,} bad")
+            sys.stderr.flush()
+
+    done = classify(
+        paths,
+        load_artifact(model, device=device),
+        target,
+        format=form,
+        top=top,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+        on_rows=tell,
+    )
+    if sys.stderr.isatty():
+        sys.stderr.write("\r")
+    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)

@@ -1,0 +1,412 @@
+"""The commands about speed: predict, choose, calibrate. ``register`` puts them on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convscale.cli.options import ImgSize, Json, Threads, print_json, say
+from convscale.cli.report import PICTURES, check_output, write_choice
+from convscale.errors import UserError
+from convscale.networks.resolve import spec_of
+from convscale.words import exact, odds
+
+Device = Annotated[
+    str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")
+]
+BatchOption = Annotated[
+    int | None, typer.Option("-b", "--batch-size", help="Images per call; 256 on a named GPU, 8 here when left out.")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8; amp on a GPU, fp32 on a CPU when left out."),
+]
+Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")]
+Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
+Calibration = Annotated[Path | None, typer.Option("--calibration", help="File of `convscale calibrate`.")]
+RecordsFile = Annotated[
+    Path | None,
+    typer.Option("--records", help="JSON lines: reuse its measurements of these conditions, append new ones."),
+]
+
+_SHOWN = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the app."""
+    app.command("predict")(predict_command)
+    app.command("choose")(choose_command)
+    app.command("calibrate")(calibrate_command)
+
+
+def _progress(text: str) -> None:
+    """To people on the side, so that standard output stays clean."""
+    say(text, err=True)
+
+
+def predict_command(
+    models: Annotated[list[str], typer.Argument(help="Model names or spec files; ratios are to the first.")],
+    device: Device,
+    batch_size: BatchOption = None,
+    img_size: ImgSize = None,
+    precision: PrecisionOption = None,
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    mode: Mode = "infer",
+    calibration: Calibration = None,
+    as_json: Json = False,
+) -> None:
+    """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
+    from convscale.choice.choose import setting_of
+    from convscale.choice.speeds import device_title, predicted
+
+    setting = setting_of(
+        device,
+        batch_size=batch_size,
+        precision=precision,
+        layout=layout,
+        compiled=compiled,
+        mode=mode,
+        calibration=calibration,
+    )
+    if not setting.predicted:
+        raise UserError(
+            f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first "
+            "and use --calibration"
+        )
+    c = setting.conditions
+    rows: list[dict[str, Any]] = []
+    for name in models:
+        spec = spec_of(name)
+        size = img_size or spec.input.size
+        p = predicted(spec, size, setting)
+        row = {"name": spec.name, "image_size": size, "images_per_s": p.images_per_s, "low": p.low, "high": p.high}
+        rows.append({**row, "bound_by": str(p.bound_by), "doubts": [str(d) for d in p.doubts]})
+        rows[-1]["ratio"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
+    if as_json:
+        print_json({"conditions": c.to_dict(), "ratio_to": rows[0]["name"], "predictions": rows})
+        return
+    say(f"predicted for {device_title(c.device)}: {_in_words(c)}")
+    for row in rows:
+        say(f"{row['name']} @{row['image_size']}: {exact(row['images_per_s'])} images/s")
+        say(f"80 % interval {exact(row['low'])} to {exact(row['high'])}, bound by {row['bound_by']}", 2)
+        for doubt in row["doubts"]:
+            say(f"doubt: {doubt}", 2)
+    if len(rows) > 1:
+        say(f"ratios to {rows[0]['name']} (surer than absolute speeds):")
+        for row in rows:
+            say(f"{row['ratio']:5.2f} x  {row['name']} @{row['image_size']}", 2)
+
+
+def choose_command(
+    device: Device = "cpu",
+    min_throughput: Annotated[
+        float | None, typer.Option("--min-throughput", help="Images/s to keep, model only.")
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option("--max-latency", help="Milliseconds a call of the batch may take; batch 1 unless -b."),
+    ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option("--max-memory", help="GB (2**30 bytes) alive at once in a call, as counted.")
+    ] = None,
+    max_params: Annotated[float | None, typer.Option("--max-params", help="Millions of parameters.")] = None,
+    batch_size: BatchOption = None,
+    precision: PrecisionOption = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            help="eager, compiled, onnxruntime, openvino, or best: tuned for each network. On the CPU best when left out.",
+        ),
+    ] = None,
+    mode: Mode = "infer",
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    threads: Threads = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="Only these names, patterns, tags or spec files. Repeatable; all weights when left out."
+        ),
+    ] = None,
+    img_sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--img-size", help="Try each at this size. Repeatable; sizes with a published figure when left out."
+        ),
+    ] = None,
+    accuracy: Annotated[str, typer.Option("--accuracy", help="imagenet (published) or none.")] = "imagenet",
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            "--scale", help="Instead: the largest scale of this network (name or spec file) that keeps the speed."
+        ),
+    ] = None,
+    along: Annotated[str, typer.Option("--along", help="With --scale: phi, depth, width or resolution.")] = "phi",
+    rule: Annotated[
+        str, typer.Option("--rule", help="With --scale: compound, fast, depth, width or resolution.")
+    ] = "compound",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", help="With --scale: write the spec to this .yaml or .json file; else a report, .html or .png."
+        ),
+    ] = None,
+    calibration: Calibration = None,
+    records: RecordsFile = None,
+    budget: Annotated[int, typer.Option("--budget", help="Measure at most this many networks.")] = 20,
+    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
+    show_all: Annotated[bool, typer.Option("--all", help="Every rejected network with its reason.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the most accurate network that keeps a constraint on a device."""
+    from convscale.choice.choose import choose, largest
+
+    if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
+        raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
+    if save is not None:  # before minutes of measuring, not after
+        check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
+    conditions: dict[str, Any] = {
+        "device": device,
+        "batch_size": batch_size,
+        "precision": precision,
+        "runtime": runtime,
+        "mode": mode,
+        "layout": layout,
+        "compiled": compiled,
+        "threads": threads,
+        "calibration": calibration,
+        "records": records,
+        "seconds": seconds,
+        "progress": _progress,
+        "min_throughput": min_throughput,
+        "max_latency_ms": max_latency,
+    }
+    if scale is not None:
+        if max_memory is not None or max_params is not None or models or img_sizes:
+            raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")
+        _finish_scale(largest(spec_of(scale), along=along, rule=rule, **conditions), save, as_json)
+        return
+    named = (
+        [spec_of(name) if Path(name).suffix in (".json", ".yaml", ".yml") else name for name in models]
+        if models
+        else None
+    )
+    choice = choose(
+        **conditions,
+        max_memory_gb=max_memory,
+        max_params_m=max_params,
+        candidates=named,
+        image_sizes=img_sizes,
+        accuracy=accuracy,
+        budget=budget,
+    )
+    if save is not None:
+        write_choice(choice, save)
+    if as_json:
+        print_json(choice.to_dict())
+    else:
+        _print_choice(choice, show_all)
+        if save is not None:
+            say(f"report: {save}")
+
+
+def _finish_scale(found: Any, save: Path | None, as_json: bool) -> None:
+    from convscale.arch.spec import save_spec
+
+    if save is not None:
+        save_spec(found.spec, save)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    say(str(found))
+    from convscale.choice.measured import tuned_mark
+
+    say(_in_words(found.setting.conditions, tuned_mark(found.setting) if found.setting.tuned else ""))
+    say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
+
+
+def _in_words(c: Any, tuned: str = "") -> str:
+    mode = "training" if c.mode == "train" else "inference"
+    threads = f", {c.threads} threads" if c.threads else ""
+    return f"{mode}, {tuned or f'{c.runtime}, {c.precision}, {c.layout}'}, batch {c.batch_size}{threads}"
+
+
+def _print_choice(choice: Any, show_all: bool) -> None:
+    """A choice for people."""
+    from convscale.choice.candidates import describe_accuracy
+    from convscale.choice.decide import describe_speed
+
+    best = choice.best
+    say(f"{best.label}: {best.reason}")
+    source = f"; {best.candidate.source}" if best.candidate.source else ""
+    say(f"{describe_accuracy(best.candidate)}{source}", 2)
+    chance = best.chance(choice.floor) if choice.floor else None
+    say(
+        describe_speed(best.speed)
+        + (f", {odds(chance)} likely to keep {exact(choice.floor)}" if chance is not None else ""),
+        2,
+    )
+    say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
+    for doubt in best.speed.doubts if best.speed else ():
+        say(f"doubt: {doubt}", 2)
+    say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.tuned)}", 2)
+    _rows("front, fastest first (top-1 %, images/s; * chosen, ? maybe, - not fast enough)", choice.front, best)
+    _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
+    _reasons("keep it, accuracy not known", choice.alternatives, show_all)
+    if choice.aligned:
+        say("hardware-aligned relatives:")
+        for aligned in choice.aligned[: None if show_all else 3]:
+            say(str(aligned), 2)
+    _reasons("rejected", sorted(choice.rejected, key=lambda o: -(o.top1 or 0)), show_all)
+    for note in choice.notes:
+        say(f"note: {note}")
+
+
+def _rows(title: str, options: Iterable[Any], best: Any) -> None:
+
+    say(f"{title}:")
+    for o in options:
+        accuracy = "    -" if o.top1 is None else f"{o.top1:5.2f}"
+        mark = "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, " ")
+        say(f"{mark} {accuracy} {exact(o.images_per_s):>8}  {o.label}")
+
+
+def _reasons(title: str, options: Any, show_all: bool) -> None:
+    if not options:
+        return
+    shown = list(options)[: None if show_all else _SHOWN]
+    say(f"{title}:")
+    for o in shown:
+        say(f"{o.label}{'' if o.top1 is None else f' ({o.top1:.2f} %)'}: {o.reason}", 2)
+    if len(options) > len(shown):
+        say(f"and {len(options) - len(shown)} more; --all shows them", 2)
+
+
+CALIBRATION_MODELS = (
+    "mobilenetv2_050",
+    "mobilenetv1_100",
+    "mnasnet_100",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "mixnet_s",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "tresnet_m",
+)
+"""A dozen that differ in what binds them: depthwise, grouped, split, dense; small and large."""
+
+
+def calibrate_command(
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, or the named GPU that the measurements are of.")
+    ] = "cpu",
+    output: Annotated[Path, typer.Option("--output", help="Calibration file to write.")] = Path("calibration.json"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Go by a table of timm's benchmark.py.")] = None,
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option("--measurement", help="Go by a JSON-lines file of `convscale measure --record`. Repeatable."),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="What to measure here; a dozen networks when left out. Repeatable."),
+    ] = None,
+    mode: Mode = "infer",
+    precision: PrecisionOption = None,
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    batch_size: BatchOption = None,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Set the predictor to a device: by measuring a dozen models here, or by measurements or a timm table of it.
+
+    --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
+    """
+    from convscale.choice.choose import setting_of
+    from convscale.machine import Environment
+    from convscale.predictor.calibrate import calibrate, observations_of
+    from convscale.predictor.calibration import save_calibration
+    from convscale.predictor.devices import get_device
+    from convscale.speed.records import read_records, read_timm_csv
+
+    card = "" if device.startswith("cuda") else get_device(device).name
+    if csv is not None and measurements:
+        raise UserError("give --csv or --measurement, not both")
+    if (csv is not None or measurements) and models:
+        raise UserError("--model says what to measure here; with --csv or --measurement nothing is measured")
+    if not card or (card != "cpu" and csv is None and not measurements):
+        raise UserError(
+            f"device {device!r} is not measured by calibrate: record it with `convscale measure --device cuda --record "
+            "FILE`, "
+            "then `convscale calibrate --device NAME --measurement FILE`"
+        )
+    setting = setting_of(
+        device,
+        batch_size=batch_size,
+        precision=precision,
+        layout=layout,
+        compiled=compiled,
+        mode=mode,
+        runtime=_torch(compiled),
+    )
+    if csv is not None:
+        there = Environment(device_name=get_device(card).title, cores=1)
+        records = read_timm_csv(csv, conditions=setting.conditions, environment=there)
+    elif measurements:
+        records = [record for path in measurements for record in read_records(path)]
+    else:
+        records = _measure_models(models or list(CALIBRATION_MODELS), setting, threads, seconds)
+    observations, unknown = observations_of(records, card)
+    if not observations:
+        raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
+    made = calibrate(observations)
+    save_calibration(made, output)
+    if as_json:
+        print_json({"output": str(output), "unknown": unknown, **made.to_dict()})
+        return
+    say(
+        f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} "
+        f"measurements: {output}"
+    )
+    say(
+        f"predicted times change by a factor of {made.scale:.3g}; on four of five of these networks they are then "
+        f"within {made.spread:.0%}",
+        2,
+    )
+    if unknown:
+        say(
+            "left out, since nothing here builds them: "
+            f"{', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}",
+            2,
+        )
+
+
+def _torch(compiled: bool) -> str:
+    return "compiled" if compiled else "eager"
+
+
+def _measure_models(models: list[str], setting: Any, threads: int | None, seconds: float) -> list[Any]:
+    from dataclasses import replace
+
+    from convscale.speed.measuring import measure
+    from convscale.speed.records import Record
+
+    found = []
+    for number, name in enumerate(models, start=1):
+        spec = spec_of(name)
+        measured = measure(
+            spec, replace(setting.conditions, threads=threads), min_seconds=seconds, max_seconds=10 * seconds
+        )
+        _progress(f"{number}/{len(models)}: {spec.name} {measured.images_per_s:,.1f} images/s")
+        found.append(Record(model=spec.name, measurement=measured))
+    return found

@@ -1,0 +1,63 @@
+"""CUDA's autocast where there is no CUDA: which operators a trace sees in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from convscale.cost.operators import autocast_policy
+
+
+class Autocast(TorchFunctionMode):
+    """What ``torch.autocast("cuda")`` would cast, which does not stand without CUDA: above autograd, where the real one
+    stands too.
+    """
+
+    def __init__(self, low: torch.dtype, weights: set[int], fast_norm: bool) -> None:
+        super().__init__()
+        self.low = low
+        self.fast_norm = fast_norm
+        self.weights = weights
+        self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        """``value`` in ``dtype``; a weight's copy is kept for the rest of the call."""
+        if isinstance(value, list | tuple):
+            return type(value)([self._cast(item, dtype) for item in value])
+        if (
+            not isinstance(value, torch.Tensor)
+            or not value.is_floating_point()
+            or value.dtype in (dtype, torch.float64)
+        ):
+            return value
+        if id(value) not in self.weights:
+            return value.to(dtype)
+        key = (id(value), dtype)
+        if key not in self._copies:
+            self._copies[key] = value.to(dtype)
+        return self._copies[key]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        policy = "low" if self.fast_norm and name in ("layer_norm", "group_norm") else autocast_policy(name)
+        if policy == "none":
+            return func(*args, **kwargs)
+        dtype = self.low
+        if policy == "full" or (policy == "widest" and any(t.dtype == torch.float32 for t in tensors_in(args))):
+            dtype = torch.float32
+        return func(*self._cast(args, dtype), **{key: self._cast(value, dtype) for key, value in kwargs.items()})
+
+
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """All tensors of nested lists, tuples and dicts, in order."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())

@@ -1,0 +1,239 @@
+"""What one call of a network costs, counted operator by operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from convscale.cache import key_of, load, save
+from convscale.conditions import Conditions
+from convscale.cost.fusion import fused_kernels
+from convscale.cost.kernels import eager_kernels
+from convscale.cost.trace import Operator, Trace, Use, trace
+from convscale.networks.inputs import checked_size
+from convscale.networks.resolve import build_meta, resolve
+
+if TYPE_CHECKING:
+    from convscale.arch.spec import NetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one call costs; ``macs`` and ``activations`` are per image, bytes are of the whole batch."""
+
+    params: int
+    """Parameters, shared ones once."""
+    macs: int
+    """Multiply-accumulates per image (forward; in training forward and backward)."""
+    activations: int
+    """Elements that convolutions and linear layers put out per image in the forward pass."""
+    read_bytes: int
+    """Bytes that operators read in a call; compiled: that the fused kernels read."""
+    written_bytes: int
+    """Bytes that operators write in a call; compiled: that the fused kernels write."""
+    kernels: int
+    """Kernels that a GPU would launch in a call."""
+    peak_bytes: int
+    """Most bytes alive at once: weights, the input, and every map from its first write to its last use; the runtime's
+    workspaces are not in it."""
+    weight_bytes: int
+    """Bytes of parameters and buffers."""
+    optimizer_bytes: int
+    """Bytes of the optimiser's state in training: a momentum for each parameter that has a gradient; 0 for inference.
+    """
+    saved_bytes: int
+    """Bytes that the forward pass keeps for the backward one, weights left out; 0 for inference. Under autocast the
+    weights' casts are among them."""
+    unsupported: dict[str, int]
+    """Operators of unknown kind and how often they came; their bytes are counted, their MACs are not."""
+    batch_size: int
+    """Images a call."""
+    image_size: tuple[int, int]
+    """Height and width of the input in pixels."""
+    mode: str
+    """``infer`` or ``train``."""
+    precision: str
+    """``fp32``, ``amp``, ``bf16`` or ``fp16``."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+    compiled: bool
+    """Whether bytes and kernels are those behind a compiler that fuses; else as dispatched in eager mode. Peak and
+    saved bytes are eager ones."""
+    operators: tuple[Operator, ...] = dataclasses.field(repr=False)
+    """Every operator in the order of dispatch."""
+
+
+def peak_bytes(traced: Trace) -> int:
+    """Most bytes alive at once, with every block freed after its last use and weights, input and outputs kept.
+
+    In eager mode a local name can hold a map a little longer, so a real peak lies somewhat above.
+    """
+    last: dict[int, int] = {}
+    for position, operator in enumerate(traced.operators):
+        for use in (*operator.inputs, *operator.outputs):
+            last[use.storage] = position
+    live = sum(traced.storages[number] for number in traced.weights)
+    seen = set(traced.weights)
+    first_input = next((use.storage for op in traced.operators for use in op.inputs if use.storage not in seen), None)
+    if first_input is not None:
+        live += traced.storages[first_input]
+        seen.add(first_input)
+    peak = live
+    kept = seen | traced.results
+    ends: dict[int, list[int]] = {}
+    for number, position in last.items():
+        if number not in kept:
+            ends.setdefault(position, []).append(number)
+    for position, operator in enumerate(traced.operators):
+        for use in (*operator.inputs, *operator.outputs):
+            if use.storage not in seen:
+                seen.add(use.storage)
+                live += traced.storages[use.storage]
+        peak = max(peak, live)
+        live -= sum(traced.storages[number] for number in ends.get(position, ()))
+    return peak
+
+
+def saved_for_backward(traced: Trace) -> int:
+    """Bytes of the blocks that the forward pass fills or takes in and the backward pass reads; weights left out, views
+    counted once.
+    """
+    early: set[int] = set()
+    read: set[int] = set()
+    for operator in traced.operators:
+        if operator.phase == "forward":
+            early.update(use.storage for use in (*operator.inputs, *operator.outputs))
+        elif operator.phase == "backward":
+            read.update(use.storage for use in operator.inputs)
+    return sum(traced.storages[number] for number in (early & read) - traced.weights)
+
+
+def cost_of(traced: Trace, *, compiled: bool = False) -> Cost:
+    """The sums of a trace."""
+    launched = fused_kernels(traced) if compiled else eager_kernels(traced)
+    if compiled:
+        moved = (
+            sum(kernel.in_bytes + kernel.weight_bytes for kernel in launched),
+            sum(kernel.out_bytes for kernel in launched),
+        )
+    else:
+        moved = (
+            sum(operator.read_bytes for operator in traced.operators),
+            sum(operator.written_bytes for operator in traced.operators),
+        )
+    outputs = (
+        use.nbytes // use.itemsize
+        for operator in traced.operators
+        if operator.kind in ("conv", "linear") and operator.phase == "forward"
+        for use in operator.outputs[:1]
+    )
+    # Of an update's inputs (weight, gradient, momentum) only the last is the optimiser's own.
+    momenta = {operator.inputs[-1].storage for operator in traced.operators if operator.phase == "update"}
+    return Cost(
+        params=traced.params,
+        macs=sum(operator.macs for operator in traced.operators) // traced.batch_size,
+        activations=sum(outputs) // traced.batch_size,
+        read_bytes=moved[0],
+        written_bytes=moved[1],
+        kernels=len(launched),
+        peak_bytes=peak_bytes(traced),
+        weight_bytes=sum(traced.storages[number] for number in traced.weights - momenta),
+        optimizer_bytes=sum(traced.storages[number] for number in momenta),
+        saved_bytes=saved_for_backward(traced),
+        unsupported=traced.unsupported,
+        batch_size=traced.batch_size,
+        image_size=traced.image_size,
+        mode=traced.mode,
+        precision=traced.precision,
+        layout=traced.layout,
+        compiled=compiled,
+        operators=traced.operators,
+    )
+
+
+def trace_of(
+    net_or_spec: nn.Module | NetSpec | str,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 1,
+    *,
+    mode: str = "infer",
+    precision: str = "fp32",
+    layout: str = "nchw",
+) -> Trace:
+    """The trace of a network, a spec or a model's name; a spec's is read from the cache where it was traced before.
+    Raises as ``count``.
+    """
+    Conditions(mode=mode, precision=precision, layout=layout, batch_size=batch_size)
+    net, spec = resolve(net_or_spec)
+    size = checked_size(image_size, net, spec)
+    conditions: dict[str, Any] = {"mode": mode, "precision": precision, "layout": layout}
+    if spec is None:
+        assert net is not None
+        return trace(net, size, batch_size, **conditions)
+    key = key_of("trace", spec, size=size, batch=batch_size, **conditions)
+    if (kept := load(key)) is not None:
+        return _unpacked(kept)
+    traced = trace(build_meta(spec), size, batch_size, **conditions)
+    save(key, _packed(traced))
+    return traced
+
+
+def count(
+    net_or_spec: nn.Module | NetSpec | str,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 1,
+    *,
+    mode: str = "infer",
+    precision: str = "fp32",
+    layout: str = "nchw",
+    compiled: bool = False,
+) -> Cost:
+    """Count what one call of a network costs, without computing it.
+
+    Args:
+        net_or_spec: any module (its ``training`` flags are ignored, its device does not matter), a NetSpec, or a
+            model's name.
+        image_size: the input's side in pixels, or (height, width); None: the network's own.
+        batch_size: images a call.
+        mode: ``infer`` (the forward pass) or ``train`` (forward, backward and an SGD step with momentum).
+        precision: ``fp32``; ``amp`` or ``bf16`` under CUDA's autocast policy; ``fp16``.
+        layout: ``nchw`` or ``nhwc``.
+        compiled: bytes and kernels as PyTorch's compiler would fuse them, by our simulation of it; else as eager mode
+            dispatches them.
+
+    Raises:
+        UserError: the network does not say its size and none is given; it can not be traced (the message names the
+            operator); a bad argument.
+    """
+    return cost_of(
+        trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout), compiled=compiled
+    )
+
+
+def _packed(traced: Trace) -> dict[str, Any]:
+    value = {field.name: getattr(traced, field.name) for field in dataclasses.fields(traced)}
+    return {**value, "weights": sorted(traced.weights), "results": sorted(traced.results)}
+
+
+def _unpacked(value: dict[str, Any]) -> Trace:
+    def use(fields: list[Any]) -> Use:
+        return Use(fields[0], tuple(fields[1]), *fields[2:])
+
+    def operator(fields: list[Any]) -> Operator:
+        name, kind, scope, phase, inputs, outputs, macs, groups, kernel, stride, *rest = fields
+        uses = tuple(map(use, inputs)), tuple(map(use, outputs))
+        return Operator(name, kind, scope, phase, *uses, macs, groups, tuple(kernel), tuple(stride), *rest)
+
+    return Trace(
+        **{
+            **value,
+            "operators": tuple(map(operator, value["operators"])),
+            "storages": tuple(value["storages"]),
+            "weights": frozenset(value["weights"]),
+            "results": frozenset(value["results"]),
+            "image_size": tuple(value["image_size"]),
+        }
+    )

@@ -1,0 +1,30 @@
+"""Preprocessing as a part of the network: pixels in, probabilities out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from convscale.images.preprocess import Preprocessing
+
+
+class Baked(nn.Module):
+    """Pixels to probabilities: cast, permute, normalise, the network, softmax (``several`` labels per image: sigmoid).
+
+    Takes uint8 (N, H, W, C) and gives probabilities and logits, (N, classes) each.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module, preprocessing: Preprocessing, *, several: bool = False) -> None:
+        super().__init__()
+        self.net, self.several = net, several
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+        self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = images.permute(0, 3, 1, 2).float() / 255.0
+        logits = self.net(((pixels - self.mean) / self.std).to(self.dtype)).float()
+        return (torch.sigmoid(logits) if self.several else torch.softmax(logits, dim=1)), logits

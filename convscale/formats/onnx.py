@@ -1,0 +1,162 @@
+"""ONNX files: write one from a captured network, and check one before a runtime may open it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.errors import UserError, first_line
+from convscale.runtimes.silence import quiet
+
+OPSET = 20
+"""The operator set artefacts are written in; ONNX Runtime reads it from 1.17 on."""
+
+
+def write_onnx(
+    net: nn.Module, example: torch.Tensor, path: str | os.PathLike[str], *, outputs: tuple[str, ...] = ("logits",)
+) -> None:
+    """Write a network in eval mode as one ONNX file with a dynamic batch, by the exporter that stands on
+    ``torch.export``.
+
+    Args:
+        net: a module or a graph from :func:`convscale.formats.fold.fold`.
+        example: (N, C, H, W), N at least 2; its size is the file's, its batch is not.
+        outputs: a name for each output.
+
+    Raises:
+        UserError: an operator has no ONNX form; it is named.
+    """
+    was_training = net.training
+    if was_training:
+        net.eval()
+    try:
+        with quiet(), torch.no_grad():
+            torch.onnx.export(
+                net,
+                (example,),
+                os.fspath(path),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                input_names=["images"],
+                output_names=list(outputs),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{type(net).__name__} can not be written as ONNX: {_reason(error)}") from error
+    finally:
+        if was_training:
+            net.train()
+    _strip_traces(path)
+
+
+def store_half(path: str | os.PathLike[str]) -> None:
+    """Store a file's float32 weights in half precision, cast to float32 where they are used: half the bytes, computed
+    as before.
+
+    Raises:
+        UserError: a weight is too large for half precision.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(os.fspath(path))
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        value = numpy_helper.to_array(tensor)
+        if np.abs(value).max(initial=0) > np.finfo(np.float16).max:
+            raise UserError(
+                f"weight {tensor.name} reaches {np.abs(value).max():.3g}, half precision ends at 65504; export it "
+                "without half"
+            )
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), name=f"{name}_half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, os.fspath(path))
+
+
+def _strip_traces(path: str | os.PathLike[str]) -> None:
+    """Take out the exporter's notes: they name source files of the machine it ran on."""
+    import onnx
+
+    model = onnx.load(os.fspath(path))
+    del model.metadata_props[:]
+    for message in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
+        del message.metadata_props[:]
+        message.doc_string = ""
+    onnx.save(model, os.fspath(path))
+
+
+def check_onnx(path: Path) -> None:
+    """Refuse an ONNX file that is damaged or that reads data from outside its own folder.
+
+    Raises:
+        UserError: the file can not be parsed, or names external data that is absolute, leads out of the folder or
+            through a link.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except Exception as error:
+        raise UserError(f"{path.name} is no ONNX file ({type(error).__name__}); export it again") from error
+    folder = path.parent.resolve()
+    for tensor in _tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        target = folder / location
+        if (
+            not location
+            or Path(location).is_absolute()
+            or ".." in Path(location).parts
+            or target.is_symlink()
+            or folder not in target.resolve().parents
+        ):
+            raise UserError(f"{path.name} wants data from {location!r}, outside its own folder; refused")
+
+
+def _tensors(model: Any) -> list[Any]:
+    """Every stored tensor of a model: initialisers, constants in attributes, those of subgraphs, functions and training
+    graphs.
+    """
+    import onnx
+
+    found: list[Any] = []
+    waiting: list[Any] = [model]
+    while waiting:
+        message = waiting.pop()
+        if isinstance(message, onnx.TensorProto):
+            found.append(message)
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting.extend(value if hasattr(value, "__len__") and not hasattr(value, "ListFields") else [value])
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause's first line: the exporter wraps what went wrong in several layers of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)

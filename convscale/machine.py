@@ -1,0 +1,58 @@
+"""The machine at hand: its cores, its name, the versions of what computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The machine and the software a time was taken on."""
+
+    device_name: str
+    """The processor's or the GPU's name as its driver gives it."""
+    cores: int
+    """Cores this process may run on."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of Python and of the installed libraries that compute."""
+
+    @classmethod
+    def here(cls, device: str = "cpu") -> Environment:
+        """The environment of this process, for ``cpu``, ``cuda`` or ``cuda:N``."""
+        found = {"python": platform.python_version()}
+        for name in _LIBRARIES:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        name = _cpu_name()
+        if device.startswith("cuda"):
+            import torch
+
+            name = torch.cuda.get_device_name(device)
+            found["cuda"] = str(torch.version.cuda)
+        return cls(device_name=name, cores=available_cores(), versions=found)
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    """The processor's name, as the kernel gives it where it does."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

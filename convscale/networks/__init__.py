@@ -1,0 +1,1 @@
+"""A network, whoever wrote it: resolved once, by every command."""

@@ -1,0 +1,33 @@
+"""Training and evaluation mode, entered and left without a trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[nn.Module]:
+    """The network in evaluation mode; afterwards every submodule is back in the mode that it was in.
+
+    ``net.train(before)`` would put submodules that were frozen in evaluation mode into training mode.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield net
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def forward_logits(net: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Float32 logits (N, classes) of a module on its own device, in evaluation mode; its modes are put back."""
+    parameter = next(net.parameters(), torch.empty(0))
+    with evaluating(net), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return net(batch.to(device=parameter.device, dtype=parameter.dtype)).float().cpu()

@@ -1,0 +1,491 @@
+"""The whole way: images, a device and a speed become a chosen, trained, exported, checked and explained network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.arch.zoo import as_spec
+from convscale.artifact.artifact import Artifact
+from convscale.choice.choose import FIT_FAMILIES, SMALL_IMAGE, scaled_members, sized
+from convscale.choice.finalists import Timed, finalists
+from convscale.conditions import Conditions
+from convscale.cost.counting import count
+from convscale.errors import Stopped, UserError
+from convscale.files import json_numbers, new_output_dir, write_json
+from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
+from convscale.images.splits import DataSplits
+from convscale.learn.checkpoint import load_checkpoint
+from convscale.learn.evaluate import evaluate
+from convscale.learn.loader import readable
+from convscale.learn.progress import Progress
+from convscale.learn.recipes import get_recipe
+from convscale.learn.train import train
+from convscale.machine import Environment
+from convscale.nn.net import create_model
+from convscale.pipeline.record import describe, evaluation_record, mistakes
+from convscale.pipeline.ship import Shipping, ship_fastest, shipped_speed
+from convscale.show.report import write_fit_report
+from convscale.speed.measuring import measure
+from convscale.speed.subjects import FILE_RUNTIMES
+from convscale.speed.timing import Measurement
+
+SCHEMA = 1
+CLEARLY_TOO_SLOW = 0.8
+"""A family's larger members are not measured once one runs at less than this share of the constraint."""
+BRIEF_SECONDS = 60
+"""An epoch of the comparison takes no longer than this; its schedule ends by then."""
+_BYTES_NEEDED = 500_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FitRun:
+    """What ``fit`` made."""
+
+    output: Path
+    """The folder: ``report.html``, ``fit.json``, ``artifact/``, ``train/`` with the checkpoints."""
+    net: nn.Module
+    """The trained network, in eval mode."""
+    artifact: Artifact
+    """What is shipped, opened."""
+    record: dict[str, Any]
+    """As in ``fit.json``."""
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.output / "report.html"
+
+
+class _Record:
+    """``fit.json`` as it grows: written after every step, so that a resumed run goes on where the last one stopped."""
+
+    def __init__(self, path: Path, request: dict[str, Any], *, resume: bool) -> None:
+        self.path = path
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+        self.values: dict[str, Any] = {"schema": SCHEMA, "request": request, "request_digest": digest, "timings": {}}
+        if resume and path.is_file():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            if old.get("request_digest") != digest:
+                raise UserError(
+                    f"{path.parent} was made by another request ({old.get('command', 'unknown')}); repeat it, or use "
+                    "--overwrite"
+                )
+            self.values = old
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def put(self, **values: Any) -> None:
+        """Set and save."""
+        self.values.update(values)
+        write_json(self.path, self.values)
+
+
+def fit(
+    data_dir: str | os.PathLike[str] | DataSplits,
+    *,
+    min_throughput: float,
+    output: str | os.PathLike[str],
+    device: str = "cpu",
+    batch_size: int = 8,
+    precision: str = "fp32",
+    runtime: str | None = None,
+    int8: bool = False,
+    max_drop: float = 0.5,
+    threads: int | None = None,
+    image_size: int | None = None,
+    candidates: Sequence[str | NetSpec] | None = None,
+    recipe: str | None = None,
+    init: str | None = None,
+    epochs: int | None = None,
+    brief_epochs: int = 1,
+    max_minutes: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> FitRun:
+    """Choose, train, export, verify and report the most accurate network that keeps a speed on this device.
+
+    Candidates are exported untrained and timed in the runtime; at most three that keep the speed are trained briefly
+    and compared on validation; the best is trained in full, exported, compared with the trained network on the whole
+    test set, tuned, and explained. What is shipped is the fastest form that passed its gate, in the settings in which
+    it is fastest.
+
+    Args:
+        data_dir: what ``open_dataset`` takes: class folders, idx files, a manifest.
+        min_throughput: images/s that the exported network must reach at ``batch_size``, model only.
+        output: the folder to make.
+        device: where it will run and is trained: ``cpu`` or ``cuda``.
+        batch_size: images per call of the shipped network.
+        precision: of the shipped network.
+        runtime: ``onnxruntime`` or ``openvino``; None: candidates are timed in ONNX Runtime, and what is shipped runs
+            in the fastest installed one.
+        int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
+            float.
+        max_drop: accuracy points that INT8 may lose on validation.
+        threads: of the runtime; None: one per core.
+        image_size: side in pixels; None: the data's own up to 64 px, else 224.
+        candidates: names or specs to choose from as they are; None: scaled members of TResNet, EfficientNet and
+            ResNet-D.
+        recipe: how to train; None: ``small`` for small images in memory, ``finetune`` with ``init``, else ``pictures``.
+        init: ``pretrained`` starts candidates that are names from their released weights; None: from scratch.
+        epochs: of the full training; None: the recipe's.
+        brief_epochs: of the comparison.
+        max_minutes: the full training ends by then at the latest, its schedule with it.
+        seed: of everything drawn.
+        resume: go on in ``output``.
+        overwrite: replace ``output``.
+        progress: called with events; see ``learn.progress``.
+        overrides: recipe keys.
+
+    Raises:
+        UserError: bad input, a constraint that nothing meets (the fastest and its speed are named), or an artefact that
+            does not agree.
+    """
+    if not isinstance(min_throughput, int | float) or isinstance(min_throughput, bool) or not min_throughput > 0:
+        raise UserError(f"min_throughput is {min_throughput!r}; it must be a number of images/s above 0")
+    how = Shipping(runtime=runtime, int8=int8, max_drop=max_drop)
+    cond = Conditions(
+        device=device, precision=precision, batch_size=batch_size, runtime=runtime or FILE_RUNTIMES[0], threads=threads
+    )
+    if init is not None and candidates is None:
+        raise UserError(
+            f"init is {init!r}, but scaled members have no released weights; name candidates that have some"
+        )
+    splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir)
+    recipe = recipe or ("finetune" if init else "small" if default_size(splits) <= SMALL_IMAGE else "pictures")
+    overrides = dict(overrides or {})
+    epochs = overrides.pop("epochs", epochs)
+    if "image_size" in overrides:
+        raise UserError(
+            f"image_size={overrides['image_size']} as a recipe key: networks are timed at their size, use image_size= "
+            "(--img-size)"
+        )
+    asked = get_recipe(recipe).override(overrides | ({} if epochs is None else {"epochs": epochs}))
+    epochs = None if epochs is None else asked.epochs
+    if brief_epochs < 1:
+        raise UserError(f"brief_epochs is {brief_epochs}; it must be at least 1")
+    if max_minutes is not None and not max_minutes > 0:
+        raise UserError(f"max_minutes is {max_minutes!r}; it must be above 0")
+    if splits.multilabel:
+        raise UserError("fit takes one label per image; train, evaluate and export take several")
+    size = image_size or default_size(splits)
+    pool = [(spec, family) for spec, family in _candidates(candidates, size, image_size)]
+    folder = new_output_dir(output, overwrite=overwrite, resume=resume, need_bytes=_BYTES_NEEDED)
+    request = {
+        "data": str(data_dir) if not isinstance(data_dir, DataSplits) else "given splits",
+        "min_throughput": min_throughput,
+        "conditions": cond.to_dict(),
+        "shipping": asdict(how),
+        "candidates": [spec.to_dict() for spec, _ in pool],
+        "recipe": recipe,
+        "init": init,
+        "overrides": overrides,
+        "epochs": epochs,
+        "brief_epochs": brief_epochs,
+        "seed": seed,
+    }
+    run = _Fit(
+        record=_Record(folder / "fit.json", request, resume=resume),
+        splits=splits,
+        pool=pool,
+        folder=folder,
+        cond=cond,
+        how=how,
+        min_throughput=min_throughput,
+        training={"recipe": recipe, "init": init, "seed": seed, "device": device, **overrides},
+        epochs=epochs,
+        brief_epochs=brief_epochs,
+        max_minutes=max_minutes,
+        resume=resume,
+        tell=progress or (lambda event: None),
+    )
+    run.record.put(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=_command(),
+        constraint={"min_throughput": min_throughput, "conditions": {**cond.to_dict(), "image_size": size}},
+        environment=asdict(Environment.here(device)),
+        data=describe(splits, request["data"], size),
+    )
+    run.time_candidates()
+    run.compare()
+    net, preprocessing = run.train_winner()
+    artifact = run.ship(net, preprocessing)
+    run.record["timings"]["total_s"] = sum(
+        seconds for key, seconds in run.record["timings"].items() if key != "total_s"
+    )
+    run.record.put()
+    write_fit_report(folder)
+    run.note(f"report: {folder / 'report.html'}")
+    return FitRun(output=folder, net=net, artifact=artifact, record=run.record.values)
+
+
+def _command() -> str:
+    """How this was called, for whoever wants to repeat it."""
+    called = sys.argv and Path(sys.argv[0]).name == "convscale"
+    return shlex.join(["convscale", *sys.argv[1:]]) if called else "convscale.fit(...)"
+
+
+def default_size(splits: DataSplits) -> int:
+    """The side in pixels that candidates are built for: small images' own, else 224."""
+    images = splits.train.images
+    if images is not None and max(images.shape[1:3]) <= SMALL_IMAGE:
+        return int(max(images.shape[1:3]))
+    return 224
+
+
+def _candidates(given: Sequence[str | NetSpec] | None, size: int, asked: int | None) -> list[tuple[NetSpec, str]]:
+    """(spec, family) of every candidate, a family's members from small to large."""
+    if given is None:
+        return [(spec, base) for base in FIT_FAMILIES for spec in scaled_members(base, size)]
+    if not given:
+        raise UserError("candidates is empty; name at least one network")
+    named = [sized(as_spec(item), asked) for item in given]
+    if len({spec.name for spec in named}) < len(named):
+        raise UserError(f"candidates repeat a name: {', '.join(spec.name for spec in named)}")
+    return [(spec, spec.name) for spec in named]
+
+
+def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
+    """An untrained network for the data's classes and channels; torch's global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        return create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fit:
+    """One run of ``fit``: what was asked for, and its steps in order. Each step skips what its record says is done."""
+
+    record: _Record
+    splits: DataSplits
+    pool: list[tuple[NetSpec, str]]
+    """(spec, family) of every candidate."""
+    folder: Path
+    cond: Conditions
+    how: Shipping
+    min_throughput: float
+    training: dict[str, Any]
+    """Options of ``train`` for every training: recipe, seed, device, overrides."""
+    epochs: int | None
+    brief_epochs: int
+    max_minutes: float | None
+    resume: bool
+    tell: Progress
+
+    def note(self, text: str) -> None:
+        """A line for people."""
+        self.tell({"kind": "note", "text": text})
+
+    @contextmanager
+    def clocked(self, key: str) -> Iterator[None]:
+        """Add the time of a step to the record."""
+        start = time.monotonic()
+        yield
+        timings = self.record["timings"]
+        timings[key] = timings.get(key, 0.0) + time.monotonic() - start
+        self.record.put()
+
+    def time_candidates(self) -> None:
+        """Export every candidate untrained and time it in the runtime, a family's from small to large until one is
+        clearly too slow.
+        """
+        rows: dict[str, dict[str, Any]] = {row["name"]: row for row in self.record.get("candidates") or []}
+        too_slow: dict[str, str] = {}
+        with self.clocked("measure_s"):
+            for number, (spec, family) in enumerate(self.pool, start=1):
+                if spec.name not in rows:
+                    rows[spec.name] = self._time(spec, family, too_slow.get(family))
+                    self.record.put(candidates=list(rows.values()))
+                speed = _speed(rows[spec.name])
+                if speed is not None:
+                    self.note(
+                        f"timed {number}/{len(self.pool)}: {spec.name} {speed:,.0f} images/s (needed "
+                        f"{self.min_throughput:,.0f})"
+                    )
+                    if speed < CLEARLY_TOO_SLOW * self.min_throughput:
+                        too_slow.setdefault(family, spec.name)
+
+    def _time(self, spec: NetSpec, family: str, slower: str | None) -> dict[str, Any]:
+        net = build(spec, self.splits)
+        cost = count(net, image_size=spec.input.size)
+        row: dict[str, Any] = {
+            "name": spec.name,
+            "family": family,
+            "image_size": spec.input.size,
+            "params": cost.params,
+            "macs": cost.macs,
+            "scaling": {key: getattr(spec.lineage, key) for key in ("depth", "width", "resolution")}
+            if spec.lineage
+            else None,
+            "measurement": None,
+        }
+        if slower:
+            row["reason"] = f"not measured: larger than {slower}, which is too slow already"
+        else:
+            row["measurement"] = measure(
+                net, self.cond, image_size=spec.input.size, min_seconds=1.0, max_seconds=10.0
+            ).to_dict()
+        return row
+
+    def compare(self) -> None:
+        """Train the finalists briefly and name the winner."""
+        if self.record.get("winner"):
+            return
+        specs = {spec.name: spec for spec, _ in self.pool}
+        rows = self.record["candidates"]
+        timed = [
+            Timed(spec=specs[row["name"]], family=row["family"], macs=row["macs"], images_per_s=speed)
+            for row in rows
+            if (speed := _speed(row)) is not None
+        ]
+        chosen = {candidate.spec.name for candidate in finalists(timed, self.min_throughput)}
+        for row in rows:
+            speed = _speed(row)
+            row["kept"] = speed is not None and speed >= self.min_throughput
+            row["finalist"] = row["name"] in chosen
+            if speed is not None and not row["kept"]:
+                row["reason"] = f"too slow: {speed:,.0f} of {self.min_throughput:,.0f} images/s"
+            elif row["kept"] and not row["finalist"]:
+                row["reason"] = "fast enough, but so is a larger member of its family"
+        last = [row for row in rows if row["finalist"]]
+        with self.clocked("brief_s"):
+            for row in last:
+                if not row.get("brief") and len(last) > 1:
+                    row["brief"] = self._train_briefly(specs[row["name"]])
+                    self.record.put()
+        self._name_winner(last)
+
+    def _train_briefly(self, spec: NetSpec) -> dict[str, Any]:
+        epochs = self.brief_epochs
+        self.note(f"comparing: {spec.name}, {epochs} epoch{'s' if epochs > 1 else ''}")
+        options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs, "image_size": spec.input.size}
+        run = train(spec, self.splits, progress=self._steps_only, **options, **self.training)
+        self.note(f"comparing: {spec.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
+        return {"epochs": epochs, "top1": run.best_metric, "seconds": run.seconds}
+
+    def _steps_only(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            self.tell(event)
+
+    def _name_winner(self, rows: list[dict[str, Any]]) -> None:
+        if len(rows) == 1:
+            winner, reason = rows[0], "the only candidate that is fast enough"
+            winner["reason"] = reason
+        else:
+            winner = max(rows, key=lambda row: row["brief"]["top1"])
+            best, epochs = winner["brief"]["top1"], f"{self.brief_epochs} epoch{'s' if self.brief_epochs > 1 else ''}"
+            reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, and fast enough"
+            for row in rows:
+                row["reason"] = (
+                    f"{100 * (best - row['brief']['top1']):.1f} points behind {winner['name']} after {epochs}"
+                )
+            winner["reason"] = f"most accurate on validation after {epochs}"
+        self.record.put(winner={"name": winner["name"], "reason": reason})
+        self.note(f"chosen: {winner['name']}, {reason}")
+
+    def train_winner(self) -> tuple[nn.Module, Preprocessing]:
+        """The full training; a run that was interrupted goes on at its last state."""
+        place = self.folder / "train"
+        if self.record.get("history") and place.is_dir():
+            done = load_checkpoint(place)
+            return done.net.eval(), done.preprocessing
+        spec = next(spec for spec, _ in self.pool if spec.name == self.record["winner"]["name"])
+        with self.clocked("train_s"):
+            run = train(
+                spec,
+                self.splits,
+                epochs=self.epochs,
+                image_size=spec.input.size,  # what was timed is what is trained
+                output=place,
+                max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+                resume=self.resume,
+                overwrite=True,
+                progress=self.tell,
+                **self.training,
+            )
+        if not run.finished:
+            raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
+        self.record["winner"]["validation_top1"] = run.best_metric
+        self.record.put(
+            history=json_numbers(run.history),
+            recipe=asdict(run.recipe),
+            training_notes=list(run.notes),
+            cost=run.describe(),
+        )
+        self.note(run.describe())
+        return run.net, run.preprocessing
+
+    def ship(self, net: nn.Module, preprocessing: Preprocessing) -> Artifact:
+        """Export, compare with the trained network on the whole test set, and measure what is shipped."""
+        with self.clocked("export_s"):
+            held, bad = readable(self.splits.test, preprocessing)
+            for problem in bad:
+                self.note(f"left out of the test set: {problem}")
+            ev = evaluate(net, held, preprocessing, device=self.cond.device)
+            self.record["winner"]["test_top1"] = ev.top1
+            self.record.put(
+                evaluation=evaluation_record(ev), wrong=mistakes(ev, held, self.splits.test), left_out=list(bad)
+            )
+            self.note(f"test: {ev.top1:.2%} of {ev.n:,} images right ({ev.top1_low:.2%} to {ev.top1_high:.2%})")
+            card = {
+                "data": self.record["data"]["path"],
+                "recipe": str(self.record["recipe"]["name"]),
+                "accuracy": f"{ev.top1:.2%} top-1 on {ev.n:,} test images",
+            }
+            place = self.folder / "artifact"
+            artifact, found, checked = ship_fastest(
+                net, place, self.splits, held, preprocessing, self.cond, self.how, card=card, say=self.note
+            )
+            measured = shipped_speed(artifact, self.cond)
+        keeps = measured.images_per_s >= self.min_throughput
+        self.note(
+            f"artefact: {found.winner}, {found.gain:.2f} times as fast as the float network in its usual settings"
+        )
+        self.note(
+            f"artefact: agrees with the trained network on {checked.top1_agreement:.2%} of {checked.n:,} test images"
+        )
+        self.note(
+            f"artefact: {measured.images_per_s:,.0f} images/s, {'keeps' if keeps else 'does not keep'} the "
+            f"{self.min_throughput:,.0f} asked for"
+        )
+        self.record.put(
+            verification=checked.to_dict(),
+            artifact={
+                "path": artifact.folder.name,
+                "format": artifact.format,
+                "precision": artifact.precision,
+                "opset": artifact.manifest.get("opset"),
+                "bytes": sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
+                "measurement": measured.to_dict(),
+                "runtime": artifact.manifest["runtime"],
+                "search": found.to_dict(),
+                "int8": artifact.manifest.get("int8"),
+                "keeps_constraint": keeps,
+            },
+        )
+        return artifact
+
+
+def _speed(row: dict[str, Any]) -> float | None:
+    return None if row.get("measurement") is None else Measurement.from_dict(row["measurement"]).images_per_s

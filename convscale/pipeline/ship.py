@@ -1,0 +1,126 @@
+"""The last step of ``fit``: the trained network becomes the fastest artefact that passed its gate, and its speed is
+checked again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
+from convscale.conditions import Conditions
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import DataSplits, Split
+from convscale.learn.loader import EvalImages, readable
+from convscale.ship.forms import Fastest, export_forms, fastest_of, form_names
+from convscale.ship.quantize import CALIBRATION, check_calibration, spread
+from convscale.ship.tune import Tuning
+from convscale.ship.verify import Verification, verify
+from convscale.speed.measuring import measure
+from convscale.speed.subjects import FILE_RUNTIMES
+from convscale.speed.timing import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipping:
+    """How the trained network is to be shipped."""
+
+    runtime: str | None
+    """Run it in this one; None: in the fastest."""
+    int8: bool
+    """INT8 may win too."""
+    max_drop: float
+    """Accuracy points INT8 may lose on validation."""
+
+    def __post_init__(self) -> None:
+        if self.runtime is not None and self.runtime not in FILE_RUNTIMES:
+            raise UserError(f"fit ships for runtime {' or '.join(FILE_RUNTIMES)}, got {self.runtime!r}")
+        if self.int8:
+            check_calibration(np.zeros(CALIBRATION))  # nncf is there: an hour of training comes first
+
+
+def ship_fastest(
+    net: nn.Module,
+    place: Path,
+    splits: DataSplits,
+    test: Split,
+    preprocessing: Preprocessing,
+    cond: Conditions,
+    how: Shipping,
+    *,
+    card: Mapping[str, str],
+    say: Callable[[str], object],
+) -> tuple[Artifact, Fastest, Verification]:
+    """Export in every form worth trying, tune each at the batch and threads of ``cond``, keep the fastest that passed.
+
+    Float forms are compared with the network on the test set. INT8's layers are chosen, and its gate is held, on
+    validation, so that the test set
+    is read once: for the form that is shipped.
+
+    Args:
+        test: the test set, whose images can all be decoded (``learn.loader.readable``).
+        card: facts for the model card.
+    """
+    images, labels = EvalImages(test, preprocessing), test.labels.numpy()
+    keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
+    if how.int8:
+        held, _ = readable(splits.validation, preprocessing)
+        some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
+        keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
+        keywords |= {
+            "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),
+            "max_drop": how.max_drop,
+        }
+    names = form_names(net, int8=how.int8, image_size=preprocessing.image_size)
+    if how.runtime == "onnxruntime":
+        names = [name for name in names if name.startswith("onnx")]
+
+    def tell(name: str, result: Tuning | UserError) -> None:
+        say(
+            f"{name}: {result.best.images_per_s:,.0f} images/s"
+            if isinstance(result, Tuning)
+            else f"{name}: {_why(result)}"
+        )
+
+    with (
+        staged_folder(place, overwrite=True) as folder,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as forms_place,
+    ):
+        forms = export_forms(
+            net, forms_place, names, classes=splits.classes, preprocessing=preprocessing, card=card, **keywords
+        )
+        found = fastest_of(
+            forms,
+            batch_sizes=(cond.batch_size,),
+            threads=cond.threads,
+            device=cond.device,
+            runtimes=None if how.runtime is None else (how.runtime,),
+            on_form=tell,
+        )
+        for path in (Path(forms_place) / found.winner).iterdir():
+            shutil.move(path, folder / path.name)
+    artifact = load_artifact(place, device=cond.device)
+    if how.int8:
+        checked = verify(net, artifact, images, labels, max_drop=how.max_drop)
+    else:
+        checked = Verification.from_dict(artifact.verification or {})
+    return artifact, found, checked
+
+
+def shipped_speed(artifact: Artifact, cond: Conditions, min_seconds: float = 2.0) -> Measurement:
+    """What is shipped, timed once more as it will run: in its tuned runtime, threads and streams."""
+    return measure(artifact, min_seconds=min_seconds, batch_size=cond.batch_size, device=cond.device)
+
+
+def _why(error: UserError) -> str:
+    """Why there is no such form, without the temporary folder's name."""
+    checked = getattr(error, "verification", None)
+    return f"withheld: {checked.reason}" if checked is not None else str(error)

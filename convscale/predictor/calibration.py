@@ -1,0 +1,108 @@
+"""What measurements on a device changed in the predictor, as a value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convscale.conditions import Conditions
+from convscale.errors import UserError
+from convscale.files import write_json
+
+if TYPE_CHECKING:
+    pass
+
+
+FORMAT = 3
+
+
+_SHARED = ("device", "mode", "runtime", "layout", "precision")
+"""Conditions that a calibration holds for; a CPU's threads are those that it was measured with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What measurements on a device changed in the predictor; holds for one mode, runtime, layout, precision and number
+    of threads.
+    """
+
+    device: str
+    """The device's name."""
+    mode: str
+    """``infer`` or ``train``."""
+    runtime: str
+    """``eager`` or ``compiled``."""
+    layout: str
+    """``nchw`` or ``nhwc``."""
+    precision: str
+    """``amp``, ``fp32``, ``bf16`` or ``fp16``."""
+    threads: int | None
+    """Of a CPU, as measured and so as predicted; None: one per core."""
+    count: int
+    """Measured networks it rests on."""
+    coefficients: Mapping[str, float]
+    """Coefficients fitted to the measurements, held near the shipped ones."""
+    covariance: Sequence[Sequence[float]]
+    """What is still not known of the card: covariance of the log errors of its peak, bandwidth and launch time."""
+    scale: float = 1.0
+    """Factor that it puts on the predicted times of the measured networks, in the middle; for people to read."""
+    spread: float = 0.0
+    """80th percentile of the absolute log error left on the measured networks."""
+
+    def require(self, conditions: Conditions) -> None:
+        """Raise UserError when it was made for other conditions."""
+        for name in _SHARED:
+            if (made := getattr(self, name)) != (asked := getattr(conditions, name)):
+                raise UserError(
+                    f"the calibration was made for {name} {made!r}, not {asked!r}; measure and calibrate for that"
+                )
+        if conditions.threads not in (None, self.threads):
+            raise UserError(
+                f"the calibration was made with {self.threads or 'all'} threads, not {conditions.threads}; measure and "
+                "calibrate for that"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {"format": FORMAT, **values, "coefficients": dict(self.coefficients)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Calibration:
+        """From what ``to_dict`` gave.
+
+        Raises:
+            UserError: a newer format, or fields missing.
+        """
+        if value.get("format") != FORMAT:
+            raise UserError(
+                f"a calibration has format {value.get('format')!r}, this version of convscale reads {FORMAT}"
+            )
+        try:
+            return cls(**{key: item for key, item in value.items() if key != "format"})
+        except TypeError as error:
+            raise UserError(f"not a calibration: {error}") from error
+
+
+def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
+    """Write a calibration as JSON."""
+    write_json(path, calibration.to_dict())
+
+
+def load_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Read a calibration.
+
+    Raises:
+        UserError: no such file, or not a calibration.
+    """
+    try:
+        return Calibration.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise (
+            error if isinstance(error, UserError) else UserError(f"calibration {path} can not be read: {error}")
+        ) from error

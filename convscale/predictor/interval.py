@@ -1,0 +1,159 @@
+"""How far a prediction may be off: the interval's width from where a network's time goes, and what is not known of a
+card.
+
+The log error of a network's time is about the sum over groups of kernels of (their share of the time) x (the group's
+error), so its variance is ``base ** 2 + sum (share * sigma) ** 2``. The sigmas are fitted to errors on families left
+out of the fit. A card that no table holds adds the errors of its peak, bandwidth and launch time, each by the share of
+the time that follows it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from convscale.cost.kernels import FUSED, NORMS
+from convscale.predictor.devices import Device
+from convscale.predictor.roofline import KINDS, Table, is_ragged, kernel_s, net_s
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "dense": ("conv", "conv1", "linear"),
+    "grouped": ("group", "even", "packed"),
+    "depthwise": ("depthwise", "direct"),
+    "norm": NORMS,
+    "maps": ("point", "uneven", "reduce", "softmax", "pool", "copy", "cast", "update"),
+    "fused": FUSED,
+}
+"""Groups of kernels whose errors go together."""
+MARKS = ("ragged", "wide", "huge")
+"""What is known to be off beside its group: channels that are no multiple of 8, depthwise kernels beyond 5 x 5, maps
+over 2 ** 31 elements."""
+CARD = ("peak", "bandwidth", "overhead_us")
+"""Coefficients that stand for a card."""
+CARD_SIGMA = {"peak": 0.2, "bandwidth": 0.12, "overhead_us": 0.3}
+"""Log error expected of a data sheet's rates on a card that no table holds. A judgement: the two cards of the tables,
+left out, were off by less."""
+OWN_SIGMA = {"peak": 0.1, "bandwidth": 0.05, "overhead_us": 0.3}
+"""The same for the user's own card of a kind that the tables hold: cooling, power limit, host, versions."""
+CPU_SIGMA = {"peak": 0.7, "bandwidth": 0.7, "overhead_us": 0.7}
+"""The same for a CPU."""
+FOLDS = 8
+"""Groups of families that are left out in turn."""
+LIMITED = 0.15
+"""Further log error of the peak where a power limit is assumed to lower it."""
+
+
+def groups_of(table: Table, total: np.ndarray) -> dict[str, np.ndarray]:
+    """Share of each network's time by group and mark; ``total`` is the seconds of each row's kernel, once."""
+    v, spent = table.values, total * table.count
+    whole = np.maximum(np.bincount(table.net, weights=spent, minlength=table.nets), 1e-12)
+    depthwise = np.isin(table.kind, [KINDS.index(kind) for kind in GROUPS["depthwise"]])
+    masks = {name: np.isin(table.kind, [KINDS.index(kind) for kind in kinds]) for name, kinds in GROUPS.items()}
+    masks |= {"ragged": is_ragged(table), "wide": depthwise & (v["window"] > 25)}
+    masks["huge"] = np.maximum(v["in_bytes"], v["out_bytes"]) / v["itemsize"] > 2**31
+    return {
+        name: np.bincount(table.net, weights=spent * mask, minlength=table.nets) / whole for name, mask in masks.items()
+    }
+
+
+def sigma_of(groups: Mapping[str, np.ndarray], sigmas: Mapping[str, float]) -> np.ndarray:
+    """Standard log error of each network's time by the shares ``groups_of`` gave."""
+    return np.sqrt(sigmas["base"] ** 2 + sum((sigmas[name] * share) ** 2 for name, share in groups.items()))
+
+
+def folds_of(families: Sequence[str], count: int) -> list[set[str]]:
+    """Families (one entry a row) in at most ``count`` groups of about as many rows."""
+    folds: list[set[str]] = [set() for _ in range(count)]
+    sizes = [0] * count
+    for family, rows in sorted(Counter(families).items(), key=lambda item: (-item[1], item[0])):
+        smallest = sizes.index(min(sizes))
+        folds[smallest].add(family)
+        sizes[smallest] += rows
+    return [fold for fold in folds if fold]
+
+
+def fit_sigmas(groups: Mapping[str, np.ndarray], errors: np.ndarray, families: Sequence[str]) -> dict[str, float]:
+    """Sigmas by maximum likelihood from errors on families left out, with ``factor``: half an 80 % interval's width
+    over sigma.
+
+    Every family weighs the same, since what is asked for next is a network of a family of its own; and the factor is
+    taken from errors over sigmas that were fitted on other families (in ``FOLDS`` groups). Sigmas judged by the errors
+    they were fitted to would look too sure.
+
+    Args:
+        groups: share of each network's time by group, as ``groups_of`` gives them; each (N,).
+        errors: (N,), log errors of coefficients that were not fitted on the network's family.
+        families: each network's family.
+    """
+    names, inverse, counts = np.unique(families, return_inverse=True, return_counts=True)
+    weights = len(errors) / len(names) / counts[inverse]
+    ratios = np.empty(len(errors))
+    for fold in folds_of(list(families), FOLDS):
+        out = np.isin(families, list(fold))
+        kept = {name: share[~out] for name, share in groups.items()}
+        sigmas = _likeliest(kept, errors[~out], weights[~out]) if not out.all() else _likeliest(groups, errors, weights)
+        ratios[out] = np.abs(errors[out]) / sigma_of({name: share[out] for name, share in groups.items()}, sigmas)
+    factor = np.quantile(ratios, 0.8, weights=weights, method="inverted_cdf")
+    return {**_likeliest(groups, errors, weights), "factor": float(factor)}
+
+
+def _likeliest(groups: Mapping[str, np.ndarray], errors: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Sigmas of greatest likelihood.
+
+    Errors beyond 0.5 count as 0.5, so that one network of a kind of its own does not widen all intervals; a weak prior
+    keeps unused sigmas at 0.1.
+    """
+    from scipy.optimize import minimize
+
+    names = ["base", *groups]
+    shares = np.stack([np.ones(len(errors)), *groups.values()], axis=1) ** 2
+    squares = np.minimum(np.abs(errors), 0.5) ** 2
+
+    def loss(x: np.ndarray) -> float:
+        variance = shares @ np.exp(2 * x)
+        return float(0.5 * np.sum(weights * (np.log(variance) + squares / variance)) + np.sum((x - np.log(0.1)) ** 2))
+
+    start = np.full(len(names), np.log(0.05))
+    found: Any = minimize(loss, start, method="L-BFGS-B", bounds=[(np.log(0.01), 0.0)] * len(names))
+    return dict(zip(names, np.exp(found.x).tolist(), strict=True))
+
+
+def card_sigmas(device: Device, known: bool) -> dict[str, float]:
+    """Log errors expected of a card's rates before anything was measured on it."""
+    if device.kind == "cpu":
+        return CPU_SIGMA
+    sigmas = dict(OWN_SIGMA if known else CARD_SIGMA)
+    if device.sustained < 1:
+        sigmas["peak"] = float(np.hypot(sigmas["peak"], LIMITED))
+    return sigmas
+
+
+def card_shares(table: Table, device: Device, coefficients: Mapping[str, float]) -> np.ndarray:
+    """By how much each network's log time follows the logs of ``CARD``'s coefficients: one row a network."""
+    here, step = np.log(net_s(table, device, coefficients)), 0.01
+    moved = [np.log(net_s(table, device, {**coefficients, name: coefficients[name] * np.exp(step)})) for name in CARD]
+    return np.stack([(there - here) / step for there in moved], axis=1)
+
+
+def network_sigma(
+    table: Table, device: Device, coefficients: Mapping[str, float], sigmas: Mapping[str, float]
+) -> np.ndarray:
+    """Standard log error of each network's time on a card that is known."""
+    return sigma_of(groups_of(table, kernel_s(table, device, coefficients)[0]), sigmas)
+
+
+def card_covariance(prior: Mapping[str, float], shares: np.ndarray, noise: np.ndarray) -> list[list[float]]:
+    """Covariance of the card's log errors once networks with ``shares`` were measured, each with its own error
+    ``noise``.
+    """
+    precision = np.diag([1 / prior[name] ** 2 for name in CARD]) + (shares / noise[:, None] ** 2).T @ shares
+    return np.linalg.inv(precision).tolist()
+
+
+def card_sigma(shares: Sequence[float] | np.ndarray, covariance: Sequence[Sequence[float]] | np.ndarray) -> float:
+    """Standard log error that what is not known of a card adds to one network."""
+    row = np.asarray(shares)
+    return float(np.sqrt(max(row @ np.asarray(covariance) @ row, 0.0)))

@@ -1,0 +1,394 @@
+"""Classify image files with an artefact: any number of them, in order, decoding while the network runs."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from convscale.artifact.artifact import Artifact
+from convscale.errors import UserError, nearest
+from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, read_image
+from convscale.images.preprocess import Preprocessing
+from convscale.machine import available_cores
+
+FORMATS = ("csv", "jsonl")
+AHEAD = 4
+"""Batches that are decoded ahead of the network; what bounds the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is said about one file."""
+
+    path: str
+    """As it was given."""
+    classes: tuple[str, ...] = ()
+    """The likeliest ones, best first."""
+    probabilities: tuple[float, ...] = ()
+    """Theirs."""
+    labels: tuple[str, ...] | None = None
+    """Of a network for several labels per image: the classes above their thresholds, in the network's order; else None.
+    """
+    error: str = ""
+    """Why there is none; empty where there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """What a run came to."""
+
+    images: int
+    """Files classified in this run, bad ones included."""
+    errors: int
+    """Bad ones among them."""
+    resumed: int
+    """Files that an earlier run had done."""
+    seconds: float
+    """Of this run, from the first file to the last."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Files per second, end to end."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+def image_paths(arguments: Iterable[str], stdin: Iterable[str] | None = None) -> Iterator[str]:
+    """The files that command-line arguments mean, one at a time.
+
+    A folder gives the images below it, in the order of their names; a pattern (``photos/*.jpg``) what it matches; ``-``
+    the lines of ``stdin``; a file itself.
+
+    Raises:
+        UserError: an argument that is nothing of that, or gives nothing; before the first path.
+    """
+    arguments = list(arguments)
+    if not arguments:
+        raise UserError("no images are named; give files, folders, patterns, or - for a list on standard input")
+    for argument in arguments:
+        if argument != "-" and not os.path.lexists(argument) and not glob.has_magic(argument):
+            raise UserError(f"image {argument} does not exist")
+        if argument == "-" and stdin is None:
+            raise UserError("- needs a list of paths on standard input")
+        if argument != "-" and not os.path.isfile(argument) and next(_expand(argument, stdin), None) is None:
+            raise UserError(f"{argument} gives no image; known extensions: {', '.join(EXTENSIONS)}")
+    return (path for argument in arguments for path in _expand(argument, stdin))
+
+
+def classify_stream(
+    paths: Iterable[str],
+    artifact: Artifact,
+    *,
+    top: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Row]:
+    """Rows for files, in their order. A few batches are decoded ahead by threads; nothing else is held.
+
+    Args:
+        top: likeliest classes per row.
+        batch_size: images per call; None: the artefact's.
+        workers: decoding threads; None: one per core.
+        max_pixels: larger pictures are refused before they are decoded.
+    """
+    batch_size = artifact.batch_size if batch_size is None else batch_size
+    workers = available_cores() if workers is None else workers
+    _check_options(top, artifact, batch_size, workers)
+    paths = iter(paths)
+    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    # One computing thread in each decoder: the cores are shared out among the decoders and the runtime already.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+        def fill() -> None:
+            while len(waiting) < AHEAD * batch_size:
+                path = next(paths, None)
+                if path is None:
+                    return
+                waiting.append((path, pool.submit(_decode, path, artifact.preprocessing, max_pixels)))
+
+        try:
+            fill()
+            while waiting:
+                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+                decoded = [_result(path, future) for path, future in batch]
+                fill()  # before the network runs, so that the decoders have work meanwhile
+                yield from _rows(decoded, artifact, top, batch_size)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def classify(
+    paths: Iterable[str],
+    artifact: Artifact,
+    output: str | os.PathLike[str] | TextIO,
+    *,
+    format: str | None = None,
+    top: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_rows: Callable[[int, int], object] | None = None,
+) -> Classified:
+    """Classify files and write a row for each, in order.
+
+    A file that can not be used gets a row with its error. Rows are written as they come, so that a run that was stopped
+    goes on where it stopped with ``resume``; the same files in the same order must then be named.
+
+    Args:
+        paths: see :func:`image_paths`.
+        output: a file, or an open text stream.
+        format: ``csv`` or ``jsonl``; None: by the file's ending, CSV for a stream.
+        resume: keep the rows that ``output`` has and go on behind them.
+        overwrite: replace an existing file.
+        on_rows: called with the numbers of files and of bad ones so far, after each batch.
+
+    Raises:
+        UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
+    """
+    form = _format(output, format)
+    _check_options(top, artifact, batch_size, workers)  # before anything is written
+    several = artifact.thresholds is not None
+    writer = _csv_line if form == "csv" else _json_line
+    done = 0
+    paths = iter(paths)
+    if isinstance(output, (str, os.PathLike)):
+        done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
+
+        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")
+    else:
+        stream = output
+    start = time.perf_counter()
+    count = errors = 0
+    step = batch_size or artifact.batch_size
+    try:
+        if form == "csv" and (stream is output or Path(output).stat().st_size == 0):  # pyright: ignore[reportArgumentType]
+            stream.write(_header(top, several))
+        for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
+            stream.write(writer(row, top, several))
+            count += 1
+            errors += bool(row.error)
+            if count % step == 0:
+                stream.flush()
+                if on_rows is not None:
+                    on_rows(count, errors)
+        stream.flush()
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise UserError(
+                f"no space left on the disk of {output}; {count} images are done, free some and use --resume"
+            ) from error
+        raise
+    finally:
+        if stream is not output:
+            stream.close()
+    if on_rows is not None:
+        on_rows(count, errors)
+    return Classified(images=count, errors=errors, resumed=done, seconds=time.perf_counter() - start)
+
+
+def _check_options(top: int, artifact: Artifact, batch_size: int | None, workers: int | None) -> None:
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    if not 1 <= top <= len(artifact.classes):
+        raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
+
+
+def _expand(argument: str, stdin: Iterable[str] | None) -> Iterator[str]:
+    if argument == "-":
+        yield from (line.rstrip("\r\n") for line in stdin or () if line.strip())
+    elif os.path.isdir(argument):
+        yield from _walk(argument)
+    elif os.path.lexists(argument):
+        yield argument
+    else:
+        yield from (path for path in sorted(glob.iglob(argument, recursive=True)) if os.path.isfile(path))
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Images below a folder, one folder's names in memory at a time."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
+    except OSError:
+        return  # a folder that may not be listed, or went away meanwhile
+    for name, is_dir in entries:
+        path = os.path.join(folder, name)
+        if is_dir:
+            yield from _walk(path)
+        elif name.lower().endswith(EXTENSIONS):
+            yield path
+
+
+def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
+    """uint8 (H, W, C) in the artefact's size."""
+    image: Any = preprocessing.resize(read_image(path, channels=preprocessing.channels, max_pixels=max_pixels))
+    return image.numpy()
+
+
+def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | str]:
+    """The pixels, or the reason why there are none, without the path it starts with."""
+    try:
+        return path, future.result()
+    except ImageError as error:
+        return path, str(error).removeprefix(f"{path}: ")
+    except (OSError, ValueError, MemoryError) as error:
+        return path, f"can not be read ({error})"
+
+
+def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: int, batch_size: int) -> Iterator[Row]:
+    images = [image for _, image in decoded if isinstance(image, np.ndarray)]
+    probabilities = iter(artifact(np.stack(images)) if images else ())
+    for path, image in decoded:
+        if isinstance(image, str):
+            yield Row(path=path, error=image)
+            continue
+        row = next(probabilities)
+        best = np.argsort(-row, kind="stable")[:top]
+        labels = None
+        if artifact.thresholds is not None:
+            labels = tuple(
+                name
+                for name, value, least in zip(artifact.classes, row, artifact.thresholds, strict=True)
+                if value > least
+            )
+        yield Row(
+            path=path,
+            classes=tuple(artifact.classes[i] for i in best),
+            probabilities=tuple(float(row[i]) for i in best),
+            labels=labels,
+        )
+
+
+def _format(output: Any, format: str | None) -> str:
+    if format is None:
+        ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ".csv"
+        format = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}.get(ending, "csv")
+    if format not in FORMATS:
+        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
+    return format
+
+
+def _header(top: int, several: bool) -> str:
+    names = [
+        "path",
+        *(["labels"] if several else []),
+        *(
+            name
+            for i in range(1, top + 1)
+            for name in ((f"class_{i}", f"probability_{i}") if top > 1 else ("class", "probability"))
+        ),
+        "error",
+    ]
+    return ",".join(names) + "\n"
+
+
+def _csv_line(row: Row, top: int, several: bool) -> str:
+    """One line: line ends in a file's name are written as ``\\n``, so that a line is always a row."""
+    cells: list[Any] = [_one_line(row.path)]
+    if several:
+        cells.append(json.dumps(row.labels or [], ensure_ascii=False))
+    for i in range(top):
+        cells += [row.classes[i], f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([*cells, _one_line(row.error)])
+    return text.getvalue()
+
+
+def _json_line(row: Row, top: int, several: bool) -> str:
+    value: dict[str, Any] = {"path": row.path}
+    if row.error:
+        value["error"] = row.error
+    else:
+        value["classes"] = [
+            {"class": c, "probability": round(p, 6)} for c, p in zip(row.classes, row.probabilities, strict=True)
+        ]
+        if several:
+            value["labels"] = list(row.labels or ())
+    return json.dumps(value) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool) -> int:
+    """Make the output ready to be appended to. Returns how many files it has rows for; as many are taken from
+    ``paths``.
+    """
+    if output.is_dir():
+        raise UserError(f"output {output} is a folder; name a file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
+            output.write_text("")
+            return 0
+    except OSError as error:
+        raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
+    if not resume:
+        raise UserError(f"output {output} exists; use --resume, --overwrite or another name")
+    _cut_torn_line(output)
+    done = 0
+    with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for path in _paths_of(file, form, header, output):
+            expected = next(paths, None)
+            if expected is None or path != (_one_line(expected) if form == "csv" else expected):
+                raise UserError(
+                    f"output {output} has a row for {path} where the list has {expected}; resume with the same images, "
+                    "or name another output"
+                )
+            done += 1
+    return done
+
+
+def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
+    """The paths of the rows of an earlier run."""
+    try:
+        if form == "csv":
+            rows = csv.reader(file)
+            head: Sequence[str] = next(rows, [])
+            if head and head[0] != "path":
+                raise UserError(f"output {output} is no table of convscale classify; name another")
+            if head and ",".join(head) + "\n" != header:
+                raise UserError(
+                    f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
+                    "another output"
+                )
+            yield from (row[0] for row in rows)
+        else:
+            yield from (json.loads(line)["path"] for line in file)
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+        raise UserError(f"output {output} is no table of convscale classify; name another") from error
+
+
+def _cut_torn_line(output: Path) -> None:
+    """Take off a last line that a crash left unfinished."""
+    with open(output, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                file.truncate(start + at + 1)
+                return
+            end = start
+        file.truncate(0)

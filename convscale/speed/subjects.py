@@ -1,0 +1,312 @@
+"""What a measurement times: a network opened in a runtime under stated conditions, and a try at a batch that may not
+fit in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.artifact.artifact import Artifact, open_artifact
+from convscale.conditions import LAYOUTS, Conditions
+from convscale.cost.counting import count
+from convscale.cost.memory import free_bytes
+from convscale.errors import UserError, nearest
+from convscale.formats.fold import fold
+from convscale.formats.onnx import write_onnx
+from convscale.machine import available_cores
+from convscale.networks.inputs import example_input, input_shape
+from convscale.networks.resolve import as_module
+from convscale.runtimes.base import (
+    OnnxRunner,
+    OpenVinoRunner,
+    Runner,
+    TorchRunner,
+    check_runtime,
+    need_runtime,
+    torch_threads,
+)
+from convscale.speed.timing import DeviceEvents, Stopwatch, WallClock
+
+FILE_RUNTIMES = ("onnxruntime", "openvino")
+GUARDED_BATCH = 32
+"""From this batch on, a call on a CPU must fit in the memory that is free, as counted: the system would not refuse it
+but end the process."""
+MARGIN = 1.25
+"""What a runtime takes over the counted bytes."""
+
+T = TypeVar("T")
+
+Opener = Callable[[int], tuple[Callable[[], object], Stopwatch]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is timed: a network opened in a runtime."""
+
+    name: str
+    """The network's name."""
+    cond: Conditions
+    """With size and threads filled in."""
+    open_call: Opener
+    """Makes a call to time at a batch size, and what times it."""
+    need_bytes: Callable[[int], int] = lambda batch_size: 0
+    """Bytes that a call at a batch size takes, as counted; 0 where they can not be."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know of the runtime."""
+
+
+def subjects(net: Any, cond: Conditions | None, keywords: dict[str, Any]) -> list[Subject]:
+    """One subject, or one for each layout where the faster is asked for."""
+    auto = keywords.get("layout") == "auto"
+    if auto:
+        keywords = {key: value for key, value in keywords.items() if key != "layout"}
+    first = _conditions(net, cond, keywords)
+    if not auto:
+        return [_subject(net, first)]
+    if isinstance(net, Artifact) or first.runtime in FILE_RUNTIMES:  # these lay out memory themselves
+        return [_subject(net, dataclasses.replace(first, layout="nchw"))]
+    return [_subject(net, dataclasses.replace(first, layout=layout)) for layout in LAYOUTS]
+
+
+def _conditions(net: Any, cond: Conditions | None, keywords: dict[str, Any]) -> Conditions:
+    """The conditions asked for; an artefact's own runtime, precision and threads where none are."""
+    known = {field.name for field in dataclasses.fields(Conditions)}
+    if unknown := sorted(set(keywords) - known):
+        raise UserError(f"measure has no condition {unknown[0]!r}{nearest(unknown[0], known)}")
+    if isinstance(net, Artifact):
+        own: dict[str, Any] = {
+            "precision": net.precision,
+            "image_size": (cond.image_size if cond else None) or net.image_size,
+        }
+        cond = dataclasses.replace(cond or Conditions(runtime=net.runtime, threads=net.threads), **own)
+    cond = dataclasses.replace(cond or Conditions(), **keywords)
+    check_runtime(cond.runtime)
+    if cond.mode == "train" and (isinstance(net, Artifact) or cond.runtime in (*FILE_RUNTIMES, "compiled-frozen")):
+        what = "an artefact" if isinstance(net, Artifact) else f"runtime {cond.runtime}"
+        raise UserError(f"{what} can not train; measure mode train in runtime eager or compiled")
+    if not (cond.device == "cpu" or cond.device.startswith("cuda")):
+        raise UserError(f"device {cond.device!r} can not be measured here; use cpu or cuda, or predict for a named GPU")
+    if cond.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device {cond.device!r} is not there: torch sees no CUDA GPU; use device cpu, or predict for a named GPU"
+        )
+    return dataclasses.replace(cond, threads=cond.threads or available_cores())
+
+
+def _subject(net: Any, cond: Conditions) -> Subject:
+    """The network opened in its runtime."""
+    notes = (
+        ("the batch's way to the GPU and back is in the time",)
+        if cond.runtime == "onnxruntime" and cond.device != "cpu"
+        else ()
+    )
+    if isinstance(net, Artifact):
+        if cond.image_size != net.image_size:
+            raise UserError(f"the artefact takes {net.image_size} px, got image_size {cond.image_size}")
+        streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
+        runner = open_artifact(
+            net, cond.runtime, threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size
+        )
+        shape = (net.image_size, net.image_size, net.preprocessing.channels)
+
+        def pixels(batch_size: int) -> Any:
+            return net.input_batch(np.random.default_rng(0).integers(0, 256, (batch_size, *shape), dtype=np.uint8))
+
+        notes = (*notes, f"{streams} streams share the threads") if streams > 1 else notes
+        name = str(net.manifest.get("model", ""))
+        return Subject(
+            name=name, cond=cond, open_call=lambda size: _inference(runner, pixels(size), cond.device), notes=notes
+        )
+    module, name = as_module(net)
+    shape = input_shape(module, cond.image_size)
+    cond = dataclasses.replace(cond, image_size=shape[1])
+    need = _needed_bytes(module, cond)
+    if cond.mode == "train":
+        return Subject(
+            name=name, cond=cond, open_call=lambda size: _training(module, cond, size), need_bytes=need, notes=notes
+        )
+    runner = _open_module(module, cond)
+
+    def call(size: int) -> tuple[Callable[[], object], Stopwatch]:
+        return _inference(runner, example_input(module, cond.image_size, batch_size=size).float(), cond.device)
+
+    return Subject(name=name, cond=cond, open_call=call, need_bytes=need, notes=notes)
+
+
+def _open_module(module: nn.Module, cond: Conditions) -> Runner:
+    """A copy of the module in the runtime asked for, exported on the way where the runtime opens files."""
+    if cond.runtime not in FILE_RUNTIMES:
+        return TorchRunner(
+            copy.deepcopy(module),
+            cond.runtime,
+            threads=cond.threads,
+            device=cond.device,
+            precision=cond.precision,
+            layout=cond.layout,
+        )
+    if cond.precision != "fp32" or cond.layout != "nchw":
+        raise UserError(
+            f"{cond.runtime} times a module in fp32 and nchw (it lays out memory itself), got {cond.precision}, "
+            f"{cond.layout}; or measure an artefact"
+        )
+    need_runtime(cond.runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        module = copy.deepcopy(module).cpu().float()
+        example = example_input(module, cond.image_size)
+        write_onnx(fold(module, example), example, path)
+        if cond.runtime == "onnxruntime":
+            return OnnxRunner(path, threads=cond.threads, device=cond.device)
+        return OpenVinoRunner(path, threads=cond.threads, device=cond.device)
+
+
+def _needed_bytes(module: nn.Module, cond: Conditions) -> Callable[[int], int]:
+    """Counted bytes of a call by its batch size: a line through two small batches, counted when first asked for."""
+    line: list[tuple[float, float]] = []
+
+    def needed(batch_size: int) -> int:
+        if not line:
+            options: dict[str, Any] = {
+                "mode": cond.mode,
+                "precision": cond.precision if cond.precision in ("fp32", "fp16") else "amp",
+            }
+            try:
+                small, large = (count(module, cond.image_size, size, **options).peak_bytes for size in (8, 16))
+            except UserError:  # what can not be traced is not guarded
+                small = large = 0
+            line.append((2.0 * small - large, (large - small) / 8))
+        fixed, each = line[0]
+        return int(MARGIN * (fixed + each * batch_size))
+
+    return needed
+
+
+def _inference(runner: Runner, batch: Any, device: str) -> tuple[Callable[[], object], Stopwatch]:
+    prepared = runner.prepare(batch)
+    return (lambda: runner.run(prepared)), _stopwatch(device, runner.synchronize)
+
+
+def _training(module: nn.Module, cond: Conditions, batch_size: int) -> tuple[Callable[[], object], Stopwatch]:
+    """Forward, cross-entropy, backward and a step of SGD with momentum, on a copy."""
+    runner = TorchRunner(
+        copy.deepcopy(module),
+        cond.runtime,
+        threads=cond.threads,
+        device=cond.device,
+        precision=cond.precision,
+        layout=cond.layout,
+        train=True,
+    )
+    parameters = [p for p in runner.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError("the network has no parameter that requires a gradient; nothing to train")
+    optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+    images = runner.prepare(example_input(module, cond.image_size, batch_size=batch_size).float())
+    with torch.no_grad(), torch_threads(runner.threads):
+        classes = runner.forward(images[:2] if batch_size > 1 else images.expand(2, -1, -1, -1)).shape[1]
+    labels = torch.arange(batch_size, device=images.device) % classes
+
+    def step() -> None:
+        with torch_threads(runner.threads):
+            loss = nn.functional.cross_entropy(runner.forward(images).float(), labels)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    return step, _stopwatch(cond.device, runner.synchronize)
+
+
+def in_memory(
+    subject: Subject, batch_size: int, use: Callable[[Callable[[], object], Stopwatch], T]
+) -> tuple[T, int | None] | None:
+    """What ``use`` makes of a call at a batch size and the bytes the GPU held at most meanwhile (None on a CPU); None
+    where memory ran out.
+    """
+    device = subject.cond.device
+    cuda = device.startswith("cuda")
+    if not cuda and batch_size >= GUARDED_BATCH:
+        free, need = free_bytes(), subject.need_bytes(batch_size)
+        if free is not None and need > free:
+            return None
+    if cuda:
+        _release(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with _chosen_algorithms(cuda):
+            made = use(*subject.open_call(batch_size))
+        return made, torch.cuda.max_memory_allocated(
+            device
+        ) if cuda and subject.cond.runtime not in FILE_RUNTIMES else None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here is the exception gone, and with it the frames that held the tensors.
+    _release(device)
+    return None
+
+
+def once(call: Callable[[], object], stopwatch: Stopwatch) -> float:
+    """Run a call, waiting for the device."""
+    return stopwatch.time(call)
+
+
+def twice(call: Callable[[], object], stopwatch: Stopwatch) -> float:
+    """Run a call two times, waiting for the device: a training's second step holds the optimiser's state too, which its
+    first only makes.
+    """
+    return stopwatch.time(call) + stopwatch.time(call)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of PyTorch or of a runtime means that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text
+        for sign in (
+            "out of memory",
+            "can't allocate memory",
+            "not enough memory",
+            "failed to allocate memory",
+            "bad_alloc",
+            "cudnn_status_alloc",
+        )
+    )
+
+
+@contextmanager
+def _chosen_algorithms(cuda: bool) -> Iterator[None]:
+    """cuDNN times its algorithms for a shape that it meets first, in the warm-up; the setting is put back."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or cuda
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _stopwatch(device: str, synchronize: Callable[[], object] | None) -> Stopwatch:
+    """Events on the GPU's stream for work that a call only enqueues; host time for what is done when the call returns."""
+    if device.startswith("cuda") and synchronize is not None:
+        return DeviceEvents.cuda(device)
+    return WallClock(synchronize=synchronize)
+
+
+def _release(device: str) -> None:
+    """Give cached memory back, so that the next try is not told that an earlier one still holds it."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()

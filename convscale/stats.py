@@ -1,0 +1,70 @@
+"""Intervals and searches that several rooms need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from convscale.errors import UserError
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+    Raises:
+        UserError: ``n`` is below 1 or ``successes`` outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise UserError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def largest_true(holds: Callable[[int], bool], low: int, high: int, *, start: int | None = None) -> int | None:
+    """The largest whole number in ``low..high`` for which ``holds``; None where it does not even hold for ``low``.
+
+    ``holds`` must be true up to some number and false beyond it. The search doubles its step away from ``start`` until
+    the edge lies between two tries, then halves the gap: about ``2 * log2(distance from start to the edge)`` tries.
+
+    Args:
+        holds: asked at most once for each number.
+        low: the smallest number, included.
+        high: the largest, included; at least ``low``.
+        start: where to begin; None: ``low``.
+    """
+    if not low <= high:
+        raise ValueError(f"low must not be above high, got {low} and {high}")
+    first = low if start is None else min(max(start, low), high)
+    step = 1
+    if holds(first):
+        yes, no = first, high + 1
+        while yes < high:
+            trial = min(yes + step, high)
+            if not holds(trial):
+                no = trial
+                break
+            yes, step = trial, 2 * step
+    else:
+        yes, no = low - 1, first
+        while no > low:
+            trial = max(no - step, low)
+            if holds(trial):
+                yes = trial
+                break
+            no, step = trial, 2 * step
+    while no - yes > 1:
+        middle = (yes + no) // 2
+        yes, no = (middle, no) if holds(middle) else (yes, middle)
+    return yes if yes >= low else None
+
+
+def smallest_true(holds: Callable[[int], bool], low: int, high: int, *, start: int | None = None) -> int | None:
+    """The smallest whole number in ``low..high`` for which ``holds``; None where it does not even hold for ``high``.
+
+    ``holds`` must be false up to some number and true beyond it; arguments as for :func:`largest_true`.
+    """
+    edge = largest_true(lambda number: not holds(number), low, high, start=start)
+    smallest = low if edge is None else edge + 1
+    return smallest if smallest <= high else None

@@ -1,0 +1,168 @@
+"""Numbers and conditions in words, as reports print them; everything returned here is plain text, not yet HTML."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNKNOWN = "–"
+"""Stands where a record has no value."""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits, thousands parted: 2310.4 -> ``2,310``; 0.12345 -> ``0.123``."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    value = float(f"{value:.{digits - 1}e}")  # rounded first: 9.996 has two digits before its point then
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(0, decimals)}f}"
+
+
+def exact(value: float) -> str:
+    """Four digits, or all of a larger whole number: ``0.1234``, ``12.34``, ``2,130``: what a constraint is compared
+    with is not rounded to it.
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def odds(chance: float) -> str:
+    """A probability: ``97 %``; never quite certain."""
+    return "over 99 %" if chance > 0.99 else "under 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+
+
+def rate(images_per_s: float | None) -> str:
+    """Images/s: three digits, four from a thousand on, so that what just keeps a constraint is told from it."""
+    return number(images_per_s, 4 if images_per_s is not None and images_per_s >= 1000 else 3)
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A share of 1 as percent: 0.9231 -> ``92.3 %``. What is not all is never rounded to 100 %."""
+    if share is None or not math.isfinite(share):
+        return UNKNOWN
+    if share == 1:
+        return "100 %"
+    text = f"{100 * share:.{decimals}f}"
+    if share < 1 and float(text) == 100:
+        text = f"{100 * share:.{decimals + 2}f}"
+        if float(text) == 100:
+            return f"just under {100 * share:.0f} %"
+    return f"{text} %"
+
+
+def count(value: float | None) -> str:
+    """A whole number, thousands parted."""
+    return UNKNOWN if value is None else f"{round(value):,}"
+
+
+def large(value: float | None, unit: str = "") -> str:
+    """With K, M or G: 1234567 -> ``1.23 M``."""
+    if value is None:
+        return UNKNOWN
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= size:
+            return f"{number(value / size)} {letter}{unit}"
+    return f"{number(value)} {unit}".rstrip()
+
+
+def seconds(value: float | None) -> str:
+    """A time span at the unit that suits it: 0.0034 -> ``3.4 ms``; 312 -> ``5 min 12 s``."""
+    if value is None:
+        return UNKNOWN
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
+        if abs(value) < limit:
+            return f"{number(value * factor)} {unit}"
+    if value < 100:
+        return f"{number(value, 2)} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def device(text: str) -> str:
+    """A device's name without what its maker adds to all of them: ``Intel(R) Xeon(R) Processor`` -> ``Intel Xeon``."""
+    for noise in ("(R)", "(TM)", "NVIDIA ", "GeForce ", "Tesla ", " Processor"):
+        text = text.replace(noise, "")
+    return text
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def shortened(text: str, length: int = 28) -> str:
+    """At most ``length`` characters, the end kept, since variants differ there."""
+    if len(text) <= length:
+        return text
+    tail = length // 2
+    return f"{text[: length - tail - 1]}…{text[-tail:]}"
+
+
+def speed(measurement: Mapping[str, Any] | None) -> float | None:
+    """Images/s of a measurement's JSON: as written, or batch over the median time."""
+    if not measurement:
+        return None
+    if measurement.get("images_per_s") is not None:
+        return float(measurement["images_per_s"])
+    times, batch = measurement.get("times_s"), (measurement.get("conditions") or {}).get("batch_size")
+    return batch / statistics.median(times) if times and batch else None
+
+
+def spread(measurement: Mapping[str, Any] | None) -> float | None:
+    """Interquartile range as a share of the median: as written, or from the raw times (four or more)."""
+    if not measurement:
+        return None
+    if measurement.get("iqr_rel") is not None:
+        return float(measurement["iqr_rel"])
+    times: Sequence[float] = measurement.get("times_s") or ()
+    if len(times) < 4:
+        return None
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def quartiles(measurement: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    """Images/s at the slower and the faster quartile of the times; from the spread as written where there are no raw
+    times.
+    """
+    middle = speed(measurement)
+    if not measurement or middle is None:
+        return None
+    times, batch = measurement.get("times_s") or (), (measurement.get("conditions") or {}).get("batch_size")
+    if len(times) >= 4 and batch:
+        fast, _, slow = statistics.quantiles(times, n=4, method="inclusive")
+        return batch / slow, batch / fast
+    half = (spread(measurement) or 0) / 2
+    return (middle * (1 - half), middle * (1 + half)) if half else None
+
+
+def conditions(value: Mapping[str, Any] | None) -> str:
+    """A ``Conditions`` as JSON in words: ``onnxruntime, fp32, nchw, batch 8, 32 px, 2 threads, cpu``."""
+    if not value:
+        return "conditions not recorded"
+    parts = [
+        value.get("runtime"),
+        "training" if value.get("mode") == "train" else None,
+        value.get("precision"),
+        value.get("layout"),
+    ]
+    if value.get("batch_size"):
+        parts.append(f"batch {value['batch_size']}")
+    if value.get("image_size"):
+        parts.append(f"{value['image_size']} px")
+    if value.get("threads"):
+        parts.append(plural(value["threads"], "thread"))
+    parts.append(value.get("device"))
+    return ", ".join(str(part) for part in parts if part) or "conditions not recorded"
+
+
+def machine(environment: Mapping[str, Any] | None) -> str:
+    """An ``Environment`` as JSON in words: ``Xeon ... (2 cores)``."""
+    if not environment:
+        return "machine not recorded"
+    name = environment.get("device_name") or environment.get("device") or "unnamed device"
+    return f"{name} ({plural(environment['cores'], 'core')})" if environment.get("cores") else str(name)

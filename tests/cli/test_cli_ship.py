@@ -1,0 +1,232 @@
+"""export, tune and classify from the command line: what they write, and one line and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import convscale as cs
+from convscale.images.preprocess import Preprocessing
+from convscale.ship import tune as tune_module
+
+COLOURS = {"blue": (30, 40, 200), "green": (40, 200, 50), "red": (220, 30, 40)}
+COLUMNS = 400
+Call = Callable[..., tuple[int, str, str]]
+
+
+def write_pictures(folder: Path, train: int) -> Path:
+    """Pictures of one colour each with some noise, one folder per colour."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", 8), ("test", 8)):
+        for name, colour in COLOURS.items():
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(np.array(colour) + rng.normal(0, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures", 16)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small TResNet, trained for a moment."""
+    folder = tmp_path_factory.mktemp("run") / "train"
+    spec = cs.scale(cs.get_spec("tresnet_m"), depth=0.25, width=0.25)
+    pre = Preprocessing(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
+    cs.train(spec, pictures, recipe="small", epochs=6, batch_size=16, preprocessing=pre, output=folder, workers=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from convscale.learn.checkpoint import load_checkpoint
+    from convscale.ship.export import export
+
+    loaded = load_checkpoint(checkpoint)
+    return export(
+        loaded.net, tmp_path_factory.mktemp("art") / "a", classes=loaded.classes, preprocessing=loaded.preprocessing
+    ).folder
+
+
+def refused(result: tuple[int, str, str], *texts: str) -> None:
+    """Exit code 2 and one line that says each of ``texts``."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert (code, out) == (2, "")
+    assert len(lines) == 1, err
+    assert lines[0].startswith("convscale: ")
+    for text in texts:
+        assert text in lines[0]
+
+
+def test_the_fastest_form_of_a_checkpoint(
+    call: Call, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_module, "_timed", lambda run, seconds, least: [run() or 0.01])
+    out = tmp_path / "a"
+    options = ("--data-dir", pictures, "--format", "fastest", "--int8", "--max-drop", 100, "--card", "licence=CC0")
+    code, text, err = call("export", checkpoint, "--output", out, *options)
+    assert code == 0, err
+    assert "agrees with the trained network on" in text
+    for form in ("onnx-fp32", "onnx-fp32-strided", "onnx-int8", "openvino-int8", "openvino-int8-strided"):
+        assert f"{form}: " in err
+    card = (out / "README.md").read_text()
+    assert "- **Licence**: CC0" in card
+    assert "- **Recipe**: small" in card
+    assert "- **Data**: pictures" in card
+    assert "on validation, in epoch" in card
+    assert "images/s" in card
+    assert cs.load_artifact(out).manifest["search"]["winner"] in err
+    # Validation judged it: 8 pictures of each colour.
+    assert json.loads((out / "verification.json").read_text())["n"] == 24
+
+
+def test_tune_keeps_what_it_found(call: Call, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_module, "_timed", lambda run, seconds, least: [run() or 0.01])
+    folder = shutil.copytree(artifact, tmp_path / "a")
+    code, out, err = call("tune", folder, "-b", 2, "-b", 4, "--threads", 1, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    # Every call takes as long, so the larger batch wins.
+    assert found["best"]["batch_size"] == 4
+    assert {trial["runtime"] for trial in found["trials"]} == {"onnxruntime", "openvino"}
+    assert cs.load_artifact(folder).batch_size == 4
+    refused(call("tune", folder, "--goal", "sped"), "goal 'sped' is unknown")
+
+
+def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    code, out, err = call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2)
+    assert (code, out) == (0, "")
+    assert "24 images, 0 bad" in err
+    said = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [Path(row["path"]).parent.name for row in said] == [name for name in sorted(COLOURS) for _ in range(8)]
+    assert all(len(row["classes"]) == 2 for row in said)
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:10]))
+    code, _, err = call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2, "--resume")
+    assert (code, len(rows.read_text().splitlines())) == (0, 24)
+    assert "14 images" in err
+    refused(
+        call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2),
+        "exists; use --resume, --overwrite",
+    )
+    refused(
+        call("classify", pictures / "test", "--model", artifact, "--top", 4),
+        "top must lie between 1 and the 3 classes, got 4",
+    )
+
+
+def test_a_list_on_standard_input(
+    call: Call, artifact: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = tmp_path / "bomb.png"
+    picture = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(picture, format="PNG")
+    bomb.write_bytes(picture.getvalue())
+    good = pictures / "test" / "red" / "00.png"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good}\n{bomb}\n{tmp_path / 'gone.png'}\n"))
+    code, out, _ = call("classify", "-", "--model", artifact)
+    assert code == 0
+    head, *lines = out.splitlines()
+    assert head == "path,class,probability,error"
+    assert [line.split(",")[0] for line in lines] == [str(good), str(bomb), str(tmp_path / "gone.png")]
+    assert "above the cap" in lines[1]
+    assert "No such file" in lines[2]
+
+
+def damage(folder: Path) -> None:
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(bytes(data))
+
+
+def make_newer(folder: Path) -> None:
+    manifest = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").write_text(json.dumps(manifest | {"schema": 99}))
+
+
+def point_outside(folder: Path) -> None:
+    """Data outside the folder, with checksums that hold."""
+    from convscale.artifact.artifact import seal
+
+    model = onnx.load(folder / "model.onnx")
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../../secret.bin")
+    onnx.save_model(model, folder / "model.onnx")
+    manifest = json.loads((folder / "artifact.json").read_text())
+    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "schema", "convscale")})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (damage, "is damaged: the checksum of model.onnx is wrong"),
+        (make_newer, "has schema 99, this version of convscale reads up to 1; update convscale"),
+        (point_outside, "wants data from '../../secret.bin', outside its own folder; refused"),
+    ],
+)
+@pytest.mark.parametrize("command", ["tune", "classify"])
+def test_spoilt_artefacts(
+    call: Call, artifact: Path, pictures: Path, tmp_path: Path, command: str, spoil: Callable[[Path], None], text: str
+) -> None:
+    folder = shutil.copytree(artifact, tmp_path / "a")
+    spoil(folder)
+    rows = tmp_path / "rows.csv"
+    arguments = (
+        ("tune", folder) if command == "tune" else ("classify", pictures / "test", "--model", folder, "--output", rows)
+    )
+    refused(call(*arguments), text)
+    assert not rows.exists()
+
+
+def test_foreign_files(call: Call, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"weights": 1}))
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), str(tmp_path / "model.pt2"))
+    for name in ("model.pkl", "model.pt2"):
+        refused(
+            call("classify", pictures / "test", "--model", tmp_path / name),
+            "foreign archives and pickles are not loaded",
+        )
+        refused(call("tune", tmp_path / name), "foreign archives and pickles are not loaded")
+        refused(call("export", tmp_path / name, "--output", tmp_path / "out"), name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_exports_leave_nothing(
+    call: Call, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out" / "a"
+    few = write_pictures(tmp_path / "few", 3)
+    export = ("export", checkpoint, "--output", out)
+    refused(call(*export, "--img-size", 30), "30", "4")
+    refused(call(*export, "--format", "tflite"), "format 'tflite' is unknown")
+    refused(call(*export, "--int8"), "--int8 needs --data-dir")
+    refused(
+        call(*export, "--int8", "--data-dir", few),
+        "INT8 needs at least 32 calibration images of the training set, got 9",
+    )
+    refused(call(*export, "--half", "--format", "torch"), "format torch has no half form")
+    refused(call(*export, "--half", "--format", "fastest"), "--half does not go with --format fastest")
+    refused(call(*export, "--card", "licence"), "--card takes key=value, got 'licence'")
+    refused(call(*export, "--data-dir", pictures, "--int8", "--max-drop", -1), "is withheld: INT8 loses")
+    monkeypatch.setattr("convscale.runtimes.base.find_spec", lambda name: None)
+    refused(call(*export, "--format", "openvino"), "runtime openvino is not installed; pip install openvino")
+    assert not out.exists()
+    assert not out.parent.exists() or list(out.parent.iterdir()) == []

@@ -1,0 +1,378 @@
+"""The commands about speed: what they print and write, and one clear line on bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import convscale as cs
+from convscale.choice import measured as choice_measured
+from convscale.choice import speeds as choice_speeds
+from convscale.cli import report as cli_report
+from convscale.cli import speed as cli_speed
+from convscale.conditions import Conditions
+from convscale.errors import UserError
+from convscale.machine import Environment, available_cores
+from convscale.speed.records import append_record
+from convscale.speed.timing import Measurement
+
+SPEEDS = {"mobilenetv1_100": 9000.0, "resnet18": 8000.0, "resnet50": 2500.0, "resnet50d": 2400.0, "tresnet_m": 3000.0}
+"""Images/s on a made-up card at 224 px."""
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    made = typer.Typer()
+    cli_speed.register(made)
+    cli_report.register(made)
+    return made
+
+
+@pytest.fixture
+def run(app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run a command line on made-up speeds; returns standard output, or raises what the command raised."""
+    monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(choice_speeds, "MANY", 10**9)
+
+    def speed(spec: Any, size: int) -> float:
+        return SPEEDS.get(spec.name, 1000.0) * (224 / size) ** 2
+
+    def examine(spec: Any, size: int, setting: Any) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "params": 25_600_000,
+            "macs": size**2 * sum(spec.widths),
+            "traffic": 1,
+            "memory_bytes": 2**30,
+        }
+        value = speed(spec, size)
+        if setting.predicted:
+            row["speed"] = {
+                "images_per_s": value,
+                "low": value * 0.9,
+                "high": value * 1.1,
+                "kind": "predicted",
+                "bound_by": "memory",
+                "doubts": [],
+            }
+        return row
+
+    def predicted(spec: Any, size: int, setting: Any) -> Any:
+        value = speed(spec, size)
+        return SimpleNamespace(
+            images_per_s=value, low=0.9 * value, high=1.1 * value, bound_by="memory", doubts=("it is made up",)
+        )
+
+    def time_network(spec: Any, size: int, setting: Any, seconds: float) -> Measurement:
+        c = Conditions(**{**setting.conditions.to_dict(), "image_size": size, "threads": available_cores()})
+        return Measurement(
+            times_s=(c.batch_size / speed(spec, size),) * 5,
+            conditions=c,
+            environment=Environment.here(),
+            model=spec.name,
+        )
+
+    monkeypatch.setattr(choice_speeds, "examine", examine)
+    monkeypatch.setattr(choice_speeds, "predicted", predicted)
+    monkeypatch.setattr(choice_measured, "time_network", time_network)
+
+    def call(*arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return call
+
+
+def test_predict_prints_speeds_and_ratios(run: Any) -> None:
+    text = run("predict", "resnet50", "tresnet_m", "--device", "rtx-4090")
+    assert "resnet50 @224: 2,500 images/s" in text
+    assert "80 % interval 2,250 to 2,750, bound by memory" in text
+    assert "doubt: it is made up" in text
+    assert " 1.20 x  tresnet_m @224" in text
+    assert "batch 256" in text
+
+
+def test_predict_gives_json(run: Any) -> None:
+    value = json.loads(
+        run("predict", "resnet50", "tresnet_m", "--device", "rtx-4090", "--compiled", "-b", "64", "--json")
+    )
+    assert value["conditions"]["runtime"] == "compiled"
+    assert value["conditions"]["batch_size"] == 64
+    assert value["predictions"][1]["ratio"] == pytest.approx(1.2)
+
+
+def test_choose_names_the_best_with_its_accuracy_and_reason(run: Any) -> None:
+    text = run(
+        "choose",
+        "--device",
+        "rtx-4090",
+        "--min-throughput",
+        "2600",
+        "--model",
+        "tresnet_m",
+        "--model",
+        "resnet50d",
+        "--all",
+    )
+    assert text.startswith("tresnet_m.miil_in21k_ft_in1k @224: the most accurate of")
+    assert "83.09 % (miil_in21k_ft_in1k)" in " ".join(text.split())
+    assert "3,000 images/s predicted (80 %: 2,700 to 3,300)" in " ".join(text.split())
+    assert "* 83.09    3,000  tresnet_m.miil_in21k_ft_in1k @224" in text
+    # 2,160 to 2,640 crosses the constraint, but the network would lose anyway
+    assert "resnet50d.ra4_e3600_r224_in1k @224 (80.96 %): maybe fast enough, but 2.13 points less accurate" in " ".join(
+        text.split()
+    )
+
+
+def test_choose_fits_a_narrow_terminal(run: Any) -> None:
+    text = run(
+        "choose",
+        "--device",
+        "rtx-4090",
+        "--min-throughput",
+        "2600",
+        "--model",
+        "tresnet_m",
+        "--model",
+        "resnet50d",
+        "--all",
+    )
+    assert max(map(len, text.splitlines())) <= 60
+
+
+def test_choose_gives_json(run: Any) -> None:
+    value = json.loads(run("choose", "--device", "v100", "--min-throughput", "2600", "--model", "tresnet_m", "--json"))
+    assert value["kind"] == "predicted"
+    assert value["best"]["name"] == "tresnet_m.miil_in21k_ft_in1k"
+    assert value["best"]["top1"] == pytest.approx(83.1, abs=0.05)
+    assert value["constraint"] == {"min_throughput": 2600.0}
+    assert all(row["reason"] for row in value["rejected"])
+
+
+def test_choose_measures_on_this_machine_and_keeps_records(run: Any, tmp_path: Path) -> None:
+    records = tmp_path / "r.jsonl"
+    arguments = (
+        "choose",
+        "--device",
+        "cpu",
+        "--runtime",
+        "onnxruntime",
+        "--min-throughput",
+        "2600",
+        "--model",
+        "tresnet_m",
+        "--model",
+        "mobilenetv1_100",
+        "--records",
+        str(records),
+    )
+    text = run(*arguments)
+    assert "measured" in text
+    assert text.startswith("tresnet_m.miil_in21k_ft_in1k @224")
+    lines = len(records.read_text().splitlines())
+    assert lines >= 2
+    run(*arguments)
+    assert len(records.read_text().splitlines()) == lines
+
+
+def test_choose_writes_a_page(run: Any, tmp_path: Path) -> None:
+    page = tmp_path / "choice.html"
+    run("choose", "--device", "v100", "--min-throughput", "2600", "--model", "tresnet_m", "--output", str(page))
+    assert "tresnet_m.miil_in21k_ft_in1k" in page.read_text()
+    assert "asked for: 2,600 or more" in page.read_text()
+
+
+def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> None:
+    spec = tmp_path / "found.yaml"
+    arguments = ("--device", "v100", "--min-throughput", "9000", "--scale", "resnet18", "--along", "resolution")
+    text = run("choose", *arguments, "--output", str(spec))
+    assert "211 px" in text  # 8000 * (224 / 211)^2 = 9016, and 8931 at 212
+    assert cs.load_spec(str(spec)).input.size == 211
+    value = json.loads(run("choose", *arguments, "--json"))
+    assert value["found"]["value"] == 211
+    assert value["sure"]["value"] == 200  # 0.9 * 8000 * (224 / 200)^2 = 9032
+    assert value["following"]["value"] == 212
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "resnet50", "--device", "rtx-4080"], r"device 'rtx-4080' is unknown \(nearest: rtx-4090"),
+        (["predict", "resnet5O", "--device", "v100"], "unknown model 'resnet5O'.*nearest: resnet50"),
+        (["predict", "resnet50", "--device", "cpu"], "`convscale measure` times it"),
+        (
+            ["predict", "resnet50", "--device", "v100", "-b", "0"],
+            "batch_size must be a whole number of at least 1, got 0",
+        ),
+        (["choose", "--device", "v100"], "give a constraint"),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "0"],
+            "min_throughput is 0.0; it must be a finite number above 0",
+        ),
+        (["choose", "--device", "v100", "--max-latency", "-3"], "max_latency_ms is -3.0"),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "1e6", "--model", "resnet50"],
+            "the fastest is resnet50.* images/s predicted",
+        ),
+        (["choose", "--device", "v100", "--scale", "resnet18", "--max-params", "3"], "--scale takes"),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "1", "--model", "resnet18", "--output", "x.txt"],
+            "must end in .html or .png",
+        ),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "1", "--scale", "resnet18", "--output", "x.html"],
+            "must end in .yaml or .yml or .json",
+        ),
+        (["choose", "--device", "v100", "--min-throughput", "nan"], "min_throughput is nan"),
+        (["choose", "--device", "v100", "--max-memory", "0"], "max_memory_gb is 0.0"),
+        (["choose", "--device", "v100", "--max-params", "-1"], "max_params_m is -1.0"),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "5", "--runtime", "best"],
+            "runtime 'best' is found by measuring on this machine's",
+        ),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "5", "--model", "resnet5O"],
+            "no model matches 'resnet5O'.*nearest: resnet50",
+        ),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "5", "--img-size", "0"],
+            "image size is 0; it must be a whole number",
+        ),
+        (
+            ["choose", "--device", "v100", "--min-throughput", "5", "--scale", "resnet18", "--along", "phy"],
+            "along 'phy' is unknown .nearest: phi",
+        ),
+        (["report", "--predict", "--device", "cpu"], "this machine's own and is not predicted"),
+        (["report", "--layers", "resnet18", "--device", "cpu"], "--layers shows what is predicted for a named GPU"),
+        (["report", "--predict", "--device", "v10"], "device 'v10' is unknown .nearest:"),
+        (["report", "--model", "resnet18", "--papers"], "give it with --predict"),
+        (["report", "--papers", "--output", "x.png"], "a .png shows accuracy against throughput alone"),
+        (["report", "--papers", "--output", "x.pdf"], "must end in .html or .png"),
+        (["report", "--records", "missing.csv"], "missing.csv does not exist"),
+        (["calibrate", "--device", "a10"], "--measurement FILE"),
+        (["calibrate", "--csv", "a.csv", "--measurement", "b.jsonl"], "not both"),
+        (["calibrate", "--csv", "missing.csv"], "missing.csv does not exist"),
+        (["report"], "give a run's folder"),
+        (["report", "nowhere"], "nowhere"),
+        (["report", "run", "--papers"], "not both"),
+        (["report", "--records", "missing.jsonl"], "missing.jsonl does not exist"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run: Any, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def measured(name: str, images_per_s: float, **conditions: Any) -> Measurement:
+    c = Conditions(device="cpu", batch_size=1, image_size=64, runtime="eager", threads=1, **conditions)
+    return Measurement(times_s=(1 / images_per_s,) * 5, conditions=c, environment=Environment.here(), model=name)
+
+
+def test_calibrate_by_measurements_moves_predictions_to_them(run: Any, tmp_path: Path) -> None:
+    """Two networks measured at three times their predicted speed: predicted times fall to about a third."""
+    predictions = {
+        name: cs.predict(name, device="cpu", precision="fp32", image_size=64, batch_size=1)
+        for name in ("resnet18", "mobilenetv2_050")
+    }
+    records, output = tmp_path / "m.jsonl", tmp_path / "c.json"
+    for name, p in predictions.items():
+        append_record(records, measured(name, 3 * p.images_per_s))
+    value = json.loads(
+        run("calibrate", "--device", "cpu", "--measurement", str(records), "--output", str(output), "--json")
+    )
+    assert 1 / 3 < value["scale"] < 0.43  # the data sheet keeps a little of its word
+    assert value["count"] == 2
+    text = run("predict", "resnet18", "--device", "cpu", "--calibration", str(output))
+    assert "resnet18 @224" in text
+
+
+def test_calibrate_by_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("model,infer_samples_per_sec\nresnet50,3000\n")
+    with pytest.raises(UserError, match="lacks the columns infer_batch_size, infer_img_size"):
+        run("calibrate", "--device", "a10", "--csv", str(table))
+
+
+def test_calibrate_by_a_table(run: Any, tmp_path: Path) -> None:
+    table, output = tmp_path / "t.csv", tmp_path / "c.json"
+    half = cs.predict("resnet18", device="a10", image_size=64, batch_size=256).images_per_s / 2
+    table.write_text(
+        f"model,infer_samples_per_sec,infer_batch_size,infer_img_size\nresnet18,{half},256,64\nnobody_knows_it,5,32,64\n"
+    )
+    text = run("calibrate", "--device", "a10", "--csv", str(table), "--output", str(output))
+    factor = float(text.split("by a factor of ")[1].split(";")[0])
+    assert 1.5 < factor < 2  # most of the way: one network may be odd by itself
+    assert "left out, since nothing here builds them: nobody_knows_it" in text
+    assert json.loads(output.read_text())["device"] == "a10"
+
+
+def test_report_of_records(run: Any, tmp_path: Path) -> None:
+    records, page = tmp_path / "m.jsonl", tmp_path / "speed.html"
+    append_record(records, measured("resnet18", 50.0))
+    assert str(page) in run("report", "--records", str(records), "--output", str(page)).replace("\n", "").replace(
+        "  ", ""
+    )
+    assert "resnet18" in page.read_text()
+
+
+def test_report_of_a_timm_table_beside_what_is_predicted(run: Any, tmp_path: Path) -> None:
+    """Both stand in one picture, measured and predicted told apart; 76.2 to 81.2 % are ResNet-50's released weights."""
+    table, page = tmp_path / "t.csv", tmp_path / "speed.html"
+    table.write_text(
+        "model,infer_samples_per_sec,infer_batch_size,infer_img_size\nresnet50,3000,256,224\ntresnet_m,3300,256,224\n"
+    )
+    arguments = ("report", "--records", str(table), "--predict", "--model", "resnet50", "--device", "rtx-4090")
+    run(*arguments, "--output", str(page))
+    text = page.read_text()
+    assert text.count('class="card"') == 1
+    assert "2 speeds measured" in text
+    assert "resnet50.a1_in1k" in text
+    assert 'tag good">measured' in text
+    assert 'tag warn">predicted' in text
+    run(*arguments, "--output", str(tmp_path / "speed.png"), "--min-throughput", "2800")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("model,infer_samples_per_sec\nresnet50,3000\n")
+    with pytest.raises(UserError, match="lacks the columns infer_batch_size, infer_img_size"):
+        run("report", "--records", str(table), "--output", str(tmp_path / "x.html"))
+
+
+def test_report_of_layers(run: Any, tmp_path: Path) -> None:
+    page = tmp_path / "speed.html"
+    arguments = (
+        "report",
+        "--layers",
+        "resnet18",
+        "--device",
+        "v100",
+        "-b",
+        "32",
+        "--img-size",
+        "64",
+        "--layout",
+        "nhwc",
+        "--compiled",
+    )
+    run(*arguments, "--output", str(page))
+    assert "compiled, amp, nhwc, batch 32, 64 px" in page.read_text()
+
+
+def test_a_record_of_a_newer_schema_is_refused(run: Any, tmp_path: Path) -> None:
+    records = tmp_path / "m.jsonl"
+    append_record(records, measured("resnet18", 50.0))
+    records.write_text(records.read_text().replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(UserError, match="schema 99, this version of convscale reads up to 1"):
+        run("report", "--records", str(records), "--output", str(tmp_path / "x.html"))

@@ -1,0 +1,233 @@
+"""The whole way on a few real images: Fashion-MNIST's first ones, two small networks, one epoch."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import convscale as cs
+from convscale.arch.small import for_image_size
+from convscale.choice.candidates import _PHIS
+from convscale.choice.choose import scaled_members
+from convscale.conditions import Conditions
+from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
+from convscale.images.splits import DataSplits
+from convscale.learn.loader import into_memory
+from convscale.pipeline.demo import DEMO_FOLDERS, fashion_mnist
+from convscale.pipeline.run import build, fit
+from convscale.pipeline.ship import Shipping, ship_fastest
+
+DATA = next((folder for folder in DEMO_FOLDERS if folder.is_dir()), None)
+pytestmark = pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not installed (Debian: dataset-fashion-mnist)")
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    full = open_dataset(DATA)
+    return DataSplits(
+        train=full.train.subset(range(2000)),
+        validation=full.validation.subset(range(300)),
+        test=full.test.subset(range(500)),
+        classes=full.classes,
+        notes=full.notes,
+    )
+
+
+def candidates():
+    return [scaled_members(name, 28)[0] for name in ("tresnet_m", "resnet50d")]
+
+
+OPTIONS = {"epochs": 3, "brief_epochs": 1, "batch_size": 4, "threads": 1, "overrides": {"batch_size": 64}}
+
+
+@pytest.fixture(scope="module")
+def run(splits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    told = []
+    made = fit(splits, min_throughput=1.0, output=folder, candidates=candidates(), progress=told.append, **OPTIONS)
+    return made, told
+
+
+def test_record_says_what_was_done(run):
+    made, told = run
+    record = json.loads((made.output / "fit.json").read_text())
+    names = [row["name"] for row in record["candidates"]]
+    assert names == ["tresnet_m-w0.25-d0.25", "resnet50d-w0.25-d0.25"]
+    tops = {row["name"]: row["brief"]["top1"] for row in record["candidates"]}
+    assert record["winner"]["name"] == max(tops, key=lambda name: tops[name])
+    for row in record["candidates"]:
+        with torch.device("meta"):
+            net = cs.create_model(scaled_members(row["family"].split("-")[0], 28)[0], num_classes=10, in_chans=1)
+        assert row["params"] == sum(p.numel() for p in net.parameters())
+        assert row["measurement"]["conditions"]["runtime"] == "onnxruntime"
+    assert np.array(record["evaluation"]["confusion"]).sum() == record["evaluation"]["n"] == 500
+    assert np.trace(record["evaluation"]["confusion"]) / 500 == pytest.approx(record["evaluation"]["top1"])
+    assert record["evaluation"]["top1"] > 0.4  # ten classes; three epochs on 2,000 images
+    assert record["verification"]["n"] == 500
+    assert any("chosen: " in event.get("text", "") for event in told)
+
+
+def test_artifact_says_what_the_network_says(run, splits):
+    made, _ = run
+    images = splits.test.images[:64]
+    artifact = cs.load_artifact(made.output / "artifact")
+    probabilities = artifact(images.numpy())
+    with torch.no_grad():
+        logits = made.net(artifact.preprocessing.normalize(images))
+    assert np.abs(probabilities - logits.softmax(1).numpy()).max() < 1e-4
+    assert artifact.classes == splits.classes
+    assert made.record["verification"]["top1_agreement"] >= 0.998
+
+
+def test_what_is_shipped_was_tuned(run):
+    made, told = run
+    kept = json.loads((made.output / "fit.json").read_text())["artifact"]
+    forms = kept["search"]["forms"]
+    assert kept["search"]["winner"] in forms
+    assert all(form["batch_size"] == 4 and form["threads"] == 1 for form in forms.values())
+    assert kept["search"]["usual"]["runtime"] == "onnxruntime"
+    # The constraint is checked on what is shipped, under the settings that won.
+    timed = kept["measurement"]["conditions"]
+    assert (timed["runtime"], timed["batch_size"], timed["threads"]) == (kept["runtime"]["name"], 4, 1)
+    assert timed["runtime"] == forms[kept["search"]["winner"]]["runtime"]
+    assert any("times as fast as the float network in its usual settings" in event.get("text", "") for event in told)
+    card = (made.output / "artifact" / "README.md").read_text()
+    assert re.search(r"- \*\*Speed\*\*: [\d,.]+ images/s, .* batch 4, 28 px, 1 threads", card)
+
+
+def test_int8_is_chosen_on_validation_and_reported_on_the_test_set(splits, tmp_path):
+    net = build(scaled_members("resnet50d", 28)[0], splits).eval()
+    pre = Preprocessing(image_size=28, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
+    held, _ = into_memory(splits.test, pre)
+    said = []
+    artifact, found, checked = ship_fastest(
+        net, tmp_path / "artifact", splits, held, pre, Conditions(batch_size=4, threads=1, runtime="onnxruntime"),
+        Shipping(runtime="onnxruntime", int8=True, max_drop=100.0), card={"data": "some"}, say=said.append,
+    )  # fmt: skip
+    assert list(found.forms) == ["onnx-fp32", "onnx-int8"]
+    assert artifact.verification["n"] == 300
+    assert checked.n == 500
+    assert checked.precision == artifact.precision
+    assert artifact.runtime == "onnxruntime"
+    assert [line.split(":")[0] for line in said] == ["onnx-fp32", "onnx-int8"]
+
+
+def test_report_is_one_file_that_names_the_winner(run):
+    made, _ = run
+    page = made.report.read_text()
+    assert made.record["winner"]["name"] in page
+    assert not re.search(r"""<(script|link|img)[^>]*(src|href)=["']?https?:""", page)
+
+
+def test_the_picture_of_a_run_alone(run, tmp_path):
+    from convscale.cli.report import report_command
+
+    report_command(run_dir=run[0].output, output=tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match=r"must end in \.html or \.png"):
+        report_command(run_dir=run[0].output, output=tmp_path / "run.pdf")
+
+
+def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
+    made, _ = run
+    folder = made.output
+    before = json.loads((folder / "fit.json").read_text())
+    (folder / "report.html").unlink()
+    monkeypatch.setattr("convscale.pipeline.run.train", None)  # nothing may be trained again
+    again = fit(splits, min_throughput=1.0, output=folder, candidates=candidates(), resume=True, **OPTIONS)
+    assert again.report.is_file()
+    assert again.record["evaluation"]["top1"] == before["evaluation"]["top1"]
+    with pytest.raises(ValueError, match="was made by another request"):
+        fit(splits, min_throughput=2.0, output=folder, candidates=candidates(), resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_throughput": 0}, "min_throughput is 0; it must be a number of images/s above 0"),
+        ({"min_throughput": 1e12}, r"no candidate keeps 1,000,000,000,000 images/s; the fastest is .* images/s"),
+        ({"candidates": []}, "candidates is empty"),
+        ({"candidates": ["resnet19"]}, "unknown model 'resnet19' .*nearest: .*resnet18"),
+        ({"recipe": "smal"}, "smal"),
+        ({"image_size": 27, "candidates": ["tresnet_m"]}, "image size is 27"),
+        ({"runtime": "eager"}, "fit ships for runtime onnxruntime or openvino, got 'eager'"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+    ],
+)
+def test_bad_requests(splits, tmp_path, options, message):
+    request = {"min_throughput": 1.0, "candidates": candidates()[:1], "threads": 1, "batch_size": 4, **options}
+    with pytest.raises(ValueError, match=message):
+        fit(splits, output=tmp_path / "run", **request)
+
+
+def test_existing_output_is_not_touched(splits, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists and is not empty; use --resume, --overwrite or another name"):
+        fit(splits, min_throughput=1.0, output=tmp_path, candidates=candidates())
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_what_was_timed_is_what_is_trained_and_shipped(splits, tmp_path):
+    options = OPTIONS | {"epochs": 1}
+    made = fit(
+        splits,
+        min_throughput=1.0,
+        output=tmp_path / "run",
+        candidates=[scaled_members("resnet50d", 64)[0]],
+        image_size=64,
+        **options,
+    )
+    assert made.record["candidates"][0]["measurement"]["conditions"]["image_size"] == 64
+    assert made.artifact.image_size == 64  # more than twice the data's own 28 px
+    assert "uint8, (n, 64, 64, 1)" in made.report.read_text()
+
+
+def test_full_disk_is_said_before_work_begins(splits, tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10, 9, 1))
+    with pytest.raises(ValueError, match="has 0 MB free, 500 MB are needed"):
+        fit(splits, min_throughput=1.0, output=tmp_path / "run", candidates=candidates())
+
+
+def test_members_of_a_family_grow():
+    for name in ("tresnet_m", "efficientnet_b0", "resnet50d"):
+        for size in (28, 224):
+            sizes = [cs.count(spec, image_size=spec.input.size).macs for spec in scaled_members(name, size)]
+            assert sizes == sorted(sizes)
+            assert len(set(sizes)) == len(sizes)
+    assert scaled_members("resnet50d", 224)[-1] == for_image_size(cs.get_spec("resnet50d"), 224)
+
+
+def test_members_have_the_size_asked_for():
+    for name in ("efficientnet_b0", "resnet50d"):
+        for size in (48, 64):
+            assert {spec.input.size for spec in scaled_members(name, size)} == {size}
+        for size in (128, 320):
+            members = scaled_members(name, size)
+            assert members[-1].input.size == size
+            assert members[-2].input.size == round(size * 1.15 ** (_PHIS[-2]))
+
+
+def test_fashion_mnist_is_found_where_the_package_puts_it():
+    assert fashion_mnist(print) == DATA
+
+
+def test_download_failure_is_one_line(monkeypatch, tmp_path):
+    import torchvision
+
+    def refuse(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("convscale.pipeline.demo.DEMO_FOLDERS", (Path("/nowhere"),))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", refuse)
+    with pytest.raises(
+        ValueError, match=r"can not be downloaded \(no network\); on Debian `apt-get install dataset-fashion-mnist`"
+    ):
+        fashion_mnist(lambda text: None)

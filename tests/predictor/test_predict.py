@@ -1,0 +1,426 @@
+"""Kernels by hand, the roofline by hand, predictions against what others published, calibration, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convscale.conditions import Conditions
+from convscale.cost.fusion import fused_kernels, kernels_of
+from convscale.cost.kernels import Kernel, eager_kernels, prefers_channels_last
+from convscale.cost.trace import trace
+from convscale.errors import UserError
+from convscale.predictor.calibrate import Observation, calibrate
+from convscale.predictor.calibration import Calibration, load_calibration, save_calibration
+from convscale.predictor.devices import devices, get_device
+from convscale.predictor.fitted import fitted_sets
+from convscale.predictor.interval import GROUPS, MARKS
+from convscale.predictor.predict import predict
+from convscale.predictor.roofline import PRIOR, kernel_s, net_s, table_of
+
+
+class ConvNormAct(nn.Sequential):
+    """16 -> 32 channels on a 16 x 16 map."""
+
+    def __init__(self, groups: int = 1, bias: bool = False) -> None:
+        super().__init__(
+            nn.Conv2d(16, 32, 3, padding=1, groups=groups, bias=bias), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
+        )
+
+
+def lowered(net: nn.Module, *, compiled: bool, batch_size: int = 2, precision: str = "fp32") -> list[Kernel]:
+    traced = trace(net, 16, batch_size, channels=16, precision=precision)
+    return fused_kernels(traced) if compiled else eager_kernels(traced)
+
+
+MAP = 4 * 2 * 32 * 256  # bytes of the output map at batch 2
+
+
+def test_eager_runs_one_kernel_per_operator_and_one_for_the_bias() -> None:
+    kernels = lowered(ConvNormAct(bias=True), compiled=False)
+    assert [k.kind for k in kernels] == ["conv", "uneven", "norm", "point"]
+    conv, bias, norm, relu = kernels
+    assert (conv.rows, conv.width, conv.depth, conv.channels) == (2 * 256, 32, 16 * 9, 16)
+    assert conv.macs == 2 * 256 * 32 * 144
+    assert (conv.in_bytes, conv.out_bytes, conv.weight_bytes) == (MAP // 2, MAP, 4 * 32 * 144)
+    assert (bias.in_bytes, bias.out_bytes) == (MAP, MAP)
+    assert (norm.in_bytes, norm.out_bytes) == (MAP + 4 * 4 * 32, MAP)
+    assert (relu.in_bytes, relu.out_bytes) == (MAP, MAP)
+
+
+def test_a_compiler_joins_norm_and_activation() -> None:
+    kernels = lowered(ConvNormAct(), compiled=True)
+    assert [k.kind for k in kernels] == ["conv", "fused"]
+    assert (kernels[1].in_bytes, kernels[1].out_bytes) == (MAP + 4 * 4 * 32, MAP)
+
+
+def test_a_residual_is_read_once_and_written_once() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(16, 16, 1, bias=False), nn.Conv2d(16, 16, 1, bias=False)
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            return torch.relu(self.norm(self.b(x)) + x)
+
+    fused = [k for k in lowered(Residual(), compiled=True) if k.kind == "fused"]
+    half = MAP // 2
+    assert [(k.in_bytes, k.out_bytes) for k in fused] == [(2 * half + 4 * 4 * 16, half)]
+
+
+def test_casts_of_weights_are_kernels() -> None:
+    kernels = lowered(ConvNormAct(), compiled=False, precision="amp")
+    assert [k.kind for k in kernels] == ["cast", "cast", "conv", "norm", "point"]
+    assert kernels[2].itemsize == 2
+
+
+@pytest.mark.parametrize(("groups", "kind"), [(1, "conv"), (4, "group"), (16, "direct")])
+def test_kinds_of_convolutions(groups: int, kind: str) -> None:
+    assert lowered(ConvNormAct(groups), compiled=False)[0].kind == kind
+
+
+def test_split_channels_are_gathered_first() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(torch.relu(x)[:, 8:])
+
+    kinds = [k.kind for k in lowered(Split(), compiled=False)]
+    assert kinds == ["point", "copy", "conv1"]
+    assert [k.kind for k in lowered(Split(), compiled=True)] == ["fused", "conv1"]
+
+
+def test_grouped_networks_stay_channels_first_when_compiled() -> None:
+    assert prefers_channels_last(trace(ConvNormAct(), 16, channels=16))
+    assert not prefers_channels_last(trace(ConvNormAct(4), 16, channels=16))
+
+
+def test_equal_layers_fall_together() -> None:
+    traced = trace(nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(5))), 16, channels=16)
+    assert [count for _, count in kernels_of(traced)] == [5]
+
+
+def flat() -> dict[str, float]:
+    """Coefficients of an ideal card: efficiencies 1, no overhead, no cache, no layout changes, the larger of the two
+    times.
+    """
+    return {
+        **PRIOR,
+        **{name: 1.0 for name in PRIOR if name.startswith(("compute.", "memory."))},
+        **{name: 1e-9 for name in PRIOR if name.startswith(("transform.", "small."))},
+        "p": 50.0,
+        "overhead_us": 1e-9,
+        "peak": 1.0,
+        "bandwidth": 1.0,
+        **dict.fromkeys(("depth0", "width0", "window0", "group0", "stats0", "window.depthwise"), 1e-09),
+        **{name: 1.0 for name in PRIOR if name.startswith("direct.")},
+        "cache.gain": 1e-9,
+        "permute": 1.0,
+        "huge": 1.0,
+    }
+
+
+def test_roofline_by_hand() -> None:
+    device = get_device("rtx-3090")  # 71.2 TFLOPS, 936.2 GB/s
+    compute = Kernel("conv", macs=10**12, in_bytes=10**6, out_bytes=10**6, rows=10**6, width=64, depth=576, channels=64)
+    memory = Kernel("point", in_bytes=9 * 10**9, out_bytes=9 * 10**9)
+    total, arithmetic, traffic = kernel_s(table_of([[(compute, 1), (memory, 1)]]), device, flat())
+    assert total == pytest.approx([2e12 / 71.2e12, 18e9 / 936.2e9], rel=1e-3)
+    assert arithmetic[0] > traffic[0]
+    assert arithmetic[1] == 0
+
+
+def test_ragged_channels_cost_their_padding() -> None:
+    device, c = get_device("rtx-3090"), flat()
+    even = Kernel("conv", macs=10**12, rows=10**6, width=80, depth=720, channels=80)
+    odd = Kernel("conv", macs=10**12 * 76 * 76 // 6400, rows=10**6, width=76, depth=684, channels=76)
+    times = net_s(table_of([[(even, 1)], [(odd, 1)]]), device, c)
+    assert times[1] == pytest.approx(times[0] * c["ragged"], rel=1e-3)
+
+
+def test_counts_multiply() -> None:
+    kernel = Kernel("point", in_bytes=10**9, out_bytes=10**9)
+    times = net_s(table_of([[(kernel, 1)], [(kernel, 3)]]), get_device("v100"), PRIOR)
+    assert times[1] == pytest.approx(3 * times[0])
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> nn.Module:
+    from torchvision.models import resnet50
+
+    with torch.device("meta"):
+        return resnet50()
+
+
+@pytest.mark.parametrize(("mode", "published", "within"), [("infer", 2830, 0.35), ("train", 805, 0.35)])
+def test_resnet50_against_the_tresnet_papers_v100(
+    resnet50: nn.Module, mode: str, published: float, within: float
+) -> None:
+    """Ridnik et al., arXiv 2003.13630, table 1: a card and a library version that no coefficient was fitted on."""
+    result = predict(resnet50, device="v100", mode=mode, image_size=224, batch_size=256)
+    assert abs(math.log(result.images_per_s / published)) < within
+    assert result.low < result.images_per_s < result.high
+
+
+def test_faster_cards_are_faster_and_say_what_binds(resnet50: nn.Module) -> None:
+    speeds = {
+        name: predict(resnet50, device=name, image_size=224).images_per_s
+        for name in ("t4", "v100", "a100-40gb", "a100-80gb", "h200", "b200")
+    }
+    assert list(speeds.values()) == sorted(speeds.values())
+    result = predict(resnet50, device="rtx-4090", image_size=224)
+    assert sum(result.shares.values()) == pytest.approx(1)
+    assert result.bound_by == "memory"  # eager batch norm and ReLU move more bytes than the convolutions take time
+    assert result.conditions.device == "rtx-4090"
+    assert "predicted" in str(result)
+
+
+def test_compiled_is_faster_than_eager_and_training_slower(resnet50: nn.Module) -> None:
+    eager = predict(resnet50, image_size=224).images_per_s
+    assert predict(resnet50, image_size=224, compiled=True).images_per_s > 1.2 * eager
+    assert predict(resnet50, image_size=224, mode="train").images_per_s < 0.5 * eager
+
+
+def test_the_module_may_be_in_either_mode(resnet50: nn.Module) -> None:
+    before = predict(resnet50.eval(), image_size=64)
+    assert predict(resnet50.train(), image_size=64) == before
+    assert resnet50.training
+
+
+def test_a_batch_that_does_not_fit_is_a_doubt(resnet50: nn.Module) -> None:
+    fits = predict(resnet50, device="rtx-3090", image_size=224, batch_size=256)
+    assert not any("needs about" in doubt for doubt in fits.doubts)
+    large = predict(resnet50, device="rtx-3090", image_size=224, batch_size=16384)
+    assert any("needs about" in doubt and "24 GB" in doubt for doubt in large.doubts)
+    assert large.images_per_s > 0
+
+
+def test_small_batches_are_bound_by_launches(resnet50: nn.Module) -> None:
+    result = predict(resnet50, device="h100-sxm", image_size=64, batch_size=1)
+    assert result.bound_by == "launch"
+    assert any("host's launches" in doubt for doubt in result.doubts)
+
+
+def test_unknown_cards_widen_the_interval(resnet50: nn.Module) -> None:
+    known, new = predict(resnet50, device="rtx-3090", image_size=224), predict(resnet50, device="a10", image_size=224)
+    assert new.high / new.low > known.high / known.low
+    assert any("data sheet" in doubt for doubt in new.doubts)
+    assert not known.doubts
+
+
+def test_doubts_of_known_weak_spots() -> None:
+    ragged = nn.Sequential(*(nn.Conv2d(76, 76, 3, padding=1, bias=False) for _ in range(4)))
+    ragged.in_chans = 76  # type: ignore[assignment]
+    assert any("multiple of 8" in doubt for doubt in predict(ragged, image_size=56).doubts)
+    large = nn.Sequential(*(nn.Conv2d(64, 64, 9, padding=4, groups=64, bias=False) for _ in range(4)))
+    large.in_chans = 64  # type: ignore[assignment]
+    assert any("larger than 5 x 5" in doubt for doubt in predict(large, image_size=56).doubts)
+    assert any("bfloat16" in doubt for doubt in predict(ragged, device="v100", precision="bf16", image_size=56).doubts)
+
+
+def test_bad_input(resnet50: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"device 'rtx-4080' is unknown \(nearest: rtx-4090"):
+        predict(resnet50, device="rtx-4080", image_size=224)
+    with pytest.raises(UserError, match="give image_size"):
+        predict(resnet50)
+    with pytest.raises(UserError, match="int8"):
+        predict(resnet50, precision="int8", image_size=224)
+    with pytest.raises(UserError, match="batch_size"):
+        predict(resnet50, image_size=224, batch_size=0)
+
+
+def test_every_set_has_all_coefficients() -> None:
+    assert set(fitted_sets()) == {"eager-nchw", "eager-nhwc", "compiled", "train-nchw", "train-nhwc", "cpu"}
+    for fitted in fitted_sets().values():
+        assert set(fitted.coefficients) == set(PRIOR)
+        assert all(value > 0 and np.isfinite(value) for value in fitted.coefficients.values())
+        assert set(fitted.sigmas) == {"base", *GROUPS, *MARKS, "factor"}
+        assert 0.005 < fitted.sigmas["base"] < 0.2
+        assert 0.8 < fitted.sigmas["factor"] < 1.8  # 1.28 if errors were normal
+        assert set(fitted.cards) <= set(devices())
+
+
+def observation(net: nn.Module, images_per_s: float, size: int = 64, **changes: object) -> Observation:
+    conditions = Conditions(device="t4", precision="amp", batch_size=64, image_size=size)
+    return Observation(net=net, conditions=dataclasses.replace(conditions, **changes), images_per_s=images_per_s)  # type: ignore[arg-type]
+
+
+def test_one_measurement_sets_the_scale(resnet50: nn.Module) -> None:
+    plain = predict(resnet50, device="t4", image_size=64, batch_size=64)
+    made = calibrate([observation(resnet50, plain.images_per_s * 0.8)])
+    again = predict(resnet50, device="t4", image_size=64, batch_size=64, calibration=made)
+    assert (
+        0.8 * plain.images_per_s < again.images_per_s < 0.9 * plain.images_per_s
+    )  # most of the way, since one network is off by itself too
+    assert (again.calibrated, made.count) == (True, 1)
+    assert again.high / again.low < plain.high / plain.low
+    other = predict(resnet50, device="t4", image_size=128, batch_size=64, calibration=made)
+    ratio = other.images_per_s / predict(resnet50, device="t4", image_size=128, batch_size=64).images_per_s
+    assert 0.78 < ratio < 0.92
+
+
+def test_a_measurement_as_predicted_changes_nothing_but_the_doubt(resnet50: nn.Module) -> None:
+    plain = predict(resnet50, device="a10", image_size=64, batch_size=64)
+    made = calibrate([observation(resnet50, plain.images_per_s, device="a10")])
+    again = predict(resnet50, device="a10", image_size=64, batch_size=64, calibration=made)
+    assert again.images_per_s == pytest.approx(plain.images_per_s, rel=1e-3)
+    assert again.high / again.low < plain.high / plain.low
+
+
+def test_more_measurements_leave_less_doubt(resnet50: nn.Module) -> None:
+    def speed(size: int) -> float:
+        return 0.8 * predict(resnet50, device="t4", image_size=size, batch_size=64).images_per_s
+
+    one = calibrate([observation(resnet50, speed(64))])
+    three = calibrate([observation(resnet50, speed(size), size) for size in (64, 96, 128)])
+    assert np.trace(three.covariance) < np.trace(one.covariance)
+    asked = {"device": "t4", "image_size": 128, "batch_size": 64}
+    off = [abs(predict(resnet50, calibration=made, **asked).images_per_s / speed(128) - 1) for made in (one, three)]
+    assert off[1] < off[0]
+
+
+def test_many_measurements_refit_a_cpu() -> None:
+    """A CPU whose time is its MACs over 50 GFLOPS: after a dozen networks the rest follows within 15 %."""
+    nets = [
+        nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1))
+        for width in range(16, 216, 16)
+    ]
+
+    def truth(width: int, size: int) -> float:
+        return 50e9 / (2 * size * size * width * 9 * (3 + width))
+
+    def on(width: int, net: nn.Module, size: int) -> Observation:
+        conditions = Conditions(device="cpu", batch_size=1, image_size=size)
+        return Observation(net=net, conditions=conditions, images_per_s=truth(width, size))
+
+    widths = list(range(16, 216, 16))
+    made = calibrate([on(width, net, 64) for width, net in zip(widths, nets, strict=True)])
+    assert made.coefficients is not None
+    net = nn.Sequential(nn.Conv2d(3, 104, 3, padding=1), nn.Conv2d(104, 104, 3, padding=1))
+    result = predict(net, device="cpu", precision="fp32", image_size=96, batch_size=1, calibration=made)
+    assert result.images_per_s == pytest.approx(truth(104, 96), rel=0.15)
+
+
+def calibration_of_t4() -> Calibration:
+    return Calibration(
+        device="t4",
+        mode="infer",
+        runtime="eager",
+        layout="nchw",
+        precision="amp",
+        threads=None,
+        count=1,
+        coefficients=dict(PRIOR),
+        covariance=[[0.01, 0.0, 0.0]] * 3,
+    )
+
+
+def test_calibration_on_disk(tmp_path: Path) -> None:
+    made = calibration_of_t4()
+    save_calibration(made, tmp_path / "t4.json")
+    assert load_calibration(tmp_path / "t4.json") == made
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(UserError, match=r"can not be read"):
+        load_calibration(tmp_path / "bad.json")
+
+
+def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
+    made = calibration_of_t4()
+    with pytest.raises(UserError, match="made for device 't4', not 'v100'"):
+        predict(resnet50, device="v100", image_size=64, calibration=made)
+    with pytest.raises(UserError, match="at least one measured network"):
+        calibrate([])
+    with pytest.raises(UserError, match="made for precision 'amp', not 'fp32'"):
+        predict(resnet50, device="t4", precision="fp32", image_size=64, calibration=made)
+    with pytest.raises(UserError, match="share their precision"):
+        calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, precision="fp32")])
+    with pytest.raises(UserError, match="measurements in onnxruntime say nothing of it"):
+        calibrate([observation(resnet50, 10.0, runtime="onnxruntime")])
+    with pytest.raises(UserError, match="share their layout"):
+        calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, layout="nhwc")])
+
+
+def depthwise(channels: int, kernel: int, stride: int, size: int, layout: str, precision: str = "fp16") -> str:
+    conv = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+    traced = trace(conv, size, 4, channels=channels, precision=precision, layout=layout)
+    return next(k.kind for k in eager_kernels(traced) if k.macs)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "size", "layout", "precision", "kind"),
+    [
+        (64, 3, 1, 56, "nchw", "fp16", "depthwise"),
+        (64, 7, 1, 56, "nchw", "fp16", "direct"),  # cuDNN's depthwise kernels are 1, 3 and 5 wide
+        (16, 3, 1, 56, "nchw", "fp16", "direct"),  # and want 32 channels
+        (64, 3, 2, 56, "nchw", "fp16", "direct"),  # and many channels where they stride
+        (512, 3, 2, 14, "nchw", "fp16", "depthwise"),
+        (64, 3, 1, 56, "nchw", "fp32", "direct"),
+        (64, 7, 1, 56, "nhwc", "fp16", "depthwise"),  # channels-last is always cuDNN's
+    ],
+)
+def test_who_runs_a_depthwise_convolution(
+    channels: int, kernel: int, stride: int, size: int, layout: str, precision: str, kind: str
+) -> None:
+    """PyTorch's rule, aten/src/ATen/native/Convolution.cpp, ``use_cudnn_depthwise`` and
+    ``check_cudnn_depthwise_workload_with_filter``.
+    """
+    assert depthwise(channels, kernel, stride, size, layout, precision) == kind
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "dilation", "kind"),
+    [(128, 32, 1, "packed"), (64, 4, 1, "even"), (96, 4, 1, "group"), (128, 32, 2, "group")],
+)
+def test_kinds_of_grouped_convolutions(channels: int, groups: int, dilation: int, kind: str) -> None:
+    conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=groups, bias=False)
+    assert [k.kind for k in eager_kernels(trace(conv, 16, 2, channels=channels))] == [kind]
+
+
+def test_pointwise_kernels_that_spread_or_mix_are_told_apart() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(x)
+            return x * x.mean((2, 3), keepdim=True) + x
+
+    assert [k.kind for k in lowered(Gate(), compiled=False)] == ["point", "reduce", "uneven", "point"]
+    assert not any(k.permuted for k in lowered(Gate(), compiled=False))
+
+
+def test_batch_norm_in_training_is_its_own_kind() -> None:
+    traced = trace(ConvNormAct(), 16, 2, channels=16, mode="train")
+    kinds = [(k.kind, k.phase) for k in eager_kernels(traced) if k.kind in ("norm", "stats")]
+    assert kinds == [("stats", "forward"), ("stats", "backward")]
+
+
+def test_few_channels_leave_units_idle_in_training_norms() -> None:
+    """One block a channel: as many bytes in 4 channels take longer than in 256, channels first; channels-last is spread
+    evenly.
+    """
+    device, c = get_device("rtx-3090"), flat() | {"stats0": 16.0}
+    few, many = (Kernel("stats", in_bytes=10**9, out_bytes=10**9, channels=channels, side=56) for channels in (4, 256))
+    times = net_s(
+        table_of([[(few, 1)], [(many, 1)], [(few._replace(nhwc=True), 1)], [(many._replace(nhwc=True), 1)]]), device, c
+    )
+    assert times[0] / times[1] == pytest.approx((1 + 16 / 4) / (1 + 16 / 256), rel=1e-3)
+    assert times[2] == pytest.approx(times[3])
+
+
+def test_a_tiny_product_does_not_fill_the_card() -> None:
+    device, c = get_device("h100-sxm"), flat()
+    one = Kernel("conv1", macs=128 * 128 * 4096, rows=128, width=128, depth=4096, channels=4096)
+    full = one._replace(macs=one.macs * 132, rows=128 * 132)
+    times = net_s(table_of([[(one, 1)], [(full, 1)]]), device, c)
+    assert times[1] == pytest.approx(
+        4 * times[0], rel=1e-3
+    )  # 132 tiles on 132 units, where one tile was split among four

@@ -1,0 +1,104 @@
+"""Every runtime gives PyTorch's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convscale.artifact.artifact import Artifact
+from convscale.errors import UserError
+from convscale.runtimes.base import TorchRunner, installed_runtimes, open_runtime, torch_threads
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_same_numbers(runtime: str, n: int, tiny: nn.Module, onnx_art: Artifact) -> None:
+    x = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))
+    run = open_runtime(tiny if runtime == "eager" else onnx_art.model_path, runtime, threads=1)
+    assert run.threads == 1
+    (logits,) = run(x)
+    with torch.no_grad():
+        assert np.allclose(logits, tiny(x).numpy(), atol=1e-5)
+    assert np.array_equal(run(x.numpy())[0], logits)
+
+
+def test_outputs_survive_the_next_call(onnx_art: Artifact) -> None:
+    run = open_runtime(onnx_art.model_path, "openvino", threads=1)
+    (first,) = run(torch.zeros(1, 3, 32, 32))
+    kept = first.copy()
+    run(torch.ones(1, 3, 32, 32))
+    assert np.array_equal(first, kept)
+
+
+@pytest.mark.parametrize("runtime", ["compiled", "compiled-frozen"])
+def test_compiled(runtime: str) -> None:
+    if "compiled" not in installed_runtimes():
+        pytest.skip("no C++ compiler")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = net(x).numpy()
+        assert np.allclose(open_runtime(net, runtime, threads=1)(x)[0], expected, atol=1e-5)
+
+
+def test_nhwc_and_bf16(tiny: nn.Module) -> None:
+    import copy
+
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = tiny(x).numpy()
+    for precision, layout, tolerance in (("fp32", "nhwc", 1e-5), ("bf16", "nchw", 0.05), ("amp", "nhwc", 0.05)):
+        (logits,) = TorchRunner(
+            copy.deepcopy(tiny), "eager", threads=1, device="cpu", precision=precision, layout=layout
+        )(x)
+        error = np.abs(logits - expected).max() / np.abs(expected).max()
+        assert error < tolerance
+        assert (error > 1e-5) == (precision != "fp32")
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
+    with pytest.raises(UserError, match="runtime 'onnx' is unknown"):
+        open_runtime(onnx_art.model_path, "onnx")
+    with pytest.raises(UserError, match="opens model files, not modules"):
+        open_runtime(tiny, "openvino")
+    with pytest.raises(UserError, match=r"opens modules, not model\.onnx"):
+        open_runtime(onnx_art.model_path, "eager")
+    with pytest.raises(UserError, match="int8 needs a quantised artefact"):
+        open_runtime(tiny, "eager", precision="int8")
+    with pytest.raises(UserError, match=r"ONNX Runtime can not open classes\.json"):
+        open_runtime(onnx_art.folder / "classes.json", "onnxruntime")
+    with pytest.raises(UserError, match=r"OpenVINO can not open classes\.json"):
+        open_runtime(onnx_art.folder / "classes.json", "openvino")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(tiny: nn.Module, onnx_art: Artifact) -> None:
+    with pytest.raises(UserError, match="torch sees no CUDA GPU"):
+        open_runtime(tiny, "eager", device="cuda")
+    with pytest.raises(UserError, match=r"no CUDAExecutionProvider; pip install onnxruntime-gpu"):
+        open_runtime(onnx_art.model_path, "onnxruntime", device="cuda")
+
+
+def test_a_gpu_that_does_not_start_is_no_gpu(onnx_art: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    class Fallen(ort.InferenceSession):
+        """A session as ONNX Runtime gives it where the provider's libraries do not load: on the processor."""
+
+        def __init__(self, path: str, options: ort.SessionOptions, providers: list[str]) -> None:
+            assert providers == ["CUDAExecutionProvider"]
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", Fallen)
+    with pytest.raises(UserError, match="CUDAExecutionProvider does not start here"):
+        open_runtime(onnx_art.model_path, "onnxruntime", device="cuda")

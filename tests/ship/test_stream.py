@@ -1,0 +1,260 @@
+"""Classifying files: order, errors as rows, bounded memory, resuming."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convscale.errors import UserError
+from convscale.images.decode import read_image
+from convscale.images.preprocess import Preprocessing
+from convscale.ship import stream as module
+from convscale.ship.stream import classify, classify_stream, image_paths
+
+
+class Colours:
+    """An artefact that says which channel is the brightest, and counts its calls."""
+
+    classes = ("red", "green", "blue")
+    preprocessing = Preprocessing(image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
+    batch_size = 4
+    thresholds: tuple[float, ...] | None = None
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        assert (images.dtype, images.shape[1:]) == (np.uint8, (8, 8, 3))
+        self.calls.append(len(images))
+        means = images.mean((1, 2), dtype=np.float64)
+        return (means / means.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def artifact() -> Colours:
+    return Colours()
+
+
+def colour(i: int) -> tuple[int, int, int]:
+    return ((200, 50, 0), (50, 200, 0), (0, 50, 200))[i % 3]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """11 flat PNGs in two folders, red, green, blue in turn; one of them damaged, one that is no image."""
+    place = tmp_path / "photos"
+    (place / "b").mkdir(parents=True)
+    for i in range(11):
+        Image.new("RGB", (16, 16), colour(i)).save(place / ("b" if i >= 8 else "") / f"{i:02}.png")
+    (place / "04.png").write_bytes((place / "04.png").read_bytes()[:40])
+    (place / "07.png").write_text("not an image")
+    (place / "notes.txt").write_text("left out")
+    return place
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_in_order_with_errors_as_rows(folder: Path, artifact: Colours, tmp_path: Path) -> None:
+    result = classify(image_paths([str(folder)]), artifact, tmp_path / "out.csv")
+    rows = rows_of((tmp_path / "out.csv").read_text())
+    assert [Path(row["path"]).name for row in rows] == [f"{i:02}.png" for i in range(11)]
+    assert [row["class"] for row in rows] == ["" if i in (4, 7) else ("red", "green", "blue")[i % 3] for i in range(11)]
+    assert float(rows[0]["probability"]) == pytest.approx(0.8)
+    assert "truncated" in rows[4]["error"] or "damaged" in rows[4]["error"]
+    assert rows[7]["error"].startswith("not a JPEG")
+    assert (result.images, result.errors, result.resumed) == (11, 2, 0)
+    assert artifact.calls == [4, 2, 3]  # bad images are left out of a batch, not run as something else
+
+
+def test_json_lines_with_the_best_three(folder: Path, artifact: Colours) -> None:
+    out = io.StringIO()
+    classify([str(folder / "00.png"), str(folder / "07.png")], artifact, out, format="jsonl", top=3)
+    good, bad = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [c["class"] for c in good["classes"]] == ["red", "green", "blue"]
+    assert [c["probability"] for c in good["classes"]] == pytest.approx([0.8, 0.2, 0.0])
+    assert set(bad) == {"path", "error"}
+
+
+def test_csv_columns_for_more_classes(folder: Path, artifact: Colours) -> None:
+    out = io.StringIO()
+    classify([str(folder / "00.png")], artifact, out, top=2)
+    assert out.getvalue().splitlines()[0] == "path,class_1,probability_1,class_2,probability_2,error"
+    assert out.getvalue().splitlines()[1].endswith(",red,0.8,green,0.2,")
+
+
+def test_arguments(folder: Path) -> None:
+    names = [f"{i:02}.png" for i in range(11)]
+    assert [Path(p).name for p in image_paths([str(folder)])] == names
+    assert [Path(p).name for p in image_paths([str(folder / "*.png")])] == names[:8]
+    assert [Path(p).name for p in image_paths([str(folder / "**" / "*.png")])] == names
+    assert list(image_paths(["-", str(folder / "notes.txt")], ["x.jpg\n", "\n", "y z.png\r\n"])) == [
+        "x.jpg",
+        "y z.png",
+        str(folder / "notes.txt"),
+    ]
+
+
+def test_arguments_that_mean_nothing(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"image nowhere\.jpg does not exist"):
+        image_paths(["nowhere.jpg"])
+    with pytest.raises(UserError, match=r"\*\.gif gives no image; known extensions: \.jpg"):
+        image_paths([str(folder / "*.gif")])
+    with pytest.raises(UserError, match="no images are named"):
+        image_paths([])
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="empty gives no image"):
+        image_paths([str(folder / "empty")])
+
+
+def test_a_missing_file_on_a_list_is_a_row(folder: Path, artifact: Colours) -> None:
+    rows = list(classify_stream(["nowhere.png", str(folder / "00.png")], artifact))
+    assert [row.error for row in rows] == ["can not be read (No such file or directory)", ""]
+
+
+def test_an_image_bomb_is_a_row(folder: Path, artifact: Colours) -> None:
+    (row,) = classify_stream([str(folder / "00.png")], artifact, max_pixels=100)
+    assert "above the cap" in row.error
+
+
+def test_resume_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    classify(image_paths([str(folder)]), Colours(), whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    for kept in (0, 1, 2, 6, 12):
+        part.write_text("".join(lines[:kept]) + ("" if kept in (0, 12) else lines[kept][:9]))  # and a torn line
+        artifact = Colours()
+        result = classify(image_paths([str(folder)]), artifact, part, resume=True)
+        assert part.read_text() == whole.read_text()
+        assert result.resumed == max(0, kept - 1)
+        assert result.images == 11 - result.resumed
+
+
+def test_resume_json_lines(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    classify(image_paths([str(folder)]), Colours(), out)
+    text = out.read_text()
+    out.write_text("".join(text.splitlines(keepends=True)[:5]) + '{"path": "/x')
+    assert classify(image_paths([str(folder)]), Colours(), out, resume=True).resumed == 5
+    assert out.read_text() == text
+
+
+def test_resume_with_other_files_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    classify([str(folder / "00.png")], Colours(), out)
+    before = out.read_text()
+    with pytest.raises(
+        UserError, match=r"has a row for .*00\.png where the list has .*01\.png; resume with the same images"
+    ):
+        classify([str(folder / "01.png")], Colours(), out, resume=True)
+    with pytest.raises(UserError, match="has other columns than path,class_1"):
+        classify([str(folder / "00.png")], Colours(), out, resume=True, top=2)
+    (tmp_path / "diary.csv").write_text("dear,diary\n")
+    with pytest.raises(UserError, match="no table of convscale classify"):
+        classify([str(folder / "01.png")], Colours(), tmp_path / "diary.csv", resume=True)
+    assert out.read_text() == before
+
+
+def test_existing_output(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("precious")
+    with pytest.raises(UserError, match="exists; use --resume, --overwrite"):
+        classify([str(folder / "00.png")], Colours(), tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "precious"
+    classify([str(folder / "00.png")], Colours(), tmp_path / "out.csv", overwrite=True)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+
+def test_memory_is_bounded(folder: Path, artifact: Colours) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield str(folder / "00.png")
+
+    stream = classify_stream(endless(), artifact)
+    for done in range(1, 200):
+        next(stream)
+        assert taken <= done + (module.AHEAD + 1) * artifact.batch_size
+    stream.close()
+
+
+def test_decoding_overlaps_inference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the network runs its first batch, images of later batches are decoded: it waits until one has been."""
+    later = threading.Event()
+    decode, count = module._decode, 0
+
+    def counting(*arguments: object) -> np.ndarray:
+        nonlocal count
+        count += 1
+        if count > 4:
+            later.set()
+        return decode(*arguments)  # type: ignore[arg-type]
+
+    class Waiting(Colours):
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            assert later.wait(20)
+            return super().__call__(images)
+
+    monkeypatch.setattr(module, "_decode", counting)
+    assert len(list(classify_stream([str(folder / "00.png")] * 12, Waiting(), workers=1))) == 12
+
+
+def test_odd_names(folder: Path, tmp_path: Path) -> None:
+    odd = folder / 'a, "b"\nc.png'
+    odd.write_bytes((folder / "00.png").read_bytes())
+    out = tmp_path / "out.csv"
+    classify([str(odd)], Colours(), out)
+    assert rows_of(out.read_text())[0]["path"] == str(odd).replace("\n", "\\n")
+    assert classify([str(odd), str(folder / "01.png")], Colours(), out, resume=True).resumed == 1
+
+
+def test_progress_and_bad_input(folder: Path, artifact: Colours, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    classify(image_paths([str(folder)]), artifact, io.StringIO(), on_rows=lambda n, bad: seen.append((n, bad)))
+    assert seen == [(4, 0), (8, 2), (11, 2)]
+    with pytest.raises(UserError, match="format 'xml' is unknown"):
+        classify([], artifact, io.StringIO(), format="xml")
+    with pytest.raises(UserError, match="top must lie between 1 and the 3 classes, got 4"):
+        list(classify_stream([], artifact, top=4))
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        classify([], artifact, tmp_path)
+
+
+def test_several_labels_are_those_above_their_thresholds(folder: Path, tmp_path: Path) -> None:
+    several = Colours()
+    several.thresholds = (0.2, 0.9, 0.0)
+    row = next(iter(classify_stream([str(folder / "00.png")], several, top=1)))
+    shares = dict(
+        zip(
+            several.classes,
+            several(several.preprocessing.resize(read_image(folder / "00.png")).numpy()[None])[0],
+            strict=True,
+        )
+    )
+    assert row.labels == tuple(
+        name for name, least in zip(several.classes, several.thresholds, strict=True) if shares[name] > least
+    )
+    classify([str(folder / "00.png")], several, tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as file:
+        written = next(csv.DictReader(file))
+    assert list(written) == ["path", "labels", "class", "probability", "error"]
+    assert json.loads(written["labels"]) == list(row.labels or ())
+    classify([str(folder / "00.png")], several, tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["labels"] == list(row.labels or ())
+
+
+def test_impossible_options(folder: Path) -> None:
+    for option in ("batch_size", "workers"):
+        with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
+            classify([str(folder / "00.png")], Colours(), io.StringIO(), **{option: 0})

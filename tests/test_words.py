@@ -1,0 +1,112 @@
+"""Numbers in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from convscale import words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2310.4, "2,310"),
+        (0.12345, "0.123"),
+        (0, "0"),
+        (9.996, "10.0"),
+        (-1234.5, "-1,230"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (1e9, "1,000,000,000"),
+    ],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(4004.6, "4,005"), (999.4, "999"), (12.34, "12.3"), (123456.0, "123,500"), (None, "–")]
+)
+def test_rate(value: float | None, text: str) -> None:
+    assert words.rate(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "decimals", "text"),
+    [
+        (0.9231, 1, "92.3 %"),
+        (1.0, 2, "100 %"),
+        (0.99996, 1, "99.996 %"),
+        (0.9999999, 1, "just under 100 %"),
+        (0.0, 1, "0.0 %"),
+        (None, 1, "–"),
+    ],
+)
+def test_percent_never_rounds_up_to_all(share: float | None, decimals: int, text: str) -> None:
+    assert words.percent(share, decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1_234_567, "1.23 M"), (4.11e9, "4.11 G"), (999, "999"), (12_300, "12.3 K"), (None, "–")]
+)
+def test_large(value: float | None, text: str) -> None:
+    assert words.large(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(34e-6, "34.0 µs"), (0.0034, "3.40 ms"), (61.2, "61 s"), (312, "5 min 12 s"), (7322, "2 h 2 min"), (None, "–")],
+)
+def test_seconds(value: float | None, text: str) -> None:
+    assert words.seconds(value) == text
+
+
+def test_speed_is_batch_over_the_median() -> None:
+    m = {"times_s": [0.5, 0.1, 0.2], "conditions": {"batch_size": 8}}
+    assert words.speed(m) == 40.0
+    assert words.speed(m | {"images_per_s": 41.0}) == 41.0
+    assert words.speed({}) is None
+    assert words.speed({"times_s": []}) is None
+
+
+def test_spread_agrees_with_numpy() -> None:
+    import numpy as np
+
+    times = [0.31, 0.29, 0.30, 0.35, 0.28, 0.30]
+    low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
+    assert words.spread({"times_s": times}) == pytest.approx((high - low) / middle)
+    assert words.spread({"times_s": times[:3]}) is None
+
+
+def test_quartiles_are_of_times_not_of_speeds() -> None:
+    m = {"times_s": [1.0, 2.0, 3.0, 4.0, 5.0], "conditions": {"batch_size": 12}}
+    assert words.quartiles(m) == (3.0, 6.0)
+    assert words.quartiles({"images_per_s": 100.0, "iqr_rel": 0.1}) == pytest.approx((95.0, 105.0))
+    assert words.quartiles({"images_per_s": 100.0}) is None
+    assert words.quartiles(None) is None
+
+
+def test_conditions_in_words() -> None:
+    value = {
+        "device": "cpu",
+        "mode": "train",
+        "precision": "bf16",
+        "layout": "nhwc",
+        "batch_size": 1,
+        "image_size": 224,
+        "runtime": "eager",
+        "threads": 1,
+    }
+    assert words.conditions(value) == "eager, training, bf16, nhwc, batch 1, 224 px, 1 thread, cpu"
+    assert words.conditions(None) == "conditions not recorded"
+
+
+def test_shortened_keeps_the_end() -> None:
+    assert words.shortened("efficientnet_b0 depth 0.5 width 0.35", 20) == "efficient…width 0.35"
+    assert len(words.shortened("x" * 99, 20)) == 20
+
+
+def test_devices_without_their_makers_noise() -> None:
+    assert words.device("Intel(R) Xeon(R) Processor") == "Intel Xeon"
+    assert words.device("NVIDIA GeForce RTX 4090, inference") == "RTX 4090, inference"
+    assert words.device("AMD EPYC 7763 64-Core Processor") == "AMD EPYC 7763 64-Core"
