@@ -38,7 +38,7 @@ from convscale.cli.options import (
     say,
 )
 from convscale.errors import Stopped, UserError
-from convscale.networks.resolve import spec_of
+from convscale.networks.names import spec_of
 
 app = typer.Typer(
     name="convscale",

@@ -27,7 +27,7 @@ from convscale.cli.options import (
 )
 from convscale.errors import UserError
 from convscale.files import json_numbers
-from convscale.networks.resolve import spec_of
+from convscale.networks.names import spec_of
 
 Dataset = Annotated[
     str | None,

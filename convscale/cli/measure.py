@@ -9,7 +9,7 @@ import typer
 
 from convscale.cli.options import Device, ImgSize, Json, Precision, Threads, print_json, say
 from convscale.errors import UserError
-from convscale.networks.resolve import spec_of
+from convscale.networks.names import spec_of
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 

@@ -9,7 +9,7 @@ import typer
 
 from convscale.cli.options import Json, print_json, say
 from convscale.errors import UserError
-from convscale.networks.resolve import spec_of
+from convscale.networks.names import spec_of
 
 PAGES, PICTURES = (".html",), (".html", ".png")
 

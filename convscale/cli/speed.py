@@ -11,7 +11,7 @@ import typer
 from convscale.cli.options import ImgSize, Json, Threads, print_json, say
 from convscale.cli.report import PICTURES, check_output, write_choice
 from convscale.errors import UserError
-from convscale.networks.resolve import spec_of
+from convscale.networks.names import spec_of
 from convscale.words import exact, odds
 
 Device = Annotated[

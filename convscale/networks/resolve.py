@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,11 +49,3 @@ def build_meta(spec: Any) -> nn.Module:
 
     with torch.device("meta"):
         return create_model(spec)
-
-
-def spec_of(name: str) -> Any:
-    """A spec from a file's path or a name."""
-    from convscale.arch.spec import load_spec
-    from convscale.arch.zoo import get_spec
-
-    return load_spec(name) if Path(name).suffix in (".json", ".yaml", ".yml") else get_spec(name)
