@@ -248,10 +248,12 @@ def _commands(module: Module) -> Iterator[str]:
         if any(registers(decorator) for decorator in function.decorator_list):
             yield f"{module.name}.{name}"
     imported = {one.name.rpartition(".")[2]: one.name for one in module.imports}
+    statements = [node for node in ast.walk(module.tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    renamed = {alias.asname: alias.name for node in statements for alias in node.names}
     for node in ast.walk(module.tree):  # app.command("train")(train_command)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Call) and registers(node.func):
             for arg in node.args:
-                name = ast.unparse(arg)
+                name = renamed.get(ast.unparse(arg), ast.unparse(arg))
                 yield imported.get(name.rpartition(".")[2], f"{module.name}.{name}")
 
 
