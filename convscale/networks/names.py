@@ -1,0 +1,14 @@
+"""A network's spec from a name or a file, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def spec_of(name: str) -> Any:
+    """A spec from a file's path or a name."""
+    from convscale.arch.spec import load_spec
+    from convscale.arch.zoo import get_spec
+
+    return load_spec(name) if Path(name).suffix in (".json", ".yaml", ".yml") else get_spec(name)
