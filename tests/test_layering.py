@@ -18,7 +18,7 @@ ROOT = Path(convscale.__file__).parent
 HOUSE = Checkout.on_disk(ROOT.parent)
 MODULES = [module for module in HOUSE.modules if module.room]
 
-GROUND = ("_version", "errors", "machine", "files", "cache", "conditions", "stats", "words")
+GROUND = ("_version", "errors", "machine", "files", "cache", "words", "conditions", "stats")
 ROOMS = (
     *("arch", "nn", "images", "networks", "runtimes", "artifact", "formats", "cost", "speed", "predictor", "ship"),
     *("choice", "learn", "detect", "maps", "nas", "show", "serve", "pipeline", "cli", "__main__"),
@@ -26,9 +26,10 @@ ROOMS = (
 RANK = {room: rank for rank, room in enumerate((*GROUND, *ROOMS))}
 
 TORCH = ("torch", "torchvision", "timm")
-TORCH_FREE = (*GROUND, "arch", "images", "runtimes", "artifact", "serve")
-TORCH_MODULES = ("convscale.runtimes.pytorch",)
-"""What may import torch in a room that is free of it, by name and by what stands below that name."""
+TORCH_FREE = (*GROUND, "arch", "runtimes", "artifact", "serve")
+TORCH_MODULES = ("convscale.runtimes.pytorch", "convscale.machine")
+"""What may import torch in a room that is free of it, by name and by what stands below that name: the runtime that is
+PyTorch, and the machine, which asks it for a GPU's name."""
 
 # By the names they are imported by: the extras, and what only reports and trainings draw on.
 EXTRAS = (
@@ -174,8 +175,7 @@ def module(path: str, source: str) -> Module:
         ("arch/spec.py", "import torch.nn as nn"),
         ("arch/spec.py", "def f():\n    import timm"),
         ("arch/spec.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
-        ("images/decode.py", "def f():\n    import torchvision"),
-        ("machine.py", "from torch import cuda"),
+        ("cache.py", "from torch import cuda"),
         ("artifact/artifact.py", "import importlib\nimportlib.import_module('torch')"),
         ("runtimes/base.py", "import torch"),
         ("runtimes/pytorch_like.py", "import torch"),
