@@ -55,7 +55,7 @@ def load_weights(
         layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'), ``efficientnet_lite_pytorch``; None: found by its keys.
         allow_head_mismatch: a classifier of another class count stays as it is instead of being an error.
 
-    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so. Two layouts exist only for weights that
+    Official TResNet weights were trained with ``|weight| + 1e-5`` as the norms' scale and are converted so. Two layouts exist only for weights that
     were trained with constants of their own, which the network then takes over (its ``spec`` too): official TResNet V2 has leaky slopes of
     1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding and epsilon of 1e-3.
 
@@ -85,7 +85,7 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
     """The network's state dict under another layout's keys: the exact inverse of loading from it. Tensors are copies on the CPU.
 
     Raises:
-        UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which |weight| + 1e-5 can not express.
+        UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which ``|weight| + 1e-5`` can not express.
     """
     spec = getattr(net, "spec", None)
     if not isinstance(spec, NetSpec):
