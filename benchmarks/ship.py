@@ -210,8 +210,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"Made by `python -m benchmarks.ship`; records with raw times: [ship.jsonl](ship.jsonl). {first['environment']['device_name']}, "
         f"{first['environment']['cores']} cores, CPU only (not measured on a GPU); {versions}. Batch {c['batch_size']}, {c['threads']} threads, each",
-        "network at its own size; all contenders in turns in one process, medians, with the interquartile range as a share of the median. Ours are",
-        "tuned at that batch; INT8's answers are judged in [ship_gate.md](ship_gate.md), with the same settings of the quantiser.",
+        "network at its own size; all contenders in turns in one process, medians; in brackets the interquartile range",
+        "as a share of the median. Ours are tuned at that batch; INT8's answers are judged in [ship_gate.md](ship_gate.md),",
+        "with the same settings of the quantiser.",
         "",
         "## images/s",
         "",
@@ -221,7 +222,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     models = [name for name in MODELS if any(row["model"] == name for row in rows)]
     by_model = {name: {row["contender"]: row for row in rows if row["model"] == name} for name in models}
     for name, found in by_model.items():
-        cells = [f"{found[label]['images_per_s']:.1f} ± {found[label]['iqr_rel'] / 2:.0%}" for label in (*PEERS, "ours fp32", "ours fastest")]
+        cells = [f"{found[label]['images_per_s']:.1f} ({found[label]['iqr_rel']:.0%})" for label in (*PEERS, "ours fp32", "ours fastest")]
         lines.append(f"| {name} | {found['ours fp32']['measurement']['conditions']['image_size']} | " + " | ".join(cells) + " |")
     lines += [
         "",

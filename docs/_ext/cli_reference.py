@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import inspect
 
-import typer
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from typer import Context
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 
-def command_tree() -> dict[str, typer.core.TyperCommand]:
+def command_tree() -> dict[str, TyperCommand]:
     """Every command by its name, as the parser knows it."""
     from convscale.cli import app
 
     group = get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    return {name: command for name, command in group.commands.items() if isinstance(command, typer.core.TyperCommand)}
+    assert isinstance(group, TyperGroup)
+    return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
 
 
-def page_of(name: str, command: typer.core.TyperCommand) -> str:
+def page_of(name: str, command: TyperCommand) -> str:
     """One command as Markdown: what it does, how it is called, and a table of what it takes."""
-    context = typer.Context(command, info_name=f"convscale {name}")
+    context = Context(command, info_name=f"convscale {name}")
     usage = " ".join([f"convscale {name}", *command.collect_usage_pieces(context)])
     rows = []
     for parameter in command.get_params(context):

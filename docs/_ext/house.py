@@ -30,7 +30,8 @@ def modules_of(room: Path) -> list[str]:
 class House(SphinxDirective):
     """A table; each line of the content is ``room: what it holds``, in the order of rank.
 
-    The room's docstring stands instead of that line where there is one. A package that no line names is an error, so a new room gets its rank here too.
+    The room's docstring stands instead of that line where there is one. A package that no line names is an error, so
+    that a new room gets its rank here too.
     """
 
     has_content = True

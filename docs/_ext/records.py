@@ -8,7 +8,8 @@ A figure is named by where it stands, so it can not differ from its record::
 ``ship`` is ``results/ship.jsonl`` (or ``.json``). ``[key=value, ...]`` keeps the one record whose fields say so; fields of fields are joined by dots.
 After the colon stands Python's format. A name that is not there, and a choice that leaves none or several, end the build with the reason.
 
-A table has a row for each record; its content says a column a line, ``heading = expression``; a path without a file is of the row's own record::
+A table has a row for each record; its content says a column a line, ``heading = expression``; a path without a file is of the row's own
+record, and ``$key`` in a lookup is the row's value. Words with lookups in braces make a cell of several: ``{low : .0f} to {high : .0f}``::
 
     ```{record-table} kill_loop
     loader processes = workers
@@ -22,6 +23,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from statistics import median, quantiles
 from typing import TypeAlias
 
 from docutils import nodes
@@ -47,7 +49,10 @@ def records_of(name: str) -> tuple[Json, ...]:
 
 
 def field(record: Json, path: str) -> Json:
-    """The value at ``path``: keys joined by dots, numbers for places in a list. A key with dots in it is tried whole."""
+    """The value at ``path``: keys joined by dots, numbers for places in a list. A key with dots in it is tried whole.
+
+    A measurement keeps raw times: its ``images_per_s`` and ``iqr_rel`` are made from them.
+    """
     value: Json = record
     parts = path.strip().split(".")
     while parts:
@@ -59,10 +64,36 @@ def field(record: Json, path: str) -> Json:
             if isinstance(value, list) and length == 1 and key.lstrip("-").isdigit():
                 value = value[int(key)]
                 break
+            if isinstance(value, dict) and key in DERIVED and "times_s" in value:
+                value = DERIVED[key](value)
+                break
         else:
-            raise ValueError(f"no field {'.'.join(parts)!r}; there are {', '.join(value) if isinstance(value, dict) else value!r}")
+            raise ValueError(
+                f"no field {'.'.join(parts)!r}; there are {', '.join(value) if isinstance(value, dict) else value!r}"
+            )
         parts = parts[length:]
     return value
+
+
+def images_per_s(measurement: dict[str, Json]) -> float:
+    """The batch over the median of the calls."""
+    return number(field(measurement, "conditions.batch_size")) / median(times_of(measurement))
+
+
+def iqr_rel(measurement: dict[str, Json]) -> float:
+    """The interquartile range of the calls, as a share of their median."""
+    low, _, high = quantiles(times_of(measurement), n=4, method="inclusive")
+    return (high - low) / median(times_of(measurement))
+
+
+def times_of(measurement: dict[str, Json]) -> list[float]:
+    """Seconds of each call."""
+    times = measurement["times_s"]
+    assert isinstance(times, list)
+    return [number(seconds) for seconds in times]
+
+
+DERIVED = {"images_per_s": images_per_s, "iqr_rel": iqr_rel}
 
 
 def matches(record: Json, conditions: str | None) -> bool:
@@ -78,9 +109,11 @@ def matches(record: Json, conditions: str | None) -> bool:
 
 
 def look_up(expression: str, row: Json = None) -> Json:
-    """One value: of ``row`` when it is given, else of the one record that the expression names."""
-    if row is not None:
+    """One value: of the one record that the expression names, or of ``row`` when it names no file. ``$key`` is the row's own value."""
+    if row is not None and "[" not in expression:
         return field(row, expression)
+    if row is not None:
+        expression = re.sub(r"\$([\w.]+)", lambda key: str(field(row, key[1])), expression)
     match = LOOKUP.fullmatch(expression.strip())
     if match is None:
         raise ValueError(f"{expression!r} is not FILE[key=value, ...].field")
@@ -134,8 +167,11 @@ class RecordTable(SphinxDirective):
         if match is None or any(len(column) != 2 for column in columns):
             raise self.error("record-table takes FILE[key=value, ...] and lines of heading = expression")
         try:
-            rows = [record for record in records_of(match["file"]) if matches(record, match["where"])]
-            cells = [["".join(part_of(part, row) for part in parts_of(expression)) for _, expression in columns] for row in rows]
+            rows = rows_of(match)
+            cells = [
+                ["".join(part_of(part, row) for part in parts_of(expression)) for _, expression in columns]
+                for row in rows
+            ]
         except (ValueError, TypeError) as error:
             raise self.error(f"record-table {self.arguments[0]}: {error}") from error
         if not cells:
@@ -145,6 +181,15 @@ class RecordTable(SphinxDirective):
         head = [heading.strip() for heading, _ in columns]
         lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def rows_of(match: re.Match[str]) -> list[Json]:
+    """The records that fit; with a path, the items of the list that lies there."""
+    rows = [record for record in records_of(match["file"]) if matches(record, match["where"])]
+    if not match["path"]:
+        return rows
+    lists = [field(row, match["path"]) for row in rows]
+    return [item for items in lists if isinstance(items, list) for item in items]
 
 
 def parts_of(expression: str) -> list[str]:
