@@ -12,17 +12,28 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command
+from typer.core import TyperCommand
 
 import convscale as cs
-from convscale.cli import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)```", re.S | re.M)
 PLACEHOLDERS = {"COMMAND", "NAME", "ARTIFACT"}
+
+
+def extension(name: str) -> ModuleType:
+    """A local extension of Sphinx's."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "_ext" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+COMMANDS = extension("cli_reference")
 
 
 def name_of(page: Path) -> str:
@@ -64,12 +75,9 @@ def named_commands() -> list[tuple[str, list[str]]]:
 
 def command_named(name: str) -> TyperCommand:
     """The command, as the parser knows it."""
-    group = get_command(app)
-    assert isinstance(group, TyperGroup)
-    assert name in group.commands, f"there is no command {name!r}"
-    command = group.commands[name]
-    assert isinstance(command, TyperCommand)
-    return command
+    commands = COMMANDS.command_tree()
+    assert name in commands, f"there is no command {name!r}"
+    return commands[name]
 
 
 def parse(words: list[str]) -> None:
@@ -166,16 +174,6 @@ def test_every_public_name_is_in_the_reference_once() -> None:
     assert sorted(documented) == sorted(set(cs.__all__) - {"__version__"})
 
 
-def extension(name: str) -> ModuleType:
-    """A local extension of Sphinx's."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "_ext" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The extension that looks figures up, over two small records."""
@@ -198,6 +196,8 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("made[name=b].x : .2f images/s", "4.00 images/s"),
         ("made[name=a].by.0.5", "7"),
         ("made[name=b].list.1", "2"),
+        ("made[name=b].x / 1e1 : .1f MB", "0.4 MB"),
+        ("made[name=a].x / made[name=b].x : .2fx", "0.75x"),
         ("made[name=a].ok", "yes"),
         ("made[name=b].measurement.images_per_s : .3f", "2.667"),  # 8 images in the median of 3 s
         ("made[name=b].measurement.iqr_rel : .3f", "0.667"),  # quartiles 2 and 4 s over 3 s

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
+from importlib import import_module
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -13,10 +16,10 @@ from typer.main import get_command
 
 
 def command_tree() -> dict[str, TyperCommand]:
-    """Every command by its name, as the parser knows it."""
-    from convscale.cli import app
-
-    group = get_command(app)
+    """Every command by its name, as the parser of the installed ``convscale`` knows it."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, _ = project["scripts"]["convscale"].partition(":")
+    group = get_command(import_module(module).app)
     assert isinstance(group, TyperGroup)
     return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
 

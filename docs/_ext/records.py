@@ -4,8 +4,9 @@ A figure is named by where it stands, so it can not differ from its record::
 
     {record}`ship[model=resnet50, contender=ours fastest].images_per_s : .1f`
     {record}`a[...].x / b[...].y : .2f`          a ratio
+    {record}`a[...].bytes / 1e6 : .1f MB`        in another unit
 
-``ship`` is ``results/ship.jsonl`` (or ``.json``). ``[key=value, ...]`` keeps the one record whose fields say so; fields of fields are joined by dots.
+``ship`` is ``results/ship.jsonl``; ``predictor.records`` is a list in ``results/predictor.json``. ``[key=value, ...]`` keeps the one record whose fields say so; fields of fields are joined by dots.
 After the colon stands Python's format. A name that is not there, and a choice that leaves none or several, end the build with the reason.
 
 A table has a row for each record; its content says a column a line, ``heading = expression``; a path without a file is of the row's own
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,7 +33,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 RESULTS = Path(__file__).parents[2] / "results"
-LOOKUP = re.compile(r"(?P<file>\w+)(?:\[(?P<where>[^\]]*)\])?(?:\.(?P<path>.+))?$")
+LOOKUP = re.compile(r"(?P<file>\w+)(?:\.(?P<list>\w+)(?=\[))?(?:\[(?P<where>[^\]]*)\])?(?:\.(?P<path>.+))?")
+FORMAT = re.compile(r" *(?P<python>[+,]*(?:\.\d+)?[a-z%]?)(?P<unit>.*)")
 
 Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | float | int | bool | None
 
@@ -109,7 +112,12 @@ def matches(record: Json, conditions: str | None) -> bool:
 
 
 def look_up(expression: str, row: Json = None) -> Json:
-    """One value: of the one record that the expression names, or of ``row`` when it names no file. ``$key`` is the row's own value."""
+    """One value: a number as it stands; of ``row`` when the expression names no file; else of the one record that it names.
+
+    ``$key`` stands for the row's own value.
+    """
+    with suppress(ValueError):
+        return float(expression)
     if row is not None and "[" not in expression:
         return field(row, expression)
     if row is not None:
@@ -117,14 +125,14 @@ def look_up(expression: str, row: Json = None) -> Json:
     match = LOOKUP.fullmatch(expression.strip())
     if match is None:
         raise ValueError(f"{expression!r} is not FILE[key=value, ...].field")
-    fitting = [record for record in records_of(match["file"]) if matches(record, match["where"])]
+    fitting = rows_of(match)
     if len(fitting) != 1:
         raise ValueError(f"{len(fitting)} records of results/{match['file']} have {match['where']}, one is needed")
     return field(fitting[0], match["path"] or "")
 
 
 def evaluate(text: str, row: Json = None) -> str:
-    """``lookup``, ``lookup / lookup`` or either with ``: format``, as words. ``format`` may end in text after a space: ``: .2f x``."""
+    """``lookup``, ``lookup / lookup`` or either with ``: format``, as words. Text may follow ``format``: ``: .1f MB``, ``: .2fx``."""
     expression, _, form = text.partition(" : ")
     terms = [look_up(term, row) for term in expression.split(" / ")]
     value = terms[0]
@@ -132,8 +140,9 @@ def evaluate(text: str, row: Json = None) -> str:
         value = number(value) / number(divisor)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    python_form, _, unit = form.strip().partition(" ")
-    return f"{value:{python_form}}{' ' if unit else ''}{unit}"
+    match = FORMAT.fullmatch(form)
+    assert match is not None, "the pattern takes any text"
+    return f"{value:{match['python'].strip()}}{match['unit']}"
 
 
 def number(value: Json) -> float:
@@ -184,12 +193,12 @@ class RecordTable(SphinxDirective):
 
 
 def rows_of(match: re.Match[str]) -> list[Json]:
-    """The records that fit; with a path, the items of the list that lies there."""
-    rows = [record for record in records_of(match["file"]) if matches(record, match["where"])]
-    if not match["path"]:
-        return rows
-    lists = [field(row, match["path"]) for row in rows]
-    return [item for items in lists if isinstance(items, list) for item in items]
+    """The records that fit, or the items that fit of a list in the one record of a file."""
+    records = records_of(match["file"])
+    if match["list"]:
+        items = field(records[0], match["list"])
+        records = tuple(items) if isinstance(items, list) else ()
+    return [record for record in records if matches(record, match["where"])]
 
 
 def parts_of(expression: str) -> list[str]:
