@@ -6,8 +6,9 @@ A figure is named by where it stands, so it can not differ from its record::
     {record}`a[...].x / b[...].y : .2f`          a ratio
     {record}`a[...].bytes / 1e6 : .1f MB`        in another unit
 
-``ship`` is ``results/ship.jsonl``; ``predictor.records`` is a list in ``results/predictor.json``. ``[key=value, ...]`` keeps the one record whose fields say so; fields of fields are joined by dots.
-After the colon stands Python's format. A name that is not there, and a choice that leaves none or several, end the build with the reason.
+``ship`` is ``results/ship.jsonl``; ``predictor.records`` is a list in ``results/predictor.json``. ``[key=value, ...]``
+keeps the one record whose fields say so; fields of fields are joined by dots. After the colon stands Python's format.
+A name that is not there, and a choice that leaves none or several, end the build with the reason.
 
 A table has a row for each record; its content says a column a line, ``heading = expression``; a path without a file is of the row's own
 record, and ``$key`` in a lookup is the row's value. Words with lookups in braces make a cell of several: ``{low : .0f} to {high : .0f}``::
