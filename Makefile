@@ -33,7 +33,7 @@ lint-types: $(READY)
 	$(BIN)/pyright
 
 docs: $(READY)  ## The site, in build/docs/index.html; a warning is an error.
-	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -E -b html docs build/docs
 
 # Those that need no file of the user's own; `python -m benchmarks.NAME --help` tells about the others.
 BENCHMARKS ?= parity scaling memory loader ablation ship ship_classify ship_gate kill_loop

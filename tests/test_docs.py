@@ -1,4 +1,4 @@
-"""What the docs say can be done: commands parse, snippets compile and use public names, links lead somewhere, figures are the records'."""
+"""What the docs say can be done: commands parse, snippets use public names, links lead somewhere, figures are right."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def commands_in(text: str) -> list[list[str]]:
-    """The arguments of every ``convscale ...`` in lines of a shell, with or without a prompt, behind a pipe, or by torchrun."""
+    """The arguments of every ``convscale ...`` in a shell's lines: behind a prompt or a pipe, or by torchrun, too."""
     commands = []
     for line in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"\s[#>].*", "", line.removeprefix("$ "))

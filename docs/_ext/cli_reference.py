@@ -1,4 +1,4 @@
-"""The directive ``cli-reference``: every command of ``convscale`` with its arguments and options, from the parser itself."""
+"""The directive ``cli-reference``: every command of ``convscale`` with what it takes, from the parser itself."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page_of(name: str, command: TyperCommand) -> str:
             usage,
             "```",
             "",
-            "| takes | |",
+            "| takes | what it is |",
             "|---|---|",
             *rows,
             "",

@@ -1,4 +1,4 @@
-"""The directive ``house``: the rooms of the package in the order of their rank, each with the first line of its own docstring."""
+"""The directive ``house``: the rooms of the package by rank, each with the first line of its own docstring."""
 
 from __future__ import annotations
 
@@ -45,8 +45,6 @@ class House(SphinxDirective):
         for rank, (room, fallback) in enumerate(rooms.items(), start=1):
             modules = ", ".join(f"`{name}`" for name in modules_of(PACKAGE / room))
             lines.append(f"| {rank} | `{room}` | {purpose(PACKAGE / room) or fallback.strip()} | {modules} |")
-        for path in PACKAGE.rglob("*.py"):
-            self.env.note_dependency(str(path))
         return self.parse_text_to_nodes("\n".join(lines))
 
 

@@ -10,8 +10,9 @@ A figure is named by where it stands, so it can not differ from its record::
 keeps the one record whose fields say so; fields of fields are joined by dots. After the colon stands Python's format.
 A name that is not there, and a choice that leaves none or several, end the build with the reason.
 
-A table has a row for each record; its content says a column a line, ``heading = expression``; a path without a file is of the row's own
-record, and ``$key`` in a lookup is the row's value. Words with lookups in braces make a cell of several: ``{low : .0f} to {high : .0f}``::
+A table has a row for each record. Its content says a column a line, ``heading = expression``. A path without a file
+is of the row's own record, and ``$key`` in a lookup is the row's value. Words with lookups in braces make a cell of
+several: ``{low : .0f} to {high : .0f}``::
 
     ```{record-table} kill_loop
     loader processes = workers
@@ -113,7 +114,7 @@ def matches(record: Json, conditions: str | None) -> bool:
 
 
 def look_up(expression: str, row: Json = None) -> Json:
-    """One value: a number as it stands; of ``row`` when the expression names no file; else of the one record that it names.
+    """One value: a number as it stands; of ``row`` when no file is named; else of the one record that is named.
 
     ``$key`` stands for the row's own value.
     """
@@ -133,7 +134,10 @@ def look_up(expression: str, row: Json = None) -> Json:
 
 
 def evaluate(text: str, row: Json = None) -> str:
-    """``lookup``, ``lookup / lookup`` or either with ``: format``, as words. Text may follow ``format``: ``: .1f MB``, ``: .2fx``."""
+    """``lookup``, ``lookup / lookup`` or either with ``: format``, as words.
+
+    Text may follow the format: ``: .1f MB``, ``: .2fx``.
+    """
     expression, _, form = text.partition(" : ")
     terms = [look_up(term, row) for term in expression.split(" / ")]
     value = terms[0]
@@ -186,8 +190,6 @@ class RecordTable(SphinxDirective):
             raise self.error(f"record-table {self.arguments[0]}: {error}") from error
         if not cells:
             raise self.error(f"no record of results/{match['file']} has {match['where']}")
-        for path in RESULTS.glob(f"{match['file']}.json*"):
-            self.env.note_dependency(str(path))
         head = [heading.strip() for heading, _ in columns]
         lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
         return self.parse_text_to_nodes("\n".join(lines))

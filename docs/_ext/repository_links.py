@@ -1,4 +1,4 @@
-"""Links out of ``docs/`` (``../results/ship.md``) work in the repository as they stand; on the site they become downloads."""
+"""Links out of ``docs/`` (``../results/ship.md``) work in the repository; on the site they become downloads."""
 
 from __future__ import annotations
 
