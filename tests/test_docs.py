@@ -53,7 +53,7 @@ def commands_in(text: str) -> list[list[str]]:
     commands = []
     for line in text.replace("\\\n", " ").splitlines():
         line = re.sub(r"\s[#>].*", "", line.removeprefix("$ "))
-        match = re.match(r"(?:.*\|\s*|.*-m )?convscale(?:\.cli)? (.+)", line)
+        match = re.match(r"(?:.*\|\s*|.*-m |\.venv/bin/)?convscale(?:\.cli)? (.+)", line)
         if match:
             commands.append(shlex.split(match[1]))
     return commands
