@@ -1,4 +1,4 @@
-"""The directive ``house``: the rooms of the package by rank, each with the first line of its own docstring."""
+"""The directives ``house`` and ``ground``: rooms by rank, and modules below them, in their own words."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parents[2] / "convscale"
 
 
 def purpose(path: Path) -> str | None:
-    """The first line of a module's or a package's docstring."""
+    """The first paragraph of a module's or a package's docstring."""
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not source.is_file():
         return None
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
-    return text.splitlines()[0] if text else None
+    return " ".join(text.split("\n\n")[0].split()) if text else None
 
 
 def modules_of(room: Path) -> list[str]:
@@ -48,7 +48,17 @@ class House(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class Ground(SphinxDirective):
+    """A table of the modules that stand directly in the package."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = ["| module | what it holds |", "|---|---|"]
+        lines += [f"| `{name}` | {purpose(PACKAGE / name) or ''} |" for name in modules_of(PACKAGE)]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("house", House)
+    app.add_directive("ground", Ground)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
