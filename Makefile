@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Two test processes with one compute thread each: see tests/conftest.py.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-full lint lint-style lint-format lint-types bench setup clean
+.PHONY: demo test test-full lint lint-style lint-format lint-types docs bench setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## The whole way on Fashion-MNIST: choose, train, export, check, report.
@@ -31,6 +31,9 @@ lint-format: $(READY)
 
 lint-types: $(READY)
 	$(BIN)/pyright
+
+docs: $(READY)  ## The site, in build/docs/index.html; a warning is an error.
+	$(BIN)/python -m sphinx -W --keep-going --quiet -E -b html docs build/docs
 
 # Those that need no file of the user's own; `python -m benchmarks.NAME --help` tells about the others.
 BENCHMARKS ?= parity scaling memory loader ablation ship ship_classify ship_gate kill_loop

@@ -252,10 +252,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{first['environment']['device_name']}, "
         f"{first['environment']['cores']} cores, CPU only (not measured on a GPU); {versions}. Batch "
         f"{c['batch_size']}, {c['threads']} threads, each",
-        "network at its own size; all contenders in turns in one process, medians, with the interquartile range as a "
-        "share of the median. Ours are",
-        "tuned at that batch; INT8's answers are judged in [ship_gate.md](ship_gate.md), with the same settings of the "
-        "quantiser.",
+        "network at its own size; all contenders in turns in one process, medians; in brackets the interquartile range",
+        "as a share of the median. Ours are tuned at that batch; INT8's answers are judged in "
+        "[ship_gate.md](ship_gate.md),",
+        "with the same settings of the quantiser.",
         "",
         "## images/s",
         "",
@@ -266,7 +266,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     by_model = {name: {row["contender"]: row for row in rows if row["model"] == name} for name in models}
     for name, found in by_model.items():
         cells = [
-            f"{found[label]['images_per_s']:.1f} ± {found[label]['iqr_rel'] / 2:.0%}"
+            f"{found[label]['images_per_s']:.1f} ({found[label]['iqr_rel']:.0%})"
             for label in (*PEERS, "ours fp32", "ours fastest")
         ]
         lines.append(

@@ -150,7 +150,8 @@ def features(net: nn.Module, split: FileSplit, preprocessing: Preprocessing) -> 
     net.eval()
     with torch.inference_mode():
         found = [
-            net.forward_head(net.forward_features(preprocessing.normalize(batch.images)), pre_logits=True)  # pyright: ignore[reportCallIssue]
+            # pyright: ignore[reportCallIssue]
+            net.forward_head(net.forward_features(preprocessing.normalize(batch.images)), pre_logits=True)
             for batch in eval_batches(split, preprocessing, batch_size=64, workers=0)
         ]
     return torch.cat(found).clone()
@@ -271,7 +272,8 @@ def check_same(net: nn.Module, size: int) -> None:
     """timm's network and ours give the same features."""
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        theirs, ours = net.eval().forward_features(x), lite0_net(1000).eval().forward_features(x)  # pyright: ignore[reportCallIssue]
+        # pyright: ignore[reportCallIssue]
+        theirs, ours = net.eval().forward_features(x), lite0_net(1000).eval().forward_features(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -34,7 +34,8 @@ class RMSpropTF(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; weight decay is decoupled."""
         loss = None
         if closure is not None:
@@ -65,7 +66,8 @@ class SGD(torch.optim.SGD):
     """torch's SGD with Nesterov momentum and decoupled weight decay, kept in the group as ``decoupled_decay``."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step: weights shrink by lr x decoupled_decay, then move."""
         for group in self.param_groups:
             decay_weights(
@@ -94,7 +96,8 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "epsilon": epsilon, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step."""
         loss = None
         if closure is not None:

@@ -86,7 +86,8 @@ def _native_precisions(device: torch.device) -> list[str]:
 def _images_per_s(net: nn.Module, inputs: torch.Tensor, precision: str, layout: str, seconds: float) -> float:
     trial = copy.deepcopy(net).train()
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    trial, inputs = trial.to(memory_format=memory_format), inputs.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    # pyright: ignore[reportCallIssue]
+    trial, inputs = trial.to(memory_format=memory_format), inputs.to(memory_format=memory_format)
     times, started = [], 0.0
     while len(times) < 2 or (time.perf_counter() - started < seconds and len(times) < 30):
         if len(times) == 1:

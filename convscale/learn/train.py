@@ -191,7 +191,8 @@ def train(
         settings = processes.from_first(settings)
         if processes.world > 1:
             module = convert_sync(module)
-        module.to(memory_format=torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        # pyright: ignore[reportCallIssue]
+        module.to(memory_format=torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format)
         job = Job(
             net=module,
             recipe=recipe,
@@ -236,7 +237,8 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
     thresholds = trainer.best.get("thresholds")
-    net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+    # pyright: ignore[reportCallIssue]
+    net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
     return TrainRun(
         net=net,
         history=trainer.history,

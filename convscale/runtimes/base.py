@@ -180,7 +180,8 @@ class OnnxRunner(FileRunner):
 
     def _one(self, part: np.ndarray, stream: int) -> list[np.ndarray]:
         try:
-            return self._sessions[stream % len(self._sessions)].run(None, {self._input.name: part})  # pyright: ignore[reportReturnType]
+            # pyright: ignore[reportReturnType]
+            return self._sessions[stream % len(self._sessions)].run(None, {self._input.name: part})
         except Exception as error:
             raise _failed("ONNX Runtime", self._name, error) from error
 

@@ -148,7 +148,8 @@ def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Lay
                 return super().run_node(n)
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             source, weight, *rest = args
-            return n.target(_round_tensor(source), _round_rows(weight), *rest, **kwargs)  # pyright: ignore[reportCallIssue]
+            # pyright: ignore[reportCallIssue]
+            return n.target(_round_tensor(source), _round_rows(weight), *rest, **kwargs)
 
     runner = Rounding(graph)
     moved: dict[str, float] = {}

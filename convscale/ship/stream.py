@@ -176,7 +176,8 @@ def classify(
     count = errors = 0
     step = batch_size or artifact.batch_size
     try:
-        if form == "csv" and (stream is output or Path(output).stat().st_size == 0):  # pyright: ignore[reportArgumentType]
+        # pyright: ignore[reportArgumentType]
+        if form == "csv" and (stream is output or Path(output).stat().st_size == 0):
             stream.write(_header(top, several))
         for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
             stream.write(writer(row, top, several))

@@ -253,7 +253,8 @@ def test_every_set_has_all_coefficients() -> None:
 
 def observation(net: nn.Module, images_per_s: float, size: int = 64, **changes: object) -> Observation:
     conditions = Conditions(device="t4", precision="amp", batch_size=64, image_size=size)
-    return Observation(net=net, conditions=dataclasses.replace(conditions, **changes), images_per_s=images_per_s)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    return Observation(net=net, conditions=dataclasses.replace(conditions, **changes), images_per_s=images_per_s)
 
 
 def test_one_measurement_sets_the_scale(resnet50: nn.Module) -> None:
