@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from convscale.choice.choose import scaled_members
+from convscale.choice.candidates import scaled_members
 from convscale.errors import UserError
 from convscale.images.sources import open_dataset
 from convscale.learn.progress import Progress

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.artifact.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, staged_folder
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
@@ -127,6 +127,11 @@ def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str],
                 if name == FLOAT:
                     raise
                 found[name] = reason
+            except Exception as error:
+                if "int8" not in name:
+                    raise
+                # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
+                found[name] = UserError(first_line(error))
     return found
 
 
