@@ -48,7 +48,7 @@ def preprocessing_of(net: nn.Module, image_size: int | None = None) -> Preproces
         raise UserError(
             f"the preprocessing of {type(net).__name__} is not known; give preprocessing=Preprocessing(...)"
         )
-    channels, height, _ = input_shape(net, image_size)
+    channels, height, width = input_shape(net, image_size)
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     if len(mean) != channels:
         raise UserError(
@@ -57,7 +57,7 @@ def preprocessing_of(net: nn.Module, image_size: int | None = None) -> Preproces
         )
     interpolation = cfg.get("interpolation", "bilinear")
     return Preprocessing(
-        image_size=height,
+        image_size=(height, width),
         channels=channels,
         mean=mean,
         std=std,

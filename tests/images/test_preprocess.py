@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from convscale.arch.zoo import get_tag, list_models
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 
@@ -99,3 +104,46 @@ def test_bad_input_is_named() -> None:
         preprocessing.normalize(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"unknown key 'men' .*mean"):
         Preprocessing.from_dict({"image_size": 8, "men": [0], "std": [1]})
+
+
+def test_normalize_array_equals_normalize_for_every_pixel_value_of_every_released_weights() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    values[..., 1] = values[:, ::-1, :, 1]
+    for mean, std in {(tag.mean, tag.std) for tag in map(get_tag, list_models(pretrained=True))}:
+        preprocessing = Preprocessing(image_size=16, mean=mean, std=std)
+        out = preprocessing.normalize_array(values)
+        assert (out.shape, out.dtype, out.flags["C_CONTIGUOUS"]) == ((1, 3, 16, 16), np.float32, True)
+        np.testing.assert_array_equal(out, preprocessing.normalize(torch.from_numpy(values)).numpy())
+        by_hand = (values.astype(np.float64) / 255 - mean) / std
+        np.testing.assert_allclose(out, by_hand.transpose(0, 3, 1, 2), atol=1e-6)
+
+
+def test_a_rectangle_keeps_its_sides_and_a_square_stays_a_number() -> None:
+    square = Preprocessing(image_size=[24, 24], mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
+    assert (square.image_size, square.height, square.width) == (24, 24, 24)
+    assert square.to_dict()["image_size"] == 24
+    wide = Preprocessing(image_size=(24, 40), mean=(0, 0, 0), std=(1, 1, 1))
+    assert (wide.height, wide.width) == (24, 40)
+    assert wide.to_dict()["image_size"] == [24, 40]
+    assert Preprocessing.from_dict(json.loads(json.dumps(wide.to_dict()))) == wide
+    assert wide.resize(_photo(50, 60)).shape == (24, 40, 3)
+
+
+def test_a_stored_square_has_the_digest_it_always_had() -> None:
+    """Artefacts and checkpoints name their files' SHA-256: this text was written before rectangles were known."""
+    stored = (
+        '{"image_size": 224, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], '
+        '"crop_pct": 0.875, "interpolation": "bicubic"}'
+    )
+    assert json.dumps(Preprocessing.from_dict(json.loads(stored)).to_dict()) == stored
+
+
+def test_importing_it_loads_no_torch() -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from convscale.images.preprocess import Preprocessing\n"
+        "p = Preprocessing(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))\n"
+        "p.normalize_array(np.zeros((1, 4, 4, 3), np.uint8)), p.resized(9, 7)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
