@@ -5,8 +5,9 @@ Importing this loads no torch, and neither does resolving a spec or a name.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
@@ -19,7 +20,7 @@ Network: TypeAlias = "nn.Module | NetSpec | str"
 """What a command takes where a network goes: a module (timm's too), a ``NetSpec`` or a model's name."""
 
 
-def is_module(value: object) -> bool:
+def is_module(value: object) -> TypeGuard[nn.Module]:
     """Whether ``value`` is a ``torch.nn.Module``; where torch is not loaded nothing is, and it stays so."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
@@ -37,6 +38,8 @@ def resolve(net: Network) -> tuple[nn.Module | None, NetSpec | None]:
         return None, get_spec(net)
     if is_module(net):
         return net, None
+    if dataclasses.is_dataclass(net) and not isinstance(net, type):
+        return None, cast(NetSpec, net)  # a stand-in for a spec, as tests use
     raise UserError(f"expected a network, a NetSpec or a model's name, got {type(net).__name__}")
 
 
