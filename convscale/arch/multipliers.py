@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from convscale.arch.spec import BlockSpec, Lineage, NetSpec, RunSpec, StageSpec
+from convscale.arch.block import RunSpec, StageSpec
+from convscale.arch.spec import Lineage, NetSpec
 from convscale.errors import UserError
 
 RULES = ("compound", "fast", "depth", "width", "resolution")
@@ -145,7 +146,7 @@ def _size_at(base: NetSpec, resolution: float) -> int:
 def _scale_stage(stage: StageSpec, depth: float, widen: Callable[[int], int], divisor: int) -> StageSpec:
     repeats = _scale_repeats([run.repeat for run in stage.runs], depth)
     runs = tuple(
-        RunSpec(block=_scale_block(run.block, widen(run.block.width), divisor), repeat=repeat)
+        RunSpec(block=run.block.with_width(widen(run.block.width), divisor), repeat=repeat)
         for run, repeat in zip(stage.runs, repeats, strict=True)
     )
     return replace(stage, runs=runs)
@@ -162,18 +163,6 @@ def _scale_repeats(repeats: list[int], depth: float) -> list[int]:
         out.append(share if after else blocks)
         blocks, left = blocks - share, left - repeat
     return out
-
-
-def _scale_block(block: BlockSpec, width: int, divisor: int) -> BlockSpec:
-    """The block at another output width: a bottleneck's inner width rounds as well, and to whole groups."""
-    if width == block.width:
-        return block
-    if block.is_mobile:
-        return replace(block, width=width)
-    if block.kind == "basic" and block.group_width and width % block.group_width:
-        width = max(1, round(width / block.group_width)) * block.group_width
-    inner_divisor = math.lcm(divisor, block.group_width or 1) if block.kind == "bottleneck" else 1
-    return replace(block, width=width, inner_divisor=inner_divisor)
 
 
 def _name(base: str, depth: float, width: float, size: int, base_size: int) -> str:

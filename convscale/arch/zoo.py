@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from convscale.arch.families import mobile, resnet, tresnet
+from convscale.arch import families
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import WeightsTag, _tags
 from convscale.errors import UserError, nearest
 
-ARCHITECTURES: dict[str, NetSpec] = {**tresnet.SPECS, **mobile.SPECS, **resnet.SPECS}
+ARCHITECTURES: dict[str, NetSpec] = families.load()
+"""Every named architecture, family by family."""
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

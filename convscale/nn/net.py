@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convscale.arch.spec import NetSpec, StageSpec
+from convscale.arch.block import StageSpec
+from convscale.arch.spec import NetSpec
 from convscale.arch.tags import find_tag
 from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError
@@ -65,7 +66,7 @@ class Trunk(nn.Module):
         return x, taps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in backward instead of keeping its maps; running statistics still take each batch once."""
+        """Recompute each block in backward instead of keeping its maps; statistics still take each batch once."""
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -343,7 +343,7 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
 
 
 def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """`net` with each module for which `new_for` gives another replaced by it; one that stands in two places stays one."""
+    """`net` with each module for which `new_for` gives another replaced by it; one in two places stays one."""
     own = new_for(net)
     if own is not None:
         return own
@@ -375,7 +375,7 @@ def _converted(old: _Norm, to: str) -> _Norm:
 
 
 def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct:
-    """A batch norm with another leaky slope in the place of ``old``: the same parameters, buffers, mode and processes."""
+    """A batch norm with another leaky slope in place of ``old``: same parameters, buffers, mode and processes."""
     new = BatchNormAct(old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=slope)
     new.sync = old.sync
     return _take_over(new, old)

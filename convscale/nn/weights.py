@@ -301,7 +301,7 @@ def _split(key: str, table: keymaps.Table) -> tuple[str, str]:
 def _translate(
     source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The source under our keys; keys that only the head or later stages of a backbone would take are returned apart."""
+    """The source under our keys; apart, the keys that only a head or later stages would take."""
     inverse = {theirs: ours for ours, theirs in table.items()}
     out, ignored = {}, []
     for key, value in source.items():

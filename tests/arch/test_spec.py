@@ -5,18 +5,9 @@ import dataclasses
 import pytest
 
 import convscale as cs
-from convscale.arch.spec import (
-    ActSpec,
-    BlockSpec,
-    HeadSpec,
-    InputSpec,
-    NetSpec,
-    NormSpec,
-    RunSpec,
-    SESpec,
-    StageSpec,
-    StemSpec,
-)
+from convscale.arch.block import BlockSpec, RunSpec, SESpec, StageSpec
+from convscale.arch.parts import ActSpec, HeadSpec, InputSpec, NormSpec, StemSpec
+from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import ARCHITECTURES
 
 

@@ -1,4 +1,4 @@
-"""TResNet-M written straight from the lean operations: what blocks built of them can keep at best, without the builder."""
+"""TResNet-M written straight from the lean operations: what blocks of them keep at best, without the builder."""
 
 from __future__ import annotations
 

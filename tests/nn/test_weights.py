@@ -1,4 +1,4 @@
-"""Loading and exporting weights: torchvision, the TResNet authors' layout, the Lite packages, files, errors, the hub."""
+"""Loading and exporting weights: torchvision, the TResNet authors, the Lite packages, files, errors, the hub."""
 
 import http.server
 import json
