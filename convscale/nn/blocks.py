@@ -6,7 +6,7 @@ norm and activation), ``se`` and ``shortcut``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,10 @@ class Block(nn.Module):
     def residual(self, x: Tensor) -> Tensor:
         """The block without its shortcut."""
         raise NotImplementedError
+
+    def last_unit(self) -> ConvNormAct:
+        """The convolution and norm that the residual branch ends in."""
+        return [child for child in self.children() if isinstance(child, ConvNormAct)][-1]
 
     def forward(self, x: Tensor) -> Tensor:
         # The projection comes first: with in-place norms nothing of the residual branch is alive then.
@@ -224,7 +228,17 @@ def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     return last(block.se(x))
 
 
-BLOCKS: dict[str, type[BasicBlock | Bottleneck | InvertedResidual]] = {
+class BlockMaker(Protocol):
+    """Makes the module of a block; a ``Block``'s class is one."""
+
+    def __call__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> Block:
+        """``build_block``'s arguments."""
+        ...
+
+
+BLOCKS: dict[str, BlockMaker] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "depthwise_separable": InvertedResidual,

@@ -313,11 +313,8 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
         elif isinstance(module, nn.Linear):
             _initialise_linear(module, spec.init)
         elif isinstance(module, Block) and module.has_shortcut and spec.init != "efficientnet":
-            last = module.get_submodule("conv2" if not hasattr(module, "conv3") else "conv3")
-            assert isinstance(last, ConvNormAct)
-            nn.init.zeros_(
-                last.norm.weight
-            )  # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
+            # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
+            nn.init.zeros_(module.last_unit().norm.weight)
 
 
 def _initialise_linear(linear: nn.Linear, rule: str) -> None:
