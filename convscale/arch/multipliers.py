@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from convscale.arch.block import RunSpec, StageSpec
 from convscale.arch.spec import Lineage, NetSpec
-from convscale.errors import UserError
+from convscale.errors import UserError, check_number, check_whole
 
 RULES = ("compound", "fast", "depth", "width", "resolution")
+_LEAST_FLOAT = math.ulp(0.0)
 _EXACT = 1e-9  # products such as 1.1 * 3 / 1.1 must not be lifted over the next whole number by rounding noise
 
 
@@ -26,15 +27,12 @@ def multipliers(
     """(depth, width, resolution) of ``phi`` under a rule; see ``scale``. Invariant of ``fast``: depth * width^2 *
     resolution^2 = 2^phi.
     """
-    if not math.isfinite(phi) or abs(phi) > 20:
-        raise UserError(f"phi is {phi!r}; it must be a number between -20 and 20")
+    check_number("phi", phi, "a number between -20 and 20", -20, 20)
     if rule == "compound":
         for key, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if not (math.isfinite(value) and value >= 1):
-                raise UserError(f"{key} is {value!r}; it must be at least 1")
+            check_number(key, value, "at least 1", 1)
         return alpha**phi, beta**phi, gamma**phi
-    if not 0 <= width_share <= 1:
-        raise UserError(f"width_share is {width_share!r}; it must be in [0, 1]")
+    check_number("width_share", width_share, "in [0, 1]", 0, 1)
     rest = (1 - width_share) / 2
     shares = {"fast": (rest, width_share, rest), "depth": (1, 0, 0), "width": (0, 1, 0), "resolution": (0, 0, 1)}[rule]
     cost = 2.0**phi
@@ -53,10 +51,9 @@ def scale_to(
 ) -> NetSpec:
     """``scale`` by multipliers alone."""
     for key, value in (("depth", depth), ("width", width), ("resolution", resolution)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise UserError(f"{key} is {value!r}; it must be a finite number above 0")
-    if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
-        raise UserError(f"divisor is {divisor!r}; it must be a whole number of at least 1")
+        check_number(key, value, "a finite number above 0", _LEAST_FLOAT)
+    if divisor is not None:
+        check_whole("divisor", divisor)
     if image_size is not None and resolution != 1.0:
         raise UserError(f"scale takes either resolution ({resolution!r}) or image_size ({image_size!r}), not both")
     base, before = _baseline(spec)

@@ -10,13 +10,12 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from convscale.arch.block import StageSpec
 from convscale.arch.codec import from_plain, require, to_plain
 from convscale.arch.parts import HeadSpec, InputSpec, NormSpec, Part, ScalingRules, StemSpec
-from convscale.errors import UserError
+from convscale.errors import MOST_WHOLE, UserError, check_path
 from convscale.files import write_text
 
 _INPUT, _HEAD, _NORM, _RULES = InputSpec(), HeadSpec(), NormSpec(), ScalingRules()
@@ -100,7 +99,7 @@ class NetSpec(Part):
         Raises:
             UserError: it is no whole number of at least ``input.min_size``, or no multiple of ``input.multiple``.
         """
-        if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
+        if not isinstance(image_size, int) or isinstance(image_size, bool) or not 1 <= image_size <= MOST_WHOLE:
             raise UserError(
                 f"image size is {image_size!r}; it must be a whole number of pixels, at least {self.input.min_size}"
             )
@@ -109,7 +108,7 @@ class NetSpec(Part):
             raise UserError(f"image size is {image_size} px; {self.name} takes {of}at least {self.input.min_size} px")
         return image_size
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values. Fields at their default are left out: a file shows what is special about a net."""
         return to_plain(self)
 
@@ -124,13 +123,15 @@ class NetSpec(Part):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, width=120)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> NetSpec:
+    def from_dict(values: dict[str, object]) -> NetSpec:
         """The inverse of ``to_dict``.
 
         Raises:
             UserError: an unknown key (the nearest is named), a missing one, or a value that does not fit.
         """
-        return from_plain(NetSpec, values, "spec")
+        spec = from_plain(NetSpec, values, "spec")
+        assert isinstance(spec, NetSpec)
+        return spec
 
     @staticmethod
     def from_json(text: str) -> NetSpec:
@@ -169,7 +170,7 @@ def load_spec(path: str | os.PathLike[str]) -> NetSpec:
     Raises:
         UserError: no such file, another suffix, or content that is no spec; the message names the file.
     """
-    path = Path(path)
+    path = check_path("spec file", path)
     readers = {".json": NetSpec.from_json, ".yaml": NetSpec.from_yaml, ".yml": NetSpec.from_yaml}
     if path.suffix not in readers:
         raise UserError(f"spec file {path} ends in {path.suffix!r}; it must end in .json, .yaml or .yml")
@@ -184,8 +185,14 @@ def load_spec(path: str | os.PathLike[str]) -> NetSpec:
 
 
 def save_spec(spec: NetSpec, path: str | os.PathLike[str]) -> None:
-    """Write a spec as JSON or YAML, by the suffix of ``path``, atomically."""
-    path = Path(path)
+    """Write a spec as JSON or YAML, by the suffix of ``path``, atomically.
+
+    Raises:
+        UserError: another suffix, or no spec.
+    """
+    path = check_path("spec file", path)
+    if not isinstance(spec, NetSpec):
+        raise UserError(f"spec is {spec!r}; it must be a NetSpec")
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise UserError(f"spec file {path} ends in {path.suffix!r}; it must end in .json, .yaml or .yml")
     write_text(path, spec.to_json() + "\n" if path.suffix == ".json" else spec.to_yaml())

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from convscale.arch.block import BlockSpec
 from convscale.arch.parts import IDENTITY, ActSpec, NormSpec
-from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, activation, conv2d
+from convscale.nn.activations import activation
+from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, conv2d
 from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import norm_act
 

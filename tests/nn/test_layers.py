@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscale import UserError
+from convscale.nn.activations import activation
 from convscale.nn.layers import (
     BlurPool,
     DropPath,
@@ -19,7 +20,6 @@ from convscale.nn.layers import (
     SameConv2d,
     SpaceToDepth,
     SqueezeExcite,
-    activation,
     conv2d,
     same_padding,
     split_channels,
