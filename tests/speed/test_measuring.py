@@ -319,7 +319,7 @@ def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
         measure(tiny, device="rtx-4090")
     with pytest.raises(UserError, match="protocol 'timm' is unknown"):
         measure(tiny, protocol="timm")
-    with pytest.raises(UserError, match="the input size of Flatten is not known; give image_size"):
+    with pytest.raises(UserError, match="Flatten does not say its image size; give image_size"):
         measure(nn.Flatten())
     with pytest.raises(UserError, match="fp32 and nchw"):
         measure(tiny, runtime="openvino", precision="bf16")
