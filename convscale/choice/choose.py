@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from convscale.arch.spec import NetSpec
 from convscale.choice.basis import Asked, Basis, basis_of, device_title
@@ -54,7 +54,8 @@ def choose(
         max_latency_ms: milliseconds that a call of the whole batch may take.
         max_memory_gb: 2**30 bytes that may be alive at once in a call, as counted.
         max_params_m: millions of parameters.
-        batch_size, precision, runtime, mode, layout, threads: conditions; see ``convscale.choice.basis.basis_of`` for what None and runtime
+        batch_size, precision, runtime, mode, layout, threads: conditions; see
+            ``convscale.choice.basis.basis_of`` for what None and runtime
             ``best`` mean.
         compiled: PyTorch behind its compiler instead of eager.
         candidates: names, shell patterns, tags or specs; None: all released weights. Specs made by ``scale`` are ranked
@@ -125,15 +126,15 @@ def choose_from(
             f"{len(bench.speeds)} of {len({sized_spec_of(o) for o in options})} networks and sizes were measured, "
             f"{bench.reused} of them earlier",
         )
-    parts = decide(options, constraint, likely=lambda option: bench is None or might_keep(option, floor, bench.speeds))
+    judged = decide(options, constraint, likely=lambda option: bench is None or might_keep(option, floor, bench.speeds))
     device = basis.conditions.device
     return Choice(
-        **parts,
+        **{f.name: getattr(judged, f.name) for f in fields(judged)},
         constraint=constraint,
         conditions=basis.conditions,
         kind="predicted" if basis.predicted else "measured",
         device=device_title(device) if basis.predicted else Environment.here(device).device_name,
-        aligned=_gains(relatives, parts["options"], facts, basis),
+        aligned=_gains(relatives, judged.options, facts, basis),
         notes=notes,
         floor=floor,
         chosen_from=chosen_among(basis) if basis.tuned else "",

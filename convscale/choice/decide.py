@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from convscale.arch.spec import NetSpec
 from convscale.choice.candidates import Candidate, describe_accuracy, plain
@@ -107,7 +106,7 @@ class Option:
             return float(gap >= 0)
         return 0.5 * (1 + math.erf(gap / (width / _Z80) / math.sqrt(2)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
             **plain(self.candidate),
@@ -147,8 +146,8 @@ class Aligned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What to take, what it was compared with, and how sure that is."""
+class Judged:
+    """What became of every option."""
 
     best: Option
     """The most accurate that keeps the constraint."""
@@ -162,6 +161,14 @@ class Choice:
     evaluating can tell."""
     rejected: tuple[Option, ...]
     """All others, each with its reason."""
+    options: tuple[Option, ...] = field(default=(), repr=False)
+    """All of them, in the order of the candidates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Judged):
+    """What to take, what it was compared with, and how sure that is."""
+
     constraint: Constraint
     conditions: Conditions
     kind: str
@@ -177,15 +184,17 @@ class Choice:
     chosen_from: str = ""
     """What each network's form and runtime were chosen from, where they were tuned; ``conditions`` then does not say
     them."""
-    options: tuple[Option, ...] = field(default=(), repr=False)
-    """All of them, in the order of the candidates."""
+
+    def stated_conditions(self) -> dict[str, object]:
+        """The conditions as plain JSON values; for tuned networks their precision is what the forms were chosen from."""
+        return {**self.conditions.to_dict(), **({"precision": self.chosen_from} if self.chosen_from else {})}
 
     @property
     def certain(self) -> bool:
         """Whether the whole interval of the best keeps the constraint."""
         return self.best.verdict == "yes"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
             "constraint": {key: value for key, value in vars(self.constraint).items() if value is not None},
@@ -294,9 +303,8 @@ def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
 
 def decide(
     options: Sequence[Option], constraint: Constraint, *, likely: Callable[[Option], bool] = lambda option: True
-) -> dict[str, Any]:
-    """Judge all options and pick: the keyword arguments ``best``, ``front``, ``maybe``, ``alternatives``, ``rejected``,
-    ``options`` of a ``Choice``.
+) -> Judged:
+    """Judge all options and pick.
 
     Args:
         options: with what is known of each.
@@ -341,14 +349,14 @@ def decide(
         won if o is best else next((x for x in (*maybe, *alternatives, *rejected) if x.candidate is o.candidate), o)
         for o in judged
     ]
-    return {
-        "best": won,
-        "front": tuple(next((x for x in everything if x.candidate is o.candidate), o) for o in front_of(judged)),
-        "maybe": tuple(sorted(maybe, key=_promise)),
-        "alternatives": tuple(sorted(alternatives, key=_promise)),
-        "rejected": tuple(rejected),
-        "options": tuple(everything),
-    }
+    return Judged(
+        best=won,
+        front=tuple(next((x for x in everything if x.candidate is o.candidate), o) for o in front_of(judged)),
+        maybe=tuple(sorted(maybe, key=_promise)),
+        alternatives=tuple(sorted(alternatives, key=_promise)),
+        rejected=tuple(rejected),
+        options=tuple(everything),
+    )
 
 
 def _with(option: Option, verdict: str, reason: str) -> Option:
@@ -414,7 +422,10 @@ def _nothing(judged: Sequence[Option], constraint: Constraint) -> str:
     allowed = [o for o in judged if o.images_per_s is not None and judge(o, without_speed)[0] != "no"]
     if allowed:
         fastest = max(allowed, key=lambda o: o.images_per_s or 0.0)
-        return f"no candidate keeps {constraint}; the fastest is {fastest.label} with {describe_speed(fastest.speed)}: lower the constraint or the size"
+        return (
+            f"no candidate keeps {constraint}; the fastest is {fastest.label} with {describe_speed(fastest.speed)}: "
+            "lower the constraint or the size"
+        )
     smallest = min((o for o in judged if o.facts.params), key=lambda o: o.facts.memory_bytes, default=None)
     if smallest is None:
         return (

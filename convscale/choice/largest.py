@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from convscale.arch.multipliers import RULES
 from convscale.arch.scaling import scale
@@ -43,7 +42,7 @@ class Member:
     """Phi, the multiplier of depth or width, or the image's side in pixels."""
     speed: Speed
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; the spec in full, so that it can be built elsewhere."""
         return {
             "name": self.spec.name,
@@ -86,7 +85,7 @@ class Largest:
         """Its phi, multiplier or size."""
         return self.found.value
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         members = {
             key: None if (m := getattr(self, key)) is None else m.to_dict() for key in ("found", "sure", "following")

@@ -229,7 +229,8 @@ def explore(
         if network is None:
             break
         say(
-            f"measuring {len(speeds) + 1} of at most {min(budget, len(networks))}: {network.spec.name} @{network.image_size}"
+            f"measuring {len(speeds) + 1} of at most {min(budget, len(networks))}: "
+            f"{network.spec.name} @{network.image_size}"
         )
         speed = bench(network)
         if speed is None:

@@ -35,7 +35,7 @@ def report_command(
         list[Path] | None,
         typer.Option(
             "--records",
-            help="JSON lines of `measure --record`, or a .csv of timm's benchmark.py, measured on --device. Repeatable.",
+            help="JSON lines of `measure --record`, or a .csv of timm's benchmark.py, of --device. Repeatable.",
         ),
     ] = None,
     predict: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from convscale.arch.spec import NetSpec
 from convscale.choice.basis import Basis, device_title
@@ -18,7 +17,7 @@ from convscale.show.speed_points import SpeedPoint
 
 def choice_points(choice: Choice) -> list[SpeedPoint]:
     """A choice's options with a speed; the reason why each was chosen or lost stands with it."""
-    conditions = choice.to_dict()["conditions"]
+    conditions = choice.stated_conditions()
     found = [
         (o.candidate, o.facts, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason))
         for o in choice.options
@@ -64,7 +63,7 @@ def predicted_points(
 
 
 def _point(
-    candidate: Candidate, facts: NetworkFacts, device: str, conditions: dict[str, Any], notes: Sequence[str]
+    candidate: Candidate, facts: NetworkFacts, device: str, conditions: dict[str, object], notes: Sequence[str]
 ) -> SpeedPoint:
     speed = facts.speed
     assert speed is not None

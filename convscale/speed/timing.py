@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     """What the reader must know beside: a batch that was halved, a baked softmax, a table it was read from."""
     form: str = ""
-    """The shipped form and settings that were timed, where several were tried: ``openvino-int8 in openvino, 2 streams``."""
+    """The form and settings that were timed, where several were tried: ``openvino-int8 in openvino, 2 streams``."""
     chosen_from: str = ""
     """What that form is the fastest of, in words; empty: nothing was chosen."""
     peak_bytes: int | None = None
@@ -89,7 +89,7 @@ class Measurement:
             f"{c.layout}, batch {c.batch_size}, {c.image_size} px{threads}, {self.environment.device_name})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; the inverse of :meth:`from_dict`."""
         return {
             "model": self.model,
@@ -114,7 +114,7 @@ class Measurement:
                 conditions=Conditions(**value["conditions"]),
                 environment=Environment(**value["environment"]),
                 times_s=tuple(float(t) for t in value["times_s"]),
-                **_choice_of(value),
+                **_chosen(value),
                 peak_bytes=value.get("peak_bytes"),
             )
         except KeyError as error:
@@ -123,7 +123,15 @@ class Measurement:
             raise UserError(f"a measurement can not be read: {error}") from error
 
 
-def _choice_of(value: Mapping[str, Any]) -> dict[str, Any]:
+class _Chosen(TypedDict):
+    """How a measurement's form was chosen, and what else its reader must know."""
+
+    notes: tuple[str, ...]
+    form: str
+    chosen_from: str
+
+
+def _chosen(value: Mapping[str, Any]) -> _Chosen:
     """Notes, form and what it was chosen from; version 0.1.0 wrote the last two as notes."""
     notes = [str(note) for note in value.get("notes", ())]
     if "chosen_from" in value or not any(note.startswith(_OLD_CHOSEN) for note in notes):

@@ -20,7 +20,7 @@ from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.candidates import Candidate, aligned_variants, candidates_of
 from convscale.choice.choose import choose, largest
-from convscale.choice.decide import Option, beats, decide, front_of
+from convscale.choice.decide import Judged, Option, beats, decide, front_of
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.largest import Direction, Effort, crossing, largest_under, own_device
 from convscale.choice.measured import Bench, explore, sized_spec_of
@@ -63,8 +63,8 @@ def names(options: Any) -> list[str]:
     return [o.name for o in options]
 
 
-def reason(parts: dict[str, Any], name: str) -> str:
-    return next(o.reason for o in parts["options"] if o.name == name)
+def reason(parts: Judged, name: str) -> str:
+    return next(o.reason for o in parts.options if o.name == name)
 
 
 TABLE = [
@@ -101,19 +101,19 @@ def test_the_front_equals_brute_force() -> None:
 
 def test_the_best_is_the_most_accurate_that_keeps_the_speed() -> None:
     parts = decide(TABLE, Constraint(min_throughput=2000))
-    assert parts["best"].name == "d"
-    assert parts["best"].reason == "the most accurate of 4 that keep at least 2,000 images/s"
-    assert names(parts["alternatives"]) == ["g"]
-    assert parts["maybe"] == ()
-    assert set(names(parts["rejected"])) == {"a", "b", "c", "e", "f"}
+    assert parts.best.name == "d"
+    assert parts.best.reason == "the most accurate of 4 that keep at least 2,000 images/s"
+    assert names(parts.alternatives) == ["g"]
+    assert parts.maybe == ()
+    assert set(names(parts.rejected)) == {"a", "b", "c", "e", "f"}
     assert reason(parts, "b") == "keeps it, but 5.00 points less accurate than d @224"
     assert reason(parts, "e") == "too slow: 1,000 images/s predicted (80 %: 1,000 to 1,000), needed 2,000"
-    assert [o.verdict for o in parts["front"]] == ["yes", "yes", "yes", "no"]
+    assert [o.verdict for o in parts.front] == ["yes", "yes", "yes", "no"]
 
 
 def test_of_two_equally_accurate_the_faster_wins() -> None:
     parts = decide([option("slow", 2000, 80.0), option("fast", 3000, 80.0)], Constraint(min_throughput=1000))
-    assert parts["best"].name == "fast"
+    assert parts.best.name == "fast"
     assert reason(parts, "slow") == "keeps it, but no more accurate than fast @224, which is faster"
 
 
@@ -124,9 +124,9 @@ def test_an_interval_across_the_constraint_is_a_maybe() -> None:
         option("worse", (1900, 2050, 2200), 79.0),
     ]
     parts = decide(table, Constraint(min_throughput=2000))
-    assert parts["best"].name == "sure"
-    assert names(parts["maybe"]) == ["better"]
-    assert names(parts["rejected"]) == ["worse"]
+    assert parts.best.name == "sure"
+    assert names(parts.maybe) == ["better"]
+    assert names(parts.rejected) == ["worse"]
     assert reason(parts, "worse").startswith("maybe fast enough, but 1.00 points less accurate")
     assert "needed 2,000" in reason(parts, "better")
 
@@ -138,9 +138,9 @@ def test_where_only_a_maybe_is_left_the_choice_is_not_certain() -> None:
         option("no", (100, 110, 120), 90.0),
     ]
     parts = decide(table, Constraint(min_throughput=2000))
-    assert (parts["best"].name, parts["best"].verdict) == ("likely", "maybe")
-    assert names(parts["maybe"]) == ["unlikely"]
-    assert "not certain" in parts["best"].reason
+    assert (parts.best.name, parts.best.verdict) == ("likely", "maybe")
+    assert names(parts.maybe) == ["unlikely"]
+    assert "not certain" in parts.best.reason
 
 
 @pytest.mark.parametrize(("floor", "chance"), [(1000.0, 0.5), (800.0, 0.9), (1250.0, 0.1), (1600.0, 0.0052)])
@@ -165,9 +165,9 @@ def test_without_a_figure_at_its_size_an_option_ranks_within_its_weights() -> No
         option("v", 2600, 79.0, size=224, macs=110),
     ]
     parts = decide(table, Constraint(min_throughput=2000))
-    assert parts["best"].label == "w @224"
-    assert [o.label for o in parts["alternatives"]] == ["w @272"]
-    reasons = {o.label: o.reason for o in parts["rejected"]}
+    assert parts.best.label == "w @224"
+    assert [o.label for o in parts.alternatives] == ["w @272"]
+    reasons = {o.label: o.reason for o in parts.rejected}
     assert reasons["w @256"] == "keeps it, but w @272, larger and of the same weights, keeps it too"
     assert reasons["w @192"] == "keeps it, but w @224, larger and of the same weights, keeps it too"
     assert set(reasons) == {"w @256", "w @192", "w @288", "v @224"}
@@ -178,12 +178,12 @@ def test_scaled_members_are_ranked_by_size_within_their_family() -> None:
         option("m1", 5000, group="other", macs=1)
     ]
     parts = decide(table, Constraint(min_throughput=1500))
-    assert parts["best"].name == "n2"
-    assert parts["best"].top1 is None
-    assert "families compare by training only" in parts["best"].reason
-    assert names(parts["alternatives"]) == ["m1"]
+    assert parts.best.name == "n2"
+    assert parts.best.top1 is None
+    assert "families compare by training only" in parts.best.reason
+    assert names(parts.alternatives) == ["m1"]
     assert reason(parts, "n1") == "keeps it, but n2 @224, larger and of the same family, keeps it too"
-    assert names(parts["front"]) == ["m1", "n1", "n2", "n3", "n4"]
+    assert names(parts.front) == ["m1", "n1", "n2", "n3", "n4"]
 
 
 def test_options_of_different_groups_without_figures_do_not_compare() -> None:
@@ -199,7 +199,7 @@ def test_memory_and_parameters_are_constraints_too() -> None:
         option("fits", 900, 80.0),
     ]
     parts = decide(table, Constraint(max_params_m=50, max_memory_gb=16))
-    assert parts["best"].name == "fits"
+    assert parts.best.name == "fits"
     assert reason(parts, "big") == "too large: 80.0 M parameters, at most 50 M"
     assert reason(parts, "hungry") == "takes 20.00 GB at batch 8, at most 16 GB"
 
@@ -230,7 +230,7 @@ def test_when_nothing_keeps_it_the_fastest_is_named() -> None:
 def test_a_network_that_can_not_be_traced_is_rejected_with_its_operator() -> None:
     table = [option("ok", 100, 70.0), option("broken", None, 90.0, failed="can not be traced: operator nonzero")]
     parts = decide(table, Constraint(min_throughput=50))
-    assert parts["best"].name == "ok"
+    assert parts.best.name == "ok"
     assert reason(parts, "broken") == "can not be traced: operator nonzero"
 
 
@@ -481,7 +481,7 @@ def test_choose_for_a_gpu_predicts(fake: Path) -> None:
     assert c.best is best
     assert len(c.options) == 1 + len(c.maybe) + len(c.alternatives) + len(c.rejected)
     assert all(o.reason for o in c.options)
-    assert c.to_dict()["best"]["speed"]["kind"] == "predicted"
+    assert c.best.to_dict()["speed"] == c.best.speed.to_dict() if c.best.speed else False
     assert c.best.label in str(c)
 
 
@@ -598,7 +598,7 @@ def test_measuring_few_finds_the_same_as_measuring_all() -> None:
         constraint = Constraint(min_throughput=floor)
         found = decide(explore(options, constraint, bench, budget=14, say=lambda text: None), constraint)
         expected = max((o for o in options if true[sized_spec_of(o)] >= floor), key=lambda o: o.top1 or 0)
-        assert found["best"].name == expected.name
+        assert found.best.name == expected.name
         assert len(asked) == len(set(asked)) <= 14
 
 
@@ -684,7 +684,7 @@ def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeyp
     assert c.best.speed is not None
     assert c.best.speed.how == "openvino-int8 in openvino, 2 streams"
     assert "images/s measured as openvino-int8 in openvino, 2 streams" in str(c)
-    assert c.to_dict()["conditions"]["runtime"] == "best"
+    assert c.conditions.runtime == "best"
     assert c.chosen_from.startswith("the fastest of onnxruntime")
     assert any("accuracies are not of 8-bit networks" in note for note in c.notes)
     before = len(asked)
