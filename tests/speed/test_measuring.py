@@ -216,7 +216,7 @@ def test_on_a_cpu_a_batch_is_not_tried_that_the_system_would_kill(monkeypatch: p
     assert m.conditions.batch_size == 100
     assert max(net.seen) == 100
     m = measure(net, protocol="tresnet", image_size=4, threads=1, **QUICK)
-    assert m.conditions.batch_size == int(0.9 * 100)
+    assert 0.9 * 100 * 31 / 32 - 1 < m.conditions.batch_size <= 0.9 * 100  # the largest is found to one part in 32
 
 
 class Counted:
