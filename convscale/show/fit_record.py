@@ -1,136 +1,470 @@
-"""What one `fit` run wrote, as figures and tables need it."""
+"""What a run of ``fit`` writes down, as a value: ``fit.json`` is a ``FitRecord`` in JSON.
+
+Any part may be missing, since a run writes its record as it goes; a part that is there has the type that stands here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from convscale import words
 from convscale.errors import UserError
-from convscale.speed.timing import Measurement
+from convscale.files import write_json
+from convscale.machine import Environment
+from convscale.show.json_values import Open, from_json, to_json
+from convscale.speed.timing import WIDE_IQR, Measurement
 
-GREEN, BLUE, SKY, ORANGE, RED, GREY = "#009e73", "#1f83c4", "#56b4e9", "#e69f00", "#d55e00", "#8a949e"
-"""After the set of Okabe and Ito; states differ in marker and hatch too, so that nothing hangs on hue alone."""
-
-STATES = {
-    "winner": ("chosen", GREEN, "star", ""),
-    "finalist": ("finalist, trained briefly", BLUE, "circle", ""),
-    "kept": ("fast enough, not trained", SKY, "diamond-open", "."),
-    "rejected": ("too slow", RED, "x-thin", "/"),
-}
-"""State of a candidate -> its words, colour, marker and hatch."""
+SCHEMA = 1
+"""Of ``fit.json``: a reader refuses newer ones."""
+FILE = "fit.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """What the figures and the table say of one candidate."""
+class Conditions(Open):
+    """What a speed holds under, as it was written down."""
 
-    name: str
-    """As in the record; not escaped."""
-    state: str
-    """A key of ``STATES``."""
-    images_per_s: float | None
-    """Median speed; None where it was not measured."""
-    iqr_rel: float | None
-    """Interquartile range of the speed as a share of the median."""
-    low: float
-    """Speed at the slower quartile of its times; 0 where it was not measured."""
-    high: float
-    """Speed at the faster quartile."""
-    brief_top1: float | None
-    """Validation accuracy after the brief training, of 1."""
-    record: Mapping[str, Any]
-    """The candidate's JSON."""
+    device: str | None = None
+    mode: str | None = None
+    precision: str | None = None
+    layout: str | None = None
+    batch_size: int | None = None
+    image_size: object = None
+    """A side in pixels, or height and width."""
+    runtime: str | None = None
+    threads: int | None = None
+
+    def __str__(self) -> str:
+        """In words."""
+        return words.conditions({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
 
-def candidates(fit: Mapping[str, Any]) -> list[Candidate]:
-    """All candidates of a run, fastest first."""
-    winner = (fit.get("winner") or {}).get("name")
-    asked = (fit.get("constraint") or {}).get("min_throughput")
-    found = []
-    for record in fit.get("candidates") or ():
-        measurement = record.get("measurement")
-        speed = words.speed(measurement)
-        kept = record.get("kept")
+@dataclass(frozen=True, kw_only=True)
+class Machine(Open):
+    """Where a speed was taken."""
+
+    device_name: str | None = None
+    cores: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """In words."""
+        return words.machine({"device_name": self.device_name, "cores": self.cores})
+
+    @classmethod
+    def of(cls, environment: Environment) -> Machine:
+        """The same of this process."""
+        return cls(
+            device_name=environment.device_name, cores=environment.cores, versions=dict(environment.versions)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Open):
+    """A measured speed: raw times, or the median and spread of an older record."""
+
+    model: str = ""
+    conditions: Conditions | None = None
+    environment: Machine | None = None
+    times_s: tuple[float, ...] = ()
+    """Seconds of each call."""
+    notes: tuple[str, ...] = ()
+    peak_bytes: int | None = None
+    images_per_s: float | None = None
+    """Where there are no raw times."""
+    iqr_rel: float | None = None
+    """Where there are no raw times."""
+    warnings: tuple[str, ...] | None = None
+    """Where there are no raw times."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images per call."""
+        return self.conditions.batch_size if self.conditions else None
+
+    @property
+    def speed(self) -> float | None:
+        """Images/s: as written, or batch over the median time."""
+        if self.images_per_s is not None:
+            return self.images_per_s
+        return self.batch_size / statistics.median(self.times_s) if self.times_s and self.batch_size else None
+
+    @property
+    def spread(self) -> float | None:
+        """Interquartile range as a share of the median: as written, or from the raw times (four or more)."""
+        if self.iqr_rel is not None:
+            return self.iqr_rel
+        if len(self.times_s) < 4:
+            return None
+        low, middle, high = statistics.quantiles(self.times_s, n=4, method="inclusive")
+        return (high - low) / middle
+
+    @property
+    def quartiles(self) -> tuple[float, float] | None:
+        """Images/s at the slower and the faster quartile of the times; by the spread where there are no raw times."""
+        middle = self.speed
+        if middle is None:
+            return None
+        if len(self.times_s) >= 4 and self.batch_size:
+            fast, _, slow = statistics.quantiles(self.times_s, n=4, method="inclusive")
+            return self.batch_size / slow, self.batch_size / fast
+        half = (self.spread or 0) / 2
+        return (middle * (1 - half), middle * (1 + half)) if half else None
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why not to trust the median, and what was noted with it, one line each."""
+        found = self.warnings
+        if found is None:
+            found = ()
+            if 0 < len(self.times_s) < 4:
+                found = (f"only {len(self.times_s)} time(s): the spread is not known",)
+            elif self.spread is not None and self.spread > WIDE_IQR:
+                found = (
+                    f"wide spread: the interquartile range is {self.spread:.0%} of the median; "
+                    "is something else running?",
+                )
+        return (*found, *self.notes)
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Timed:
+        """A measurement as it is written down."""
+        return from_json(cls, measurement.to_dict(), "measurement")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint(Open):
+    """What was asked for."""
+
+    min_throughput: float | None = None
+    """Images/s."""
+    conditions: Conditions | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Open):
+    """What was learned from."""
+
+    name: str | None = None
+    path: str | None = None
+    classes: tuple[str, ...] = ()
+    channels: int | None = None
+    image_size: int | None = None
+    """Side in pixels that candidates were built for."""
+    train: int | None = None
+    """Images."""
+    validation: int | None = None
+    test: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brief(Open):
+    """A finalist's brief training."""
+
+    epochs: int | None = None
+    top1: float | None = None
+    """Of the validation images, of 1."""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Open):
+    """One network and what became of it."""
+
+    name: str = "?"
+    family: str | None = None
+    image_size: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    scaling: Mapping[str, float | None] | None = None
+    """Multipliers of the baseline."""
+    measurement: Timed | None = None
+    """None: not timed."""
+    kept: bool | None = None
+    """Whether it is fast enough; None: not yet judged."""
+    finalist: bool | None = None
+    reason: str | None = None
+    """Why it was kept or lost."""
+    brief: Brief | None = None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Median speed; None where it was not measured."""
+        return self.measurement.speed if self.measurement else None
+
+    @property
+    def iqr_rel(self) -> float | None:
+        """Interquartile range of the speed as a share of the median."""
+        return self.measurement.spread if self.measurement else None
+
+    @property
+    def brief_top1(self) -> float | None:
+        """Validation accuracy after the brief training, of 1."""
+        return self.brief.top1 if self.brief else None
+
+    @property
+    def low(self) -> float:
+        """Speed at the slower quartile of its times; 0 where it was not measured."""
+        return self._quartiles()[0]
+
+    @property
+    def high(self) -> float:
+        """Speed at the faster quartile."""
+        return self._quartiles()[1]
+
+    def _quartiles(self) -> tuple[float, float]:
+        speed = self.images_per_s or 0.0
+        return (self.measurement.quartiles if self.measurement else None) or (speed, speed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner(Open):
+    """What was chosen, and how good it is."""
+
+    name: str | None = None
+    reason: str | None = None
+    validation_top1: float | None = None
+    test_top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Open):
+    """One epoch of the full training."""
+
+    epoch: int | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_top1: float | None = None
+    lr: float | None = None
+    images_per_s: float | None = None
+    seconds: float | None = None
+    """Since the training began."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Open):
+    """How good the trained network is on the test set."""
+
+    n: int | None = None
+    top1: float | None = None
+    top1_interval: tuple[float, ...] | None = None
+    """95 %, low and high."""
+    top5: float | None = None
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Images by true class (row) and said class (column)."""
+    per_class: tuple[float | None, ...] = ()
+    """Share that is right; None for a class without images."""
+    calibration_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Open):
+    """A test image that it got wrong."""
+
+    name: str | None = None
+    true: object = None
+    """A class's name or number."""
+    predicted: object = None
+    confidence: float | None = None
+    image: str = ""
+    """A data URI."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Open):
+    """How the artefact compares with the trained network."""
+
+    n: int | None = None
+    top1_agreement: float | None = None
+    max_abs: float | None = None
+    max_rel: float | None = None
+    passed: bool | None = None
+    reason: str | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form(Open):
+    """A form that was tried: its speed and settings, or why there is none."""
+
+    runtime: str | None = None
+    threads: int | None = None
+    streams: int | None = None
+    batch_size: int | None = None
+    images_per_s: float | None = None
+    latency_s: float | None = None
+    withheld: str | None = None
+    failed: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Open):
+    """What the search for the fastest form came to."""
+
+    goal: str | None = None
+    winner: str | None = None
+    gain: float | None = None
+    usual: Form | None = None
+    forms: Mapping[str, Form] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatLayers(Open):
+    """One try of the quantiser: which layers stayed in float, and what the others cost."""
+
+    float_layers: tuple[str, ...] = ()
+    drop_points: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(Open):
+    """How 8 bits were made."""
+
+    max_drop: float | None = None
+    layers: int | None = None
+    calibration_images: int | None = None
+    steps: tuple[FloatLayers, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped(Open):
+    """The artefact."""
+
+    path: str | None = None
+    """Folder, below the run's."""
+    format: str | None = None
+    precision: str | None = None
+    opset: int | None = None
+    bytes: int | None = None
+    measurement: Timed | None = None
+    runtime: Mapping[str, object] = field(default_factory=dict)
+    search: Search | None = None
+    int8: Int8 | None = None
+    keeps_constraint: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFacts(Open):
+    """How it was trained."""
+
+    name: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord(Open):
+    """A run of ``fit``."""
+
+    schema: int = SCHEMA
+    request: Mapping[str, object] = field(default_factory=dict)
+    """What was asked for, as plain values."""
+    request_digest: str | None = None
+    """Of the request: only the same one is resumed."""
+    created: str | None = None
+    """When it began, ISO 8601."""
+    command: str | None = None
+    constraint: Constraint = field(default_factory=Constraint)
+    environment: Mapping[str, object] = field(default_factory=dict)
+    """The machine, and whatever else was written of it."""
+    data: Data = field(default_factory=Data)
+    candidates: tuple[Candidate, ...] = ()
+    winner: Winner = field(default_factory=Winner)
+    history: tuple[Epoch, ...] = ()
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Every key of the recipe."""
+    training_notes: tuple[str, ...] = ()
+    cost: str | None = None
+    """What the training cost, in words."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    wrong: tuple[Mistake, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Test images that could not be read, one line each."""
+    verification: Verification = field(default_factory=Verification)
+    artifact: Shipped = field(default_factory=Shipped)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by step."""
+
+    @property
+    def machine(self) -> Machine:
+        """Where it ran."""
+        return from_json(Machine, self.environment, "environment")
+
+    @property
+    def top1(self) -> float | None:
+        """Share of the test set that the trained network gets right."""
+        return self.winner.test_top1 if self.evaluation.top1 is None else self.evaluation.top1
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The candidate that was chosen."""
+        return next((c for c in self.candidates if c.name == self.winner.name), None)
+
+    def state_of(self, candidate: Candidate) -> str:
+        """``winner``, ``finalist``, ``kept`` or ``rejected``."""
+        if candidate.name == self.winner.name:
+            return "winner"
+        if candidate.finalist:
+            return "finalist"
+        kept, speed, asked = candidate.kept, candidate.images_per_s, self.constraint.min_throughput
         if kept is None:
             kept = speed is not None and (asked is None or speed >= asked)
-        state = (
-            "winner"
-            if record.get("name") == winner
-            else "finalist"
-            if record.get("finalist")
-            else "kept"
-            if kept
-            else "rejected"
+        return "kept" if kept else "rejected"
+
+    def fastest_first(self) -> list[Candidate]:
+        """All candidates; those that were not timed last."""
+        return sorted(self.candidates, key=lambda c: -(c.images_per_s or 0))
+
+    def class_names(self) -> list[str]:
+        """Names by index; made up where the record has fewer than its matrix."""
+        names = list(self.data.classes)
+        n = max(len(self.evaluation.confusion), len(self.evaluation.per_class), len(names))
+        return [*names, *(f"class {i}" for i in range(len(names), n))]
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        value = to_json(self)
+        assert isinstance(value, dict)
+        return value
+
+    def save(self, folder: Path) -> None:
+        """Write ``fit.json``, whole or not at all."""
+        write_json(folder / FILE, self.to_json())
+
+
+def fit_record(value: object, where: str = FILE) -> FitRecord:
+    """A record from JSON values.
+
+    Raises:
+        UserError: not an object, a newer schema, or a part of the wrong kind.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where} holds no object; run the fit again")
+    schema = value.get("schema", 1)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(
+            f"{where} has schema {schema!r}, this version of convscale reads up to {SCHEMA}; update convscale"
         )
-        low, high = words.quartiles(measurement) or (speed or 0.0, speed or 0.0)
-        found.append(
-            Candidate(
-                name=str(record.get("name", "?")),
-                state=state,
-                images_per_s=speed,
-                iqr_rel=words.spread(measurement),
-                low=low,
-                high=high,
-                brief_top1=(record.get("brief") or {}).get("top1"),
-                record=record,
-            )
-        )
-    return sorted(found, key=lambda c: -(c.images_per_s or 0))
+    return from_json(FitRecord, value, where)
 
 
-def measurement_warnings(measurement: Mapping[str, Any] | None) -> list[str]:
-    """Why not to trust a measurement's median, and what was noted with it, one line each."""
-    if not measurement:
-        return []
-    found = measurement.get("warnings")
-    if found is None:
-        try:
-            found = Measurement.from_dict(measurement).warnings
-        except UserError:  # a record without its raw times says nothing of their spread
-            found = ()
-    return [str(text) for text in (*found, *(measurement.get("notes") or ()))]
-
-
-def hover(c: Candidate) -> str:
-    """What a candidate's point says when pointed at: HTML as plotly understands it."""
-    record, m = c.record, c.record.get("measurement") or {}
-    lines = [
-        f"<b>{escape(c.name)}</b> ({STATES[c.state][0]})",
-        f"{words.rate(c.images_per_s)} images/s, IQR {words.percent(c.iqr_rel)}",
-    ]
-    if c.brief_top1 is not None:
-        lines.append(
-            f"{words.percent(c.brief_top1)} of validation right after "
-            f"{words.plural((record['brief'] or {}).get('epochs') or 0, 'epoch')}"
-        )
-    lines.append(f"{words.large(record.get('params'))} params, {words.large(record.get('macs'))} MACs")
-    lines.append(escape(words.conditions(m.get("conditions"))))
-    lines.append(escape(words.shortened(words.machine(m.get("environment")), 60)))
-    return "<br>".join(lines)
-
-
-def read_fit(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def read_fit(run_dir: str | os.PathLike[str]) -> FitRecord:
     """The ``fit.json`` of a run.
 
     Raises:
         UserError: the folder has none, it is damaged, or its schema is newer than this version reads.
     """
-    path = Path(run_dir) / "fit.json"
+    path = Path(run_dir) / FILE
     if not path.is_file():
         raise UserError(f"{run_dir} holds no fit.json; name the output folder of a fit")
     try:
-        fit = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); run the fit again") from error
-    if not isinstance(fit, dict):
-        raise UserError(f"{path} holds no object; run the fit again")
-    schema = fit.get("schema", 1)
-    if not isinstance(schema, int) or schema > 1:
-        raise UserError(f"{path} has schema {schema!r}, this version of convscale reads up to 1; update convscale")
-    return fit
+    return fit_record(value, str(path))
