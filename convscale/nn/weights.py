@@ -61,7 +61,7 @@ def load_weights(
         allow_head_mismatch: a classifier of another class count stays as it is instead of being an error. A module's
             classifier is what its ``pretrained_cfg`` names, else its last linear layer.
 
-    Official TResNet weights were trained with |weight| + 1e-5 as the norms' scale and are converted so. Two layouts
+    Official TResNet weights were trained with ``|weight| + 1e-5`` as the norms' scale and are converted so. Two layouts
     exist only for weights that were trained with constants of their own, which the network then takes over (its
     ``spec`` too): official TResNet V2 has leaky slopes of 1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding
     and epsilon of 1e-3.
@@ -102,7 +102,7 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
 
     Raises:
         UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which
-            |weight| + 1e-5 can not express.
+            ``|weight| + 1e-5`` can not express.
     """
     _check_module("export_weights", net)
     check_text("layout", layout, what="timm")
