@@ -73,7 +73,7 @@ _COUNTED = (
 
 
 def _largest(spec: Any, device: str, mode: str, precision: str, layout: str, img_size: int | None) -> dict[str, Any]:
-    from convscale.cost.memory import predict_largest_batch
+    from convscale.predictor.largest_batch import predict_largest_batch
 
     found = predict_largest_batch(spec, device, mode=mode, precision=precision, layout=layout, image_size=img_size)
     value = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from convscale import cache
 from convscale.cost import counting as cost
 from convscale.cost.counting import count
 from convscale.errors import UserError
@@ -134,23 +132,6 @@ def test_a_broken_cache_is_no_cache(built: list[int], tmp_path: Path) -> None:
     assert count(Spec()).macs == 100 * 4 * 27  # type: ignore[arg-type]
 
 
-def test_cache_key_tells_conditions_and_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = cache.key_of("trace", Spec(), size=8)
-    assert cache.key_of("trace", Spec(), size=8) == key
-    assert cache.key_of("trace", Spec(), size=9) != key
-    monkeypatch.setattr(cache, "code_digest", lambda: "other")
-    assert cache.key_of("trace", Spec(), size=8) != key
-
-
-def test_several_processes_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path))
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: cache.save(f"key{i}", {"value": i}), range(40)))
-    assert [cache.load(f"key{i}") for i in range(40)] == [{"value": i} for i in range(40)]
-
-
 def test_a_real_net_by_its_published_size() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
@@ -159,28 +140,3 @@ def test_a_real_net_by_its_published_size() -> None:
     assert result.params == 31_389_032
     assert result.macs / 1e9 == pytest.approx(5.737, abs=0.001)
     assert result.image_size == (224, 224)
-
-
-def test_a_result_of_other_code_is_never_read(tmp_path: Path) -> None:
-    import convscale
-    from convscale.cache import digest_of
-
-    root = tmp_path / "package"
-    shutil.copytree(Path(convscale.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
-    before = digest_of(root)
-    assert digest_of(root) == before
-    for name in (
-        "arch/mobile.py",
-        "nn/blocks.py",
-        "speed/autocast.py",
-        "speed/cost.py",
-        "speed/predict.py",
-        "speed/devices.json",
-    ):
-        text = (root / name).read_bytes()
-        (root / name).write_bytes(text + b"\n")
-        assert digest_of(root) != before, name
-        (root / name).write_bytes(text)
-    assert digest_of(root) == before
-    (root / "speed" / "trace.py").write_bytes(b"")
-    assert digest_of(root, "cost/operators.py") == digest_of(Path(convscale.__file__).parent, "cost/operators.py")
