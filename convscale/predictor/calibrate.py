@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
-from convscale.cost.subject import Network
 from convscale.errors import UserError
 from convscale.predictor.calibration import SHARED, Calibration
 from convscale.predictor.devices import get_device
@@ -19,7 +19,10 @@ from convscale.predictor.interval import RATES, network_sigma, rate_covariance, 
 from convscale.predictor.latency import basis_of
 from convscale.predictor.roofline import net_s, table_of
 from convscale.predictor.workload import load_workload
-from convscale.speed.records import Record
+
+if TYPE_CHECKING:
+    from convscale.cost.subject import Network
+    from convscale.speed.records import Record
 
 MANY = 12
 """From how many measured networks on all coefficients are fitted; below, the card's own rates."""

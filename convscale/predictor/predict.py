@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convscale.conditions import Conditions, Size, size_text
-from convscale.cost.subject import Network, subject_of
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.doubts import doubts_of
 from convscale.predictor.fitted import check_predicted
@@ -20,6 +19,9 @@ from convscale.predictor.interval import RATES, groups_of, network_sigma, rate_s
 from convscale.predictor.latency import Basis, basis_of, call_time
 from convscale.predictor.roofline import Table
 from convscale.predictor.workload import Workload, load_workload
+
+if TYPE_CHECKING:
+    from convscale.cost.subject import Network
 
 _WIDER, _MOST_WIDER = 1.5, 3
 """Factor on the interval for each doubt that no table says anything of, and how many of them count: a judgement."""
@@ -104,6 +106,8 @@ def predict(
         UserError: an unknown device (the message names the nearest), an impossible condition, a network that can not be
             traced.
     """
+    from convscale.cost.subject import subject_of  # loads torch, which a stored workload can do without
+
     asked = Conditions(
         device=device,
         mode=mode,

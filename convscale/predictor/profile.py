@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscale.conditions import Conditions, Size
 from convscale.cost.kernels import Kernel
-from convscale.cost.subject import Network
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import Device
 from convscale.predictor.latency import CallTime, basis_of, call_time
 from convscale.predictor.roofline import BINDINGS
 from convscale.predictor.workload import workload_of
+
+if TYPE_CHECKING:
+    from convscale.cost.subject import Network
 
 MOST_PARTS = 14
 """Parts that one figure holds legibly."""

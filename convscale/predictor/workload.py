@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from convscale.cache import key_of, load, save
 from convscale.conditions import Conditions
 from convscale.cost.fusion import kernels_of, launched_kernels
 from convscale.cost.kernels import Kernel
 from convscale.cost.liveness import peak_bytes
-from convscale.cost.subject import Network, subject_of
 from convscale.cost.trace import Trace
-from convscale.networks.resolve import build_meta
+
+if TYPE_CHECKING:
+    from convscale.cost.subject import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +64,19 @@ def load_workload(network: Network, conditions: Conditions) -> Workload:
     Raises:
         UserError: as for ``count``.
     """
+    from convscale.cost.subject import subject_of
+    from convscale.cost.tracing import trace
+    from convscale.networks.resolve import build_meta
+
     net, spec, conditions = subject_of(network, conditions)
     compiled = conditions.runtime == "compiled"
     if spec is None:
-        from convscale.cost.tracing import trace
-
         assert net is not None  # a network is one of the two
         return workload_of(trace(net, conditions), compiled=compiled)
     key = key_of("workload", spec, conditions, compiled=compiled)
     if (kept := load(key)) is not None:
         kernels = tuple((Kernel(*values), count) for values, count in kept["kernels"])
         return Workload(**{**kept, "kernels": kernels})
-    from convscale.cost.tracing import trace
-
     work = workload_of(trace(build_meta(spec), conditions), compiled=compiled)
     save(key, {f.name: getattr(work, f.name) for f in dataclasses.fields(work)})
     return work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from torch import nn
 from convscale.cost import counting as cost
 from convscale.cost.counting import count
 from convscale.errors import UserError
+from convscale.predictor.largest_batch import predict_largest_batch
+
+COLUMNS = 200
 
 
 def chain() -> nn.Sequential:
@@ -81,6 +85,26 @@ def test_training_flag_is_ignored() -> None:
 def test_bad_size(size: object) -> None:
     with pytest.raises(UserError, match="image_size must be a whole number of pixels of at least 1"):
         count(chain(), image_size=size)  # type: ignore[arg-type]
+
+
+def test_rectangles_by_hand() -> None:
+    result = count(chain(), image_size=(6, 10), batch_size=3)
+    assert (result.macs, result.image_size) == (60 * (12 + 32 + 16), (6, 10))
+    assert result.read_bytes == 4 * (3 * 60 * (3 + 4 + 8) + 60)
+
+
+def test_int8_is_refused_not_counted_as_single_precision() -> None:
+    """Which layers hold 8 bits is settled at export; it gave the figures of fp32 before."""
+    with pytest.raises(UserError, match=r"precision 'int8' is not counted: .*; count it in fp32, amp, bf16 or fp16"):
+        count(chain(), 8, precision="int8")
+    with pytest.raises(UserError, match="precision 'int8' is not counted"):
+        predict_largest_batch(chain(), "t4", mode="infer", precision="int8", image_size=8)
+
+
+def test_int8_is_refused_on_the_command_line(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = call("count", "resnet18", "--precision", "int8")
+    assert (code, out) == (2, "")
+    assert "precision 'int8' is not counted" in " ".join(err.split())
 
 
 def test_bad_net_and_conditions() -> None:

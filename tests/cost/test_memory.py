@@ -30,6 +30,7 @@ def test_by_hand() -> None:
     """x and w x, of 3 * 8 * 8 floats each; per image, whatever the batch."""
     for batch in (1, 4):
         assert saved_bytes(Square(), image_size=8, batch_size=batch) == 2 * 3 * 8 * 8 * 4
+    assert saved_bytes(Square(), image_size=(4, 8), batch_size=2) == 2 * 3 * 4 * 8 * 4
     assert saved_bytes(Square().double(), image_size=8, batch_size=2) == 2 * 3 * 8 * 8 * 8
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +19,13 @@ from convscale.cost.fusion import fused_kernels, kernels_of
 from convscale.cost.kernels import Kernel, eager_kernels, prefers_channels_last
 from convscale.errors import UserError
 from convscale.predictor.calibrate import Observation, calibrate
-from convscale.predictor.calibration import Calibration, load_calibration, save_calibration
+from convscale.predictor.calibration import RENAMED, Calibration, load_calibration, save_calibration
 from convscale.predictor.devices import devices, get_device
 from convscale.predictor.fitted import fitted_sets
 from convscale.predictor.interval import GROUPS, MARKS
-from convscale.predictor.predict import predict
+from convscale.predictor.predict import predict, predict_workload
 from convscale.predictor.roofline import PRIOR, kernel_s, net_s, table_of
+from convscale.predictor.workload import load_workload
 from tests.cost.helpers import trace
 
 
@@ -241,6 +245,54 @@ def test_bad_input(resnet50: nn.Module) -> None:
         predict(resnet50, image_size=224, batch_size=0)
 
 
+def test_rectangles_are_predicted(resnet50: nn.Module) -> None:
+    tall, wide, square = (
+        predict(resnet50, image_size=size, batch_size=64) for size in ((256, 128), (128, 256), (256, 256))
+    )
+    assert tall.conditions.image_size == (256, 128)
+    assert "256x128 px" in str(tall)
+    assert predict(resnet50, image_size=(192, 192), batch_size=64) == predict(resnet50, image_size=192, batch_size=64)
+    assert square.conditions.image_size == 256
+    for half in (tall, wide):  # half the pixels; small maps are a little less even
+        assert half.latency_s == pytest.approx(square.latency_s / 2, rel=0.1)
+    assert json.loads(json.dumps(tall.to_dict()))["conditions"]["image_size"] == [256, 128]
+
+
+def test_devices_go_by_other_names_too(resnet50: nn.Module) -> None:
+    plain = predict(resnet50, device="h100-sxm", image_size=64)
+    assert predict(resnet50, device="H100", image_size=64) == plain
+    work = load_workload(resnet50, plain.conditions)
+    assert predict_workload(work, dataclasses.replace(plain.conditions, device="h100")) == plain
+
+
+def test_runtimes_that_nothing_is_predicted_for(resnet50: nn.Module) -> None:
+    """They were predicted as PyTorch behind its compiler."""
+    conditions = Conditions(device="v100", precision="amp", image_size=64, runtime="onnxruntime")
+    work = load_workload(resnet50, dataclasses.replace(conditions, runtime="eager"))
+    with pytest.raises(UserError, match="runtime 'onnxruntime' is not predicted; eager and compiled PyTorch are"):
+        predict_workload(work, conditions)
+    with pytest.raises(UserError, match="device 'rtx-4080' is unknown"):
+        predict_workload(work, dataclasses.replace(conditions, runtime="eager", device="rtx-4080"))
+
+
+def test_a_stored_workload_is_predicted_without_torch() -> None:
+    code = """
+import sys
+from convscale.conditions import Conditions
+from convscale.cost.kernels import Kernel
+from convscale.predictor.calibration import load_calibration
+from convscale.predictor.predict import predict_workload
+from convscale.predictor.workload import Workload
+work = Workload(kernels=((Kernel("pointwise", in_bytes=10**9, out_bytes=10**9), 50),), peak_bytes=1, attention=False)
+p = predict_workload(work, Conditions(device="rtx-4090", precision="amp", batch_size=256, image_size=64))
+print(p.bound_by, round(p.latency_s, 3), "torch" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bound_by, latency_s, torch_loaded = ran.stdout.split()
+    assert (bound_by, torch_loaded) == ("memory", "False")
+    assert float(latency_s) == pytest.approx(50 * 2e9 / 1008e9, rel=0.25)  # its bytes at the data sheet's rate
+
+
 def test_every_set_has_all_coefficients() -> None:
     assert set(fitted_sets()) == {"eager-nchw", "eager-nhwc", "compiled", "train-nchw", "train-nhwc", "cpu"}
     for fitted in fitted_sets().values():
@@ -331,9 +383,25 @@ def test_calibration_on_disk(tmp_path: Path) -> None:
     made = calibration_of_t4()
     save_calibration(made, tmp_path / "t4.json")
     assert load_calibration(tmp_path / "t4.json") == made
+    value = made.to_dict()
+    del value["coefficients"]["peak"]
+    with pytest.raises(UserError, match=r"not a calibration: coefficients are missing \(peak\)"):
+        Calibration.from_dict(value)
+    with pytest.raises(UserError, match="a calibration has format 2, this version of convscale reads 3 and 4"):
+        Calibration.from_dict({**made.to_dict(), "format": 2})
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UserError, match=r"can not be read"):
         load_calibration(tmp_path / "bad.json")
+
+
+def test_a_calibration_of_the_format_before_is_read() -> None:
+    """Format 3 had the same coefficients by older names."""
+    made = calibration_of_t4()
+    old_names = {new: old for old, new in RENAMED.items()}
+    old = {**made.to_dict(), "format": 3}
+    old["coefficients"] = {old_names.get(name, name): value for name, value in made.coefficients.items()}
+    assert {"stats0", "compute.even", "memory.uneven", "direct.weight", "window0"} <= set(old["coefficients"])
+    assert Calibration.from_dict(old) == made
 
 
 def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
