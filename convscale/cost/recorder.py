@@ -102,7 +102,7 @@ class Recorder(TorchDispatchMode):
         self.operators.append(Operator("sgd", "update", "", "update", inputs, (use, momentum), 0))
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func not in self._facts:
             self._facts[func] = (base_name(func), kind_of(func))
@@ -310,7 +310,7 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
-def _dtype_of(values: Sequence[Any]) -> torch.dtype | None:
+def _dtype_of(values: Sequence[object]) -> torch.dtype | None:
     """Type of the first tensor among ``values``."""
     return next((t.dtype for t in tensors_in(values)), None)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
@@ -126,7 +125,7 @@ def _autocast(
     return nullcontext() if low is None else Autocast(low, {id(tensor) for tensor in stand_ins.values()}, fast_norm)
 
 
-def _run(net: nn.Module, stand_ins: dict[str, torch.Tensor], images: torch.Tensor) -> Any:
+def _run(net: nn.Module, stand_ins: dict[str, torch.Tensor], images: torch.Tensor) -> object:
     """The network's output on stand-ins for its parameters."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
         return net(images)  # its parameters can not be stood in for; the recorder moves them one by one

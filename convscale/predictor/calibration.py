@@ -97,7 +97,7 @@ class Calibration:
                 "calibrate for that"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         values = dataclasses.asdict(self)
         return {"format": FORMAT, **values, "coefficients": dict(self.coefficients)}

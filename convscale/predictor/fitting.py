@@ -112,6 +112,7 @@ def fit(
     idle: list[bool] | None = None
     idle = [bool(np.allclose(column, pull[index])) for index, column in enumerate(jacobian(x0).T)]
     loss, bounds = "soft_l1" if robust else "linear", (x0 - 4, x0 + 4)
-    # scipy's stubs know names of methods only where a function may stand too.
-    solution = least_squares(residuals, x0, jacobian, loss=loss, max_nfev=steps, bounds=bounds)  # pyright: ignore[reportArgumentType]
+    # From a dictionary, since scipy's stubs take ``jac`` for the name of a method only.
+    options = {"jac": jacobian, "loss": loss, "max_nfev": steps, "bounds": bounds}
+    solution = least_squares(residuals, x0, **options)
     return unpack(solution.x)
