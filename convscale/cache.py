@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscale.conditions import Conditions
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -84,27 +82,15 @@ def code_digest() -> str:
     return digest_of(Path(__file__).parent)
 
 
-def key_of(kind: str, spec: DataclassInstance, conditions: Conditions, *, compiled: bool = False) -> str:
-    """The key of what a pass over a network gives.
+def key_of(kind: str, spec: DataclassInstance, **conditions: object) -> str:
+    """The key of a result.
 
     Args:
         kind: what is kept.
         spec: the network, a dataclass.
-        conditions: their image size, batch, mode, precision and layout decide a pass; device, runtime and threads do
-            not.
-        compiled: whether kernels are those behind a compiler.
+        conditions: plain values that the result depends on beside it and the code.
     """
-    value = {
-        "kind": kind,
-        "code": code_digest(),
-        "spec": dataclasses.asdict(spec),
-        "size": conditions.image_size,
-        "batch": conditions.batch_size,
-        "mode": conditions.mode,
-        "precision": conditions.precision,
-        "layout": conditions.layout,
-        "compiled": compiled,
-    }
+    value = {"kind": kind, "code": code_digest(), "spec": dataclasses.asdict(spec), **conditions}
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 

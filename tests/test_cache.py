@@ -7,14 +7,13 @@ import pwd
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import convscale
 from convscale import cache
-from convscale.conditions import Conditions
 
 ROOT = Path(convscale.__file__).parent
 
@@ -26,19 +25,17 @@ class Spec:
     width: int = 4
 
 
-def test_a_key_tells_what_decides_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = Conditions(image_size=8)
-    key = cache.key_of("trace", Spec(), conditions)
-    assert cache.key_of("trace", Spec(), conditions) == key
-    for field, value in {"image_size": (8, 9), "batch_size": 3, "mode": "train", "precision": "amp"}.items():
-        assert cache.key_of("trace", Spec(), replace(conditions, **{field: value})) != key, field
-    assert cache.key_of("trace", Spec(), replace(conditions, layout="nhwc")) != key
-    assert cache.key_of("trace", Spec(), conditions, compiled=True) != key
-    assert cache.key_of("trace", Spec(5), conditions) != key
-    assert cache.key_of("workload", Spec(), conditions) != key
-    assert cache.key_of("trace", Spec(), replace(conditions, device="cuda", threads=2)) == key
+def test_a_key_tells_what_is_kept_of_what_by_which_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = cache.key_of("trace", Spec(), size=8)
+    assert cache.key_of("trace", Spec(), size=8) == key
+    others = (
+        cache.key_of("trace", Spec(), size=9),
+        cache.key_of("trace", Spec(5), size=8),
+        cache.key_of("kernels", Spec(), size=8),
+    )
+    assert key not in others
     monkeypatch.setattr(cache, "code_digest", lambda: "other")
-    assert cache.key_of("trace", Spec(), conditions) != key
+    assert cache.key_of("trace", Spec(), size=8) != key
 
 
 def test_several_processes_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from convscale.cache import key_of, load, save
+from convscale.cache import load, save
 from convscale.conditions import Conditions, Size
 from convscale.cost.fusion import launched_kernels
 from convscale.cost.liveness import peak_bytes, saved_for_backward
-from convscale.cost.subject import Network, subject_of
+from convscale.cost.subject import Network, pass_key, subject_of
 from convscale.cost.trace import Operator, Trace, Use
 from convscale.cost.tracing import trace
 from convscale.networks.resolve import build_meta
@@ -109,7 +109,7 @@ def trace_of(network: Network, conditions: Conditions) -> Trace:
     if spec is None:
         assert net is not None  # a network is one of the two
         return trace(net, conditions)
-    key = key_of("trace", spec, conditions)
+    key = pass_key("trace", spec, conditions)
     if (kept := load(key)) is not None:
         return _unpacked(kept, conditions)
     traced = trace(build_meta(spec), conditions)

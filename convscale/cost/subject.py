@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from convscale.arch.spec import NetSpec
+from convscale.cache import key_of
 from convscale.conditions import Conditions, as_size
 from convscale.errors import UserError
 from convscale.networks.inputs import checked_size
@@ -34,3 +35,25 @@ def subject_of(network: Network, conditions: Conditions) -> tuple[nn.Module | No
             f"exported; count it in {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
         )
     return net, spec, replace(conditions, image_size=as_size(*checked_size(conditions.image_size, net, spec)))
+
+
+def pass_key(kind: str, spec: NetSpec, conditions: Conditions, *, compiled: bool = False) -> str:
+    """The key under which the cache keeps what a pass over a network gives.
+
+    Args:
+        kind: what is kept.
+        spec: the network.
+        conditions: their image size, batch, mode, precision and layout decide a pass; device, runtime and threads do
+            not.
+        compiled: whether kernels are those behind a compiler.
+    """
+    return key_of(
+        kind,
+        spec,
+        size=conditions.image_size,
+        batch=conditions.batch_size,
+        mode=conditions.mode,
+        precision=conditions.precision,
+        layout=conditions.layout,
+        compiled=compiled,
+    )

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convscale.cache import key_of, load, save
+from convscale.cache import load, save
 from convscale.conditions import Conditions
 from convscale.cost.fusion import kernels_of, launched_kernels
 from convscale.cost.kernels import Kernel
@@ -64,7 +64,7 @@ def load_workload(network: Network, conditions: Conditions) -> Workload:
     Raises:
         UserError: as for ``count``.
     """
-    from convscale.cost.subject import subject_of
+    from convscale.cost.subject import pass_key, subject_of
     from convscale.cost.tracing import trace
     from convscale.networks.resolve import build_meta
 
@@ -73,7 +73,7 @@ def load_workload(network: Network, conditions: Conditions) -> Workload:
     if spec is None:
         assert net is not None  # a network is one of the two
         return workload_of(trace(net, conditions), compiled=compiled)
-    key = key_of("workload", spec, conditions, compiled=compiled)
+    key = pass_key("workload", spec, conditions, compiled=compiled)
     if (kept := load(key)) is not None:
         kernels = tuple((Kernel(*values), count) for values, count in kept["kernels"])
         return Workload(**{**kept, "kernels": kernels})

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from convscale.conditions import Conditions
 from convscale.cost import counting as cost
 from convscale.cost.counting import count
+from convscale.cost.subject import pass_key
 from convscale.errors import UserError
 from convscale.predictor.largest_batch import predict_largest_batch
 
@@ -149,6 +151,17 @@ def test_a_spec_is_traced_once(built: list[int]) -> None:
     count(Spec(), image_size=20)  # type: ignore[arg-type]
     count(Spec(width=5))  # type: ignore[arg-type]
     assert built == [4, 4, 5]
+
+
+def test_a_key_tells_what_decides_a_pass() -> None:
+    def key(kind: str = "trace", compiled: bool = False, **changes: object) -> str:
+        stated = replace(Conditions(image_size=8), **changes)  # type: ignore[arg-type]
+        return pass_key(kind, Spec(), stated, compiled=compiled)  # type: ignore[arg-type]
+
+    assert key(device="cuda", threads=2, runtime="compiled") == key()
+    keys = {key(), key("workload"), key(compiled=True), key(image_size=(8, 9)), key(batch_size=3)}
+    keys |= {key(mode="train"), key(precision="amp"), key(layout="nhwc")}
+    assert len(keys) == 8
 
 
 def test_a_broken_cache_is_no_cache(built: list[int], tmp_path: Path) -> None:
