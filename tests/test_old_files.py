@@ -161,9 +161,9 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(call: Call) -> None:
     for row, before in zip(run["history"], EXPECTED["train"]["history"], strict=True):
         assert (row["epoch"], row["images"]) == (before["epoch"], before["images"])
         assert row["lr"] == pytest.approx(before["lr"], rel=1e-6)
-        # Other processors and numbers of threads round differently.
-        assert row["train_loss"] == pytest.approx(before["train_loss"], rel=0.02)
-        assert row["val_loss"] == pytest.approx(before["val_loss"], rel=0.05)
+        # Bit for bit on one thread; other processors and numbers of threads round differently.
+        assert row["train_loss"] == pytest.approx(before["train_loss"], rel=1e-3)
+        assert row["val_loss"] == pytest.approx(before["val_loss"], rel=1e-3)
 
 
 def test_a_training_is_reported(call: Call) -> None:
@@ -212,7 +212,7 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(call: Call) -> None:
     assert after["history"][0] == first[0]
     assert [row["epoch"] for row in after["history"]] == [1, 2, 3]
     assert run["evaluation"]["n"] == 60
-    assert run["evaluation"]["top1"] == pytest.approx(EXPECTED["fit"]["evaluation"]["top1"], abs=0.1)
+    assert run["evaluation"]["top1"] == pytest.approx(EXPECTED["fit"]["evaluation"]["top1"], abs=0.04)
     assert Path("fits/interrupted/report.html").is_file()
     assert cs.load_artifact("fits/interrupted/artifact").verification is not None
 
