@@ -18,7 +18,7 @@ Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 if TYPE_CHECKING:
     from convscale.conditions import Conditions
     from convscale.cost.counting import Cost
-    from convscale.cost.memory import LargestBatch
+    from convscale.predictor.largest_batch import LargestBatch
     from convscale.speed.records import Record
     from convscale.speed.subjects import Measured
     from convscale.speed.timing import Measurement
@@ -49,7 +49,7 @@ def count_command(
 ) -> None:
     """Count parameters, multiply-accumulates, activations, bytes and memory."""
     from convscale.cost.counting import count
-    from convscale.cost.memory import predict_largest_batch
+    from convscale.predictor.largest_batch import predict_largest_batch
 
     rows = []
     for model in models:

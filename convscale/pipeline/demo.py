@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from convscale.cache import cache_dir
 from convscale.choice.candidates import scaled_members
 from convscale.errors import UserError
 from convscale.images.sources import open_dataset
@@ -71,7 +72,7 @@ def fashion_mnist(say: Callable[[str], None]) -> Path:
             return folder
     from torchvision.datasets import FashionMNIST
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convscale"
+    cache = cache_dir()
     say("downloading Fashion-MNIST")
     try:
         FashionMNIST(str(cache), download=True)
