@@ -6,61 +6,64 @@ import base64
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from convscale.images.splits import ArraySplit, DataSplits, Split
 from convscale.learn.evaluate import Evaluation
+from convscale.show.fit_record import Data, Mistake
+from convscale.show.fit_record import Evaluation as EvaluationRecord
 
 SHOWN_MISTAKES = 24
 """Wrong examples that the report shows as pictures."""
 
 
-def describe(splits: DataSplits, path: str, size: int) -> dict[str, Any]:
-    """A data set as JSON values: its sizes and classes, and the side in pixels that candidates are built for."""
-    return {
-        "name": Path(path).name,
-        "path": path,
-        "classes": list(splits.classes),
-        "channels": splits.channels,
-        "image_size": size,
-        "train": len(splits.train),
-        "validation": len(splits.validation),
-        "test": len(splits.test),
-        "notes": list(splits.notes),
-    }
+def describe(splits: DataSplits, path: str, size: int) -> Data:
+    """A data set as a run writes it down, and the side in pixels that candidates are built for."""
+    return Data(
+        name=Path(path).name,
+        path=path,
+        classes=tuple(splits.classes),
+        channels=splits.channels,
+        image_size=size,
+        train=len(splits.train),
+        validation=len(splits.validation),
+        test=len(splits.test),
+        notes=tuple(splits.notes),
+    )
 
 
-def evaluation_record(ev: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON values."""
-    return {
-        "n": ev.n,
-        "top1": ev.top1,
-        "top1_interval": [ev.top1_low, ev.top1_high],
-        "top5": ev.top5,
-        "confusion": ev.confusion.tolist(),
-        "per_class": [None if math.isnan(share) else share for share in ev.per_class],  # no test image of the class
-        "calibration_error": ev.calibration_error,
-    }
+def evaluation_record(ev: Evaluation) -> EvaluationRecord:
+    """An evaluation as a run writes it down."""
+    return EvaluationRecord(
+        n=ev.n,
+        top1=ev.top1,
+        top1_interval=(ev.top1_low, ev.top1_high),
+        top5=ev.top5,
+        confusion=tuple(tuple(row) for row in ev.confusion.tolist()),
+        per_class=tuple(None if math.isnan(share) else share for share in ev.per_class),  # no test image of the class
+        calibration_error=ev.calibration_error,
+    )
 
 
-def mistakes(ev: Evaluation, held: Split, test: Split) -> list[dict[str, Any]]:
-    """The most confident mistakes, with their pictures as PNG data: as in the test set, of which ``held`` is what could
+def mistakes(ev: Evaluation, read: Split, test: Split) -> tuple[Mistake, ...]:
+    """The most confident mistakes, with their pictures as PNG data: as in the test set, of which ``read`` is what could
     be decoded.
     """
     worst = sorted(ev.wrong, key=lambda wrong: -wrong.confidence)[:SHOWN_MISTAKES]
-    return [
-        {
-            "name": picture[0],
-            "true": held.classes[wrong.true],
-            "predicted": held.classes[wrong.predicted],
-            "confidence": wrong.confidence,
-            "image": _picture(picture[1]),
-        }
-        for wrong in worst
-        for picture in (_original(held, test, wrong.index),)
-    ]
+    shown = []
+    for wrong in worst:
+        name, pixels = _original(read, test, wrong.index)
+        shown.append(
+            Mistake(
+                name=name,
+                true=read.classes[wrong.true],
+                predicted=read.classes[wrong.predicted],
+                confidence=wrong.confidence,
+                image=_picture(pixels),
+            )
+        )
+    return tuple(shown)
 
 
 def _original(held: Split, test: Split, index: int) -> tuple[str, torch.Tensor]:

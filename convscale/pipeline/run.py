@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.artifact.artifact import Artifact
 from convscale.choice.candidates import SMALL_IMAGE, scaled_members, sized
-from convscale.choice.finalists import FIT_FAMILIES, Timed, finalists
+from convscale.choice.finalists import FIT_FAMILIES, finalists
+from convscale.choice.finalists import Timed as TimedSpec
 from convscale.conditions import Conditions
 from convscale.cost.counting import count
 from convscale.errors import Stopped, UserError
-from convscale.files import json_numbers, new_output_dir, write_json
+from convscale.files import json_numbers, new_output_dir
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
@@ -40,10 +41,26 @@ from convscale.machine import Environment
 from convscale.nn.net import create_model
 from convscale.pipeline.record import describe, evaluation_record, mistakes
 from convscale.pipeline.ship import Shipping, ship_fastest, shipped_speed
+from convscale.show.fit_record import (
+    FILE,
+    Brief,
+    Candidate,
+    Constraint,
+    Epoch,
+    FitRecord,
+    Int8,
+    Search,
+    Shipped,
+    Timed,
+    Verification,
+    Winner,
+    read_fit,
+)
+from convscale.show.fit_record import Conditions as WrittenConditions
+from convscale.show.json_values import from_json
 from convscale.show.report import write_fit_report
 from convscale.speed.measuring import measure
 from convscale.speed.subjects import FILE_RUNTIMES
-from convscale.speed.timing import Measurement
 
 SCHEMA = 1
 CLEARLY_TOO_SLOW = 0.8
@@ -63,8 +80,13 @@ class FitRun:
     """The trained network, in eval mode."""
     artifact: Artifact
     """What is shipped, opened."""
-    record: dict[str, Any]
-    """As in ``fit.json``."""
+    result: FitRecord
+    """What ``fit.json`` holds."""
+
+    @property
+    def record(self) -> dict[str, object]:
+        """``fit.json`` as plain JSON values."""
+        return self.result.to_json()
 
     @property
     def report(self) -> Path:
@@ -75,29 +97,29 @@ class FitRun:
 class _Record:
     """``fit.json`` as it grows: written after every step, so that a resumed run goes on where the last one stopped."""
 
-    def __init__(self, path: Path, request: dict[str, Any], *, resume: bool) -> None:
-        self.path = path
+    def __init__(self, folder: Path, request: dict[str, object], *, resume: bool) -> None:
+        self.folder = folder
         digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
-        self.values: dict[str, Any] = {"schema": SCHEMA, "request": request, "request_digest": digest, "timings": {}}
-        if resume and path.is_file():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            if old.get("request_digest") != digest:
+        self.now = FitRecord(request=request, request_digest=digest)
+        if resume and (folder / FILE).is_file():
+            old = read_fit(folder)
+            if old.request_digest != digest:
                 raise UserError(
-                    f"{path.parent} was made by another request ({old.get('command', 'unknown')}); repeat it, or use "
-                    "--overwrite"
+                    f"{folder} was made by another request ({old.command or 'unknown'}); repeat it, or use --overwrite"
                 )
-            self.values = old
+            self.now = old
 
-    def __getitem__(self, key: str) -> Any:
-        return self.values[key]
+    def put(self, **values: object) -> None:
+        """Set parts of the record, and save it."""
+        self.now = replace(self.now, **values)  # pyright: ignore[reportArgumentType]
+        self.now.save(self.folder)
 
-    def get(self, key: str) -> Any:
-        return self.values.get(key)
-
-    def put(self, **values: Any) -> None:
-        """Set and save."""
-        self.values.update(values)
-        write_json(self.path, self.values)
+    def put_candidate(self, candidate: Candidate) -> None:
+        """Set one candidate by its name, and save."""
+        rest = self.now.candidates
+        known = any(c.name == candidate.name for c in rest)
+        rows = [candidate if c.name == candidate.name else c for c in rest]
+        self.put(candidates=tuple(rows if known else [*rows, candidate]))
 
 
 def fit(
@@ -193,7 +215,7 @@ def fit(
     size = image_size or default_size(splits)
     pool = [(spec, family) for spec, family in _candidates(candidates, size, image_size)]
     folder = new_output_dir(output, overwrite=overwrite, resume=resume, need_bytes=_BYTES_NEEDED)
-    request = {
+    request: dict[str, object] = {
         "data": str(data_dir) if not isinstance(data_dir, DataSplits) else "given splits",
         "min_throughput": min_throughput,
         "conditions": cond.to_dict(),
@@ -207,7 +229,7 @@ def fit(
         "seed": seed,
     }
     run = _Fit(
-        record=_Record(folder / "fit.json", request, resume=resume),
+        record=_Record(folder, request, resume=resume),
         splits=splits,
         pool=pool,
         folder=folder,
@@ -224,21 +246,19 @@ def fit(
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),
-        constraint={"min_throughput": min_throughput, "conditions": {**cond.to_dict(), "image_size": size}},
+        constraint=Constraint(min_throughput=min_throughput, conditions=_written(replace(cond, image_size=size))),
         environment=asdict(Environment.here(device)),
-        data=describe(splits, request["data"], size),
+        data=describe(splits, str(request["data"]), size),
     )
     run.time_candidates()
     run.compare()
     net, preprocessing = run.train_winner()
     artifact = run.ship(net, preprocessing)
-    run.record["timings"]["total_s"] = sum(
-        seconds for key, seconds in run.record["timings"].items() if key != "total_s"
-    )
-    run.record.put()
+    spent = {key: seconds for key, seconds in run.record.now.timings.items() if key != "total_s"}
+    run.record.put(timings={**spent, "total_s": sum(spent.values())})
     write_fit_report(folder)
     run.note(f"report: {folder / 'report.html'}")
-    return FitRun(output=folder, net=net, artifact=artifact, record=run.record.values)
+    return FitRun(output=folder, net=net, artifact=artifact, result=run.record.now)
 
 
 def _command() -> str:
@@ -302,22 +322,21 @@ class _Fit:
         """Add the time of a step to the record."""
         start = time.monotonic()
         yield
-        timings = self.record["timings"]
-        timings[key] = timings.get(key, 0.0) + time.monotonic() - start
-        self.record.put()
+        spent = self.record.now.timings
+        self.record.put(timings={**spent, key: spent.get(key, 0.0) + time.monotonic() - start})
 
     def time_candidates(self) -> None:
         """Export every candidate untrained and time it in the runtime, a family's from small to large until one is
         clearly too slow.
         """
-        rows: dict[str, dict[str, Any]] = {row["name"]: row for row in self.record.get("candidates") or []}
+        timed = {c.name: c for c in self.record.now.candidates}
         too_slow: dict[str, str] = {}
         with self.clocked("measure_s"):
             for number, (spec, family) in enumerate(self.pool, start=1):
-                if spec.name not in rows:
-                    rows[spec.name] = self._time(spec, family, too_slow.get(family))
-                    self.record.put(candidates=list(rows.values()))
-                speed = _speed(rows[spec.name])
+                if spec.name not in timed:
+                    timed[spec.name] = self._time(spec, family, too_slow.get(family))
+                    self.record.put_candidate(timed[spec.name])
+                speed = timed[spec.name].images_per_s
                 if speed is not None:
                     self.note(
                         f"timed {number}/{len(self.pool)}: {spec.name} {speed:,.0f} images/s (needed "
@@ -326,91 +345,92 @@ class _Fit:
                     if speed < CLEARLY_TOO_SLOW * self.min_throughput:
                         too_slow.setdefault(family, spec.name)
 
-    def _time(self, spec: NetSpec, family: str, slower: str | None) -> dict[str, Any]:
+    def _time(self, spec: NetSpec, family: str, slower: str | None) -> Candidate:
         net = build(spec, self.splits)
-        cost = count(net, image_size=spec.input.size)
-        row: dict[str, Any] = {
-            "name": spec.name,
-            "family": family,
-            "image_size": spec.input.size,
-            "params": cost.params,
-            "macs": cost.macs,
-            "scaling": {key: getattr(spec.lineage, key) for key in ("depth", "width", "resolution")}
-            if spec.lineage
-            else None,
-            "measurement": None,
-        }
+        size = spec.input.size
+        cost = count(net, image_size=size)
+        lineage = spec.lineage
+        candidate = Candidate(
+            name=spec.name,
+            family=family,
+            image_size=size,
+            params=cost.params,
+            macs=cost.macs,
+            scaling=None
+            if lineage is None
+            else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
+        )
         if slower:
-            row["reason"] = f"not measured: larger than {slower}, which is too slow already"
-        else:
-            row["measurement"] = measure(
-                net, self.cond, image_size=spec.input.size, min_seconds=1.0, max_seconds=10.0
-            ).to_dict()
-        return row
+            return replace(candidate, reason=f"not measured: larger than {slower}, which is too slow already")
+        made = measure(net, replace(self.cond, image_size=size), min_seconds=1.0, max_seconds=10.0)
+        return replace(candidate, measurement=Timed.of(made))
 
     def compare(self) -> None:
         """Train the finalists briefly and name the winner."""
-        if self.record.get("winner"):
+        if self.record.now.winner.name:
             return
         specs = {spec.name: spec for spec, _ in self.pool}
-        rows = self.record["candidates"]
         timed = [
-            Timed(spec=specs[row["name"]], family=row["family"], macs=row["macs"], images_per_s=speed)
-            for row in rows
-            if (speed := _speed(row)) is not None
+            TimedSpec(spec=specs[c.name], family=c.family or "", macs=c.macs or 0, images_per_s=c.images_per_s)
+            for c in self.record.now.candidates
+            if c.images_per_s is not None
         ]
         chosen = {candidate.spec.name for candidate in finalists(timed, self.min_throughput)}
-        for row in rows:
-            speed = _speed(row)
-            row["kept"] = speed is not None and speed >= self.min_throughput
-            row["finalist"] = row["name"] in chosen
-            if speed is not None and not row["kept"]:
-                row["reason"] = f"too slow: {speed:,.0f} of {self.min_throughput:,.0f} images/s"
-            elif row["kept"] and not row["finalist"]:
-                row["reason"] = "fast enough, but so is a larger member of its family"
-        last = [row for row in rows if row["finalist"]]
+        self.record.put(candidates=tuple(self._judged(c, chosen) for c in self.record.now.candidates))
+        last = [c for c in self.record.now.candidates if c.finalist]
         with self.clocked("brief_s"):
-            for row in last:
-                if not row.get("brief") and len(last) > 1:
-                    row["brief"] = self._train_briefly(specs[row["name"]])
-                    self.record.put()
-        self._name_winner(last)
+            for c in last:
+                if c.brief is None and len(last) > 1:
+                    self.record.put_candidate(replace(c, brief=self._train_briefly(specs[c.name])))
+        self._name_winner([c for c in self.record.now.candidates if c.finalist])
 
-    def _train_briefly(self, spec: NetSpec) -> dict[str, Any]:
+    def _judged(self, c: Candidate, chosen: set[str]) -> Candidate:
+        """The candidate with whether it is fast enough and goes on, and why not."""
+        speed = c.images_per_s
+        kept = speed is not None and speed >= self.min_throughput
+        reason = c.reason
+        if speed is not None and not kept:
+            reason = f"too slow: {speed:,.0f} of {self.min_throughput:,.0f} images/s"
+        elif kept and c.name not in chosen:
+            reason = "fast enough, but so is a larger member of its family"
+        return replace(c, kept=kept, finalist=c.name in chosen, reason=reason)
+
+    def _train_briefly(self, spec: NetSpec) -> Brief:
         epochs = self.brief_epochs
         self.note(f"comparing: {spec.name}, {epochs} epoch{'s' if epochs > 1 else ''}")
         options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs, "image_size": spec.input.size}
         run = train(spec, self.splits, progress=self._steps_only, **options, **self.training)
         self.note(f"comparing: {spec.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
-        return {"epochs": epochs, "top1": run.best_metric, "seconds": run.seconds}
+        return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
 
     def _steps_only(self, event: dict[str, Any]) -> None:
         if event["kind"] == "step":
             self.tell(event)
 
-    def _name_winner(self, rows: list[dict[str, Any]]) -> None:
+    def _name_winner(self, rows: list[Candidate]) -> None:
         if len(rows) == 1:
             winner, reason = rows[0], "the only candidate that is fast enough"
-            winner["reason"] = reason
+            reasons = {winner.name: reason}
         else:
-            winner = max(rows, key=lambda row: row["brief"]["top1"])
-            best, epochs = winner["brief"]["top1"], f"{self.brief_epochs} epoch{'s' if self.brief_epochs > 1 else ''}"
+            winner = max(rows, key=lambda c: c.brief_top1 or 0.0)
+            best, epochs = winner.brief_top1 or 0.0, f"{self.brief_epochs} epoch{'s' if self.brief_epochs > 1 else ''}"
             reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, and fast enough"
-            for row in rows:
-                row["reason"] = (
-                    f"{100 * (best - row['brief']['top1']):.1f} points behind {winner['name']} after {epochs}"
-                )
-            winner["reason"] = f"most accurate on validation after {epochs}"
-        self.record.put(winner={"name": winner["name"], "reason": reason})
-        self.note(f"chosen: {winner['name']}, {reason}")
+            reasons = {
+                c.name: f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {winner.name} after {epochs}"
+                for c in rows
+            }
+            reasons[winner.name] = f"most accurate on validation after {epochs}"
+        everyone = tuple(replace(c, reason=reasons.get(c.name, c.reason)) for c in self.record.now.candidates)
+        self.record.put(candidates=everyone, winner=Winner(name=winner.name, reason=reason))
+        self.note(f"chosen: {winner.name}, {reason}")
 
     def train_winner(self) -> tuple[nn.Module, Preprocessing]:
         """The full training; a run that was interrupted goes on at its last state."""
         place = self.folder / "train"
-        if self.record.get("history") and place.is_dir():
+        if self.record.now.history and place.is_dir():
             done = load_checkpoint(place)
             return done.net.eval(), done.preprocessing
-        spec = next(spec for spec, _ in self.pool if spec.name == self.record["winner"]["name"])
+        spec = next(spec for spec, _ in self.pool if spec.name == self.record.now.winner.name)
         with self.clocked("train_s"):
             run = train(
                 spec,
@@ -426,11 +446,11 @@ class _Fit:
             )
         if not run.finished:
             raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
-        self.record["winner"]["validation_top1"] = run.best_metric
         self.record.put(
-            history=json_numbers(run.history),
+            winner=replace(self.record.now.winner, validation_top1=run.best_metric),
+            history=tuple(from_json(Epoch, json_numbers(row), "history") for row in run.history),
             recipe=asdict(run.recipe),
-            training_notes=list(run.notes),
+            training_notes=tuple(run.notes),
             cost=run.describe(),
         )
         self.note(run.describe())
@@ -443,14 +463,16 @@ class _Fit:
             for problem in bad:
                 self.note(f"left out of the test set: {problem}")
             ev = evaluate(net, held, preprocessing, device=self.cond.device)
-            self.record["winner"]["test_top1"] = ev.top1
             self.record.put(
-                evaluation=evaluation_record(ev), wrong=mistakes(ev, held, self.splits.test), left_out=list(bad)
+                winner=replace(self.record.now.winner, test_top1=ev.top1),
+                evaluation=evaluation_record(ev),
+                wrong=mistakes(ev, held, self.splits.test),
+                left_out=tuple(bad),
             )
             self.note(f"test: {ev.top1:.2%} of {ev.n:,} images right ({ev.top1_low:.2%} to {ev.top1_high:.2%})")
             card = {
-                "data": self.record["data"]["path"],
-                "recipe": str(self.record["recipe"]["name"]),
+                "data": self.record.now.data.path or "",
+                "recipe": str(self.record.now.recipe.get("name", "")),
                 "accuracy": f"{ev.top1:.2%} top-1 on {ev.n:,} test images",
             }
             place = self.folder / "artifact"
@@ -470,22 +492,25 @@ class _Fit:
             f"{self.min_throughput:,.0f} asked for"
         )
         self.record.put(
-            verification=checked.to_dict(),
-            artifact={
-                "path": artifact.folder.name,
-                "format": artifact.format,
-                "precision": artifact.precision,
-                "opset": artifact.manifest.get("opset"),
-                "bytes": sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
-                "measurement": measured.to_dict(),
-                "runtime": artifact.manifest["runtime"],
-                "search": found.to_dict(),
-                "int8": artifact.manifest.get("int8"),
-                "keeps_constraint": keeps,
-            },
+            verification=from_json(Verification, checked.to_dict(), "verification"),
+            artifact=Shipped(
+                path=artifact.folder.name,
+                format=artifact.format,
+                precision=artifact.precision,
+                opset=artifact.manifest.get("opset"),
+                bytes=sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
+                measurement=Timed.of(measured),
+                runtime=artifact.manifest["runtime"],
+                search=from_json(Search, found.to_dict(), "search"),
+                int8=None
+                if artifact.manifest.get("int8") is None
+                else from_json(Int8, artifact.manifest["int8"], "int8"),
+                keeps_constraint=keeps,
+            ),
         )
         return artifact
 
 
-def _speed(row: dict[str, Any]) -> float | None:
-    return None if row.get("measurement") is None else Measurement.from_dict(row["measurement"]).images_per_s
+def _written(cond: Conditions) -> WrittenConditions:
+    """Conditions as a record holds them."""
+    return from_json(WrittenConditions, cond.to_dict(), "conditions")

@@ -59,9 +59,7 @@ class Machine(Open):
     @classmethod
     def of(cls, environment: Environment) -> Machine:
         """The same of this process."""
-        return cls(
-            device_name=environment.device_name, cores=environment.cores, versions=dict(environment.versions)
-        )
+        return cls(device_name=environment.device_name, cores=environment.cores, versions=dict(environment.versions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from convscale import words
 from convscale.show import plots
 from convscale.show.fit_record import Candidate, Conditions, Data, FitRecord, Timed, Verification
-from convscale.show.states import STATES
 from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
+from convscale.show.states import STATES
 
 GALLERY = 48
 """Wrong pictures shown at most."""
@@ -80,7 +80,9 @@ def _speed_tile(fit: FitRecord) -> str:
     if measurement is None or (speed := measurement.speed) is None:
         return ""
     limit = f"asked: {words.rate(asked)} or more · " if asked else ""
-    detail = f"{limit}IQR {words.percent(measurement.spread)} · {_conditions_of(measurement)} · {_machine_of(measurement)}"
+    detail = (
+        f"{limit}IQR {words.percent(measurement.spread)} · {_conditions_of(measurement)} · {_machine_of(measurement)}"
+    )
     state = "bad" if asked and speed < asked else "good"
     return tile("Speed of the artefact", words.rate(speed), detail, state, "images/s")
 
@@ -364,7 +366,10 @@ def conditions(fit: FitRecord) -> Section | None:
         [
             ("Machine", str(machine) if machine.device_name else ""),
             ("Versions", ", ".join(f"{name} {value}" for name, value in machine.versions.items())),
-            ("Speed asked for", f"{words.rate(asked.min_throughput)} images/s: {under}" if asked.min_throughput else ""),
+            (
+                "Speed asked for",
+                f"{words.rate(asked.min_throughput)} images/s: {under}" if asked.min_throughput else "",
+            ),
             *((key, str(value)) for key, value in machine.extra.items() if isinstance(value, str | int | float)),
             ("Time spent", ", ".join(spent)),
         ]

@@ -57,7 +57,7 @@ def from_json(cls: type[T], value: object, where: str) -> T:
         if item is None:
             raise UserError(f"{where} lacks {field.name!r}")
         made[field.name] = _convert(_fields(cls)[field.name], item, f"{where}.{field.name}")
-    return cls(**made)
+    return cls(**made)  # pyright: ignore[reportArgumentType]
 
 
 def _convert(annotation: object, value: object, where: str) -> object:
@@ -72,12 +72,13 @@ def _convert(annotation: object, value: object, where: str) -> object:
         kinds = args[:1] if args[-1:] == (Ellipsis,) else ()
         if not kinds and len(value) != len(args):
             raise UserError(f"{where} is {_short(value)}; it must be a list of {len(args)}")
-        kind_of = [kinds[0]] * len(value) if kinds else args
-        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kind_of, value, strict=True)))
+        wanted = zip([kinds[0]] * len(value) if kinds else args, value, strict=True)
+        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(wanted))
     if origin is Mapping or annotation is Mapping:
         if not isinstance(value, Mapping):
             raise UserError(f"{where} is {_short(value)}; it must be an object")
-        return {str(key): _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        there = ((key, item) for key, item in value.items() if item is not None)
+        return {str(key): _convert(args[1], item, f"{where}.{key}") for key, item in there}
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return from_json(annotation, value, where)
     return _plain(annotation, value, where)

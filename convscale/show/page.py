@@ -1,5 +1,5 @@
 """The skeleton of every report: one self-contained HTML page that needs no network, in light and dark, on a desk and on
-a phone.
+a phone. Its HTML stands in ``templates/``.
 """
 
 from __future__ import annotations
@@ -7,11 +7,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader
 
 from convscale._version import __version__
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,32 +31,49 @@ class Section:
     """The id that the page's navigation points to."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A figure's data in the page."""
+
+    name: str
+    """Its element's id."""
+    json: str
+    """JSON that can stand inside a script element."""
+
+
 @dataclass(kw_only=True)
 class Figures:
     """Collects plotly figures, so that a page holds each one's JSON once and the library once."""
 
-    scripts: list[str] = field(default_factory=list)
+    scripts: list[Script] = field(default_factory=list)
 
-    def add(self, figure: Any, caption: str = "", *, label: str) -> str:
-        """HTML that stands where ``figure`` (a plotly ``Figure``) is to be drawn.
+    def add(self, figure: Figure, caption: str = "", *, label: str) -> str:
+        """HTML that stands where ``figure`` is to be drawn.
 
         Args:
             caption: plain text under it.
             label: plain text for those who do not see it.
         """
         name = f"figure-{len(self.scripts) + 1}"
-        data = json.loads(figure.to_json())
+        data = json.loads(figure.to_json() or "{}")
         data["layout"].pop("template", None)
-        height = data["layout"].get("height", 400)
-        self.scripts.append(f'<script type="application/json" id="{name}">{script_json(data)}</script>')
-        below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-        return (
-            f'<figure><div class="plot" data-figure="{name}" role="img" aria-label="{escape(label)}" style="min-height:{height * 0.6:.0f}px"></div>'
-            f"{below}</figure>"
-        )
+        self.scripts.append(Script(name=name, json=script_json(data)))
+        height = round(0.6 * data["layout"].get("height", 400))
+        return _part("figure", name, label, height, caption)
 
 
-def script_json(value: Any) -> str:
+@cache
+def _templates() -> Environment:
+    """What is not marked as HTML is escaped."""
+    return Environment(loader=PackageLoader("convscale.show"), autoescape=True, keep_trailing_newline=True)
+
+
+def _part(name: str, *values: object) -> str:
+    """A macro of ``templates/parts.html``."""
+    return str(getattr(_templates().get_template("parts.html").module, name)(*values))
+
+
+def script_json(value: object) -> str:
     """JSON that can stand inside a script element whatever its strings hold."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return (
@@ -61,34 +83,27 @@ def script_json(value: Any) -> str:
 
 def tile(label: str, value: str, detail: str = "", state: str = "", unit: str = "") -> str:
     """A big number with what it depends on; plain text in. ``state``: ``good``, ``warn``, ``bad`` or nothing."""
-    after = f' <span class="unit">{escape(unit)}</span>' if unit else ""
-    return (
-        f'<div class="tile {state}"><div class="label">{escape(label)}</div><div class="value">{escape(value)}{after}</div>'
-        f'<div class="detail">{escape(detail)}</div></div>'
-    )
+    return _part("tile", label, value, detail, state, unit)
 
 
 def tag(text: str, state: str = "plain") -> str:
     """A short word in a rounded frame; plain text in."""
-    return f'<span class="tag {state}">{escape(text)}</span>'
+    return _part("tag", text, state)
 
 
 def paragraph(text: str, kind: str = "") -> str:
     """Plain text as a paragraph; nothing for nothing."""
-    if not text:
-        return ""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+    return _part("paragraph", text, kind)
 
 
 def alert(text: str, state: str = "") -> str:
     """Plain text that must not be overlooked."""
-    return f'<p class="alert {state}">{escape(text)}</p>'
+    return paragraph(text, f"alert {state}")
 
 
 def definitions(rows: Iterable[tuple[str, str]]) -> str:
     """Terms and their values, plain text; rows without a value are left out."""
-    inner = "".join(f"<dt>{escape(term)}</dt><dd>{escape(value)}</dd>" for term, value in rows if value)
-    return f"<dl>{inner}</dl>" if inner else ""
+    return _part("definitions", [(term, value) for term, value in rows if value])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +123,9 @@ def table(columns: Sequence[Column], rows: Iterable[tuple[str, Sequence[str]]]) 
     Args:
         rows: CSS class of the row (``winner``, ``dim`` or nothing) and one HTML cell a column.
     """
-    head = "".join(f'<th class="{c.kind}">{escape(c.title)}</th>' for c in columns)
-    body = []
-    for kind, cells in rows:
-        assert len(cells) == len(columns), (columns, cells)
-        inner = "".join(
-            f'<td class="{c.kind}" data-label="{escape(c.title)}"><div>{cell}</div></td>'
-            for c, cell in zip(columns, cells, strict=True)
-        )
-        body.append(f'<tr class="{kind}">{inner}</tr>')
-    return f'<div class="scroll"><table class="stack"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    listed = [(kind, list(cells)) for kind, cells in rows]
+    assert all(len(cells) == len(columns) for _, cells in listed), (columns, listed)
+    return _part("table", columns, listed)
 
 
 def page(
@@ -137,40 +145,27 @@ def page(
         head: HTML under the heading, before the navigation.
         meta: ``<meta>`` names and contents, for programs that read the page.
     """
+    return _document(figures, title=title, kicker=kicker, head=head, sections=sections, meta=meta or {}, bare=False)
+
+
+def document(*, title: str, body: str, figures: Figures, bare: bool = True) -> str:
+    """A page that holds nothing but a title and one piece of HTML."""
+    return _document(figures, title=title, body=body, sections=(), meta={}, bare=bare)
+
+
+def _document(figures: Figures, **values: object) -> str:
     import plotly.offline
 
     room = files("convscale.show")
-    metas = "".join(
-        f'<meta name="{escape(name)}" content="{escape(content)}">' for name, content in (meta or {}).items()
+    return (
+        _templates()
+        .get_template("document.html")
+        .render(
+            version=__version__,
+            style=(room / "page.css").read_text(encoding="utf-8"),
+            draw=(room / "page.js").read_text(encoding="utf-8"),
+            plotly=plotly.offline.get_plotlyjs() if figures.scripts else "",
+            figures=figures,
+            **values,
+        )
     )
-    nav = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
-    cards = "\n".join(
-        f'<section class="card" id="{s.anchor}"><h2>{escape(s.title)}</h2>\n{s.body}</section>' for s in sections
-    )
-    library = f"<script>{plotly.offline.get_plotlyjs()}</script>" if figures.scripts else ""
-    draw = f"<script>{(room / 'page.js').read_text(encoding='utf-8')}</script>" if figures.scripts else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="convscale {__version__}">
-{metas}
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{(room / "page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>
-{head}
-<nav>{nav}</nav></header>
-{cards}
-<footer>Written by convscale {__version__}. The page is one file and asks nothing of the network.</footer>
-</main>
-{"".join(figures.scripts)}
-{library}
-{draw}
-</body>
-</html>
-"""

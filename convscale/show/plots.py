@@ -1,9 +1,9 @@
-"""Figures of one `fit` run: plotly for the report, matplotlib for a PNG."""
+"""Figures of one `fit` run: plotly's, for the report and for a PNG."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -11,30 +11,28 @@ from typing import Any
 
 from convscale import words
 from convscale.errors import UserError
-from convscale.files import atomic_path
-from convscale.show.fit_record import BLUE, GREEN, ORANGE, RED, STATES, Candidate, candidates, hover, read_fit
+from convscale.show.fit_record import Candidate, Epoch, FitRecord, read_fit
+from convscale.show.picture import save_png
+from convscale.show.states import BLUE, GREEN, ORANGE, RED, STATES
 
 WORST = 20
 """Classes that the accuracy by class shows at most."""
 
 
-def speed_accuracy(fit: Mapping[str, Any]) -> Any:
+def speed_accuracy(fit: FitRecord) -> Any:
     """Accuracy against speed above, every candidate's speed below, one axis of images/s and the constraint through
     both.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    found = [c for c in candidates(fit) if c.images_per_s]
-    asked = (fit.get("constraint") or {}).get("min_throughput")
+    found = [c for c in fit.fastest_first() if c.images_per_s]
+    states = {c.name: fit.state_of(c) for c in found}
+    asked = fit.constraint.min_throughput
     bars = 36 * max(3, len(found))
     # Without a trained candidate the upper panel would be empty; it shrinks to the room that the constraint's label
     # needs.
-    above = (
-        300
-        if any(c.brief_top1 is not None for c in found) or (fit.get("winner") or {}).get("validation_top1") is not None
-        else 1
-    )
+    above = 300 if any(c.brief_top1 is not None for c in found) or fit.winner.validation_top1 is not None else 1
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars]
     )
@@ -42,7 +40,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     right = 1.06 * max([min(c.high, 1.3 * (c.images_per_s or 0)) for c in found] + [asked or 0, 1e-9])
     under = _labelled_under(found, right)
     for state, (label, colour, marker, hatch) in STATES.items():
-        mine = [c for c in found if c.state == state]
+        mine = [c for c in found if states[c.name] == state]
         if not mine:
             continue
         trained = [c for c in mine if c.brief_top1 is not None]
@@ -63,7 +61,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                         for c in trained
                     ],
                     cliponaxis=False,
-                    hovertext=[hover(c) for c in trained],
+                    hovertext=[hover(c, state) for c in trained],
                     hoverinfo="text",
                     showlegend=False,
                 ),
@@ -88,7 +86,7 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
                 opacity=0.6 if state == "rejected" else 1,
                 width=0.36,
                 error_x={**_quartile_bars(mine), "color": "var(--ink)", "thickness": 1.2, "width": 3},
-                hovertext=[hover(c) for c in mine],
+                hovertext=[hover(c, state) for c in mine],
                 hoverinfo="text",
             ),
             row=2,
@@ -154,6 +152,23 @@ def speed_accuracy(fit: Mapping[str, Any]) -> Any:
     return figure
 
 
+def hover(c: Candidate, state: str) -> str:
+    """What a candidate's point says when pointed at: HTML as plotly understands it."""
+    made = c.measurement
+    lines = [
+        f"<b>{escape(c.name)}</b> ({STATES[state].label})",
+        f"{words.rate(c.images_per_s)} images/s, IQR {words.percent(c.iqr_rel)}",
+    ]
+    if c.brief is not None and c.brief.top1 is not None:
+        epochs = words.plural(c.brief.epochs or 0, "epoch")
+        lines.append(f"{words.percent(c.brief.top1)} of validation right after {epochs}")
+    lines.append(f"{words.large(c.params)} params, {words.large(c.macs)} MACs")
+    lines.append(escape(str(made.conditions) if made and made.conditions else words.conditions(None)))
+    machine = str(made.environment) if made and made.environment else words.machine(None)
+    lines.append(escape(words.shortened(machine, 60)))
+    return "<br>".join(lines)
+
+
 def _labelled_under(found: Sequence[Candidate], right: float) -> set[str]:
     """Names whose label stands under its point, since that of a near and better one stands above its own."""
     trained = sorted((c for c in found if c.brief_top1 is not None), key=lambda c: -(c.brief_top1 or 0))
@@ -194,15 +209,18 @@ def _label_bars(figure: Any, found: Sequence[Candidate]) -> None:
         )
 
 
-def _final_accuracy(figure: Any, fit: Mapping[str, Any], found: Sequence[Candidate]) -> None:
+def _final_accuracy(figure: Any, fit: FitRecord, found: Sequence[Candidate]) -> None:
     """Where full training took the winner, with an arrow from where it was after the brief one."""
     import plotly.graph_objects as go
 
-    final = (fit.get("winner") or {}).get("validation_top1")
-    winner = next((c for c in found if c.state == "winner"), None)
+    final = fit.winner.validation_top1
+    winner = next((c for c in found if c.name == fit.winner.name), None)
     if final is None or winner is None:
         return
-    text = f"<b>{escape(winner.name)}</b> fully trained<br>{words.percent(final)} of validation right<br>{hover(winner).split('<br>', 1)[1]}"
+    text = (
+        f"<b>{escape(winner.name)}</b> fully trained<br>{words.percent(final)} of validation right<br>"
+        f"{hover(winner, 'winner').split('<br>', 1)[1]}"
+    )
     figure.add_trace(
         go.Scatter(
             x=[winner.images_per_s],
@@ -232,25 +250,26 @@ def _final_accuracy(figure: Any, fit: Mapping[str, Any], found: Sequence[Candida
         )
 
 
-def curves(history: Sequence[Mapping[str, Any]]) -> tuple[Any, Any] | None:
+def curves(history: Sequence[Epoch]) -> tuple[Any, Any] | None:
     """Loss, and validation accuracy, by epoch; None without a history."""
     import plotly.graph_objects as go
 
-    rows = [row for row in history if row.get("epoch") is not None]
+    rows = [row for row in history if row.epoch is not None]
     if not rows:
         return None
     loss, accuracy = go.Figure(), go.Figure()
-    epochs = [row["epoch"] for row in rows]
+    epochs = [row.epoch or 0 for row in rows]
     for key, label, colour, dash in (
         ("train_loss", "training", ORANGE, "dot"),
         ("val_loss", "validation", BLUE, "solid"),
     ):
-        if any(row.get(key) is not None for row in rows):
-            loss.add_trace(_line(epochs, [row.get(key) for row in rows], label, colour, dash))
+        losses = [getattr(row, key) for row in rows]
+        if any(value is not None for value in losses):
+            loss.add_trace(_line(epochs, losses, label, colour, dash))
     accuracy.add_trace(
         _line(
             epochs,
-            [None if row.get("val_top1") is None else 100 * row["val_top1"] for row in rows],
+            [None if row.val_top1 is None else 100 * row.val_top1 for row in rows],
             "validation",
             BLUE,
             "solid",
@@ -268,12 +287,12 @@ def curves(history: Sequence[Mapping[str, Any]]) -> tuple[Any, Any] | None:
     return loss, accuracy
 
 
-def rates(history: Sequence[Mapping[str, Any]]) -> Any:
+def rates(history: Sequence[Epoch]) -> Any:
     """Learning rate by epoch."""
     import plotly.graph_objects as go
 
     figure = go.Figure(
-        _line([row["epoch"] for row in history], [row.get("lr") for row in history], "learning rate", BLUE, "solid")
+        _line([row.epoch or 0 for row in history], [row.lr for row in history], "learning rate", BLUE, "solid")
     )
     figure.update_layout(
         height=220,
@@ -394,97 +413,14 @@ def per_class(
 
 
 def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Draw the accuracy/speed picture of a run as a PNG for a README or docs.
-
-    Returns:
-        ``path``.
+    """The report's picture of a run as a PNG: accuracy against speed with the constraint drawn in.
 
     Raises:
-        UserError: as ``read_fit``; or no candidate of the run was measured.
+        UserError: as ``read_fit`` and ``save_png``; or no candidate of the run was measured.
     """
-    from matplotlib.figure import Figure
-
     fit = read_fit(run_dir)
-    found = [c for c in candidates(fit) if c.images_per_s]
-    if not found:
+    first = next((c.measurement for c in fit.fastest_first() if c.images_per_s), None)
+    if first is None:
         raise UserError(f"{run_dir}/fit.json has no measured candidate to draw")
-    asked = (fit.get("constraint") or {}).get("min_throughput")
-    final = (fit.get("winner") or {}).get("validation_top1")
-    figure = Figure(figsize=(9, 3.1 + 0.34 * len(found)), dpi=150, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.34 * len(found)])
-    right = max(*(min(c.high, 1.3 * (c.images_per_s or 0)) for c in found), asked or 0)
-    under = _labelled_under(found, right)
-    markers = {"winner": "*", "finalist": "o", "kept": "D", "rejected": "x"}
-    for row, c in enumerate(found):
-        label, colour, _, hatch = STATES[c.state]
-        x = c.images_per_s or 0
-        error = {"elinewidth": 1, "capsize": 2}
-        faded = 0.6 if c.state == "rejected" else 1
-        spread = [[x - c.low], [c.high - x]]
-        below.barh(
-            row, x, 0.38, color=colour, hatch=hatch * 4, edgecolor="white", alpha=faded, xerr=spread, error_kw=error
-        )
-        below.text(0, row - 0.24, f" {words.shortened(c.name, 60)} · {words.rate(x)}", va="bottom", fontsize=8)
-        if c.brief_top1 is not None:
-            above.scatter(
-                x,
-                100 * c.brief_top1,
-                s=170 if c.state == "winner" else 60,
-                color=colour,
-                marker=markers[c.state],
-                zorder=3,
-                label=label,
-            )
-            above.annotate(
-                c.name,
-                (x, 100 * c.brief_top1),
-                xytext=(-9 if x > 0.6 * right else 9, -13 if c.name in under else 5),
-                ha="right" if x > 0.6 * right else "left",
-                textcoords="offset points",
-                fontsize=8,
-            )
-        if c.state == "winner" and final is not None:
-            above.scatter(
-                x,
-                100 * final,
-                s=190,
-                facecolor="none",
-                edgecolor=colour,
-                marker="*",
-                linewidth=1.5,
-                zorder=3,
-                label="chosen, fully trained",
-            )
-    for axes in (above, below):
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if asked:
-            axes.axvline(asked, color=RED, linestyle="--")
-            axes.axvspan(0, asked, color=RED, alpha=0.06, linewidth=0)
-    if asked:
-        above.annotate(
-            f"asked for: {words.rate(asked)} images/s",
-            (asked, 1.0),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-        )
-    above.set_ylabel("validation accuracy, %")
-    above.margins(y=0.18)
-    handles, labels = above.get_legend_handles_labels()
-    if unique := dict(zip(labels, handles, strict=True)):
-        above.legend(unique.values(), unique.keys(), fontsize=8, frameon=False, loc="best")
-    below.set_yticks([])
-    below.set_ylim(len(found) - 0.4, -0.8)
-    below.set_xlim(0, 1.06 * right)
-    first = found[0].record.get("measurement") or {}
-    below.set_xlabel(
-        f"images per second ({words.conditions(first.get('conditions'))}; {words.machine(first.get('environment'))})",
-        fontsize=8,
-    )
-    if title:
-        above.set_title(title, fontsize=11, pad=18)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    under = f"{first.conditions or words.conditions(None)}; {first.environment or words.machine(None)}"
+    return save_png(speed_accuracy(fit), Path(path), title=title or "", caption=under)

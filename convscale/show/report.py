@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from convscale.files import write_text
 from convscale.show import fit_sections as sections
-from convscale.show.fit_record import read_fit
+from convscale.show.fit_record import FitRecord, read_fit
 from convscale.show.fit_shipping import shipping
 from convscale.show.page import Figures, page
 
@@ -32,7 +30,7 @@ def write_fit_report(run_dir: str | os.PathLike[str], output: str | os.PathLike[
     return path
 
 
-def fit_page(fit: Mapping[str, Any], folder: Path) -> str:
+def fit_page(fit: FitRecord, folder: Path) -> str:
     """The report of the record of a fit in ``folder`` as one HTML document; any part of the record may be missing."""
     figures = Figures()
     found = [
@@ -47,11 +45,10 @@ def fit_page(fit: Mapping[str, Any], folder: Path) -> str:
         sections.data(fit),
         sections.conditions(fit),
     ]
-    winner = str((fit.get("winner") or {}).get("name") or "No network was chosen")
-    name = (fit.get("data") or {}).get("name")
+    winner = fit.winner.name or "No network was chosen"
     return page(
         title=winner,
-        kicker=" · ".join(str(part) for part in ("convscale fit", name, created(fit)) if part),
+        kicker=" · ".join(str(part) for part in ("convscale fit", fit.data.name, created(fit.created)) if part),
         head=sections.summary(fit),
         sections=[section for section in found if section is not None],
         figures=figures,
@@ -59,7 +56,7 @@ def fit_page(fit: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def created(fit: Mapping[str, Any]) -> str:
+def created(when: str | None) -> str:
     """When the run was made, to the minute."""
-    text = str(fit.get("created") or "")
+    text = when or ""
     return text[:16].replace("T", " ") + (" UTC" if text.endswith(("+00:00", "Z")) else "")

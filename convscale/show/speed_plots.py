@@ -12,10 +12,10 @@ import numpy as np
 
 from convscale import words
 from convscale.errors import UserError
-from convscale.files import atomic_path
 from convscale.predictor.profile import Profile
-from convscale.show.fit_record import GREY, RED
+from convscale.show.picture import save_png
 from convscale.show.speed_points import KINDS, SpeedPoint, front, hover_lines, told_apart
+from convscale.show.states import GREY, RED
 
 PALETTE = ("#1f83c4", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f8c1f", "#b2554f", "#5a6775")
 MARKERS = {"measured": "circle", "predicted": "diamond-open", "published": "square-open"}
@@ -363,77 +363,11 @@ def save_speed_png(
     Raises:
         UserError: the points are of several settings, or none has an accuracy.
     """
-    from matplotlib.figure import Figure
-
     settings = sorted({p.setting for p in points})
     if len(settings) != 1:
         raise UserError(f"one picture holds points of one setting, got {'; '.join(settings) or 'no point'}")
     known = [p for p in points if p.top1 is not None]
     if not known:
         raise UserError("no point has a published accuracy to draw")
-    figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    _draw_families(axes, known)
-    if min_throughput is not None:
-        axes.axvline(
-            min_throughput,
-            color=RED,
-            linestyle="--",
-            linewidth=1.4,
-            label=f"asked for: {words.rate(min_throughput)} or more",
-        )
-    axes.set_xscale("log")
-    axes.margins(x=0.14)
-    speeds = [p.images_per_s for p in known]
-    ticks = _log_ticks(min(speeds), max(speeds))
-    shown = [
-        (v, text)
-        for v, text in zip(ticks["tickvals"], ticks["ticktext"], strict=True)
-        if 0.7 * min(speeds) < v < 1.4 * max(speeds)
-    ]
-    axes.set_xticks([v for v, _ in shown], [text for _, text in shown])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel(f"images per second ({settings[0]})")
-    axes.set_ylabel("ImageNet top-1, %")
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
-    if title:
-        axes.set_title(title, fontsize=11)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
-
-
-def _draw_families(axes: Any, known: Sequence[SpeedPoint]) -> None:
-    """A front per family and kind, the names of the front of all, and a ring around the chosen one."""
-    for family, colour in colours([p.family for p in known]).items():
-        for kind in KINDS:
-            mine = [p for p in known if p.family == family and p.kind == kind]
-            if not mine:
-                continue
-            edge = front(mine)
-            style = {"measured": "-", "predicted": "--", "published": ":"}[kind]
-            axes.plot([p.images_per_s for p in edge], [p.top1 or 0 for p in edge], style, color=colour, linewidth=1.3)
-            face = colour if kind == "measured" else "white"
-            marker = {"measured": "o", "predicted": "D", "published": "s"}[kind]
-            speeds, tops = [p.images_per_s for p in mine], [p.top1 or 0 for p in mine]
-            axes.scatter(
-                speeds, tops, s=22, color=face, edgecolor=colour, marker=marker, label=f"{family}, {kind}", zorder=3
-            )
-    speeds = [p.images_per_s for p in known]
-    for p in labelled(known, min(speeds), max(speeds), (0.19, 0.035)):
-        text, place = f"{p.name.partition('.')[0]}, {p.image_size} px", (p.images_per_s, p.top1 or 0)
-        axes.annotate(text, place, xytext=(5, 4), textcoords="offset points", fontsize=7)
-    for p in known:
-        if p.chosen:
-            axes.scatter(
-                [p.images_per_s],
-                [p.top1 or 0],
-                s=130,
-                facecolor="none",
-                edgecolor=RED,
-                linewidth=1.6,
-                label="chosen",
-                zorder=4,
-            )
+    figure = accuracy_speed(known, colours([p.family for p in known]), min_throughput=min_throughput)
+    return save_png(figure, Path(path), title=title or "", caption=settings[0])

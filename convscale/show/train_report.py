@@ -14,6 +14,8 @@ from convscale import words
 from convscale.errors import UserError, first_line
 from convscale.files import write_text
 from convscale.show import fit_sections, plots
+from convscale.show.fit_record import Epoch, FitRecord
+from convscale.show.json_values import from_json
 from convscale.show.page import Figures, Section, definitions, page, paragraph
 
 
@@ -75,13 +77,13 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _curves(rows: list[dict[str, Any]], recipe: Mapping[str, Any], figures: Figures) -> Section | None:
     """Loss and accuracy by epoch, and the learning rate."""
-    shown = [{**row, "val_top1": _metric(row)} for row in rows]
-    section = fit_sections.training({"history": shown, "recipe": recipe}, figures)
+    shown = tuple(from_json(Epoch, {**row, "val_top1": _metric(row)}, "log.jsonl") for row in rows)
+    section = fit_sections.training(FitRecord(history=shown, recipe=recipe), figures)
     if section is None:
         return None
     return Section(
         title="Curves",
-        body=section.body + figures.add(plots.rates(rows), label="Learning rate by epoch"),
+        body=section.body + figures.add(plots.rates(shown), label="Learning rate by epoch"),
         anchor="curves",
     )
 

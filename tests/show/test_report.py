@@ -11,7 +11,7 @@ import pytest
 
 from convscale.errors import UserError
 from convscale.show import plots
-from convscale.show.fit_record import candidates
+from convscale.show.fit_record import fit_record as typed
 from convscale.show.fit_sections import confused, problems, story
 from convscale.show.plots import save_fit_png
 from convscale.show.report import fit_page, write_fit_report
@@ -28,7 +28,7 @@ def visible(html: str) -> str:
 
 
 def test_says_what_was_chosen_and_why() -> None:
-    html = visible(fit_page(fit_record(), Path("runs/example")))
+    html = visible(fit_page(typed(fit_record()), Path("runs/example")))
     assert f"<h1>{WINNER}</h1>" in html
     assert (
         "Of 8 candidates, exported untrained and timed as they would be shipped, 5 kept the 4,000 images/s asked for."
@@ -55,7 +55,7 @@ def test_says_what_was_chosen_and_why() -> None:
 
 
 def test_the_page_loads_nothing_from_outside() -> None:
-    html = visible(fit_page(fit_record(), Path("runs/example")))
+    html = visible(fit_page(typed(fit_record()), Path("runs/example")))
     sources = re.findall(r"""\b(?:src|href)=["']?([^"'\s>]+)""", html)
     assert sources
     assert all(source.startswith(("data:", "#")) for source in sources)
@@ -64,17 +64,17 @@ def test_the_page_loads_nothing_from_outside() -> None:
 def test_story_of_no_winner() -> None:
     record = fit_record()
     del record["winner"], record["evaluation"]
-    assert story(record).startswith("Of 8 candidates")
-    assert "chosen" not in story(record)
+    assert story(typed(record)).startswith("Of 8 candidates")
+    assert "chosen" not in story(typed(record))
 
 
 def test_problems_are_named() -> None:
     record = fit_record()
-    assert problems(record) == []
+    assert problems(typed(record)) == []
     record["artifact"]["measurement"] = measurement(3900.0, 0.02, 32)
     record["verification"] |= {"passed": False, "reason": "top-1 agrees on 97 % only"}
     record["left_out"] = ["a.jpg: truncated", "b.jpg: truncated", "c.jpg: truncated"]
-    slow, withheld, skipped = problems(record)
+    slow, withheld, skipped = problems(typed(record))
     assert "3,900 images/s" in slow
     assert "4,000 asked for" in slow
     assert withheld == "The artefact was withheld: top-1 agrees on 97 % only."
@@ -83,22 +83,22 @@ def test_problems_are_named() -> None:
 
 def test_a_withheld_artefact_is_not_offered() -> None:
     record = fit_record()
-    assert "load_artifact" in visible(fit_page(record, Path("runs/example")))
+    assert "load_artifact" in visible(fit_page(typed(record), Path("runs/example")))
     record["verification"]["passed"] = False
-    assert "load_artifact" not in visible(fit_page(record, Path("runs/example")))
+    assert "load_artifact" not in visible(fit_page(typed(record), Path("runs/example")))
 
 
 def test_states_of_candidates() -> None:
-    states = {c.name: c.state for c in candidates(fit_record())}
+    states = {c.name: typed(fit_record()).state_of(c) for c in typed(fit_record()).candidates}
     assert states[WINNER] == "winner"
     assert sorted(states.values()) == ["finalist"] * 2 + ["kept"] * 2 + ["rejected"] * 4 + ["winner"]
-    speeds = [c.images_per_s for c in candidates(fit_record())]
+    speeds = [c.images_per_s for c in typed(fit_record()).fastest_first()]
     assert speeds.pop() is None, "what was not timed comes last"
     assert speeds == pytest.approx(sorted((c[5] for c in CANDIDATES), reverse=True))
 
 
 def test_the_picture_holds_every_candidate_and_the_constraint() -> None:
-    figure = plots.speed_accuracy(fit_record()).to_dict()
+    figure = plots.speed_accuracy(typed(fit_record())).to_dict()
     bars = {
         name: x
         for trace in figure["data"]
@@ -140,7 +140,7 @@ def test_any_part_may_be_missing(missing: str, how: str) -> None:
         del record[missing]
     elif missing != "schema":
         record[missing] = None
-    html = fit_page(record, Path("runs/example"))
+    html = fit_page(typed(record), Path("runs/example"))
     assert "</html>" in html
     assert ">None<" not in html
     assert "nan" not in visible(html).lower().split()
@@ -152,11 +152,11 @@ def test_any_inner_value_may_be_null() -> None:
         record[part] = dict.fromkeys(record[part])
     record["candidates"] = [dict.fromkeys(record["candidates"][0]) | {"name": "lone"}]
     record["history"] = [dict.fromkeys(record["history"][0]) | {"epoch": 1}]
-    assert ">None<" not in fit_page(record, Path("runs/example"))
+    assert ">None<" not in fit_page(typed(record), Path("runs/example"))
 
 
 def test_an_empty_record_still_makes_a_page() -> None:
-    assert "No network was chosen" in fit_page({"schema": 1}, Path("runs/example"))
+    assert "No network was chosen" in fit_page(typed({"schema": 1}), Path("runs/example"))
 
 
 def test_many_classes_stay_readable() -> None:
@@ -164,7 +164,7 @@ def test_many_classes_stay_readable() -> None:
     n = 120
     record["data"]["classes"] = [f"class number {i}" for i in range(n)]
     record["evaluation"] |= {"confusion": [[int(i == j) for j in range(n)] for i in range(n)], "per_class": [1.0] * n}
-    assert "(the worst 20)" in fit_page(record, Path("runs/example"))
+    assert "(the worst 20)" in fit_page(typed(record), Path("runs/example"))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_png_is_a_picture(tmp_path: Path) -> None:
     path = save_fit_png(write_run(tmp_path / "run"), tmp_path / "fit.png", title="made up")
     with Image.open(path) as image:
         assert image.format == "PNG"
-        assert image.width == 1350
+        assert image.width == 1500
         # The winner's green, the rejected ones' tint and the constraint's red are all there.
         colours = set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
     assert (0, 158, 115) in colours
@@ -240,7 +240,7 @@ def test_written_records_are_json() -> None:
     """What a browser reads as a figure is valid JSON however names are spelt."""
     record = fit_record()
     record["data"]["classes"][0] = "\u2028</script>"
-    html = fit_page(record, Path("runs/example"))
+    html = fit_page(typed(record), Path("runs/example"))
     blocks = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', html, flags=re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
@@ -249,10 +249,28 @@ def test_written_records_are_json() -> None:
 
 def test_what_is_shipped_is_told_form_by_form() -> None:
     record = fit_record()
-    text = visible(fit_page(record, Path("runs/example")))
+    text = visible(fit_page(typed(record), Path("runs/example")))
     assert "What is shipped runs 2.48 times as fast as the float network in its usual settings" in text
     assert "openvino, 2 threads, 1 stream, batch 8" in text
     assert "INT8 loses 1.20 points of accuracy on 5000 images, 0.5 are allowed" in text
     assert "8 bits cost 0.25 points on validation (allowed: 0.5) with 1 layer of 53 left in float: stem.conv." in text
     del record["artifact"]["search"]
-    assert "What is shipped" not in visible(fit_page(record, Path("runs/example")))
+    assert "What is shipped" not in visible(fit_page(typed(record), Path("runs/example")))
+
+
+def test_a_part_of_the_wrong_kind_is_one_clear_line(tmp_path: Path) -> None:
+    record = fit_record()
+    record["candidates"][2]["params"] = "many"
+    with pytest.raises(UserError, match=r"fit.json.candidates\[2\].params is 'many'; it must be a whole number"):
+        write_fit_report(write_run(tmp_path, record))
+
+
+def test_a_record_keeps_what_it_does_not_know() -> None:
+    """A resumed run writes its record again: keys of another version must not be lost."""
+    record = fit_record() | {"later": {"a": [1, 2]}}
+    record["winner"]["score"] = 3
+    written = typed(record).to_json()
+    assert written["later"] == {"a": [1, 2]}
+    assert written["winner"] == record["winner"]
+    assert written["wrong"] == record["wrong"]
+    assert written["candidates"][0]["measurement"]["times_s"] == record["candidates"][0]["measurement"]["times_s"]  # type: ignore[index]
