@@ -33,7 +33,7 @@ PyTorch, and the machine, which asks it for a GPU's name."""
 
 # By the names they are imported by: the extras, and what only reports and trainings draw on.
 EXTRAS = (
-    *("openvino", "nncf", "timm", "optuna", "ray", "plotly", "matplotlib", "tensorboard"),
+    *("openvino", "nncf", "timm", "optuna", "ray", "plotly", "tensorboard"),
     *("captum", "faster_coco_eval", "fastapi", "starlette", "uvicorn", "prometheus_client"),
 )
 
@@ -284,6 +284,6 @@ def test_the_public_table_is_read(init: str, stub: str | None) -> None:
 
 
 def test_a_failed_import_is_told() -> None:
-    optional = ["openvino", "matplotlib.figure", "torch.utils.tensorboard"]
+    optional = ["openvino", "plotly", "torch.utils.tensorboard"]
     lines = failed_imports(["torch", "json"], ["torch", "json", *optional])
     assert [line.split(":")[0] for line in lines] == ["torch", *optional]

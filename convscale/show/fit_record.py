@@ -66,6 +66,8 @@ class Machine(Open):
 class Timed(Open):
     """A measured speed: raw times, or the median and spread of an older record."""
 
+    omitted = ("images_per_s", "iqr_rel", "warnings")
+
     model: str = ""
     conditions: Conditions | None = None
     environment: Machine | None = None
@@ -175,6 +177,8 @@ class Brief(Open):
 class Candidate(Open):
     """One network and what became of it."""
 
+    omitted = ("kept", "finalist", "reason", "brief")
+
     name: str = "?"
     family: str | None = None
     image_size: int | None = None
@@ -224,6 +228,8 @@ class Candidate(Open):
 @dataclass(frozen=True, kw_only=True)
 class Winner(Open):
     """What was chosen, and how good it is."""
+
+    omitted = ("validation_top1", "test_top1")
 
     name: str | None = None
     reason: str | None = None
@@ -291,6 +297,8 @@ class Verification(Open):
 @dataclass(frozen=True, kw_only=True)
 class Form(Open):
     """A form that was tried: its speed and settings, or why there is none."""
+
+    omitted = ("runtime", "threads", "streams", "batch_size", "images_per_s", "latency_s", "withheld", "failed")
 
     runtime: str | None = None
     threads: int | None = None
@@ -426,10 +434,12 @@ class FitRecord(Open):
         return [*names, *(f"class {i}" for i in range(len(names), n))]
 
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
+        """As plain JSON values; parts that the run has not come to are left out."""
         value = to_json(self)
         assert isinstance(value, dict)
-        return value
+        empty = FitRecord()
+        unset = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) == getattr(empty, f.name)}
+        return {key: item for key, item in value.items() if key not in unset or key == "schema"}
 
     def save(self, folder: Path) -> None:
         """Write ``fit.json``, whole or not at all."""

@@ -286,7 +286,8 @@ def gallery(fit: FitRecord) -> Section | None:
 
     small = " class='small'" if (fit.data.image_size or 0) <= 64 and fit.data.image_size else ""
     cells = "".join(
-        f'<figure><img{small} loading="lazy" src="{escape(mistake.image)}" alt="test image {escape(mistake.name or "")}">'
+        f'<figure><img{small} loading="lazy" src="{escape(mistake.image)}" '
+        f'alt="test image {escape(mistake.name or "")}">'
         f"<figcaption><strong>{named(mistake.true)}</strong><br>said {named(mistake.predicted)}, "
         f"{words.percent(mistake.confidence, 0)} sure</figcaption></figure>"
         for mistake in sorted(wrong, key=lambda mistake: -(mistake.confidence or 0))[:GALLERY]

@@ -15,7 +15,7 @@ _LIBRARIES = {"onnx": "ONNX file", "openvino": "OpenVINO file", "torch": "PyTorc
 
 
 def shipping(fit: FitRecord) -> Section | None:
-    """Forms and runtimes by speed, and by how much the winner is faster than the float network in its usual settings."""
+    """Forms and runtimes by speed, and how many times faster the winner is than the usual float network."""
     search = fit.artifact.search
     if search is None or not search.forms:
         return None

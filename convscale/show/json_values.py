@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from convscale.errors import UserError
 
@@ -21,6 +21,8 @@ class Open:
 
     extra: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """Keys without a field."""
+    omitted: ClassVar[tuple[str, ...]] = ()
+    """Fields that are written only once they have a value."""
 
 
 @cache
@@ -31,8 +33,8 @@ def _fields(cls: type) -> dict[str, object]:
 
 
 def from_json(cls: type[T], value: object, where: str) -> T:
-    """A dataclass from JSON values. Null is the default where there is one; unknown keys go into ``extra`` (``Open``), or
-    are left out.
+    """A dataclass from JSON values. Null is the default where there is one; unknown keys go into ``extra`` (``Open``),
+    or are left out.
 
     Args:
         cls: a dataclass of plain values, tuples, mappings with text keys and other dataclasses.
@@ -100,10 +102,13 @@ def _plain(annotation: object, value: object, where: str) -> object:
 
 
 def to_json(value: object) -> object:
-    """Dataclasses, tuples and mappings as JSON values, every field written."""
+    """Dataclasses, tuples and mappings as JSON values, every field written that ``omitted`` does not name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "extra"}
-        return plain | {key: to_json(item) for key, item in (value.extra if isinstance(value, Open) else {}).items()}
+        items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "extra"}
+        if isinstance(value, Open):
+            items = {name: item for name, item in items.items() if item is not None or name not in value.omitted}
+            items |= value.extra
+        return {name: to_json(item) for name, item in items.items()}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

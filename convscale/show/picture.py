@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image, ImageChops
+
 from convscale.errors import UserError, first_line
 from convscale.files import atomic_path
 from convscale.show.page import Figures, document
@@ -33,7 +35,8 @@ def browser() -> str:
         if place := shutil.which(name):
             return place
     raise UserError(
-        "a .png is drawn by a browser, and none is installed (Debian: apt-get install chromium); an .html file needs none"
+        "a .png is drawn by a browser, and none is installed (Debian: apt-get install chromium); an .html file needs "
+        "none"
     )
 
 
@@ -75,5 +78,15 @@ def save_png(figure: Figure, path: str | Path, *, title: str = "", caption: str 
             why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             raise UserError(f"the browser {command[0]} did not draw the picture: {why[0]}")
         with atomic_path(path) as temporary:
-            shutil.copyfile(drawn, temporary)
+            _cropped_below(drawn).save(temporary, format="PNG")
     return Path(path)
+
+
+def _cropped_below(drawn: Path) -> Image.Image:
+    """The picture without the empty rows at its end: a browser's window is not as high as asked in every version."""
+    with Image.open(drawn) as image:
+        picture = image.convert("RGB")
+    empty = Image.new("RGB", picture.size, picture.getpixel((0, picture.height - 1)))
+    box = ImageChops.difference(picture, empty).getbbox()
+    bottom = picture.height if box is None else min(picture.height, box[3] + round(16 * SCALE))
+    return picture.crop((0, 0, picture.width, bottom))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convscale import words
 from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.choice.basis import device_title
+from convscale.conditions import Size
 from convscale.errors import UserError, nearest
 from convscale.speed.records import Record
 
@@ -72,7 +73,7 @@ class SpeedPoint:
 
     @property
     def setting(self) -> str:
-        """What points must share to stand in one picture: device, mode, precision, layout, and for a CPU the runtime."""
+        """What points must share to stand in one picture: device, mode, precision, layout, a CPU's runtime."""
         c = self.conditions
         mode = {"train": "training", "infer": "inference"}.get(str(c.get("mode")), "")
         text = ", ".join(
@@ -98,7 +99,7 @@ def family_of(name: str) -> str:
     return head[:end] or "other"
 
 
-def published_accuracy(name: str, image_size: int | None) -> dict[str, Any]:
+def published_accuracy(name: str, image_size: Size | None) -> dict[str, Any]:
     """``top1`` (percent), ``weights`` and ``accuracy_source`` of a point, as somebody published them at this size;
     empty where nobody did.
 

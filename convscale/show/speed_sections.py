@@ -248,5 +248,8 @@ def summary(groups: dict[str, list[SpeedPoint]]) -> str:
         if (n := sum(p.kind == kind for p in points))
     ]
     sizes = "One picture" if len(groups) == 1 else "A picture each"
-    text = f"{', '.join(counts)}, under {words.plural(len(groups), 'setting')}. {sizes}: speeds of different settings are never mixed."
+    text = (
+        f"{', '.join(counts)}, under {words.plural(len(groups), 'setting')}. {sizes}: speeds of different settings are "
+        "never mixed."
+    )
     return paragraph(text, "lead")

@@ -13,7 +13,10 @@ from convscale.show.speed_points import SpeedPoint, from_prediction, from_record
 from convscale.show.speed_sections import Comparison
 from convscale.speed.records import Record
 
-SOURCE = "TResNet (Ridnik et al., arXiv 2003.13630, table 1): NVIDIA V100, mixed precision, at 90 % of the largest batch that fits"
+SOURCE = (
+    "TResNet (Ridnik et al., arXiv 2003.13630, table 1): NVIDIA V100, mixed precision, at 90 % of the largest batch "
+    "that fits"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,10 @@ def papers_example(batch_size: int = 256) -> Comparison:
         points=points,
         baseline="resnet50",
         labels=labels,
-        intro="MACs do not tell the speed: EfficientNet-B1 has a sixth of ResNet50's and trains at about half its speed. Published beside predicted.",
+        intro=(
+            "MACs do not tell the speed: EfficientNet-B1 has a sixth of ResNet50's and trains at about half its speed. "
+            "Published beside predicted."
+        ),
     )
 
 
@@ -122,7 +128,10 @@ def tresnet_ablation(
         baseline="TResNet-M",
         relative=True,
         labels=labels,
-        intro="TResNet-M with one ingredient changed at a time. What pays on one device may cost on another; this is about speed only, not accuracy.",
+        intro=(
+            "TResNet-M with one ingredient changed at a time. What pays on one device may cost on another; this is "
+            "about speed only, not accuracy."
+        ),
     )
 
 

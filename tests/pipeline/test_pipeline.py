@@ -10,8 +10,7 @@ import torch
 
 import convscale as cs
 from convscale.arch.small import for_image_size
-from convscale.choice.candidates import _PHIS
-from convscale.choice.candidates import scaled_members
+from convscale.choice.candidates import _PHIS, scaled_members
 from convscale.conditions import Conditions
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
