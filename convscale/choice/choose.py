@@ -11,7 +11,7 @@ from convscale.choice.basis import Asked, Basis, basis_of, device_title
 from convscale.choice.candidates import Candidate, aligned_variants, candidates_of
 from convscale.choice.decide import Aligned, Choice, Option, decide
 from convscale.choice.facts import NetworkFacts, SizedSpec
-from convscale.choice.largest import Direction, Effort, Largest, largest_under
+from convscale.choice.largest import Effort
 from convscale.choice.measured import Bench, chosen_among, explore, might_keep, sized_spec_of
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
@@ -200,50 +200,3 @@ def _notes(options: Sequence[Option], constraint: Constraint, basis: Basis) -> t
             f"{len(broken)} candidates could not be examined, {broken[0].label} first: {broken[0].facts.failed}"
         )
     return tuple(found)
-
-
-def largest(
-    base: NetSpec | str,
-    *,
-    device: str = "cpu",
-    min_throughput: float | None = None,
-    max_latency_ms: float | None = None,
-    along: str = "phi",
-    rule: str = "compound",
-    batch_size: int | None = None,
-    precision: str | None = None,
-    runtime: str | None = None,
-    mode: str = "infer",
-    layout: str = "nchw",
-    compiled: bool = False,
-    threads: int | None = None,
-    calibration: str | os.PathLike[str] | None = None,
-    records: str | os.PathLike[str] | None = None,
-    seconds: float = 1.0,
-    confirm: bool = True,
-    progress: Say | None = None,
-) -> Largest:
-    """The largest phi (or depth, width, size) of a family that keeps a speed on a device.
-
-    Predicted for a named GPU or by a calibration (and then measured, where the device is this machine's own and
-    ``confirm`` is set), measured on this machine's own device; see ``choice.largest`` for ``along``, ``rule``
-    and the steps, and ``basis_of`` for the conditions.
-
-    Raises:
-        UserError: as ``choose``; or even the smallest member is too slow.
-    """
-    asked = Asked(
-        device=device,
-        batch_size=batch_size,
-        precision=precision,
-        runtime=runtime,
-        mode=mode,
-        layout=layout,
-        compiled=compiled,
-        threads=threads,
-        latency=max_latency_ms is not None and min_throughput is None,
-    )
-    constraint = Constraint(min_throughput=min_throughput, max_latency_ms=max_latency_ms)
-    effort = Effort(records=records, seconds=seconds, confirm=confirm, say=progress or (lambda text: None))
-    direction = Direction(along=along, rule=rule)
-    return largest_under(base, basis_of(asked, calibration), constraint, direction, effort)

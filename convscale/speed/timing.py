@@ -219,7 +219,6 @@ def time_callable(
     min_calls: int = 5,
     warmup_calls: int = 2,
     stable_within: float = 0.05,
-    synchronize: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     stopwatch: Stopwatch | None = None,
 ) -> tuple[float, ...]:
@@ -234,9 +233,8 @@ def time_callable(
             ``max_seconds`` comes first.
         max_seconds: no further call starts once warm-up and timed calls have lasted this long; one call is always
             timed.
-        synchronize: waits for the device, where ``fn`` only enqueues work.
         clock: seconds; for tests.
-        stopwatch: how a call is timed; None: host time with ``clock`` and ``synchronize``.
+        stopwatch: how a call is timed; None: host time with ``clock``.
 
     Returns:
         Seconds of each timed call, in order.
@@ -247,7 +245,7 @@ def time_callable(
     for name, value in (("min_seconds", min_seconds), ("max_seconds", max_seconds), ("min_calls", min_calls)):
         if not value > 0:
             raise UserError(f"{name} must be above 0, got {value!r}")
-    watch = stopwatch or WallClock(clock=clock, synchronize=synchronize)
+    watch = stopwatch or WallClock(clock=clock)
     for _ in range(warmup_calls):
         watch.time(fn)
     # The first calls may compile for a minute and are no part of the budget.

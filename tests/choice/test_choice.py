@@ -13,16 +13,15 @@ import pytest
 import convscale as cs
 from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
-from convscale.choice import choose as choice
 from convscale.choice import largest as choice_scaling
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.candidates import Candidate, aligned_variants, candidates_of
-from convscale.choice.choose import choose, largest
+from convscale.choice.choose import choose
 from convscale.choice.decide import Judged, Option, beats, decide, front_of
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
-from convscale.choice.largest import Direction, Effort, crossing, largest_under, own_device
+from convscale.choice.largest import Direction, Effort, Largest, crossing, largest_under, own_device
 from convscale.choice.measured import Bench, explore, sized_spec_of
 from convscale.choice.speeds import facts_of
 from convscale.conditions import Conditions, Constraint
@@ -333,6 +332,19 @@ def work(spec: NetSpec, image_size: int) -> float:
     """Grows with depth, width and size, as multiply-accumulates do."""
     blocks = sum(run.repeat * run.block.width for stage in spec.stages for run in stage.runs)
     return float(image_size**2 * (blocks + sum(spec.stem.widths)))
+
+
+def largest(
+    base: NetSpec | str,
+    *,
+    device: str,
+    min_throughput: float | None = None,
+    along: str = "phi",
+    rule: str = "compound",
+) -> Largest:
+    """The largest scale of a network under the usual conditions of a device."""
+    direction, constraint = Direction(along=along, rule=rule), Constraint(min_throughput=min_throughput)
+    return largest_under(base, basis_of(Asked(device=device)), constraint, direction, Effort())
 
 
 def fake_examine(network: SizedSpec, basis: Basis) -> NetworkFacts:
@@ -747,7 +759,6 @@ def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> Non
 
 def test_public_names() -> None:
     assert cs.choose is choose
-    assert choice.largest is largest
 
 
 def test_nothing_that_was_asked_for_is_dropped_in_silence() -> None:
