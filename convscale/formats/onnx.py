@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError, first_line
+from convscale.nn.modes import evaluating
 from convscale.runtimes.silence import quiet
 
 OPSET = 20
@@ -31,11 +32,8 @@ def write_onnx(
     Raises:
         UserError: an operator has no ONNX form; it is named.
     """
-    was_training = net.training
-    if was_training:
-        net.eval()
     try:
-        with quiet(), torch.no_grad():
+        with evaluating(net), quiet(), torch.no_grad():
             torch.onnx.export(
                 net,
                 (example,),
@@ -52,9 +50,6 @@ def write_onnx(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{type(net).__name__} can not be written as ONNX: {_reason(error)}") from error
-    finally:
-        if was_training:
-            net.train()
     _strip_traces(path)
 
 
