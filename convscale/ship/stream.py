@@ -20,7 +20,7 @@ import torch
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
-from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, read_image
+from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import available_cores
 
@@ -108,6 +108,7 @@ def classify_stream(
     workers = available_cores() if workers is None else workers
     _check_options(top, artifact, batch_size, workers)
     paths = iter(paths)
+    preload()
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     # One computing thread in each decoder: the cores are shared out among the decoders and the runtime already.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -168,8 +169,8 @@ def classify(
     paths = iter(paths)
     if isinstance(output, (str, os.PathLike)):
         done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
-
-        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")
+        # Closed below: a stream that was given is not.
+        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
     else:
         stream = output
     start = time.perf_counter()
