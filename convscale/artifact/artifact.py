@@ -10,19 +10,20 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from convscale._version import __version__
+from convscale.artifact.checks import check_onnx
+from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import fsync_dir, write_json, write_text
-from convscale.formats.onnx import check_onnx
 from convscale.images.preprocess import Preprocessing
-from convscale.runtimes.base import Runner, need_runtime, open_runtime
+from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
 SCHEMA = 1
 """Version of an artefact's layout; a reader refuses newer ones."""
@@ -30,18 +31,12 @@ MANIFEST = "artifact.json"
 CARD = "README.md"
 """The model card."""
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
-RUNTIMES_OF = {
-    "onnx": ("onnxruntime", "openvino"),
-    "openvino": ("openvino",),
-    "torch": ("eager", "compiled", "compiled-frozen"),
-}
-"""The runtimes that can run a format, the usual one first."""
 
 _MANIFEST_KEYS = ("format", "precision", "baked", "runtime", "num_classes", "files")
 
 
 class Artifact:
-    """A loaded artefact. Call it with images to get probabilities.
+    """A loaded artefact. Call it with images to get probabilities; any number of threads may at once.
 
     Made by :func:`load_artifact` and :func:`convscale.export`.
     """
@@ -77,13 +72,11 @@ class Artifact:
                 f"artefact {folder} names {len(self.classes)} classes, its network has {manifest['num_classes']}; "
                 "export it again"
             )
-        if self.runtime not in RUNTIMES_OF[self.format]:
-            raise UserError(
-                f"an artefact of format {self.format} runs in {' or '.join(RUNTIMES_OF[self.format])}, not in "
-                f"{self.runtime}"
-            )
+        if self.runtime not in (known := runtimes_of(self.format)):
+            raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
         need_runtime(self.runtime)
         self._runner: Runner | None = None
+        self._opening = threading.Lock()
 
     @property
     def model_path(self) -> Path:
@@ -91,8 +84,8 @@ class Artifact:
         return self.folder / MODEL_FILES[self.format][0]
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images it takes, in pixels."""
+    def image_size(self) -> Size:
+        """Side of the square images it takes, in pixels, or their (height, width)."""
         return self.preprocessing.image_size
 
     @property
@@ -103,12 +96,16 @@ class Artifact:
     @property
     def runner(self) -> Runner:
         """The network opened in the artefact's runtime, on first use."""
-        if self._runner is None:
-            usual = self.batch_size if self.tuned else None
-            self._runner = open_artifact(
-                self, self.runtime, threads=self.threads, device=self.device, streams=self.streams, batch_size=usual
-            )
-        return self._runner
+        with self._opening:
+            if self._runner is None:
+                how = Opening(
+                    threads=self.threads,
+                    device=self.device,
+                    streams=self.streams,
+                    batch_size=self.batch_size if self.tuned else None,
+                )
+                self._runner = open_artifact(self, self.runtime, how)
+            return self._runner
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities of images.
@@ -135,22 +132,22 @@ class Artifact:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""
         return self._outputs(images, 1 if self.baked else 0, batch_size)
 
-    def input_batch(self, images: np.ndarray) -> Any:
+    def input_batch(self, images: np.ndarray) -> np.ndarray:
         """Images as the network takes them: as they are where preprocessing is baked in, else normalised float32 (N, C,
         H, W).
         """
         self._check(images)
         if self.baked:
             return images
-        return self.preprocessing.normalize(torch.from_numpy(np.require(images, requirements=["C", "W"])))
+        return self.preprocessing.normalize_array(images)
 
     def _check(self, images: np.ndarray) -> None:
-        size, channels = self.image_size, self.preprocessing.channels
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (size, size, channels):
+        shape = (*sides(self.image_size), self.preprocessing.channels)
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != shape:
             got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             raise UserError(
-                f"images must be a uint8 array (N, {size}, {size}, {channels}), got {got}; preprocessing.resize makes "
-                "them so"
+                f"images must be a uint8 array (N, {', '.join(map(str, shape))}), got {got}; preprocessing.resize "
+                "makes them so"
             )
 
     def _outputs(self, images: np.ndarray, index: int, batch_size: int | None = None) -> np.ndarray:
@@ -164,8 +161,7 @@ class Artifact:
     def __repr__(self) -> str:
         return (
             f"Artifact({str(self.folder)!r}, {self.manifest.get('model', '')}, {self.format}, {self.precision}, "
-            f"{self.runtime}, "
-            f"{self.image_size} px, {len(self.classes)} classes)"
+            f"{self.runtime}, {size_text(self.image_size)} px, {len(self.classes)} classes)"
         )
 
 
@@ -200,23 +196,9 @@ def load_artifact(
     return Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
 
 
-def open_artifact(
-    artifact: Artifact,
-    runtime: str,
-    *,
-    threads: int | None = None,
-    device: str = "cpu",
-    streams: int = 1,
-    batch_size: int | None = None,
-) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format; ``batch_size`` as for ``open_runtime``."""
-    if artifact.format == "torch":
-        from convscale.formats.program import read_program
-
-        return open_runtime(read_program(artifact.model_path), runtime, threads=threads, device=device)
-    return open_runtime(
-        artifact.model_path, runtime, threads=threads, device=device, streams=streams, batch_size=batch_size
-    )
+def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
+    """Open an artefact's model file in a runtime that can run its format."""
+    return open_runtime(artifact.model_path, runtime, how)
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,9 +120,9 @@ TUNED = "the fastest of "
 
 def tuned_mark(setting: Setting) -> str:
     """The note that tells what a tuned measurement was chosen from."""
-    from convscale.runtimes.base import installed_runtimes
+    from convscale.runtimes.base import file_runtimes, installed_runtimes
 
-    files = [name for name in ("onnxruntime", "openvino") if name in installed_runtimes()]
+    files = [name for name in file_runtimes() if name in installed_runtimes()]
     return f"{TUNED}{' and '.join(files)}, {'float and 8 bits' if setting.int8 else 'float'}"
 
 

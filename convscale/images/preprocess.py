@@ -1,34 +1,37 @@
 """What stands between a decoded picture and the network's input: resize, centre crop, normalise.
 
-One value describes it and travels with checkpoints and artefacts, and this is the only implementation: training,
-evaluation and what is shipped can not drift apart.
+One value describes it and travels with checkpoints and artefacts. Importing it loads no torch; resizing does, and so
+does normalising tensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
+from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _CACHE_VALUES = 150_000
 """Values that are normalised at a time on a CPU: as many as stay in a core's cache."""
 
-Image = TypeVar("Image", np.ndarray, torch.Tensor)
+Image = TypeVar("Image", np.ndarray, "torch.Tensor")
 
 
-def _factor_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _factor_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """float32 (channels,): ``pixels * factor + shift`` is ``(pixels / 255 - mean) / std``."""
-    wide_mean, wide_std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-    return (1 / (255 * wide_std)).float().to(device), (-wide_mean / wide_std).float().to(device)
+    wide_mean, wide_std = np.array(mean, np.float64), np.array(std, np.float64)
+    return (1 / (255 * wide_std)).astype(np.float32), (-wide_mean / wide_std).astype(np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -38,8 +41,17 @@ def _as_long_as_a_row(
     """The same for a row of pixels, channels last: several times faster on a CPU than constants that are broadcast over
     the innermost dimension.
     """
-    factor, shift = _factor_and_shift(mean, std, device)
-    return factor.repeat(width), shift.repeat(width)
+    import torch
+
+    factor, shift = _factor_and_shift(mean, std)
+    return torch.from_numpy(factor).to(device).repeat(width), torch.from_numpy(shift).to(device).repeat(width)
+
+
+@lru_cache(maxsize=16)
+def _value_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """float32 (channels, 256): what each pixel value becomes, rounded once, as in torch's fused multiply-add."""
+    factor, shift = (part.astype(np.float64) for part in _factor_and_shift(mean, std))
+    return (np.arange(256.0) * factor[:, None] + shift[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +62,8 @@ class Preprocessing:
         UserError: a field has an impossible value; the message names the field and the value.
     """
 
-    image_size: int
-    """Side of the square the network sees, in pixels."""
+    image_size: Size
+    """What the network sees, in pixels: the side of a square, or (height, width)."""
     channels: int = 3
     """3 for RGB, 1 for gray."""
     mean: tuple[float, ...]
@@ -59,13 +71,12 @@ class Preprocessing:
     std: tuple[float, ...]
     """Per channel, dividing what the mean was subtracted from."""
     crop_pct: float = 0.875
-    """The crop's side as a share of the resized image's shorter side."""
+    """The crop's sides as a share of the resized image's."""
     interpolation: str = "bilinear"
     """``bilinear``, ``bicubic`` (both antialiased) or ``nearest``."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int) or isinstance(self.image_size, bool) or self.image_size < 1:
-            raise UserError(f"image_size must be a whole number of at least 1, got {self.image_size!r}")
+        object.__setattr__(self, "image_size", as_size(*sides(self.image_size)))
         if self.channels not in (1, 3):
             raise UserError(f"channels must be 1 (gray) or 3 (RGB), got {self.channels!r}")
         for field in ("mean", "std"):
@@ -84,35 +95,60 @@ class Preprocessing:
                 f"interpolation {self.interpolation!r} is unknown{nearest(str(self.interpolation), INTERPOLATIONS)}"
             )
 
+    @property
+    def height(self) -> int:
+        """Rows of what the network sees, in pixels."""
+        return sides(self.image_size)[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of what the network sees, in pixels."""
+        return sides(self.image_size)[1]
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) that an image of ``height`` x ``width`` is resized to before the crop.
+
+        timm's rule (``transforms_imagenet_eval``, crop mode ``center``), so that released weights see the pixels that
+        their accuracy was published for. The crop's sides over ``crop_pct`` round down. For a square crop the image's
+        shorter side becomes that and the longer one follows, cut to whole pixels (torchvision's ``Resize``); for
+        another shape the image just covers it, sides rounded to nearest.
+        """
+        target = [math.floor(side / self.crop_pct) for side in (self.height, self.width)]
+        if target[0] == target[1]:
+            shorter, longer = min(height, width), int(target[0] * max(height, width) / min(height, width))
+            if shorter == target[0]:
+                return height, width
+            return (target[0], longer) if height <= width else (longer, target[0])
+        ratio = min(height / target[0], width / target[1])
+        return round(height / ratio), round(width / ratio)
+
     def resize(self, image: Image) -> Image:
-        """Resize the shorter side to ``round(image_size / crop_pct)``, then cut ``image_size`` squared out of the
-        centre.
+        """Resize the image to ``resized(height, width)``, then cut the crop out of its centre.
 
         Args:
             image: uint8, (height, width, channels) or (height, width); gray becomes RGB by repeating, RGB becomes gray
                 by its luma (ITU-R 601).
 
         Returns:
-            uint8, (image_size, image_size, channels); a NumPy array for a NumPy array, else a tensor.
+            uint8, (height, width, channels) of the crop; a NumPy array for a NumPy array, else a tensor.
         """
+        import torch
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as tvf
 
-        as_numpy = isinstance(image, np.ndarray)
         # a copy where NumPy's memory is read-only (Pillow's arrays), which tensors can not express
         pixels: torch.Tensor = (
             torch.from_numpy(np.require(image, requirements=["C", "W"])) if isinstance(image, np.ndarray) else image
         )
-        pixels = (
-            self._to_channels(pixels).contiguous()[None].permute(0, 3, 1, 2)
-        )  # (1, C, H, W), channels-last: torch's fast uint8 path
-        shorter = round(self.image_size / self.crop_pct)
-        if min(pixels.shape[2:]) != shorter:
+        # (1, C, H, W), channels-last: torch's fast uint8 path
+        pixels = self._to_channels(pixels).contiguous()[None].permute(0, 3, 1, 2)
+        size = self.resized(*pixels.shape[2:])
+        if size != tuple(pixels.shape[2:]):
             mode = InterpolationMode(self.interpolation)
-            pixels = tvf.resize(pixels, [shorter], interpolation=mode, antialias=self.interpolation != "nearest")
-        pixels = tvf.center_crop(pixels, [self.image_size, self.image_size])
+            pixels = tvf.resize(pixels, list(size), interpolation=mode, antialias=self.interpolation != "nearest")
+        pixels = tvf.center_crop(pixels, [self.height, self.width])
         pixels = pixels[0].permute(1, 2, 0).contiguous()
-        return pixels.numpy() if as_numpy else pixels  # pyright: ignore[reportReturnType]
+        return pixels.numpy() if isinstance(image, np.ndarray) else pixels  # pyright: ignore[reportReturnType]
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """``(pixels / 255 - mean) / std`` per channel, as one multiplication and addition.
@@ -124,6 +160,8 @@ class Preprocessing:
             float32, (N, channels, H, W), on the batch's device; channels-last in memory when the batch was (N, H, W,
             channels).
         """
+        import torch
+
         if batch.dtype != torch.uint8 or batch.ndim != 4:
             raise UserError(
                 f"a batch of images must be uint8 with 4 dimensions, got {batch.dtype} {tuple(batch.shape)}"
@@ -146,16 +184,37 @@ class Preprocessing:
                 f"a batch of images must have {self.channels} channels in its last or second dimension, got "
                 f"{tuple(batch.shape)}"
             )
-        factor, shift = _factor_and_shift(self.mean, self.std, batch.device)
+        factor, shift = (torch.from_numpy(part).to(batch.device) for part in _factor_and_shift(self.mean, self.std))
         return torch.addcmul(shift.view(1, -1, 1, 1), batch.float(), factor.view(1, -1, 1, 1))
 
-    def to_dict(self) -> dict[str, Any]:
+    def normalize_array(self, images: np.ndarray) -> np.ndarray:
+        """``normalize`` for NumPy arrays, without torch: the same values.
+
+        Args:
+            images: uint8, (N, H, W, channels).
+
+        Returns:
+            float32, (N, channels, H, W), contiguous.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != self.channels:
+            raise UserError(
+                f"a batch of images must be uint8 (N, height, width, {self.channels}), got {images.dtype} "
+                f"{images.shape}"
+            )
+        table = _value_table(self.mean, self.std)
+        out = np.empty((images.shape[0], images.shape[3], *images.shape[1:3]), np.float32)
+        for index, row in enumerate(images):
+            for channel in range(self.channels):
+                np.take(table[channel], row[..., channel], out=out[index, channel], mode="clip")
+        return out
+
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; ``from_dict`` is the inverse."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """From what ``to_dict`` gave.
 
         Raises:
@@ -170,6 +229,8 @@ class Preprocessing:
 
     def _to_channels(self, image: torch.Tensor) -> torch.Tensor:
         """(H, W) or (H, W, 1 | 3) -> (H, W, channels)."""
+        import torch
+
         if image.ndim == 2:
             image = image[:, :, None]
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):

@@ -99,7 +99,6 @@ def _onnx_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> d
         onnx.save(model, os.fspath(path))
         session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     batch = artifact.input_batch(images)
-    batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
     values = session.run(chosen, {session.get_inputs()[0].name: np.ascontiguousarray(batch)}) if chosen else []
     return {name: np.asarray(value) for name, value in zip(chosen, values, strict=True)}
 
@@ -119,7 +118,6 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
                 break
     model.add_outputs(chosen)
     batch = artifact.input_batch(images)
-    batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
     model.reshape(list(batch.shape))  # an open batch size would crash quantised networks, see OpenVinoRunner
     with signal_stack_kept():
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from convscale.artifact.artifact import CARD, MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.artifact import CARD, MODEL_FILES, Artifact, load_artifact, seal, staged_folder
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
 from convscale.formats.baked import Baked
@@ -26,7 +26,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.networks.inputs import example_input, preprocessing_of
 from convscale.networks.resolve import as_module
 from convscale.nn.modes import forward_logits
-from convscale.runtimes.base import need_runtime
+from convscale.runtimes.base import need_runtime, runtimes_of
 from convscale.ship.card import model_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
 from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
@@ -149,7 +149,7 @@ def export(
         "num_classes": num_classes,
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
         "opset": OPSET if format == "onnx" else None,
-        "runtime": {"name": RUNTIMES_OF[format][0], "threads": None, "batch_size": None},
+        "runtime": {"name": runtimes_of(format)[0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if hasattr(spec, "to_dict") else spec,
     }
     images = noise_images(preprocessing) if verify_images is None else verify_images
@@ -192,7 +192,7 @@ def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld
 
 def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
     """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
-    shape = (count, preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
+    shape = (count, preprocessing.height, preprocessing.width, preprocessing.channels)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -235,7 +235,7 @@ def _check_form(format: str, half: bool, int8: bool, calibration: np.ndarray | N
     """
     if format not in FORMATS:
         raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
-    need_runtime(RUNTIMES_OF[format][0])
+    need_runtime(runtimes_of(format)[0])
     if format == "torch" and (half or int8):
         raise UserError(f"format torch has no {'int8' if int8 else 'half'} form; use format onnx or openvino")
     if half and int8:
@@ -304,7 +304,7 @@ def _quantise(
 
     def batches() -> Iterator[np.ndarray]:
         for i in range(len(calibration)):
-            yield np.asarray(probe.input_batch(calibration[i : i + 1]))
+            yield probe.input_batch(calibration[i : i + 1])
 
     def attempt(kept: Sequence[Layer]) -> float:
         quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convscale.artifact.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, staged_folder
+from convscale.artifact.artifact import MANIFEST, Artifact, load_artifact, staged_folder
 from convscale.errors import UserError, nearest
 from convscale.files import write_json
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import as_module
-from convscale.runtimes.base import installed_runtimes
+from convscale.runtimes.base import installed_runtimes, runtimes_of
 from convscale.ship.export import Shared, export
 from convscale.ship.tune import BATCH_SIZES, Trial, Tuning, cost, in_turns, settings_of, tune
 from convscale.ship.verify import Withheld
@@ -90,8 +90,8 @@ def form_names(net: Any, *, int8: bool, image_size: int | None = None, torch: bo
         torch: try PyTorch's compiler too; it needs a minute per network, and on CPUs the others were faster on every
             network measured.
     """
-    have_openvino = "openvino" in installed_runtimes()
-    best_int8 = "openvino-int8" if have_openvino else "onnx-int8"
+    can_run_openvino = set(runtimes_of("openvino")) & set(installed_runtimes())
+    best_int8 = "openvino-int8" if can_run_openvino else "onnx-int8"
     wanted = [FLOAT, *(["torch-fp32"] if torch else []), *({"onnx-int8", best_int8} if int8 else ())]
     module, _ = as_module(net)
     if has_deep_stem(module, example_input(module, image_size)):
@@ -160,7 +160,7 @@ def fastest_of(
     results: dict[str, Tuning | UserError] = {}
     for name, form in forms.items():
         try:
-            known = [r for r in runtimes or () if name in arts and r in RUNTIMES_OF[arts[name].format]] or runtimes
+            known = [r for r in runtimes or () if name in arts and r in runtimes_of(arts[name].format)] or runtimes
             results[name] = form if isinstance(form, UserError) else tune(arts[name], runtimes=known, **options)
         except UserError as reason:
             if name == FLOAT:

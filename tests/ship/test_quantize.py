@@ -14,7 +14,7 @@ from torch import nn
 from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.runtimes.base import OpenVinoRunner
+from convscale.runtimes.openvino import OpenVinoRunner
 from convscale.ship.export import export
 from convscale.ship.layers import Layer
 from convscale.ship.quantize import CALIBRATION, check_calibration, rank_layers, search_float_layers, spread
