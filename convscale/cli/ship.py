@@ -85,6 +85,7 @@ def export_command(
         )
     else:
         artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
+    say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(
             {

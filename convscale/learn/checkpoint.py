@@ -1,7 +1,8 @@
 """A checkpoint is a folder: safetensors weights, JSON, perhaps a training state, and the checksums of all three.
 
-It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all; its checksums are
-verified on loading, and where the newest is damaged the one before is taken, and said. No pickle is written or read.
+It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all. Its checksums are
+verified on loading. A network is never taken from another state than the one asked for: where that is damaged, loading
+is refused. Only a training that goes on may fall back to the state before, and says so. No pickle is written or read.
 
     run/
       recipe.yaml, log.jsonl
@@ -19,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import convscale
+from convscale._version import __version__
 from convscale.errors import UserError
 from convscale.files import fsync_dir
 from convscale.images.preprocess import Preprocessing
@@ -55,12 +56,24 @@ class Checkpoint:
     """Recipe, versions, metrics, step, thresholds ... as written."""
     path: Path
     """Where it was read from."""
-    notes: tuple[str, ...] = field(default=())
-    """What a user should know: damaged checkpoints that were passed over."""
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch after which it was written; None where that is not known."""
+        return self.meta.get("epoch")
+
+    @property
+    def state(self) -> str:
+        """Which state of its run it is, in words: its folder, the best or the last, the epoch."""
+        name = _NAME.fullmatch(self.path.name)
+        kind = {"best": "the best on validation", "step": "a state of training"}[name[1]] if name else "a checkpoint"
+        return f"{self.path}, {kind}" + (f", epoch {self.epoch}" if self.epoch is not None else "")
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """For several labels: per class the probability above which it counts as present, set on validation; else None."""
+        """For several labels: per class the probability above which it counts as present, set on validation; else
+        None.
+        """
         found = self.meta.get("metrics", {}).get("best", {}).get("thresholds")
         return None if found is None else tuple(found)
 
@@ -97,7 +110,7 @@ def save_checkpoint(
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
         "versions": {
-            "convscale": convscale.__version__,
+            "convscale": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -147,18 +160,21 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net: takes the weights; None: built from the checkpoint's spec.
 
     Raises:
-        UserError: no checkpoint, all of them damaged, one of a newer version, a pickle, or weights that do not fit.
+        UserError: no checkpoint, a damaged one (of a run, the message names one that is whole), one of a newer
+            version, a pickle, or weights that do not fit.
     """
-    place, notes = _choose(Path(path), ("best", "step"))
+    place, *others = _candidates(Path(path), ("best", "step"))
+    if problem := verify_checkpoint(place):
+        whole = next((other for other in others if verify_checkpoint(other) is None), None)
+        advice = f"; to use another state, name it: {whole}" if whole else ""
+        raise UserError(f"checkpoint {place} is damaged ({problem}){advice}")
     about = _about(place)
     classes = tuple(about["classes"])
     if net is None:
         net = _build(about, place)
     load_weights_into(net, place)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    return Checkpoint(
-        net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place, notes=tuple(notes)
-    )
+    return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
@@ -168,7 +184,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict
         Its checkpoint folder, what the checkpoint says about itself, the state, and notes on damaged ones that were
         passed over.
     """
-    place, notes = _choose(Path(path), ("step",))
+    place, notes = _newest_whole(_candidates(Path(path), ("step",)))
     if not (place / "state.json").is_file():
         raise UserError(f"checkpoint {place} has no training state; it can be evaluated or fine-tuned, not resumed")
     tensors = load_file(place / "state.safetensors")
@@ -234,7 +250,8 @@ def verify_checkpoint(place: Path) -> str | None:
     return None
 
 
-def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
+def _candidates(path: Path, kinds: tuple[str, ...]) -> list[Path]:
+    """A checkpoint's own folder, or those of a run, kinds in the order given, the newest first; at least one."""
     if path.is_file():
         kind = (
             "a pickle or foreign file" if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar") else "a file"
@@ -242,17 +259,21 @@ def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
         raise UserError(f"{path} is {kind}, not a convscale checkpoint folder; load plain weights with load_weights")
     if not path.is_dir():
         raise UserError(f"checkpoint {path} does not exist")
-    candidates = (
-        [path] if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file() else list_checkpoints(path, kinds)
-    )
-    if not candidates:
+    if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file():
+        return [path]
+    if not (places := list_checkpoints(path, kinds)):
         raise UserError(f"no checkpoint found in {path}")
+    return places
+
+
+def _newest_whole(places: list[Path]) -> tuple[Path, list[str]]:
+    """The first that is not damaged, and a note on each before it."""
     notes = []
-    for candidate in candidates:
-        problem = verify_checkpoint(candidate)
+    for place in places:
+        problem = verify_checkpoint(place)
         if problem is None:
-            return candidate, notes
-        notes.append(f"checkpoint {candidate} is damaged ({problem}); the one before it is used")
+            return place, notes
+        notes.append(f"checkpoint {place} is damaged ({problem}); the one before it is used")
     raise UserError(
         f"{notes[0].split('; the one')[0]}" + (f", and so are the {len(notes) - 1} before it" if len(notes) > 1 else "")
     )

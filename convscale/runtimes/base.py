@@ -128,6 +128,8 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     """As users write it."""
+    order: ClassVar[int] = 100
+    """Its place among all: the first that runs a format is that format's usual one."""
     formats: ClassVar[tuple[str, ...]]
     """The formats of artefacts that it runs."""
     opens_modules: ClassVar[bool] = False
@@ -188,7 +190,7 @@ def runtime_of(name: str) -> Runtime:
 def runtimes() -> tuple[Runtime, ...]:
     """All that are known, the usual one of each format first."""
     _look_through_this_folder()
-    return tuple(_REGISTRY)
+    return tuple(sorted(_REGISTRY, key=lambda runtime: runtime.order))
 
 
 def runtimes_of(format: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ class OnnxRuntime(Runtime):
     """ONNX Runtime."""
 
     name = "onnxruntime"
+    order = 10
     formats = ("onnx",)
     library = "onnxruntime"
     install = "pip install onnxruntime"

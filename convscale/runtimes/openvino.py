@@ -25,6 +25,7 @@ class OpenVino(Runtime):
     """OpenVINO's CPU plugin."""
 
     name = "openvino"
+    order = 20
     formats = ("onnx", "openvino")
     library = "openvino"
     install = "pip install openvino"

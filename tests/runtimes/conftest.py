@@ -1,5 +1,3 @@
-"""The small network, its pictures and its artefact."""
+"""The small network and its artefact that the tests of shipping use."""
 
-from tests.ship.conftest import images, onnx_art, preprocessing, tiny
-
-__all__ = ["images", "onnx_art", "preprocessing", "tiny"]
+from tests.ship.conftest import images, onnx_art, preprocessing, tiny  # noqa: F401

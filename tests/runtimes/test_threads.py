@@ -61,9 +61,7 @@ def test_an_artefact(tiny: nn.Module, batches: list[np.ndarray], tmp_path: Path,
     _same_from_many_threads(other.logits, batches)
 
 
-def test_an_int8_artefact(
-    tiny: nn.Module, images: np.ndarray, batches: list[np.ndarray], tmp_path: Path
-) -> None:
+def test_an_int8_artefact(tiny: nn.Module, images: np.ndarray, batches: list[np.ndarray], tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     art = export(
         tiny,

@@ -41,6 +41,7 @@ class Eager(PyTorch):
     """Operator by operator."""
 
     name = "eager"
+    order = 1
     trains = True
 
 
@@ -55,6 +56,7 @@ class Compiled(_NeedsCompiler):
     """``torch.compile``."""
 
     name = "compiled"
+    order = 2
     trains = True
 
 
@@ -63,3 +65,4 @@ class CompiledFrozen(_NeedsCompiler):
     """``torch.compile``, weights as constants and laid out for the processor."""
 
     name = "compiled-frozen"
+    order = 3
