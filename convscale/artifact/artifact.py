@@ -4,14 +4,10 @@ all.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +15,15 @@ import numpy as np
 
 from convscale._version import __version__
 from convscale.artifact.checks import check_onnx
+from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
-from convscale.files import fsync_dir, write_json, write_text
+from convscale.files import is_full, sha256, whole_folder, write_json, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
-SCHEMA = 1
-"""Version of an artefact's layout; a reader refuses newer ones."""
-MANIFEST = "artifact.json"
 CARD = "README.md"
 """The model card."""
-MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
-
-_MANIFEST_KEYS = ("format", "precision", "baked", "runtime", "num_classes", "files")
 
 
 class Artifact:
@@ -44,32 +35,31 @@ class Artifact:
     def __init__(
         self,
         folder: Path,
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
         *,
         runtime: str | None = None,
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.folder = folder
-        self.manifest = dict(manifest)
-        self.format: str = manifest["format"]
-        self.precision: str = manifest["precision"]
-        self.baked: bool = manifest["baked"]
-        self.runtime: str = runtime or manifest["runtime"]["name"]
-        self.threads: int | None = threads or manifest["runtime"].get("threads")
+        self.manifest = manifest
+        self.format = manifest.format
+        self.precision = manifest.precision
+        self.baked = manifest.baked
+        self.runtime = runtime or manifest.runtime.name
+        self.threads = threads or manifest.runtime.threads
         # The tuned number of streams belongs to the tuned runtime.
-        tuned = self.runtime == manifest["runtime"]["name"] and threads is None
-        self.streams: int = int(manifest["runtime"].get("streams") or 1) if tuned else 1
-        self.tuned = tuned and manifest["runtime"].get("streams") is not None
+        tuned = self.runtime == manifest.runtime.name and threads is None
+        self.streams = manifest.runtime.streams or 1 if tuned else 1
+        self.tuned = tuned and manifest.runtime.streams is not None
         self.device = device
-        self.batch_size: int = int(manifest["runtime"].get("batch_size") or 32)
-        self.classes: tuple[str, ...] = tuple(_read_json(folder, "classes.json"))
-        self.preprocessing: Preprocessing = Preprocessing.from_dict(_read_json(folder, "preprocessing.json"))
-        found = manifest.get("thresholds")
-        self.thresholds: tuple[float, ...] | None = None if found is None else tuple(found)
-        if len(self.classes) != manifest["num_classes"]:
+        self.batch_size = manifest.runtime.batch_size or 32
+        self.classes: tuple[str, ...] = tuple(read_part(folder, "classes.json"))
+        self.preprocessing = Preprocessing.from_dict(read_part(folder, "preprocessing.json"))
+        self.thresholds = manifest.thresholds
+        if len(self.classes) != manifest.num_classes:
             raise UserError(
-                f"artefact {folder} names {len(self.classes)} classes, its network has {manifest['num_classes']}; "
+                f"artefact {folder} names {len(self.classes)} classes, its network has {manifest.num_classes}; "
                 "export it again"
             )
         if self.runtime not in (known := runtimes_of(self.format)):
@@ -91,7 +81,7 @@ class Artifact:
     @property
     def verification(self) -> dict[str, Any] | None:
         """What was checked at export, as plain values; None where nothing was."""
-        return _read_json(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
+        return read_part(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
 
     @property
     def runner(self) -> Runner:
@@ -158,9 +148,14 @@ class Artifact:
             return np.zeros((0, len(self.classes)), np.float32)
         return np.concatenate(parts).astype(np.float32, copy=False)
 
+    def keep(self, **values: object) -> None:
+        """Put values into the artefact's record, here and on the disk."""
+        self.manifest = Manifest.from_dict({**self.manifest, **values}, self.folder)
+        write_json(self.folder / MANIFEST, dict(self.manifest))
+
     def __repr__(self) -> str:
         return (
-            f"Artifact({str(self.folder)!r}, {self.manifest.get('model', '')}, {self.format}, {self.precision}, "
+            f"Artifact({str(self.folder)!r}, {self.manifest.model}, {self.format}, {self.precision}, "
             f"{self.runtime}, {size_text(self.image_size)} px, {len(self.classes)} classes)"
         )
 
@@ -179,8 +174,8 @@ def load_artifact(
             installed.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    for name, entry in manifest["files"].items():
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
         path = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
             raise UserError(f"artefact {folder} names the file {name!r} outside its folder; refused")
@@ -188,10 +183,10 @@ def load_artifact(
             raise UserError(f"artefact {folder} lacks its file {name}; export it again")
         if sha256(path) != entry.get("sha256"):
             raise UserError(f"artefact {folder} is damaged: the checksum of {name} is wrong; export it again")
-    needed = (*MODEL_FILES[manifest["format"]], "classes.json", "preprocessing.json")
-    if missing := [name for name in needed if name not in manifest["files"]]:
+    needed = (*MODEL_FILES[manifest.format], "classes.json", "preprocessing.json")
+    if missing := [name for name in needed if name not in manifest.files]:
         raise UserError(f"artefact {folder} has no checksum of {', '.join(missing)}; export it again")
-    if manifest["format"] == "onnx":
+    if manifest.format == "onnx":
         check_onnx(folder / "model.onnx")
     return Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
 
@@ -201,21 +196,15 @@ def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
     return open_runtime(artifact.model_path, runtime, how)
 
 
-def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest with the checksums of every file in the folder, and flush them all to the disk. Returns the
-    manifest.
-    """
+def seal(folder: Path, manifest: Mapping[str, object]) -> Manifest:
+    """Write the manifest with the checksums of every file in the folder. Returns the manifest."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST:
             files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     full = {"schema": SCHEMA, "convscale": __version__, **manifest, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    fsync_dir(folder)
-    return full
+    write_json(folder / MANIFEST, full)
+    return Manifest.from_dict(full, folder)
 
 
 def state_fact(artifact: Artifact, name: str, text: str) -> None:
@@ -224,20 +213,19 @@ def state_fact(artifact: Artifact, name: str, text: str) -> None:
     The card's checksum leaves the record before the card changes and comes back after it, so that the artefact is whole
     whenever this stops.
     """
-    path, files = artifact.folder / CARD, dict(artifact.manifest.get("files", {}))
-    artifact.manifest["files"] = {file: entry for file, entry in files.items() if file != CARD}
-    write_json(artifact.folder / MANIFEST, artifact.manifest)
+    path = artifact.folder / CARD
+    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
+    artifact.keep(files=others)
     if path.is_file():
         card, line = path.read_text(encoding="utf-8"), f"- **{name.capitalize()}**: "
         write_text(path, "\n".join(line + text if old.startswith(line) else old for old in card.split("\n")))
-        artifact.manifest["files"] |= {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}}
-        write_json(artifact.folder / MANIFEST, artifact.manifest)
+        artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
 
 
-@contextlib.contextmanager
+@contextmanager
 def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling folder that takes the name ``target`` on a clean exit; on any other it is removed and
-    ``target`` untouched.
+    """Yield a temporary folder for an artefact that takes the name ``target`` on a clean exit; on any other it is
+    removed and ``target`` untouched.
 
     Raises:
         UserError: ``target`` is a file, holds something and ``overwrite`` is not asked for, or holds something other
@@ -254,86 +242,16 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
                 f"output folder {target} holds something other than an artefact; it is not overwritten, use another "
                 "name"
             )
+    began = False
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        with whole_folder(target) as staging:
+            began = True
+            yield staging
     except OSError as error:
-        raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
-    try:
-        staging.chmod(0o755)
-        yield staging
-        _rename_folder(staging, target)
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
+        if is_full(error):
             raise UserError(
                 f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
             ) from error
+        if not began:
+            raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
         raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _rename_folder(staging: Path, target: Path) -> None:
-    """Move ``staging`` to ``target``; what was there is put aside first and removed last, so that one of them is always
-    whole.
-    """
-    aside = None
-    if target.is_dir() and any(target.iterdir()):
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / target.name
-        os.rename(target, aside)
-    try:
-        os.replace(staging, target)
-    except OSError:
-        if aside is not None:
-            os.rename(aside, target)
-        raise
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside.parent, ignore_errors=True)
-    fsync_dir(target.parent)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not folder.exists():
-        raise UserError(f"artefact folder {folder} does not exist")
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is a file; an artefact is a folder made by convscale export (foreign archives and pickles are "
-            "not loaded)"
-        )
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"folder {folder} is no artefact: it has no {MANIFEST}")
-    manifest = _read_json(folder, MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
-        raise UserError(f"artefact {folder} has a damaged {MANIFEST}; export it again")
-    if manifest["schema"] > SCHEMA:
-        raise UserError(
-            f"artefact {folder} has schema {manifest['schema']}, this version of convscale reads up to {SCHEMA}; "
-            "update convscale"
-        )
-    if missing := [key for key in _MANIFEST_KEYS if key not in manifest]:
-        raise UserError(f"artefact {folder} has a damaged {MANIFEST}: it lacks {', '.join(missing)}; export it again")
-    if manifest["format"] not in MODEL_FILES:
-        raise UserError(
-            f"artefact {folder} has the unknown format {manifest['format']!r}; known: {', '.join(MODEL_FILES)}"
-        )
-    if (
-        not isinstance(manifest["files"], dict)
-        or not isinstance(manifest["runtime"], dict)
-        or "name" not in manifest["runtime"]
-    ):
-        raise UserError(f"artefact {folder} has a damaged {MANIFEST}; export it again")
-    return manifest
-
-
-def _read_json(folder: Path, name: str) -> Any:
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"artefact {folder} has a damaged {name}; export it again") from error

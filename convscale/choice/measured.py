@@ -120,9 +120,9 @@ TUNED = "the fastest of "
 
 def tuned_mark(setting: Setting) -> str:
     """The note that tells what a tuned measurement was chosen from."""
-    from convscale.runtimes.base import file_runtimes, installed_runtimes
+    from convscale.runtimes.base import installed_runtimes
 
-    files = [name for name in file_runtimes() if name in installed_runtimes()]
+    files = [name for name in ("onnxruntime", "openvino") if name in installed_runtimes()]
     return f"{TUNED}{' and '.join(files)}, {'float and 8 bits' if setting.int8 else 'float'}"
 
 
@@ -144,7 +144,10 @@ def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: floa
 
     c = setting.conditions
     threads = c.threads or available_cores()
-    forms = {name: dict(FORMS[name]) for name in form_names(spec, int8=setting.int8, image_size=image_size)}
+    forms = {
+        name: {k: v for k, v in vars(FORMS[name]).items() if v}
+        for name in form_names(spec, int8=setting.int8, image_size=image_size)
+    }
     noise = (
         random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8)
         if setting.int8

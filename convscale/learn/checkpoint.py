@@ -12,14 +12,11 @@ is refused. Only a training that goes on may fall back to the state before, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +28,7 @@ from torch import nn
 
 from convscale._version import __version__
 from convscale.errors import UserError
-from convscale.files import fsync_dir
+from convscale.files import is_full, sha256, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
 
@@ -60,7 +57,7 @@ class Checkpoint:
     @property
     def epoch(self) -> int | None:
         """The epoch after which it was written; None where that is not known."""
-        return self.meta.get("epoch")
+        return self.meta.get("metrics", {}).get("epoch")
 
     @property
     def state(self) -> str:
@@ -116,39 +113,25 @@ def save_checkpoint(
         },
         **(meta or {}),
     }
-    temporary = None
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
-        _write(temporary / "model.safetensors", lambda path: save_file(weights, path))
-        _write(
-            temporary / "checkpoint.json", lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8")
-        )
-        if state is not None:
-            tensors: dict[str, torch.Tensor] = {}
-            plain = to_plain(state, tensors)
-            _write(
-                temporary / "state.safetensors",
-                lambda path: save_file({name: value.clone() for name, value in tensors.items()}, path),
-            )
-            _write(temporary / "state.json", lambda path: path.write_text(json.dumps(plain), encoding="utf-8"))
-        sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
-        _write(temporary / _SUMS, lambda path: path.write_text(sums, encoding="utf-8"))
-        fsync_dir(temporary)
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-        fsync_dir(target.parent)
+        with whole_folder(target) as place:
+            save_file(weights, place / "model.safetensors")
+            (place / "checkpoint.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            if state is not None:
+                tensors: dict[str, torch.Tensor] = {}
+                plain = to_plain(state, tensors)
+                save_file({name: value.clone() for name, value in tensors.items()}, place / "state.safetensors")
+                (place / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+            sums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(place.iterdir()))
+            (place / _SUMS).write_text(sums, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == 28 or "No space left" in str(error):
+        if is_full(error):
             raise UserError(
                 f"no space left on the disk of {target.parent}; checkpoint {target.name} was not written, older ones "
                 "are intact"
             ) from error
         raise UserError(f"checkpoint {target} can not be written ({error})") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -243,7 +226,7 @@ def verify_checkpoint(place: Path) -> str | None:
         if not {"model.safetensors", "checkpoint.json"} <= set(expected):
             return f"{_SUMS} is incomplete"
         for name, digest in expected.items():
-            if os.path.basename(name) != name or _sha256(place / name) != digest:
+            if os.path.basename(name) != name or sha256(place / name) != digest:
                 return f"{name} does not have the checksum it was written with"
     except (OSError, ValueError) as error:
         return str(error)
@@ -305,14 +288,3 @@ def _build(about: dict[str, Any], place: Path) -> nn.Module:
 
     spec = NetSpec.from_dict(about["spec"])
     return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"])
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    write(path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

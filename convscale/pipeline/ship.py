@@ -82,7 +82,7 @@ def ship_fastest(
     names = form_names(net, int8=how.int8, image_size=preprocessing.image_size)
     if how.runtime is not None:
         formats = runtime_of(how.runtime).formats
-        names = [name for name in names if name == FLOAT or FORMS[name]["format"] in formats]
+        names = [name for name in names if name == FLOAT or FORMS[name].format in formats]
 
     def tell(name: str, result: Tuning | UserError) -> None:
         say(

@@ -44,8 +44,8 @@ def model_card(
         "",
         "## Input",
         "",
-        f"The network takes {takes} and gives {gives}. Images are resized {resized} ({preprocessing.interpolation}) and "
-        f"cut to {size_text(preprocessing.image_size)} px in the centre; mean {list(preprocessing.mean)}, std "
+        f"The network takes {takes} and gives {gives}. Images are resized {resized} ({preprocessing.interpolation}) "
+        f"and cut to {size_text(preprocessing.image_size)} px in the centre; mean {list(preprocessing.mean)}, std "
         f"{list(preprocessing.std)} of pixels in [0, 1].",
         "",
         "```python",

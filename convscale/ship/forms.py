@@ -6,32 +6,45 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convscale.artifact.artifact import MANIFEST, Artifact, load_artifact, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
 from convscale.errors import UserError, nearest
-from convscale.files import write_json
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import as_module
 from convscale.runtimes.base import installed_runtimes, runtimes_of
-from convscale.ship.export import Shared, export
+from convscale.ship.export import ExportRequest, Shared, export_as
 from convscale.ship.tune import BATCH_SIZES, Trial, Tuning, cost, in_turns, settings_of, tune
 from convscale.ship.verify import Withheld
 
 FLOAT = "onnx-fp32"
 """The form that every network must pass in; what the others are compared with."""
-FORMS: dict[str, dict[str, Any]] = {
-    FLOAT: {"format": "onnx"},
-    "onnx-fp32-strided": {"format": "onnx", "strided_stem": True},
-    "openvino-fp32": {"format": "openvino"},
-    "torch-fp32": {"format": "torch"},
-    "onnx-int8": {"format": "onnx", "int8": True},
-    "onnx-int8-strided": {"format": "onnx", "int8": True, "strided_stem": True},
-    "openvino-int8": {"format": "openvino", "int8": True},
-    "openvino-int8-strided": {"format": "openvino", "int8": True, "strided_stem": True},
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A way to write a network."""
+
+    format: str
+    """Of the file."""
+    int8: bool = False
+    """In 8 bits."""
+    strided_stem: bool = False
+    """A space-to-depth stem as one strided convolution."""
+
+
+FORMS = {
+    FLOAT: Form(format="onnx"),
+    "onnx-fp32-strided": Form(format="onnx", strided_stem=True),
+    "openvino-fp32": Form(format="openvino"),
+    "torch-fp32": Form(format="torch"),
+    "onnx-int8": Form(format="onnx", int8=True),
+    "onnx-int8-strided": Form(format="onnx", int8=True, strided_stem=True),
+    "openvino-int8": Form(format="openvino", int8=True),
+    "openvino-int8-strided": Form(format="openvino", int8=True, strided_stem=True),
 }
 """The forms by name, in the order they are tried. ``strided``: a space-to-depth stem as one strided convolution."""
 NEAR = 1.3
@@ -115,19 +128,20 @@ def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str],
     if unknown := [name for name in names if name not in FORMS]:
         raise UserError(f"form {unknown[0]!r} is unknown{nearest(unknown[0], FORMS)}")
     place = Path(folder)
-    calibration = keywords.pop("calibration_images", None)
-    found: Forms = {}
+    request = ExportRequest(**keywords)
+    forms: Forms = {}
     with tempfile.TemporaryDirectory(dir=place, prefix=".shared.") as common:
         shared = Shared(folder=Path(common))
         for name in sorted(names, key=lambda name: name != FLOAT):
-            form = FORMS[name] | ({"calibration_images": calibration} if "int8" in name else {})
+            form = FORMS[name]
+            wanted = replace(request, format=form.format, int8=form.int8, strided_stem=form.strided_stem)
             try:
-                found[name] = export(net, place / name, shared=shared, **keywords, **form)
+                forms[name] = export_as(net, place / name, wanted, shared=shared)
             except UserError as reason:
                 if name == FLOAT:
                     raise
-                found[name] = reason
-    return found
+                forms[name] = reason
+    return forms
 
 
 def fastest_of(
@@ -181,7 +195,7 @@ def fastest_of(
         near, key=lambda name: cost(again[name], goal) * (INT8_MARGIN if arts[name].precision == "int8" else 1.0)
     )
     found = Fastest(winner=winner, forms=results, again=again | {"usual": usual})
-    write_json(tuned[winner].folder / MANIFEST, tuned[winner].manifest | {"search": found.to_dict()})
+    tuned[winner].keep(search=found.to_dict())
     return found
 
 

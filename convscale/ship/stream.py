@@ -171,14 +171,14 @@ def classify(
         done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
         # Closed below: a stream that was given is not.
         stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+        begins_empty = Path(output).stat().st_size == 0
     else:
-        stream = output
+        stream, begins_empty = output, True
     start = time.perf_counter()
     count = errors = 0
     step = batch_size or artifact.batch_size
     try:
-        # pyright: ignore[reportArgumentType]
-        if form == "csv" and (stream is output or Path(output).stat().st_size == 0):
+        if form == "csv" and begins_empty:
             stream.write(_header(top, several))
         for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
             stream.write(writer(row, top, several))

@@ -186,7 +186,7 @@ def tune(
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
-        artifact.manifest |= {"runtime": runtime, "tuning": found.to_dict()}
+        artifact.keep(runtime=runtime, tuning=found.to_dict())
         state_fact(artifact, "speed", describe(found, artifact.image_size))
     return found
 
@@ -196,12 +196,9 @@ def describe(found: Tuning, image_size: Size) -> str:
     s, machine = found.best.settings, found.environment
     versions = machine.versions.get(s.runtime) or machine.versions.get("torch", "")
     streams = f" in {s.streams} streams" if s.streams > 1 else ""
-    return (
-        f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call ({s.runtime} "
-        f"{versions}, batch {s.batch_size}, "
-        f"{size_text(image_size)} px, {s.threads} threads{streams}; {machine.device_name}, {machine.cores} cores; tuned for "
-        f"{found.goal}, model only)"
-    )
+    speed = f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call"
+    how = f"{s.runtime} {versions}, batch {s.batch_size}, {size_text(image_size)} px, {s.threads} threads{streams}"
+    return f"{speed} ({how}; {machine.device_name}, {machine.cores} cores; tuned for {found.goal}, model only)"
 
 
 def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequence[int]) -> list[Settings]:

@@ -116,7 +116,7 @@ def _subject(net: Any, cond: Conditions) -> Subject:
             return net.input_batch(np.random.default_rng(0).integers(0, 256, (batch_size, *shape), dtype=np.uint8))
 
         notes = (*notes, f"{streams} streams share the threads") if streams > 1 else notes
-        name = str(net.manifest.get("model", ""))
+        name = net.manifest.model
         return Subject(
             name=name, cond=cond, open_call=lambda size: _inference(runner, pixels(size), cond.device), notes=notes
         )

@@ -141,7 +141,7 @@ def test_a_form_for_one_batch_size_changes_no_output(streams: int, art: Artifact
         assert np.allclose(fixed(batch)[0], anyhow(batch)[0], atol=1e-5)
     assert set(fixed._forms) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
     # A tuned artefact opens for its own batch.
-    art.manifest["runtime"] |= {"name": "openvino", "threads": 2, "streams": streams, "batch_size": 4}
+    art.keep(runtime={"name": "openvino", "threads": 2, "streams": streams, "batch_size": 4})
     tuned = Artifact(art.folder, art.manifest)
     assert np.allclose(tuned(pixels), art(pixels), atol=1e-5)
     assert set(tuned.runner._forms) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
