@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import convscale as cs
+from convscale.conditions import Conditions
 from convscale.cost.counting import cost_of
-from convscale.cost.trace import trace
+from convscale.cost.tracing import trace
 from convscale.files import write_text
 from convscale.machine import Environment
 from convscale.networks.resolve import build_meta
@@ -70,12 +71,13 @@ def row_of(name: str, rounds: int) -> dict[str, Any]:
     """Our counts beside the peer's, and the seconds of our traces."""
     spec = cs.get_spec(name)
     net, size = build_meta(spec), spec.input.size
+    conditions = Conditions(image_size=size, batch_size=1)
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
-        traced = trace(net, size)
+        trace(net, conditions)
         seconds.append(time.perf_counter() - start)
-    cost, peer = cost_of(traced), peer_counts(name, size)
+    cost, peer = cost_of(trace(net, conditions)), peer_counts(name, size)
     row: dict[str, Any] = {
         "name": name,
         "image_size": size,
@@ -95,13 +97,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/count.jsonl"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    trace(build_meta(cs.get_spec("resnet18")), 64)  # the first trace of a process imports
+    # the first trace of a process imports
+    trace(build_meta(cs.get_spec("resnet18")), Conditions(image_size=64, batch_size=1))
     rows = []
     for name in args.models or cs.list_models():
         rows.append(row_of(name, args.rounds))
         r = rows[-1]
-        shown = f"{name:24} {r['trace_s']:6.3f} s  MACs {r['macs_difference']:+.2%}, params {r['params_difference']:+.2%}, activations "
-        print(json.dumps(r) if args.json else shown + f"{r['activations_difference']:+.2%}", flush=True)
+        differences = (f"{key} {r[f'{key}_difference']:+.2%}" for key in ("macs", "params", "activations"))
+        shown = f"{name:24} {r['trace_s']:6.3f} s  {', '.join(differences)}"
+        print(json.dumps(r) if args.json else shown, flush=True)
     import timm
 
     where = Environment.here()

@@ -54,7 +54,8 @@ def main() -> None:
             "timm_saved_bytes": int(cs.saved_bytes(timm.create_model(name))),
         }
         rows.append(row)
-        shown = f"{name:16} {row['norm']:9} ours {row['saved_bytes'] / 1e6:6.2f} MB, timm {row['timm_saved_bytes'] / 1e6:6.2f} MB per image"
+        ours, peer = (row[key] / 1e6 for key in ("saved_bytes", "timm_saved_bytes"))
+        shown = f"{name:16} {row['norm']:9} ours {ours:6.2f} MB, timm {peer:6.2f} MB per image"
         print(json.dumps(row) if args.json else shown, flush=True)
     for name, size, paper in PAPER:
         found = cs.predict_largest_batch(name, "v100", image_size=size)
@@ -74,7 +75,10 @@ def main() -> None:
                 "usable_bytes": found.usable_bytes,
             }
         )
-        shown = f"{name:16} largest training batch on a V100: predicted {found.batch_size}, paper {paper} ({found.batch_size / paper - 1:+.0%})"
+        shown = (
+            f"{name:16} largest training batch on a V100: predicted {found.batch_size}, paper {paper} "
+            f"({found.batch_size / paper - 1:+.0%})"
+        )
         print(json.dumps(rows[-1]) if args.json else shown, flush=True)
     header = {
         "what": "bytes kept for backward per image; largest training batches",

@@ -45,7 +45,7 @@ def sizes(name: str) -> tuple[int, int]:
 
 
 def calibrated_peer(name: str, size: int, seed: int = 0) -> nn.Module:
-    """timm's network in float64 with random norms and statistics that fit its activations (batch of 4 at ``size`` px)."""
+    """timm's network in float64 with random norms and statistics that fit its activations at ``size`` px."""
     import timm
 
     torch.manual_seed(seed)

@@ -29,13 +29,13 @@ from convscale.predictor.calibrate import most_likely
 from convscale.predictor.devices import Device
 from convscale.predictor.fitting import Part, fit
 from convscale.predictor.interval import (
-    CARD,
     FOLDS,
-    card_shares,
-    card_sigmas,
+    RATES,
     fit_sigmas,
     folds_of,
     groups_of,
+    rate_shares,
+    rate_sigmas,
     sigma_of,
 )
 from convscale.predictor.roofline import kernel_s, net_s, table_of
@@ -113,7 +113,7 @@ class LeftOut:
     rows: list[Row]
     errors: np.ndarray
     groups: Groups
-    """Shares of the time, as ``spread.groups_of`` gives them."""
+    """Shares of the time, as ``interval.groups_of`` gives them."""
 
 
 def left_out(rows: Sequence[Row], device: Device, coefficients: Coefficients) -> LeftOut:
@@ -122,7 +122,7 @@ def left_out(rows: Sequence[Row], device: Device, coefficients: Coefficients) ->
     return LeftOut(
         list(rows),
         np.log(net_s(table, device, coefficients) / latency_s(rows)),
-        groups_of(table, kernel_s(table, device, coefficients)[0]),
+        groups_of(table, kernel_s(table, device, coefficients).total_s),
     )
 
 
@@ -194,7 +194,7 @@ def inside(part: LeftOut, width: np.ndarray) -> dict[str, float]:
 
 
 def by_family(part: LeftOut) -> dict[str, tuple[float, float]]:
-    """Median absolute error of each family's speeds, and the median with its sign (above 0: predicted too fast), in %."""
+    """Median absolute error of each family's speeds in %, and the median with its sign (above 0: too fast)."""
     found: dict[str, list[float]] = {}
     for row, error in zip(part.rows, part.errors, strict=True):
         found.setdefault(row.family, []).append(100 * float(np.expm1(-error)))
@@ -226,7 +226,7 @@ def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, 
         sets[name] = {
             "coefficients": whole,
             "sigmas": sigmas,
-            "cards": sorted({table.device.name for table, _ in mine}),
+            "devices": sorted({table.device.name for table, _ in mine}),
         }
         log(f"{name}: {sum(len(rows) for _, rows in mine)} rows")
     return records, sets
@@ -267,9 +267,9 @@ def _card_left_out(
     some tuning networks measured.
     """
     final, device = chosen(rows, "final"), table.device
-    shares = card_shares(part_of(final, device).table, device, coefficients)
-    prior = card_sigmas(device, known=False)
-    unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in CARD]))
+    shares = rate_shares(part_of(final, device).table, device, coefficients)
+    prior = rate_sigmas(device, known=False)
+    unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in RATES]))
     part = left_out(final, device, coefficients)
     records = [
         {
@@ -320,7 +320,7 @@ def shipped(sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         name: {**record, "coefficients": rounded(record["coefficients"]), "sigmas": rounded(record["sigmas"])}
         for name, record in sets.items()
     }
-    return {"format": 2, "sets": kept}
+    return {"format": 3, "sets": kept}
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:

@@ -19,11 +19,14 @@ from convscale.cache import digest_of
 from convscale.conditions import Conditions
 from convscale.cost.fusion import kernels_of
 from convscale.cost.kernels import Kernel
-from convscale.cost.trace import Trace, trace
+from convscale.cost.trace import Trace
+from convscale.cost.tracing import trace
 from convscale.errors import UserError
 from convscale.predictor.devices import Device, get_device
 from convscale.predictor.fitted import set_name
 
+TRACING = tuple(f"cost/{name}.py" for name in ("trace", "tracing", "recorder", "subject", "operators", "autocast"))
+"""What decides a trace: those of other code are not read."""
 SPLIT = json.loads((Path(__file__).parent / "predictor_split.json").read_text(encoding="utf-8"))
 _DEVICES = {
     "rtx3090": "rtx-3090",
@@ -149,8 +152,8 @@ def csv_rows(table: TableFile) -> Iterator[tuple[str, str, dict[str, str]]]:
                 yield model, family, row
 
 
-Job = tuple[str, str, str, int, int, bool]
-"""Mode, precision, layout, size, batch and whether norms are fast."""
+Job = tuple[Conditions, bool]
+"""What a row was measured under, and whether norms are fast."""
 
 
 def job_of(table: TableFile, row: dict[str, str]) -> Job:
@@ -158,7 +161,10 @@ def job_of(table: TableFile, row: dict[str, str]) -> Job:
     single precision.
     """
     size, batch = int(row[f"{table.mode}_img_size"]), int(row[f"{table.mode}_batch_size"])
-    return table.mode, table.precision, table.layout, size, batch, table.torch != "pt112"
+    conditions = Conditions(
+        mode=table.mode, precision=table.precision, layout=table.layout, image_size=size, batch_size=batch
+    )
+    return conditions, table.torch != "pt112"
 
 
 def _traces(model: str, jobs: set[Job], cache: Path) -> dict[Job, Trace]:
@@ -167,7 +173,7 @@ def _traces(model: str, jobs: set[Job], cache: Path) -> dict[Job, Trace]:
 
     path = cache / f"{model}.pkl.z"
     kept: dict[Job, Trace] = pickle.loads(zlib.decompress(path.read_bytes())) if path.exists() else {}
-    missing = sorted(jobs - set(kept))
+    missing = sorted(jobs - set(kept), key=str)
     if missing:
         try:
             with torch.device("meta"):
@@ -175,9 +181,9 @@ def _traces(model: str, jobs: set[Job], cache: Path) -> dict[Job, Trace]:
         except (RuntimeError, NotImplementedError):
             net = timm.create_model(model)
         for job in missing:
-            mode, precision, layout, size, batch, fast = job
+            conditions, fast_norm = job
             try:
-                kept[job] = trace(net, size, batch, mode=mode, precision=precision, layout=layout, fast_norm=fast)
+                kept[job] = trace(net, conditions, fast_norm=fast_norm)
             except UserError:
                 continue
         path.write_bytes(zlib.compress(pickle.dumps(kept, protocol=5), 1))
@@ -213,7 +219,7 @@ def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: Tab
 
 def load_tables(folder: Path, cache: Path, log: Any) -> dict[TableFile, list[Row]]:
     """All tables with the kernels of their networks; traces are kept in ``cache``, so that a second run is quick."""
-    code = digest_of(Path(convscale.__file__).parent, "cost/trace.py", "cost/operators.py", "cost/autocast.py")
+    code = digest_of(Path(convscale.__file__).parent, *TRACING)
     cache = cache / f"{code}-timm-{version('timm')}"  # traces of other code are never read
     cache.mkdir(parents=True, exist_ok=True)
     tables = {table.name: table for table in find_tables(folder)}

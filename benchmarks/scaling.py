@@ -65,12 +65,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("results/scaling.md"))
     args = parser.parse_args()
-    found = rows()
+    compared = rows()
     lines = [
         "| baseline | depth | width | resolution | published G | counted G | difference | within 5 % |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in found:
+    for row in compared:
         dims = " | ".join(f"{row[key]:g}" if key in row else "" for key in ("depth", "width", "resolution"))
         lines.append(
             f"| {row['name']} | {dims} | {row['published_gmacs']} | {row['counted_gmacs']:.3f} | "
@@ -78,7 +78,7 @@ def main() -> None:
             f"{'yes' if row['reproduced'] else 'no'} |"
         )
     text = "\n".join(lines)
-    print(json.dumps(found, indent=2) if args.json else text)
+    print(json.dumps(compared, indent=2) if args.json else text)
     write_text(args.output, f"# EfficientNet's table 3, counted\n\nMade by `python -m benchmarks.scaling`.\n\n{text}\n")
 
 

@@ -11,7 +11,6 @@ from .choice.choose import choose as choose
 from .conditions import Conditions as Conditions
 from .conditions import Constraint as Constraint
 from .cost.counting import count as count
-from .cost.memory import predict_largest_batch as predict_largest_batch
 from .cost.memory import saved_bytes as saved_bytes
 from .errors import UserError as UserError
 from .learn.evaluate import evaluate as evaluate
@@ -22,6 +21,7 @@ from .nn.weights import export_weights as export_weights
 from .nn.weights import load_weights as load_weights
 from .pipeline.run import fit as fit
 from .predictor.calibrate import calibrate as calibrate
+from .predictor.largest_batch import predict_largest_batch as predict_largest_batch
 from .predictor.predict import Prediction as Prediction
 from .predictor.predict import predict as predict
 from .ship.export import export as export

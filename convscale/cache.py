@@ -7,24 +7,58 @@ import hashlib
 import json
 import os
 import sqlite3
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-CODE = ("arch", "nn", "networks", "cost", "predictor", "choice")
-"""Folders whose code and data decide what a network costs and how fast it is predicted to be."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+CODE = ("*", "arch", "nn", "images", "networks", "cost", "predictor", "choice")
+"""Folders whose code and data decide what a network costs and how fast it is predicted to be; ``*``: the modules that
+stand beside them. A test walks the imports of every module that keeps results, and fails where one leads out of these.
+"""
 _KEEP = 20_000  # entries; a few kB each
 
 
 def cache_dir() -> Path:
-    """``$CONVSCALE_CACHE``, else ``convscale`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """``$CONVSCALE_CACHE``, else ``convscale`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    As the XDG Base Directory Specification says, an empty or relative ``$XDG_CACHE_HOME`` is ignored. Where there is no
+    home directory either it is a folder for temporary files, one a user.
+    """
     if chosen := os.environ.get("CONVSCALE_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convscale"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "convscale"
+    home = _home()
+    if home is not None:
+        return home / ".cache" / "convscale"
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"convscale-{user}"
+
+
+def _home() -> Path | None:
+    """The user's home directory; None where the system knows none."""
+    if os.environ.get("HOME") == "":  # Path.home would take it for the root of all folders
+        return None
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home if home.is_absolute() else None
+
+
+def files_of(root: Path) -> list[Path]:
+    """The files of the package at ``root`` whose code and data decide cached results, in order."""
+    folders = [root.glob("*") if folder == "*" else (root / folder).rglob("*") for folder in CODE]
+    return sorted(file for folder in folders for file in folder if file.suffix in (".py", ".json"))
 
 
 def digest_of(root: Path, *names: str) -> str:
@@ -33,14 +67,12 @@ def digest_of(root: Path, *names: str) -> str:
 
     Args:
         root: the package's folder.
-        names: files below it; none: all of the folders in ``CODE``.
+        names: files below it; none: ``files_of`` it.
     """
     digest = hashlib.sha256(version("torch").encode())
-    everything = (
-        file for folder in CODE for file in sorted((root / folder).rglob("*")) if file.suffix in (".py", ".json")
-    )
-    for file in [root / name for name in names] or everything:
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in [root / name for name in names] or files_of(root):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]
 
 
@@ -50,14 +82,21 @@ def code_digest() -> str:
     return digest_of(Path(__file__).parent)
 
 
-def key_of(kind: str, spec: Any, **conditions: Any) -> str:
-    """The key of a result for a spec (a dataclass) under conditions (plain values)."""
+def key_of(kind: str, spec: DataclassInstance, **conditions: object) -> str:
+    """The key of a result.
+
+    Args:
+        kind: what is kept.
+        spec: the network, a dataclass.
+        conditions: plain values that the result depends on beside it and the code.
+    """
     value = {"kind": kind, "code": code_digest(), "spec": dataclasses.asdict(spec), **conditions}
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager
 def _database() -> Iterator[sqlite3.Connection]:
+    """The open database, made where there is none."""
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(folder / "costs-v1.sqlite", timeout=10)) as connection:
@@ -75,7 +114,7 @@ def load(key: str) -> Any:
         return None
 
 
-def save(key: str, value: Any) -> None:
+def save(key: str, value: object) -> None:
     """Keep a JSON value under ``key``; the oldest entries go when there are too many. A cache that can not be written
     is left alone.
     """

@@ -13,6 +13,8 @@ from convscale.words import exact
 MODES = ("infer", "train")
 PRECISIONS = ("fp32", "amp", "bf16", "fp16", "int8")
 LAYOUTS = ("nchw", "nhwc")
+BEST = "best"
+"""The runtime that stands for the fastest of all forms and runtimes in which a network can be shipped."""
 
 Size = int | tuple[int, int]
 """An image size in pixels: the side of a square, or (height, width)."""

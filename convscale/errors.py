@@ -1,9 +1,16 @@
-"""The one exception for what a user can put right."""
+"""The one exception for what a user can put right, and the checks of single arguments that raise it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
+from pathlib import Path
+
+MOST_WHOLE = 2**31 - 1
+"""No whole number that a user gives may be larger."""
 
 
 class UserError(ValueError):
@@ -27,6 +34,75 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if close:
         return f" (nearest: {', '.join(close)})"
     return f" (known: {', '.join(sorted(known))})" if len(known) <= 24 else ""
+
+
+def check_whole(name: str, value: object, least: int = 1) -> int:
+    """``value`` as an int.
+
+    Raises:
+        UserError: it is no whole number from ``least`` to 2**31 - 1; True and False are none.
+    """
+    whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if whole is None or not least <= whole <= MOST_WHOLE:
+        most = f" and at most {MOST_WHOLE}" if whole is not None and whole > MOST_WHOLE else ""
+        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}{most}")
+    return whole
+
+
+def check_number(name: str, value: object, right: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """``value`` as a float.
+
+    Args:
+        name: what is checked.
+        value: what was given.
+        right: the end of the message: what it must be.
+        low: the least right value.
+        high: the largest.
+
+    Raises:
+        UserError: it is no finite number in [low, high]; True and False are none.
+    """
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number beyond what a float can hold
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
+        raise UserError(f"{name} is {value!r}; it must be {right}")
+    return number
+
+
+def check_path(name: str, value: object) -> Path:
+    """``value`` as a path; UserError if it is neither text nor a path."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise UserError(f"{name} is {value!r}; it must be a path")
+    return Path(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """``value``, if it is True or False; UserError if not: the text "false" is no false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; it must be True or False")
+    return value
+
+
+def check_text(name: str, value: object, known: Collection[str] | None = None, what: str = "") -> str:
+    """``value``, if it is text, and one of ``known`` where that is given.
+
+    Args:
+        name: what is checked.
+        value: what was given.
+        known: the values it may have.
+        what: an example, for the message where ``known`` is left out.
+
+    Raises:
+        UserError: it is not; the nearest of ``known`` are named.
+    """
+    if not isinstance(value, str):
+        right = f"one of {', '.join(map(repr, known))}" if known else f"text{f' such as {what!r}' if what else ''}"
+        raise UserError(f"{name} is {value!r}; it must be {right}")
+    if known is not None and value not in known:
+        raise UserError(f"{name} {value!r} is unknown{nearest(value, known)}")
+    return value
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from convscale.arch.spec import BlockSpec, Lineage, NetSpec, RunSpec, StageSpec
-from convscale.errors import UserError
+from convscale.arch.block import RunSpec, StageSpec
+from convscale.arch.spec import Lineage, NetSpec
+from convscale.errors import UserError, check_number, check_whole
 
 RULES = ("compound", "fast", "depth", "width", "resolution")
+_LEAST_FLOAT = math.ulp(0.0)
 _EXACT = 1e-9  # products such as 1.1 * 3 / 1.1 must not be lifted over the next whole number by rounding noise
 
 
@@ -25,15 +27,12 @@ def multipliers(
     """(depth, width, resolution) of ``phi`` under a rule; see ``scale``. Invariant of ``fast``: depth * width^2 *
     resolution^2 = 2^phi.
     """
-    if not math.isfinite(phi) or abs(phi) > 20:
-        raise UserError(f"phi is {phi!r}; it must be a number between -20 and 20")
+    check_number("phi", phi, "a number between -20 and 20", -20, 20)
     if rule == "compound":
         for key, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if not (math.isfinite(value) and value >= 1):
-                raise UserError(f"{key} is {value!r}; it must be at least 1")
+            check_number(key, value, "at least 1", 1)
         return alpha**phi, beta**phi, gamma**phi
-    if not 0 <= width_share <= 1:
-        raise UserError(f"width_share is {width_share!r}; it must be in [0, 1]")
+    check_number("width_share", width_share, "in [0, 1]", 0, 1)
     rest = (1 - width_share) / 2
     shares = {"fast": (rest, width_share, rest), "depth": (1, 0, 0), "width": (0, 1, 0), "resolution": (0, 0, 1)}[rule]
     cost = 2.0**phi
@@ -52,10 +51,9 @@ def scale_to(
 ) -> NetSpec:
     """``scale`` by multipliers alone."""
     for key, value in (("depth", depth), ("width", width), ("resolution", resolution)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise UserError(f"{key} is {value!r}; it must be a finite number above 0")
-    if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
-        raise UserError(f"divisor is {divisor!r}; it must be a whole number of at least 1")
+        check_number(key, value, "a finite number above 0", _LEAST_FLOAT)
+    if divisor is not None:
+        check_whole("divisor", divisor)
     if image_size is not None and resolution != 1.0:
         raise UserError(f"scale takes either resolution ({resolution!r}) or image_size ({image_size!r}), not both")
     base, before = _baseline(spec)
@@ -145,7 +143,7 @@ def _size_at(base: NetSpec, resolution: float) -> int:
 def _scale_stage(stage: StageSpec, depth: float, widen: Callable[[int], int], divisor: int) -> StageSpec:
     repeats = _scale_repeats([run.repeat for run in stage.runs], depth)
     runs = tuple(
-        RunSpec(block=_scale_block(run.block, widen(run.block.width), divisor), repeat=repeat)
+        RunSpec(block=run.block.with_width(widen(run.block.width), divisor), repeat=repeat)
         for run, repeat in zip(stage.runs, repeats, strict=True)
     )
     return replace(stage, runs=runs)
@@ -162,18 +160,6 @@ def _scale_repeats(repeats: list[int], depth: float) -> list[int]:
         out.append(share if after else blocks)
         blocks, left = blocks - share, left - repeat
     return out
-
-
-def _scale_block(block: BlockSpec, width: int, divisor: int) -> BlockSpec:
-    """The block at another output width: a bottleneck's inner width rounds as well, and to whole groups."""
-    if width == block.width:
-        return block
-    if block.is_mobile:
-        return replace(block, width=width)
-    if block.kind == "basic" and block.group_width and width % block.group_width:
-        width = max(1, round(width / block.group_width)) * block.group_width
-    inner_divisor = math.lcm(divisor, block.group_width or 1) if block.kind == "bottleneck" else 1
-    return replace(block, width=width, inner_divisor=inner_divisor)
 
 
 def _name(base: str, depth: float, width: float, size: int, base_size: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from convscale.arch.multipliers import RULES, multipliers, scale_to
 from convscale.arch.spec import NetSpec
-from convscale.errors import UserError, nearest
+from convscale.arch.zoo import as_spec
+from convscale.errors import UserError, check_text
 
 
 def scale(
@@ -49,12 +50,11 @@ def scale(
         UserError: an unknown rule, both phi and multipliers, none of them, a value that is not finite or not above 0,
             or a result that the network can not take.
     """
-    from convscale.arch.zoo import as_spec
-
     spec = as_spec(spec)
     given = [v for v in (depth, width, resolution, image_size) if v is not None]
-    if rule not in RULES:
-        raise UserError(f"scaling rule {rule!r} is unknown{nearest(rule, RULES)}")
+    check_text("scaling rule", rule, RULES)
+    if name is not None:
+        check_text("name", name, what="mine")
     if phi is not None:
         if given:
             raise UserError("scale takes either phi or depth, width, resolution and image_size, not both")

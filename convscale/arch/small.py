@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from convscale.arch.spec import NetSpec, StemSpec
+from convscale.arch.parts import StemSpec
+from convscale.arch.spec import NetSpec
 from convscale.errors import UserError
 
 LEAST_MAP = 2

@@ -51,7 +51,7 @@ class WeightsTag:
     num_classes: int
     """Outputs of the classifier; 0: none."""
     license: str
-    """As the repository states it; empty where it does not."""
+    """As the repository states it; ``unknown`` where it does not."""
     results: tuple[PublishedAccuracy, ...]
     """Published results. Empty: nobody's figure is known to us, so none is claimed."""
 
@@ -62,7 +62,8 @@ class WeightsTag:
 
 
 @cache
-def _tags() -> dict[str, WeightsTag]:
+def all_tags() -> dict[str, WeightsTag]:
+    """Every released weights by its name."""
     table = json.loads(files("convscale.arch").joinpath("tags.json").read_text(encoding="utf-8"))
     out = {}
     for name, row in table["tags"].items():
@@ -86,4 +87,4 @@ def _tags() -> dict[str, WeightsTag]:
 
 def find_tag(name: str) -> WeightsTag | None:
     """The released weights called ``arch.tag``, or None."""
-    return _tags().get(name)
+    return all_tags().get(name)

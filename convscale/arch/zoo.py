@@ -5,19 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from convscale.arch.families import mobile, resnet, tresnet
+from convscale.arch import families
 from convscale.arch.spec import NetSpec
-from convscale.arch.tags import WeightsTag, _tags
-from convscale.errors import UserError, nearest
+from convscale.arch.tags import WeightsTag, all_tags
+from convscale.errors import UserError, check_flag, check_text, nearest
 
-ARCHITECTURES: dict[str, NetSpec] = {**tresnet.SPECS, **mobile.SPECS, **resnet.SPECS}
+ARCHITECTURES: dict[str, NetSpec] = families.load()
+"""Every named architecture, family by family."""
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names that match a shell pattern, sorted: architectures, or with ``pretrained`` their weights as ``arch.tag``."""
-    if not pretrained:
+    """Names that match a shell pattern, sorted: architectures, or with ``pretrained`` their weights as ``arch.tag``.
+
+    Raises:
+        UserError: the pattern is no text.
+    """
+    check_text("pattern", pattern, what="tresnet*")
+    if not check_flag("pretrained", pretrained):
         return sorted(name for name in ARCHITECTURES if fnmatchcase(name, pattern))
-    return sorted(name for name, tag in _tags().items() if fnmatchcase(name, pattern) or fnmatchcase(tag.arch, pattern))
+    tags = all_tags()
+    return sorted(name for name in tags if fnmatchcase(name, pattern) or fnmatchcase(tags[name].arch, pattern))
 
 
 def get_tag(name: str) -> WeightsTag:
@@ -26,7 +33,7 @@ def get_tag(name: str) -> WeightsTag:
     Raises:
         UserError: an unknown name (the nearest are named), or an architecture without released weights.
     """
-    tags = _tags()
+    tags = all_tags()
     if name in tags:
         return tags[name]
     if name in ARCHITECTURES:
@@ -49,8 +56,7 @@ def get_spec(name: str) -> NetSpec:
     Raises:
         UserError: an unknown name; the nearest are named.
     """
-    if not isinstance(name, str):
-        raise UserError(f"model name is {name!r}; it must be text such as 'tresnet_m'")
+    check_text("model name", name, what="tresnet_m")
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     tag = get_tag(name)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from convscale.arch.scaling import scale
 from convscale.arch.small import for_image_size
@@ -225,7 +224,7 @@ def describe_accuracy(candidate: Candidate) -> str:
     return f"{candidate.top1:.2f} %" + (f" ({candidate.recipe})" if candidate.recipe else "")
 
 
-def plain(candidate: Candidate) -> dict[str, Any]:
+def plain(candidate: Candidate) -> dict[str, object]:
     """As plain JSON values."""
     fields = ("name", "image_size", "group", "top1", "recipe", "source")
     return {**{key: getattr(candidate, key) for key in fields}, "notes": list(candidate.notes)}

@@ -4,145 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from importlib.util import find_spec
+from dataclasses import fields, replace
 
 from convscale.arch.spec import NetSpec
-from convscale.choice.candidates import SMALL_IMAGE as SMALL_IMAGE
+from convscale.choice.basis import Asked, Basis, basis_of, device_title
 from convscale.choice.candidates import Candidate, aligned_variants, candidates_of
-from convscale.choice.candidates import scaled_members as scaled_members
-from convscale.choice.candidates import sized as sized
 from convscale.choice.decide import Aligned, Choice, Option, decide
-from convscale.choice.largest import Largest
-from convscale.choice.largest import largest as largest_under
-from convscale.choice.measured import Bench, explore, might_keep, tuned_mark, unit_of
-from convscale.choice.speeds import Known, Say, Setting, Unit, at_hand, check_device, device_title, known
-from convscale.conditions import Conditions, Constraint
+from convscale.choice.facts import NetworkFacts, SizedSpec
+from convscale.choice.largest import Direction, Effort, Largest, largest_under
+from convscale.choice.measured import Bench, chosen_among, explore, might_keep, sized_spec_of
+from convscale.choice.speeds import Say, facts_of
+from convscale.conditions import Constraint
 from convscale.errors import UserError
-from convscale.runtimes.base import check_runtime
-
-FIT_FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
-"""Baselines whose scaled members `fit` tries by itself: the two papers' and the strongest plain one."""
-BEST = "best"
-"""The runtime that stands for the fastest of all."""
-PREDICTED_BATCH, MEASURED_BATCH = 256, 8
-"""Images per call where none is said; one where a latency is limited."""
-
-
-def setting_of(
-    device: str,
-    *,
-    batch_size: int | None = None,
-    precision: str | None = None,
-    runtime: str | None = None,
-    mode: str = "infer",
-    layout: str = "nchw",
-    compiled: bool = False,
-    threads: int | None = None,
-    calibration: str | os.PathLike[str] | None = None,
-    latency: bool = False,
-) -> Setting:
-    """The conditions of a comparison with what was left out filled in.
-
-    On a named GPU: batch 256, ``amp``, eager PyTorch; on this machine's processor: batch 8, ``fp32``, the fastest of
-    what is installed (eager for training); on its GPU: batch 8, ``amp``, eager. With ``latency`` the batch is 1.
-
-    Args:
-        runtime: one of ``Conditions``, or ``best``: each network in the form and the runtime in which it is fastest on
-            this machine's processor, as ``tune`` finds them; with precision ``int8`` in 8 bits too.
-
-    Raises:
-        UserError: an unknown device (the nearest are named) or condition, or a runtime that no prediction knows.
-    """
-    device = check_device(device)
-    if runtime not in (None, BEST):
-        check_runtime(runtime)
-    if calibration is not None:
-        if not os.path.isfile(calibration):
-            raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
-        if device.startswith("cuda"):
-            raise UserError(f"a calibration is of a named GPU, not {device!r}; give the name that it was made for")
-    here = at_hand(device) and calibration is None
-    if runtime is None:
-        runtime = (
-            "compiled"
-            if compiled
-            else BEST
-            if here and device == "cpu" and mode == "infer" and precision in (None, "fp32", "int8")
-            else "eager"
-        )
-    elif compiled and runtime == "eager":
-        runtime = "compiled"
-    if runtime == BEST:
-        _need_tunable(device, here, mode, precision)
-    if not here and runtime not in ("eager", "compiled"):
-        raise UserError(
-            f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch"
-        )
-    if here and precision == "int8" and runtime != BEST:
-        raise UserError(
-            f"precision 'int8' is measured with runtime best, which chooses the form too; got runtime {runtime!r}"
-        )
-    if not here and precision == "int8":
-        raise UserError("precision 'int8' can not be predicted; amp, bf16, fp16 or fp32 are")
-    if here and device.startswith("cuda"):
-        _need_cuda(device)
-    batch_size = (
-        batch_size
-        if batch_size is not None
-        else 1
-        if latency
-        else MEASURED_BATCH
-        if at_hand(device)
-        else PREDICTED_BATCH
-    )
-    precision = precision or ("fp32" if device == "cpu" else "amp")
-    tuned, int8 = runtime == BEST, runtime == BEST and precision == "int8"
-    if tuned:
-        runtime, precision = "onnxruntime", "fp32"  # placeholders: each network's own are found by tuning
-    conditions = Conditions(
-        device=device,
-        mode=mode,
-        precision=precision,
-        layout=layout,
-        batch_size=batch_size,
-        runtime=runtime,
-        threads=threads,
-    )
-    if calibration is not None:
-        from convscale.predictor.calibration import load_calibration
-
-        load_calibration(calibration).require(conditions)
-    return Setting(
-        conditions=conditions, calibration=None if calibration is None else str(calibration), tuned=tuned, int8=int8
-    )
-
-
-def _need_tunable(device: str, here: bool, mode: str, precision: str | None) -> None:
-    """
-    Raises:
-        UserError: nothing can be tuned under these conditions, or in 8 bits without the library that makes them.
-    """
-    if not here:
-        raise UserError(
-            f"runtime 'best' is found by measuring on this machine's processor; speeds on {device} are predicted for "
-            "eager or compiled"
-        )
-    if device != "cpu" or mode != "infer":
-        raise UserError(f"runtime 'best' is for inference on device cpu, got {device}, {mode}; name a runtime")
-    if precision not in (None, "fp32", "int8"):
-        raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
-    if precision == "int8" and find_spec("nncf") is None:
-        raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")
-
-
-def _need_cuda(device: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu, or name a GPU to predict for"
-        )
+from convscale.machine import Environment
 
 
 def choose(
@@ -180,7 +54,8 @@ def choose(
         max_latency_ms: milliseconds that a call of the whole batch may take.
         max_memory_gb: 2**30 bytes that may be alive at once in a call, as counted.
         max_params_m: millions of parameters.
-        batch_size, precision, runtime, mode, layout, threads: conditions; see ``setting_of`` for what None and runtime
+        batch_size, precision, runtime, mode, layout, threads: conditions; see
+            ``convscale.choice.basis.basis_of`` for what None and runtime
             ``best`` mean.
         compiled: PyTorch behind its compiler instead of eager.
         candidates: names, shell patterns, tags or specs; None: all released weights. Specs made by ``scale`` are ranked
@@ -206,8 +81,8 @@ def choose(
         max_memory_gb=max_memory_gb,
         max_params_m=max_params_m,
     )
-    setting = setting_of(
-        device,
+    asked = Asked(
+        device=device,
         batch_size=batch_size,
         precision=precision,
         runtime=runtime,
@@ -215,56 +90,68 @@ def choose(
         layout=layout,
         compiled=compiled,
         threads=threads,
-        calibration=calibration,
         latency=max_latency_ms is not None and min_throughput is None,
     )
+    basis = basis_of(asked, calibration)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
-    say = progress or (lambda text: None)
     wanted = [candidates] if isinstance(candidates, str | NetSpec) else candidates
     pool = candidates_of(wanted, image_sizes, accuracy)
-    relatives = _relatives(pool) if aligned and setting.predicted else []
-    facts = known([(c.spec, c.image_size) for c in (*pool, *(r for _, r in relatives)) if not c.why_not], setting, say)
-    options = [_option(candidate, facts, setting) for candidate in pool]
-    notes = _notes(options, constraint, setting)
-    floor = constraint.floor(setting.conditions.batch_size)
+    effort = Effort(records=records, seconds=seconds, say=progress or (lambda text: None))
+    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned)
+
+
+def choose_from(
+    pool: Sequence[Candidate],
+    basis: Basis,
+    constraint: Constraint,
+    effort: Effort,
+    *,
+    budget: int = 20,
+    aligned: bool = True,
+) -> Choice:
+    """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort."""
+    relatives = _relatives(pool) if aligned and basis.predicted else []
+    networks = [SizedSpec(c.spec, c.image_size) for c in (*pool, *(r for _, r in relatives)) if not c.why_not]
+    facts = facts_of(networks, basis, effort.say)
+    options = [_option(candidate, facts, basis) for candidate in pool]
+    notes = _notes(options, constraint, basis)
+    floor = constraint.floor(basis.conditions.batch_size)
     bench = None
-    if not setting.predicted:
-        bench = Bench(setting, facts, records=records, seconds=seconds)
-        options = explore(options, constraint, bench, budget=budget, say=say)
-        options = [
-            replace(o, known=replace(o.known, failed=bench.failed.get(unit_of(o), o.known.failed))) for o in options
-        ]
+    if not basis.predicted:
+        bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds)
+        options = explore(options, constraint, bench, budget=budget, say=effort.say)
+        options = [_with_failure(option, bench) for option in options]
         notes += (
-            f"{len(bench.speeds)} of {len({unit_of(o) for o in options})} networks and sizes were measured, "
+            f"{len(bench.speeds)} of {len({sized_spec_of(o) for o in options})} networks and sizes were measured, "
             f"{bench.reused} of them earlier",
         )
-    parts = decide(options, constraint, likely=lambda option: bench is None or might_keep(option, floor, bench.speeds))
-    title = device_title(setting.conditions.device) if setting.predicted else _own_name(setting.conditions.device)
+    judged = decide(options, constraint, likely=lambda option: bench is None or might_keep(option, floor, bench.speeds))
+    device = basis.conditions.device
     return Choice(
-        **parts,
+        **{f.name: getattr(judged, f.name) for f in fields(judged)},
         constraint=constraint,
-        conditions=setting.conditions,
-        kind="predicted" if setting.predicted else "measured",
-        device=title,
-        aligned=_gains(relatives, parts["options"], facts, setting),
+        conditions=basis.conditions,
+        kind="predicted" if basis.predicted else "measured",
+        device=device_title(device) if basis.predicted else Environment.here(device).device_name,
+        aligned=_gains(relatives, judged.options, facts, basis),
         notes=notes,
         floor=floor,
-        tuned=tuned_mark(setting) if setting.tuned else "",
+        chosen_from=chosen_among(basis) if basis.tuned else "",
     )
 
 
-def _own_name(device: str) -> str:
-    from convscale.machine import Environment
+def _with_failure(option: Option, bench: Bench) -> Option:
+    """The option with the reason why it could not be timed, where it could not."""
+    failed = bench.failed.get(sized_spec_of(option), option.facts.failed)
+    return replace(option, facts=replace(option.facts, failed=failed))
 
-    return Environment.here(device).device_name
 
-
-def _option(candidate: Candidate, facts: Mapping[Unit, Known], setting: Setting) -> Option:
+def _option(candidate: Candidate, facts: Mapping[SizedSpec, NetworkFacts], basis: Basis) -> Option:
     return Option(
         candidate=candidate,
-        known=facts.get((candidate.spec, candidate.image_size), Known()),
-        batch_size=setting.conditions.batch_size,
+        facts=facts.get(SizedSpec(candidate.spec, candidate.image_size), NetworkFacts()),
+        batch_size=basis.conditions.batch_size,
     )
 
 
@@ -283,18 +170,18 @@ def _relatives(pool: Sequence[Candidate]) -> list[tuple[Candidate, Candidate]]:
 def _gains(
     relatives: Sequence[tuple[Candidate, Candidate]],
     options: Sequence[Option],
-    facts: Mapping[Unit, Known],
-    setting: Setting,
+    facts: Mapping[SizedSpec, NetworkFacts],
+    basis: Basis,
 ) -> tuple[Aligned, ...]:
     by_candidate = {id(o.candidate): o for o in options}
     pairs = [
-        Aligned(of=by_candidate[id(candidate)], option=_option(relative, facts, setting))
+        Aligned(of=by_candidate[id(candidate)], option=_option(relative, facts, basis))
         for candidate, relative in relatives
     ]
     return tuple(sorted((a for a in pairs if a.of.speed and a.option.speed), key=lambda a: -a.gain))
 
 
-def _notes(options: Sequence[Option], constraint: Constraint, setting: Setting) -> tuple[str, ...]:
+def _notes(options: Sequence[Option], constraint: Constraint, basis: Basis) -> tuple[str, ...]:
     found = []
     if str(constraint) == "no constraint":
         found.append("no constraint was given, so the choice is the most accurate of all")
@@ -302,15 +189,15 @@ def _notes(options: Sequence[Option], constraint: Constraint, setting: Setting) 
         found.append(
             "accuracies are of the weights as published, and recipes differ: they compare weights, not architectures"
         )
-    if setting.int8:
+    if basis.int8:
         found.append(
             "accuracies are not of 8-bit networks: `convscale export --int8 --max-drop` keeps theirs, with some layers "
             "in float where it must"
         )
-    broken = [o for o in options if o.known.failed]
+    broken = [o for o in options if o.facts.failed]
     if broken:
         found.append(
-            f"{len(broken)} candidates could not be examined, {broken[0].label} first: {broken[0].known.failed}"
+            f"{len(broken)} candidates could not be examined, {broken[0].label} first: {broken[0].facts.failed}"
         )
     return tuple(found)
 
@@ -339,14 +226,14 @@ def largest(
     """The largest phi (or depth, width, size) of a family that keeps a speed on a device.
 
     Predicted for a named GPU or by a calibration (and then measured, where the device is this machine's own and
-    ``confirm`` is set), measured on this machine's own device; see ``choice_scaling.largest`` for ``along``, ``rule``
-    and the steps, and ``setting_of`` for the conditions.
+    ``confirm`` is set), measured on this machine's own device; see ``choice.largest`` for ``along``, ``rule``
+    and the steps, and ``basis_of`` for the conditions.
 
     Raises:
         UserError: as ``choose``; or even the smallest member is too slow.
     """
-    setting = setting_of(
-        device,
+    asked = Asked(
+        device=device,
         batch_size=batch_size,
         precision=precision,
         runtime=runtime,
@@ -354,18 +241,9 @@ def largest(
         layout=layout,
         compiled=compiled,
         threads=threads,
-        calibration=calibration,
         latency=max_latency_ms is not None and min_throughput is None,
     )
-    return largest_under(
-        base,
-        setting=setting,
-        min_throughput=min_throughput,
-        max_latency_ms=max_latency_ms,
-        along=along,
-        rule=rule,
-        seconds=seconds,
-        records=records,
-        confirm=confirm,
-        progress=progress,
-    )
+    constraint = Constraint(min_throughput=min_throughput, max_latency_ms=max_latency_ms)
+    effort = Effort(records=records, seconds=seconds, confirm=confirm, say=progress or (lambda text: None))
+    direction = Direction(along=along, rule=rule)
+    return largest_under(base, basis_of(asked, calibration), constraint, direction, effort)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from convscale.arch.spec import NetSpec
 from convscale.choice.candidates import Candidate, describe_accuracy, plain
-from convscale.choice.speeds import Known, Speed, as_json
+from convscale.choice.facts import NetworkFacts, Speed
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.words import exact, odds
@@ -23,7 +22,7 @@ class Option:
 
     candidate: Candidate
     """The network and its size."""
-    known: Known
+    facts: NetworkFacts
     """Its counts and speed."""
     verdict: str = ""
     """``yes``: it keeps the constraint; ``maybe``: its interval crosses it; ``no``; ``unknown``: it was not measured.
@@ -61,7 +60,7 @@ class Option:
     @property
     def speed(self) -> Speed | None:
         """None: neither measured nor predicted."""
-        return self.known.speed
+        return self.facts.speed
 
     @property
     def images_per_s(self) -> float | None:
@@ -86,12 +85,12 @@ class Option:
     @property
     def params_m(self) -> float:
         """Millions of parameters."""
-        return self.known.params / 1e6
+        return self.facts.params / 1e6
 
     @property
     def memory_gb(self) -> float:
         """2**30 bytes at the batch."""
-        return self.known.memory_bytes / 2**30
+        return self.facts.memory_bytes / 2**30
 
     def chance(self, floor: float) -> float | None:
         """Probability that it keeps ``floor`` images/s, by a prediction's own interval; None for a measured speed."""
@@ -107,14 +106,14 @@ class Option:
             return float(gap >= 0)
         return 0.5 * (1 + math.erf(gap / (width / _Z80) / math.sqrt(2)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
             **plain(self.candidate),
-            "params": self.known.params,
-            "macs": self.known.macs,
-            "memory_bytes": self.known.memory_bytes,
-            "speed": as_json(self.speed),
+            "params": self.facts.params,
+            "macs": self.facts.macs,
+            "memory_bytes": self.facts.memory_bytes,
+            "speed": None if self.speed is None else self.speed.to_dict(),
             "latency_ms": self.latency_ms,
             "verdict": self.verdict,
             "reason": self.reason,
@@ -141,14 +140,14 @@ class Aligned:
         kind = self.option.speed.kind if self.option.speed else ""
         return (
             f"{self.option.label}: {self.gain:.2f} x the speed of {self.of.candidate.spec.name} ({kind}), "
-            f"{self.option.known.macs / max(self.of.known.macs, 1):.2f} x its multiply-accumulates; a network to "
+            f"{self.option.facts.macs / max(self.of.facts.macs, 1):.2f} x its multiply-accumulates; a network to "
             "train, no accuracy claimed"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What to take, what it was compared with, and how sure that is."""
+class Judged:
+    """What became of every option."""
 
     best: Option
     """The most accurate that keeps the constraint."""
@@ -162,6 +161,14 @@ class Choice:
     evaluating can tell."""
     rejected: tuple[Option, ...]
     """All others, each with its reason."""
+    options: tuple[Option, ...] = field(default=(), repr=False)
+    """All of them, in the order of the candidates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Judged):
+    """What to take, what it was compared with, and how sure that is."""
+
     constraint: Constraint
     conditions: Conditions
     kind: str
@@ -174,24 +181,26 @@ class Choice:
     """What the reader must know beside."""
     floor: float = 0.0
     """Images/s that the constraint comes to."""
-    tuned: str = ""
+    chosen_from: str = ""
     """What each network's form and runtime were chosen from, where they were tuned; ``conditions`` then does not say
     them."""
-    options: tuple[Option, ...] = field(default=(), repr=False)
-    """All of them, in the order of the candidates."""
+
+    def stated_conditions(self) -> dict[str, object]:
+        """The conditions as plain JSON values; for tuned networks their precision is what the forms were chosen from."""
+        return {**self.conditions.to_dict(), **({"precision": self.chosen_from} if self.chosen_from else {})}
 
     @property
     def certain(self) -> bool:
         """Whether the whole interval of the best keeps the constraint."""
         return self.best.verdict == "yes"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
             "constraint": {key: value for key, value in vars(self.constraint).items() if value is not None},
             "conditions": {
                 **self.conditions.to_dict(),
-                **({"runtime": "best", "precision": self.tuned} if self.tuned else {}),
+                **({"precision": self.chosen_from} if self.chosen_from else {}),
             },
             "device": self.device,
             "kind": self.kind,
@@ -230,7 +239,7 @@ def beats(a: Option, b: Option) -> bool | None:
     if a.top1 is not None and b.top1 is not None:
         return a.top1 > b.top1
     if a.candidate.group == b.candidate.group:
-        return a.known.macs > b.known.macs
+        return a.facts.macs > b.facts.macs
     return None
 
 
@@ -260,15 +269,15 @@ def _groups(options: Sequence[Option]) -> dict[str, list[Option]]:
 
 def merit(option: Option) -> float:
     """What options of one group are ranked by: accuracy, and multiply-accumulates where none is claimed."""
-    return option.known.macs if option.top1 is None else option.top1
+    return option.facts.macs if option.top1 is None else option.top1
 
 
 def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
     """(verdict, reason) of an option against the constraint, speed last."""
     if option.candidate.why_not:
         return "no", option.candidate.why_not
-    if option.known.failed:
-        return "no", option.known.failed
+    if option.facts.failed:
+        return "no", option.facts.failed
     if constraint.max_params_m and option.params_m > constraint.max_params_m:
         return "no", f"too large: {option.params_m:.1f} M parameters, at most {constraint.max_params_m:g} M"
     if constraint.max_memory_gb and option.memory_gb > constraint.max_memory_gb:
@@ -279,7 +288,7 @@ def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
     floor = constraint.floor(option.batch_size)
     speed = option.speed
     if speed is None:
-        guess = option.known.estimate
+        guess = option.facts.estimate
         guess = None if guess is None else float(f"{guess:.2g}")
         about = f": by its counts and the measured networks about {exact(guess)} images/s" if guess else ""
         return "unknown", f"not measured{about}" + (f", needed {exact(floor)}" if floor and guess else "")
@@ -294,9 +303,8 @@ def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
 
 def decide(
     options: Sequence[Option], constraint: Constraint, *, likely: Callable[[Option], bool] = lambda option: True
-) -> dict[str, Any]:
-    """Judge all options and pick: the keyword arguments ``best``, ``front``, ``maybe``, ``alternatives``, ``rejected``,
-    ``options`` of a ``Choice``.
+) -> Judged:
+    """Judge all options and pick.
 
     Args:
         options: with what is known of each.
@@ -341,14 +349,14 @@ def decide(
         won if o is best else next((x for x in (*maybe, *alternatives, *rejected) if x.candidate is o.candidate), o)
         for o in judged
     ]
-    return {
-        "best": won,
-        "front": tuple(next((x for x in everything if x.candidate is o.candidate), o) for o in front_of(judged)),
-        "maybe": tuple(sorted(maybe, key=_promise)),
-        "alternatives": tuple(sorted(alternatives, key=_promise)),
-        "rejected": tuple(rejected),
-        "options": tuple(everything),
-    }
+    return Judged(
+        best=won,
+        front=tuple(next((x for x in everything if x.candidate is o.candidate), o) for o in front_of(judged)),
+        maybe=tuple(sorted(maybe, key=_promise)),
+        alternatives=tuple(sorted(alternatives, key=_promise)),
+        rejected=tuple(rejected),
+        options=tuple(everything),
+    )
 
 
 def _with(option: Option, verdict: str, reason: str) -> Option:
@@ -356,13 +364,13 @@ def _with(option: Option, verdict: str, reason: str) -> Option:
 
 
 def _merit_in_group(option: Option) -> tuple[float, float]:
-    return (float(option.known.macs), option.top1 or 0.0)
+    return (float(option.facts.macs), option.top1 or 0.0)
 
 
 def _promise(option: Option) -> tuple[float, ...]:
     """What to show first: known accuracies, then weights that reach most at another size, then the largest."""
     hint = max((top1 for _, top1 in option.candidate.published), default=0.0)
-    return (-(option.top1 or 0.0), -hint, -option.known.macs)
+    return (-(option.top1 or 0.0), -hint, -option.facts.macs)
 
 
 def _pick(keepers: Sequence[Option]) -> Option:
@@ -370,7 +378,7 @@ def _pick(keepers: Sequence[Option]) -> Option:
     claimed = [o for o in keepers if o.top1 is not None]
     if claimed:
         return max(claimed, key=lambda o: (o.top1 or 0.0, o.images_per_s or 0.0))
-    return max(keepers, key=lambda o: (o.known.macs, o.images_per_s or 0.0))
+    return max(keepers, key=lambda o: (o.facts.macs, o.images_per_s or 0.0))
 
 
 def _why(best: Option, keepers: Sequence[Option], constraint: Constraint) -> str:
@@ -414,8 +422,11 @@ def _nothing(judged: Sequence[Option], constraint: Constraint) -> str:
     allowed = [o for o in judged if o.images_per_s is not None and judge(o, without_speed)[0] != "no"]
     if allowed:
         fastest = max(allowed, key=lambda o: o.images_per_s or 0.0)
-        return f"no candidate keeps {constraint}; the fastest is {fastest.label} with {describe_speed(fastest.speed)}: lower the constraint or the size"
-    smallest = min((o for o in judged if o.known.params), key=lambda o: o.known.memory_bytes, default=None)
+        return (
+            f"no candidate keeps {constraint}; the fastest is {fastest.label} with {describe_speed(fastest.speed)}: "
+            "lower the constraint or the size"
+        )
+    smallest = min((o for o in judged if o.facts.params), key=lambda o: o.facts.memory_bytes, default=None)
     if smallest is None:
         return (
             f"no candidate can be used; {judged[0].label}: {judged[0].reason}"

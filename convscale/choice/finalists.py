@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convscale.arch.spec import NetSpec
-from convscale.choice.candidates import SMALL_IMAGE as SMALL_IMAGE
-from convscale.choice.candidates import scaled_members as scaled_members
-from convscale.choice.candidates import sized as sized
 from convscale.errors import UserError
+
+FIT_FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
+"""Baselines whose scaled members `fit` tries by itself: the two papers' and the strongest plain one."""
 
 
 @dataclass(frozen=True, kw_only=True)

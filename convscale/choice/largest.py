@@ -8,18 +8,20 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from convscale.arch.multipliers import RULES
 from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
+from convscale.choice.basis import Basis
 from convscale.choice.decide import describe_speed
+from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.measured import Bench, speed_of, time_network
-from convscale.choice.speeds import Say, Setting, Speed, as_json, known
+from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError, nearest
 from convscale.predictor.devices import devices
+from convscale.stats import largest_true
 from convscale.words import exact
 
 ALONG = ("phi", "depth", "width", "resolution")
@@ -40,13 +42,13 @@ class Member:
     """Phi, the multiplier of depth or width, or the image's side in pixels."""
     speed: Speed
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; the spec in full, so that it can be built elsewhere."""
         return {
             "name": self.spec.name,
             "value": self.value,
             "image_size": self.spec.input.size,
-            "speed": as_json(self.speed),
+            "speed": self.speed.to_dict(),
             "spec": self.spec.to_dict(),
         }
 
@@ -65,7 +67,8 @@ class Largest:
     """The next larger one that was tried, too slow; None: the range ended first."""
     floor: float
     """Images/s asked for."""
-    setting: Setting
+    basis: Basis
+    """The conditions, and how speeds were found."""
     tried: int
     """Networks timed or predicted on the way."""
     confirmed: Speed | None = None
@@ -82,7 +85,7 @@ class Largest:
         """Its phi, multiplier or size."""
         return self.found.value
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         members = {
             key: None if (m := getattr(self, key)) is None else m.to_dict() for key in ("found", "sure", "following")
@@ -90,10 +93,10 @@ class Largest:
         return {
             "along": self.along,
             "floor": self.floor,
-            "conditions": self.setting.conditions.to_dict(),
+            "conditions": self.basis.conditions.to_dict(),
             "tried": self.tried,
             **members,
-            "confirmed": as_json(self.confirmed),
+            "confirmed": None if self.confirmed is None else self.confirmed.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -124,18 +127,38 @@ class Largest:
         return "\n".join(lines)
 
 
-def largest(
-    base: NetSpec | str,
-    *,
-    setting: Setting,
-    min_throughput: float | None = None,
-    max_latency_ms: float | None = None,
-    along: str = "phi",
-    rule: str = "compound",
-    seconds: float = 1.0,
-    records: str | os.PathLike[str] | None = None,
-    confirm: bool = True,
-    progress: Say | None = None,
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """Along what a family's members lie."""
+
+    along: str = "phi"
+    """``phi`` (by ``rule``), ``depth``, ``width`` or ``resolution``."""
+    rule: str = "compound"
+    """As in ``scale``: ``compound``, ``fast``, ``depth``, ``width`` or ``resolution``."""
+
+    def __post_init__(self) -> None:
+        if self.along not in ALONG:
+            raise UserError(f"along {self.along!r} is unknown{nearest(str(self.along), ALONG)}")
+        if self.rule not in RULES:
+            raise UserError(f"scaling rule {self.rule!r} is unknown{nearest(str(self.rule), RULES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured, and who is told."""
+
+    records: str | os.PathLike[str] | None = None
+    """JSON-lines file whose measurements are reused and appended to."""
+    seconds: float = 1.0
+    """Timed seconds per network, at least."""
+    confirm: bool = True
+    """Measure what was predicted, where that is possible."""
+    say: Say = lambda text: None
+    """Told a line now and then."""
+
+
+def largest_under(
+    base: NetSpec | str, basis: Basis, constraint: Constraint, direction: Direction, effort: Effort
 ) -> Largest:
     """The largest scale of a network that keeps a speed: predicted for a named GPU, measured on this machine's own
     device.
@@ -144,69 +167,49 @@ def largest(
     the network found is measured, and the next smaller ones while it does not keep the speed.
 
     The crossing is found by bisection, because speed falls as a network grows; widths and sizes round, so a few members
-    beyond it are tried as well.
-    Steps: phi and multipliers 0.05 (measured: 0.25 and 0.1), sizes the network's own multiple (measured: about 16 px).
-
-    Args:
-        base: the network to scale, or its name.
-        setting: conditions, from ``choice.setting_of``.
-        min_throughput: images/s to keep.
-        max_latency_ms: milliseconds that a call may take.
-        along: ``phi`` (by ``rule``), ``depth``, ``width`` or ``resolution``.
-        rule: as in ``scale``: ``compound``, ``fast``, ``depth``, ``width`` or ``resolution``.
-        seconds: timed seconds per network, where measured.
-        records: as in ``choose``.
-        confirm: measure what was predicted, where that is possible.
-        progress: told a line now and then.
+    beyond it are tried as well. Steps: phi and multipliers 0.05 (measured: 0.25 and 0.1), sizes the network's own
+    multiple (measured: about 16 px).
 
     Raises:
-        UserError: an unknown name, dimension or rule, a limit that is not above 0 or none at all, or even the smallest
-            member is too slow.
+        UserError: an unknown name, no limit on speed, or even the smallest member is too slow.
     """
-    floor = Constraint(min_throughput=min_throughput, max_latency_ms=max_latency_ms).floor(
-        setting.conditions.batch_size
-    )
+    floor = constraint.floor(basis.conditions.batch_size)
     if not floor:
         raise UserError("scaling to a speed needs min_throughput or max_latency_ms")
-    if along not in ALONG:
-        raise UserError(f"along {along!r} is unknown{nearest(along, ALONG)}")
-    if rule not in RULES:
-        raise UserError(f"scaling rule {rule!r} is unknown{nearest(rule, RULES)}")
-    say = progress or (lambda text: None)
-    walk = _Walk(as_spec(base), along, rule, setting, seconds, records, say)
+    walk = _Walk(as_spec(base), basis, direction, effort)
     last = len(walk.values) - 1
-    start = walk.values.index({"phi": 0.0, "resolution": float(walk.base.input.size)}.get(along, 1.0))
+    start = walk.values.index({"phi": 0.0, "resolution": float(walk.base.input.size)}.get(direction.along, 1.0))
     index = crossing(last, lambda i: walk.speed(i).images_per_s >= floor, start=start, same=walk.same)
     if index is None:
         smallest = walk.member(0)
         raise UserError(
-            f"no {walk.base.name} scaled along {along} keeps {exact(floor)} images/s; "
+            f"no {walk.base.name} scaled along {direction.along} keeps {exact(floor)} images/s; "
             f"the smallest, {smallest.spec.name}, has {describe_speed(smallest.speed)}"
         )
-    here = own_device(setting) if confirm and setting.predicted else ""
+    here = own_device(basis) if effort.confirm and basis.predicted else ""
     index, measured, slow = walk.confirmed(index, floor, here) if here else (index, None, None)
     # A measured interval is the spread of calls, not doubt about the median: only predictions are searched twice.
     sure = index if walk.speed(index).low >= floor else None
-    if sure is None and setting.predicted:
+    if sure is None and basis.predicted:
         sure = crossing(index, lambda i: walk.speed(i).low >= floor, start=index, same=walk.same)
     after = next((i for i in range(index + 1, last + 1) if not walk.same(index, i)), None)
     return Largest(
-        along=along,
+        along=direction.along,
         found=walk.member(index),
         sure=None if sure is None else walk.member(sure),
         following=slow or (None if after is None else walk.member(after)),
         floor=floor,
-        setting=setting,
+        basis=basis,
         tried=len(walk.speeds),
         confirmed=measured,
     )
 
 
-def own_device(setting: Setting) -> str:
-    """``cpu`` or ``cuda`` where the device that a setting predicts for is this machine's own, by the name that its
+def own_device(basis: Basis) -> str:
+    """``cpu`` or ``cuda`` where the device that a basis predicts for is this machine's own, by the name that its
     driver gives it; else nothing.
     """
-    if setting.conditions.device == "cpu":
+    if basis.conditions.device == "cpu":
         return "cpu"
     if not Path("/proc/driver/nvidia").exists():
         return ""
@@ -214,7 +217,7 @@ def own_device(setting: Setting) -> str:
 
     if not torch.cuda.is_available():
         return ""
-    return "cuda" if re.fullmatch(devices()[setting.conditions.device].driver, torch.cuda.get_device_name(0)) else ""
+    return "cuda" if re.fullmatch(devices()[basis.conditions.device].driver, torch.cuda.get_device_name(0)) else ""
 
 
 def crossing(
@@ -235,19 +238,10 @@ def crossing(
         keeps: whether the member at an index keeps the constraint.
         same: whether two indices are the same member, so that looking further costs nothing.
     """
-    low, high, step = start, start, 1
-    while not keeps(low):
-        if low == 0:
-            return None
-        low, high, step = max(0, low - step), low, 2 * step
-    if high == low:
-        high = low + 1
-        while high <= last and keeps(high):
-            low, step = high, 2 * step
-            high = low + step if low == last else min(low + step, last)
-    while min(high, last + 1) - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if keeps(middle) else (low, middle)
+    edge = largest_true(keeps, 0, last, start=start)
+    if edge is None:
+        return None
+    low = edge
     seen, i = 0, low + 1
     while i <= last and seen < ahead:
         if keeps(i):
@@ -261,26 +255,9 @@ def crossing(
 class _Walk:
     """A family's members in order of size, built and timed when first asked for."""
 
-    def __init__(
-        self,
-        base: NetSpec,
-        along: str,
-        rule: str,
-        setting: Setting,
-        seconds: float,
-        records: str | os.PathLike[str] | None,
-        say: Say,
-    ) -> None:
-        self.base, self.along, self.rule, self.setting, self.seconds, self.records, self.say = (
-            base,
-            along,
-            rule,
-            setting,
-            seconds,
-            records,
-            say,
-        )
-        self.values = _values(base, along, fine=setting.predicted)
+    def __init__(self, base: NetSpec, basis: Basis, direction: Direction, effort: Effort) -> None:
+        self.base, self.basis, self.direction, self.effort = base, basis, direction, effort
+        self.values = _values(base, direction.along, fine=basis.predicted)
         self.specs: dict[int, NetSpec] = {}
         self.speeds: dict[NetSpec, Speed] = {}
 
@@ -288,14 +265,15 @@ class _Walk:
         """The member at an index."""
         if index not in self.specs:
             value = self.values[index]
-            if self.along == "phi":
-                made = scale(self.base, phi=value, rule=self.rule) if value else self.base
-            elif self.along == "resolution":
+            along = self.direction.along
+            if along == "phi":
+                made = scale(self.base, phi=value, rule=self.direction.rule) if value else self.base
+            elif along == "resolution":
                 made = replace(self.base, input=replace(self.base.input, size=int(value)))
             elif value == 1:
                 made = self.base
             else:
-                made = scale(self.base, depth=value) if self.along == "depth" else scale(self.base, width=value)
+                made = scale(self.base, depth=value) if along == "depth" else scale(self.base, width=value)
             self.specs[index] = made
         return self.specs[index]
 
@@ -307,18 +285,20 @@ class _Walk:
         """The speed of the member at an index."""
         spec = self.spec(index)
         if spec not in self.speeds:
-            unit = (spec, spec.input.size)
-            self.say(f"{'predicting' if self.setting.predicted else 'measuring'} {spec.name} @{spec.input.size}")
-            facts = known([unit], self.setting)
-            found = (
-                facts[unit].speed
-                if self.setting.predicted
-                else Bench(self.setting, facts, records=self.records, seconds=self.seconds)(unit)
-            )
-            if found is None:
-                raise UserError(facts[unit].failed or f"{spec.name} @{spec.input.size} can not be timed")
-            self.speeds[spec] = found
+            self.speeds[spec] = self._speed(SizedSpec(spec, spec.input.size))
         return self.speeds[spec]
+
+    def _speed(self, network: SizedSpec) -> Speed:
+        label = f"{network.spec.name} @{network.image_size}"
+        self.effort.say(f"{'predicting' if self.basis.predicted else 'measuring'} {label}")
+        facts = facts_of([network], self.basis)
+        if self.basis.predicted:
+            speed = facts[network].speed
+        else:
+            speed = Bench(self.basis, facts, records=self.effort.records, seconds=self.effort.seconds)(network)
+        if speed is None:
+            raise UserError(facts[network].failed or f"{label} can not be timed")
+        return speed
 
     def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed, Member | None]:
         """The index whose member keeps the speed as measured, from ``index`` on downwards, its measured speed, and the
@@ -327,11 +307,11 @@ class _Walk:
         After a few tries the smallest tried is given, whether it keeps it or not.
         """
         slow = None
-        setting = Setting(conditions=replace(self.setting.conditions, device=device))
+        basis = Basis(conditions=replace(self.basis.conditions, device=device))
         for left in range(CONFIRMATIONS, 0, -1):
             spec = self.spec(index)
-            self.say(f"measuring {spec.name} @{spec.input.size}")
-            speed = speed_of(time_network(spec, spec.input.size, setting, self.seconds))
+            self.effort.say(f"measuring {spec.name} @{spec.input.size}")
+            speed = speed_of(time_network(SizedSpec(spec, spec.input.size), basis, self.effort.seconds))
             smaller = next((i for i in range(index - 1, -1, -1) if not self.same(i, index)), None)
             if speed.images_per_s >= floor or smaller is None or left == 1:
                 return index, speed, slow

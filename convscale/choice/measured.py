@@ -9,13 +9,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from convscale.arch.spec import NetSpec
+import numpy as np
+
+from convscale.choice.basis import Basis
 from convscale.choice.decide import Option, beats, front_of, judge, merit
-from convscale.choice.speeds import Known, Say, Setting, Speed, Unit
+from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.choice.speeds import Say
 from convscale.conditions import Constraint
 from convscale.errors import UserError, first_line
+from convscale.machine import Environment, available_cores
+from convscale.runtimes.base import file_runtimes, installed_runtimes
+from convscale.speed.records import Record, append_record, read_records
+from convscale.speed.timing import Measurement
 
 SLACK_KIN, SLACK = 1.6, 2.5
 """How far a guess may be off, as a factor: with a measured network of the same family, and without."""
@@ -27,198 +33,175 @@ class Bench:
 
     def __init__(
         self,
-        setting: Setting,
-        known: Mapping[Unit, Known],
+        basis: Basis,
+        facts: Mapping[SizedSpec, NetworkFacts],
         *,
         records: str | os.PathLike[str] | None = None,
         seconds: float = 1.0,
     ) -> None:
-        self.setting, self.known, self.seconds = setting, known, seconds
+        self.basis, self.facts, self.seconds = basis, facts, seconds
         self.path = None if records is None else Path(records)
-        self.speeds: dict[Unit, Speed] = {}
-        self.failed: dict[Unit, str] = {}
+        self.speeds: dict[SizedSpec, Speed] = {}
+        self.failed: dict[SizedSpec, str] = {}
         self.reused = 0
         self.timed = 0
         self._kept = self._read()
 
-    def __call__(self, unit: Unit) -> Speed | None:
+    def __call__(self, network: SizedSpec) -> Speed | None:
         """The speed of a network, or None where it can not run.
 
         Raises:
             UserError: the very first can not run: the conditions are to blame.
         """
-        if unit in self.speeds or unit in self.failed:
-            return self.speeds.get(unit)
+        if network in self.speeds or network in self.failed:
+            return self.speeds.get(network)
         try:
-            found = self._recorded(unit) or self._time(unit)
+            speed = self._recorded(network) or self._time(network)
         except UserError as error:
             if not self.speeds:
                 raise
-            self.failed[unit] = str(error)
+            self.failed[network] = str(error)
             return None
-        self.speeds[unit] = found
-        return found
+        self.speeds[network] = speed
+        return speed
 
-    def _time(self, unit: Unit) -> Speed:
-        from convscale.speed.records import Record, append_record
-
-        measurement = time_network(*unit, self.setting, self.seconds)
+    def _time(self, network: SizedSpec) -> Speed:
+        measurement = time_network(network, self.basis, self.seconds)
         self.timed += 1
         if self.path is not None:
-            known = self.known[unit]
-            append_record(
-                self.path, Record(model=unit[0].name, measurement=measurement, params=known.params, macs=known.macs)
-            )
+            counts = self.facts[network]
+            record = Record(model=network.spec.name, measurement=measurement, params=counts.params, macs=counts.macs)
+            append_record(self.path, record)
         return speed_of(measurement)
 
-    def _read(self) -> list[Any]:
+    def _read(self) -> list[Record]:
+        """Records of this machine and these versions."""
         if self.path is None or not self.path.exists():
             return []
-        from convscale.machine import Environment
-        from convscale.speed.records import read_records
-
-        here = Environment.here(self.setting.conditions.device)
+        here = Environment.here(self.basis.conditions.device)
         return [record for record in read_records(self.path) if record.measurement.environment == here]
 
-    def _recorded(self, unit: Unit) -> Speed | None:
-        """From a record of the same machine, versions, conditions and network: its name and counts tell it."""
-        from convscale.machine import available_cores
-
-        c, known = self.setting.conditions, self.known[unit]
-        wanted = replace(c, image_size=unit[1], threads=c.threads or available_cores())
+    def _recorded(self, network: SizedSpec) -> Speed | None:
+        """From a record of the same conditions and network: its name and counts tell it."""
+        c, counts = self.basis.conditions, self.facts[network]
+        wanted = replace(c, image_size=network.image_size, threads=c.threads or available_cores())
         for record in reversed(self._kept):
-            held = record.measurement.conditions
-            if self.setting.tuned:  # which form and runtime won is the record's to say
-                held = replace(held, runtime=wanted.runtime, precision=wanted.precision)
-            same = (
-                record.model == unit[0].name
-                and held == wanted
-                and (record.params, record.macs) == (known.params, known.macs)
-                and self.setting.tuned == any(note.startswith(TUNED) for note in record.measurement.notes)
-                and (not self.setting.tuned or tuned_mark(self.setting) in record.measurement.notes)
+            measured = record.measurement
+            under = measured.conditions
+            if self.basis.tuned:  # which form and runtime won is the record's to say
+                under = replace(under, runtime=wanted.runtime, precision=wanted.precision)
+            same_network = record.model == network.spec.name and (record.params, record.macs) == (
+                counts.params,
+                counts.macs,
             )
-            if same:
+            chosen_from = chosen_among(self.basis) if self.basis.tuned else ""
+            if same_network and under == wanted and measured.chosen_from == chosen_from:
                 self.reused += 1
-                return speed_of(record.measurement)
+                return speed_of(measured)
         return None
 
 
-def time_network(spec: NetSpec, image_size: int, setting: Setting, seconds: float) -> Any:
-    """A ``Measurement`` in the setting's runtime, or of the fastest form that the network can be shipped in."""
+def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+    """In the basis's runtime, or in the fastest form that the network can be shipped in."""
     from convscale.speed.measuring import measure
 
-    if setting.tuned:
-        return time_fastest(spec, image_size, setting, seconds)
-    return measure(
-        spec, replace(setting.conditions, image_size=image_size), min_seconds=seconds, max_seconds=10 * seconds
-    )
+    if basis.tuned:
+        return time_fastest(network, basis, seconds)
+    cond = replace(basis.conditions, image_size=network.image_size)
+    return measure(network.spec, cond, min_seconds=seconds, max_seconds=10 * seconds)
 
 
-TUNED = "the fastest of "
-"""How the note of a tuned measurement begins."""
+def chosen_among(basis: Basis) -> str:
+    """What a tuned measurement is the fastest of, in words."""
+    files = [name for name in file_runtimes() if name in installed_runtimes()]
+    return f"the fastest of {' and '.join(files)}, {'float and 8 bits' if basis.int8 else 'float'}"
 
 
-def tuned_mark(setting: Setting) -> str:
-    """The note that tells what a tuned measurement was chosen from."""
-    from convscale.runtimes.base import installed_runtimes
-
-    files = [name for name in ("onnxruntime", "openvino") if name in installed_runtimes()]
-    return f"{TUNED}{' and '.join(files)}, {'float and 8 bits' if setting.int8 else 'float'}"
-
-
-def time_fastest(spec: NetSpec, image_size: int, setting: Setting, seconds: float) -> Any:
-    """A ``Measurement`` of the network exported untrained in every form, tuned at the setting's batch: the fastest.
+def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+    """The network exported untrained in every form, tuned at the basis's batch: the fastest.
 
     8-bit ranges come from noise and the gate on accuracy stands open: a speed does not depend on either, and there is
     nothing trained to lose.
     """
     import tempfile
 
-    from numpy import random, uint8
+    from convscale.ship.forms import export_forms, fastest_of, form_names
 
-    from convscale.machine import Environment, available_cores
-    from convscale.ship.export import export
-    from convscale.ship.forms import FORMS, form_names
-    from convscale.ship.tune import tune
-    from convscale.speed.timing import Measurement
-
-    c = setting.conditions
+    spec, image_size = network
+    c = basis.conditions
     threads = c.threads or available_cores()
-    forms = {
-        name: {k: v for k, v in vars(FORMS[name]).items() if v}
-        for name in form_names(spec, int8=setting.int8, image_size=image_size)
-    }
-    noise = (
-        random.default_rng(0).integers(0, 256, (_NOISE, image_size, image_size, 3), dtype=uint8)
-        if setting.int8
-        else None
-    )
-    for form in forms.values():
-        if form.get("int8"):
-            form.update(calibration_images=noise, max_drop=100.0)
-    found, left_out = [], []
+    names = form_names(spec, int8=basis.int8, image_size=image_size)
+    options: dict[str, object] = {}
+    if basis.int8:
+        shape = (_NOISE, image_size, image_size, len(spec.input.mean))
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        options = {"calibration_images": noise, "max_drop": 100.0}
     with tempfile.TemporaryDirectory() as folder:
-        for name, form in forms.items():
-            try:
-                artifact = export(spec, Path(folder) / name, image_size=image_size, **form)
-            except Exception as error:
-                if "int8" not in form:
-                    raise
-                # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
-                left_out.append(f"{name} can not be made: {first_line(error)}")
-                continue
-            tuned = tune(artifact, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2, save=False)
-            found.append((tuned.best, name, artifact.precision))
-    best, name, precision = min(found, key=lambda item: item[0].latency_s)
-    how = f"{name} in {best.settings.runtime}" + (
-        f", {best.settings.streams} streams" if best.settings.streams > 1 else ""
-    )
+        forms = export_forms(spec, folder, names, image_size=image_size, **options)
+        fastest = fastest_of(forms, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2)
+    best, winner = fastest.again[fastest.winner], fastest.winner
+    streams = f", {best.settings.streams} streams" if best.settings.streams > 1 else ""
     return Measurement(
         times_s=best.times_s,
         conditions=replace(
-            c, image_size=image_size, threads=threads, runtime=best.settings.runtime, precision=precision
+            c,
+            image_size=image_size,
+            threads=threads,
+            runtime=best.settings.runtime,
+            precision="int8" if "int8" in winner else "fp32",
         ),
         environment=Environment.here(),
         model=spec.name,
-        notes=(tuned_mark(setting), f"{_HOW}{how}", *left_out),
+        form=f"{winner} in {best.settings.runtime}{streams}",
+        chosen_from=chosen_among(basis),
+        notes=tuple(
+            f"{name} can not be made: {first_line(reason)}"
+            for name, reason in fastest.forms.items()
+            if isinstance(reason, UserError)
+        ),
     )
 
 
 _NOISE = 32
-_HOW = "as "
+"""Images of noise that 8-bit ranges are taken from; NNCF's own minimum here."""
 
 
-def speed_of(measurement: Any) -> Speed:
+def speed_of(measurement: Measurement) -> Speed:
     """A measurement's speed; the interval holds the middle half of the calls."""
-    from numpy import quantile
-
-    fast, slow = quantile(measurement.times_s, (0.25, 0.75))
+    fast, slow = np.quantile(measurement.times_s, (0.25, 0.75))
     batch = measurement.conditions.batch_size
     return Speed(
         images_per_s=measurement.images_per_s,
         low=batch / float(slow),
         high=batch / float(fast),
         kind="measured",
-        how=next((note.removeprefix(_HOW) for note in measurement.notes if note.startswith(_HOW)), ""),
-        doubts=(*measurement.warnings, *(note for note in measurement.notes if not note.startswith((_HOW, TUNED)))),
+        how=measurement.form,
+        doubts=(*measurement.warnings, *measurement.notes),
     )
 
 
-def guess(unit: Unit, known: Mapping[Unit, Known], speeds: Mapping[Unit, Speed]) -> tuple[float, float] | None:
+def guess(
+    network: SizedSpec, facts: Mapping[SizedSpec, NetworkFacts], speeds: Mapping[SizedSpec, Speed]
+) -> tuple[float, float] | None:
     """(images/s, by what factor it may be off) from counts, scaled by what was measured; None while nothing was."""
     if not speeds:
         return None
-    kin = [other for other in speeds if other[0].family == unit[0].family]
-    ratios = [math.log(speeds[other].images_per_s * _raw_s(known[other])) for other in kin or speeds]
-    return math.exp(sum(ratios) / len(ratios)) / _raw_s(known[unit]), SLACK_KIN if kin else SLACK
+    kin = [other for other in speeds if other.spec.family == network.spec.family]
+    ratios = [math.log(speeds[other].images_per_s * _raw_s(facts[other])) for other in kin or speeds]
+    return math.exp(sum(ratios) / len(ratios)) / _raw_s(facts[network]), SLACK_KIN if kin else SLACK
 
 
-def _raw_s(known: Known) -> float:
-    return known.macs / _MACS_PER_S + known.traffic / _BYTES_PER_S + 1e-9
+def _raw_s(facts: NetworkFacts) -> float:
+    return facts.macs / _MACS_PER_S + facts.traffic / _BYTES_PER_S + 1e-9
 
 
 def explore(
-    options: Sequence[Option], constraint: Constraint, bench: Callable[[Unit], Speed | None], *, budget: int, say: Say
+    options: Sequence[Option],
+    constraint: Constraint,
+    bench: Callable[[SizedSpec], Speed | None],
+    *,
+    budget: int,
+    say: Say,
 ) -> list[Option]:
     """Measure up to ``budget`` networks, those that can change the answer first; options come back with speeds or
     guesses.
@@ -227,56 +210,61 @@ def explore(
     keep the constraint and is better than the best that was measured to; when there is none left, those that only
     might. What remains of the budget goes to the front.
     """
-    units: list[Unit] = list(
-        dict.fromkeys((o.spec, o.image_size) for o in options if judge(o, constraint)[0] == "unknown")
+    networks: list[SizedSpec] = list(
+        dict.fromkeys(sized_spec_of(o) for o in options if judge(o, constraint)[0] == "unknown")
     )
-    known = {unit_of(o): o.known for o in options}
-    speeds: dict[Unit, Speed] = {}
-    failed: set[Unit] = set()
-    by_size = sorted(units, key=lambda unit: _raw_s(known[unit]))
+    facts = {sized_spec_of(o): o.facts for o in options}
+    speeds: dict[SizedSpec, Speed] = {}
+    failed: set[SizedSpec] = set()
+    by_size = sorted(networks, key=lambda network: _raw_s(facts[network]))
     seeds = list(dict.fromkeys([by_size[0], by_size[len(by_size) // 3]])) if by_size else []
     floor = constraint.floor(options[0].batch_size) if options else 0.0
     while len(speeds) + len(failed) < budget:
-        current = [updated(o, known, speeds) for o in options if unit_of(o) not in failed]
-        unit = (
+        current = [updated(o, facts, speeds) for o in options if sized_spec_of(o) not in failed]
+        network = (
             seeds.pop(0)
             if seeds
-            else _next([o for o in current if unit_of(o) in set(units)], constraint, floor, speeds)
+            else _next([o for o in current if sized_spec_of(o) in set(networks)], constraint, floor, speeds)
         )
-        if unit is None:
+        if network is None:
             break
-        say(f"measuring {len(speeds) + 1} of at most {min(budget, len(units))}: {unit[0].name} @{unit[1]}")
-        found = bench(unit)
-        if found is None:
-            failed.add(unit)
+        say(
+            f"measuring {len(speeds) + 1} of at most {min(budget, len(networks))}: "
+            f"{network.spec.name} @{network.image_size}"
+        )
+        speed = bench(network)
+        if speed is None:
+            failed.add(network)
         else:
-            speeds[unit] = found
-    return [updated(o, known, speeds) for o in options]
+            speeds[network] = speed
+    return [updated(o, facts, speeds) for o in options]
 
 
-def unit_of(option: Option) -> Unit:
+def sized_spec_of(option: Option) -> SizedSpec:
     """What its speed depends on."""
-    return option.spec, option.image_size
+    return SizedSpec(option.spec, option.image_size)
 
 
-def updated(option: Option, known: Mapping[Unit, Known], speeds: Mapping[Unit, Speed]) -> Option:
+def updated(option: Option, facts: Mapping[SizedSpec, NetworkFacts], speeds: Mapping[SizedSpec, Speed]) -> Option:
     """The option with its speed, or a guess."""
-    unit = unit_of(option)
-    if unit in speeds:
-        return replace(option, known=replace(option.known, speed=speeds[unit], estimate=None))
-    guessed = guess(unit, known, speeds)
-    return replace(option, known=replace(option.known, estimate=guessed[0] if guessed else None))
+    network = sized_spec_of(option)
+    if network in speeds:
+        return replace(option, facts=replace(option.facts, speed=speeds[network], estimate=None))
+    guessed = guess(network, facts, speeds)
+    return replace(option, facts=replace(option.facts, estimate=guessed[0] if guessed else None))
 
 
-def might_keep(option: Option, floor: float, speeds: Mapping[Unit, Speed]) -> bool:
+def might_keep(option: Option, floor: float, speeds: Mapping[SizedSpec, Speed]) -> bool:
     """Whether a network that was not measured may keep ``floor`` images/s, by a generous guess."""
-    if option.known.estimate is None:
+    if option.facts.estimate is None:
         return True
-    kin = any(unit[0].family == option.spec.family for unit in speeds)
-    return option.known.estimate * (SLACK_KIN if kin else SLACK) >= floor
+    kin = any(network.spec.family == option.spec.family for network in speeds)
+    return option.facts.estimate * (SLACK_KIN if kin else SLACK) >= floor
 
 
-def _next(options: Sequence[Option], constraint: Constraint, floor: float, speeds: Mapping[Unit, Speed]) -> Unit | None:
+def _next(
+    options: Sequence[Option], constraint: Constraint, floor: float, speeds: Mapping[SizedSpec, Speed]
+) -> SizedSpec | None:
     """The network to measure next, or None when no other can change the answer."""
     claimed = [o for o in options if o.top1 is not None]
     named = {o.candidate.group for o in claimed}
@@ -290,20 +278,20 @@ def _next(options: Sequence[Option], constraint: Constraint, floor: float, speed
             o for o in board if o.speed is None and (best is None or beats(o, best)) and might_keep(o, floor, speeds)
         ]
         if left:
-            likely = [o for o in left if (o.known.estimate or math.inf) >= floor]
-            pick = max(likely, key=merit) if likely else max(left, key=lambda o: o.known.estimate or 0.0)
-            return unit_of(pick)
+            likely = [o for o in left if (o.facts.estimate or math.inf) >= floor]
+            pick = max(likely, key=merit) if likely else max(left, key=lambda o: o.facts.estimate or 0.0)
+            return sized_spec_of(pick)
     supposed = [
-        o if o.speed else replace(o, known=replace(o.known, speed=_supposed(o)))
+        o if o.speed else replace(o, facts=replace(o.facts, speed=_supposed(o)))
         for o in options
-        if o.speed or o.known.estimate
+        if o.speed or o.facts.estimate
     ]
     for o in sorted(front_of(supposed), key=lambda o: -merit(o)):
-        if unit_of(o) not in speeds and (o.images_per_s or 0) >= floor:
-            return unit_of(o)
+        if sized_spec_of(o) not in speeds and (o.images_per_s or 0) >= floor:
+            return sized_spec_of(o)
     return None
 
 
 def _supposed(option: Option) -> Speed:
-    value = option.known.estimate or 0.0
+    value = option.facts.estimate or 0.0
     return Speed(images_per_s=value, low=value, high=value, kind="measured")

@@ -12,92 +12,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from convscale.arch.spec import NetSpec
 from convscale.cache import code_digest, load, save
+from convscale.choice.basis import Basis
+from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.predictor.devices import devices
+from convscale.machine import available_cores
+
+if TYPE_CHECKING:
+    from convscale.predictor.predict import Prediction
 
 Say = Callable[[str], None]
 """Told a line now and then while work goes on."""
 MANY = 24
 """From this many untraced networks on, processes share the work: starting one takes as long as tracing a dozen."""
-_HERE = ("cpu", "cuda")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Under what conditions candidates are compared, and how their speed is found."""
-
-    conditions: Conditions
-    """Without an image size: that is a candidate's."""
-    calibration: str | None = None
-    """File that a prediction for the user's own device goes by."""
-    tuned: bool = False
-    """Measure each network as it would be shipped: in the fastest of all forms and runtimes; those of ``conditions``
-    only stand in."""
-    int8: bool = False
-    """With ``tuned``: in 8 bits too."""
-
-    @property
-    def predicted(self) -> bool:
-        """Whether speeds are predicted: for a named GPU, and wherever a calibration is given."""
-        return self.calibration is not None or not at_hand(self.conditions.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """A speed, measured or predicted, and how far it may be off."""
-
-    images_per_s: float
-    low: float
-    """Lower end: of the 80 % interval of a prediction, of the middle half of a measurement's calls."""
-    high: float
-    """Upper end."""
-    kind: str
-    """``measured`` or ``predicted``."""
-    bound_by: str = ""
-    """What binds a predicted network."""
-    how: str = ""
-    """Of a tuned network: the form, the runtime and its streams."""
-    doubts: tuple[str, ...] = ()
-    """Reasons to trust it less."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What is known of a network at a size."""
-
-    params: int = 0
-    """Parameters."""
-    macs: int = 0
-    """Multiply-accumulates per image, in the setting's mode."""
-    traffic: int = 0
-    """Bytes read and written per image."""
-    memory_bytes: int = 0
-    """Most bytes alive at once in a call at the setting's batch."""
-    speed: Speed | None = None
-    """None: not measured or predicted."""
-    failed: str = ""
-    """Why it could not be traced, built or timed."""
-    estimate: float | None = None
-    """A guess in images/s from counts and the measured networks: good for deciding what to measure, never reported as a
-    speed."""
-
-
-Unit = tuple[NetSpec, int]
-"""A network and an image size: what a speed depends on beside the setting."""
-
-
-def at_hand(device: str) -> bool:
-    """Whether a device is this machine's own: ``cpu``, ``cuda`` or ``cuda:N``."""
-    return device.partition(":")[0] in _HERE
 
 
 def spec_key(spec: NetSpec) -> str:
@@ -106,80 +39,82 @@ def spec_key(spec: NetSpec) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _keys(units: Sequence[Unit], setting: Setting) -> list[str]:
-    calibration = (
-        "" if setting.calibration is None else hashlib.sha256(Path(setting.calibration).read_bytes()).hexdigest()
-    )
-    tail = json.dumps([setting.conditions.to_dict(), calibration, setting.predicted, code_digest()])
-    specs = {id(spec): spec for spec, _ in units}
+def _keys(networks: Sequence[SizedSpec], basis: Basis) -> list[str]:
+    calibration = "" if basis.calibration is None else hashlib.sha256(Path(basis.calibration).read_bytes()).hexdigest()
+    tail = json.dumps([basis.conditions.to_dict(), calibration, basis.predicted, code_digest()])
+    specs = {id(spec): spec for spec, _ in networks}
     keys = {number: spec_key(spec) for number, spec in specs.items()}
-    return [hashlib.sha256(f"{keys[id(spec)]} {size} {tail}".encode()).hexdigest() for spec, size in units]
+    return [hashlib.sha256(f"{keys[id(spec)]} {size} {tail}".encode()).hexdigest() for spec, size in networks]
 
 
-def known(units: Iterable[Unit], setting: Setting, say: Say = lambda text: None) -> dict[Unit, Known]:
-    """Counts of every unit, and its speed where the setting is a predicted one.
+def facts_of(wanted: Iterable[SizedSpec], basis: Basis, say: Say = lambda text: None) -> dict[SizedSpec, NetworkFacts]:
+    """Counts of every network at its size, and its speed where the basis is a predicted one.
 
     A network that can not be traced has ``failed`` set; it never ends the others.
     """
-    wanted = list(dict.fromkeys(units))
-    keys = _keys(wanted, setting)
-    rows = {unit: row for unit, key in zip(wanted, keys, strict=True) if (row := load(key)) is not None}
-    missing = [unit for unit in wanted if unit not in rows]
+    networks = [SizedSpec(*item) for item in dict.fromkeys(wanted)]
+    keys = dict(zip(networks, _keys(networks, basis), strict=True))
+    facts = {item: NetworkFacts.from_row(row) for item, key in keys.items() if (row := load(key)) is not None}
+    missing = [item for item in networks if item not in facts]
     if missing:
-        say(f"{'predicting' if setting.predicted else 'counting'} {len(missing)} networks that were not met before")
-        found = _in_processes(missing, setting, say) if len(missing) >= MANY else {}
-        found |= {unit: examine(*unit, setting) for unit in missing if unit not in found}
-        for unit, key in zip(wanted, keys, strict=True):
-            if unit in found and not found[unit].get("failed"):
-                save(key, found[unit])
-        rows |= found
-    return {unit: _known(rows[unit]) for unit in wanted}
+        say(f"{'predicting' if basis.predicted else 'counting'} {len(missing)} networks that were not met before")
+        fresh = _in_processes(missing, basis, say) if len(missing) >= MANY else {}
+        fresh |= {item: examine(item, basis) for item in missing if item not in fresh}
+        for item, made in fresh.items():
+            if not made.failed:
+                save(keys[item], made.to_row())
+        facts |= fresh
+    return {item: facts[item] for item in networks}
 
 
-def examine(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
-    """Trace one network and, in a predicted setting, predict it: a ``Known`` as JSON values."""
+def examine(network: SizedSpec, basis: Basis) -> NetworkFacts:
+    """Trace one network and, on a predicted basis, predict it."""
     try:
-        return _predict_row(spec, image_size, setting) if setting.predicted else _count_row(spec, image_size, setting)
+        return _predicted_facts(network, basis) if basis.predicted else _counts(network, basis)
     except UserError as error:
-        return {"failed": str(error)}
+        return NetworkFacts(failed=str(error))
 
 
-def _count_row(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
+def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:
+    """As dispatched in eager mode; 8-bit forms are counted as the float network that they are made from."""
     from convscale.cost.counting import count
 
-    c = setting.conditions
-    precision = c.precision if c.precision != "int8" else "fp32"
+    c = basis.conditions
+    precision = "fp32" if basis.int8 else c.precision
     cost = count(
-        spec, image_size=image_size, batch_size=c.batch_size, mode=c.mode, precision=precision, layout=c.layout
+        network.spec,
+        image_size=network.image_size,
+        batch_size=c.batch_size,
+        mode=c.mode,
+        precision=precision,
+        layout=c.layout,
     )
     traffic = (cost.read_bytes + cost.written_bytes) // c.batch_size
-    return {"params": cost.params, "macs": cost.macs, "traffic": traffic, "memory_bytes": cost.peak_bytes}
+    return NetworkFacts(params=cost.params, macs=cost.macs, traffic=traffic, memory_bytes=cost.peak_bytes)
 
 
-def _predict_row(spec: NetSpec, image_size: int, setting: Setting) -> dict[str, Any]:
+def _predicted_facts(network: SizedSpec, basis: Basis) -> NetworkFacts:
     from convscale.predictor.predict import predict_workload
     from convscale.predictor.workload import load_workload
 
-    c = dataclasses.replace(setting.conditions, image_size=image_size)
-    work = load_workload(spec, c)
-    p = predict_workload(work, c, _calibration(setting.calibration))
-    speed = {
-        "images_per_s": p.images_per_s,
-        "low": p.low,
-        "high": p.high,
-        "kind": "predicted",
-        "bound_by": p.bound_by,
-        "doubts": list(p.doubts),
-    }
-    kernels = [(kernel, times) for kernel, times in work.kernels]
-    return {
-        "params": _params(spec),
-        "macs": sum(kernel.macs * times for kernel, times in kernels) // c.batch_size,
-        "traffic": sum((kernel.in_bytes + kernel.out_bytes + kernel.weight_bytes) * times for kernel, times in kernels)
-        // c.batch_size,
-        "memory_bytes": work.peak_bytes,
-        "speed": speed,
-    }
+    c = dataclasses.replace(basis.conditions, image_size=network.image_size)
+    work = load_workload(network.spec, c)
+    p = predict_workload(work, c, basis.read_calibration())
+    moved = sum((kernel.in_bytes + kernel.out_bytes + kernel.weight_bytes) * times for kernel, times in work.kernels)
+    return NetworkFacts(
+        params=_params(network.spec),
+        macs=sum(kernel.macs * times for kernel, times in work.kernels) // c.batch_size,
+        traffic=moved // c.batch_size,
+        memory_bytes=work.peak_bytes,
+        speed=Speed(
+            images_per_s=p.images_per_s,
+            low=p.low,
+            high=p.high,
+            kind="predicted",
+            bound_by=p.bound_by,
+            doubts=p.doubts,
+        ),
+    )
 
 
 def _params(spec: NetSpec) -> int:
@@ -193,126 +128,73 @@ def _params(spec: NetSpec) -> int:
     return kept
 
 
-def _calibration(path: str | None) -> Any:
-    """The calibration in a file, read again once the file has changed."""
-    if path is None:
-        return None
-    return _calibration_of(path, os.stat(path).st_mtime_ns)
+def predicted(network: SizedSpec, basis: Basis) -> Prediction:
+    """The whole ``Prediction`` of a network on a basis."""
+    from convscale.predictor.predict import predict_workload
+    from convscale.predictor.workload import load_workload
+
+    conditions = dataclasses.replace(basis.conditions, image_size=network.image_size)
+    return predict_workload(load_workload(network.spec, conditions), conditions, basis.read_calibration())
 
 
-@cache
-def _calibration_of(path: str, _changed: int) -> Any:
-    from convscale.predictor.calibration import load_calibration
-
-    return load_calibration(path)
-
-
-def predicted(spec: NetSpec, image_size: int, setting: Setting) -> Any:
-    """The ``Prediction`` for a setting."""
-    from convscale.predictor.predict import predict
-
-    c = setting.conditions
-    return predict(
-        spec,
-        device=c.device,
-        mode=c.mode,
-        precision=c.precision,
-        image_size=image_size,
-        batch_size=c.batch_size,
-        compiled=c.runtime == "compiled",
-        layout=c.layout,
-        calibration=_calibration(setting.calibration),
-    )
-
-
-def _known(row: Mapping[str, Any]) -> Known:
-    speed = row.get("speed")
-    return Known(**{**row, "speed": Speed(**{**speed, "doubts": tuple(speed["doubts"])}) if speed else None})
-
-
-def _in_processes(units: Sequence[Unit], setting: Setting, say: Say) -> dict[Unit, dict[str, Any]]:
-    """Rows found by one process per core. What a process did not get to, because it died or could not start, is missing
-    and left to the caller.
+def _in_processes(networks: Sequence[SizedSpec], basis: Basis, say: Say) -> dict[SizedSpec, NetworkFacts]:
+    """Facts found by one process per core. What a process did not get to, because it died or could not start, is
+    missing and left to the caller.
 
     Processes are started as commands of their own: forking a process that runs torch's threads can hang, and
     multiprocessing's other way runs the caller's script again.
     """
-    from convscale.machine import available_cores
-
-    workers = min(available_cores(), max(1, len(units) // (MANY // 2)))
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    shares = [units[number::workers] for number in range(workers)]
-    running = []
-    for share in shares:
-        job = {
-            "conditions": setting.conditions.to_dict(),
-            "calibration": setting.calibration,
-            "units": [[spec.to_dict(), size] for spec, size in share],
-        }
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "convscale.choice.speeds"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=environment,
-            )
-        except OSError:
-            continue
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(job))
-            process.stdin.close()
-        except BrokenPipeError:
-            pass
-        running.append((process, share))
-    found: dict[Unit, dict[str, Any]] = {}
+    workers = min(available_cores(), max(1, len(networks) // (MANY // 2)))
+    shares = [networks[number::workers] for number in range(workers)]
+    running = [(process, share) for share in shares if (process := _start_worker(share, basis)) is not None]
+    facts: dict[SizedSpec, NetworkFacts] = {}
     for process, share in running:
         with process:
             try:
                 assert process.stdout is not None
-                for unit, line in zip(share, process.stdout, strict=False):
-                    found[unit] = json.loads(line)
+                for network, line in zip(share, process.stdout, strict=False):
+                    facts[network] = NetworkFacts.from_row(json.loads(line))
             except json.JSONDecodeError:  # it died in the middle of a line
                 pass
-    if len(found) < len(units):
-        say(f"{len(units) - len(found)} networks are left to this process")
-    return found
+    if len(facts) < len(networks):
+        say(f"{len(networks) - len(facts)} networks are left to this process")
+    return facts
 
 
-def as_json(speed: Speed | None) -> dict[str, Any] | None:
-    """As plain JSON values."""
-    return None if speed is None else dataclasses.asdict(speed)
-
-
-def check_device(device: str) -> str:
-    """The device's own name.
-
-    Raises:
-        UserError: it is neither this machine's nor a known GPU; the nearest names are given.
-    """
-    if not isinstance(device, str):
-        raise UserError(f"device is {device!r}; it must be text such as 'cpu' or 'rtx-4090'")
-    if at_hand(device):
-        return device
-    from convscale.predictor.devices import get_device
-
-    return get_device(device).name
-
-
-def device_title(device: str) -> str:
-    """The maker's name of a named GPU, else the name given."""
-    return devices()[device].title if device in devices() else device
+def _start_worker(share: Sequence[SizedSpec], basis: Basis) -> subprocess.Popen[str] | None:
+    """A process that examines a share of the networks; None where none can be started."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    job = {
+        "conditions": basis.conditions.to_dict(),
+        "calibration": basis.calibration,
+        "networks": [[spec.to_dict(), size] for spec, size in share],
+    }
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "convscale.choice.speeds"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )
+    except OSError:
+        return None
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass
+    return process
 
 
 def _work() -> None:
-    """A worker: a job as JSON on standard input, one line of JSON a unit on standard output."""
+    """A worker: a job as JSON on standard input, one line of JSON a network on standard output."""
     job = json.load(sys.stdin)
-    setting = Setting(conditions=Conditions(**job["conditions"]), calibration=job["calibration"])
-    for spec, size in job["units"]:
-        print(json.dumps(examine(NetSpec.from_dict(spec), size, setting)), flush=True)
+    basis = Basis(conditions=Conditions(**job["conditions"]), calibration=job["calibration"])
+    for spec, size in job["networks"]:
+        print(json.dumps(examine(SizedSpec(NetSpec.from_dict(spec), size), basis).to_row()), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convscale.cli.options import Device, ImgSize, Json, Precision, Threads, print_json, say
+from convscale.conditions import as_size, size_text
 from convscale.errors import UserError
 from convscale.networks.names import spec_of
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
+
+if TYPE_CHECKING:
+    from convscale.conditions import Conditions
+    from convscale.cost.counting import Cost
+    from convscale.predictor.largest_batch import LargestBatch
+    from convscale.speed.records import Record
+    from convscale.speed.subjects import Measured
+    from convscale.speed.timing import Measurement
 
 
 def register(app: typer.Typer) -> None:
@@ -39,18 +49,22 @@ def count_command(
 ) -> None:
     """Count parameters, multiply-accumulates, activations, bytes and memory."""
     from convscale.cost.counting import count
+    from convscale.predictor.largest_batch import predict_largest_batch
 
     rows = []
     for model in models:
-        spec = spec_of(model)
+        spec, largest = spec_of(model), None
         cost = count(spec, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
-        row: dict[str, Any] = {"name": spec.name, "image_size": cost.image_size[0]}
+        row: dict[str, object] = {"name": spec.name, "image_size": as_size(*cost.image_size)}
         row |= {key: getattr(cost, key) for key in _COUNTED}
         if device is not None:
-            row["largest_batch"] = _largest(spec, device, mode, precision, layout, img_size)
+            largest = predict_largest_batch(
+                spec, device, mode=mode, precision=precision, layout=layout, image_size=img_size
+            )
+            row["largest_batch"] = _as_json(largest)
         rows.append(row)
         if not as_json:
-            _say_cost(row, cost)
+            _say_cost(spec.name, cost, largest)
     if as_json:
         print_json(rows)
 
@@ -72,22 +86,21 @@ _COUNTED = (
 )
 
 
-def _largest(spec: Any, device: str, mode: str, precision: str, layout: str, img_size: int | None) -> dict[str, Any]:
-    from convscale.cost.memory import predict_largest_batch
-
-    found = predict_largest_batch(spec, device, mode=mode, precision=precision, layout=layout, image_size=img_size)
-    value = {
-        "device": found.device,
-        "batch_size": found.batch_size,
-        "peak_bytes": found.cost.peak_bytes,
-        "usable_bytes": found.usable_bytes,
+def _as_json(largest: LargestBatch) -> dict[str, object]:
+    """The largest batch as plain JSON values."""
+    return {
+        "device": largest.device,
+        "batch_size": largest.batch_size,
+        "peak_bytes": largest.cost.peak_bytes,
+        "usable_bytes": largest.usable_bytes,
+        "text": str(largest),
     }
-    return {**value, "text": str(found)}
 
 
-def _say_cost(row: dict[str, Any], cost: Any) -> None:
+def _say_cost(name: str, cost: Cost, largest: LargestBatch | None) -> None:
     say(
-        f"{row['name']} at {row['image_size']} px: {cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G "
+        f"{name} at {size_text(as_size(*cost.image_size))} px: {cost.params / 1e6:.2f} M parameters, "
+        f"{cost.macs / 1e9:.3f} G "
         "multiply-accumulates"
         f"{' (forward and backward)' if cost.mode == 'train' else ''}, {cost.activations / 1e6:.2f} M activations an "
         "image"
@@ -103,8 +116,8 @@ def _say_cost(row: dict[str, Any], cost: Any) -> None:
     if cost.mode == "train":
         kept = f", {_mb(cost.optimizer_bytes)} the optimiser's, {_mb(cost.saved_bytes)} kept for backward"
     say(f"at most {_mb(cost.peak_bytes)} at once: {_mb(cost.weight_bytes)} of weights{kept}", 4)
-    if "largest_batch" in row:
-        say(f"{row['largest_batch']['text']} (predicted)", 2)
+    if largest is not None:
+        say(f"{largest} (predicted)", 2)
     if cost.unsupported:
         names = ", ".join(f"{name} ({times} x)" for name, times in sorted(cost.unsupported.items()))
         say(f"note: operators of unknown kind, their bytes counted, their multiply-accumulates not: {names}", 2)
@@ -199,7 +212,9 @@ def measure_command(
         )
 
 
-def _measured(net: Any, cond: Any, layout: str, sizes: list[int] | None, protocol: str | None, seconds: float) -> Any:
+def _measured(
+    net: Measured, cond: Conditions, layout: str, sizes: list[int] | None, protocol: str | None, seconds: float
+) -> Iterator[Measurement]:
     """Measurements one by one, as they are made."""
     from convscale.speed.measuring import measure, sweep
 
@@ -208,25 +223,26 @@ def _measured(net: Any, cond: Any, layout: str, sizes: list[int] | None, protoco
     return sweep(net, cond, batch_sizes=sizes, layout=layout, min_seconds=seconds)
 
 
-def _recorded(net: Any, found: Any, path: Path | None) -> Any:
+def _recorded(net: Measured, found: Measurement, path: Path | None) -> Record:
     """The measurement as a record with the network's counts, where it is one that is counted; appended to the file,
     where there is one.
     """
+    from dataclasses import replace
+
     from convscale.arch.spec import NetSpec
     from convscale.cost.counting import count
     from convscale.speed.records import Record, append_record
 
-    counts: dict[str, Any] = {}
+    made = Record(model=found.model, measurement=found)
     if isinstance(net, NetSpec):
         cost = count(net, found.conditions.image_size)
-        counts = {"params": cost.params, "macs": cost.macs, "activations": cost.activations}
-    made = Record(model=found.model, measurement=found, **counts)
+        made = replace(made, params=cost.params, macs=cost.macs, activations=cost.activations)
     if path is not None:
         append_record(path, made)
     return made
 
 
-def _say_measured(model: str, found: Any) -> None:
+def _say_measured(model: str, found: Measurement) -> None:
     say(f"{model}: {found}")
     say(
         f"{1e3 * found.latency_s:,.2f} ms a call in the median, {1e3 * found.p99_s:,.2f} ms at the 99th percentile of "

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convscale.cli.options import Json, print_json, say
 from convscale.errors import UserError
 from convscale.networks.names import spec_of
+
+if TYPE_CHECKING:
+    from convscale.choice.basis import Asked, Basis
+    from convscale.choice.decide import Choice
+    from convscale.predictor.profile import Profile
+    from convscale.show.speed_points import SpeedPoint
+    from convscale.speed.records import Record
 
 PAGES, PICTURES = (".html",), (".html", ".png")
 
@@ -27,7 +35,7 @@ def report_command(
         list[Path] | None,
         typer.Option(
             "--records",
-            help="JSON lines of `measure --record`, or a .csv of timm's benchmark.py, measured on --device. Repeatable.",
+            help="JSON lines of `measure --record`, or a .csv of timm's benchmark.py, of --device. Repeatable.",
         ),
     ] = None,
     predict: Annotated[
@@ -76,52 +84,133 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Write one HTML file: a run's report again, or speeds, layers and comparisons."""
+    from convscale.choice.basis import Asked
+
     asked = bool(records or predict or layers or papers or ablation)
     if run_dir is not None:
         if asked:
             raise UserError("give a run's folder, or --records, --predict, --layers, --papers and --ablation, not both")
-        from convscale.show.plots import save_fit_png
-        from convscale.show.report import write_fit_report
-        from convscale.show.train_report import write_train_report
-
-        training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
-        if output is not None:
-            check_output(output, PAGES if training else PICTURES)
-        if output is not None and output.suffix == ".png":
-            path = save_fit_png(run_dir, output)
-        else:
-            path = (write_train_report if training else write_fit_report)(run_dir, output)
+        path = _run_report(run_dir, output)
     elif not asked:
         raise UserError(
             "give a run's folder, or at least one of --records, --predict, --layers, --papers and --ablation"
         )
+    elif models and not predict:
+        raise UserError("--model says what to predict; give it with --predict")
     else:
-        output = output or Path("speed.html")
-        check_output(output, PICTURES)
-        if models and not predict:
-            raise UserError("--model says what to predict; give it with --predict")
-        conditions: dict[str, Any] = {
-            "batch_size": batch_size,
-            "precision": precision,
-            "layout": layout,
-            "compiled": compiled,
-            "mode": mode,
-        }
-        conditions["calibration"] = calibration
-        from convscale.show.studies import ABLATION
-
-        elsewhere = {spec.name for spec in ABLATION.values()} if ablation else set()
-        points, found = _points(records or [], predict, models, device, img_size, conditions, elsewhere)
-        if output.suffix == ".png":
-            path = _picture(points, output, bool(layers or papers or ablation), min_throughput)
-        else:
-            comparisons, profiles = _parts(layers or [], papers, ablation, found, device, img_size, conditions)
-            from convscale.show.speed_report import write_speed_report
-
-            path = write_speed_report(
-                points, output, comparisons=comparisons, profiles=profiles, min_throughput=min_throughput
-            )
+        conditions = Asked(
+            device=device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode
+        )
+        wanted = _Wanted(
+            conditions=conditions,
+            calibration=calibration,
+            image_size=img_size,
+            records=tuple(records or ()),
+            predict=predict,
+            models=models,
+            layers=tuple(layers or ()),
+            papers=papers,
+            ablation=ablation,
+            min_throughput=min_throughput,
+        )
+        path = _speed_report(wanted, output or Path("speed.html"))
     print_json({"report": str(path)}) if as_json else say(f"report: {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What a report of speeds is to hold, as the options say."""
+
+    conditions: Asked
+    calibration: Path | None
+    image_size: int | None
+    records: tuple[Path, ...]
+    predict: bool
+    models: list[str] | None
+    layers: tuple[str, ...]
+    papers: bool
+    ablation: bool
+    min_throughput: float | None
+
+    def basis(self) -> Basis:
+        """What is predicted, and how."""
+        from convscale.choice.basis import basis_of
+
+        return basis_of(self.conditions, self.calibration)
+
+
+def _run_report(run_dir: Path, output: Path | None) -> Path:
+    """The report of a run of ``fit`` or ``train``, made again."""
+    from convscale.show.plots import save_fit_png
+    from convscale.show.report import write_fit_report
+    from convscale.show.train_report import write_train_report
+
+    training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
+    if output is not None:
+        check_output(output, PAGES if training else PICTURES)
+        if output.suffix == ".png":
+            return save_fit_png(run_dir, output)
+    return (write_train_report if training else write_fit_report)(run_dir, output)
+
+
+def _speed_report(wanted: _Wanted, output: Path) -> Path:
+    """Speeds, layers and comparisons as a page, or accuracy against throughput as a picture."""
+    from convscale.show.speed_plots import save_speed_png
+    from convscale.show.speed_points import points_of
+    from convscale.show.speed_report import write_speed_report
+    from convscale.show.studies import ABLATION, papers_example, tresnet_ablation
+
+    check_output(output, PICTURES)
+    measured = [record for path in wanted.records for record in _read(path, wanted.conditions)]
+    if wanted.records and not measured:
+        raise UserError(f"{', '.join(map(str, wanted.records))}: no record in it")
+    # Records of the ablation's networks stand in its comparison instead.
+    elsewhere = {spec.name for spec in ABLATION.values()} if wanted.ablation else set()
+    points = [*(record for record in measured if record.model not in elsewhere), *_predictions(wanted)]
+    if output.suffix == ".png":
+        if wanted.layers or wanted.papers or wanted.ablation:
+            raise UserError(
+                "a .png shows accuracy against throughput alone; give --layers, --papers and --ablation with an .html "
+                "file"
+            )
+        return save_speed_png(points_of(points), output, min_throughput=wanted.min_throughput)
+    comparisons = [papers_example()] if wanted.papers else []
+    comparisons += [tresnet_ablation(records=measured)] if wanted.ablation else []
+    return write_speed_report(
+        points,
+        output,
+        comparisons=comparisons,
+        profiles=_profiles(wanted),
+        min_throughput=wanted.min_throughput,
+    )
+
+
+def _predictions(wanted: _Wanted) -> list[SpeedPoint]:
+    """What released weights are predicted to run at, where that was asked for."""
+    from convscale.show.candidates import predicted_points
+
+    if not wanted.predict:
+        return []
+    sizes = None if wanted.image_size is None else [wanted.image_size]
+    return predicted_points(wanted.basis(), wanted.models, image_sizes=sizes, progress=lambda text: say(text, err=True))
+
+
+def _profiles(wanted: _Wanted) -> list[Profile]:
+    """Networks layer by layer."""
+    from convscale.predictor.profile import profile
+
+    if not wanted.layers:
+        return []
+    basis = wanted.basis()
+    if not basis.predicted:
+        raise UserError(
+            f"--layers shows what is predicted for a named GPU, got device {basis.conditions.device!r}; or give "
+            "--calibration"
+        )
+    return [
+        profile(spec_of(name), basis.conditions, image_size=wanted.image_size, calibration=basis.read_calibration())
+        for name in wanted.layers
+    ]
 
 
 def check_output(path: Path, known: tuple[str, ...]) -> None:
@@ -133,7 +222,7 @@ def check_output(path: Path, known: tuple[str, ...]) -> None:
         raise UserError(f"--output {path} must end in {' or '.join(known)}")
 
 
-def write_choice(choice: Any, path: Path) -> None:
+def write_choice(choice: Choice, path: Path) -> None:
     """The choice's options as accuracy against throughput with the constraint drawn in: a page, or a picture.
 
     Raises:
@@ -154,82 +243,20 @@ def write_choice(choice: Any, path: Path) -> None:
     write_speed_report(points, path, title=title, lead=f"{choice}.", min_throughput=choice.floor or None)
 
 
-def _points(
-    records: list[Path],
-    predict: bool,
-    models: list[str] | None,
-    device: str,
-    img_size: int | None,
-    conditions: dict[str, Any],
-    elsewhere: set[str],
-) -> tuple[list[Any], list[Any]]:
-    """What to draw, and all records: those of the networks ``elsewhere`` stand in a comparison instead."""
-    found = [record for path in records for record in _read(path, device, conditions)]
-    if records and not found:
-        raise UserError(f"{', '.join(map(str, records))}: no record in it")
-    drawn = [record for record in found if record.model not in elsewhere]
-    if not predict:
-        return drawn, found
-    from convscale.show.candidates import predicted_points
-
-    sizes = None if img_size is None else [img_size]
-    made = predicted_points(device, models, image_sizes=sizes, progress=lambda text: say(text, err=True), **conditions)
-    return [*drawn, *made], found
-
-
-def _read(path: Path, device: str, conditions: dict[str, Any]) -> list[Any]:
+def _read(path: Path, asked: Asked) -> list[Record]:
     """Records of a file; of a table of timm's, which does not say its device, as the flags say."""
+    from convscale.conditions import Conditions
+    from convscale.machine import Environment
+    from convscale.predictor.devices import get_device
     from convscale.speed.records import read_records, read_timm_csv
 
     if path.suffix != ".csv":
         return read_records(path)
-    from convscale.conditions import Conditions
-    from convscale.machine import Environment
-    from convscale.predictor.devices import get_device
-
-    card = get_device(device)
-    runtime = "compiled" if conditions["compiled"] else "eager"
+    card = get_device(asked.device)
     stated = Conditions(
-        device=card.name, precision=conditions["precision"] or "amp", layout=conditions["layout"], runtime=runtime
+        device=card.name,
+        precision=asked.precision or "amp",
+        layout=asked.layout,
+        runtime="compiled" if asked.compiled else "eager",
     )
     return read_timm_csv(path, conditions=stated, environment=Environment(device_name=card.title, cores=1))
-
-
-def _picture(points: list[Any], output: Path, others: bool, min_throughput: float | None) -> Path:
-    from convscale.show.speed_plots import save_speed_png
-    from convscale.show.speed_points import points_of
-
-    if others:
-        raise UserError(
-            "a .png shows accuracy against throughput alone; give --layers, --papers and --ablation with an .html file"
-        )
-    return save_speed_png(points_of(points), output, min_throughput=min_throughput)
-
-
-def _parts(
-    layers: list[str],
-    papers: bool,
-    ablation: bool,
-    found: list[Any],
-    device: str,
-    img_size: int | None,
-    conditions: dict[str, Any],
-) -> tuple[list[Any], list[Any]]:
-    """Comparisons and profiles."""
-    from convscale.choice.choose import setting_of
-    from convscale.predictor.profile import profile
-    from convscale.show.studies import papers_example, tresnet_ablation
-
-    comparisons = [papers_example()] if papers else []
-    comparisons += [tresnet_ablation(records=found)] if ablation else []
-    if not layers:
-        return comparisons, []
-    setting = setting_of(device, **conditions)
-    if not setting.predicted:
-        raise UserError(
-            f"--layers shows what is predicted for a named GPU, got device {device!r}; or give --calibration"
-        )
-    return comparisons, [
-        profile(spec_of(name), setting.conditions, image_size=img_size, calibration=conditions["calibration"])
-        for name in layers
-    ]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convscale.cli.options import ImgSize, Json, Threads, print_json, say
 from convscale.cli.report import PICTURES, check_output, write_choice
+from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.networks.names import spec_of
 from convscale.words import exact, odds
+
+if TYPE_CHECKING:
+    from convscale.choice.decide import Choice, Option
+    from convscale.choice.largest import Largest
+    from convscale.speed.records import Record
 
 Device = Annotated[
     str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")
@@ -34,6 +40,8 @@ RecordsFile = Annotated[
 ]
 
 _SHOWN = 8
+"""Rows of a list that are shown unless all are asked for."""
+SPEC_FILES = (".json", ".yaml", ".yml")
 
 
 def register(app: typer.Typer) -> None:
@@ -61,29 +69,25 @@ def predict_command(
     as_json: Json = False,
 ) -> None:
     """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
-    from convscale.choice.choose import setting_of
-    from convscale.choice.speeds import device_title, predicted
+    from convscale.choice.basis import Asked, basis_of, device_title
+    from convscale.choice.facts import SizedSpec
+    from convscale.choice.speeds import predicted
 
-    setting = setting_of(
-        device,
-        batch_size=batch_size,
-        precision=precision,
-        layout=layout,
-        compiled=compiled,
-        mode=mode,
-        calibration=calibration,
+    asked = Asked(
+        device=device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode
     )
-    if not setting.predicted:
+    basis = basis_of(asked, calibration)
+    if not basis.predicted:
         raise UserError(
             f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first "
             "and use --calibration"
         )
-    c = setting.conditions
-    rows: list[dict[str, Any]] = []
+    c = basis.conditions
+    rows = []
     for name in models:
         spec = spec_of(name)
         size = img_size or spec.input.size
-        p = predicted(spec, size, setting)
+        p = predicted(SizedSpec(spec, size), basis)
         row = {"name": spec.name, "image_size": size, "images_per_s": p.images_per_s, "low": p.low, "high": p.high}
         rows.append({**row, "bound_by": str(p.bound_by), "doubts": [str(d) for d in p.doubts]})
         rows[-1]["ratio"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
@@ -121,7 +125,7 @@ def choose_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="eager, compiled, onnxruntime, openvino, or best: tuned for each network. On the CPU best when left out.",
+            help="eager, compiled, onnxruntime, openvino, or best: tuned for each network. On a CPU best when left out.",
         ),
     ] = None,
     mode: Mode = "infer",
@@ -165,47 +169,44 @@ def choose_command(
     as_json: Json = False,
 ) -> None:
     """Choose the most accurate network that keeps a constraint on a device."""
-    from convscale.choice.choose import choose, largest
+    from convscale.choice.basis import Asked, basis_of
+    from convscale.choice.candidates import candidates_of
+    from convscale.choice.choose import choose_from
+    from convscale.choice.largest import Direction, Effort, largest_under
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
     if save is not None:  # before minutes of measuring, not after
         check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
-    conditions: dict[str, Any] = {
-        "device": device,
-        "batch_size": batch_size,
-        "precision": precision,
-        "runtime": runtime,
-        "mode": mode,
-        "layout": layout,
-        "compiled": compiled,
-        "threads": threads,
-        "calibration": calibration,
-        "records": records,
-        "seconds": seconds,
-        "progress": _progress,
-        "min_throughput": min_throughput,
-        "max_latency_ms": max_latency,
-    }
-    if scale is not None:
-        if max_memory is not None or max_params is not None or models or img_sizes:
-            raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")
-        _finish_scale(largest(spec_of(scale), along=along, rule=rule, **conditions), save, as_json)
-        return
-    named = (
-        [spec_of(name) if Path(name).suffix in (".json", ".yaml", ".yml") else name for name in models]
-        if models
-        else None
-    )
-    choice = choose(
-        **conditions,
+    if scale is not None and (max_memory is not None or max_params is not None or models or img_sizes):
+        raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")
+    constraint = Constraint(
+        min_throughput=min_throughput,
+        max_latency_ms=max_latency,
         max_memory_gb=max_memory,
         max_params_m=max_params,
-        candidates=named,
-        image_sizes=img_sizes,
-        accuracy=accuracy,
-        budget=budget,
     )
+    asked = Asked(
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        runtime=runtime,
+        mode=mode,
+        layout=layout,
+        compiled=compiled,
+        threads=threads,
+        latency=max_latency is not None and min_throughput is None,
+    )
+    basis = basis_of(asked, calibration)
+    effort = Effort(records=records, seconds=seconds, say=_progress)
+    if scale is not None:
+        direction = Direction(along=along, rule=rule)
+        _finish_scale(largest_under(spec_of(scale), basis, constraint, direction, effort), save, as_json)
+        return
+    if budget < 1:
+        raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
+    named = [spec_of(name) if Path(name).suffix in SPEC_FILES else name for name in models] if models else None
+    choice = choose_from(candidates_of(named, img_sizes, accuracy), basis, constraint, effort, budget=budget)
     if save is not None:
         write_choice(choice, save)
     if as_json:
@@ -216,28 +217,27 @@ def choose_command(
             say(f"report: {save}")
 
 
-def _finish_scale(found: Any, save: Path | None, as_json: bool) -> None:
+def _finish_scale(largest: Largest, save: Path | None, as_json: bool) -> None:
     from convscale.arch.spec import save_spec
+    from convscale.choice.measured import chosen_among
 
     if save is not None:
-        save_spec(found.spec, save)
+        save_spec(largest.spec, save)
     if as_json:
-        print_json(found.to_dict())
+        print_json(largest.to_dict())
         return
-    say(str(found))
-    from convscale.choice.measured import tuned_mark
-
-    say(_in_words(found.setting.conditions, tuned_mark(found.setting) if found.setting.tuned else ""))
+    say(str(largest))
+    say(_in_words(largest.basis.conditions, chosen_among(largest.basis) if largest.basis.tuned else ""))
     say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
 
 
-def _in_words(c: Any, tuned: str = "") -> str:
+def _in_words(c: Conditions, chosen_from: str = "") -> str:
     mode = "training" if c.mode == "train" else "inference"
     threads = f", {c.threads} threads" if c.threads else ""
-    return f"{mode}, {tuned or f'{c.runtime}, {c.precision}, {c.layout}'}, batch {c.batch_size}{threads}"
+    return f"{mode}, {chosen_from or f'{c.runtime}, {c.precision}, {c.layout}'}, batch {c.batch_size}{threads}"
 
 
-def _print_choice(choice: Any, show_all: bool) -> None:
+def _print_choice(choice: Choice, show_all: bool) -> None:
     """A choice for people."""
     from convscale.choice.candidates import describe_accuracy
     from convscale.choice.decide import describe_speed
@@ -255,7 +255,7 @@ def _print_choice(choice: Any, show_all: bool) -> None:
     say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
-    say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.tuned)}", 2)
+    say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.chosen_from)}", 2)
     _rows("front, fastest first (top-1 %, images/s; * chosen, ? maybe, - not fast enough)", choice.front, best)
     _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
     _reasons("keep it, accuracy not known", choice.alternatives, show_all)
@@ -268,16 +268,16 @@ def _print_choice(choice: Any, show_all: bool) -> None:
         say(f"note: {note}")
 
 
-def _rows(title: str, options: Iterable[Any], best: Any) -> None:
+def _rows(title: str, options: Iterable[Option], best: Option) -> None:
 
     say(f"{title}:")
     for o in options:
         accuracy = "    -" if o.top1 is None else f"{o.top1:5.2f}"
         mark = "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, " ")
-        say(f"{mark} {accuracy} {exact(o.images_per_s):>8}  {o.label}")
+        say(f"{mark} {accuracy} {exact(o.images_per_s or 0):>8}  {o.label}")
 
 
-def _reasons(title: str, options: Any, show_all: bool) -> None:
+def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:
     if not options:
         return
     shown = list(options)[: None if show_all else _SHOWN]
@@ -332,7 +332,7 @@ def calibrate_command(
 
     --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
     """
-    from convscale.choice.choose import setting_of
+    from convscale.choice.basis import Asked, basis_of
     from convscale.machine import Environment
     from convscale.predictor.calibrate import calibrate, observations_of
     from convscale.predictor.calibration import save_calibration
@@ -350,22 +350,23 @@ def calibrate_command(
             "FILE`, "
             "then `convscale calibrate --device NAME --measurement FILE`"
         )
-    setting = setting_of(
-        device,
+    asked = Asked(
+        device=device,
         batch_size=batch_size,
         precision=precision,
         layout=layout,
-        compiled=compiled,
         mode=mode,
-        runtime=_torch(compiled),
+        runtime="compiled" if compiled else "eager",
+        threads=threads,
     )
+    conditions = basis_of(asked).conditions
     if csv is not None:
         there = Environment(device_name=get_device(card).title, cores=1)
-        records = read_timm_csv(csv, conditions=setting.conditions, environment=there)
+        records = read_timm_csv(csv, conditions=conditions, environment=there)
     elif measurements:
         records = [record for path in measurements for record in read_records(path)]
     else:
-        records = _measure_models(models or list(CALIBRATION_MODELS), setting, threads, seconds)
+        records = _measure_models(models or list(CALIBRATION_MODELS), conditions, seconds)
     observations, unknown = observations_of(records, card)
     if not observations:
         raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
@@ -391,22 +392,15 @@ def calibrate_command(
         )
 
 
-def _torch(compiled: bool) -> str:
-    return "compiled" if compiled else "eager"
-
-
-def _measure_models(models: list[str], setting: Any, threads: int | None, seconds: float) -> list[Any]:
-    from dataclasses import replace
-
+def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Record]:
+    """Records of the networks, timed here one after the other."""
     from convscale.speed.measuring import measure
     from convscale.speed.records import Record
 
-    found = []
+    records = []
     for number, name in enumerate(models, start=1):
         spec = spec_of(name)
-        measured = measure(
-            spec, replace(setting.conditions, threads=threads), min_seconds=seconds, max_seconds=10 * seconds
-        )
+        measured = measure(spec, conditions, min_seconds=seconds, max_seconds=10 * seconds)
         _progress(f"{number}/{len(models)}: {spec.name} {measured.images_per_s:,.1f} images/s")
-        found.append(Record(model=spec.name, measurement=measured))
-    return found
+        records.append(Record(model=spec.name, measurement=measured))
+    return records

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,24 +14,27 @@ from convscale.cost.operators import autocast_policy
 class Autocast(TorchFunctionMode):
     """What ``torch.autocast("cuda")`` would cast, which does not stand without CUDA: above autograd, where the real one
     stands too.
+
+    Args:
+        low: the type of convolutions and products.
+        weights: ids of the tensors whose copies are kept for the call, as autocast's cache keeps them.
+        fast_norm: whether layer and group norm stay in ``low``.
     """
 
     def __init__(self, low: torch.dtype, weights: set[int], fast_norm: bool) -> None:
         super().__init__()
         self.low = low
-        self.fast_norm = fast_norm
         self.weights = weights
+        self.fast_norm = fast_norm
         self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        """``value`` in ``dtype``; a weight's copy is kept for the rest of the call."""
+        """``value`` in ``dtype``, lists and tuples item by item; what autocast leaves alone comes back as it is."""
         if isinstance(value, list | tuple):
             return type(value)([self._cast(item, dtype) for item in value])
-        if (
-            not isinstance(value, torch.Tensor)
-            or not value.is_floating_point()
-            or value.dtype in (dtype, torch.float64)
-        ):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        if value.dtype in (dtype, torch.float64):
             return value
         if id(value) not in self.weights:
             return value.to(dtype)
@@ -40,7 +43,13 @@ class Autocast(TorchFunctionMode):
             self._copies[key] = value.to(dtype)
         return self._copies[key]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         policy = "low" if self.fast_norm and name in ("layer_norm", "group_norm") else autocast_policy(name)
@@ -52,7 +61,7 @@ class Autocast(TorchFunctionMode):
         return func(*self._cast(args, dtype), **{key: self._cast(value, dtype) for key, value in kwargs.items()})
 
 
-def tensors_in(values: Any) -> Iterator[torch.Tensor]:
+def tensors_in(values: Iterable[object]) -> Iterator[torch.Tensor]:
     """All tensors of nested lists, tuples and dicts, in order."""
     for value in values:
         if isinstance(value, torch.Tensor):

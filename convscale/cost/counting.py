@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
-
-from convscale.cache import key_of, load, save
-from convscale.conditions import Conditions
-from convscale.cost.fusion import fused_kernels
-from convscale.cost.kernels import eager_kernels
-from convscale.cost.trace import Operator, Trace, Use, trace
-from convscale.networks.inputs import checked_size
-from convscale.networks.resolve import build_meta, resolve
-
-if TYPE_CHECKING:
-    from convscale.arch.spec import NetSpec
+from convscale.cache import load, save
+from convscale.conditions import Conditions, Size
+from convscale.cost.fusion import launched_kernels
+from convscale.cost.liveness import peak_bytes, saved_for_backward
+from convscale.cost.subject import Network, pass_key, subject_of
+from convscale.cost.trace import Operator, Trace, Use
+from convscale.cost.tracing import trace
+from convscale.networks.resolve import build_meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,64 +62,15 @@ class Cost:
     """Every operator in the order of dispatch."""
 
 
-def peak_bytes(traced: Trace) -> int:
-    """Most bytes alive at once, with every block freed after its last use and weights, input and outputs kept.
-
-    In eager mode a local name can hold a map a little longer, so a real peak lies somewhat above.
-    """
-    last: dict[int, int] = {}
-    for position, operator in enumerate(traced.operators):
-        for use in (*operator.inputs, *operator.outputs):
-            last[use.storage] = position
-    live = sum(traced.storages[number] for number in traced.weights)
-    seen = set(traced.weights)
-    first_input = next((use.storage for op in traced.operators for use in op.inputs if use.storage not in seen), None)
-    if first_input is not None:
-        live += traced.storages[first_input]
-        seen.add(first_input)
-    peak = live
-    kept = seen | traced.results
-    ends: dict[int, list[int]] = {}
-    for number, position in last.items():
-        if number not in kept:
-            ends.setdefault(position, []).append(number)
-    for position, operator in enumerate(traced.operators):
-        for use in (*operator.inputs, *operator.outputs):
-            if use.storage not in seen:
-                seen.add(use.storage)
-                live += traced.storages[use.storage]
-        peak = max(peak, live)
-        live -= sum(traced.storages[number] for number in ends.get(position, ()))
-    return peak
-
-
-def saved_for_backward(traced: Trace) -> int:
-    """Bytes of the blocks that the forward pass fills or takes in and the backward pass reads; weights left out, views
-    counted once.
-    """
-    early: set[int] = set()
-    read: set[int] = set()
-    for operator in traced.operators:
-        if operator.phase == "forward":
-            early.update(use.storage for use in (*operator.inputs, *operator.outputs))
-        elif operator.phase == "backward":
-            read.update(use.storage for use in operator.inputs)
-    return sum(traced.storages[number] for number in (early & read) - traced.weights)
-
-
 def cost_of(traced: Trace, *, compiled: bool = False) -> Cost:
     """The sums of a trace."""
-    launched = fused_kernels(traced) if compiled else eager_kernels(traced)
+    launched = launched_kernels(traced, compiled=compiled)
     if compiled:
-        moved = (
-            sum(kernel.in_bytes + kernel.weight_bytes for kernel in launched),
-            sum(kernel.out_bytes for kernel in launched),
-        )
+        read = sum(kernel.in_bytes + kernel.weight_bytes for kernel in launched)
+        written = sum(kernel.out_bytes for kernel in launched)
     else:
-        moved = (
-            sum(operator.read_bytes for operator in traced.operators),
-            sum(operator.written_bytes for operator in traced.operators),
-        )
+        read = sum(operator.read_bytes for operator in traced.operators)
+        written = sum(operator.written_bytes for operator in traced.operators)
     outputs = (
         use.nbytes // use.itemsize
         for operator in traced.operators
@@ -136,8 +83,8 @@ def cost_of(traced: Trace, *, compiled: bool = False) -> Cost:
         params=traced.params,
         macs=sum(operator.macs for operator in traced.operators) // traced.batch_size,
         activations=sum(outputs) // traced.batch_size,
-        read_bytes=moved[0],
-        written_bytes=moved[1],
+        read_bytes=read,
+        written_bytes=written,
         kernels=len(launched),
         peak_bytes=peak_bytes(traced),
         weight_bytes=sum(traced.storages[number] for number in traced.weights - momenta),
@@ -146,44 +93,33 @@ def cost_of(traced: Trace, *, compiled: bool = False) -> Cost:
         unsupported=traced.unsupported,
         batch_size=traced.batch_size,
         image_size=traced.image_size,
-        mode=traced.mode,
-        precision=traced.precision,
-        layout=traced.layout,
+        mode=traced.conditions.mode,
+        precision=traced.conditions.precision,
+        layout=traced.conditions.layout,
         compiled=compiled,
         operators=traced.operators,
     )
 
 
-def trace_of(
-    net_or_spec: nn.Module | NetSpec | str,
-    image_size: int | tuple[int, int] | None = None,
-    batch_size: int = 1,
-    *,
-    mode: str = "infer",
-    precision: str = "fp32",
-    layout: str = "nchw",
-) -> Trace:
+def trace_of(network: Network, conditions: Conditions) -> Trace:
     """The trace of a network, a spec or a model's name; a spec's is read from the cache where it was traced before.
     Raises as ``count``.
     """
-    Conditions(mode=mode, precision=precision, layout=layout, batch_size=batch_size)
-    net, spec = resolve(net_or_spec)
-    size = checked_size(image_size, net, spec)
-    conditions: dict[str, Any] = {"mode": mode, "precision": precision, "layout": layout}
+    net, spec, conditions = subject_of(network, conditions)
     if spec is None:
-        assert net is not None
-        return trace(net, size, batch_size, **conditions)
-    key = key_of("trace", spec, size=size, batch=batch_size, **conditions)
+        assert net is not None  # a network is one of the two
+        return trace(net, conditions)
+    key = pass_key("trace", spec, conditions)
     if (kept := load(key)) is not None:
-        return _unpacked(kept)
-    traced = trace(build_meta(spec), size, batch_size, **conditions)
+        return _unpacked(kept, conditions)
+    traced = trace(build_meta(spec), conditions)
     save(key, _packed(traced))
     return traced
 
 
 def count(
-    net_or_spec: nn.Module | NetSpec | str,
-    image_size: int | tuple[int, int] | None = None,
+    net_or_spec: Network,
+    image_size: Size | None = None,
     batch_size: int = 1,
     *,
     mode: str = "infer",
@@ -199,7 +135,8 @@ def count(
         image_size: the input's side in pixels, or (height, width); None: the network's own.
         batch_size: images a call.
         mode: ``infer`` (the forward pass) or ``train`` (forward, backward and an SGD step with momentum).
-        precision: ``fp32``; ``amp`` or ``bf16`` under CUDA's autocast policy; ``fp16``.
+        precision: ``fp32``; ``amp`` or ``bf16`` under CUDA's autocast policy; ``fp16``. ``int8`` is refused: which
+            layers hold 8 bits is settled when a network is exported.
         layout: ``nchw`` or ``nhwc``.
         compiled: bytes and kernels as PyTorch's compiler would fuse them, by our simulation of it; else as eager mode
             dispatches them.
@@ -208,17 +145,20 @@ def count(
         UserError: the network does not say its size and none is given; it can not be traced (the message names the
             operator); a bad argument.
     """
-    return cost_of(
-        trace_of(net_or_spec, image_size, batch_size, mode=mode, precision=precision, layout=layout), compiled=compiled
-    )
+    conditions = Conditions(mode=mode, precision=precision, layout=layout, batch_size=batch_size, image_size=image_size)
+    return cost_of(trace_of(net_or_spec, conditions), compiled=compiled)
 
 
-def _packed(traced: Trace) -> dict[str, Any]:
+def _packed(traced: Trace) -> dict[str, object]:
+    """A trace as JSON values; named tuples become lists."""
     value = {field.name: getattr(traced, field.name) for field in dataclasses.fields(traced)}
+    del value["conditions"]  # they stand in the key
     return {**value, "weights": sorted(traced.weights), "results": sorted(traced.results)}
 
 
-def _unpacked(value: dict[str, Any]) -> Trace:
+def _unpacked(value: dict[str, Any], conditions: Conditions) -> Trace:
+    """What ``_packed`` made, read back from JSON."""
+
     def use(fields: list[Any]) -> Use:
         return Use(fields[0], tuple(fields[1]), *fields[2:])
 
@@ -234,6 +174,6 @@ def _unpacked(value: dict[str, Any]) -> Trace:
             "storages": tuple(value["storages"]),
             "weights": frozenset(value["weights"]),
             "results": frozenset(value["results"]),
-            "image_size": tuple(value["image_size"]),
+            "conditions": conditions,
         }
     )

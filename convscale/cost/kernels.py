@@ -8,21 +8,44 @@ writes its end once.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
 from convscale.cost.trace import Operator, Trace, Use
 
-MATRIX = ("conv", "conv1", "group", "even", "packed", "depthwise", "direct", "linear")
-"""Kinds that multiply matrices: dense convolution, its 1x1 case, grouped (any, in even shapes, in shapes that pack
-well), depthwise, depthwise by PyTorch's own kernel instead of cuDNN's, linear."""
-NORMS = ("norm", "stats", "layer-norm", "group-norm")
-"""Norms: batch norm as in inference, batch norm that makes statistics, layer norm, group norm."""
-FUSED = ("fused", "fused-reduce", "fused-mean")
+MATRIX = (
+    "conv",
+    "conv_1x1",
+    "grouped",
+    "grouped_pow2",
+    "grouped_packed",
+    "depthwise",
+    "depthwise_native",
+    "linear",
+)
+"""Kinds that multiply matrices: dense convolution and its 1x1 case; grouped convolution, where groups have a power of
+two of channels, and where those also pack well into tiles (at most 32 wide, in multiples of 32 groups); depthwise by
+cuDNN, and by PyTorch's own kernel; linear."""
+NORMS = ("batch_norm", "batch_norm_train", "layer_norm", "group_norm")
+"""Norms: ``batch_norm`` as in inference (and what has no kind of its own); ``batch_norm_train`` makes statistics or
+their gradients."""
+FUSED = ("fused", "fused_reduce", "fused_mean")
 """What a compiler makes: chains of pointwise operators, with a reduction over rows, with one over positions."""
-OTHERS = (*NORMS, "point", "uneven", "reduce", "softmax", "pool", "copy", "cast", "update", *FUSED)
-"""Kinds that move data; ``uneven`` is a pointwise kernel whose inputs differ in shape, type or order, which PyTorch
-does not vectorise."""
+OTHERS = (
+    *NORMS,
+    "pointwise",
+    "pointwise_mixed",
+    "reduce",
+    "softmax",
+    "pool",
+    "copy",
+    "cast",
+    "update",
+    *FUSED,
+)
+"""Kinds that move data; ``pointwise_mixed`` is a pointwise kernel whose inputs differ in shape, type or order, which
+PyTorch does not vectorise."""
 PHASES = ("forward", "input", "weight", "backward")
 """What a kernel makes: the forward map, an input's or a weight's gradient, any other gradient (or the update)."""
 
@@ -76,47 +99,52 @@ def eager_kernels(traced: Trace) -> list[Kernel]:
     operators = traced.operators
     for index, op in enumerate(operators):
         if op.kind in ("conv", "linear"):
-            kernel = matrix_kernel(
-                op, any(use.dense for use in op.outputs if op.product != "weight") or op.inputs[0].dense
-            )
+            # A weight's gradient is no map: its own layout says nothing of how the maps lie.
+            maps = op.inputs[:1] if op.product == "weight" else (op.inputs[0], *op.outputs)
+            kernel = matrix_kernel(op, any(use.channels_last for use in maps))
             result.append(kernel)
-            if op.bias and kernel.kind != "direct":  # PyTorch's own depthwise kernel adds its bias itself
-                out = op.outputs[0].nbytes
-                result.append(
-                    Kernel("uneven", in_bytes=out, out_bytes=out, side=kernel.side, nhwc=kernel.nhwc, scope=op.scope)
-                )
-        else:
-            kernel = moving_kernel(op)
-            if op.name == "contiguous":
-                kernel = kernel._replace(permuted=op.inputs[0].dense != op.outputs[0].dense)
-            elif op.name == "clone":
-                # a copy that changes the order of elements, unless autograd keeps a map that the next operator
-                # overwrites
-                follower = operators[index + 1] if index + 1 < len(operators) else op
-                kept = follower.kind == "pointwise" and follower.outputs[0].storage == op.inputs[0].storage
-                kernel = kernel._replace(permuted=not kept)
-            result.append(kernel)
+            if op.bias and kernel.kind != "depthwise_native":  # PyTorch's own depthwise kernel adds its bias itself
+                result.append(_bias_kernel(op, kernel))
+            continue
+        kernel = moving_kernel(op)
+        if op.name == "contiguous":
+            kernel = kernel._replace(permuted=op.inputs[0].channels_last != op.outputs[0].channels_last)
+        elif op.name == "clone":
+            # a copy that changes the order of elements, unless autograd keeps a map that the next operator overwrites
+            follower = operators[index + 1] if index + 1 < len(operators) else op
+            kept = follower.kind == "pointwise" and follower.outputs[0].storage == op.inputs[0].storage
+            kernel = kernel._replace(permuted=not kept)
+        result.append(kernel)
     return result
 
 
+def _bias_kernel(op: Operator, kernel: Kernel) -> Kernel:
+    """A convolution's bias, which eager CUDA adds in a pass of its own over the map."""
+    out = op.outputs[0].nbytes
+    return Kernel("pointwise_mixed", in_bytes=out, out_bytes=out, side=kernel.side, nhwc=kernel.nhwc, scope=op.scope)
+
+
 def is_slice(use: Use, traced: Trace) -> bool:
+    """Whether it is a part of a larger map: some channels of several images, say."""
     return len(use.shape) == 4 and use.shape[0] > 1 and use.nbytes < traced.storages[use.storage]
 
 
 def _phase(op: Operator) -> str:
+    """One of ``PHASES``."""
     return op.product or ("forward" if op.phase == "forward" else "backward")
 
 
-def nbytes(uses: tuple[Use, ...]) -> int:
+def nbytes(uses: Sequence[Use]) -> int:
+    """Bytes of several tensors."""
     return sum(use.nbytes for use in uses)
 
 
-_KIND = {"pointwise": "point", "random": "point", "unknown": "copy"}
-_NORM = {"native_layer_norm": "layer-norm", "native_group_norm": "group-norm"}
+_KIND = {"pointwise": "pointwise", "random": "pointwise", "unknown": "copy", "norm": "batch_norm"}
+_NORM = {"native_layer_norm": "layer_norm", "native_group_norm": "group_norm"}
 
 
 def _is_map(use: Use) -> bool:
-    """Whether it is a whole map, not one that stands for a smaller one spread over it."""
+    """Whether it is a whole map, not one that stands for a smaller one repeated over it."""
     return (
         len(use.shape) == 4
         and use.shape[1] > 1
@@ -125,17 +153,20 @@ def _is_map(use: Use) -> bool:
     )
 
 
+def _is_mixed(op: Operator) -> bool:
+    """Whether tensors of a pointwise operator differ in shape, type or order; plain numbers do not count."""
+    uses = (*op.inputs, *op.outputs)
+    return len({(use.shape, use.itemsize, use.channels_last, use.nbytes) for use in uses if use.shape}) > 1
+
+
 def moving_kernel(op: Operator) -> Kernel:
+    """The kernel of an operator that moves data and multiplies nothing."""
     maps = [use for use in (*op.inputs, *op.outputs) if _is_map(use)]
     kind = _NORM.get(op.name) or _KIND.get(op.kind, op.kind)
-    if kind == "norm" and len(op.outputs) > 1:  # a batch norm in training makes statistics or their gradients
-        kind = "stats"
-    if (
-        kind == "point"
-        and len({(use.shape, use.itemsize, use.dense, use.nbytes) for use in (*op.inputs, *op.outputs) if use.shape})
-        > 1
-    ):
-        kind = "uneven"
+    if kind == "batch_norm" and len(op.outputs) > 1:  # in training it makes statistics, or their gradients
+        kind = "batch_norm_train"
+    elif kind == "pointwise" and _is_mixed(op):
+        kind = "pointwise_mixed"
     return Kernel(
         kind,
         phase=_phase(op),
@@ -146,22 +177,28 @@ def moving_kernel(op: Operator) -> Kernel:
         side=maps[-1].shape[-1] if maps else 1,
         rows=op.outputs[0].nbytes // op.outputs[0].itemsize if op.kind == "pool" and op.outputs else 0,
         itemsize=op.inputs[0].itemsize if op.inputs else 4,
-        nhwc=bool(maps) and maps[0].dense,
-        permuted=len({use.dense for use in maps}) > 1,
+        nhwc=bool(maps) and maps[0].channels_last,
+        permuted=len({use.channels_last for use in maps}) > 1,
         scope=op.scope,
     )
 
 
 def matrix_kernel(op: Operator, nhwc: bool) -> Kernel:
+    """The kernel of a convolution or a linear layer, as a matrix product of (rows, depth) and (depth, width).
+
+    Args:
+        op: the operator, of any phase.
+        nhwc: whether its maps lie channels last.
+    """
     if op.kind == "linear" or len(op.inputs[0].shape) < 3:
         return _linear_kernel(op)
-    if op.product == "weight":
+    if op.product == "weight":  # gradient and input go in, the weight's gradient comes out
         (gradient, x), weight = op.inputs[:2], op.outputs[0]
-        inputs, outputs, weights = gradient.nbytes + x.nbytes, weight.nbytes, 0
+        in_bytes, weight_bytes = gradient.nbytes + x.nbytes, 0
         grid = gradient.shape
-    else:
+    else:  # a map and the weight go in, a map comes out
         source, weight = op.inputs[:2]
-        inputs, outputs, weights = source.nbytes, op.outputs[0].nbytes, weight.nbytes
+        in_bytes, weight_bytes = source.nbytes, weight.nbytes
         grid = source.shape if op.product == "input" else op.outputs[0].shape
     window = prod(op.kernel)
     channels, width = weight.shape[1], weight.shape[0] // op.groups
@@ -169,9 +206,9 @@ def matrix_kernel(op: Operator, nhwc: bool) -> Kernel:
         _kind_of_conv(op, channels, width, nhwc),
         phase=_phase(op),
         macs=op.macs,
-        in_bytes=inputs,
-        out_bytes=outputs,
-        weight_bytes=weights,
+        in_bytes=in_bytes,
+        out_bytes=op.outputs[0].nbytes,
+        weight_bytes=weight_bytes,
         rows=grid[0] * prod(grid[2:]),
         width=width,
         depth=channels * window,
@@ -187,41 +224,39 @@ def matrix_kernel(op: Operator, nhwc: bool) -> Kernel:
 
 
 def _kind_of_conv(op: Operator, channels: int, width: int, nhwc: bool) -> str:
+    """One of ``MATRIX``; ``channels`` go into a group, ``width`` come out of it."""
     if op.groups == 1:
-        return "conv1" if prod(op.kernel) == 1 else "conv"
+        return "conv_1x1" if prod(op.kernel) == 1 else "conv"
     if channels == 1:
-        return "depthwise" if nhwc or _cudnn_takes(op) else "direct"
+        return "depthwise" if nhwc or _cudnn_takes(op) else "depthwise_native"
     if channels != width or op.dilated or width & (width - 1):
-        return "group"
-    return "packed" if width <= 32 and op.groups % 32 == 0 else "even"
+        return "grouped"
+    return "grouped_packed" if width <= 32 and op.groups % 32 == 0 else "grouped_pow2"
 
 
 def _cudnn_takes(op: Operator) -> bool:
     """Whether PyTorch leaves a depthwise convolution of NCHW maps to cuDNN, as ``ConvParams.use_cudnn_depthwise``
     decides; else it runs its own.
     """
-    side, channels = op.kernel[0], op.groups
-    data = op.outputs[0] if op.product == "input" else op.inputs[1 if op.product == "weight" else 0]
-    if (
-        len(op.kernel) != 2
-        or op.kernel[0] != op.kernel[1]
-        or side not in (1, 3, 5)
-        or op.inputs[0].itemsize != 2
-        or op.dilated
-    ):
+    kernel, channels = op.kernel, op.groups
+    if len(kernel) != 2 or kernel[0] != kernel[1] or kernel[0] not in (1, 3, 5):
         return False
-    if channels < 32 or data.shape[3] < 7 or len(set(op.stride)) > 1:
+    if op.inputs[0].itemsize != 2 or op.dilated or channels < 32 or len(set(op.stride)) > 1:
         return False
-    return op.stride[0] == 1 or (
-        op.stride[0] == 2 and side > 1 and (channels >= 512 or (channels >= 256 and data.shape[3] >= 28))
-    )
+    image = op.outputs[0] if op.product == "input" else op.inputs[1 if op.product == "weight" else 0]
+    if image.shape[3] < 7:
+        return False
+    stride = op.stride[0]
+    strided = kernel[0] > 1 and (channels >= 512 or (channels >= 256 and image.shape[3] >= 28))
+    return stride == 1 or (stride == 2 and strided)
 
 
 def _linear_kernel(op: Operator) -> Kernel:
+    """A product of (batches, rows, depth) and (batches, depth, width)."""
     out = op.outputs[0]
-    left = next(
-        (use for use in op.inputs if len(use.shape) >= 2 and use.shape[-2:-1] == out.shape[-2:-1]), op.inputs[0]
-    )
+    # Of its inputs (a bias may come first) the left factor is the one that has the output's rows.
+    rows = out.shape[-2:-1]
+    left = next((use for use in op.inputs if len(use.shape) >= 2 and use.shape[-2:-1] == rows), op.inputs[0])
     depth = left.shape[-1] if left.shape else 1
     batches = prod(out.shape[:-2]) if op.name in ("bmm", "baddbmm") else 1
     return Kernel(
@@ -261,7 +296,7 @@ def prefers_channels_last(traced: Trace) -> bool:
             macs["narrowing"] += op.macs
         else:
             macs["other"] += op.macs
-    if traced.mode == "train":
+    if traced.conditions.mode == "train":
         return not macs["grouped"] and not macs["narrowing"] and macs["other"] > 0
     weighed = 1.358 * macs["grouped"] + 0.783 * macs["small"] + 0.725 * macs["narrowing"] + 0.823 * macs["other"]
     return 0 < weighed <= sum(macs.values())

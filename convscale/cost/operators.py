@@ -16,63 +16,85 @@ FREE = frozenset({"view", "alloc"})
 """Kinds that run no kernel: a view is arithmetic on strides, an allocation comes from a pool."""
 
 _NAMES = {
-    "conv": "convolution _convolution convolution_overrideable cudnn_convolution cudnn_convolution_transpose mkldnn_convolution conv2d conv1d conv3d "
-    "conv_transpose2d _slow_conv2d_forward _conv_depthwise2d thnn_conv2d",
-    "linear": "mm addmm bmm baddbmm mv addmv dot linear _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_cudnn_attention _scaled_dot_product_flash_attention_for_cpu "
-    "_scaled_dot_product_fused_attention_overrideable "
-    "_scaled_dot_product_attention_math scaled_dot_product_attention",
-    "norm": "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training "
-    "_batch_norm_with_update batch_norm cudnn_batch_norm native_layer_norm native_group_norm _fused_rms_norm rms_norm "
-    "layer_norm group_norm "
-    "instance_norm native_batch",
-    "softmax": "_softmax _safe_softmax _log_softmax softmax log_softmax",
-    "reduce": "mean sum var std var_mean std_mean amax amin aminmax max min argmax argmin prod norm linalg_vector_norm logsumexp any all cumsum "
-    "cumprod nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d topk sort nansum median count_nonzero mse_loss",
-    "pool": "max_pool2d_with_indices max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d avg_pool1d avg_pool3d "
-    "max_pool3d_with_indices adaptive_avg_pool1d _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d "
-    "fractional_max_pool2d",
-    "copy": "clone contiguous cat stack constant_pad_nd reflection_pad1d reflection_pad2d replication_pad2d replication_pad1d copy index "
-    "index_select gather scatter scatter_add index_put _unsafe_index _unsafe_index_put index_add roll flip repeat "
-    "repeat_interleave "
-    "pixel_shuffle pixel_unshuffle "
-    "im2col col2im upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d "
-    "_upsample_bilinear2d_aa "
-    "_upsample_bicubic2d_aa upsample_nearest1d upsample_linear1d embedding embedding_dense slice select diagonal "
-    "as_strided slice_scatter "
-    "select_scatter grid_sampler_2d channel_shuffle native_channel_shuffle tril triu masked_select nonzero one_hot "
-    "unfold take _pad_circular "
-    "expand_copy view_copy permute_copy split_with_sizes_copy affine_grid_generator",
-    "cast": "_to_copy to",
-    "random": "bernoulli rand randn randint randperm rand_like randn_like randint_like uniform normal native_dropout dropout random exponential "
-    "_fused_dropout multinomial",
-    "alloc": "empty empty_like new_empty empty_strided new_empty_strided _empty_affine_quantized resize",
-    "view": "_unsafe_view _reshape_alias view reshape detach alias lift_fresh set unbind",
-    "pointwise": "zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full fill zero arange linspace scalar_tensor eye hardswish "
-    "hardtanh leaky_relu hardsigmoid elu mish _prelu_kernel prelu softplus glu threshold rrelu_with_noise masked_fill "
-    "where relu6 native silu relu "
-    "add sub mul div rsub pow sqrt rsqrt neg exp log abs sign clamp clamp_min clamp_max sigmoid tanh gelu erf "
-    "softshrink hardshrink log_sigmoid "
-    "log_sigmoid_forward addcmul addcdiv lerp eq ne gt lt ge le logical_not logical_and logical_or bitwise_not isnan "
-    "isfinite nan_to_num floor ceil "
-    "round trunc sin cos minimum maximum celu square reciprocal lift remainder fmod floor_divide celu selu",
+    "conv": """
+        convolution _convolution convolution_overrideable cudnn_convolution cudnn_convolution_transpose
+        mkldnn_convolution conv2d conv1d conv3d conv_transpose2d _slow_conv2d_forward _conv_depthwise2d
+        thnn_conv2d
+    """,
+    "linear": """
+        mm addmm bmm baddbmm mv addmv dot linear _scaled_dot_product_flash_attention
+        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+        _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
+        _scaled_dot_product_attention_math scaled_dot_product_attention
+    """,
+    "norm": """
+        native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional
+        _native_batch_norm_legit_no_training _batch_norm_with_update batch_norm cudnn_batch_norm
+        native_layer_norm native_group_norm _fused_rms_norm rms_norm layer_norm group_norm instance_norm
+        native_batch
+    """,
+    "softmax": """
+        _softmax _safe_softmax _log_softmax softmax log_softmax
+    """,
+    "reduce": """
+        mean sum var std var_mean std_mean amax amin aminmax max min argmax argmin prod norm linalg_vector_norm
+        logsumexp any all cumsum cumprod nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d topk sort
+        nansum median count_nonzero mse_loss
+    """,
+    "pool": """
+        max_pool2d_with_indices max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
+        adaptive_max_pool2d avg_pool1d avg_pool3d max_pool3d_with_indices adaptive_avg_pool1d
+        _adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d fractional_max_pool2d
+    """,
+    "copy": """
+        clone contiguous cat stack constant_pad_nd reflection_pad1d reflection_pad2d replication_pad2d
+        replication_pad1d copy index index_select gather scatter scatter_add index_put _unsafe_index
+        _unsafe_index_put index_add roll flip repeat repeat_interleave pixel_shuffle pixel_unshuffle im2col
+        col2im upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d
+        _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest1d upsample_linear1d embedding
+        embedding_dense slice select diagonal as_strided slice_scatter select_scatter grid_sampler_2d
+        channel_shuffle native_channel_shuffle tril triu masked_select nonzero one_hot unfold take _pad_circular
+        expand_copy view_copy permute_copy split_with_sizes_copy affine_grid_generator
+    """,
+    "cast": """
+        _to_copy to
+    """,
+    "random": """
+        bernoulli rand randn randint randperm rand_like randn_like randint_like uniform normal native_dropout
+        dropout random exponential _fused_dropout multinomial
+    """,
+    "alloc": """
+        empty empty_like new_empty empty_strided new_empty_strided _empty_affine_quantized resize
+    """,
+    "view": """
+        _unsafe_view _reshape_alias view reshape detach alias lift_fresh set unbind
+    """,
+    "pointwise": """
+        zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full fill zero arange linspace
+        scalar_tensor eye hardswish hardtanh leaky_relu hardsigmoid elu mish _prelu_kernel prelu softplus glu
+        threshold rrelu_with_noise masked_fill where relu6 native silu relu add sub mul div rsub pow sqrt rsqrt
+        neg exp log abs sign clamp clamp_min clamp_max sigmoid tanh gelu erf softshrink hardshrink log_sigmoid
+        log_sigmoid_forward addcmul addcdiv lerp eq ne gt lt ge le logical_not logical_and logical_or
+        bitwise_not isnan isfinite nan_to_num floor ceil round trunc sin cos minimum maximum celu square
+        reciprocal lift remainder fmod floor_divide celu selu
+    """,
 }
 _KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
-_LOW_PRECISION = (
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution mm addmm bmm baddbmm mv addmv "
-    "matmul __matmul__ __rmatmul__ "
-    "linear prelu einsum bilinear scaled_dot_product_attention multi_head_attention_forward chain_matmul"
-)
-_FULL_PRECISION = (
-    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus "
-    "layer_norm native_layer_norm "
-    "group_norm cdist logsumexp interpolate upsample prod softmax log_softmax softmin cumprod cumsum sum norm "
-    "vector_norm linalg_vector_norm "
-    "normalize cosine_similarity nll_loss cross_entropy mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
-    "binary_cross_entropy_with_logits"
-)
-_WIDEST = "cat concat stack addcdiv addcmul grid_sample index_put scatter_add tensordot cross dot"
+_LOW_PRECISION = """
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution mm addmm bmm baddbmm mv
+    addmv matmul __matmul__ __rmatmul__ linear prelu einsum bilinear scaled_dot_product_attention
+    multi_head_attention_forward chain_matmul
+"""
+_FULL_PRECISION = """
+    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus
+    layer_norm native_layer_norm group_norm cdist logsumexp interpolate upsample prod softmax log_softmax
+    softmin cumprod cumsum sum norm vector_norm linalg_vector_norm normalize cosine_similarity nll_loss
+    cross_entropy mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits
+"""
+_WIDEST = """
+    cat concat stack addcdiv addcmul grid_sample index_put scatter_add tensordot cross dot
+"""
 _POLICY_OF = {
     name: policy
     for policy, names in (("low", _LOW_PRECISION), ("full", _FULL_PRECISION), ("widest", _WIDEST))

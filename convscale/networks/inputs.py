@@ -1,112 +1,216 @@
-"""What shipping must know about a network given as a module, a spec or a name: its module, its name, the input it
-takes.
+"""What a network takes: one answer for measuring, counting, training and shipping, whoever wrote the network.
+
+Importing this loads no torch, and neither does asking about a spec or a name.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
+from convscale.arch.spec import NetSpec
+from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.networks.resolve import Network, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
-def input_shape(net: nn.Module, image_size: int | None = None) -> tuple[int, int, int]:
-    """Channels (``speed.trace.image_channels``), height and width a network takes, the last two from its
-    ``pretrained_cfg``.
+@dataclass(frozen=True, kw_only=True)
+class InputFacts:
+    """What images a network takes, as far as it says so."""
+
+    name: str
+    """The network's, or its class's, for messages."""
+    channels: int
+    """Of an image."""
+    size: Size | None
+    """What it was made for, in pixels; None: it does not say."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, subtracted from pixels in [0, 1]; None: it does not say."""
+    std: tuple[float, ...] | None = None
+    """Per channel, divided by after the mean; None: it does not say."""
+    interpolation: str = "bilinear"
+    """How its images were resized."""
+    crop_pct: float = 0.875
+    """The crop's sides as a share of the resized image's."""
+
+    def sides(self, image_size: Size | None = None) -> tuple[int, int]:
+        """Height and width in pixels: those of ``image_size``, or the network's own for None.
+
+        Raises:
+            UserError: neither is known, or no whole numbers of at least 1.
+        """
+        if image_size is not None:
+            return sides(image_size)
+        if self.size is None:
+            raise UserError(f"{self.name} does not say its image size; give image_size in pixels")
+        return sides(self.size)
+
+    def shape(self, image_size: Size | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of one input; ``image_size`` as for ``sides``."""
+        return (self.channels, *self.sides(image_size))
+
+    def preprocessing(self, image_size: Size | None = None) -> Preprocessing:
+        """How a picture becomes its input, at another size where one is given.
+
+        Raises:
+            UserError: it names no mean and std, or of another number of channels than it takes.
+        """
+        advice = "give preprocessing=Preprocessing(...)"
+        if self.mean is None or self.std is None:
+            raise UserError(f"the preprocessing of {self.name} is not known; {advice}")
+        if len(self.mean) != self.channels:
+            raise UserError(
+                f"the network takes {self.channels} channel(s), its pretrained_cfg has the mean of {len(self.mean)}; "
+                f"{advice}"
+            )
+        return Preprocessing(
+            image_size=self.sides(image_size),
+            channels=self.channels,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+        )
+
+
+def input_facts(net: Network) -> InputFacts:
+    """What a module, a spec or a named model takes.
+
+    A module's ``pretrained_cfg`` says it (timm's form), else its ``spec``, else its first convolution its channels.
 
     Raises:
-        UserError: the size is neither given nor known.
+        UserError: it is no network, an unknown name, or a module that takes several inputs.
     """
-    cfg = getattr(net, "pretrained_cfg", None) or {}
-    channels = image_channels(net)
-    _, height, width = cfg.get("input_size", (None, None, None))
-    if image_size is not None:
-        height = width = image_size
-    if not height or not width:
-        raise UserError(f"the input size of {type(net).__name__} is not known; give image_size")
-    return int(channels), int(height), int(width)
-
-
-def example_input(net: nn.Module, image_size: int | None = None, *, batch_size: int = 2) -> torch.Tensor:
-    """Seeded noise in the network's input shape and dtype, like normalised pixels."""
-    dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, *input_shape(net, image_size), generator=generator).to(dtype)
-
-
-def preprocessing_of(net: nn.Module, image_size: int | None = None) -> Preprocessing:
-    """The preprocessing a network names in its ``pretrained_cfg``, at another size where one is given.
-
-    Raises:
-        UserError: it names none.
-    """
-    cfg = getattr(net, "pretrained_cfg", None) or {}
-    if "mean" not in cfg or "std" not in cfg:
-        raise UserError(
-            f"the preprocessing of {type(net).__name__} is not known; give preprocessing=Preprocessing(...)"
-        )
-    channels, height, _ = input_shape(net, image_size)
-    mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-    if len(mean) != channels:
-        raise UserError(
-            f"the network takes {channels} channel(s), its pretrained_cfg has the mean of {len(mean)}; give "
-            "preprocessing=Preprocessing(...)"
-        )
-    interpolation = cfg.get("interpolation", "bilinear")
-    return Preprocessing(
-        image_size=height,
-        channels=channels,
-        mean=mean,
-        std=std,
-        crop_pct=cfg.get("crop_pct", 0.875),
-        interpolation=interpolation,
+    module, spec = resolve(net)
+    if module is None:
+        assert spec is not None
+        return _of_spec(spec)
+    check_one_input(module)
+    config = _config(module)
+    size, channels = _declared(config.get("input_size"))
+    own_spec = getattr(module, "spec", None)
+    known = _of_spec(own_spec) if isinstance(own_spec, NetSpec) else None
+    return InputFacts(
+        name=type(module).__name__,
+        channels=_channels(module, channels),
+        size=size if size is not None or known is None else known.size,
+        mean=_floats(config.get("mean")) or (known.mean if known else None),
+        std=_floats(config.get("std")) or (known.std if known else None),
+        interpolation=str(config.get("interpolation") or (known.interpolation if known else "bilinear")),
+        crop_pct=_number(config.get("crop_pct")) or (known.crop_pct if known else 0.875),
     )
 
 
-def own_size(net: nn.Module | None, spec: Any = None) -> tuple[int, int]:
-    """The image size a network was made for, as (height, width) in pixels.
+def check_one_input(net: nn.Module) -> None:
+    """UserError where a module's ``forward`` can not be called with one batch of images."""
+    try:
+        parameters = inspect.signature(net.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code may have no signature
+        return
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in several]
+    if len(needed) > 1 or any(p.kind is inspect.Parameter.KEYWORD_ONLY for p in needed):
+        names = ", ".join(p.name for p in needed)
+        raise UserError(
+            f"{type(net).__name__} takes {len(needed)} inputs ({names}); it must take one batch of images, "
+            "so wrap it in a module that gives it the others"
+        )
 
-    Raises:
-        UserError: neither ``spec.input.size`` nor ``pretrained_cfg["input_size"]`` says it.
+
+def example_input(net: nn.Module, image_size: Size | None = None, *, batch_size: int = 2) -> torch.Tensor:
+    """Seeded noise in the network's input shape and dtype, like normalised pixels."""
+    import torch
+
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, *input_facts(net).shape(image_size), generator=generator).to(dtype)
+
+
+def _of_spec(spec: NetSpec) -> InputFacts:
+    pixels = spec.input
+    return InputFacts(
+        name=spec.name,
+        channels=len(pixels.mean),
+        size=pixels.size,
+        mean=pixels.mean,
+        std=pixels.std,
+        interpolation=pixels.interpolation,
+        crop_pct=pixels.crop_pct,
+    )
+
+
+def _config(net: nn.Module) -> Mapping[str, object]:
+    """What a module's ``pretrained_cfg`` says: a mapping, or timm's dataclass."""
+    config = getattr(net, "pretrained_cfg", None)
+    if dataclasses.is_dataclass(config):
+        return vars(config)
+    return config if isinstance(config, Mapping) else {}
+
+
+def _declared(input_size: object) -> tuple[Size | None, int | None]:
+    """Size and channels of timm's ``input_size``: (channels, height, width), or without the channels."""
+    if isinstance(input_size, int):
+        return input_size, None
+    if not isinstance(input_size, list | tuple) or len(input_size) not in (2, 3):
+        return None, None
+    *channels, height, width = (int(side) for side in input_size)
+    return as_size(height, width), channels[0] if channels else None
+
+
+def _channels(net: nn.Module, declared: int | None) -> int:
+    """Channels of the images a module takes: its own ``in_chans``; else its first convolution's, which behind a
+    space-to-depth of 2 or 4 has 4 or 16 for each.
     """
-    spec = spec if spec is not None else getattr(net, "spec", None)
-    size: Any = getattr(getattr(spec, "input", None), "size", None)
-    if size is None:
-        config = getattr(net, "pretrained_cfg", None)
-        size = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) >= 2:
-        return int(size[-2]), int(size[-1])
-    raise UserError(f"{type(net or spec).__name__} does not say its image size; give image_size in pixels")
+    from torch import nn
 
-
-def checked_size(image_size: int | tuple[int, int] | None, net: nn.Module | None, spec: Any) -> tuple[int, int]:
-    """``image_size`` as (height, width), or the network's own for None.
-
-    Raises:
-        UserError: not a whole number of at least 1.
-    """
-    if image_size is None:
-        return own_size(net, spec)
-    sides = (image_size, image_size) if not isinstance(image_size, list | tuple) else tuple(image_size)
-    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
-        raise UserError(f"image_size must be a whole number of pixels of at least 1, got {image_size!r}")
-    return sides[0], sides[1]
-
-
-def image_channels(net: nn.Module) -> int:
-    """Channels of the images a network takes: its own ``in_chans``; else its first convolution's, which behind a
-    space-to-depth of 2 or 4 has 4 or 16 for each."""
     own = getattr(net, "in_chans", None)
     if isinstance(own, int):
         return own
-    cfg = getattr(net, "pretrained_cfg", None)
-    declared = cfg["input_size"][0] if isinstance(cfg, dict) and cfg.get("input_size") else None
     first = next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), declared or 3)
     if declared is not None and first in (declared, 4 * declared, 16 * declared):
         return declared
     return first // 16 if first % 16 == 0 else first
+
+
+def _floats(values: object) -> tuple[float, ...] | None:
+    return tuple(float(value) for value in values) if isinstance(values, list | tuple) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+# ---------------------------------------------------------------- short ways that others call
+
+
+def image_channels(net: nn.Module) -> int:
+    """Channels of the images a module takes."""
+    return input_facts(net).channels
+
+
+def input_shape(net: nn.Module, image_size: Size | None = None) -> tuple[int, int, int]:
+    """Channels, height and width that a module takes."""
+    return input_facts(net).shape(image_size)
+
+
+def preprocessing_of(net: nn.Module, image_size: Size | None = None) -> Preprocessing:
+    """The preprocessing that a module names, at another size where one is given."""
+    return input_facts(net).preprocessing(image_size)
+
+
+def checked_size(image_size: Size | None, net: nn.Module | None, spec: NetSpec | None) -> tuple[int, int]:
+    """``image_size`` as (height, width), or the own one of whichever of ``net`` and ``spec`` is given for None."""
+    if image_size is not None:
+        return sides(image_size)
+    if net is not None:
+        return input_facts(net).sides()
+    assert spec is not None
+    return sides(spec.input.size)

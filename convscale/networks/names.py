@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from convscale.arch.spec import NetSpec, load_spec
+from convscale.arch.zoo import get_spec
 
 
-def spec_of(name: str) -> Any:
+def spec_of(name: str) -> NetSpec:
     """A spec from a file's path or a name."""
-    from convscale.arch.spec import load_spec
-    from convscale.arch.zoo import get_spec
-
     return load_spec(name) if Path(name).suffix in (".json", ".yaml", ".yml") else get_spec(name)

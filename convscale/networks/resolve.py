@@ -1,50 +1,76 @@
-"""A network given as a module, a spec or a name: resolved once, for every command."""
+"""A network given as a module, a spec or a name: resolved once, for every command.
+
+Importing this loads no torch, and neither does resolving a spec or a name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-import torch
-from torch import nn
+import sys
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 from convscale.arch.spec import NetSpec
+from convscale.arch.zoo import get_spec
 from convscale.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def as_module(net: Any) -> tuple[nn.Module, str]:
-    """A module and its name, from a module, a ``NetSpec`` or a model's name (untrained unless the name has a tag)."""
-    if isinstance(net, nn.Module):
-        cfg = getattr(net, "pretrained_cfg", None) or {}
-        return net, str(
-            cfg.get("architecture") or getattr(getattr(net, "spec", None), "name", None) or type(net).__name__
-        )
-    from convscale.nn.net import create_model
-
-    if isinstance(net, str):
-        return create_model(net, pretrained="." in net), net
-    return create_model(net), str(getattr(net, "name", "network"))
+Network: TypeAlias = "nn.Module | NetSpec | str"
+"""What a command takes where a network goes: a module (timm's too), a ``NetSpec`` or a model's name."""
 
 
-def resolve(net_or_spec: nn.Module | NetSpec | str) -> tuple[nn.Module | None, Any]:
+def is_module(value: object) -> TypeGuard[nn.Module]:
+    """Whether ``value`` is a ``torch.nn.Module``; where torch is not loaded nothing is, and it stays so."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def resolve(net: Network) -> tuple[nn.Module | None, NetSpec | None]:
     """Tell a module from a spec or a model's name: (module, None) or (None, spec).
 
     Raises:
         UserError: it is none of these, or the name is unknown.
     """
-    if isinstance(net_or_spec, nn.Module):
-        return net_or_spec, None
-    if isinstance(net_or_spec, str):
-        from convscale.arch.zoo import get_spec
+    if isinstance(net, NetSpec):
+        return None, net
+    if isinstance(net, str):
+        return None, get_spec(net)
+    if is_module(net):
+        return net, None
+    if dataclasses.is_dataclass(net) and not isinstance(net, type):
+        return None, cast(NetSpec, net)  # a stand-in for a spec, as tests use
+    raise UserError(f"expected a network, a NetSpec or a model's name, got {type(net).__name__}")
 
-        return None, get_spec(net_or_spec)
-    if dataclasses.is_dataclass(net_or_spec) and not isinstance(net_or_spec, type):
-        return None, net_or_spec
-    raise UserError(f"expected a network, a NetSpec or a model's name, got {type(net_or_spec).__name__}")
+
+def as_module(net: Network) -> tuple[nn.Module, str]:
+    """A module and its name, from a module, a ``NetSpec`` or a model's name (untrained unless the name has a tag).
+
+    Raises:
+        UserError: it is none of these, or the name is unknown.
+    """
+    from convscale.nn.net import create_model
+
+    if isinstance(net, str):
+        return create_model(net, pretrained="." in net), net
+    module, spec = resolve(net)
+    if module is None:
+        assert spec is not None
+        return create_model(spec), spec.name
+    return module, name_of(module)
 
 
-def build_meta(spec: Any) -> nn.Module:
+def name_of(net: nn.Module) -> str:
+    """A module's name: its ``pretrained_cfg``'s architecture, its spec's name, else its class's."""
+    config = getattr(net, "pretrained_cfg", None) or {}
+    architecture = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+    return str(architecture or getattr(getattr(net, "spec", None), "name", None) or type(net).__name__)
+
+
+def build_meta(spec: NetSpec | str) -> nn.Module:
     """The spec's network on the meta device: shapes, no values."""
+    import torch
+
     from convscale.nn.net import create_model
 
     with torch.device("meta"):

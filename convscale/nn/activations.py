@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[float, bool], nn.Module]] = {
 """Name -> module, from the leaky slope and whether to work in place."""
 
 # Backward of these needs their output alone, so that overwriting the input costs no copy.
-_FROM_OUTPUT: dict[str, Any] = {
+_FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu_,
     "leaky_relu": F.leaky_relu_,
     "relu6": lambda x: F.hardtanh_(x, 0.0, 6.0),

@@ -6,14 +6,15 @@ norm and activation), ``se`` and ``shortcut``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from convscale.arch.spec import IDENTITY, ActSpec, BlockSpec, NormSpec
-from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, activation, conv2d
+from convscale.arch.block import BlockSpec
+from convscale.arch.parts import IDENTITY, ActSpec, NormSpec
+from convscale.nn.activations import activation
+from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, conv2d
 from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import norm_act
 
@@ -87,7 +88,7 @@ class Block(nn.Module):
             norm.kind == "inplace"
         )  # whoever asks for in-place norms wants the memory: recompute what is cheap to make again
         unchanged = stride == 1 and in_chs == spec.width
-        self.has_shortcut = spec.skip and (unchanged or not spec.is_mobile)
+        self.has_shortcut = spec.skip and (unchanged or not spec.traits.depthwise)
         self.drop_path = DropPath(drop_path) if drop_path > 0 and self.has_shortcut else None
         out_act = spec.out_activation if self.has_shortcut else IDENTITY
         self.act = None if out_act.kind == "identity" else activation(out_act.kind, out_act.slope)
@@ -107,6 +108,10 @@ class Block(nn.Module):
     def residual(self, x: Tensor) -> Tensor:
         """The block without its shortcut."""
         raise NotImplementedError
+
+    def last_unit(self) -> ConvNormAct:
+        """The convolution and norm that the residual branch ends in."""
+        return [child for child in self.children() if isinstance(child, ConvNormAct)][-1]
 
     def forward(self, x: Tensor) -> Tensor:
         # The projection comes first: with in-place norms nothing of the residual branch is alive then.
@@ -189,7 +194,7 @@ class InvertedResidual(Block):
     ) -> None:
         super().__init__(spec, in_chs, stride, norm, drop_path)
         inner, act = spec.inner_width(in_chs), spec.activation
-        expands = spec.kind == "inverted_residual"
+        expands = spec.traits.takes_ratio
         self.conv1 = ConvNormAct(in_chs, inner, norm=norm, act=act, splits=spec.expand_groups) if expands else None
         self.conv2 = ConvNormAct(
             inner,
@@ -224,14 +229,25 @@ def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     return last(block.se(x))
 
 
-_KINDS: dict[str, Callable[..., Block]] = {
+class BlockMaker(Protocol):
+    """Makes the module of a block; a ``Block``'s class is one."""
+
+    def __call__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> Block:
+        """``build_block``'s arguments."""
+        ...
+
+
+BLOCKS: dict[str, BlockMaker] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "depthwise_separable": InvertedResidual,
     "inverted_residual": InvertedResidual,
 }
+"""By the kind that a ``BlockSpec`` says."""
 
 
 def build_block(spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float) -> Block:
     """The module of ``spec`` for ``in_chs`` input channels, with stochastic depth at rate ``drop_path``."""
-    return _KINDS[spec.kind](spec, in_chs, stride, norm=norm, padding=padding, drop_path=drop_path)
+    return BLOCKS[spec.kind](spec, in_chs, stride, norm=norm, padding=padding, drop_path=drop_path)

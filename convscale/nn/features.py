@@ -49,23 +49,27 @@ class FeatureInfo:
         return len(self.maps)
 
 
-def resolve_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+def resolve_indices(indices: int | Sequence[int] | None, count: int, name: str = "out_indices") -> list[int]:
     """Indices of ``count`` maps as a sorted list without repeats: None is all, an int the last that many, negative ones
     count from the end.
 
     Raises:
-        UserError: an index outside, or none at all.
+        UserError: an index outside, none at all, or no whole number.
     """
     if indices is None:
         return list(range(count))
-    if isinstance(indices, int):
+    if isinstance(indices, int) and not isinstance(indices, bool):
         if not 1 <= indices <= count:
             raise UserError(f"{indices} feature maps were asked for; the network has {count}")
         return list(range(count - indices, count))
+    if isinstance(indices, str) or not isinstance(indices, Sequence):
+        raise UserError(f"{name} is {indices!r}; it must be a whole number or a list of them")
     for i in indices:
+        if isinstance(i, bool) or not isinstance(i, int):
+            raise UserError(f"{name} holds {i!r}; it must hold whole numbers")
         if not -count <= i < count:
             raise UserError(f"feature map {i} was asked for; the network has maps 0 to {count - 1}")
     out = sorted({i % count for i in indices})
     if not out:
-        raise UserError("out_indices is empty; name at least one feature map")
+        raise UserError(f"{name} is empty; name at least one feature map")
     return out

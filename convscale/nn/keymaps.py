@@ -1,18 +1,42 @@
 """Where others keep the tensors of our networks: per layout, a table from our module names to theirs.
 
 A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split
-convolution) that all layouts
-share, so a table of modules is a bijection of keys: the same one loads and exports.
+convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports.
+
+``BLOCK_KEYS`` says what a kind of block holds, ``LAYOUTS`` which tables exist for which families.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from convscale.arch.spec import BlockSpec, NetSpec
+from convscale.arch.block import BlockSpec
+from convscale.arch.spec import NetSpec
 
 Table = dict[str, str]
 """Our module name -> theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockKeys:
+    """What a kind of block holds."""
+
+    convs: tuple[int, ...]
+    """Numbers of its convolutions in our naming (``conv1`` to ``conv3``)."""
+    spatial: int
+    """The one of them that takes the stride."""
+    timm: tuple[str, ...] = ()
+    """timm's names of them in its mobile nets; empty: it has no such block there."""
+
+
+BLOCK_KEYS = {
+    "basic": BlockKeys(convs=(1, 2), spatial=1),
+    "bottleneck": BlockKeys(convs=(1, 2, 3), spatial=2),
+    "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
+    "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
+}
+"""By the kind that a ``BlockSpec`` says."""
 
 
 def _blocks(spec: NetSpec) -> Iterator[tuple[int, int, BlockSpec, int]]:
@@ -25,7 +49,7 @@ def _blocks(spec: NetSpec) -> Iterator[tuple[int, int, BlockSpec, int]]:
 
 def _convs(block: BlockSpec) -> tuple[int, ...]:
     """Numbers of the block's convolutions in our naming."""
-    return {"basic": (1, 2), "depthwise_separable": (2, 3)}.get(block.kind, (1, 2, 3))
+    return BLOCK_KEYS[block.kind].convs
 
 
 def _unit(table: Table, ours: str, conv: str, norm: str) -> None:
@@ -56,14 +80,8 @@ def _shortcut_index(block: BlockSpec, stride: int) -> int:
     return 1 if block.shortcut == "avgpool" and stride > 1 else 0
 
 
-def timm(spec: NetSpec) -> Table:
-    """timm's keys for this kind of network; torchvision's are the same for ResNets."""
-    if spec.family == "tresnet":
-        return _timm_tresnet(spec)
-    return _timm_mobile(spec) if spec.stages[0].runs[0].block.is_mobile else _timm_resnet(spec)
-
-
-def _timm_tresnet(spec: NetSpec) -> Table:
+def timm_tresnet(spec: NetSpec) -> Table:
+    """timm's keys of TResNets."""
     table: Table = {"classifier": "head.fc"}
     _unit(table, "stem.0", "body.conv1.conv", "body.conv1.bn")
     for i, j, block, stride in _blocks(spec):
@@ -76,7 +94,8 @@ def _timm_tresnet(spec: NetSpec) -> Table:
     return table
 
 
-def _timm_resnet(spec: NetSpec) -> Table:
+def timm_resnet(spec: NetSpec) -> Table:
+    """timm's keys of ResNets; torchvision's are the same."""
     table: Table = {"classifier": "fc"}
     if spec.stem.kind == "deep":
         for k, (conv, norm) in enumerate((("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))):
@@ -98,14 +117,13 @@ def _timm_resnet(spec: NetSpec) -> Table:
     return table
 
 
-def _timm_mobile(spec: NetSpec) -> Table:
+def timm_mobile(spec: NetSpec) -> Table:
+    """timm's keys of nets of depthwise blocks."""
     table: Table = {"classifier": "classifier"}
     _unit(table, "stem.0", "conv_stem", "bn1")
     for i, j, block, _ in _blocks(spec):
         ours, theirs = f"stages.{i}.{j}", f"blocks.{i}.{j}"
-        separable = block.kind == "depthwise_separable"
-        names = ("conv_dw", "conv_pw") if separable else ("conv_pw", "conv_dw", "conv_pwl")
-        for number, (k, conv) in enumerate(zip(_convs(block), names, strict=True), start=1):
+        for number, (k, conv) in enumerate(zip(_convs(block), BLOCK_KEYS[block.kind].timm, strict=True), start=1):
             _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.bn{number}")
         table |= {f"{ours}.se.{part}": f"{theirs}.se.conv_{part}" for part in ("reduce", "expand")}
     _unit(table, "head", "conv_head", "bn2")
@@ -118,7 +136,7 @@ def official_tresnet(spec: NetSpec) -> Table:
     _unit(table, "stem.0", "body.conv1.0", "body.conv1.1")
     for i, j, block, stride in _blocks(spec):
         ours, theirs = f"stages.{i}.{j}", f"body.layer{i + 1}.{j}"
-        spatial = 1 if block.kind == "basic" else 2
+        spatial = BLOCK_KEYS[block.kind].spatial
         for k in _convs(block):
             deeper = ".0" if k == spatial and stride > 1 and block.downsample == "blur" else ""
             _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}{deeper}.0", f"{theirs}.conv{k}{deeper}.1")
@@ -128,17 +146,8 @@ def official_tresnet(spec: NetSpec) -> Table:
     return table
 
 
-def torchvision(spec: NetSpec) -> Table:
-    """torchvision's keys of EfficientNet, MobileNetV2 and MnasNet."""
-    makers = {
-        "efficientnet": _torchvision_efficientnet,
-        "mobilenet": _torchvision_mobilenetv2,
-        "mnasnet": _torchvision_mnasnet,
-    }
-    return makers[spec.family](spec)
-
-
-def _torchvision_efficientnet(spec: NetSpec) -> Table:
+def torchvision_efficientnet(spec: NetSpec) -> Table:
+    """torchvision's keys of EfficientNets."""
     table: Table = {"classifier": "classifier.1"}
     _unit(table, "stem.0", "features.0.0", "features.0.1")
     for i, j, block, _ in _blocks(spec):
@@ -154,7 +163,8 @@ def _torchvision_efficientnet(spec: NetSpec) -> Table:
     return table
 
 
-def _torchvision_mobilenetv2(spec: NetSpec) -> Table:
+def torchvision_mobilenetv2(spec: NetSpec) -> Table:
+    """torchvision's keys of MobileNetV2."""
     table: Table = {"classifier": "classifier.1"}
     _unit(table, "stem.0", "features.0.0", "features.0.1")
     number = 0
@@ -169,8 +179,10 @@ def _torchvision_mobilenetv2(spec: NetSpec) -> Table:
     return table
 
 
-def _torchvision_mnasnet(spec: NetSpec) -> Table:
-    """One flat sequence: convolution, norm, ReLU; the first block stands in it, the others are sequences of their own."""
+def torchvision_mnasnet(spec: NetSpec) -> Table:
+    """torchvision's keys of MnasNet: one flat sequence of convolution, norm and ReLU, in which the first block stands;
+    the others are sequences of their own.
+    """
     table: Table = {"classifier": "classifier.1"}
     for ours, n in (("stem.0", 0), ("stages.0.0.conv2", 3), ("stages.0.0.conv3", 6), ("head", 14)):
         _unit(table, ours, f"layers.{n}", f"layers.{n + 1}")
@@ -195,23 +207,71 @@ def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
     return table
 
 
+def _first(spec: NetSpec) -> BlockSpec:
+    return spec.stages[0].runs[0].block
+
+
+def _last(spec: NetSpec) -> BlockSpec:
+    return spec.stages[-1].runs[-1].block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The keys that somebody gives to the networks of some families."""
+
+    name: str
+    """Whose they are."""
+    families: tuple[str, ...]
+    """``NetSpec.family`` of the networks."""
+    table: Callable[[NetSpec], Table]
+    """Makes the table of one of them."""
+    only: Callable[[NetSpec], bool] = lambda spec: True
+    """Which members of the families have such keys."""
+
+
+_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet")
+LAYOUTS = [
+    Layout(name="timm", families=("tresnet",), table=timm_tresnet),
+    Layout(name="timm", families=("resnet",), table=timm_resnet),
+    Layout(name="timm", families=_MOBILE, table=timm_mobile),
+    Layout(name="official", families=("tresnet",), table=official_tresnet),
+    Layout(
+        name="torchvision",
+        families=("resnet",),
+        table=timm_resnet,
+        only=lambda spec: spec.stem.kind == "conv" and _first(spec).se is None,
+    ),
+    Layout(
+        name="torchvision",
+        families=("efficientnet",),
+        table=torchvision_efficientnet,
+        only=lambda spec: _first(spec).se is not None,
+    ),
+    Layout(
+        name="torchvision",
+        families=("mobilenet",),
+        table=torchvision_mobilenetv2,
+        only=lambda spec: _last(spec).traits.takes_ratio,  # not V1, whose blocks have no expansion
+    ),
+    Layout(name="torchvision", families=("mnasnet",), table=torchvision_mnasnet),
+    Layout(
+        name="efficientnet_lite_pytorch",
+        families=("efficientnet",),
+        table=efficientnet_lite_pytorch,
+        only=lambda spec: _first(spec).se is None,
+    ),
+]
+"""A family whose weights others have too gets a row."""
+OWN = "convscale"
+"""The name of our own layout, which every network has."""
+
+
 def layouts(spec: NetSpec) -> dict[str, Callable[[NetSpec], Table]]:
     """Layouts known for this kind of network, by name; the first is our own."""
-    known = {"convscale": native}
-    first = spec.stages[0].runs[0].block
-    if spec.family in ("tresnet", "resnet", "efficientnet", "mobilenet", "mnasnet", "mixnet"):
-        known["timm"] = timm
-    if spec.family == "tresnet":
-        known["official"] = official_tresnet
-    if spec.family == "resnet" and spec.stem.kind == "conv" and not first.se:
-        known["torchvision"] = timm
-    has_expansion = spec.stages[-1].runs[-1].block.kind == "inverted_residual"
-    if (
-        (spec.family == "efficientnet" and first.se)
-        or (spec.family == "mobilenet" and has_expansion)
-        or spec.family == "mnasnet"
-    ):
-        known["torchvision"] = torchvision
-    if spec.family == "efficientnet" and not first.se:
-        known["efficientnet_lite_pytorch"] = efficientnet_lite_pytorch
-    return known
+    known = {OWN: native}
+    return known | {row.name: row.table for row in LAYOUTS if spec.family in row.families and row.only(spec)}
+
+
+def layout_names() -> list[str]:
+    """Every layout's name."""
+    return list(dict.fromkeys([OWN, *(row.name for row in LAYOUTS)]))

@@ -8,10 +8,7 @@ from torch.nn import functional as F
 
 from convscale.errors import UserError, nearest
 from convscale.nn import activations
-from convscale.nn.activations import activation as activation
 from convscale.nn.lean import blur
-from convscale.nn.lean import conv_after as conv_after
-from convscale.nn.lean import gated_norm as gated_norm
 
 PADDINGS = ("symmetric", "same")
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from convscale.nn.norm import BatchNormAct, InPlaceABN
-from convscale.nn.norm_ops import autocast_dtype, being_traced, per_channel, sums_dtype, without_autocast
+from convscale.nn.norm_ops import Gradients, autocast_dtype, being_traced, per_channel, sums_dtype, without_autocast
 
 aten = torch.ops.aten
 
@@ -60,7 +60,7 @@ class _Blur(torch.autograd.Function):
             return _blur(x, kernel, stride)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         (kernel,) = ctx.saved_tensors
         grad = grads[0]
         _, channels, height, width = ctx.size
@@ -110,7 +110,7 @@ class _ConvAfter(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        prepare: Any,
+        prepare: Callable[..., Tensor],
         conv: nn.Conv2d,
         prepared: Tensor | None,
         weight: Tensor,
@@ -125,8 +125,9 @@ class _ConvAfter(torch.autograd.Function):
             return conv._conv_forward(z.to(weight.dtype), weight, bias)
 
     @staticmethod
+    # its wrapper takes ctx by position, which the base class allows by keyword too
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *inputs = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
         wanted = ctx.needs_input_grad[5:]
@@ -173,8 +174,9 @@ class _Gated(torch.autograd.Function):
         return y * gate
 
     @staticmethod
+    # its wrapper takes ctx by position, which the base class allows by keyword too
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         gate, x, scale, mean, bias = ctx.saved_tensors
         grad = grads[0]
         dgate = None

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
 
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode; afterwards every submodule is back in the mode that it was in.
+def in_mode(net: nn.Module, training: bool) -> Iterator[nn.Module]:
+    """The network in training or evaluation mode; afterwards every submodule is back in the mode that it was in.
 
     ``net.train(before)`` would put submodules that were frozen in evaluation mode into training mode.
     """
     modes = [(module, module.training) for module in net.modules()]
-    net.eval()
+    net.train(training)
     try:
         yield net
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, flag in modes:
+            module.training = flag
+
+
+def evaluating(net: nn.Module) -> AbstractContextManager[nn.Module]:
+    """The network in evaluation mode; afterwards every submodule is back in the mode that it was in."""
+    return in_mode(net, False)
 
 
 def forward_logits(net: nn.Module, batch: torch.Tensor) -> torch.Tensor:

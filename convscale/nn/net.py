@@ -7,19 +7,20 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from convscale.arch.spec import NetSpec, StageSpec
+from convscale.arch.block import StageSpec
+from convscale.arch.spec import NetSpec
 from convscale.arch.tags import find_tag
 from convscale.arch.zoo import as_spec, get_tag
-from convscale.errors import UserError
+from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.features import FeatureInfo, resolve_indices
-from convscale.nn.layers import GlobalPool, SpaceToDepth
+from convscale.nn.layers import POOLS, GlobalPool, SpaceToDepth
 from convscale.nn.norm import BatchNormAct, InPlaceABN
 
 NormKind = Literal["inplace", "batchnorm"]
@@ -65,12 +66,13 @@ class Trunk(nn.Module):
         return x, taps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in backward instead of keeping its maps; running statistics still take each batch once."""
-        self.grad_checkpointing = enable
+        """Recompute each block in backward instead of keeping its maps; statistics still take each batch once."""
+        self.grad_checkpointing = check_flag("enable", enable)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int] | None]]]:
         """Regular expressions that sort parameters into layers, for layer-wise learning rates (timm's form)."""
-        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.(\d+)", None), (r"^head", (99999,))]
+        fine = [(r"^stages\.(\d+)\.(\d+)", None), (r"^head", (99999,))]
+        blocks = r"^stages\.(\d+)" if check_flag("coarse", coarse) else fine
         return {"stem": r"^stem", "blocks": blocks}
 
     def _check_input(self, x: Tensor) -> None:
@@ -100,7 +102,6 @@ class ConvNet(Trunk):
         global_pool: str = "avg",
     ) -> None:
         super().__init__(spec, in_chans=in_chans, drop_path_rate=drop_path_rate)
-        self.num_classes = num_classes
         last, head = spec.stages[-1].width, spec.head
         self.head = (
             ConvNormAct(last, head.width, norm=spec.norm, act=head.activation, padding=spec.padding)
@@ -116,11 +117,14 @@ class ConvNet(Trunk):
         initialise(self, spec)
 
     def _set_classifier(self, num_classes: int, global_pool: str) -> None:
-        self.global_pool = GlobalPool(global_pool)
+        check_text("global_pool", global_pool, POOLS)
+        check_whole("num_classes", num_classes, least=0)
         if global_pool == "" and num_classes:
             raise UserError(
                 "global_pool is '' (no pooling), which leaves nothing to classify; use num_classes=0 with it"
             )
+        self.num_classes = num_classes
+        self.global_pool = GlobalPool(global_pool)
         self.classifier = (
             nn.Linear(self.num_features * self.global_pool.feat_mult(), num_classes) if num_classes else nn.Identity()
         )
@@ -161,8 +165,11 @@ class ConvNet(Trunk):
         """
         if output_fmt != "NCHW":
             raise UserError(f"output_fmt is {output_fmt!r}; it must be 'NCHW'")
+        for name, value in (("norm", norm), ("stop_early", stop_early), ("intermediates_only", intermediates_only)):
+            check_flag(name, value)
+        wanted = resolve_indices(indices, len(self.feature_info), name="indices")
         last, taps = self.forward_taps(x)
-        chosen = [taps[i] for i in resolve_indices(indices, len(taps))]
+        chosen = [taps[i] for i in wanted]
         if intermediates_only:
             return chosen
         return (last if self.head is None else self.head(last)), chosen
@@ -172,10 +179,15 @@ class ConvNet(Trunk):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for ``num_classes`` classes (0: none), freshly initialised."""
+        """A new classifier for ``num_classes`` classes (0: none), freshly initialised.
+
+        Raises:
+            UserError: no whole number of at least 0, an unknown pool, or classes without a pool. The network is then
+                unchanged.
+        """
         old = self.classifier
-        self.num_classes = num_classes
         self._set_classifier(num_classes, self.global_pool.kind if global_pool is None else global_pool)
+        self.classifier.train(old.training)
         self.pretrained_cfg["num_classes"] = num_classes
         if isinstance(self.classifier, nn.Linear):
             _initialise_linear(self.classifier, self.spec.init)
@@ -212,13 +224,36 @@ class FeatureNet(Trunk):
         return [taps[i] for i in self.out_indices]
 
 
+class ModelOptions(TypedDict, total=False):
+    """Options that ``create_model`` takes whatever it returns; it says what they are."""
+
+    checkpoint_path: str | os.PathLike[str] | None
+    num_classes: int | None
+    in_chans: int
+    drop_rate: float
+    drop_path_rate: float
+    global_pool: str
+    norm: NormKind | None
+    out_indices: Sequence[int] | int | None
+
+
 @overload
 def create_model(
-    model: str | NetSpec, pretrained: bool = ..., *, features_only: Literal[True], **options: Any
+    model: str | NetSpec,
+    pretrained: bool = False,
+    *,
+    features_only: Literal[False] = False,
+    **options: Unpack[ModelOptions],
+) -> ConvNet: ...
+@overload
+def create_model(
+    model: str | NetSpec, pretrained: bool = False, *, features_only: Literal[True], **options: Unpack[ModelOptions]
 ) -> FeatureNet: ...
 @overload
-def create_model(model: str | NetSpec, pretrained: bool = ..., **options: Any) -> ConvNet: ...
-def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads leave the options to this signature
+def create_model(
+    model: str | NetSpec, pretrained: bool = False, *, features_only: bool, **options: Unpack[ModelOptions]
+) -> ConvNet | FeatureNet: ...
+def create_model(
     model: str | NetSpec,
     pretrained: bool = False,
     *,
@@ -246,8 +281,9 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
             1603.09382).
         global_pool: ``avg``, ``max``, ``avgmax``, ``catavgmax`` or '' (with num_classes=0).
         norm: None (the spec's), ``inplace`` (InPlace-ABN where the activation inverts) or ``batchnorm``.
-        features_only: a backbone that returns a list of maps.
-        out_indices: which maps; None: all.
+        features_only: a backbone that returns a list of maps; it has no classifier, so ``num_classes``, ``drop_rate``
+            and ``global_pool`` do not go with it.
+        out_indices: which maps of a backbone; None: all.
 
     Returns:
         A network in training mode; same torch seed, same weights.
@@ -260,12 +296,19 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
         if norm not in ("inplace", "batchnorm"):
             raise UserError(f"norm is {norm!r}; it must be None, 'inplace' or 'batchnorm'")
         spec = replace(spec, norm=replace(spec.norm, kind=norm))
-    for key, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise UserError(f"{key} is {value!r}; it must be a whole number of at least {least}")
-    for key, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
-        if not 0 <= value < 1:
-            raise UserError(f"{key} is {value!r}; it must be in [0, 1)")
+    check_flag("pretrained", pretrained)
+    check_whole("in_chans", in_chans)
+    if num_classes is not None:
+        check_whole("num_classes", num_classes, least=0)
+    for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+        check_number(name, rate, "in [0, 1)", 0, math.nextafter(1, 0))
+    check_text("global_pool", global_pool, POOLS)
+    if checkpoint_path is not None:
+        check_path("checkpoint_path", checkpoint_path)
+    if check_flag("features_only", features_only):
+        _refuse_head_options(num_classes, drop_rate, global_pool)
+    elif out_indices is not None:
+        raise UserError(f"out_indices is {out_indices!r}; it goes with features_only=True alone")
     tag = get_tag(spec.name) if pretrained else find_tag(spec.name)
     if tag is not None and tag.name != spec.name:
         spec = replace(spec, input=replace(as_spec(tag.name).input), name=tag.name)
@@ -292,6 +335,15 @@ def create_model(  # pyright: ignore[reportInconsistentOverload] - the overloads
     return net
 
 
+def _refuse_head_options(num_classes: int | None, drop_rate: float, global_pool: str) -> None:
+    """UserError where options of a classifier are given to a backbone, which has none."""
+    given = {"num_classes": num_classes or None, "drop_rate": drop_rate or None}
+    given["global_pool"] = None if global_pool == "avg" else global_pool
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{name} is {value!r}; features_only=True gives maps and no classifier, so leave it out")
+
+
 def initialise(net: nn.Module, spec: NetSpec) -> None:
     """Fresh weights by the spec's rule, in module order, from torch's global generator; nothing to do on the meta
     device.
@@ -312,11 +364,8 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
         elif isinstance(module, nn.Linear):
             _initialise_linear(module, spec.init)
         elif isinstance(module, Block) and module.has_shortcut and spec.init != "efficientnet":
-            last = module.get_submodule("conv2" if not hasattr(module, "conv3") else "conv3")
-            assert isinstance(last, ConvNormAct)
-            nn.init.zeros_(
-                last.norm.weight
-            )  # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
+            # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
+            nn.init.zeros_(module.last_unit().norm.weight)
 
 
 def _initialise_linear(linear: nn.Linear, rule: str) -> None:
@@ -378,7 +427,7 @@ def _run_checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 class _FrozenStatistics(AbstractContextManager[None]):
     """Running statistics as they were: a recomputed forward must not count its batch twice."""
 
-    def __init__(self, norms: list[Any]) -> None:
+    def __init__(self, norms: list[BatchNormAct | InPlaceABN]) -> None:
         self.norms = norms
 
     def __enter__(self) -> None:
@@ -389,7 +438,7 @@ class _FrozenStatistics(AbstractContextManager[None]):
             buffer.copy_(value)
 
 
-def _pretrained_cfg(spec: NetSpec, num_classes: int, in_chans: int) -> dict[str, Any]:
+def _pretrained_cfg(spec: NetSpec, num_classes: int, in_chans: int) -> dict[str, object]:
     pixels = spec.input
     return {
         "architecture": spec.name.partition(".")[0],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -46,13 +46,13 @@ def inverts(activation: str, slope: float) -> bool:
 class _Processes:
     """A process group that a deep copy of its network shares (the group itself can't be copied)."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Processes:
+    def __deepcopy__(self, memo: dict[int, object]) -> _Processes:
         return self
 
-    def resolve(self) -> Any:
+    def resolve(self) -> dist.ProcessGroup | None:
         """The group; none given: the one of all processes."""
         return dist.group.WORLD if self.group is None else self.group
 
@@ -88,7 +88,7 @@ class _Norm(_NormBase):
             )
         return use_batch, momentum
 
-    def _group(self, use_batch: bool) -> Any:
+    def _group(self, use_batch: bool) -> dist.ProcessGroup | None:
         """The other processes, where statistics are shared with any."""
         if (
             self.sync is None
@@ -115,7 +115,7 @@ class _Norm(_NormBase):
         return self.weight.to(dtype), self.bias.to(dtype)
 
     def _lean(
-        self, function: type[torch.autograd.Function], x: Tensor, use_batch: bool, momentum: float, *extra: Any
+        self, function: type[torch.autograd.Function], x: Tensor, use_batch: bool, momentum: float, *extra: object
     ) -> Tensor:
         """One of norm_ops' functions with this layer's parameters and statistics."""
         weight, bias = self._affine()
@@ -159,7 +159,9 @@ class _Norm(_NormBase):
         y = F.batch_norm(x, running_mean, running_var, self.weight, self.bias, False, 0.0, self.eps)
         return y, running_mean.clone(), torch.rsqrt(running_var + self.eps)
 
-    def _normalise_together(self, x: Tensor, momentum: float, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _normalise_together(
+        self, x: Tensor, momentum: float, group: dist.ProcessGroup
+    ) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias = self._affine()
         with torch.no_grad():
             mean, var, count = joint_statistics(x, group)
@@ -327,23 +329,30 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
     `spec` of a network built from one says the new kind.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: no network, or an unknown kind.
     """
+    if not isinstance(net, nn.Module):
+        raise UserError(f"convert_norm takes a network, got {type(net).__name__}")
     if to not in NORM_KINDS:
         raise UserError(f"to must be 'batchnorm' or 'inplace', got {to!r}")
     net = _replace(copy.deepcopy(net), lambda module: _converted(module, to) if isinstance(module, _Norm) else None)
-    owner: Any
-    for owner in net.modules():
-        spec, lean = getattr(owner, "spec", None), getattr(owner, "lean", None)
+    for module in net.modules():
+        spec, lean = getattr(module, "spec", None), getattr(module, "lean", None)
         if isinstance(spec, NetSpec):
-            owner.spec = replace(spec, norm=replace(spec.norm, kind=to))
+            set_fields(module, spec=replace(spec, norm=replace(spec.norm, kind=to)))
         if isinstance(lean, bool):
-            owner.lean = to == "inplace"  # beside in-place norms, blocks make again what is cheap to make
+            set_fields(module, lean=to == "inplace")  # beside in-place norms, blocks make again what is cheap to make
     return net
 
 
+def set_fields(module: nn.Module, **values: object) -> None:
+    """Set what a module says of itself; to a type checker a module holds tensors and modules alone."""
+    for name, value in values.items():
+        setattr(module, name, value)
+
+
 def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """`net` with each module for which `new_for` gives another replaced by it; one that stands in two places stays one."""
+    """`net` with each module for which `new_for` gives another replaced by it; one in two places stays one."""
     own = new_for(net)
     if own is not None:
         return own
@@ -375,7 +384,7 @@ def _converted(old: _Norm, to: str) -> _Norm:
 
 
 def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct:
-    """A batch norm with another leaky slope in the place of ``old``: the same parameters, buffers, mode and processes."""
+    """A batch norm with another leaky slope in place of ``old``: same parameters, buffers, mode and processes."""
     new = BatchNormAct(old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=slope)
     new.sync = old.sync
     return _take_over(new, old)
@@ -393,7 +402,7 @@ def _take_over(new: _NormT, old: _NormBase) -> _NormT:
     return new.train(old.training)
 
 
-def convert_sync(net: nn.Module, group: Any = None) -> nn.Module:
+def convert_sync(net: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Share batch statistics over the processes of `group` (None: all) in every norm of `net`; changes it in place and
     returns it.
 

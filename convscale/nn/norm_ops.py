@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+Gradients = tuple[Tensor | None, ...]
+"""What a backward pass returns: one for each argument of the forward pass, None where there is none."""
 
 SMALLEST_SCALE = 1e-3
 """The backward pass divides by no smaller |weight| than this in float32 and float64."""
@@ -49,7 +51,7 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return None
 
 
-def without_autocast(device: str) -> AbstractContextManager[Any]:
+def without_autocast(device: str) -> AbstractContextManager[object]:
     """A context in which maps keep their type."""
     return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
 
@@ -65,7 +67,7 @@ def per_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def joint_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+def joint_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and number of values per channel over the maps of all processes of `group`.
 
     The processes' means and variances are combined (Chan et al., 1979) rather than their sums of squares, which would
@@ -106,7 +108,7 @@ def update_running(
 
 
 def _input_gradient(
-    dz: Tensor, normalised: Tensor, scale: Tensor, count: Tensor | None, group: Any
+    dz: Tensor, normalised: Tensor, scale: Tensor, count: Tensor | None, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of the affine map and the normalisation; count None: the statistics were constants.
 
@@ -140,7 +142,7 @@ class InPlaceNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
         slope: float | None,
-        group: Any,
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
         """Normalise x with the batch's statistics (use_batch) or the running ones; slope None: no activation.
 
@@ -190,8 +192,9 @@ class InPlaceNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    # its wrapper takes ctx by position, which the base class allows by keyword too
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients for x, weight and bias from the output alone."""
         y, weight, bias, invstd, count = ctx.saved_tensors
         dtype = sums_dtype(y.dtype)
@@ -259,8 +262,9 @@ class RecomputedNormAct(torch.autograd.Function):
         return act(y)
 
     @staticmethod
+    # its wrapper takes ctx by position, which the base class allows by keyword too
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients for x, weight and bias."""
         x, weight, bias, mean, invstd = ctx.saved_tensors
         ones = torch.ones_like(invstd)
@@ -278,7 +282,14 @@ class SyncNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, count: Tensor, group: Any
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        invstd: Tensor,
+        count: Tensor,
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
         """(x - mean) * invstd * weight + bias, with mean and invstd (C,) and count () of all the processes together."""
         ctx.save_for_backward(x, weight, mean, invstd, count)
@@ -288,8 +299,9 @@ class SyncNorm(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
+    # its wrapper takes ctx by position, which the base class allows by keyword too
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients for x, weight and bias; the collective is the same on every process whatever it needs."""
         x, weight, mean, invstd, count = ctx.saved_tensors
         normalised = (x.to(weight.dtype) - per_channel(mean)).mul_(per_channel(invstd))

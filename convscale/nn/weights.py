@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convscale.arch.block import StageSpec
 from convscale.arch.families.tresnet import OFFICIAL_V2_SLOPE
+from convscale.arch.parts import ActSpec
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_tag
-from convscale.errors import UserError, first_line, nearest
+from convscale.errors import UserError, check_flag, check_path, check_text, first_line, nearest
 from convscale.nn import keymaps
 from convscale.nn.layers import conv2d
-from convscale.nn.norm import BatchNormAct, InPlaceABN, with_slope
+from convscale.nn.norm import BatchNormAct, InPlaceABN, set_fields, with_slope
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -45,19 +46,20 @@ class LoadedWeights:
 
 def load_weights(
     net: nn.Module,
-    src: str | os.PathLike[str] | Mapping[str, Any],
+    src: str | os.PathLike[str] | Mapping[str, object],
     layout: str | None = None,
     allow_head_mismatch: bool = False,
 ) -> LoadedWeights:
     """Load weights into a network, strictly.
 
     Args:
-        net: a network of ``create_model`` or ``features_only``; any other module takes its own keys only.
+        net: a network of ``create_model``, ``features_only`` or not; any other module takes its own keys only.
         src: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file of tensors, a checkpoint folder of ours, or a
             state dict; wrapped ones (``state_dict``, ``model``, ``model_ema``, ``module.``) are unwrapped.
         layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'),
             ``efficientnet_lite_pytorch``; None: found by its keys.
-        allow_head_mismatch: a classifier of another class count stays as it is instead of being an error.
+        allow_head_mismatch: a classifier of another class count stays as it is instead of being an error. A module's
+            classifier is what its ``pretrained_cfg`` names, else its last linear layer.
 
     Official TResNet weights were trained with ``|weight| + 1e-5`` as the norms' scale and are converted so. Two layouts
     exist only for weights that were trained with constants of their own, which the network then takes over (its
@@ -68,10 +70,18 @@ def load_weights(
         UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ;
             all are named. The network is then unchanged.
     """
-    source = read_state_dict(src)
+    _check_module("load_weights", net)
+    check_flag("allow_head_mismatch", allow_head_mismatch)
     spec = getattr(net, "spec", None)
+    if layout is not None:
+        check_text("layout", layout, None if isinstance(spec, NetSpec) else keymaps.layout_names(), what="timm")
     if not isinstance(spec, NetSpec):
-        return _load_plain(net, source)
+        if layout not in (None, keymaps.OWN):
+            raise UserError(
+                f"layout is {layout!r}; {type(net).__name__} is no network of create_model and takes its own keys only"
+            )
+        return _load_plain(net, read_state_dict(src), allow_head_mismatch)
+    source = read_state_dict(src)
     name = layout or _detect(spec, source)
     table = _table(spec, name)
     known = set(net.state_dict())
@@ -80,8 +90,8 @@ def load_weights(
         norms = {key for key in translated if key.endswith("norm.weight")}
         translated = {key: value.abs() + _OFFICIAL_EPS if key in norms else value for key, value in translated.items()}
     adapted = _adapt_stem(net, spec, translated)
-    fresh = _check(net, translated, ignored, name, allow_head_mismatch)
-    net.load_state_dict({**{k: v for k, v in net.state_dict().items() if k not in translated}, **translated})
+    fresh = _check(net, translated, ignored, name, ("classifier",) if allow_head_mismatch else ())
+    net.load_state_dict({**net.state_dict(), **translated})
     changed = _as_trained(net, spec, name)
     return LoadedWeights(layout=name, ignored=tuple(ignored), fresh=tuple(fresh), adapted_stem=adapted, changed=changed)
 
@@ -94,6 +104,8 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
         UserError: a layout that this kind of network has not; or ``official`` with a norm weight below 1e-5, which
             ``|weight| + 1e-5`` can not express.
     """
+    _check_module("export_weights", net)
+    check_text("layout", layout, what="timm")
     spec = getattr(net, "spec", None)
     if not isinstance(spec, NetSpec):
         raise UserError(f"{type(net).__name__} has no spec; export_weights takes networks of create_model")
@@ -112,13 +124,18 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
     return out
 
 
-def read_state_dict(src: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+def _check_module(function: str, net: object) -> None:
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{function} takes a network, got {type(net).__name__}")
+
+
+def read_state_dict(src: str | os.PathLike[str] | Mapping[str, object]) -> dict[str, Tensor]:
     """Tensors by key from a file, a checkpoint folder or a dict, unwrapped. Raises UserError on anything else."""
     if isinstance(src, Mapping):
-        values: Any = src
+        values: object = src
         where = "state dict"
     else:
-        path = Path(src)
+        path = check_path("weights", src)
         if path.is_dir():
             path = path / "model.safetensors"
         where = str(path)
@@ -130,9 +147,13 @@ def read_state_dict(src: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str
         if inner is None:
             break
         values = inner
-    if not isinstance(values, Mapping) or not values or not all(isinstance(v, Tensor) for v in values.values()):
+    out: dict[str, Tensor] = {}
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f"{where} holds no state dict; a mapping from names to tensors is needed")
+        out[key] = value
+    if not out:
         raise UserError(f"{where} holds no state dict; a mapping from names to tensors is needed")
-    out = dict(values)
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in out):
             out = {key.removeprefix(prefix): value for key, value in out.items()}
@@ -186,8 +207,8 @@ def set_slopes(net: nn.Module, slope: float) -> None:
     batch norms.
     """
 
-    def changed(spec: Any) -> Any:
-        return replace(spec, slope=slope) if spec.kind == "leaky_relu" else spec
+    def changed(act: ActSpec) -> ActSpec:
+        return replace(act, slope=slope) if act.kind == "leaky_relu" else act
 
     for parent in net.modules():
         for name, child in parent.named_children():
@@ -195,19 +216,15 @@ def set_slopes(net: nn.Module, slope: float) -> None:
                 setattr(parent, name, with_slope(child, slope))
     spec = getattr(net, "spec", None)
     if isinstance(spec, NetSpec):
-        stages = tuple(
-            replace(
-                stage,
-                runs=tuple(
-                    replace(run, block=replace(run.block, activation=changed(run.block.activation)))
-                    for run in stage.runs
-                ),
-            )
-            for stage in spec.stages
-        )
-        net.spec = replace(
-            spec, stages=stages, stem=replace(spec.stem, activation=changed(spec.stem.activation)), lineage=None
-        )  # type: ignore[assignment]
+        stem = replace(spec.stem, activation=changed(spec.stem.activation))
+        stages = tuple(_with_activations(stage, changed) for stage in spec.stages)
+        set_fields(net, spec=replace(spec, stem=stem, stages=stages, lineage=None))
+
+
+def _with_activations(stage: StageSpec, changed: Callable[[ActSpec], ActSpec]) -> StageSpec:
+    """The stage with another activation inside its blocks."""
+    blocks = [replace(run.block, activation=changed(run.block.activation)) for run in stage.runs]
+    return replace(stage, runs=tuple(replace(run, block=block) for run, block in zip(stage.runs, blocks, strict=True)))
 
 
 def set_same_padding(net: nn.Module, eps: float) -> None:
@@ -230,7 +247,7 @@ def set_same_padding(net: nn.Module, eps: float) -> None:
                 child.eps = eps
     spec = getattr(net, "spec", None)
     if isinstance(spec, NetSpec):
-        net.spec = replace(spec, padding="same", norm=replace(spec.norm, eps=eps))  # type: ignore[assignment]
+        set_fields(net, spec=replace(spec, padding="same", norm=replace(spec.norm, eps=eps)))
 
 
 def _as_trained(net: nn.Module, spec: NetSpec, layout: str) -> str:
@@ -245,7 +262,7 @@ def _as_trained(net: nn.Module, spec: NetSpec, layout: str) -> str:
     return ""
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path) -> object:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -263,10 +280,21 @@ def _read_file(path: Path) -> Any:
         ) from None
 
 
-def _load_plain(net: nn.Module, source: dict[str, Tensor]) -> LoadedWeights:
-    _check(net, source, [], "own", False)
-    net.load_state_dict(source)
-    return LoadedWeights(layout="own")
+def _load_plain(net: nn.Module, source: dict[str, Tensor], allow_head_mismatch: bool) -> LoadedWeights:
+    fresh = _check(net, source, [], "own", _classifiers(net) if allow_head_mismatch else ())
+    net.load_state_dict({**net.state_dict(), **source})
+    return LoadedWeights(layout="own", fresh=tuple(fresh))
+
+
+def _classifiers(net: nn.Module) -> tuple[str, ...]:
+    """The names of a module's classifiers: what its ``pretrained_cfg`` says, else its last linear layer."""
+    config = getattr(net, "pretrained_cfg", None)
+    stated = config.get("classifier") if isinstance(config, Mapping) else getattr(config, "classifier", None)
+    if isinstance(stated, str):
+        return (stated,)
+    if isinstance(stated, list | tuple):
+        return tuple(map(str, stated))
+    return tuple([name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1:])
 
 
 def _table(spec: NetSpec, layout: str) -> keymaps.Table:
@@ -301,7 +329,7 @@ def _split(key: str, table: keymaps.Table) -> tuple[str, str]:
 def _translate(
     source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The source under our keys; keys that only the head or later stages of a backbone would take are returned apart."""
+    """The source under our keys; apart, the keys that only a head or later stages would take."""
     inverse = {theirs: ours for ours, theirs in table.items()}
     out, ignored = {}, []
     for key, value in source.items():
@@ -347,16 +375,23 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
 
 
 def _check(
-    net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layout: str, allow_head_mismatch: bool
+    net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layout: str, may_differ: tuple[str, ...]
 ) -> list[str]:
-    """Keys that stay as they are; UserError naming what is missing, unexpected or of another shape."""
+    """Keys that stay as they are, those of the layers ``may_differ`` that do not fit; they leave ``weights``.
+
+    Raises:
+        UserError: keys are missing or unexpected, or tensors of another shape; they are named.
+    """
     own = net.state_dict()
     fresh = []
+    for layer in may_differ:
+        keys = [key for key in own if key.rpartition(".")[0] == layer]
+        if any(key not in weights or weights[key].shape != own[key].shape for key in keys):
+            for key in [key for key in weights if key.rpartition(".")[0] == layer]:
+                del weights[key]
+            fresh += keys
     for key in ("classifier.weight", "classifier.bias"):
-        if key in own and allow_head_mismatch and (key not in weights or weights[key].shape != own[key].shape):
-            weights.pop(key, None)
-            fresh.append(key)
-        elif key not in own and key in weights and getattr(net, "num_classes", None) == 0:
+        if key not in own and key in weights and getattr(net, "num_classes", None) == 0:
             ignored.append(key)
             del weights[key]
     problems = []
@@ -365,9 +400,9 @@ def _check(
     ]
     unexpected = [key.removeprefix("?") for key in weights if key not in own]
     shapes = [
-        f"{k} is {tuple(weights[k].shape)}, the network's is {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
+        f"{key} is {tuple(weights[key].shape)}, the network's is {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
     ]
     if missing:
         problems.append(f"missing {_some(missing)}")
@@ -376,7 +411,7 @@ def _check(
     if shapes:
         problems.append(_some(shapes))
     if problems:
-        head = any(s.startswith("classifier") for s in shapes)
+        head = not may_differ and any(text.startswith(f"{name}.") for text in shapes for name in _classifiers(net))
         hint = "; pass allow_head_mismatch=True to keep the network's own classifier" if head else ""
         name = getattr(getattr(net, "spec", None), "name", type(net).__name__)
         raise UserError(f"weights ({layout} layout) do not fit {name}: {'; '.join(problems)}{hint}")

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from convscale.choice.choose import scaled_members
+from convscale.cache import cache_dir
+from convscale.choice.candidates import scaled_members
 from convscale.errors import UserError
 from convscale.images.sources import open_dataset
 from convscale.learn.progress import Progress
@@ -71,7 +72,7 @@ def fashion_mnist(say: Callable[[str], None]) -> Path:
             return folder
     from torchvision.datasets import FashionMNIST
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convscale"
+    cache = cache_dir()
     say("downloading Fashion-MNIST")
     try:
         FashionMNIST(str(cache), download=True)

@@ -21,8 +21,8 @@ from torch import nn
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.artifact.artifact import Artifact
-from convscale.choice.choose import FIT_FAMILIES, SMALL_IMAGE, scaled_members, sized
-from convscale.choice.finalists import Timed, finalists
+from convscale.choice.candidates import SMALL_IMAGE, scaled_members, sized
+from convscale.choice.finalists import FIT_FAMILIES, Timed, finalists
 from convscale.conditions import Conditions
 from convscale.cost.counting import count
 from convscale.errors import Stopped, UserError

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
+from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.predictor.calibration import _SHARED, Calibration
+from convscale.predictor.calibration import SHARED, Calibration
 from convscale.predictor.devices import get_device
-from convscale.predictor.fitted import fitted_sets, set_name
 from convscale.predictor.fitting import NOISE, Part, fit
-from convscale.predictor.interval import CARD, card_covariance, card_shares, card_sigmas, network_sigma
+from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
+from convscale.predictor.latency import basis_of
 from convscale.predictor.roofline import net_s, table_of
 from convscale.predictor.workload import load_workload
 
 if TYPE_CHECKING:
-    from convscale.arch.spec import NetSpec
+    from convscale.cost.subject import Network
     from convscale.speed.records import Record
 
 MANY = 12
@@ -33,7 +33,7 @@ _RIDGE = 0.3
 class Observation:
     """One network measured on the device to calibrate for."""
 
-    net: nn.Module | NetSpec | str
+    net: Network
     """The network."""
     conditions: Conditions
     """What it was measured under."""
@@ -45,24 +45,24 @@ def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observ
     """Turn records, or the rows of a timm CSV, into observations on ``device``; names that nothing here can build are
     returned beside them.
     """
-    found: list[Observation] = []
+    observations: list[Observation] = []
     unknown: list[str] = []
-    nets: dict[str, Any] = {}
+    nets: dict[str, Network | None] = {}
     for record in records:
-        name = record.model
-        if name not in nets:
-            nets[name] = _net_named(name)
-        if nets[name] is None:
-            unknown.append(name)
+        if record.model not in nets:
+            nets[record.model] = _net_named(record.model)
+        net = nets[record.model]
+        if net is None:
+            unknown.append(record.model)
             continue
-        conditions = dataclasses.replace(record.measurement.conditions, device=get_device(device).name)
-        found.append(Observation(net=nets[name], conditions=conditions, images_per_s=record.measurement.images_per_s))
-    return found, unknown
+        measured = record.measurement
+        conditions = dataclasses.replace(measured.conditions, device=get_device(device).name)
+        observations.append(Observation(net=net, conditions=conditions, images_per_s=measured.images_per_s))
+    return observations, unknown
 
 
-def _net_named(name: str) -> Any:
-    from convscale.arch.zoo import get_spec
-
+def _net_named(name: str) -> Network | None:
+    """Our spec of that name, else timm's network where timm is installed, else None."""
     try:
         return get_spec(name)
     except UserError:
@@ -96,28 +96,22 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
         raise UserError("nothing to calibrate with: give at least one measured network")
     first = observations[0].conditions
     for item in observations:
-        here = item.conditions
-        for name in (*_SHARED, "threads"):
-            if getattr(here, name) != getattr(first, name):
-                raise UserError(
-                    f"measurements of one calibration must share their {name}: {getattr(first, name)!r} and "
-                    f"{getattr(here, name)!r}"
-                )
+        for name in (*SHARED, "threads"):
+            if (here := getattr(item.conditions, name)) != (there := getattr(first, name)):
+                raise UserError(f"measurements of one calibration must share their {name}: {here!r} and {there!r}")
         if not item.images_per_s > 0:
             raise UserError(f"images_per_s must be positive, got {item.images_per_s!r}")
-    if first.runtime not in ("eager", "compiled"):
-        raise UserError(f"PyTorch is predicted, eager or compiled; measurements in {first.runtime} say nothing of it")
-    sheet = get_device(first.device)
-    known = fitted_sets()[set_name(first, sheet)]
+    basis = basis_of(first)
+    first, sheet, known = basis.conditions, basis.device, basis.fitted
     table = table_of([load_workload(item.net, item.conditions).kernels for item in observations])
     measured_s = np.array([item.conditions.batch_size / item.images_per_s for item in observations])
-    made = most_likely(
+    coefficients, covariance = most_likely(
         Part(table=table, latency_s=measured_s, device=sheet),
         known.coefficients,
         known.sigmas,
-        sheet.name in known.cards,
+        sheet.name in known.devices,
     )
-    errors = np.log(net_s(table, sheet, made[0]) / measured_s)
+    before_s, after_s = net_s(table, sheet, known.coefficients), net_s(table, sheet, coefficients)
     return Calibration(
         device=sheet.name,
         mode=first.mode,
@@ -126,10 +120,10 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
         precision=first.precision,
         threads=first.threads,
         count=len(observations),
-        coefficients=made[0],
-        covariance=made[1],
-        scale=float(np.exp(np.median(np.log(net_s(table, sheet, made[0]) / net_s(table, sheet, known.coefficients))))),
-        spread=float(np.quantile(np.abs(errors), 0.8)),
+        coefficients=coefficients,
+        covariance=covariance,
+        scale=float(np.exp(np.median(np.log(after_s / before_s)))),
+        spread=float(np.quantile(np.abs(np.log(after_s / measured_s)), 0.8)),
     )
 
 
@@ -141,13 +135,14 @@ def most_likely(
     Args:
         part: the measured networks.
         start: coefficients from the tables.
-        sigmas: what ``spread.fit_sigmas`` made of the tables' errors.
+        sigmas: what ``interval.fit_sigmas`` made of the tables' errors.
         known: whether the tables hold this card.
     """
-    prior = card_sigmas(part.device, known)
+    prior = rate_sigmas(part.device, known)
     noise = network_sigma(part.table, part.device, start, sigmas)
-    names = list(CARD) if len(noise) < MANY else list(start)
+    many = len(noise) >= MANY
+    names = list(start) if many else list(RATES)
     ridge = {name: NOISE / prior[name] if name in prior else _RIDGE for name in names}
     weighed = dataclasses.replace(part, weight=NOISE / noise)
-    coefficients = fit([weighed], start=start, free=names, ridge=ridge, robust=len(noise) >= MANY)
-    return coefficients, card_covariance(prior, card_shares(part.table, part.device, coefficients), noise)
+    coefficients = fit([weighed], start=start, free=names, ridge=ridge, robust=many)
+    return coefficients, rate_covariance(prior, rate_shares(part.table, part.device, coefficients), noise)

@@ -8,20 +8,50 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.files import write_json
+from convscale.predictor.roofline import PRIOR
 
-if TYPE_CHECKING:
-    pass
-
-
-FORMAT = 3
-
-
-_SHARED = ("device", "mode", "runtime", "layout", "precision")
+FORMAT = 4
+"""Of what is written. Format 3 is read too: its coefficients had the names on the left of ``RENAMED``."""
+RENAMED = {
+    "compute.conv1": "compute.conv_1x1",
+    "compute.group": "compute.grouped",
+    "compute.even": "compute.grouped_pow2",
+    "compute.packed": "compute.grouped_packed",
+    "compute.direct": "compute.depthwise_native",
+    "compute.wide": "depthwise.wide",
+    "window0": "depthwise.window0",
+    "direct.generic": "depthwise_native.generic",
+    "direct.weight": "depthwise.weight",
+    "direct.input": "depthwise.input",
+    "stats0": "batch_norm_train.channels0",
+    "group0": "grouped.width0",
+    "memory.conv1": "memory.conv_1x1",
+    "memory.group": "memory.grouped",
+    "memory.even": "memory.grouped_pow2",
+    "memory.packed": "memory.grouped_packed",
+    "memory.direct": "memory.depthwise_native",
+    "memory.norm": "memory.batch_norm",
+    "memory.stats": "memory.batch_norm_train",
+    "memory.layer-norm": "memory.layer_norm",
+    "memory.group-norm": "memory.group_norm",
+    "memory.point": "memory.pointwise",
+    "memory.uneven": "memory.pointwise_mixed",
+    "memory.fused-reduce": "memory.fused_reduce",
+    "memory.fused-mean": "memory.fused_mean",
+    "transform.conv1": "transform.conv_1x1",
+    "transform.group": "transform.grouped",
+    "transform.even": "transform.grouped_pow2",
+    "transform.packed": "transform.grouped_packed",
+    "small.norm": "small.batch_norm",
+    "small.stats": "small.batch_norm_train",
+}
+"""Coefficients that changed their names with the kinds of kernels that they speak of."""
+SHARED = ("device", "mode", "runtime", "layout", "precision")
 """Conditions that a calibration holds for; a CPU's threads are those that it was measured with."""
 
 
@@ -56,7 +86,7 @@ class Calibration:
 
     def require(self, conditions: Conditions) -> None:
         """Raise UserError when it was made for other conditions."""
-        for name in _SHARED:
+        for name in SHARED:
             if (made := getattr(self, name)) != (asked := getattr(conditions, name)):
                 raise UserError(
                     f"the calibration was made for {name} {made!r}, not {asked!r}; measure and calibrate for that"
@@ -67,7 +97,7 @@ class Calibration:
                 "calibrate for that"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         values = dataclasses.asdict(self)
         return {"format": FORMAT, **values, "coefficients": dict(self.coefficients)}
@@ -79,14 +109,18 @@ class Calibration:
         Raises:
             UserError: a newer format, or fields missing.
         """
-        if value.get("format") != FORMAT:
+        if value.get("format") not in (3, FORMAT):
             raise UserError(
-                f"a calibration has format {value.get('format')!r}, this version of convscale reads {FORMAT}"
+                f"a calibration has format {value.get('format')!r}, this version of convscale reads 3 and {FORMAT}"
             )
         try:
-            return cls(**{key: item for key, item in value.items() if key != "format"})
-        except TypeError as error:
+            made = cls(**{key: item for key, item in value.items() if key != "format"})
+            coefficients = {RENAMED.get(name, name): float(number) for name, number in made.coefficients.items()}
+        except (TypeError, AttributeError, ValueError) as error:
             raise UserError(f"not a calibration: {error}") from error
+        if missing := sorted(PRIOR.keys() - coefficients.keys()):
+            raise UserError(f"not a calibration: coefficients are missing ({', '.join(missing[:3])})")
+        return dataclasses.replace(made, coefficients=coefficients)
 
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -44,6 +45,8 @@ class Device:
     """Whether its matrix units take bfloat16."""
     sustained: float = 1.0
     """Share of ``tensor_tflops`` that the power limit lets it hold, where that is far below 1."""
+    aliases: tuple[str, ...] = ()
+    """Other names that it is asked for by."""
     source: str
     """Where the figures stand."""
 
@@ -52,17 +55,25 @@ class Device:
 def devices() -> dict[str, Device]:
     """All known devices by name, in the order of the data file."""
     records = json.loads((files("convscale.predictor") / "devices.json").read_text(encoding="utf-8"))["devices"]
-    return {record["name"]: Device(**record) for record in records}
+    return {record["name"]: Device(**{**record, "aliases": tuple(record.get("aliases", ()))}) for record in records}
 
 
 def get_device(name: str) -> Device:
-    """The device of that name; spaces, underscores and letter case do not matter.
+    """The device of that name, an alias, its maker's name or its driver's; spaces, underscores and letter case do not
+    matter (``RTX 4090``, ``NVIDIA GeForce RTX 4090``).
 
     Raises:
         UserError: unknown; the message names the nearest.
     """
-    known = devices()
-    plain = str(name).strip().lower().replace(" ", "-").replace("_", "-")
-    if plain not in known:
-        raise UserError(f"device {name!r} is unknown{nearest(plain, known)}")
-    return known[plain]
+    asked = _plain(str(name))
+    for device in devices().values():
+        if asked in map(_plain, (device.name, device.title, *device.aliases)):
+            return device
+        if device.driver and re.fullmatch(device.driver, str(name).strip(), re.IGNORECASE):
+            return device
+    raise UserError(f"device {name!r} is unknown{nearest(asked, devices())}")
+
+
+def _plain(name: str) -> str:
+    """A name in lower case with hyphens, without its maker's."""
+    return re.sub(r"[\s_-]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")

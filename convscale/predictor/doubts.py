@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from convscale.conditions import Conditions
 from convscale.predictor.devices import Device
 from convscale.predictor.fitted import fitted_sets, set_name
 from convscale.predictor.workload import Workload
 
-if TYPE_CHECKING:
-    pass
+
+class Doubts(NamedTuple):
+    """Sentences that say why a prediction may be off."""
+
+    known: tuple[str, ...]
+    """Doubts whose error was measured on families or cards left out, so that the interval holds it already."""
+    open: tuple[str, ...]
+    """Doubts that no table says anything of: each widens the interval."""
 
 
 def doubts_of(
     work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool
-) -> tuple[str, ...]:
-    """Why a prediction may be off: what the tables do not hold, and what the predictor is known to get wrong."""
-    return (
-        *_known_doubts(work, conditions, device, share, calibrated),
-        *_open_doubts(work, conditions, device, share, calibrated),
+) -> Doubts:
+    """What the tables do not hold, and what the predictor is known to get wrong.
+
+    Args:
+        work: the network's kernels.
+        conditions: what is predicted for.
+        device: its data sheet.
+        share: of the time, by ``interval.GROUPS`` and ``MARKS``; and ``host``: 1 where the host's launches bind.
+        calibrated: whether measurements on the device set the scale.
+    """
+    return Doubts(
+        tuple(_known_doubts(work, conditions, device, share, calibrated)),
+        tuple(_open_doubts(work, conditions, device, share, calibrated)),
     )
 
 
@@ -28,66 +42,70 @@ def _known_doubts(
     work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool
 ) -> list[str]:
     """Doubts whose error was measured on families or cards left out, so that the interval holds it already."""
-    found: list[str] = []
+    doubts: list[str] = []
     if work.peak_bytes > device.memory_gb * 2**30:
-        found.append(
+        doubts.append(
             f"the batch needs about {work.peak_bytes / 2**30:.1f} GB and {device.title} has {device.memory_gb:g} GB"
         )
-    if device.kind == "gpu" and device.name not in fitted_sets()[set_name(conditions, device)].cards and not calibrated:
-        found.append(f"no measurement of a {device.title} was fitted: its data sheet scales what others measured")
+    if (
+        device.kind == "gpu"
+        and device.name not in fitted_sets()[set_name(conditions, device)].devices
+        and not calibrated
+    ):
+        doubts.append(f"no measurement of a {device.title} was fitted: its data sheet scales what others measured")
     if device.sustained < 1 and not calibrated:
-        found.append(
+        doubts.append(
             f"its power limit of {device.watts:g} W does not hold the peak rate; {device.sustained:.0%} of it is "
             "assumed"
         )
     if device.kind == "cpu" and not calibrated:
-        found.append("no measurement of this CPU was given: calibrate with about a dozen measured models")
+        doubts.append("no measurement of this CPU was given: calibrate with about a dozen measured models")
     if share["wide"] > 0.1:
-        found.append(
+        doubts.append(
             f"depthwise kernels larger than 5 x 5 take {share['wide']:.0%} of the time; their speed varies by size and "
             "library version"
         )
     if share["ragged"] > 0.15:
-        found.append(
+        doubts.append(
             f"channel counts that are no multiple of 8 take {share['ragged']:.0%} of the time; libraries differ in "
             "what they do then"
         )
     if share["grouped"] > 0.1 and conditions.layout == "nhwc":
-        found.append(
+        doubts.append(
             f"grouped convolutions in channels-last take {share['grouped']:.0%} of the time; their speed varies by "
             "library version"
         )
     if share["huge"] > 0.1:
-        found.append(
+        doubts.append(
             "a map has more than 2**31 elements: libraries then split the batch or fall back to slower kernels"
         )
-    return found
+    return doubts
 
 
 def _open_doubts(
     work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool
 ) -> list[str]:
     """Doubts that no table says anything of: each widens the interval."""
-    found: list[str] = []
+    doubts: list[str] = []
     if device.kind == "cpu" and not calibrated:
         if conditions.mode == "train" or conditions.precision != "fp32" or conditions.batch_size != 1:
-            found.append("the CPU table holds single-precision inference at batch 1 only")
+            doubts.append("the CPU table holds single-precision inference at batch 1 only")
         if conditions.runtime == "eager" or conditions.layout != "nchw":
-            found.append("the CPU table was measured behind PyTorch's compiler and in NCHW only")
-    if conditions.mode == "train" and conditions.runtime != "eager":
-        found.append("compiled training was never measured for the fit")
+            doubts.append("the CPU table was measured behind PyTorch's compiler and in NCHW only")
+    if conditions.mode == "train" and conditions.runtime == "compiled":
+        doubts.append("compiled training was never measured for the fit")
     if device.kind == "gpu" and conditions.precision != "amp" and not calibrated:
-        found.append(f"all GPU measurements fitted ran under AMP, none in {conditions.precision}")
+        doubts.append(f"all GPU measurements fitted ran under AMP, none in {conditions.precision}")
     if conditions.precision == "bf16" and not device.bfloat16:
-        found.append(f"{device.title} has no matrix units for bfloat16")
+        doubts.append(f"{device.title} has no matrix units for bfloat16")
     if work.attention:
-        found.append("it multiplies maps with each other (attention); only ConvNets were fitted")
+        doubts.append("it multiplies maps with each other (attention); only ConvNets were fitted")
     if work.unsupported:
-        found.append(f"unknown operators: {', '.join(sorted(work.unsupported))}")
+        doubts.append(f"unknown operators: {', '.join(sorted(work.unsupported))}")
     if share["host"] > 0.5:
-        found.append(
+        doubts.append(
             "the host's launches take longer than the GPU's work; how long depends on its CPU, which is assumed"
         )
     elif device.kind == "gpu" and conditions.batch_size < 32 and not calibrated:
-        found.append("the tables hold large batches; at small ones kernels no longer fill the card")
-    return found
+        doubts.append("the tables hold large batches; at small ones kernels no longer fill the card")
+    return doubts

@@ -1,20 +1,22 @@
-"""The coefficients that travel with the package, fitted to measured tables."""
+"""The coefficients that travel with the package, fitted to measured tables; and what can be predicted with them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from convscale.conditions import Conditions
-from convscale.predictor.devices import Device
+from convscale.errors import UserError
+from convscale.predictor.devices import Device, get_device
 
-if TYPE_CHECKING:
-    pass
+RUNTIMES = ("eager", "compiled")
+"""Runtimes that can be predicted: PyTorch, as it is or behind its compiler."""
+PRECISIONS = ("amp", "bf16", "fp16", "fp32")
+"""Precisions that can be predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class Fitted:
     coefficients: Mapping[str, float]
     """Names as in ``roofline.PRIOR``."""
     sigmas: Mapping[str, float]
-    """How far it was off on families left out, as in ``spread.fit_sigmas``."""
-    cards: tuple[str, ...]
+    """How far it was off on families left out, as in ``interval.fit_sigmas``."""
+    devices: tuple[str, ...]
     """Devices that the tables were measured on."""
 
 
@@ -34,7 +36,7 @@ def fitted_sets() -> Mapping[str, Fitted]:
     """All fitted sets: eager-nchw, eager-nhwc, compiled, train-nchw, train-nhwc, cpu."""
     record = json.loads((files("convscale.predictor") / "coefficients.json").read_text(encoding="utf-8"))
     return MappingProxyType(
-        {name: Fitted(**{**value, "cards": tuple(value["cards"])}) for name, value in record["sets"].items()}
+        {name: Fitted(**{**value, "devices": tuple(value["devices"])}) for name, value in record["sets"].items()}
     )
 
 
@@ -44,4 +46,21 @@ def set_name(conditions: Conditions, device: Device) -> str:
         return "cpu"
     if conditions.mode == "train":
         return f"train-{conditions.layout}"
-    return "compiled" if conditions.runtime != "eager" else f"eager-{conditions.layout}"
+    return "compiled" if conditions.runtime == "compiled" else f"eager-{conditions.layout}"
+
+
+def check_predicted(conditions: Conditions) -> tuple[Conditions, Device]:
+    """The conditions with the device's own name, and its data sheet.
+
+    Raises:
+        UserError: an unknown device (the message names the nearest), or a runtime or precision that nothing is
+            predicted for.
+    """
+    device = get_device(conditions.device)
+    if conditions.runtime not in RUNTIMES:
+        raise UserError(f"runtime {conditions.runtime!r} is not predicted; {' and '.join(RUNTIMES)} PyTorch are")
+    if conditions.precision not in PRECISIONS:
+        raise UserError(
+            f"precision {conditions.precision!r} is not predicted; {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]} are"
+        )
+    return replace(conditions, device=device.name), device

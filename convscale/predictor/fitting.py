@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 
@@ -52,7 +51,7 @@ class _Compact:
 
     def net_s(self, coefficients: Mapping[str, float]) -> np.ndarray:
         """Seconds of a call of each network."""
-        return self.launches @ kernel_s(self.unique, self.part.device, coefficients)[0]
+        return self.launches @ kernel_s(self.unique, self.part.device, coefficients).total_s
 
 
 def _errors(parts: Sequence[_Compact], coefficients: Mapping[str, float]) -> np.ndarray:
@@ -113,5 +112,7 @@ def fit(
     idle: list[bool] | None = None
     idle = [bool(np.allclose(column, pull[index])) for index, column in enumerate(jacobian(x0).T)]
     loss, bounds = "soft_l1" if robust else "linear", (x0 - 4, x0 + 4)
-    solution: Any = least_squares(residuals, x0, cast(Any, jacobian), loss=loss, max_nfev=steps, bounds=bounds)
+    # From a dictionary, since scipy's stubs take ``jac`` for the name of a method only.
+    options = {"jac": jacobian, "loss": loss, "max_nfev": steps, "bounds": bounds}
+    solution = least_squares(residuals, x0, **options)
     return unpack(solution.x)

@@ -11,29 +11,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from convscale.cost.kernels import FUSED, NORMS
 from convscale.predictor.devices import Device
-from convscale.predictor.roofline import KINDS, Table, is_ragged, kernel_s, net_s
+from convscale.predictor.roofline import KINDS, Table, is_huge, is_ragged, kernel_s, net_s
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "dense": ("conv", "conv1", "linear"),
-    "grouped": ("group", "even", "packed"),
-    "depthwise": ("depthwise", "direct"),
+    "dense": ("conv", "conv_1x1", "linear"),
+    "grouped": ("grouped", "grouped_pow2", "grouped_packed"),
+    "depthwise": ("depthwise", "depthwise_native"),
     "norm": NORMS,
-    "maps": ("point", "uneven", "reduce", "softmax", "pool", "copy", "cast", "update"),
+    "maps": ("pointwise", "pointwise_mixed", "reduce", "softmax", "pool", "copy", "cast", "update"),
     "fused": FUSED,
 }
 """Groups of kernels whose errors go together."""
 MARKS = ("ragged", "wide", "huge")
 """What is known to be off beside its group: channels that are no multiple of 8, depthwise kernels beyond 5 x 5, maps
 over 2 ** 31 elements."""
-CARD = ("peak", "bandwidth", "overhead_us")
+RATES = ("peak", "bandwidth", "overhead_us")
 """Coefficients that stand for a card."""
-CARD_SIGMA = {"peak": 0.2, "bandwidth": 0.12, "overhead_us": 0.3}
+NEW_SIGMA = {"peak": 0.2, "bandwidth": 0.12, "overhead_us": 0.3}
 """Log error expected of a data sheet's rates on a card that no table holds. A judgement: the two cards of the tables,
 left out, were off by less."""
 OWN_SIGMA = {"peak": 0.1, "bandwidth": 0.05, "overhead_us": 0.3}
@@ -48,12 +47,12 @@ LIMITED = 0.15
 
 def groups_of(table: Table, total: np.ndarray) -> dict[str, np.ndarray]:
     """Share of each network's time by group and mark; ``total`` is the seconds of each row's kernel, once."""
-    v, spent = table.values, total * table.count
+    spent = total * table.count
     whole = np.maximum(np.bincount(table.net, weights=spent, minlength=table.nets), 1e-12)
-    depthwise = np.isin(table.kind, [KINDS.index(kind) for kind in GROUPS["depthwise"]])
     masks = {name: np.isin(table.kind, [KINDS.index(kind) for kind in kinds]) for name, kinds in GROUPS.items()}
-    masks |= {"ragged": is_ragged(table), "wide": depthwise & (v["window"] > 25)}
-    masks["huge"] = np.maximum(v["in_bytes"], v["out_bytes"]) / v["itemsize"] > 2**31
+    masks["ragged"] = is_ragged(table)
+    masks["wide"] = table.is_depthwise & (table.values["window"] > 25)
+    masks["huge"] = is_huge(table)
     return {
         name: np.bincount(table.net, weights=spent * mask, minlength=table.nets) / whole for name, mask in masks.items()
     }
@@ -117,24 +116,24 @@ def _likeliest(groups: Mapping[str, np.ndarray], errors: np.ndarray, weights: np
         return float(0.5 * np.sum(weights * (np.log(variance) + squares / variance)) + np.sum((x - np.log(0.1)) ** 2))
 
     start = np.full(len(names), np.log(0.05))
-    found: Any = minimize(loss, start, method="L-BFGS-B", bounds=[(np.log(0.01), 0.0)] * len(names))
-    return dict(zip(names, np.exp(found.x).tolist(), strict=True))
+    solution = minimize(loss, start, method="L-BFGS-B", bounds=[(np.log(0.01), 0.0)] * len(names))
+    return dict(zip(names, np.exp(solution.x).tolist(), strict=True))
 
 
-def card_sigmas(device: Device, known: bool) -> dict[str, float]:
+def rate_sigmas(device: Device, known: bool) -> dict[str, float]:
     """Log errors expected of a card's rates before anything was measured on it."""
     if device.kind == "cpu":
         return CPU_SIGMA
-    sigmas = dict(OWN_SIGMA if known else CARD_SIGMA)
+    sigmas = dict(OWN_SIGMA if known else NEW_SIGMA)
     if device.sustained < 1:
         sigmas["peak"] = float(np.hypot(sigmas["peak"], LIMITED))
     return sigmas
 
 
-def card_shares(table: Table, device: Device, coefficients: Mapping[str, float]) -> np.ndarray:
-    """By how much each network's log time follows the logs of ``CARD``'s coefficients: one row a network."""
+def rate_shares(table: Table, device: Device, coefficients: Mapping[str, float]) -> np.ndarray:
+    """By how much each network's log time follows the logs of ``RATES``: one row a network."""
     here, step = np.log(net_s(table, device, coefficients)), 0.01
-    moved = [np.log(net_s(table, device, {**coefficients, name: coefficients[name] * np.exp(step)})) for name in CARD]
+    moved = [np.log(net_s(table, device, {**coefficients, name: coefficients[name] * np.exp(step)})) for name in RATES]
     return np.stack([(there - here) / step for there in moved], axis=1)
 
 
@@ -142,18 +141,18 @@ def network_sigma(
     table: Table, device: Device, coefficients: Mapping[str, float], sigmas: Mapping[str, float]
 ) -> np.ndarray:
     """Standard log error of each network's time on a card that is known."""
-    return sigma_of(groups_of(table, kernel_s(table, device, coefficients)[0]), sigmas)
+    return sigma_of(groups_of(table, kernel_s(table, device, coefficients).total_s), sigmas)
 
 
-def card_covariance(prior: Mapping[str, float], shares: np.ndarray, noise: np.ndarray) -> list[list[float]]:
+def rate_covariance(prior: Mapping[str, float], shares: np.ndarray, noise: np.ndarray) -> list[list[float]]:
     """Covariance of the card's log errors once networks with ``shares`` were measured, each with its own error
     ``noise``.
     """
-    precision = np.diag([1 / prior[name] ** 2 for name in CARD]) + (shares / noise[:, None] ** 2).T @ shares
+    precision = np.diag([1 / prior[name] ** 2 for name in RATES]) + (shares / noise[:, None] ** 2).T @ shares
     return np.linalg.inv(precision).tolist()
 
 
-def card_sigma(shares: Sequence[float] | np.ndarray, covariance: Sequence[Sequence[float]] | np.ndarray) -> float:
+def rate_sigma(shares: Sequence[float] | np.ndarray, covariance: Sequence[Sequence[float]] | np.ndarray) -> float:
     """Standard log error that what is not known of a card adds to one network."""
     row = np.asarray(shares)
     return float(np.sqrt(max(row @ np.asarray(covariance) @ row, 0.0)))

@@ -1,24 +1,20 @@
-"""What the predictor needs of a traced network: its kernels, and little else."""
+"""What the predictor needs of a traced network: its kernels, and little else. A stored one needs no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from convscale.cache import key_of, load, save
+from convscale.cache import load, save
 from convscale.conditions import Conditions
-from convscale.cost.counting import peak_bytes
-from convscale.cost.fusion import kernels_of
+from convscale.cost.fusion import kernels_of, launched_kernels
 from convscale.cost.kernels import Kernel
-from convscale.cost.trace import Trace, trace
-from convscale.networks.inputs import checked_size
-from convscale.networks.resolve import build_meta, resolve
+from convscale.cost.liveness import peak_bytes
+from convscale.cost.trace import Trace
 
 if TYPE_CHECKING:
-    from convscale.arch.spec import NetSpec
+    from convscale.cost.subject import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +36,47 @@ class Workload:
         return sum(count for _, count in self.kernels)
 
 
-def workload_of(traced: Trace, *, compiled: bool) -> Workload:
-    """A trace's kernels and what else a prediction needs of it."""
+def workload_of(traced: Trace, *, compiled: bool, by_layer: bool = False) -> Workload:
+    """A trace's kernels and what else a prediction needs of it.
+
+    Args:
+        traced: the network's operators.
+        compiled: behind PyTorch's compiler; else eager.
+        by_layer: every kernel with the module it belongs to, in order; else equal ones fall together.
+    """
     products = any(op.name in ("bmm", "baddbmm") or "scaled_dot_product" in op.name for op in traced.operators)
+    if by_layer:
+        kernels = [(kernel, 1) for kernel in launched_kernels(traced, compiled=compiled)]
+    else:
+        kernels = kernels_of(traced, compiled=compiled)
     return Workload(
-        kernels=tuple(kernels_of(traced, compiled=compiled)),
+        kernels=tuple(kernels),
         peak_bytes=peak_bytes(traced),
         attention=products,
         unsupported=traced.unsupported,
     )
 
 
-def load_workload(net_or_spec: nn.Module | NetSpec | str, conditions: Conditions) -> Workload:
+def load_workload(network: Network, conditions: Conditions) -> Workload:
     """The workload of a network under conditions (their image size must be set or known to the network); a spec's comes
     from the cache if it can.
+
+    Raises:
+        UserError: as for ``count``.
     """
-    net, spec = resolve(net_or_spec)
-    size = checked_size(conditions.image_size, net, spec)
-    options: dict[str, Any] = {"mode": conditions.mode, "precision": conditions.precision, "layout": conditions.layout}
-    compiled = conditions.runtime != "eager"
+    from convscale.cost.subject import pass_key, subject_of
+    from convscale.cost.tracing import trace
+    from convscale.networks.resolve import build_meta
+
+    net, spec, conditions = subject_of(network, conditions)
+    compiled = conditions.runtime == "compiled"
     if spec is None:
-        assert net is not None
-        return workload_of(trace(net, size, conditions.batch_size, **options), compiled=compiled)
-    key = key_of("workload", spec, size=size, batch=conditions.batch_size, compiled=compiled, **options)
+        assert net is not None  # a network is one of the two
+        return workload_of(trace(net, conditions), compiled=compiled)
+    key = pass_key("workload", spec, conditions, compiled=compiled)
     if (kept := load(key)) is not None:
         kernels = tuple((Kernel(*values), count) for values, count in kept["kernels"])
         return Workload(**{**kept, "kernels": kernels})
-    result = workload_of(trace(build_meta(spec), size, conditions.batch_size, **options), compiled=compiled)
-    save(key, {f.name: getattr(result, f.name) for f in dataclasses.fields(result)})
-    return result
+    work = workload_of(trace(build_meta(spec), conditions), compiled=compiled)
+    save(key, {f.name: getattr(work, f.name) for f in dataclasses.fields(work)})
+    return work

@@ -27,7 +27,7 @@ from convscale.formats.onnx import OPSET, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
 from convscale.networks.inputs import example_input, preprocessing_of
-from convscale.networks.resolve import as_module
+from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
 from convscale.runtimes.base import need_runtime, runtimes_of
 from convscale.ship.card import model_card
@@ -43,8 +43,6 @@ OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
 NOISE_IMAGES = 8
 """Images of seeded noise that stand in where none are given."""
 
-Network = nn.Module | NetSpec | str
-"""A module; a spec or a name is built untrained."""
 Images = np.ndarray | Sequence[np.ndarray]
 """uint8 (N, H, W, C), or batches of that."""
 Labels = Sequence[int] | np.ndarray

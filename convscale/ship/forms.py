@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, nearest
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import as_module
@@ -141,6 +141,11 @@ def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str],
                 if name == FLOAT:
                     raise
                 forms[name] = reason
+            except Exception as error:
+                if not form.int8:
+                    raise
+                # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
+                forms[name] = UserError(first_line(error))
     return forms
 
 

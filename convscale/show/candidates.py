@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from convscale.arch.spec import NetSpec
+from convscale.choice.basis import Basis, device_title
 from convscale.choice.candidates import Candidate, candidates_of
-from convscale.choice.choose import setting_of
 from convscale.choice.decide import Choice
-from convscale.choice.speeds import Known, device_title, known
+from convscale.choice.facts import NetworkFacts, SizedSpec
+from convscale.choice.speeds import Say, facts_of
 from convscale.errors import UserError
 from convscale.show.speed_points import SpeedPoint
 
 
 def choice_points(choice: Choice) -> list[SpeedPoint]:
     """A choice's options with a speed; the reason why each was chosen or lost stands with it."""
-    conditions = choice.to_dict()["conditions"]
+    conditions = choice.stated_conditions()
     found = [
-        (o.candidate, o.known, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason))
+        (o.candidate, o.facts, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason))
         for o in choice.options
         if o.speed is not None
     ]
@@ -30,43 +30,40 @@ def choice_points(choice: Choice) -> list[SpeedPoint]:
 
 
 def predicted_points(
-    device: str,
+    basis: Basis,
     models: Sequence[str | NetSpec] | None = None,
     *,
     image_sizes: Sequence[int] | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-    **conditions: Any,
+    progress: Say = lambda text: None,
 ) -> list[SpeedPoint]:
     """What released weights are predicted to run at on a device, each at the sizes that an accuracy was published for.
 
     Args:
-        device: a named GPU.
+        basis: of a named GPU, or by a calibration.
         models: names, patterns, tags or specs; None: all released weights.
         image_sizes: instead of the published ones; without a published accuracy a network stands in the table only.
-        conditions: ``batch_size``, ``precision``, ``layout``, ``compiled``, ``mode``, ``calibration``; see
-            ``choice.setting_of``.
+        progress: told a line now and then.
 
     Raises:
-        UserError: the device is this machine's own, or unknown, or a name matches nothing.
+        UserError: the device is this machine's own, or a name matches nothing.
     """
-    setting = setting_of(device, **conditions)
-    if not setting.predicted:
+    if not basis.predicted:
         raise UserError(
-            f"device {device!r} is this machine's own and is not predicted; measure with `convscale measure --record "
-            "FILE`"
+            f"device {basis.conditions.device!r} is this machine's own and is not predicted; measure with "
+            "`convscale measure --record FILE`"
         )
     pool = [c for c in candidates_of(models, image_sizes) if not c.why_not]
-    facts = known([(c.spec, c.image_size) for c in pool], setting, progress)
-    title = device_title(setting.conditions.device)
+    facts = facts_of([SizedSpec(c.spec, c.image_size) for c in pool], basis, progress)
+    title = device_title(basis.conditions.device)
     return [
-        _point(c, facts[c.spec, c.image_size], title, setting.conditions.to_dict(), ())
+        _point(c, known, title, basis.conditions.to_dict(), ())
         for c in pool
-        if facts[c.spec, c.image_size].speed is not None
+        if (known := facts[SizedSpec(c.spec, c.image_size)]).speed is not None
     ]
 
 
 def _point(
-    candidate: Candidate, facts: Known, device: str, conditions: dict[str, Any], notes: Sequence[str]
+    candidate: Candidate, facts: NetworkFacts, device: str, conditions: dict[str, object], notes: Sequence[str]
 ) -> SpeedPoint:
     speed = facts.speed
     assert speed is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscale import words
 from convscale.arch.zoo import ARCHITECTURES, get_tag
-from convscale.choice.speeds import device_title
+from convscale.choice.basis import device_title
 from convscale.errors import UserError, nearest
 from convscale.speed.records import Record
 

@@ -184,7 +184,7 @@ def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
         bound: sum(layer.time_s for layer in profile.layers if layer.bound_by == bound) / whole
         for bound in speed_plots.BOUND
     }
-    quiet = sum(layer.time_s for layer in profile.layers if not layer.macs) / whole
+    quiet = sum(layer.time_s for layer in profile.layers if not layer.macs and layer.kind != "host") / whole
     parts = ", ".join(f"{words.percent(value, 0)} bound by {bound}" for bound, value in share.items() if value >= 0.005)
     conditions = words.conditions({**profile.conditions, "device": profile.device})
     text = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from convscale import words
 from convscale.arch.families.tresnet import tresnet
 from convscale.arch.spec import NetSpec
-from convscale.choice.speeds import device_title
+from convscale.choice.basis import device_title
 from convscale.show.speed_points import SpeedPoint, from_prediction, from_record
 from convscale.show.speed_sections import Comparison
 from convscale.speed.records import Record

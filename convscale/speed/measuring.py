@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError, nearest
 from convscale.machine import Environment
-from convscale.speed.subjects import Subject, in_memory, once, subjects, twice
-from convscale.speed.subjects import is_out_of_memory as is_out_of_memory
+from convscale.speed.subjects import Measured, Subject, in_memory, once, subjects, twice
 from convscale.speed.timing import Measurement, Stopwatch, time_callable
+from convscale.stats import largest_true
 
 PROTOCOLS = ("tresnet",)
 MAX_BATCH = 8192
@@ -21,13 +21,13 @@ GROWTH = 1.03
 
 
 def measure(
-    net: Any,
+    net: Measured,
     cond: Conditions | None = None,
     *,
     min_seconds: float = 1.0,
     max_seconds: float = 30.0,
     protocol: str | None = None,
-    **keywords: Any,
+    **keywords: object,
 ) -> Measurement:
     """Time a network under stated conditions.
 
@@ -55,22 +55,23 @@ def measure(
             batch that fits.
     """
     if protocol is not None and protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r} is unknown{nearest(protocol, PROTOCOLS)}")
-    found = [
+        raise UserError(f"protocol {protocol!r} is unknown{nearest(str(protocol), PROTOCOLS)}")
+    _check_seconds(min_seconds, max_seconds)
+    timed = [
         _measured(subject, subject.cond.batch_size, min_seconds, max_seconds, protocol)
         for subject in subjects(net, cond, keywords)
     ]
-    return _fastest(found)
+    return _fastest(timed)
 
 
 def sweep(
-    net: Any,
+    net: Measured,
     cond: Conditions | None = None,
     *,
     batch_sizes: Sequence[int] | None = None,
     min_seconds: float = 1.0,
     max_seconds: float = 30.0,
-    **keywords: Any,
+    **keywords: object,
 ) -> Iterator[Measurement]:
     """Time a network at several batch sizes, exported and opened once; a measurement is given as soon as it is made.
 
@@ -82,6 +83,9 @@ def sweep(
     Raises:
         UserError: as :func:`measure`.
     """
+    _check_seconds(min_seconds, max_seconds)
+    if batch_sizes is not None and (isinstance(batch_sizes, int | str) or not batch_sizes):
+        raise UserError(f"batch_sizes must be whole numbers of images, at least one, got {batch_sizes!r}")
     sizes = [*batch_sizes] if batch_sizes is not None else [2**power for power in range(MAX_BATCH.bit_length())]
     for size in sizes:
         dataclasses.replace(cond or Conditions(), batch_size=size)  # every size is checked before the first is timed
@@ -95,6 +99,16 @@ def sweep(
         speeds.append(found.images_per_s)
         if batch_sizes is None and len(speeds) > 2 and max(speeds[-2:]) < GROWTH * max(speeds[:-2]):
             return
+
+
+def _check_seconds(*values: float) -> None:
+    """
+    Raises:
+        UserError: a limit in seconds is not a finite number above 0.
+    """
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"seconds to time are {value!r}; they must be a finite number above 0")
 
 
 def _measured(
@@ -142,20 +156,26 @@ def _fastest(found: Sequence[Measurement]) -> Measurement:
 
 
 def export_and_time(
-    net: Any, cond: Conditions | None = None, *, min_seconds: float = 1.0, max_seconds: float = 15.0, **keywords: Any
+    net: Measured,
+    cond: Conditions | None = None,
+    *,
+    min_seconds: float = 1.0,
+    max_seconds: float = 15.0,
+    **keywords: object,
 ) -> Measurement:
     """Time a candidate as it would be shipped: exported untrained and run in ONNX Runtime (or ``runtime=``), without a
     check of its outputs.
     """
     keywords.setdefault("runtime", "onnxruntime" if cond is None else cond.runtime)
-    return measure(net, cond, min_seconds=min_seconds, max_seconds=max_seconds, **keywords)
+    (subject,) = subjects(net, cond, keywords)
+    return _measured(subject, subject.cond.batch_size, min_seconds, max_seconds)
 
 
 def largest_batch(fits: Callable[[int], bool], *, device: str = "cuda", limit: int = MAX_BATCH) -> int:
-    """The largest batch size that fits: doubled until one does not, then bisected to within one part in 32.
+    """The largest batch size that fits, to within one part in 32.
 
     Args:
-        fits: whether a batch of this size runs; called about 15 times at most.
+        fits: whether a batch of this size runs; called about 18 times at most.
         device: for the message.
         limit: the largest size tried.
 
@@ -165,13 +185,16 @@ def largest_batch(fits: Callable[[int], bool], *, device: str = "cuda", limit: i
     Raises:
         UserError: not even one image fits.
     """
-    if not fits(1):
+    sizes = _coarse_sizes(limit)
+    at = largest_true(lambda i: fits(sizes[i]), 0, len(sizes) - 1)
+    if at is None:
         raise UserError(f"not even one image fits in the memory of {device}; take a smaller network or size")
-    low = 1
-    while low < limit and fits(min(2 * low, limit)):
-        low = min(2 * low, limit)
-    high = min(2 * low, limit + 1)
-    while low < limit and high - low > max(1, low // 32):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return sizes[at]
+
+
+def _coarse_sizes(limit: int) -> list[int]:
+    """Batch sizes 1 to ``limit``, steps of at most one part in 32."""
+    sizes = [1]
+    while sizes[-1] < limit:
+        sizes.append(min(limit, sizes[-1] + max(1, sizes[-1] // 32)))
+    return sizes

@@ -38,7 +38,7 @@ class Record:
     source: str = "convscale"
     """Who measured: this project, or the name of the table it was read from."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values, schema version included."""
         counts = {"params": self.params, "macs": self.macs, "activations": self.activations}
         return {

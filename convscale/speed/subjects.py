@@ -8,18 +8,18 @@ import copy
 import dataclasses
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from convscale.artifact.artifact import Artifact, open_artifact
-from convscale.conditions import LAYOUTS, Conditions
+from convscale.conditions import LAYOUTS, Conditions, as_size, sides, size_text
 from convscale.cost.counting import count
 from convscale.cost.memory import free_bytes
 from convscale.errors import UserError, nearest
@@ -27,7 +27,7 @@ from convscale.formats.fold import fold
 from convscale.formats.onnx import write_onnx
 from convscale.machine import available_cores
 from convscale.networks.inputs import example_input, input_shape
-from convscale.networks.resolve import as_module
+from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import Opening, Runner, check_runtime, need_runtime, open_runtime, runtime_of
 from convscale.runtimes.pytorch.runner import TorchRunner, torch_threads
 from convscale.speed.timing import DeviceEvents, Stopwatch, WallClock
@@ -40,6 +40,8 @@ MARGIN = 1.25
 
 T = TypeVar("T")
 
+Measured: TypeAlias = "Network | Artifact"
+"""What can be timed."""
 Opener = Callable[[int], tuple[Callable[[], object], Stopwatch]]
 
 
@@ -59,7 +61,7 @@ class Subject:
     """What the reader must know of the runtime."""
 
 
-def subjects(net: Any, cond: Conditions | None, keywords: dict[str, Any]) -> list[Subject]:
+def subjects(net: Measured, cond: Conditions | None, keywords: dict[str, object]) -> list[Subject]:
     """One subject, or one for each layout where the faster is asked for."""
     auto = keywords.get("layout") == "auto"
     if auto:
@@ -72,19 +74,19 @@ def subjects(net: Any, cond: Conditions | None, keywords: dict[str, Any]) -> lis
     return [_subject(net, dataclasses.replace(first, layout=layout)) for layout in LAYOUTS]
 
 
-def _conditions(net: Any, cond: Conditions | None, keywords: dict[str, Any]) -> Conditions:
-    """The conditions asked for; an artefact's own runtime, precision and threads where none are."""
+def _conditions(net: Measured, cond: Conditions | None, keywords: dict[str, object]) -> Conditions:
+    """The conditions asked for, which can be kept; an artefact's own runtime, precision, size and threads where nothing
+    else is.
+    """
+    usual = Conditions()
     known = {field.name for field in dataclasses.fields(Conditions)}
     if unknown := sorted(set(keywords) - known):
         raise UserError(f"measure has no condition {unknown[0]!r}{nearest(unknown[0], known)}")
-    if isinstance(net, Artifact):
-        own: dict[str, Any] = {
-            "precision": net.precision,
-            "image_size": (cond.image_size if cond else None) or net.image_size,
-        }
-        cond = dataclasses.replace(cond or Conditions(runtime=net.runtime, threads=net.threads), **own)
-    cond = dataclasses.replace(cond or Conditions(), **keywords)
+    cond = dataclasses.replace(cond or usual, **keywords)  # pyright: ignore[reportArgumentType]
     check_runtime(cond.runtime)
+    if isinstance(net, Artifact):
+        stated = {name for name in known if name in keywords or getattr(cond, name) != getattr(usual, name)}
+        cond = _of_artifact(net, cond, stated)
     if cond.mode == "train" and (isinstance(net, Artifact) or not runtime_of(cond.runtime).trains):
         what = "an artefact" if isinstance(net, Artifact) else f"runtime {cond.runtime}"
         raise UserError(f"{what} can not train; measure mode train in runtime eager or compiled")
@@ -97,7 +99,32 @@ def _conditions(net: Any, cond: Conditions | None, keywords: dict[str, Any]) -> 
     return dataclasses.replace(cond, threads=cond.threads or available_cores())
 
 
-def _subject(net: Any, cond: Conditions) -> Subject:
+def _of_artifact(net: Artifact, cond: Conditions, stated: set[str]) -> Conditions:
+    """An artefact's own conditions, with those that were stated where it can keep them.
+
+    Raises:
+        UserError: a precision, layout or size that is not the artefact's: it was written in one.
+    """
+    if "precision" in stated and cond.precision != net.precision:
+        raise UserError(
+            f"the artefact is in {net.precision}, got precision {cond.precision!r}; export it in that, or leave "
+            "precision out"
+        )
+    if "layout" in stated and cond.layout != "nchw":
+        raise UserError(f"an artefact lays out memory itself, got layout {cond.layout!r}; leave layout out")
+    if "image_size" in stated and cond.image_size != net.image_size:
+        raise UserError(f"the artefact takes {size_text(net.image_size)} px, got image_size {cond.image_size}")
+    return dataclasses.replace(
+        cond,
+        precision=net.precision,
+        layout="nchw",
+        image_size=net.image_size,
+        runtime=cond.runtime if "runtime" in stated else net.runtime,
+        threads=cond.threads if "threads" in stated else net.threads,
+    )
+
+
+def _subject(net: Measured, cond: Conditions) -> Subject:
     """The network opened in its runtime."""
     notes = (
         ("the batch's way to the GPU and back is in the time",)
@@ -105,12 +132,10 @@ def _subject(net: Any, cond: Conditions) -> Subject:
         else ()
     )
     if isinstance(net, Artifact):
-        if cond.image_size != net.image_size:
-            raise UserError(f"the artefact takes {net.image_size} px, got image_size {cond.image_size}")
         streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
         how = Opening(threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size)
         runner = open_artifact(net, cond.runtime, how)
-        shape = (net.image_size, net.image_size, net.preprocessing.channels)
+        shape = (*sides(net.image_size), net.preprocessing.channels)
 
         def pixels(batch_size: int) -> Any:
             return net.input_batch(np.random.default_rng(0).integers(0, 256, (batch_size, *shape), dtype=np.uint8))
@@ -122,7 +147,7 @@ def _subject(net: Any, cond: Conditions) -> Subject:
         )
     module, name = as_module(net)
     shape = input_shape(module, cond.image_size)
-    cond = dataclasses.replace(cond, image_size=shape[1])
+    cond = dataclasses.replace(cond, image_size=as_size(*shape[1:]))
     need = _needed_bytes(module, cond)
     if cond.mode == "train":
         return Subject(
@@ -195,17 +220,38 @@ def _training(module: nn.Module, cond: Conditions, batch_size: int) -> tuple[Cal
     optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     images = runner.prepare(example_input(module, cond.image_size, batch_size=batch_size).float())
     with torch.no_grad(), torch_threads(runner.threads):
-        classes = runner.forward(images[:2] if batch_size > 1 else images.expand(2, -1, -1, -1)).shape[1]
+        outputs = runner.forward(images[:2] if batch_size > 1 else images.expand(2, -1, -1, -1))
+        classes = _logits(outputs, module).shape[1]
     labels = torch.arange(batch_size, device=images.device) % classes
 
     def step() -> None:
         with torch_threads(runner.threads):
-            loss = nn.functional.cross_entropy(runner.forward(images).float(), labels)
+            loss = nn.functional.cross_entropy(_logits(runner.forward(images), module).float(), labels)
             loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 
     return step, _stopwatch(cond.device, runner.synchronize)
+
+
+def _logits(outputs: object, module: nn.Module) -> torch.Tensor:
+    """What a training step's loss is taken of: the output; of several the first, as torchvision's networks with
+    auxiliary classifiers give them (a named tuple, or a mapping with ``out``).
+
+    Raises:
+        UserError: there is none of shape (N, classes).
+    """
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("out", next(iter(outputs.values()), None))
+    elif isinstance(outputs, tuple | list):
+        outputs = next(iter(outputs), None)
+    if isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
+        return outputs
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    raise UserError(
+        f"a training step is timed with logits (N, classes); {type(module).__name__} gives {shape}; "
+        "wrap it in a module that gives its logits"
+    )
 
 
 def in_memory(
@@ -278,7 +324,7 @@ def _chosen_algorithms(cuda: bool) -> Iterator[None]:
 
 
 def _stopwatch(device: str, synchronize: Callable[[], object] | None) -> Stopwatch:
-    """Events on the GPU's stream for work that a call only enqueues; host time for what is done when the call returns."""
+    """Events on the GPU's stream for work that a call only enqueues; host time for work that is done on return."""
     if device.startswith("cuda") and synchronize is not None:
         return DeviceEvents.cuda(device)
     return WallClock(synchronize=synchronize)

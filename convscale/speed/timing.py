@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class Measurement:
     """The network's name, where it has one."""
     notes: tuple[str, ...] = ()
     """What the reader must know beside: a batch that was halved, a baked softmax, a table it was read from."""
+    form: str = ""
+    """The form and settings that were timed, where several were tried: ``openvino-int8 in openvino, 2 streams``."""
+    chosen_from: str = ""
+    """What that form is the fastest of, in words; empty: nothing was chosen."""
     peak_bytes: int | None = None
     """Most bytes that a GPU's tensors held at once meanwhile, weights included; None where it was not watched."""
 
@@ -85,7 +89,7 @@ class Measurement:
             f"{c.layout}, batch {c.batch_size}, {c.image_size} px{threads}, {self.environment.device_name})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; the inverse of :meth:`from_dict`."""
         return {
             "model": self.model,
@@ -93,6 +97,7 @@ class Measurement:
             "environment": {**dataclasses.asdict(self.environment), "versions": dict(self.environment.versions)},
             "times_s": list(self.times_s),
             "notes": list(self.notes),
+            **({"form": self.form, "chosen_from": self.chosen_from} if self.chosen_from else {}),
             "peak_bytes": self.peak_bytes,
         }
 
@@ -109,13 +114,38 @@ class Measurement:
                 conditions=Conditions(**value["conditions"]),
                 environment=Environment(**value["environment"]),
                 times_s=tuple(float(t) for t in value["times_s"]),
-                notes=tuple(value.get("notes", ())),
+                **_chosen(value),
                 peak_bytes=value.get("peak_bytes"),
             )
         except KeyError as error:
             raise UserError(f"a measurement lacks its {error.args[0]!r}") from error
         except (TypeError, AttributeError) as error:
             raise UserError(f"a measurement can not be read: {error}") from error
+
+
+class _Chosen(TypedDict):
+    """How a measurement's form was chosen, and what else its reader must know."""
+
+    notes: tuple[str, ...]
+    form: str
+    chosen_from: str
+
+
+def _chosen(value: Mapping[str, Any]) -> _Chosen:
+    """Notes, form and what it was chosen from; version 0.1.0 wrote the last two as notes."""
+    notes = [str(note) for note in value.get("notes", ())]
+    if "chosen_from" in value or not any(note.startswith(_OLD_CHOSEN) for note in notes):
+        return {"notes": tuple(notes), "form": value.get("form", ""), "chosen_from": value.get("chosen_from", "")}
+    chosen = next(note for note in notes if note.startswith(_OLD_CHOSEN))
+    form = next((note for note in notes if note.startswith(_OLD_FORM)), "")
+    return {
+        "notes": tuple(note for note in notes if note not in (chosen, form)),
+        "form": form.removeprefix(_OLD_FORM),
+        "chosen_from": chosen,
+    }
+
+
+_OLD_CHOSEN, _OLD_FORM = "the fastest of ", "as "
 
 
 class Stopwatch(Protocol):

@@ -21,7 +21,7 @@ from convscale.arch.small import for_image_size
 def test_stem_gives_way(name, size, kind, stride, pool):
     spec = for_image_size(cs.get_spec(name), size)
     assert (spec.stem.kind, spec.stem.stride, spec.stem.pool, spec.input.size) == (kind, stride, pool, size)
-    net = cs.create_model(spec, num_classes=3, features_only=True).eval()
+    net = cs.create_model(spec, features_only=True).eval()
     with torch.no_grad():
         assert net(torch.zeros(1, 3, size, size))[-1].shape[-1] == 2
 

@@ -5,18 +5,9 @@ import dataclasses
 import pytest
 
 import convscale as cs
-from convscale.arch.spec import (
-    ActSpec,
-    BlockSpec,
-    HeadSpec,
-    InputSpec,
-    NetSpec,
-    NormSpec,
-    RunSpec,
-    SESpec,
-    StageSpec,
-    StemSpec,
-)
+from convscale.arch.block import BlockSpec, RunSpec, SESpec, StageSpec
+from convscale.arch.parts import ActSpec, HeadSpec, InputSpec, NormSpec, StemSpec
+from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import ARCHITECTURES
 
 
@@ -54,10 +45,11 @@ def test_file_round_trip(tmp_path):
     ("make", "message"),
     [
         (lambda: BlockSpec(kind="basic", width=0), "BlockSpec.width is 0; it must be at least 1"),
-        # type: ignore[arg-type]
         (lambda: BlockSpec(kind="bottle", width=8), "BlockSpec.kind is 'bottle'; it must be one of basic, bottleneck"),
-        # type: ignore[arg-type]
-        (lambda: BlockSpec(kind="basic", width=8.5), "BlockSpec.width is 8.5; it must be a whole number"),
+        (
+            lambda: BlockSpec(kind="basic", width=8.5),  # type: ignore[arg-type]
+            "BlockSpec.width is 8.5; it must be a whole number",
+        ),
         (lambda: BlockSpec(kind="basic", width=8, kernels=(4,)), r"BlockSpec.kernels is \(4,\); it must be odd"),
         (
             lambda: BlockSpec(kind="bottleneck", width=64, inner_ratio=0.25, group_width=3),

@@ -17,13 +17,14 @@ from convscale.choice import choose as choice
 from convscale.choice import largest as choice_scaling
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
+from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.candidates import Candidate, aligned_variants, candidates_of
-from convscale.choice.choose import choose, largest, setting_of
-from convscale.choice.decide import Option, beats, decide, front_of
-from convscale.choice.largest import crossing, own_device
-from convscale.choice.largest import largest as largest_under
-from convscale.choice.measured import Bench, explore, unit_of
-from convscale.choice.speeds import Known, Speed, Unit, known
+from convscale.choice.choose import choose, largest
+from convscale.choice.decide import Judged, Option, beats, decide, front_of
+from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.choice.largest import Direction, Effort, crossing, largest_under, own_device
+from convscale.choice.measured import Bench, explore, sized_spec_of
+from convscale.choice.speeds import facts_of
 from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
 from convscale.errors import UserError
@@ -45,15 +46,15 @@ def option(
     memory: int = 2**30,
     batch: int = 8,
     kind: str = "predicted",
-    **known_fields: Any,
+    **fact_fields: Any,
 ) -> Option:
     """An option of a hand-made table; ``speed`` is (low, middle, high) or exact."""
     if speed is not None and not isinstance(speed, tuple):
         speed = (speed, speed, speed)
-    found = None if speed is None else Speed(low=speed[0], images_per_s=speed[1], high=speed[2], kind=kind)
+    held = None if speed is None else Speed(low=speed[0], images_per_s=speed[1], high=speed[2], kind=kind)
     return Option(
         candidate=Candidate(name=name, spec=SPEC, image_size=size, group=group or name, top1=top1),
-        known=Known(params=params, macs=macs, memory_bytes=memory, speed=found, **known_fields),
+        facts=NetworkFacts(params=params, macs=macs, memory_bytes=memory, speed=held, **fact_fields),
         batch_size=batch,
     )
 
@@ -62,8 +63,8 @@ def names(options: Any) -> list[str]:
     return [o.name for o in options]
 
 
-def reason(parts: dict[str, Any], name: str) -> str:
-    return next(o.reason for o in parts["options"] if o.name == name)
+def reason(parts: Judged, name: str) -> str:
+    return next(o.reason for o in parts.options if o.name == name)
 
 
 TABLE = [
@@ -100,19 +101,19 @@ def test_the_front_equals_brute_force() -> None:
 
 def test_the_best_is_the_most_accurate_that_keeps_the_speed() -> None:
     parts = decide(TABLE, Constraint(min_throughput=2000))
-    assert parts["best"].name == "d"
-    assert parts["best"].reason == "the most accurate of 4 that keep at least 2,000 images/s"
-    assert names(parts["alternatives"]) == ["g"]
-    assert parts["maybe"] == ()
-    assert set(names(parts["rejected"])) == {"a", "b", "c", "e", "f"}
+    assert parts.best.name == "d"
+    assert parts.best.reason == "the most accurate of 4 that keep at least 2,000 images/s"
+    assert names(parts.alternatives) == ["g"]
+    assert parts.maybe == ()
+    assert set(names(parts.rejected)) == {"a", "b", "c", "e", "f"}
     assert reason(parts, "b") == "keeps it, but 5.00 points less accurate than d @224"
     assert reason(parts, "e") == "too slow: 1,000 images/s predicted (80 %: 1,000 to 1,000), needed 2,000"
-    assert [o.verdict for o in parts["front"]] == ["yes", "yes", "yes", "no"]
+    assert [o.verdict for o in parts.front] == ["yes", "yes", "yes", "no"]
 
 
 def test_of_two_equally_accurate_the_faster_wins() -> None:
     parts = decide([option("slow", 2000, 80.0), option("fast", 3000, 80.0)], Constraint(min_throughput=1000))
-    assert parts["best"].name == "fast"
+    assert parts.best.name == "fast"
     assert reason(parts, "slow") == "keeps it, but no more accurate than fast @224, which is faster"
 
 
@@ -123,9 +124,9 @@ def test_an_interval_across_the_constraint_is_a_maybe() -> None:
         option("worse", (1900, 2050, 2200), 79.0),
     ]
     parts = decide(table, Constraint(min_throughput=2000))
-    assert parts["best"].name == "sure"
-    assert names(parts["maybe"]) == ["better"]
-    assert names(parts["rejected"]) == ["worse"]
+    assert parts.best.name == "sure"
+    assert names(parts.maybe) == ["better"]
+    assert names(parts.rejected) == ["worse"]
     assert reason(parts, "worse").startswith("maybe fast enough, but 1.00 points less accurate")
     assert "needed 2,000" in reason(parts, "better")
 
@@ -137,9 +138,9 @@ def test_where_only_a_maybe_is_left_the_choice_is_not_certain() -> None:
         option("no", (100, 110, 120), 90.0),
     ]
     parts = decide(table, Constraint(min_throughput=2000))
-    assert (parts["best"].name, parts["best"].verdict) == ("likely", "maybe")
-    assert names(parts["maybe"]) == ["unlikely"]
-    assert "not certain" in parts["best"].reason
+    assert (parts.best.name, parts.best.verdict) == ("likely", "maybe")
+    assert names(parts.maybe) == ["unlikely"]
+    assert "not certain" in parts.best.reason
 
 
 @pytest.mark.parametrize(("floor", "chance"), [(1000.0, 0.5), (800.0, 0.9), (1250.0, 0.1), (1600.0, 0.0052)])
@@ -164,9 +165,9 @@ def test_without_a_figure_at_its_size_an_option_ranks_within_its_weights() -> No
         option("v", 2600, 79.0, size=224, macs=110),
     ]
     parts = decide(table, Constraint(min_throughput=2000))
-    assert parts["best"].label == "w @224"
-    assert [o.label for o in parts["alternatives"]] == ["w @272"]
-    reasons = {o.label: o.reason for o in parts["rejected"]}
+    assert parts.best.label == "w @224"
+    assert [o.label for o in parts.alternatives] == ["w @272"]
+    reasons = {o.label: o.reason for o in parts.rejected}
     assert reasons["w @256"] == "keeps it, but w @272, larger and of the same weights, keeps it too"
     assert reasons["w @192"] == "keeps it, but w @224, larger and of the same weights, keeps it too"
     assert set(reasons) == {"w @256", "w @192", "w @288", "v @224"}
@@ -177,12 +178,12 @@ def test_scaled_members_are_ranked_by_size_within_their_family() -> None:
         option("m1", 5000, group="other", macs=1)
     ]
     parts = decide(table, Constraint(min_throughput=1500))
-    assert parts["best"].name == "n2"
-    assert parts["best"].top1 is None
-    assert "families compare by training only" in parts["best"].reason
-    assert names(parts["alternatives"]) == ["m1"]
+    assert parts.best.name == "n2"
+    assert parts.best.top1 is None
+    assert "families compare by training only" in parts.best.reason
+    assert names(parts.alternatives) == ["m1"]
     assert reason(parts, "n1") == "keeps it, but n2 @224, larger and of the same family, keeps it too"
-    assert names(parts["front"]) == ["m1", "n1", "n2", "n3", "n4"]
+    assert names(parts.front) == ["m1", "n1", "n2", "n3", "n4"]
 
 
 def test_options_of_different_groups_without_figures_do_not_compare() -> None:
@@ -198,7 +199,7 @@ def test_memory_and_parameters_are_constraints_too() -> None:
         option("fits", 900, 80.0),
     ]
     parts = decide(table, Constraint(max_params_m=50, max_memory_gb=16))
-    assert parts["best"].name == "fits"
+    assert parts.best.name == "fits"
     assert reason(parts, "big") == "too large: 80.0 M parameters, at most 50 M"
     assert reason(parts, "hungry") == "takes 20.00 GB at batch 8, at most 16 GB"
 
@@ -229,7 +230,7 @@ def test_when_nothing_keeps_it_the_fastest_is_named() -> None:
 def test_a_network_that_can_not_be_traced_is_rejected_with_its_operator() -> None:
     table = [option("ok", 100, 70.0), option("broken", None, 90.0, failed="can not be traced: operator nonzero")]
     parts = decide(table, Constraint(min_throughput=50))
-    assert parts["best"].name == "ok"
+    assert parts.best.name == "ok"
     assert reason(parts, "broken") == "can not be traced: operator nonzero"
 
 
@@ -334,21 +335,17 @@ def work(spec: NetSpec, image_size: int) -> float:
     return float(image_size**2 * (blocks + sum(spec.stem.widths)))
 
 
-def fake_examine(spec: NetSpec, image_size: int, setting: choice_speeds.Setting) -> dict[str, Any]:
+def fake_examine(network: SizedSpec, basis: Basis) -> NetworkFacts:
     """1e8 units of work a second, 10 % either way."""
-    amount = work(spec, image_size)
-    row: dict[str, Any] = {"params": sum(spec.widths), "macs": int(amount), "traffic": 0, "memory_bytes": 2**30}
-    if setting.predicted:
-        value = 1e11 / amount
-        row["speed"] = {
-            "images_per_s": value,
-            "low": value / 1.1,
-            "high": value * 1.1,
-            "kind": "predicted",
-            "bound_by": "compute",
-            "doubts": [],
-        }
-    return row
+    amount = work(*network)
+    value = 1e11 / amount
+    speed = Speed(images_per_s=value, low=value / 1.1, high=value * 1.1, kind="predicted", bound_by="compute")
+    return NetworkFacts(
+        params=sum(network.spec.widths),
+        macs=int(amount),
+        memory_bytes=2**30,
+        speed=speed if basis.predicted else None,
+    )
 
 
 @pytest.fixture
@@ -402,17 +399,20 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
     """
     asked: list[int] = []
 
-    def time_network(spec: NetSpec, size: int, setting: Any, seconds: float) -> Measurement:
-        assert setting.conditions.device == "cpu"
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        spec, size = network
+        assert basis.conditions.device == "cpu"
         asked.append(size)
         return timed(8, 0.98 * 1e11 / work(spec, size), size, spec.name)
 
     monkeypatch.setattr(choice_scaling, "time_network", time_network)
     predicted = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
     assert (predicted.confirmed, asked) == (None, [])
-    setting = choice_speeds.Setting(conditions=Conditions(device="cpu"), calibration="made-up")
-    monkeypatch.setattr(choice_speeds, "_keys", lambda units, setting: [f"{spec.name} {size}" for spec, size in units])
-    found = largest_under("resnet18", setting=setting, min_throughput=1500, along="resolution")
+    basis = Basis(conditions=Conditions(device="cpu"), calibration="made-up")
+    monkeypatch.setattr(choice_speeds, "_keys", lambda units, basis: [f"{spec.name} {size}" for spec, size in units])
+    monkeypatch.setattr(Basis, "read_calibration", lambda self: None)
+    constraint, along = Constraint(min_throughput=1500), Direction(along="resolution")
+    found = largest_under("resnet18", basis, constraint, along, Effort())
     wanted = max(size for size in range(32, 897) if 0.98 * 1e11 / work(cs.get_spec("resnet18"), size) >= 1500)
     assert found.value == wanted < predicted.value
     assert found.confirmed is not None
@@ -423,9 +423,7 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
     assert found.following is not None
     assert (found.following.value, found.following.speed.kind) == (found.value + 1, "measured")
     assert found.following.speed.images_per_s < 1500
-    assert not largest_under(
-        "resnet18", setting=setting, min_throughput=1500, along="resolution", confirm=False
-    ).confirmed
+    assert not largest_under("resnet18", basis, constraint, along, Effort(confirm=False)).confirmed
 
 
 @pytest.mark.parametrize(
@@ -455,7 +453,7 @@ def test_the_own_card_is_known_by_its_drivers_name(
     monkeypatch.setattr(Path, "exists", lambda self: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: driver)
-    assert own_device(setting_of(device)) == here
+    assert own_device(basis_of(Asked(device=device))) == here
 
 
 def test_a_speed_that_even_the_smallest_misses_is_refused(fake: Path) -> None:
@@ -483,7 +481,7 @@ def test_choose_for_a_gpu_predicts(fake: Path) -> None:
     assert c.best is best
     assert len(c.options) == 1 + len(c.maybe) + len(c.alternatives) + len(c.rejected)
     assert all(o.reason for o in c.options)
-    assert c.to_dict()["best"]["speed"]["kind"] == "predicted"
+    assert c.best.to_dict()["speed"] == c.best.speed.to_dict() if c.best.speed else False
     assert c.best.label in str(c)
 
 
@@ -504,13 +502,11 @@ def test_the_second_answer_comes_from_the_cache(fake: Path, monkeypatch: pytest.
 def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path))
     monkeypatch.setattr(choice_speeds, "MANY", 2)
-    setting = setting_of("cpu")
-    units: list[Unit] = [(SPEC, 32), (SPEC, 64)]
-    alone = {unit: choice_speeds.examine(*unit, setting) for unit in units}
+    basis = basis_of(Asked())
+    networks = [SizedSpec(SPEC, 32), SizedSpec(SPEC, 64)]
+    alone = {network: choice_speeds.examine(network, basis) for network in networks}
     monkeypatch.setattr(choice_speeds, "examine", lambda *a: pytest.fail("left to this process"))
-    assert {unit: (row.params, row.macs, row.traffic) for unit, row in known(units, setting).items()} == {
-        unit: (row["params"], row["macs"], row["traffic"]) for unit, row in alone.items()
-    }
+    assert facts_of(networks, basis) == alone
 
 
 @pytest.mark.parametrize(
@@ -544,14 +540,16 @@ def test_bad_conditions_are_refused(keywords: Any, message: str) -> None:
 
 
 def test_what_is_left_out_is_filled_in_by_device() -> None:
-    def filled(*args: Any, **keywords: Any) -> tuple[Any, ...]:
-        c = setting_of(*args, **keywords).conditions
+    def filled(device: str, **keywords: Any) -> tuple[Any, ...]:
+        c = basis_of(Asked(device=device, **keywords)).conditions
         return c.batch_size, c.precision, c.runtime
 
     assert filled("cpu", runtime="openvino") == (8, "fp32", "openvino")
-    assert setting_of("cpu").tuned
-    assert not setting_of("cpu").int8
-    assert setting_of("cpu", precision="int8").int8
+    assert filled("cpu") == (8, "fp32", "best")
+    assert filled("cpu", precision="int8") == (8, "int8", "best")
+    assert basis_of(Asked()).tuned
+    assert not basis_of(Asked()).int8
+    assert basis_of(Asked(precision="int8")).int8
     assert filled("cpu", mode="train") == (8, "fp32", "eager")
     assert filled("RTX 4090", compiled=True) == (256, "amp", "compiled")
     assert filled("v100", latency=True) == (1, "amp", "eager")
@@ -583,24 +581,24 @@ ZOO = [
 def test_measuring_few_finds_the_same_as_measuring_all() -> None:
     """24 made-up networks whose speed is not what counts say: one family runs at a third of it."""
     specs = {name: scale("mobilenetv2_050", width=1 + i / 4, name=name) for i, (name, *_) in enumerate(ZOO)}
-    true: dict[Unit, float] = {}
+    true: dict[SizedSpec, float] = {}
     options = []
     for name, family, top1, macs in ZOO:
         spec = cs.NetSpec.from_dict({**specs[name].to_dict(), "family": family})
-        true[spec, 224] = 3e10 / macs * (1 / 3 if family == "efficientnet" else 1)
+        true[SizedSpec(spec, 224)] = 3e10 / macs * (1 / 3 if family == "efficientnet" else 1)
         candidate = Candidate(name=name, spec=spec, image_size=224, group=name, top1=top1)
-        options.append(Option(candidate=candidate, known=Known(macs=macs, params=1), batch_size=8))
+        options.append(Option(candidate=candidate, facts=NetworkFacts(macs=macs, params=1), batch_size=8))
     for floor in (1.0, 7.0, 20.0, 60.0):
-        asked: list[Unit] = []
+        asked: list[SizedSpec] = []
 
-        def bench(unit: Unit, asked: list[Unit] = asked) -> Speed:
+        def bench(unit: SizedSpec, asked: list[SizedSpec] = asked) -> Speed:
             asked.append(unit)
             return Speed(images_per_s=true[unit], low=true[unit], high=true[unit], kind="measured")
 
         constraint = Constraint(min_throughput=floor)
         found = decide(explore(options, constraint, bench, budget=14, say=lambda text: None), constraint)
-        expected = max((o for o in options if true[unit_of(o)] >= floor), key=lambda o: o.top1 or 0)
-        assert found["best"].name == expected.name
+        expected = max((o for o in options if true[sized_spec_of(o)] >= floor), key=lambda o: o.top1 or 0)
+        assert found.best.name == expected.name
         assert len(asked) == len(set(asked)) <= 14
 
 
@@ -610,7 +608,7 @@ def test_the_budget_ends_measuring_and_the_rest_is_said_to_be_unmeasured(
     monkeypatch.setattr(
         choice_measured,
         "time_network",
-        lambda spec, size, setting, seconds: timed(8, 1e11 / work(spec, size), size, spec.name),
+        lambda network, basis, seconds: timed(8, 1e11 / work(*network), network.image_size, network.spec.name),
     )
     options: dict[str, Any] = {
         "device": "cpu",
@@ -642,20 +640,20 @@ def choice_measured_records(path: Path) -> Any:
 def test_records_of_other_conditions_are_not_reused(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def time_network(spec: NetSpec, size: int, setting: Any, seconds: float) -> Measurement:
-        calls.append(size)
-        return timed(setting.conditions.batch_size, 50, size, spec.name)
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        calls.append(network.image_size)
+        return timed(basis.conditions.batch_size, 50, network.image_size, network.spec.name)
 
     monkeypatch.setattr(choice_measured, "time_network", time_network)
     path = fake / "records.jsonl"
 
-    def named(**more: Any) -> choice_speeds.Setting:
-        return setting_of("cpu", runtime="onnxruntime", **more)
+    def named(**more: Any) -> Basis:
+        return basis_of(Asked(runtime="onnxruntime", **more))
 
-    for setting in (named(), named(), named(batch_size=4)):
-        unit = (SPEC, 64)
-        bench = Bench(setting, known([unit], setting), records=path)
-        speed = bench(unit)
+    for basis in (named(), named(), named(batch_size=4)):
+        network = SizedSpec(SPEC, 64)
+        bench = Bench(basis, facts_of([network], basis), records=path)
+        speed = bench(network)
         assert speed is not None
         assert speed.images_per_s == pytest.approx(50)
     assert len(calls) == 2
@@ -665,15 +663,15 @@ def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeyp
     """Records of a tuned network are reused by choices that try the same forms, and by no other."""
     asked: list[str] = []
 
-    def time_fastest(spec: NetSpec, size: int, setting: choice_speeds.Setting, seconds: float) -> Measurement:
+    def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        spec, size = network
         asked.append(spec.name)
         m = timed(8, 1e11 / work(spec, size), size, spec.name)
         won = Conditions(
-            **{**m.conditions.to_dict(), "runtime": "openvino", "precision": "int8" if setting.int8 else "fp32"}
+            **{**m.conditions.to_dict(), "runtime": "openvino", "precision": "int8" if basis.int8 else "fp32"}
         )
-        return replace(
-            m, conditions=won, notes=(choice_measured.tuned_mark(setting), "as openvino-int8 in openvino, 2 streams")
-        )
+        form = "openvino-int8 in openvino, 2 streams"
+        return replace(m, conditions=won, form=form, chosen_from=choice_measured.chosen_among(basis))
 
     monkeypatch.setattr(choice_measured, "time_fastest", time_fastest)
     options: dict[str, Any] = {
@@ -686,15 +684,17 @@ def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeyp
     assert c.best.speed is not None
     assert c.best.speed.how == "openvino-int8 in openvino, 2 streams"
     assert "images/s measured as openvino-int8 in openvino, 2 streams" in str(c)
-    assert c.to_dict()["conditions"]["runtime"] == "best"
-    assert c.tuned.startswith("the fastest of onnxruntime")
+    assert c.conditions.runtime == "best"
+    assert c.chosen_from.startswith("the fastest of onnxruntime")
     assert any("accuracies are not of 8-bit networks" in note for note in c.notes)
     before = len(asked)
     assert choose(**options, precision="int8").best.label == c.best.label
     assert len(asked) == before
     choose(**options)
     assert len(asked) > before
-    monkeypatch.setattr(choice_measured, "time_network", lambda *a: timed(8, 50, a[1], a[0].name))
+    monkeypatch.setattr(
+        choice_measured, "time_network", lambda network, *a: timed(8, 50, network.image_size, network.spec.name)
+    )
     plain = choose(**options, runtime="onnxruntime")
     assert plain.best.images_per_s == pytest.approx(50)
 
@@ -714,15 +714,15 @@ def test_a_network_is_timed_in_its_fastest_form_at_the_batch_asked_for(
             "quantize_file",
             lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no such operator\nmore")),
         )
-    setting = setting_of("cpu", batch_size=2, threads=1, precision="int8")
-    m = choice_measured.time_fastest(scale("resnet18", width=0.125, name="tiny"), 32, setting, 0.02)
+    basis = basis_of(Asked(batch_size=2, threads=1, precision="int8"))
+    m = choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
     c = m.conditions
     assert (c.batch_size, c.image_size, c.threads, m.model) == (2, 32, 1, "tiny")
     assert c.runtime in ("onnxruntime", "openvino")
     speed = choice_measured.speed_of(m)
     assert speed.how.split(" in ")[1] == c.runtime
     assert ("int8" if "int8" in speed.how.split(" in ")[0] else "fp32") == c.precision
-    assert choice_measured.tuned_mark(setting) in m.notes
+    assert choice_measured.chosen_among(basis) == m.chosen_from
     left_out = [note for note in m.notes if "can not be made" in note]
     assert speed.doubts == (*m.warnings, *left_out)
     assert left_out == (

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import convscale as cs
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
+from convscale.choice.basis import Basis
+from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.cli import report as cli_report
 from convscale.cli import speed as cli_speed
 from convscale.conditions import Conditions
@@ -44,33 +46,26 @@ def run(app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> An
     def speed(spec: Any, size: int) -> float:
         return SPEEDS.get(spec.name, 1000.0) * (224 / size) ** 2
 
-    def examine(spec: Any, size: int, setting: Any) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "params": 25_600_000,
-            "macs": size**2 * sum(spec.widths),
-            "traffic": 1,
-            "memory_bytes": 2**30,
-        }
-        value = speed(spec, size)
-        if setting.predicted:
-            row["speed"] = {
-                "images_per_s": value,
-                "low": value * 0.9,
-                "high": value * 1.1,
-                "kind": "predicted",
-                "bound_by": "memory",
-                "doubts": [],
-            }
-        return row
+    def examine(network: SizedSpec, basis: Basis) -> NetworkFacts:
+        value = speed(*network)
+        made = Speed(images_per_s=value, low=value * 0.9, high=value * 1.1, kind="predicted", bound_by="memory")
+        return NetworkFacts(
+            params=25_600_000,
+            macs=network.image_size**2 * sum(network.spec.widths),
+            traffic=1,
+            memory_bytes=2**30,
+            speed=made if basis.predicted else None,
+        )
 
-    def predicted(spec: Any, size: int, setting: Any) -> Any:
-        value = speed(spec, size)
+    def predicted(network: SizedSpec, basis: Basis) -> Any:
+        value = speed(*network)
         return SimpleNamespace(
             images_per_s=value, low=0.9 * value, high=1.1 * value, bound_by="memory", doubts=("it is made up",)
         )
 
-    def time_network(spec: Any, size: int, setting: Any, seconds: float) -> Measurement:
-        c = Conditions(**{**setting.conditions.to_dict(), "image_size": size, "threads": available_cores()})
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        spec, size = network
+        c = Conditions(**{**basis.conditions.to_dict(), "image_size": size, "threads": available_cores()})
         return Measurement(
             times_s=(c.batch_size / speed(spec, size),) * 5,
             conditions=c,

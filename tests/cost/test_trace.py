@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convscale.cost.operators import autocast_policy, kind_of
-from convscale.cost.trace import Trace, trace
+from convscale.cost.trace import Trace
 from convscale.errors import UserError
+from tests.cost.helpers import trace
 
 ZOO = [
     *(f"tresnet_{v}" for v in ("m", "l", "xl", "v2_l")),
@@ -157,9 +158,9 @@ def test_a_net_on_the_meta_device_costs_the_same() -> None:
 
 def test_channels_last_shows_in_the_operators() -> None:
     conv = trace(Small(), 32, layout="nhwc").operators[0]
-    assert conv.inputs[0].dense
-    assert conv.outputs[0].dense
-    assert not trace(Small(), 32).operators[0].inputs[0].dense
+    assert conv.inputs[0].channels_last
+    assert conv.outputs[0].channels_last
+    assert not trace(Small(), 32).operators[0].inputs[0].channels_last
 
 
 def test_grouped_and_transposed_convolutions_by_hand() -> None:
@@ -280,7 +281,7 @@ def test_maps_lie_as_cuda_leaves_them() -> None:
     input or its weight.
     """
     traced = trace(Normed(), 32, batch_size=2)
-    assert [(op.name, op.outputs[0].dense) for op in traced.operators] == [
+    assert [(op.name, op.outputs[0].channels_last) for op in traced.operators] == [
         ("convolution", False),
         ("contiguous", False),  # (N, H, W, C) in order
         ("native_layer_norm", False),  # the same, seen as (N, C, H, W) channels-last
@@ -294,7 +295,7 @@ def test_maps_lie_as_cuda_leaves_them() -> None:
 
 def test_group_norm_breaks_channels_last_and_the_next_convolution_restores_it() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, bias=False))
-    names = [(op.name, op.outputs[0].dense) for op in trace(net, 16, batch_size=2, layout="nhwc").operators]
+    names = [(op.name, op.outputs[0].channels_last) for op in trace(net, 16, batch_size=2, layout="nhwc").operators]
     assert [name for name, _ in names] == [
         "convolution",
         "contiguous",

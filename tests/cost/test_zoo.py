@@ -7,8 +7,8 @@ import pytest
 from benchmarks.count import peer_counts
 from convscale.arch.zoo import list_models
 from convscale.cost.counting import cost_of
-from convscale.cost.trace import trace
 from convscale.networks.resolve import build_meta
+from tests.cost.helpers import trace
 
 pytest.importorskip("timm")
 SAMPLE = (

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from convscale.arch.zoo import get_tag, list_models
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 
@@ -29,6 +34,45 @@ def test_resize_agrees_with_pillow(mode: str, pil: Image.Resampling) -> None:
     assert ours.shape == (64, 64, 3)
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - golden.astype(int)).max() <= 1
+
+
+PHOTOS = [_photo(*sides) for sides in ((375, 500), (501, 333), (97, 211), (640, 480))]
+
+
+def _assert_like_timm(preprocessing: Preprocessing) -> None:
+    """Same sizes as timm's evaluation transform, and the pixels that Pillow gives there, up to its rounding."""
+    create_transform = pytest.importorskip("timm.data").create_transform
+    size = (3, preprocessing.height, preprocessing.width)
+    timms = create_transform(size, interpolation=preprocessing.interpolation, crop_pct=preprocessing.crop_pct)
+    timms_resize, timms_crop = timms.transforms[:2]
+    for photo in PHOTOS:
+        resized = timms_resize(Image.fromarray(photo))
+        assert preprocessing.resized(*photo.shape[:2]) == (resized.height, resized.width)
+        golden = np.asarray(timms_crop(resized)).astype(int)
+        difference = np.abs(preprocessing.resize(photo) - golden)
+        assert difference.max() <= 2
+        assert (difference > 1).mean() < 1e-3
+
+
+def test_every_released_weights_sees_the_pixels_that_timm_gives_it() -> None:
+    """timm rounds the resized side down: rounding to nearest was a pixel off for 38 of the 142 weights."""
+    tags = [get_tag(name) for name in list_models(pretrained=True)]
+    combinations = sorted({(tag.image_size, tag.crop_pct, tag.interpolation) for tag in tags})
+    assert (len(tags), len(combinations)) == (142, 25)
+    for size, crop_pct, interpolation in combinations:
+        _assert_like_timm(
+            Preprocessing(
+                image_size=size, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct, interpolation=interpolation
+            )
+        )
+
+
+@pytest.mark.parametrize("size", [(192, 256), (256, 192), (64, 200), (224, 225), (33, 31)])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 1.0])
+def test_rectangles_are_cut_as_timm_cuts_them(size: tuple[int, int], crop_pct: float) -> None:
+    _assert_like_timm(
+        Preprocessing(image_size=size, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct, interpolation="bicubic")
+    )
 
 
 def test_resize_gives_a_tensor_for_a_tensor_and_leaves_the_right_size_alone() -> None:
@@ -99,3 +143,46 @@ def test_bad_input_is_named() -> None:
         preprocessing.normalize(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"unknown key 'men' .*mean"):
         Preprocessing.from_dict({"image_size": 8, "men": [0], "std": [1]})
+
+
+def test_normalize_array_equals_normalize_for_every_pixel_value_of_every_released_weights() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    values[..., 1] = values[:, ::-1, :, 1]
+    for mean, std in {(tag.mean, tag.std) for tag in map(get_tag, list_models(pretrained=True))}:
+        preprocessing = Preprocessing(image_size=16, mean=mean, std=std)
+        out = preprocessing.normalize_array(values)
+        assert (out.shape, out.dtype, out.flags["C_CONTIGUOUS"]) == ((1, 3, 16, 16), np.float32, True)
+        np.testing.assert_array_equal(out, preprocessing.normalize(torch.from_numpy(values)).numpy())
+        by_hand = (values.astype(np.float64) / 255 - mean) / std
+        np.testing.assert_allclose(out, by_hand.transpose(0, 3, 1, 2), atol=1e-6)
+
+
+def test_a_rectangle_keeps_its_sides_and_a_square_stays_a_number() -> None:
+    square = Preprocessing(image_size=[24, 24], mean=(0, 0, 0), std=(1, 1, 1))  # type: ignore[arg-type]
+    assert (square.image_size, square.height, square.width) == (24, 24, 24)
+    assert square.to_dict()["image_size"] == 24
+    wide = Preprocessing(image_size=(24, 40), mean=(0, 0, 0), std=(1, 1, 1))
+    assert (wide.height, wide.width) == (24, 40)
+    assert wide.to_dict()["image_size"] == [24, 40]
+    assert Preprocessing.from_dict(json.loads(json.dumps(wide.to_dict()))) == wide
+    assert wide.resize(_photo(50, 60)).shape == (24, 40, 3)
+
+
+def test_a_stored_square_has_the_digest_it_always_had() -> None:
+    """Artefacts and checkpoints name their files' SHA-256: this text was written before rectangles were known."""
+    stored = (
+        '{"image_size": 224, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], '
+        '"crop_pct": 0.875, "interpolation": "bicubic"}'
+    )
+    assert json.dumps(Preprocessing.from_dict(json.loads(stored)).to_dict()) == stored
+
+
+def test_importing_it_loads_no_torch() -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from convscale.images.preprocess import Preprocessing\n"
+        "p = Preprocessing(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))\n"
+        "p.normalize_array(np.zeros((1, 4, 4, 3), np.uint8)), p.resized(9, 7)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

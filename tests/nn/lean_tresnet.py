@@ -1,4 +1,4 @@
-"""TResNet-M written straight from the lean operations: what blocks built of them can keep at best, without the builder."""
+"""TResNet-M written straight from the lean operations: what blocks of them keep at best, without the builder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convscale.nn.layers import BlurPool, GlobalPool, SpaceToDepth, SqueezeExcite, conv2d, conv_after, gated_norm
+from convscale.nn.layers import BlurPool, GlobalPool, SpaceToDepth, SqueezeExcite, conv2d
+from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import Keep, norm_act
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscale import UserError
+from convscale.nn.activations import activation
 from convscale.nn.layers import (
     BlurPool,
     DropPath,
@@ -19,7 +20,6 @@ from convscale.nn.layers import (
     SameConv2d,
     SpaceToDepth,
     SqueezeExcite,
-    activation,
     conv2d,
     same_padding,
     split_channels,
@@ -31,7 +31,7 @@ def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 # --- activations
-# --------------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_unknown_activation() -> None:
 
 
 # --- convolutions
-# -------------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_split_channels() -> None:
 
 
 # --- space to depth, blur
-# -----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_space_to_depth_order() -> None:
@@ -173,7 +173,7 @@ def test_space_to_depth_refuses_other_sizes() -> None:
 
 
 def test_blur_by_hand() -> None:
-    """A single 16 in the middle gives the kernel itself at stride 1; a reflected edge counts the inner neighbour twice."""
+    """A single 16 in the middle gives the kernel itself at stride 1; a reflected edge counts its neighbour twice."""
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = 16
     assert torch.equal(BlurPool(1)(x)[0, 0, 1:4, 1:4], torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]))
@@ -312,7 +312,7 @@ def test_drop_path() -> None:
 
 
 # --- compile and export
-# -------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------
 
 
 def everything() -> nn.Module:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscale.cost.memory import saved_bytes
-from convscale.nn.layers import BlurPool, SameConv2d, SqueezeExcite, conv_after, gated_norm
+from convscale.nn.layers import BlurPool, SameConv2d, SqueezeExcite
+from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import InPlaceABN, convert_norm, norm_act
 from tests.nn.lean_tresnet import Basic, Bottleneck, tresnet_m
 

@@ -1,4 +1,4 @@
-"""Our networks against timm's with timm's weights: one of each family and mechanism here, every name in the slow sweep."""
+"""Our networks against timm's with timm's weights: one of each family and mechanism, every name in the slow sweep."""
 
 import pytest
 

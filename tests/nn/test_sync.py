@@ -46,7 +46,7 @@ def bare_net() -> nn.Sequential:
 
 
 def images(count: int, step: int) -> tuple[Tensor, Tensor]:
-    """The joint batch of a step, and the gradient of its output; far from mean 0, where sums of squares would cancel."""
+    """The joint batch of a step, and the gradient of its output; far from 0, where sums of squares cancel."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(count, 3, 6, 5, generator=generator).double() + 10, torch.randn(
         count, 4, 4, 3, generator=generator

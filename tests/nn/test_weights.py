@@ -1,4 +1,4 @@
-"""Loading and exporting weights: torchvision, the TResNet authors' layout, the Lite packages, files, errors, the hub."""
+"""Loading and exporting weights: torchvision, the TResNet authors, the Lite packages, files, errors, the hub."""
 
 import http.server
 import json
@@ -314,7 +314,8 @@ def hub(tmp_path):
 def run_with_hub(code: str, endpoint: str, home) -> dict:
     import os
 
-    script = f"import json, convscale as cs\ntry:\n    out = {code}\nexcept cs.UserError as e:\n    out = {{'error': str(e)}}\nprint(json.dumps(out))"
+    attempt = f"try:\n    out = {code}\nexcept cs.UserError as e:\n    out = {{'error': str(e)}}"
+    script = f"import json, convscale as cs\n{attempt}\nprint(json.dumps(out))"
     env = {
         **os.environ,
         "HF_ENDPOINT": endpoint,

@@ -231,3 +231,18 @@ def test_download_failure_is_one_line(monkeypatch, tmp_path):
         ValueError, match=r"can not be downloaded \(no network\); on Debian `apt-get install dataset-fashion-mnist`"
     ):
         fashion_mnist(lambda text: None)
+
+
+@pytest.mark.parametrize("value", ["", "relative"])
+def test_the_download_goes_to_the_cache_folder(value, monkeypatch, tmp_path):
+    """An empty or relative XDG_CACHE_HOME is none: it went to the folder at hand."""
+    import torchvision
+
+    roots = []
+    monkeypatch.setattr("convscale.pipeline.demo.DEMO_FOLDERS", (Path("/nowhere"),))
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", lambda root, download: roots.append(root))
+    monkeypatch.delenv("CONVSCALE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fashion_mnist(lambda text: None) == tmp_path / ".cache/convscale/FashionMNIST/raw"
+    assert roots == [str(tmp_path / ".cache/convscale")]

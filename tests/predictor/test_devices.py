@@ -59,6 +59,17 @@ def test_figures_against_arithmetic_of_the_chips() -> None:
 def test_loose_names() -> None:
     assert get_device("RTX 4090").name == "rtx-4090"
     assert get_device("h100_sxm").name == "h100-sxm"
+    assert get_device("H100").name == "h100-sxm"
+    assert get_device("GeForce RTX 3090").name == "rtx-3090"
+    assert get_device("NVIDIA H100 80GB HBM3").name == "h100-sxm"  # as its driver has it
+    assert get_device("Tesla T4").name == "t4"
+    assert get_device("nvidia-a10").name == "a10"
+
+
+def test_no_two_devices_share_a_name() -> None:
+    for device in devices().values():
+        for name in (device.name, device.title, *device.aliases):
+            assert get_device(name) is device, name
 
 
 def test_unknown_device_names_the_nearest() -> None:

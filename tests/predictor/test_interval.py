@@ -8,16 +8,16 @@ import pytest
 from convscale.cost.kernels import Kernel
 from convscale.predictor.devices import get_device
 from convscale.predictor.interval import (
-    CARD,
     GROUPS,
     MARKS,
-    card_covariance,
-    card_shares,
-    card_sigma,
-    card_sigmas,
+    RATES,
     fit_sigmas,
     folds_of,
     groups_of,
+    rate_covariance,
+    rate_shares,
+    rate_sigma,
+    rate_sigmas,
     sigma_of,
 )
 from convscale.predictor.roofline import PRIOR, kernel_s, table_of
@@ -41,7 +41,7 @@ def test_shares_by_group_add_up_to_the_whole() -> None:
             ),
             1,
         ),
-        (Kernel("point", in_bytes=10**9, out_bytes=10**9), 3),
+        (Kernel("pointwise", in_bytes=10**9, out_bytes=10**9), 3),
     ]
     table = table_of([kernels])
     total = kernel_s(table, get_device("rtx-3090"), PRIOR)[0]
@@ -95,9 +95,9 @@ def test_folds_keep_families_whole_and_even() -> None:
 
 def test_what_binds_a_network_says_which_rate_it_follows() -> None:
     compute = Kernel("conv", macs=10**13, in_bytes=1, out_bytes=1, rows=10**6, width=512, depth=4608, channels=512)
-    memory = Kernel("point", in_bytes=10**10, out_bytes=10**10)
-    launches = Kernel("point", in_bytes=1, out_bytes=1)
-    shares = card_shares(table_of([[(compute, 1)], [(memory, 1)], [(launches, 1)]]), get_device("rtx-3090"), PRIOR)
+    memory = Kernel("pointwise", in_bytes=10**10, out_bytes=10**10)
+    launches = Kernel("pointwise", in_bytes=1, out_bytes=1)
+    shares = rate_shares(table_of([[(compute, 1)], [(memory, 1)], [(launches, 1)]]), get_device("rtx-3090"), PRIOR)
     assert shares == pytest.approx(
         -np.diag([1.0, 1.0, -1.0]), abs=0.02
     )  # twice the peak halves the time, twice the launch time doubles it
@@ -105,18 +105,18 @@ def test_what_binds_a_network_says_which_rate_it_follows() -> None:
 
 def test_one_measurement_removes_the_doubt_it_speaks_of() -> None:
     prior = {"peak": 0.2, "bandwidth": 0.1, "overhead_us": 0.3}
-    before = np.diag([prior[name] ** 2 for name in CARD])
-    after = card_covariance(prior, np.array([[-1.0, 0.0, 0.0]]), np.array([0.05]))
-    assert card_sigma([-1.0, 0.0, 0.0], before) == pytest.approx(0.2)
-    assert card_sigma([-1.0, 0.0, 0.0], after) == pytest.approx(1 / np.hypot(1 / 0.2, 1 / 0.05))
-    assert card_sigma([0.0, -1.0, 0.0], after) == pytest.approx(0.1)
+    before = np.diag([prior[name] ** 2 for name in RATES])
+    after = rate_covariance(prior, np.array([[-1.0, 0.0, 0.0]]), np.array([0.05]))
+    assert rate_sigma([-1.0, 0.0, 0.0], before) == pytest.approx(0.2)
+    assert rate_sigma([-1.0, 0.0, 0.0], after) == pytest.approx(1 / np.hypot(1 / 0.2, 1 / 0.05))
+    assert rate_sigma([0.0, -1.0, 0.0], after) == pytest.approx(0.1)
 
 
 def test_assumed_power_limits_and_new_cards_are_less_sure() -> None:
     known, new, limited = (
-        card_sigmas(get_device("rtx-4090"), True),
-        card_sigmas(get_device("rtx-5090"), False),
-        card_sigmas(get_device("t4"), False),
+        rate_sigmas(get_device("rtx-4090"), True),
+        rate_sigmas(get_device("rtx-5090"), False),
+        rate_sigmas(get_device("t4"), False),
     )
     assert known["peak"] < new["peak"] < limited["peak"]
-    assert card_sigmas(get_device("cpu"), True)["peak"] > limited["peak"]
+    assert rate_sigmas(get_device("cpu"), True)["peak"] > limited["peak"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +17,16 @@ from torch import nn
 from convscale.conditions import Conditions
 from convscale.cost.fusion import fused_kernels, kernels_of
 from convscale.cost.kernels import Kernel, eager_kernels, prefers_channels_last
-from convscale.cost.trace import trace
 from convscale.errors import UserError
 from convscale.predictor.calibrate import Observation, calibrate
-from convscale.predictor.calibration import Calibration, load_calibration, save_calibration
+from convscale.predictor.calibration import RENAMED, Calibration, load_calibration, save_calibration
 from convscale.predictor.devices import devices, get_device
 from convscale.predictor.fitted import fitted_sets
 from convscale.predictor.interval import GROUPS, MARKS
-from convscale.predictor.predict import predict
+from convscale.predictor.predict import predict, predict_workload
 from convscale.predictor.roofline import PRIOR, kernel_s, net_s, table_of
+from convscale.predictor.workload import load_workload
+from tests.cost.helpers import trace
 
 
 class ConvNormAct(nn.Sequential):
@@ -44,7 +48,7 @@ MAP = 4 * 2 * 32 * 256  # bytes of the output map at batch 2
 
 def test_eager_runs_one_kernel_per_operator_and_one_for_the_bias() -> None:
     kernels = lowered(ConvNormAct(bias=True), compiled=False)
-    assert [k.kind for k in kernels] == ["conv", "uneven", "norm", "point"]
+    assert [k.kind for k in kernels] == ["conv", "pointwise_mixed", "batch_norm", "pointwise"]
     conv, bias, norm, relu = kernels
     assert (conv.rows, conv.width, conv.depth, conv.channels) == (2 * 256, 32, 16 * 9, 16)
     assert conv.macs == 2 * 256 * 32 * 144
@@ -78,11 +82,11 @@ def test_a_residual_is_read_once_and_written_once() -> None:
 
 def test_casts_of_weights_are_kernels() -> None:
     kernels = lowered(ConvNormAct(), compiled=False, precision="amp")
-    assert [k.kind for k in kernels] == ["cast", "cast", "conv", "norm", "point"]
+    assert [k.kind for k in kernels] == ["cast", "cast", "conv", "batch_norm", "pointwise"]
     assert kernels[2].itemsize == 2
 
 
-@pytest.mark.parametrize(("groups", "kind"), [(1, "conv"), (4, "group"), (16, "direct")])
+@pytest.mark.parametrize(("groups", "kind"), [(1, "conv"), (4, "grouped"), (16, "depthwise_native")])
 def test_kinds_of_convolutions(groups: int, kind: str) -> None:
     assert lowered(ConvNormAct(groups), compiled=False)[0].kind == kind
 
@@ -97,8 +101,8 @@ def test_split_channels_are_gathered_first() -> None:
             return self.conv(torch.relu(x)[:, 8:])
 
     kinds = [k.kind for k in lowered(Split(), compiled=False)]
-    assert kinds == ["point", "copy", "conv1"]
-    assert [k.kind for k in lowered(Split(), compiled=True)] == ["fused", "conv1"]
+    assert kinds == ["pointwise", "copy", "conv_1x1"]
+    assert [k.kind for k in lowered(Split(), compiled=True)] == ["fused", "conv_1x1"]
 
 
 def test_grouped_networks_stay_channels_first_when_compiled() -> None:
@@ -123,8 +127,9 @@ def flat() -> dict[str, float]:
         "overhead_us": 1e-9,
         "peak": 1.0,
         "bandwidth": 1.0,
-        **dict.fromkeys(("depth0", "width0", "window0", "group0", "stats0", "window.depthwise"), 1e-09),
-        **{name: 1.0 for name in PRIOR if name.startswith("direct.")},
+        **dict.fromkeys(("depth0", "width0", "window.depthwise"), 1e-9),
+        **dict.fromkeys(("depthwise.window0", "grouped.width0", "batch_norm_train.channels0"), 1e-9),
+        **dict.fromkeys(("depthwise.weight", "depthwise.input", "depthwise.wide", "depthwise_native.generic"), 1.0),
         "cache.gain": 1e-9,
         "permute": 1.0,
         "huge": 1.0,
@@ -134,7 +139,7 @@ def flat() -> dict[str, float]:
 def test_roofline_by_hand() -> None:
     device = get_device("rtx-3090")  # 71.2 TFLOPS, 936.2 GB/s
     compute = Kernel("conv", macs=10**12, in_bytes=10**6, out_bytes=10**6, rows=10**6, width=64, depth=576, channels=64)
-    memory = Kernel("point", in_bytes=9 * 10**9, out_bytes=9 * 10**9)
+    memory = Kernel("pointwise", in_bytes=9 * 10**9, out_bytes=9 * 10**9)
     total, arithmetic, traffic = kernel_s(table_of([[(compute, 1), (memory, 1)]]), device, flat())
     assert total == pytest.approx([2e12 / 71.2e12, 18e9 / 936.2e9], rel=1e-3)
     assert arithmetic[0] > traffic[0]
@@ -150,7 +155,7 @@ def test_ragged_channels_cost_their_padding() -> None:
 
 
 def test_counts_multiply() -> None:
-    kernel = Kernel("point", in_bytes=10**9, out_bytes=10**9)
+    kernel = Kernel("pointwise", in_bytes=10**9, out_bytes=10**9)
     times = net_s(table_of([[(kernel, 1)], [(kernel, 3)]]), get_device("v100"), PRIOR)
     assert times[1] == pytest.approx(3 * times[0])
 
@@ -240,6 +245,54 @@ def test_bad_input(resnet50: nn.Module) -> None:
         predict(resnet50, image_size=224, batch_size=0)
 
 
+def test_rectangles_are_predicted(resnet50: nn.Module) -> None:
+    tall, wide, square = (
+        predict(resnet50, image_size=size, batch_size=64) for size in ((256, 128), (128, 256), (256, 256))
+    )
+    assert tall.conditions.image_size == (256, 128)
+    assert "256x128 px" in str(tall)
+    assert predict(resnet50, image_size=(192, 192), batch_size=64) == predict(resnet50, image_size=192, batch_size=64)
+    assert square.conditions.image_size == 256
+    for half in (tall, wide):  # half the pixels; small maps are a little less even
+        assert half.latency_s == pytest.approx(square.latency_s / 2, rel=0.1)
+    assert json.loads(json.dumps(tall.to_dict()))["conditions"]["image_size"] == [256, 128]
+
+
+def test_devices_go_by_other_names_too(resnet50: nn.Module) -> None:
+    plain = predict(resnet50, device="h100-sxm", image_size=64)
+    assert predict(resnet50, device="H100", image_size=64) == plain
+    work = load_workload(resnet50, plain.conditions)
+    assert predict_workload(work, dataclasses.replace(plain.conditions, device="h100")) == plain
+
+
+def test_runtimes_that_nothing_is_predicted_for(resnet50: nn.Module) -> None:
+    """They were predicted as PyTorch behind its compiler."""
+    conditions = Conditions(device="v100", precision="amp", image_size=64, runtime="onnxruntime")
+    work = load_workload(resnet50, dataclasses.replace(conditions, runtime="eager"))
+    with pytest.raises(UserError, match="runtime 'onnxruntime' is not predicted; eager and compiled PyTorch are"):
+        predict_workload(work, conditions)
+    with pytest.raises(UserError, match="device 'rtx-4080' is unknown"):
+        predict_workload(work, dataclasses.replace(conditions, runtime="eager", device="rtx-4080"))
+
+
+def test_a_stored_workload_is_predicted_without_torch() -> None:
+    code = """
+import sys
+from convscale.conditions import Conditions
+from convscale.cost.kernels import Kernel
+from convscale.predictor.calibration import load_calibration
+from convscale.predictor.predict import predict_workload
+from convscale.predictor.workload import Workload
+work = Workload(kernels=((Kernel("pointwise", in_bytes=10**9, out_bytes=10**9), 50),), peak_bytes=1, attention=False)
+p = predict_workload(work, Conditions(device="rtx-4090", precision="amp", batch_size=256, image_size=64))
+print(p.bound_by, round(p.latency_s, 3), "torch" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bound_by, latency_s, torch_loaded = ran.stdout.split()
+    assert (bound_by, torch_loaded) == ("memory", "False")
+    assert float(latency_s) == pytest.approx(50 * 2e9 / 1008e9, rel=0.25)  # its bytes at the data sheet's rate
+
+
 def test_every_set_has_all_coefficients() -> None:
     assert set(fitted_sets()) == {"eager-nchw", "eager-nhwc", "compiled", "train-nchw", "train-nhwc", "cpu"}
     for fitted in fitted_sets().values():
@@ -248,7 +301,7 @@ def test_every_set_has_all_coefficients() -> None:
         assert set(fitted.sigmas) == {"base", *GROUPS, *MARKS, "factor"}
         assert 0.005 < fitted.sigmas["base"] < 0.2
         assert 0.8 < fitted.sigmas["factor"] < 1.8  # 1.28 if errors were normal
-        assert set(fitted.cards) <= set(devices())
+        assert set(fitted.devices) <= set(devices())
 
 
 def observation(net: nn.Module, images_per_s: float, size: int = 64, **changes: object) -> Observation:
@@ -331,9 +384,25 @@ def test_calibration_on_disk(tmp_path: Path) -> None:
     made = calibration_of_t4()
     save_calibration(made, tmp_path / "t4.json")
     assert load_calibration(tmp_path / "t4.json") == made
+    value = made.to_dict()
+    del value["coefficients"]["peak"]
+    with pytest.raises(UserError, match=r"not a calibration: coefficients are missing \(peak\)"):
+        Calibration.from_dict(value)
+    with pytest.raises(UserError, match="a calibration has format 2, this version of convscale reads 3 and 4"):
+        Calibration.from_dict({**made.to_dict(), "format": 2})
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UserError, match=r"can not be read"):
         load_calibration(tmp_path / "bad.json")
+
+
+def test_a_calibration_of_the_format_before_is_read() -> None:
+    """Format 3 had the same coefficients by older names."""
+    made = calibration_of_t4()
+    old_names = {new: old for old, new in RENAMED.items()}
+    old = {**made.to_dict(), "format": 3}
+    old["coefficients"] = {old_names.get(name, name): value for name, value in made.coefficients.items()}
+    assert {"stats0", "compute.even", "memory.uneven", "direct.weight", "window0"} <= set(old["coefficients"])
+    assert Calibration.from_dict(old) == made
 
 
 def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
@@ -346,7 +415,7 @@ def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
         predict(resnet50, device="t4", precision="fp32", image_size=64, calibration=made)
     with pytest.raises(UserError, match="share their precision"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, precision="fp32")])
-    with pytest.raises(UserError, match="measurements in onnxruntime say nothing of it"):
+    with pytest.raises(UserError, match="runtime 'onnxruntime' is not predicted; eager and compiled PyTorch are"):
         calibrate([observation(resnet50, 10.0, runtime="onnxruntime")])
     with pytest.raises(UserError, match="share their layout"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, layout="nhwc")])
@@ -362,11 +431,11 @@ def depthwise(channels: int, kernel: int, stride: int, size: int, layout: str, p
     ("channels", "kernel", "stride", "size", "layout", "precision", "kind"),
     [
         (64, 3, 1, 56, "nchw", "fp16", "depthwise"),
-        (64, 7, 1, 56, "nchw", "fp16", "direct"),  # cuDNN's depthwise kernels are 1, 3 and 5 wide
-        (16, 3, 1, 56, "nchw", "fp16", "direct"),  # and want 32 channels
-        (64, 3, 2, 56, "nchw", "fp16", "direct"),  # and many channels where they stride
+        (64, 7, 1, 56, "nchw", "fp16", "depthwise_native"),  # cuDNN's depthwise kernels are 1, 3 and 5 wide
+        (16, 3, 1, 56, "nchw", "fp16", "depthwise_native"),  # and want 32 channels
+        (64, 3, 2, 56, "nchw", "fp16", "depthwise_native"),  # and many channels where they stride
         (512, 3, 2, 14, "nchw", "fp16", "depthwise"),
-        (64, 3, 1, 56, "nchw", "fp32", "direct"),
+        (64, 3, 1, 56, "nchw", "fp32", "depthwise_native"),
         (64, 7, 1, 56, "nhwc", "fp16", "depthwise"),  # channels-last is always cuDNN's
     ],
 )
@@ -381,7 +450,7 @@ def test_who_runs_a_depthwise_convolution(
 
 @pytest.mark.parametrize(
     ("channels", "groups", "dilation", "kind"),
-    [(128, 32, 1, "packed"), (64, 4, 1, "even"), (96, 4, 1, "group"), (128, 32, 2, "group")],
+    [(128, 32, 1, "grouped_packed"), (64, 4, 1, "grouped_pow2"), (96, 4, 1, "grouped"), (128, 32, 2, "grouped")],
 )
 def test_kinds_of_grouped_convolutions(channels: int, groups: int, dilation: int, kind: str) -> None:
     conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=groups, bias=False)
@@ -394,22 +463,24 @@ def test_pointwise_kernels_that_spread_or_mix_are_told_apart() -> None:
             x = torch.relu(x)
             return x * x.mean((2, 3), keepdim=True) + x
 
-    assert [k.kind for k in lowered(Gate(), compiled=False)] == ["point", "reduce", "uneven", "point"]
+    assert [k.kind for k in lowered(Gate(), compiled=False)] == ["pointwise", "reduce", "pointwise_mixed", "pointwise"]
     assert not any(k.permuted for k in lowered(Gate(), compiled=False))
 
 
 def test_batch_norm_in_training_is_its_own_kind() -> None:
     traced = trace(ConvNormAct(), 16, 2, channels=16, mode="train")
-    kinds = [(k.kind, k.phase) for k in eager_kernels(traced) if k.kind in ("norm", "stats")]
-    assert kinds == [("stats", "forward"), ("stats", "backward")]
+    kinds = [(k.kind, k.phase) for k in eager_kernels(traced) if k.kind in ("batch_norm", "batch_norm_train")]
+    assert kinds == [("batch_norm_train", "forward"), ("batch_norm_train", "backward")]
 
 
 def test_few_channels_leave_units_idle_in_training_norms() -> None:
     """One block a channel: as many bytes in 4 channels take longer than in 256, channels first; channels-last is spread
     evenly.
     """
-    device, c = get_device("rtx-3090"), flat() | {"stats0": 16.0}
-    few, many = (Kernel("stats", in_bytes=10**9, out_bytes=10**9, channels=channels, side=56) for channels in (4, 256))
+    device, c = get_device("rtx-3090"), flat() | {"batch_norm_train.channels0": 16.0}
+    few, many = (
+        Kernel("batch_norm_train", in_bytes=10**9, out_bytes=10**9, channels=channels, side=56) for channels in (4, 256)
+    )
     times = net_s(
         table_of([[(few, 1)], [(many, 1)], [(few._replace(nhwc=True), 1)], [(many._replace(nhwc=True), 1)]]), device, c
     )
@@ -419,7 +490,7 @@ def test_few_channels_leave_units_idle_in_training_norms() -> None:
 
 def test_a_tiny_product_does_not_fill_the_card() -> None:
     device, c = get_device("h100-sxm"), flat()
-    one = Kernel("conv1", macs=128 * 128 * 4096, rows=128, width=128, depth=4096, channels=4096)
+    one = Kernel("conv_1x1", macs=128 * 128 * 4096, rows=128, width=128, depth=4096, channels=4096)
     full = one._replace(macs=one.macs * 132, rows=128 * 132)
     times = net_s(table_of([[(one, 1)], [(full, 1)]]), device, c)
     assert times[1] == pytest.approx(

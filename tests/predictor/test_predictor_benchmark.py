@@ -40,7 +40,10 @@ def _rows(table: TableFile, poison: dict[str, float] | None = None) -> list[Row]
             width = int(random.integers(64, 512))
             shape = {"rows": 10**5, "width": width, "depth": 9 * width, "channels": width}
             product = Kernel("conv", macs=10**10 * (number + 1), in_bytes=byte, out_bytes=byte, **shape)
-            kernels = [(product, 4), (Kernel("point", in_bytes=int(random.integers(10**7, 10**9)), out_bytes=byte), 3)]
+            kernels = [
+                (product, 4),
+                (Kernel("pointwise", in_bytes=int(random.integers(10**7, 10**9)), out_bytes=byte), 3),
+            ]
             seconds = float(net_s(table_of([kernels]), table.device, PRIOR)[0]) * float(np.exp(random.normal(0, 0.05)))
             seconds *= (poison or {}).get(family, 1.0)
             counts = {"size": 224, "batch": 64, "params": 1, "macs": 1, "activations": 1}
@@ -54,7 +57,7 @@ def _rows(table: TableFile, poison: dict[str, float] | None = None) -> list[Row]
 def _few_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits of the coefficients that these kernels use are a matter of milliseconds."""
     fit = predictor.fit
-    free = ["peak", "bandwidth", "compute.conv", "memory.point"]
+    free = ["peak", "bandwidth", "compute.conv", "memory.pointwise"]
     monkeypatch.setattr(
         predictor, "fit", lambda parts, ridge: fit(parts, ridge=ridge, free=[name for name in free if name in PRIOR])
     )

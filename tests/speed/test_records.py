@@ -144,3 +144,22 @@ def test_timm_table_of_two_modes_is_refused(tmp_path: Path) -> None:
     train = Measurement(times_s=m.times_s, conditions=Conditions(mode="train", image_size=96), environment=ENV)
     with pytest.raises(UserError, match="one mode, got infer, train"):
         write_timm_csv(tmp_path / "x.csv", [record(), Record(model="t", measurement=train)])
+
+
+def test_a_form_that_an_old_record_told_in_its_notes_is_a_field_now(tmp_path: Path) -> None:
+    """A line as version 0.1.0 wrote it: what was chosen, and from what, stood among the notes."""
+    old = {
+        "model": "resnet18",
+        "conditions": {
+            "device": "cpu", "mode": "infer", "precision": "int8", "layout": "nchw", "batch_size": 8,
+            "image_size": 224, "runtime": "openvino", "threads": 2,
+        },
+        "environment": {"device_name": "a processor", "cores": 2, "versions": {}},
+        "times_s": [0.1, 0.1, 0.1, 0.1],
+        "notes": ["the fastest of onnxruntime and openvino, float and 8 bits", "as openvino-int8 in openvino", "mind"],
+        "peak_bytes": None,
+    }  # fmt: skip
+    m = Measurement.from_dict(old)
+    assert (m.form, m.notes) == ("openvino-int8 in openvino", ("mind",))
+    assert m.chosen_from == "the fastest of onnxruntime and openvino, float and 8 bits"
+    assert Measurement.from_dict(m.to_dict()) == m

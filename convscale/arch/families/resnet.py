@@ -5,7 +5,9 @@ ResNet-D (arXiv 1812.01187), ResNeXt (1611.05431), SE-ResNeXt (1709.01507), Wide
 
 from __future__ import annotations
 
-from convscale.arch.spec import BlockSpec, InputSpec, NetSpec, RunSpec, SESpec, StageSpec, StemSpec
+from convscale.arch.block import BlockSpec, RunSpec, SESpec, StageSpec
+from convscale.arch.parts import InputSpec, StemSpec
+from convscale.arch.spec import NetSpec
 
 _DEPTHS = {
     18: (2, 2, 2, 2),

@@ -4,7 +4,9 @@ specs.
 
 from __future__ import annotations
 
-from convscale.arch.spec import ActSpec, BlockSpec, InputSpec, NetSpec, NormSpec, RunSpec, SESpec, StageSpec, StemSpec
+from convscale.arch.block import BlockSpec, RunSpec, SESpec, StageSpec
+from convscale.arch.parts import ActSpec, InputSpec, NormSpec, StemSpec
+from convscale.arch.spec import NetSpec
 
 _BASIC_SE = SESpec(ratio=1 / 4, of="output", where="output", floor=64, rounding="down")
 _BOTTLENECK_SE = SESpec(ratio=1 / 2, of="inner", where="inner", floor=64, rounding="down")  # planes * 4 / 8

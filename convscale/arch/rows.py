@@ -1,0 +1,48 @@
+"""Rows of the tables in which papers write nets of depthwise blocks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from convscale.arch.block import BlockSpec, RunSpec, SESpec, StageSpec
+from convscale.arch.parts import IDENTITY, ActSpec
+
+INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
+"""Pixels in [-1, 1], as TensorFlow's mobile nets take them."""
+
+
+def run(
+    repeat: int,
+    kernels: int | tuple[int, ...],
+    expansion: float,
+    width: int,
+    act: ActSpec,
+    *,
+    se: float = 0.0,
+    split: Literal["", "p", "ep"] = "",
+    skip: bool = True,
+) -> RunSpec:
+    """One row of a table; expansion 0 is a depthwise-separable block; ``split`` names the 1x1s that MixNet splits in
+    two: expand, project.
+    """
+    block = BlockSpec(
+        kind="inverted_residual" if expansion else "depthwise_separable",
+        width=width,
+        inner_ratio=float(expansion or 1),
+        inner_divisor=8 if expansion else 1,
+        kernels=kernels if isinstance(kernels, tuple) else (kernels,),
+        expand_groups=2 if "e" in split else 1,
+        project_groups=2 if "p" in split else 1,
+        se=SESpec(ratio=se, activation=act) if se else None,
+        activation=act,
+        out_activation=IDENTITY,
+        skip=skip,
+    )
+    return RunSpec(block=block, repeat=repeat)
+
+
+def stages(*rows: tuple[int, tuple[RunSpec, ...]]) -> tuple[StageSpec, ...]:
+    """Stages of (stride, runs); the last one at each resolution is a feature tap."""
+    strides = [stride for stride, _ in rows]
+    last = [i + 1 == len(rows) or strides[i + 1] == 2 for i in range(len(rows))]
+    return tuple(StageSpec(runs=runs, stride=stride, tap=tap) for (stride, runs), tap in zip(rows, last, strict=True))

@@ -1,0 +1,208 @@
+"""On what basis candidates are compared: under which conditions, and whether speeds are measured or predicted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+from convscale.conditions import BEST, Conditions
+from convscale.errors import UserError
+from convscale.predictor.calibration import Calibration, load_calibration
+from convscale.predictor.devices import devices, get_device
+from convscale.runtimes.base import check_runtime
+
+PREDICTED_BATCH, MEASURED_BATCH = 256, 8
+"""Images per call where none is said; one where a latency is limited."""
+PREDICTED_RUNTIMES = ("eager", "compiled")
+"""What the predictor knows of PyTorch's runtimes."""
+_HERE = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The conditions as a person gave them: what is None is filled in by :func:`basis_of`."""
+
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:N``, or a named GPU."""
+    batch_size: int | None = None
+    """Images per call."""
+    precision: str | None = None
+    """One of ``Conditions``."""
+    runtime: str | None = None
+    """A runtime's name or ``best``."""
+    mode: str = "infer"
+    """``infer`` or ``train``."""
+    layout: str = "nchw"
+    """``nchw`` or ``nhwc``."""
+    compiled: bool = False
+    """PyTorch behind its compiler instead of eager."""
+    threads: int | None = None
+    """Compute threads on a CPU."""
+    latency: bool = False
+    """Whether a latency alone is limited: the batch is 1 then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """Under what conditions candidates are compared, and how their speed is found."""
+
+    conditions: Conditions
+    """Without an image size: that is a candidate's. With runtime ``best`` each network is measured as it would be
+    shipped, in the fastest of all forms and runtimes; precision ``int8`` then allows 8 bits beside float."""
+    calibration: str | None = None
+    """File that a prediction for the user's own device goes by."""
+
+    @property
+    def predicted(self) -> bool:
+        """Whether speeds are predicted: for a named GPU, and wherever a calibration is given."""
+        return self.calibration is not None or not at_hand(self.conditions.device)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether each network's form and runtime are found by tuning."""
+        return self.conditions.runtime == BEST
+
+    @property
+    def int8(self) -> bool:
+        """Whether forms in 8 bits may win."""
+        return self.conditions.precision == "int8"
+
+    def read_calibration(self) -> Calibration | None:
+        """The calibration in the file, read again once the file has changed."""
+        return (
+            None if self.calibration is None else _calibration(self.calibration, os.stat(self.calibration).st_mtime_ns)
+        )
+
+
+@cache
+def _calibration(path: str, _changed: int) -> Calibration:
+    return load_calibration(path)
+
+
+def at_hand(device: str) -> bool:
+    """Whether a device is this machine's own: ``cpu``, ``cuda`` or ``cuda:N``."""
+    return device.partition(":")[0] in _HERE
+
+
+def check_device(device: str) -> str:
+    """The device's own name.
+
+    Raises:
+        UserError: it is neither this machine's nor a known GPU; the nearest names are given.
+    """
+    if not isinstance(device, str):
+        raise UserError(f"device is {device!r}; it must be text such as 'cpu' or 'rtx-4090'")
+    return device if at_hand(device) else get_device(device).name
+
+
+def device_title(device: str) -> str:
+    """The maker's name of a named GPU, else the name given."""
+    return devices()[device].title if device in devices() else device
+
+
+def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) -> Basis:
+    """The basis of a comparison, with what was left out filled in.
+
+    On a named GPU: batch 256, ``amp``, eager PyTorch; on this machine's processor: batch 8, ``fp32``, the fastest of
+    what is installed (eager for training); on its GPU: batch 8, ``amp``, eager.
+
+    Args:
+        asked: as a person gave them. Runtime ``best`` means each network in the form and the runtime in which it is
+            fastest on this machine's processor, as ``tune`` finds them; with precision ``int8`` in 8 bits too.
+        calibration: file of ``convscale calibrate``.
+
+    Raises:
+        UserError: an unknown device (the nearest are named) or condition, or a runtime that no prediction knows.
+    """
+    device = check_device(asked.device)
+    _check_calibration(device, calibration)
+    here = at_hand(device) and calibration is None
+    runtime = _runtime(asked, device, here)
+    usual = 1 if asked.latency else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
+    conditions = Conditions(
+        device=device,
+        mode=asked.mode,
+        precision=asked.precision or ("fp32" if device == "cpu" else "amp"),
+        layout=asked.layout,
+        batch_size=usual if asked.batch_size is None else asked.batch_size,
+        runtime=runtime,
+        threads=asked.threads,
+    )
+    _check_possible(conditions, here, asked.precision)
+    made = Basis(conditions=conditions, calibration=None if calibration is None else str(calibration))
+    if (known := made.read_calibration()) is not None:
+        known.require(conditions)
+    return made
+
+
+def _check_calibration(device: str, calibration: str | os.PathLike[str] | None) -> None:
+    if calibration is None:
+        return
+    if not os.path.isfile(calibration):
+        raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
+    if device.startswith("cuda"):
+        raise UserError(f"a calibration is of a named GPU, not {device!r}; give the name that it was made for")
+
+
+def _runtime(asked: Asked, device: str, here: bool) -> str:
+    """The runtime asked for, or the usual one."""
+    if asked.runtime is not None:
+        if asked.runtime != BEST:
+            check_runtime(asked.runtime)
+        return "compiled" if asked.compiled and asked.runtime == "eager" else asked.runtime
+    if asked.compiled:
+        return "compiled"
+    tunable = device == "cpu" and asked.mode == "infer" and asked.precision in (None, "fp32", "int8")
+    return BEST if here and tunable else "eager"
+
+
+def _check_possible(conditions: Conditions, here: bool, precision: str | None) -> None:
+    """
+    Raises:
+        UserError: what the conditions ask for can be neither measured here nor predicted.
+    """
+    device, runtime = conditions.device, conditions.runtime
+    if runtime == BEST:
+        _need_tunable(conditions, here, precision)
+    if not here and runtime not in PREDICTED_RUNTIMES:
+        raise UserError(
+            f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch"
+        )
+    if here and precision == "int8" and runtime != BEST:
+        raise UserError(
+            f"precision 'int8' is measured with runtime best, which chooses the form too; got runtime {runtime!r}"
+        )
+    if not here and precision == "int8":
+        raise UserError("precision 'int8' can not be predicted; amp, bf16, fp16 or fp32 are")
+    if here and device.startswith("cuda"):
+        _need_cuda(device)
+
+
+def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> None:
+    """
+    Raises:
+        UserError: nothing can be tuned under these conditions, or in 8 bits without the library that makes them.
+    """
+    device, mode = conditions.device, conditions.mode
+    if not here:
+        raise UserError(
+            f"runtime 'best' is found by measuring on this machine's processor; speeds on {device} are predicted for "
+            "eager or compiled"
+        )
+    if device != "cpu" or mode != "infer":
+        raise UserError(f"runtime 'best' is for inference on device cpu, got {device}, {mode}; name a runtime")
+    if precision not in (None, "fp32", "int8"):
+        raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
+    if precision == "int8" and find_spec("nncf") is None:
+        raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")
+
+
+def _need_cuda(device: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu, or name a GPU to predict for"
+        )
