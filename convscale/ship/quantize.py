@@ -41,7 +41,7 @@ class Step:
     drop_points: float
     """Accuracy points lost, or points of disagreement where there are no labels."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {"float_layers": list(self.float_layers), "drop_points": self.drop_points}
 
