@@ -199,11 +199,21 @@ def compare(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             model=name,
         )
         row = {
-            "schema": 1, "model": name, "contender": label, "images_per_s": round(m.images_per_s, 2), "iqr_rel": round(m.iqr_rel, 4),
-            "streams": artifacts[label].streams if label in artifacts else 1, "macs": macs, "share_of_peak": 2 * macs * m.images_per_s / peaks[best],
-            "peak": {"product": best, "gflops": round(peaks[best] / 1e9, 1), "all": {k: round(v / 1e9, 1) for k, v in peaks.items()}},
+            "schema": 1,
+            "model": name,
+            "contender": label,
+            "images_per_s": round(m.images_per_s, 2),
+            "iqr_rel": round(m.iqr_rel, 4),
+            "streams": artifacts[label].streams if label in artifacts else 1,
+            "macs": macs,
+            "share_of_peak": 2 * macs * m.images_per_s / peaks[best],
+            "peak": {
+                "product": best,
+                "gflops": round(peaks[best] / 1e9, 1),
+                "all": {k: round(v / 1e9, 1) for k, v in peaks.items()},
+            },
             "measurement": m.to_dict(),
-        }  # fmt: skip
+        }
         if label == "ours fastest":
             row["search"] = found.to_dict()
         replace_record(args.records, row, ("model", "contender"))

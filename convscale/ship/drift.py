@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ def _values(net: nn.Module, artifact: Artifact, images: np.ndarray) -> tuple[dic
     values: dict[str, np.ndarray] = {}
 
     class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
+        def run_node(self, n: fx.Node) -> object:
             result = super().run_node(n)
             if n.name in by_value:
                 # A later activation may overwrite it in place.

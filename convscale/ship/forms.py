@@ -7,16 +7,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
+from convscale.conditions import Size
 from convscale.errors import UserError, first_line, nearest
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import as_module
 from convscale.runtimes.base import installed_runtimes, runtimes_of
-from convscale.ship.export import ExportRequest, Shared, export_as
+from convscale.ship.export import ExportRequest, Network, Shared, export_as
 from convscale.ship.tune import BATCH_SIZES, Trial, Tuning, cost, in_turns, settings_of, tune
 from convscale.ship.verify import Withheld
 
@@ -82,21 +84,21 @@ class Fastest:
         """
         return cost(self.again["usual"], self.goal) / cost(self.again[self.winner], self.goal)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values: of each form its speed and settings, or why there is none."""
-        found: dict[str, Any] = {}
+        forms: dict[str, dict[str, object]] = {}
         for name, result in self.forms.items():
             if isinstance(result, Withheld):
-                found[name] = {"withheld": result.verification.reason}
+                forms[name] = {"withheld": result.verification.reason}
             elif isinstance(result, UserError):
-                found[name] = {"failed": str(result)}
+                forms[name] = {"failed": str(result)}
             else:
-                found[name] = {k: v for k, v in self.again.get(name, result.best).to_dict().items() if k != "times_s"}
+                forms[name] = {k: v for k, v in self.again.get(name, result.best).to_dict().items() if k != "times_s"}
         usual = {k: v for k, v in self.again["usual"].to_dict().items() if k != "times_s"}
-        return {"goal": self.goal, "winner": self.winner, "gain": self.gain, "usual": usual, "forms": found}
+        return {"goal": self.goal, "winner": self.winner, "gain": self.gain, "usual": usual, "forms": forms}
 
 
-def form_names(net: Any, *, int8: bool, image_size: int | None = None, torch: bool = False) -> list[str]:
+def form_names(net: Network, *, int8: bool, image_size: Size | None = None, torch: bool = False) -> list[str]:
     """The forms worth trying for a network with what is installed here.
 
     Args:
@@ -112,7 +114,7 @@ def form_names(net: Any, *, int8: bool, image_size: int | None = None, torch: bo
     return [name for name in FORMS if name in wanted]
 
 
-def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str], **keywords: Any) -> Forms:
+def export_forms(net: Network, folder: str | os.PathLike[str], names: Sequence[str], **keywords: Any) -> Forms:
     """Export a network in several forms, each into a folder of its name below ``folder``. What they share is made once.
 
     Args:
@@ -205,7 +207,7 @@ def fastest_of(
 
 
 def export_fastest(
-    net: Any,
+    net: Network,
     out_dir: str | os.PathLike[str],
     *,
     goal: str = "throughput",
@@ -236,14 +238,33 @@ def export_fastest(
     """
     int8 = int8 and keywords.get("calibration_images") is not None
     size = keywords.get("image_size") or getattr(keywords.get("preprocessing"), "image_size", None)
+    names = form_names(net, int8=int8, torch=torch, image_size=size)
+    choose = partial(
+        fastest_of, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, on_form=on_form
+    )
+    fastest = export_winner(net, out_dir, names, choose, overwrite=overwrite, **keywords)
+    return load_artifact(out_dir), fastest
+
+
+def export_winner(
+    net: Network,
+    out_dir: str | os.PathLike[str],
+    names: Sequence[str],
+    choose: Callable[[Forms], Fastest],
+    *,
+    overwrite: bool = False,
+    **keywords: Any,
+) -> Fastest:
+    """Export a network in several forms and keep the one that ``choose`` takes, usually :func:`fastest_of`.
+
+    Args:
+        keywords: as for :func:`export_forms`.
+    """
     with (
         staged_folder(out_dir, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as place,
     ):
-        forms = export_forms(net, place, form_names(net, int8=int8, torch=torch, image_size=size), **keywords)
-        found = fastest_of(
-            forms, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, on_form=on_form
-        )
-        for path in (Path(place) / found.winner).iterdir():
+        fastest = choose(export_forms(net, place, names, **keywords))
+        for path in (Path(place) / fastest.winner).iterdir():
             shutil.move(path, folder / path.name)
-    return load_artifact(out_dir), found
+    return fastest

@@ -41,7 +41,7 @@ class Step:
     drop_points: float
     """Accuracy points lost, or points of disagreement where there are no labels."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {"float_layers": list(self.float_layers), "drop_points": self.drop_points}
 
@@ -144,7 +144,7 @@ def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Lay
     class Rounding(fx.Interpreter):
         rounded = ""
 
-        def run_node(self, n: fx.Node) -> Any:
+        def run_node(self, n: fx.Node) -> object:
             if n.name != self.rounded:
                 return super().run_node(n)
             args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -209,9 +209,9 @@ def _round_rows(weight: torch.Tensor) -> torch.Tensor:
     return torch.round(weight / scale) * scale
 
 
-def _logits(output: Any) -> torch.Tensor:
+def _logits(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """A network gives its logits; one with baked preprocessing probabilities and logits."""
-    return output[-1] if isinstance(output, (tuple, list)) else output
+    return output if isinstance(output, torch.Tensor) else output[-1]
 
 
 def _input_name(path: Path) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -239,8 +239,8 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """uint8 (H, W, C) in the artefact's size."""
-    image: Any = preprocessing.resize(read_image(path, channels=preprocessing.channels, max_pixels=max_pixels))
-    return image.numpy()
+    image = read_image(path, channels=preprocessing.channels, max_pixels=max_pixels)
+    return preprocessing.resize(image).numpy()
 
 
 def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | str]:
@@ -277,7 +277,7 @@ def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: 
         )
 
 
-def _format(output: Any, format: str | None) -> str:
+def _format(output: str | os.PathLike[str] | TextIO, format: str | None) -> str:
     if format is None:
         ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ".csv"
         format = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}.get(ending, "csv")
@@ -302,7 +302,7 @@ def _header(top: int, several: bool) -> str:
 
 def _csv_line(row: Row, top: int, several: bool) -> str:
     """One line: line ends in a file's name are written as ``\\n``, so that a line is always a row."""
-    cells: list[Any] = [_one_line(row.path)]
+    cells = [_one_line(row.path)]
     if several:
         cells.append(json.dumps(row.labels or [], ensure_ascii=False))
     for i in range(top):
@@ -313,7 +313,7 @@ def _csv_line(row: Row, top: int, several: bool) -> str:
 
 
 def _json_line(row: Row, top: int, several: bool) -> str:
-    value: dict[str, Any] = {"path": row.path}
+    value: dict[str, object] = {"path": row.path}
     if row.error:
         value["error"] = row.error
     else:

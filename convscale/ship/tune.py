@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -66,7 +65,7 @@ class Trial:
         """Images per call over the median seconds."""
         return self.settings.batch_size / self.latency_s
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
             **dataclasses.asdict(self.settings),
@@ -100,7 +99,7 @@ class Tuning:
             return self.usual.latency_s / self.best.latency_s
         return self.best.images_per_s / self.usual.images_per_s
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; trials without their raw times."""
         trials = [{k: v for k, v in trial.to_dict().items() if k != "times_s"} for trial in self.trials]
         environment = {**dataclasses.asdict(self.environment), "versions": dict(self.environment.versions)}

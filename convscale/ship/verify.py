@@ -84,7 +84,7 @@ class Verification:
             return None
         return 100 * (self.accuracy_before - self.accuracy_after)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 

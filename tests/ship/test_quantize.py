@@ -61,10 +61,16 @@ def data(n: int = 150, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_int8_says_the_same_where_it_can(format: str, bake: bool, tmp_path: Path) -> None:
     images, labels = data()
     art = export(
-        Colours(1.0), tmp_path / "a", format=format, bake=bake, int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0],
+        Colours(1.0),
+        tmp_path / "a",
+        format=format,
+        bake=bake,
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
         verify_images=images,
         verify_labels=labels,
-    )  # fmt: skip
+    )
     record = art.verification
     assert record is not None
     assert (record["precision"], record["accuracy_before"], record["accuracy_after"]) == ("int8", 1.0, 1.0)
@@ -108,10 +114,16 @@ def test_openvino_sees_a_quantised_network_in_fixed_batch_sizes_only(format: str
 def test_the_sensitive_layer_stays_in_float(format: str, tmp_path: Path) -> None:
     images, labels = data()
     art = export(
-        Colours(3000.0), tmp_path / "a", format=format, int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0],
+        Colours(3000.0),
+        tmp_path / "a",
+        format=format,
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
         verify_images=images,
-        verify_labels=labels, max_drop=1.0,
-    )  # fmt: skip
+        verify_labels=labels,
+        max_drop=1.0,
+    )
     first, last = art.manifest["int8"]["steps"]
     assert first["float_layers"] == []
     assert first["drop_points"] > 20
@@ -165,9 +177,14 @@ def test_onnx_runtime_runs_quantised_depthwise_convolutions(tmp_path: Path) -> N
     torch.manual_seed(0)
     images, _ = data()
     art = export(
-        Mixed(), tmp_path / "a", int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0],
-        verify_images=images, max_drop=100.0,
-    )  # fmt: skip
+        Mixed(),
+        tmp_path / "a",
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
+        verify_images=images,
+        max_drop=100.0,
+    )
     graph = onnx.load(art.model_path).graph
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     steps = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in sizes]

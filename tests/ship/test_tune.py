@@ -92,9 +92,16 @@ def test_a_busy_moment_does_not_throw_the_best_out() -> None:
 def test_candidates() -> None:
     found = candidates("throughput", ["onnxruntime", "eager"], 4, (1, 2, 8))
     assert {(s.runtime, s.streams, s.batch_size) for s in found} == {
-        ("onnxruntime", 1, 1), ("onnxruntime", 1, 2), ("onnxruntime", 1, 8), ("onnxruntime", 2, 2), ("onnxruntime", 2, 8), ("onnxruntime", 4, 8),
-        ("eager", 1, 1), ("eager", 1, 2), ("eager", 1, 8),
-    }  # fmt: skip
+        ("onnxruntime", 1, 1),
+        ("onnxruntime", 1, 2),
+        ("onnxruntime", 1, 8),
+        ("onnxruntime", 2, 2),
+        ("onnxruntime", 2, 8),
+        ("onnxruntime", 4, 8),
+        ("eager", 1, 1),
+        ("eager", 1, 2),
+        ("eager", 1, 8),
+    }
     assert [s.threads for s in candidates("latency", ["openvino"], 4, ())] == [4, 2]
 
 
