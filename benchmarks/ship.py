@@ -41,7 +41,8 @@ from convscale.files import write_text
 from convscale.formats.onnx import write_onnx
 from convscale.machine import Environment, available_cores
 from convscale.networks.inputs import preprocessing_of
-from convscale.runtimes.base import open_runtime, torch_threads
+from convscale.runtimes.base import Opening, file_runtimes, open_runtime
+from convscale.runtimes.pytorch.runner import torch_threads
 from convscale.ship.forms import Fastest, Forms, export_forms, fastest_of, form_names
 from convscale.ship.tune import cost, settings_of
 from convscale.ship.tune import in_turns as tune_in_turns
@@ -102,11 +103,8 @@ def open_peers(name: str, base: Conditions, folder: Path) -> dict[str, tuple[Cal
     found = {}
     for label in PEERS:
         runtime = label.split()[1]
-        runner = open_runtime(
-            folder / "peer.onnx" if runtime in ("onnxruntime", "openvino") else peer_net(name),
-            runtime,
-            threads=base.threads,
-        )
+        source = folder / "peer.onnx" if runtime in file_runtimes() else peer_net(name)
+        runner = open_runtime(source, runtime, Opening(threads=base.threads))
         prepared = runner.prepare(batch)
         runner.run(prepared)
         found[label] = (
@@ -134,7 +132,11 @@ def open_ours(
     calls, arts = {}, {}
     for label, form in (("ours fp32", best_float), ("ours fastest", found.winner)):
         art = tuned[form]
-        runner = open_artifact(art, art.runtime, threads=base.threads, streams=art.streams, batch_size=base.batch_size)
+        runner = open_artifact(
+            art,
+            art.runtime,
+            Opening(threads=base.threads, streams=art.streams, batch_size=base.batch_size),
+        )
         noise = np.random.default_rng(0).integers(
             0, 256, (base.batch_size, art.image_size, art.image_size, 3), dtype=np.uint8
         )
@@ -161,7 +163,7 @@ def matrix_products(threads: int, folder: Path) -> dict[str, tuple[Call, float]]
         path = folder / f"matmul-{side}.onnx"
         onnx.save(_matmul(side), path)
         for runtime in ("onnxruntime", "openvino"):
-            runner = open_runtime(path, runtime, threads=threads)
+            runner = open_runtime(path, runtime, Opening(threads=threads))
             prepared = runner.prepare(np.random.default_rng(0).standard_normal((side, side), dtype=np.float32))
             found[f"{runtime} {side}"] = (lambda runner=runner, prepared=prepared: runner.run(prepared), 2.0 * side**3)
     return found
@@ -197,11 +199,21 @@ def compare(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             model=name,
         )
         row = {
-            "schema": 1, "model": name, "contender": label, "images_per_s": round(m.images_per_s, 2), "iqr_rel": round(m.iqr_rel, 4),
-            "streams": artifacts[label].streams if label in artifacts else 1, "macs": macs, "share_of_peak": 2 * macs * m.images_per_s / peaks[best],
-            "peak": {"product": best, "gflops": round(peaks[best] / 1e9, 1), "all": {k: round(v / 1e9, 1) for k, v in peaks.items()}},
+            "schema": 1,
+            "model": name,
+            "contender": label,
+            "images_per_s": round(m.images_per_s, 2),
+            "iqr_rel": round(m.iqr_rel, 4),
+            "streams": artifacts[label].streams if label in artifacts else 1,
+            "macs": macs,
+            "share_of_peak": 2 * macs * m.images_per_s / peaks[best],
+            "peak": {
+                "product": best,
+                "gflops": round(peaks[best] / 1e9, 1),
+                "all": {k: round(v / 1e9, 1) for k, v in peaks.items()},
+            },
             "measurement": m.to_dict(),
-        }  # fmt: skip
+        }
         if label == "ours fastest":
             row["search"] = found.to_dict()
         replace_record(args.records, row, ("model", "contender"))

@@ -133,9 +133,15 @@ def lite0(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     pre = preprocessing_of(net)
     images, others = photographs(args.crops, pre.image_size), photographs(args.crops, pre.image_size, seed=1)
     yield from ship_all(
-        net, FORMS, LITE0, test=(images, None), preprocessing=pre, verify_images=others[300:], calibration_images=others[:300],
+        net,
+        FORMS,
+        LITE0,
+        test=(images, None),
+        preprocessing=pre,
+        verify_images=others[300:],
+        calibration_images=others[:300],
         max_drop=args.crops_drop,
-    )  # fmt: skip
+    )
 
 
 def fashion_net(name: str, args: argparse.Namespace) -> tuple[nn.Module, Preprocessing, DataSplits]:
@@ -179,9 +185,16 @@ def fashion(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             (s.images.numpy(), s.labels.numpy()) for s in sets if s.images is not None
         ]
         yield from ship_all(
-            net, FORMS, name, test=(held, answers), preprocessing=pre, verify_images=checks, verify_labels=truth, calibration_images=few,
+            net,
+            FORMS,
+            name,
+            test=(held, answers),
+            preprocessing=pre,
+            verify_images=checks,
+            verify_labels=truth,
+            calibration_images=few,
             max_drop=args.max_drop,
-        )  # fmt: skip
+        )
 
 
 def withheld(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -261,8 +274,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         accuracy = lost = "no labels"
         if v.get("accuracy_before") is not None:
             low, high = v["accuracy_after_interval"]
-            accuracy = f"{100 * v['accuracy_before']:.2f} -> {100 * v['accuracy_after']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
-            lost = f"{100 * (v['accuracy_before'] - v['accuracy_after']):.2f}"
+            before, after = v["accuracy_before"], v["accuracy_after"]
+            accuracy = f"{100 * before:.2f} -> {100 * after:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+            lost = f"{100 * (before - after):.2f}"
         kept = len(row["steps"][-1]["float_layers"]) if row.get("steps") else 0
         layers = f"{kept} of {row['layers']}" if row.get("layers") else "all"
         state = " (withheld)" if row.get("withheld") else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
@@ -24,9 +26,65 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder. On a clean exit its files are flushed and it takes the name ``target``, in the
+    place of what stood there; on any other it is removed and ``target`` untouched.
+
+    Raises:
+        OSError: the parent can not be written, or its disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        staging.chmod(0o755)
+        yield staging
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        fsync_dir(staging)
+        _rename_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _rename_folder(staging: Path, target: Path) -> None:
+    """Move ``staging`` to ``target``; what was there is put aside first and removed last, so that one of them is always
+    whole.
+    """
+    aside = None
+    if target.is_dir() and any(target.iterdir()):
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / target.name
+        os.rename(target, aside)
+    try:
+        os.replace(staging, target)
+    except OSError:
+        if aside is not None:
+            os.rename(aside, target)
+        raise
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside.parent, ignore_errors=True)
+    fsync_dir(target.parent)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on a clean exit it is flushed and renamed to ``path``, else removed."""
+    """Yield a temporary path in the same folder; on a clean exit it is flushed and renamed to ``path``, else
+    removed.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -42,7 +100,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
         fsync_dir(target.parent)
     except OSError as error:
-        if error.errno == 28:  # ENOSPC
+        if is_full(error):
             raise UserError(
                 f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
             ) from error

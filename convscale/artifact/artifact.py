@@ -4,44 +4,30 @@ all.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import shutil
-import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from convscale._version import __version__
+from convscale.artifact.checks import check_onnx
+from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
+from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
-from convscale.files import fsync_dir, write_json, write_text
-from convscale.formats.onnx import check_onnx
+from convscale.files import is_full, sha256, whole_folder, write_json, write_text
 from convscale.images.preprocess import Preprocessing
-from convscale.runtimes.base import Runner, need_runtime, open_runtime
+from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
-SCHEMA = 1
-"""Version of an artefact's layout; a reader refuses newer ones."""
-MANIFEST = "artifact.json"
 CARD = "README.md"
 """The model card."""
-MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
-RUNTIMES_OF = {
-    "onnx": ("onnxruntime", "openvino"),
-    "openvino": ("openvino",),
-    "torch": ("eager", "compiled", "compiled-frozen"),
-}
-"""The runtimes that can run a format, the usual one first."""
-
-_MANIFEST_KEYS = ("format", "precision", "baked", "runtime", "num_classes", "files")
 
 
 class Artifact:
-    """A loaded artefact. Call it with images to get probabilities.
+    """A loaded artefact. Call it with images to get probabilities; any number of threads may at once.
 
     Made by :func:`load_artifact` and :func:`convscale.export`.
     """
@@ -49,41 +35,38 @@ class Artifact:
     def __init__(
         self,
         folder: Path,
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
         *,
         runtime: str | None = None,
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.folder = folder
-        self.manifest = dict(manifest)
-        self.format: str = manifest["format"]
-        self.precision: str = manifest["precision"]
-        self.baked: bool = manifest["baked"]
-        self.runtime: str = runtime or manifest["runtime"]["name"]
-        self.threads: int | None = threads or manifest["runtime"].get("threads")
+        self.manifest = manifest
+        self.format = manifest.format
+        self.precision = manifest.precision
+        self.baked = manifest.baked
+        self.runtime = runtime or manifest.runtime.name
+        self.threads = threads or manifest.runtime.threads
         # The tuned number of streams belongs to the tuned runtime.
-        tuned = self.runtime == manifest["runtime"]["name"] and threads is None
-        self.streams: int = int(manifest["runtime"].get("streams") or 1) if tuned else 1
-        self.tuned = tuned and manifest["runtime"].get("streams") is not None
+        tuned = self.runtime == manifest.runtime.name and threads is None
+        self.streams = manifest.runtime.streams or 1 if tuned else 1
+        self.tuned = tuned and manifest.runtime.streams is not None
         self.device = device
-        self.batch_size: int = int(manifest["runtime"].get("batch_size") or 32)
-        self.classes: tuple[str, ...] = tuple(_read_json(folder, "classes.json"))
-        self.preprocessing: Preprocessing = Preprocessing.from_dict(_read_json(folder, "preprocessing.json"))
-        found = manifest.get("thresholds")
-        self.thresholds: tuple[float, ...] | None = None if found is None else tuple(found)
-        if len(self.classes) != manifest["num_classes"]:
+        self.batch_size = manifest.runtime.batch_size or 32
+        self.classes: tuple[str, ...] = tuple(read_part(folder, "classes.json"))
+        self.preprocessing = Preprocessing.from_dict(read_part(folder, "preprocessing.json"))
+        self.thresholds = manifest.thresholds
+        if len(self.classes) != manifest.num_classes:
             raise UserError(
-                f"artefact {folder} names {len(self.classes)} classes, its network has {manifest['num_classes']}; "
+                f"artefact {folder} names {len(self.classes)} classes, its network has {manifest.num_classes}; "
                 "export it again"
             )
-        if self.runtime not in RUNTIMES_OF[self.format]:
-            raise UserError(
-                f"an artefact of format {self.format} runs in {' or '.join(RUNTIMES_OF[self.format])}, not in "
-                f"{self.runtime}"
-            )
+        if self.runtime not in (known := runtimes_of(self.format)):
+            raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
         need_runtime(self.runtime)
         self._runner: Runner | None = None
+        self._opening = threading.Lock()
 
     @property
     def model_path(self) -> Path:
@@ -91,24 +74,28 @@ class Artifact:
         return self.folder / MODEL_FILES[self.format][0]
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images it takes, in pixels."""
+    def image_size(self) -> Size:
+        """Side of the square images it takes, in pixels, or their (height, width)."""
         return self.preprocessing.image_size
 
     @property
     def verification(self) -> dict[str, Any] | None:
         """What was checked at export, as plain values; None where nothing was."""
-        return _read_json(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
+        return read_part(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
 
     @property
     def runner(self) -> Runner:
         """The network opened in the artefact's runtime, on first use."""
-        if self._runner is None:
-            usual = self.batch_size if self.tuned else None
-            self._runner = open_artifact(
-                self, self.runtime, threads=self.threads, device=self.device, streams=self.streams, batch_size=usual
-            )
-        return self._runner
+        with self._opening:
+            if self._runner is None:
+                how = Opening(
+                    threads=self.threads,
+                    device=self.device,
+                    streams=self.streams,
+                    batch_size=self.batch_size if self.tuned else None,
+                )
+                self._runner = open_artifact(self, self.runtime, how)
+            return self._runner
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities of images.
@@ -135,22 +122,22 @@ class Artifact:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""
         return self._outputs(images, 1 if self.baked else 0, batch_size)
 
-    def input_batch(self, images: np.ndarray) -> Any:
+    def input_batch(self, images: np.ndarray) -> np.ndarray:
         """Images as the network takes them: as they are where preprocessing is baked in, else normalised float32 (N, C,
         H, W).
         """
         self._check(images)
         if self.baked:
             return images
-        return self.preprocessing.normalize(torch.from_numpy(np.require(images, requirements=["C", "W"])))
+        return self.preprocessing.normalize_array(images)
 
     def _check(self, images: np.ndarray) -> None:
-        size, channels = self.image_size, self.preprocessing.channels
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (size, size, channels):
+        shape = (*sides(self.image_size), self.preprocessing.channels)
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != shape:
             got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             raise UserError(
-                f"images must be a uint8 array (N, {size}, {size}, {channels}), got {got}; preprocessing.resize makes "
-                "them so"
+                f"images must be a uint8 array (N, {', '.join(map(str, shape))}), got {got}; preprocessing.resize "
+                "makes them so"
             )
 
     def _outputs(self, images: np.ndarray, index: int, batch_size: int | None = None) -> np.ndarray:
@@ -161,11 +148,15 @@ class Artifact:
             return np.zeros((0, len(self.classes)), np.float32)
         return np.concatenate(parts).astype(np.float32, copy=False)
 
+    def keep(self, **values: object) -> None:
+        """Put values into the artefact's record, here and on the disk."""
+        self.manifest = Manifest.from_dict({**self.manifest, **values}, self.folder)
+        write_json(self.folder / MANIFEST, dict(self.manifest))
+
     def __repr__(self) -> str:
         return (
-            f"Artifact({str(self.folder)!r}, {self.manifest.get('model', '')}, {self.format}, {self.precision}, "
-            f"{self.runtime}, "
-            f"{self.image_size} px, {len(self.classes)} classes)"
+            f"Artifact({str(self.folder)!r}, {self.manifest.model}, {self.format}, {self.precision}, "
+            f"{self.runtime}, {size_text(self.image_size)} px, {len(self.classes)} classes)"
         )
 
 
@@ -183,8 +174,8 @@ def load_artifact(
             installed.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    for name, entry in manifest["files"].items():
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
         path = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
             raise UserError(f"artefact {folder} names the file {name!r} outside its folder; refused")
@@ -192,48 +183,28 @@ def load_artifact(
             raise UserError(f"artefact {folder} lacks its file {name}; export it again")
         if sha256(path) != entry.get("sha256"):
             raise UserError(f"artefact {folder} is damaged: the checksum of {name} is wrong; export it again")
-    needed = (*MODEL_FILES[manifest["format"]], "classes.json", "preprocessing.json")
-    if missing := [name for name in needed if name not in manifest["files"]]:
+    needed = (*MODEL_FILES[manifest.format], "classes.json", "preprocessing.json")
+    if missing := [name for name in needed if name not in manifest.files]:
         raise UserError(f"artefact {folder} has no checksum of {', '.join(missing)}; export it again")
-    if manifest["format"] == "onnx":
+    if manifest.format == "onnx":
         check_onnx(folder / "model.onnx")
     return Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
 
 
-def open_artifact(
-    artifact: Artifact,
-    runtime: str,
-    *,
-    threads: int | None = None,
-    device: str = "cpu",
-    streams: int = 1,
-    batch_size: int | None = None,
-) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format; ``batch_size`` as for ``open_runtime``."""
-    if artifact.format == "torch":
-        from convscale.formats.program import read_program
-
-        return open_runtime(read_program(artifact.model_path), runtime, threads=threads, device=device)
-    return open_runtime(
-        artifact.model_path, runtime, threads=threads, device=device, streams=streams, batch_size=batch_size
-    )
+def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
+    """Open an artefact's model file in a runtime that can run its format."""
+    return open_runtime(artifact.model_path, runtime, how)
 
 
-def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest with the checksums of every file in the folder, and flush them all to the disk. Returns the
-    manifest.
-    """
+def seal(folder: Path, manifest: Mapping[str, object]) -> Manifest:
+    """Write the manifest with the checksums of every file in the folder. Returns the manifest."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST:
             files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     full = {"schema": SCHEMA, "convscale": __version__, **manifest, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(full, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    fsync_dir(folder)
-    return full
+    write_json(folder / MANIFEST, full)
+    return Manifest.from_dict(full, folder)
 
 
 def state_fact(artifact: Artifact, name: str, text: str) -> None:
@@ -242,20 +213,19 @@ def state_fact(artifact: Artifact, name: str, text: str) -> None:
     The card's checksum leaves the record before the card changes and comes back after it, so that the artefact is whole
     whenever this stops.
     """
-    path, files = artifact.folder / CARD, dict(artifact.manifest.get("files", {}))
-    artifact.manifest["files"] = {file: entry for file, entry in files.items() if file != CARD}
-    write_json(artifact.folder / MANIFEST, artifact.manifest)
+    path = artifact.folder / CARD
+    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
+    artifact.keep(files=others)
     if path.is_file():
         card, line = path.read_text(encoding="utf-8"), f"- **{name.capitalize()}**: "
         write_text(path, "\n".join(line + text if old.startswith(line) else old for old in card.split("\n")))
-        artifact.manifest["files"] |= {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}}
-        write_json(artifact.folder / MANIFEST, artifact.manifest)
+        artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
 
 
-@contextlib.contextmanager
+@contextmanager
 def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling folder that takes the name ``target`` on a clean exit; on any other it is removed and
-    ``target`` untouched.
+    """Yield a temporary folder for an artefact that takes the name ``target`` on a clean exit; on any other it is
+    removed and ``target`` untouched.
 
     Raises:
         UserError: ``target`` is a file, holds something and ``overwrite`` is not asked for, or holds something other
@@ -272,86 +242,16 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
                 f"output folder {target} holds something other than an artefact; it is not overwritten, use another "
                 "name"
             )
+    began = False
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        with whole_folder(target) as staging:
+            began = True
+            yield staging
     except OSError as error:
-        raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
-    try:
-        staging.chmod(0o755)
-        yield staging
-        _rename_folder(staging, target)
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
+        if is_full(error):
             raise UserError(
                 f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
             ) from error
+        if not began:
+            raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
         raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _rename_folder(staging: Path, target: Path) -> None:
-    """Move ``staging`` to ``target``; what was there is put aside first and removed last, so that one of them is always
-    whole.
-    """
-    aside = None
-    if target.is_dir() and any(target.iterdir()):
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / target.name
-        os.rename(target, aside)
-    try:
-        os.replace(staging, target)
-    except OSError:
-        if aside is not None:
-            os.rename(aside, target)
-        raise
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside.parent, ignore_errors=True)
-    fsync_dir(target.parent)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not folder.exists():
-        raise UserError(f"artefact folder {folder} does not exist")
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is a file; an artefact is a folder made by convscale export (foreign archives and pickles are "
-            "not loaded)"
-        )
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"folder {folder} is no artefact: it has no {MANIFEST}")
-    manifest = _read_json(folder, MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
-        raise UserError(f"artefact {folder} has a damaged {MANIFEST}; export it again")
-    if manifest["schema"] > SCHEMA:
-        raise UserError(
-            f"artefact {folder} has schema {manifest['schema']}, this version of convscale reads up to {SCHEMA}; "
-            "update convscale"
-        )
-    if missing := [key for key in _MANIFEST_KEYS if key not in manifest]:
-        raise UserError(f"artefact {folder} has a damaged {MANIFEST}: it lacks {', '.join(missing)}; export it again")
-    if manifest["format"] not in MODEL_FILES:
-        raise UserError(
-            f"artefact {folder} has the unknown format {manifest['format']!r}; known: {', '.join(MODEL_FILES)}"
-        )
-    if (
-        not isinstance(manifest["files"], dict)
-        or not isinstance(manifest["runtime"], dict)
-        or "name" not in manifest["runtime"]
-    ):
-        raise UserError(f"artefact {folder} has a damaged {MANIFEST}; export it again")
-    return manifest
-
-
-def _read_json(folder: Path, name: str) -> Any:
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"artefact {folder} has a damaged {name}; export it again") from error

@@ -19,7 +19,7 @@ from convscale.choice.speeds import Say
 from convscale.conditions import Constraint
 from convscale.errors import UserError, first_line
 from convscale.machine import Environment, available_cores
-from convscale.runtimes.base import installed_runtimes
+from convscale.runtimes.base import file_runtimes, installed_runtimes
 from convscale.speed.records import Record, append_record, read_records
 from convscale.speed.timing import Measurement
 
@@ -113,7 +113,7 @@ def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
 
 def chosen_among(basis: Basis) -> str:
     """What a tuned measurement is the fastest of, in words."""
-    files = [name for name in ("onnxruntime", "openvino") if name in installed_runtimes()]
+    files = [name for name in file_runtimes() if name in installed_runtimes()]
     return f"the fastest of {' and '.join(files)}, {'float and 8 bits' if basis.int8 else 'float'}"
 
 

@@ -162,8 +162,6 @@ def evaluate_command(
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
     loaded = load_checkpoint(checkpoint)
-    for note in loaded.notes:
-        say(note, err=True)
     splits = open_dataset(data_dir, dataset=dataset, channels=loaded.preprocessing.channels)
     if splits.classes != loaded.classes:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from convscale.cli.options import (
     say,
 )
 from convscale.errors import UserError
+
+if TYPE_CHECKING:
+    from convscale.images.preprocess import Preprocessing
+    from convscale.ship.tune import Trial, Tuning
 
 
 def register(app: typer.Typer) -> None:
@@ -85,6 +89,7 @@ def export_command(
         )
     else:
         artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
+    say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(
             {
@@ -124,7 +129,7 @@ def _card(about: Mapping[str, Any], data_dir: Path | None, given: list[str] | No
     return {key: value for key, value in facts.items() if value}
 
 
-def _tell_form(name: str, result: Any) -> None:
+def _tell_form(name: str, result: Tuning | UserError) -> None:
     """One form's outcome, on standard error."""
     if isinstance(result, UserError):
         checked = getattr(result, "verification", None)
@@ -137,7 +142,7 @@ def _tell_form(name: str, result: Any) -> None:
     )
 
 
-def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, int8: bool) -> dict[str, Any]:
+def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Preprocessing, int8: bool) -> dict[str, Any]:
     """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by
     it.
     """
@@ -152,10 +157,10 @@ def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Any, 
         raise UserError(
             f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
         )
-    held, bad = readable(splits.validation if int8 else splits.test, preprocessing)
+    checks, bad = readable(splits.validation if int8 else splits.test, preprocessing)
     for problem in bad:
         say(f"left out: {problem}", err=True)
-    out: dict[str, Any] = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
+    out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}
     if int8:
         some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
         out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
@@ -176,7 +181,7 @@ def tune_command(
     from convscale.artifact.artifact import load_artifact
     from convscale.ship.tune import BATCH_SIZES, tune
 
-    def tell(trial: Any) -> None:
+    def tell(trial: Trial) -> None:
         if not as_json:
             s = trial.settings
             say(
@@ -228,7 +233,7 @@ def classify_command(
     from convscale.ship.stream import classify, image_paths
 
     paths = image_paths(images, sys.stdin)
-    target: Any = sys.stdout if output is None else output
+    target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
 
     def tell(count: int, errors: int) -> None:

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from convscale.errors import UserError, first_line
+from convscale.nn.modes import evaluating
 from convscale.runtimes.silence import quiet
 
 aten = torch.ops.aten
@@ -47,22 +48,18 @@ def capture(net: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     Raises:
         UserError: the network can not take this size, or can not be captured; the message says at what.
     """
-    training = net.training
-    net.eval()
-    try:
-        with torch.no_grad(), quiet():
-            exported = torch.export.export(
-                net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False
-            )
-            return exported.module(check_guards=False)  # pyright: ignore[reportReturnType]
-    except Exception as error:
-        with torch.no_grad():
+    with evaluating(net), torch.no_grad():
+        try:
+            with quiet():
+                exported = torch.export.export(
+                    net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False
+                )
+                return exported.module(check_guards=False)  # pyright: ignore[reportReturnType]
+        except Exception as error:
             _run_once(net, example)  # a size that the network can not take fails here too, with a shorter message
-        raise UserError(
-            f"{type(net).__name__} can not be captured by torch.export for any batch size: {first_line(error)}"
-        ) from error
-    finally:
-        net.train(training)
+            raise UserError(
+                f"{type(net).__name__} can not be captured by torch.export for any batch size: {first_line(error)}"
+            ) from error
 
 
 def fold(net: nn.Module, example: torch.Tensor, *, strided_stem: bool = False) -> fx.GraphModule:

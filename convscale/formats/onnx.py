@@ -1,16 +1,15 @@
-"""ONNX files: write one from a captured network, and check one before a runtime may open it."""
+"""ONNX files: write one from a captured network."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from convscale.errors import UserError, first_line
+from convscale.nn.modes import evaluating
 from convscale.runtimes.silence import quiet
 
 OPSET = 20
@@ -31,11 +30,8 @@ def write_onnx(
     Raises:
         UserError: an operator has no ONNX form; it is named.
     """
-    was_training = net.training
-    if was_training:
-        net.eval()
     try:
-        with quiet(), torch.no_grad():
+        with evaluating(net), quiet(), torch.no_grad():
             torch.onnx.export(
                 net,
                 (example,),
@@ -52,9 +48,6 @@ def write_onnx(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{type(net).__name__} can not be written as ONNX: {_reason(error)}") from error
-    finally:
-        if was_training:
-            net.train()
     _strip_traces(path)
 
 
@@ -105,54 +98,6 @@ def _strip_traces(path: str | os.PathLike[str]) -> None:
         del message.metadata_props[:]
         message.doc_string = ""
     onnx.save(model, os.fspath(path))
-
-
-def check_onnx(path: Path) -> None:
-    """Refuse an ONNX file that is damaged or that reads data from outside its own folder.
-
-    Raises:
-        UserError: the file can not be parsed, or names external data that is absolute, leads out of the folder or
-            through a link.
-    """
-    import onnx
-
-    try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
-    except Exception as error:
-        raise UserError(f"{path.name} is no ONNX file ({type(error).__name__}); export it again") from error
-    folder = path.parent.resolve()
-    for tensor in _tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        target = folder / location
-        if (
-            not location
-            or Path(location).is_absolute()
-            or ".." in Path(location).parts
-            or target.is_symlink()
-            or folder not in target.resolve().parents
-        ):
-            raise UserError(f"{path.name} wants data from {location!r}, outside its own folder; refused")
-
-
-def _tensors(model: Any) -> list[Any]:
-    """Every stored tensor of a model: initialisers, constants in attributes, those of subgraphs, functions and training
-    graphs.
-    """
-    import onnx
-
-    found: list[Any] = []
-    waiting: list[Any] = [model]
-    while waiting:
-        message = waiting.pop()
-        if isinstance(message, onnx.TensorProto):
-            found.append(message)
-            continue
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                waiting.extend(value if hasattr(value, "__len__") and not hasattr(value, "ListFields") else [value])
-    return found
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ Everything else goes through Pillow: torchvision's PNG decoder crashes the proce
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -58,6 +59,20 @@ class Header:
     height_at: int = 0
     """Where in the bytes the height of a JPEG stands that can be decoded down to any row (baseline, gray or three
     components); 0: of none."""
+
+
+def preload() -> None:
+    """Import all that decoding and resizing need: to be called before threads decode.
+
+    Threads that import a package for the first time at the same time may see it half made.
+    """
+    import PIL.ImageOps  # noqa: F401
+    import torchvision.transforms.v2.functional  # noqa: F401
+    from PIL import Image
+
+    with contextlib.suppress(ImportError):  # no wheel for this platform
+        import simplejpeg  # noqa: F401
+    Image.init()  # the formats' own modules
 
 
 def parse_header(data: Bytes) -> Header | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from convscale.errors import UserError
-from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, check_image
+from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, check_image, preload
 from convscale.images.idx import find_idx, open_idx
 from convscale.images.manifest import open_manifest
 from convscale.images.splits import DataSplits, FileSplit, Split, complete
@@ -192,6 +192,7 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str])
             return str(error)
         return None
 
+    preload()
     with ThreadPoolExecutor(8) as pool:
         problems = list(pool.map(problem, split.paths, chunksize=64))
     bad = [text for text in problems if text is not None]

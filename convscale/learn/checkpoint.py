@@ -1,7 +1,8 @@
 """A checkpoint is a folder: safetensors weights, JSON, perhaps a training state, and the checksums of all three.
 
-It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all; its checksums are
-verified on loading, and where the newest is damaged the one before is taken, and said. No pickle is written or read.
+It is written under a temporary name, flushed, and renamed, so it is wholly there or not at all. Its checksums are
+verified on loading. A network is never taken from another state than the one asked for: where that is damaged, loading
+is refused. Only a training that goes on may fall back to the state before, and says so. No pickle is written or read.
 
     run/
       recipe.yaml, log.jsonl
@@ -11,15 +12,12 @@ verified on loading, and where the newest is damaged the one before is taken, an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import convscale
+from convscale._version import __version__
 from convscale.errors import UserError
-from convscale.files import fsync_dir
+from convscale.files import is_full, sha256, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
 
@@ -55,12 +53,24 @@ class Checkpoint:
     """Recipe, versions, metrics, step, thresholds ... as written."""
     path: Path
     """Where it was read from."""
-    notes: tuple[str, ...] = field(default=())
-    """What a user should know: damaged checkpoints that were passed over."""
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch after which it was written; None where that is not known."""
+        return self.meta.get("metrics", {}).get("epoch")
+
+    @property
+    def state(self) -> str:
+        """Which state of its run it is, in words: its folder, the best or the last, the epoch."""
+        name = _NAME.fullmatch(self.path.name)
+        kind = {"best": "the best on validation", "step": "a state of training"}[name[1]] if name else "a checkpoint"
+        return f"{self.path}, {kind}" + (f", epoch {self.epoch}" if self.epoch is not None else "")
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """For several labels: per class the probability above which it counts as present, set on validation; else None."""
+        """For several labels: per class the probability above which it counts as present, set on validation; else
+        None.
+        """
         found = self.meta.get("metrics", {}).get("best", {}).get("thresholds")
         return None if found is None else tuple(found)
 
@@ -97,45 +107,31 @@ def save_checkpoint(
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
         "versions": {
-            "convscale": convscale.__version__,
+            "convscale": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
         **(meta or {}),
     }
-    temporary = None
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
-        _write(temporary / "model.safetensors", lambda path: save_file(weights, path))
-        _write(
-            temporary / "checkpoint.json", lambda path: path.write_text(json.dumps(about, indent=1), encoding="utf-8")
-        )
-        if state is not None:
-            tensors: dict[str, torch.Tensor] = {}
-            plain = to_plain(state, tensors)
-            _write(
-                temporary / "state.safetensors",
-                lambda path: save_file({name: value.clone() for name, value in tensors.items()}, path),
-            )
-            _write(temporary / "state.json", lambda path: path.write_text(json.dumps(plain), encoding="utf-8"))
-        sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
-        _write(temporary / _SUMS, lambda path: path.write_text(sums, encoding="utf-8"))
-        fsync_dir(temporary)
-        temporary.chmod(0o755)
-        os.rename(temporary, target)
-        fsync_dir(target.parent)
+        with whole_folder(target) as place:
+            save_file(weights, place / "model.safetensors")
+            (place / "checkpoint.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            if state is not None:
+                tensors: dict[str, torch.Tensor] = {}
+                plain = to_plain(state, tensors)
+                save_file({name: value.clone() for name, value in tensors.items()}, place / "state.safetensors")
+                (place / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+            sums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(place.iterdir()))
+            (place / _SUMS).write_text(sums, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == 28 or "No space left" in str(error):
+        if is_full(error):
             raise UserError(
                 f"no space left on the disk of {target.parent}; checkpoint {target.name} was not written, older ones "
                 "are intact"
             ) from error
         raise UserError(f"checkpoint {target} can not be written ({error})") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -147,18 +143,21 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net: takes the weights; None: built from the checkpoint's spec.
 
     Raises:
-        UserError: no checkpoint, all of them damaged, one of a newer version, a pickle, or weights that do not fit.
+        UserError: no checkpoint, a damaged one (of a run, the message names one that is whole), one of a newer
+            version, a pickle, or weights that do not fit.
     """
-    place, notes = _choose(Path(path), ("best", "step"))
+    place, *others = _candidates(Path(path), ("best", "step"))
+    if problem := verify_checkpoint(place):
+        whole = next((other for other in others if verify_checkpoint(other) is None), None)
+        advice = f"; to use another state, name it: {whole}" if whole else ""
+        raise UserError(f"checkpoint {place} is damaged ({problem}){advice}")
     about = _about(place)
     classes = tuple(about["classes"])
     if net is None:
         net = _build(about, place)
     load_weights_into(net, place)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    return Checkpoint(
-        net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place, notes=tuple(notes)
-    )
+    return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
@@ -168,7 +167,7 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict
         Its checkpoint folder, what the checkpoint says about itself, the state, and notes on damaged ones that were
         passed over.
     """
-    place, notes = _choose(Path(path), ("step",))
+    place, notes = _newest_whole(_candidates(Path(path), ("step",)))
     if not (place / "state.json").is_file():
         raise UserError(f"checkpoint {place} has no training state; it can be evaluated or fine-tuned, not resumed")
     tensors = load_file(place / "state.safetensors")
@@ -227,14 +226,15 @@ def verify_checkpoint(place: Path) -> str | None:
         if not {"model.safetensors", "checkpoint.json"} <= set(expected):
             return f"{_SUMS} is incomplete"
         for name, digest in expected.items():
-            if os.path.basename(name) != name or _sha256(place / name) != digest:
+            if os.path.basename(name) != name or sha256(place / name) != digest:
                 return f"{name} does not have the checksum it was written with"
     except (OSError, ValueError) as error:
         return str(error)
     return None
 
 
-def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
+def _candidates(path: Path, kinds: tuple[str, ...]) -> list[Path]:
+    """A checkpoint's own folder, or those of a run, kinds in the order given, the newest first; at least one."""
     if path.is_file():
         kind = (
             "a pickle or foreign file" if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar") else "a file"
@@ -242,17 +242,21 @@ def _choose(path: Path, kinds: tuple[str, ...]) -> tuple[Path, list[str]]:
         raise UserError(f"{path} is {kind}, not a convscale checkpoint folder; load plain weights with load_weights")
     if not path.is_dir():
         raise UserError(f"checkpoint {path} does not exist")
-    candidates = (
-        [path] if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file() else list_checkpoints(path, kinds)
-    )
-    if not candidates:
+    if (path / "checkpoint.json").is_file() or (path / _SUMS).is_file():
+        return [path]
+    if not (places := list_checkpoints(path, kinds)):
         raise UserError(f"no checkpoint found in {path}")
+    return places
+
+
+def _newest_whole(places: list[Path]) -> tuple[Path, list[str]]:
+    """The first that is not damaged, and a note on each before it."""
     notes = []
-    for candidate in candidates:
-        problem = verify_checkpoint(candidate)
+    for place in places:
+        problem = verify_checkpoint(place)
         if problem is None:
-            return candidate, notes
-        notes.append(f"checkpoint {candidate} is damaged ({problem}); the one before it is used")
+            return place, notes
+        notes.append(f"checkpoint {place} is damaged ({problem}); the one before it is used")
     raise UserError(
         f"{notes[0].split('; the one')[0]}" + (f", and so are the {len(notes) - 1} before it" if len(notes) > 1 else "")
     )
@@ -284,14 +288,3 @@ def _build(about: dict[str, Any], place: Path) -> nn.Module:
 
     spec = NetSpec.from_dict(about["spec"])
     return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"])
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    write(path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 from convscale.cache import cache_dir
 from convscale.errors import UserError
 from convscale.files import atomic_path
-from convscale.images.decode import ImageError, check_image, read_image
+from convscale.images.decode import ImageError, check_image, preload, read_image
 from convscale.images.splits import FileSplit
 from convscale.machine import available_cores
 
@@ -45,6 +45,7 @@ def shrink_split(
     place = folder or cache_dir() / "shrunk"
     try:
         place.mkdir(parents=True, exist_ok=True)
+        preload()
         with ThreadPoolExecutor(workers or available_cores()) as pool:
             paths = tuple(pool.map(lambda path: _copy_of(path, split, side, place), split.paths))
     except OSError as error:

@@ -41,6 +41,7 @@ from convscale.machine import Environment
 from convscale.nn.net import create_model
 from convscale.pipeline.record import describe, evaluation_record, mistakes
 from convscale.pipeline.ship import Shipping, ship_fastest, shipped_speed
+from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_record import (
     FILE,
     Brief,
@@ -60,7 +61,6 @@ from convscale.show.fit_record import Conditions as WrittenConditions
 from convscale.show.json_values import from_json
 from convscale.show.report import write_fit_report
 from convscale.speed.measuring import measure
-from convscale.speed.subjects import FILE_RUNTIMES
 
 SCHEMA = 1
 CLEARLY_TOO_SLOW = 0.8
@@ -189,7 +189,11 @@ def fit(
         raise UserError(f"min_throughput is {min_throughput!r}; it must be a number of images/s above 0")
     how = Shipping(runtime=runtime, int8=int8, max_drop=max_drop)
     cond = Conditions(
-        device=device, precision=precision, batch_size=batch_size, runtime=runtime or FILE_RUNTIMES[0], threads=threads
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        runtime=runtime or file_runtimes()[0],
+        threads=threads,
     )
     if init is not None and candidates is None:
         raise UserError(

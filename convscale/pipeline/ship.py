@@ -4,28 +4,27 @@ checked again.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
-from convscale.ship.forms import Fastest, export_forms, fastest_of, form_names
+from convscale.runtimes.base import file_runtimes, runtime_of
+from convscale.ship.forms import FLOAT, FORMS, Fastest, export_winner, fastest_of, form_names
 from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
 from convscale.speed.measuring import measure
-from convscale.speed.subjects import FILE_RUNTIMES
 from convscale.speed.timing import Measurement
 
 
@@ -41,8 +40,8 @@ class Shipping:
     """Accuracy points INT8 may lose on validation."""
 
     def __post_init__(self) -> None:
-        if self.runtime is not None and self.runtime not in FILE_RUNTIMES:
-            raise UserError(f"fit ships for runtime {' or '.join(FILE_RUNTIMES)}, got {self.runtime!r}")
+        if self.runtime is not None and self.runtime not in file_runtimes():
+            raise UserError(f"fit ships for runtime {' or '.join(file_runtimes())}, got {self.runtime!r}")
         if self.int8:
             check_calibration(np.zeros(CALIBRATION))  # nncf is there: an hour of training comes first
 
@@ -80,8 +79,9 @@ def ship_fastest(
             "max_drop": how.max_drop,
         }
     names = form_names(net, int8=how.int8, image_size=preprocessing.image_size)
-    if how.runtime == "onnxruntime":
-        names = [name for name in names if name.startswith("onnx")]
+    if how.runtime is not None:
+        formats = runtime_of(how.runtime).formats
+        names = [name for name in names if name == FLOAT or FORMS[name].format in formats]
 
     def tell(name: str, result: Tuning | UserError) -> None:
         say(
@@ -90,23 +90,16 @@ def ship_fastest(
             else f"{name}: {_why(result)}"
         )
 
-    with (
-        staged_folder(place, overwrite=True) as folder,
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as forms_place,
-    ):
-        forms = export_forms(
-            net, forms_place, names, classes=splits.classes, preprocessing=preprocessing, card=card, **keywords
-        )
-        found = fastest_of(
-            forms,
-            batch_sizes=(cond.batch_size,),
-            threads=cond.threads,
-            device=cond.device,
-            runtimes=None if how.runtime is None else (how.runtime,),
-            on_form=tell,
-        )
-        for path in (Path(forms_place) / found.winner).iterdir():
-            shutil.move(path, folder / path.name)
+    choose = partial(
+        fastest_of,
+        batch_sizes=(cond.batch_size,),
+        threads=cond.threads,
+        device=cond.device,
+        runtimes=None if how.runtime is None else (how.runtime,),
+        on_form=tell,
+    )
+    keywords |= {"classes": splits.classes, "preprocessing": preprocessing, "card": card}
+    found = export_winner(net, place, names, choose, overwrite=True, **keywords)
     artifact = load_artifact(place, device=cond.device)
     if how.int8:
         checked = verify(net, artifact, images, labels, max_drop=how.max_drop)

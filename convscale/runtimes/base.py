@@ -1,121 +1,112 @@
-"""One interface over eager and compiled PyTorch, ONNX Runtime and OpenVINO: arrays in, arrays out, with a stated number
-of threads.
+"""One interface over everything that runs a network: arrays in, arrays out, with a stated number of threads.
+
+A runtime is a file in this folder: a class that describes and opens it, put into the registry by :func:`register`.
+What must know of runtimes asks the registry, so a new one is a new file and no other change. Importing this module
+loads neither torch nor a runtime's library.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import pkgutil
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from convscale.errors import UserError, first_line, nearest
 from convscale.machine import available_cores
-from convscale.runtimes.signals import signal_stack_kept
-from convscale.runtimes.silence import quiet
 
-RUNTIMES = ("eager", "compiled", "compiled-frozen", "onnxruntime", "openvino")
-Batch = np.ndarray | torch.Tensor
-
-_INSTALL = {"onnxruntime": "pip install onnxruntime", "openvino": "pip install openvino"}
+Prepared = TypeVar("Prepared")
+Outputs = TypeVar("Outputs")
 
 
-class Runner:
+class TensorLike(Protocol):
+    """A batch in PyTorch, for what does not know PyTorch."""
+
+    def detach(self) -> TensorLike:
+        """Without its gradient."""
+        ...
+
+    def cpu(self) -> TensorLike:
+        """In the processor's memory."""
+        ...
+
+    def numpy(self) -> np.ndarray:
+        """As an array."""
+        ...
+
+
+Batch = np.ndarray | TensorLike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a network is to be opened."""
+
+    threads: int | None = None
+    """Compute threads in all; None: one per core."""
+    device: str = "cpu"
+    """``cpu``, ``cuda`` or ``cuda:N``."""
+    precision: str = "fp32"
+    """What it is computed in."""
+    layout: str = "nchw"
+    """How activations lie in memory."""
+    streams: int = 1
+    """Parts of a batch that run side by side, the threads shared among them."""
+    batch_size: int | None = None
+    """The one that most calls will have; None: not known."""
+    train: bool = False
+    """In training mode."""
+
+
+class Runner(ABC, Generic[Prepared, Outputs]):
     """A network opened in a runtime.
 
-    Calling it takes a batch and gives a tuple of arrays, one per output. The three steps are apart so that a timing can
-    leave the copies
-    out: :meth:`prepare` once, :meth:`run` repeatedly, :meth:`fetch` at the end.
+    Calling it takes a batch and gives a tuple of arrays, one per output; any number of threads may call it at once.
+    The three steps are apart so that a timing can leave the copies out: :meth:`prepare` once, :meth:`run` repeatedly,
+    :meth:`fetch` at the end. These take no lock: one thread at a time may go through them.
     """
 
     runtime: str
     threads: int
     synchronize: Callable[[], object] | None = None
     """Waits for the device; None where :meth:`run` returns when the work is done."""
+    lock: AbstractContextManager[object]
+    """Held from :meth:`run` until the outputs are fetched, which may lie in memory that the next run overwrites."""
 
-    def prepare(self, batch: Batch) -> Any:
+    def __new__(cls, *_args: object, **_options: object) -> Self:
+        runner = super().__new__(cls)
+        runner.lock = threading.Lock()
+        return runner
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> Prepared:
         """The batch as the runtime wants it, on its device."""
-        raise NotImplementedError
 
-    def run(self, prepared: Any) -> Any:
+    @abstractmethod
+    def run(self, prepared: Prepared) -> Outputs:
         """The network's outputs in the runtime's own form."""
-        raise NotImplementedError
 
-    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
-        """The outputs as arrays."""
-        raise NotImplementedError
+    @abstractmethod
+    def fetch(self, outputs: Outputs) -> tuple[np.ndarray, ...]:
+        """The outputs as arrays of their own."""
 
     def __call__(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        return self.fetch(self.run(self.prepare(batch)))
+        prepared = self.prepare(batch)
+        with self.lock:
+            return self.fetch(self.run(prepared))
 
 
-class TorchRunner(Runner):
-    """A module in PyTorch: eager, compiled, or compiled with its weights frozen in."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        runtime: str,
-        *,
-        threads: int | None,
-        device: str,
-        precision: str,
-        layout: str,
-        train: bool = False,
-    ) -> None:
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        if precision == "int8":
-            raise UserError("precision int8 needs a quantised artefact; export one with int8 and measure that")
-        self.runtime, self.threads = runtime, threads or available_cores()
-        self._device, self._dtype = torch.device(device), dtype
-        self._format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-        amp_type = torch.float16 if self._device.type == "cuda" else torch.bfloat16
-        self._autocast = (
-            (lambda: torch.autocast(self._device.type, amp_type)) if precision == "amp" else contextlib.nullcontext
-        )
-        net = net.train(train).to(device=self._device, dtype=dtype)
-        if layout == "nhwc":
-            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.module = net
-        self.net = net if runtime == "eager" else _compiled(net, frozen=runtime == "compiled-frozen")
-        if self._device.type == "cuda":
-            self.synchronize = lambda: torch.cuda.synchronize(self._device)
-
-    def prepare(self, batch: Batch) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch
-        if tensor.is_floating_point():
-            tensor = tensor.to(self._dtype)
-        return tensor.to(self._device).contiguous(memory_format=self._format)
-
-    def run(self, prepared: torch.Tensor) -> Any:
-        with torch_threads(self.threads), torch.no_grad():
-            return self.forward(prepared)
-
-    def forward(self, prepared: torch.Tensor) -> Any:
-        """One forward pass under the precision's autocast, with gradients where they are on."""
-        with self._autocast():
-            return self.net(prepared)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The module's parameters, as they are on the device."""
-        return list(self.module.parameters())
-
-    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
-        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-        return tuple(o.float().cpu().numpy() for o in outputs)
-
-
-class FileRunner(Runner):
+class FileRunner(Runner[list[np.ndarray], Outputs]):
     """What the runtimes of model files share: a batch is cut into one part per stream, and the streams run side by
     side.
 
@@ -123,198 +114,56 @@ class FileRunner(Runner):
     """
 
     streams: int
-    _dtype: Any
+    dtype: np.dtype
+    """Of the network's input."""
 
     def prepare(self, batch: Batch) -> list[np.ndarray]:
-        array = batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch
-        array = np.ascontiguousarray(array, dtype=self._dtype)
+        array = batch if isinstance(batch, np.ndarray) else batch.detach().cpu().numpy()
+        array = np.ascontiguousarray(array, dtype=self.dtype)
         return np.array_split(array, min(self.streams, max(1, len(array))))
 
-    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
-        return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
+class Runtime(ABC):
+    """What a runtime is, and how it opens a network."""
 
-class OnnxRunner(FileRunner):
-    """An ONNX file in ONNX Runtime."""
+    name: ClassVar[str]
+    """As users write it."""
+    order: ClassVar[int] = 100
+    """Its place among all: the first that runs a format is that format's usual one."""
+    formats: ClassVar[tuple[str, ...]]
+    """The formats of artefacts that it runs."""
+    opens_modules: ClassVar[bool] = False
+    """It takes PyTorch modules; else model files alone, which lay out memory themselves."""
+    library: ClassVar[str]
+    """The module to import."""
+    install: ClassVar[str]
+    """How a user gets it."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Kinds of devices that it runs on: ``cpu``, ``cuda``."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    """What it can compute a float network in."""
+    layouts: ClassVar[tuple[str, ...]] = ("nchw",)
+    """The layouts that it can be told to use."""
+    trains: ClassVar[bool] = False
+    """It can compute gradients."""
+    streams: ClassVar[bool] = False
+    """It can run parts of a batch side by side."""
+    knows_batch: ClassVar[bool] = False
+    """It is faster where it is told the batch size."""
+    copies_batches: ClassVar[bool] = False
+    """On a GPU, each call takes the batch there and the outputs back."""
 
-    runtime = "onnxruntime"
+    def installed(self) -> bool:
+        """Whether it can be used here."""
+        return find_spec(self.library) is not None
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None, device: str, streams: int = 1) -> None:
-        need_runtime("onnxruntime")
-        import onnxruntime as ort
+    def runs_on(self, device: str) -> bool:
+        """Whether it runs on a device of this kind."""
+        return device.split(":")[0] in self.devices
 
-        self.threads, self.streams = _streams(threads, streams)
-        provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
-        if provider not in ort.get_available_providers():
-            raise UserError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or use device cpu")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads // self.streams
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            # A session's threads serve all its callers, so each stream has a session of its own where it has more than
-            # its caller's.
-            count = self.streams if options.intra_op_num_threads > 1 else 1
-            self._sessions = [
-                ort.InferenceSession(os.fspath(path), options, providers=[provider]) for _ in range(count)
-            ]
-        except Exception as error:
-            raise UserError(f"ONNX Runtime can not open {Path(path).name}: {first_line(error)}") from error
-        self._name = Path(path).name
-        if provider not in self._sessions[0].get_providers():
-            # It goes on with the processor where the provider's libraries do not load, and would be timed as a GPU.
-            raise UserError(
-                f"ONNX Runtime's {provider} does not start here (are CUDA and cuDNN of its version installed?); or use "
-                "device cpu"
-            )
-        self._input = self._sessions[0].get_inputs()[0]
-        self._dtype = (
-            np.uint8 if "uint8" in self._input.type else np.float16 if "float16" in self._input.type else np.float32
-        )
-        self._pool = ThreadPoolExecutor(self.streams) if self.streams > 1 else None
-
-    def run(self, prepared: list[np.ndarray]) -> Any:
-        if self._pool is None or len(prepared) == 1:
-            return [self._one(part, 0) for part in prepared]
-        return list(self._pool.map(self._one, prepared, range(len(prepared))))
-
-    def _one(self, part: np.ndarray, stream: int) -> list[np.ndarray]:
-        try:
-            # pyright: ignore[reportReturnType]
-            return self._sessions[stream % len(self._sessions)].run(None, {self._input.name: part})
-        except Exception as error:
-            raise _failed("ONNX Runtime", self._name, error) from error
-
-
-class OpenVinoRunner(FileRunner):
-    """An OpenVINO IR or ONNX file in OpenVINO, on the CPU.
-
-    Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it.
-    A batch of the stated size runs in a form compiled for that size alone, which is faster; one of another size in a
-    form for any, compiled when it is first needed. With an open batch size a quantised network crashes OpenVINO on
-    processors with AMX (its issue 37577): odd batches are filled up to a power of 2.
-    """
-
-    runtime = "openvino"
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        threads: int | None,
-        device: str,
-        precision: str = "fp32",
-        streams: int = 1,
-        batch_size: int | None = None,
-    ) -> None:
-        need_runtime("openvino")
-        with quiet():
-            import openvino as ov
-
-        if device != "cpu":
-            raise UserError(f"runtime openvino runs on device cpu here, got {device!r}")
-        self.threads, self.streams = _streams(threads, streams)
-        self._name = Path(path).name
-        self._config: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": self.threads,
-            "NUM_STREAMS": self.streams,
-            "INFERENCE_PRECISION_HINT": "bf16" if precision in ("bf16", "amp") else "f32",
-        }
-        self._core = ov.Core()
-        try:
-            self._model = self._core.read_model(os.fspath(path))
-        except Exception as error:
-            raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
-        self._dtype = np.dtype(self._model.input(0).get_element_type().to_dtype())
-        # Parts of different sizes would need a form each.
-        self._part = batch_size // self.streams if batch_size and batch_size % self.streams == 0 else None
-        self._quantised = any(op.get_type_name() == "FakeQuantize" for op in self._model.get_ops())
-        self._forms: dict[int | None, tuple[Any, list[Any]]] = {}  # a compiled network as long as its requests
-        self._form(self._part or (1 if self._quantised else None))
-
-    def _form(self, part: int | None) -> list[Any]:
-        """One request per stream of the network for parts of this size; None: of any."""
-        if part not in self._forms:
-            model = self._model
-            if part is not None:
-                model = model.clone()
-                shape = model.input(0).partial_shape
-                shape[0] = part
-            try:
-                if part is not None:
-                    model.reshape(shape)  # pyright: ignore[reportPossiblyUnboundVariable]
-                with signal_stack_kept():
-                    compiled = self._core.compile_model(model, "CPU", self._config)
-            except Exception as error:
-                raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
-            self._forms[part] = compiled, [compiled.create_infer_request() for _ in range(self.streams)]
-        return self._forms[part][1]
-
-    def run(self, prepared: list[np.ndarray]) -> Any:
-        counts = [len(part) for part in prepared]
-        if set(counts) == {self._part}:
-            busy = self._form(self._part)[: len(prepared)]
-        elif not self._quantised:
-            busy = self._form(None)[: len(prepared)]
-        else:
-            prepared = [_filled_up(part) for part in prepared]
-            busy = [self._form(len(part))[i] for i, part in enumerate(prepared)]
-        try:
-            if len(prepared) == 1:
-                return [(busy[0].infer([prepared[0]], share_inputs=True, share_outputs=True), counts[0])]
-            for request, part in zip(busy, prepared, strict=True):
-                request.start_async([part], share_inputs=True)
-            for request in busy:
-                request.wait()
-        except Exception as error:
-            raise _failed("OpenVINO", self._name, error) from error
-        return [(request.results, count) for request, count in zip(busy, counts, strict=True)]
-
-    def fetch(self, outputs: Any) -> tuple[np.ndarray, ...]:
-        # Joining copies, which is needed: a request's own memory is overwritten by its next run.
-        return super().fetch([[part[i][:count] for i in range(len(part))] for part, count in outputs])
-
-
-def _filled_up(part: np.ndarray) -> np.ndarray:
-    """With zeros, to a power of two of images."""
-    missing = (1 << (len(part) - 1).bit_length()) - len(part)
-    return np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part
-
-
-def open_runtime(
-    source: nn.Module | str | os.PathLike[str],
-    runtime: str,
-    *,
-    threads: int | None = None,
-    device: str = "cpu",
-    precision: str = "fp32",
-    layout: str = "nchw",
-    streams: int = 1,
-    batch_size: int | None = None,
-) -> Runner:
-    """Open a module (PyTorch runtimes) or a model file (ONNX Runtime: ``.onnx``; OpenVINO: ``.onnx`` or ``.xml``) for
-    inference.
-
-    A module is moved to the device, precision and layout and put in eval mode. ``streams`` cuts the batch into parts
-    that run side by side, the threads shared among them; PyTorch's runtimes have one. ``batch_size`` is the one most
-    calls will have; OpenVINO is faster where it knows it.
-
-    Raises:
-        UserError: the runtime is unknown or not installed (the message says how to install it), or can not open this
-            source.
-    """
-    check_runtime(runtime)
-    if isinstance(source, nn.Module):
-        if runtime not in ("eager", "compiled", "compiled-frozen"):
-            raise UserError(f"runtime {runtime} opens model files, not modules; export the network first")
-        return TorchRunner(source, runtime, threads=threads, device=device, precision=precision, layout=layout)
-    if runtime == "onnxruntime":
-        return OnnxRunner(source, threads=threads, device=device, streams=streams)
-    if runtime == "openvino":
-        return OpenVinoRunner(
-            source, threads=threads, device=device, precision=precision, streams=streams, batch_size=batch_size
-        )
-    raise UserError(f"runtime {runtime} opens modules, not {Path(source).name}")
+    @abstractmethod
+    def open(self, source: object, how: Opening) -> Runner:
+        """A module or a model file, opened; :func:`open_runtime` has checked what :class:`Runtime` says."""
 
 
 def check_runtime(runtime: str) -> str:
@@ -323,19 +172,40 @@ def check_runtime(runtime: str) -> str:
     Raises:
         UserError: unknown; the nearest are named.
     """
-    if runtime not in RUNTIMES:
-        raise UserError(f"runtime {runtime!r} is unknown{nearest(runtime, RUNTIMES)}")
-    return runtime
+    return runtime_of(runtime).name
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime of this name.
+
+    Raises:
+        UserError: unknown; the nearest are named.
+    """
+    known = {runtime.name: runtime for runtime in runtimes()}
+    if name not in known:
+        raise UserError(f"runtime {name!r} is unknown{nearest(str(name), known)}")
+    return known[name]
+
+
+def runtimes() -> tuple[Runtime, ...]:
+    """All that are known, the usual one of each format first."""
+    _look_through_this_folder()
+    return tuple(sorted(_REGISTRY, key=lambda runtime: runtime.order))
+
+
+def runtimes_of(format: str) -> tuple[str, ...]:
+    """Names of the runtimes that can run artefacts of a format, the usual one first."""
+    return tuple(runtime.name for runtime in runtimes() if format in runtime.formats)
+
+
+def file_runtimes() -> tuple[str, ...]:
+    """Names of the runtimes that open model files alone, the usual one first."""
+    return tuple(runtime.name for runtime in runtimes() if not runtime.opens_modules)
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """The runtimes that can be used here, in the order of ``RUNTIMES``."""
-    compilers = shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX")
-    return tuple(
-        name
-        for name in RUNTIMES
-        if (name == "eager") or (compilers if name.startswith("compiled") else find_spec(name))
-    )
+    """Names of the runtimes that can be used here."""
+    return tuple(runtime.name for runtime in runtimes() if runtime.installed())
 
 
 def need_runtime(runtime: str) -> None:
@@ -343,46 +213,53 @@ def need_runtime(runtime: str) -> None:
     Raises:
         UserError: the runtime's library is not installed; the message says how to install it.
     """
-    if runtime in _INSTALL and find_spec(runtime) is None:
-        raise UserError(f"runtime {runtime} is not installed; {_INSTALL[runtime]}")
+    known = runtime_of(runtime)
+    if find_spec(known.library) is None:
+        raise UserError(f"runtime {runtime} is not installed; {known.install}")
 
 
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch's compute threads, set for a while."""
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def open_runtime(source: object, runtime: str, how: Opening | None = None) -> Runner:
+    """Open a module (PyTorch's runtimes) or a model file (those of files) for inference.
+
+    A module is moved to the device, precision and layout and put in eval mode.
+
+    Args:
+        source: a ``torch.nn.Module`` or the path of a model file.
+        runtime: a name that :func:`runtimes` knows.
+        how: threads, device and so on; None: one thread per core, on the processor.
+
+    Raises:
+        UserError: the runtime is unknown or not installed (the message says how to install it), can not open this
+            source, or can not run it so.
+    """
+    known = runtime_of(runtime)
+    how = how or Opening()
+    is_file = isinstance(source, (str, os.PathLike))
+    if not is_file and not known.opens_modules:
+        raise UserError(f"runtime {runtime} opens model files, not modules; export the network first")
+    need_runtime(runtime)
+    if how.precision not in known.precisions:
+        if how.precision == "int8":
+            raise UserError("precision int8 needs a quantised artefact; export one with int8 and measure that")
+        raise UserError(f"runtime {runtime} computes in {' or '.join(known.precisions)}, not in {how.precision}")
+    if not known.runs_on(how.device):
+        raise UserError(f"runtime {runtime} runs on device {' or '.join(known.devices)} here, got {how.device!r}")
+    return known.open(Path(source) if isinstance(source, (str, os.PathLike)) else source, how)
 
 
-def _compiled(net: nn.Module, *, frozen: bool) -> Callable[..., Any]:
-    """``torch.compile``; with freezing, weights become constants and are laid out for the processor."""
-    if "compiled" not in installed_runtimes() and next(net.parameters(), torch.empty(0)).device.type == "cpu":
-        raise UserError(
-            "runtime compiled needs a C++ compiler on a CPU; install g++, or use runtime eager or onnxruntime"
-        )
-    return torch.compile(net, options={"freezing": True}) if frozen else torch.compile(net)
-
-
-def _streams(threads: int | None, streams: int) -> tuple[int, int]:
+def threads_and_streams(how: Opening) -> tuple[int, int]:
     """Threads and streams to use.
 
     Raises:
         UserError: there are more streams than threads.
     """
-    threads = threads or available_cores()
-    if not 1 <= streams <= threads:
-        raise UserError(f"streams must lie between 1 and the {threads} threads, got {streams}")
-    return threads, streams
+    threads = how.threads or available_cores()
+    if not 1 <= how.streams <= threads:
+        raise UserError(f"streams must lie between 1 and the {threads} threads, got {how.streams}")
+    return threads, how.streams
 
 
-def _failed(runtime: str, name: str, error: Exception) -> Exception:
+def run_error(runtime: str, name: str, error: Exception) -> Exception:
     """What to raise where a network that could be opened does not run. Out of memory stays what it is: a smaller batch
     may fit.
     """
@@ -390,3 +267,22 @@ def _failed(runtime: str, name: str, error: Exception) -> Exception:
     if isinstance(error, MemoryError) or "memory" in text or "alloc" in text:
         return error
     return UserError(f"{runtime} can not run {name}: {first_line(error)}")
+
+
+_REGISTRY: list[Runtime] = []
+
+Kind = TypeVar("Kind", bound=Runtime)
+
+
+def register(runtime: type[Kind]) -> type[Kind]:
+    """Class decorator: put a runtime into the registry."""
+    _REGISTRY.append(runtime())
+    return runtime
+
+
+@cache
+def _look_through_this_folder() -> None:
+    """Import each module beside this one, in the order of their names, so that the runtimes in it are registered."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")

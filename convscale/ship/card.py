@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from convscale.conditions import size_text
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.verify import Verification
 
@@ -19,12 +21,14 @@ def model_card(
     facts: Mapping[str, str],
 ) -> str:
     """Markdown. Facts that nobody gave are named as not stated, so that nobody takes silence for an answer."""
-    size = preprocessing.image_size
+    height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
     takes = (
-        f"uint8 (N, {size}, {size}, {preprocessing.channels})"
+        f"uint8 (N, {height}, {width}, {channels})"
         if manifest["baked"]
-        else f"float32 (N, {preprocessing.channels}, {size}, {size}), normalised"
+        else f"float32 (N, {channels}, {height}, {width}), normalised"
     )
+    before = [math.floor(side / preprocessing.crop_pct) for side in (height, width)]
+    resized = f"to {before[0]} px on the shorter side" if height == width else f"to cover {before[0]} x {before[1]} px"
     several = "" if manifest.get("thresholds") is None else ", any number of them to an image"
     gives = "probabilities and logits" if manifest["baked"] else "logits"
     lines = [
@@ -40,11 +44,9 @@ def model_card(
         "",
         "## Input",
         "",
-        f"The network takes {takes} and gives {gives}. Images are resized to {round(size / preprocessing.crop_pct)} px "
-        "on the shorter side "
-        f"({preprocessing.interpolation}) and cut to {size} px in the centre; mean {list(preprocessing.mean)}, std "
-        f"{list(preprocessing.std)} "
-        "of pixels in [0, 1].",
+        f"The network takes {takes} and gives {gives}. Images are resized {resized} ({preprocessing.interpolation}) "
+        f"and cut to {size_text(preprocessing.image_size)} px in the centre; mean {list(preprocessing.mean)}, std "
+        f"{list(preprocessing.std)} of pixels in [0, 1].",
         "",
         "```python",
         "import convscale as cs",

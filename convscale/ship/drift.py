@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ def _values(net: nn.Module, artifact: Artifact, images: np.ndarray) -> tuple[dic
     values: dict[str, np.ndarray] = {}
 
     class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
+        def run_node(self, n: fx.Node) -> object:
             result = super().run_node(n)
             if n.name in by_value:
                 # A later activation may overwrite it in place.
@@ -99,7 +98,6 @@ def _onnx_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) -> d
         onnx.save(model, os.fspath(path))
         session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     batch = artifact.input_batch(images)
-    batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
     values = session.run(chosen, {session.get_inputs()[0].name: np.ascontiguousarray(batch)}) if chosen else []
     return {name: np.asarray(value) for name, value in zip(chosen, values, strict=True)}
 
@@ -119,7 +117,6 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
                 break
     model.add_outputs(chosen)
     batch = artifact.input_batch(images)
-    batch = batch.numpy() if isinstance(batch, torch.Tensor) else batch
     model.reshape(list(batch.shape))  # an open batch size would crash quantised networks, see OpenVinoRunner
     with signal_stack_kept():
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from convscale.artifact.artifact import CARD, MODEL_FILES, RUNTIMES_OF, Artifact, load_artifact, seal, staged_folder
+from convscale.arch.spec import NetSpec
+from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.manifest import MODEL_FILES, Manifest
+from convscale.conditions import Size
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
 from convscale.formats.baked import Baked
@@ -24,9 +27,9 @@ from convscale.formats.onnx import OPSET, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
 from convscale.networks.inputs import example_input, preprocessing_of
-from convscale.networks.resolve import as_module
+from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
-from convscale.runtimes.base import need_runtime
+from convscale.runtimes.base import need_runtime, runtimes_of
 from convscale.ship.card import model_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
 from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
@@ -39,6 +42,11 @@ OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
 """Names of a network's outputs, without and with baked preprocessing."""
 NOISE_IMAGES = 8
 """Images of seeded noise that stand in where none are given."""
+
+Images = np.ndarray | Sequence[np.ndarray]
+"""uint8 (N, H, W, C), or batches of that."""
+Labels = Sequence[int] | np.ndarray
+"""(N,), or for several labels (N, classes) of zeros and ones."""
 
 
 @dataclass(kw_only=True)
@@ -60,23 +68,64 @@ class Shared:
             self.graph = fold(module, example)
         return self.graph
 
-    def logits(self, module: nn.Module, artifact: Artifact, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, module: nn.Module, artifact: Artifact, images: Images) -> np.ndarray:
         """The network's logits of the images."""
         if self.reference is None:
             parts = [images] if isinstance(images, np.ndarray) else images
-            found = [reference_logits(module, artifact, part) for part in parts if len(part)]
-            if not found:
+            logits = [reference_logits(module, artifact, part) for part in parts if len(part)]
+            if not logits:
                 raise UserError("there are no images to check the artefact on; give at least one")
-            self.reference = np.concatenate(found)
+            self.reference = np.concatenate(logits)
         return self.reference
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportRequest:
+    """What an artefact is to be: the arguments of :func:`export`, which says what they mean."""
+
+    format: str = "onnx"
+    """``onnx``, ``openvino`` or ``torch``."""
+    image_size: Size | None = None
+    """In pixels; None: the preprocessing's or the network's own."""
+    classes: Sequence[str] | None = None
+    """Names of the outputs; None: their numbers."""
+    preprocessing: Preprocessing | None = None
+    """None: as the network says."""
+    bake: bool = False
+    """Preprocessing and softmax become part of the network."""
+    half: bool = False
+    """Weights in half precision."""
+    strided_stem: bool = False
+    """A space-to-depth stem as one strided convolution."""
+    int8: bool = False
+    """Quantised to 8 bits."""
+    calibration_images: np.ndarray | None = None
+    """For INT8: uint8 (N, H, W, C)."""
+    max_drop: float = 0.5
+    """Accuracy points INT8 may lose."""
+    spec: NetSpec | Mapping[str, object] | None = None
+    """To keep beside it; None: the network's own."""
+    card: Mapping[str, str] | None = None
+    """Facts for the model card."""
+    thresholds: Sequence[float] | None = None
+    """For several labels per image; None: one label."""
+    verify_images: Images | None = None
+    """To check it on; None: noise."""
+    verify_labels: Labels | None = None
+    """Their classes."""
+
+    @property
+    def precision(self) -> str:
+        """Of the stored weights."""
+        return "int8" if self.int8 else "fp16" if self.half else "fp32"
+
+
 def export(
-    net: nn.Module | Any,
+    net: Network,
     out_dir: str | os.PathLike[str],
     *,
     format: str = "onnx",
-    image_size: int | None = None,
+    image_size: Size | None = None,
     classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     bake: bool = False,
@@ -85,11 +134,11 @@ def export(
     int8: bool = False,
     calibration_images: np.ndarray | None = None,
     max_drop: float = 0.5,
-    spec: Any = None,
+    spec: NetSpec | Mapping[str, object] | None = None,
     card: Mapping[str, str] | None = None,
     thresholds: Sequence[float] | None = None,
-    verify_images: np.ndarray | Sequence[np.ndarray] | None = None,
-    verify_labels: Sequence[int] | np.ndarray | None = None,
+    verify_images: Images | None = None,
+    verify_labels: Labels | None = None,
     overwrite: bool = False,
     shared: Shared | None = None,
 ) -> Artifact:
@@ -127,61 +176,111 @@ def export(
             folder.
         Withheld: the artefact does not say what the network says; nothing is left under ``out_dir``.
     """
-    calibration = _check_form(format, half, int8, calibration_images)
+    request = ExportRequest(
+        format=format,
+        image_size=image_size,
+        classes=classes,
+        preprocessing=preprocessing,
+        bake=bake,
+        half=half,
+        strided_stem=strided_stem,
+        int8=int8,
+        calibration_images=calibration_images,
+        max_drop=max_drop,
+        spec=spec,
+        card=card,
+        thresholds=thresholds,
+        verify_images=verify_images,
+        verify_labels=verify_labels,
+    )
+    return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
+
+
+def export_as(
+    net: Network,
+    out_dir: str | os.PathLike[str],
+    request: ExportRequest,
+    *,
+    overwrite: bool = False,
+    shared: Shared | None = None,
+) -> Artifact:
+    """:func:`export`, asked for by a value.
+
+    Args:
+        shared: what earlier exports of the same network, preprocessing and images have made.
+    """
+    calibration = _check_form(request)
     module, name = as_module(net)
-    preprocessing = _preprocessing(module, preprocessing, image_size)
+    preprocessing = _preprocessing(module, request.preprocessing, request.image_size)
     example = example_input(module, preprocessing.image_size).cpu()
-    num_classes = _num_classes(module, example)
-    names = [str(i) for i in range(num_classes)] if classes is None else [str(c) for c in classes]
-    if len(names) != num_classes:
-        raise UserError(f"classes names {len(names)} classes, {name} has {num_classes} outputs")
-    if thresholds is not None and not (len(thresholds) == num_classes and all(0 <= value <= 1 for value in thresholds)):
-        raise UserError(f"thresholds must be {num_classes} probabilities, one for each class, got {list(thresholds)}")
+    classes = _class_names(module, name, example, request)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    spec = getattr(module, "spec", None) if spec is None else spec
-    manifest = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": name,
-        "format": format,
-        "precision": "int8" if int8 else "fp16" if half else "fp32",
-        "baked": bake,
-        "strided_stem": strided_stem,
-        "num_classes": num_classes,
-        "thresholds": None if thresholds is None else [float(value) for value in thresholds],
-        "opset": OPSET if format == "onnx" else None,
-        "runtime": {"name": RUNTIMES_OF[format][0], "threads": None, "batch_size": None},
-        "spec": spec.to_dict() if hasattr(spec, "to_dict") else spec,
-    }
-    images = noise_images(preprocessing) if verify_images is None else verify_images
-    source = "noise" if verify_images is None else "given"
+    record = _record(request, module, name, len(classes))
+    images = noise_images(preprocessing) if request.verify_images is None else request.verify_images
     with staged_folder(out_dir, overwrite=overwrite) as folder:
         _need_space(folder, module)
-        write_json(folder / "classes.json", names)
+        write_json(folder / "classes.json", classes)
         write_json(folder / "preprocessing.json", preprocessing.to_dict())
         shared = shared or Shared(folder=folder)
+        manifest = Manifest.from_dict({**record, "files": {}}, folder)
         try:
             _write_model(module.cpu(), example, folder, manifest, preprocessing, shared)
         finally:
             module.to(device)
-        probe = Artifact(folder, manifest)
-        reference = shared.logits(module, probe, images)
+        artifact = Artifact(folder, manifest)
+        reference = shared.logits(module, artifact, images)
         if calibration is not None:
-            manifest["int8"] = _quantise(module, probe, shared, calibration, images, verify_labels, max_drop)
+            record["int8"] = _quantise(module, artifact, shared, calibration, images, request)
+            artifact = Artifact(folder, manifest)  # the file is another now
         checked = verify(
             module,
-            Artifact(folder, manifest),
+            artifact,
             images,
-            verify_labels,
-            source=source,
-            max_drop=max_drop,
+            request.verify_labels,
+            source="noise" if request.verify_images is None else "given",
+            max_drop=request.max_drop,
             reference=reference,
         )
         if not checked.passed:
             raise withheld(out_dir, checked)
         write_json(folder / "verification.json", checked.to_dict())
-        write_text(folder / CARD, model_card(manifest, names, preprocessing, checked, card or {}))
-        seal(folder, manifest)
+        write_text(folder / CARD, model_card(record, classes, preprocessing, checked, request.card or {}))
+        seal(folder, record)
     return load_artifact(out_dir)
+
+
+def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: ExportRequest) -> list[str]:
+    """The names of the network's outputs.
+
+    Raises:
+        UserError: there are not as many names, or thresholds, as outputs; a threshold is no probability.
+    """
+    count = _num_classes(module, example)
+    names = [str(i) for i in range(count)] if request.classes is None else [str(c) for c in request.classes]
+    if len(names) != count:
+        raise UserError(f"classes names {len(names)} classes, {name} has {count} outputs")
+    given = request.thresholds
+    if given is not None and not (len(given) == count and all(0 <= value <= 1 for value in given)):
+        raise UserError(f"thresholds must be {count} probabilities, one for each class, got {list(given)}")
+    return names
+
+
+def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: int) -> dict[str, object]:
+    """What the artefact's record says, before its files are there."""
+    spec = getattr(module, "spec", None) if request.spec is None else request.spec
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": name,
+        "format": request.format,
+        "precision": request.precision,
+        "baked": request.bake,
+        "strided_stem": request.strided_stem,
+        "num_classes": num_classes,
+        "thresholds": None if request.thresholds is None else [float(value) for value in request.thresholds],
+        "opset": OPSET if request.format == "onnx" else None,
+        "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
+        "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
+    }
 
 
 def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld:
@@ -192,11 +291,11 @@ def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld
 
 def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
     """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
-    shape = (count, preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
+    shape = (count, preprocessing.height, preprocessing.width, preprocessing.channels)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: int | None) -> Preprocessing:
+def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: Size | None) -> Preprocessing:
     """The preprocessing to ship, checked against a size asked for beside it."""
     if given is None:
         return preprocessing_of(module, image_size)
@@ -227,39 +326,40 @@ def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
     return logits.shape[1]
 
 
-def _check_form(format: str, half: bool, int8: bool, calibration: np.ndarray | None) -> np.ndarray | None:
+def _check_form(request: ExportRequest) -> np.ndarray | None:
     """The calibration images for INT8, None for float.
 
     Raises:
         UserError: an unknown format, a missing runtime, or a combination that does not exist.
     """
-    if format not in FORMATS:
-        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
-    need_runtime(RUNTIMES_OF[format][0])
-    if format == "torch" and (half or int8):
-        raise UserError(f"format torch has no {'int8' if int8 else 'half'} form; use format onnx or openvino")
-    if half and int8:
+    if request.format not in FORMATS:
+        raise UserError(f"format {request.format!r} is unknown{nearest(request.format, FORMATS)}")
+    need_runtime(runtimes_of(request.format)[0])
+    if request.format == "torch" and (request.half or request.int8):
+        form = "int8" if request.int8 else "half"
+        raise UserError(f"format torch has no {form} form; use format onnx or openvino")
+    if request.half and request.int8:
         raise UserError("half and int8 exclude each other; choose one")
-    return check_calibration(calibration) if int8 else None
+    return check_calibration(request.calibration_images) if request.int8 else None
 
 
 def _write_model(
     module: nn.Module,
     example: torch.Tensor,
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     preprocessing: Preprocessing,
     shared: Shared,
 ) -> None:
     """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
-    form, half, int8 = manifest["format"], manifest["precision"] == "fp16", manifest["precision"] == "int8"
-    baked, strided = manifest["baked"], manifest["strided_stem"]
+    form, half, int8 = manifest.format, manifest.precision == "fp16", manifest.precision == "int8"
+    baked, strided = manifest.baked, manifest.strided_stem
     net: nn.Module = shared.folded(module, example)
     if strided:
         net = fold(net, example, strided_stem=True)
     if baked:
         net, example = (
-            Baked(net, preprocessing, several=manifest["thresholds"] is not None),
+            Baked(net, preprocessing, several=manifest.thresholds is not None),
             torch.from_numpy(noise_images(preprocessing, 2)),
         )
     if form == "torch":
@@ -287,12 +387,11 @@ def _quantise(
     probe: Artifact,
     shared: Shared,
     calibration: np.ndarray,
-    images: np.ndarray | Sequence[np.ndarray],
-    labels: Sequence[int] | np.ndarray | None,
-    max_drop: float,
-) -> dict[str, Any]:
+    images: Images,
+    request: ExportRequest,
+) -> dict[str, object]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
-    folder = probe.folder
+    folder, labels, max_drop = probe.folder, request.verify_labels, request.max_drop
     source, target = folder / FLOAT_FILE, folder / MODEL_FILES[probe.format][0]
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
@@ -304,7 +403,7 @@ def _quantise(
 
     def batches() -> Iterator[np.ndarray]:
         for i in range(len(calibration)):
-            yield np.asarray(probe.input_batch(calibration[i : i + 1]))
+            yield probe.input_batch(calibration[i : i + 1])
 
     def attempt(kept: Sequence[Layer]) -> float:
         quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])

@@ -6,32 +6,47 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convscale.artifact.artifact import MANIFEST, RUNTIMES_OF, Artifact, load_artifact, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
+from convscale.conditions import Size
 from convscale.errors import UserError, first_line, nearest
-from convscale.files import write_json
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import as_module
-from convscale.runtimes.base import installed_runtimes
-from convscale.ship.export import Shared, export
+from convscale.runtimes.base import installed_runtimes, runtimes_of
+from convscale.ship.export import ExportRequest, Network, Shared, export_as
 from convscale.ship.tune import BATCH_SIZES, Trial, Tuning, cost, in_turns, settings_of, tune
 from convscale.ship.verify import Withheld
 
 FLOAT = "onnx-fp32"
 """The form that every network must pass in; what the others are compared with."""
-FORMS: dict[str, dict[str, Any]] = {
-    FLOAT: {"format": "onnx"},
-    "onnx-fp32-strided": {"format": "onnx", "strided_stem": True},
-    "openvino-fp32": {"format": "openvino"},
-    "torch-fp32": {"format": "torch"},
-    "onnx-int8": {"format": "onnx", "int8": True},
-    "onnx-int8-strided": {"format": "onnx", "int8": True, "strided_stem": True},
-    "openvino-int8": {"format": "openvino", "int8": True},
-    "openvino-int8-strided": {"format": "openvino", "int8": True, "strided_stem": True},
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A way to write a network."""
+
+    format: str
+    """Of the file."""
+    int8: bool = False
+    """In 8 bits."""
+    strided_stem: bool = False
+    """A space-to-depth stem as one strided convolution."""
+
+
+FORMS = {
+    FLOAT: Form(format="onnx"),
+    "onnx-fp32-strided": Form(format="onnx", strided_stem=True),
+    "openvino-fp32": Form(format="openvino"),
+    "torch-fp32": Form(format="torch"),
+    "onnx-int8": Form(format="onnx", int8=True),
+    "onnx-int8-strided": Form(format="onnx", int8=True, strided_stem=True),
+    "openvino-int8": Form(format="openvino", int8=True),
+    "openvino-int8-strided": Form(format="openvino", int8=True, strided_stem=True),
 }
 """The forms by name, in the order they are tried. ``strided``: a space-to-depth stem as one strided convolution."""
 NEAR = 1.3
@@ -69,29 +84,29 @@ class Fastest:
         """
         return cost(self.again["usual"], self.goal) / cost(self.again[self.winner], self.goal)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values: of each form its speed and settings, or why there is none."""
-        found: dict[str, Any] = {}
+        forms: dict[str, dict[str, object]] = {}
         for name, result in self.forms.items():
             if isinstance(result, Withheld):
-                found[name] = {"withheld": result.verification.reason}
+                forms[name] = {"withheld": result.verification.reason}
             elif isinstance(result, UserError):
-                found[name] = {"failed": str(result)}
+                forms[name] = {"failed": str(result)}
             else:
-                found[name] = {k: v for k, v in self.again.get(name, result.best).to_dict().items() if k != "times_s"}
+                forms[name] = {k: v for k, v in self.again.get(name, result.best).to_dict().items() if k != "times_s"}
         usual = {k: v for k, v in self.again["usual"].to_dict().items() if k != "times_s"}
-        return {"goal": self.goal, "winner": self.winner, "gain": self.gain, "usual": usual, "forms": found}
+        return {"goal": self.goal, "winner": self.winner, "gain": self.gain, "usual": usual, "forms": forms}
 
 
-def form_names(net: Any, *, int8: bool, image_size: int | None = None, torch: bool = False) -> list[str]:
+def form_names(net: Network, *, int8: bool, image_size: Size | None = None, torch: bool = False) -> list[str]:
     """The forms worth trying for a network with what is installed here.
 
     Args:
         torch: try PyTorch's compiler too; it needs a minute per network, and on CPUs the others were faster on every
             network measured.
     """
-    have_openvino = "openvino" in installed_runtimes()
-    best_int8 = "openvino-int8" if have_openvino else "onnx-int8"
+    can_run_openvino = set(runtimes_of("openvino")) & set(installed_runtimes())
+    best_int8 = "openvino-int8" if can_run_openvino else "onnx-int8"
     wanted = [FLOAT, *(["torch-fp32"] if torch else []), *({"onnx-int8", best_int8} if int8 else ())]
     module, _ = as_module(net)
     if has_deep_stem(module, example_input(module, image_size)):
@@ -99,7 +114,7 @@ def form_names(net: Any, *, int8: bool, image_size: int | None = None, torch: bo
     return [name for name in FORMS if name in wanted]
 
 
-def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str], **keywords: Any) -> Forms:
+def export_forms(net: Network, folder: str | os.PathLike[str], names: Sequence[str], **keywords: Any) -> Forms:
     """Export a network in several forms, each into a folder of its name below ``folder``. What they share is made once.
 
     Args:
@@ -115,24 +130,25 @@ def export_forms(net: Any, folder: str | os.PathLike[str], names: Sequence[str],
     if unknown := [name for name in names if name not in FORMS]:
         raise UserError(f"form {unknown[0]!r} is unknown{nearest(unknown[0], FORMS)}")
     place = Path(folder)
-    calibration = keywords.pop("calibration_images", None)
-    found: Forms = {}
+    request = ExportRequest(**keywords)
+    forms: Forms = {}
     with tempfile.TemporaryDirectory(dir=place, prefix=".shared.") as common:
         shared = Shared(folder=Path(common))
         for name in sorted(names, key=lambda name: name != FLOAT):
-            form = FORMS[name] | ({"calibration_images": calibration} if "int8" in name else {})
+            form = FORMS[name]
+            wanted = replace(request, format=form.format, int8=form.int8, strided_stem=form.strided_stem)
             try:
-                found[name] = export(net, place / name, shared=shared, **keywords, **form)
+                forms[name] = export_as(net, place / name, wanted, shared=shared)
             except UserError as reason:
                 if name == FLOAT:
                     raise
-                found[name] = reason
+                forms[name] = reason
             except Exception as error:
-                if "int8" not in name:
+                if not form.int8:
                     raise
                 # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
-                found[name] = UserError(first_line(error))
-    return found
+                forms[name] = UserError(first_line(error))
+    return forms
 
 
 def fastest_of(
@@ -165,7 +181,7 @@ def fastest_of(
     results: dict[str, Tuning | UserError] = {}
     for name, form in forms.items():
         try:
-            known = [r for r in runtimes or () if name in arts and r in RUNTIMES_OF[arts[name].format]] or runtimes
+            known = [r for r in runtimes or () if name in arts and r in runtimes_of(arts[name].format)] or runtimes
             results[name] = form if isinstance(form, UserError) else tune(arts[name], runtimes=known, **options)
         except UserError as reason:
             if name == FLOAT:
@@ -186,12 +202,12 @@ def fastest_of(
         near, key=lambda name: cost(again[name], goal) * (INT8_MARGIN if arts[name].precision == "int8" else 1.0)
     )
     found = Fastest(winner=winner, forms=results, again=again | {"usual": usual})
-    write_json(tuned[winner].folder / MANIFEST, tuned[winner].manifest | {"search": found.to_dict()})
+    tuned[winner].keep(search=found.to_dict())
     return found
 
 
 def export_fastest(
-    net: Any,
+    net: Network,
     out_dir: str | os.PathLike[str],
     *,
     goal: str = "throughput",
@@ -222,14 +238,33 @@ def export_fastest(
     """
     int8 = int8 and keywords.get("calibration_images") is not None
     size = keywords.get("image_size") or getattr(keywords.get("preprocessing"), "image_size", None)
+    names = form_names(net, int8=int8, torch=torch, image_size=size)
+    choose = partial(
+        fastest_of, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, on_form=on_form
+    )
+    fastest = export_winner(net, out_dir, names, choose, overwrite=overwrite, **keywords)
+    return load_artifact(out_dir), fastest
+
+
+def export_winner(
+    net: Network,
+    out_dir: str | os.PathLike[str],
+    names: Sequence[str],
+    choose: Callable[[Forms], Fastest],
+    *,
+    overwrite: bool = False,
+    **keywords: Any,
+) -> Fastest:
+    """Export a network in several forms and keep the one that ``choose`` takes, usually :func:`fastest_of`.
+
+    Args:
+        keywords: as for :func:`export_forms`.
+    """
     with (
         staged_folder(out_dir, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as place,
     ):
-        forms = export_forms(net, place, form_names(net, int8=int8, torch=torch, image_size=size), **keywords)
-        found = fastest_of(
-            forms, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, on_form=on_form
-        )
-        for path in (Path(place) / found.winner).iterdir():
+        fastest = choose(export_forms(net, place, names, **keywords))
+        for path in (Path(place) / fastest.winner).iterdir():
             shutil.move(path, folder / path.name)
-    return load_artifact(out_dir), found
+    return fastest

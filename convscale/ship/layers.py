@@ -1,4 +1,4 @@
-"""The layers of a network as they stand in its exported file: exporters keep the names of the captured graph's values."""
+"""The layers of a network as they stand in its exported file: exporters keep the names of the graph's values."""
 
 from __future__ import annotations
 

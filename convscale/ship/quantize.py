@@ -22,6 +22,7 @@ from convscale.errors import UserError, first_line
 from convscale.runtimes.signals import signal_stack_kept
 from convscale.runtimes.silence import quiet
 from convscale.ship.layers import Layer
+from convscale.stats import smallest_true
 
 MIN_CALIBRATION = 32
 """Fewer calibration images than this leave activation ranges to chance."""
@@ -40,7 +41,7 @@ class Step:
     drop_points: float
     """Accuracy points lost, or points of disagreement where there are no labels."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {"float_layers": list(self.float_layers), "drop_points": self.drop_points}
 
@@ -143,13 +144,12 @@ def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Lay
     class Rounding(fx.Interpreter):
         rounded = ""
 
-        def run_node(self, n: fx.Node) -> Any:
+        def run_node(self, n: fx.Node) -> object:
             if n.name != self.rounded:
                 return super().run_node(n)
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             source, weight, *rest = args
-            # pyright: ignore[reportCallIssue]
-            return n.target(_round_tensor(source), _round_rows(weight), *rest, **kwargs)
+            return super().call_function(n.target, (_round_tensor(source), _round_rows(weight), *rest), kwargs)
 
     runner = Rounding(graph)
     moved: dict[str, float] = {}
@@ -165,7 +165,10 @@ def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Lay
 def search_float_layers(
     ranked: Callable[[], Sequence[Layer]], total: int, attempt: Callable[[Sequence[Layer]], float], max_drop: float
 ) -> tuple[list[Step], bool]:
-    """Leave the fewest sensitive layers in float that keep the accuracy: none, then 1, 2, 4 ..., then bisect.
+    """Leave the fewest sensitive layers in float that keep the accuracy.
+
+    None are tried first, then more and more of them up to half of all, then the gap is halved
+    (:func:`convscale.stats.smallest_true`).
 
     Args:
         ranked: gives the layers, most sensitive first; asked for only where quantising all of them loses too much.
@@ -184,20 +187,13 @@ def search_float_layers(
         steps.append(Step(float_layers=tuple(layer.name for layer in order[:count]), drop_points=drop))
         return drop <= max_drop + 1e-9
 
-    if good(0):
-        return steps, True
-    order = ranked()
-    low, high = 0, 1
-    while high <= total // 2 and not good(high):
-        low, high = high, 2 * high
-    if high > total // 2:
-        return steps, False
-    while high - low > max(1, high // 4):
-        middle = (low + high) // 2
-        low, high = (low, middle) if good(middle) else (middle, high)
-    if len(steps[-1].float_layers) != high:
-        good(high)
-    return steps, True
+    fewest = 0 if good(0) else None
+    if fewest is None and total >= 2:
+        order = ranked()
+        fewest = smallest_true(good, 1, total // 2)
+    if fewest is not None and len(steps[-1].float_layers) != fewest:
+        good(fewest)  # what the last try left behind is another
+    return steps, fewest is not None
 
 
 def _round_tensor(x: torch.Tensor) -> torch.Tensor:
@@ -213,9 +209,9 @@ def _round_rows(weight: torch.Tensor) -> torch.Tensor:
     return torch.round(weight / scale) * scale
 
 
-def _logits(output: Any) -> torch.Tensor:
+def _logits(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """A network gives its logits; one with baked preprocessing probabilities and logits."""
-    return output[-1] if isinstance(output, (tuple, list)) else output
+    return output if isinstance(output, torch.Tensor) else output[-1]
 
 
 def _input_name(path: Path) -> str:

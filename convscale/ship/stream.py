@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
-from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, read_image
+from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import available_cores
 
@@ -108,6 +108,7 @@ def classify_stream(
     workers = available_cores() if workers is None else workers
     _check_options(top, artifact, batch_size, workers)
     paths = iter(paths)
+    preload()
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     # One computing thread in each decoder: the cores are shared out among the decoders and the runtime already.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -168,16 +169,16 @@ def classify(
     paths = iter(paths)
     if isinstance(output, (str, os.PathLike)):
         done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
-
-        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")
+        # Closed below: a stream that was given is not.
+        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
+        begins_empty = Path(output).stat().st_size == 0
     else:
-        stream = output
+        stream, begins_empty = output, True
     start = time.perf_counter()
     count = errors = 0
     step = batch_size or artifact.batch_size
     try:
-        # pyright: ignore[reportArgumentType]
-        if form == "csv" and (stream is output or Path(output).stat().st_size == 0):
+        if form == "csv" and begins_empty:
             stream.write(_header(top, several))
         for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
             stream.write(writer(row, top, several))
@@ -238,8 +239,8 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """uint8 (H, W, C) in the artefact's size."""
-    image: Any = preprocessing.resize(read_image(path, channels=preprocessing.channels, max_pixels=max_pixels))
-    return image.numpy()
+    image = read_image(path, channels=preprocessing.channels, max_pixels=max_pixels)
+    return preprocessing.resize(image).numpy()
 
 
 def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | str]:
@@ -276,7 +277,7 @@ def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: 
         )
 
 
-def _format(output: Any, format: str | None) -> str:
+def _format(output: str | os.PathLike[str] | TextIO, format: str | None) -> str:
     if format is None:
         ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ".csv"
         format = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}.get(ending, "csv")
@@ -301,7 +302,7 @@ def _header(top: int, several: bool) -> str:
 
 def _csv_line(row: Row, top: int, several: bool) -> str:
     """One line: line ends in a file's name are written as ``\\n``, so that a line is always a row."""
-    cells: list[Any] = [_one_line(row.path)]
+    cells = [_one_line(row.path)]
     if several:
         cells.append(json.dumps(row.labels or [], ensure_ascii=False))
     for i in range(top):
@@ -312,7 +313,7 @@ def _csv_line(row: Row, top: int, several: bool) -> str:
 
 
 def _json_line(row: Row, top: int, several: bool) -> str:
-    value: dict[str, Any] = {"path": row.path}
+    value: dict[str, object] = {"path": row.path}
     if row.error:
         value["error"] = row.error
     else:

@@ -11,14 +11,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from convscale.artifact.artifact import RUNTIMES_OF, Artifact, load_artifact, open_artifact, state_fact
+from convscale.artifact.artifact import Artifact, load_artifact, open_artifact, state_fact
+from convscale.conditions import Size, size_text
 from convscale.errors import UserError, nearest
 from convscale.machine import Environment, available_cores
-from convscale.runtimes.base import Runner, installed_runtimes
+from convscale.runtimes.base import Opening, Runner, installed_runtimes, runtime_of, runtimes_of
 
 GOALS = ("throughput", "latency")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -65,7 +65,7 @@ class Trial:
         """Images per call over the median seconds."""
         return self.settings.batch_size / self.latency_s
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
             **dataclasses.asdict(self.settings),
@@ -99,7 +99,7 @@ class Tuning:
             return self.usual.latency_s / self.best.latency_s
         return self.best.images_per_s / self.usual.images_per_s
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values; trials without their raw times."""
         trials = [{k: v for k, v in trial.to_dict().items() if k != "times_s"} for trial in self.trials]
         environment = {**dataclasses.asdict(self.environment), "versions": dict(self.environment.versions)}
@@ -142,10 +142,10 @@ def tune(
     if not batch_sizes or min(batch_sizes) < 1:
         raise UserError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
     cores = threads or available_cores()
-    known = RUNTIMES_OF[artifact.format]
+    known = runtimes_of(artifact.format)
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UserError(f"an artefact of format {artifact.format} runs in {' or '.join(known)}, not in {unknown[0]}")
-    usable = [name for name in installed_runtimes() if name != "openvino" or artifact.device == "cpu"]
+    usable = [name for name in installed_runtimes() if runtime_of(name).runs_on(artifact.device)]
     chosen = [name for name in known if name in usable and (not runtimes or name in runtimes)]
     if not chosen:
         raise UserError(f"none of the runtimes {', '.join(runtimes or known)} is installed here")
@@ -185,22 +185,19 @@ def tune(
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
-        artifact.manifest |= {"runtime": runtime, "tuning": found.to_dict()}
+        artifact.keep(runtime=runtime, tuning=found.to_dict())
         state_fact(artifact, "speed", describe(found, artifact.image_size))
     return found
 
 
-def describe(found: Tuning, image_size: int) -> str:
+def describe(found: Tuning, image_size: Size) -> str:
     """The best speed with its conditions, as a model card states it."""
     s, machine = found.best.settings, found.environment
     versions = machine.versions.get(s.runtime) or machine.versions.get("torch", "")
     streams = f" in {s.streams} streams" if s.streams > 1 else ""
-    return (
-        f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call ({s.runtime} "
-        f"{versions}, batch {s.batch_size}, "
-        f"{image_size} px, {s.threads} threads{streams}; {machine.device_name}, {machine.cores} cores; tuned for "
-        f"{found.goal}, model only)"
-    )
+    speed = f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call"
+    how = f"{s.runtime} {versions}, batch {s.batch_size}, {size_text(image_size)} px, {s.threads} threads{streams}"
+    return f"{speed} ({how}; {machine.device_name}, {machine.cores} cores; tuned for {found.goal}, model only)"
 
 
 def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequence[int]) -> list[Settings]:
@@ -217,7 +214,7 @@ def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequ
             continue
         many = (
             [n for n in sorted({1, 2, cores // 2, cores}) if n >= 1 and cores % n == 0]
-            if runtime in ("onnxruntime", "openvino")
+            if runtime_of(runtime).streams
             else [1]
         )
         found += [
@@ -276,7 +273,7 @@ Opened = dict[tuple[str, str, int, int, int | None], Runner]
 
 
 def _key(artifact: Artifact, settings: Settings) -> tuple[str, str, int, int, int | None]:
-    batch_size = settings.batch_size if settings.runtime == "openvino" else None
+    batch_size = settings.batch_size if runtime_of(settings.runtime).knows_batch else None
     return str(artifact.folder), settings.runtime, settings.threads, settings.streams, batch_size
 
 
@@ -284,17 +281,17 @@ def _call(artifact: Artifact, settings: Settings, opened: Opened) -> Callable[[]
     """A call to time, without the copies in and out. A runner that is open already serves other batches too."""
     key = _key(artifact, settings)
     if key not in opened:
-        opened[key] = open_artifact(
-            artifact,
-            settings.runtime,
+        how = Opening(
             threads=settings.threads,
             device=artifact.device,
             streams=settings.streams,
             batch_size=settings.batch_size,
         )
+        opened[key] = open_artifact(artifact, settings.runtime, how)
     runner = opened[key]
-    size, channels = artifact.image_size, artifact.preprocessing.channels
-    images = np.random.default_rng(0).integers(0, 256, (settings.batch_size, size, size, channels), dtype=np.uint8)
+    taken = artifact.preprocessing
+    shape = (settings.batch_size, taken.height, taken.width, taken.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     prepared = runner.prepare(artifact.input_batch(images))
 
     def call() -> None:

@@ -84,7 +84,7 @@ class Verification:
             return None
         return 100 * (self.accuracy_before - self.accuracy_after)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
@@ -192,7 +192,11 @@ def average_precisions(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tenso
 
 
 def reference_logits(net: nn.Module, artifact: Artifact, images: np.ndarray) -> np.ndarray:
-    """The network's own logits of uint8 images (N, H, W, C), preprocessed as the artefact says: float32 (N, classes)."""
+    """The network's own logits of uint8 images (N, H, W, C), preprocessed as the artefact says.
+
+    Returns:
+        float32 (N, classes).
+    """
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     parts = [forward_logits(net, artifact.preprocessing.normalize(part)) for part in pixels.split(CHUNK)]
     return torch.cat(parts).numpy()

@@ -28,18 +28,10 @@ from convscale.formats.onnx import write_onnx
 from convscale.machine import available_cores
 from convscale.networks.inputs import example_input, input_shape
 from convscale.networks.resolve import Network, as_module
-from convscale.runtimes.base import (
-    OnnxRunner,
-    OpenVinoRunner,
-    Runner,
-    TorchRunner,
-    check_runtime,
-    need_runtime,
-    torch_threads,
-)
+from convscale.runtimes.base import Opening, Runner, check_runtime, need_runtime, open_runtime, runtime_of
+from convscale.runtimes.pytorch.runner import TorchRunner, torch_threads
 from convscale.speed.timing import DeviceEvents, Stopwatch, WallClock
 
-FILE_RUNTIMES = ("onnxruntime", "openvino")
 GUARDED_BATCH = 32
 """From this batch on, a call on a CPU must fit in the memory that is free, as counted: the system would not refuse it
 but end the process."""
@@ -77,7 +69,7 @@ def subjects(net: Measured, cond: Conditions | None, keywords: dict[str, object]
     first = _conditions(net, cond, keywords)
     if not auto:
         return [_subject(net, first)]
-    if isinstance(net, Artifact) or first.runtime in FILE_RUNTIMES:  # these lay out memory themselves
+    if isinstance(net, Artifact) or not runtime_of(first.runtime).opens_modules:  # these lay out memory themselves
         return [_subject(net, dataclasses.replace(first, layout="nchw"))]
     return [_subject(net, dataclasses.replace(first, layout=layout)) for layout in LAYOUTS]
 
@@ -95,7 +87,7 @@ def _conditions(net: Measured, cond: Conditions | None, keywords: dict[str, obje
     if isinstance(net, Artifact):
         stated = {name for name in known if name in keywords or getattr(cond, name) != getattr(usual, name)}
         cond = _of_artifact(net, cond, stated)
-    if cond.mode == "train" and (isinstance(net, Artifact) or cond.runtime in (*FILE_RUNTIMES, "compiled-frozen")):
+    if cond.mode == "train" and (isinstance(net, Artifact) or not runtime_of(cond.runtime).trains):
         what = "an artefact" if isinstance(net, Artifact) else f"runtime {cond.runtime}"
         raise UserError(f"{what} can not train; measure mode train in runtime eager or compiled")
     if not (cond.device == "cpu" or cond.device.startswith("cuda")):
@@ -136,21 +128,20 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
     """The network opened in its runtime."""
     notes = (
         ("the batch's way to the GPU and back is in the time",)
-        if cond.runtime == "onnxruntime" and cond.device != "cpu"
+        if runtime_of(cond.runtime).copies_batches and cond.device != "cpu"
         else ()
     )
     if isinstance(net, Artifact):
         streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
-        runner = open_artifact(
-            net, cond.runtime, threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size
-        )
+        how = Opening(threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size)
+        runner = open_artifact(net, cond.runtime, how)
         shape = (*sides(net.image_size), net.preprocessing.channels)
 
         def pixels(batch_size: int) -> Any:
             return net.input_batch(np.random.default_rng(0).integers(0, 256, (batch_size, *shape), dtype=np.uint8))
 
         notes = (*notes, f"{streams} streams share the threads") if streams > 1 else notes
-        name = str(net.manifest.get("model", ""))
+        name = net.manifest.model
         return Subject(
             name=name, cond=cond, open_call=lambda size: _inference(runner, pixels(size), cond.device), notes=notes
         )
@@ -172,15 +163,8 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
 
 def _open_module(module: nn.Module, cond: Conditions) -> Runner:
     """A copy of the module in the runtime asked for, exported on the way where the runtime opens files."""
-    if cond.runtime not in FILE_RUNTIMES:
-        return TorchRunner(
-            copy.deepcopy(module),
-            cond.runtime,
-            threads=cond.threads,
-            device=cond.device,
-            precision=cond.precision,
-            layout=cond.layout,
-        )
+    if runtime_of(cond.runtime).opens_modules:
+        return open_runtime(copy.deepcopy(module), cond.runtime, _opening(cond))
     if cond.precision != "fp32" or cond.layout != "nchw":
         raise UserError(
             f"{cond.runtime} times a module in fp32 and nchw (it lays out memory itself), got {cond.precision}, "
@@ -192,9 +176,12 @@ def _open_module(module: nn.Module, cond: Conditions) -> Runner:
         module = copy.deepcopy(module).cpu().float()
         example = example_input(module, cond.image_size)
         write_onnx(fold(module, example), example, path)
-        if cond.runtime == "onnxruntime":
-            return OnnxRunner(path, threads=cond.threads, device=cond.device)
-        return OpenVinoRunner(path, threads=cond.threads, device=cond.device)
+        return open_runtime(path, cond.runtime, Opening(threads=cond.threads, device=cond.device))
+
+
+def _opening(cond: Conditions, *, train: bool = False) -> Opening:
+    """How a module is opened under conditions."""
+    return Opening(threads=cond.threads, device=cond.device, precision=cond.precision, layout=cond.layout, train=train)
 
 
 def _needed_bytes(module: nn.Module, cond: Conditions) -> Callable[[int], int]:
@@ -225,15 +212,8 @@ def _inference(runner: Runner, batch: Any, device: str) -> tuple[Callable[[], ob
 
 def _training(module: nn.Module, cond: Conditions, batch_size: int) -> tuple[Callable[[], object], Stopwatch]:
     """Forward, cross-entropy, backward and a step of SGD with momentum, on a copy."""
-    runner = TorchRunner(
-        copy.deepcopy(module),
-        cond.runtime,
-        threads=cond.threads,
-        device=cond.device,
-        precision=cond.precision,
-        layout=cond.layout,
-        train=True,
-    )
+    runner = open_runtime(copy.deepcopy(module), cond.runtime, _opening(cond, train=True))
+    assert isinstance(runner, TorchRunner), f"{cond.runtime} can not train"
     parameters = [p for p in runner.parameters() if p.requires_grad]
     if not parameters:
         raise UserError("the network has no parameter that requires a gradient; nothing to train")
@@ -292,9 +272,8 @@ def in_memory(
     try:
         with _chosen_algorithms(cuda):
             made = use(*subject.open_call(batch_size))
-        return made, torch.cuda.max_memory_allocated(
-            device
-        ) if cuda and subject.cond.runtime not in FILE_RUNTIMES else None
+        in_torch = cuda and runtime_of(subject.cond.runtime).opens_modules  # other runtimes allocate by themselves
+        return made, torch.cuda.max_memory_allocated(device) if in_torch else None
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -96,8 +96,12 @@ def test_train_resume_teach_and_evaluate(call: Any, folder: Path, tmp_path: Path
     newest = max((tmp_path / "run" / "checkpoints").glob("best-*"))
     (newest / "model.safetensors").write_bytes(b"")
     code, out, err = call("evaluate", tmp_path / "run", "--data-dir", folder, "--json")
-    assert code == 0
+    assert (code, out) == (2, "")
     assert f"{newest.name} is damaged" in err
+    last = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert str(last) in err
+    code, out, err = call("evaluate", last, "--data-dir", folder, "--json")
+    assert code == 0, err
     found = json.loads(out)
     assert (found["split"], found["n"], found["classes"]) == ("test", 4, ["dark", "light"])
     assert np.array(found["confusion"]).sum() == 4

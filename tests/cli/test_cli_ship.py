@@ -230,3 +230,25 @@ def test_bad_exports_leave_nothing(
     refused(call(*export, "--format", "openvino"), "runtime openvino is not installed; pip install openvino")
     assert not out.exists()
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
+
+
+def test_export_says_which_state_it_uses_and_takes_no_other(checkpoint: Path, tmp_path: Path, call: Call) -> None:
+    """Guards wrong answer 13 of issue E: one flipped bit in the best state shipped another network, with exit 0."""
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run)
+    best, last = (max((run / "checkpoints").glob(f"{kind}-*")) for kind in ("best", "step"))
+    code, out, err = call("export", run, "--output", tmp_path / "a")
+    assert code == 0, err
+    assert f"exported {best}, the best on validation, epoch " in out
+    code, out, err = call("export", run, "--output", tmp_path / "b", "--json")
+    assert code == 0, err
+    assert f"exported {best}, the best on validation, epoch " in err
+    weights = best / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 4
+    weights.write_bytes(data)
+    refused(call("export", run, "--output", tmp_path / "c"), f"{best} is damaged", f"name it: {last}")
+    assert not (tmp_path / "c").exists()
+    code, out, err = call("export", last, "--output", tmp_path / "d")
+    assert code == 0, err
+    assert f"exported {last}, a state of training, epoch 6" in out

@@ -72,7 +72,7 @@ def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "sums", "json"])
-def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_newest_state_is_passed_over_by_a_resumed_training_alone(tmp_path: Path, damage: str) -> None:
     _save(tmp_path, 1, 1.0)
     newest = _save(tmp_path, 2, 2.0)
     weights = newest / "model.safetensors"
@@ -88,12 +88,31 @@ def test_a_damaged_newest_is_passed_over_and_said(tmp_path: Path, damage: str) -
         (newest / "SHA256SUMS").write_text("")
     else:
         (newest / "checkpoint.json").write_text("{}")
-    loaded = load_checkpoint(tmp_path, net=small_net())
-    assert loaded.net[9].bias[0] == 1.0
-    assert "step-00000002 is damaged" in loaded.notes[0]
-    assert load_state(tmp_path)[2]["numbers"]["step"] == 1
-    with pytest.raises(UserError, match="step-00000002 is damaged"):
-        load_checkpoint(newest, net=small_net())
+    _, _, state, notes = load_state(tmp_path)
+    assert state["numbers"]["step"] == 1
+    assert "step-00000002 is damaged" in notes[0]
+    for path in (newest, tmp_path):
+        with pytest.raises(UserError, match="step-00000002 is damaged"):
+            load_checkpoint(path, net=small_net())
+
+
+def test_a_damaged_best_is_never_replaced_in_silence(tmp_path: Path) -> None:
+    """Guards wrong answer 13 of issue E: with one bit flipped, another state was taken and nothing said."""
+    last = _save(tmp_path, 2, 2.0)
+    best = _save(tmp_path, 1, 1.0, kind="best")
+    assert load_checkpoint(tmp_path, net=small_net()).path == best
+    weights = best / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(tmp_path, net=small_net())
+    assert f"checkpoint {best} is damaged" in str(caught.value)
+    assert str(caught.value).endswith(f"to use another state, name it: {last}")
+    assert load_checkpoint(last, net=small_net()).net[9].bias[0] == 2.0
+    (last / "SHA256SUMS").unlink()  # no state is whole: none is named
+    with pytest.raises(UserError, match=r"checksum it was written with\)$"):
+        load_checkpoint(tmp_path, net=small_net())
 
 
 def test_a_full_disk_leaves_the_old_one_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,15 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
-from convscale.runtimes.base import TorchRunner, installed_runtimes, open_runtime, torch_threads
+from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
+from convscale.runtimes.pytorch.runner import TorchRunner, torch_threads
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_same_numbers(runtime: str, n: int, tiny: nn.Module, onnx_art: Artifact) -> None:
     x = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))
-    run = open_runtime(tiny if runtime == "eager" else onnx_art.model_path, runtime, threads=1)
+    run = open_runtime(tiny if runtime == "eager" else onnx_art.model_path, runtime, Opening(threads=1))
     assert run.threads == 1
     (logits,) = run(x)
     with torch.no_grad():
@@ -25,7 +26,7 @@ def test_same_numbers(runtime: str, n: int, tiny: nn.Module, onnx_art: Artifact)
 
 
 def test_outputs_survive_the_next_call(onnx_art: Artifact) -> None:
-    run = open_runtime(onnx_art.model_path, "openvino", threads=1)
+    run = open_runtime(onnx_art.model_path, "openvino", Opening(threads=1))
     (first,) = run(torch.zeros(1, 3, 32, 32))
     kept = first.copy()
     run(torch.ones(1, 3, 32, 32))
@@ -40,7 +41,7 @@ def test_compiled(runtime: str) -> None:
     x = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
         expected = net(x).numpy()
-        assert np.allclose(open_runtime(net, runtime, threads=1)(x)[0], expected, atol=1e-5)
+        assert np.allclose(open_runtime(net, runtime, Opening(threads=1))(x)[0], expected, atol=1e-5)
 
 
 def test_nhwc_and_bf16(tiny: nn.Module) -> None:
@@ -50,9 +51,7 @@ def test_nhwc_and_bf16(tiny: nn.Module) -> None:
     with torch.no_grad():
         expected = tiny(x).numpy()
     for precision, layout, tolerance in (("fp32", "nhwc", 1e-5), ("bf16", "nchw", 0.05), ("amp", "nhwc", 0.05)):
-        (logits,) = TorchRunner(
-            copy.deepcopy(tiny), "eager", threads=1, device="cpu", precision=precision, layout=layout
-        )(x)
+        (logits,) = TorchRunner(copy.deepcopy(tiny), "eager", Opening(threads=1, precision=precision, layout=layout))(x)
         error = np.abs(logits - expected).max() / np.abs(expected).max()
         assert error < tolerance
         assert (error > 1e-5) == (precision != "fp32")
@@ -73,7 +72,7 @@ def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
     with pytest.raises(UserError, match=r"opens modules, not model\.onnx"):
         open_runtime(onnx_art.model_path, "eager")
     with pytest.raises(UserError, match="int8 needs a quantised artefact"):
-        open_runtime(tiny, "eager", precision="int8")
+        open_runtime(tiny, "eager", Opening(precision="int8"))
     with pytest.raises(UserError, match=r"ONNX Runtime can not open classes\.json"):
         open_runtime(onnx_art.folder / "classes.json", "onnxruntime")
     with pytest.raises(UserError, match=r"OpenVINO can not open classes\.json"):
@@ -83,9 +82,9 @@ def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(tiny: nn.Module, onnx_art: Artifact) -> None:
     with pytest.raises(UserError, match="torch sees no CUDA GPU"):
-        open_runtime(tiny, "eager", device="cuda")
+        open_runtime(tiny, "eager", Opening(device="cuda"))
     with pytest.raises(UserError, match=r"no CUDAExecutionProvider; pip install onnxruntime-gpu"):
-        open_runtime(onnx_art.model_path, "onnxruntime", device="cuda")
+        open_runtime(onnx_art.model_path, "onnxruntime", Opening(device="cuda"))
 
 
 def test_a_gpu_that_does_not_start_is_no_gpu(onnx_art: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,4 +100,4 @@ def test_a_gpu_that_does_not_start_is_no_gpu(onnx_art: Artifact, monkeypatch: py
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort, "InferenceSession", Fallen)
     with pytest.raises(UserError, match="CUDAExecutionProvider does not start here"):
-        open_runtime(onnx_art.model_path, "onnxruntime", device="cuda")
+        open_runtime(onnx_art.model_path, "onnxruntime", Opening(device="cuda"))

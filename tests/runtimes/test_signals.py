@@ -8,8 +8,8 @@ import pytest
 # Without the former stack back, this ends with SIGSEGV at its first signal.
 _LET_GO = """
 import gc, os, signal, sys, threading
-from convscale.runtimes.base import open_runtime
-runners = [open_runtime(sys.argv[1], "openvino", threads=1)]
+from convscale.runtimes.base import Opening, open_runtime
+runners = [open_runtime(sys.argv[1], "openvino", Opening(threads=1))]
 thread = threading.Thread(target=lambda: (runners.clear(), gc.collect()))
 thread.start()
 thread.join()

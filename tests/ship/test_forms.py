@@ -122,9 +122,9 @@ def test_shared_work_is_done_once(
     tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folds: list[object] = []
-    real = module.export.__globals__["fold"]
+    real = module.export_as.__globals__["fold"]
     monkeypatch.setitem(
-        module.export.__globals__, "fold", lambda *args, **keywords: folds.append(args) or real(*args, **keywords)
+        module.export_as.__globals__, "fold", lambda *args, **keywords: folds.append(args) or real(*args, **keywords)
     )
     forms = export_forms(tiny, tmp_path, ["openvino-fp32", FLOAT], verify_images=images)
     assert len(folds) == 1

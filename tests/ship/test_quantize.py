@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.runtimes.base import OpenVinoRunner
+from convscale.runtimes.openvino import OpenVinoRunner
 from convscale.ship.export import export
 from convscale.ship.layers import Layer
 from convscale.ship.quantize import CALIBRATION, check_calibration, rank_layers, search_float_layers, spread
@@ -60,9 +61,16 @@ def data(n: int = 150, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_int8_says_the_same_where_it_can(format: str, bake: bool, tmp_path: Path) -> None:
     images, labels = data()
     art = export(
-        Colours(1.0), tmp_path / "a", format=format, bake=bake, int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0], verify_images=images,
+        Colours(1.0),
+        tmp_path / "a",
+        format=format,
+        bake=bake,
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
+        verify_images=images,
         verify_labels=labels,
-    )  # fmt: skip
+    )
     record = art.verification
     assert record is not None
     assert (record["precision"], record["accuracy_before"], record["accuracy_after"]) == ("int8", 1.0, 1.0)
@@ -106,9 +114,16 @@ def test_openvino_sees_a_quantised_network_in_fixed_batch_sizes_only(format: str
 def test_the_sensitive_layer_stays_in_float(format: str, tmp_path: Path) -> None:
     images, labels = data()
     art = export(
-        Colours(3000.0), tmp_path / "a", format=format, int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0], verify_images=images,
-        verify_labels=labels, max_drop=1.0,
-    )  # fmt: skip
+        Colours(3000.0),
+        tmp_path / "a",
+        format=format,
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
+        verify_images=images,
+        verify_labels=labels,
+        max_drop=1.0,
+    )
     first, last = art.manifest["int8"]["steps"]
     assert first["float_layers"] == []
     assert first["drop_points"] > 20
@@ -162,8 +177,14 @@ def test_onnx_runtime_runs_quantised_depthwise_convolutions(tmp_path: Path) -> N
     torch.manual_seed(0)
     images, _ = data()
     art = export(
-        Mixed(), tmp_path / "a", int8=True, preprocessing=PRE, calibration_images=data(64, 1)[0], verify_images=images, max_drop=100.0,
-    )  # fmt: skip
+        Mixed(),
+        tmp_path / "a",
+        int8=True,
+        preprocessing=PRE,
+        calibration_images=data(64, 1)[0],
+        verify_images=images,
+        max_drop=100.0,
+    )
     graph = onnx.load(art.model_path).graph
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     steps = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in sizes]
@@ -181,33 +202,36 @@ def test_ranking_finds_the_outlier() -> None:
     assert rank_layers(graph, batch, layers)[0].name == "third"
 
 
-LAYERS = [Layer(name=f"l{i}", value=f"v{i}", file_value=f"v{i}") for i in range(40)]
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 53])
+def test_search_finds_the_fewest_layers_up_to_half_of_them(total: int) -> None:
+    """Every edge against what brute force would find. The search once gave up at the last power of two below half."""
+    layers = [Layer(name=f"l{i}", value=f"v{i}", file_value=f"v{i}") for i in range(total)]
+    for needed in range(total + 1):
+        seen: list[int] = []
+
+        def attempt(kept: Sequence[Layer], needed: int = needed, seen: list[int] = seen) -> float:
+            assert list(kept) == layers[: len(kept)], "the most sensitive come first"
+            seen.append(len(kept))
+            return 0.0 if len(kept) >= needed else 5.0
+
+        steps, kept_it = search_float_layers(lambda: layers, total, attempt, 0.5)
+        assert kept_it == (needed <= total // 2)
+        assert [len(step.float_layers) for step in steps] == seen
+        assert max(seen) <= total // 2
+        if kept_it:  # what is left behind is the last try
+            assert seen[-1] == needed
+            assert steps[-1].drop_points == 0.0
+        else:
+            assert seen[-1] == total // 2
+            assert steps[-1].drop_points == 5.0
+        assert len(seen) <= 2 + 2 * math.ceil(math.log2(max(2, total)))
 
 
-@pytest.mark.parametrize(
-    ("needed", "tries"), [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (13, [0, 1, 2, 4, 8, 16, 12, 16])]
-)
-def test_search_finds_few_layers(needed: int, tries: list[int]) -> None:
-    seen: list[int] = []
+def test_nothing_is_ranked_where_all_may_be_quantised() -> None:
+    def ranked() -> Sequence[Layer]:
+        raise AssertionError("ranking takes a pass per layer")
 
-    def attempt(kept: Sequence[Layer]) -> float:
-        seen.append(len(kept))
-        return 0.0 if len(kept) >= needed else 5.0
-
-    steps, kept_it = search_float_layers(lambda: LAYERS, len(LAYERS), attempt, 0.5)
-    assert kept_it
-    # What is left behind is the last try, and it keeps the accuracy with few layers more than needed.
-    assert steps[-1].drop_points == 0.0
-    assert needed <= len(steps[-1].float_layers) <= needed + max(1, needed // 3)
-    assert seen == tries
-
-
-def test_search_gives_up_at_half() -> None:
-    seen: list[int] = []
-    steps, kept_it = search_float_layers(lambda: LAYERS, 40, lambda kept: seen.append(len(kept)) or 5.0, 0.5)
-    assert not kept_it
-    assert seen == [0, 1, 2, 4, 8, 16]
-    assert len(steps) == 6
+    assert search_float_layers(ranked, 40, lambda kept: 0.0, 0.5)[1]
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.images.decode import read_image
 from convscale.images.preprocess import Preprocessing
@@ -258,3 +261,23 @@ def test_impossible_options(folder: Path) -> None:
     for option in ("batch_size", "workers"):
         with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
             classify([str(folder / "00.png")], Colours(), io.StringIO(), **{option: 0})
+
+
+FRESH = """
+import sys
+import convscale as cs
+from convscale.ship.stream import classify, image_paths
+done = classify(image_paths(sys.argv[2:]), cs.load_artifact(sys.argv[1]), sys.stdout, workers=4)
+"""
+
+
+def test_png_and_jpeg_together_in_a_fresh_process(onnx_art: Artifact, tmp_path: Path) -> None:
+    """Guards wrong answer 14 of issue E: threads imported the decoders at the same time, one found half of one."""
+    paths = []
+    for i, ending in enumerate(("png", "jpg", "png", "jpg")):
+        paths.append(str(tmp_path / f"{i}.{ending}"))
+        Image.new("RGB", (40, 40), colour(i)).save(paths[-1])
+    command = [sys.executable, "-W", "error", "-c", FRESH, str(onnx_art.folder), *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(row["path"], row["error"]) for row in rows_of(done.stdout)] == [(path, "") for path in paths]

@@ -12,7 +12,7 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
-from convscale.runtimes.base import installed_runtimes, open_runtime
+from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
 from convscale.ship import tune as module
 from convscale.ship.tune import Settings, Trial, candidates, near_best, tune
 
@@ -92,9 +92,16 @@ def test_a_busy_moment_does_not_throw_the_best_out() -> None:
 def test_candidates() -> None:
     found = candidates("throughput", ["onnxruntime", "eager"], 4, (1, 2, 8))
     assert {(s.runtime, s.streams, s.batch_size) for s in found} == {
-        ("onnxruntime", 1, 1), ("onnxruntime", 1, 2), ("onnxruntime", 1, 8), ("onnxruntime", 2, 2), ("onnxruntime", 2, 8), ("onnxruntime", 4, 8),
-        ("eager", 1, 1), ("eager", 1, 2), ("eager", 1, 8),
-    }  # fmt: skip
+        ("onnxruntime", 1, 1),
+        ("onnxruntime", 1, 2),
+        ("onnxruntime", 1, 8),
+        ("onnxruntime", 2, 2),
+        ("onnxruntime", 2, 8),
+        ("onnxruntime", 4, 8),
+        ("eager", 1, 1),
+        ("eager", 1, 2),
+        ("eager", 1, 8),
+    }
     assert [s.threads for s in candidates("latency", ["openvino"], 4, ())] == [4, 2]
 
 
@@ -133,15 +140,15 @@ def test_the_model_card_states_the_tuned_speed(art: Artifact, made_up: dict[Sett
 @pytest.mark.parametrize("streams", [1, 2])
 def test_a_form_for_one_batch_size_changes_no_output(streams: int, art: Artifact) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
-    anyhow = open_runtime(art.model_path, "openvino", threads=2)
-    fixed = open_runtime(art.model_path, "openvino", threads=2, streams=streams, batch_size=4)
+    anyhow = open_runtime(art.model_path, "openvino", Opening(threads=2))
+    fixed = open_runtime(art.model_path, "openvino", Opening(threads=2, streams=streams, batch_size=4))
     for n in (4, 1, 9, 4):
         batch = art.input_batch(pixels[:n])
         assert fixed(batch)[0].shape == (n, 5)
         assert np.allclose(fixed(batch)[0], anyhow(batch)[0], atol=1e-5)
     assert set(fixed._forms) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
     # A tuned artefact opens for its own batch.
-    art.manifest["runtime"] |= {"name": "openvino", "threads": 2, "streams": streams, "batch_size": 4}
+    art.keep(runtime={"name": "openvino", "threads": 2, "streams": streams, "batch_size": 4})
     tuned = Artifact(art.folder, art.manifest)
     assert np.allclose(tuned(pixels), art(pixels), atol=1e-5)
     assert set(tuned.runner._forms) == {4 // streams, None}  # pyright: ignore[reportAttributeAccessIssue]
@@ -152,14 +159,14 @@ def test_a_form_for_one_batch_size_changes_no_output(streams: int, art: Artifact
 def test_streams_change_no_output(
     runtime: str, threads: int, art: Artifact, tiny: nn.Module, images: np.ndarray
 ) -> None:
-    one = open_runtime(art.model_path, runtime, threads=1)
-    two = open_runtime(art.model_path, runtime, threads=threads, streams=2)
+    one = open_runtime(art.model_path, runtime, Opening(threads=1))
+    two = open_runtime(art.model_path, runtime, Opening(threads=threads, streams=2))
     for n in (1, 2, 7):
         batch = art.input_batch(images[:n])
         assert two(batch)[0].shape == (n, 5)
         assert np.allclose(two(batch)[0], one(batch)[0], atol=1e-5)
     with pytest.raises(UserError, match="streams must lie between 1 and the 2 threads, got 3"):
-        open_runtime(art.model_path, runtime, threads=2, streams=3)
+        open_runtime(art.model_path, runtime, Opening(threads=2, streams=3))
 
 
 def test_bad_input(art: Artifact) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 import weakref
 from pathlib import Path
@@ -16,7 +17,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.runtimes.base import TorchRunner
+from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.ship.export import export
 from convscale.speed import subjects
 from convscale.speed.measuring import export_and_time, largest_batch, measure, sweep
@@ -246,12 +247,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def elapsed_time(self, other: Event) -> float:
             return 20.0  # milliseconds
 
-    class OnCpu(TorchRunner):
-        def __init__(self, net, runtime, **options) -> None:
-            super().__init__(net, runtime, **{**options, "device": "cpu"})
+    class OnCpu(torch_runner.TorchRunner):
+        def __init__(self, net, runtime, how) -> None:
+            super().__init__(net, runtime, dataclasses.replace(how, device="cpu"))
             self.synchronize = lambda: log.append("sync")
 
-    monkeypatch.setattr(subjects, "TorchRunner", OnCpu)
+    monkeypatch.setattr(torch_runner, "TorchRunner", OnCpu)
     for name, value in {
         "is_available": lambda: True,
         "Event": Event,

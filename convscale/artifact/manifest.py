@@ -1,0 +1,140 @@
+"""An artefact's record: what it is, how it runs, and the checksums of its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convscale.errors import UserError
+
+SCHEMA = 1
+"""Version of an artefact's layout; a reader refuses newer ones."""
+MANIFEST = "artifact.json"
+MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
+"""The model's files by format, the one that a runtime opens first."""
+
+_REQUIRED = ("format", "precision", "baked", "runtime", "num_classes", "files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsIn:
+    """The runtime that an artefact runs in where none is asked for."""
+
+    name: str
+    """Its name."""
+    threads: int | None = None
+    """Compute threads; None: one per core."""
+    batch_size: int | None = None
+    """Images per call; None: not tuned."""
+    streams: int | None = None
+    """Parts of a batch that run side by side; None: not tuned."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Manifest(Mapping[str, Any]):
+    """The record, read once and checked. As a mapping it gives the JSON values as they were written."""
+
+    format: str
+    """A key of ``MODEL_FILES``."""
+    precision: str
+    """Of the stored weights: ``fp32``, ``fp16`` or ``int8``."""
+    baked: bool
+    """Preprocessing and softmax are parts of the network."""
+    runtime: RunsIn
+    """How it runs."""
+    num_classes: int
+    """The network's outputs."""
+    thresholds: tuple[float, ...] | None
+    """For several labels per image: each class's probability above which it counts as present; None: one label."""
+    model: str
+    """The network's name; empty where it is not known."""
+    strided_stem: bool
+    """A space-to-depth stem was written as one strided convolution."""
+    files: Mapping[str, Mapping[str, Any]]
+    """Of each file its ``sha256`` and ``bytes``."""
+    written: Mapping[str, Any]
+    """All of it, as plain JSON values."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], folder: Path) -> Manifest:
+        """From JSON values, those of earlier versions too.
+
+        Raises:
+            UserError: something that every record has is missing or of another kind, or the format is unknown.
+        """
+        if missing := [key for key in _REQUIRED if key not in values]:
+            raise _damaged(folder, f"it lacks {', '.join(missing)}; ")
+        runtime, files = values["runtime"], values["files"]
+        if values["format"] not in MODEL_FILES:
+            known = ", ".join(MODEL_FILES)
+            raise UserError(f"artefact {folder} has the unknown format {values['format']!r}; known: {known}")
+        if not isinstance(files, dict) or not isinstance(runtime, dict) or "name" not in runtime:
+            raise _damaged(folder)
+        thresholds = values.get("thresholds")
+        return cls(
+            format=values["format"],
+            precision=values["precision"],
+            baked=values["baked"],
+            runtime=RunsIn(
+                name=runtime["name"],
+                threads=runtime.get("threads"),
+                batch_size=runtime.get("batch_size"),
+                streams=runtime.get("streams"),
+            ),
+            num_classes=values["num_classes"],
+            thresholds=None if thresholds is None else tuple(thresholds),
+            model=str(values.get("model", "")),
+            strided_stem=bool(values.get("strided_stem", False)),
+            files=files,
+            written=dict(values),
+        )
+
+    def __getitem__(self, key: str) -> Any:
+        return self.written[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.written)
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The record in an artefact's folder.
+
+    Raises:
+        UserError: the folder is none, or holds no artefact, a damaged one or one of a newer version.
+    """
+    if not folder.exists():
+        raise UserError(f"artefact folder {folder} does not exist")
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is a file; an artefact is a folder made by convscale export (foreign archives and pickles are "
+            "not loaded)"
+        )
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"folder {folder} is no artefact: it has no {MANIFEST}")
+    values = read_part(folder, MANIFEST)
+    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
+        raise _damaged(folder)
+    if values["schema"] > SCHEMA:
+        raise UserError(
+            f"artefact {folder} has schema {values['schema']}, this version of convscale reads up to {SCHEMA}; "
+            "update convscale"
+        )
+    return Manifest.from_dict(values, folder)
+
+
+def read_part(folder: Path, name: str) -> Any:
+    """The JSON value in a file of an artefact."""
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"artefact {folder} has a damaged {name}; export it again") from error
+
+
+def _damaged(folder: Path, why: str = "") -> UserError:
+    return UserError(f"artefact {folder} has a damaged {MANIFEST}{': ' + why if why else '; '}export it again")

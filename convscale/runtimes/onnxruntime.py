@@ -1,0 +1,82 @@
+"""ONNX Runtime: runs ONNX files, on processors and GPUs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from convscale.errors import UserError, first_line
+from convscale.runtimes.base import FileRunner, Opening, Runtime, register, run_error, threads_and_streams
+
+
+@register
+class OnnxRuntime(Runtime):
+    """ONNX Runtime."""
+
+    name = "onnxruntime"
+    order = 10
+    formats = ("onnx",)
+    library = "onnxruntime"
+    install = "pip install onnxruntime"
+    devices = ("cpu", "cuda")
+    streams = True
+    copies_batches = True
+
+    def open(self, source: object, how: Opening) -> OnnxRunner:
+        assert isinstance(source, Path), f"{source} is no file"
+        return OnnxRunner(source, how)
+
+
+class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
+    """An ONNX file in ONNX Runtime."""
+
+    runtime = OnnxRuntime.name
+
+    def __init__(self, path: Path, how: Opening) -> None:
+        import onnxruntime as ort
+
+        self.lock = nullcontext()  # sessions may be called by many threads, and give arrays of their own
+        self.threads, self.streams = threads_and_streams(how)
+        provider = "CUDAExecutionProvider" if how.device.startswith("cuda") else "CPUExecutionProvider"
+        if provider not in ort.get_available_providers():
+            raise UserError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or use device cpu")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads // self.streams
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # A session's threads serve all its callers, so each stream has a session of its own where it has more than its
+        # caller's.
+        count = self.streams if options.intra_op_num_threads > 1 else 1
+        self._name = path.name
+        try:
+            self._sessions = [ort.InferenceSession(str(path), options, providers=[provider]) for _ in range(count)]
+        except Exception as error:
+            raise UserError(f"ONNX Runtime can not open {path.name}: {first_line(error)}") from error
+        if provider not in self._sessions[0].get_providers():
+            # It goes on with the processor where the provider's libraries do not load, and would be timed as a GPU.
+            raise UserError(
+                f"ONNX Runtime's {provider} does not start here (are CUDA and cuDNN of its version installed?); or use "
+                "device cpu"
+            )
+        self._input = self._sessions[0].get_inputs()[0]
+        kind = self._input.type
+        self.dtype = np.dtype("uint8" if "uint8" in kind else "float16" if "float16" in kind else "float32")
+        self._pool = ThreadPoolExecutor(self.streams) if self.streams > 1 else None
+
+    def run(self, prepared: list[np.ndarray]) -> list[list[np.ndarray]]:
+        if self._pool is None or len(prepared) == 1:
+            return [self._one(part, 0) for part in prepared]
+        return list(self._pool.map(self._one, prepared, range(len(prepared))))
+
+    def fetch(self, outputs: list[list[np.ndarray]]) -> tuple[np.ndarray, ...]:
+        return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+
+    def _one(self, part: np.ndarray, stream: int) -> list[np.ndarray]:
+        try:
+            outputs = self._sessions[stream % len(self._sessions)].run(None, {self._input.name: part})
+        except Exception as error:
+            raise run_error("ONNX Runtime", self._name, error) from error
+        return [np.asarray(output) for output in outputs]

@@ -1,0 +1,93 @@
+"""A module in PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.machine import available_cores
+from convscale.runtimes.base import Batch, Opening, Runner, installed_runtimes
+
+Outputs = torch.Tensor | Sequence[torch.Tensor]
+
+
+class TorchRunner(Runner[torch.Tensor, Outputs]):
+    """A module in PyTorch: eager, compiled, or compiled with its weights frozen in."""
+
+    def __init__(self, net: object, runtime: str, how: Opening) -> None:
+        assert isinstance(net, nn.Module), f"{type(net).__name__} is no module"
+        if how.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device {how.device!r} is not there: torch sees no CUDA GPU; use device cpu")
+        self.runtime, self.threads = runtime, how.threads or available_cores()
+        self._device = torch.device(how.device)
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(how.precision, torch.float32)
+        self._format = torch.channels_last if how.layout == "nhwc" else torch.contiguous_format
+        self._amp = how.precision == "amp"
+        net = net.train(how.train).to(device=self._device, dtype=self._dtype)
+        if how.layout == "nhwc":
+            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.module = net
+        self.net: Callable[[torch.Tensor], Outputs] = (
+            net if runtime == "eager" else _compiled(net, frozen=runtime == "compiled-frozen")
+        )
+        if self._device.type == "cuda":
+            self.synchronize = lambda: torch.cuda.synchronize(self._device)
+
+    def prepare(self, batch: Batch) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(batch)) if isinstance(batch, np.ndarray) else batch
+        assert isinstance(tensor, torch.Tensor), f"{type(tensor).__name__} is no batch"
+        if tensor.is_floating_point():
+            tensor = tensor.to(self._dtype)
+        return tensor.to(self._device).contiguous(memory_format=self._format)
+
+    def run(self, prepared: torch.Tensor) -> Outputs:
+        with torch_threads(self.threads), torch.no_grad():
+            return self.forward(prepared)
+
+    def forward(self, prepared: torch.Tensor) -> Outputs:
+        """One forward pass under the precision's autocast, with gradients where they are on."""
+        with self._autocast():
+            return self.net(prepared)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The module's parameters, as they are on the device."""
+        return list(self.module.parameters())
+
+    def fetch(self, outputs: Outputs) -> tuple[np.ndarray, ...]:
+        tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        return tuple(output.float().cpu().numpy() for output in tensors)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        kind = self._device.type
+        if not self._amp:
+            return contextlib.nullcontext()
+        return torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch's compute threads, set for a while."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compiled(net: nn.Module, *, frozen: bool) -> Callable[[torch.Tensor], Outputs]:
+    """``torch.compile``; with freezing, weights become constants and are laid out for the processor."""
+    if "compiled" not in installed_runtimes() and next(net.parameters(), torch.empty(0)).device.type == "cpu":
+        raise UserError(
+            "runtime compiled needs a C++ compiler on a CPU; install g++, or use runtime eager or onnxruntime"
+        )
+    return torch.compile(net, options={"freezing": True}) if frozen else torch.compile(net)
