@@ -186,7 +186,7 @@ class Choice(Judged):
     them."""
 
     def stated_conditions(self) -> dict[str, object]:
-        """The conditions as plain JSON values; for tuned networks their precision is what the forms were chosen from."""
+        """As plain JSON values; for tuned networks the precision is what their forms were chosen from."""
         return {**self.conditions.to_dict(), **({"precision": self.chosen_from} if self.chosen_from else {})}
 
     @property

@@ -358,7 +358,7 @@ def test_seeded_input_has_no_subnormal_numbers(tiny: nn.Module) -> None:
 def test_an_artefact_is_not_recorded_under_conditions_it_did_not_run_in(
     form: str, wrong: dict, message: str, tiny: nn.Module, preprocessing: Preprocessing, tmp_path: Path
 ) -> None:
-    """By keyword and in a ``Conditions``; version 0.1.0 wrote ``int8``, ``bf16`` and ``nhwc`` down for a float32 file."""
+    """By keyword and in a ``Conditions``; 0.1.0 wrote ``int8``, ``bf16`` and ``nhwc`` down for a float32 file."""
     art = export(tiny, tmp_path / form, format=form, preprocessing=preprocessing)
     with pytest.raises(UserError, match=message):
         measure(art, **wrong, **QUICK)
@@ -380,10 +380,9 @@ def test_conditions_left_at_their_defaults_are_the_artefacts_own(given: Conditio
 class Rectangular(nn.Module):
     """Takes 20 x 30 px, and says so as timm's networks do."""
 
-    pretrained_cfg = {"input_size": (3, 20, 30)}
-
     def __init__(self) -> None:
         super().__init__()
+        self.pretrained_cfg = {"input_size": (3, 20, 30)}
         self.conv = nn.Conv2d(3, 4, 3)
         self.shapes: list[tuple[int, ...]] = []
 
