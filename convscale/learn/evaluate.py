@@ -17,6 +17,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
 from convscale.learn.settings import usable_device
+from convscale.nn.modes import evaluating
 from convscale.ship.verify import average_precisions
 from convscale.stats import wilson
 
@@ -89,7 +90,7 @@ def evaluate(
     """Run ``net`` in eval mode over every image of ``split``.
 
     Args:
-        net: gives logits (N, classes); its training mode is restored afterwards.
+        net: gives logits (N, classes); every submodule's mode is as before afterwards.
         split: what to evaluate on.
         preprocessing: how images become inputs.
         batch_size: images per call.
@@ -126,14 +127,13 @@ def predict_split(
     seconds.
     """
     where = _checked(batch_size, device, workers)
-    started, training, home = time.perf_counter(), net.training, next((p.device for p in net.parameters()), where)
+    started, home = time.perf_counter(), next((p.device for p in net.parameters()), where)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     logits, kept, bad = [], [], []
+    # moved outside of inference mode, which would leave weights behind that can not be trained again
+    net.to(where)
     try:
-        net.eval().to(
-            where
-        )  # outside of inference mode, which would leave weights behind that can not be trained again
-        with torch.inference_mode():
+        with evaluating(net), torch.inference_mode():
             for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
                 bad += batch.bad
                 if not len(batch.indices):
@@ -143,7 +143,7 @@ def predict_split(
                     logits.append(net(inputs).float().cpu())
                 kept.append(batch.indices)
     finally:
-        net.train(training).to(home)
+        net.to(home)
     if not logits:
         raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
     return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings, usable_device
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
+from convscale.nn.modes import evaluating
 from convscale.nn.norm import convert_sync
 
 
@@ -212,7 +213,8 @@ def train(
             stop=stop,
             processes=processes,
         )
-        return _run(job, resumed=resumed, notes=notes)
+        with nullcontext() if teacher is None else evaluating(teacher):
+            return _run(job, resumed=resumed, notes=notes)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:

@@ -12,7 +12,13 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
+from convscale.learn.distributed import Processes
 from convscale.learn.evaluate import best_thresholds, evaluate, predict_split
+from convscale.learn.probe import solve_head
+from convscale.learn.recipe import Recipe
+from convscale.learn.settings import choose_settings
+from convscale.learn.train import train
+from convscale.learn.validate import validate
 from tests.learn.nets import halves_data, small_net
 
 PLAIN = Preprocessing(image_size=1, channels=3, mean=(0, 0, 0), std=(1 / 255,) * 3, crop_pct=1.0)
@@ -99,3 +105,71 @@ def test_a_network_moves_outside_of_inference_mode() -> None:
     assert (net.moves, net.training) == (2, True)
     with torch.no_grad():
         assert torch.equal(logits, net.eval().body(plain.normalize(data.test.images)))
+
+
+def test_frozen_norms_stay_in_eval_mode() -> None:
+    """Evaluating, solving the head and measuring settings put every submodule back into its own mode.
+
+    ``net.train(net.training)`` un-froze batch norms that a user had put into eval mode.
+    """
+    data = halves_data()
+    plain = Preprocessing(image_size=12, channels=1, mean=(0.0,), std=(1.0,), crop_pct=1.0)
+    net = _Headed().train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    before = [module.training for module in net.modules()]
+    assert set(before) == {True, False}
+    evaluate(net, data.test, plain)
+    assert [module.training for module in net.modules()] == before
+    validate(
+        net,
+        data.validation,
+        plain,
+        processes=Processes(),
+        device=torch.device("cpu"),
+        precision="fp32",
+        workers=0,
+    )
+    assert [module.training for module in net.modules()] == before
+    solve_head(net, data.train, data.validation, plain, device=torch.device("cpu"))
+    assert [module.training for module in net.modules()] == before
+    choose_settings(net, Recipe(name="x"), plain.normalize(data.train.images[:4]), seconds_each=0)
+    assert [module.training for module in net.modules()] == before
+    with pytest.raises(UserError, match="3 classes, the data 2"):
+        evaluate(net, dataclasses.replace(data.test, classes=("a", "b")), plain)
+    assert [module.training for module in net.modules()] == before
+
+
+def test_a_teacher_keeps_its_modes() -> None:
+    """A module that teaches is asked in eval mode and comes back as it was."""
+    modes: list[bool] = []
+    teacher = small_net().train()
+    teacher[1].eval()
+    before = [module.training for module in teacher.modules()]
+    teacher.register_forward_hook(lambda module, _inputs, _outputs: modes.append(module.training))
+    recipe = Recipe(name="x", epochs=1, batch_size=32, augment="none", precision="fp32", layout="nchw")
+    train(small_net(), halves_data(), recipe=recipe, teacher=teacher)
+    assert modes == [False] * 3
+    assert [module.training for module in teacher.modules()] == before
+
+
+class _Headed(nn.Module):
+    """The small network with timm's names for its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        *body, head = small_net()
+        self.body, self.head = nn.Sequential(*body), head
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
