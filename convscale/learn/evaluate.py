@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convscale.errors import UserError
+from convscale.errors import UserError, check_whole
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
-from convscale.learn.settings import usable_device
+from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
 from convscale.ship.verify import average_precisions
 from convscale.stats import wilson
@@ -95,11 +95,13 @@ def evaluate(
         preprocessing: how images become inputs.
         batch_size: images per call.
         device: where to run; the network is put back afterwards.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+        precision: ``fp32``; ``bf16``, ``fp16`` (autocast); or ``amp``, the half precision that is native to the
+            device.
         workers: decoding processes; None: one per core.
 
     Raises:
-        UserError: no image, a network with another number of classes, a batch below 1, a device that is not there.
+        UserError: no image, a network with another number of classes, a batch below 1, an unknown precision, a device
+            that is not there.
     """
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
@@ -126,9 +128,11 @@ def predict_split(
     """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and
     seconds.
     """
-    where = _checked(batch_size, device, workers)
+    batch_size = check_whole("batch_size", batch_size)
+    workers = None if workers is None else check_whole("workers", workers, 0)
+    where = usable_device(device)
+    dtype = autocast_type(precision, where)
     started, home = time.perf_counter(), next((p.device for p in net.parameters()), where)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     logits, kept, bad = [], [], []
     # moved outside of inference mode, which would leave weights behind that can not be trained again
     net.to(where)
@@ -139,7 +143,7 @@ def predict_split(
                 if not len(batch.indices):
                     continue
                 inputs = preprocessing.normalize(batch.images.to(where))
-                with torch.autocast(where.type, dtype, enabled=precision != "fp32"):
+                with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
                     logits.append(net(inputs).float().cpu())
                 kept.append(batch.indices)
     finally:
@@ -147,14 +151,6 @@ def predict_split(
     if not logits:
         raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
     return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started
-
-
-def _checked(batch_size: int, device: str | torch.device, workers: int | None) -> torch.device:
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers must be at least 0, got {workers}")
-    return usable_device(device)
 
 
 def _one_label(

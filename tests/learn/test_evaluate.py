@@ -82,6 +82,36 @@ def test_bad_input() -> None:
         evaluate(Colours(), split.subset([]), PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"precision": "float32"}, "precision 'float32' is unknown"),
+        ({"precision": "int8"}, "precision 'int8' is unknown"),
+        ({"precision": 16}, "precision 16 is unknown"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
+        ({"batch_size": True}, "batch_size is True; it must be"),
+        ({"batch_size": "8"}, "batch_size is '8'; it must be"),
+        ({"batch_size": float("nan")}, "batch_size is nan; it must be"),
+        ({"workers": -1}, "workers is -1; it must be"),
+        ({"workers": 1.5}, "workers is 1.5; it must be"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
+    ],
+)
+def test_options_of_the_wrong_kind(option: dict[str, Any], message: str) -> None:
+    """``precision='amp'`` was a KeyError, and so was any other unknown one; a text for a number a TypeError."""
+    with pytest.raises(UserError, match=message):
+        evaluate(Colours(), _split([[1, 0, 0]], torch.tensor([0])), PLAIN, **option)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("amp", torch.bfloat16), ("bf16", torch.bfloat16), ("fp32", None)])
+def test_precision_is_what_runs(precision: str, dtype: torch.dtype | None) -> None:
+    """A matrix multiplication under autocast gives the half type, and the logits of the rounded operands."""
+    net, seen = nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), []
+    net.register_forward_hook(lambda _module, _inputs, outputs: seen.append(outputs.dtype))
+    evaluate(net, _split([[3, 1, 0], [0, 5, 9]], torch.tensor([0, 2])), PLAIN, precision=precision)
+    assert seen == [dtype or torch.float32]
+
+
 def test_a_network_moves_outside_of_inference_mode() -> None:
     class Mover(nn.Module):
         """Moved there, its weights could not be trained any more."""
