@@ -18,8 +18,7 @@ from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
-from convscale.ship.verify import average_precisions
-from convscale.stats import wilson
+from convscale.stats import average_precisions, mean_of_known, wilson
 
 
 class Wrong(NamedTuple):
@@ -201,7 +200,7 @@ def _several_labels(
 ) -> Evaluation:
     del kept
     probabilities, truth = logits.sigmoid(), labels.long()
-    precision = average_precisions(logits, labels)
+    precision = average_precisions(logits.numpy(), labels.numpy())
     best = logits.argmax(1)
     right = int(labels[torch.arange(len(labels)), best].sum())
     low, high = wilson(right, len(labels))
@@ -216,7 +215,7 @@ def _several_labels(
         per_class=tuple(precision.tolist()),
         confusion=torch.empty(0, 0, dtype=torch.long),
         calibration_error=_binary_calibration_error(probabilities, truth),
-        mean_average_precision=float(precision.nanmean()),
+        mean_average_precision=mean_of_known(precision),
         wrong=(),
         images_per_s=images_per_s,
         bad=bad,
