@@ -80,7 +80,8 @@ class TrainRun:
             return "no epoch was finished"
         images_per_s = sum(row["images_per_s"] for row in self.history) / len(self.history)
         text = f"{len(self.history)} epochs in {duration(self.seconds)}, {images_per_s:,.0f} training images/s"
-        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_metric:.2%} after epoch {self.best_epoch}"
+        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_metric:.2%} "
+        text += f"after epoch {self.best_epoch}"
         return "\n".join((text, *self.cost.lines()))
 
 
@@ -272,7 +273,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
 
 
 def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress) -> tuple[Split, Split]:
-    """Train and validation set in memory at the network's size, where they fit and the recipe's augmentation allows it."""
+    """Train and validation set in memory at the network's size, where they fit and the augmentation allows it."""
     held = []
     for split in (splits.train, splits.validation):
         bad: tuple[str, ...] = ()
