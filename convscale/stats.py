@@ -1,9 +1,11 @@
-"""Intervals and searches that several rooms need."""
+"""Intervals, scores and searches that several rooms need."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+import numpy as np
 
 from convscale.errors import UserError
 
@@ -20,6 +22,37 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def average_precisions(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Average precision of each class: the mean of the precisions at which its images are found, by falling score.
+
+    Images of the same score are found together. There is no interpolation (as in scikit-learn and torchmetrics).
+
+    Args:
+        logits: (N, classes); any scores that rank.
+        truth: zeros and ones (N, classes).
+
+    Returns:
+        float64 (classes,), NaN for a class that no image has.
+    """
+    precisions = np.full(logits.shape[1], np.nan)
+    for column in range(logits.shape[1]):
+        order = np.argsort(-logits[:, column], kind="stable")
+        scores, present = logits[order, column], truth[order, column] > 0
+        if not present.any():
+            continue
+        last = np.append(scores[1:] != scores[:-1], True)  # the last image of each score
+        right = np.cumsum(present)[last]
+        so_far = np.flatnonzero(last) + 1
+        precisions[column] = np.sum(np.diff(right, prepend=0) * (right / so_far)) / right[-1]
+    return precisions
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of those that are not NaN; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def largest_true(holds: Callable[[int], bool], low: int, high: int, *, start: int | None = None) -> int | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convscale.stats import largest_true, smallest_true
+from convscale.stats import average_precisions, largest_true, mean_of_known, smallest_true
 
 LOWS, SPANS, STARTS = st.integers(-50, 50), st.integers(0, 3000), st.integers(-60, 3100) | st.none()
 
@@ -50,3 +51,32 @@ def test_numbers_far_beyond_the_edge_are_never_tried() -> None:
 def test_an_empty_range_is_our_own_mistake() -> None:
     with pytest.raises(ValueError, match="low must not be above high"):
         largest_true(lambda number: True, 1, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(images=st.integers(1, 40), classes=st.integers(1, 5), levels=st.integers(1, 50), seed=st.integers(0, 2**32 - 1))
+def test_average_precisions_are_those_of_torchmetrics(images: int, classes: int, levels: int, seed: int) -> None:
+    """Over random scores, most of them tied where there are few levels, and classes that no image has."""
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    random = np.random.default_rng(seed)
+    scores = (random.integers(0, levels, (images, classes)) / levels).astype(np.float32)
+    truth = (random.random((images, classes)) < random.random(classes)).astype(np.float32)
+    ours = average_precisions(scores, truth)
+    for column in range(classes):
+        if not truth[:, column].any():
+            assert math.isnan(ours[column])
+            continue
+        probabilities, present = torch.from_numpy(scores[:, column]), torch.from_numpy(truth[:, column]).long()
+        golden = functional.binary_average_precision(probabilities, present)
+        assert ours[column] == pytest.approx(float(golden), abs=1e-6)
+
+
+def test_average_precisions_by_hand() -> None:
+    """Right, wrong, right: (1 + 2/3) / 2; two that are tied are found together: 1/2; no image: not known."""
+    logits = np.array([[3.0, 1, 0], [2, 1, 0], [1, 0, 0]])
+    values = average_precisions(logits, np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 0]]))
+    assert values[:2] == pytest.approx([5 / 6, 1 / 2])
+    assert math.isnan(values[2])
+    assert mean_of_known(values) == pytest.approx(2 / 3)
+    assert math.isnan(mean_of_known(values[2:]))

@@ -68,9 +68,7 @@ class Checkpoint:
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """For several labels: per class the probability above which it counts as present, set on validation; else
-        None.
-        """
+        """For several labels: per class the probability above which it is present, set on validation; else None."""
         found = self.meta.get("metrics", {}).get("best", {}).get("thresholds")
         return None if found is None else tuple(found)
 

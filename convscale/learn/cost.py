@@ -39,7 +39,8 @@ class RunCost:
     def lines(self) -> tuple[str, ...]:
         """For people."""
         text = f"cost: {duration(self.seconds)} ({self.waiting_s / max(self.seconds, 1e-9):.0%} waiting for images, "
-        text += f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, {self.peak_memory_bytes / 1e9:.1f} GB at most"
+        text += f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, "
+        text += f"{self.peak_memory_bytes / 1e9:.1f} GB at most"
         return (text, *(f"faster: {each}" for each in self.advice))
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convscale.errors import UserError
+from convscale.errors import UserError, check_whole
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
-from convscale.learn.settings import usable_device
-from convscale.ship.verify import average_precisions
-from convscale.stats import wilson
+from convscale.learn.settings import autocast_type, usable_device
+from convscale.nn.modes import evaluating
+from convscale.stats import average_precisions, mean_of_known, wilson
 
 
 class Wrong(NamedTuple):
@@ -89,16 +89,18 @@ def evaluate(
     """Run ``net`` in eval mode over every image of ``split``.
 
     Args:
-        net: gives logits (N, classes); its training mode is restored afterwards.
+        net: gives logits (N, classes); every submodule's mode is as before afterwards.
         split: what to evaluate on.
         preprocessing: how images become inputs.
         batch_size: images per call.
         device: where to run; the network is put back afterwards.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast).
+        precision: ``fp32``; ``bf16``, ``fp16`` (autocast); or ``amp``, the half precision that is native to the
+            device.
         workers: decoding processes; None: one per core.
 
     Raises:
-        UserError: no image, a network with another number of classes, a batch below 1, a device that is not there.
+        UserError: no image, a network with another number of classes, a batch below 1, an unknown precision, a device
+            that is not there.
     """
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
@@ -125,36 +127,29 @@ def predict_split(
     """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and
     seconds.
     """
-    where = _checked(batch_size, device, workers)
-    started, training, home = time.perf_counter(), net.training, next((p.device for p in net.parameters()), where)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    batch_size = check_whole("batch_size", batch_size)
+    workers = None if workers is None else check_whole("workers", workers, 0)
+    where = usable_device(device)
+    dtype = autocast_type(precision, where)
+    started, home = time.perf_counter(), next((p.device for p in net.parameters()), where)
     logits, kept, bad = [], [], []
+    # moved outside of inference mode, which would leave weights behind that can not be trained again
+    net.to(where)
     try:
-        net.eval().to(
-            where
-        )  # outside of inference mode, which would leave weights behind that can not be trained again
-        with torch.inference_mode():
+        with evaluating(net), torch.inference_mode():
             for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
                 bad += batch.bad
                 if not len(batch.indices):
                     continue
                 inputs = preprocessing.normalize(batch.images.to(where))
-                with torch.autocast(where.type, dtype, enabled=precision != "fp32"):
+                with torch.autocast(where.type, dtype or torch.bfloat16, enabled=dtype is not None):
                     logits.append(net(inputs).float().cpu())
                 kept.append(batch.indices)
     finally:
-        net.train(training).to(home)
+        net.to(home)
     if not logits:
         raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
     return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started
-
-
-def _checked(batch_size: int, device: str | torch.device, workers: int | None) -> torch.device:
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers must be at least 0, got {workers}")
-    return usable_device(device)
 
 
 def _one_label(
@@ -205,7 +200,7 @@ def _several_labels(
 ) -> Evaluation:
     del kept
     probabilities, truth = logits.sigmoid(), labels.long()
-    precision = average_precisions(logits, labels)
+    precision = average_precisions(logits.numpy(), labels.numpy())
     best = logits.argmax(1)
     right = int(labels[torch.arange(len(labels)), best].sum())
     low, high = wilson(right, len(labels))
@@ -220,7 +215,7 @@ def _several_labels(
         per_class=tuple(precision.tolist()),
         confusion=torch.empty(0, 0, dtype=torch.long),
         calibration_error=_binary_calibration_error(probabilities, truth),
-        mean_average_precision=float(precision.nanmean()),
+        mean_average_precision=mean_of_known(precision),
         wrong=(),
         images_per_s=images_per_s,
         bad=bad,

@@ -70,9 +70,10 @@ class TrainLoader:
     ) -> None:
         global_batch = recipe.batch_size * world
         if global_batch > len(split):
+            processes = f" x {world} processes" if world > 1 else ""
             raise UserError(
-                f"batch_size {global_batch} is larger than the train set ({len(split)} images); use at most "
-                f"{len(split)}"
+                f"batch_size {recipe.batch_size}{processes} is larger than the train set ({len(split)} images); use at "
+                f"most {len(split) // world}"
             )
         self.split, self.recipe, self.seed, self.rank, self.world = split, recipe, seed, rank, world
         self.image_size = image_size
@@ -243,7 +244,7 @@ def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: f
     if len(bad) > max(1, max_bad_rate * total):
         raise UserError(
             f"{len(bad)} of {total} {split} images ({len(bad) / total:.1%}) can not be decoded, at most "
-            f"{max_bad_rate:.1%} are; first: {bad[0]}"
+            f"{max_bad_rate:.1%} may be; first: {bad[0]}"
         )
 
 
@@ -391,7 +392,10 @@ def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Ite
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1] if lines[0].startswith(_CAUGHT) else lines[0]
         if any(sign in reason.lower() for sign in _WORKER_TROUBLE):
-            advice = f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 needs no shared memory"
+            advice = (
+                f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 "
+                "needs no shared memory"
+            )
             raise UserError(f"a data loader process ended ({reason}); {advice}") from error
         raise
 
@@ -412,8 +416,10 @@ def _same(item: Any) -> Any:
 
 
 def measure_mean_std(split: Split, sample: int = 20_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], over at most ``sample`` images that are spread
-    evenly over the set in memory.
+    """Mean and standard deviation per channel of pixels in [0, 1] of a set in memory.
+
+    A set of fewer than ``2 * sample`` images is measured whole; of a larger one every k-th image is taken, k as large
+    as leaves ``sample`` of them, and at most half as many again.
     """
     assert split.images is not None, "only for sets in memory"
     step = max(1, len(split) // sample)

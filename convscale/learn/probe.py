@@ -16,6 +16,7 @@ from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
+from convscale.nn.modes import evaluating
 
 MOST_IMAGES = 20_000
 """Of the train set, spread evenly: more hardly change a linear head."""
@@ -82,17 +83,14 @@ def _features(
     net: nn.Module, split: Split, preprocessing: Preprocessing, device: torch.device, workers: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled features float32 (N, features) and labels, on the CPU."""
-    training, rows, kept = net.training, [], []
+    rows, kept = [], []
     forward: Any = net
-    net.eval()
-    try:
+    with evaluating(net):
         for batch in eval_batches(split, preprocessing, batch_size=128, workers=workers):
             if len(batch.indices):
                 inputs = preprocessing.normalize(batch.images.to(device))
                 rows.append(forward.forward_head(forward.forward_features(inputs), pre_logits=True).float().cpu())
                 kept.append(batch.indices)
-    finally:
-        net.train(training)
     return torch.cat(rows), split.labels[torch.cat(kept)]
 
 

@@ -296,6 +296,6 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
         if not math.isfinite(number) or (target is int and number != int(number)):
             raise ValueError
         return target(number)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[target]
         raise UserError(f"recipe key {name} must be {words}, got {value!r}") from None

@@ -61,7 +61,10 @@ RECIPES = {
         ),
         Recipe(
             name="pictures",
-            source="convscale's own, for training on a user's pictures from scratch: one-cycle AdamW, random crops, TrivialAugment, averaged weights",
+            source=(
+                "convscale's own, for training on a user's pictures from scratch: one-cycle AdamW, random crops, "
+                "TrivialAugment, averaged weights"
+            ),
             epochs=50,
             batch_size=64,
             optimizer="adamw",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from convscale.errors import UserError
+from convscale.errors import UserError, nearest
 from convscale.learn.recipe import Recipe
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,7 +63,7 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
     if recipe.precision == "auto":
         precisions = _native_precisions(inputs.device)
     elif recipe.precision == "amp":
-        precisions = [precision for precision in _native_precisions(inputs.device) if precision != "fp32"] or ["bf16"]
+        precisions = [half_precision(inputs.device)]
     layouts = ["nchw", "nhwc"] if recipe.layout == "auto" else [recipe.layout]
     candidates = [(precision, layout) for precision in precisions for layout in layouts]
     if len(candidates) == 1:
@@ -74,6 +74,23 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
     )
     best = max(measured, key=lambda entry: entry[2])
     return Settings(precision=best[0], layout=best[1], measured=measured)
+
+
+def half_precision(device: torch.device) -> str:
+    """What ``amp`` means: the half precision that is native to the device, ``bf16`` where none is."""
+    return next((precision for precision in _native_precisions(device) if precision != "fp32"), "bf16")
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in for ``fp32`` (None: no autocast), ``bf16``, ``fp16`` or ``amp``.
+
+    Raises:
+        UserError: another precision.
+    """
+    known = ("fp32", "amp", *AUTOCAST)
+    if precision not in known:
+        raise UserError(f"precision {precision!r} is unknown{nearest(str(precision), known)}")
+    return AUTOCAST.get(half_precision(device) if precision == "amp" else precision)
 
 
 def _native_precisions(device: torch.device) -> list[str]:

@@ -40,13 +40,15 @@ class Teacher(nn.Module):
 def open_teacher(
     teacher: nn.Module | str | os.PathLike[str], classes: tuple[str, ...], student: Preprocessing
 ) -> nn.Module:
-    """The teacher in eval mode, without gradients: a module as it is, or a checkpoint with its own preprocessing.
+    """The teacher: a module as it is, or a checkpoint with its own preprocessing, without gradients.
+
+    Whoever asks it for logits does so in eval mode.
 
     Raises:
         UserError: no checkpoint; other classes, or another number of channels.
     """
     if isinstance(teacher, nn.Module):
-        return teacher.eval()
+        return teacher
     loaded = load_checkpoint(teacher)
     if loaded.classes != classes:
         raise UserError(
@@ -57,4 +59,4 @@ def open_teacher(
         raise UserError(
             f"teacher {teacher} takes {loaded.preprocessing.channels} channel(s), the data has {student.channels}"
         )
-    return Teacher(loaded.net, loaded.preprocessing, student).eval().requires_grad_(False)
+    return Teacher(loaded.net, loaded.preprocessing, student).requires_grad_(False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
-from convscale.errors import UserError
+from convscale.errors import UserError, check_flag, check_number, check_whole
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
@@ -33,6 +35,7 @@ from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings, usable_device
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
+from convscale.nn.modes import evaluating
 from convscale.nn.norm import convert_sync
 
 
@@ -77,7 +80,8 @@ class TrainRun:
             return "no epoch was finished"
         images_per_s = sum(row["images_per_s"] for row in self.history) / len(self.history)
         text = f"{len(self.history)} epochs in {duration(self.seconds)}, {images_per_s:,.0f} training images/s"
-        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_metric:.2%} after epoch {self.best_epoch}"
+        text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_metric:.2%} "
+        text += f"after epoch {self.best_epoch}"
         return "\n".join((text, *self.cost.lines()))
 
 
@@ -139,12 +143,14 @@ def train(
     recipe = _recipe(recipe, output if resume else None).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
-    if max_seconds is not None and not max_seconds > 0:
-        raise UserError(f"max_seconds must be above 0, got {max_seconds!r}")
-    if keep < 1:
-        raise UserError(f"keep is {keep}; at least 1 training state must be kept, or a run that stops is lost")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers must be at least 0, got {workers}")
+    seed = _checked_seed(seed)
+    for name, flag in (("resume", resume), ("overwrite", overwrite), ("tensorboard", tensorboard)):
+        check_flag(name, flag)
+    keep = check_whole("keep", keep)
+    workers = None if workers is None else check_whole("workers", workers, 0)
+    if max_seconds is not None:
+        max_seconds = check_number("max_seconds", max_seconds, "a number of seconds above 0", math.ulp(0.0))
+    checkpoint_seconds = check_number("checkpoint_seconds", checkpoint_seconds, "a number of seconds of at least 0", 0)
     where = usable_device(device)
     notes: list[str] = []
     tell = _teller(progress if int(os.environ.get("RANK", "0")) == 0 else None, notes)
@@ -212,7 +218,16 @@ def train(
             stop=stop,
             processes=processes,
         )
-        return _run(job, resumed=resumed, notes=notes)
+        with nullcontext() if teacher is None else evaluating(teacher):
+            return _run(job, resumed=resumed, notes=notes)
+
+
+def _checked_seed(seed: object) -> int:
+    """``seed`` as an int that torch takes."""
+    number = int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None
+    if number is None or not -(2**63) <= number < 2**64:
+        raise UserError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
+    return number
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:
@@ -258,7 +273,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
 
 
 def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress) -> tuple[Split, Split]:
-    """Train and validation set in memory at the network's size, where they fit and the recipe's augmentation allows it."""
+    """Train and validation set in memory at the network's size, where they fit and the augmentation allows it."""
     held = []
     for split in (splits.train, splits.validation):
         bad: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
 from convscale.learn.evaluate import best_thresholds, predict_split
-from convscale.ship.verify import average_precisions
+from convscale.stats import average_precisions, mean_of_known
 
 
 def validate(
@@ -43,7 +44,8 @@ def validate(
         return {"loss": loss / count, "top1": right / count, "map": None, "metric": right / count}
     logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
     loss = F.binary_cross_entropy_with_logits(logits, labels).item()
-    average = float(average_precisions(logits, labels).nanmean().nan_to_num(0.0))
+    average = mean_of_known(average_precisions(logits.numpy(), labels.numpy()))
+    average = 0.0 if math.isnan(average) else average
     top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
     return {
         "loss": loss,

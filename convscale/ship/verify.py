@@ -15,7 +15,7 @@ from torch import nn
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.nn.modes import forward_logits
-from convscale.stats import wilson
+from convscale.stats import average_precisions, mean_of_known, wilson
 
 MIN_AGREEMENT = 0.999
 """Top-1 agreement that a float artefact must reach."""
@@ -172,23 +172,8 @@ def verify(
 
 def _mean_average_precision(logits: np.ndarray, truth: np.ndarray) -> float | None:
     """Over the classes that are present; None where none is."""
-    found = average_precisions(torch.from_numpy(logits), torch.from_numpy(truth))
-    return None if bool(found.isnan().all()) else float(found.nanmean())
-
-
-def average_precisions(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Average precision of each class: float32 (classes,), NaN for one that no image has.
-
-    Args:
-        logits: (N, classes).
-        truth: zeros and ones (N, classes).
-    """
-    from torchmetrics.functional.classification import binary_average_precision
-
-    out = torch.full((logits.shape[1],), float("nan"))
-    for at in torch.nonzero(truth.sum(0) > 0).flatten().tolist():
-        out[at] = binary_average_precision(logits[:, at].sigmoid(), truth[:, at].long())
-    return out
+    mean = mean_of_known(average_precisions(logits, truth))
+    return None if math.isnan(mean) else mean
 
 
 def reference_logits(net: nn.Module, artifact: Artifact, images: np.ndarray) -> np.ndarray:

@@ -158,7 +158,8 @@ def pictures(make_tree) -> Path:
 
 def test_csv_manifest(pictures: Path) -> None:
     rows = [
-        f"x/{number:03d}.jpg,{'cat' if number % 2 else 'dog'},{'test' if number > 3 else 'train' if number > 1 else 'val'}"
+        f"x/{number:03d}.jpg,{'cat' if number % 2 else 'dog'},"
+        + ("test" if number > 3 else "train" if number > 1 else "val")
         for number in range(6)
     ]
     (pictures / "m.csv").write_text("\n".join(["path,label,split", *rows]))

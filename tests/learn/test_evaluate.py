@@ -12,7 +12,13 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
+from convscale.learn.distributed import Processes
 from convscale.learn.evaluate import best_thresholds, evaluate, predict_split
+from convscale.learn.probe import solve_head
+from convscale.learn.recipe import Recipe
+from convscale.learn.settings import choose_settings
+from convscale.learn.train import train
+from convscale.learn.validate import validate
 from tests.learn.nets import halves_data, small_net
 
 PLAIN = Preprocessing(image_size=1, channels=3, mean=(0, 0, 0), std=(1 / 255,) * 3, crop_pct=1.0)
@@ -76,6 +82,36 @@ def test_bad_input() -> None:
         evaluate(Colours(), split.subset([]), PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"precision": "float32"}, "precision 'float32' is unknown"),
+        ({"precision": "int8"}, "precision 'int8' is unknown"),
+        ({"precision": 16}, "precision 16 is unknown"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
+        ({"batch_size": True}, "batch_size is True; it must be"),
+        ({"batch_size": "8"}, "batch_size is '8'; it must be"),
+        ({"batch_size": float("nan")}, "batch_size is nan; it must be"),
+        ({"workers": -1}, "workers is -1; it must be"),
+        ({"workers": 1.5}, "workers is 1.5; it must be"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
+    ],
+)
+def test_options_of_the_wrong_kind(option: dict[str, Any], message: str) -> None:
+    """``precision='amp'`` was a KeyError, and so was any other unknown one; a text for a number a TypeError."""
+    with pytest.raises(UserError, match=message):
+        evaluate(Colours(), _split([[1, 0, 0]], torch.tensor([0])), PLAIN, **option)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("amp", torch.bfloat16), ("bf16", torch.bfloat16), ("fp32", None)])
+def test_precision_is_what_runs(precision: str, dtype: torch.dtype | None) -> None:
+    """A matrix multiplication under autocast gives the half type, and the logits of the rounded operands."""
+    net, seen = nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), []
+    net.register_forward_hook(lambda _module, _inputs, outputs: seen.append(outputs.dtype))
+    evaluate(net, _split([[3, 1, 0], [0, 5, 9]], torch.tensor([0, 2])), PLAIN, precision=precision)
+    assert seen == [dtype or torch.float32]
+
+
 def test_a_network_moves_outside_of_inference_mode() -> None:
     class Mover(nn.Module):
         """Moved there, its weights could not be trained any more."""
@@ -99,3 +135,71 @@ def test_a_network_moves_outside_of_inference_mode() -> None:
     assert (net.moves, net.training) == (2, True)
     with torch.no_grad():
         assert torch.equal(logits, net.eval().body(plain.normalize(data.test.images)))
+
+
+def test_frozen_norms_stay_in_eval_mode() -> None:
+    """Evaluating, solving the head and measuring settings put every submodule back into its own mode.
+
+    ``net.train(net.training)`` un-froze batch norms that a user had put into eval mode.
+    """
+    data = halves_data()
+    plain = Preprocessing(image_size=12, channels=1, mean=(0.0,), std=(1.0,), crop_pct=1.0)
+    net = _Headed().train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    before = [module.training for module in net.modules()]
+    assert set(before) == {True, False}
+    evaluate(net, data.test, plain)
+    assert [module.training for module in net.modules()] == before
+    validate(
+        net,
+        data.validation,
+        plain,
+        processes=Processes(),
+        device=torch.device("cpu"),
+        precision="fp32",
+        workers=0,
+    )
+    assert [module.training for module in net.modules()] == before
+    solve_head(net, data.train, data.validation, plain, device=torch.device("cpu"))
+    assert [module.training for module in net.modules()] == before
+    choose_settings(net, Recipe(name="x"), plain.normalize(data.train.images[:4]), seconds_each=0)
+    assert [module.training for module in net.modules()] == before
+    with pytest.raises(UserError, match="3 classes, the data 2"):
+        evaluate(net, dataclasses.replace(data.test, classes=("a", "b")), plain)
+    assert [module.training for module in net.modules()] == before
+
+
+def test_a_teacher_keeps_its_modes() -> None:
+    """A module that teaches is asked in eval mode and comes back as it was."""
+    modes: list[bool] = []
+    teacher = small_net().train()
+    teacher[1].eval()
+    before = [module.training for module in teacher.modules()]
+    teacher.register_forward_hook(lambda module, _inputs, _outputs: modes.append(module.training))
+    recipe = Recipe(name="x", epochs=1, batch_size=32, augment="none", precision="fp32", layout="nchw")
+    train(small_net(), halves_data(), recipe=recipe, teacher=teacher)
+    assert modes == [False] * 3
+    assert [module.training for module in teacher.modules()] == before
+
+
+class _Headed(nn.Module):
+    """The small network with timm's names for its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        *body, head = small_net()
+        self.body, self.head = nn.Sequential(*body), head
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))

@@ -1,4 +1,4 @@
-"""Batches: the same whatever the workers or the place of a restart; bad images left out; pixels as Pillow makes them."""
+"""Batches: the same whatever the workers or the place of a restart; bad images left out; pixels as Pillow has them."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
     for number in (5, 6):
         Path(data.train.name(number)).write_bytes(b"\xff\xd8\xff")
     with pytest.raises(
-        UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 1.0% are; first: "
+        UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 1.0% may be; first: "
     ):
         into_memory(data.train, plain)
 
@@ -202,6 +202,22 @@ def test_mean_and_std_by_numpy() -> None:
     mean, std = measure_mean_std(split)
     assert mean == (pytest.approx(values.mean(), abs=1e-4),)
     assert std == (pytest.approx(values.std(), abs=1e-4),)
+
+
+@pytest.mark.parametrize(("images", "measured"), [(19, 19), (20, 10), (29, 15), (30, 10), (100, 10)])
+def test_mean_and_std_look_at_as_many_images_as_they_say(images: int, measured: int) -> None:
+    """Of 29 images and a sample of 10 every second one, 15: its docstring said "at most" 10."""
+    pixels = torch.zeros(images, 1, 1, 1, dtype=torch.uint8)
+    pixels[0] = 255
+    split = ArraySplit(split="train", classes=("a",), labels=torch.zeros(images).long(), channels=1, pixels=pixels)
+    assert measure_mean_std(split, sample=10)[0] == (round(1 / measured, 4),)
+
+
+def test_a_batch_that_two_processes_can_not_fill_is_refused_with_the_right_advice() -> None:
+    recipe = Recipe(name="x", batch_size=60)
+    with pytest.raises(UserError, match=r"60 x 2 processes is larger than the train set \(96 images\); use at most 48"):
+        TrainLoader(halves(96), recipe, image_size=12, world=2)
+    TrainLoader(halves(96), recipe.override({"batch_size": 48}), image_size=12, world=2)
 
 
 def test_a_batch_larger_than_the_set_is_refused() -> None:

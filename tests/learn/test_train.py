@@ -269,7 +269,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         train(small_net(classes=5), data, recipe=QUICK)
     with pytest.raises(UserError, match="device 'cuda:9'"):
         train(_net(), data, recipe=QUICK, device="cuda:9")
-    with pytest.raises(UserError, match="max_seconds must be above 0"):
+    with pytest.raises(UserError, match="it must be a number of seconds above 0"):
         train(_net(), data, recipe=QUICK, max_seconds=0)
     with pytest.raises(UserError, match="has no key 'learning_rate'"):
         train(_net(), data, recipe=QUICK, learning_rate=1)
