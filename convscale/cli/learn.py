@@ -12,7 +12,6 @@ from convscale.cli.options import (
     DataDir,
     Device,
     Epochs,
-    ImgSize,
     Json,
     Model,
     Output,
@@ -62,7 +61,12 @@ def train_command(
     epochs: Epochs = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Training batch, per process.")] = None,
-    img_size: ImgSize = None,
+    img_size: Annotated[
+        str | None,
+        typer.Option(
+            "--img-size", help="Side in pixels, or height x width as in 192x160; the model's own when left out."
+        ),
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last layout.")] = False,
     model_ema: Annotated[bool, typer.Option("--model-ema", help="Average the weights.")] = False,

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError
 from convscale.files import json_numbers, write_text
 from convscale.images.preprocess import Preprocessing
@@ -480,7 +481,7 @@ class Trainer:
         done = self._position()
         return self.elapsed * (1 - done) / done if done > 0 else 0.0
 
-    def _image_size(self) -> int:
+    def _image_size(self) -> Size:
         """Progressive resizing: from the first epoch's share, linearly to the whole size at three quarters of the run,
         in steps of 4 pixels.
         """
@@ -488,7 +489,7 @@ class Trainer:
         if share == 1:
             return whole
         grown = share + (1 - share) * min(1.0, self.epoch / max(1.0, 0.75 * self.job.recipe.epochs))
-        return min(whole, max(4, round(whole * grown / 4) * 4))
+        return as_size(*(min(side, max(4, round(side * grown / 4) * 4)) for side in sides(whole)))
 
     def _autocast(self) -> torch.autocast:
         precision = self.job.settings.precision

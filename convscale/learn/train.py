@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
+from convscale.conditions import sides
 from convscale.errors import UserError, check_flag, check_number, check_whole
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.preprocess import Preprocessing
@@ -35,6 +36,7 @@ from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings, usable_device
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
+from convscale.networks.inputs import input_facts
 from convscale.nn.modes import evaluating
 from convscale.nn.norm import convert_sync
 
@@ -278,7 +280,7 @@ def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell
     for split in (splits.train, splits.validation):
         bad: tuple[str, ...] = ()
         if recipe.shrink and isinstance(split, FileSplit) and split is splits.train:
-            split, said = shrink_split(split, round(recipe.shrink * preprocessing.image_size))
+            split, said = shrink_split(split, round(recipe.shrink * max(preprocessing.height, preprocessing.width)))
             tell({"kind": "note", "text": said})
         if recipe.augment == "shift-crop" or split is splits.validation:
             split, bad = into_memory(split, preprocessing)
@@ -362,26 +364,25 @@ def build_net(
 def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> Preprocessing:
     """Pictures: the network's own size and statistics. Small images in memory: measured statistics and the data's size,
     or the network's own size where that is at most twice the data's."""
-    known = getattr(net, "pretrained_cfg", None)
-    known = known if isinstance(known, dict) else vars(known) if known is not None else {}
-    own_size = known["input_size"][-1] if known.get("input_size") else None
+    facts = input_facts(net)
     channels, images = splits.channels, splits.train.images
     if images is not None:
         native = max(images.shape[1:3])
-        size = recipe.image_size or (own_size if own_size and own_size <= 2 * native else native)
+        size = recipe.image_size
+        if size is None:
+            size = facts.size if facts.size is not None and max(sides(facts.size)) <= 2 * native else native
         mean, std = measure_mean_std(splits.train)
         return Preprocessing(image_size=size, channels=channels, mean=mean, std=std, crop_pct=1.0)
-    mean, std = tuple(known.get("mean") or (0.485, 0.456, 0.406)), tuple(known.get("std") or (0.229, 0.224, 0.225))
+    mean, std = facts.mean or (0.485, 0.456, 0.406), facts.std or (0.229, 0.224, 0.225)
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    crop = known.get("crop_pct") or 0.875
     return Preprocessing(
-        image_size=recipe.image_size or own_size or 224,
+        image_size=recipe.image_size or facts.size or 224,
         channels=channels,
         mean=mean,
         std=std,
-        crop_pct=crop if recipe.augment == "resized-crop" else 1.0,
-        interpolation=known.get("interpolation") or "bilinear",
+        crop_pct=facts.crop_pct if recipe.augment == "resized-crop" else 1.0,
+        interpolation=facts.interpolation,
     )
 
 
