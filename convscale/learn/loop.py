@@ -33,6 +33,7 @@ from convscale.learn.optim import build_optimizer, set_lr
 from convscale.learn.probe import solve_head
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
+from convscale.learn.record import SCHEMA_VERSION, EpochRow, complete_row
 from convscale.learn.schedule import lr_factor
 from convscale.learn.settings import AUTOCAST, Settings
 from convscale.learn.validate import validate
@@ -111,7 +112,7 @@ class Trainer:
         self.epoch = self.step = 0  # the next step to take: batches done in this epoch
         self.updates = 0  # optimiser steps
         self.elapsed = 0.0
-        self.history: list[dict[str, Any]] = []
+        self.history: list[EpochRow] = []
         self.best: dict[str, Any] = {"metric": -1.0, "loss": math.inf, "epoch": 0}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
@@ -315,7 +316,7 @@ class Trainer:
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
         self._keep_if_better(metrics)
-        row = {
+        row: EpochRow = {
             "epoch": self.epoch,
             "train_loss": sums["loss"] / images if sums["images"] else math.nan,
             "val_loss": metrics["loss"],
@@ -408,7 +409,7 @@ class Trainer:
             numbers[key] for key in ("epoch", "step", "updates", "elapsed")
         )
         whole = self.job.recipe.batch_size * self.job.processes.world * self.steps_per_epoch
-        self.history = [_with_cost(row, whole) for row in numbers["history"]]
+        self.history = [complete_row(row, whole) for row in numbers["history"]]
         self.best, self.lr_scale = dict(numbers["best"]), numbers["lr_scale"]
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
@@ -438,6 +439,7 @@ class Trainer:
             "skipped_steps": self.skipped,
         }
         meta = {
+            "record_version": SCHEMA_VERSION,
             "recipe": self.job.recipe.to_dict(),
             "seed": self.job.seed,
             "steps_per_epoch": self.steps_per_epoch,
@@ -530,16 +532,6 @@ class Trainer:
 def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
     if sources:
         torch._foreach_copy_(targets, sources)
-
-
-def _with_cost(row: dict[str, Any], images: int) -> dict[str, Any]:
-    """A row of the history; one of an older version, which did not count, is taken for a whole epoch of ``images``."""
-    rate = row.get("images_per_s")
-    return (
-        {"images": images, "train_seconds": images / rate, **row}
-        if rate
-        else {"images": 0, "train_seconds": 0.0, **row}
-    )
 
 
 def _follow_layout(optimizer: torch.optim.Optimizer) -> None:

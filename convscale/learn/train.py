@@ -29,9 +29,10 @@ from convscale.learn.distributed import join
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
 from convscale.learn.loop import Job, Trainer
 from convscale.learn.loss import build_loss
-from convscale.learn.progress import Progress, duration, logged
+from convscale.learn.progress import Event, Progress, duration, logged
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
+from convscale.learn.record import EpochRow
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, choose_settings, usable_device
 from convscale.learn.shrink import shrink_split
@@ -47,7 +48,7 @@ class TrainRun:
 
     net: nn.Module
     """The best network on validation (averaged weights when the recipe averages), in eval mode."""
-    history: list[dict[str, Any]]
+    history: list[EpochRow]
     """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images, train_seconds, images_per_s,
     wait_share, seconds (since the start), skipped_steps."""
     best_metric: float
@@ -387,7 +388,7 @@ def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> 
 
 
 def _teller(progress: Progress | None, notes: list[str]) -> Progress:
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: Event) -> None:
         if event["kind"] == "note":
             notes.append(event["text"])
         if progress is not None:
