@@ -17,6 +17,7 @@ from convscale.learn.progress import Event
 from convscale.learn.recipe import Recipe
 from convscale.learn.record import SCHEMA_VERSION, metric_of, read_train_run
 from convscale.learn.train import train
+from convscale.show.train_report import write_train_report
 from tests.learn.nets import CLASSES, halves_data, small_net
 
 OLD_ROW = {"epoch": 1, "train_loss": None, "val_loss": 0.5, "val_top1": 0.75, "val_map": None, "lr": 0.1}
@@ -66,6 +67,16 @@ def test_an_old_run_is_read(tmp_path: Path) -> None:
     assert (record.schema_version, record.classes, record.seed) == (0, ("a", "b"), 3)
     assert record.versions == {"torch": "2.13.0"}
     assert not record.multilabel
+
+
+def test_an_old_run_is_reported(tmp_path: Path) -> None:
+    report = write_train_report(_old_run(tmp_path / "run", [OLD_ROW, NEW_ROW]))
+    html = " ".join(report.read_text().split())
+    assert "Best on validation: top-1 75.00" in html
+    for fact in ("28 px", "a, b", "torch 2.13.0", "convscale train · mine"):
+        assert fact in html
+    with pytest.raises(UserError, match=r"has neither a fit.json nor a training run's log.jsonl"):
+        write_train_report(tmp_path)
 
 
 def test_several_labels_are_judged_by_mean_average_precision(tmp_path: Path) -> None:
