@@ -153,7 +153,7 @@ class _Roll(nn.Module):
 
 
 def train_preprocessing(data: Any) -> Any:
-    from convscale.learn.train import choose_preprocessing
+    from convscale.learn.prepare import choose_preprocessing
 
     return choose_preprocessing(small_net(), data, Recipe(name="x"))
 
