@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from convscale.cli.options import (
 from convscale.errors import UserError
 from convscale.files import json_numbers
 from convscale.networks.names import spec_of
+
+if TYPE_CHECKING:
+    from convscale.learn.evaluate import Evaluation
 
 Dataset = Annotated[
     str | None,
@@ -248,7 +251,7 @@ def _named(classes: tuple[str, ...], thresholds: tuple[float, ...] | None) -> di
     return None if thresholds is None else dict(zip(classes, thresholds, strict=True))
 
 
-def _print_confusion(ev: Any) -> None:
+def _print_confusion(ev: Evaluation) -> None:
     width = max(5, len(str(int(ev.confusion.max()))) + 1)
     typer.echo(" " * 26 + "".join(f"{column:>{width}}" for column in range(len(ev.classes))))
     for row, (name, counts) in enumerate(zip(ev.classes, ev.confusion.tolist(), strict=True)):

@@ -286,7 +286,7 @@ def _build(about: dict[str, Any], place: Path) -> nn.Module:
     return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"])
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     write(path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())

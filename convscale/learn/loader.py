@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
@@ -227,7 +227,13 @@ class EvalImages(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
 
-    def __getitem__(self, at: Any) -> Any:
+    @overload
+    def __getitem__(self, at: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, at: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         first = range(len(self))[at] * self.batch_size
@@ -259,6 +265,9 @@ _WORKER_TROUBLE = (
 )
 _CAUGHT = "Caught "
 """What torch begins the message of an error with that a worker has sent; its last line is the error's own."""
+
+_Item = tuple[torch.Tensor, list[int], list[str]]
+"""A batch from a worker: images, which of the split they are, what was wrong with others."""
 
 
 class _TrainSamples:
@@ -350,16 +359,19 @@ class _EvalSamples:
         return None
 
 
+_Samples = _TrainSamples | _EvalSamples
+
+
 class _Chunks(torch.utils.data.Dataset):
     """A map-style data set whose items are whole batches, so that collation happens in the worker."""
 
-    def __init__(self, samples: _TrainSamples | _EvalSamples, chunks: list[torch.Tensor]) -> None:
+    def __init__(self, samples: _Samples, chunks: list[torch.Tensor]) -> None:
         self.samples, self.chunks = samples, chunks
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, at: int) -> tuple[torch.Tensor, list[int], list[str]]:
+    def __getitem__(self, at: int) -> _Item:
         indices, kept, bad = self.chunks[at].tolist(), [], []
         images = torch.empty(len(indices), *self.samples.size, self.samples.channels, dtype=torch.uint8)
         if torch.utils.data.get_worker_info() is not None:
@@ -375,7 +387,7 @@ class _Chunks(torch.utils.data.Dataset):
         return images[: len(kept)], kept, bad
 
 
-def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
+def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
     data = _Chunks(samples, chunks)
     workers = min(workers, len(chunks))
     if not workers:
@@ -406,7 +418,7 @@ def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Ite
         raise
 
 
-def _as_batch(samples: Any, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
+def _as_batch(samples: _Samples, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
     if kept or bad:
         indices = torch.tensor(kept, dtype=torch.long)
         yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
@@ -417,7 +429,7 @@ def _leave_interrupts_to_the_parent(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _same(item: Any) -> Any:
+def _same(item: object) -> object:
     return item
 
 

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -27,13 +27,26 @@ from convscale.learn.record import EpochRow, complete_row
 from convscale.learn.run_folder import RunFolder
 from convscale.learn.schedule import lr_factor
 from convscale.learn.settings import AUTOCAST
-from convscale.learn.validate import validate
+from convscale.learn.validate import Validation, validate
 
 MAX_BAD_STEPS = 8
 """Steps in a row without a finite loss and gradient after which the run goes back to its last good state, at half the
 learning rate."""
 MAX_ROLLBACKS = 3
 """Times it may do that."""
+
+
+class Best(TypedDict):
+    """The best validation result so far, as checkpoints keep it."""
+
+    metric: float
+    """-1 before the first."""
+    loss: float
+    """Of the validation."""
+    epoch: int
+    """After which it was reached; 0: before the first, with a solved head."""
+    thresholds: list[float] | None
+    """For several labels: per class the probability above which it is present."""
 
 
 class Trainer:
@@ -65,7 +78,7 @@ class Trainer:
         self.updates = 0  # optimiser steps
         self.elapsed = 0.0
         self.history: list[EpochRow] = []
-        self.best: dict[str, Any] = {"metric": -1.0, "loss": math.inf, "epoch": 0}
+        self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = 0
@@ -114,9 +127,9 @@ class Trainer:
         job.processes.share(self.net)
         if self.ema is not None:
             self.ema.net.load_state_dict(self.net.state_dict())
-        metrics = self._validate()
-        self._keep_if_better(metrics)
-        self._note(f"before the first epoch: validation result {metrics['metric']:.2%}")
+        result = self._validate()
+        self._keep_if_better(result)
+        self._note(f"before the first epoch: validation result {result.metric:.2%}")
         self.elapsed += job.processes.from_first(time.perf_counter() - started)
         self._save_best()
 
@@ -263,16 +276,16 @@ class Trainer:
         sums = dict(self._sums)
         sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
         images = max(1, int(sums["images"]))
-        metrics = self._validate()
+        result = self._validate()
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
-        self._keep_if_better(metrics)
+        self._keep_if_better(result)
         row: EpochRow = {
             "epoch": self.epoch,
             "train_loss": sums["loss"] / images if sums["images"] else math.nan,
-            "val_loss": metrics["loss"],
-            "val_top1": metrics["top1"],
-            "val_map": metrics["map"],
+            "val_loss": result.loss,
+            "val_top1": result.top1,
+            "val_map": result.average_precision,
             "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "images": images,
             "train_seconds": sums["seconds"],
@@ -299,25 +312,27 @@ class Trainer:
             }
         )
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self) -> Validation:
         job = self.job
-        options = {
-            "processes": job.processes,
-            "device": job.device,
-            "precision": job.settings.precision,
-            "workers": job.loader.workers or None,
-        }
-        return validate(self.watched, job.validation, job.preprocessing, **options)
+        return validate(
+            self.watched,
+            job.validation,
+            job.preprocessing,
+            processes=job.processes,
+            device=job.device,
+            precision=job.settings.precision,
+            workers=job.loader.workers or None,
+        )
 
-    def _keep_if_better(self, metrics: dict[str, Any]) -> None:
+    def _keep_if_better(self, result: Validation) -> None:
         """Note a validation result that beats all before it; one with a loss that is not finite never does."""
-        better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
-        if math.isfinite(metrics["loss"]) and better:
+        better = (result.metric, -result.loss) > (self.best["metric"], -self.best["loss"])
+        if math.isfinite(result.loss) and better:
             self.best = {
-                "metric": metrics["metric"],
-                "loss": metrics["loss"],
+                "metric": result.metric,
+                "loss": result.loss,
                 "epoch": self.epoch,
-                "thresholds": metrics.get("thresholds"),
+                "thresholds": None if result.thresholds is None else list(result.thresholds),
             }
             self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
 
@@ -363,7 +378,13 @@ class Trainer:
         )
         whole = self.job.recipe.batch_size * self.job.processes.world * self.steps_per_epoch
         self.history = [complete_row(row, whole) for row in numbers["history"]]
-        self.best, self.lr_scale = dict(numbers["best"]), numbers["lr_scale"]
+        best, self.lr_scale = numbers["best"], numbers["lr_scale"]
+        self.best = {
+            "metric": best["metric"],
+            "loss": best["loss"],
+            "epoch": best["epoch"],
+            "thresholds": best.get("thresholds"),
+        }
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -189,18 +188,19 @@ def build_net(
     else:
         from convscale.nn.net import create_model
 
-        options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
         module = create_model(
-            net, pretrained=init == "pretrained", num_classes=classes, in_chans=splits.channels, **options
+            net,
+            pretrained=init == "pretrained",
+            num_classes=classes,
+            in_chans=splits.channels,
+            drop_rate=recipe.drop_rate,
+            drop_path_rate=recipe.drop_path_rate,
         )
     if init is None or init == "pretrained":
         if init and isinstance(net, nn.Module):
             raise UserError("init='pretrained' needs a name; a network that is given brings its own weights")
         return module
-    if Path(init).is_dir():
-        weights: Any = load_checkpoint(init).net.state_dict()
-    else:
-        weights = init
+    weights = load_checkpoint(init).net.state_dict() if Path(init).is_dir() else init
     from convscale.nn.weights import load_weights
 
     load_weights(module, weights, allow_head_mismatch=True)

@@ -77,14 +77,9 @@ def complete_row(row: Mapping[str, object], images: int) -> EpochRow:
         known = math.isfinite(rate) and rate > 0
         counts["images"], values["train_seconds"] = (images, images / rate) if known else (0, 0.0)
     average_precision = row.get("val_map")
-    return cast(
-        EpochRow,
-        {
-            **values,
-            **{key: int(value) for key, value in counts.items()},
-            "val_map": None if average_precision is None else _number("val_map", average_precision),
-        },
-    )
+    every: dict[str, object] = {**values, **{key: int(value) for key, value in counts.items()}}
+    every["val_map"] = None if average_precision is None else _number("val_map", average_precision)
+    return cast(EpochRow, {key: every[key] for key in EpochRow.__annotations__})
 
 
 @dataclass(frozen=True, kw_only=True)

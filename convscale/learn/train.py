@@ -194,7 +194,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
     finished = trainer.epoch >= job.recipe.epochs or not job.stop()
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
-    thresholds = trainer.best.get("thresholds")
+    thresholds = trainer.best["thresholds"]
     # pyright: ignore[reportCallIssue]
     net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
     return TrainRun(

@@ -47,6 +47,7 @@ def test_a_run_is_read_as_it_was(tmp_path: Path) -> None:
     record = read_train_run(tmp_path / "run")
     assert record.schema_version == SCHEMA_VERSION == 1
     assert list(record.history) == run.history
+    assert [*record.history[0]] == [*run.history[0]]  # in the same order, so that a resumed run's log stays the same
     assert [event["kind"] for event in events] == [*["step"] * 3, "epoch"] * 2
     assert (record.recipe, record.seed, record.classes) == (recipe, 4, CLASSES)
     assert record.preprocessing == run.preprocessing
