@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import convscale
+from convscale._version import __version__
 from convscale.errors import UserError
 from convscale.files import fsync_dir
 from convscale.images.preprocess import Preprocessing
@@ -97,7 +97,7 @@ def save_checkpoint(
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
         "versions": {
-            "convscale": convscale.__version__,
+            "convscale": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
