@@ -54,7 +54,8 @@ def run_ours(
         run = train(small_resnet(width), data, recipe=recipe, epochs=epochs, seed=seed, progress=live, **overrides)
     result = evaluate(run.net, data.test, run.preprocessing)
     return {
-        "test_top1": result.top1, "interval": [result.top1_low, result.top1_high], "seconds": run.seconds, "precision": run.settings.precision,
+        "test_top1": result.top1, "interval": [result.top1_low, result.top1_high], "seconds": run.seconds,
+        "precision": run.settings.precision,
         "layout": run.settings.layout, "images_per_s": len(data.train) * epochs / run.seconds,
         "parameters": sum(param.numel() for param in run.net.parameters()), "recipe": run.recipe.to_dict(),
         "history": [[round(row["seconds"], 1), row["val_top1"]] for row in run.history],
@@ -112,7 +113,8 @@ def run_timm(
         "test_top1": result.top1, "interval": [result.top1_low, result.top1_high], "seconds": seconds,
         "precision": settings.precision, "layout": settings.layout, "images_per_s": len(data.train) * epochs / seconds,
         "parameters": sum(param.numel() for param in net.parameters()),
-        "model": model, "output_stride": output_stride, "recipe": {"optimizer": optimizer, "lr": lr, "epochs": epochs}, "history": history,
+        "model": model, "output_stride": output_stride,
+        "recipe": {"optimizer": optimizer, "lr": lr, "epochs": epochs}, "history": history,
     }  # fmt: skip
 
 
@@ -164,7 +166,8 @@ def main() -> None:
     if arguments.output:
         replace_record(arguments.output, record, ("side", "epochs", "parameters"))
     low, high = record["interval"]
-    text = f"{arguments.side}: test top-1 {record['test_top1']:.2%} ({low:.2%} to {high:.2%}) after {record['seconds'] / 60:.1f} min"
+    text = f"{arguments.side}: test top-1 {record['test_top1']:.2%} ({low:.2%} to {high:.2%}) "
+    text += f"after {record['seconds'] / 60:.1f} min"
     print(
         json.dumps(record)
         if arguments.json

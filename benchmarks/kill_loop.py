@@ -63,7 +63,8 @@ def child(data: Path, output: Path, losses: Path, workers: int, layout: str) -> 
         nn.Linear(32, 2),
     )
     recipe = Recipe(
-        name="kill", epochs=EPOCHS, batch_size=BATCH, optimizer="adamw", lr=0.01, augment="resized-crop", erase=0.3, mixup=0.2, ema_decay=0.95,
+        name="kill", epochs=EPOCHS, batch_size=BATCH, optimizer="adamw", lr=0.01, augment="resized-crop",
+        erase=0.3, mixup=0.2, ema_decay=0.95,
         precision="fp32", layout=layout, image_size=16,
     )  # fmt: skip
     with open(losses, "a", encoding="utf-8", buffering=1) as file:
@@ -196,9 +197,11 @@ def main() -> None:
         same_weights = whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
         same_losses = read_losses(folder / "whole.txt").items() <= read_losses(losses).items()
     record = {
-        "benchmark": "kill_loop", "kills": kills, "kills_within_a_save": in_save, "workers": arguments.workers, "layout": arguments.layout,
+        "benchmark": "kill_loop", "kills": kills, "kills_within_a_save": in_save, "workers": arguments.workers,
+        "layout": arguments.layout,
         "steps": STEPS_PER_EPOCH * EPOCHS,
-        "steps_done_at_kills": reached, "same_weights": same_weights, "same_losses": same_losses, "torch": torch.__version__, "machine": machine(),
+        "steps_done_at_kills": reached, "same_weights": same_weights, "same_losses": same_losses,
+        "torch": torch.__version__, "machine": machine(),
     }  # fmt: skip
     if arguments.output:
         replace_record(arguments.output, record, ("benchmark", "workers", "layout"))

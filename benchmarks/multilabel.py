@@ -114,7 +114,8 @@ def run(data: DataSplits, name: str, options: argparse.Namespace, seed: int) -> 
     return {
         "map": found.mean_average_precision, "map_rare_half": float(np.mean(tail)), "per_class": list(found.per_class),
         "f1_at_thresholds": f1(logits.sigmoid() > torch.tensor(done.thresholds), data.test.labels[kept]),
-        "f1_at_half": f1(logits > 0, data.test.labels[kept]), "calibration_error": found.calibration_error, "best_epoch": done.best_epoch,
+        "f1_at_half": f1(logits > 0, data.test.labels[kept]), "calibration_error": found.calibration_error,
+        "best_epoch": done.best_epoch,
     }  # fmt: skip
 
 

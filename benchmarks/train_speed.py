@@ -160,9 +160,11 @@ def main() -> None:
         text = f"{model:24} "
         if options.rounds:
             rates, iqr = record["images_per_s"], record["iqr_rel"]
-            text += f"ours {rates['ours']:.2f} images/s (IQR {iqr['ours']:.1%}), timm {rates['timm']:.2f} (IQR {iqr['timm']:.1%}): "
+            text += f"ours {rates['ours']:.2f} images/s (IQR {iqr['ours']:.1%}), "
+            text += f"timm {rates['timm']:.2f} (IQR {iqr['timm']:.1%}): "
             text += f"{record['speed_ratio']:.2f}x the speed, "
-        text += f"{record['memory_ratio']:.2f}x the memory ({record['peak_mb']['ours']:,} and {record['peak_mb']['timm']:,} MB)"
+        text += f"{record['memory_ratio']:.2f}x the memory ({record['peak_mb']['ours']:,} and "
+        text += f"{record['peak_mb']['timm']:,} MB)"
         print(json.dumps(record) if options.json else text, flush=True)
 
 

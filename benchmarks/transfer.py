@@ -232,13 +232,16 @@ def run_timm(data: DataSplits, options: argparse.Namespace, seed: int, rates: di
         write_tree(data, Path(place))
         dataset: Any = create_dataset("", root=place)
         loader: Any = create_loader(
-            dataset, input_size=(3, options.size, options.size), batch_size=32, is_training=True, scale=(recipe.crop_scale, 1.0), hflip=0.5,
-            color_jitter=0.0, auto_augment=None, interpolation="bilinear", mean=MEAN, std=STD, num_workers=0, device=torch.device("cpu"),
+            dataset, input_size=(3, options.size, options.size), batch_size=32, is_training=True,
+            scale=(recipe.crop_scale, 1.0), hflip=0.5,
+            color_jitter=0.0, auto_augment=None, interpolation="bilinear", mean=MEAN, std=STD, num_workers=0,
+            device=torch.device("cpu"),
             persistent_workers=False, pin_memory=False,
         )  # fmt: skip
         optimizer: Any = create_optimizer_v2(net, opt="adamw", weight_decay=recipe.weight_decay, **rates)
         scheduler, _ = create_scheduler_v2(
-            optimizer, sched="cosine", num_epochs=options.epochs, warmup_epochs=1, warmup_lr=rates["lr"] * 0.04, min_lr=rates["lr"] * 0.001,
+            optimizer, sched="cosine", num_epochs=options.epochs, warmup_epochs=1, warmup_lr=rates["lr"] * 0.04,
+            min_lr=rates["lr"] * 0.001,
             step_on_epochs=False, updates_per_epoch=len(loader),
         )  # fmt: skip
         assert scheduler is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from convscale.cli.options import (
     DataDir,
     Device,
     Epochs,
-    ImgSize,
     Json,
     Model,
     Output,
@@ -28,6 +27,9 @@ from convscale.cli.options import (
 from convscale.errors import UserError
 from convscale.files import json_numbers
 from convscale.networks.names import spec_of
+
+if TYPE_CHECKING:
+    from convscale.learn.evaluate import Evaluation
 
 Dataset = Annotated[
     str | None,
@@ -62,7 +64,12 @@ def train_command(
     epochs: Epochs = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Training batch, per process.")] = None,
-    img_size: ImgSize = None,
+    img_size: Annotated[
+        str | None,
+        typer.Option(
+            "--img-size", help="Side in pixels, or height x width as in 192x160; the model's own when left out."
+        ),
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last layout.")] = False,
     model_ema: Annotated[bool, typer.Option("--model-ema", help="Average the weights.")] = False,
@@ -242,7 +249,7 @@ def _named(classes: tuple[str, ...], thresholds: tuple[float, ...] | None) -> di
     return None if thresholds is None else dict(zip(classes, thresholds, strict=True))
 
 
-def _print_confusion(ev: Any) -> None:
+def _print_confusion(ev: Evaluation) -> None:
     width = max(5, len(str(int(ev.confusion.max()))) + 1)
     typer.echo(" " * 26 + "".join(f"{column:>{width}}" for column in range(len(ev.classes))))
     for row, (name, counts) in enumerate(zip(ev.classes, ev.confusion.tolist(), strict=True)):

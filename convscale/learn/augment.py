@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from convscale.conditions import Size, sides
 from convscale.learn.recipe import Recipe
 
 _MASK = (1 << 64) - 1
@@ -72,16 +73,19 @@ def shift_crop(
     return out
 
 
-def crop_box(height: int, width: int, random: np.random.Generator, *, min_scale: float) -> tuple[int, int, int, int]:
+def crop_box(
+    height: int, width: int, random: np.random.Generator, *, min_scale: float, aspect: float = 1.0
+) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop: area uniform in [min_scale, 1], aspect ratio log-uniform in [3/4,
-    4/3] (Szegedy et al. 2014).
+    4/3] (Szegedy et al. 2014) times ``aspect``.
 
-    Ten tries, then the largest centred box whose ratio is allowed.
+    With the aspect (width over height) of what the crop is resized to, pixels are stretched by at most a third, as for
+    a square. Ten tries, then the largest centred box whose ratio is allowed.
     """
     low, high = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
         area = height * width * random.uniform(min_scale, 1.0)
-        ratio = math.exp(random.uniform(low, high))
+        ratio = math.exp(random.uniform(low, high)) * aspect
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             return (
@@ -90,51 +94,54 @@ def crop_box(height: int, width: int, random: np.random.Generator, *, min_scale:
                 crop_height,
                 crop_width,
             )
-    crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    crop_width = min(width, round(height * 4 / 3 * aspect))
+    crop_height = min(height, round(width * 4 / 3 / aspect))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def resized_crop(
-    image: torch.Tensor, size: int, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None
+    image: torch.Tensor, size: Size, random: np.random.Generator, recipe: Recipe, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """A random crop resized to ``size`` squared, perhaps flipped, then the recipe's policy and cutout (of mid-gray).
+    """A random crop resized to ``size``, perhaps flipped, then the recipe's policy and cutout (of mid-gray).
 
     Args:
         image: uint8 (H, W, C).
-        size: side of the result in pixels.
+        size: of the result in pixels: the side of a square, or (height, width).
         random: this sample's own stream.
         recipe: crop_scale, flip, policy, cutout.
-        out: uint8 (size, size, C), contiguous; takes the result.
+        out: uint8 (H', W', C) of that size, contiguous; takes the result.
 
     Returns:
-        uint8 (size, size, C).
+        uint8 (H', W', C).
     """
-    box = crop_box(image.shape[0], image.shape[1], random, min_scale=recipe.crop_scale)
+    rows, columns = sides(size)
+    box = crop_box(image.shape[0], image.shape[1], random, min_scale=recipe.crop_scale, aspect=columns / rows)
     return resize_box(image, box, size, random, recipe, out)
 
 
 def resize_box(
     image: torch.Tensor,
     box: tuple[int, int, int, int],
-    size: int,
+    size: Size,
     random: np.random.Generator,
     recipe: Recipe,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What ``resized_crop`` does once its box (top, left, height, width) is drawn."""
     top, left, height, width = box
+    rows, columns = sides(size)
     # contiguous and channels-last: torch's uint8 resize takes its fast path only then
     pixels = image[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
-    if (height, width) != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    if (height, width) != (rows, columns):
+        pixels = F.interpolate(pixels, (rows, columns), mode="bilinear", antialias=True)
     if random.random() < recipe.flip:
         pixels = pixels.flip(3)
     if recipe.policy != "none":
         pixels = apply_policy(pixels[0], recipe, int(random.integers(1 << 62)))[None]
-    out = torch.empty(size, size, image.shape[2], dtype=torch.uint8) if out is None else out
+    out = torch.empty(rows, columns, image.shape[2], dtype=torch.uint8) if out is None else out
     out.copy_(pixels[0].permute(1, 2, 0))
-    if side := round(recipe.cutout * size):
-        top, left = int(random.integers(size)) - side // 2, int(random.integers(size)) - side // 2
+    if side := round(recipe.cutout * min(rows, columns)):
+        top, left = int(random.integers(rows)) - side // 2, int(random.integers(columns)) - side // 2
         out[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 128
     return out
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Processes:
         dist.all_reduce(table)
         return table.tolist()
 
-    def from_first(self, value: Any) -> Any:
+    def from_first(self, value: Value) -> Value:
         """The first process's value."""
         if self.world == 1:
             return value
@@ -51,11 +53,11 @@ class Processes:
             for value in net.state_dict().values():
                 dist.broadcast(value, src=0)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Value) -> list[Value]:
         """Every process's value, in order of rank."""
         if self.world == 1:
             return [value]
-        out: list[Any] = [None] * self.world
+        out = [value] * self.world
         dist.all_gather_object(out, value)
         return out
 

@@ -24,7 +24,7 @@ from convscale.stats import average_precisions, mean_of_known, wilson
 class Wrong(NamedTuple):
     """An image that was classified wrongly."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - hides tuple.index
     """In the split."""
     true: int
     """Its label."""

@@ -11,12 +11,13 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from convscale.conditions import Size, sides
 from convscale.errors import UserError
 from convscale.images.decode import ImageError, decode_image, parse_header, read_bytes
 from convscale.images.preprocess import Preprocessing
@@ -50,7 +51,7 @@ class TrainLoader:
     Args:
         split: the train set.
         recipe: batch size, augmentation, balanced sampling.
-        image_size: side of the batches in pixels.
+        image_size: of the batches in pixels: the side of squares, or (height, width).
         seed: fixes order and augmentation.
         workers: processes that decode files; None: one per core, none for sets in memory.
         rank: this process among ``world``.
@@ -62,7 +63,7 @@ class TrainLoader:
         split: Split,
         recipe: Recipe,
         *,
-        image_size: int,
+        image_size: Size,
         seed: int = 0,
         workers: int | None = None,
         rank: int = 0,
@@ -91,15 +92,15 @@ class TrainLoader:
         weights = (labels.double() @ (1 / counts)).clamp(min=1e-9) if self.split.multilabel else (1 / counts)[labels]
         return torch.multinomial(weights, len(self.split), replacement=True, generator=generator)
 
-    def batches(self, epoch: int, start: int = 0, image_size: int | None = None) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int = 0, image_size: Size | None = None) -> Iterator[Batch]:
         """This process's batches of ``epoch`` from step ``start`` on.
 
         Args:
             epoch: counted from 0.
             start: steps to leave out, as a resumed run does.
-            image_size: another side than the loader's (progressive resizing).
+            image_size: another size than the loader's (progressive resizing).
         """
-        size = image_size or self.image_size
+        size = sides(image_size or self.image_size)
         order, width = self.order(epoch), self.recipe.batch_size
         chunks = []
         for step in range(start, self.steps_per_epoch):
@@ -112,7 +113,7 @@ class TrainLoader:
                 _TrainSamples(self.split, self.recipe, size, self.seed, epoch), chunks, self.workers
             )
 
-    def _memory_batches(self, epoch: int, chunks: list[torch.Tensor], size: int) -> Iterator[Batch]:
+    def _memory_batches(self, epoch: int, chunks: list[torch.Tensor], size: tuple[int, int]) -> Iterator[Batch]:
         images, recipe = self.split.images, self.recipe
         assert images is not None
         table = torch.rand(
@@ -121,7 +122,7 @@ class TrainLoader:
         for indices in chunks:
             batch = images[indices]
             if recipe.augment == "shift-crop":
-                side = batch.shape[1]
+                side = min(batch.shape[1:3])
                 batch = shift_crop(
                     batch,
                     table[indices],
@@ -129,10 +130,9 @@ class TrainLoader:
                     flip=recipe.flip,
                     cutout=round(recipe.cutout * side),
                 )
-            if batch.shape[1] != size or batch.shape[2] != size:
-                batch = F.interpolate(batch.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True).permute(
-                    0, 2, 3, 1
-                )
+            if batch.shape[1:3] != size:
+                channels_first = batch.permute(0, 3, 1, 2)
+                batch = F.interpolate(channels_first, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
             yield Batch(images=batch, labels=self.split.labels[indices], indices=indices)
 
 
@@ -154,10 +154,9 @@ def eval_batches(
 
 
 def resize_batch(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """``preprocessing.resize`` on a batch, uint8 (N, H, W, C) -> (N, size, size, channels)."""
-    size, shorter = preprocessing.image_size, round(preprocessing.image_size / preprocessing.crop_pct)
-    height, width, channels = images.shape[1:]
-    if (height, width, channels) == (size, size, preprocessing.channels) and shorter == size:
+    """``preprocessing.resize`` on a batch, uint8 (N, H, W, C) -> (N, H', W', channels)."""
+    size, (height, width, channels) = (preprocessing.height, preprocessing.width), images.shape[1:]
+    if size == (height, width) == preprocessing.resized(*size) and channels == preprocessing.channels:
         return images
     return torch.stack([preprocessing.resize(image) for image in images])
 
@@ -172,7 +171,8 @@ def into_memory(
     Raises:
         UserError: more than ``max_bad_rate`` of the images (and more than one) can not be decoded.
     """
-    if split.images is None and len(split) * preprocessing.image_size**2 * preprocessing.channels > MEMORY_BYTES:
+    image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
+    if split.images is None and len(split) * image_bytes > MEMORY_BYTES:
         return split, ()
     pixels, kept, bad = [], [], []
     for batch in eval_batches(split, preprocessing, batch_size=1024):
@@ -212,7 +212,7 @@ def readable(split: Split, preprocessing: Preprocessing) -> tuple[Split, tuple[s
 
 
 class EvalImages(Sequence[np.ndarray]):
-    """A split's images as uint8 (N, size, size, C) arrays of at most ``batch_size`` each, made anew whenever they are
+    """A split's images as uint8 (N, H, W, C) arrays of at most ``batch_size`` each, made anew whenever they are
     asked for.
 
     Args:
@@ -227,7 +227,13 @@ class EvalImages(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
 
-    def __getitem__(self, at: Any) -> Any:
+    @overload
+    def __getitem__(self, at: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, at: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         first = range(len(self))[at] * self.batch_size
@@ -260,11 +266,14 @@ _WORKER_TROUBLE = (
 _CAUGHT = "Caught "
 """What torch begins the message of an error with that a worker has sent; its last line is the error's own."""
 
+_Item = tuple[torch.Tensor, list[int], list[str]]
+"""A batch from a worker: images, which of the split they are, what was wrong with others."""
+
 
 class _TrainSamples:
-    """Augmented images, uint8 (size, size, C), by index."""
+    """Augmented images, uint8 (*size, C), by index."""
 
-    def __init__(self, split: Split, recipe: Recipe, size: int, seed: int, epoch: int) -> None:
+    def __init__(self, split: Split, recipe: Recipe, size: tuple[int, int], seed: int, epoch: int) -> None:
         self.split, self.recipe, self.size, self.seed, self.epoch = split, recipe, size, seed, epoch
         self.channels = split.channels
 
@@ -293,7 +302,8 @@ class _TrainSamples:
             out.copy_(image)
             return None
         table = torch.from_numpy(random.random((1, 5)))
-        pad, cutout = round(self.recipe.shift * self.size), round(self.recipe.cutout * self.size)
+        side = min(self.size)
+        pad, cutout = round(self.recipe.shift * side), round(self.recipe.cutout * side)
         out.copy_(shift_crop(image[None], table, pad=pad, flip=self.recipe.flip, cutout=cutout)[0])
         return None
 
@@ -309,17 +319,24 @@ class _TrainSamples:
             image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels)
             resized_crop(image, self.size, random, recipe, out)
             return
-        top, left, height, width = crop_box(header.height, header.width, random, min_scale=recipe.crop_scale)
+        turned = header.orientation >= 5 and header.height != header.width  # EXIF: rows are shown as columns
+        rows, columns = self.size[::-1] if turned else self.size
+        box = crop_box(header.height, header.width, random, min_scale=recipe.crop_scale, aspect=columns / rows)
+        top, left, height, width = box
         allowed = None
         if recipe.scaled_decode:
-            allowed = math.ceil(recipe.scaled_share * self.size * min(header.height, header.width) / min(height, width))
+            shorter = min(header.height, header.width)
+            allowed = math.ceil(
+                max(
+                    recipe.scaled_share * rows * shorter / height,
+                    recipe.scaled_share * columns * shorter / width,
+                )
+            )
         image = decode_image(
             data, name=path, channels=split.channels, max_pixels=split.max_pixels, min_side=allowed, rows=top + height
         )
         whole_width = header.width
-        if header.orientation != 1 and (image.shape[0] < image.shape[1]) != (
-            header.height < header.width
-        ):  # EXIF turned it
+        if turned:
             top, left, height, width, whole_width = left, top, width, height, header.height
         divisor = round(whole_width / image.shape[1])
         box = (top // divisor, left // divisor, max(1, height // divisor), max(1, width // divisor))
@@ -327,11 +344,11 @@ class _TrainSamples:
 
 
 class _EvalSamples:
-    """Images as the preprocessing says, uint8 (size, size, C), by index."""
+    """Images as the preprocessing says, uint8 (*size, C), by index."""
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self.split, self.preprocessing = split, preprocessing
-        self.size, self.channels = preprocessing.image_size, preprocessing.channels
+        self.size, self.channels = (preprocessing.height, preprocessing.width), preprocessing.channels
 
     def __call__(self, index: int, out: torch.Tensor) -> str | None:
         """Fill ``out``, or say what is wrong with the image."""
@@ -342,20 +359,21 @@ class _EvalSamples:
         return None
 
 
+_Samples = _TrainSamples | _EvalSamples
+
+
 class _Chunks(torch.utils.data.Dataset):
     """A map-style data set whose items are whole batches, so that collation happens in the worker."""
 
-    def __init__(self, samples: _TrainSamples | _EvalSamples, chunks: list[torch.Tensor]) -> None:
+    def __init__(self, samples: _Samples, chunks: list[torch.Tensor]) -> None:
         self.samples, self.chunks = samples, chunks
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, at: int) -> tuple[torch.Tensor, list[int], list[str]]:
+    def __getitem__(self, at: int) -> _Item:
         indices, kept, bad = self.chunks[at].tolist(), [], []
-        images = torch.empty(
-            len(indices), self.samples.size, self.samples.size, self.samples.channels, dtype=torch.uint8
-        )
+        images = torch.empty(len(indices), *self.samples.size, self.samples.channels, dtype=torch.uint8)
         if torch.utils.data.get_worker_info() is not None:
             # Here a full /dev/shm is an error of this batch. Left to the queue, it would be one of its thread, and the
             # batch awaited for ever.
@@ -369,7 +387,7 @@ class _Chunks(torch.utils.data.Dataset):
         return images[: len(kept)], kept, bad
 
 
-def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
+def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
     data = _Chunks(samples, chunks)
     workers = min(workers, len(chunks))
     if not workers:
@@ -400,7 +418,7 @@ def _file_batches(samples: Any, chunks: list[torch.Tensor], workers: int) -> Ite
         raise
 
 
-def _as_batch(samples: Any, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
+def _as_batch(samples: _Samples, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
     if kept or bad:
         indices = torch.tensor(kept, dtype=torch.long)
         yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
@@ -411,7 +429,7 @@ def _leave_interrupts_to_the_parent(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _same(item: Any) -> Any:
+def _same(item: object) -> object:
     return item
 
 

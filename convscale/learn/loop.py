@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError
-from convscale.files import json_numbers, write_text
-from convscale.images.preprocess import Preprocessing
-from convscale.images.splits import Split
 from convscale.learn.augment import erase, mix, mix_seed
-from convscale.learn.checkpoint import prune, save_checkpoint, verify_checkpoint
-from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
 from convscale.learn.freeze import set_trainable
-from convscale.learn.loader import Batch, TrainLoader, check_bad_rate
-from convscale.learn.loss import Loss, distillation_loss
+from convscale.learn.job import Job
+from convscale.learn.loader import Batch, check_bad_rate
+from convscale.learn.loss import distillation_loss
 from convscale.learn.optim import build_optimizer, set_lr
 from convscale.learn.probe import solve_head
-from convscale.learn.progress import Progress
-from convscale.learn.recipe import Recipe
+from convscale.learn.record import EpochRow, complete_row
+from convscale.learn.run_folder import RunFolder
 from convscale.learn.schedule import lr_factor
-from convscale.learn.settings import AUTOCAST, Settings
-from convscale.learn.validate import validate
+from convscale.learn.settings import AUTOCAST
+from convscale.learn.validate import Validation, validate
 
 MAX_BAD_STEPS = 8
 """Steps in a row without a finite loss and gradient after which the run goes back to its last good state, at half the
@@ -43,46 +36,17 @@ MAX_ROLLBACKS = 3
 """Times it may do that."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
-    """What a run consists of; fixed from its start to its end."""
+class Best(TypedDict):
+    """The best validation result so far, as checkpoints keep it."""
 
-    net: nn.Module
-    """On its device, in its layout."""
-    recipe: Recipe
-    """How to train."""
-    loader: TrainLoader
-    """Training batches."""
-    validation: Split
-    """Watched after every epoch."""
-    preprocessing: Preprocessing
-    """How images become inputs."""
-    loss: Loss
-    """What is minimised."""
-    settings: Settings
-    """Precision and layout."""
-    seed: int
-    """Of everything random."""
-    device: torch.device
-    """Where to compute."""
-    max_seconds: float | None
-    """The schedule ends by then; None: after the recipe's epochs."""
-    output: Path | None
-    """Folder for checkpoints and log; None: nothing is written."""
-    checkpoint_seconds: float
-    """A training state is written at least this often, and after every epoch."""
-    keep: int
-    """Training states that are kept."""
-    teacher: nn.Module | None
-    """Whose outputs are imitated."""
-    progress: Progress
-    """Told about every step and epoch."""
-    stop: Callable[[], bool]
-    """Whether the run should save and end before its time."""
-    processes: Processes = field(default_factory=Processes)
-    """This process among those that train together."""
-    max_bad_rate: float = 0.01
-    """Share of images that may be unreadable."""
+    metric: float
+    """-1 before the first."""
+    loss: float
+    """Of the validation."""
+    epoch: int
+    """After which it was reached; 0: before the first, with a solved head."""
+    thresholds: list[float] | None
+    """For several labels: per class the probability above which it is present."""
 
 
 class Trainer:
@@ -107,11 +71,14 @@ class Trainer:
             raise UserError(
                 f"accumulate {job.recipe.accumulate} is more than the {job.loader.steps_per_epoch} batches of an epoch"
             )
+        self.folder: RunFolder | None = None
+        if job.output is not None and job.processes.first:
+            self.folder = RunFolder(job, job.output, self.steps_per_epoch)
         self.epoch = self.step = 0  # the next step to take: batches done in this epoch
         self.updates = 0  # optimiser steps
         self.elapsed = 0.0
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {"metric": -1.0, "loss": math.inf, "epoch": 0}
+        self.history: list[EpochRow] = []
+        self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = 0
@@ -160,15 +127,13 @@ class Trainer:
         job.processes.share(self.net)
         if self.ema is not None:
             self.ema.net.load_state_dict(self.net.state_dict())
-        metrics = self._validate()
-        self._keep_if_better(metrics)
-        self._note(f"before the first epoch: validation result {metrics['metric']:.2%}")
+        result = self._validate()
+        self._keep_if_better(result)
+        self._note(f"before the first epoch: validation result {result.metric:.2%}")
         self.elapsed += job.processes.from_first(time.perf_counter() - started)
-        if job.output is not None and job.processes.first:
-            self._save_best()
+        self._save_best()
 
     # -- one epoch
-    # -----------------------------------------------------------------------------------------------------------------------------
 
     def _run_epoch(self) -> bool:
         """The rest of the current epoch; False when told to stop."""
@@ -291,7 +256,8 @@ class Trainer:
         self._bad_in_row += 1
         if self._bad_in_row < MAX_BAD_STEPS:
             return False
-        cause = f"no finite loss or gradient for {MAX_BAD_STEPS} steps in epoch {self.epoch + 1} (loss {losses[-1]:g}, learning rate {lr:g})"
+        cause = f"no finite loss or gradient for {MAX_BAD_STEPS} steps in epoch {self.epoch + 1} "
+        cause += f"(loss {losses[-1]:g}, learning rate {lr:g})"
         if self.rollbacks >= MAX_ROLLBACKS:
             raise UserError(
                 f"training stopped: {cause}, {MAX_ROLLBACKS} times over with ever lower rates; a lower lr or "
@@ -310,16 +276,16 @@ class Trainer:
         sums = dict(self._sums)
         sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
         images = max(1, int(sums["images"]))
-        metrics = self._validate()
+        result = self._validate()
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
-        self._keep_if_better(metrics)
-        row = {
+        self._keep_if_better(result)
+        row: EpochRow = {
             "epoch": self.epoch,
             "train_loss": sums["loss"] / images if sums["images"] else math.nan,
-            "val_loss": metrics["loss"],
-            "val_top1": metrics["top1"],
-            "val_map": metrics["map"],
+            "val_loss": result.loss,
+            "val_top1": result.top1,
+            "val_map": result.average_precision,
             "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "images": images,
             "train_seconds": sums["seconds"],
@@ -330,8 +296,11 @@ class Trainer:
         }
         self.history.append(row)
         self._sums = dict.fromkeys(sums, 0.0)
-        if self.job.output is not None and self.job.processes.first:
-            self._write_epoch()
+        if self.folder is not None:
+            if self.best["epoch"] == self.epoch:
+                self._save_best()
+            self._save_state()
+            self.folder.write_log(self.history)
         best = self.best["metric"]
         self.job.progress(
             {
@@ -343,30 +312,31 @@ class Trainer:
             }
         )
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self) -> Validation:
         job = self.job
-        options = {
-            "processes": job.processes,
-            "device": job.device,
-            "precision": job.settings.precision,
-            "workers": job.loader.workers or None,
-        }
-        return validate(self.watched, job.validation, job.preprocessing, **options)
+        return validate(
+            self.watched,
+            job.validation,
+            job.preprocessing,
+            processes=job.processes,
+            device=job.device,
+            precision=job.settings.precision,
+            workers=job.loader.workers or None,
+        )
 
-    def _keep_if_better(self, metrics: dict[str, Any]) -> None:
+    def _keep_if_better(self, result: Validation) -> None:
         """Note a validation result that beats all before it; one with a loss that is not finite never does."""
-        better = (metrics["metric"], -metrics["loss"]) > (self.best["metric"], -self.best["loss"])
-        if math.isfinite(metrics["loss"]) and better:
+        better = (result.metric, -result.loss) > (self.best["metric"], -self.best["loss"])
+        if math.isfinite(result.loss) and better:
             self.best = {
-                "metric": metrics["metric"],
-                "loss": metrics["loss"],
+                "metric": result.metric,
+                "loss": result.loss,
                 "epoch": self.epoch,
-                "thresholds": metrics.get("thresholds"),
+                "thresholds": None if result.thresholds is None else list(result.thresholds),
             }
             self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
 
     # -- what is written and restored
-    # ----------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Everything that changes while training; tensors are not copied."""
@@ -407,66 +377,42 @@ class Trainer:
             numbers[key] for key in ("epoch", "step", "updates", "elapsed")
         )
         whole = self.job.recipe.batch_size * self.job.processes.world * self.steps_per_epoch
-        self.history = [_with_cost(row, whole) for row in numbers["history"]]
-        self.best, self.lr_scale = dict(numbers["best"]), numbers["lr_scale"]
+        self.history = [complete_row(row, whole) for row in numbers["history"]]
+        best, self.lr_scale = numbers["best"], numbers["lr_scale"]
+        self.best = {
+            "metric": best["metric"],
+            "loss": best["loss"],
+            "epoch": best["epoch"],
+            "thresholds": best.get("thresholds"),
+        }
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
 
     def _save_state(self) -> None:
-        if (
-            self.job.output is None or not self.job.processes.first or self._bad_in_row
-        ):  # running statistics may hold NaN while steps are being skipped
+        if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
-        name = f"step-{self.epoch * self.steps_per_epoch + self.step:08d}"
-        target = self.job.output / "checkpoints" / name
-        if not _whole(target):
-            state = {
-                **self.state(),
-                "settings": {"precision": self.job.settings.precision, "layout": self.job.settings.layout},
-            }
-            self._save(target, self.watched, state)
-            prune(self.job.output, keep=self.job.keep)
+        self.folder.save_state(self._batches(), self.watched, self._metrics(), self.state())
         self._saved_at = time.monotonic()
 
-    def _save(self, target: Path, net: nn.Module, state: dict[str, Any] | None) -> None:
-        metrics = {
+    def _save_best(self) -> None:
+        if self.folder is not None:
+            self.folder.save_best(self._batches(), self.watched, self._metrics())
+
+    def _metrics(self) -> dict[str, Any]:
+        """What a checkpoint says of the run so far."""
+        return {
             "history": self.history,
             "best": self.best,
             "epoch": self.epoch,
             "seconds": self.elapsed,
             "skipped_steps": self.skipped,
         }
-        meta = {
-            "recipe": self.job.recipe.to_dict(),
-            "seed": self.job.seed,
-            "steps_per_epoch": self.steps_per_epoch,
-            "metrics": json_numbers(metrics),
-        }
-        save_checkpoint(
-            target,
-            net,
-            classes=self.job.loader.split.classes,
-            preprocessing=self.job.preprocessing,
-            meta=meta,
-            state=state,
-        )
 
-    def _save_best(self) -> None:
-        assert self.job.output is not None
-        target = self.job.output / "checkpoints" / f"best-{self.epoch * self.steps_per_epoch:08d}"
-        if not _whole(target):
-            self._save(target, self.watched, None)
-        prune(self.job.output, keep=1, kind="best")
-
-    def _write_epoch(self) -> None:
-        assert self.job.output is not None
-        if self.best["epoch"] == self.epoch:
-            self._save_best()
-        self._save_state()
-        write_text(self.job.output / "log.jsonl", "".join(json.dumps(json_numbers(row)) + "\n" for row in self.history))
+    def _batches(self) -> int:
+        """Batches done since the run's start."""
+        return self.epoch * self.steps_per_epoch + self.step
 
     # -- small helpers
-    # -------------------------------------------------------------------------------------------------------------------------
 
     def _epochs(self) -> float:
         return float(self.job.recipe.epochs)
@@ -480,7 +426,7 @@ class Trainer:
         done = self._position()
         return self.elapsed * (1 - done) / done if done > 0 else 0.0
 
-    def _image_size(self) -> int:
+    def _image_size(self) -> Size:
         """Progressive resizing: from the first epoch's share, linearly to the whole size at three quarters of the run,
         in steps of 4 pixels.
         """
@@ -488,7 +434,7 @@ class Trainer:
         if share == 1:
             return whole
         grown = share + (1 - share) * min(1.0, self.epoch / max(1.0, 0.75 * self.job.recipe.epochs))
-        return min(whole, max(4, round(whole * grown / 4) * 4))
+        return as_size(*(min(side, max(4, round(side * grown / 4) * 4)) for side in sides(whole)))
 
     def _autocast(self) -> torch.autocast:
         precision = self.job.settings.precision
@@ -531,16 +477,6 @@ def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
-def _with_cost(row: dict[str, Any], images: int) -> dict[str, Any]:
-    """A row of the history; one of an older version, which did not count, is taken for a whole epoch of ``images``."""
-    rate = row.get("images_per_s")
-    return (
-        {"images": images, "train_seconds": images / rate, **row}
-        if rate
-        else {"images": 0, "train_seconds": 0.0, **row}
-    )
-
-
 def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
     """Put moments into their parameter's memory layout: a state is kept contiguous, and fused steps walk memory without
     looking at strides.
@@ -549,13 +485,3 @@ def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == param.shape and value.stride() != param.stride():
                 state[key] = torch.empty_like(param, dtype=value.dtype).copy_(value)
-
-
-def _whole(place: Path) -> bool:
-    """Whether an undamaged checkpoint stands there; a damaged one is removed."""
-    if not place.exists():
-        return False
-    if verify_checkpoint(place) is None:
-        return True
-    shutil.rmtree(place)
-    return False

@@ -34,8 +34,9 @@ class RMSpropTF(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    # pyright: ignore[reportIncompatibleMethodOverride]
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One step; weight decay is decoupled."""
         loss = None
         if closure is not None:
@@ -66,8 +67,9 @@ class SGD(torch.optim.SGD):
     """torch's SGD with Nesterov momentum and decoupled weight decay, kept in the group as ``decoupled_decay``."""
 
     @torch.no_grad()
-    # pyright: ignore[reportIncompatibleMethodOverride]
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One step: weights shrink by lr x decoupled_decay, then move."""
         for group in self.param_groups:
             decay_weights(
@@ -96,8 +98,9 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "epsilon": epsilon, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    # pyright: ignore[reportIncompatibleMethodOverride]
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """One step."""
         loss = None
         if closure is not None:

@@ -6,7 +6,7 @@ solved head keeps them (Kumar et al. 2022, arXiv 2202.10054).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,17 +60,18 @@ def solve_head(
             "convention); for others "
             "solve_head=false with freeze_epochs=1 trains the head first"
         )
+    headed = cast(_Headed, net)
     some = train if len(train) <= MOST_IMAGES else train.subset(torch.linspace(0, len(train) - 1, MOST_IMAGES).long())
-    x, labels = _features(net, some, preprocessing, device, workers)
-    seen, truth = _features(net, validation, preprocessing, device, workers)
+    x, labels = _features(headed, some, preprocessing, device, workers)
+    seen, truth = _features(headed, validation, preprocessing, device, workers)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
     x, seen = (x - mean) / std, (seen - mean) / std
-    found = []
+    tried = []
     weight, bias = torch.zeros(head.out_features, x.shape[1]), torch.zeros(head.out_features)
     for decay in sorted(DECAYS, reverse=True):  # each starts from the one before
         weight, bias = _fit(x, labels, weight, bias, decay)
-        found.append((float(_loss(seen @ weight.T + bias, truth)), decay, weight, bias))
-    loss, decay, weight, bias = min(found, key=lambda entry: entry[0])
+        tried.append((float(_loss(seen @ weight.T + bias, truth)), decay, weight, bias))
+    loss, decay, weight, bias = min(tried, key=lambda entry: entry[0])
     weight = weight / std
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -78,18 +79,30 @@ def solve_head(
     return decay, loss
 
 
+class _Headed(Protocol):
+    """A network with timm's names for its parts."""
+
+    def forward_features(self, x: torch.Tensor, /) -> torch.Tensor:
+        """The maps before pooling."""
+        ...
+
+    def forward_head(self, x: torch.Tensor, /, pre_logits: bool = False) -> torch.Tensor:
+        """Logits, or what the classifier sees."""
+        ...
+
+
 @torch.no_grad()
 def _features(
-    net: nn.Module, split: Split, preprocessing: Preprocessing, device: torch.device, workers: int | None
+    net: _Headed, split: Split, preprocessing: Preprocessing, device: torch.device, workers: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled features float32 (N, features) and labels, on the CPU."""
     rows, kept = [], []
-    forward: Any = net
+    assert isinstance(net, nn.Module)
     with evaluating(net):
         for batch in eval_batches(split, preprocessing, batch_size=128, workers=workers):
             if len(batch.indices):
                 inputs = preprocessing.normalize(batch.images.to(device))
-                rows.append(forward.forward_head(forward.forward_features(inputs), pre_logits=True).float().cpu())
+                rows.append(net.forward_head(net.forward_features(inputs), pre_logits=True).float().cpu())
                 kept.append(batch.indices)
     return torch.cat(rows), split.labels[torch.cat(kept)]
 

@@ -6,11 +6,65 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-Progress = Callable[[dict[str, Any]], None]
-"""Called with an event: ``kind`` is ``step``, ``epoch`` or ``note``; the other keys are the same names as in a run's
-history."""
+from convscale.learn.record import EpochRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+
+class NoteEvent(TypedDict):
+    """What a user should know."""
+
+    kind: Literal["note"]
+    text: str
+    """One line."""
+
+
+class StepEvent(TypedDict):
+    """After a step of the optimiser."""
+
+    kind: Literal["step"]
+    epoch: int
+    """Counted from 1."""
+    epochs: int
+    """Of the whole run."""
+    step: int
+    """Batches done in this epoch."""
+    steps: int
+    """Batches of an epoch."""
+    loss: float
+    """Of the last batch; NaN where none had a loss."""
+    lr: float
+    """Learning rate."""
+    images_per_s: float
+    """In this epoch so far."""
+    wait_share: float
+    """Share of this epoch's time so far that was waiting for images."""
+    seconds_left: float
+    """To the run's end, by what is done."""
+    best: float | None
+    """The best validation result; None before the first."""
+
+
+class EpochEvent(EpochRow):
+    """After an epoch: its row of the history, and where the run stands."""
+
+    kind: Literal["epoch"]
+    epochs: int
+    """Of the whole run."""
+    best: float
+    """The best validation result."""
+    seconds_left: float
+    """To the run's end, by what is done."""
+
+
+Event = NoteEvent | StepEvent | EpochEvent
+"""A dictionary whose ``kind`` says which of the three it is."""
+Progress = Callable[[Event], None]
+"""Called with every event of a run."""
 
 
 class LiveProgress:
@@ -20,12 +74,12 @@ class LiveProgress:
     Use as a context manager, so that the line is finished whatever happens.
     """
 
-    def __init__(self, label: str = "", *, interval_s: float = 30.0, console: Any = None) -> None:
+    def __init__(self, label: str = "", *, interval_s: float = 30.0, console: Console | None = None) -> None:
         from rich.console import Console
 
         self.label, self.interval_s = label, interval_s
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._status: Any = None
+        self._status: Status | None = None
         self._last = 0.0
 
     def __enter__(self) -> LiveProgress:
@@ -42,7 +96,7 @@ class LiveProgress:
             self._status.stop()
             self._status = None
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if event["kind"] == "note":
             self.console.print(event["text"], markup=False)
@@ -74,7 +128,7 @@ def logged(progress: Progress, folder: Path) -> Progress:
     names |= {"val_top1": "validation/top1", "val_map": "validation/map"}
     writer = SummaryWriter(str(folder))
 
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: Event) -> None:
         if event["kind"] == "epoch":
             for key, name in names.items():
                 if event.get(key) is not None:
@@ -85,22 +139,22 @@ def logged(progress: Progress, folder: Path) -> Progress:
     return tell
 
 
-def step_line(event: dict[str, Any]) -> str:
+def step_line(event: StepEvent) -> str:
     """``epoch 3/10, step 120/421, loss 0.812, 1,520 images/s, best 89.80 %, 4 min 10 s left``."""
     text = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']}/{event['steps']}, loss {event['loss']:.3f}"
     text += f", {event['images_per_s']:,.0f} images/s"
-    if event.get("best") is not None:
+    if event["best"] is not None:
         text += f", best {event['best']:.2%}"
-    if event.get("wait_share", 0) >= 0.05:
+    if event["wait_share"] >= 0.05:
         text += f", waiting for data {event['wait_share']:.0%}"
     return f"{text}, {duration(event['seconds_left'])} left"
 
 
-def epoch_line(event: dict[str, Any]) -> str:
+def epoch_line(event: EpochEvent) -> str:
     """``epoch 3/10: train loss 0.812, validation loss 0.301, top-1 89.80 % (best 89.80 %), 1,520 images/s, 4 min 10 s
     left``.
     """
-    metric = f"mAP {event['val_map']:.2%}" if event.get("val_map") is not None else f"top-1 {event['val_top1']:.2%}"
+    metric = f"mAP {event['val_map']:.2%}" if event["val_map"] is not None else f"top-1 {event['val_top1']:.2%}"
     return (
         f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}, validation loss "
         f"{event['val_loss']:.3f}, {metric} "

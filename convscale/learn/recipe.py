@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from convscale.conditions import Size, as_size
 from convscale.errors import UserError, nearest
 from convscale.files import write_text
 
@@ -23,6 +24,8 @@ _CHOICES = {
     "augment": ("none", "shift-crop", "resized-crop"),
     "policy": ("none", "randaugment", "autoaugment", "trivialaugment"),
 }
+MOST_PIXELS = 10_000
+"""Of a side of the input."""
 # what each number may be: (lowest, highest), both included
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
@@ -61,7 +64,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "layer_decay": (0.01, 1),
     "freeze_epochs": (0, 100_000),
     "early_stop": (0, 100_000),
-    "image_size": (1, 10_000),
     "progressive": (0.1, 1),
     "distill_weight": (0, 1),
     "distill_temperature": (0.1, 100),
@@ -87,8 +89,9 @@ class Recipe:
     """Images per optimiser step and process, accumulation apart."""
     accumulate: int = 1
     """Batches whose gradients are summed before a step."""
-    image_size: int | None = None
-    """Side of the training input in pixels; None: the data's or the network's own."""
+    image_size: Size | None = None
+    """Of the training input in pixels: the side of a square, or (height, width), as text ``192x160``; None: the data's
+    or the network's own."""
     progressive: float = 1.0
     """Share of the image size that the first epoch trains at, growing to 1 at three quarters of the run (progressive
     resizing)."""
@@ -202,7 +205,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
+        object.__setattr__(self, "image_size", _convert_size(self.image_size))
         for field in dataclasses.fields(self):
+            if field.name == "image_size":
+                continue
             object.__setattr__(self, field.name, _convert(field.name, getattr(self, field.name), hints[field.name]))
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
@@ -242,7 +248,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -262,6 +269,24 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as YAML."""
         write_text(path, self.to_yaml())
+
+
+def _convert_size(value: object) -> Size | None:
+    """None, one side in pixels, or (height, width), which a text writes ``192x160``."""
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+        return None
+    parts = value.lower().split("x") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    try:
+        numbers = [_convert("image_size", part, int) for part in parts]
+    except UserError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(1 <= number <= MOST_PIXELS for number in numbers):
+        raise UserError(
+            f"recipe key image_size must be a whole number of pixels from 1 to {MOST_PIXELS}, or height x width such "
+            f"as 192x160, got {value!r}"
+        )
+    return as_size(numbers[0], numbers[-1])
 
 
 def _convert(name: str, value: Any, annotation: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint
@@ -23,7 +24,7 @@ class Teacher(nn.Module):
 
     def __init__(self, net: nn.Module, own: Preprocessing, student: Preprocessing) -> None:
         super().__init__()
-        self.net, self.size = net, None if own.image_size == student.image_size else own.image_size
+        self.net, self.size = net, None if own.image_size == student.image_size else sides(own.image_size)
         mean, std, student_mean, student_std = (
             torch.tensor(values).view(1, -1, 1, 1) for values in (own.mean, own.std, student.mean, student.std)
         )
@@ -33,7 +34,7 @@ class Teacher(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * self.factor + self.shift
         if self.size is not None:
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         return self.net(x)
 
 

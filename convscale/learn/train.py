@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +12,24 @@ import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
-from convscale.errors import UserError, check_flag, check_number, check_whole
-from convscale.files import check_output_dir, new_output_dir
+from convscale.errors import check_path
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import DataSplits, FileSplit, Split
-from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
+from convscale.images.splits import DataSplits
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
-from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
-from convscale.learn.loop import Job, Trainer
-from convscale.learn.loss import build_loss
-from convscale.learn.progress import Progress, duration, logged
+from convscale.learn.job import Job
+from convscale.learn.loop import Trainer
+from convscale.learn.prepare import prepare
+from convscale.learn.progress import Event, Progress, duration
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
+from convscale.learn.record import EpochRow
+from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
-from convscale.learn.settings import Settings, choose_settings, usable_device
-from convscale.learn.shrink import shrink_split
-from convscale.learn.teacher import open_teacher
+from convscale.learn.settings import Settings, usable_device
+from convscale.learn.stop import stop_signal
 from convscale.nn.modes import evaluating
-from convscale.nn.norm import convert_sync
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +38,7 @@ class TrainRun:
 
     net: nn.Module
     """The best network on validation (averaged weights when the recipe averages), in eval mode."""
-    history: list[dict[str, Any]]
+    history: list[EpochRow]
     """One entry per epoch: epoch, train_loss, val_loss, val_top1, val_map, lr, images, train_seconds, images_per_s,
     wait_share, seconds (since the start), skipped_steps."""
     best_metric: float
@@ -143,91 +136,41 @@ def train(
     recipe = _recipe(recipe, output if resume else None).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
-    seed = _checked_seed(seed)
-    for name, flag in (("resume", resume), ("overwrite", overwrite), ("tensorboard", tensorboard)):
-        check_flag(name, flag)
-    keep = check_whole("keep", keep)
-    workers = None if workers is None else check_whole("workers", workers, 0)
-    if max_seconds is not None:
-        max_seconds = check_number("max_seconds", max_seconds, "a number of seconds above 0", math.ulp(0.0))
-    checkpoint_seconds = check_number("checkpoint_seconds", checkpoint_seconds, "a number of seconds of at least 0", 0)
-    where = usable_device(device)
+    request = TrainRequest(
+        net=net,
+        data=data,
+        recipe=recipe,
+        batch_is_asked="batch_size" in overrides,
+        output=None if output is None else check_path("output", output),
+        device=usable_device(device),
+        seed=seed,
+        max_seconds=max_seconds,
+        progress=progress,
+        init=init,
+        preprocessing=preprocessing,
+        teacher=teacher,
+        resume=resume,
+        overwrite=overwrite,
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+        keep=keep,
+        tensorboard=tensorboard,
+    )
+    return _train(request)
+
+
+def _train(request: TrainRequest) -> TrainRun:
+    """Build what was asked for, and run it."""
     notes: list[str] = []
-    tell = _teller(progress if int(os.environ.get("RANK", "0")) == 0 else None, notes)
+    first = int(os.environ.get("RANK", "0")) == 0
+    tell = _teller(request.progress if first else None, notes)
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
-    splits = data if isinstance(data, DataSplits) else open_dataset(data)
-    processes, where = join(where)
-    with torch.random.fork_rng(devices=[]), _stop_signal(output is not None) as stop:
-        folder = None if output is None else check_output_dir(output, overwrite=overwrite, resume=resume)
-        resumed = processes.from_first(folder is not None and resume and bool(list_checkpoints(folder)))
-        torch.manual_seed(seed)
-        module = build_net(net, splits, recipe, init).to(where)
-        preprocessing = preprocessing or choose_preprocessing(module, splits, recipe)
-        if teacher is not None:
-            recipe = recipe if recipe.distill_weight else recipe.override({"distill_weight": 0.5})
-            teacher = open_teacher(teacher, splits.classes, preprocessing).to(where)
-        elif recipe.distill_weight:
-            raise UserError(
-                f"distill_weight is {recipe.distill_weight:g}, but there is no teacher; give one (--teacher), or set "
-                "it to 0"
-            )
-        train_split, validation = _hold(splits, preprocessing, recipe, tell)
-        if "batch_size" not in overrides:
-            recipe = _fit_batch(recipe, len(train_split), tell)
-        loader = TrainLoader(
-            train_split,
-            recipe,
-            image_size=preprocessing.image_size,
-            seed=seed,
-            workers=workers,
-            rank=processes.rank,
-            world=processes.world,
-        )
-        if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
-            new_output_dir(folder, overwrite=overwrite, resume=resume, need_bytes=_state_bytes(module) * (keep + 1))
-            if tensorboard:
-                tell = logged(tell, folder / "tensorboard")
-        if recipe.grad_checkpointing:
-            _checkpoint_gradients(module)
-        settings = (
-            _kept_settings(folder)
-            if resumed and folder is not None
-            else _settings(module, recipe, loader, preprocessing, where)
-        )
-        settings = processes.from_first(settings)
-        if processes.world > 1:
-            module = convert_sync(module)
-        # pyright: ignore[reportCallIssue]
-        module.to(memory_format=torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format)
-        job = Job(
-            net=module,
-            recipe=recipe,
-            loader=loader,
-            validation=validation,
-            preprocessing=preprocessing,
-            loss=build_loss(recipe, train_split.class_counts(), multilabel=splits.multilabel),
-            settings=settings,
-            seed=seed,
-            device=where,
-            max_seconds=max_seconds,
-            output=folder,
-            checkpoint_seconds=checkpoint_seconds,
-            keep=keep,
-            teacher=teacher,
-            progress=tell,
-            stop=stop,
-            processes=processes,
-        )
-        with nullcontext() if teacher is None else evaluating(teacher):
+    splits = request.data if isinstance(request.data, DataSplits) else open_dataset(request.data)
+    processes, device = join(request.device)
+    with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop:
+        job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop)
+        with nullcontext() if job.teacher is None else evaluating(job.teacher):
             return _run(job, resumed=resumed, notes=notes)
-
-
-def _checked_seed(seed: object) -> int:
-    """``seed`` as an int that torch takes."""
-    number = int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None
-    if number is None or not -(2**63) <= number < 2**64:
-        raise UserError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
-    return number
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:
@@ -251,7 +194,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
     finished = trainer.epoch >= job.recipe.epochs or not job.stop()
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
-    thresholds = trainer.best.get("thresholds")
+    thresholds = trainer.best["thresholds"]
     # pyright: ignore[reportCallIssue]
     net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
     return TrainRun(
@@ -272,150 +215,11 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
     )
 
 
-def _hold(splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress) -> tuple[Split, Split]:
-    """Train and validation set in memory at the network's size, where they fit and the augmentation allows it."""
-    held = []
-    for split in (splits.train, splits.validation):
-        bad: tuple[str, ...] = ()
-        if recipe.shrink and isinstance(split, FileSplit) and split is splits.train:
-            split, said = shrink_split(split, round(recipe.shrink * preprocessing.image_size))
-            tell({"kind": "note", "text": said})
-        if recipe.augment == "shift-crop" or split is splits.validation:
-            split, bad = into_memory(split, preprocessing)
-        for problem in bad:
-            tell({"kind": "note", "text": f"left out: {problem}"})
-        held.append(split)
-    return held[0], held[1]
-
-
-def _state_bytes(net: nn.Module) -> int:
-    """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint
-    beside it.
-    """
-    return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
-
-
-def _fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
-    """The recipe with a batch that is not larger than the set; only for a batch that nobody asked for."""
-    if recipe.batch_size <= images:
-        return recipe
-    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {images}, the size of the train set"})
-    return recipe.override({"batch_size": images})
-
-
-def _checkpoint_gradients(net: nn.Module) -> None:
-    if not hasattr(net, "set_grad_checkpointing"):
-        raise UserError("grad_checkpointing: this network has no set_grad_checkpointing")
-    net.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
-
-
-def _kept_settings(folder: Path) -> Settings:
-    kept = load_state(folder)[2]["settings"]
-    return Settings(precision=kept["precision"], layout=kept["layout"])
-
-
-def _settings(
-    net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device
-) -> Settings:
-    """Precision and layout, measured on some images of the train set where the recipe leaves them open."""
-    some = loader.split.subset(range(min(recipe.batch_size, 128)))
-    batch = next(eval_batches(some, preprocessing, batch_size=128, workers=0))
-    if not len(batch.indices):
-        raise UserError(f"none of the first images can be decoded; first: {batch.bad[0]}")
-    return choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
-
-
-def build_net(
-    net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None
-) -> nn.Module:
-    """The network to train: given, or built for the data's classes and channels; then its first weights."""
-    classes = len(splits.classes)
-    if isinstance(net, nn.Module):
-        module = net
-        known = getattr(net, "num_classes", classes)
-        if known != classes:
-            raise UserError(
-                f"the network has {known} classes, the data {classes}; create_model(..., num_classes={classes}) would "
-                "be right"
-            )
-    else:
-        from convscale.nn.net import create_model
-
-        options: dict[str, Any] = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
-        module = create_model(
-            net, pretrained=init == "pretrained", num_classes=classes, in_chans=splits.channels, **options
-        )
-    if init is None or init == "pretrained":
-        if init and isinstance(net, nn.Module):
-            raise UserError("init='pretrained' needs a name; a network that is given brings its own weights")
-        return module
-    if Path(init).is_dir():
-        weights: Any = load_checkpoint(init).net.state_dict()
-    else:
-        weights = init
-    from convscale.nn.weights import load_weights
-
-    load_weights(module, weights, allow_head_mismatch=True)
-    return module
-
-
-def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> Preprocessing:
-    """Pictures: the network's own size and statistics. Small images in memory: measured statistics and the data's size,
-    or the network's own size where that is at most twice the data's."""
-    known = getattr(net, "pretrained_cfg", None)
-    known = known if isinstance(known, dict) else vars(known) if known is not None else {}
-    own_size = known["input_size"][-1] if known.get("input_size") else None
-    channels, images = splits.channels, splits.train.images
-    if images is not None:
-        native = max(images.shape[1:3])
-        size = recipe.image_size or (own_size if own_size and own_size <= 2 * native else native)
-        mean, std = measure_mean_std(splits.train)
-        return Preprocessing(image_size=size, channels=channels, mean=mean, std=std, crop_pct=1.0)
-    mean, std = tuple(known.get("mean") or (0.485, 0.456, 0.406)), tuple(known.get("std") or (0.229, 0.224, 0.225))
-    if len(mean) != channels:
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    crop = known.get("crop_pct") or 0.875
-    return Preprocessing(
-        image_size=recipe.image_size or own_size or 224,
-        channels=channels,
-        mean=mean,
-        std=std,
-        crop_pct=crop if recipe.augment == "resized-crop" else 1.0,
-        interpolation=known.get("interpolation") or "bilinear",
-    )
-
-
 def _teller(progress: Progress | None, notes: list[str]) -> Progress:
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: Event) -> None:
         if event["kind"] == "note":
             notes.append(event["text"])
         if progress is not None:
             progress(event)
 
     return tell
-
-
-@contextmanager
-def _stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and a first Ctrl-C ask the run to save and end instead of killing it; only where there is a
-    folder to save into.
-    """
-    asked = threading.Event()
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(number: int, _frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    wanted_signals = [
-        number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN
-    ]  # as nohup and & set it
-    before = {number: signal.signal(number, ask) for number in wanted_signals}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,25 @@ from convscale.learn.evaluate import best_thresholds, predict_split
 from convscale.stats import average_precisions, mean_of_known
 
 
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """A network's result on the validation set."""
+
+    loss: float
+    """Mean cross-entropy; binary cross-entropy per class for several labels."""
+    top1: float
+    """Share of images that are right, in [0, 1]."""
+    average_precision: float | None = None
+    """Mean over the classes that are present; None but for several labels."""
+    thresholds: tuple[float, ...] | None = None
+    """Per class the probability above which it is present; None but for several labels."""
+
+    @property
+    def metric(self) -> float:
+        """What is to be highest."""
+        return self.top1 if self.average_precision is None else self.average_precision
+
+
 def validate(
     net: nn.Module,
     split: Split,
@@ -25,10 +44,8 @@ def validate(
     device: torch.device,
     precision: str,
     workers: int | None,
-) -> dict[str, Any]:
-    """``loss``, ``top1``, ``map`` (mean average precision for several labels, else None), ``metric`` (what is to be
-    highest) and, for several labels, ``thresholds``; each process takes its share of the images, and all get the same
-    result."""
+) -> Validation:
+    """Each process takes its share of the images, and all get the same result."""
     own = split if processes.world == 1 else split.subset(range(processes.rank, len(split), processes.world))
     logits, labels = torch.empty(0, len(split.classes)), split.labels[:0]
     if len(own):
@@ -41,16 +58,10 @@ def validate(
             float(len(labels)),
         ]
         loss, right, count = processes.sum(sums)
-        return {"loss": loss / count, "top1": right / count, "map": None, "metric": right / count}
+        return Validation(loss=loss / count, top1=right / count)
     logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
     loss = F.binary_cross_entropy_with_logits(logits, labels).item()
     average = mean_of_known(average_precisions(logits.numpy(), labels.numpy()))
     average = 0.0 if math.isnan(average) else average
     top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
-    return {
-        "loss": loss,
-        "top1": top1,
-        "map": average,
-        "metric": average,
-        "thresholds": list(best_thresholds(logits, labels)),
-    }
+    return Validation(loss=loss, top1=top1, average_precision=average, thresholds=best_thresholds(logits, labels))

@@ -34,7 +34,7 @@ from convscale.images.splits import DataSplits
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import readable
-from convscale.learn.progress import Progress
+from convscale.learn.progress import Event, Progress
 from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
 from convscale.machine import Environment
@@ -407,7 +407,7 @@ class _Fit:
         self.note(f"comparing: {spec.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
         return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
 
-    def _steps_only(self, event: dict[str, Any]) -> None:
+    def _steps_only(self, event: Event) -> None:
         if event["kind"] == "step":
             self.tell(event)
 

@@ -46,6 +46,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def test_a_rectangle_is_trained_kept_and_evaluated(call: Any, folder: Path, tmp_path: Path) -> None:
+    rectangle = [*TRAIN]
+    rectangle[rectangle.index("--img-size") + 1] = "32x64"
+    code, _, err = call("train", "--data-dir", folder, "--output", tmp_path / "run", *rectangle)
+    assert code == 0, err
+    (about,) = (tmp_path / "run" / "checkpoints").glob("best-*/checkpoint.json")
+    assert json.loads(about.read_text())["preprocessing"]["image_size"] == [32, 64]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["image_size"] == [32, 64]
+    code, out, err = call("evaluate", tmp_path / "run", "--data-dir", folder)
+    assert code == 0, err
+    assert "top-1" in out
+    rectangle[rectangle.index("--img-size") + 1] = "32by64"
+    code, _, err = call("train", "--data-dir", folder, "--output", tmp_path / "other", *rectangle)
+    assert code == 2
+    assert "image_size must be a whole number of pixels from 1 to 10000, or height x width" in " ".join(err.split())
+    assert not (tmp_path / "other").exists()
+
+
 def test_train_resume_teach_and_evaluate(call: Any, folder: Path, tmp_path: Path) -> None:
     code, out, err = call(
         "train", "--data-dir", folder, "--output", tmp_path / "run", *TRAIN, "--tensorboard", "--resume", "auto"

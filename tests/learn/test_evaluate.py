@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
+from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.distributed import Processes
 from convscale.learn.evaluate import best_thresholds, evaluate, predict_split
 from convscale.learn.probe import solve_head
@@ -182,6 +184,30 @@ def test_a_teacher_keeps_its_modes() -> None:
     train(small_net(), halves_data(), recipe=recipe, teacher=teacher)
     assert modes == [False] * 3
     assert [module.training for module in teacher.modules()] == before
+
+
+def test_training_and_evaluation_at_a_rectangle(tmp_path: Path) -> None:
+    """The network sees (height, width), a quarter smaller in the first epoch; checkpoint and resumed run keep it."""
+    seen: list[tuple[int, ...]] = []
+    net = small_net()
+    net.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    recipe = Recipe(
+        name="x", epochs=2, batch_size=32, augment="shift-crop", precision="fp32", layout="nchw", progressive=0.75
+    )
+    data, folder = halves_data(), tmp_path / "run"
+    run = train(net, data, recipe=recipe, output=folder, image_size="16x8")
+    assert seen == [(12, 8)] * 3 + [(16, 8)] + [(16, 8)] * 4
+    loaded = load_checkpoint(folder, net=small_net())
+    assert loaded.preprocessing.image_size == run.preprocessing.image_size == (16, 8)
+    result = evaluate(loaded.net, data.test, loaded.preprocessing)
+    pixels = torch.stack([run.preprocessing.resize(image) for image in data.test.images])
+    with torch.no_grad():
+        predicted = run.net(run.preprocessing.normalize(pixels)).argmax(1)
+    assert result.top1 == pytest.approx((predicted == data.test.labels).float().mean().item())
+    resumed = train(small_net(), data, output=folder, resume=True, epochs=3)
+    assert resumed.recipe.image_size == (16, 8)
+    assert "resumed with another epochs: 3 instead of 2" in resumed.notes
+    assert not any("image_size" in note for note in resumed.notes)
 
 
 class _Headed(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convscale.conditions import Size, sides
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
@@ -85,22 +86,74 @@ def test_two_processes_share_the_global_batch() -> None:
         assert torch.equal(batch.images, torch.cat([parts[0][step].images, parts[1][step].images]))
 
 
-def test_pixels_are_those_of_pillow(folder: Path) -> None:
-    split = _train_split(folder)
-    loader = TrainLoader(split, FILES, image_size=16, seed=5, workers=0)
+@pytest.mark.parametrize("size", [16, (20, 12), (8, 24)])
+def test_pixels_are_those_of_pillow(folder: Path, size: Size) -> None:
+    """A rectangle is written (height, width); its crops have its shape, give or take a third."""
+    split, (rows, columns) = _train_split(folder), sides(size)
+    loader = TrainLoader(split, FILES, image_size=size, seed=5, workers=0)
     for batch in loader.batches(0):
         for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
             random = np.random.Generator(np.random.Philox(key=mix_seed(5, 3, 0, index)))
-            top, left, height, width = crop_box(48, 60, random, min_scale=0.08)
+            top, left, height, width = crop_box(48, 60, random, min_scale=0.08, aspect=columns / rows)
             picture = (
                 Image.open(split.name(index))
                 .crop((left, top, left + width, top + height))
-                .resize((16, 16), Image.Resampling.BILINEAR)
+                .resize((columns, rows), Image.Resampling.BILINEAR)
             )
             golden = np.asarray(
                 picture if random.random() >= 0.5 else picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             ).astype(int)
             assert np.abs(image.numpy().astype(int) - golden).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_rectangle_stretches_no_more_than_a_square(tmp_path: Path, orientation: int, scaled: bool) -> None:
+    """Red counts columns and green rows of the upright picture: their slopes say how far a crop was stretched."""
+    y, x = np.mgrid[0:300, 0:500]
+    upright = np.stack([x * 255 / 500, y * 255 / 500, 0 * x], axis=2).round().astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if orientation == 1 else np.rot90(upright)  # EXIF 6: to be turned by 90 degrees clockwise
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "0.jpg", quality=95, exif=exif)
+    split = FileSplit(
+        split="train",
+        classes=("a",),
+        labels=torch.zeros(1, dtype=torch.long),
+        channels=3,
+        paths=(str(tmp_path / "0.jpg"),),
+    )
+    recipe = FILES.override({"batch_size": 1, "scaled_decode": scaled, "flip": 0, "crop_scale": 0.2})
+    loader = TrainLoader(split, recipe, image_size=(24, 72), workers=0)
+    for epoch in range(6):
+        image = next(loader.batches(epoch)).images[0].numpy().astype(float)
+        assert image.shape == (24, 72, 3)
+        columns_per_pixel = (image[:, -4, 0] - image[:, 3, 0]).mean() / 65
+        rows_per_pixel = (image[-4, :, 1] - image[3, :, 1]).mean() / 17
+        assert 0.7 < columns_per_pixel / rows_per_pixel < 1.43
+
+
+def test_evaluation_crops_a_rectangle(tmp_path: Path) -> None:
+    """A picture of 48 x 64 (height x width) just covers 24 x 16 at half its size; its middle 16 columns are seen."""
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    picture.save(tmp_path / "0.png")
+    golden = np.asarray(picture.resize((32, 24), Image.Resampling.BILINEAR)).astype(int)[:, 8:24]
+    labels = torch.zeros(1, dtype=torch.long)
+    files = FileSplit(split="test", classes=("a",), labels=labels, channels=3, paths=(str(tmp_path / "0.png"),))
+    plain = Preprocessing(image_size=(24, 16), mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0)
+    memory, _ = into_memory(files, plain)
+    pixels = torch.from_numpy(np.array(picture))[None]
+    array = ArraySplit(split="test", classes=("a",), labels=labels, channels=3, pixels=pixels)
+    for split in (files, memory, array):
+        (batch,) = eval_batches(split, plain)
+        assert np.abs(batch.images[0].numpy().astype(int) - golden).max() <= 1
+        (images,) = EvalImages(split, plain)
+        assert np.array_equal(images, batch.images.numpy())
+    for augment in ("none", "shift-crop"):
+        recipe = Recipe(name="x", batch_size=1, augment=augment, shift=0, flip=0)
+        (batch,) = TrainLoader(files, recipe, image_size=(24, 16), workers=0).batches(0)
+        assert np.abs(batch.images[0].numpy().astype(int) - golden).max() <= 1
 
 
 def test_scaled_decoding_shows_the_same_place(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,26 @@ def test_overrides_by_text_are_parsed() -> None:
         None,
     )
     assert recipe.override({"image_size": 32}).image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [("192x160", (192, 160)), ("64x64", 64), ("48", 48), ((192, 160), (192, 160)), ([5, 7], (5, 7)), (None, None)],
+)
+def test_an_image_size_may_be_a_rectangle(given: object, size: object, tmp_path: Path) -> None:
+    recipe = Recipe(name="x").override({"image_size": given})
+    assert recipe.image_size == size
+    recipe.save(tmp_path / "recipe.yaml")
+    assert get_recipe(tmp_path / "recipe.yaml") == recipe
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("given", ["0", "192x", "1x2x3", "ax2", "20000", 2.5, True, float("nan"), [], (4, 0), {"a": 1}])
+def test_an_impossible_image_size(given: object) -> None:
+    with pytest.raises(
+        UserError, match="image_size must be a whole number of pixels from 1 to 10000, or height x width"
+    ):
+        Recipe(name="x").override({"image_size": given})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""From what a user asked for to a job that can run: the network, the data, how they meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.conditions import sides
+from convscale.errors import UserError
+from convscale.files import check_output_dir, new_output_dir
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import DataSplits, FileSplit, Split
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
+from convscale.learn.distributed import Processes
+from convscale.learn.job import Job
+from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
+from convscale.learn.loss import build_loss
+from convscale.learn.progress import Progress, logged
+from convscale.learn.recipe import Recipe
+from convscale.learn.request import TrainRequest
+from convscale.learn.settings import Settings, choose_settings
+from convscale.learn.shrink import shrink_split
+from convscale.learn.teacher import open_teacher
+from convscale.networks.inputs import input_facts
+from convscale.nn.norm import convert_sync
+
+
+def prepare(
+    request: TrainRequest,
+    splits: DataSplits,
+    *,
+    processes: Processes,
+    device: torch.device,
+    tell: Progress,
+    stop: Callable[[], bool],
+) -> tuple[Job, bool]:
+    """Everything that a run needs, and whether it goes on from a saved state.
+
+    Whatever can be wrong with the input is found before anything is written.
+    """
+    folder = request.output
+    if folder is not None:
+        folder = check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
+    resumed = processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
+    torch.manual_seed(request.seed)
+    net = build_net(request.net, splits, request.recipe, request.init).to(device)
+    preprocessing = request.preprocessing or choose_preprocessing(net, splits, request.recipe)
+    recipe, teacher = _prepare_teacher(request, splits, preprocessing, device)
+    train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell)
+    if not request.batch_is_asked:
+        recipe = _fit_batch(recipe, len(train_split), tell)
+    loader = TrainLoader(
+        train_split,
+        recipe,
+        image_size=preprocessing.image_size,
+        seed=request.seed,
+        workers=request.workers,
+        rank=processes.rank,
+        world=processes.world,
+    )
+    if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
+        need_bytes = _state_bytes(net) * (request.keep + 1)
+        new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
+        if request.tensorboard:
+            tell = logged(tell, folder / "tensorboard")
+    if recipe.grad_checkpointing:
+        _checkpoint_gradients(net)
+    if resumed and folder is not None:
+        settings = _kept_settings(folder)
+    else:
+        settings = _settings(net, recipe, loader, preprocessing, device)
+    settings = processes.from_first(settings)
+    if processes.world > 1:
+        net = convert_sync(net)
+    memory_format = torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format
+    net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    job = Job(
+        net=net,
+        recipe=recipe,
+        loader=loader,
+        validation=validation,
+        preprocessing=preprocessing,
+        loss=build_loss(recipe, train_split.class_counts(), multilabel=splits.multilabel),
+        settings=settings,
+        seed=request.seed,
+        device=device,
+        max_seconds=request.max_seconds,
+        output=folder,
+        checkpoint_seconds=request.checkpoint_seconds,
+        keep=request.keep,
+        teacher=teacher,
+        progress=tell,
+        stop=stop,
+        processes=processes,
+    )
+    return job, resumed
+
+
+def _prepare_teacher(
+    request: TrainRequest, splits: DataSplits, preprocessing: Preprocessing, device: torch.device
+) -> tuple[Recipe, nn.Module | None]:
+    """The recipe with a weight for the teacher, and the teacher on its device."""
+    recipe = request.recipe
+    if request.teacher is not None:
+        recipe = recipe if recipe.distill_weight else recipe.override({"distill_weight": 0.5})
+        return recipe, open_teacher(request.teacher, splits.classes, preprocessing).to(device)
+    if recipe.distill_weight:
+        raise UserError(
+            f"distill_weight is {recipe.distill_weight:g}, but there is no teacher; give one (--teacher), or set it to "
+            "0"
+        )
+    return recipe, None
+
+
+def _prepare_splits(
+    splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress
+) -> tuple[Split, Split]:
+    """Train and validation set in memory at the network's size, where they fit and the augmentation allows it."""
+    prepared = []
+    for split in (splits.train, splits.validation):
+        bad: tuple[str, ...] = ()
+        if recipe.shrink and isinstance(split, FileSplit) and split is splits.train:
+            split, note = shrink_split(split, round(recipe.shrink * max(preprocessing.height, preprocessing.width)))
+            tell({"kind": "note", "text": note})
+        if recipe.augment == "shift-crop" or split is splits.validation:
+            split, bad = into_memory(split, preprocessing)
+        for problem in bad:
+            tell({"kind": "note", "text": f"left out: {problem}"})
+        prepared.append(split)
+    return prepared[0], prepared[1]
+
+
+def _state_bytes(net: nn.Module) -> int:
+    """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint
+    beside it.
+    """
+    return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
+
+
+def _fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
+    """The recipe with a batch that is not larger than the set; only for a batch that nobody asked for."""
+    if recipe.batch_size <= images:
+        return recipe
+    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {images}, the size of the train set"})
+    return recipe.override({"batch_size": images})
+
+
+def _checkpoint_gradients(net: nn.Module) -> None:
+    if not hasattr(net, "set_grad_checkpointing"):
+        raise UserError("grad_checkpointing: this network has no set_grad_checkpointing")
+    net.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
+
+
+def _kept_settings(folder: Path) -> Settings:
+    kept = load_state(folder)[2]["settings"]
+    return Settings(precision=kept["precision"], layout=kept["layout"])
+
+
+def _settings(
+    net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device
+) -> Settings:
+    """Precision and layout, measured on some images of the train set where the recipe leaves them open."""
+    some = loader.split.subset(range(min(recipe.batch_size, 128)))
+    batch = next(eval_batches(some, preprocessing, batch_size=128, workers=0))
+    if not len(batch.indices):
+        raise UserError(f"none of the first images can be decoded; first: {batch.bad[0]}")
+    return choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
+
+
+def build_net(
+    net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None
+) -> nn.Module:
+    """The network to train: given, or built for the data's classes and channels; then its first weights."""
+    classes = len(splits.classes)
+    if isinstance(net, nn.Module):
+        module = net
+        known = getattr(net, "num_classes", classes)
+        if known != classes:
+            raise UserError(
+                f"the network has {known} classes, the data {classes}; create_model(..., num_classes={classes}) would "
+                "be right"
+            )
+    else:
+        from convscale.nn.net import create_model
+
+        module = create_model(
+            net,
+            pretrained=init == "pretrained",
+            num_classes=classes,
+            in_chans=splits.channels,
+            drop_rate=recipe.drop_rate,
+            drop_path_rate=recipe.drop_path_rate,
+        )
+    if init is None or init == "pretrained":
+        if init and isinstance(net, nn.Module):
+            raise UserError("init='pretrained' needs a name; a network that is given brings its own weights")
+        return module
+    weights = load_checkpoint(init).net.state_dict() if Path(init).is_dir() else init
+    from convscale.nn.weights import load_weights
+
+    load_weights(module, weights, allow_head_mismatch=True)
+    return module
+
+
+def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> Preprocessing:
+    """Pictures: the network's own size and statistics. Small images in memory: measured statistics and the data's size,
+    or the network's own size where that is at most twice the data's."""
+    facts = input_facts(net)
+    channels, images = splits.channels, splits.train.images
+    if images is not None:
+        native = max(images.shape[1:3])
+        size = recipe.image_size
+        if size is None:
+            size = facts.size if facts.size is not None and max(sides(facts.size)) <= 2 * native else native
+        mean, std = measure_mean_std(splits.train)
+        return Preprocessing(image_size=size, channels=channels, mean=mean, std=std, crop_pct=1.0)
+    mean, std = facts.mean or (0.485, 0.456, 0.406), facts.std or (0.229, 0.224, 0.225)
+    if len(mean) != channels:
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return Preprocessing(
+        image_size=recipe.image_size or facts.size or 224,
+        channels=channels,
+        mean=mean,
+        std=std,
+        crop_pct=facts.crop_pct if recipe.augment == "resized-crop" else 1.0,
+        interpolation=facts.interpolation,
+    )

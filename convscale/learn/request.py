@@ -1,0 +1,94 @@
+"""What a user asks of ``train``, checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.errors import UserError, check_flag, check_number, check_path, check_whole
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import DataSplits
+from convscale.learn.progress import Progress
+from convscale.learn.recipe import Recipe
+from convscale.learn.settings import usable_device
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainRequest:
+    """``train``'s arguments as one value; the names are the same.
+
+    Raises:
+        UserError: a number, flag, path or device is impossible.
+    """
+
+    net: nn.Module | NetSpec | str
+    """To train: a module, or what is to be built."""
+    data: DataSplits | str | os.PathLike[str]
+    """Splits, or where they are read from."""
+    recipe: Recipe
+    """With every override."""
+    batch_is_asked: bool
+    """Whether the batch size is the user's own, which is not lowered in silence."""
+    output: Path | None
+    """Folder for checkpoints and log; None: nothing is written."""
+    device: torch.device
+    """Where to compute."""
+    seed: int
+    """Of weights, order and augmentation."""
+    max_seconds: float | None
+    """The schedule ends by then; None: after the recipe's epochs."""
+    progress: Progress | None
+    """Called with every event."""
+    init: str | os.PathLike[str] | None
+    """What the weights start from."""
+    preprocessing: Preprocessing | None
+    """How images become inputs; None: to be chosen."""
+    teacher: nn.Module | str | os.PathLike[str] | None
+    """Whose outputs are imitated."""
+    resume: bool
+    """Go on from the newest state in ``output``."""
+    overwrite: bool
+    """Replace an output folder that exists."""
+    workers: int | None
+    """Processes that decode files; None: one per core."""
+    checkpoint_seconds: float
+    """A training state is written at least this often."""
+    keep: int
+    """Training states that are kept."""
+    tensorboard: bool
+    """Write the history for TensorBoard too."""
+
+    def __post_init__(self) -> None:
+        for name in ("resume", "overwrite", "tensorboard"):
+            check_flag(name, getattr(self, name))
+        right = "a number of seconds of at least 0"
+        checked: dict[str, object] = {
+            "seed": _checked_seed(self.seed),
+            "keep": check_whole("keep", self.keep),
+            "checkpoint_seconds": check_number("checkpoint_seconds", self.checkpoint_seconds, right, 0),
+            "device": usable_device(self.device),
+        }
+        if self.workers is not None:
+            checked["workers"] = check_whole("workers", self.workers, 0)
+        if self.max_seconds is not None:
+            right = "a number of seconds above 0"
+            checked["max_seconds"] = check_number("max_seconds", self.max_seconds, right, math.ulp(0.0))
+        if self.output is not None:
+            checked["output"] = check_path("output", self.output)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+def _checked_seed(seed: object) -> int:
+    """``seed`` as an int that torch takes."""
+    number = int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None
+    if number is None or not -(2**63) <= number < 2**64:
+        raise UserError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
+    return number
