@@ -56,9 +56,9 @@ from convscale.show.fit_record import (
     Winner,
     read_fit,
 )
-from convscale.show.fit_record import Conditions as WrittenConditions
 from convscale.show.json_values import from_json
 from convscale.show.report import write_fit_report
+from convscale.show.stated import Conditions as WrittenConditions
 from convscale.speed.measuring import measure
 from convscale.speed.subjects import FILE_RUNTIMES
 

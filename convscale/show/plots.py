@@ -13,6 +13,7 @@ from convscale import words
 from convscale.errors import UserError
 from convscale.show.fit_record import Candidate, Epoch, FitRecord, read_fit
 from convscale.show.picture import save_png
+from convscale.show.stated import Conditions, Machine
 from convscale.show.states import BLUE, GREEN, ORANGE, RED, STATES
 
 WORST = 20
@@ -163,9 +164,8 @@ def hover(c: Candidate, state: str) -> str:
         epochs = words.plural(c.brief.epochs or 0, "epoch")
         lines.append(f"{words.percent(c.brief.top1)} of validation right after {epochs}")
     lines.append(f"{words.large(c.params)} params, {words.large(c.macs)} MACs")
-    lines.append(escape(str(made.conditions) if made and made.conditions else words.conditions(None)))
-    machine = str(made.environment) if made and made.environment else words.machine(None)
-    lines.append(escape(words.shortened(machine, 60)))
+    lines.append(escape(str((made.conditions if made else None) or Conditions())))
+    lines.append(escape(words.shortened(str((made.environment if made else None) or Machine()), 60)))
     return "<br>".join(lines)
 
 
@@ -422,5 +422,5 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     first = next((c.measurement for c in fit.fastest_first() if c.images_per_s), None)
     if first is None:
         raise UserError(f"{run_dir}/fit.json has no measured candidate to draw")
-    under = f"{first.conditions or words.conditions(None)}; {first.environment or words.machine(None)}"
+    under = f"{first.conditions or Conditions()}; {first.environment or Machine()}"
     return save_png(speed_accuracy(fit), Path(path), title=title or "", caption=under)
