@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ def child(data: Path, output: Path, losses: Path, workers: int, layout: str) -> 
     )  # fmt: skip
     with open(losses, "a", encoding="utf-8", buffering=1) as file:
 
-        def progress(event: dict[str, Any]) -> None:
+        def progress(event: Event) -> None:
             if event["kind"] == "step":
                 file.write(f"{event['epoch']}.{event['step']} {event['loss']!r}\n")
 

@@ -36,7 +36,7 @@ from onnx import TensorProto, helper
 import convscale as cs
 from benchmarks.records import in_turns, replace_record
 from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
-from convscale.conditions import Conditions
+from convscale.conditions import Conditions, sides
 from convscale.files import write_text
 from convscale.formats.onnx import write_onnx
 from convscale.machine import Environment, available_cores
@@ -44,7 +44,7 @@ from convscale.networks.inputs import preprocessing_of
 from convscale.runtimes.base import Opening, file_runtimes, open_runtime
 from convscale.runtimes.pytorch.runner import torch_threads
 from convscale.ship.forms import Fastest, Forms, export_forms, fastest_of, form_names
-from convscale.ship.tune import cost, settings_of
+from convscale.ship.tune import Tuning, cost, settings_of
 from convscale.ship.tune import in_turns as tune_in_turns
 from convscale.speed.timing import Measurement
 
@@ -79,7 +79,7 @@ def peer_net(name: str) -> torch.nn.Module:
 def prepare(name: str, base: Conditions, folder: Path) -> Forms:
     """The peer's ONNX file and our artefacts, unless an earlier run has left them."""
     assert base.image_size is not None, "the benchmark states its size"
-    size = base.image_size
+    size, _ = sides(base.image_size)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "peer.onnx").is_file():
         write_onnx(peer_net(name), torch.randn(2, 3, size, size), folder / "peer.tmp")
@@ -99,7 +99,7 @@ def prepare(name: str, base: Conditions, folder: Path) -> Forms:
 def open_peers(name: str, base: Conditions, folder: Path) -> dict[str, tuple[Call, Conditions]]:
     """timm's network in every runtime, called once."""
     assert base.image_size is not None, "the benchmark states its size"
-    batch = torch.randn(base.batch_size, 3, base.image_size, base.image_size)
+    batch = torch.randn(base.batch_size, 3, *sides(base.image_size))
     found = {}
     for label in PEERS:
         runtime = label.split()[1]
@@ -120,8 +120,8 @@ def open_ours(
     """Our network, tuned at the stated batch: in its fastest float32 form, and in its fastest."""
     found = fastest_of(forms, batch_sizes=(base.batch_size,), threads=base.threads)
     trials = {
-        form: found.again.get(form, result.best) for form, result in found.forms.items() if hasattr(result, "best")
-    }  # pyright: ignore
+        form: found.again.get(form, result.best) for form, result in found.forms.items() if isinstance(result, Tuning)
+    }
     for form, trial in trials.items():
         s = trial.settings
         print(f"  {form}: {trial.images_per_s:.1f} images/s in {s.runtime}, {s.streams} stream(s)", flush=True)
@@ -137,9 +137,8 @@ def open_ours(
             art.runtime,
             Opening(threads=base.threads, streams=art.streams, batch_size=base.batch_size),
         )
-        noise = np.random.default_rng(0).integers(
-            0, 256, (base.batch_size, art.image_size, art.image_size, 3), dtype=np.uint8
-        )
+        shape = (base.batch_size, *sides(art.image_size), 3)
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         prepared = runner.prepare(art.input_batch(noise))
         cond = dataclasses.replace(base, runtime=art.runtime, precision=art.precision)
         calls[label] = (lambda runner=runner, prepared=prepared: runner.run(prepared), cond)

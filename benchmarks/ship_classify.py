@@ -65,9 +65,10 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
 
 def timm_loop(name: str, paths: list[Path], *, compiled: bool) -> Callable[[], int]:
     """timm's network and transform in a plain loop. Returns the number of predictions."""
+    from timm.data import create_transform, resolve_data_config
+
     net = timm.create_model(name).eval()
-    # pyright: ignore[reportAttributeAccessIssue]
-    transform: Any = timm.data.create_transform(**timm.data.resolve_data_config(model=net))
+    transform: Any = create_transform(**resolve_data_config(model=net))
     step: Callable[[torch.Tensor], torch.Tensor] = torch.compile(net) if compiled else net
 
     def run() -> int:

@@ -131,7 +131,7 @@ def lite0(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """EfficientNet-Lite0's own weights on real photographs."""
     net = lite0_net()
     pre = preprocessing_of(net)
-    images, others = photographs(args.crops, pre.image_size), photographs(args.crops, pre.image_size, seed=1)
+    images, others = photographs(args.crops, pre.height), photographs(args.crops, pre.height, seed=1)
     yield from ship_all(
         net,
         FORMS,

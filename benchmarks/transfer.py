@@ -68,6 +68,16 @@ class Result:
     """Settings that were chosen."""
 
 
+def feature_map(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The last map of a network with timm's methods."""
+    return net.forward_features(x)  # pyright: ignore[reportCallIssue]
+
+
+def lite0_features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Pooled features of a network with timm's methods."""
+    return net.forward_head(feature_map(net, x), pre_logits=True)  # pyright: ignore[reportCallIssue]
+
+
 def split_of(root: Path, seed: int) -> DataSplits:
     """Train, validation and test set, drawn class by class."""
     names = [
@@ -150,8 +160,7 @@ def features(net: nn.Module, split: FileSplit, preprocessing: Preprocessing) -> 
     net.eval()
     with torch.inference_mode():
         found = [
-            # pyright: ignore[reportCallIssue]
-            net.forward_head(net.forward_features(preprocessing.normalize(batch.images)), pre_logits=True)
+            lite0_features(net, preprocessing.normalize(batch.images))
             for batch in eval_batches(split, preprocessing, batch_size=64, workers=0)
         ]
     return torch.cat(found).clone()
@@ -275,8 +284,7 @@ def check_same(net: nn.Module, size: int) -> None:
     """timm's network and ours give the same features."""
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        # pyright: ignore[reportCallIssue]
-        theirs, ours = net.eval().forward_features(x), lite0_net(1000).eval().forward_features(x)
+        theirs, ours = feature_map(net.eval(), x), feature_map(lite0_net(1000).eval(), x)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -1,11 +1,8 @@
-"""Numbers and conditions in words, as reports print them; everything returned here is plain text, not yet HTML."""
+"""Numbers in words: the one place where a number becomes text. Everything returned is plain text, not yet HTML."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 UNKNOWN = "–"
 """Stands where a record has no value."""
@@ -100,69 +97,3 @@ def shortened(text: str, length: int = 28) -> str:
         return text
     tail = length // 2
     return f"{text[: length - tail - 1]}…{text[-tail:]}"
-
-
-def speed(measurement: Mapping[str, Any] | None) -> float | None:
-    """Images/s of a measurement's JSON: as written, or batch over the median time."""
-    if not measurement:
-        return None
-    if measurement.get("images_per_s") is not None:
-        return float(measurement["images_per_s"])
-    times, batch = measurement.get("times_s"), (measurement.get("conditions") or {}).get("batch_size")
-    return batch / statistics.median(times) if times and batch else None
-
-
-def spread(measurement: Mapping[str, Any] | None) -> float | None:
-    """Interquartile range as a share of the median: as written, or from the raw times (four or more)."""
-    if not measurement:
-        return None
-    if measurement.get("iqr_rel") is not None:
-        return float(measurement["iqr_rel"])
-    times: Sequence[float] = measurement.get("times_s") or ()
-    if len(times) < 4:
-        return None
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return (high - low) / middle
-
-
-def quartiles(measurement: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """Images/s at the slower and the faster quartile of the times; from the spread as written where there are no raw
-    times.
-    """
-    middle = speed(measurement)
-    if not measurement or middle is None:
-        return None
-    times, batch = measurement.get("times_s") or (), (measurement.get("conditions") or {}).get("batch_size")
-    if len(times) >= 4 and batch:
-        fast, _, slow = statistics.quantiles(times, n=4, method="inclusive")
-        return batch / slow, batch / fast
-    half = (spread(measurement) or 0) / 2
-    return (middle * (1 - half), middle * (1 + half)) if half else None
-
-
-def conditions(value: Mapping[str, Any] | None) -> str:
-    """A ``Conditions`` as JSON in words: ``onnxruntime, fp32, nchw, batch 8, 32 px, 2 threads, cpu``."""
-    if not value:
-        return "conditions not recorded"
-    parts = [
-        value.get("runtime"),
-        "training" if value.get("mode") == "train" else None,
-        value.get("precision"),
-        value.get("layout"),
-    ]
-    if value.get("batch_size"):
-        parts.append(f"batch {value['batch_size']}")
-    if value.get("image_size"):
-        parts.append(f"{value['image_size']} px")
-    if value.get("threads"):
-        parts.append(plural(value["threads"], "thread"))
-    parts.append(value.get("device"))
-    return ", ".join(str(part) for part in parts if part) or "conditions not recorded"
-
-
-def machine(environment: Mapping[str, Any] | None) -> str:
-    """An ``Environment`` as JSON in words: ``Xeon ... (2 cores)``."""
-    if not environment:
-        return "machine not recorded"
-    name = environment.get("device_name") or environment.get("device") or "unnamed device"
-    return f"{name} ({plural(environment['cores'], 'core')})" if environment.get("cores") else str(name)

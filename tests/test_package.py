@@ -13,13 +13,17 @@ import convscale
 
 
 def test_import_loads_neither_torch_nor_numpy() -> None:
-    code = "import sys, convscale; dir(convscale); print([m for m in ('torch', 'torchvision', 'numpy', 'scipy', 'onnx') if m in sys.modules])"
+    heavy = ("torch", "torchvision", "numpy", "scipy", "onnx")
+    code = f"import sys, convscale; dir(convscale); print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
 
 def test_architectures_need_no_torch() -> None:
-    code = "import sys, convscale as cs; cs.list_models(); cs.scale(cs.get_spec('efficientnet_b0'), phi=1.0); print('torch' in sys.modules)"
+    code = (
+        "import sys, convscale as cs; cs.list_models(); cs.scale(cs.get_spec('efficientnet_b0'), phi=1.0); "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
 

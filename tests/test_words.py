@@ -61,46 +61,6 @@ def test_seconds(value: float | None, text: str) -> None:
     assert words.seconds(value) == text
 
 
-def test_speed_is_batch_over_the_median() -> None:
-    m = {"times_s": [0.5, 0.1, 0.2], "conditions": {"batch_size": 8}}
-    assert words.speed(m) == 40.0
-    assert words.speed(m | {"images_per_s": 41.0}) == 41.0
-    assert words.speed({}) is None
-    assert words.speed({"times_s": []}) is None
-
-
-def test_spread_agrees_with_numpy() -> None:
-    import numpy as np
-
-    times = [0.31, 0.29, 0.30, 0.35, 0.28, 0.30]
-    low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
-    assert words.spread({"times_s": times}) == pytest.approx((high - low) / middle)
-    assert words.spread({"times_s": times[:3]}) is None
-
-
-def test_quartiles_are_of_times_not_of_speeds() -> None:
-    m = {"times_s": [1.0, 2.0, 3.0, 4.0, 5.0], "conditions": {"batch_size": 12}}
-    assert words.quartiles(m) == (3.0, 6.0)
-    assert words.quartiles({"images_per_s": 100.0, "iqr_rel": 0.1}) == pytest.approx((95.0, 105.0))
-    assert words.quartiles({"images_per_s": 100.0}) is None
-    assert words.quartiles(None) is None
-
-
-def test_conditions_in_words() -> None:
-    value = {
-        "device": "cpu",
-        "mode": "train",
-        "precision": "bf16",
-        "layout": "nhwc",
-        "batch_size": 1,
-        "image_size": 224,
-        "runtime": "eager",
-        "threads": 1,
-    }
-    assert words.conditions(value) == "eager, training, bf16, nhwc, batch 1, 224 px, 1 thread, cpu"
-    assert words.conditions(None) == "conditions not recorded"
-
-
 def test_shortened_keeps_the_end() -> None:
     assert words.shortened("efficientnet_b0 depth 0.5 width 0.35", 20) == "efficient…width 0.35"
     assert len(words.shortened("x" * 99, 20)) == 20

@@ -77,7 +77,7 @@ def command_options() -> dict[str, dict[str, Facts]]:
 
 def _command_group() -> click.Group:
     """The app that ``convscale`` runs, wherever it is defined."""
-    from convscale.cli import main
+    from convscale.cli.app import main
 
     apps: list[typer.Typer] = []
     with mock.patch.object(typer.Typer, "__call__", lambda app, *_, **__: apps.append(app)):

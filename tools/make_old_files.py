@@ -1,3 +1,6 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false
+# It runs with the code of 0.1.0, whose names and types the checker does not see.
 """Make ``tests/old_files/v0_1``: what convscale 0.1.0 wrote, so that tests can show that later versions still open it.
 
 It must run with the code of commit bbd38ae, not with the present one:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,6 +39,10 @@ from convscale.cli.options import (
 )
 from convscale.errors import Stopped, UserError
 from convscale.networks.names import spec_of
+from convscale.words import percent, plural
+
+if TYPE_CHECKING:
+    from convscale.pipeline.run import FitRun
 
 app = typer.Typer(
     name="convscale",
@@ -232,15 +236,15 @@ def demo(
     _finish(run, as_json)
 
 
-def _finish(run: Any, as_json: bool) -> None:
+def _finish(run: FitRun, as_json: bool) -> None:
     if as_json:
         keys = ("winner", "evaluation", "verification", "artifact", "timings", "constraint")
-        print_json({"output": str(run.output), "report": str(run.report), **{key: run.record[key] for key in keys}})
+        record = run.record
+        print_json({"output": str(run.output), "report": str(run.report), **{key: record[key] for key in keys}})
         return
-    winner, ev = run.record["winner"], run.record["evaluation"]
     say(
-        f"{winner['name']}: {ev['top1']:.2%} on {ev['n']:,} test images; artefact {run.output / 'artifact'}, report "
-        f"{run.report}"
+        f"{run.result.winner.name}: {percent(run.result.top1, 2)} on "
+        f"{plural(run.result.evaluation.n or 0, 'test image')}; artefact {run.output / 'artifact'}, report {run.report}"
     )
 
 

@@ -29,7 +29,6 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on in the output, or start where there is nothing yet (also: --resume auto)."),
 ]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A named recipe or a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set lr=0.05. Repeatable.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
@@ -42,6 +41,7 @@ class ResumeCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Drop the word: it is what ``--resume`` does."""
+        # ``ctx`` is click's or, in newer versions, typer's own copy of it: no type is right for both.
         kept: list[str] = []
         for word in args:
             if word == "auto" and kept and kept[-1] == "--resume":
@@ -66,14 +66,14 @@ def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
         typer.echo("\n".join(wrapped), err=err)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print for machines."""
     typer.echo(json.dumps(json_numbers(value), indent=2, default=str, allow_nan=False))
 
 
 def overrides_of(pairs: list[str] | None, *, flag: str = "--set") -> dict[str, Any]:
-    """Keys and values from ``--set key=value``, or from another flag."""
-    out = {}
+    """Keys and values from ``--set key=value``, or from another flag; to be unpacked into keywords, so of any type."""
+    out: dict[str, str] = {}
     for pair in pairs or []:
         key, sign, value = pair.partition("=")
         if not sign or not key:

@@ -125,7 +125,7 @@ def choose_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="eager, compiled, onnxruntime, openvino, or best: tuned for each network. Best on a CPU when left out.",
+            help="eager, compiled, onnxruntime, openvino, or best (tuned for each network; on a CPU when left out).",
         ),
     ] = None,
     mode: Mode = "infer",

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -57,9 +57,9 @@ from convscale.show.fit_record import (
     Winner,
     read_fit,
 )
-from convscale.show.fit_record import Conditions as WrittenConditions
 from convscale.show.json_values import from_json
 from convscale.show.report import write_fit_report
+from convscale.show.stated import Conditions as WrittenConditions
 from convscale.speed.measuring import measure
 
 SCHEMA = 1
@@ -135,7 +135,7 @@ def fit(
     max_drop: float = 0.5,
     threads: int | None = None,
     image_size: int | None = None,
-    candidates: Sequence[str | NetSpec] | None = None,
+    candidates: str | NetSpec | Sequence[str | NetSpec] | None = None,
     recipe: str | None = None,
     init: str | None = None,
     epochs: int | None = None,
@@ -168,8 +168,8 @@ def fit(
         max_drop: accuracy points that INT8 may lose on validation.
         threads: of the runtime; None: one per core.
         image_size: side in pixels; None: the data's own up to 64 px, else 224.
-        candidates: names or specs to choose from as they are; None: scaled members of TResNet, EfficientNet and
-            ResNet-D.
+        candidates: names or specs to choose from as they are, or a single one; None: scaled members of TResNet,
+            EfficientNet and ResNet-D.
         recipe: how to train; None: ``small`` for small images in memory, ``finetune`` with ``init``, else ``pictures``.
         init: ``pretrained`` starts candidates that are names from their released weights; None: from scratch.
         epochs: of the full training; None: the recipe's.
@@ -279,13 +279,19 @@ def default_size(splits: DataSplits) -> int:
     return 224
 
 
-def _candidates(given: Sequence[str | NetSpec] | None, size: int, asked: int | None) -> list[tuple[NetSpec, str]]:
+def _candidates(
+    given: str | NetSpec | Sequence[str | NetSpec] | None, size: int, asked: int | None
+) -> list[tuple[NetSpec, str]]:
     """(spec, family) of every candidate, a family's members from small to large."""
     if given is None:
         return [(spec, base) for base in FIT_FAMILIES for spec in scaled_members(base, size)]
-    if not given:
-        raise UserError("candidates is empty; name at least one network")
+    if isinstance(given, str | NetSpec):
+        given = [given]
+    if not isinstance(given, Iterable):
+        raise UserError(f"candidates is {given!r}; it must be a network's name or spec, or a list of them")
     named = [sized(as_spec(item), asked) for item in given]
+    if not named:
+        raise UserError("candidates is empty; name at least one network")
     if len({spec.name for spec in named}) < len(named):
         raise UserError(f"candidates repeat a name: {', '.join(spec.name for spec in named)}")
     return [(spec, spec.name) for spec in named]

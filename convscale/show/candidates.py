@@ -13,11 +13,12 @@ from convscale.choice.facts import NetworkFacts, SizedSpec
 from convscale.choice.speeds import Say, facts_of
 from convscale.errors import UserError
 from convscale.show.speed_points import SpeedPoint
+from convscale.show.stated import Conditions
 
 
 def choice_points(choice: Choice) -> list[SpeedPoint]:
     """A choice's options with a speed; the reason why each was chosen or lost stands with it."""
-    conditions = choice.stated_conditions()
+    conditions = Conditions.of(choice.stated_conditions())
     found = [
         (o.candidate, o.facts, (*((o.speed.how,) if o.speed and o.speed.how else ()), o.reason))
         for o in choice.options
@@ -55,15 +56,16 @@ def predicted_points(
     pool = [c for c in candidates_of(models, image_sizes) if not c.why_not]
     facts = facts_of([SizedSpec(c.spec, c.image_size) for c in pool], basis, progress)
     title = device_title(basis.conditions.device)
+    conditions = Conditions.of(basis.conditions.to_dict())
     return [
-        _point(c, known, title, basis.conditions.to_dict(), ())
+        _point(c, known, title, conditions, ())
         for c in pool
         if (known := facts[SizedSpec(c.spec, c.image_size)]).speed is not None
     ]
 
 
 def _point(
-    candidate: Candidate, facts: NetworkFacts, device: str, conditions: dict[str, object], notes: Sequence[str]
+    candidate: Candidate, facts: NetworkFacts, device: str, conditions: Conditions, notes: Sequence[str]
 ) -> SpeedPoint:
     speed = facts.speed
     assert speed is not None
@@ -72,7 +74,7 @@ def _point(
         images_per_s=speed.images_per_s,
         kind=speed.kind,
         device=device,
-        conditions={**conditions, "image_size": candidate.image_size},
+        conditions=replace(conditions, image_size=candidate.image_size),
         low=speed.low,
         high=speed.high,
         top1=candidate.top1,

@@ -13,53 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convscale import words
 from convscale.errors import UserError
 from convscale.files import write_json
-from convscale.machine import Environment
 from convscale.show.json_values import Open, from_json, to_json
+from convscale.show.stated import Conditions, Machine
 from convscale.speed.timing import WIDE_IQR, Measurement
 
 SCHEMA = 1
 """Of ``fit.json``: a reader refuses newer ones."""
 FILE = "fit.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions(Open):
-    """What a speed holds under, as it was written down."""
-
-    device: str | None = None
-    mode: str | None = None
-    precision: str | None = None
-    layout: str | None = None
-    batch_size: int | None = None
-    image_size: object = None
-    """A side in pixels, or height and width."""
-    runtime: str | None = None
-    threads: int | None = None
-
-    def __str__(self) -> str:
-        """In words."""
-        return words.conditions({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine(Open):
-    """Where a speed was taken."""
-
-    device_name: str | None = None
-    cores: int | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """In words."""
-        return words.machine({"device_name": self.device_name, "cores": self.cores})
-
-    @classmethod
-    def of(cls, environment: Environment) -> Machine:
-        """The same of this process."""
-        return cls(device_name=environment.device_name, cores=environment.cores, versions=dict(environment.versions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from convscale import words
 from convscale.show import plots
-from convscale.show.fit_record import Candidate, Conditions, Data, FitRecord, Timed, Verification
+from convscale.show.fit_record import Candidate, Data, FitRecord, Timed, Verification
 from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
+from convscale.show.stated import Conditions, Machine
 from convscale.show.states import STATES
 
 GALLERY = 48
@@ -90,13 +91,13 @@ def _speed_tile(fit: FitRecord) -> str:
 def _conditions_of(measurement: Timed | None) -> str:
     """In words."""
     made = measurement.conditions if measurement else None
-    return words.conditions(None) if made is None else str(made)
+    return str(made or Conditions())
 
 
 def _machine_of(measurement: Timed | None) -> str:
     """In words."""
     made = measurement.environment if measurement else None
-    return words.machine(None) if made is None else str(made)
+    return str(made or Machine())
 
 
 def _accuracy_tile(fit: FitRecord) -> str:
@@ -134,7 +135,7 @@ def picture(fit: FitRecord, figures: Figures) -> Section | None:
     if not timed:
         return None
     first = timed[0].measurement
-    shared = str(replace(first.conditions or Conditions(), image_size=None)) if first else words.conditions(None)
+    shared = str(replace((first.conditions if first else None) or Conditions(), image_size=None))
     caption = (
         "Above: what the finalists reached after brief training, and the chosen one after full training. Below: the "
         "speed of every candidate "
@@ -361,7 +362,7 @@ TIMINGS = {
 def conditions(fit: FitRecord) -> Section | None:
     """Under what the figures hold, and how long each part took."""
     machine, asked = fit.machine, fit.constraint
-    under = words.conditions(None) if asked.conditions is None else str(asked.conditions)
+    under = str(asked.conditions or Conditions())
     spent = [f"{label} {words.seconds(fit.timings[key])}" for key, label in TIMINGS.items() if key in fit.timings]
     body = definitions(
         [

@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from convscale import words
 from convscale.errors import UserError
 from convscale.show.fit_record import Candidate, Epoch, FitRecord, read_fit
 from convscale.show.picture import save_png
+from convscale.show.stated import Conditions, Machine
 from convscale.show.states import BLUE, GREEN, ORANGE, RED, STATES
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure, Scatter
 
 WORST = 20
 """Classes that the accuracy by class shows at most."""
 
 
-def speed_accuracy(fit: FitRecord) -> Any:
+def speed_accuracy(fit: FitRecord) -> Figure:
     """Accuracy against speed above, every candidate's speed below, one axis of images/s and the constraint through
     both.
     """
@@ -163,9 +167,8 @@ def hover(c: Candidate, state: str) -> str:
         epochs = words.plural(c.brief.epochs or 0, "epoch")
         lines.append(f"{words.percent(c.brief.top1)} of validation right after {epochs}")
     lines.append(f"{words.large(c.params)} params, {words.large(c.macs)} MACs")
-    lines.append(escape(str(made.conditions) if made and made.conditions else words.conditions(None)))
-    machine = str(made.environment) if made and made.environment else words.machine(None)
-    lines.append(escape(words.shortened(machine, 60)))
+    lines.append(escape(str((made.conditions if made else None) or Conditions())))
+    lines.append(escape(words.shortened(str((made.environment if made else None) or Machine()), 60)))
     return "<br>".join(lines)
 
 
@@ -183,14 +186,14 @@ def _labelled_under(found: Sequence[Candidate], right: float) -> set[str]:
     return under
 
 
-def _quartile_bars(found: Sequence[Candidate]) -> dict[str, Any]:
+def _quartile_bars(found: Sequence[Candidate]) -> dict[str, object]:
     """From the slower to the faster quartile of each one's times."""
     high = [c.high - (c.images_per_s or 0) for c in found]
     low = [(c.images_per_s or 0) - c.low for c in found]
     return {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
 
 
-def _label_bars(figure: Any, found: Sequence[Candidate]) -> None:
+def _label_bars(figure: Figure, found: Sequence[Candidate]) -> None:
     """Each bar's name above it, so that names take no width from the axis on a phone."""
     for place, c in enumerate(found, start=1):
         figure.add_annotation(
@@ -209,7 +212,7 @@ def _label_bars(figure: Any, found: Sequence[Candidate]) -> None:
         )
 
 
-def _final_accuracy(figure: Any, fit: FitRecord, found: Sequence[Candidate]) -> None:
+def _final_accuracy(figure: Figure, fit: FitRecord, found: Sequence[Candidate]) -> None:
     """Where full training took the winner, with an arrow from where it was after the brief one."""
     import plotly.graph_objects as go
 
@@ -250,7 +253,7 @@ def _final_accuracy(figure: Any, fit: FitRecord, found: Sequence[Candidate]) -> 
         )
 
 
-def curves(history: Sequence[Epoch]) -> tuple[Any, Any] | None:
+def curves(history: Sequence[Epoch]) -> tuple[Figure, Figure] | None:
     """Loss, and validation accuracy, by epoch; None without a history."""
     import plotly.graph_objects as go
 
@@ -287,7 +290,7 @@ def curves(history: Sequence[Epoch]) -> tuple[Any, Any] | None:
     return loss, accuracy
 
 
-def rates(history: Sequence[Epoch]) -> Any:
+def rates(history: Sequence[Epoch]) -> Figure:
     """Learning rate by epoch."""
     import plotly.graph_objects as go
 
@@ -303,7 +306,7 @@ def rates(history: Sequence[Epoch]) -> Any:
     return figure
 
 
-def _line(x: Sequence[float], y: Sequence[float | None], label: str, colour: str, dash: str) -> Any:
+def _line(x: Sequence[float], y: Sequence[float | None], label: str, colour: str, dash: str) -> Scatter:
     import plotly.graph_objects as go
 
     line = {"color": colour, "dash": dash, "width": 2.2}
@@ -312,7 +315,7 @@ def _line(x: Sequence[float], y: Sequence[float | None], label: str, colour: str
     )
 
 
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """Rows are what is on the image, columns what the network said; colour is the share of the row, on a scale that
     shows small errors.
     """
@@ -368,7 +371,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
 
 def per_class(
     accuracies: Sequence[float | None], classes: Sequence[str], counts: Sequence[int] | None, most: int = WORST
-) -> Any:
+) -> Figure:
     """Share of each class that was right, worst first; the worst ``most`` where there are more."""
     import plotly.graph_objects as go
 
@@ -422,5 +425,5 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     first = next((c.measurement for c in fit.fastest_first() if c.images_per_s), None)
     if first is None:
         raise UserError(f"{run_dir}/fit.json has no measured candidate to draw")
-    under = f"{first.conditions or words.conditions(None)}; {first.environment or words.machine(None)}"
+    under = f"{first.conditions or Conditions()}; {first.environment or Machine()}"
     return save_png(speed_accuracy(fit), Path(path), title=title or "", caption=under)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from convscale.predictor.profile import Profile
 from convscale.show.picture import save_png
 from convscale.show.speed_points import KINDS, SpeedPoint, front, hover_lines, told_apart
 from convscale.show.states import GREY, RED
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 PALETTE = ("#1f83c4", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f8c1f", "#b2554f", "#5a6775")
 MARKERS = {"measured": "circle", "predicted": "diamond-open", "published": "square-open"}
@@ -33,7 +36,7 @@ def _hover(p: SpeedPoint) -> str:
     return "<br>".join([f"<b>{escape(p.name)}</b>", *map(escape, hover_lines(p))])
 
 
-def _log_ticks(low: float, high: float) -> dict[str, Any]:
+def _log_ticks(low: float, high: float) -> dict[str, object]:
     """Ticks as plain numbers: at 1, 2 and 5 of each decade, at 1 alone where there are more than two and a half
     decades.
     """
@@ -42,7 +45,9 @@ def _log_ticks(low: float, high: float) -> dict[str, Any]:
     return {"type": "log", "tickvals": values, "ticktext": [f"{v:,.0f}" if v >= 1 else f"{v:g}" for v in values]}
 
 
-def accuracy_speed(points: Sequence[SpeedPoint], palette: dict[str, str], min_throughput: float | None = None) -> Any:
+def accuracy_speed(
+    points: Sequence[SpeedPoint], palette: dict[str, str], min_throughput: float | None = None
+) -> Figure:
     """Accuracy against images/s (logarithmic), a front per family and kind; points without a published accuracy are
     left out.
 
@@ -157,7 +162,7 @@ def labelled(
     return found
 
 
-def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:
+def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Figure:
     """Networks as rows, one bar per setting and kind; bars of the same setting share a colour, predicted and published
     ones are hatched.
 
@@ -237,7 +242,7 @@ def side_by_side(points: Sequence[SpeedPoint], relative_to: str = "") -> Any:
     return figure
 
 
-def time_by_part(profile: Profile) -> Any:
+def time_by_part(profile: Profile) -> Figure:
     """Share of the time of each part of the network, split by what binds it."""
     import plotly.graph_objects as go
 
@@ -282,7 +287,7 @@ def time_by_part(profile: Profile) -> Any:
     return figure
 
 
-def roofline(profile: Profile) -> Any:
+def roofline(profile: Profile) -> Figure:
     """Operations per second against operations per byte, under the device's roofs; a layer's area is its share of the
     time.
     """

@@ -4,16 +4,17 @@ its accuracy's source.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from convscale import words
 from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.choice.basis import device_title
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
+from convscale.show.fit_record import Timed
+from convscale.show.stated import Conditions
 from convscale.speed.records import Record
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class SpeedPoint:
     """What it is grouped by; empty: looked up by name."""
     device: str = ""
     """The device in words."""
-    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """A ``Conditions`` as JSON."""
+    conditions: Conditions = field(default_factory=Conditions)
+    """What it holds under."""
     low: float | None = None
     """Lower end of the speed's interval: 80 % of a prediction, interquartile of a measurement."""
     high: float | None = None
@@ -75,16 +76,9 @@ class SpeedPoint:
     def setting(self) -> str:
         """What points must share to stand in one picture: device, mode, precision, layout, a CPU's runtime."""
         c = self.conditions
-        mode = {"train": "training", "infer": "inference"}.get(str(c.get("mode")), "")
-        text = ", ".join(
-            str(part) for part in (self.device, mode, c.get("runtime"), c.get("precision"), c.get("layout")) if part
-        )
-        return text or "conditions not recorded"
-
-    @property
-    def image_size(self) -> int | None:
-        """Side of the input in pixels."""
-        return self.conditions.get("image_size")
+        mode = {"train": "training", "infer": "inference"}.get(c.mode or "")
+        text = ", ".join(part for part in (self.device, mode, c.runtime, c.precision, c.layout) if part)
+        return text or str(Conditions())
 
 
 def family_of(name: str) -> str:
@@ -99,9 +93,19 @@ def family_of(name: str) -> str:
     return head[:end] or "other"
 
 
-def published_accuracy(name: str, image_size: Size | None) -> dict[str, Any]:
-    """``top1`` (percent), ``weights`` and ``accuracy_source`` of a point, as somebody published them at this size;
-    empty where nobody did.
+class PublishedAccuracy(NamedTuple):
+    """What somebody published of released weights; the fields of a point."""
+
+    top1: float | None = None
+    """Percent."""
+    weights: str = ""
+    """The weights, recipe included."""
+    source: str = ""
+    """Who published it."""
+
+
+def published_accuracy(name: str, image_size: Size | None) -> PublishedAccuracy:
+    """The accuracy that somebody published at this size; without a figure where nobody did.
 
     A name without a tag stands for its default weights. A size without a published figure has none: accuracy is not
     interpolated.
@@ -109,29 +113,31 @@ def published_accuracy(name: str, image_size: Size | None) -> dict[str, Any]:
     try:
         tag = get_tag(name)
     except UserError:
-        return {}
+        return PublishedAccuracy()
     size = image_size or tag.image_size
-    found = next((result for result in tag.results if result.image_size == size), None)
-    return {} if found is None else {"top1": found.top1, "weights": tag.name, "accuracy_source": found.source}
+    result = next((result for result in tag.results if result.image_size == size), None)
+    return PublishedAccuracy() if result is None else PublishedAccuracy(result.top1, tag.name, result.source)
 
 
 def from_record(record: Record) -> SpeedPoint:
     """A measured point."""
     m = record.measurement
-    value = m.conditions.to_dict()
     named = m.conditions.device not in ("cpu", "") and not m.conditions.device.startswith("cuda")
-    low, high = words.quartiles(m.to_dict()) or (None, None)
+    low, high = Timed.of(m).quartiles or (None, None)
+    accuracy = published_accuracy(record.model, m.conditions.image_size)
     return SpeedPoint(
         name=record.model,
         images_per_s=m.images_per_s,
         device=device_title(m.conditions.device) if named else m.environment.device_name,
-        conditions=value,
+        conditions=Conditions.of(m.conditions.to_dict()),
         low=low,
         high=high,
+        top1=accuracy.top1,
+        weights=accuracy.weights,
+        accuracy_source=accuracy.source,
         params=record.params,
         macs=record.macs,
         notes=(*m.warnings, *m.notes),
-        **published_accuracy(record.model, m.conditions.image_size),
     )
 
 
@@ -140,19 +146,22 @@ def from_prediction(
 ) -> SpeedPoint:
     """A predicted point."""
     conditions = prediction.conditions
+    accuracy = published_accuracy(name, conditions.image_size)
     return SpeedPoint(
         name=name,
         kind="predicted",
         images_per_s=prediction.images_per_s,
         device=device_title(conditions.device),
-        conditions=conditions.to_dict(),
+        conditions=Conditions.of(conditions.to_dict()),
         low=prediction.low,
         high=prediction.high,
+        top1=accuracy.top1,
+        weights=accuracy.weights,
+        accuracy_source=accuracy.source,
         params=params,
         macs=macs,
         bound_by=prediction.bound_by,
         notes=prediction.doubts,
-        **published_accuracy(name, conditions.image_size),
     )
 
 
@@ -199,7 +208,7 @@ def hover_lines(p: SpeedPoint) -> list[str]:
         lines.append(
             f"top-1 {p.top1:.2f} % ({p.weights or 'weights not named'}; {p.accuracy_source or 'source not named'})"
         )
-    lines.append(words.conditions({**p.conditions, "device": p.device or p.conditions.get("device")}))
+    lines.append(str(replace(p.conditions, device=p.device or p.conditions.device)))
     counts = [f"{words.large(p.params)} params" if p.params else "", f"{words.large(p.macs)} MACs" if p.macs else ""]
     lines.append(", ".join(part for part in counts if part))
     lines.append(f"bound by {p.bound_by}" if p.bound_by else "")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from html import escape
 
 from convscale import words
+from convscale.conditions import size_text
 from convscale.predictor.profile import Profile
 from convscale.show import speed_plots
 from convscale.show.page import Column, Figures, Section, paragraph, table, tag
 from convscale.show.speed_points import SpeedPoint, front, told_apart
+from convscale.show.stated import Conditions
 
 SHOWN = 20
 """Rows of a table before the rest is folded away."""
@@ -116,8 +118,8 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
         weights = f'<span class="sub">{escape(p.weights)}</span>' if p.weights and p.weights != p.name else ""
         top1 = words.UNKNOWN if p.top1 is None else f"{p.top1:.2f}"
         sizes = [
-            words.count(p.image_size),
-            words.count(p.conditions.get("batch_size")),
+            words.UNKNOWN if p.conditions.image_size is None else size_text(p.conditions.image_size),
+            words.count(p.conditions.batch_size),
             words.large(p.params),
             words.large(p.macs),
         ]
@@ -179,14 +181,14 @@ def side_by_side(comparison: Comparison, figures: Figures, anchor: str) -> Secti
 def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
     """Where one network's time goes and what binds each layer, as predicted."""
     whole = sum(layer.time_s for layer in profile.layers)
-    batch = profile.conditions.get("batch_size") or 1
+    conditions = Conditions.of({**profile.conditions, "device": profile.device})
+    batch = conditions.batch_size or 1
     share = {
         bound: sum(layer.time_s for layer in profile.layers if layer.bound_by == bound) / whole
         for bound in speed_plots.BOUND
     }
     quiet = sum(layer.time_s for layer in profile.layers if not layer.macs and layer.kind != "host") / whole
     parts = ", ".join(f"{words.percent(value, 0)} bound by {bound}" for bound, value in share.items() if value >= 0.005)
-    conditions = words.conditions({**profile.conditions, "device": profile.device})
     text = (
         f"Predicted, not measured: {words.seconds(whole)} a batch, {words.rate(batch / whole)} images/s "
         f"({conditions}). Of that time, {parts}; "

@@ -11,6 +11,7 @@ from convscale.arch.spec import NetSpec
 from convscale.choice.basis import device_title
 from convscale.show.speed_points import SpeedPoint, from_prediction, from_record
 from convscale.show.speed_sections import Comparison
+from convscale.show.stated import Conditions
 from convscale.speed.records import Record
 
 SOURCE = (
@@ -74,7 +75,7 @@ def papers_example(batch_size: int = 256) -> Comparison:
             guess = predict(
                 row.name, device="v100", mode=mode, precision="amp", image_size=row.image_size, batch_size=batch
             )
-            stated = {key: value for key, value in guess.conditions.to_dict().items() if key != "batch_size"}
+            stated = replace(Conditions.of(guess.conditions.to_dict()), batch_size=None)
             points.append(
                 SpeedPoint(
                     name=row.name,

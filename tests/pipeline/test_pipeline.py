@@ -10,6 +10,7 @@ import torch
 
 import convscale as cs
 from convscale.arch.small import for_image_size
+from convscale.arch.zoo import get_spec
 from convscale.choice.candidates import _PHIS, scaled_members
 from convscale.conditions import Conditions
 from convscale.images.preprocess import Preprocessing
@@ -153,6 +154,10 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"candidates": ["resnet19"]}, "unknown model 'resnet19' .*nearest: .*resnet18"),
         ({"recipe": "smal"}, "smal"),
         ({"image_size": 27, "candidates": ["tresnet_m"]}, "image size is 27"),
+        ({"candidates": "resnet19"}, "unknown model 'resnet19' .*nearest: .*resnet18"),
+        ({"image_size": 27, "candidates": "tresnet_m"}, "image size is 27"),
+        ({"image_size": 27, "candidates": get_spec("tresnet_m")}, "image size is 27"),
+        ({"candidates": 18}, "candidates is 18; it must be a network's name or spec, or a list of them"),
         ({"runtime": "eager"}, "fit ships for runtime onnxruntime or openvino, got 'eager'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],

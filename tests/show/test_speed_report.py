@@ -33,19 +33,21 @@ from convscale.show.speed_points import (
 )
 from convscale.show.speed_report import speed_page, write_speed_report
 from convscale.show.speed_sections import Comparison, common_notes
+from convscale.show.stated import Conditions as Stated
+from convscale.show.stated import Machine
 from convscale.speed.records import Record
 from convscale.speed.timing import Measurement
 from tests.show.browser import Elements, dump_dom
 
-GPU = {
-    "device": "rtx-4090",
-    "mode": "infer",
-    "precision": "amp",
-    "layout": "nchw",
-    "batch_size": 256,
-    "image_size": 224,
-    "runtime": "eager",
-}
+GPU = Stated(
+    device="rtx-4090",
+    mode="infer",
+    precision="amp",
+    layout="nchw",
+    batch_size=256,
+    image_size=224,
+    runtime="eager",
+)
 
 
 def point(name: str, speed: float, top1: float | None, **more: Any) -> SpeedPoint:
@@ -97,7 +99,7 @@ def test_front_holds_what_nothing_beats() -> None:
 
 
 def test_points_of_different_settings_never_share_a_picture() -> None:
-    train = {**GPU, "mode": "train"}
+    train = replace(GPU, mode="train")
     points = [
         point("a", 1, 70.0),
         point("b", 2, 71.0),
@@ -115,17 +117,46 @@ def test_points_of_different_settings_never_share_a_picture() -> None:
 def test_accuracy_is_the_published_one_or_none() -> None:
     tag = get_tag("tresnet_m")
     found = published_accuracy("tresnet_m", tag.image_size)
-    assert found["top1"] == tag.results[0].top1
-    assert found["weights"] == tag.name
-    assert found["accuracy_source"]
-    assert published_accuracy("tresnet_m", 228) == {}, "a size without a published figure has none"
-    assert published_accuracy("nobody_knows_it", 224) == {}
+    assert found.top1 == tag.results[0].top1
+    assert found.weights == tag.name
+    assert found.source
+    assert published_accuracy("tresnet_m", 228).top1 is None, "a size without a published figure has none"
+    assert published_accuracy("nobody_knows_it", 224) == (None, "", "")
 
 
 def test_published_accuracy_of_the_papers_weights() -> None:
     assert (
-        published_accuracy("tresnet_m.miil_in1k_448", 448)["top1"] == 81.71
+        published_accuracy("tresnet_m.miil_in1k_448", 448).top1 == 81.71
     )  # what timm measures for the released weights
+
+
+def test_conditions_in_words() -> None:
+    value = Stated(
+        device="cpu",
+        mode="train",
+        precision="bf16",
+        layout="nhwc",
+        batch_size=1,
+        image_size=224,
+        runtime="eager",
+        threads=1,
+    )
+    assert str(value) == "eager, training, bf16, nhwc, batch 1, 224 px, 1 thread, cpu"
+    assert str(Stated.of({"image_size": [192, 256], "threads": 2})) == "192x256 px, 2 threads"
+    assert str(Stated()) == "conditions not recorded"
+
+
+def test_machines_in_words() -> None:
+    assert str(Machine(device_name="Xeon", cores=2)) == "Xeon (2 cores)"
+    assert str(Machine(cores=1)) == "unnamed device (1 core)"
+    assert str(Machine()) == "machine not recorded"
+
+
+def test_a_report_shows_a_network_timed_at_a_size_that_is_not_square() -> None:
+    made = record()
+    wide = replace(made.measurement.conditions, image_size=(192, 256))
+    html = speed_page([replace(made, measurement=replace(made.measurement, conditions=wide))])
+    assert ">192x256<" in html
 
 
 def test_a_record_becomes_a_measured_point() -> None:

@@ -59,11 +59,11 @@ def test_published_figures_are_the_papers() -> None:
 
 def test_the_papers_example_holds_both_kinds_in_both_modes() -> None:
     comparison = papers_example()
-    found = {(p.name, p.conditions["mode"], p.kind): p for p in comparison.points}
+    found = {(p.name, p.conditions.mode, p.kind): p for p in comparison.points}
     assert len(found) == 4 * 2 * 2
     assert {p.device for p in comparison.points} == {get_device("v100").title}
-    assert found["tresnet_m", "train", "predicted"].conditions["batch_size"] == 460  # 90 % of 512
-    assert found["efficientnet_b1", "infer", "published"].image_size == 240
+    assert found["tresnet_m", "train", "predicted"].conditions.batch_size == 460  # 90 % of 512
+    assert found["efficientnet_b1", "infer", "published"].conditions.image_size == 240
     assert all(
         p.low is not None and p.low < p.images_per_s < (p.high or 0) for p in comparison.points if p.kind == "predicted"
     )

@@ -16,7 +16,8 @@ from convscale.speed.records import Record, append_record, read_records, read_ti
 from convscale.speed.timing import Measurement
 
 ENV = Environment(device_name="RTX 3090", cores=8)
-INFER = """model,infer_img_size,infer_samples_per_sec,infer_step_time,infer_batch_size,param_count,infer_gmacs,infer_macts
+INFER = """model,infer_img_size,infer_samples_per_sec,infer_step_time,infer_batch_size,param_count,infer_gmacs,\
+infer_macts
 resnet50,224,2000.00,512.0,1024,25.56,4.11,11.11
 tresnet_m,224,2500.00,409.6,1024,31.39,5.74,7.31
 """
