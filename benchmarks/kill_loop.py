@@ -47,6 +47,7 @@ def write_pictures(folder: Path) -> None:
 def child(data: Path, output: Path, losses: Path, workers: int, layout: str) -> None:
     """Train (or go on training), appending ``position loss`` to ``losses`` after every step."""
     from convscale.images.sources import open_dataset
+    from convscale.learn.progress import Event
     from convscale.learn.recipe import Recipe
     from convscale.learn.train import train
 
