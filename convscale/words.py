@@ -50,6 +50,16 @@ def percent(share: float | None, decimals: int = 1) -> str:
     return f"{text} %"
 
 
+def accuracy(value: float | None) -> str:
+    """A published accuracy, which comes in percent: 83.09 -> ``83.09 %``."""
+    return UNKNOWN if value is None else f"{value:.2f} %"
+
+
+def gigabytes(nbytes: float | None) -> str:
+    """Memory in units of 2**30 bytes, as cards are sold: 12345678901 -> ``11.5 GB``."""
+    return UNKNOWN if nbytes is None else f"{number(nbytes / 2**30)} GB"
+
+
 def count(value: float | None) -> str:
     """A whole number, thousands parted."""
     return UNKNOWN if value is None else f"{round(value):,}"

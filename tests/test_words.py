@@ -61,6 +61,17 @@ def test_seconds(value: float | None, text: str) -> None:
     assert words.seconds(value) == text
 
 
+def test_accuracy_has_two_decimals() -> None:
+    assert words.accuracy(83.0899) == "83.09 %"
+    assert words.accuracy(None) == "–"
+
+
+def test_gigabytes_are_of_two_to_the_thirty() -> None:
+    assert words.gigabytes(12_345_678_901) == "11.5 GB"
+    assert words.gigabytes(2**29) == "0.500 GB"
+    assert words.gigabytes(None) == "–"
+
+
 def test_shortened_keeps_the_end() -> None:
     assert words.shortened("efficientnet_b0 depth 0.5 width 0.35", 20) == "efficient…width 0.35"
     assert len(words.shortened("x" * 99, 20)) == 20

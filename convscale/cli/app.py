@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscale import words
 from convscale._version import __version__
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
@@ -37,9 +38,9 @@ from convscale.cli.options import (
     print_json,
     say,
 )
+from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError
 from convscale.networks.names import spec_of
-from convscale.words import percent, plural
 
 if TYPE_CHECKING:
     from convscale.pipeline.run import FitRun
@@ -71,24 +72,30 @@ def list_command(
     if not pretrained:
         print_json(names) if as_json else typer.echo("\n".join(names))
         return
-    rows = [
-        {
-            "name": name,
-            "results": [
-                {"image_size": r.image_size, "top1": r.top1, "source": r.source} for r in get_tag(name).results
-            ],
-        }
-        for name in names
-    ]
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {
+                    "name": name,
+                    "results": [
+                        {"image_size": r.image_size, "top1": r.top1, "source": r.source} for r in get_tag(name).results
+                    ],
+                }
+                for name in names
+            ]
+        )
         return
-    for row in rows:
-        figures = ", ".join(f"{r['top1']:.2f} % @{r['image_size']}" for r in row["results"])
-        typer.echo(f"{row['name']:48} {figures or 'no published ImageNet-1k figure known'}")
+    print_table(
+        [Column("weights"), number_column("px"), number_column("top-1")],
+        [
+            [name, words.UNKNOWN if result is None else str(result.image_size), words.accuracy(result and result.top1)]
+            for name in names
+            for result in get_tag(name).results or (None,)
+        ],
+    )
     say(
-        "ImageNet-1k top-1; recipes differ, so figures compare weights, not architectures. Source: timm's results "
-        "table."
+        "ImageNet-1k top-1, – where no published figure is known; recipes differ, so figures compare weights, not "
+        "architectures. Source: timm's results table."
     )
 
 
@@ -242,9 +249,11 @@ def _finish(run: FitRun, as_json: bool) -> None:
         record = run.record
         print_json({"output": str(run.output), "report": str(run.report), **{key: record[key] for key in keys}})
         return
+    result = run.result
+    images = words.plural(result.evaluation.n or 0, "test image")
     say(
-        f"{run.result.winner.name}: {percent(run.result.top1, 2)} on "
-        f"{plural(run.result.evaluation.n or 0, 'test image')}; artefact {run.output / 'artifact'}, report {run.report}"
+        f"{result.winner.name}: {words.percent(result.top1, 2)} of {images} right; "
+        f"artefact {run.output / 'artifact'}, report {run.report}"
     )
 
 

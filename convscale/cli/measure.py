@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from convscale.cli.options import Device, ImgSize, Json, Precision, Threads, print_json, say
+from convscale import words
+from convscale.cli.options import Device, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
+from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
 from convscale.errors import UserError
 from convscale.networks.names import spec_of
@@ -51,22 +53,28 @@ def count_command(
     from convscale.cost.counting import count
     from convscale.predictor.largest_batch import predict_largest_batch
 
-    rows = []
-    for model in models:
-        spec, largest = spec_of(model), None
+    counted = []
+    for spec in map(spec_of, models):
         cost = count(spec, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
-        row: dict[str, object] = {"name": spec.name, "image_size": as_size(*cost.image_size)}
-        row |= {key: getattr(cost, key) for key in _COUNTED}
+        largest = None
         if device is not None:
             largest = predict_largest_batch(
                 spec, device, mode=mode, precision=precision, layout=layout, image_size=img_size
             )
-            row["largest_batch"] = _as_json(largest)
-        rows.append(row)
-        if not as_json:
-            _say_cost(spec.name, cost, largest)
+        counted.append(_Counted(spec.name, cost, largest))
     if as_json:
-        print_json(rows)
+        print_json([each.to_dict() for each in counted])
+        return
+    _say_counts(counted)
+    for each in counted:
+        if each.largest is not None:
+            say(f"{each.name}: {each.largest} (predicted)")
+        if each.cost.unsupported:
+            kinds = ", ".join(f"{kind} ({times} x)" for kind, times in sorted(each.cost.unsupported.items()))
+            say(
+                f"note: {each.name} has operators of unknown kind, their bytes counted, their multiply-accumulates "
+                f"not: {kinds}"
+            )
 
 
 _COUNTED = (
@@ -86,45 +94,61 @@ _COUNTED = (
 )
 
 
-def _as_json(largest: LargestBatch) -> dict[str, object]:
-    """The largest batch as plain JSON values."""
-    return {
-        "device": largest.device,
-        "batch_size": largest.batch_size,
-        "peak_bytes": largest.cost.peak_bytes,
-        "usable_bytes": largest.usable_bytes,
-        "text": str(largest),
-    }
+class _Counted(NamedTuple):
+    """A network that was counted."""
+
+    name: str
+    cost: Cost
+    largest: LargestBatch | None
+    """The largest batch, where a device was named."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        row: dict[str, object] = {"name": self.name, "image_size": as_size(*self.cost.image_size)}
+        row |= {key: getattr(self.cost, key) for key in _COUNTED}
+        if self.largest is not None:
+            row["largest_batch"] = {
+                "device": self.largest.device,
+                "batch_size": self.largest.batch_size,
+                "peak_bytes": self.largest.cost.peak_bytes,
+                "usable_bytes": self.largest.usable_bytes,
+                "text": str(self.largest),
+            }
+        return row
 
 
-def _say_cost(name: str, cost: Cost, largest: LargestBatch | None) -> None:
+def _say_counts(counted: Sequence[_Counted]) -> None:
+    """A column per network, as many beside each other as the terminal holds."""
+    first = counted[0].cost
+    training = first.mode == "train"
     say(
-        f"{name} at {size_text(as_size(*cost.image_size))} px: {cost.params / 1e6:.2f} M parameters, "
-        f"{cost.macs / 1e9:.3f} G "
-        "multiply-accumulates"
-        f"{' (forward and backward)' if cost.mode == 'train' else ''}, {cost.activations / 1e6:.2f} M activations an "
-        "image"
+        f"{'training' if training else 'inference'}, {'compiled' if first.compiled else 'eager'}, {first.precision}, "
+        f"{first.layout}, batch {first.batch_size}; bytes are of the whole batch:"
     )
-    what = "training" if cost.mode == "train" else "inference"
-    say(
-        f"{what}, {'compiled' if cost.compiled else 'eager'}, {cost.precision}, {cost.layout}, batch "
-        f"{cost.batch_size}:",
-        2,
-    )
-    say(f"{_mb(cost.read_bytes)} read and {_mb(cost.written_bytes)} written by {cost.kernels:,} kernels", 4)
-    kept = ""
-    if cost.mode == "train":
-        kept = f", {_mb(cost.optimizer_bytes)} the optimiser's, {_mb(cost.saved_bytes)} kept for backward"
-    say(f"at most {_mb(cost.peak_bytes)} at once: {_mb(cost.weight_bytes)} of weights{kept}", 4)
-    if largest is not None:
-        say(f"{largest} (predicted)", 2)
-    if cost.unsupported:
-        names = ", ".join(f"{name} ({times} x)" for name, times in sorted(cost.unsupported.items()))
-        say(f"note: operators of unknown kind, their bytes counted, their multiply-accumulates not: {names}", 2)
-
-
-def _mb(nbytes: float) -> str:
-    return f"{nbytes / 1e6:,.1f} MB"
+    quantities: list[tuple[str, Callable[[Cost], str]]] = [
+        ("image, px", lambda c: size_text(as_size(*c.image_size))),
+        ("parameters", lambda c: words.large(c.params)),
+        ("MACs, with backward" if training else "MACs", lambda c: words.large(c.macs)),
+        ("activations an image", lambda c: words.large(c.activations)),
+        ("read", lambda c: words.large(c.read_bytes, "B")),
+        ("written", lambda c: words.large(c.written_bytes, "B")),
+        ("kernels", lambda c: words.count(c.kernels)),
+        ("at most at once", lambda c: words.large(c.peak_bytes, "B")),
+        ("of that, weights", lambda c: words.large(c.weight_bytes, "B")),
+    ]
+    if training:
+        quantities += [
+            ("optimiser's state", lambda c: words.large(c.optimizer_bytes, "B")),
+            ("kept for backward", lambda c: words.large(c.saved_bytes, "B")),
+        ]
+    label = max(len(name) for name, _ in quantities)
+    at_once = max(1, (terminal_width() - label) // (GAP + max(len(each.name) for each in counted)))
+    for start in range(0, len(counted), at_once):
+        shown = counted[start : start + at_once]
+        print_table(
+            [Column(""), *(number_column(each.name) for each in shown)],
+            [[title, *(text(each.cost) for each in shown)] for title, text in quantities],
+        )
 
 
 def measure_command(
@@ -195,14 +219,16 @@ def measure_command(
     done = []
     for model, net in zip(models, nets, strict=True):
         own = replace(cond, runtime=net.runtime, threads=net.threads) if isinstance(net, Artifact) else cond
-        for found in _measured(net, own, layout, None if sweep else sizes, protocol, seconds):
-            done.append(_recorded(net, found, None if table else record))
+        for measurement in _measured(net, own, layout, None if sweep else sizes, protocol, seconds):
+            done.append(_recorded(net, measurement, None if table else record))
             if not as_json:
-                _say_measured(model, found)
+                _say_measured(model, measurement)
     if table is not None:
         from convscale.speed.records import write_timm_csv
 
         write_timm_csv(table, done)
+    if not as_json and len(done) > 1:
+        _say_side_by_side(done)
     if as_json:
         print_json(
             [
@@ -245,11 +271,29 @@ def _recorded(net: Measured, found: Measurement, path: Path | None) -> Record:
 def _say_measured(model: str, found: Measurement) -> None:
     say(f"{model}: {found}")
     say(
-        f"{1e3 * found.latency_s:,.2f} ms a call in the median, {1e3 * found.p99_s:,.2f} ms at the 99th percentile of "
-        f"{len(found.times_s)} calls",
+        f"{words.seconds(found.latency_s)} a call in the median, {words.seconds(found.p99_s)} at the 99th percentile "
+        f"of {words.plural(len(found.times_s), 'call')}",
         2,
     )
     if found.peak_bytes is not None:
-        say(f"{found.peak_bytes / 2**30:.2f} GB of the device's memory at most", 2)
+        say(f"{words.gigabytes(found.peak_bytes)} of the device's memory at most", 2)
     for warning in (*found.warnings, *found.notes):
         say(f"note: {warning}", 2)
+
+
+def _say_side_by_side(records: list[Record]) -> None:
+    """All measurements once more as a table."""
+    print_table(
+        [Column("network"), *map(number_column, ("batch", "images/s", "±", "a call", "p99"))],
+        [
+            [
+                record.model,
+                words.count(record.measurement.conditions.batch_size),
+                words.rate(record.measurement.images_per_s),
+                words.percent(record.measurement.iqr_rel / 2, 0),
+                words.seconds(record.measurement.latency_s),
+                words.seconds(record.measurement.p99_s),
+            ]
+            for record in records
+        ],
+    )

@@ -50,10 +50,14 @@ class ResumeCommand(TyperCommand):
         return super().parse_args(ctx, kept)
 
 
+def terminal_width() -> int:
+    """Characters of a line: the terminal's, or ``COLUMNS``; 120 where there is no terminal."""
+    return max(shutil.get_terminal_size((120, 24)).columns, 40)
+
+
 def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
     """Print, wrapped to the terminal; continued lines stand further in."""
-    width = max(shutil.get_terminal_size((120, 24)).columns, 40)
-    lead = " " * indent
+    width, lead = terminal_width(), " " * indent
     for line in text.split("\n"):
         wrapped = textwrap.wrap(
             line,

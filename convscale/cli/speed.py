@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscale import words
 from convscale.cli.options import ImgSize, Json, Threads, print_json, say
 from convscale.cli.report import PICTURES, check_output, write_choice
+from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.networks.names import spec_of
-from convscale.words import exact, odds
 
 if TYPE_CHECKING:
     from convscale.choice.decide import Choice, Option
@@ -82,28 +83,52 @@ def predict_command(
             f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first "
             "and use --calibration"
         )
-    c = basis.conditions
-    rows = []
-    for name in models:
-        spec = spec_of(name)
-        size = img_size or spec.input.size
-        p = predicted(SizedSpec(spec, size), basis)
-        row = {"name": spec.name, "image_size": size, "images_per_s": p.images_per_s, "low": p.low, "high": p.high}
-        rows.append({**row, "bound_by": str(p.bound_by), "doubts": [str(d) for d in p.doubts]})
-        rows[-1]["ratio"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
+    networks = [SizedSpec(spec, img_size or spec.input.size) for spec in map(spec_of, models)]
+    predictions = [predicted(network, basis) for network in networks]
+    ratios = [p.images_per_s / predictions[0].images_per_s for p in predictions]
     if as_json:
-        print_json({"conditions": c.to_dict(), "ratio_to": rows[0]["name"], "predictions": rows})
+        rows = [
+            {
+                "name": network.spec.name,
+                "image_size": network.image_size,
+                "images_per_s": p.images_per_s,
+                "low": p.low,
+                "high": p.high,
+                "bound_by": str(p.bound_by),
+                "doubts": [str(doubt) for doubt in p.doubts],
+                "ratio": ratio,
+            }
+            for network, p, ratio in zip(networks, predictions, ratios, strict=True)
+        ]
+        ratio_to = networks[0].spec.name
+        print_json({"conditions": basis.conditions.to_dict(), "ratio_to": ratio_to, "predictions": rows})
         return
-    say(f"predicted for {device_title(c.device)}: {_in_words(c)}")
-    for row in rows:
-        say(f"{row['name']} @{row['image_size']}: {exact(row['images_per_s'])} images/s")
-        say(f"80 % interval {exact(row['low'])} to {exact(row['high'])}, bound by {row['bound_by']}", 2)
-        for doubt in row["doubts"]:
-            say(f"doubt: {doubt}", 2)
-    if len(rows) > 1:
-        say(f"ratios to {rows[0]['name']} (surer than absolute speeds):")
-        for row in rows:
-            say(f"{row['ratio']:5.2f} x  {row['name']} @{row['image_size']}", 2)
+    say(f"predicted for {device_title(basis.conditions.device)}: {_in_words(basis.conditions)}")
+    labels = [f"{network.spec.name} @{network.image_size}" for network in networks]
+    print_table(
+        [
+            Column("network"),
+            number_column("images/s"),
+            number_column("80 % interval"),
+            number_column("ratio"),
+            Column("bound by"),
+        ],
+        [
+            [
+                label,
+                words.exact(p.images_per_s),
+                f"{words.exact(p.low)} to {words.exact(p.high)}",
+                words.number(r),
+                p.bound_by,
+            ]
+            for label, p, r in zip(labels, predictions, ratios, strict=True)
+        ],
+    )
+    if len(labels) > 1:
+        say(f"ratios are to {labels[0]}, and surer than absolute speeds")
+    for doubt in dict.fromkeys(doubt for p in predictions for doubt in p.doubts):
+        about = [label for label, p in zip(labels, predictions, strict=True) if doubt in p.doubts]
+        say(f"doubt: {doubt}" if len(about) == len(labels) else f"doubt of {', '.join(about)}: {doubt}")
 
 
 def choose_command(
@@ -249,14 +274,18 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
     chance = best.chance(choice.floor) if choice.floor else None
     say(
         describe_speed(best.speed)
-        + (f", {odds(chance)} likely to keep {exact(choice.floor)}" if chance is not None else ""),
+        + (f", {words.odds(chance)} likely to keep {words.exact(choice.floor)}" if chance is not None else ""),
         2,
     )
-    say(f"{best.params_m:.1f} M parameters, {best.memory_gb:.2f} GB at batch {best.batch_size} as counted", 2)
+    say(
+        f"{words.large(best.facts.params)} parameters, {words.gigabytes(best.facts.memory_bytes)} at batch "
+        f"{best.batch_size} as counted",
+        2,
+    )
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
     say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.chosen_from)}", 2)
-    _rows("front, fastest first (top-1 %, images/s; * chosen, ? maybe, - not fast enough)", choice.front, best)
+    _print_front(choice.front, best)
     _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
     _reasons("keep it, accuracy not known", choice.alternatives, show_all)
     if choice.aligned:
@@ -268,13 +297,18 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
         say(f"note: {note}")
 
 
-def _rows(title: str, options: Iterable[Option], best: Option) -> None:
-
-    say(f"{title}:")
-    for o in options:
-        accuracy = "    -" if o.top1 is None else f"{o.top1:5.2f}"
-        mark = "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, " ")
-        say(f"{mark} {accuracy} {exact(o.images_per_s or 0):>8}  {o.label}")
+def _print_front(options: Sequence[Option], best: Option) -> None:
+    say("front, fastest first (* chosen, ? maybe, - not fast enough):")
+    rows = [
+        [
+            "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, ""),
+            words.accuracy(o.top1),
+            words.exact(o.images_per_s or 0),
+            o.label,
+        ]
+        for o in options
+    ]
+    print_table([Column(""), number_column("top-1"), number_column("images/s"), Column("network")], rows)
 
 
 def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:
@@ -283,7 +317,7 @@ def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:
     shown = list(options)[: None if show_all else _SHOWN]
     say(f"{title}:")
     for o in shown:
-        say(f"{o.label}{'' if o.top1 is None else f' ({o.top1:.2f} %)'}: {o.reason}", 2)
+        say(f"{o.label}{'' if o.top1 is None else f' ({words.accuracy(o.top1)})'}: {o.reason}", 2)
     if len(options) > len(shown):
         say(f"and {len(options) - len(shown)} more; --all shows them", 2)
 
@@ -380,8 +414,8 @@ def calibrate_command(
         f"measurements: {output}"
     )
     say(
-        f"predicted times change by a factor of {made.scale:.3g}; on four of five of these networks they are then "
-        f"within {made.spread:.0%}",
+        f"predicted times change by a factor of {words.number(made.scale)}; on four of five of these networks "
+        f"they are then within {words.percent(made.spread, 0)}",
         2,
     )
     if unknown:
@@ -401,6 +435,6 @@ def _measure_models(models: list[str], conditions: Conditions, seconds: float) -
     for number, name in enumerate(models, start=1):
         spec = spec_of(name)
         measured = measure(spec, conditions, min_seconds=seconds, max_seconds=10 * seconds)
-        _progress(f"{number}/{len(models)}: {spec.name} {measured.images_per_s:,.1f} images/s")
+        _progress(f"{number}/{len(models)}: {spec.name} {words.rate(measured.images_per_s)} images/s")
         records.append(Record(model=spec.name, measurement=measured))
     return records

@@ -259,8 +259,8 @@ def mistakes(fit: FitRecord, figures: Figures) -> Section | None:
 def _confusions(matrix: Sequence[Sequence[int]], classes: Sequence[str], figures: Figures) -> tuple[str, str]:
     """The confusion matrix as a picture, and its largest entries off the diagonal as a list."""
     lines = "".join(
-        f"<li><strong>{escape(classes[i])}</strong> taken for <strong>{escape(classes[j])}</strong>: {n:,} of "
-        f"{sum(matrix[i]):,} ({words.percent(n / sum(matrix[i]))})</li>"
+        f"<li><strong>{escape(classes[i])}</strong> taken for <strong>{escape(classes[j])}</strong>: "
+        f"{words.count(n)} of {words.count(sum(matrix[i]))} ({words.percent(n / sum(matrix[i]))})</li>"
         for i, j, n in confused(matrix)[:6]
     )
     drawn = figures.add(plots.confusion(matrix, classes), label=f"Confusion matrix of {len(classes)} classes")

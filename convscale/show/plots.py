@@ -328,13 +328,17 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     # The square root spreads the small shares: one in a hundred is a tenth of the way, not a hundredth.
     text = [
         [
-            f"<b>{names[i]}</b> taken for <b>{names[j]}</b>: {n:,} of {totals[i]:,} ({100 * shares[i][j]:.1f} %)"
+            f"<b>{names[i]}</b> taken for <b>{names[j]}</b>: "
+            f"{words.count(n)} of {words.count(totals[i])} ({words.percent(shares[i][j])})"
             for j, n in enumerate(row)
         ]
         for i, row in enumerate(matrix)
     ]
     for i, row in enumerate(text):
-        row[i] = f"<b>{names[i]}</b> right: {matrix[i][i]:,} of {totals[i]:,} ({100 * shares[i][i]:.1f} %)"
+        row[i] = (
+            f"<b>{names[i]}</b> right: {words.count(matrix[i][i])} of {words.count(totals[i])} "
+            f"({words.percent(shares[i][i])})"
+        )
     ticks = (
         {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": names}
         if len(names) <= 20
@@ -388,7 +392,8 @@ def per_class(
             orientation="h",
             marker={"color": BLUE},
             hovertext=[
-                f"<b>{escape(name)}</b>: {words.percent(value)}" + (f" of {n:,} images" if n is not None else "")
+                f"<b>{escape(name)}</b>: {words.percent(value)}"
+                + (f" of {words.plural(n, 'image')}" if n is not None else "")
                 for value, name, n in rows
             ],
             hoverinfo="text",

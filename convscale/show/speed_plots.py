@@ -42,7 +42,7 @@ def _log_ticks(low: float, high: float) -> dict[str, object]:
     """
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
     values = [m * 10.0**e for e in range(first, last + 1) for m in ((1, 2, 5) if high < 300 * low else (1,))]
-    return {"type": "log", "tickvals": values, "ticktext": [f"{v:,.0f}" if v >= 1 else f"{v:g}" for v in values]}
+    return {"type": "log", "tickvals": values, "ticktext": [words.number(v, 1) for v in values]}
 
 
 def accuracy_speed(
@@ -254,7 +254,7 @@ def time_by_part(profile: Profile) -> Figure:
         shares = [100 * sum(layer.time_s for layer in parts[name] if layer.bound_by == bound) / whole for name in names]
         if any(shares):
             text = [
-                f"<b>{escape(name)}</b>: {share:.1f} % of the time bound by {bound}"
+                f"<b>{escape(name)}</b>: {words.percent(share / 100)} of the time bound by {bound}"
                 for name, share in zip(names, shares, strict=True)
             ]
             figure.add_trace(
@@ -270,7 +270,7 @@ def time_by_part(profile: Profile) -> Figure:
             )
     for i, name in enumerate(names):
         share = 100 * sum(layer.time_s for layer in parts[name]) / whole
-        text = f"{escape(words.shortened(name, 24))} · {share:.1f} %"
+        text = f"{escape(words.shortened(name, 24))} · {words.percent(share / 100)}"
         figure.add_annotation(
             x=share, y=i, xanchor="left", xshift=4, showarrow=False, text=text, font={"size": 11, "color": "var(--ink)"}
         )
@@ -315,8 +315,8 @@ def roofline(profile: Profile) -> Figure:
         if not mine:
             continue
         text = [
-            f"<b>{escape(layers[i].name)}</b> ({escape(layers[i].kind)})<br>{100 * layers[i].time_s / whole:.1f} % of "
-            f"the time, bound by {bound}<br>"
+            f"<b>{escape(layers[i].name)}</b> ({escape(layers[i].kind)})<br>"
+            f"{words.percent(layers[i].time_s / whole)} of the time, bound by {bound}<br>"
             f"{words.number(x[i])} operations a byte, {words.number(y[i])} TFLOPS<br>"
             f"{words.large(layers[i].macs)} MACs, {words.large(layers[i].nbytes, 'B')}"
             for i in mine

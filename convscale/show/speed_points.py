@@ -206,7 +206,8 @@ def hover_lines(p: SpeedPoint) -> list[str]:
     lines = [f"{words.rate(p.images_per_s)} images/s, {p.kind}{interval}"]
     if p.top1 is not None:
         lines.append(
-            f"top-1 {p.top1:.2f} % ({p.weights or 'weights not named'}; {p.accuracy_source or 'source not named'})"
+            f"top-1 {words.accuracy(p.top1)} "
+            f"({p.weights or 'weights not named'}; {p.accuracy_source or 'source not named'})"
         )
     lines.append(str(replace(p.conditions, device=p.device or p.conditions.device)))
     counts = [f"{words.large(p.params)} params" if p.params else "", f"{words.large(p.macs)} MACs" if p.macs else ""]

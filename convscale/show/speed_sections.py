@@ -90,7 +90,7 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
     columns = [
         Column(title="Network", kind="name"),
         Column(title="images/s", kind="n long"),
-        Column(title="top-1 %", kind="n"),
+        Column(title="top-1", kind="n"),
         Column(title="px", kind="n"),
         Column(title="batch", kind="n"),
         Column(title="params", kind="n"),
@@ -116,7 +116,6 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
         if own := [note for note in p.notes if note not in common]:
             how += f'<span class="sub">{escape("; ".join(own))}</span>'
         weights = f'<span class="sub">{escape(p.weights)}</span>' if p.weights and p.weights != p.name else ""
-        top1 = words.UNKNOWN if p.top1 is None else f"{p.top1:.2f}"
         sizes = [
             words.UNKNOWN if p.conditions.image_size is None else size_text(p.conditions.image_size),
             words.count(p.conditions.batch_size),
@@ -128,12 +127,14 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
         rows.append(
             (
                 "winner" if p.chosen else "",
-                [f"{name}{weights}", f"{words.rate(p.images_per_s)}{interval}", top1, *sizes, how],
+                [f"{name}{weights}", f"{words.rate(p.images_per_s)}{interval}", words.accuracy(p.top1), *sizes, how],
             )
         )
     html = table(columns, rows[:SHOWN])
     if len(rows) > SHOWN:
-        html += f"<details><summary>{len(rows) - SHOWN} more</summary>{table(columns, rows[SHOWN:])}</details>"
+        html += (
+            f"<details><summary>{words.count(len(rows) - SHOWN)} more</summary>{table(columns, rows[SHOWN:])}</details>"
+        )
     return html + "".join(paragraph(f"Of all {kind}: {note}.", "note") for kind, note in common.values())
 
 
@@ -164,7 +165,7 @@ def side_by_side(comparison: Comparison, figures: Figures, anchor: str) -> Secti
             base = cell.get((comparison.baseline, setting, kind))
             text = words.rate(p.images_per_s) if p else words.UNKNOWN
             if p and base and name != comparison.baseline:
-                text += f'<span class="sub">× {p.images_per_s / base.images_per_s:.2f}</span>'
+                text += f'<span class="sub">× {words.number(p.images_per_s / base.images_per_s)}</span>'
             cells.append(text)
         rows.append(("winner" if name == comparison.baseline else "", cells))
     notes = list(dict.fromkeys(f"{p.name}: {note}" for p in points for note in p.notes))

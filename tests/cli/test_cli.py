@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['convscale', '--help']\nfrom convscale.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'numpy', 'plotly', 'onnx', 'yaml') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'plotly', 'onnx', 'yaml', 'rich.table') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -40,7 +41,8 @@ def test_list(call):
     rows = {row["name"]: row["results"] for row in json.loads(out)}
     assert rows["tresnet_m.miil_in1k"][0]["top1"] == pytest.approx(80.8, abs=0.1)
     code, out, _ = call("list", "tresnet_m", "--pretrained")
-    assert "80.82 % @224" in out
+    assert re.search(r"^tresnet_m\.miil_in1k +224  80\.82 %$", out, re.M)  # timm's table of results
+    assert re.search(r"^tresnet_m\.miil_in21k +–  +–$", out, re.M)  # 11,221 classes: no ImageNet-1k accuracy
     assert "Source:" in out
 
 
@@ -72,8 +74,8 @@ def test_count_says_what_training_keeps_and_what_a_card_holds(call):
     code, out, _ = call(*args)
     text = " ".join(out.split())
     assert code == 0
-    assert "training, eager, amp, nchw, batch 2:" in text
-    assert "125.6 MB the optimiser's" in text  # 31,389,032 numbers of 4 bytes
+    assert "training, eager, amp, nchw, batch 2;" in text
+    assert "optimiser's state 126 MB" in text  # 31,389,032 numbers of 4 bytes
     assert "fit in NVIDIA Tesla V100 SXM2 16 GB (train, amp, nchw)" in text
     assert max(map(len, out.splitlines())) <= 60
 
@@ -98,6 +100,9 @@ def test_measure_sweeps_batches_and_writes_timms_table(call, tmp_path):
     assert code == 0
     assert out.count("layout chosen by") == 2
     assert "99th percentile" in " ".join(out.split())
+    table_lines = out.splitlines()[-3:]
+    assert table_lines[0].split() == ["network", "batch", "images/s", "±", "a", "call", "p99"]
+    assert [line.split()[:2] for line in table_lines[1:]] == [["mobilenetv2_050", "1"], ["mobilenetv2_050", "2"]]
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["model"] for row in rows] == ["mobilenetv2_050"] * 2
     assert {row["infer_batch_size"] for row in rows} == {"1", "2"}
