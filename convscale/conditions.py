@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from convscale.errors import UserError, nearest
 from convscale.words import exact
@@ -86,7 +85,7 @@ class Conditions:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{field} must be a whole number of at least 1, got {value!r}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return dataclasses.asdict(self)
 

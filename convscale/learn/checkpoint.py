@@ -79,8 +79,8 @@ def save_checkpoint(
     *,
     classes: tuple[str, ...],
     preprocessing: Preprocessing,
-    meta: dict[str, Any] | None = None,
-    state: dict[str, Any] | None = None,
+    meta: dict[str, object] | None = None,
+    state: dict[str, object] | None = None,
 ) -> Path:
     """Write a checkpoint folder atomically.
 
@@ -270,7 +270,7 @@ def _about(place: Path) -> dict[str, Any]:
     return about
 
 
-def _spec_dict(net: nn.Module) -> dict[str, Any] | None:
+def _spec_dict(net: nn.Module) -> dict[str, object] | None:
     spec = getattr(net, "spec", None)
     return spec.to_dict() if spec is not None else None
 

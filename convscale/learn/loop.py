@@ -398,7 +398,7 @@ class Trainer:
         if self.folder is not None:
             self.folder.save_best(self._batches(), self.watched, self._metrics())
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self) -> dict[str, object]:
         """What a checkpoint says of the run so far."""
         return {
             "history": self.history,

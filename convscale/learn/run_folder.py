@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -28,14 +27,14 @@ class RunFolder:
     def __init__(self, job: Job, folder: Path, steps_per_epoch: int) -> None:
         self.job, self.folder, self.steps_per_epoch = job, folder, steps_per_epoch
 
-    def save_state(self, batches: int, net: nn.Module, metrics: dict[str, Any], state: dict[str, Any]) -> None:
+    def save_state(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, object]) -> None:
         """A training state after so many batches of the run, of which the last few are kept."""
         settings = self.job.settings
         state = {**state, "settings": {"precision": settings.precision, "layout": settings.layout}}
         if self._save(f"step-{batches:08d}", net, metrics, state):
             prune(self.folder, keep=self.job.keep)
 
-    def save_best(self, batches: int, net: nn.Module, metrics: dict[str, Any]) -> None:
+    def save_best(self, batches: int, net: nn.Module, metrics: dict[str, object]) -> None:
         """The best network so far, in the place of the one before."""
         self._save(f"best-{batches:08d}", net, metrics, None)
         prune(self.folder, keep=1, kind="best")
@@ -45,7 +44,7 @@ class RunFolder:
         lines = "".join(json.dumps(json_numbers(row)) + "\n" for row in history)
         write_text(self.folder / "log.jsonl", lines)
 
-    def _save(self, name: str, net: nn.Module, metrics: dict[str, Any], state: dict[str, Any] | None) -> bool:
+    def _save(self, name: str, net: nn.Module, metrics: dict[str, object], state: dict[str, object] | None) -> bool:
         """Write a checkpoint, unless it stands there undamaged."""
         target = self.folder / "checkpoints" / name
         if _whole(target):
