@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-CODE = ("*", "arch", "nn", "images", "networks", "cost", "predictor", "choice")
+CODE = ("*", "arch", "nn", "images", "networks", "runtimes", "cost", "predictor", "choice")
 """Folders whose code and data decide what a network costs and how fast it is predicted to be; ``*``: the modules that
 stand beside them. A test walks the imports of every module that keeps results, and fails where one leads out of these.
 """
