@@ -70,7 +70,7 @@ class TrainRequest:
             check_flag(name, getattr(self, name))
         right = "a number of seconds of at least 0"
         checked: dict[str, object] = {
-            "seed": _checked_seed(self.seed),
+            "seed": checked_seed(self.seed),
             "keep": check_whole("keep", self.keep),
             "checkpoint_seconds": check_number("checkpoint_seconds", self.checkpoint_seconds, right, 0),
             "device": usable_device(self.device),
@@ -86,7 +86,7 @@ class TrainRequest:
             object.__setattr__(self, name, value)
 
 
-def _checked_seed(seed: object) -> int:
+def checked_seed(seed: object) -> int:
     """``seed`` as an int that torch takes."""
     number = int(seed) if isinstance(seed, Integral) and not isinstance(seed, bool) else None
     if number is None or not -(2**63) <= number < 2**64:

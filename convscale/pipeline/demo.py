@@ -13,7 +13,8 @@ from convscale.choice.candidates import scaled_members
 from convscale.errors import UserError
 from convscale.images.sources import open_dataset
 from convscale.learn.progress import Progress
-from convscale.pipeline.run import FitRun, build, default_size, fit
+from convscale.pipeline.request import default_size
+from convscale.pipeline.run import FitRun, build, fit
 from convscale.speed.measuring import measure
 
 DEMO_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"),)

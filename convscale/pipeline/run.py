@@ -8,23 +8,23 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from convscale import words
 from convscale.arch.spec import NetSpec
-from convscale.arch.zoo import as_spec
 from convscale.artifact.artifact import Artifact
-from convscale.choice.candidates import SMALL_IMAGE, scaled_members, sized
-from convscale.choice.finalists import FIT_FAMILIES, finalists
 from convscale.choice.finalists import Timed as TimedSpec
-from convscale.conditions import Conditions
+from convscale.choice.finalists import finalists
+from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
 from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers, new_output_dir
@@ -35,18 +35,17 @@ from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import readable
 from convscale.learn.progress import Event, Progress
-from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
 from convscale.machine import Environment
 from convscale.nn.net import create_model
 from convscale.pipeline.record import describe, evaluation_record, mistakes
+from convscale.pipeline.request import FitRequest, Given, Training
 from convscale.pipeline.ship import Shipping, ship_fastest, shipped_speed
 from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_record import (
     FILE,
     Brief,
     Candidate,
-    Constraint,
     Epoch,
     FitRecord,
     Int8,
@@ -57,6 +56,7 @@ from convscale.show.fit_record import (
     Winner,
     read_fit,
 )
+from convscale.show.fit_record import Constraint as WrittenConstraint
 from convscale.show.json_values import from_json
 from convscale.show.report import write_fit_report
 from convscale.show.stated import Conditions as WrittenConditions
@@ -135,7 +135,7 @@ def fit(
     max_drop: float = 0.5,
     threads: int | None = None,
     image_size: int | None = None,
-    candidates: str | NetSpec | Sequence[str | NetSpec] | None = None,
+    candidates: Given | None = None,
     recipe: str | None = None,
     init: str | None = None,
     epochs: int | None = None,
@@ -145,7 +145,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    overrides: dict[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> FitRun:
     """Choose, train, export, verify and report the most accurate network that keeps a speed on this device.
 
@@ -185,73 +185,54 @@ def fit(
         UserError: bad input, a constraint that nothing meets (the fastest and its speed are named), or an artefact that
             does not agree.
     """
-    if not isinstance(min_throughput, int | float) or isinstance(min_throughput, bool) or not min_throughput > 0:
-        raise UserError(f"min_throughput is {min_throughput!r}; it must be a number of images/s above 0")
-    how = Shipping(runtime=runtime, int8=int8, max_drop=max_drop)
-    cond = Conditions(
-        device=device,
-        precision=precision,
-        batch_size=batch_size,
-        runtime=runtime or file_runtimes()[0],
-        threads=threads,
+    shipping = Shipping(runtime=runtime, int8=int8, max_drop=max_drop)
+    return fit_request(
+        FitRequest(
+            data=data_dir,
+            output=output,  # pyright: ignore[reportArgumentType]
+            constraint=Constraint(min_throughput=min_throughput),
+            conditions=Conditions(
+                device=device,
+                precision=precision,
+                batch_size=batch_size,
+                runtime=runtime or file_runtimes()[0],
+                threads=threads,
+            ),
+            shipping=shipping,
+            training=Training(
+                recipe=recipe,
+                init=init,
+                epochs=epochs,
+                brief_epochs=brief_epochs,
+                max_minutes=max_minutes,
+                seed=seed,
+                overrides={} if overrides is None else overrides,
+            ),
+            candidates=candidates,
+            image_size=image_size,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
     )
-    if init is not None and candidates is None:
-        raise UserError(
-            f"init is {init!r}, but scaled members have no released weights; name candidates that have some"
-        )
-    splits = data_dir if isinstance(data_dir, DataSplits) else open_dataset(data_dir)
-    recipe = recipe or ("finetune" if init else "small" if default_size(splits) <= SMALL_IMAGE else "pictures")
-    overrides = dict(overrides or {})
-    epochs = overrides.pop("epochs", epochs)
-    if "image_size" in overrides:
-        raise UserError(
-            f"image_size={overrides['image_size']} as a recipe key: networks are timed at their size, use image_size= "
-            "(--img-size)"
-        )
-    asked = get_recipe(recipe).override(overrides | ({} if epochs is None else {"epochs": epochs}))
-    epochs = None if epochs is None else asked.epochs
-    if brief_epochs < 1:
-        raise UserError(f"brief_epochs is {brief_epochs}; it must be at least 1")
-    if max_minutes is not None and not max_minutes > 0:
-        raise UserError(f"max_minutes is {max_minutes!r}; it must be above 0")
+
+
+def fit_request(asked: FitRequest) -> FitRun:
+    """``fit`` by one value."""
+    splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data)
     if splits.multilabel:
         raise UserError("fit takes one label per image; train, evaluate and export take several")
-    size = image_size or default_size(splits)
-    pool = [(spec, family) for spec, family in _candidates(candidates, size, image_size)]
-    folder = new_output_dir(output, overwrite=overwrite, resume=resume, need_bytes=_BYTES_NEEDED)
-    request: dict[str, object] = {
-        "data": str(data_dir) if not isinstance(data_dir, DataSplits) else "given splits",
-        "min_throughput": min_throughput,
-        "conditions": cond.to_dict(),
-        "shipping": asdict(how),
-        "candidates": [spec.to_dict() for spec, _ in pool],
-        "recipe": recipe,
-        "init": init,
-        "overrides": overrides,
-        "epochs": epochs,
-        "brief_epochs": brief_epochs,
-        "seed": seed,
-    }
-    run = _Fit(
-        record=_Record(folder, request, resume=resume),
-        splits=splits,
-        pool=pool,
-        folder=folder,
-        cond=cond,
-        how=how,
-        min_throughput=min_throughput,
-        training={"recipe": recipe, "init": init, "seed": seed, "device": device, **overrides},
-        epochs=epochs,
-        brief_epochs=brief_epochs,
-        max_minutes=max_minutes,
-        resume=resume,
-        tell=progress or (lambda event: None),
-    )
+    request = asked.to_json(splits)
+    folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
+    run = _Fit(asked=asked, record=_Record(folder, request, resume=asked.resume), splits=splits, folder=folder)
+    size = asked.size_for(splits)
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),
-        constraint=Constraint(min_throughput=min_throughput, conditions=_written(replace(cond, image_size=size))),
-        environment=asdict(Environment.here(device)),
+        constraint=WrittenConstraint(
+            min_throughput=run.min_throughput, conditions=_written(replace(asked.conditions, image_size=size))
+        ),
+        environment=asdict(Environment.here(asked.conditions.device)),
         data=describe(splits, str(request["data"]), size),
     )
     run.time_candidates()
@@ -271,32 +252,6 @@ def _command() -> str:
     return shlex.join(["convscale", *sys.argv[1:]]) if called else "convscale.fit(...)"
 
 
-def default_size(splits: DataSplits) -> int:
-    """The side in pixels that candidates are built for: small images' own, else 224."""
-    images = splits.train.images
-    if images is not None and max(images.shape[1:3]) <= SMALL_IMAGE:
-        return int(max(images.shape[1:3]))
-    return 224
-
-
-def _candidates(
-    given: str | NetSpec | Sequence[str | NetSpec] | None, size: int, asked: int | None
-) -> list[tuple[NetSpec, str]]:
-    """(spec, family) of every candidate, a family's members from small to large."""
-    if given is None:
-        return [(spec, base) for base in FIT_FAMILIES for spec in scaled_members(base, size)]
-    if isinstance(given, str | NetSpec):
-        given = [given]
-    if not isinstance(given, Iterable):
-        raise UserError(f"candidates is {given!r}; it must be a network's name or spec, or a list of them")
-    named = [sized(as_spec(item), asked) for item in given]
-    if not named:
-        raise UserError("candidates is empty; name at least one network")
-    if len({spec.name for spec in named}) < len(named):
-        raise UserError(f"candidates repeat a name: {', '.join(spec.name for spec in named)}")
-    return [(spec, spec.name) for spec in named]
-
-
 def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
     """An untrained network for the data's classes and channels; torch's global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
@@ -307,21 +262,38 @@ def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
 class _Fit:
     """One run of ``fit``: what was asked for, and its steps in order. Each step skips what its record says is done."""
 
+    asked: FitRequest
     record: _Record
     splits: DataSplits
-    pool: list[tuple[NetSpec, str]]
-    """(spec, family) of every candidate."""
     folder: Path
-    cond: Conditions
-    how: Shipping
-    min_throughput: float
-    training: dict[str, Any]
-    """Options of ``train`` for every training: recipe, seed, device, overrides."""
-    epochs: int | None
-    brief_epochs: int
-    max_minutes: float | None
-    resume: bool
-    tell: Progress
+
+    @cached_property
+    def pool(self) -> list[tuple[NetSpec, str]]:
+        """(spec, family) of every candidate."""
+        return self.asked.pool(self.splits)
+
+    @property
+    def min_throughput(self) -> float:
+        """Images/s to keep."""
+        assert self.asked.constraint.min_throughput is not None
+        return self.asked.constraint.min_throughput
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Options of ``train`` for every training."""
+        asked = self.asked.training
+        return {
+            "recipe": self.asked.recipe_for(self.splits),
+            "init": asked.init,
+            "seed": asked.seed,
+            "device": self.asked.conditions.device,
+            **asked.overrides,
+        }
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on."""
+        if self.asked.progress is not None:
+            self.asked.progress(event)
 
     def note(self, text: str) -> None:
         """A line for people."""
@@ -372,7 +344,7 @@ class _Fit:
         )
         if slower:
             return replace(candidate, reason=f"not measured: larger than {slower}, which is too slow already")
-        made = measure(net, replace(self.cond, image_size=size), min_seconds=1.0, max_seconds=10.0)
+        made = measure(net, replace(self.asked.conditions, image_size=size), min_seconds=1.0, max_seconds=10.0)
         return replace(candidate, measurement=Timed.of(made))
 
     def compare(self) -> None:
@@ -406,8 +378,8 @@ class _Fit:
         return replace(c, kept=kept, finalist=c.name in chosen, reason=reason)
 
     def _train_briefly(self, spec: NetSpec) -> Brief:
-        epochs = self.brief_epochs
-        self.note(f"comparing: {spec.name}, {epochs} epoch{'s' if epochs > 1 else ''}")
+        epochs = self.asked.training.brief_epochs
+        self.note(f"comparing: {spec.name}, {words.plural(epochs, 'epoch')}")
         options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs, "image_size": spec.input.size}
         run = train(spec, self.splits, progress=self._steps_only, **options, **self.training)
         self.note(f"comparing: {spec.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
@@ -423,7 +395,7 @@ class _Fit:
             reasons = {winner.name: reason}
         else:
             winner = max(rows, key=lambda c: c.brief_top1 or 0.0)
-            best, epochs = winner.brief_top1 or 0.0, f"{self.brief_epochs} epoch{'s' if self.brief_epochs > 1 else ''}"
+            best, epochs = winner.brief_top1 or 0.0, words.plural(self.asked.training.brief_epochs, "epoch")
             reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, and fast enough"
             reasons = {
                 c.name: f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {winner.name} after {epochs}"
@@ -445,11 +417,11 @@ class _Fit:
             run = train(
                 spec,
                 self.splits,
-                epochs=self.epochs,
+                epochs=self.asked.training.checked_epochs(self.asked.recipe_for(self.splits)),
                 image_size=spec.input.size,  # what was timed is what is trained
                 output=place,
-                max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
-                resume=self.resume,
+                max_seconds=None if self.asked.training.max_minutes is None else 60 * self.asked.training.max_minutes,
+                resume=self.asked.resume,
                 overwrite=True,
                 progress=self.tell,
                 **self.training,
@@ -472,7 +444,7 @@ class _Fit:
             held, bad = readable(self.splits.test, preprocessing)
             for problem in bad:
                 self.note(f"left out of the test set: {problem}")
-            ev = evaluate(net, held, preprocessing, device=self.cond.device)
+            ev = evaluate(net, held, preprocessing, device=self.asked.conditions.device)
             self.record.put(
                 winner=replace(self.record.now.winner, test_top1=ev.top1),
                 evaluation=evaluation_record(ev),
@@ -487,9 +459,17 @@ class _Fit:
             }
             place = self.folder / "artifact"
             artifact, found, checked = ship_fastest(
-                net, place, self.splits, held, preprocessing, self.cond, self.how, card=card, say=self.note
+                net,
+                place,
+                self.splits,
+                held,
+                preprocessing,
+                self.asked.conditions,
+                self.asked.shipping,
+                card=card,
+                say=self.note,
             )
-            measured = shipped_speed(artifact, self.cond)
+            measured = shipped_speed(artifact, self.asked.conditions)
         keeps = measured.images_per_s >= self.min_throughput
         self.note(
             f"artefact: {found.winner}, {found.gain:.2f} times as fast as the float network in its usual settings"

@@ -15,7 +15,7 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.conditions import Conditions
-from convscale.errors import UserError
+from convscale.errors import UserError, check_flag, check_number
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
@@ -42,6 +42,8 @@ class Shipping:
     def __post_init__(self) -> None:
         if self.runtime is not None and self.runtime not in file_runtimes():
             raise UserError(f"fit ships for runtime {' or '.join(file_runtimes())}, got {self.runtime!r}")
+        check_flag("int8", self.int8)
+        check_number("max_drop", self.max_drop, "a number of accuracy points from 0 to 100", 0, 100)
         if self.int8:
             check_calibration(np.zeros(CALIBRATION))  # nncf is there: an hour of training comes first
 

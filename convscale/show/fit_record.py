@@ -347,12 +347,12 @@ class FitRecord(Open):
     history: tuple[Epoch, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     """Every key of the recipe."""
-    training_notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] | None = None
     cost: str | None = None
     """What the training cost, in words."""
     evaluation: Evaluation = field(default_factory=Evaluation)
-    wrong: tuple[Mistake, ...] = ()
-    left_out: tuple[str, ...] = ()
+    wrong: tuple[Mistake, ...] | None = None
+    left_out: tuple[str, ...] | None = None
     """Test images that could not be read, one line each."""
     verification: Verification = field(default_factory=Verification)
     artifact: Shipped = field(default_factory=Shipped)

@@ -64,7 +64,7 @@ def problems(fit: FitRecord) -> list[str]:
     if fit.verification.passed is False:
         reason = fit.verification.reason or "it differs from the trained network"
         found.append(f"The artefact was withheld: {reason}.")
-    if skipped := len(fit.left_out):
+    if skipped := len(fit.left_out or ()):
         found.append(f"{words.plural(skipped, 'test image')} could not be read and stayed out.")
     return found
 
@@ -221,7 +221,7 @@ def training(fit: FitRecord, figures: Figures) -> Section | None:
     if best:
         text += f"; best on validation: {words.percent(best.val_top1, 2)} in epoch {best.epoch}"
     recipe = [str(fit.recipe[key]) for key in ("name", "source") if fit.recipe.get(key)]
-    notes = " ".join(note.rstrip(".") + "." for note in fit.training_notes)
+    notes = " ".join(note.rstrip(".") + "." for note in fit.training_notes or ())
     facts = definitions([("Recipe", " · ".join(recipe)), ("Notes", notes)])
     body = figures.add(drawn[0], label="Loss by epoch") + figures.add(drawn[1], label="Validation accuracy by epoch")
     return Section(
@@ -276,7 +276,7 @@ def confused(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
 
 def gallery(fit: FitRecord) -> Section | None:
     """Wrong examples as pictures, surest first."""
-    wrong = [mistake for mistake in fit.wrong if mistake.image.startswith("data:image/")]
+    wrong = [mistake for mistake in fit.wrong or () if mistake.image.startswith("data:image/")]
     if not wrong:
         return None
     classes = fit.class_names()

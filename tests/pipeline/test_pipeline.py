@@ -148,7 +148,21 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_throughput": 0}, "min_throughput is 0; it must be a number of images/s above 0"),
+        ({"min_throughput": 0}, "min_throughput is 0; it must be a finite number above 0"),
+        ({"min_throughput": float("inf")}, "min_throughput is inf; it must be a finite number above 0"),
+        ({"min_throughput": None}, "min_throughput is None; it must be a number of images/s"),
+        ({"brief_epochs": "1"}, "brief_epochs is '1'; it must be a whole number of at least 1"),
+        ({"max_minutes": "a"}, "max_minutes is 'a'; it must be a number of minutes above 0"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"recipe": 5}, "recipe is 5; it must be text"),
+        ({"init": "nope"}, "init is 'nope'; it must be 'pretrained'"),
+        ({"device": "cuda:99"}, "device 'cuda:99': "),
+        ({"max_drop": float("nan")}, "max_drop is nan; it must be a number of accuracy points from 0 to 100"),
+        ({"int8": "yes"}, "int8 is 'yes'; it must be True or False"),
+        ({"overrides": [1]}, r"overrides is \[1\]; it must map recipe keys to values"),
+        ({"output": 5}, "output is 5; it must be a path"),
+        ({"resume": "x"}, "resume is 'x'; it must be True or False"),
+        ({"progress": 5}, "progress is 5; it must be a function"),
         ({"min_throughput": 1e12}, r"no candidate keeps 1,000,000,000,000 images/s; the fastest is .* images/s"),
         ({"candidates": []}, "candidates is empty"),
         ({"candidates": ["resnet19"]}, "unknown model 'resnet19' .*nearest: .*resnet18"),
@@ -165,7 +179,16 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
 def test_bad_requests(splits, tmp_path, options, message):
     request = {"min_throughput": 1.0, "candidates": candidates()[:1], "threads": 1, "batch_size": 4, **options}
     with pytest.raises(ValueError, match=message):
-        fit(splits, output=tmp_path / "run", **request)
+        fit(splits, **{"output": tmp_path / "run", **request})
+
+
+def test_the_record_has_every_part_that_the_run_came_to(run):
+    """As runs before FitRecord wrote them, parts that are empty included."""
+    made, _ = run
+    written = json.loads((made.output / "fit.json").read_text())
+    old = json.loads((Path(__file__).parents[1] / "old_files/v0_1/fits/finished/fit.json").read_text())
+    assert set(old) <= set(written)
+    assert written["left_out"] == []
 
 
 def test_existing_output_is_not_touched(splits, tmp_path):
