@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import convscale as cs
 from convscale.arch.scaling import scale
@@ -727,6 +728,7 @@ def test_a_network_is_timed_in_its_fastest_form_at_the_batch_asked_for(
             lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no such operator\nmore")),
         )
     basis = basis_of(Asked(batch_size=2, threads=1, precision="int8"))
+    torch.manual_seed(0)  # of some other weights INT8 is withheld, rightly: their answers depend on the batch
     m = choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
     c = m.conditions
     assert (c.batch_size, c.image_size, c.threads, m.model) == (2, 32, 1, "tiny")
