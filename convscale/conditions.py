@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, check_number, nearest
 from convscale.words import exact
 
 MODES = ("infer", "train")
@@ -107,8 +107,11 @@ class Constraint:
     workspaces not included."""
     max_params_m: float | None = None
     """Millions of parameters."""
+    confidence: float = 0.8
+    """With what probability a predicted speed must keep the limits on speed; measured ones are what they are."""
 
     def __post_init__(self) -> None:
+        check_number("confidence", self.confidence, "a probability from 0.5 to 0.99", 0.5, 0.99)
         for name in ("min_throughput", "max_latency_ms", "max_memory_gb", "max_params_m"):
             value = getattr(self, name)
             if value is None:

@@ -56,3 +56,18 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def busy() -> str:
+    """A line that says so where other work keeps the cores busy; empty where they are free, or the system can not tell.
+
+    By the load average of the last minute: above half of the cores, timings here come out too slow.
+    """
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return ""
+    cores = available_cores()
+    if load <= 0.5 * cores:
+        return ""
+    return f"this machine is busy (load {load:.1f} on {cores} cores): speeds measured now may be too low"

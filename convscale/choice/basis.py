@@ -53,6 +53,8 @@ class Basis:
     shipped, in the fastest of all forms and runtimes; precision ``int8`` then allows 8 bits beside float."""
     calibration: str | None = None
     """File that a prediction for the user's own device goes by."""
+    within: str | None = None
+    """The one runtime that tuned forms must run in; None: any that is installed."""
 
     @property
     def predicted(self) -> bool:

@@ -11,13 +11,11 @@ from convscale.arch.scaling import scale
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import WeightsTag, find_tag
-from convscale.arch.zoo import ARCHITECTURES, as_spec, list_models
+from convscale.arch.zoo import ARCHITECTURES, list_models
 from convscale.errors import UserError, nearest
 
 SMALL_IMAGE = 64
 """Up to this side in pixels, members are scaled in width and depth alone, at the images' own size."""
-_SMALL_STEPS = ((0.25, 0.25), (0.375, 0.25), (0.5, 0.3), (0.75, 0.35))  # width, depth
-_PHIS = (-5.0, -4.0, -3.0, -2.0, -1.0, 0.0)
 ACCURACIES = ("imagenet", "none")
 
 
@@ -52,19 +50,6 @@ class Candidate:
     def label(self) -> str:
         """Name and size."""
         return f"{self.name} @{self.image_size}"
-
-
-def scaled_members(base: NetSpec | str, image_size: int, phis: Sequence[float] = _PHIS) -> list[NetSpec]:
-    """A family's members for images of ``image_size`` px, from the smallest to the largest.
-
-    Small images (up to 64 px) keep their size and get a gentler stem; above, members shrink from ``image_size`` by the
-    compound rule.
-    """
-    spec = for_image_size(as_spec(base), image_size)
-    if image_size <= SMALL_IMAGE:
-        label = as_spec(base).name
-        return [scale(spec, width=w, depth=d, name=f"{label}-w{w:g}-d{d:g}") for w, d in _SMALL_STEPS]
-    return [scale(spec, phi=phi) if phi else spec for phi in phis]
 
 
 def sized(spec: NetSpec, image_size: int | None) -> NetSpec:

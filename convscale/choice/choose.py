@@ -41,6 +41,7 @@ def choose(
     records: str | os.PathLike[str] | None = None,
     budget: int = 20,
     seconds: float = 1.0,
+    confidence: float = 0.8,
     progress: Say | None = None,
 ) -> Choice:
     """Choose the most accurate network that keeps a constraint on a device.
@@ -69,6 +70,7 @@ def choose(
             appended.
         budget: measure at most this many networks.
         seconds: timed seconds per network, at least.
+        confidence: probability with which a predicted speed must keep the limits on speed, 0.5 to 0.99.
         progress: told a line now and then.
 
     Raises:
@@ -80,6 +82,7 @@ def choose(
         max_latency_ms=max_latency_ms,
         max_memory_gb=max_memory_gb,
         max_params_m=max_params_m,
+        confidence=confidence,
     )
     asked = Asked(
         device=device,

@@ -191,8 +191,25 @@ class Choice(Judged):
 
     @property
     def certain(self) -> bool:
-        """Whether the whole interval of the best keeps the constraint."""
+        """Whether the best keeps the constraint: as measured, or with the probability asked for."""
         return self.best.verdict == "yes"
+
+    @property
+    def trade(self) -> str:
+        """What a lower confidence would buy, in a line; empty where speeds were measured or nothing is gained."""
+        mine = self.best.top1
+        if not self.floor or mine is None or self.best.chance(self.floor) is None:
+            return ""
+        risky = [(o, chance) for o in self.options if (chance := o.chance(self.floor)) and 0.5 <= chance < 1]
+        better = [(o, chance) for o, chance in risky if (o.top1 or 0.0) >= mine + 0.5 and o.verdict == "maybe"]
+        if not better:
+            return ""
+        option, chance = max(better, key=lambda pair: (pair[0].top1 or 0.0, pair[1]))
+        confidence = math.floor(100 * chance) / 100
+        return (
+            f"{(option.top1 or 0.0) - mine:.1f} points more at a {1 - chance:.0%} risk, with {option.label}: "
+            f"confidence {max(0.5, confidence):g}"
+        )
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -219,6 +236,14 @@ class Choice(Judged):
         return (
             f"{self.best.label}: {describe_accuracy(self.best.candidate)}, {speed} on {self.device}; {self.best.reason}"
         )
+
+
+class NothingKeeps(UserError):
+    """No option keeps the constraint; all of them are here, judged."""
+
+    def __init__(self, message: str, options: tuple[Option, ...]) -> None:
+        super().__init__(message)
+        self.options = options
 
 
 def describe_speed(speed: Speed | None) -> str:
@@ -292,11 +317,11 @@ def judge(option: Option, constraint: Constraint) -> tuple[str, str]:
         guess = None if guess is None else float(f"{guess:.2g}")
         about = f": by its counts and the measured networks about {exact(guess)} images/s" if guess else ""
         return "unknown", f"not measured{about}" + (f", needed {exact(floor)}" if floor and guess else "")
-    if not floor or speed.low >= floor:
+    chance = option.chance(floor) if floor else None
+    if not floor or (speed.low >= floor if chance is None else chance >= constraint.confidence):
         return "yes", "keeps it"
     if speed.high < floor:
         return "no", f"too slow: {describe_speed(speed)}, needed {exact(floor)}"
-    chance = option.chance(floor)
     likelihood = "" if chance is None else f", {odds(chance)} likely"
     return "maybe", f"maybe fast enough: {describe_speed(speed)}, needed {exact(floor)}{likelihood}"
 
@@ -322,7 +347,7 @@ def decide(
         floor = max((constraint.floor(o.batch_size) for o in judged), default=0.0)
         keepers = [o for o in judged if o.verdict == "maybe" and (o.images_per_s or 0) >= floor]
     if not keepers:
-        raise UserError(_nothing(judged, constraint))
+        raise NothingKeeps(_nothing(judged, constraint), tuple(judged))
     best = _pick(keepers)
     leaders = {group: max(members, key=_merit_in_group) for group, members in _groups(keepers).items()}
     maybe, alternatives, rejected = [], [], []

@@ -18,7 +18,9 @@ from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.speeds import Say
 from convscale.conditions import Constraint
 from convscale.errors import UserError, first_line
+from convscale.images.preprocess import Preprocessing
 from convscale.machine import Environment, available_cores
+from convscale.networks.resolve import Network
 from convscale.runtimes.base import file_runtimes, installed_runtimes
 from convscale.speed.records import Record, append_record, read_records
 from convscale.speed.timing import Measurement
@@ -113,32 +115,54 @@ def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
 
 def chosen_among(basis: Basis) -> str:
     """What a tuned measurement is the fastest of, in words."""
-    files = [name for name in file_runtimes() if name in installed_runtimes()]
+    files = [basis.within] if basis.within else [name for name in file_runtimes() if name in installed_runtimes()]
     return f"the fastest of {' and '.join(files)}, {'float and 8 bits' if basis.int8 else 'float'}"
 
 
 def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
-    """The network exported untrained in every form, tuned at the basis's batch: the fastest.
+    """The network exported untrained in every form, tuned at the basis's batch: the fastest."""
+    spec, image_size = network
+    return time_forms(spec, spec.name, image_size, len(spec.input.mean), basis, seconds)
+
+
+def time_forms(net: Network, name: str, image_size: int, channels: int, basis: Basis, seconds: float) -> Measurement:
+    """A network with any weights exported in every form and tuned at the basis's batch: the fastest.
 
     8-bit ranges come from noise and the gate on accuracy stands open: a speed does not depend on either, and there is
     nothing trained to lose.
+
+    Args:
+        net: a spec or a module.
+        name: what to call it.
+        image_size: side in pixels.
+        channels: of its images.
+        basis: a tuned one.
+        seconds: timed seconds per form, at least half of it.
     """
     import tempfile
 
-    from convscale.ship.forms import export_forms, fastest_of, form_names
+    from convscale.ship.forms import export_forms, fastest_of, form_names, forms_in
 
-    spec, image_size = network
     c = basis.conditions
     threads = c.threads or available_cores()
-    names = form_names(spec, int8=basis.int8, image_size=image_size)
-    options: dict[str, object] = {}
+    names = forms_in(basis.within, form_names(net, int8=basis.int8, image_size=image_size))
+    half = (0.5,) * channels  # a speed does not depend on it
+    options: dict[str, object] = {
+        "preprocessing": Preprocessing(image_size=image_size, channels=channels, mean=half, std=half)
+    }
     if basis.int8:
-        shape = (_NOISE, image_size, image_size, len(spec.input.mean))
+        shape = (_NOISE, image_size, image_size, channels)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        options = {"calibration_images": noise, "max_drop": 100.0}
+        options |= {"calibration_images": noise, "max_drop": 100.0}
     with tempfile.TemporaryDirectory() as folder:
-        forms = export_forms(spec, folder, names, image_size=image_size, **options)
-        fastest = fastest_of(forms, batch_sizes=(c.batch_size,), threads=threads, min_seconds=seconds / 2)
+        forms = export_forms(net, folder, names, image_size=image_size, **options)
+        fastest = fastest_of(
+            forms,
+            batch_sizes=(c.batch_size,),
+            threads=threads,
+            min_seconds=seconds / 2,
+            runtimes=None if basis.within is None else (basis.within,),
+        )
     best, winner = fastest.again[fastest.winner], fastest.winner
     streams = f", {best.settings.streams} streams" if best.settings.streams > 1 else ""
     return Measurement(
@@ -151,7 +175,7 @@ def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
             precision="int8" if "int8" in winner else "fp32",
         ),
         environment=Environment.here(),
-        model=spec.name,
+        model=name,
         form=f"{winner} in {best.settings.runtime}{streams}",
         chosen_from=chosen_among(basis),
         notes=tuple(

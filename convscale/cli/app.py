@@ -8,42 +8,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from convscale import words
 from convscale._version import __version__
+from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
 from convscale.cli import report as cli_report
 from convscale.cli import ship as cli_ship
 from convscale.cli import speed as cli_speed
 from convscale.cli.options import (
-    Batch,
-    DataDir,
-    Device,
-    Epochs,
     ImgSize,
     Json,
-    Output,
-    Overwrite,
-    Precision,
-    Resume,
-    ResumeCommand,
-    Seed,
-    Sets,
-    Threads,
-    overrides_of,
     print_json,
     say,
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError
 from convscale.networks.names import spec_of
-
-if TYPE_CHECKING:
-    from convscale.pipeline.run import FitRun
 
 app = typer.Typer(
     name="convscale",
@@ -147,114 +132,7 @@ def scale(
 
 
 cli_measure.register(app)
-
-
-@app.command(cls=ResumeCommand)
-def fit(
-    data_dir: DataDir,
-    min_throughput: Annotated[
-        float, typer.Option("--min-throughput", help="Images/s that the shipped network must keep, model only.")
-    ],
-    output: Output,
-    device: Device = "cpu",
-    batch_size: Batch = 8,
-    img_size: ImgSize = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="onnxruntime or openvino; the fastest installed one when left out.")
-    ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Ship 8 bits where that is faster and keeps the accuracy.")
-    ] = False,
-    max_drop: Annotated[
-        float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
-    ] = 0.5,
-    precision: Precision = "fp32",
-    threads: Threads = None,
-    candidates: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model", help="Choose among these names or spec files only. Repeatable; scaled families when left out."
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="A named recipe or a YAML file; chosen by the data when left out.")
-    ] = None,
-    init: Annotated[
-        str | None, typer.Option("--init", help="'pretrained': start named candidates from their released weights.")
-    ] = None,
-    epochs: Epochs = None,
-    brief_epochs: Annotated[int, typer.Option(help="Epochs of the comparison of finalists.")] = 1,
-    max_minutes: Annotated[float | None, typer.Option(help="The full training ends by then.")] = None,
-    sets: Sets = None,
-    seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """The whole way: choose, train, export, check and report."""
-    from convscale.learn.progress import LiveProgress
-    from convscale.pipeline.run import fit as run_fit
-
-    with LiveProgress() as live:
-        run = run_fit(
-            data_dir,
-            min_throughput=min_throughput,
-            output=output,
-            device=device,
-            batch_size=batch_size,
-            precision=precision,
-            runtime=runtime,
-            int8=int8,
-            max_drop=max_drop,
-            threads=threads,
-            image_size=img_size,
-            candidates=[spec_of(name) for name in candidates] if candidates else None,
-            recipe=recipe,
-            init=init,
-            epochs=epochs,
-            brief_epochs=brief_epochs,
-            max_minutes=max_minutes,
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
-            progress=live,
-            overrides=overrides_of(sets),
-        )
-    _finish(run, as_json)
-
-
-@app.command()
-def demo(
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder to make; a new one under runs/ when left out.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Fashion-MNIST's idx files; found or downloaded when left out.")
-    ] = None,
-    max_minutes: Annotated[float, typer.Option(help="The full training ends by then.")] = 6.0,
-    as_json: Json = False,
-) -> None:
-    """Fit on Fashion-MNIST under a speed that this machine sets."""
-    from convscale.learn.progress import LiveProgress
-    from convscale.pipeline.demo import demo as run_demo
-
-    with LiveProgress() as live:
-        run = run_demo(output=output, data_dir=data_dir, max_minutes=max_minutes, progress=live)
-    _finish(run, as_json)
-
-
-def _finish(run: FitRun, as_json: bool) -> None:
-    if as_json:
-        keys = ("winner", "evaluation", "verification", "artifact", "timings", "constraint")
-        record = run.record
-        print_json({"output": str(run.output), "report": str(run.report), **{key: record[key] for key in keys}})
-        return
-    result = run.result
-    images = words.plural(result.evaluation.n or 0, "test image")
-    say(
-        f"{result.winner.name}: {words.percent(result.top1, 2)} of {images} right; "
-        f"artefact {run.output / 'artifact'}, report {run.report}"
-    )
+cli_fit.register(app)
 
 
 def _version(value: bool) -> None:

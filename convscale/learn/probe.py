@@ -6,6 +6,8 @@ solved head keeps them (Kumar et al. 2022, arXiv 2202.10054).
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -15,11 +17,14 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
+from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import eval_batches
 from convscale.nn.modes import evaluating
 
 MOST_IMAGES = 20_000
 """Of the train set, spread evenly: more hardly change a linear head."""
+PROBE_IMAGES = 2_000
+"""Of the train set, to compare networks by."""
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 """L2 penalties that are tried."""
 
@@ -61,7 +66,7 @@ def solve_head(
             "solve_head=false with freeze_epochs=1 trains the head first"
         )
     headed = cast(_Headed, net)
-    some = train if len(train) <= MOST_IMAGES else train.subset(torch.linspace(0, len(train) - 1, MOST_IMAGES).long())
+    some = _spread(train, MOST_IMAGES)
     x, labels = _features(headed, some, preprocessing, device, workers)
     seen, truth = _features(headed, validation, preprocessing, device, workers)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
@@ -127,3 +132,54 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a network's features are worth on a data set, before anything is trained."""
+
+    top1: float
+    """Share of the validation images that the solved head gets right; mean average precision for several labels."""
+    train: int
+    """Images that the head was solved on."""
+    validation: int
+    """Images that it was judged on."""
+    seconds: float
+    """What it took, decoding included."""
+
+
+def probe(
+    net: nn.Module,
+    train: Split,
+    validation: Split,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    most: int = PROBE_IMAGES,
+) -> Probe:
+    """Solve the head of ``net`` on some of the data, and see how right it is: a quick ranking of pretrained networks.
+
+    Args:
+        net: as for ``solve_head``; its head changes.
+        train: what to fit on; at most ``most`` images of it, spread evenly, are.
+        validation: what to judge on, at most half as many.
+        preprocessing: how images become inputs.
+        device: where ``net`` is.
+        workers: decoding processes; None: one per core.
+        most: images of the train set.
+
+    Raises:
+        UserError: the network has no such head, or no image can be read.
+    """
+    began = time.monotonic()
+    some, held = _spread(train, most), _spread(validation, max(1, most // 2))
+    solve_head(net, some, held, preprocessing, device=device, workers=workers)
+    judged = evaluate(net, held, preprocessing, device=device, workers=workers)
+    value = judged.mean_average_precision if train.multilabel else judged.top1
+    return Probe(top1=value, train=len(some), validation=judged.n, seconds=time.monotonic() - began)
+
+
+def _spread(split: Split, most: int) -> Split:
+    """At most ``most`` images, evenly taken from the whole."""
+    return split if len(split) <= most else split.subset(torch.linspace(0, len(split) - 1, most).long())

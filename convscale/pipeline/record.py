@@ -1,21 +1,86 @@
-"""What a run of ``fit`` writes down of its data and of what its network gets wrong."""
+"""``fit.json`` as it grows, and what a run writes down of its data and of what its network gets wrong."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from convscale.conditions import Conditions
+from convscale.errors import UserError
 from convscale.images.splits import ArraySplit, DataSplits, Split
 from convscale.learn.evaluate import Evaluation
-from convscale.show.fit_record import Data, Mistake
+from convscale.show.fit_record import FILE, Candidate, Data, FitRecord, Mistake, read_fit
 from convscale.show.fit_record import Evaluation as EvaluationRecord
+from convscale.show.json_values import from_json
+from convscale.show.stated import Conditions as WrittenConditions
 
 SHOWN_MISTAKES = 24
 """Wrong examples that the report shows as pictures."""
+
+
+class RunRecord:
+    """``fit.json`` as it grows: written after every step, so that a resumed run goes on where the last one stopped."""
+
+    def __init__(self, folder: Path, request: dict[str, object], *, resume: bool) -> None:
+        self.folder = folder
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+        self.now = FitRecord(request=request, request_digest=digest)
+        if resume and (folder / FILE).is_file():
+            old = read_fit(folder)
+            if old.request_digest != digest:
+                raise UserError(
+                    f"{folder} was made by another request ({old.command or 'unknown'}); repeat it, or use --overwrite"
+                )
+            self.now = old
+
+    def put(self, **values: object) -> None:
+        """Set parts of the record, and save it."""
+        self.now = replace(self.now, **values)  # pyright: ignore[reportArgumentType]
+        self.now.save(self.folder)
+
+    def put_row(self, row: Candidate) -> None:
+        """Set one candidate by its name and size, and save."""
+        rest = self.now.candidates
+        known = any(is_same(c, row) for c in rest)
+        rows = [row if is_same(c, row) else c for c in rest]
+        self.put(candidates=tuple(rows if known else [*rows, row]))
+
+    def row(self, name: str, image_size: int) -> Candidate | None:
+        """The candidate of that name and size."""
+        return next((c for c in self.now.candidates if (c.name, c.image_size) == (name, image_size)), None)
+
+    def add_note(self, text: str) -> None:
+        """Write down how candidates were found, each line once."""
+        if text not in self.now.choice_notes:
+            self.put(choice_notes=(*self.now.choice_notes, text))
+
+    @contextmanager
+    def clocked(self, key: str) -> Iterator[None]:
+        """Add the time of a step to the record."""
+        start = time.monotonic()
+        yield
+        spent = self.now.timings
+        self.put(timings={**spent, key: spent.get(key, 0.0) + time.monotonic() - start})
+
+
+def is_same(a: Candidate, b: Candidate) -> bool:
+    """Whether two rows are of one network at one size."""
+    return (a.name, a.image_size) == (b.name, b.image_size)
+
+
+def written(cond: Conditions) -> WrittenConditions:
+    """Conditions as a record holds them."""
+    return from_json(WrittenConditions, cond.to_dict(), "conditions")
 
 
 def describe(splits: DataSplits, path: str, size: int) -> Data:
@@ -42,7 +107,8 @@ def evaluation_record(ev: Evaluation) -> EvaluationRecord:
         top5=ev.top5,
         confusion=tuple(tuple(row) for row in ev.confusion.tolist()),
         per_class=tuple(None if math.isnan(share) else share for share in ev.per_class),  # no test image of the class
-        calibration_error=ev.calibration_error,
+        calibration_error=None if math.isnan(ev.calibration_error) else ev.calibration_error,
+        mean_average_precision=None if math.isnan(ev.mean_average_precision) else ev.mean_average_precision,
     )
 
 

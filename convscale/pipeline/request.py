@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from convscale.arch.spec import NetSpec
-from convscale.arch.zoo import as_spec
-from convscale.choice.candidates import SMALL_IMAGE, scaled_members, sized
-from convscale.choice.finalists import FIT_FAMILIES
-from convscale.conditions import Conditions, Constraint
+from convscale.arch.tags import all_tags
+from convscale.arch.zoo import get_tag
+from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
+from convscale.choice.candidates import SMALL_IMAGE
+from convscale.conditions import BEST, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
+from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.ship import Shipping
+from convscale.runtimes.base import file_runtimes
 
 Given = str | NetSpec | Sequence[str | NetSpec]
 """Candidates as a user names them: one, or several."""
@@ -36,7 +42,7 @@ class Training:
     recipe: str | None = None
     """A recipe's name or file; None: by the data, see ``recipe_for``."""
     init: str | None = None
-    """``pretrained``: from released weights; None: from scratch."""
+    """``pretrained``: from released weights, whatever the data are."""
     epochs: int | None = None
     """Of the full training; None: the recipe's."""
     brief_epochs: int = 1
@@ -61,7 +67,7 @@ class Training:
         if self.recipe is not None:
             check_text("recipe", self.recipe, what="small")
         if self.init not in (None, "pretrained"):
-            raise UserError(f"init is {self.init!r}; it must be 'pretrained', or left out to train from scratch")
+            raise UserError(f"init is {self.init!r}; it must be 'pretrained' or a file of weights")
         if self.max_minutes is not None:
             check_number("max_minutes", self.max_minutes, "a number of minutes above 0", math.ulp(0.0))
         values = {"epochs": epochs, "overrides": overrides, "seed": checked_seed(self.seed)}
@@ -80,6 +86,48 @@ class Training:
         return made.epochs if epochs else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What networks start from.
+
+    Raises:
+        UserError: the weights folder or the file does not exist, or what is asked for excludes itself.
+    """
+
+    scratch: bool | None = None
+    """True: scaled members, trained from scratch; False: released weights; None: by the data, see ``from_scratch``."""
+    weights_dir: Path | None = None
+    """Folder whose files are named by tag or lie as in the hub's cache."""
+    file: Path | None = None
+    """Weights of the one candidate."""
+
+    def __post_init__(self) -> None:
+        if self.scratch is not None:
+            check_flag("scratch", self.scratch)
+        if self.scratch and (self.weights_dir is not None or self.file is not None):
+            raise UserError("scratch and weights exclude each other; leave one out")
+        if self.file is not None:
+            file = check_path("init", self.file)
+            if not file.exists():
+                raise UserError(f"init is {str(self.file)!r}; it must be 'pretrained' or a file of weights")
+            object.__setattr__(self, "file", file)
+        WeightFiles(folder=self.weights_dir)
+
+    def files(self, named: Sequence[str | NetSpec] | None) -> WeightFiles:
+        """Where weights are looked for.
+
+        Raises:
+            UserError: a file of weights without the one candidate that it is of; a folder with none of any tag.
+        """
+        if self.file is None:
+            files = WeightFiles(folder=self.weights_dir)
+            files.check_folder(all_tags().values())
+            return files
+        if named is None or len(named) != 1 or not isinstance(named[0], str):
+            raise UserError(f"init is the file {self.file}; name the one network that it is of (--model)")
+        return WeightFiles(folder=self.weights_dir, given={get_tag(named[0]).name: self.file})
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FitRequest:
     """``fit``'s arguments as one value.
@@ -94,16 +142,20 @@ class FitRequest:
     """The folder to make."""
     constraint: Constraint
     """What the shipped network must keep."""
-    conditions: Conditions
-    """Under which it must keep it."""
+    where: Asked
+    """Under which conditions it must keep it."""
     shipping: Shipping
     """In which forms it may be shipped."""
     training: Training
     """How it is trained."""
+    start: Start
+    """What from."""
     candidates: Given | None = None
-    """What to choose from; None: scaled members of ``FIT_FAMILIES``."""
+    """What to choose from; None: released weights, or scaled members of ``FIT_FAMILIES`` from scratch."""
     image_size: int | None = None
-    """Side in pixels; None: by the data, see ``size_for``."""
+    """Side in pixels; None: the candidates' own, or the data's from scratch, see ``size_for``."""
+    strict: bool = False
+    """Where nothing keeps the constraint, refuse instead of training the fastest."""
     resume: bool = False
     """Go on in ``output``."""
     overwrite: bool = False
@@ -115,67 +167,114 @@ class FitRequest:
         if not isinstance(self.data, DataSplits):
             check_path("data_dir", self.data)
         object.__setattr__(self, "output", check_path("output", self.output))
-        check_flag("resume", self.resume)
-        check_flag("overwrite", self.overwrite)
+        for name in ("strict", "resume", "overwrite"):
+            check_flag(name, getattr(self, name))
         if self.progress is not None and not callable(self.progress):
             raise UserError(f"progress is {self.progress!r}; it must be a function that takes events")
-        if self.constraint.min_throughput is None:
-            raise UserError("min_throughput is None; it must be a number of images/s above 0")
-        usable_device(self.conditions.device)
-        if self.training.init is not None and self.candidates is None:
-            raise UserError(
-                f"init is {self.training.init!r}, but scaled members have no released weights; name candidates that "
-                "have some"
-            )
+        if self.image_size is not None:
+            check_whole("image_size", self.image_size)
+        if self.here:
+            usable_device(self.where.device)
 
-    def size_for(self, splits: DataSplits) -> int:
-        """The side in pixels that candidates are built for."""
-        return self.image_size or default_size(splits)
-
-    def recipe_for(self, splits: DataSplits) -> str:
-        """The recipe's name: ``small`` for small images, ``finetune`` from released weights, else ``pictures``."""
-        if self.training.recipe is not None:
-            return self.training.recipe
-        if self.training.init:
-            return "finetune"
-        return "small" if default_size(splits) <= SMALL_IMAGE else "pictures"
-
-    def pool(self, splits: DataSplits) -> list[tuple[NetSpec, str]]:
-        """(spec, family) of every candidate, a family's members from small to large.
+    @cached_property
+    def named(self) -> tuple[str | NetSpec, ...] | None:
+        """The candidates that were named; None: none were.
 
         Raises:
-            UserError: candidates of another kind, an unknown name, none, or one name twice.
+            UserError: they are of another kind, none, or one name twice.
         """
         given = self.candidates
         if given is None:
-            size = self.size_for(splits)
-            return [(spec, base) for base in FIT_FAMILIES for spec in scaled_members(base, size)]
+            return None
         if isinstance(given, str | NetSpec):
             given = [given]
         if not isinstance(given, Iterable):
             raise UserError(f"candidates is {given!r}; it must be a network's name or spec, or a list of them")
-        named = [sized(as_spec(item), self.image_size) for item in given]
-        if not named:
+        wanted = tuple(given)
+        if not wanted:
             raise UserError("candidates is empty; name at least one network")
-        if len({spec.name for spec in named}) < len(named):
-            raise UserError(f"candidates repeat a name: {', '.join(spec.name for spec in named)}")
-        return [(spec, spec.name) for spec in named]
+        names = [item.name if isinstance(item, NetSpec) else item for item in wanted]
+        if len(set(names)) < len(names):
+            raise UserError(f"candidates repeat a name: {', '.join(map(str, names))}")
+        return wanted
+
+    @property
+    def here(self) -> bool:
+        """Whether the device is this machine's own."""
+        return at_hand(check_device(self.where.device))
+
+    @property
+    def training_device(self) -> str:
+        """Where networks are trained: on the device, or on the best that is here."""
+        if self.here:
+            return self.where.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def basis(self) -> Basis:
+        """On what basis candidates are compared.
+
+        Raises:
+            UserError: conditions that can be neither measured here nor predicted.
+        """
+        where = self.where
+        if self.here and where.device != "cpu":  # what is shipped there is a file that ONNX Runtime runs
+            return basis_of(
+                replace(where, runtime=where.runtime or file_runtimes()[0], precision=where.precision or "fp32")
+            )
+        if self.here:
+            precision = "int8" if self.shipping.int8 else where.precision
+            return replace(basis_of(replace(where, runtime=BEST, precision=precision)), within=self.shipping.runtime)
+        return basis_of(replace(where, runtime=where.runtime or "compiled"))
+
+    def from_scratch(self, splits: DataSplits) -> bool:
+        """Whether networks are trained from scratch: asked for, or the images are small, or only specs are named."""
+        if self.start.scratch is not None:
+            return self.start.scratch
+        if self.training.init is not None or self.start.file is not None or self.start.weights_dir is not None:
+            return False
+        if self.named is not None:
+            return any(isinstance(item, NetSpec) for item in self.named) or self._small(splits)
+        return self._small(splits)
+
+    @staticmethod
+    def _small(splits: DataSplits) -> bool:
+        return default_size(splits) <= SMALL_IMAGE
+
+    def size_for(self, splits: DataSplits) -> int:
+        """The side in pixels that members are scaled for."""
+        return self.image_size or default_size(splits)
+
+    def recipe_for(self, splits: DataSplits, *, pretrained: bool) -> str:
+        """The recipe's name: ``small`` for small images, ``finetune`` from released weights, else ``pictures``."""
+        if self.training.recipe is not None:
+            return self.training.recipe
+        if pretrained:
+            return "finetune"
+        return "small" if self._small(splits) else "pictures"
 
     def to_json(self, splits: DataSplits) -> dict[str, object]:
         """What a run is known by: only an equal one is resumed."""
-        training, recipe = self.training, self.recipe_for(splits)
+        training = self.training
+        scratch = self.from_scratch(splits)
+        named = None if self.named is None else [n if isinstance(n, str) else n.to_dict() for n in self.named]
         return {
             "data": str(self.data) if not isinstance(self.data, DataSplits) else "given splits",
-            "min_throughput": self.constraint.min_throughput,
-            "conditions": self.conditions.to_dict(),
+            "constraint": vars(self.constraint),
+            "conditions": self.basis().conditions.to_dict(),
             "shipping": asdict(self.shipping),
-            "candidates": [spec.to_dict() for spec, _ in self.pool(splits)],
-            "recipe": recipe,
-            "init": training.init,
+            "candidates": named,
+            "image_size": self.image_size,
+            "start": {
+                "scratch": scratch,
+                "weights_dir": None if self.start.weights_dir is None else str(self.start.weights_dir),
+                "file": None if self.start.file is None else str(self.start.file),
+            },
+            "recipe": self.recipe_for(splits, pretrained=not scratch),
             "overrides": training.overrides,
-            "epochs": training.checked_epochs(recipe),
+            "epochs": training.checked_epochs(self.recipe_for(splits, pretrained=not scratch)),
             "brief_epochs": training.brief_epochs,
             "seed": training.seed,
+            "strict": self.strict,
         }
 
 

@@ -2,70 +2,43 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from convscale import words
-from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import Artifact
-from convscale.choice.finalists import Timed as TimedSpec
-from convscale.choice.finalists import finalists
-from convscale.conditions import Conditions, Constraint
-from convscale.cost.counting import count
+from convscale.choice.basis import Asked, Basis, at_hand, check_device
+from convscale.conditions import Constraint
 from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers, new_output_dir
-from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.checkpoint import load_checkpoint
-from convscale.learn.evaluate import evaluate
-from convscale.learn.loader import readable
 from convscale.learn.progress import Event, Progress
+from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
-from convscale.machine import Environment
-from convscale.nn.net import create_model
-from convscale.pipeline.record import describe, evaluation_record, mistakes
-from convscale.pipeline.request import FitRequest, Given, Training
-from convscale.pipeline.ship import Shipping, ship_fastest, shipped_speed
-from convscale.runtimes.base import file_runtimes
-from convscale.show.fit_record import (
-    FILE,
-    Brief,
-    Candidate,
-    Epoch,
-    FitRecord,
-    Int8,
-    Search,
-    Shipped,
-    Timed,
-    Verification,
-    Winner,
-    read_fit,
-)
+from convscale.machine import Environment, busy
+from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.contender import Contender
+from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
+from convscale.pipeline.finish import Finish, Trained
+from convscale.pipeline.record import RunRecord, describe, written
+from convscale.pipeline.request import FitRequest, Given, Start, Training
+from convscale.pipeline.ship import Shipping
+from convscale.show.fit_record import Brief, Candidate, Epoch, FitRecord, FrontRow, Winner
 from convscale.show.fit_record import Constraint as WrittenConstraint
 from convscale.show.json_values import from_json
 from convscale.show.report import write_fit_report
-from convscale.show.stated import Conditions as WrittenConditions
-from convscale.speed.measuring import measure
 
-SCHEMA = 1
-CLEARLY_TOO_SLOW = 0.8
-"""A family's larger members are not measured once one runs at less than this share of the constraint."""
-BRIEF_SECONDS = 60
+BRIEF_SECONDS = 40
 """An epoch of the comparison takes no longer than this; its schedule ends by then."""
 _BYTES_NEEDED = 500_000_000
 
@@ -89,161 +62,172 @@ class FitRun:
         return self.result.to_json()
 
     @property
+    def missed(self) -> str:
+        """By how much the constraint is missed, in words; empty where it is kept."""
+        return self.result.missed or ""
+
+    @property
     def report(self) -> Path:
         """The report for people."""
         return self.output / "report.html"
 
 
-class _Record:
-    """``fit.json`` as it grows: written after every step, so that a resumed run goes on where the last one stopped."""
-
-    def __init__(self, folder: Path, request: dict[str, object], *, resume: bool) -> None:
-        self.folder = folder
-        digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
-        self.now = FitRecord(request=request, request_digest=digest)
-        if resume and (folder / FILE).is_file():
-            old = read_fit(folder)
-            if old.request_digest != digest:
-                raise UserError(
-                    f"{folder} was made by another request ({old.command or 'unknown'}); repeat it, or use --overwrite"
-                )
-            self.now = old
-
-    def put(self, **values: object) -> None:
-        """Set parts of the record, and save it."""
-        self.now = replace(self.now, **values)  # pyright: ignore[reportArgumentType]
-        self.now.save(self.folder)
-
-    def put_candidate(self, candidate: Candidate) -> None:
-        """Set one candidate by its name, and save."""
-        rest = self.now.candidates
-        known = any(c.name == candidate.name for c in rest)
-        rows = [candidate if c.name == candidate.name else c for c in rest]
-        self.put(candidates=tuple(rows if known else [*rows, candidate]))
-
-
 def fit(
     data_dir: str | os.PathLike[str] | DataSplits,
     *,
-    min_throughput: float,
     output: str | os.PathLike[str],
+    min_throughput: float | None = None,
+    max_latency_ms: float | None = None,
+    max_memory_gb: float | None = None,
+    max_params_m: float | None = None,
+    confidence: float = 0.8,
     device: str = "cpu",
-    batch_size: int = 8,
-    precision: str = "fp32",
+    batch_size: int | None = None,
+    precision: str | None = None,
     runtime: str | None = None,
     int8: bool = False,
     max_drop: float = 0.5,
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Given | None = None,
+    scratch: bool | None = None,
+    weights_dir: str | os.PathLike[str] | None = None,
+    init: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
-    init: str | None = None,
     epochs: int | None = None,
     brief_epochs: int = 1,
     max_minutes: float | None = None,
     seed: int = 0,
+    strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> FitRun:
-    """Choose, train, export, verify and report the most accurate network that keeps a speed on this device.
+    """Choose, train, export, verify and report the most accurate network that keeps a speed on a device.
 
-    Candidates are exported untrained and timed in the runtime; at most three that keep the speed are trained briefly
-    and compared on validation; the best is trained in full, exported, compared with the trained network on the whole
-    test set, tuned, and explained. What is shipped is the fastest form that passed its gate, in the settings in which
-    it is fastest.
+    Candidates are released weights, chosen among as ``choose`` does, in the form in which they would ship: by
+    measurement where the device is this machine's, else by prediction. A linear head on their features ranks them on
+    the data; at most three are trained briefly, the best in full. Small images (up to 64 px a side) are learned from
+    scratch: of each scalable family the largest member that keeps the speed is found by bisection. What is shipped is
+    the fastest form that passed its gate, in the settings in which it is fastest.
+
+    Where nothing keeps the constraint the fastest network is trained, and the run says by how much it misses
+    (``FitRun.missed``).
 
     Args:
         data_dir: what ``open_dataset`` takes: class folders, idx files, a manifest.
-        min_throughput: images/s that the exported network must reach at ``batch_size``, model only.
         output: the folder to make.
-        device: where it will run and is trained: ``cpu`` or ``cuda``.
-        batch_size: images per call of the shipped network.
+        min_throughput: images/s that the exported network must reach at ``batch_size``, model only. Without any limit
+            on speed the device's front is found and its knee taken.
+        max_latency_ms: milliseconds that a call of the whole batch may take.
+        max_memory_gb: 2**30 bytes that may be alive at once in a call, as counted.
+        max_params_m: millions of parameters.
+        confidence: probability with which a predicted speed must keep the limits, 0.5 to 0.99.
+        device: where it will run: ``cpu``, ``cuda`` or a named GPU (``l4``), for which speeds are predicted.
+        batch_size: images per call of the shipped network; None: 8 on this machine, 256 on a named GPU, 1 where a
+            latency alone is limited.
         precision: of the shipped network.
-        runtime: ``onnxruntime`` or ``openvino``; None: candidates are timed in ONNX Runtime, and what is shipped runs
-            in the fastest installed one.
+        runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named GPU what its speed is
+            predicted for, None: ``compiled``.
         int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
             float.
         max_drop: accuracy points that INT8 may lose on validation.
         threads: of the runtime; None: one per core.
-        image_size: side in pixels; None: the data's own up to 64 px, else 224.
-        candidates: names or specs to choose from as they are, or a single one; None: scaled members of TResNet,
-            EfficientNet and ResNet-D.
-        recipe: how to train; None: ``small`` for small images in memory, ``finetune`` with ``init``, else ``pictures``.
-        init: ``pretrained`` starts candidates that are names from their released weights; None: from scratch.
+        image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
+        candidates: names, patterns, tags or specs to choose from.
+        scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
+            None: from scratch for small images.
+        weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
+        init: ``pretrained``: released weights even for small images; or a file of weights of the one candidate.
+        recipe: how to train; None: ``finetune`` from released weights, else ``small`` or ``pictures``.
         epochs: of the full training; None: the recipe's.
         brief_epochs: of the comparison.
         max_minutes: the full training ends by then at the latest, its schedule with it.
         seed: of everything drawn.
+        strict: raise where nothing keeps the constraint, instead of training the fastest.
         resume: go on in ``output``.
         overwrite: replace ``output``.
         progress: called with events; see ``learn.progress``.
         overrides: recipe keys.
 
     Raises:
-        UserError: bad input, a constraint that nothing meets (the fastest and its speed are named), or an artefact that
-            does not agree.
+        UserError: bad input, an artefact that does not agree, or with ``strict`` a constraint that nothing keeps.
     """
-    shipping = Shipping(runtime=runtime, int8=int8, max_drop=max_drop)
-    return fit_request(
-        FitRequest(
-            data=data_dir,
-            output=output,  # pyright: ignore[reportArgumentType]
-            constraint=Constraint(min_throughput=min_throughput),
-            conditions=Conditions(
-                device=device,
-                precision=precision,
-                batch_size=batch_size,
-                runtime=runtime or file_runtimes()[0],
-                threads=threads,
-            ),
-            shipping=shipping,
-            training=Training(
-                recipe=recipe,
-                init=init,
-                epochs=epochs,
-                brief_epochs=brief_epochs,
-                max_minutes=max_minutes,
-                seed=seed,
-                overrides={} if overrides is None else overrides,
-            ),
-            candidates=candidates,
-            image_size=image_size,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    given = None if init in (None, "pretrained") else Path(init)  # pyright: ignore[reportArgumentType]
+    named_gpu = not at_hand(check_device(device))
+    asked = FitRequest(
+        data=data_dir,
+        output=output,  # pyright: ignore[reportArgumentType]
+        constraint=Constraint(
+            min_throughput=min_throughput,
+            max_latency_ms=max_latency_ms,
+            max_memory_gb=max_memory_gb,
+            max_params_m=max_params_m,
+            confidence=confidence,
+        ),
+        where=Asked(
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            runtime=runtime if named_gpu else None,
+            threads=threads,
+            latency=max_latency_ms is not None and min_throughput is None,
+        ),
+        shipping=Shipping(runtime=None if named_gpu else runtime, int8=int8, max_drop=max_drop),
+        training=Training(
+            recipe=recipe,
+            init="pretrained" if init == "pretrained" else None,
+            epochs=epochs,
+            brief_epochs=brief_epochs,
+            max_minutes=max_minutes,
+            seed=seed,
+            overrides={} if overrides is None else overrides,
+        ),
+        start=Start(
+            scratch=scratch,
+            weights_dir=None if weights_dir is None else Path(weights_dir),
+            file=given,
+        ),
+        candidates=candidates,
+        image_size=image_size,
+        strict=strict,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
+    return fit_request(asked)
 
 
 def fit_request(asked: FitRequest) -> FitRun:
     """``fit`` by one value."""
     splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data)
-    if splits.multilabel:
-        raise UserError("fit takes one label per image; train, evaluate and export take several")
+    files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     request = asked.to_json(splits)
     folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
-    run = _Fit(asked=asked, record=_Record(folder, request, resume=asked.resume), splits=splits, folder=folder)
-    size = asked.size_for(splits)
+    run = _Fit(
+        asked=asked,
+        record=RunRecord(folder, request, resume=asked.resume),
+        splits=splits,
+        folder=folder,
+        basis=asked.basis(),
+        files=files,
+    )
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),
-        constraint=WrittenConstraint(
-            min_throughput=run.min_throughput, conditions=_written(replace(asked.conditions, image_size=size))
-        ),
-        environment=asdict(Environment.here(asked.conditions.device)),
-        data=describe(splits, str(request["data"]), size),
+        environment=asdict(Environment.here(asked.training_device)),
+        data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
-    run.time_candidates()
+    run.find()
     run.compare()
-    net, preprocessing = run.train_winner()
-    artifact = run.ship(net, preprocessing)
+    trained = run.train_winner()
+    artifact = run.finish().ship(trained)
     spent = {key: seconds for key, seconds in run.record.now.timings.items() if key != "total_s"}
     run.record.put(timings={**spent, "total_s": sum(spent.values())})
     write_fit_report(folder)
     run.note(f"report: {folder / 'report.html'}")
-    return FitRun(output=folder, net=net, artifact=artifact, result=run.record.now)
+    return FitRun(output=folder, net=trained.net, artifact=artifact, result=run.record.now)
 
 
 def _command() -> str:
@@ -252,43 +236,18 @@ def _command() -> str:
     return shlex.join(["convscale", *sys.argv[1:]]) if called else "convscale.fit(...)"
 
 
-def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
-    """An untrained network for the data's classes and channels; torch's global generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        return create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Fit:
     """One run of ``fit``: what was asked for, and its steps in order. Each step skips what its record says is done."""
 
     asked: FitRequest
-    record: _Record
+    record: RunRecord
     splits: DataSplits
     folder: Path
-
-    @cached_property
-    def pool(self) -> list[tuple[NetSpec, str]]:
-        """(spec, family) of every candidate."""
-        return self.asked.pool(self.splits)
-
-    @property
-    def min_throughput(self) -> float:
-        """Images/s to keep."""
-        assert self.asked.constraint.min_throughput is not None
-        return self.asked.constraint.min_throughput
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """Options of ``train`` for every training."""
-        asked = self.asked.training
-        return {
-            "recipe": self.asked.recipe_for(self.splits),
-            "init": asked.init,
-            "seed": asked.seed,
-            "device": self.asked.conditions.device,
-            **asked.overrides,
-        }
+    basis: Basis
+    """On what basis candidates are compared."""
+    files: WeightFiles | None
+    """Where released weights are looked for; None: trained from scratch."""
 
     def tell(self, event: Event) -> None:
         """Pass an event on."""
@@ -299,90 +258,155 @@ class _Fit:
         """A line for people."""
         self.tell({"kind": "note", "text": text})
 
-    @contextmanager
-    def clocked(self, key: str) -> Iterator[None]:
-        """Add the time of a step to the record."""
-        start = time.monotonic()
-        yield
-        spent = self.record.now.timings
-        self.record.put(timings={**spent, key: spent.get(key, 0.0) + time.monotonic() - start})
+    def remark(self, text: str) -> None:
+        """A line for people that the record keeps."""
+        self.note(text)
+        self.record.add_note(text)
 
-    def time_candidates(self) -> None:
-        """Export every candidate untrained and time it in the runtime, a family's from small to large until one is
-        clearly too slow.
-        """
-        timed = {c.name: c for c in self.record.now.candidates}
-        too_slow: dict[str, str] = {}
-        with self.clocked("measure_s"):
-            for number, (spec, family) in enumerate(self.pool, start=1):
-                if spec.name not in timed:
-                    timed[spec.name] = self._time(spec, family, too_slow.get(family))
-                    self.record.put_candidate(timed[spec.name])
-                speed = timed[spec.name].images_per_s
-                if speed is not None:
-                    self.note(
-                        f"timed {number}/{len(self.pool)}: {spec.name} {speed:,.0f} images/s (needed "
-                        f"{self.min_throughput:,.0f})"
-                    )
-                    if speed < CLEARLY_TOO_SLOW * self.min_throughput:
-                        too_slow.setdefault(family, spec.name)
+    @property
+    def min_throughput(self) -> float:
+        """Images/s to keep: what all limits on speed come to."""
+        return self.constraint.floor(self.basis.conditions.batch_size)
 
-    def _time(self, spec: NetSpec, family: str, slower: str | None) -> Candidate:
-        net = build(spec, self.splits)
-        size = spec.input.size
-        cost = count(net, image_size=size)
-        lineage = spec.lineage
-        candidate = Candidate(
-            name=spec.name,
-            family=family,
-            image_size=size,
-            params=cost.params,
-            macs=cost.macs,
-            scaling=None
-            if lineage is None
-            else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
+    @property
+    def constraint(self) -> Constraint:
+        """What was asked for, or what the run settled on where no speed was."""
+        asked, settled = self.asked.constraint, self.record.now.constraint.min_throughput
+        if asked.floor(self.basis.conditions.batch_size) or settled is None:
+            return asked
+        return replace(asked, min_throughput=settled)
+
+    def training(self, contender: Contender) -> dict[str, Any]:
+        """Options of ``train`` for every training of a contender."""
+        asked = self.asked.training
+        return {
+            "recipe": self.recipe(contender),
+            "init": contender.init,
+            "seed": asked.seed,
+            "device": self.asked.training_device,
+            "image_size": contender.image_size,  # what was timed is what is trained
+            **asked.overrides,
+        }
+
+    def recipe(self, contender: Contender) -> str:
+        """The name of a contender's recipe."""
+        return self.asked.recipe_for(self.splits, pretrained=contender.weights is not None)
+
+    def contenders(self) -> list[Contender]:
+        """The finalists that the record names."""
+        return [Contender.of(row) for row in self.record.now.candidates if row.finalist]
+
+    # ------------------------------------------------------------ which networks
+
+    def find(self) -> None:
+        """Find what keeps the speed, and mark the few that are worth training."""
+        if any(row.finalist for row in self.record.now.candidates):
+            return
+        if (warning := busy()) and not self.basis.predicted:
+            self.remark(warning)
+        with self.record.clocked("measure_s"):
+            if not self.min_throughput:
+                self._settle()
+            self._write_constraint()
+            kept, finder = self._kept()
+        if kept.missed and self.asked.strict:
+            raise UserError(kept.missed)
+        if kept.missed:
+            self.record.put(missed=kept.missed)
+            self.note(f"{kept.missed}; it is trained all the same")
+        contenders = list(kept.contenders)
+        with self.record.clocked("probe_s"):
+            if contenders[0].weights is not None:
+                recipe = get_recipe(self.recipe(contenders[0])).override(dict(self.asked.training.overrides))
+                contenders = finder.probed(contenders, recipe)
+        chosen = {(c.name, c.image_size) for c in contenders[:FINALISTS]}
+        rows = (replace(row, finalist=(row.name, row.image_size) in chosen) for row in self.record.now.candidates)
+        self.record.put(candidates=tuple(rows))
+
+    def _finder(self) -> Finder:
+        return Finder(
+            asked=self.asked,
+            splits=self.splits,
+            basis=self.basis,
+            constraint=self.constraint,
+            record=self.record,
+            folder=self.folder,
+            say=self.note,
         )
-        if slower:
-            return replace(candidate, reason=f"not measured: larger than {slower}, which is too slow already")
-        made = measure(net, replace(self.asked.conditions, image_size=size), min_seconds=1.0, max_seconds=10.0)
-        return replace(candidate, measurement=Timed.of(made))
+
+    def _kept(self) -> tuple[Kept, Finder]:
+        """Released weights that keep the constraint, or scaled members where there are none or none were wanted."""
+        finder = self._finder()
+        if self.files is None:
+            return finder.scaled(), finder
+        kept = finder.released(self.files)
+        if kept is not None:
+            return kept, finder
+        self.remark(
+            "no released weights can be had (none in the hub's cache, and the hub does not answer): networks start "
+            "from scratch, which on few images costs much accuracy; --weights-dir DIR gives files"
+            if self.files.folder is None
+            else f"no candidate has weights in {self.files.folder}: networks start from scratch"
+        )
+        return finder.scaled(), finder
+
+    def _settle(self) -> None:
+        """No speed was asked for: take the knee of what the device can do, or from scratch a share of a reference's."""
+        finder = self._finder()
+        front = None if self.files is None else finder.front(self.files)
+        if front is None:
+            target = finder.reference_speed()
+            self.remark(
+                f"no speed was asked for: {REFERENCE_SHARE:.0%} of {REFERENCE}'s speed on this device is taken, "
+                f"{target:,.0f} images/s"
+            )
+        else:
+            target = float(f"{0.95 * (front.knee.images_per_s or 0.0):.2g}")
+            rows = tuple(
+                FrontRow(name=o.name, image_size=o.image_size, top1=o.top1, images_per_s=o.images_per_s)
+                for o in front.rows
+            )
+            self.record.put(front=rows)
+            for row in rows:
+                self.note(f"  {row.images_per_s or 0:>10,.0f} images/s  {row.top1:.2f} %  {row.name} @{row.image_size}")
+            self.remark(
+                f"no speed was asked for: of what this device can do the knee is taken, {front.knee.label} with "
+                f"{front.knee.images_per_s:,.0f} images/s; networks of at least {target:,.0f} images/s are compared"
+            )
+        self.record.put(constraint=WrittenConstraint(min_throughput=target))
+
+    def _write_constraint(self) -> None:
+        limits = self.constraint
+        self.record.put(
+            constraint=WrittenConstraint(
+                min_throughput=self.min_throughput,
+                conditions=written(replace(self.basis.conditions, image_size=self.asked.size_for(self.splits))),
+                max_latency_ms=limits.max_latency_ms,
+                max_memory_gb=limits.max_memory_gb,
+                max_params_m=limits.max_params_m,
+                confidence=limits.confidence if self.basis.predicted else None,
+            )
+        )
 
     def compare(self) -> None:
         """Train the finalists briefly and name the winner."""
         if self.record.now.winner.name:
             return
-        specs = {spec.name: spec for spec, _ in self.pool}
-        timed = [
-            TimedSpec(spec=specs[c.name], family=c.family or "", macs=c.macs or 0, images_per_s=c.images_per_s)
-            for c in self.record.now.candidates
-            if c.images_per_s is not None
-        ]
-        chosen = {candidate.spec.name for candidate in finalists(timed, self.min_throughput)}
-        self.record.put(candidates=tuple(self._judged(c, chosen) for c in self.record.now.candidates))
-        last = [c for c in self.record.now.candidates if c.finalist]
-        with self.clocked("brief_s"):
-            for c in last:
-                if c.brief is None and len(last) > 1:
-                    self.record.put_candidate(replace(c, brief=self._train_briefly(specs[c.name])))
+        last = self.contenders()
+        with self.record.clocked("brief_s"):
+            for contender in last if len(last) > 1 else ():
+                row = self.record.row(contender.name, contender.image_size)
+                assert row is not None
+                if row.brief is None:
+                    self.record.put_row(replace(row, brief=self._train_briefly(contender)))
         self._name_winner([c for c in self.record.now.candidates if c.finalist])
 
-    def _judged(self, c: Candidate, chosen: set[str]) -> Candidate:
-        """The candidate with whether it is fast enough and goes on, and why not."""
-        speed = c.images_per_s
-        kept = speed is not None and speed >= self.min_throughput
-        reason = c.reason
-        if speed is not None and not kept:
-            reason = f"too slow: {speed:,.0f} of {self.min_throughput:,.0f} images/s"
-        elif kept and c.name not in chosen:
-            reason = "fast enough, but so is a larger member of its family"
-        return replace(c, kept=kept, finalist=c.name in chosen, reason=reason)
-
-    def _train_briefly(self, spec: NetSpec) -> Brief:
+    def _train_briefly(self, contender: Contender) -> Brief:
         epochs = self.asked.training.brief_epochs
-        self.note(f"comparing: {spec.name}, {words.plural(epochs, 'epoch')}")
-        options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs, "image_size": spec.input.size}
-        run = train(spec, self.splits, progress=self._steps_only, **options, **self.training)
-        self.note(f"comparing: {spec.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
+        self.note(f"comparing: {contender.name}, {words.plural(epochs, 'epoch')}")
+        options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
+        run = train(contender.network, self.splits, progress=self._steps_only, **options, **self.training(contender))
+        self.note(f"comparing: {contender.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
         return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
 
     def _steps_only(self, event: Event) -> None:
@@ -390,41 +414,61 @@ class _Fit:
             self.tell(event)
 
     def _name_winner(self, rows: list[Candidate]) -> None:
+        fast = "though it misses the speed" if self.record.now.missed else "and fast enough"
         if len(rows) == 1:
-            winner, reason = rows[0], "the only candidate that is fast enough"
+            winner = rows[0]
+            alone = "the fastest there is" if self.record.now.missed else "the only candidate worth training"
+            reason = alone if self.record.now.missed else f"{alone} {fast}"
             reasons = {winner.name: reason}
         else:
             winner = max(rows, key=lambda c: c.brief_top1 or 0.0)
             best, epochs = winner.brief_top1 or 0.0, words.plural(self.asked.training.brief_epochs, "epoch")
-            reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, and fast enough"
+            reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, {fast}"
             reasons = {
                 c.name: f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {winner.name} after {epochs}"
                 for c in rows
             }
             reasons[winner.name] = f"most accurate on validation after {epochs}"
-        everyone = tuple(replace(c, reason=reasons.get(c.name, c.reason)) for c in self.record.now.candidates)
-        self.record.put(candidates=everyone, winner=Winner(name=winner.name, reason=reason))
+        everyone = (
+            replace(c, reason=reasons.get(c.name, c.reason)) if c.finalist else c for c in self.record.now.candidates
+        )
+        named = Winner(name=winner.name, reason=reason, weights=winner.weights)
+        self.record.put(candidates=tuple(everyone), winner=named)
         self.note(f"chosen: {winner.name}, {reason}")
 
-    def train_winner(self) -> tuple[nn.Module, Preprocessing]:
+    # ------------------------------------------------------------ the one that was chosen
+
+    def finish(self) -> Finish:
+        """The last step."""
+        return Finish(
+            asked=self.asked,
+            record=self.record,
+            splits=self.splits,
+            folder=self.folder,
+            basis=self.basis,
+            min_throughput=self.min_throughput,
+            say=self.note,
+        )
+
+    def train_winner(self) -> Trained:
         """The full training; a run that was interrupted goes on at its last state."""
         place = self.folder / "train"
         if self.record.now.history and place.is_dir():
             done = load_checkpoint(place)
-            return done.net.eval(), done.preprocessing
-        spec = next(spec for spec, _ in self.pool if spec.name == self.record.now.winner.name)
-        with self.clocked("train_s"):
+            return Trained(net=done.net.eval(), preprocessing=done.preprocessing, thresholds=done.thresholds)
+        contender = next(c for c in self.contenders() if c.name == self.record.now.winner.name)
+        minutes = self.asked.training.max_minutes
+        with self.record.clocked("train_s"):
             run = train(
-                spec,
+                contender.network,
                 self.splits,
-                epochs=self.asked.training.checked_epochs(self.asked.recipe_for(self.splits)),
-                image_size=spec.input.size,  # what was timed is what is trained
+                epochs=self.asked.training.checked_epochs(self.recipe(contender)),
                 output=place,
-                max_seconds=None if self.asked.training.max_minutes is None else 60 * self.asked.training.max_minutes,
+                max_seconds=None if minutes is None else 60 * minutes,
                 resume=self.asked.resume,
                 overwrite=True,
                 progress=self.tell,
-                **self.training,
+                **self.training(contender),
             )
         if not run.finished:
             raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
@@ -436,71 +480,4 @@ class _Fit:
             cost=run.describe(),
         )
         self.note(run.describe())
-        return run.net, run.preprocessing
-
-    def ship(self, net: nn.Module, preprocessing: Preprocessing) -> Artifact:
-        """Export, compare with the trained network on the whole test set, and measure what is shipped."""
-        with self.clocked("export_s"):
-            held, bad = readable(self.splits.test, preprocessing)
-            for problem in bad:
-                self.note(f"left out of the test set: {problem}")
-            ev = evaluate(net, held, preprocessing, device=self.asked.conditions.device)
-            self.record.put(
-                winner=replace(self.record.now.winner, test_top1=ev.top1),
-                evaluation=evaluation_record(ev),
-                wrong=mistakes(ev, held, self.splits.test),
-                left_out=tuple(bad),
-            )
-            self.note(f"test: {ev.top1:.2%} of {ev.n:,} images right ({ev.top1_low:.2%} to {ev.top1_high:.2%})")
-            card = {
-                "data": self.record.now.data.path or "",
-                "recipe": str(self.record.now.recipe.get("name", "")),
-                "accuracy": f"{ev.top1:.2%} top-1 on {ev.n:,} test images",
-            }
-            place = self.folder / "artifact"
-            artifact, found, checked = ship_fastest(
-                net,
-                place,
-                self.splits,
-                held,
-                preprocessing,
-                self.asked.conditions,
-                self.asked.shipping,
-                card=card,
-                say=self.note,
-            )
-            measured = shipped_speed(artifact, self.asked.conditions)
-        keeps = measured.images_per_s >= self.min_throughput
-        self.note(
-            f"artefact: {found.winner}, {found.gain:.2f} times as fast as the float network in its usual settings"
-        )
-        self.note(
-            f"artefact: agrees with the trained network on {checked.top1_agreement:.2%} of {checked.n:,} test images"
-        )
-        self.note(
-            f"artefact: {measured.images_per_s:,.0f} images/s, {'keeps' if keeps else 'does not keep'} the "
-            f"{self.min_throughput:,.0f} asked for"
-        )
-        self.record.put(
-            verification=from_json(Verification, checked.to_dict(), "verification"),
-            artifact=Shipped(
-                path=artifact.folder.name,
-                format=artifact.format,
-                precision=artifact.precision,
-                opset=artifact.manifest.get("opset"),
-                bytes=sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
-                measurement=Timed.of(measured),
-                runtime=artifact.manifest["runtime"],
-                search=from_json(Search, found.to_dict(), "search"),
-                int8=None
-                if artifact.manifest.get("int8") is None
-                else from_json(Int8, artifact.manifest["int8"], "int8"),
-                keeps_constraint=keeps,
-            ),
-        )
-        return artifact
-
-
-def _written(cond: Conditions) -> WrittenConditions:
-    """Conditions as a record holds them."""
-    return from_json(WrittenConditions, cond.to_dict(), "conditions")
+        return Trained(net=run.net, preprocessing=run.preprocessing, thresholds=run.thresholds)

@@ -4,7 +4,7 @@ checked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ import numpy as np
 from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.choice.basis import Basis
 from convscale.conditions import Conditions
 from convscale.errors import UserError, check_flag, check_number
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
-from convscale.runtimes.base import file_runtimes, runtime_of
-from convscale.ship.forms import FLOAT, FORMS, Fastest, export_winner, fastest_of, form_names
+from convscale.runtimes.base import file_runtimes
+from convscale.ship.forms import Fastest, export_winner, fastest_of, form_names, forms_in
 from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
@@ -54,10 +55,11 @@ def ship_fastest(
     splits: DataSplits,
     test: Split,
     preprocessing: Preprocessing,
-    cond: Conditions,
+    basis: Basis,
     how: Shipping,
     *,
     card: Mapping[str, str],
+    thresholds: Sequence[float] | None = None,
     say: Callable[[str], object],
 ) -> tuple[Artifact, Fastest, Verification]:
     """Export in every form worth trying, tune each at the batch and threads of ``cond``, keep the fastest that passed.
@@ -69,21 +71,20 @@ def ship_fastest(
     Args:
         test: the test set, whose images can all be decoded (``learn.loader.readable``).
         card: facts for the model card.
+        thresholds: for several labels per image: above which probability each counts.
     """
-    images, labels = EvalImages(test, preprocessing), test.labels.numpy()
+    cond = basis.conditions
+    images, labels = EvalImages(test, preprocessing), _one_label(test)
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
         held, _ = readable(splits.validation, preprocessing)
         some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
-        keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": held.labels.numpy()}
+        keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": _one_label(held)}
         keywords |= {
             "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),
             "max_drop": how.max_drop,
         }
-    names = form_names(net, int8=how.int8, image_size=preprocessing.image_size)
-    if how.runtime is not None:
-        formats = runtime_of(how.runtime).formats
-        names = [name for name in names if name == FLOAT or FORMS[name].format in formats]
+    names = forms_in(how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size))
 
     def tell(name: str, result: Tuning | UserError) -> None:
         say(
@@ -100,7 +101,7 @@ def ship_fastest(
         runtimes=None if how.runtime is None else (how.runtime,),
         on_form=tell,
     )
-    keywords |= {"classes": splits.classes, "preprocessing": preprocessing, "card": card}
+    keywords |= {"classes": splits.classes, "preprocessing": preprocessing, "card": card, "thresholds": thresholds}
     found = export_winner(net, place, names, choose, overwrite=True, **keywords)
     artifact = load_artifact(place, device=cond.device)
     if how.int8:
@@ -113,6 +114,11 @@ def ship_fastest(
 def shipped_speed(artifact: Artifact, cond: Conditions, min_seconds: float = 2.0) -> Measurement:
     """What is shipped, timed once more as it will run: in its tuned runtime, threads and streams."""
     return measure(artifact, min_seconds=min_seconds, batch_size=cond.batch_size, device=cond.device)
+
+
+def _one_label(split: Split) -> np.ndarray | None:
+    """What accuracies are compared by; for several labels per image there is only agreement."""
+    return None if split.multilabel else split.labels.numpy()
 
 
 def _why(error: UserError) -> str:

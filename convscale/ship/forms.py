@@ -17,7 +17,7 @@ from convscale.errors import UserError, first_line, nearest
 from convscale.formats.fold import has_deep_stem
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import as_module
-from convscale.runtimes.base import installed_runtimes, runtimes_of
+from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.export import ExportRequest, Network, Shared, export_as
 from convscale.ship.tune import BATCH_SIZES, Trial, Tuning, cost, in_turns, settings_of, tune
 from convscale.ship.verify import Withheld
@@ -112,6 +112,14 @@ def form_names(net: Network, *, int8: bool, image_size: Size | None = None, torc
     if has_deep_stem(module, example_input(module, image_size)):
         wanted += [f"{FLOAT}-strided", *([f"{best_int8}-strided"] if int8 else [])]
     return [name for name in FORMS if name in wanted]
+
+
+def forms_in(runtime: str | None, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that a runtime reads, and the float form that all are compared with; None: all of them."""
+    if runtime is None:
+        return list(names)
+    formats = runtime_of(runtime).formats
+    return [name for name in names if name == FLOAT or FORMS[name].format in formats]
 
 
 def export_forms(net: Network, folder: str | os.PathLike[str], names: Sequence[str], **keywords: Any) -> Forms:

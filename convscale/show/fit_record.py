@@ -103,9 +103,27 @@ class Timed(Open):
 class Constraint(Open):
     """What was asked for."""
 
+    omitted = ("max_latency_ms", "max_memory_gb", "max_params_m", "confidence")
+
     min_throughput: float | None = None
-    """Images/s."""
+    """Images/s; where none was asked for, what the run settled on."""
     conditions: Conditions | None = None
+    max_latency_ms: float | None = None
+    max_memory_gb: float | None = None
+    max_params_m: float | None = None
+    confidence: float | None = None
+    """With what probability a predicted speed must keep it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontRow(Open):
+    """One network that no other beats in both accuracy and speed."""
+
+    name: str = "?"
+    image_size: int | None = None
+    top1: float | None = None
+    """Published, in percent."""
+    images_per_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +154,38 @@ class Brief(Open):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predicted(Open):
+    """A predicted speed."""
+
+    images_per_s: float | None = None
+    low: float | None = None
+    """Lower end of the 80 % interval."""
+    high: float | None = None
+    bound_by: str | None = None
+    """What binds it."""
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed(Open):
+    """What a pretrained network's features are worth, before any training."""
+
+    top1: float | None = None
+    """Of the validation images, of 1; mean average precision for several labels."""
+    train: int | None = None
+    """Images that the head was solved on."""
+    validation: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate(Open):
     """One network and what became of it."""
 
-    omitted = ("kept", "finalist", "reason", "brief")
+    omitted = (
+        *("kept", "finalist", "reason", "brief"),
+        *("tuned", "predicted", "published_top1", "weights", "licence", "probe", "spec"),
+    )
 
     name: str = "?"
     family: str | None = None
@@ -149,7 +195,20 @@ class Candidate(Open):
     scaling: Mapping[str, float | None] | None = None
     """Multipliers of the baseline."""
     measurement: Timed | None = None
-    """None: not timed."""
+    """In one runtime as it comes; None: not timed."""
+    tuned: Timed | None = None
+    """In the form and settings in which it would ship; None: not timed so."""
+    predicted: Predicted | None = None
+    """For a device that is not here."""
+    published_top1: float | None = None
+    """On ImageNet-1k, in percent."""
+    weights: str | None = None
+    """The file that it starts from, or ``pretrained`` for the hub's; None: nothing."""
+    spec: Mapping[str, object] | None = None
+    """The architecture, so that a resumed run can build it."""
+    licence: str | None = None
+    """Of the weights."""
+    probe: Probed | None = None
     kept: bool | None = None
     """Whether it is fast enough; None: not yet judged."""
     finalist: bool | None = None
@@ -158,14 +217,19 @@ class Candidate(Open):
     brief: Brief | None = None
 
     @property
+    def timed(self) -> Timed | None:
+        """As it would ship where it was timed so, else as it comes."""
+        return self.tuned or self.measurement
+
+    @property
     def images_per_s(self) -> float | None:
-        """Median speed; None where it was not measured."""
-        return self.measurement.speed if self.measurement else None
+        """Median speed, or the middle of a prediction; None where there is neither."""
+        return self.timed.speed if self.timed else self.predicted.images_per_s if self.predicted else None
 
     @property
     def iqr_rel(self) -> float | None:
         """Interquartile range of the speed as a share of the median."""
-        return self.measurement.spread if self.measurement else None
+        return self.timed.spread if self.timed else None
 
     @property
     def brief_top1(self) -> float | None:
@@ -184,19 +248,23 @@ class Candidate(Open):
 
     def _quartiles(self) -> tuple[float, float]:
         speed = self.images_per_s or 0.0
-        return (self.measurement.quartiles if self.measurement else None) or (speed, speed)
+        if self.timed is None and self.predicted is not None:
+            return self.predicted.low or speed, self.predicted.high or speed
+        return (self.timed.quartiles if self.timed else None) or (speed, speed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Winner(Open):
     """What was chosen, and how good it is."""
 
-    omitted = ("validation_top1", "test_top1")
+    omitted = ("validation_top1", "test_top1", "weights")
 
     name: str | None = None
     reason: str | None = None
     validation_top1: float | None = None
     test_top1: float | None = None
+    weights: str | None = None
+    """What its training started from; None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +285,8 @@ class Epoch(Open):
 class Evaluation(Open):
     """How good the trained network is on the test set."""
 
+    omitted = ("mean_average_precision",)
+
     n: int | None = None
     top1: float | None = None
     top1_interval: tuple[float, ...] | None = None
@@ -227,6 +297,8 @@ class Evaluation(Open):
     per_class: tuple[float | None, ...] = ()
     """Share that is right; None for a class without images."""
     calibration_error: float | None = None
+    mean_average_precision: float | None = None
+    """For several labels per image, else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +414,11 @@ class FitRecord(Open):
     environment: Mapping[str, object] = field(default_factory=dict)
     """The machine, and whatever else was written of it."""
     data: Data = field(default_factory=Data)
+    front: tuple[FrontRow, ...] = ()
+    """What this device can do, where no speed was asked for."""
     candidates: tuple[Candidate, ...] = ()
+    choice_notes: tuple[str, ...] = ()
+    """How candidates were found, and what could not be had, one line each."""
     winner: Winner = field(default_factory=Winner)
     history: tuple[Epoch, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
@@ -356,6 +432,8 @@ class FitRecord(Open):
     """Test images that could not be read, one line each."""
     verification: Verification = field(default_factory=Verification)
     artifact: Shipped = field(default_factory=Shipped)
+    missed: str | None = None
+    """By how much the constraint is missed, in words; None: it is kept, or was not asked for."""
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by step."""
 
@@ -366,7 +444,9 @@ class FitRecord(Open):
 
     @property
     def top1(self) -> float | None:
-        """Share of the test set that the trained network gets right."""
+        """Share of the test set that the trained network gets right; mean average precision for several labels."""
+        if self.evaluation.mean_average_precision is not None:
+            return self.evaluation.mean_average_precision
         return self.winner.test_top1 if self.evaluation.top1 is None else self.evaluation.top1
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -9,11 +10,13 @@ from pathlib import Path
 
 from convscale import words
 from convscale.show import plots
-from convscale.show.fit_record import Candidate, Data, FitRecord, Timed, Verification
+from convscale.show.fit_record import Candidate, Data, FitRecord, Predicted, Timed, Verification
 from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
 from convscale.show.stated import Conditions, Machine
 from convscale.show.states import STATES
 
+SHOWN = 10
+"""Candidates in the table; all of them fold out."""
 GALLERY = 48
 """Wrong pictures shown at most."""
 
@@ -29,7 +32,12 @@ def story(fit: FitRecord) -> str:
     timed = [c for c in fit.candidates if c.images_per_s is not None]
     fast = [c for c in timed if fit.state_of(c) != "rejected"]
     if timed:
-        measured = f"Of {words.plural(len(timed), 'candidate')}, exported untrained and timed as they would be shipped"
+        how = (
+            f"predicted for {fit.constraint.conditions.device if fit.constraint.conditions else 'another device'}"
+            if all(c.timed is None for c in timed)
+            else "exported untrained and timed as they would be shipped"
+        )
+        measured = f"Of {words.plural(len(timed), 'candidate')}, {how}"
         limit = f", {len(fast)} kept the {words.rate(asked)} images/s asked for" if asked else ", all were compared"
         parts.append(measured + limit + ".")
     if len(fit.candidates) > len(timed):
@@ -42,10 +50,17 @@ def story(fit: FitRecord) -> str:
     if len(finalists) > 1:
         on = f" on {words.count(fit.data.validation)} validation images" if fit.data.validation else ""
         parts.append(f"{len(finalists)} of them were trained briefly and compared{on}.")
+    probed = [c for c in fit.candidates if c.probe is not None]
+    if len(probed) > 1:
+        parts.append(f"A linear head on the features of {len(probed)} of them ranked them on these images.")
     if winner.name:
         reason = (winner.reason or "").strip().rstrip(".")
         parts.append(f"{winner.name} was chosen{': ' + reason if reason else ''}.")
-    if fit.top1 is not None:
+    if fit.evaluation.mean_average_precision is not None:
+        n = words.plural(fit.evaluation.n or 0, "test image")
+        mean = words.percent(fit.evaluation.mean_average_precision)
+        parts.append(f"Fully trained, it has a mean average precision of {mean} on {n}, seen once, at the end.")
+    elif fit.top1 is not None:
         n = f" of {words.count(fit.evaluation.n)} test images" if fit.evaluation.n else " of the test images"
         parts.append(f"Fully trained, it is right on {words.percent(fit.top1)}{n}, which it saw once, at the end.")
     return " ".join(parts)
@@ -56,7 +71,9 @@ def problems(fit: FitRecord) -> list[str]:
     found = []
     asked = fit.constraint.min_throughput
     shipped = fit.artifact.measurement.speed if fit.artifact.measurement else None
-    if asked and shipped is not None and shipped < asked:
+    if fit.missed:
+        found.append(f"The speed asked for is missed: {fit.missed}.")
+    elif asked and shipped is not None and shipped < asked:
         found.append(
             f"The finished artefact ran at {words.rate(shipped)} images/s when timed again, below the "
             f"{words.rate(asked)} asked for."
@@ -64,6 +81,7 @@ def problems(fit: FitRecord) -> list[str]:
     if fit.verification.passed is False:
         reason = fit.verification.reason or "it differs from the trained network"
         found.append(f"The artefact was withheld: {reason}.")
+    found += [f"{note[:1].upper()}{note[1:]}." for note in fit.choice_notes]
     if skipped := len(fit.left_out or ()):
         found.append(f"{words.plural(skipped, 'test image')} could not be read and stayed out.")
     return found
@@ -77,7 +95,9 @@ def _tiles(fit: FitRecord) -> str:
 
 def _speed_tile(fit: FitRecord) -> str:
     asked, chosen = fit.constraint.min_throughput, fit.chosen
-    measurement = fit.artifact.measurement or (chosen.measurement if chosen else None)
+    if fit.artifact.measurement is None and chosen is not None and chosen.predicted is not None:
+        return _predicted_tile(fit, chosen.predicted)
+    measurement = fit.artifact.measurement or (chosen.timed if chosen else None)
     if measurement is None or (speed := measurement.speed) is None:
         return ""
     limit = f"asked: {words.rate(asked)} or more · " if asked else ""
@@ -86,6 +106,14 @@ def _speed_tile(fit: FitRecord) -> str:
     )
     state = "bad" if asked and speed < asked else "good"
     return tile("Speed of the artefact", words.rate(speed), detail, state, "images/s")
+
+
+def _predicted_tile(fit: FitRecord, told: Predicted) -> str:
+    """For a device that is not here."""
+    asked, limits = fit.constraint.min_throughput, fit.constraint
+    limit = f"asked: {words.rate(asked)} or more · " if asked else ""
+    detail = f"{limit}80 %: {words.rate(told.low)} to {words.rate(told.high)} · {limits.conditions or Conditions()}"
+    return tile("Predicted speed", words.rate(told.images_per_s), detail, "bad" if fit.missed else "", "images/s")
 
 
 def _conditions_of(measurement: Timed | None) -> str:
@@ -106,7 +134,9 @@ def _accuracy_tile(fit: FitRecord) -> str:
     low, high = fit.evaluation.top1_interval or (None, None)
     interval = f"95 % interval {words.percent(low)} to {words.percent(high)} · " if low is not None else ""
     images = f"{words.count(fit.evaluation.n)} test images" if fit.evaluation.n else "the test images"
-    return tile("Test accuracy", words.percent(fit.top1, 2), interval + images)
+    several = fit.evaluation.mean_average_precision is not None
+    title, interval = ("Mean average precision", "") if several else ("Test accuracy", interval)
+    return tile(title, words.percent(fit.top1, 2), interval + images)
 
 
 def _agreement_tile(fit: FitRecord) -> str:
@@ -154,6 +184,7 @@ def candidate_table(fit: FitRecord) -> Section | None:
     if not fit.candidates:
         return None
     candidates = fit.fastest_first()
+    released = any(c.published_top1 is not None or c.probe is not None for c in candidates)
     columns = [
         Column(title="Candidate", kind="name"),
         Column(title="images/s", kind="n"),
@@ -161,17 +192,25 @@ def candidate_table(fit: FitRecord) -> Section | None:
         Column(title="px", kind="n"),
         Column(title="params", kind="n"),
         Column(title="MACs", kind="n"),
+        *([Column(title="ImageNet", kind="n"), Column(title="features", kind="n long")] if released else []),
         Column(title="brief training", kind="n long"),
         Column(title="Why", kind="wide"),
     ]
     states = {c.name: fit.state_of(c) for c in candidates}
     rows = [
-        ({"winner": "winner", "rejected": "dim"}.get(states[c.name], ""), _candidate_cells(c, states[c.name]))
+        (
+            {"winner": "winner", "rejected": "dim"}.get(states[c.name], ""),
+            _candidate_cells(c, states[c.name], released=released),
+        )
         for c in candidates
     ]
+    near = _around(candidates, fit.constraint.min_throughput)
+    shown = table(columns, [rows[i] for i in near])
+    if len(near) < len(rows):
+        shown += f"<details><summary>all {len(rows)} candidates</summary>{table(columns, rows)}</details>"
     warned: dict[str, list[str]] = {}
     for c in candidates:
-        for text in c.measurement.doubts if c.measurement else ():
+        for text in c.timed.doubts if c.timed else ():
             warned.setdefault(text, []).append(c.name)
     notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
     if len(warned) > 3:
@@ -179,13 +218,39 @@ def candidate_table(fit: FitRecord) -> Section | None:
     intro = paragraph(
         "Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note"
     )
-    return Section(title="Candidates", body=intro + table(columns, rows) + notes, anchor="candidates")
+    return Section(title="Candidates", body=intro + _front(fit) + shown + notes, anchor="candidates")
 
 
-def _candidate_cells(c: Candidate, state: str) -> list[str]:
+def _around(candidates: Sequence[Candidate], asked: float | None) -> list[int]:
+    """Of candidates, fastest first, at most ``SHOWN``: the finalists and those nearest to the speed asked for."""
+    if len(candidates) <= SHOWN or not asked:
+        return list(range(len(candidates)))
+    must = [i for i, c in enumerate(candidates) if c.finalist]
+
+    def distance(i: int) -> float:
+        return abs(math.log((candidates[i].images_per_s or 1e-9) / asked))
+
+    others = sorted((i for i in range(len(candidates)) if i not in must), key=distance)
+    return sorted([*must, *others[: max(0, SHOWN - len(must))]])
+
+
+def _front(fit: FitRecord) -> str:
+    """What the device can do, where no speed was asked for."""
+    if not fit.front:
+        return ""
+    columns = [Column(title="What this device can do", kind="name"), Column(title="images/s", kind="n")]
+    columns += [Column(title="px", kind="n"), Column(title="ImageNet", kind="n")]
+    rows = [
+        ("", [escape(r.name), words.rate(r.images_per_s), words.count(r.image_size), words.accuracy(r.top1)])
+        for r in fit.front
+    ]
+    return table(columns, rows)
+
+
+def _candidate_cells(c: Candidate, state: str, *, released: bool) -> list[str]:
     """One row, as HTML cells."""
     scaled = ", ".join(f"{key} × {value:.4g}" for key, value in (c.scaling or {}).items() if value not in (None, 1))
-    under = " · ".join(escape(text) for text in (c.family or "", scaled) if text)
+    under = " · ".join(escape(text) for text in (c.family or "", scaled, c.licence or "") if text)
     trained = words.UNKNOWN
     if c.brief is not None and c.brief.top1 is not None:
         spent = f"{words.plural(c.brief.epochs or 0, 'epoch')}, {words.seconds(c.brief.seconds)}"
@@ -201,6 +266,7 @@ def _candidate_cells(c: Candidate, state: str) -> list[str]:
         words.count(c.image_size),
         words.large(c.params),
         words.large(c.macs),
+        *([words.accuracy(c.published_top1), words.percent(c.probe.top1 if c.probe else None)] if released else []),
         trained,
         f"{tag(label, {'winner': 'good', 'rejected': 'bad'}.get(state, 'plain'))} {escape(why)}",
     ]
@@ -244,7 +310,7 @@ def mistakes(fit: FitRecord, figures: Figures) -> Section | None:
         )
     if not (left or right):
         return None
-    top5 = words.percent(evaluation.top5) if evaluation.top5 is not None and len(classes) > 5 else ""
+    top5 = words.percent(evaluation.top5) if evaluation.top5 is not None and len(classes) > 10 else ""
     error = evaluation.calibration_error
     calibration = (
         f"{words.percent(error)}: how far its confidence is from how often it is right, on average"
@@ -351,6 +417,7 @@ def data(fit: FitRecord) -> Section | None:
 
 TIMINGS = {
     "measure_s": "measuring",
+    "probe_s": "features",
     "brief_s": "brief trainings",
     "train_s": "full training",
     "export_s": "export and verification",

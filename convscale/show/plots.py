@@ -158,7 +158,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
 
 def hover(c: Candidate, state: str) -> str:
     """What a candidate's point says when pointed at: HTML as plotly understands it."""
-    made = c.measurement
+    made = c.timed
     lines = [
         f"<b>{escape(c.name)}</b> ({STATES[state].label})",
         f"{words.rate(c.images_per_s)} images/s, IQR {words.percent(c.iqr_rel)}",
@@ -427,7 +427,7 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
         UserError: as ``read_fit`` and ``save_png``; or no candidate of the run was measured.
     """
     fit = read_fit(run_dir)
-    first = next((c.measurement for c in fit.fastest_first() if c.images_per_s), None)
+    first = next((c.timed for c in fit.fastest_first() if c.images_per_s), None)
     if first is None:
         raise UserError(f"{run_dir}/fit.json has no measured candidate to draw")
     under = f"{first.conditions or Conditions()}; {first.environment or Machine()}"

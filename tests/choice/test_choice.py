@@ -776,3 +776,21 @@ def test_nothing_that_was_asked_for_is_dropped_in_silence() -> None:
     with pytest.raises(UserError, match=r"accuracy is given for 'resnet81', which is no candidate \(nearest: resnet18"):
         candidates_of([spec], accuracy={"resnet81": 70.0})
     assert candidates_of([spec], accuracy={"resnet18": 70.0})[0].top1 == 70
+
+
+@pytest.mark.parametrize(
+    ("confidence", "best"),
+    # medians 1,000 and 900 with 80 % intervals of a factor 1.25 either way: 800 images/s are kept by "slow" with
+    # P = Phi(ln(900/800) / ln(1.25) x 1.2816) = 0.751, by "fast" with 0.9 (its lower end is 800)
+    [(0.7, "slow"), (0.8, "fast"), (0.9, "fast")],
+)
+def test_the_choice_keeps_the_speed_with_the_confidence_asked_for(confidence: float, best: str) -> None:
+    options = [option("fast", (800, 1000, 1250), top1=75.0), option("slow", (720, 900, 1125), top1=80.0)]
+    parts = decide(options, Constraint(min_throughput=800, confidence=confidence))
+    assert parts.best.name == best
+
+
+def test_a_confidence_outside_its_range_is_refused() -> None:
+    for value in (0.49, 1.0, "high", True):
+        with pytest.raises(ValueError, match=r"confidence is .*; it must be a probability from 0\.5 to 0\.99"):
+            Constraint(confidence=value)  # type: ignore[arg-type]

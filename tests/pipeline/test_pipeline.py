@@ -9,16 +9,19 @@ import pytest
 import torch
 
 import convscale as cs
+from convscale.arch.multipliers import scale_to
 from convscale.arch.small import for_image_size
+from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
-from convscale.choice.candidates import _PHIS, scaled_members
+from convscale.choice.basis import Basis
 from convscale.conditions import Conditions
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.loader import into_memory
+from convscale.pipeline.contender import build
 from convscale.pipeline.demo import DEMO_FOLDERS, fashion_mnist
-from convscale.pipeline.run import build, fit
+from convscale.pipeline.run import fit
 from convscale.pipeline.ship import Shipping, ship_fastest
 
 DATA = next((folder for folder in DEMO_FOLDERS if folder.is_dir()), None)
@@ -37,8 +40,13 @@ def splits() -> DataSplits:
     )
 
 
+def member(name: str, size: int) -> NetSpec:
+    """A quarter of a network's width and depth, for small images."""
+    return scale_to(for_image_size(get_spec(name), size), width=0.25, depth=0.25, name=f"{name}-w0.25-d0.25")
+
+
 def candidates():
-    return [scaled_members(name, 28)[0] for name in ("tresnet_m", "resnet50d")]
+    return [member(name, 28) for name in ("tresnet_m", "resnet50d")]
 
 
 OPTIONS = {"epochs": 3, "brief_epochs": 1, "batch_size": 4, "threads": 1, "overrides": {"batch_size": 64}}
@@ -61,7 +69,7 @@ def test_record_says_what_was_done(run):
     assert record["winner"]["name"] == max(tops, key=lambda name: tops[name])
     for row in record["candidates"]:
         with torch.device("meta"):
-            net = cs.create_model(scaled_members(row["family"].split("-")[0], 28)[0], num_classes=10, in_chans=1)
+            net = cs.create_model(member(row["name"].split("-")[0], 28), num_classes=10, in_chans=1)
         assert row["params"] == sum(p.numel() for p in net.parameters())
         assert row["measurement"]["conditions"]["runtime"] == "onnxruntime"
     assert np.array(record["evaluation"]["confusion"]).sum() == record["evaluation"]["n"] == 500
@@ -100,12 +108,13 @@ def test_what_is_shipped_was_tuned(run):
 
 
 def test_int8_is_chosen_on_validation_and_reported_on_the_test_set(splits, tmp_path):
-    net = build(scaled_members("resnet50d", 28)[0], splits).eval()
+    net = build(member("resnet50d", 28), splits).eval()
     pre = Preprocessing(image_size=28, channels=1, mean=(0.286,), std=(0.353,), crop_pct=1.0)
     held, _ = into_memory(splits.test, pre)
     said = []
     artifact, found, checked = ship_fastest(
-        net, tmp_path / "artifact", splits, held, pre, Conditions(batch_size=4, threads=1, runtime="onnxruntime"),
+        net, tmp_path / "artifact", splits, held, pre,
+        Basis(conditions=Conditions(batch_size=4, threads=1, runtime="onnxruntime")),
         Shipping(runtime="onnxruntime", int8=True, max_drop=100.0), card={"data": "some"}, say=said.append,
     )  # fmt: skip
     assert list(found.forms) == ["onnx-fp32", "onnx-int8"]
@@ -150,12 +159,17 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
     [
         ({"min_throughput": 0}, "min_throughput is 0; it must be a finite number above 0"),
         ({"min_throughput": float("inf")}, "min_throughput is inf; it must be a finite number above 0"),
-        ({"min_throughput": None}, "min_throughput is None; it must be a number of images/s"),
+        ({"confidence": 0.3}, "confidence is 0.3; it must be a probability from 0.5 to 0.99"),
+        ({"device": "l5"}, "device 'l5' is unknown .*nearest: .*l4"),
+        ({"device": "l4", "runtime": "openvino"}, "runtime 'openvino' can not be predicted"),
+        ({"weights_dir": "/nowhere"}, "weights folder /nowhere does not exist"),
+        ({"scratch": True, "weights_dir": "."}, "scratch and weights exclude each other"),
+        ({"strict": 1}, "strict is 1; it must be True or False"),
         ({"brief_epochs": "1"}, "brief_epochs is '1'; it must be a whole number of at least 1"),
         ({"max_minutes": "a"}, "max_minutes is 'a'; it must be a number of minutes above 0"),
         ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
         ({"recipe": 5}, "recipe is 5; it must be text"),
-        ({"init": "nope"}, "init is 'nope'; it must be 'pretrained'"),
+        ({"init": "nope"}, "init is 'nope'; it must be 'pretrained' or a file of weights"),
         ({"device": "cuda:99"}, "device 'cuda:99': "),
         ({"max_drop": float("nan")}, "max_drop is nan; it must be a number of accuracy points from 0 to 100"),
         ({"int8": "yes"}, "int8 is 'yes'; it must be True or False"),
@@ -163,7 +177,10 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"output": 5}, "output is 5; it must be a path"),
         ({"resume": "x"}, "resume is 'x'; it must be True or False"),
         ({"progress": 5}, "progress is 5; it must be a function"),
-        ({"min_throughput": 1e12}, r"no candidate keeps 1,000,000,000,000 images/s; the fastest is .* images/s"),
+        (
+            {"min_throughput": 1e12, "strict": True},
+            r"nothing keeps at least 1,000,000,000,000 images/s: the fastest is .* images/s, 100% below",
+        ),
         ({"candidates": []}, "candidates is empty"),
         ({"candidates": ["resnet19"]}, "unknown model 'resnet19' .*nearest: .*resnet18"),
         ({"recipe": "smal"}, "smal"),
@@ -204,7 +221,7 @@ def test_what_was_timed_is_what_is_trained_and_shipped(splits, tmp_path):
         splits,
         min_throughput=1.0,
         output=tmp_path / "run",
-        candidates=[scaled_members("resnet50d", 64)[0]],
+        candidates=[member("resnet50d", 64)],
         image_size=64,
         **options,
     )
@@ -220,25 +237,6 @@ def test_full_disk_is_said_before_work_begins(splits, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10, 9, 1))
     with pytest.raises(ValueError, match="has 0 MB free, 500 MB are needed"):
         fit(splits, min_throughput=1.0, output=tmp_path / "run", candidates=candidates())
-
-
-def test_members_of_a_family_grow():
-    for name in ("tresnet_m", "efficientnet_b0", "resnet50d"):
-        for size in (28, 224):
-            sizes = [cs.count(spec, image_size=spec.input.size).macs for spec in scaled_members(name, size)]
-            assert sizes == sorted(sizes)
-            assert len(set(sizes)) == len(sizes)
-    assert scaled_members("resnet50d", 224)[-1] == for_image_size(cs.get_spec("resnet50d"), 224)
-
-
-def test_members_have_the_size_asked_for():
-    for name in ("efficientnet_b0", "resnet50d"):
-        for size in (48, 64):
-            assert {spec.input.size for spec in scaled_members(name, size)} == {size}
-        for size in (128, 320):
-            members = scaled_members(name, size)
-            assert members[-1].input.size == size
-            assert members[-2].input.size == round(size * 1.15 ** (_PHIS[-2]))
 
 
 def test_fashion_mnist_is_found_where_the_package_puts_it():

@@ -1,0 +1,200 @@
+"""The whole way on the command line: fit, and demo, a fit on an embedded default. ``register`` puts them there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convscale import words
+from convscale.cli.options import (
+    DataDir,
+    Device,
+    Epochs,
+    ImgSize,
+    Json,
+    Output,
+    Overwrite,
+    Resume,
+    ResumeCommand,
+    Seed,
+    Sets,
+    Threads,
+    overrides_of,
+    print_json,
+    say,
+)
+from convscale.networks.names import spec_of
+
+if TYPE_CHECKING:
+    from convscale.arch.spec import NetSpec
+    from convscale.pipeline.run import FitRun
+
+MISSED = 3
+"""Exit code of a run that is done, but misses its constraint."""
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the app."""
+    app.command("fit", cls=ResumeCommand)(fit_command)
+    app.command("demo")(demo_command)
+
+
+def fit_command(
+    data_dir: DataDir,
+    output: Output,
+    min_throughput: Annotated[
+        float | None,
+        typer.Option(
+            "--min-throughput",
+            help="Images/s that the shipped network must keep, model only. Without any limit on speed the knee of what "
+            "the device can do is taken.",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option("--max-latency", help="Milliseconds that a call of the whole batch may take.")
+    ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option("--max-memory", help="2**30 bytes alive at once in a call, as counted.")
+    ] = None,
+    max_params: Annotated[float | None, typer.Option("--max-params", help="Millions of parameters.")] = None,
+    confidence: Annotated[
+        float, typer.Option(help="Probability with which a predicted speed must keep it, 0.5 to 0.99.")
+    ] = 0.8,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 2 where nothing keeps it, instead of training the fastest.")
+    ] = False,
+    device: Device = "cpu",
+    batch_size: Annotated[
+        int | None,
+        typer.Option("-b", "--batch-size", help="Images per call; 8 here, 256 on a named GPU when left out."),
+    ] = None,
+    img_size: ImgSize = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            help="onnxruntime or openvino, the fastest installed one when left out; on a named GPU what is predicted, "
+            "compiled when left out.",
+        ),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Ship 8 bits where that is faster and keeps the accuracy.")
+    ] = False,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
+    ] = 0.5,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="On a named GPU: amp when left out, fp32, bf16, fp16.")
+    ] = None,
+    threads: Threads = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Choose among these names, patterns or spec files only. Repeatable."),
+    ] = None,
+    scratch: Annotated[
+        bool,
+        typer.Option("--scratch", help="Scaled networks from scratch, instead of released weights."),
+    ] = False,
+    weights_dir: Annotated[
+        Path | None,
+        typer.Option("--weights-dir", help="Folder of released weights: files named by tag, or as in the hub's cache."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", help="'pretrained': released weights for small images too; or weights of the --model."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A named recipe or a YAML file; chosen by the data when left out.")
+    ] = None,
+    epochs: Epochs = None,
+    brief_epochs: Annotated[int, typer.Option(help="Epochs of the comparison of finalists.")] = 1,
+    max_minutes: Annotated[float | None, typer.Option(help="The full training ends by then.")] = None,
+    sets: Sets = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole way: choose, train, export, check and report."""
+    from convscale.learn.progress import LiveProgress
+    from convscale.pipeline.run import fit as run_fit
+
+    with LiveProgress() as live:
+        run = run_fit(
+            data_dir,
+            output=output,
+            min_throughput=min_throughput,
+            max_latency_ms=max_latency,
+            max_memory_gb=max_memory,
+            max_params_m=max_params,
+            confidence=confidence,
+            strict=strict,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            runtime=runtime,
+            int8=int8,
+            max_drop=max_drop,
+            threads=threads,
+            image_size=img_size,
+            candidates=[_candidate(name) for name in candidates] if candidates else None,
+            scratch=True if scratch else None,
+            weights_dir=weights_dir,
+            init=init,
+            recipe=recipe,
+            epochs=epochs,
+            brief_epochs=brief_epochs,
+            max_minutes=max_minutes,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            progress=live,
+            overrides=overrides_of(sets),
+        )
+    _finish(run, as_json)
+
+
+def _candidate(name: str) -> str | NetSpec:
+    """A spec from a file, else the name."""
+    return spec_of(name) if Path(name).suffix in (".json", ".yaml", ".yml") else name
+
+
+def demo_command(
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to make; a new one under runs/ when left out.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Fashion-MNIST's idx files; found or downloaded when left out.")
+    ] = None,
+    max_minutes: Annotated[float, typer.Option(help="The full training ends by then.")] = 6.0,
+    as_json: Json = False,
+) -> None:
+    """Fit on Fashion-MNIST under a speed that this machine sets."""
+    from convscale.learn.progress import LiveProgress
+    from convscale.pipeline.demo import demo as run_demo
+
+    with LiveProgress() as live:
+        run = run_demo(output=output, data_dir=data_dir, max_minutes=max_minutes, progress=live)
+    _finish(run, as_json)
+
+
+def _finish(run: FitRun, as_json: bool) -> None:
+    """Print the result; exit with 3 where the constraint is missed."""
+    if as_json:
+        keys = ("winner", "evaluation", "verification", "artifact", "timings", "constraint", "missed")
+        record = run.record
+        print_json({"output": str(run.output), "report": str(run.report), **{key: record.get(key) for key in keys}})
+    else:
+        result = run.result
+        images = words.plural(result.evaluation.n or 0, "test image")
+        several = result.evaluation.mean_average_precision is not None
+        right = "mean average precision on" if several else "of"
+        say(
+            f"{result.winner.name}: {words.percent(result.top1, 2)} {right} {images}{'' if several else ' right'}; "
+            f"artefact {run.output / 'artifact'}, report {run.report}"
+        )
+    if run.missed:
+        say(f"convscale: {run.missed}", err=True)
+        raise typer.Exit(MISSED)

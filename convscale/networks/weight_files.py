@@ -1,0 +1,121 @@
+"""Where the files of released weights are: a folder of the user's, the hub's cache, or the hub itself.
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+from convscale.arch.tags import WeightsTag
+from convscale.errors import UserError, check_path
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+"""Of files of weights, the one that is taken first in front."""
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a repository of the hub calls its weights."""
+_WAIT_S = 5.0
+"""How long the hub may take to answer whether it is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFiles:
+    """Looks for weights in a folder of the user's first, then in the hub's cache, then on the hub.
+
+    In the folder a file is found by its tag (``resnet50.a1_in1k.safetensors`` or ``.pth``, ``.pt``, ``.bin``), in a
+    folder of that name (``resnet50.a1_in1k/model.safetensors``), or where the hub's cache has it
+    (``models--timm--resnet50.a1_in1k/snapshots/...``).
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+
+    folder: Path | None = None
+    """The user's (``--weights-dir``); None: there is none."""
+    given: dict[str, Path] = field(default_factory=dict)
+    """Files that were named one by one, by tag."""
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            folder = check_path("weights_dir", self.folder)
+            if not folder.is_dir():
+                raise UserError(f"weights folder {folder} does not exist; give one whose files are named by tag")
+            object.__setattr__(self, "folder", folder)
+
+    def find(self, tag: WeightsTag) -> Path | None:
+        """The file of a tag's weights on this machine; None: only the hub may have it."""
+        if tag.name in self.given:
+            return self.given[tag.name]
+        local = None if self.folder is None else self._in_folder(self.folder, tag)
+        return local or self._cached(tag)
+
+    def reach(self, tag: WeightsTag) -> Path | str | None:
+        """A file; ``pretrained`` where the hub has to be asked and answers; None: out of reach."""
+        return self.find(tag) or ("pretrained" if self.hub_answers else None)
+
+    @staticmethod
+    def _in_folder(folder: Path, tag: WeightsTag) -> Path | None:
+        for suffix in SUFFIXES:
+            if (file := folder / f"{tag.name}{suffix}").is_file():
+                return file
+        places = [folder / tag.name, folder / tag.hf_hub_id.rpartition("/")[2]]
+        snapshots = folder / f"models--{tag.hf_hub_id.replace('/', '--')}" / "snapshots"
+        places += sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+        return next((place / name for place in places for name in HUB_FILES if (place / name).is_file()), None)
+
+    @staticmethod
+    def _cached(tag: WeightsTag) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        for name in HUB_FILES:
+            cached = try_to_load_from_cache(tag.hf_hub_id, name)
+            if isinstance(cached, str):
+                return Path(cached)
+        return None
+
+    @cached_property
+    def hub_answers(self) -> bool:
+        """Whether the hub can be reached: asked once, and waited for a few seconds at most."""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return False
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_WAIT_S):
+                return True
+        except HTTPError:  # it answered
+            return True
+        except (URLError, OSError, ValueError):
+            return False
+
+    def check_folder(self, tags: Iterable[WeightsTag]) -> tuple[str, ...]:
+        """Names in the user's folder that belong to no tag.
+
+        Raises:
+            UserError: none belongs to one.
+        """
+        if self.folder is None:
+            return ()
+        known = list(tags)
+        mine = {tag.name for tag in known} | {tag.hf_hub_id.rpartition("/")[2] for tag in known}
+        mine |= {f"models--{tag.hf_hub_id.replace('/', '--')}" for tag in known}
+        names = sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
+        foreign = tuple(name for name in names if name not in mine and _without_suffix(name) not in mine)
+        if len(foreign) == len(names):
+            holds = f"holds {', '.join(foreign[:3])}" if foreign else "is empty"
+            raise UserError(
+                f"weights folder {self.folder} {holds}; files must be named by tag, as in "
+                "tf_efficientnet_lite0.in1k.safetensors, or lie as in the hub's cache"
+            )
+        return foreign
+
+
+def _without_suffix(name: str) -> str:
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)

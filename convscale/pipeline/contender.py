@@ -1,0 +1,69 @@
+"""A network that ``fit`` may train, with where its first weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.images.splits import DataSplits
+from convscale.nn.net import create_model
+from convscale.show.fit_record import Candidate as Row
+
+PRETRAINED = "pretrained"
+"""Weights that the hub is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A network at an image size, and what it starts from."""
+
+    name: str
+    """As in the record: ``arch.tag``, or a spec's name."""
+    spec: NetSpec
+    """What is built."""
+    image_size: int
+    """Side in pixels."""
+    family: str
+    """Candidates of one family are compared by size where nothing else is known."""
+    weights: Path | str | None = None
+    """A file, ``pretrained`` for the hub's, or None: trained from scratch."""
+    published: float | None = None
+    """Top-1 on ImageNet-1k, in percent."""
+    licence: str = ""
+    """Of the weights."""
+
+    @property
+    def network(self) -> NetSpec | str:
+        """What ``train`` takes: released weights go by their tag, so that their preprocessing is used."""
+        return self.name if self.weights is not None and "." in self.name else self.spec
+
+    @classmethod
+    def of(cls, row: Row) -> Contender:
+        """From what a record says of it."""
+        assert row.spec is not None
+        place = row.weights if row.weights in (None, PRETRAINED) else Path(str(row.weights))
+        spec = NetSpec.from_dict(dict(row.spec))
+        return cls(
+            name=row.name,
+            spec=spec,
+            image_size=row.image_size or spec.input.size,
+            family=row.family or spec.family,
+            weights=place,
+            published=row.published_top1,
+            licence=row.licence or "",
+        )
+
+    @property
+    def init(self) -> str | None:
+        """What ``train`` starts from."""
+        return None if self.weights is None else str(self.weights)
+
+
+def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
+    """An untrained network for the data's classes and channels; torch's global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        return create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)

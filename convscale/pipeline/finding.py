@@ -1,0 +1,390 @@
+"""The first half of ``fit``: which networks keep the speed, and of those the few that are worth training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist, median
+
+import torch
+
+from convscale.arch.small import for_image_size
+from convscale.arch.spec import NetSpec
+from convscale.arch.tags import find_tag
+from convscale.arch.zoo import as_spec, list_models
+from convscale.choice.basis import Basis
+from convscale.choice.candidates import Candidate, candidates_of, sized
+from convscale.choice.choose import choose_from
+from convscale.choice.decide import NothingKeeps, Option
+from convscale.choice.facts import SizedSpec, Speed
+from convscale.choice.knee import Front, survey
+from convscale.choice.largest import Effort
+from convscale.choice.measured import speed_of, time_forms
+from convscale.choice.members import FIT_FAMILIES, largest_member, members
+from convscale.choice.speeds import Say, facts_of
+from convscale.conditions import Conditions, Constraint
+from convscale.cost.counting import count
+from convscale.errors import UserError
+from convscale.images.splits import DataSplits
+from convscale.learn.prepare import build_net, choose_preprocessing
+from convscale.learn.probe import probe
+from convscale.learn.recipe import Recipe
+from convscale.machine import Environment
+from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.contender import Contender, build
+from convscale.pipeline.record import RunRecord, written
+from convscale.pipeline.request import FitRequest
+from convscale.runtimes.base import file_runtimes
+from convscale.show.fit_record import Candidate as Row
+from convscale.show.fit_record import Predicted, Probed, Timed
+from convscale.show.stated import Machine
+from convscale.speed.measuring import measure
+
+REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
+"""From scratch, where no speed is asked for: this share of this network's speed on the device is. Small images give it
+a gentler stem."""
+BUDGET = 12
+"""Networks that are measured at most, where this machine is the device."""
+PROBED = 10
+"""Networks whose features are tried on the data."""
+FINALISTS = 3
+"""Networks that are trained briefly."""
+WORTH_POINTS = 0.5
+"""A probe within this many points of another's is no worse: what was published decides between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What keeps the constraint."""
+
+    contenders: tuple[Contender, ...]
+    """The most promising first; where nothing keeps it, the fastest alone."""
+    missed: str = ""
+    """Where nothing keeps it: by how much the fastest misses."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finder:
+    """Looks for networks that keep a constraint, and writes down what it tried."""
+
+    asked: FitRequest
+    splits: DataSplits
+    basis: Basis
+    constraint: Constraint
+    record: RunRecord
+    folder: Path
+    say: Say
+
+    @property
+    def floor(self) -> float:
+        """Images/s to keep."""
+        return self.constraint.floor(self.basis.conditions.batch_size)
+
+    @property
+    def plain(self) -> Conditions:
+        """Conditions of a quick timing: one runtime as it comes."""
+        c = self.basis.conditions
+        named = self.basis.within or file_runtimes()[0]
+        return replace(c, runtime=named, precision="fp32") if self.basis.tuned else c
+
+    # ------------------------------------------------------------ released weights
+
+    def released(self, files: WeightFiles) -> Kept | None:
+        """Released weights that keep the constraint; None where none can be had."""
+        pool = self._reachable(files)
+        if not pool:
+            return None
+        effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
+        try:
+            options = choose_from(
+                [c for c, _ in pool], self.basis, self.constraint, effort, budget=BUDGET, aligned=False
+            ).options
+        except NothingKeeps as nothing:
+            options = nothing.options
+        weights = {candidate.label: place for candidate, place in pool}
+        self._write_options(options, weights)
+        kept = [o for o in options if o.verdict == "yes"] or [
+            o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor
+        ]
+        if kept:
+            best_first = sorted(kept, key=lambda o: (-(o.top1 or 0.0), -(o.images_per_s or 0.0)))
+            return Kept(contenders=tuple(self._contender(o, weights[o.label]) for o in best_first[:PROBED]))
+        timed = [o for o in options if o.images_per_s is not None and not o.candidate.why_not]
+        if not timed:
+            raise UserError(f"no candidate can be used; {options[0].label}: {options[0].reason}")
+        fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
+        return Kept(
+            contenders=(self._contender(fastest, weights[fastest.label]),),
+            missed=self.shortfall(fastest.label, fastest.images_per_s or 0.0),
+        )
+
+    def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str]]:
+        """Candidates whose weights can be had, with where."""
+        wanted = self.asked.named
+        sizes = None if self.asked.image_size is None else (self.asked.image_size,)
+        pool = candidates_of(wanted, sizes)
+        found = []
+        for candidate in pool:
+            tag = find_tag(candidate.name)
+            if tag is None or (wanted is None and candidate.top1 is None):
+                continue
+            if (place := files.reach(tag)) is not None:
+                found.append((candidate, place))
+        return found
+
+    def _contender(self, option: Option, weights: Path | str) -> Contender:
+        tag = find_tag(option.name)
+        return Contender(
+            name=option.name,
+            spec=option.spec,
+            image_size=option.image_size,
+            family=option.spec.family,
+            weights=weights,
+            published=option.top1,
+            licence=tag.license if tag else "",
+        )
+
+    def _write_options(self, options: Sequence[Option], weights: dict[str, Path | str]) -> None:
+        """What was timed or predicted and why it was kept or lost."""
+        shown = [o for o in options if o.speed is not None]
+        shown.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / max(self.floor, 1e-9))))
+        rows = [self._row_of_option(o, weights[o.label]) for o in shown[:40]]
+        self.record.put(candidates=tuple(rows))
+
+    def _row_of_option(self, o: Option, weights: Path | str) -> Row:
+        assert o.speed is not None
+        tag = find_tag(o.name)
+        return Row(
+            name=o.name,
+            family=o.spec.family,
+            image_size=o.image_size,
+            params=o.facts.params,
+            macs=o.facts.macs,
+            measurement=self._timed(o.speed, o.image_size) if o.speed.kind == "measured" else None,
+            predicted=self._predicted(o.speed) if o.speed.kind == "predicted" else None,
+            kept=o.verdict == "yes",
+            reason=o.reason,
+            published_top1=o.top1,
+            weights=str(weights),
+            spec=o.spec.to_dict(),
+            licence=tag.license if tag else None,
+        )
+
+    def _timed(self, speed: Speed, image_size: int) -> Timed:
+        """A speed as a record holds it; its raw times are in ``speeds.jsonl``."""
+        return Timed(
+            conditions=written(replace(self.basis.conditions, image_size=image_size)),
+            environment=Machine.of(Environment.here(self.basis.conditions.device)),
+            images_per_s=speed.images_per_s,
+            iqr_rel=(speed.high - speed.low) / speed.images_per_s,
+            warnings=speed.doubts,
+            notes=(speed.how,) if speed.how else (),
+        )
+
+    def _predicted(self, speed: Speed) -> Predicted:
+        return Predicted(
+            images_per_s=speed.images_per_s,
+            low=speed.low,
+            high=speed.high,
+            bound_by=speed.bound_by or None,
+            doubts=speed.doubts,
+        )
+
+    def front(self, files: WeightFiles) -> Front | None:
+        """What the device can do with the released weights that can be had; None: there are none with a figure."""
+        pool = [candidate for candidate, _ in self._reachable(files)]
+        if not any(candidate.top1 is not None for candidate in pool):
+            return None
+        return survey(pool, self.basis, Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say))
+
+    def reference_speed(self) -> float:
+        """``REFERENCE_SHARE`` of the reference's speed at the data's size, in two digits."""
+        size = self.asked.size_for(self.splits)
+        spec = for_image_size(as_spec(REFERENCE), size)
+        if self.basis.predicted:
+            facts = facts_of([SizedSpec(spec, size)], self.basis)[SizedSpec(spec, size)]
+            speed = facts.speed.images_per_s if facts.speed else 0.0
+        else:
+            net = build(spec, self.splits)
+            speed = median(
+                measure(net, replace(self.plain, image_size=size), min_seconds=0.5).images_per_s for _ in range(3)
+            )
+        return float(f"{REFERENCE_SHARE * speed:.2g}")
+
+    # ------------------------------------------------------------ scaled members and named specs
+
+    def scaled(self) -> Kept:
+        """Of each family the largest member that keeps the constraint, without weights; or named networks as they are.
+
+        Raises:
+            UserError: no member is small enough for a limit on parameters or memory.
+        """
+        if self.asked.named is not None:
+            return self._judged([(spec, spec.name, self._speed(spec, spec.name)) for spec in self._named()])
+        found = []
+        for base in FIT_FAMILIES:
+            rising = self._allowed(members(base, self.asked.size_for(self.splits)))
+            if not rising:
+                self.say(f"no member of {base} keeps {self.constraint}")
+                continue
+            one = largest_member(
+                rising,
+                self.floor,
+                lambda spec, base=base: self._speed(spec, base),
+                (lambda spec, base=base: self._tuned(spec, base)) if self.basis.tuned else None,
+            )
+            found.append((one.spec, base, one.images_per_s))
+        if not found:
+            raise UserError(f"no member of {', '.join(FIT_FAMILIES)} keeps {self.constraint}; raise a limit")
+        return self._judged(found)
+
+    def _named(self) -> list[NetSpec]:
+        """The networks that were named, patterns spelt out."""
+        assert self.asked.named is not None
+        specs: dict[str, NetSpec] = {}
+        for item in self.asked.named:
+            names = list_models(item) if isinstance(item, str) and not find_tag(item) else []
+            for spec in map(as_spec, names or [item]):
+                specs.setdefault(spec.name, sized(spec, self.asked.image_size))
+        return list(specs.values())
+
+    def _judged(self, found: Sequence[tuple[NetSpec, str, float]]) -> Kept:
+        """Those that keep the speed, and what became of each in the record."""
+        kept = {spec.name for spec, _, speed in found if speed >= self.floor}
+        fastest = max(found, key=lambda entry: entry[2])
+        chosen = [entry for entry in found if entry[0].name in kept] or [fastest]
+        chosen.sort(key=lambda entry: -count(entry[0], image_size=entry[0].input.size).macs)
+        leaders = {family: spec.name for spec, family, _ in reversed(chosen)}
+        rows = []
+        for row in self.record.now.candidates:
+            speed = row.images_per_s or 0.0
+            keeps = row.name in kept or (speed >= self.floor and row.name not in {spec.name for spec, *_ in found})
+            reason = f"too slow: {speed:,.0f} of {self.floor:,.0f} images/s"
+            if keeps and row.name not in kept:
+                reason = f"fast enough, but so is {leaders.get(row.family or '', 'a larger member')}"
+            rows.append(replace(row, kept=keeps, reason=None if row.name in kept else reason))
+        self.record.put(candidates=tuple(rows))
+        contenders = tuple(
+            Contender(name=spec.name, spec=spec, image_size=spec.input.size, family=family)
+            for spec, family, _ in chosen
+        )
+        return Kept(contenders=contenders, missed="" if kept else self.shortfall(fastest[0].name, fastest[2]))
+
+    def _allowed(self, rising: Sequence[NetSpec]) -> list[NetSpec]:
+        """Members within the limits on parameters and memory."""
+        limits = self.constraint
+        if limits.max_params_m is None and limits.max_memory_gb is None:
+            return list(rising)
+        batch = self.basis.conditions.batch_size
+        allowed = []
+        for spec in rising:
+            cost = count(spec, image_size=spec.input.size, batch_size=batch)
+            small = limits.max_params_m is None or cost.params <= limits.max_params_m * 1e6
+            if small and (limits.max_memory_gb is None or cost.peak_bytes <= limits.max_memory_gb * 2**30):
+                allowed.append(spec)
+        return allowed
+
+    def _speed(self, spec: NetSpec, family: str) -> float:
+        """Images/s of a network as it comes, or the one predicted that it has with the confidence asked for."""
+        before = self.record.row(spec.name, spec.input.size)
+        if before is not None and (before.measurement or before.predicted):
+            return self._sure(before)
+        row = before or self._new_row(spec, family)
+        size = spec.input.size
+        if self.basis.predicted:
+            facts = facts_of([SizedSpec(spec, size)], self.basis)[SizedSpec(spec, size)]
+            if facts.speed is None:
+                raise UserError(facts.failed or f"{spec.name} can not be predicted")
+            row = replace(row, predicted=self._predicted(facts.speed))
+        else:
+            net = build(spec, self.splits)
+            made = measure(net, replace(self.plain, image_size=size), min_seconds=0.3, max_seconds=5.0)
+            row = replace(row, measurement=Timed.of(made))
+        self.record.put_row(row)
+        self.say(f"{spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")
+        return self._sure(row)
+
+    def _sure(self, row: Row) -> float:
+        """The speed that holds: as measured, or predicted with the confidence asked for."""
+        if row.predicted is None or row.predicted.images_per_s is None or row.predicted.low is None:
+            return (row.measurement.speed if row.measurement else None) or 0.0
+        middle, low = row.predicted.images_per_s, row.predicted.low
+        deviations = NormalDist().inv_cdf(self.constraint.confidence) / NormalDist().inv_cdf(0.9)
+        return middle * (low / middle) ** deviations
+
+    def _tuned(self, spec: NetSpec, family: str) -> float:
+        """Images/s in the form and settings in which it would ship."""
+        row = self.record.row(spec.name, spec.input.size) or self._new_row(spec, family)
+        if row.tuned is None:
+            net, size = build(spec, self.splits), spec.input.size
+            made = time_forms(net, spec.name, size, self.splits.channels, self.basis, 0.6)
+            row = replace(row, tuned=replace(Timed.of(made), notes=(speed_of(made).how, *made.notes)))
+            self.record.put_row(row)
+            self.say(f"{spec.name} as it would ship: {made.images_per_s:,.0f} images/s, {made.form}")
+        assert row.tuned is not None
+        return row.tuned.speed or 0.0
+
+    def _row(self, name: str, image_size: int) -> Row:
+        row = self.record.row(name, image_size)
+        assert row is not None, "every contender has a row"
+        return row
+
+    def _new_row(self, spec: NetSpec, family: str) -> Row:
+        cost, lineage = count(build(spec, self.splits), image_size=spec.input.size), spec.lineage
+        return Row(
+            name=spec.name,
+            family=family,
+            image_size=spec.input.size,
+            params=cost.params,
+            macs=cost.macs,
+            spec=spec.to_dict(),
+            scaling=None
+            if lineage is None
+            else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
+        )
+
+    def shortfall(self, name: str, speed: float) -> str:
+        """By how much the fastest misses what was asked."""
+        return (
+            f"nothing keeps {self.constraint}: the fastest is {name} with {speed:,.0f} images/s, "
+            f"{1 - speed / self.floor:.0%} below"
+        )
+
+    # ------------------------------------------------------------ which are worth training
+
+    def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
+        """The few pretrained contenders whose features suit the data best: a linear head is solved on each."""
+        if len(contenders) <= 1:
+            return list(contenders)
+        scores: dict[str, float] = {}
+        for number, contender in enumerate(contenders, start=1):
+            row = self._row(contender.name, contender.image_size)
+            if row.probe is None:
+                self.say(f"probing {number} of {len(contenders)}: {contender.name} @{contender.image_size}")
+                row = replace(row, probe=self._probe(contender, recipe))
+                self.record.put_row(row)
+            assert row.probe is not None
+            scores[contender.name] = row.probe.top1 or 0.0
+        best = max(scores.values())
+        ranked = sorted(
+            contenders,
+            key=lambda c: (-math.floor((scores[c.name] - best) * 100 / WORTH_POINTS), -(c.published or 0.0)),
+        )
+        last = ranked[:FINALISTS]
+        for contender in ranked[FINALISTS:]:
+            row = self._row(contender.name, contender.image_size)
+            behind = 100 * (best - scores[contender.name])
+            self.record.put_row(
+                replace(row, reason=f"keeps it; its features are {behind:.1f} points behind on this data")
+            )
+        return last
+
+    def _probe(self, contender: Contender, recipe: Recipe) -> Probed:
+        net = build_net(contender.network, self.splits, recipe, contender.init)
+        preprocessing = choose_preprocessing(net, self.splits, recipe.override({"image_size": contender.image_size}))
+        where = torch.device(self.asked.training_device)
+        made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
+        self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} validation images, {made.seconds:.0f} s")
+        return Probed(top1=made.top1, train=made.train, validation=made.validation, seconds=made.seconds)

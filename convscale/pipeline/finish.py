@@ -1,0 +1,180 @@
+"""The last step of ``fit``: the trained network is judged on the test set, exported, checked and timed once more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from convscale.artifact.artifact import Artifact
+from convscale.choice.basis import Basis
+from convscale.choice.speeds import Say
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import DataSplits, Split
+from convscale.learn.evaluate import Evaluation, evaluate
+from convscale.learn.loader import EvalImages, readable
+from convscale.pipeline.record import RunRecord, evaluation_record, mistakes
+from convscale.pipeline.request import FitRequest
+from convscale.pipeline.ship import ship_fastest, shipped_speed
+from convscale.ship.export import export
+from convscale.ship.forms import Fastest
+from convscale.ship.verify import Verification
+from convscale.show.fit_record import Int8, Search, Shipped, Timed
+from convscale.show.fit_record import Verification as WrittenVerification
+from convscale.show.json_values import from_json
+from convscale.speed.timing import Measurement
+
+SECOND_LOOK_S = 4.0
+"""A shipped network that came out too slow is timed again for this long: the machine may have been busy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """A network with what it needs to be shipped."""
+
+    net: nn.Module
+    """In eval mode."""
+    preprocessing: Preprocessing
+    """How images become its inputs."""
+    thresholds: tuple[float, ...] | None = None
+    """For several labels per image."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finish:
+    """Ships a trained network, and writes down how it went."""
+
+    asked: FitRequest
+    record: RunRecord
+    splits: DataSplits
+    folder: Path
+    basis: Basis
+    min_throughput: float
+    """Images/s to keep."""
+    say: Say
+
+    def ship(self, trained: Trained) -> Artifact:
+        """Judge on the test set, which is read here alone; export and check; time what is shipped, or say what was
+        predicted for it.
+        """
+        with self.record.clocked("export_s"):
+            held, ev = self._judge(trained)
+            card = {
+                "data": self.record.now.data.path or "",
+                "recipe": str(self.record.now.recipe.get("name", "")),
+                "accuracy": _accuracy(ev),
+            }
+            if self.basis.predicted:
+                return self._for_elsewhere(trained, held, card)
+            artifact, found, checked = ship_fastest(
+                trained.net,
+                self.folder / "artifact",
+                self.splits,
+                held,
+                trained.preprocessing,
+                self.basis,
+                self.asked.shipping,
+                card=card,
+                thresholds=trained.thresholds,
+                say=self.say,
+            )
+            measured = self._time(artifact)
+        self._tell(checked)
+        self.say(f"artefact: {found.winner}, {found.gain:.2f} times as fast as the float network in its usual settings")
+        self._keep(artifact, checked, measured, found)
+        return artifact
+
+    def _judge(self, trained: Trained) -> tuple[Split, Evaluation]:
+        held, bad = readable(self.splits.test, trained.preprocessing)
+        for problem in bad:
+            self.say(f"left out of the test set: {problem}")
+        ev = evaluate(trained.net, held, trained.preprocessing, device=self.asked.training_device)
+        several = self.splits.multilabel
+        self.record.put(
+            winner=replace(self.record.now.winner, test_top1=ev.mean_average_precision if several else ev.top1),
+            evaluation=evaluation_record(ev),
+            wrong=() if several else mistakes(ev, held, self.splits.test),
+            left_out=tuple(bad),
+        )
+        self.say(f"test: {ev.describe()}")
+        return held, ev
+
+    def _time(self, artifact: Artifact) -> Measurement:
+        """What is shipped, timed; again, and longer, where it came out too slow."""
+        measured = shipped_speed(artifact, self.basis.conditions)
+        if measured.images_per_s >= self.min_throughput:
+            return measured
+        again = shipped_speed(artifact, self.basis.conditions, SECOND_LOOK_S)
+        first = f"timed twice: {measured.images_per_s:,.0f} images/s at first, too slow for what was asked"
+        return replace(again, notes=(*again.notes, first))
+
+    def _for_elsewhere(self, trained: Trained, held: Split, card: dict[str, str]) -> Artifact:
+        """An ONNX file for a device that is not here."""
+        images = EvalImages(held, trained.preprocessing)
+        artifact = export(
+            trained.net,
+            self.folder / "artifact",
+            format="onnx",
+            half=self.basis.conditions.precision == "fp16",
+            classes=self.splits.classes,
+            preprocessing=trained.preprocessing,
+            thresholds=trained.thresholds,
+            verify_images=images,
+            verify_labels=None if self.splits.multilabel else held.labels.numpy(),
+            card=card,
+            overwrite=True,
+        )
+        checked = Verification.from_dict(artifact.verification or {})
+        self._tell(checked)
+        self._keep(artifact, checked, None, None)
+        return artifact
+
+    def _tell(self, checked: Verification) -> None:
+        self.say(
+            f"artefact: agrees with the trained network on {checked.top1_agreement:.2%} of {checked.n:,} test images"
+        )
+
+    def _keep(
+        self, artifact: Artifact, checked: Verification, measured: Measurement | None, found: Fastest | None
+    ) -> None:
+        """Write down what was shipped, and whether it keeps what was asked."""
+        missed = self.record.now.missed
+        keeps = None if missed is None else False
+        if measured is not None:
+            keeps = measured.images_per_s >= self.min_throughput
+            missed = None if keeps else self._shortfall(measured.images_per_s)
+            self.say(
+                f"artefact: {measured.images_per_s:,.0f} images/s, {'keeps' if keeps else 'does not keep'} the "
+                f"{self.min_throughput:,.0f} asked for"
+            )
+        eight = artifact.manifest.get("int8")
+        self.record.put(
+            missed=missed,
+            verification=from_json(WrittenVerification, checked.to_dict(), "verification"),
+            artifact=Shipped(
+                path=artifact.folder.name,
+                format=artifact.format,
+                precision=artifact.precision,
+                opset=artifact.manifest.get("opset"),
+                bytes=sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
+                measurement=None if measured is None else Timed.of(measured),
+                runtime=artifact.manifest.get("runtime") or {},
+                search=None if found is None else from_json(Search, found.to_dict(), "search"),
+                int8=None if eight is None else from_json(Int8, eight, "int8"),
+                keeps_constraint=keeps,
+            ),
+        )
+
+    def _shortfall(self, speed: float) -> str:
+        return (
+            f"what is shipped runs at {speed:,.0f} images/s, {1 - speed / self.min_throughput:.0%} below the "
+            f"{self.min_throughput:,.0f} asked for"
+        )
+
+
+def _accuracy(ev: Evaluation) -> str:
+    """For the model card."""
+    if ev.mean_average_precision == ev.mean_average_precision:
+        return f"{ev.mean_average_precision:.2%} mean average precision on {ev.n:,} test images"
+    return f"{ev.top1:.2%} top-1 on {ev.n:,} test images"
