@@ -42,11 +42,12 @@ def main() -> None:
     import timm
     from timm.models import get_pretrained_cfg
 
-    figures: dict[str, list[list[object]]] = {}
+    figures: dict[str, list[tuple[int, float, str, float, float]]] = {}
     with open(args.results, newline="") as file:
         for row in csv.DictReader(file):
-            figure = [int(row["img_size"]), float(row["crop_pct"]), row["interpolation"]]
-            figures.setdefault(row["model"], []).append([*figure, float(row["top1"]), float(row["top5"])])
+            crop = float(row["crop_pct"]), row["interpolation"]
+            figure = (int(row["img_size"]), *crop, float(row["top1"]), float(row["top5"]))
+            figures.setdefault(row["model"], []).append(figure)
     known = set(timm.list_pretrained())
     if unknown := sorted(set(figures) - known):
         print(f"left out, timm {timm.__version__} has them no more: {', '.join(unknown)}")
@@ -72,12 +73,12 @@ def main() -> None:
     print(f"{len(weights)} weights of {len(architectures)} architectures, {convnets} of them ConvNets -> {args.output}")
 
 
-def facts_of(arch: str, size: object) -> dict[str, object]:
+def facts_of(arch: str, size: int) -> dict[str, object]:
     """What is known of an architecture."""
     from timm.models._registry import _model_to_module
 
     net = build_foreign(Foreign(arch, "timm"), meta=True)
-    conditions = Conditions(device="rtx-4090", precision="amp", batch_size=2, image_size=int(str(size)))
+    conditions = Conditions(device="rtx-4090", precision="amp", batch_size=2, image_size=size)
     family = _model_to_module[arch]
     try:
         attention = workload_of(trace(net, conditions), compiled=False).attention

@@ -125,6 +125,7 @@ def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
     """
     import tempfile
 
+    from convscale.networks.inputs import input_facts
     from convscale.ship.forms import export_forms, fastest_of, form_names
 
     spec, image_size = network
@@ -133,7 +134,7 @@ def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
     names = form_names(spec, int8=basis.int8, image_size=image_size)
     options: dict[str, object] = {}
     if basis.int8:
-        shape = (_NOISE, image_size, image_size, len(spec.input.mean))
+        shape = (_NOISE, image_size, image_size, input_facts(spec).channels)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         options = {"calibration_images": noise, "max_drop": 100.0}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
 """Workloads that were traced beforehand and travel with the package, so that many networks are predicted at once.
 
 ``python -m benchmarks.traced`` makes the files in ``traced/``: one for eager kernels and one for compiled ones
-(inference, ``amp``, NCHW), one of counts alone (inference, ``fp32``, NCHW, eager). What is kept of a network is lines in
-the batch size: every figure of a kernel is a whole number plus a whole number for each image, at two images and more
-always in ConvNets, and for one image where ``one_image`` says so. An entry is read only while the code that made it (and
-for timm's networks timm's version) is the code that is here. Nothing here needs torch.
+(inference, ``amp``, NCHW), one of counts alone (inference, ``fp32``, NCHW, eager). What is kept of a network is lines
+in the batch size: every figure of a kernel is a whole number plus a whole number for each image, at two images and more
+always in ConvNets, and for one image where ``one_image`` says so. An entry is read only while the code that made it
+(and for timm's networks timm's version) is the code that is here. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -196,17 +197,12 @@ class Store:
 
     def workload(self, at: int, batch_size: int) -> Workload:
         """An entry with its kernels."""
-        from dataclasses import replace
-
-        entry, width = self.entry(at), len(COLUMNS)
+        rows, width = self.entry(at).kernels, len(COLUMNS)
+        figures = rows[:, 3 : 3 + width] + batch_size * rows[:, 3 + width :]
         kernels = []
-        for row in entry.kernels.tolist():
-            values = dict(
-                zip(COLUMNS, np.add(row[3 : 3 + width], np.multiply(batch_size, row[3 + width :])), strict=True)
-            )
-            flags = {name: bool(values.pop(name)) for name in ("nhwc", "permuted")}
-            whole = {name: int(value) for name, value in values.items()}
-            kernels.append((Kernel(KINDS[row[0]], PHASES[row[1]], **whole, **flags), row[2]))
+        for (kind, phase, count), values in zip(rows[:, :3].tolist(), figures.tolist(), strict=True):
+            kernel = Kernel(KINDS[kind], PHASES[phase])._replace(**dict(zip(COLUMNS, values, strict=True)))
+            kernels.append((kernel._replace(nhwc=bool(kernel.nhwc), permuted=bool(kernel.permuted)), count))
         return replace(self.about(at, batch_size), kernels=tuple(kernels))
 
 
@@ -265,8 +261,8 @@ def write_store(path: Path, entries: dict[str, Entry], torch_version: str) -> No
         "failed": [entry.failed for entry in listed],
     }
     kernels = np.concatenate([entry.kernels for entry in listed])
-    columns = {f"k{i}": _narrow(kernels[:, i]) for i in range(kernels.shape[1])}
-    numbers = {
+    columns: dict[str, Any] = {f"k{i}": _narrow(kernels[:, i]) for i in range(kernels.shape[1])}
+    numbers: dict[str, Any] = {
         name: np.array([getattr(entry, name) for entry in listed])
         for name in _SCALARS
         if name not in ("unsupported", "failed")
@@ -286,9 +282,8 @@ def write_store(path: Path, entries: dict[str, Entry], torch_version: str) -> No
 def _narrow(values: np.ndarray) -> np.ndarray:
     """In as few bytes as hold the values."""
     most = int(np.abs(values).max(initial=0))
-    return values.astype(
-        np.int8 if most < 2**7 else np.int16 if most < 2**15 else np.int32 if most < 2**31 else np.int64
-    )
+    types = {2**7: np.int8, 2**15: np.int16, 2**31: np.int32}
+    return values.astype(next((kind for limit, kind in types.items() if most < limit), np.int64))
 
 
 # ---------------------------------------------------------------- lines from two traces
@@ -310,9 +305,7 @@ def upper_lines(constants: Iterable[int], slopes: Iterable[int]) -> np.ndarray:
     hull: list[tuple[int, int]] = []
     for slope in sorted(steepest):
         line = (steepest[slope], slope)
-        while hull and (
-            hull[-1][0] + hull[-1][1] <= sum(line) or (len(hull) > 1 and _hidden(hull[-2], hull[-1], line))
-        ):
+        while hull and (sum(hull[-1]) <= sum(line) or (len(hull) > 1 and _hidden(hull[-2], hull[-1], line))):
             hull.pop()
         hull.append(line)
     return np.array(hull, np.int64)
