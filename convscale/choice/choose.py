@@ -17,6 +17,7 @@ from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
 from convscale.machine import Environment
+from convscale.networks.foreign import timm_is_installed
 from convscale.networks.offered import Filter
 from convscale.networks.resolve import Network
 
@@ -118,7 +119,8 @@ def choose(
     )
     pool = candidates_of(candidates, image_sizes, accuracy, offer)
     effort = Effort(records=records, seconds=seconds, say=progress or (lambda text: None))
-    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned)
+    notes = notes_on(offer, candidates)
+    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned, notes=notes)
 
 
 def choose_from(
@@ -129,13 +131,16 @@ def choose_from(
     *,
     budget: int = 20,
     aligned: bool = True,
+    notes: tuple[str, ...] = (),
 ) -> Choice:
-    """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort."""
+    """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort; ``notes`` of
+    the caller come before its own.
+    """
     relatives = relatives_of(pool) if aligned and basis.predicted else []
     networks = [SizedSpec(c.spec, c.image_size) for c in (*pool, *(r for _, r in relatives)) if not c.why_not]
     facts = facts_of(networks, basis, effort.say)
     options = [_option(candidate, facts, basis) for candidate in pool]
-    notes = _notes(options, constraint, basis)
+    notes += _notes(options, constraint, basis)
     floor = constraint.floor(basis.conditions.batch_size)
     bench = None
     if not basis.predicted:
@@ -159,6 +164,27 @@ def choose_from(
         floor=floor,
         chosen_from=chosen_among(basis) if basis.tuned else "",
     )
+
+
+def notes_on(offer: Filter, wanted: object) -> tuple[str, ...]:
+    """What a reader must know of the candidates that there were.
+
+    Args:
+        offer: which released weights were asked for.
+        wanted: the candidates that were named; None: all.
+    """
+    found = []
+    if wanted is None and offer.zoo == "all" and not timm_is_installed():
+        found.append(
+            "timm is not installed, so that only the own zoo was considered; with it (pip install 'convscale[timm]') "
+            "every released ConvNet is"
+        )
+    if offer.attention:
+        found.append(
+            "networks with attention are among the candidates: predictions were fitted on ConvNets, and nothing tells "
+            "how far they are off on others"
+        )
+    return tuple(found)
 
 
 def _with_failure(option: Option, bench: Bench) -> Option:

@@ -8,6 +8,7 @@ from convscale.arch.spec import NetSpec, load_spec
 from convscale.arch.zoo import get_spec
 from convscale.errors import UserError
 from convscale.networks.foreign import Foreign
+from convscale.networks.released import released
 from convscale.networks.resolve import Named, find
 
 SPEC_FILES = (".json", ".yaml", ".yml")
@@ -41,3 +42,21 @@ def spec_of(name: str) -> NetSpec:
                 "--zoo own`) or a spec file"
             ) from None
         raise
+
+
+def size_of(network: Named) -> int:
+    """The side of the square images that a network was made for, in pixels: a spec's, or what timm's card of it says.
+
+    Raises:
+        UserError: a network of the user's own does not say it, or takes other images than square ones.
+    """
+    if isinstance(network, NetSpec):
+        return network.input.size
+    if network.origin == "timm" and network.name in released():
+        return released()[network.name].image_size
+    from convscale.networks.inputs import input_facts
+
+    height, width = input_facts(network).sides()
+    if height != width:
+        raise UserError(f"{network.name} takes {height}x{width} px; give --img-size, the side of a square")
+    return height

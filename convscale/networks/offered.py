@@ -228,6 +228,31 @@ def _need_timm_for(pattern: str) -> None:
         need_timm(pattern)
 
 
+def weights_in(zoo: str, pattern: str) -> list[Weights]:
+    """All weights of a zoo whose name or architecture a shell pattern matches, by their names.
+
+    Raises:
+        UserError: an unknown zoo, or timm's without timm.
+    """
+    among = in_zoo(Filter(zoo=zoo).zoo)
+    return sorted(
+        (each for each in among.values() if fnmatchcase(each.name, pattern) or fnmatchcase(each.arch, pattern)),
+        key=lambda each: each.name,
+    )
+
+
+def architectures_in(zoo: str, pattern: str) -> list[str]:
+    """Architectures of a zoo that a shell pattern matches, by their names: own ones, and timm's that have released
+    weights.
+
+    Raises:
+        UserError: an unknown zoo, or timm's without timm.
+    """
+    names = {each.arch for each in in_zoo(Filter(zoo=zoo).zoo).values()}
+    names |= set(ARCHITECTURES) if zoo != "timm" else set()
+    return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
 def nearest_of(name: str) -> str:
     """The end of a message on an unknown name: the nearest that are known."""
     return nearest(name, [*ARCHITECTURES, *_own(), *{each.arch for each in released().values()}, *released()])
