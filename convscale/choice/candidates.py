@@ -1,5 +1,5 @@
-"""What there is to choose from: released weights with their published accuracy, specs and their scaled members, at
-image sizes.
+"""What there is to choose from: released weights with their published accuracy, whoever wrote their network, specs and
+their scaled members, at image sizes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from convscale.arch.scaling import scale
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
-from convscale.arch.tags import WeightsTag, find_tag
 from convscale.arch.zoo import ARCHITECTURES, list_models
 from convscale.errors import UserError, nearest
+from convscale.networks.foreign import Foreign
+from convscale.networks.offered import Filter, Weights, matching, nearest_of
+from convscale.networks.resolve import Named, Network, find, is_module, name_of
 
 SMALL_IMAGE = 64
 """Up to this side in pixels, members are scaled in width and depth alone, at the images' own size."""
@@ -25,7 +27,7 @@ class Candidate:
 
     name: str
     """``arch.tag`` of released weights, or a spec's name."""
-    spec: NetSpec
+    spec: Named
     """What is built and timed. Weights of one architecture share it: speed does not depend on values."""
     image_size: int
     """Side of the square input in pixels."""
@@ -38,6 +40,10 @@ class Candidate:
     """How the weights were trained, as the part of their name after the dot."""
     source: str = ""
     """Who published the accuracy."""
+    licence: str = ""
+    """Of the weights, ``unknown`` where nobody states it; empty where there are no weights."""
+    extra_data: str = ""
+    """Images beside ImageNet-1k's that the weights were trained on; empty: none."""
     published: tuple[tuple[int, float], ...] = ()
     """(size, percent) of all figures published for these weights: a hint where ``image_size`` has none, never a claim.
     """
@@ -58,11 +64,13 @@ def sized(spec: NetSpec, image_size: int | None) -> NetSpec:
 
 
 def candidates_of(
-    wanted: Iterable[str | NetSpec] | None,
+    wanted: Iterable[Network] | Network | None,
     image_sizes: Sequence[int] | None = None,
     accuracy: str | Mapping[str, float] = "imagenet",
+    offer: Filter | None = None,
 ) -> list[Candidate]:
-    """Candidates from names, shell patterns, tags and specs; None: all released weights.
+    """Candidates from names, shell patterns, tags, specs and networks of other code; None: all that ``offer`` lets
+    through.
 
     A name or pattern means the released weights of the architectures that it matches, or the bare architecture where it
     has none.
@@ -74,10 +82,12 @@ def candidates_of(
         accuracy: ``imagenet``: as published for the weights at that size, recipe and source beside it; ``none``: none
             is claimed; or a mapping from a candidate's name, or its name, a space, @ and the size (``resnet50.a1_in1k
             @288``), to percent of the user's own measuring.
+        offer: which released weights a user may and will take; None: those of every ConvNet. What has no weights (a
+            spec, a network of the user's own) is not asked for a licence.
 
     Raises:
         UserError: nothing matches a name (the nearest are named), a size is not a whole number of at least 1, the
-            accuracy is unknown or given for what is no candidate, or two different specs have one name.
+            accuracy is unknown or given for what is no candidate, or two different networks have one name.
     """
     if isinstance(accuracy, str) and accuracy not in ACCURACIES:
         raise UserError(
@@ -86,14 +96,13 @@ def candidates_of(
     for size in image_sizes or ():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"image size is {size!r}; it must be a whole number of pixels of at least 1")
-    items: list[str | NetSpec] = (
-        ["*"] if wanted is None else [wanted] if isinstance(wanted, str | NetSpec) else list(wanted)
-    )
+    one = isinstance(wanted, str | NetSpec | Foreign) or is_module(wanted)
+    items: list[object] = ["*"] if wanted is None else [wanted] if one else list(wanted)  # pyright: ignore[reportArgumentType]
     if not items:
         raise UserError("candidates is empty; name at least one network")
     found: dict[str, Candidate] = {}
     for item in items:
-        for candidate in _expanded(item, image_sizes):
+        for candidate in _expanded(item, image_sizes, offer or Filter()):
             if (before := found.setdefault(candidate.label, _judged(candidate, accuracy))).spec != candidate.spec:
                 raise UserError(f"two candidates that differ are named {before.label}; give one of them another name")
     if not isinstance(accuracy, str):
@@ -105,46 +114,71 @@ def candidates_of(
     return list(found.values())
 
 
-def _expanded(item: str | NetSpec, image_sizes: Sequence[int] | None) -> list[Candidate]:
+def _expanded(item: object, image_sizes: Sequence[int] | None, offer: Filter) -> list[Candidate]:
     if isinstance(item, NetSpec):
         return _of_spec(item, image_sizes)
+    if isinstance(item, Foreign):
+        return _of_foreign(item, image_sizes)
+    if is_module(item):
+        return _of_foreign(Foreign(name_of(item), "module", item), image_sizes)
     if not isinstance(item, str):
         raise UserError(f"a candidate is a name, a pattern or a NetSpec, got {item!r}")
-    if item in ARCHITECTURES and not list_models(item, pretrained=True):
-        return _of_spec(ARCHITECTURES[item], image_sizes)
-    names = [item] if find_tag(item) else list_models(item, pretrained=True)
-    bare = [] if names else list_models(item)
-    if not names and not bare:
-        raise UserError(f"no model matches {item!r}{nearest(item, [*ARCHITECTURES, *list_models(pretrained=True)])}")
-    tags = [tag for name in names if (tag := find_tag(name)) is not None]
-    return [c for tag in tags for c in _of_tag(tag, image_sizes)] + [
-        c for name in bare for c in _of_spec(ARCHITECTURES[name], image_sizes)
-    ]
+    if weights := matching(item, offer):
+        return [candidate for each in weights for candidate in _of_weights(each, image_sizes)]
+    if bare := list_models(item):
+        return [candidate for name in bare for candidate in _of_spec(ARCHITECTURES[name], image_sizes)]
+    try:
+        named = find(item)
+    except UserError as error:
+        if str(error).startswith("unknown model"):
+            raise UserError(f"no model matches {item!r}{nearest_of(item)}") from error
+        raise
+    return _of_foreign(named, image_sizes) if isinstance(named, Foreign) else _of_spec(named, image_sizes)
 
 
-def _of_tag(tag: WeightsTag, image_sizes: Sequence[int] | None) -> list[Candidate]:
-    spec = ARCHITECTURES[tag.arch]
-    published = {result.image_size: result for result in tag.results}
-    head = f"weights of {tag.num_classes} classes" if tag.num_classes else "weights without a classifier"
-    notes = () if tag.num_classes == 1000 else (f"{head}; the speed is of a 1000-class head",)
+def _of_weights(weights: Weights, image_sizes: Sequence[int] | None) -> list[Candidate]:
+    """At each size asked for; else at those with a figure, own ones at their own size too."""
+    published = {}
+    for result in sorted(weights.results, key=lambda result: result.top1):  # of two crops at a size the better
+        published[result.image_size] = result
+    own = () if published and weights.zoo == "timm" else (weights.image_size,)
+    head = f"weights of {weights.num_classes} classes" if weights.num_classes else "weights without a classifier"
+    notes = () if weights.num_classes == 1000 else (f"{head}; the speed is of a 1000-class head",)
     made = []
-    for size in image_sizes or sorted({tag.image_size, *published}):
+    for size in image_sizes or sorted({*own, *published}):
         result = published.get(size)
         made.append(
             Candidate(
-                name=tag.name,
-                spec=spec,
+                name=weights.name,
+                spec=weights.network,
                 image_size=size,
-                group=tag.name,
+                group=weights.name,
                 top1=result.top1 if result else None,
-                recipe=tag.recipe,
+                recipe=weights.recipe,
                 source=result.source if result else "",
-                published=tuple((r.image_size, r.top1) for r in sorted(tag.results, key=lambda r: r.image_size)),
-                why_not=_refused(spec, size),
+                licence=weights.licence,
+                extra_data=weights.extra_data,
+                published=tuple((r.image_size, r.top1) for r in sorted(weights.results, key=lambda r: r.image_size)),
+                why_not=_refused(weights.network, size),
                 notes=notes,
             )
         )
     return made
+
+
+def _of_foreign(network: Foreign, image_sizes: Sequence[int] | None) -> list[Candidate]:
+    """A network of other code without weights that are known, at the sizes asked for or its own."""
+    if not image_sizes:
+        from convscale.networks.inputs import input_facts
+
+        try:
+            height, width = input_facts(network).sides()
+        except UserError as error:
+            raise UserError(f"{network.name} does not say its image size; give --img-size in pixels") from error
+        if height != width:
+            raise UserError(f"{network.name} takes {height}x{width} px; give --img-size, candidates are square")
+        image_sizes = (height,)
+    return [Candidate(name=network.name, spec=network, image_size=size, group=network.name) for size in image_sizes]
 
 
 def _of_spec(spec: NetSpec, image_sizes: Sequence[int] | None) -> list[Candidate]:
@@ -155,7 +189,9 @@ def _of_spec(spec: NetSpec, image_sizes: Sequence[int] | None) -> list[Candidate
     ]
 
 
-def _refused(spec: NetSpec, size: int) -> str:
+def _refused(spec: Named, size: int) -> str:
+    if isinstance(spec, Foreign):
+        return ""  # its own code says so, when it is traced
     try:
         spec.check_size(size)
     except UserError as error:
@@ -209,7 +245,15 @@ def describe_accuracy(candidate: Candidate) -> str:
     return f"{candidate.top1:.2f} %" + (f" ({candidate.recipe})" if candidate.recipe else "")
 
 
+def describe_weights(candidate: Candidate) -> str:
+    """``licence apache-2.0, trained on ImageNet-12k too``; empty where there are no weights."""
+    if not candidate.licence:
+        return ""
+    data = f"trained on {candidate.extra_data} too" if candidate.extra_data else "trained on ImageNet-1k alone"
+    return f"licence {candidate.licence}, {data}"
+
+
 def plain(candidate: Candidate) -> dict[str, object]:
     """As plain JSON values."""
-    fields = ("name", "image_size", "group", "top1", "recipe", "source")
+    fields = ("name", "image_size", "group", "top1", "recipe", "source", "licence", "extra_data")
     return {**{key: getattr(candidate, key) for key in fields}, "notes": list(candidate.notes)}

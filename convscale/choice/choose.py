@@ -17,6 +17,9 @@ from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
 from convscale.machine import Environment
+from convscale.networks.foreign import timm_is_installed
+from convscale.networks.offered import Filter
+from convscale.networks.resolve import Network
 
 
 def choose(
@@ -33,9 +36,14 @@ def choose(
     layout: str = "nchw",
     compiled: bool = False,
     threads: int | None = None,
-    candidates: Sequence[str | NetSpec] | str | NetSpec | None = None,
+    candidates: Sequence[Network] | Network | None = None,
     image_sizes: Sequence[int] | None = None,
     accuracy: str | Mapping[str, float] = "imagenet",
+    zoo: str = "all",
+    licences: Sequence[str] | None = None,
+    commercial: bool = False,
+    extra_data: bool = True,
+    attention: bool = False,
     calibration: str | os.PathLike[str] | None = None,
     aligned: bool = True,
     records: str | os.PathLike[str] | None = None,
@@ -59,11 +67,18 @@ def choose(
             ``convscale.choice.basis.basis_of`` for what None and runtime
             ``best`` mean.
         compiled: PyTorch behind its compiler instead of eager.
-        candidates: names, shell patterns, tags or specs; None: all released weights. Specs made by ``scale`` are ranked
-            within their family by size, and no accuracy is claimed for them.
+        candidates: names, shell patterns, tags, specs, modules, or ``package.module:function``; None: all released
+            weights that the options below let through. Specs made by ``scale`` are ranked within their family by size,
+            and no accuracy is claimed for them.
         image_sizes: sides in pixels to try each candidate at; None: those with a published figure. At a size without
             one no accuracy is claimed.
         accuracy: ``imagenet``, ``none``, or a mapping from names to percent; see ``candidates_of``.
+        zoo: whose released weights: ``own``, ``timm``, or ``all``: both, an architecture that both have once, by the
+            own code.
+        licences: only weights under one of these licences, as timm's model cards name them; None: any.
+        commercial: leave out weights whose licence forbids commercial use or is not known.
+        extra_data: take weights that were trained on more than ImageNet-1k, too.
+        attention: take networks with attention, too; predictions were fitted on ConvNets, which is then a doubt.
         calibration: file of ``convscale calibrate``: predict for the device that it was made on.
         aligned: offer hardware-aligned relatives of networks with odd channels (predicted devices only).
         records: JSON-lines file of measurements: those of this machine and these conditions are reused, new ones
@@ -98,10 +113,17 @@ def choose(
     basis = basis_of(asked, calibration)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
-    wanted = [candidates] if isinstance(candidates, str | NetSpec) else candidates
-    pool = candidates_of(wanted, image_sizes, accuracy)
+    offer = Filter(
+        zoo=zoo,
+        licences=None if licences is None else tuple([licences] if isinstance(licences, str) else licences),
+        commercial=commercial,
+        extra_data=extra_data,
+        attention=attention,
+    )
+    pool = candidates_of(candidates, image_sizes, accuracy, offer)
     effort = Effort(records=records, seconds=seconds, say=progress or (lambda text: None))
-    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned)
+    notes = notes_on(offer, candidates)
+    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned, notes=notes)
 
 
 def choose_from(
@@ -112,13 +134,16 @@ def choose_from(
     *,
     budget: int = 20,
     aligned: bool = True,
+    notes: tuple[str, ...] = (),
 ) -> Choice:
-    """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort."""
-    relatives = _relatives(pool) if aligned and basis.predicted else []
+    """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort; ``notes`` of
+    the caller come before its own.
+    """
+    relatives = relatives_of(pool) if aligned and basis.predicted else []
     networks = [SizedSpec(c.spec, c.image_size) for c in (*pool, *(r for _, r in relatives)) if not c.why_not]
     facts = facts_of(networks, basis, effort.say)
     options = [_option(candidate, facts, basis) for candidate in pool]
-    notes = _notes(options, constraint, basis)
+    notes += _notes(options, constraint, basis)
     floor = constraint.floor(basis.conditions.batch_size)
     bench = None
     if not basis.predicted:
@@ -144,6 +169,27 @@ def choose_from(
     )
 
 
+def notes_on(offer: Filter, wanted: object) -> tuple[str, ...]:
+    """What a reader must know of the candidates that there were.
+
+    Args:
+        offer: which released weights were asked for.
+        wanted: the candidates that were named; None: all.
+    """
+    found = []
+    if wanted is None and offer.zoo == "all" and not timm_is_installed():
+        found.append(
+            "timm is not installed, so that only the own zoo was considered; with it (pip install 'convscale[timm]') "
+            "every released ConvNet is"
+        )
+    if offer.attention:
+        found.append(
+            "networks with attention are among the candidates: predictions were fitted on ConvNets, and nothing tells "
+            "how far they are off on others"
+        )
+    return tuple(found)
+
+
 def _with_failure(option: Option, bench: Bench) -> Option:
     """The option with the reason why it could not be timed, where it could not."""
     failed = bench.failed.get(sized_spec_of(option), option.facts.failed)
@@ -158,11 +204,11 @@ def _option(candidate: Candidate, facts: Mapping[SizedSpec, NetworkFacts], basis
     )
 
 
-def _relatives(pool: Sequence[Candidate]) -> list[tuple[Candidate, Candidate]]:
+def relatives_of(pool: Sequence[Candidate]) -> list[tuple[Candidate, Candidate]]:
     """(candidate, hardware-aligned relative at its size), one for each architecture and size."""
     made: dict[tuple[str, int], tuple[Candidate, Candidate]] = {}
     for candidate in pool:
-        if candidate.why_not:
+        if candidate.why_not or not isinstance(candidate.spec, NetSpec):
             continue
         for spec in aligned_variants(candidate.spec):
             relative = Candidate(name=spec.name, spec=spec, image_size=candidate.image_size, group=candidate.spec.name)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from convscale.arch.spec import NetSpec
 from convscale.choice.candidates import Candidate, describe_accuracy, plain
 from convscale.choice.facts import NetworkFacts, Speed
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
+from convscale.networks.resolve import Named
 from convscale.words import exact, odds
 
 _Z80 = 1.2816  # standard normal deviations from the median to either end of an 80 % interval
@@ -43,7 +43,7 @@ class Option:
         return self.candidate.label
 
     @property
-    def spec(self) -> NetSpec:
+    def spec(self) -> Named:
         """The architecture."""
         return self.candidate.spec
 
@@ -113,6 +113,7 @@ class Option:
             "params": self.facts.params,
             "macs": self.facts.macs,
             "memory_bytes": self.facts.memory_bytes,
+            "fused": self.facts.fused,
             "speed": None if self.speed is None else self.speed.to_dict(),
             "latency_ms": self.latency_ms,
             "verdict": self.verdict,

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from convscale.arch.spec import NetSpec
+from convscale.networks.resolve import Named
 
 
 class SizedSpec(NamedTuple):
     """A network at an image size: what a speed depends on beside the basis."""
 
-    spec: NetSpec
+    spec: Named
     image_size: int
     """Side in pixels."""
 
@@ -55,6 +55,8 @@ class NetworkFacts:
     """Most bytes alive at once in a call at the basis's batch."""
     speed: Speed | None = None
     """None: not measured or predicted."""
+    fused: bool = False
+    """Whether all of this is of its re-parameterised form for inference, its branches merged."""
     failed: str = ""
     """Why it could not be traced, built or timed."""
     estimate: float | None = None

@@ -20,6 +20,7 @@ from convscale.conditions import Constraint
 from convscale.errors import UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import Environment, available_cores
+from convscale.networks.inputs import input_facts
 from convscale.networks.resolve import Network
 from convscale.runtimes.base import file_runtimes, installed_runtimes
 from convscale.speed.records import Record, append_record, read_records
@@ -122,7 +123,7 @@ def chosen_among(basis: Basis) -> str:
 def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
     """The network exported untrained in every form, tuned at the basis's batch: the fastest."""
     spec, image_size = network
-    return time_forms(spec, spec.name, image_size, len(spec.input.mean), basis, seconds)
+    return time_forms(spec, spec.name, image_size, input_facts(spec).channels, basis, seconds)
 
 
 def time_forms(net: Network, name: str, image_size: int, channels: int, basis: Basis, seconds: float) -> Measurement:

@@ -13,8 +13,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
 
 from convscale.arch.spec import NetSpec
 from convscale.cache import code_digest, load, save
@@ -23,9 +26,11 @@ from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import available_cores
-
-if TYPE_CHECKING:
-    from convscale.predictor.predict import Prediction
+from convscale.networks.foreign import Foreign, build_foreign, is_reparameterizable, timm_is_installed
+from convscale.networks.released import fused_architectures
+from convscale.networks.resolve import Named
+from convscale.predictor.predict import Prediction, predict_table, predict_workload
+from convscale.predictor.traced import Store, entry_key, file_of, store
 
 Say = Callable[[str], None]
 """Told a line now and then while work goes on."""
@@ -33,60 +38,123 @@ MANY = 24
 """From this many untraced networks on, processes share the work: starting one takes as long as tracing a dozen."""
 
 
-def spec_key(spec: NetSpec) -> str:
-    """Equal for specs that build the same network."""
-    value = {**spec.to_dict(), "name": "", "family": "", "lineage": None}
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _keys(networks: Sequence[SizedSpec], basis: Basis) -> list[str]:
+def _keys(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec, str]:
+    """The key of each network's facts in the cache; none for those whose code may change unseen."""
     calibration = "" if basis.calibration is None else hashlib.sha256(Path(basis.calibration).read_bytes()).hexdigest()
     tail = json.dumps([basis.conditions.to_dict(), calibration, basis.predicted, code_digest()])
-    specs = {id(spec): spec for spec, _ in networks}
-    keys = {number: spec_key(spec) for number, spec in specs.items()}
-    return [hashlib.sha256(f"{keys[id(spec)]} {size} {tail}".encode()).hexdigest() for spec, size in networks]
+    found = {}
+    for network in networks:
+        entry = entry_key(*network)
+        if entry is not None:
+            timm = version("timm") if entry.startswith("timm") and timm_is_installed() else ""
+            found[network] = hashlib.sha256(f"{entry} {timm} {tail}".encode()).hexdigest()
+    return found
 
 
 def facts_of(wanted: Iterable[SizedSpec], basis: Basis, say: Say = lambda text: None) -> dict[SizedSpec, NetworkFacts]:
     """Counts of every network at its size, and its speed where the basis is a predicted one.
 
-    A network that can not be traced has ``failed`` set; it never ends the others.
+    What was traced beforehand is taken from the package, what was met before from the cache, and the rest is traced. A
+    network that can not be traced has ``failed`` set; it never ends the others.
     """
     networks = [SizedSpec(*item) for item in dict.fromkeys(wanted)]
-    keys = dict(zip(networks, _keys(networks, basis), strict=True))
-    facts = {item: NetworkFacts.from_row(row) for item, key in keys.items() if (row := load(key)) is not None}
-    missing = [item for item in networks if item not in facts]
+    facts = traced_before(networks, basis)
+    left = [item for item in networks if item not in facts]
+    keys = _keys(left, basis)
+    facts |= {item: NetworkFacts.from_row(row) for item, key in keys.items() if (row := load(key)) is not None}
+    missing = [item for item in left if item not in facts]
     if missing:
         say(f"{'predicting' if basis.predicted else 'counting'} {len(missing)} networks that were not met before")
-        fresh = _in_processes(missing, basis, say) if len(missing) >= MANY else {}
+        shared = [item for item in missing if isinstance(item.spec, NetSpec) or item.spec.travels]
+        fresh = _in_processes(shared, basis, say) if len(shared) >= MANY else {}
         fresh |= {item: examine(item, basis) for item in missing if item not in fresh}
         for item, made in fresh.items():
-            if not made.failed:
+            if not made.failed and item in keys:
                 save(keys[item], made.to_row())
         facts |= fresh
     return {item: facts[item] for item in networks}
 
 
+def traced_before(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec, NetworkFacts]:
+    """The facts of networks whose workloads travel with the package; those that it does not have are left out."""
+    c = dataclasses.replace(basis.conditions, precision=_counted_precision(basis))
+    name = file_of(c)
+    if name is None or basis.predicted == (name == "counts") or (held := store(name)) is None:
+        return {}
+    places = {item: at for item in networks if (at := held.find(*item, c.batch_size)) is not None}
+    if not basis.predicted:
+        return {item: _stored_counts(item, held, at, basis) for item, at in places.items()}
+    found = {item: NetworkFacts(failed=held.failed(at)) for item, at in places.items() if held.failed(at)}
+    good = {item: at for item, at in places.items() if item not in found}
+    table = held.table(list(good.values()), c.batch_size)
+    works = [held.about(at, c.batch_size) for at in good.values()]
+    conditions = [dataclasses.replace(basis.conditions, image_size=size) for _, size in good]
+    predictions = predict_table(table, works, conditions, basis.read_calibration())
+    v, nets = table.values, len(works)
+    macs = np.bincount(table.net, weights=v["macs"] * table.count, minlength=nets)
+    moved = (v["in_bytes"] + v["out_bytes"] + v["weight_bytes"]) * table.count
+    traffic = np.bincount(table.net, weights=moved, minlength=nets)
+    for i, (item, work, prediction) in enumerate(zip(good, works, predictions, strict=True)):
+        found[item] = NetworkFacts(
+            params=work.params,
+            macs=int(macs[i]) // c.batch_size,
+            traffic=int(traffic[i]) // c.batch_size,
+            memory_bytes=work.peak_bytes,
+            speed=_speed(prediction),
+            fused=is_fused(item, basis),
+        )
+    return found
+
+
+def _stored_counts(network: SizedSpec, held: Store, at: int, basis: Basis) -> NetworkFacts:
+    if held.failed(at):
+        return NetworkFacts(failed=held.failed(at))
+    batch = basis.conditions.batch_size
+    return NetworkFacts(
+        params=held.about(at, batch).params,
+        macs=held.line("macs", at, batch) // batch,
+        traffic=held.line("traffic", at, batch) // batch,
+        memory_bytes=held.peak_bytes(at, batch),
+        fused=is_fused(network, basis),
+    )
+
+
+def is_fused(network: SizedSpec, basis: Basis) -> bool:
+    """Whether a network is examined in its re-parameterised form: timm's that has one, for inference."""
+    spec = network.spec
+    if isinstance(spec, NetSpec) or spec.origin != "timm" or basis.conditions.mode != "infer":
+        return False
+    known = fused_architectures()
+    if known.get(spec.arch) is None:
+        return is_reparameterizable(build_foreign(spec, meta=True))
+    return known[spec.arch]
+
+
 def examine(network: SizedSpec, basis: Basis) -> NetworkFacts:
     """Trace one network and, on a predicted basis, predict it."""
     try:
-        return _predicted_facts(network, basis) if basis.predicted else _counts(network, basis)
+        facts = _predicted_facts(network, basis) if basis.predicted else _counts(network, basis)
+        return dataclasses.replace(facts, fused=is_fused(network, basis))
     except UserError as error:
         return NetworkFacts(failed=str(error))
 
 
+def _counted_precision(basis: Basis) -> str:
+    """8-bit forms are counted as the float network that they are made from."""
+    return "fp32" if basis.int8 else basis.conditions.precision
+
+
 def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:
-    """As dispatched in eager mode; 8-bit forms are counted as the float network that they are made from."""
+    """As dispatched in eager mode."""
     from convscale.cost.counting import count
 
     c = basis.conditions
-    precision = "fp32" if basis.int8 else c.precision
     cost = count(
         network.spec,
         image_size=network.image_size,
         batch_size=c.batch_size,
         mode=c.mode,
-        precision=precision,
+        precision=_counted_precision(basis),
         layout=c.layout,
     )
     traffic = (cost.read_bytes + cost.written_bytes) // c.batch_size
@@ -94,47 +162,40 @@ def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:
 
 
 def _predicted_facts(network: SizedSpec, basis: Basis) -> NetworkFacts:
-    from convscale.predictor.predict import predict_workload
     from convscale.predictor.workload import load_workload
 
     c = dataclasses.replace(basis.conditions, image_size=network.image_size)
     work = load_workload(network.spec, c)
-    p = predict_workload(work, c, basis.read_calibration())
     moved = sum((kernel.in_bytes + kernel.out_bytes + kernel.weight_bytes) * times for kernel, times in work.kernels)
     return NetworkFacts(
-        params=_params(network.spec),
+        params=work.params,
         macs=sum(kernel.macs * times for kernel, times in work.kernels) // c.batch_size,
         traffic=moved // c.batch_size,
         memory_bytes=work.peak_bytes,
-        speed=Speed(
-            images_per_s=p.images_per_s,
-            low=p.low,
-            high=p.high,
-            kind="predicted",
-            bound_by=p.bound_by,
-            doubts=p.doubts,
-        ),
+        speed=_speed(predict_workload(work, c, basis.read_calibration())),
     )
 
 
-def _params(spec: NetSpec) -> int:
-    """Parameters, from the cache where the spec was built before."""
-    from convscale.networks.resolve import build_meta
-
-    key = hashlib.sha256(f"params {spec_key(spec)} {code_digest()}".encode()).hexdigest()
-    if (kept := load(key)) is None:
-        kept = sum(p.numel() for p in build_meta(spec).parameters())
-        save(key, kept)
-    return kept
+def _speed(p: Prediction) -> Speed:
+    """A prediction as a candidate's speed."""
+    return Speed(
+        images_per_s=p.images_per_s, low=p.low, high=p.high, kind="predicted", bound_by=p.bound_by, doubts=p.doubts
+    )
 
 
 def predicted(network: SizedSpec, basis: Basis) -> Prediction:
-    """The whole ``Prediction`` of a network on a basis."""
-    from convscale.predictor.predict import predict_workload
+    """The whole ``Prediction`` of a network on a basis, from what was traced beforehand where it is there."""
     from convscale.predictor.workload import load_workload
 
     conditions = dataclasses.replace(basis.conditions, image_size=network.image_size)
-    return predict_workload(load_workload(network.spec, conditions), conditions, basis.read_calibration())
+    name = file_of(conditions)
+    held = None if name in (None, "counts") else store(str(name))
+    at = None if held is None else held.find(*network, conditions.batch_size)
+    if held is not None and at is not None and not held.failed(at):
+        work = held.workload(at, conditions.batch_size)
+    else:
+        work = load_workload(network.spec, conditions)
+    return predict_workload(work, conditions, basis.read_calibration())
 
 
 def _in_processes(networks: Sequence[SizedSpec], basis: Basis, say: Say) -> dict[SizedSpec, NetworkFacts]:
@@ -167,7 +228,7 @@ def _start_worker(share: Sequence[SizedSpec], basis: Basis) -> subprocess.Popen[
     job = {
         "conditions": basis.conditions.to_dict(),
         "calibration": basis.calibration,
-        "networks": [[spec.to_dict(), size] for spec, size in share],
+        "networks": [[_to_plain(spec), size] for spec, size in share],
     }
     try:
         process = subprocess.Popen(
@@ -194,7 +255,21 @@ def _work() -> None:
     job = json.load(sys.stdin)
     basis = Basis(conditions=Conditions(**job["conditions"]), calibration=job["calibration"])
     for spec, size in job["networks"]:
-        print(json.dumps(examine(SizedSpec(NetSpec.from_dict(spec), size), basis).to_row()), flush=True)
+        print(json.dumps(examine(SizedSpec(_from_plain(spec), size), basis).to_row()), flush=True)
+
+
+def _to_plain(spec: Named) -> dict[str, object]:
+    """A network as JSON values, for another process."""
+    if isinstance(spec, NetSpec):
+        return spec.to_dict()
+    return {"foreign": spec.name, "origin": spec.origin, "family": spec.family}
+
+
+def _from_plain(value: dict[str, Any]) -> Named:
+    """What ``_to_plain`` gave."""
+    if "foreign" in value:
+        return Foreign(value["foreign"], value["origin"], family=value["family"])
+    return NetSpec.from_dict(value)
 
 
 if __name__ == "__main__":

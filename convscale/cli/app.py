@@ -23,6 +23,7 @@ from convscale.cli import speed as cli_speed
 from convscale.cli.options import (
     ImgSize,
     Json,
+    Zoo,
     print_json,
     say,
 )
@@ -46,41 +47,61 @@ def list_command(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Released weights instead of architectures.")
     ] = False,
+    zoo: Zoo = "all",
     as_json: Json = False,
 ) -> None:
-    """List models, or released weights with their published accuracy."""
-    from convscale.arch.zoo import get_tag, list_models
+    """List models, own and timm's, or released weights with their published accuracy."""
+    from convscale.networks.offered import architectures_in, weights_in
 
-    names = list_models(pattern, pretrained=pretrained)
-    if not names:
-        raise UserError(f"no model matches {pattern!r}; `convscale list` shows all")
     if not pretrained:
+        names = architectures_in(zoo, pattern)
+        if not names:
+            raise UserError(f"no model matches {pattern!r}; `convscale list` shows all")
         print_json(names) if as_json else typer.echo("\n".join(names))
         return
+    weights = weights_in(zoo, pattern)
+    if not weights:
+        raise UserError(f"no model matches {pattern!r}; `convscale list` shows all")
     if as_json:
         print_json(
             [
                 {
-                    "name": name,
-                    "results": [
-                        {"image_size": r.image_size, "top1": r.top1, "source": r.source} for r in get_tag(name).results
-                    ],
+                    "name": each.name,
+                    "zoo": each.zoo,
+                    "licence": each.licence,
+                    "extra_data": each.extra_data,
+                    "attention": each.attention,
+                    "results": [{"image_size": r.image_size, "top1": r.top1, "source": r.source} for r in each.results],
                 }
-                for name in names
+                for each in weights
             ]
         )
         return
     print_table(
-        [Column("weights"), number_column("px"), number_column("top-1")],
         [
-            [name, words.UNKNOWN if result is None else str(result.image_size), words.accuracy(result and result.top1)]
-            for name in names
-            for result in get_tag(name).results or (None,)
+            Column("weights"),
+            number_column("px"),
+            number_column("top-1"),
+            Column("zoo"),
+            Column("licence"),
+            Column("extra data"),
+        ],
+        [
+            [
+                each.name,
+                words.UNKNOWN if result is None else str(result.image_size),
+                words.accuracy(result and result.top1),
+                each.zoo,
+                each.licence,
+                each.extra_data or words.UNKNOWN,
+            ]
+            for each in weights
+            for result in each.results or (None,)
         ],
     )
     say(
         "ImageNet-1k top-1, – where no published figure is known; recipes differ, so figures compare weights, not "
-        "architectures. Source: timm's results table."
+        "architectures. Extra data: beside ImageNet-1k. Sources: timm's results table and its model cards."
     )
 
 

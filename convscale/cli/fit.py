@@ -9,11 +9,16 @@ import typer
 
 from convscale import words
 from convscale.cli.options import (
+    Attention,
+    Commercial,
+    Confidence,
     DataDir,
     Device,
     Epochs,
     ImgSize,
     Json,
+    Licences,
+    NoExtraData,
     Output,
     Overwrite,
     Resume,
@@ -21,11 +26,12 @@ from convscale.cli.options import (
     Seed,
     Sets,
     Threads,
+    Zoo,
     overrides_of,
     print_json,
     say,
 )
-from convscale.networks.names import spec_of
+from convscale.networks.names import is_spec_file, spec_of
 
 if TYPE_CHECKING:
     from convscale.arch.spec import NetSpec
@@ -59,9 +65,7 @@ def fit_command(
         float | None, typer.Option("--max-memory", help="2**30 bytes alive at once in a call, as counted.")
     ] = None,
     max_params: Annotated[float | None, typer.Option("--max-params", help="Millions of parameters.")] = None,
-    confidence: Annotated[
-        float, typer.Option(help="Probability with which a predicted speed must keep it, 0.5 to 0.99.")
-    ] = 0.8,
+    confidence: Confidence = 0.8,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 2 where nothing keeps it, instead of training the fastest.")
     ] = False,
@@ -93,6 +97,11 @@ def fit_command(
         list[str] | None,
         typer.Option("--model", help="Choose among these names, patterns or spec files only. Repeatable."),
     ] = None,
+    zoo: Zoo = "all",
+    licences: Licences = None,
+    commercial: Commercial = False,
+    no_extra_data: NoExtraData = False,
+    attention: Attention = False,
     scratch: Annotated[
         bool,
         typer.Option("--scratch", help="Scaled networks from scratch, instead of released weights."),
@@ -140,6 +149,11 @@ def fit_command(
             threads=threads,
             image_size=img_size,
             candidates=[_candidate(name) for name in candidates] if candidates else None,
+            zoo=zoo,
+            licences=licences,
+            commercial=commercial,
+            extra_data=not no_extra_data,
+            attention=attention,
             scratch=True if scratch else None,
             weights_dir=weights_dir,
             init=init,
@@ -158,7 +172,7 @@ def fit_command(
 
 def _candidate(name: str) -> str | NetSpec:
     """A spec from a file, else the name."""
-    return spec_of(name) if Path(name).suffix in (".json", ".yaml", ".yml") else name
+    return spec_of(name) if is_spec_file(name) else name
 
 
 def demo_command(

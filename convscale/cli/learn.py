@@ -26,7 +26,7 @@ from convscale.cli.options import (
 )
 from convscale.errors import UserError
 from convscale.files import json_numbers
-from convscale.networks.names import spec_of
+from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
     from convscale.learn.evaluate import Evaluation
@@ -101,12 +101,12 @@ def train_command(
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     overrides |= {key: value for key, value in flags.items() if value is not None}
-    spec, splits = spec_of(model), open_dataset(data_dir, dataset=dataset)
+    net, splits = network_of(model), open_dataset(data_dir, dataset=dataset)
     with LiveProgress() as live:
         for note in splits.notes:
             live({"kind": "note", "text": note})
         run = train_net(
-            spec,
+            net,
             splits,
             recipe=recipe,
             epochs=overrides.pop("epochs", epochs),
@@ -155,6 +155,10 @@ def evaluate_command(
     batch_size: Batch = 256,
     dataset: Dataset = None,
     workers: Workers = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="package.module:function that builds the network of a checkpoint of its."),
+    ] = None,
     confusion: Annotated[
         bool, typer.Option("--confusion", help="Print the confusion matrix: rows are true, columns predicted.")
     ] = False,
@@ -163,12 +167,12 @@ def evaluate_command(
 ) -> None:
     """Evaluate a checkpoint on a split of the data: accuracy, per class, calibration, throughput."""
     from convscale.images.sources import open_dataset
-    from convscale.learn.checkpoint import load_checkpoint
+    from convscale.learn.checkpoint import load_checkpoint, network_for
     from convscale.learn.evaluate import evaluate as evaluate_net
 
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, net=network_for(checkpoint, model))
     splits = open_dataset(data_dir, dataset=dataset, channels=loaded.preprocessing.channels)
     if splits.classes != loaded.classes:
         raise UserError(

@@ -13,7 +13,7 @@ from convscale.cli.options import Device, ImgSize, Json, Precision, Threads, pri
 from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
 from convscale.errors import UserError
-from convscale.networks.names import spec_of
+from convscale.networks.names import network_of
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def count_command(
-    models: Annotated[list[str], typer.Argument(help="Model names or spec files.")],
+    models: Annotated[list[str], typer.Argument(help="Model names, spec files, or package.module:function.")],
     img_size: ImgSize = None,
     batch_size: Annotated[
         int, typer.Option("-b", "--batch-size", help="Images per call: bytes are of the whole batch.")
@@ -54,14 +54,14 @@ def count_command(
     from convscale.predictor.largest_batch import predict_largest_batch
 
     counted = []
-    for spec in map(spec_of, models):
-        cost = count(spec, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
+    for net in map(network_of, models):
+        cost = count(net, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
         largest = None
         if device is not None:
             largest = predict_largest_batch(
-                spec, device, mode=mode, precision=precision, layout=layout, image_size=img_size
+                net, device, mode=mode, precision=precision, layout=layout, image_size=img_size
             )
-        counted.append(_Counted(spec.name, cost, largest))
+        counted.append(_Counted(net.name, cost, largest))
     if as_json:
         print_json([each.to_dict() for each in counted])
         return
@@ -213,7 +213,7 @@ def measure_command(
         threads=threads,
     )
     nets = [
-        load_artifact(model, runtime=runtime, threads=threads) if Path(model).is_dir() else spec_of(model)
+        load_artifact(model, runtime=runtime, threads=threads) if Path(model).is_dir() else network_of(model)
         for model in models
     ]
     done = []
@@ -255,12 +255,12 @@ def _recorded(net: Measured, found: Measurement, path: Path | None) -> Record:
     """
     from dataclasses import replace
 
-    from convscale.arch.spec import NetSpec
+    from convscale.artifact.artifact import Artifact
     from convscale.cost.counting import count
     from convscale.speed.records import Record, append_record
 
     made = Record(model=found.model, measurement=found)
-    if isinstance(net, NetSpec):
+    if not isinstance(net, Artifact):
         cost = count(net, found.conditions.image_size)
         made = replace(made, params=cost.params, macs=cost.macs, activations=cost.activations)
     if path is not None:

@@ -15,7 +15,12 @@ from convscale.errors import UserError
 from convscale.files import json_numbers
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Model = Annotated[str, typer.Option("--model", help="A model name (see `convscale list`), or a spec file.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="A name (`convscale list`), a spec file, or package.module:function for a network of your own."
+    ),
+]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of class folders, idx files, or a manifest.")]
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side in pixels; the model's own when left out.")]
 Batch = Annotated[int, typer.Option("-b", "--batch-size", help="Images per call.")]
@@ -31,6 +36,21 @@ Resume = Annotated[
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set lr=0.05. Repeatable.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's.")]
+Zoo = Annotated[
+    str, typer.Option("--zoo", help="own, timm, or all: an architecture that both have comes from the own code.")
+]
+Licences = Annotated[list[str] | None, typer.Option("--licence", help="Only weights under this licence. Repeatable.")]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="No weights that must not be sold, or whose licence is not known.")
+]
+NoExtraData = Annotated[bool, typer.Option("--no-extra-data", help="No weights that saw more than ImageNet-1k.")]
+Attention = Annotated[
+    bool, typer.Option("--attention", help="Networks with attention too; predictions were fitted on ConvNets.")
+]
+Confidence = Annotated[
+    float,
+    typer.Option("--confidence", help="Probability with which a predicted speed must keep it, 0.5 to 0.99."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from convscale.cli.options import Json, print_json, say
 from convscale.errors import UserError
-from convscale.networks.names import spec_of
+from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
     from convscale.choice.basis import Asked, Basis
@@ -208,7 +208,7 @@ def _profiles(wanted: _Wanted) -> list[Profile]:
             "--calibration"
         )
     return [
-        profile(spec_of(name), basis.conditions, image_size=wanted.image_size, calibration=basis.read_calibration())
+        profile(network_of(name), basis.conditions, image_size=wanted.image_size, calibration=basis.read_calibration())
         for name in wanted.layers
     ]
 

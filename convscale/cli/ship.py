@@ -25,6 +25,7 @@ from convscale.errors import UserError
 
 if TYPE_CHECKING:
     from convscale.images.preprocess import Preprocessing
+    from convscale.learn.checkpoint import Checkpoint
     from convscale.ship.tune import Trial, Tuning
 
 
@@ -36,7 +37,12 @@ def register(app: typer.Typer) -> None:
 
 
 def export_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint or training folder; or a name: with a tag (arch.tag) its released weights, else untrained."
+        ),
+    ],
     output: Output,
     format: Annotated[
         str, typer.Option("--format", help="onnx, openvino, torch; or fastest: all are tried and tuned on this device.")
@@ -50,6 +56,10 @@ def export_command(
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
     ] = 0.5,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="package.module:function that builds the network of a checkpoint of its."),
+    ] = None,
     card: Annotated[
         list[str] | None,
         typer.Option("--card", help="A fact for the model card, as key=value: --card licence=CC-BY-4.0. Repeatable."),
@@ -58,16 +68,15 @@ def export_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint as an artefact, checked against it."""
+    """Export a checkpoint, or a network by its name, as an artefact, checked against it."""
     from dataclasses import replace
 
-    from convscale.learn.checkpoint import load_checkpoint
     from convscale.ship.export import export
     from convscale.ship.forms import export_fastest
 
     if int8 and data_dir is None:
         raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
-    loaded = load_checkpoint(checkpoint)
+    loaded = _to_export(checkpoint, model)
     preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
     images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, int8)
     options: dict[str, Any] = {
@@ -89,7 +98,7 @@ def export_command(
         )
     else:
         artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
-    say(f"exported {loaded.state}", err=as_json)
+    say(f"exported {loaded.path if 'model' in loaded.meta else loaded.state}", err=as_json)
     if as_json:
         print_json(
             {
@@ -114,6 +123,28 @@ def export_command(
             "layers stay in float"
         )
         say(f"  {', '.join(kept)}") if kept else None
+
+
+def _to_export(what: str, model: str | None) -> Checkpoint:
+    """A checkpoint, or a network by its name as if it came from one."""
+    from convscale.learn.checkpoint import Checkpoint, load_checkpoint, network_for
+
+    if Path(what).exists() or model is not None or "/" in what.removeprefix("timm/"):
+        return load_checkpoint(what, net=network_for(what, model))
+    from convscale.networks.inputs import preprocessing_of
+    from convscale.networks.names import network_of
+    from convscale.networks.resolve import as_module
+
+    named = network_of(what)  # a spec's file, too
+    net, name = as_module(named if what.endswith((".json", ".yaml", ".yml")) else what)
+    classes = getattr(net, "num_classes", None)
+    if not isinstance(classes, int) or classes < 1:
+        raise UserError(f"{name} does not say its number of classes; give a module with num_classes")
+    meta = {"model": name}
+    names = tuple(str(number) for number in range(classes))
+    return Checkpoint(
+        net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=Path(f"network {name}")
+    )
 
 
 def _card(about: Mapping[str, Any], data_dir: Path | None, given: list[str] | None) -> dict[str, str]:

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
-from convscale.cli.options import ImgSize, Json, Threads, print_json, say
+from convscale.cli.options import (
+    Attention,
+    Commercial,
+    Confidence,
+    ImgSize,
+    Json,
+    Licences,
+    NoExtraData,
+    Threads,
+    Zoo,
+    print_json,
+    say,
+)
 from convscale.cli.report import PICTURES, check_output, write_choice
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
-from convscale.networks.names import spec_of
+from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
     from convscale.choice.decide import Choice, Option
@@ -42,7 +54,6 @@ RecordsFile = Annotated[
 
 _SHOWN = 8
 """Rows of a list that are shown unless all are asked for."""
-SPEC_FILES = (".json", ".yaml", ".yml")
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +69,10 @@ def _progress(text: str) -> None:
 
 
 def predict_command(
-    models: Annotated[list[str], typer.Argument(help="Model names or spec files; ratios are to the first.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Model names, spec files, or package.module:function; ratios are to the first."),
+    ],
     device: Device,
     batch_size: BatchOption = None,
     img_size: ImgSize = None,
@@ -83,7 +97,7 @@ def predict_command(
             f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first "
             "and use --calibration"
         )
-    networks = [SizedSpec(spec, img_size or spec.input.size) for spec in map(spec_of, models)]
+    networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
     predictions = [predicted(network, basis) for network in networks]
     ratios = [p.images_per_s / predictions[0].images_per_s for p in predictions]
     if as_json:
@@ -160,7 +174,9 @@ def choose_command(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="Only these names, patterns, tags or spec files. Repeatable; all weights when left out."
+            "--model",
+            help="Only these names, patterns, tags, spec files or package.module:function. Repeatable; every released "
+            "ConvNet when left out.",
         ),
     ] = None,
     img_sizes: Annotated[
@@ -169,6 +185,12 @@ def choose_command(
             "--img-size", help="Try each at this size. Repeatable; sizes with a published figure when left out."
         ),
     ] = None,
+    zoo: Zoo = "all",
+    licences: Licences = None,
+    commercial: Commercial = False,
+    no_extra_data: NoExtraData = False,
+    attention: Attention = False,
+    confidence: Confidence = 0.8,
     accuracy: Annotated[str, typer.Option("--accuracy", help="imagenet (published) or none.")] = "imagenet",
     scale: Annotated[
         str | None,
@@ -193,11 +215,12 @@ def choose_command(
     show_all: Annotated[bool, typer.Option("--all", help="Every rejected network with its reason.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Choose the most accurate network that keeps a constraint on a device."""
+    """Choose the most accurate network that keeps a constraint on a device, of all that somebody released."""
     from convscale.choice.basis import Asked, basis_of
     from convscale.choice.candidates import candidates_of
-    from convscale.choice.choose import choose_from
+    from convscale.choice.choose import choose_from, notes_on
     from convscale.choice.largest import Direction, Effort, largest_under
+    from convscale.networks.offered import Filter
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
@@ -210,6 +233,7 @@ def choose_command(
         max_latency_ms=max_latency,
         max_memory_gb=max_memory,
         max_params_m=max_params,
+        confidence=confidence,
     )
     asked = Asked(
         device=device,
@@ -230,8 +254,16 @@ def choose_command(
         return
     if budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
-    named = [spec_of(name) if Path(name).suffix in SPEC_FILES else name for name in models] if models else None
-    choice = choose_from(candidates_of(named, img_sizes, accuracy), basis, constraint, effort, budget=budget)
+    named = [spec_of(name) if is_spec_file(name) else name for name in models] if models else None
+    offer = Filter(
+        zoo=zoo,
+        licences=tuple(licences) if licences else None,
+        commercial=commercial,
+        extra_data=not no_extra_data,
+        attention=attention,
+    )
+    pool = candidates_of(named, img_sizes, accuracy, offer)
+    choice = choose_from(pool, basis, constraint, effort, budget=budget, notes=notes_on(offer, named))
     if save is not None:
         write_choice(choice, save)
     if as_json:
@@ -264,13 +296,15 @@ def _in_words(c: Conditions, chosen_from: str = "") -> str:
 
 def _print_choice(choice: Choice, show_all: bool) -> None:
     """A choice for people."""
-    from convscale.choice.candidates import describe_accuracy
+    from convscale.choice.candidates import describe_accuracy, describe_weights
     from convscale.choice.decide import describe_speed
 
     best = choice.best
     say(f"{best.label}: {best.reason}")
     source = f"; {best.candidate.source}" if best.candidate.source else ""
     say(f"{describe_accuracy(best.candidate)}{source}", 2)
+    if weights := describe_weights(best.candidate):
+        say(weights, 2)
     chance = best.chance(choice.floor) if choice.floor else None
     say(
         describe_speed(best.speed)
@@ -279,9 +313,12 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
     )
     say(
         f"{words.large(best.facts.params)} parameters, {words.gigabytes(best.facts.memory_bytes)} at batch "
-        f"{best.batch_size} as counted",
+        f"{best.batch_size} as counted"
+        + (", all of it in the re-parameterised form for inference" if best.facts.fused else ""),
         2,
     )
+    if choice.trade:
+        say(choice.trade, 2)
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
     say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.chosen_from)}", 2)
@@ -305,10 +342,20 @@ def _print_front(options: Sequence[Option], best: Option) -> None:
             words.accuracy(o.top1),
             words.exact(o.images_per_s or 0),
             o.label,
+            o.candidate.licence or words.UNKNOWN,
+            o.candidate.extra_data or words.UNKNOWN,
         ]
         for o in options
     ]
-    print_table([Column(""), number_column("top-1"), number_column("images/s"), Column("network")], rows)
+    print_table(
+        [
+            Column(""),
+            number_column("top-1"),
+            number_column("images/s"),
+            *map(Column, ("network", "licence", "extra data")),
+        ],
+        rows,
+    )
 
 
 def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:
@@ -433,8 +480,8 @@ def _measure_models(models: list[str], conditions: Conditions, seconds: float) -
 
     records = []
     for number, name in enumerate(models, start=1):
-        spec = spec_of(name)
-        measured = measure(spec, conditions, min_seconds=seconds, max_seconds=10 * seconds)
-        _progress(f"{number}/{len(models)}: {spec.name} {words.rate(measured.images_per_s)} images/s")
-        records.append(Record(model=spec.name, measurement=measured))
+        net = network_of(name)
+        measured = measure(net, conditions, min_seconds=seconds, max_seconds=10 * seconds)
+        _progress(f"{number}/{len(models)}: {net.name} {words.rate(measured.images_per_s)} images/s")
+        records.append(Record(model=net.name, measurement=measured))
     return records

@@ -10,6 +10,11 @@ def peak_bytes(traced: Trace) -> int:
 
     In eager mode a local name can hold a map a little longer, so a real peak lies somewhat above.
     """
+    return max(alive_bytes(traced))
+
+
+def alive_bytes(traced: Trace) -> list[int]:
+    """Bytes alive before the first operator, then during each."""
     # 1. The operator after which each block is free: its last use. Weights, the input and the outputs are never free.
     last_use: dict[int, int] = {}
     for position, operator in enumerate(traced.operators):
@@ -24,15 +29,16 @@ def peak_bytes(traced: Trace) -> int:
             freed_after.setdefault(position, []).append(number)
 
     # 2. Walk along: a block counts from the first operator that touches it.
-    peak = alive = sum(traced.storages[number] for number in known)
+    alive = sum(traced.storages[number] for number in known)
+    levels = [alive]
     for position, operator in enumerate(traced.operators):
         for use in (*operator.inputs, *operator.outputs):
             if use.storage not in known:
                 known.add(use.storage)
                 alive += traced.storages[use.storage]
-        peak = max(peak, alive)
+        levels.append(alive)
         alive -= sum(traced.storages[number] for number in freed_after.get(position, ()))
-    return peak
+    return levels
 
 
 def saved_for_backward(traced: Trace) -> int:

@@ -9,14 +9,15 @@ from convscale.arch.spec import NetSpec
 from convscale.cache import key_of
 from convscale.conditions import Conditions, as_size
 from convscale.errors import UserError
+from convscale.networks.foreign import Foreign
 from convscale.networks.inputs import checked_size
-from convscale.networks.resolve import resolve
+from convscale.networks.resolve import find, resolve, shapes_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-Network: TypeAlias = "nn.Module | NetSpec | str"
-"""A module, a spec or a model's name."""
+Network: TypeAlias = "nn.Module | NetSpec | Foreign | str"
+"""A module, a spec, a network that other code builds, or a name of any of them."""
 PRECISIONS = ("fp32", "amp", "bf16", "fp16")
 """What a trace can be of. Not ``int8``: which layers hold 8 bits is settled layer by layer when a network is exported,
 and which maps between them do is the runtime's affair."""
@@ -25,10 +26,18 @@ and which maps between them do is the runtime's affair."""
 def subject_of(network: Network, conditions: Conditions) -> tuple[nn.Module | None, NetSpec | None, Conditions]:
     """(module, None) or (None, spec), and the conditions with the image size.
 
+    A network of timm's by its name is taken in its re-parameterised form for inference: so it is shipped. A module is
+    taken as it is.
+
     Raises:
         UserError: not a network, an unknown name, a size that is not known, or a precision that is not counted.
     """
-    net, spec = resolve(network)
+    if isinstance(network, str):
+        network = find(network)
+    if isinstance(network, Foreign):
+        net, spec = shapes_of(network, fused=conditions.mode == "infer"), None
+    else:
+        net, spec = resolve(network)
     if conditions.precision not in PRECISIONS:
         raise UserError(
             f"precision {conditions.precision!r} is not counted: which layers hold 8 bits is settled when a network is "
@@ -37,12 +46,12 @@ def subject_of(network: Network, conditions: Conditions) -> tuple[nn.Module | No
     return net, spec, replace(conditions, image_size=as_size(*checked_size(conditions.image_size, net, spec)))
 
 
-def pass_key(kind: str, spec: NetSpec, conditions: Conditions, *, compiled: bool = False) -> str:
+def pass_key(kind: str, spec: NetSpec | Foreign, conditions: Conditions, *, compiled: bool = False) -> str:
     """The key under which the cache keeps what a pass over a network gives.
 
     Args:
         kind: what is kept.
-        spec: the network.
+        spec: the network, as a value.
         conditions: their image size, batch, mode, precision and layout decide a pass; device, runtime and threads do
             not.
         compiled: whether kernels are those behind a compiler.

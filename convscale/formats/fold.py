@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from convscale.errors import UserError, first_line
+from convscale.networks.foreign import reparameterized
 from convscale.nn.modes import evaluating
 from convscale.runtimes.silence import quiet
 
@@ -63,7 +64,8 @@ def capture(net: nn.Module, example: torch.Tensor) -> fx.GraphModule:
 
 
 def fold(net: nn.Module, example: torch.Tensor, *, strided_stem: bool = False) -> fx.GraphModule:
-    """Capture ``net`` and apply every exact rewrite.
+    """Capture ``net`` and apply every exact rewrite; the branches of timm's re-parameterised networks become one
+    convolution first.
 
     Args:
         net: any module; it is left as it is.
@@ -74,7 +76,7 @@ def fold(net: nn.Module, example: torch.Tensor, *, strided_stem: bool = False) -
     Returns:
         A module with the same outputs: to 1e-10 relative in float64.
     """
-    graph = net if isinstance(net, fx.GraphModule) else capture(net, example)
+    graph = net if isinstance(net, fx.GraphModule) else capture(reparameterized(net), example)
     graph = copy.copy(graph)
     graph.graph = copy.deepcopy(graph.graph)
     drop_training_only(graph)

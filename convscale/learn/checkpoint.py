@@ -31,10 +31,13 @@ from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
+from convscale.networks.foreign import Foreign, build_foreign, need_timm, timm_has
 
 FORMAT_VERSION = 1
 """Raised when an older convscale could not read what is written."""
 
+ORIGIN = "convscale_origin"
+"""Attribute of a module that other code built from a name: the ``Foreign`` that it can be built from again."""
 _SUMS = "SHA256SUMS"
 _NAME = re.compile(r"(step|best)-(\d+)")
 
@@ -86,7 +89,7 @@ def save_checkpoint(
 
     Args:
         folder: its final name; must not exist.
-        net: its weights are kept, and its ``spec`` where it has one.
+        net: its weights are kept, and its ``spec`` where it has one, or by which name other code builds it.
         classes: class names.
         preprocessing: how images become inputs.
         meta: more JSON values to keep (recipe, metrics ...).
@@ -101,6 +104,7 @@ def save_checkpoint(
     about = {
         "format_version": FORMAT_VERSION,
         "spec": _spec_dict(net),
+        "foreign": _foreign_dict(net),
         "in_chans": preprocessing.channels,
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
@@ -138,7 +142,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
 
     Args:
         path: a folder.
-        net: takes the weights; None: built from the checkpoint's spec.
+        net: takes the weights; None: built from the checkpoint's spec, or by timm where it is timm's.
 
     Raises:
         UserError: no checkpoint, a damaged one (of a run, the message names one that is whole), one of a newer
@@ -156,6 +160,26 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
     load_weights_into(net, place)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
     return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
+
+
+def network_for(path: str | os.PathLike[str], model: str | None) -> nn.Module | None:
+    """The untrained network of a checkpoint as ``package.module:function`` builds it for the checkpoint's classes; None
+    where no function is named.
+
+    Raises:
+        UserError: no checkpoint, or the function is of another kind of name, fails, or gives no module.
+    """
+    if model is None:
+        return None
+    if ":" not in model:
+        raise UserError(
+            f"model {model!r} must be package.module:function; all other networks a checkpoint knows itself"
+        )
+    about = _about(_candidates(Path(path), ("best", "step"))[0])
+    net = Foreign(model, "factory")
+    module = build_foreign(net, num_classes=len(about["classes"]), in_chans=about["in_chans"])
+    setattr(module, ORIGIN, net)
+    return module
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
@@ -275,7 +299,33 @@ def _spec_dict(net: nn.Module) -> dict[str, object] | None:
     return spec.to_dict() if spec is not None else None
 
 
+def _build_foreign(name: str, origin: str, about: dict[str, Any], place: Path) -> nn.Module:
+    """timm's network. A function of a user's own is not called because a file says so: whoever wrote the file would
+    choose what runs.
+    """
+    if origin != "timm":
+        raise UserError(
+            f"checkpoint {place} is of a network that {name} built; give the network: load_checkpoint(path, net=...), "
+            f"or --model {name}"
+        )
+    need_timm(name)
+    if not timm_has(name):
+        raise UserError(f"checkpoint {place} is of timm's {name!r}, which the installed timm does not have")
+    net = Foreign(name, "timm")
+    module = build_foreign(net, num_classes=len(about["classes"]), in_chans=about["in_chans"])
+    setattr(module, ORIGIN, net)
+    return module
+
+
+def _foreign_dict(net: nn.Module) -> dict[str, str] | None:
+    """Who builds a network that other code built from a name."""
+    origin = getattr(net, ORIGIN, None)
+    return {"name": origin.name, "origin": origin.origin} if isinstance(origin, Foreign) else None
+
+
 def _build(about: dict[str, Any], place: Path) -> nn.Module:
+    if (foreign := about.get("foreign")) is not None:
+        return _build_foreign(str(foreign["name"]), str(foreign["origin"]), about, place)
     if about["spec"] is None:
         raise UserError(
             f"checkpoint {place} has no spec (its network was not built by convscale); give the network: "

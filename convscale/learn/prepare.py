@@ -15,7 +15,7 @@ from convscale.errors import UserError
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
-from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state
+from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_checkpoint, load_state
 from convscale.learn.distributed import Processes
 from convscale.learn.job import Job
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
@@ -26,7 +26,9 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
+from convscale.networks.foreign import Foreign, build_foreign
 from convscale.networks.inputs import input_facts
+from convscale.networks.resolve import find
 from convscale.nn.norm import convert_sync
 
 
@@ -173,10 +175,13 @@ def _settings(
 
 
 def build_net(
-    net: nn.Module | NetSpec | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None
+    net: nn.Module | NetSpec | Foreign | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None
 ) -> nn.Module:
     """The network to train: given, or built for the data's classes and channels; then its first weights."""
     classes = len(splits.classes)
+    if isinstance(net, str):
+        named = find(net)
+        net = named if isinstance(named, Foreign) else net
     if isinstance(net, nn.Module):
         module = net
         known = getattr(net, "num_classes", classes)
@@ -185,6 +190,8 @@ def build_net(
                 f"the network has {known} classes, the data {classes}; create_model(..., num_classes={classes}) would "
                 "be right"
             )
+    elif isinstance(net, Foreign):
+        module = _build_foreign(net, splits, recipe, pretrained=init == "pretrained")
     else:
         from convscale.nn.net import create_model
 
@@ -204,6 +211,30 @@ def build_net(
     from convscale.nn.weights import load_weights
 
     load_weights(module, weights, allow_head_mismatch=True)
+    return module
+
+
+def _build_foreign(net: Foreign, splits: DataSplits, recipe: Recipe, *, pretrained: bool) -> nn.Module:
+    """A network of other code for the data's classes and channels; it remembers who builds it, for its checkpoints.
+
+    Raises:
+        UserError: it can not be built, or has another number of classes.
+    """
+    classes = len(splits.classes)
+    if pretrained and net.origin != "timm":
+        raise UserError(f"init='pretrained' is for released weights; {net.name} brings its own")
+    module = build_foreign(
+        net,
+        pretrained=pretrained,
+        num_classes=classes,
+        in_chans=splits.channels,
+        drop_rate=recipe.drop_rate or None,  # not all of timm's networks take these
+        drop_path_rate=recipe.drop_path_rate or None,
+    )
+    known = getattr(module, "num_classes", classes)
+    if known != classes:
+        raise UserError(f"{net.name} has {known} classes, the data {classes}; a factory may take num_classes")
+    setattr(module, ORIGIN, net)
     return module
 
 

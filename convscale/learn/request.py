@@ -18,6 +18,7 @@ from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.settings import usable_device
+from convscale.networks.foreign import Foreign
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +29,7 @@ class TrainRequest:
         UserError: a number, flag, path or device is impossible.
     """
 
-    net: nn.Module | NetSpec | str
+    net: nn.Module | NetSpec | Foreign | str
     """To train: a module, or what is to be built."""
     data: DataSplits | str | os.PathLike[str]
     """Splits, or where they are read from."""

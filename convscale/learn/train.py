@@ -29,6 +29,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
+from convscale.networks.foreign import Foreign
 from convscale.nn.modes import evaluating
 
 
@@ -79,7 +80,7 @@ class TrainRun:
 
 
 def train(
-    net: nn.Module | NetSpec | str,
+    net: nn.Module | NetSpec | Foreign | str,
     data: DataSplits | str | os.PathLike[str],
     *,
     recipe: Recipe | str | os.PathLike[str] | None = None,
@@ -103,7 +104,8 @@ def train(
     """Train a network on labelled images.
 
     Args:
-        net: a module with one output per class (it is trained in place), a spec, or a name.
+        net: a module with one output per class (it is trained in place), a spec, or a name: an own one, timm's, or
+            ``package.module:function``.
         data: splits, or a folder or manifest for ``open_dataset``, which carves missing splits with its own seed 0.
         recipe: a named recipe, a YAML file, or a Recipe; None: a resumed run's own, else ``small``.
         epochs: instead of the recipe's.
@@ -113,8 +115,8 @@ def train(
             bits.
         max_seconds: the learning-rate schedule is driven so that it ends by then, if the epochs have not ended before.
         progress: called with a dictionary per step, epoch and note; see ``LiveProgress``.
-        init: ``pretrained`` (for a name with released weights), or a checkpoint or weights file to start from; None: as
-            given, or fresh.
+        init: ``pretrained`` (for a name with released weights; timm's come by its own loader), or a checkpoint or
+            weights file to start from; None: as given, or fresh.
         preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's
             for small images in memory.
         teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated

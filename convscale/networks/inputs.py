@@ -15,7 +15,8 @@ from convscale.arch.spec import NetSpec
 from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.networks.resolve import Network, resolve
+from convscale.networks.foreign import Foreign
+from convscale.networks.resolve import Network, find, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,8 @@ def input_facts(net: Network) -> InputFacts:
     Raises:
         UserError: it is no network, an unknown name, or a module that takes several inputs.
     """
+    if isinstance(net, str):
+        net = find(net)
     module, spec = resolve(net)
     if module is None:
         assert spec is not None
@@ -99,7 +102,7 @@ def input_facts(net: Network) -> InputFacts:
     own_spec = getattr(module, "spec", None)
     known = _of_spec(own_spec) if isinstance(own_spec, NetSpec) else None
     return InputFacts(
-        name=type(module).__name__,
+        name=net.name if isinstance(net, Foreign) else type(module).__name__,
         channels=_channels(module, channels),
         size=size if size is not None or known is None else known.size,
         mean=_floats(config.get("mean")) or (known.mean if known else None),

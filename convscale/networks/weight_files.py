@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-from convscale.arch.tags import WeightsTag
+from convscale.arch.tags import find_tag
 from convscale.errors import UserError, check_path
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -39,7 +39,7 @@ class WeightFiles:
     folder: Path | None = None
     """The user's (``--weights-dir``); None: there is none."""
     given: dict[str, Path] = field(default_factory=dict)
-    """Files that were named one by one, by tag."""
+    """Files that were named one by one, by the name of the weights."""
 
     def __post_init__(self) -> None:
         if self.folder is not None:
@@ -48,33 +48,34 @@ class WeightFiles:
                 raise UserError(f"weights folder {folder} does not exist; give one whose files are named by tag")
             object.__setattr__(self, "folder", folder)
 
-    def find(self, tag: WeightsTag) -> Path | None:
-        """The file of a tag's weights on this machine; None: only the hub may have it."""
-        if tag.name in self.given:
-            return self.given[tag.name]
-        local = None if self.folder is None else self._in_folder(self.folder, tag)
-        return local or self._cached(tag)
+    def find(self, name: str) -> Path | None:
+        """The file of the weights called ``arch.tag`` on this machine; None: only the hub may have it."""
+        if name in self.given:
+            return self.given[name]
+        local = None if self.folder is None else self._in_folder(self.folder, name)
+        return local or self._cached(name)
 
-    def reach(self, tag: WeightsTag) -> Path | str | None:
+    def reach(self, name: str) -> Path | str | None:
         """A file; ``pretrained`` where the hub has to be asked and answers; None: out of reach."""
-        return self.find(tag) or ("pretrained" if self.hub_answers else None)
+        return self.find(name) or ("pretrained" if self.hub_answers else None)
 
     @staticmethod
-    def _in_folder(folder: Path, tag: WeightsTag) -> Path | None:
+    def _in_folder(folder: Path, name: str) -> Path | None:
         for suffix in SUFFIXES:
-            if (file := folder / f"{tag.name}{suffix}").is_file():
+            if (file := folder / f"{name}{suffix}").is_file():
                 return file
-        places = [folder / tag.name, folder / tag.hf_hub_id.rpartition("/")[2]]
-        snapshots = folder / f"models--{tag.hf_hub_id.replace('/', '--')}" / "snapshots"
+        repository = hub_id(name)
+        places = [folder / name, folder / repository.rpartition("/")[2]]
+        snapshots = folder / f"models--{repository.replace('/', '--')}" / "snapshots"
         places += sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-        return next((place / name for place in places for name in HUB_FILES if (place / name).is_file()), None)
+        return next((place / file for place in places for file in HUB_FILES if (place / file).is_file()), None)
 
     @staticmethod
-    def _cached(tag: WeightsTag) -> Path | None:
+    def _cached(name: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        for name in HUB_FILES:
-            cached = try_to_load_from_cache(tag.hf_hub_id, name)
+        for file in HUB_FILES:
+            cached = try_to_load_from_cache(hub_id(name), file)
             if isinstance(cached, str):
                 return Path(cached)
         return None
@@ -95,17 +96,18 @@ class WeightFiles:
         except (URLError, OSError, ValueError):
             return False
 
-    def check_folder(self, tags: Iterable[WeightsTag]) -> tuple[str, ...]:
-        """Names in the user's folder that belong to no tag.
+    def check_folder(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Names in the user's folder that belong to none of the weights called ``known``.
 
         Raises:
-            UserError: none belongs to one.
+            UserError: all of them.
         """
         if self.folder is None:
             return ()
-        known = list(tags)
-        mine = {tag.name for tag in known} | {tag.hf_hub_id.rpartition("/")[2] for tag in known}
-        mine |= {f"models--{tag.hf_hub_id.replace('/', '--')}" for tag in known}
+        mine: set[str] = set()
+        for name in known:
+            repository = hub_id(name)
+            mine |= {name, repository.rpartition("/")[2], f"models--{repository.replace('/', '--')}"}
         names = sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
         foreign = tuple(name for name in names if name not in mine and _without_suffix(name) not in mine)
         if len(foreign) == len(names):
@@ -115,6 +117,12 @@ class WeightFiles:
                 "tf_efficientnet_lite0.in1k.safetensors, or lie as in the hub's cache"
             )
         return foreign
+
+
+def hub_id(name: str) -> str:
+    """The hub's repository of the weights called ``arch.tag``: as the own table says, else timm's of that name."""
+    tag = find_tag(name)
+    return f"timm/{name}" if tag is None else tag.hf_hub_id
 
 
 def _without_suffix(name: str) -> str:

@@ -10,6 +10,8 @@ from torch import nn
 
 from convscale.arch.spec import NetSpec
 from convscale.images.splits import DataSplits
+from convscale.networks.foreign import Foreign, build_foreign
+from convscale.networks.resolve import Named, find
 from convscale.nn.net import create_model
 from convscale.show.fit_record import Candidate as Row
 
@@ -23,7 +25,7 @@ class Contender:
 
     name: str
     """As in the record: ``arch.tag``, or a spec's name."""
-    spec: NetSpec
+    spec: Named
     """What is built."""
     image_size: int
     """Side in pixels."""
@@ -37,20 +39,20 @@ class Contender:
     """Of the weights."""
 
     @property
-    def network(self) -> NetSpec | str:
-        """What ``train`` takes: released weights go by their tag, so that their preprocessing is used."""
-        return self.name if self.weights is not None and "." in self.name else self.spec
+    def network(self) -> Named | str:
+        """What ``train`` takes: released weights go by their name, so that their preprocessing is used."""
+        return self.name if self.weights is not None else self.spec
 
     @classmethod
     def of(cls, row: Row) -> Contender:
         """From what a record says of it."""
-        assert row.spec is not None
         place = row.weights if row.weights in (None, PRETRAINED) else Path(str(row.weights))
-        spec = NetSpec.from_dict(dict(row.spec))
+        spec = find(row.name) if row.spec is None else NetSpec.from_dict(dict(row.spec))
+        assert row.image_size is not None
         return cls(
             name=row.name,
             spec=spec,
-            image_size=row.image_size or spec.input.size,
+            image_size=row.image_size,
             family=row.family or spec.family,
             weights=place,
             published=row.published_top1,
@@ -63,7 +65,9 @@ class Contender:
         return None if self.weights is None else str(self.weights)
 
 
-def build(spec: NetSpec, splits: DataSplits) -> nn.Module:
+def build(spec: Named, splits: DataSplits) -> nn.Module:
     """An untrained network for the data's classes and channels; torch's global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
+        if isinstance(spec, Foreign):
+            return build_foreign(spec, num_classes=len(splits.classes), in_chans=splits.channels)
         return create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)

@@ -32,6 +32,9 @@ from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.machine import Environment
+from convscale.networks.foreign import Foreign
+from convscale.networks.names import size_of
+from convscale.networks.resolve import find, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.record import RunRecord, written
@@ -124,18 +127,20 @@ class Finder:
         """Candidates whose weights can be had, with where."""
         wanted = self.asked.named
         sizes = None if self.asked.image_size is None else (self.asked.image_size,)
-        pool = candidates_of(wanted, sizes)
+        pool = candidates_of(wanted, sizes, offer=self.asked.offer)
         found = []
         for candidate in pool:
-            tag = find_tag(candidate.name)
-            if tag is None or (wanted is None and candidate.top1 is None):
+            if not candidate.licence or (
+                wanted is None and candidate.top1 is None
+            ):  # without weights, or without a figure
                 continue
-            if (place := files.reach(tag)) is not None:
+            if files.given and candidate.name not in files.given:
+                continue
+            if (place := files.reach(candidate.name)) is not None:
                 found.append((candidate, place))
         return found
 
     def _contender(self, option: Option, weights: Path | str) -> Contender:
-        tag = find_tag(option.name)
         return Contender(
             name=option.name,
             spec=option.spec,
@@ -143,7 +148,7 @@ class Finder:
             family=option.spec.family,
             weights=weights,
             published=option.top1,
-            licence=tag.license if tag else "",
+            licence=option.candidate.licence,
         )
 
     def _write_options(self, options: Sequence[Option], weights: dict[str, Path | str]) -> None:
@@ -155,7 +160,6 @@ class Finder:
 
     def _row_of_option(self, o: Option, weights: Path | str) -> Row:
         assert o.speed is not None
-        tag = find_tag(o.name)
         return Row(
             name=o.name,
             family=o.spec.family,
@@ -168,8 +172,8 @@ class Finder:
             reason=o.reason,
             published_top1=o.top1,
             weights=str(weights),
-            spec=o.spec.to_dict(),
-            licence=tag.license if tag else None,
+            spec=o.spec.to_dict() if isinstance(o.spec, NetSpec) else None,
+            licence=o.candidate.licence,
         )
 
     def _timed(self, speed: Speed, image_size: int) -> Timed:
@@ -222,7 +226,7 @@ class Finder:
             UserError: no member is small enough for a limit on parameters or memory.
         """
         if self.asked.named is not None:
-            return self._judged([(spec, spec.name, self._speed(spec, spec.name)) for spec in self._named()])
+            return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in self._named()])
         found = []
         for base in FIT_FAMILIES:
             rising = self._allowed(members(base, self.asked.size_for(self.splits)))
@@ -232,45 +236,52 @@ class Finder:
             one = largest_member(
                 rising,
                 self.floor,
-                lambda spec, base=base: self._speed(spec, base),
-                (lambda spec, base=base: self._tuned(spec, base)) if self.basis.tuned else None,
+                lambda spec, base=base: self._speed(at_own_size(spec), base),
+                (lambda spec, base=base: self._tuned(at_own_size(spec), base)) if self.basis.tuned else None,
             )
-            found.append((one.spec, base, one.images_per_s))
+            found.append((at_own_size(one.spec), base, one.images_per_s))
         if not found:
             raise UserError(f"no member of {', '.join(FIT_FAMILIES)} keeps {self.constraint}; raise a limit")
         return self._judged(found)
 
-    def _named(self) -> list[NetSpec]:
-        """The networks that were named, patterns spelt out."""
+    def _named(self) -> list[SizedSpec]:
+        """The networks that were named at the size asked for, patterns spelt out."""
         assert self.asked.named is not None
-        specs: dict[str, NetSpec] = {}
+        found: dict[str, SizedSpec] = {}
         for item in self.asked.named:
             names = list_models(item) if isinstance(item, str) and not find_tag(item) else []
-            for spec in map(as_spec, names or [item]):
-                specs.setdefault(spec.name, sized(spec, self.asked.image_size))
-        return list(specs.values())
+            for one in names or [item]:
+                network = find(one) if isinstance(one, str) else one
+                if is_module(network):
+                    network = Foreign(name_of(network), "module", network)
+                assert isinstance(network, NetSpec | Foreign)
+                if isinstance(network, NetSpec):
+                    network = sized(network, self.asked.image_size)
+                found.setdefault(network.name, SizedSpec(network, self.asked.image_size or size_of(network)))
+        return list(found.values())
 
-    def _judged(self, found: Sequence[tuple[NetSpec, str, float]]) -> Kept:
+    def _judged(self, found: Sequence[tuple[SizedSpec, str, float]]) -> Kept:
         """Those that keep the speed, and what became of each in the record."""
-        kept = {spec.name for spec, _, speed in found if speed >= self.floor}
+        kept = {one.spec.name for one, _, speed in found if speed >= self.floor}
         fastest = max(found, key=lambda entry: entry[2])
-        chosen = [entry for entry in found if entry[0].name in kept] or [fastest]
-        chosen.sort(key=lambda entry: -count(entry[0], image_size=entry[0].input.size).macs)
-        leaders = {family: spec.name for spec, family, _ in reversed(chosen)}
+        chosen = [entry for entry in found if entry[0].spec.name in kept] or [fastest]
+        chosen.sort(key=lambda entry: -(self._row(entry[0].spec.name, entry[0].image_size).macs or 0))
+        leaders = {family: one.spec.name for one, family, _ in reversed(chosen)}
+        final = {one.spec.name for one, *_ in found}
         rows = []
         for row in self.record.now.candidates:
             speed = row.images_per_s or 0.0
-            keeps = row.name in kept or (speed >= self.floor and row.name not in {spec.name for spec, *_ in found})
+            keeps = row.name in kept or (speed >= self.floor and row.name not in final)
             reason = f"too slow: {speed:,.0f} of {self.floor:,.0f} images/s"
             if keeps and row.name not in kept:
                 reason = f"fast enough, but so is {leaders.get(row.family or '', 'a larger member')}"
             rows.append(replace(row, kept=keeps, reason=None if row.name in kept else reason))
         self.record.put(candidates=tuple(rows))
         contenders = tuple(
-            Contender(name=spec.name, spec=spec, image_size=spec.input.size, family=family)
-            for spec, family, _ in chosen
+            Contender(name=one.spec.name, spec=one.spec, image_size=one.image_size, family=family)
+            for one, family, _ in chosen
         )
-        return Kept(contenders=contenders, missed="" if kept else self.shortfall(fastest[0].name, fastest[2]))
+        return Kept(contenders=contenders, missed="" if kept else self.shortfall(fastest[0].spec.name, fastest[2]))
 
     def _allowed(self, rising: Sequence[NetSpec]) -> list[NetSpec]:
         """Members within the limits on parameters and memory."""
@@ -286,24 +297,23 @@ class Finder:
                 allowed.append(spec)
         return allowed
 
-    def _speed(self, spec: NetSpec, family: str) -> float:
+    def _speed(self, one: SizedSpec, family: str) -> float:
         """Images/s of a network as it comes, or the one predicted that it has with the confidence asked for."""
-        before = self.record.row(spec.name, spec.input.size)
+        before = self.record.row(one.spec.name, one.image_size)
         if before is not None and (before.measurement or before.predicted):
             return self._sure(before)
-        row = before or self._new_row(spec, family)
-        size = spec.input.size
+        row = before or self._new_row(one, family)
         if self.basis.predicted:
-            facts = facts_of([SizedSpec(spec, size)], self.basis)[SizedSpec(spec, size)]
+            facts = facts_of([one], self.basis)[one]
             if facts.speed is None:
-                raise UserError(facts.failed or f"{spec.name} can not be predicted")
+                raise UserError(facts.failed or f"{one.spec.name} can not be predicted")
             row = replace(row, predicted=self._predicted(facts.speed))
         else:
-            net = build(spec, self.splits)
-            made = measure(net, replace(self.plain, image_size=size), min_seconds=0.3, max_seconds=5.0)
+            net = build(one.spec, self.splits)
+            made = measure(net, replace(self.plain, image_size=one.image_size), min_seconds=0.3, max_seconds=5.0)
             row = replace(row, measurement=Timed.of(made))
         self.record.put_row(row)
-        self.say(f"{spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")
+        self.say(f"{one.spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")
         return self._sure(row)
 
     def _sure(self, row: Row) -> float:
@@ -314,15 +324,15 @@ class Finder:
         deviations = NormalDist().inv_cdf(self.constraint.confidence) / NormalDist().inv_cdf(0.9)
         return middle * (low / middle) ** deviations
 
-    def _tuned(self, spec: NetSpec, family: str) -> float:
+    def _tuned(self, one: SizedSpec, family: str) -> float:
         """Images/s in the form and settings in which it would ship."""
-        row = self.record.row(spec.name, spec.input.size) or self._new_row(spec, family)
+        name, size = one.spec.name, one.image_size
+        row = self.record.row(name, size) or self._new_row(one, family)
         if row.tuned is None:
-            net, size = build(spec, self.splits), spec.input.size
-            made = time_forms(net, spec.name, size, self.splits.channels, self.basis, 0.6)
+            made = time_forms(build(one.spec, self.splits), name, size, self.splits.channels, self.basis, 0.6)
             row = replace(row, tuned=replace(Timed.of(made), notes=(speed_of(made).how, *made.notes)))
             self.record.put_row(row)
-            self.say(f"{spec.name} as it would ship: {made.images_per_s:,.0f} images/s, {made.form}")
+            self.say(f"{name} as it would ship: {made.images_per_s:,.0f} images/s, {made.form}")
         assert row.tuned is not None
         return row.tuned.speed or 0.0
 
@@ -331,15 +341,17 @@ class Finder:
         assert row is not None, "every contender has a row"
         return row
 
-    def _new_row(self, spec: NetSpec, family: str) -> Row:
-        cost, lineage = count(build(spec, self.splits), image_size=spec.input.size), spec.lineage
+    def _new_row(self, one: SizedSpec, family: str) -> Row:
+        cost = count(build(one.spec, self.splits), image_size=one.image_size)
+        own = one.spec if isinstance(one.spec, NetSpec) else None
+        lineage = own.lineage if own else None
         return Row(
-            name=spec.name,
+            name=one.spec.name,
             family=family,
-            image_size=spec.input.size,
+            image_size=one.image_size,
             params=cost.params,
             macs=cost.macs,
-            spec=spec.to_dict(),
+            spec=own.to_dict() if own else None,
             scaling=None
             if lineage is None
             else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
@@ -388,3 +400,8 @@ class Finder:
         made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
         self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} validation images, {made.seconds:.0f} s")
         return Probed(top1=made.top1, train=made.train, validation=made.validation, seconds=made.seconds)
+
+
+def at_own_size(spec: NetSpec) -> SizedSpec:
+    """A member at the size that it was scaled to."""
+    return SizedSpec(spec, spec.input.size)

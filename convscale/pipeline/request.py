@@ -13,7 +13,6 @@ import torch
 
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import all_tags
-from convscale.arch.zoo import get_tag
 from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
 from convscale.choice.candidates import SMALL_IMAGE
 from convscale.conditions import BEST, Constraint
@@ -23,11 +22,15 @@ from convscale.learn.progress import Progress
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
+from convscale.networks.foreign import Foreign
+from convscale.networks.offered import Filter, matching
+from convscale.networks.released import released
+from convscale.networks.resolve import Network, is_module
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.ship import Shipping
 from convscale.runtimes.base import file_runtimes
 
-Given = str | NetSpec | Sequence[str | NetSpec]
+Given = Network | Sequence[Network]
 """Candidates as a user names them: one, or several."""
 
 
@@ -113,7 +116,7 @@ class Start:
             object.__setattr__(self, "file", file)
         WeightFiles(folder=self.weights_dir)
 
-    def files(self, named: Sequence[str | NetSpec] | None) -> WeightFiles:
+    def files(self, named: Sequence[Network] | None) -> WeightFiles:
         """Where weights are looked for.
 
         Raises:
@@ -121,11 +124,11 @@ class Start:
         """
         if self.file is None:
             files = WeightFiles(folder=self.weights_dir)
-            files.check_folder(all_tags().values())
+            files.check_folder((*all_tags(), *released()))
             return files
         if named is None or len(named) != 1 or not isinstance(named[0], str):
             raise UserError(f"init is the file {self.file}; name the one network that it is of (--model)")
-        return WeightFiles(folder=self.weights_dir, given={get_tag(named[0]).name: self.file})
+        return WeightFiles(folder=self.weights_dir, given={_weights_of(named[0]): self.file})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,6 +157,8 @@ class FitRequest:
     """What to choose from; None: released weights, or scaled members of ``FIT_FAMILIES`` from scratch."""
     image_size: int | None = None
     """Side in pixels; None: the candidates' own, or the data's from scratch, see ``size_for``."""
+    offer: Filter = field(default_factory=Filter)
+    """Which released weights a user may and will take."""
     strict: bool = False
     """Where nothing keeps the constraint, refuse instead of training the fastest."""
     resume: bool = False
@@ -177,7 +182,7 @@ class FitRequest:
             usable_device(self.where.device)
 
     @cached_property
-    def named(self) -> tuple[str | NetSpec, ...] | None:
+    def named(self) -> tuple[Network, ...] | None:
         """The candidates that were named; None: none were.
 
         Raises:
@@ -186,14 +191,14 @@ class FitRequest:
         given = self.candidates
         if given is None:
             return None
-        if isinstance(given, str | NetSpec):
+        if isinstance(given, str | NetSpec | Foreign) or is_module(given):
             given = [given]
         if not isinstance(given, Iterable):
             raise UserError(f"candidates is {given!r}; it must be a network's name or spec, or a list of them")
         wanted = tuple(given)
         if not wanted:
             raise UserError("candidates is empty; name at least one network")
-        names = [item.name if isinstance(item, NetSpec) else item for item in wanted]
+        names = [item if isinstance(item, str) else getattr(item, "name", str(id(item))) for item in wanted]
         if len(set(names)) < len(names):
             raise UserError(f"candidates repeat a name: {', '.join(map(str, names))}")
         return wanted
@@ -233,7 +238,7 @@ class FitRequest:
         if self.training.init is not None or self.start.file is not None or self.start.weights_dir is not None:
             return False
         if self.named is not None:
-            return any(isinstance(item, NetSpec) for item in self.named) or self._small(splits)
+            return any(not isinstance(item, str) for item in self.named) or self._small(splits)
         return self._small(splits)
 
     @staticmethod
@@ -256,7 +261,7 @@ class FitRequest:
         """What a run is known by: only an equal one is resumed."""
         training = self.training
         scratch = self.from_scratch(splits)
-        named = None if self.named is None else [n if isinstance(n, str) else n.to_dict() for n in self.named]
+        named = None if self.named is None else [_plain(item) for item in self.named]
         return {
             "data": str(self.data) if not isinstance(self.data, DataSplits) else "given splits",
             "constraint": vars(self.constraint),
@@ -264,6 +269,7 @@ class FitRequest:
             "shipping": asdict(self.shipping),
             "candidates": named,
             "image_size": self.image_size,
+            "offer": self.offer.in_words(),
             "start": {
                 "scratch": scratch,
                 "weights_dir": None if self.start.weights_dir is None else str(self.start.weights_dir),
@@ -276,6 +282,21 @@ class FitRequest:
             "seed": training.seed,
             "strict": self.strict,
         }
+
+
+def _weights_of(name: str) -> str:
+    """The name of the released weights that a name means: an architecture's first."""
+    found = matching(name, Filter(attention=True))
+    if not found:
+        raise UserError(
+            f"init is a file of weights, but {name} has no released ones; train takes a file for any network"
+        )
+    return found[0].name
+
+
+def _plain(item: Network) -> object:
+    """A candidate in JSON values."""
+    return item.to_dict() if isinstance(item, NetSpec) else item if isinstance(item, str) else repr(item)
 
 
 def default_size(splits: DataSplits) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from convscale.learn.progress import Event, Progress
 from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
 from convscale.machine import Environment, busy
+from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
 from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
@@ -90,6 +91,11 @@ def fit(
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Given | None = None,
+    zoo: str = "all",
+    licences: Sequence[str] | None = None,
+    commercial: bool = False,
+    extra_data: bool = True,
+    attention: bool = False,
     scratch: bool | None = None,
     weights_dir: str | os.PathLike[str] | None = None,
     init: str | os.PathLike[str] | None = None,
@@ -135,7 +141,9 @@ def fit(
         max_drop: accuracy points that INT8 may lose on validation.
         threads: of the runtime; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
-        candidates: names, patterns, tags or specs to choose from.
+        candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
+            below let through.
+        zoo, licences, commercial, extra_data, attention: which released weights; as for ``choose``.
         scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
             None: from scratch for small images.
         weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
@@ -191,6 +199,13 @@ def fit(
         ),
         candidates=candidates,
         image_size=image_size,
+        offer=Filter(
+            zoo=zoo,
+            licences=None if licences is None else tuple([licences] if isinstance(licences, str) else licences),
+            commercial=commercial,
+            extra_data=extra_data,
+            attention=attention,
+        ),
         strict=strict,
         resume=resume,
         overwrite=overwrite,

@@ -36,8 +36,10 @@ class Basis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CallTime:
-    """The seconds of one call by kernel. ``latency_s`` is the sum of ``seconds`` and ``waiting_s``."""
+class CallTimes:
+    """The seconds of one call of each of N networks, by kernel. ``latency_s`` is the sum of what a network's rows in
+    ``seconds`` come to and of ``waiting_s``.
+    """
 
     table: Table
     """The kernels, a row each."""
@@ -47,29 +49,34 @@ class CallTime:
     """Of one launch of each row."""
     binding: np.ndarray
     """Index in ``BINDINGS`` of what binds each row."""
-    host_s: float
-    """What the host takes to launch all kernels; 0 on a CPU."""
+    host_s: np.ndarray
+    """(N,): what the host takes to launch all kernels; 0 on a CPU."""
 
     @property
-    def busy_s(self) -> float:
-        """Seconds that the device works."""
-        return float(self.seconds.sum())
+    def busy_s(self) -> np.ndarray:
+        """(N,): seconds that the device works."""
+        return np.bincount(self.table.net, weights=self.seconds, minlength=len(self.host_s))
 
     @property
-    def waiting_s(self) -> float:
-        """Seconds that the device waits for the host: what its launches take longer than the work."""
-        return max(0.0, self.host_s - self.busy_s)
+    def waiting_s(self) -> np.ndarray:
+        """(N,): seconds that the device waits for the host: what its launches take longer than the work."""
+        return np.maximum(0.0, self.host_s - self.busy_s)
 
     @property
-    def latency_s(self) -> float:
-        """Seconds of the call: launches and work go on side by side, and the slower of the two lasts."""
-        return max(self.host_s, self.busy_s)
+    def latency_s(self) -> np.ndarray:
+        """(N,): seconds of the call: launches and work go on side by side, and the slower of the two lasts."""
+        return np.maximum(self.host_s, self.busy_s)
 
-    def shares(self) -> dict[str, float]:
-        """Of the work, the share bound by each of ``BINDINGS``; where the device waits for the host, launches bind."""
-        if self.waiting_s > 0:
-            return {name: float(name == "launch") for name in BINDINGS}
-        return {name: float(self.seconds[self.binding == i].sum() / self.busy_s) for i, name in enumerate(BINDINGS)}
+    def shares(self) -> dict[str, np.ndarray]:
+        """Of the work, the share bound by each of ``BINDINGS``, (N,) each; where the device waits for the host,
+        launches bind.
+        """
+        busy, waiting = np.maximum(self.busy_s, 1e-12), self.waiting_s > 0
+        spent = {
+            name: np.bincount(self.table.net, weights=self.seconds * (self.binding == i), minlength=len(busy)) / busy
+            for i, name in enumerate(BINDINGS)
+        }
+        return {name: np.where(waiting, float(name == "launch"), share) for name, share in spent.items()}
 
 
 def basis_of(conditions: Conditions, calibration: Calibration | None = None) -> Basis:
@@ -93,16 +100,20 @@ def basis_of(conditions: Conditions, calibration: Calibration | None = None) -> 
     )
 
 
-def call_time(kernels: Sequence[tuple[Kernel, int]], basis: Basis) -> CallTime:
-    """The seconds of a call that launches these kernels, each so many times."""
-    table = table_of([kernels])
+def call_times(table: Table, networks: int, basis: Basis) -> CallTimes:
+    """The seconds of a call of each network of a table that holds ``networks`` of them."""
     times = kernel_s(table, basis.device, basis.coefficients)
-    launches = sum(count for _, count in kernels)
+    launches = np.bincount(table.net, weights=table.count, minlength=networks)
     launch_us = _HOST_US[basis.conditions.runtime] if basis.device.kind == "gpu" else 0.0
-    return CallTime(
+    return CallTimes(
         table=table,
         seconds=times.total_s * table.count,
         once_s=times.total_s,
         binding=times.binding(basis.coefficients["overhead_us"] * 1e-6),
         host_s=launches * launch_us * 1e-6,
     )
+
+
+def call_time(kernels: Sequence[tuple[Kernel, int]], basis: Basis) -> CallTimes:
+    """The seconds of a call of one network that launches these kernels, each so many times."""
+    return call_times(table_of([kernels]), 1, basis)

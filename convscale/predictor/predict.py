@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from convscale.conditions import Conditions, Size, size_text
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.doubts import doubts_of
 from convscale.predictor.fitted import check_predicted
-from convscale.predictor.interval import RATES, groups_of, network_sigma, rate_shares, rate_sigma, rate_sigmas
-from convscale.predictor.latency import Basis, basis_of, call_time
-from convscale.predictor.roofline import Table
+from convscale.predictor.interval import RATES, groups_of, rate_shares, rate_sigma, rate_sigmas, sigma_of
+from convscale.predictor.latency import Basis, basis_of, call_times
+from convscale.predictor.roofline import Table, table_of
 from convscale.predictor.workload import Workload, load_workload
 
 if TYPE_CHECKING:
@@ -126,41 +126,80 @@ def predict_workload(work: Workload, conditions: Conditions, calibration: Calibr
     """Predict from a workload that is already there; ``conditions.device`` names the device. Arguments and errors as
     for ``predict``; needs no torch.
     """
-    basis = basis_of(conditions, calibration)
-    time = call_time(work.kernels, basis)
-    share = {name: float(values[0]) for name, values in groups_of(time.table, time.once_s).items()}
-    share["host"] = 1.0 if time.waiting_s > 0 else 0.0
-    doubts = doubts_of(work, basis.conditions, basis.device, share, calibration is not None)
-    half_width = _WIDER ** min(len(doubts.open), _MOST_WIDER) * _half_width(time.table, basis)
-    images_per_s = conditions.batch_size / time.latency_s
-    bound = time.shares()
-    return Prediction(
-        images_per_s=images_per_s,
-        low=images_per_s * math.exp(-half_width),
-        high=images_per_s * math.exp(half_width),
-        latency_s=time.latency_s,
-        bound_by=max(bound, key=lambda name: bound[name]),
-        shares=MappingProxyType(bound),
-        doubts=(*doubts.known, *doubts.open),
-        conditions=basis.conditions,
-        peak_bytes=work.peak_bytes,
-        calibrated=calibration is not None,
-    )
+    return predict_table(table_of([work.kernels]), [work], [conditions], calibration)[0]
 
 
-def _half_width(table: Table, basis: Basis) -> float:
-    """Half the width of the 80 % interval in log units, from errors on families left out and what is not known of the
-    card. Doubts that no table says anything of are not in it.
+def predict_table(
+    table: Table,
+    works: Sequence[Workload],
+    conditions: Sequence[Conditions],
+    calibration: Calibration | None = None,
+) -> list[Prediction]:
+    """Predict many networks at once: a hundred take hardly longer than one.
+
+    Args:
+        table: the kernels of all networks, as columns.
+        works: what else is known of each network, in the order of the table's ``net``; their kernels are not looked at.
+        conditions: of each network; they differ in the image size alone.
+        calibration: what ``calibrate`` made of measurements on the device.
+
+    Raises:
+        UserError: as for ``predict``.
+    """
+    if not works:
+        return []
+    basis = basis_of(conditions[0], calibration)
+    time = call_times(table, len(works), basis)
+    groups = _filled(groups_of(table, time.once_s), len(works))
+    widths = _half_widths(table, basis, groups)
+    bounds, waiting, latency = time.shares(), time.waiting_s, time.latency_s
+    made = []
+    for i, (work, asked) in enumerate(zip(works, conditions, strict=True)):
+        share = {name: float(values[i]) for name, values in groups.items()}
+        share["host"] = 1.0 if waiting[i] > 0 else 0.0
+        doubts = doubts_of(work, basis.conditions, basis.device, share, calibration is not None)
+        half_width = _WIDER ** min(len(doubts.open), _MOST_WIDER) * float(widths[i])
+        images_per_s = asked.batch_size / float(latency[i])
+        bound = {name: float(values[i]) for name, values in bounds.items()}
+        made.append(
+            Prediction(
+                images_per_s=images_per_s,
+                low=images_per_s * math.exp(-half_width),
+                high=images_per_s * math.exp(half_width),
+                latency_s=float(latency[i]),
+                bound_by=max(bound, key=lambda name: bound[name]),
+                shares=MappingProxyType(bound),
+                doubts=(*doubts.known, *doubts.open),
+                conditions=dataclasses.replace(basis.conditions, image_size=asked.image_size),
+                peak_bytes=work.peak_bytes,
+                calibrated=calibration is not None,
+            )
+        )
+    return made
+
+
+def _filled(groups: Mapping[str, np.ndarray], networks: int) -> dict[str, np.ndarray]:
+    """Shares of each network; the table does not count last ones that launch nothing."""
+    return {name: np.pad(values, (0, networks - len(values))) for name, values in groups.items()}
+
+
+def _half_widths(table: Table, basis: Basis, groups: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Half the width of each network's 80 % interval in log units, from errors on families left out and what is not
+    known of the card. Doubts that no table says anything of are not in it.
     """
     device, coefficients, calibration = basis.device, basis.coefficients, basis.calibration
-    of_network = float(network_sigma(table, device, coefficients, basis.fitted.sigmas)[0])
-    of_card = 0.0
+    of_network = sigma_of(groups, basis.fitted.sigmas)
+    of_card = np.zeros(len(of_network))
+    covariance = None
     if calibration is not None:
-        of_card = rate_sigma(rate_shares(table, device, coefficients)[0], calibration.covariance)
+        covariance = np.asarray(calibration.covariance)
     elif device.name not in basis.fitted.devices or device.kind == "cpu":
         prior = rate_sigmas(device, known=False)
-        of_card = rate_sigma(rate_shares(table, device, coefficients)[0], np.diag([prior[name] ** 2 for name in RATES]))
-    half_width = basis.fitted.sigmas["factor"] * math.hypot(of_network, of_card)
+        covariance = np.diag([prior[name] ** 2 for name in RATES])
+    if covariance is not None:
+        shares = rate_shares(table, device, coefficients)
+        of_card[: len(shares)] = [rate_sigma(row, covariance) for row in shares]
+    half_widths = basis.fitted.sigmas["factor"] * np.hypot(of_network, of_card)
     if calibration is not None and calibration.count > 1:
-        return max(half_width, calibration.spread)
-    return half_width
+        return np.maximum(half_widths, calibration.spread)
+    return half_widths

@@ -11,7 +11,7 @@ from convscale.conditions import Conditions, Size
 from convscale.cost.kernels import Kernel
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import Device
-from convscale.predictor.latency import CallTime, basis_of, call_time
+from convscale.predictor.latency import CallTimes, basis_of, call_time
 from convscale.predictor.roofline import BINDINGS
 from convscale.predictor.workload import workload_of
 
@@ -140,14 +140,15 @@ class _Spent(NamedTuple):
     bound_by: str
 
 
-def _layers(kernels: Sequence[Kernel], time: CallTime) -> tuple[Layer, ...]:
+def _layers(kernels: Sequence[Kernel], time: CallTimes) -> tuple[Layer, ...]:
     """Rows by module in the order of their first kernel, and the wait for the host."""
     rows: dict[str, list[_Spent]] = {}
     for kernel, seconds, binding in zip(kernels, time.seconds, time.binding, strict=True):
         rows.setdefault(_row_of(kernel), []).append(_Spent(kernel, float(seconds), BINDINGS[binding]))
     layers = [_layer(name, spent) for name, spent in rows.items()]
-    if time.waiting_s > 0:
-        wait = Layer(name=WAITING, kind="host", time_s=time.waiting_s, macs=0, nbytes=0, launches=0, bound_by="launch")
+    waiting_s = float(time.waiting_s[0])
+    if waiting_s > 0:
+        wait = Layer(name=WAITING, kind="host", time_s=waiting_s, macs=0, nbytes=0, launches=0, bound_by="launch")
         layers.append(wait)
     return tuple(layers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from convscale.cache import load, save
@@ -12,6 +13,7 @@ from convscale.cost.fusion import kernels_of, launched_kernels
 from convscale.cost.kernels import Kernel
 from convscale.cost.liveness import peak_bytes
 from convscale.cost.trace import Trace
+from convscale.networks.foreign import Foreign
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
@@ -29,6 +31,8 @@ class Workload:
     """Whether it multiplies maps with each other."""
     unsupported: dict[str, int] = field(default_factory=dict)
     """Operators of unknown kind."""
+    params: int = 0
+    """Parameters, shared ones once."""
 
     @property
     def launches(self) -> int:
@@ -54,29 +58,44 @@ def workload_of(traced: Trace, *, compiled: bool, by_layer: bool = False) -> Wor
         peak_bytes=peak_bytes(traced),
         attention=products,
         unsupported=traced.unsupported,
+        params=traced.params,
     )
 
 
 def load_workload(network: Network, conditions: Conditions) -> Workload:
-    """The workload of a network under conditions (their image size must be set or known to the network); a spec's comes
-    from the cache if it can.
+    """The workload of a network under conditions (their image size must be set or known to the network); a spec's and
+    timm's by its name come from the cache if they can.
 
     Raises:
         UserError: as for ``count``.
     """
     from convscale.cost.subject import pass_key, subject_of
     from convscale.cost.tracing import trace
-    from convscale.networks.resolve import build_meta
+    from convscale.networks.resolve import build_meta, find
 
-    net, spec, conditions = subject_of(network, conditions)
     compiled = conditions.runtime == "compiled"
-    if spec is None:
-        assert net is not None  # a network is one of the two
-        return workload_of(trace(net, conditions), compiled=compiled)
-    key = pass_key("workload", spec, conditions, compiled=compiled)
-    if (kept := load(key)) is not None:
-        kernels = tuple((Kernel(*values), count) for values, count in kept["kernels"])
-        return Workload(**{**kept, "kernels": kernels})
-    work = workload_of(trace(build_meta(spec), conditions), compiled=compiled)
-    save(key, {f.name: getattr(work, f.name) for f in dataclasses.fields(work)})
+    named = find(network) if isinstance(network, str) else network
+    key = None
+    if isinstance(named, Foreign) and named.origin == "timm" and conditions.image_size is not None:
+        key = pass_key(f"workload of timm {version('timm')}", named, conditions, compiled=compiled)
+        if (kept := _kept(key)) is not None:
+            return kept
+    net, spec, conditions = subject_of(named, conditions)
+    if spec is not None:
+        key = pass_key("workload", spec, conditions, compiled=compiled)
+        if (kept := _kept(key)) is not None:
+            return kept
+        net = build_meta(spec)
+    assert net is not None  # a network is one of the two
+    work = workload_of(trace(net, conditions), compiled=compiled)
+    if key is not None:
+        save(key, {f.name: getattr(work, f.name) for f in dataclasses.fields(work)})
     return work
+
+
+def _kept(key: str) -> Workload | None:
+    """From the cache."""
+    if (kept := load(key)) is None:
+        return None
+    kernels = tuple((Kernel(*values), count) for values, count in kept["kernels"])
+    return Workload(**{**kept, "kernels": kernels})

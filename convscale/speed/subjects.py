@@ -27,7 +27,7 @@ from convscale.formats.fold import fold
 from convscale.formats.onnx import write_onnx
 from convscale.machine import available_cores
 from convscale.networks.inputs import example_input, input_shape
-from convscale.networks.resolve import Network, as_module
+from convscale.networks.resolve import Network, as_module, find
 from convscale.runtimes.base import Opening, Runner, check_runtime, need_runtime, open_runtime, runtime_of
 from convscale.runtimes.pytorch.runner import TorchRunner, torch_threads
 from convscale.speed.timing import DeviceEvents, Stopwatch, WallClock
@@ -145,7 +145,9 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
         return Subject(
             name=name, cond=cond, open_call=lambda size: _inference(runner, pixels(size), cond.device), notes=notes
         )
-    module, name = as_module(net)
+    # A name with a tag of weights is timed untrained: speed does not depend on them, and nothing is downloaded.
+    named = find(net) if isinstance(net, str) else net
+    module, name = as_module(named, fused=cond.mode == "infer")
     shape = input_shape(module, cond.image_size)
     cond = dataclasses.replace(cond, image_size=as_size(*shape[1:]))
     need = _needed_bytes(module, cond)

@@ -422,7 +422,9 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
     predicted = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
     assert (predicted.confirmed, asked) == (None, [])
     basis = Basis(conditions=Conditions(device="cpu"), calibration="made-up")
-    monkeypatch.setattr(choice_speeds, "_keys", lambda units, basis: [f"{spec.name} {size}" for spec, size in units])
+    monkeypatch.setattr(
+        choice_speeds, "_keys", lambda units, basis: {unit: f"{unit.spec.name} {unit.image_size}" for unit in units}
+    )
     monkeypatch.setattr(Basis, "read_calibration", lambda self: None)
     constraint, along = Constraint(min_throughput=1500), Direction(along="resolution")
     found = largest_under("resnet18", basis, constraint, along, Effort())
