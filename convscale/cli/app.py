@@ -14,6 +14,7 @@ import typer
 
 from convscale import words
 from convscale._version import __version__
+from convscale.cli import check as cli_check
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
 from convscale.cli import report as cli_report
@@ -272,6 +273,7 @@ def _options(
     pass
 
 
+cli_check.register(app)
 cli_learn.register(app)
 cli_ship.register(app)
 cli_speed.register(app)

@@ -98,8 +98,8 @@ class DataCheck:
             self._dominant(),
             _missing(self.without_validation, "for validation: nothing is chosen by them"),
             _missing(self.without_test, "in the test set: the test says nothing about them"),
-            _same(self.duplicates.across_splits, "stand in two splits: results on the later split are too good"),
-            _same(self.duplicates.two_labels, "have different labels", labels=True),
+            _same(self.duplicates.across_splits, "in two splits, where results are too good for it"),
+            _same(self.duplicates.two_labels, "with different labels", labels=True),
             self._small(),
             self._undecodable(),
         )
@@ -264,7 +264,7 @@ def _same(pairs: Pairs, what: str, *, labels: bool = False) -> str:
     named = "; ".join(f"{shown(*pair.first)} and {shown(*pair.second)}" for pair in pairs.examples)
     kinds = f"{pairs.exact:,} equal, {pairs.near:,} alike"
     more = " ..." if pairs.total > len(pairs.examples) else ""
-    return f"{words.plural(pairs.total, 'pair')} of the same picture ({kinds}) {what}: {named}{more}"
+    return f"{words.plural(pairs.total, 'pair')} of the same picture {what} ({kinds}): {named}{more}"
 
 
 def _more(count: int) -> str:

@@ -244,7 +244,7 @@ def mistakes(fit: FitRecord, figures: Figures) -> Section | None:
         )
     if not (left or right):
         return None
-    top5 = words.percent(evaluation.top5) if evaluation.top5 is not None and len(classes) > 5 else ""
+    top5 = words.percent(evaluation.top5) if evaluation.top5 is not None and len(classes) > 10 else ""
     error = evaluation.calibration_error
     calibration = (
         f"{words.percent(error)}: how far its confidence is from how often it is right, on average"

@@ -149,8 +149,10 @@ def test_pairs_of_equal_files_are_counted(tree: Path) -> None:
     assert found.duplicates.across_splits[:2] == (6, 0)
     assert found.duplicates.two_labels[:2] == (4, 0)
     across, labels = found.warnings
-    assert across.startswith("6 pairs of the same picture (6 equal, 0 alike) stand in two splits")
-    assert labels.startswith("4 pairs of the same picture (4 equal, 0 alike) have different labels")
+    assert across.startswith(
+        "6 pairs of the same picture in two splits, where results are too good for it (6 equal, 0 alike): "
+    )
+    assert labels.startswith("4 pairs of the same picture with different labels (4 equal, 0 alike): ")
     assert f"{tree / 'train' / 'a' / '0.png'} (a) and {tree / 'train' / 'b' / 'copy2.png'} (b)" in labels
 
 
