@@ -13,6 +13,7 @@ from .conditions import Constraint as Constraint
 from .cost.counting import count as count
 from .cost.memory import saved_bytes as saved_bytes
 from .errors import UserError as UserError
+from .images.check import check_data as check_data
 from .learn.evaluate import evaluate as evaluate
 from .learn.train import train as train
 from .nn.net import create_model as create_model
@@ -42,6 +43,7 @@ __all__ = [
     "UserError",
     "__version__",
     "calibrate",
+    "check_data",
     "choose",
     "classify",
     "convert_norm",

@@ -14,6 +14,7 @@ import typer
 
 from convscale import words
 from convscale._version import __version__
+from convscale.cli import check as cli_check
 from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
@@ -171,6 +172,7 @@ def _options(
     pass
 
 
+cli_check.register(app)
 cli_learn.register(app)
 cli_ship.register(app)
 cli_speed.register(app)

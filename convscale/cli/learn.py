@@ -179,7 +179,15 @@ def evaluate_command(
             f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"
         )
     chosen = splits.whole() if split == "all" else getattr(splits, split)
-    ev = evaluate_net(loaded.net, chosen, loaded.preprocessing, batch_size=batch_size, device=device, workers=workers)
+    ev = evaluate_net(
+        loaded.net,
+        chosen,
+        loaded.preprocessing,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        train_labels=splits.train.labels,
+    )
     thresholds = _named(loaded.classes, loaded.thresholds)
     if as_json:
         names = (
@@ -189,6 +197,7 @@ def evaluate_command(
             "top1_low",
             "top1_high",
             "top5",
+            "baseline",
             "mean_average_precision",
             "calibration_error",
             "images_per_s",
@@ -200,10 +209,8 @@ def evaluate_command(
         }
         print_json(json_numbers({"split": split, "classes": list(ev.classes), **values, "thresholds": thresholds}))
         return
-    say(
-        f"{split}: {ev.describe()}, top-5 {ev.top5:.2%}, loss {ev.loss:.4f}, calibration error "
-        f"{ev.calibration_error:.2%}"
-    )
+    top5 = "" if ev.top5 is None else f"top-5 {ev.top5:.2%}, "
+    say(f"{split}: {ev.describe()}, {top5}loss {ev.loss:.4f}, calibration error {ev.calibration_error:.2%}")
     say(f"{ev.images_per_s:,.0f} images/s (whole evaluation, {device}, fp32, batch {batch_size})")
     for note in ev.bad:
         say(f"left out: {note}", err=True)

@@ -4,6 +4,7 @@ got wrong.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,12 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from convscale.errors import UserError, check_whole
+from convscale.images.check import majority_share
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
 from convscale.stats import average_precisions, mean_of_known, wilson
+
+TOP5_CLASSES = 10
+"""Up to so many classes, one of the five most probable being right says little."""
 
 
 class Wrong(NamedTuple):
@@ -49,8 +54,12 @@ class Evaluation:
     """Lower end of top1's 95 % Wilson interval."""
     top1_high: float
     """Upper end of top1's 95 % Wilson interval."""
-    top5: float
-    """Share of images whose class is among the five most probable."""
+    top5: float | None
+    """Share of images whose class is among the five most probable; None where there are at most ten classes."""
+    baseline: float
+    """What is reached without looking at the images: the share of these that are of the most frequent class (of the
+    train set, where its labels were given); for several labels the mean average precision of probabilities that are the
+    same for all images."""
     per_class: tuple[float, ...]
     """Share of each class's images that are right (recall); average precision per class for several labels; NaN for a
     class without images."""
@@ -70,10 +79,16 @@ class Evaluation:
     """Class names."""
 
     def describe(self) -> str:
-        """One line: the result with its interval."""
+        """One line: the result with its interval, and what it has to be compared with."""
         if self.mean_average_precision == self.mean_average_precision:
-            return f"mAP {self.mean_average_precision:.2%} on {self.n:,} images"
-        return f"top-1 {self.top1:.2%} (95 % interval {self.top1_low:.2%} to {self.top1_high:.2%}) on {self.n:,} images"
+            return (
+                f"mAP {self.mean_average_precision:.2%} on {self.n:,} images "
+                f"(the same answer for all: {self.baseline:.2%})"
+            )
+        return (
+            f"top-1 {self.top1:.2%} (95 % interval {self.top1_low:.2%} to {self.top1_high:.2%}) on {self.n:,} images "
+            f"(always the most frequent class: {self.baseline:.2%})"
+        )
 
 
 def evaluate(
@@ -85,6 +100,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     workers: int | None = None,
+    train_labels: torch.Tensor | None = None,
 ) -> Evaluation:
     """Run ``net`` in eval mode over every image of ``split``.
 
@@ -97,6 +113,8 @@ def evaluate(
         precision: ``fp32``; ``bf16``, ``fp16`` (autocast); or ``amp``, the half precision that is native to the
             device.
         workers: decoding processes; None: one per core.
+        train_labels: the train set's, for the baseline: its most frequent class is the one to say always; None: that
+            of ``split``.
 
     Raises:
         UserError: no image, a network with another number of classes, a batch below 1, an unknown precision, a device
@@ -111,7 +129,8 @@ def evaluate(
     if logits.shape[1] != len(split.classes):
         raise UserError(f"the network has {logits.shape[1]} classes, the data {len(split.classes)}")
     make = _several_labels if split.multilabel else _one_label
-    return make(logits, labels, kept, tuple(bad), split.classes, len(kept) / seconds)
+    made = make(logits, labels, kept, tuple(bad), split.classes, len(kept) / seconds)
+    return made if train_labels is None else dataclasses.replace(made, baseline=majority_share(labels, train_labels))
 
 
 def predict_split(
@@ -165,7 +184,7 @@ def _one_label(
     count, probabilities = len(classes), logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     right = predicted == labels
-    top5 = (logits.topk(min(5, count), 1).indices == labels[:, None]).any(1).float().mean().item()
+    in_top5 = (logits.topk(min(5, count), 1).indices == labels[:, None]).any(1)
     confusion = multiclass_confusion_matrix(predicted, labels, num_classes=count).long()
     misses = torch.nonzero(~right).flatten()
     misses = misses[confidence[misses].argsort(descending=True, stable=True)]
@@ -176,7 +195,8 @@ def _one_label(
         top1=right.sum().item() / len(labels),
         top1_low=low,
         top1_high=high,
-        top5=top5,
+        top5=in_top5.float().mean().item() if count > TOP5_CLASSES else None,
+        baseline=majority_share(labels),
         per_class=tuple((confusion.diagonal().double() / confusion.sum(1)).tolist()),
         confusion=confusion,
         calibration_error=float(multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=15)),
@@ -204,14 +224,15 @@ def _several_labels(
     best = logits.argmax(1)
     right = int(labels[torch.arange(len(labels)), best].sum())
     low, high = wilson(right, len(labels))
-    in_top5 = labels.gather(1, logits.topk(min(5, len(classes)), 1).indices).any(1).float().mean().item()
+    in_top5 = labels.gather(1, logits.topk(min(5, len(classes)), 1).indices).any(1)
     return Evaluation(
         n=len(labels),
         loss=F.binary_cross_entropy_with_logits(logits, labels).item(),
         top1=right / len(labels),
         top1_low=low,
         top1_high=high,
-        top5=in_top5,
+        top5=in_top5.float().mean().item() if len(classes) > TOP5_CLASSES else None,
+        baseline=majority_share(labels),
         per_class=tuple(precision.tolist()),
         confusion=torch.empty(0, 0, dtype=torch.long),
         calibration_error=_binary_calibration_error(probabilities, truth),

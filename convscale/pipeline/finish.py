@@ -7,11 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from convscale import words
 from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Basis
 from convscale.choice.speeds import Say
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
+from convscale.learn.doubtful import doubtful_labels, sample_probabilities
 from convscale.learn.evaluate import Evaluation, evaluate
 from convscale.learn.loader import EvalImages, readable
 from convscale.pipeline.record import RunRecord, evaluation_record, mistakes
@@ -20,7 +22,7 @@ from convscale.pipeline.ship import ship_fastest, shipped_speed
 from convscale.ship.export import export
 from convscale.ship.forms import Fastest
 from convscale.ship.verify import Verification
-from convscale.show.fit_record import Int8, Search, Shipped, Timed
+from convscale.show.fit_record import Doubtful, Int8, Search, Shipped, Timed
 from convscale.show.fit_record import Verification as WrittenVerification
 from convscale.show.json_values import from_json
 from convscale.speed.timing import Measurement
@@ -89,16 +91,42 @@ class Finish:
         held, bad = readable(self.splits.test, trained.preprocessing)
         for problem in bad:
             self.say(f"left out of the test set: {problem}")
-        ev = evaluate(trained.net, held, trained.preprocessing, device=self.asked.training_device)
+        ev = evaluate(
+            trained.net,
+            held,
+            trained.preprocessing,
+            device=self.asked.training_device,
+            train_labels=self.splits.train.labels,
+        )
         several = self.splits.multilabel
         self.record.put(
             winner=replace(self.record.now.winner, test_top1=ev.mean_average_precision if several else ev.top1),
             evaluation=evaluation_record(ev),
             wrong=() if several else mistakes(ev, held, self.splits.test),
             left_out=tuple(bad),
+            doubtful=self._doubtful(trained),
         )
         self.say(f"test: {ev.describe()}")
         return held, ev
+
+    def _doubtful(self, trained: Trained) -> tuple[Doubtful, ...]:
+        """Train images that are most likely mislabelled."""
+        seen = sample_probabilities(
+            trained.net, self.splits.train, trained.preprocessing, device=self.asked.training_device
+        )
+        found = doubtful_labels(seen.values, seen.labels, self.splits.classes, seen.names)
+        if found:
+            self.say(f"{words.plural(len(found), 'train image')} may be mislabelled; first: {found[0].describe()}")
+        return tuple(
+            Doubtful(
+                name=one.name,
+                given=one.given,
+                suggested=one.suggested,
+                confidence=one.confidence,
+                suggested_confidence=one.suggested_confidence,
+            )
+            for one in found
+        )
 
     def _time(self, artifact: Artifact) -> Measurement:
         """What is shipped, timed; again, and longer, where it came out too slow."""

@@ -108,6 +108,7 @@ def evaluation_record(ev: Evaluation) -> EvaluationRecord:
         confusion=tuple(tuple(row) for row in ev.confusion.tolist()),
         per_class=tuple(None if math.isnan(share) else share for share in ev.per_class),  # no test image of the class
         calibration_error=None if math.isnan(ev.calibration_error) else ev.calibration_error,
+        baseline=ev.baseline,
         mean_average_precision=None if math.isnan(ev.mean_average_precision) else ev.mean_average_precision,
     )
 

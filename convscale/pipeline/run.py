@@ -19,6 +19,7 @@ from convscale.choice.basis import Asked, Basis, at_hand, check_device
 from convscale.conditions import Constraint
 from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers, new_output_dir
+from convscale.images.check import check_data
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.checkpoint import load_checkpoint
@@ -234,6 +235,7 @@ def fit_request(asked: FitRequest) -> FitRun:
         environment=asdict(Environment.here(asked.training_device)),
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
+    run.check()
     run.find()
     run.compare()
     trained = run.train_winner()
@@ -310,6 +312,16 @@ class _Fit:
     def contenders(self) -> list[Contender]:
         """The finalists that the record names."""
         return [Contender.of(row) for row in self.record.now.candidates if row.finalist]
+
+    def check(self) -> None:
+        """What is odd about the data, before an hour is spent on them."""
+        if self.record.now.data_warnings is not None:
+            return
+        with self.record.clocked("check_s"):
+            found = check_data(self.splits, self.asked.size_for(self.splits)).warnings
+        self.record.put(data_warnings=found)
+        for line in found:
+            self.note(f"data: {line}")
 
     # ------------------------------------------------------------ which networks
 

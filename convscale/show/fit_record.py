@@ -285,7 +285,7 @@ class Epoch(Open):
 class Evaluation(Open):
     """How good the trained network is on the test set."""
 
-    omitted = ("mean_average_precision",)
+    omitted = ("mean_average_precision", "baseline")
 
     n: int | None = None
     top1: float | None = None
@@ -299,6 +299,22 @@ class Evaluation(Open):
     calibration_error: float | None = None
     mean_average_precision: float | None = None
     """For several labels per image, else None."""
+    baseline: float | None = None
+    """What always saying the most frequent class of the train set would reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubtful(Open):
+    """A train image whose label is probably wrong."""
+
+    name: str | None = None
+    given: str | None = None
+    """Its label; None: it lacks the one suggested (several labels per image)."""
+    suggested: str | None = None
+    """What it looks like; None: the label given should go (several labels per image)."""
+    confidence: float | None = None
+    """The network's probability for what is given."""
+    suggested_confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,6 +430,8 @@ class FitRecord(Open):
     environment: Mapping[str, object] = field(default_factory=dict)
     """The machine, and whatever else was written of it."""
     data: Data = field(default_factory=Data)
+    data_warnings: tuple[str, ...] | None = None
+    """What is odd about the data, one line each."""
     front: tuple[FrontRow, ...] = ()
     """What this device can do, where no speed was asked for."""
     candidates: tuple[Candidate, ...] = ()
@@ -428,6 +446,8 @@ class FitRecord(Open):
     """What the training cost, in words."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     wrong: tuple[Mistake, ...] | None = None
+    doubtful: tuple[Doubtful, ...] | None = None
+    """Train images that are most likely mislabelled, the most doubtful first."""
     left_out: tuple[str, ...] | None = None
     """Test images that could not be read, one line each."""
     verification: Verification = field(default_factory=Verification)

@@ -136,7 +136,9 @@ def _accuracy_tile(fit: FitRecord) -> str:
     images = f"{words.count(fit.evaluation.n)} test images" if fit.evaluation.n else "the test images"
     several = fit.evaluation.mean_average_precision is not None
     title, interval = ("Mean average precision", "") if several else ("Test accuracy", interval)
-    return tile(title, words.percent(fit.top1, 2), interval + images)
+    least = fit.evaluation.baseline
+    always = "" if least is None else f" · always the most frequent class: {words.percent(least)}"
+    return tile(title, words.percent(fit.top1, 2), interval + images + always)
 
 
 def _agreement_tile(fit: FitRecord) -> str:
@@ -412,10 +414,35 @@ def data(fit: FitRecord) -> Section | None:
         ("From", d.path or ""),
         ("Notes", " ".join(note.rstrip(".") + "." for note in d.notes)),
     ]
-    return Section(title="Data", body=definitions(rows), anchor="data")
+    odd = "".join(alert(f"{line[:1].upper()}{line[1:]}.", "warn") for line in fit.data_warnings or ())
+    return Section(title="Data", body=odd + definitions(rows) + _doubtful(fit), anchor="data")
+
+
+def _doubtful(fit: FitRecord) -> str:
+    """Train images whose labels a person should look at."""
+    if not fit.doubtful:
+        return ""
+    columns = [Column(title="Train image", kind="name"), Column(title="labelled"), Column(title="looks like")]
+    columns += [Column(title="sure", kind="n"), Column(title="of the label", kind="n")]
+    rows = [
+        (
+            "",
+            [
+                escape(Path(one.name or "").name),
+                escape(one.given or "without it"),
+                escape(one.suggested or "none"),
+                words.percent(one.suggested_confidence, 0),
+                words.percent(one.confidence, 0),
+            ],
+        )
+        for one in fit.doubtful
+    ]
+    about = paragraph("The labels that the trained network doubts most: worth a look.", "note")
+    return f"<h3>Perhaps mislabelled</h3>{about}{table(columns, rows)}"
 
 
 TIMINGS = {
+    "check_s": "looking at the data",
     "measure_s": "measuring",
     "probe_s": "features",
     "brief_s": "brief trainings",

@@ -108,7 +108,9 @@ def test_train_resume_teach_and_evaluate(call: Any, folder: Path, tmp_path: Path
 
     code, out, err = call("evaluate", tmp_path / "run", "--data-dir", folder, "--split", "all", "--confusion")
     assert code == 0, err
-    assert "on 40 images" in out
+    assert "on 40 images (always the most frequent class: 50.00%)" in out
+    assert "95 % interval" in out
+    assert "top-5" not in out
     assert "calibration error" in out
     assert "images/s" in out
     newest = max((tmp_path / "run" / "checkpoints").glob("best-*"))
@@ -123,6 +125,7 @@ def test_train_resume_teach_and_evaluate(call: Any, folder: Path, tmp_path: Path
     found = json.loads(out)
     assert (found["split"], found["n"], found["classes"]) == ("test", 4, ["dark", "light"])
     assert np.array(found["confusion"]).sum() == 4
+    assert (found["top5"], found["baseline"]) == (None, 0.5)
 
 
 def test_several_labels_have_thresholds(call: Any, tmp_path: Path) -> None:

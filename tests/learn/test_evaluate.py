@@ -43,7 +43,14 @@ def test_one_label_by_hand() -> None:
     net = Colours().train()
     result = evaluate(net, split, PLAIN, batch_size=2)
     assert net.training
-    assert (result.n, result.top1, result.top5) == (5, 0.6, 1.0)
+    assert (result.n, result.top1, result.top5) == (5, 0.6, None)
+    assert result.baseline == 0.4  # two of five are a
+    assert "(always the most frequent class: 40.00%)" in result.describe()
+    # Wilson's interval of 3 of 5, by his formula: (3 + z^2 / 2 +- z sqrt(6 / 5 + z^2 / 4)) / (5 + z^2)
+    assert (result.top1_low, result.top1_high) == pytest.approx((0.2307, 0.8824), abs=1e-4)
+    assert "top-1 60.00% (95 % interval 23.07% to 88.24%) on 5 images" in result.describe()
+    from_train = evaluate(net, split, PLAIN, train_labels=torch.tensor([2, 2, 0]))
+    assert (from_train.baseline, from_train.top1) == (0.2, 0.6)  # one of five is c
     assert result.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
     assert result.per_class == pytest.approx((0.5, 0.5, 1.0))
     assert [(miss.index, miss.true, miss.predicted) for miss in result.wrong] == [(3, 1, 0), (2, 0, 2)]
@@ -65,7 +72,26 @@ def test_several_labels_by_hand() -> None:
     assert result.per_class[2] != result.per_class[2]  # no image: NaN
     assert result.mean_average_precision == pytest.approx(11 / 12)
     assert result.top1 == 0.5
-    assert "mAP 91.67%" in result.describe()
+    assert result.baseline == 0.5  # two of four have a, two b, none c
+    assert "mAP 91.67% on 4 images (the same answer for all: 50.00%)" in result.describe()
+
+
+class Eleven(nn.Module):
+    """Class 0 is the most probable, then 1, and so on."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -torch.arange(11.0).expand(len(x), 11)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_top5_is_told_above_ten_classes(several: bool) -> None:
+    labels = torch.tensor([0, 4, 5, 10])
+    split = dataclasses.replace(
+        _split([[0, 0, 0]] * 4, torch.eye(11)[labels] if several else labels), classes=tuple("abcdefghijk")
+    )
+    result = evaluate(Eleven(), split, PLAIN)
+    assert result.top5 == 0.5
+    assert result.top1 == 0.25
 
 
 def test_thresholds_reach_the_best_f1() -> None:
