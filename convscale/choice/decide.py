@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 
 from convscale.choice.candidates import Candidate, describe_accuracy, plain
 from convscale.choice.facts import NetworkFacts, Speed
@@ -166,7 +167,7 @@ class Judged:
     """All of them, in the order of the candidates."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Choice(Judged):
     """What to take, what it was compared with, and how sure that is."""
 
@@ -231,6 +232,23 @@ class Choice(Judged):
             "aligned": [{"of": a.of.label, "gain": a.gain, **a.option.to_dict()} for a in self.aligned],
             "notes": list(self.notes),
         }
+
+    def __repr__(self) -> str:
+        """A few lines: the choice, what it keeps, and how many others there were."""
+        others = (("maybe", self.maybe), ("without an accuracy", self.alternatives), ("rejected", self.rejected))
+        counts = ", ".join(f"{len(options):,} {name}" for name, options in others)
+        return f"<Choice {self}\n  of {len(self.options):,} candidates for {self.constraint}: {counts}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the choice in a sentence, and the front as a table."""
+        rows = "".join(
+            f"<tr><td>{'<b>' if o.label == self.best.label else ''}{escape(o.label)}</td>"
+            f"<td>{'' if o.top1 is None else f'{o.top1:.2f} %'}</td><td>{exact(o.images_per_s or 0)}</td>"
+            f"<td>{escape(o.verdict)}</td></tr>"
+            for o in self.front
+        )
+        head = "<tr><th>network</th><th>top-1</th><th>images/s</th><th>keeps it</th></tr>"
+        return f"<p>{escape(str(self))}</p><table>{head}{rows}</table>"
 
     def __str__(self) -> str:
         speed = describe_speed(self.best.speed)

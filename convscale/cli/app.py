@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
+from typer.core import TyperGroup
 
 from convscale import words
 from convscale._version import __version__
@@ -32,8 +33,40 @@ from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError
 from convscale.networks.names import spec_of
 
+if TYPE_CHECKING:
+    from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
+
+
+class Commands(TyperGroup):
+    """The commands a user begins with, each with a line; the others by name, group by group: all on one screen."""
+
+    FIRST = ("fit", "choose", "measure", "train", "export", "classify", "report")
+    REST: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Networks": ("list", "show", "scale", "count"),
+        "Speed": ("predict", "calibrate", "tune"),
+        "Data and training": ("check", "evaluate", "recipes"),
+        "To try it": ("demo",),
+    }
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        """In the order in which help shows them; one that stands in no group comes last."""
+        names = [*self.FIRST, *(name for group in self.REST.values() for name in group)]
+        return [*(name for name in names if name in self.commands), *(set(self.commands) - set(names))]
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the commands."""
+        width = formatter.width - 14
+        rows = [(name, self.commands[name].get_short_help_str(width)) for name in self.FIRST]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+        with formatter.section("More (convscale COMMAND --help)"):
+            formatter.write_dl([(title, ", ".join(names)) for title, names in self.REST.items()])
+
+
 app = typer.Typer(
     name="convscale",
+    cls=Commands,
     help="Pick, scale, train and ship image ConvNets by throughput.",
     no_args_is_help=True,
     add_completion=False,
@@ -45,6 +78,9 @@ app = typer.Typer(
 @app.command("list")
 def list_command(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'tresnet*'.")] = "*",
+    devices: Annotated[
+        bool, typer.Option("--devices", help="Devices that speeds are predicted for, with how well each is known.")
+    ] = False,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Released weights instead of architectures.")
     ] = False,
@@ -52,6 +88,9 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List models, own and timm's, or released weights with their published accuracy."""
+    if devices:
+        _list_devices(as_json)
+        return
     from convscale.networks.offered import architectures_in, weights_in
 
     if not pretrained:
@@ -103,6 +142,36 @@ def list_command(
     say(
         "ImageNet-1k top-1, – where no published figure is known; recipes differ, so figures compare weights, not "
         "architectures. Extra data: beside ImageNet-1k. Sources: timm's results table and its model cards."
+    )
+
+
+def _list_devices(as_json: bool) -> None:
+    """What speeds are predicted for."""
+    from dataclasses import asdict
+
+    from convscale.predictor.devices import devices
+    from convscale.predictor.fitted import known_by
+
+    found = [(device, known_by(device.name)) for device in devices().values()]
+    if as_json:
+        print_json([{**asdict(device), "measured": list(modes)} for device, modes in found])
+        return
+    columns = [Column("device"), Column("also"), number_column("TFLOPS"), number_column("GB/s"), number_column("GB")]
+    rows = [
+        [
+            device.name,
+            ", ".join(device.aliases) or words.UNKNOWN,
+            words.number(device.tensor_tflops),
+            words.number(device.bandwidth_gb_s),
+            words.number(device.memory_gb),
+            ", ".join(modes) if modes else "its data sheet",
+        ]
+        for device, modes in found
+    ]
+    print_table([*columns, Column("known by")], rows)
+    say(
+        "TFLOPS: dense half precision by the maker's data sheet; sources: --json. Known by: tables of measurements in "
+        "these modes, else the data sheet alone; `convscale calibrate` makes a device of yours known."
     )
 
 

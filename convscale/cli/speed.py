@@ -52,8 +52,8 @@ RecordsFile = Annotated[
     typer.Option("--records", help="JSON lines: reuse its measurements of these conditions, append new ones."),
 ]
 
-_SHOWN = 8
-"""Rows of a list that are shown unless all are asked for."""
+_BESIDE = 3
+"""Rows that are shown of the faster, of the slower and of the doubtful, unless all are asked for."""
 
 
 def register(app: typer.Typer) -> None:
@@ -322,23 +322,47 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
     say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.chosen_from)}", 2)
-    _print_front(choice.front, best)
-    _reasons("may be better, but not sure to keep it", choice.maybe, show_all)
-    _reasons("keep it, accuracy not known", choice.alternatives, show_all)
+    _print_options(choice.front if show_all else near(choice), best)
+    if show_all:
+        _reasons("may be better, but not sure to keep it", choice.maybe)
+        _reasons("keep it, accuracy not known", choice.alternatives)
+        _reasons("rejected", sorted(choice.rejected, key=lambda o: -(o.top1 or 0)))
+    else:
+        say(_left_out(choice))
     if choice.aligned:
         say("hardware-aligned relatives:")
         for aligned in choice.aligned[: None if show_all else 3]:
             say(str(aligned), 2)
-    _reasons("rejected", sorted(choice.rejected, key=lambda o: -(o.top1 or 0)), show_all)
     for note in choice.notes:
         say(f"note: {note}")
 
 
-def _print_front(options: Sequence[Option], best: Option) -> None:
-    say("front, fastest first (* chosen, ? maybe, - not fast enough):")
+def near(choice: Choice) -> list[Option]:
+    """At most ten options around the constraint, fastest first: the choice, on the front three faster and three slower
+    but better, and those that may be better.
+    """
+    front, best = list(choice.front), choice.best
+    speed = best.images_per_s or 0.0
+    faster = [o for o in front if (o.images_per_s or 0.0) > speed and o is not best]
+    slower = [o for o in front if (o.images_per_s or 0.0) <= speed and o is not best]
+    shown = [*faster[-_BESIDE:], best, *slower[:_BESIDE]]
+    labels = {o.label for o in shown}
+    shown += [o for o in choice.maybe if o.label not in labels and o.images_per_s is not None][:_BESIDE]
+    return sorted(shown, key=lambda o: -(o.images_per_s or 0.0))
+
+
+def _left_out(choice: Choice) -> str:
+    """How many others there are."""
+    counts = ((len(choice.maybe), "may be better"), (len(choice.alternatives), "keep it without a known accuracy"))
+    said = [f"{n:,} {what}" for n, what in (*counts, (len(choice.rejected), "were rejected")) if n]
+    return f"of the others {', '.join(said)}; --all gives each with its reason" if said else "there were no others"
+
+
+def _print_options(options: Sequence[Option], best: Option) -> None:
+    say("around the constraint, fastest first (* chosen, ? maybe, - too slow):")
     rows = [
         [
-            "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, ""),
+            "*" if o.label == best.label else {"maybe": "?", "no": "-"}.get(o.verdict, ""),
             words.accuracy(o.top1),
             words.exact(o.images_per_s or 0),
             o.label,
@@ -358,15 +382,12 @@ def _print_front(options: Sequence[Option], best: Option) -> None:
     )
 
 
-def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:
+def _reasons(title: str, options: Sequence[Option]) -> None:
     if not options:
         return
-    shown = list(options)[: None if show_all else _SHOWN]
     say(f"{title}:")
-    for o in shown:
+    for o in options:
         say(f"{o.label}{'' if o.top1 is None else f' ({words.accuracy(o.top1)})'}: {o.reason}", 2)
-    if len(options) > len(shown):
-        say(f"and {len(options) - len(shown)} more; --all shows them", 2)
 
 
 CALIBRATION_MODELS = (

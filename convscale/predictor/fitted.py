@@ -64,3 +64,8 @@ def check_predicted(conditions: Conditions) -> tuple[Conditions, Device]:
             f"precision {conditions.precision!r} is not predicted; {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]} are"
         )
     return replace(conditions, device=device.name), device
+
+
+def known_by(device: str) -> tuple[str, ...]:
+    """The fitted sets whose tables were measured on a device; none: only its data sheet is known."""
+    return tuple(name for name, fitted in fitted_sets().items() if device in fitted.devices)
