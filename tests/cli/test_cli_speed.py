@@ -43,6 +43,7 @@ def run(app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> An
     monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(choice_speeds, "MANY", 10**9)
+    monkeypatch.setattr(choice_speeds, "traced_before", lambda networks, basis: {})
 
     def speed(spec: Any, size: int) -> float:
         return SPEEDS.get(spec.name, 1000.0) * (224 / size) ** 2
