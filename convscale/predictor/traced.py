@@ -46,6 +46,7 @@ def digest(zoo: str) -> str:
     return _digest(zoo, _timm_version() if zoo == "timm" else "")
 
 
+@cache
 def _timm_version() -> str:
     try:
         return version("timm")

@@ -25,7 +25,7 @@ from convscale.predictor import traced
 from convscale.predictor.predict import predict_table, predict_workload
 from convscale.predictor.roofline import table_of
 from convscale.predictor.traced import Entry, Store, entry_key, lines_of, read_store, upper_lines, write_store
-from convscale.predictor.workload import Workload, load_workload
+from convscale.predictor.workload import load_workload
 
 NETWORKS = (
     SizedSpec(cs.get_spec("mobilenetv2_050"), 64),
@@ -102,15 +102,6 @@ def test_many_are_predicted_as_one_is(folder: Path) -> None:
                 assert (other.low, other.high) == (pytest.approx(one.low), pytest.approx(one.high))
                 assert (other.doubts, other.bound_by) == (one.doubts, one.bound_by)
                 assert other.conditions == one.conditions
-
-
-def test_a_network_that_launches_nothing_does_not_move_the_others() -> None:
-    nothing = Workload(kernels=(), peak_bytes=1, attention=False)
-    work = load_workload(cs.get_spec("mobilenetv2_050"), conditions())
-    table = table_of([work.kernels, ()])
-    assert predict_table(table_of([work.kernels]), [work], [conditions()])[0].images_per_s > 0
-    with np.errstate(all="ignore"), pytest.raises(ZeroDivisionError):
-        predict_table(table, [work, nothing], [conditions()] * 2)
 
 
 def test_entries_of_other_code_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +218,8 @@ def test_the_files_are_small() -> None:
 def test_an_answer_from_the_files_needs_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys, convscale as cs\n"
+        "from convscale.choice import speeds\n"
+        "speeds.examine = speeds._in_processes = None  # nothing is traced\n"
         "c = cs.choose(device='rtx-4090', min_throughput=2000)\n"
         "assert len(c.options) > 500, len(c.options)\n"
         "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
