@@ -171,8 +171,9 @@ def _of_foreign(network: Foreign, image_sizes: Sequence[int] | None) -> list[Can
     if not image_sizes:
         from convscale.networks.inputs import input_facts
 
+        facts = input_facts(network)
         try:
-            height, width = input_facts(network).sides()
+            height, width = facts.sides()
         except UserError as error:
             raise UserError(f"{network.name} does not say its image size; give --img-size in pixels") from error
         if height != width:

@@ -98,7 +98,7 @@ def export_command(
         )
     else:
         artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
-    say(f"exported {loaded.path if 'model' in loaded.meta else loaded.state}", err=as_json)
+    say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(
             {
@@ -140,11 +140,9 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
     classes = getattr(net, "num_classes", None)
     if not isinstance(classes, int) or classes < 1:
         raise UserError(f"{name} does not say its number of classes; give a module with num_classes")
-    meta = {"model": name}
+    meta = {"untrained": f"{name}, " + ("its released weights" if "." in name else "untrained")}
     names = tuple(str(number) for number in range(classes))
-    return Checkpoint(
-        net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=Path(f"network {name}")
-    )
+    return Checkpoint(net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=Path(name))
 
 
 def _card(about: Mapping[str, Any], data_dir: Path | None, given: list[str] | None) -> dict[str, str]:

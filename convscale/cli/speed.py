@@ -21,6 +21,7 @@ from convscale.cli.options import (
     Zoo,
     print_json,
     say,
+    terminal_width,
 )
 from convscale.cli.report import PICTURES, check_output, write_choice
 from convscale.cli.tables import Column, number_column, print_table
@@ -52,6 +53,8 @@ RecordsFile = Annotated[
     typer.Option("--records", help="JSON lines: reuse its measurements of these conditions, append new ones."),
 ]
 
+_WIDE = 90
+"""Characters from which on a table has room for licences."""
 _BESIDE = 3
 """Rows that are shown of the faster, of the slower and of the doubtful, unless all are asked for."""
 
@@ -360,26 +363,16 @@ def _left_out(choice: Choice) -> str:
 
 def _print_options(options: Sequence[Option], best: Option) -> None:
     say("around the constraint, fastest first (* chosen, ? maybe, - too slow):")
-    rows = [
-        [
-            "*" if o.label == best.label else {"maybe": "?", "no": "-"}.get(o.verdict, ""),
-            words.accuracy(o.top1),
-            words.exact(o.images_per_s or 0),
-            o.label,
-            o.candidate.licence or words.UNKNOWN,
-            o.candidate.extra_data or words.UNKNOWN,
-        ]
-        for o in options
-    ]
-    print_table(
-        [
-            Column(""),
-            number_column("top-1"),
-            number_column("images/s"),
-            *map(Column, ("network", "licence", "extra data")),
-        ],
-        rows,
-    )
+    columns = [Column(""), number_column("top-1"), number_column("images/s"), Column("network")]
+    wide = terminal_width() >= _WIDE
+    columns += [Column("licence"), Column("extra data")] if wide else []
+    rows = []
+    for o in options:
+        mark = "*" if o.label == best.label else {"maybe": "?", "no": "-"}.get(o.verdict, "")
+        about = [o.candidate.licence or words.UNKNOWN, o.candidate.extra_data or words.UNKNOWN]
+        cells = [mark, words.accuracy(o.top1), words.exact(o.images_per_s or 0), o.label]
+        rows.append(cells + (about if wide else []))
+    print_table(columns, rows)
 
 
 def _reasons(title: str, options: Sequence[Option]) -> None:

@@ -63,6 +63,12 @@ def capture(net: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             ) from error
 
 
+def _merged(net: nn.Module) -> nn.Module:
+    """timm's network with its branches merged, in its own type: timm merges some in single precision."""
+    merged = reparameterized(net)
+    return merged if merged is net else merged.to(next(net.parameters()).dtype)
+
+
 def fold(net: nn.Module, example: torch.Tensor, *, strided_stem: bool = False) -> fx.GraphModule:
     """Capture ``net`` and apply every exact rewrite; the branches of timm's re-parameterised networks become one
     convolution first.
@@ -76,7 +82,7 @@ def fold(net: nn.Module, example: torch.Tensor, *, strided_stem: bool = False) -
     Returns:
         A module with the same outputs: to 1e-10 relative in float64.
     """
-    graph = net if isinstance(net, fx.GraphModule) else capture(reparameterized(net), example)
+    graph = net if isinstance(net, fx.GraphModule) else capture(_merged(net), example)
     graph = copy.copy(graph)
     graph.graph = copy.deepcopy(graph.graph)
     drop_training_only(graph)

@@ -65,6 +65,8 @@ class Checkpoint:
     @property
     def state(self) -> str:
         """Which state of its run it is, in words: its folder, the best or the last, the epoch."""
+        if "untrained" in self.meta:
+            return str(self.meta["untrained"])
         name = _NAME.fullmatch(self.path.name)
         kind = {"best": "the best on validation", "step": "a state of training"}[name[1]] if name else "a checkpoint"
         return f"{self.path}, {kind}" + (f", epoch {self.epoch}" if self.epoch is not None else "")
@@ -172,9 +174,7 @@ def network_for(path: str | os.PathLike[str], model: str | None) -> nn.Module | 
     if model is None:
         return None
     if ":" not in model:
-        raise UserError(
-            f"model {model!r} must be package.module:function; all other networks a checkpoint knows itself"
-        )
+        raise UserError(f"model {model!r} must be package.module:function; a checkpoint knows all other networks")
     about = _about(_candidates(Path(path), ("best", "step"))[0])
     net = Foreign(model, "factory")
     module = build_foreign(net, num_classes=len(about["classes"]), in_chans=about["in_chans"])

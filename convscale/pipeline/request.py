@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -30,7 +31,7 @@ from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.ship import Shipping
 from convscale.runtimes.base import file_runtimes
 
-Given = Network | Sequence[Network]
+Given: TypeAlias = "Network | Sequence[Network]"
 """Candidates as a user names them: one, or several."""
 
 

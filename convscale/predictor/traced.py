@@ -46,6 +46,7 @@ def digest(zoo: str) -> str:
     return _digest(zoo, _timm_version() if zoo == "timm" else "")
 
 
+@cache
 def _timm_version() -> str:
     try:
         return version("timm")
@@ -146,7 +147,8 @@ class Store:
 
     def entry(self, at: int) -> Entry:
         """One entry, as it was put in."""
-        values = {name: self.scalars[name][at].tolist() for name in _SCALARS}
+        values = {name: self.scalars[name][at] for name in _SCALARS}
+        values = {name: value if isinstance(value, str) else value.tolist() for name, value in values.items()}
         return Entry(
             kernels=self.kernels[slice(*self._span(self.kernel_ends, at))],
             peak=self.peaks[slice(*self._span(self.peak_ends, at))],

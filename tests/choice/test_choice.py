@@ -20,7 +20,7 @@ from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.candidates import Candidate, aligned_variants, candidates_of
 from convscale.choice.choose import choose
-from convscale.choice.decide import Judged, Option, beats, decide, front_of
+from convscale.choice.decide import Choice, Judged, Option, beats, decide, front_of
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.largest import Direction, Effort, Largest, crossing, largest_under, own_device
 from convscale.choice.measured import Bench, explore, sized_spec_of
@@ -29,6 +29,8 @@ from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
 from convscale.errors import UserError
 from convscale.machine import Environment
+from convscale.networks.foreign import Foreign
+from convscale.networks.offered import Filter, in_zoo
 from convscale.speed.timing import Measurement
 
 SPEC = cs.get_spec("mobilenetv2_050")
@@ -256,7 +258,8 @@ def test_a_size_that_a_network_does_not_take_is_said() -> None:
 
 
 def test_candidates_are_patterns_specs_and_own_accuracies() -> None:
-    assert {c.name for c in candidates_of("mixnet*")} == set(cs.list_models("mixnet*", pretrained=True))
+    own = candidates_of("mixnet*", offer=Filter(zoo="own"))
+    assert {c.name for c in own} == set(cs.list_models("mixnet*", pretrained=True))
     spec = scale("efficientnet_b0", phi=1.0)
     (one,) = candidates_of([spec])
     assert (one.name, one.group, one.top1, one.image_size) == (spec.name, "efficientnet_b0", None, spec.input.size)
@@ -304,6 +307,84 @@ def test_a_rounded_variant_changes_odd_widths_alone_and_aligned_networks_need_no
         aligned_variants(cs.get_spec(name)) == []
         for name in ("tresnet_m", "resnet50", "efficientnet_b0", "resnext50_32x4d")
     )
+
+
+# --- networks of other code
+
+
+def fake_examine_any(network: SizedSpec, basis: Basis) -> NetworkFacts:
+    """All the same."""
+    speed = Speed(images_per_s=100, low=90, high=110, kind="predicted")
+    return NetworkFacts(params=1, macs=1, memory_bytes=1, speed=speed)
+
+
+def test_every_released_convnet_is_a_candidate_at_its_published_sizes() -> None:
+    found = candidates_of(None)
+    assert {c.name for c in found} == {name for name, each in in_zoo("all").items() if not each.attention}
+    sizes = {c.image_size: c.top1 for c in found if c.name == "convnext_tiny.in12k_ft_in1k"}
+    assert sizes == {224: 84.192, 288: 84.448}  # timm's table of results
+    own = {c.name: c.spec for c in found if c.name == "resnet50.a1_in1k"}
+    assert isinstance(own["resnet50.a1_in1k"], NetSpec)  # both zoos have it: it counts once, as the own code builds it
+    assert len({c.label for c in found}) == len(found)
+
+
+def test_candidates_carry_licence_data_and_source(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_speeds, "examine", fake_examine_any)
+    c = choose(device="rtx-4090", min_throughput=1, candidates=["vgg16.tv_in1k", "timm/repvgg_b0"])
+    rows = {row["name"]: row for row in (o.to_dict() for o in c.options)}
+    vgg = rows["vgg16.tv_in1k"]
+    assert (vgg["licence"], vgg["extra_data"], vgg["top1"]) == ("bsd-3-clause", "", 71.594)  # timm's card and table
+    assert "results-imagenet.csv" in str(vgg["source"])
+    assert rows["repvgg_b0.rvgg_in1k"]["licence"] == "mit"
+
+
+def test_filters_leave_candidates_out(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_speeds, "examine", fake_examine_any)
+
+    def chosen(**keywords: Any) -> Choice:
+        return choose(device="rtx-4090", min_throughput=1, **keywords)
+
+    nano = "convnextv2_nano*"
+    assert {o.candidate.licence for o in chosen(candidates=nano).options} == {"cc-by-nc-4.0"}
+    with pytest.raises(UserError, match="are left out by --commercial"):
+        chosen(candidates=nano, commercial=True)
+    assert {o.candidate.extra_data for o in chosen(extra_data=False).options} == {""}
+    assert {o.candidate.licence for o in chosen(licences=["mit"]).options} == {"mit"}
+    assert all(isinstance(o.spec, NetSpec) for o in chosen(zoo="own").options)
+    assert all(isinstance(o.spec, Foreign) for o in chosen(zoo="timm", candidates="resnet18").options)
+    attention = chosen(candidates="vit_tiny*", attention=True)
+    assert any("networks with attention are among the candidates" in note for note in attention.notes)
+    with pytest.raises(UserError, match="licence 'gpl' is unknown"):
+        chosen(licences=["gpl"])
+
+
+def test_merged_networks_are_said_to_be_merged() -> None:
+    """RepVGG-A0: 8.31 M parameters merged, 9.11 M as trained (arXiv 2101.03697, table 4: 8.30 and 9.10)."""
+    network = SizedSpec(Foreign("repvgg_a0", "timm"), 224)
+    facts = choice_speeds.examine(network, basis_of(Asked(device="rtx-4090")))
+    assert facts.fused
+    assert facts.params / 1e6 == pytest.approx(8.31, abs=0.006)
+    trained = choice_speeds.examine(network, basis_of(Asked(device="rtx-4090", mode="train", batch_size=2)))
+    assert not trained.fused
+    assert trained.params / 1e6 == pytest.approx(9.11, abs=0.006)
+
+
+def test_attention_is_a_doubt() -> None:
+    network = SizedSpec(Foreign("vit_tiny_patch16_224", "timm"), 224)
+    facts = choice_speeds.examine(network, basis_of(Asked(device="rtx-4090")))
+    assert facts.speed is not None
+    assert any("attention" in doubt for doubt in facts.speed.doubts)
+
+
+def test_processes_build_timms_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice_speeds, "MANY", 2)
+    monkeypatch.setattr(choice_speeds, "traced_before", lambda networks, basis: {})
+    basis = basis_of(Asked(device="rtx-4090"))
+    networks = [SizedSpec(Foreign("mobilenetv3_small_050", "timm"), 64), SizedSpec(SPEC, 64)]
+    alone = {network: choice_speeds.examine(network, basis) for network in networks}
+    monkeypatch.setattr(choice_speeds, "examine", lambda *a: pytest.fail("left to this process"))
+    assert facts_of(networks, basis) == alone
 
 
 # --- bisection
@@ -366,6 +447,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Predictions by a rule of thumb, in this process, cached in a new folder."""
     monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path))
     monkeypatch.setattr(choice_speeds, "examine", fake_examine)
+    monkeypatch.setattr(choice_speeds, "traced_before", lambda networks, basis: {})
     monkeypatch.setattr(choice_speeds, "MANY", 10**9)
     return tmp_path
 
@@ -629,6 +711,7 @@ def test_the_budget_ends_measuring_and_the_rest_is_said_to_be_unmeasured(
         "device": "cpu",
         "min_throughput": 1,
         "candidates": ["resnet*", "mobilenet*"],
+        "zoo": "own",
         "budget": 3,
     }
     options |= {"runtime": "onnxruntime", "records": fake / "records.jsonl"}

@@ -43,6 +43,7 @@ def run(app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> An
     monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(choice_speeds, "MANY", 10**9)
+    monkeypatch.setattr(choice_speeds, "traced_before", lambda networks, basis: {})
 
     def speed(spec: Any, size: int) -> float:
         return SPEEDS.get(spec.name, 1000.0) * (224 / size) ** 2
@@ -149,7 +150,7 @@ def test_choose_gives_json(run: Any) -> None:
     assert value["kind"] == "predicted"
     assert value["best"]["name"] == "tresnet_m.miil_in21k_ft_in1k"
     assert value["best"]["top1"] == pytest.approx(83.1, abs=0.05)
-    assert value["constraint"] == {"min_throughput": 2600.0}
+    assert value["constraint"] == {"min_throughput": 2600.0, "confidence": 0.8}
     assert all(row["reason"] for row in value["rejected"])
 
 
