@@ -37,7 +37,12 @@ def lost(old: dict[str, dict], new: dict[str, dict], needed: str) -> list[str]:
 
 
 def _serves(old: dict, new: dict) -> bool:
-    """Whether the new one can be given as the old one was: a parameter by name may also become one by position."""
+    """Whether the new one can be given as the old one was: a parameter by name may also become one by position, and
+    what had to be given may be left out.
+    """
+    for optional in ({"has_default": True}, {"required": False}):
+        if set(optional) <= set(old) and optional.items() <= new.items():
+            old = {**old, **optional}
     kinds = {old.get("kind"), new.get("kind")}
     if kinds == {"KEYWORD_ONLY", "POSITIONAL_OR_KEYWORD"} and old["kind"] == "KEYWORD_ONLY":
         return old["has_default"] == new["has_default"]
@@ -99,6 +104,14 @@ def test_what_is_lost_is_found(new: dict[str, dict], line: str) -> None:
     old = {"a": {"kind": "KEYWORD_ONLY", "has_default": True}}
     (only,) = lost(old, new, "has_default")
     assert only.startswith(line)
+
+
+def test_what_had_to_be_given_may_become_optional_but_not_the_other_way() -> None:
+    must, may = {"kind": "KEYWORD_ONLY", "has_default": False}, {"kind": "KEYWORD_ONLY", "has_default": True}
+    assert lost({"a": must}, {"a": may}, "has_default") == []
+    assert len(lost({"a": may}, {"a": must}, "has_default")) == 1
+    assert lost({"a": {"required": True}}, {"a": {"required": False}}, "required") == []
+    assert len(lost({"a": {"required": False}}, {"a": {"required": True}}, "required")) == 1
 
 
 def test_more_is_no_loss() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from convscale.images.splits import DataSplits
 from convscale.networks.foreign import Foreign, build_foreign
 from convscale.networks.resolve import Named, find
 from convscale.nn.net import create_model
-from convscale.show.fit_record import Candidate as Row
+from convscale.show.fit_parts import Candidate as Row
 
 PRETRAINED = "pretrained"
 """Weights that the hub is asked for."""
@@ -44,10 +45,13 @@ class Contender:
         return self.name if self.weights is not None else self.spec
 
     @classmethod
-    def of(cls, row: Row) -> Contender:
-        """From what a record says of it."""
+    def of(cls, row: Row, named: Mapping[str, NetSpec]) -> Contender:
+        """From what a record says of it; records of version 0.1 do not hold specs, so those that were named do."""
         place = row.weights if row.weights in (None, PRETRAINED) else Path(str(row.weights))
-        spec = find(row.name) if row.spec is None else NetSpec.from_dict(dict(row.spec))
+        if row.spec is not None:
+            spec: Named = NetSpec.from_dict(dict(row.spec))
+        else:
+            spec = named.get(row.name) or find(row.name)
         assert row.image_size is not None
         return cls(
             name=row.name,

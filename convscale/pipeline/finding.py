@@ -40,8 +40,8 @@ from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.record import RunRecord, written
 from convscale.pipeline.request import FitRequest
 from convscale.runtimes.base import file_runtimes
-from convscale.show.fit_record import Candidate as Row
-from convscale.show.fit_record import Predicted, Probed, Timed
+from convscale.show.fit_parts import Candidate as Row
+from convscale.show.fit_parts import Predicted, Probed, Timed
 from convscale.show.stated import Machine
 from convscale.speed.measuring import measure
 

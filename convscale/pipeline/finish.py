@@ -22,8 +22,8 @@ from convscale.pipeline.ship import ship_fastest, shipped_speed
 from convscale.ship.export import export
 from convscale.ship.forms import Fastest
 from convscale.ship.verify import Verification
-from convscale.show.fit_record import Doubtful, Int8, Search, Shipped, Timed
-from convscale.show.fit_record import Verification as WrittenVerification
+from convscale.show.fit_parts import Doubtful, Int8, Search, Shipped, Timed
+from convscale.show.fit_parts import Verification as WrittenVerification
 from convscale.show.json_values import from_json
 from convscale.speed.timing import Measurement
 

@@ -19,8 +19,9 @@ from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.splits import ArraySplit, DataSplits, Split
 from convscale.learn.evaluate import Evaluation
-from convscale.show.fit_record import FILE, Candidate, Data, FitRecord, Mistake, read_fit
-from convscale.show.fit_record import Evaluation as EvaluationRecord
+from convscale.show.fit_parts import Candidate, Data, Mistake
+from convscale.show.fit_parts import Evaluation as EvaluationRecord
+from convscale.show.fit_record import FILE, FitRecord, read_fit
 from convscale.show.json_values import from_json
 from convscale.show.stated import Conditions as WrittenConditions
 
@@ -31,13 +32,25 @@ SHOWN_MISTAKES = 24
 class RunRecord:
     """``fit.json`` as it grows: written after every step, so that a resumed run goes on where the last one stopped."""
 
-    def __init__(self, folder: Path, request: dict[str, object], *, resume: bool) -> None:
+    def __init__(
+        self, folder: Path, request: dict[str, object], *, resume: bool, older: dict[str, object] | None = None
+    ) -> None:
+        """
+        Args:
+            folder: the run's.
+            request: what is asked for, as plain values.
+            resume: go on where an equal request stopped.
+            older: the same request as an earlier version wrote it; None: that knew no such request.
+
+        Raises:
+            UserError: the folder was made by another request.
+        """
         self.folder = folder
-        digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+        digest = digest_of(request)
         self.now = FitRecord(request=request, request_digest=digest)
         if resume and (folder / FILE).is_file():
             old = read_fit(folder)
-            if old.request_digest != digest:
+            if old.request_digest not in (digest, digest_of(older)):
                 raise UserError(
                     f"{folder} was made by another request ({old.command or 'unknown'}); repeat it, or use --overwrite"
                 )
@@ -71,6 +84,13 @@ class RunRecord:
         yield
         spent = self.now.timings
         self.put(timings={**spent, key: spent.get(key, 0.0) + time.monotonic() - start})
+
+
+def digest_of(request: dict[str, object] | None) -> str:
+    """Of a request; None has one that no request has."""
+    return (
+        "" if request is None else hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+    )
 
 
 def is_same(a: Candidate, b: Candidate) -> bool:

@@ -14,9 +14,9 @@ import torch
 
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import all_tags
-from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
-from convscale.choice.candidates import SMALL_IMAGE
-from convscale.conditions import BEST, Constraint
+from convscale.choice.basis import MEASURED_BATCH, Asked, Basis, at_hand, basis_of, check_device
+from convscale.choice.candidates import SMALL_IMAGE, sized
+from convscale.conditions import BEST, Conditions, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
@@ -283,6 +283,38 @@ class FitRequest:
             "seed": training.seed,
             "strict": self.strict,
         }
+
+
+def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] | None:
+    """What ``to_json`` gave in version 0.1, so that its runs are resumed; None for a request that it did not know: its
+    own grid of scaled members is gone.
+    """
+    where, training = asked.where, asked.training
+    if asked.named is None or not asked.here or any(not isinstance(item, NetSpec) for item in asked.named):
+        return None
+    batch = MEASURED_BATCH if where.batch_size is None else where.batch_size
+    cond = Conditions(
+        device=where.device,
+        precision=where.precision or "fp32",
+        batch_size=batch,
+        runtime=asked.shipping.runtime or file_runtimes()[0],
+        threads=where.threads,
+    )
+    recipe = asked.recipe_for(splits, pretrained=training.init is not None)
+    specs = [sized(item, asked.image_size) for item in asked.named if isinstance(item, NetSpec)]
+    return {
+        "data": str(asked.data) if not isinstance(asked.data, DataSplits) else "given splits",
+        "min_throughput": asked.constraint.min_throughput,
+        "conditions": cond.to_dict(),
+        "shipping": asdict(asked.shipping),
+        "candidates": [spec.to_dict() for spec in specs],
+        "recipe": recipe,
+        "init": training.init,
+        "overrides": training.overrides,
+        "epochs": training.checked_epochs(recipe),
+        "brief_epochs": training.brief_epochs,
+        "seed": training.seed,
+    }
 
 
 def _weights_of(name: str) -> str:

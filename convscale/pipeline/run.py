@@ -6,42 +6,28 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from convscale import words
 from convscale.artifact.artifact import Artifact
-from convscale.choice.basis import Asked, Basis, at_hand, check_device
+from convscale.choice.basis import Asked, at_hand, check_device
 from convscale.conditions import Constraint
-from convscale.errors import Stopped, UserError
-from convscale.files import json_numbers, new_output_dir
-from convscale.images.check import check_data
+from convscale.files import new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
-from convscale.learn.checkpoint import load_checkpoint
-from convscale.learn.progress import Event, Progress
-from convscale.learn.recipes import get_recipe
-from convscale.learn.train import train
-from convscale.machine import Environment, busy
+from convscale.learn.progress import Progress
+from convscale.machine import Environment
 from convscale.networks.offered import Filter
-from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.contender import Contender
-from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
-from convscale.pipeline.finish import Finish, Trained
-from convscale.pipeline.record import RunRecord, describe, written
-from convscale.pipeline.request import FitRequest, Given, Start, Training
+from convscale.pipeline.record import RunRecord, describe
+from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
 from convscale.pipeline.ship import Shipping
-from convscale.show.fit_record import Brief, Candidate, Epoch, FitRecord, FrontRow, Winner
-from convscale.show.fit_record import Constraint as WrittenConstraint
-from convscale.show.json_values import from_json
+from convscale.pipeline.steps import Fit
+from convscale.show.fit_record import FitRecord
 from convscale.show.report import write_fit_report
 
-BRIEF_SECONDS = 40
-"""An epoch of the comparison takes no longer than this; its schedule ends by then."""
 _BYTES_NEEDED = 500_000_000
 
 
@@ -221,9 +207,9 @@ def fit_request(asked: FitRequest) -> FitRun:
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     request = asked.to_json(splits)
     folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
-    run = _Fit(
+    run = Fit(
         asked=asked,
-        record=RunRecord(folder, request, resume=asked.resume),
+        record=RunRecord(folder, request, resume=asked.resume, older=as_version_0_1(asked, splits)),
         splits=splits,
         folder=folder,
         basis=asked.basis(),
@@ -251,260 +237,3 @@ def _command() -> str:
     """How this was called, for whoever wants to repeat it."""
     called = sys.argv and Path(sys.argv[0]).name == "convscale"
     return shlex.join(["convscale", *sys.argv[1:]]) if called else "convscale.fit(...)"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Fit:
-    """One run of ``fit``: what was asked for, and its steps in order. Each step skips what its record says is done."""
-
-    asked: FitRequest
-    record: RunRecord
-    splits: DataSplits
-    folder: Path
-    basis: Basis
-    """On what basis candidates are compared."""
-    files: WeightFiles | None
-    """Where released weights are looked for; None: trained from scratch."""
-
-    def tell(self, event: Event) -> None:
-        """Pass an event on."""
-        if self.asked.progress is not None:
-            self.asked.progress(event)
-
-    def note(self, text: str) -> None:
-        """A line for people."""
-        self.tell({"kind": "note", "text": text})
-
-    def remark(self, text: str) -> None:
-        """A line for people that the record keeps."""
-        self.note(text)
-        self.record.add_note(text)
-
-    @property
-    def min_throughput(self) -> float:
-        """Images/s to keep: what all limits on speed come to."""
-        return self.constraint.floor(self.basis.conditions.batch_size)
-
-    @property
-    def constraint(self) -> Constraint:
-        """What was asked for, or what the run settled on where no speed was."""
-        asked, settled = self.asked.constraint, self.record.now.constraint.min_throughput
-        if asked.floor(self.basis.conditions.batch_size) or settled is None:
-            return asked
-        return replace(asked, min_throughput=settled)
-
-    def training(self, contender: Contender) -> dict[str, Any]:
-        """Options of ``train`` for every training of a contender."""
-        asked = self.asked.training
-        return {
-            "recipe": self.recipe(contender),
-            "init": contender.init,
-            "seed": asked.seed,
-            "device": self.asked.training_device,
-            "image_size": contender.image_size,  # what was timed is what is trained
-            **asked.overrides,
-        }
-
-    def recipe(self, contender: Contender) -> str:
-        """The name of a contender's recipe."""
-        return self.asked.recipe_for(self.splits, pretrained=contender.weights is not None)
-
-    def contenders(self) -> list[Contender]:
-        """The finalists that the record names."""
-        return [Contender.of(row) for row in self.record.now.candidates if row.finalist]
-
-    def check(self) -> None:
-        """What is odd about the data, before an hour is spent on them."""
-        if self.record.now.data_warnings is not None:
-            return
-        with self.record.clocked("check_s"):
-            found = check_data(self.splits, self.asked.size_for(self.splits)).warnings
-        self.record.put(data_warnings=found)
-        for line in found:
-            self.note(f"data: {line}")
-
-    # ------------------------------------------------------------ which networks
-
-    def find(self) -> None:
-        """Find what keeps the speed, and mark the few that are worth training."""
-        if any(row.finalist for row in self.record.now.candidates):
-            return
-        if (warning := busy()) and not self.basis.predicted:
-            self.remark(warning)
-        with self.record.clocked("measure_s"):
-            if not self.min_throughput:
-                self._settle()
-            self._write_constraint()
-            kept, finder = self._kept()
-        if kept.missed and self.asked.strict:
-            raise UserError(kept.missed)
-        if kept.missed:
-            self.record.put(missed=kept.missed)
-            self.note(f"{kept.missed}; it is trained all the same")
-        contenders = list(kept.contenders)
-        with self.record.clocked("probe_s"):
-            if contenders[0].weights is not None:
-                recipe = get_recipe(self.recipe(contenders[0])).override(dict(self.asked.training.overrides))
-                contenders = finder.probed(contenders, recipe)
-        chosen = {(c.name, c.image_size) for c in contenders[:FINALISTS]}
-        rows = (replace(row, finalist=(row.name, row.image_size) in chosen) for row in self.record.now.candidates)
-        self.record.put(candidates=tuple(rows))
-
-    def _finder(self) -> Finder:
-        return Finder(
-            asked=self.asked,
-            splits=self.splits,
-            basis=self.basis,
-            constraint=self.constraint,
-            record=self.record,
-            folder=self.folder,
-            say=self.note,
-        )
-
-    def _kept(self) -> tuple[Kept, Finder]:
-        """Released weights that keep the constraint, or scaled members where there are none or none were wanted."""
-        finder = self._finder()
-        if self.files is None:
-            return finder.scaled(), finder
-        kept = finder.released(self.files)
-        if kept is not None:
-            return kept, finder
-        self.remark(
-            "no released weights can be had (none in the hub's cache, and the hub does not answer): networks start "
-            "from scratch, which on few images costs much accuracy; --weights-dir DIR gives files"
-            if self.files.folder is None
-            else f"no candidate has weights in {self.files.folder}: networks start from scratch"
-        )
-        return finder.scaled(), finder
-
-    def _settle(self) -> None:
-        """No speed was asked for: take the knee of what the device can do, or from scratch a share of a reference's."""
-        finder = self._finder()
-        front = None if self.files is None else finder.front(self.files)
-        if front is None:
-            target = finder.reference_speed()
-            self.remark(
-                f"no speed was asked for: {REFERENCE_SHARE:.0%} of {REFERENCE}'s speed on this device is taken, "
-                f"{target:,.0f} images/s"
-            )
-        else:
-            target = float(f"{0.95 * (front.knee.images_per_s or 0.0):.2g}")
-            rows = tuple(
-                FrontRow(name=o.name, image_size=o.image_size, top1=o.top1, images_per_s=o.images_per_s)
-                for o in front.rows
-            )
-            self.record.put(front=rows)
-            for row in rows:
-                self.note(f"  {row.images_per_s or 0:>10,.0f} images/s  {row.top1:.2f} %  {row.name} @{row.image_size}")
-            self.remark(
-                f"no speed was asked for: of what this device can do the knee is taken, {front.knee.label} with "
-                f"{front.knee.images_per_s:,.0f} images/s; networks of at least {target:,.0f} images/s are compared"
-            )
-        self.record.put(constraint=WrittenConstraint(min_throughput=target))
-
-    def _write_constraint(self) -> None:
-        limits = self.constraint
-        self.record.put(
-            constraint=WrittenConstraint(
-                min_throughput=self.min_throughput,
-                conditions=written(replace(self.basis.conditions, image_size=self.asked.size_for(self.splits))),
-                max_latency_ms=limits.max_latency_ms,
-                max_memory_gb=limits.max_memory_gb,
-                max_params_m=limits.max_params_m,
-                confidence=limits.confidence if self.basis.predicted else None,
-            )
-        )
-
-    def compare(self) -> None:
-        """Train the finalists briefly and name the winner."""
-        if self.record.now.winner.name:
-            return
-        last = self.contenders()
-        with self.record.clocked("brief_s"):
-            for contender in last if len(last) > 1 else ():
-                row = self.record.row(contender.name, contender.image_size)
-                assert row is not None
-                if row.brief is None:
-                    self.record.put_row(replace(row, brief=self._train_briefly(contender)))
-        self._name_winner([c for c in self.record.now.candidates if c.finalist])
-
-    def _train_briefly(self, contender: Contender) -> Brief:
-        epochs = self.asked.training.brief_epochs
-        self.note(f"comparing: {contender.name}, {words.plural(epochs, 'epoch')}")
-        options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
-        run = train(contender.network, self.splits, progress=self._steps_only, **options, **self.training(contender))
-        self.note(f"comparing: {contender.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
-        return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
-
-    def _steps_only(self, event: Event) -> None:
-        if event["kind"] == "step":
-            self.tell(event)
-
-    def _name_winner(self, rows: list[Candidate]) -> None:
-        fast = "though it misses the speed" if self.record.now.missed else "and fast enough"
-        if len(rows) == 1:
-            winner = rows[0]
-            alone = "the fastest there is" if self.record.now.missed else "the only candidate worth training"
-            reason = alone if self.record.now.missed else f"{alone} {fast}"
-            reasons = {winner.name: reason}
-        else:
-            winner = max(rows, key=lambda c: c.brief_top1 or 0.0)
-            best, epochs = winner.brief_top1 or 0.0, words.plural(self.asked.training.brief_epochs, "epoch")
-            reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, {fast}"
-            reasons = {
-                c.name: f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {winner.name} after {epochs}"
-                for c in rows
-            }
-            reasons[winner.name] = f"most accurate on validation after {epochs}"
-        everyone = (
-            replace(c, reason=reasons.get(c.name, c.reason)) if c.finalist else c for c in self.record.now.candidates
-        )
-        named = Winner(name=winner.name, reason=reason, weights=winner.weights)
-        self.record.put(candidates=tuple(everyone), winner=named)
-        self.note(f"chosen: {winner.name}, {reason}")
-
-    # ------------------------------------------------------------ the one that was chosen
-
-    def finish(self) -> Finish:
-        """The last step."""
-        return Finish(
-            asked=self.asked,
-            record=self.record,
-            splits=self.splits,
-            folder=self.folder,
-            basis=self.basis,
-            min_throughput=self.min_throughput,
-            say=self.note,
-        )
-
-    def train_winner(self) -> Trained:
-        """The full training; a run that was interrupted goes on at its last state."""
-        place = self.folder / "train"
-        if self.record.now.history and place.is_dir():
-            done = load_checkpoint(place)
-            return Trained(net=done.net.eval(), preprocessing=done.preprocessing, thresholds=done.thresholds)
-        contender = next(c for c in self.contenders() if c.name == self.record.now.winner.name)
-        minutes = self.asked.training.max_minutes
-        with self.record.clocked("train_s"):
-            run = train(
-                contender.network,
-                self.splits,
-                epochs=self.asked.training.checked_epochs(self.recipe(contender)),
-                output=place,
-                max_seconds=None if minutes is None else 60 * minutes,
-                resume=self.asked.resume,
-                overwrite=True,
-                progress=self.tell,
-                **self.training(contender),
-            )
-        if not run.finished:
-            raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
-        self.record.put(
-            winner=replace(self.record.now.winner, validation_top1=run.best_metric),
-            history=tuple(from_json(Epoch, json_numbers(row), "history") for row in run.history),
-            recipe=asdict(run.recipe),
-            training_notes=tuple(run.notes),
-            cost=run.describe(),
-        )
-        self.note(run.describe())
-        return Trained(net=run.net, preprocessing=run.preprocessing, thresholds=run.thresholds)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from convscale import words
 from convscale.show import plots
-from convscale.show.fit_record import Candidate, Data, FitRecord, Predicted, Timed, Verification
+from convscale.show.fit_parts import Candidate, Data, Predicted, Timed, Verification
+from convscale.show.fit_record import FitRecord
 from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
 from convscale.show.stated import Conditions, Machine
 from convscale.show.states import STATES

@@ -7,7 +7,8 @@ from __future__ import annotations
 from html import escape
 
 from convscale import words
-from convscale.show.fit_record import FitRecord, Form, Int8, Search
+from convscale.show.fit_parts import Form, Int8, Search
+from convscale.show.fit_record import FitRecord
 from convscale.show.page import Column, Section, paragraph, table, tag
 
 _BITS = {"fp32": "float32", "int8": "8 bits"}

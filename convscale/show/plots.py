@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from convscale import words
 from convscale.errors import UserError
-from convscale.show.fit_record import Candidate, Epoch, FitRecord, read_fit
+from convscale.show.fit_parts import Candidate, Epoch
+from convscale.show.fit_record import FitRecord, read_fit
 from convscale.show.picture import save_png
 from convscale.show.stated import Conditions, Machine
 from convscale.show.states import BLUE, GREEN, ORANGE, RED, STATES

@@ -13,7 +13,8 @@ from convscale.files import json_numbers, write_text
 from convscale.learn.recipe import Recipe
 from convscale.learn.record import TrainRecord, metric_of, read_train_run
 from convscale.show import fit_sections, plots
-from convscale.show.fit_record import Epoch, FitRecord
+from convscale.show.fit_parts import Epoch
+from convscale.show.fit_record import FitRecord
 from convscale.show.json_values import from_json
 from convscale.show.page import Figures, Section, definitions, page, paragraph
 

@@ -146,7 +146,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
     folder = made.output
     before = json.loads((folder / "fit.json").read_text())
     (folder / "report.html").unlink()
-    monkeypatch.setattr("convscale.pipeline.run.train", None)  # nothing may be trained again
+    monkeypatch.setattr("convscale.pipeline.steps.train", None)  # nothing may be trained again
     again = fit(splits, min_throughput=1.0, output=folder, candidates=candidates(), resume=True, **OPTIONS)
     assert again.report.is_file()
     assert again.record["evaluation"]["top1"] == before["evaluation"]["top1"]

@@ -96,7 +96,7 @@ def test_the_winner_starts_from_its_file_and_is_fine_tuned(run, weights):
 
 def test_a_run_from_weights_is_resumed(run, pictures, weights, monkeypatch):
     made, _ = run
-    monkeypatch.setattr("convscale.pipeline.run.train", None)  # nothing may be trained again
+    monkeypatch.setattr("convscale.pipeline.steps.train", None)  # nothing may be trained again
     again = fit(
         pictures,
         min_throughput=1.0,
@@ -161,7 +161,7 @@ def test_where_no_weights_can_be_had_a_line_says_so_and_fit_goes_on(pictures, tm
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("convscale.networks.weight_files.WeightFiles._cached", staticmethod(lambda tag: None))
     said = []
-    monkeypatch.setattr("convscale.pipeline.run._Fit.compare", stop)  # what follows is as for any network
+    monkeypatch.setattr("convscale.pipeline.steps.Fit.compare", stop)  # what follows is as for any network
     with pytest.raises(KeyboardInterrupt):
         fit(
             pictures,
