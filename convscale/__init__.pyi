@@ -6,6 +6,7 @@ from .arch.spec import load_spec as load_spec
 from .arch.spec import save_spec as save_spec
 from .arch.zoo import get_spec as get_spec
 from .arch.zoo import list_models as list_models
+from .artifact.answers import Answer as Answer
 from .artifact.artifact import load_artifact as load_artifact
 from .choice.choose import choose as choose
 from .conditions import Conditions as Conditions
@@ -35,6 +36,7 @@ from .speed.timing import Measurement as Measurement
 
 __version__: str
 __all__ = [
+    "Answer",
     "Conditions",
     "Constraint",
     "Measurement",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from convscale._version import __version__
+from convscale.artifact.answers import TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
+from convscale.images.decode import ImageError
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
@@ -117,6 +119,40 @@ class Artifact:
             return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without an overflow
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exp / exp.sum(axis=1, keepdims=True)
+
+    def classify(self, pictures: Picture | Sequence[Picture], *, top: int | None = TOP) -> list[Answer]:
+        """Labels with probabilities of pictures as people have them, read by the very decoder that training used.
+
+        Args:
+            pictures: a file, a file's bytes, a PIL image, a uint8 array (H, W, C) or (N, H, W, C), a folder, or a list
+                of any of them.
+            top: labels of an answer at most; None: all. A network for several labels per image gives those above their
+                thresholds.
+
+        Returns:
+            One answer for each picture, in order. A picture that can not be read has an answer with its ``error``.
+
+        Raises:
+            UserError: something that is no picture, a folder without any, or ``top`` below 1.
+        """
+        said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
+        given = list(pictures_of(pictures))
+        answers: list[Answer] = []
+        for start in range(0, len(given), self.batch_size):
+            answers += self._answers(given[start : start + self.batch_size], said)
+        return answers
+
+    def _answers(self, batch: Sequence[tuple[str, Picture]], said: Said) -> list[Answer]:
+        """Answers of a batch: what can be read goes through the network together."""
+        errors: dict[int, Answer] = {}
+        images: list[np.ndarray] = []
+        for number, (name, picture) in enumerate(batch):
+            try:
+                images.append(prepared(name, picture, self.preprocessing))
+            except ImageError as error:
+                errors[number] = Answer(error=str(error).removeprefix(f"{name}: "), name=name)
+        rows = iter(self(np.stack(images)) if images else ())
+        return [errors.get(n) or said.answer(next(rows), name) for n, (name, _) in enumerate(batch)]
 
     def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""

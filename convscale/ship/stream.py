@@ -22,6 +22,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
 from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
 from convscale.images.preprocess import Preprocessing
+from convscale.images.walk import pictures_below
 from convscale.machine import available_cores
 
 FORMATS = ("csv", "jsonl")
@@ -215,26 +216,11 @@ def _expand(argument: str, stdin: Iterable[str] | None) -> Iterator[str]:
     if argument == "-":
         yield from (line.rstrip("\r\n") for line in stdin or () if line.strip())
     elif os.path.isdir(argument):
-        yield from _walk(argument)
+        yield from pictures_below(argument)
     elif os.path.lexists(argument):
         yield argument
     else:
         yield from (path for path in sorted(glob.iglob(argument, recursive=True)) if os.path.isfile(path))
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Images below a folder, one folder's names in memory at a time."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
-    except OSError:
-        return  # a folder that may not be listed, or went away meanwhile
-    for name, is_dir in entries:
-        path = os.path.join(folder, name)
-        if is_dir:
-            yield from _walk(path)
-        elif name.lower().endswith(EXTENSIONS):
-            yield path
 
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
