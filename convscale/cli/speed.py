@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
-from convscale.cli.options import ImgSize, Json, Threads, Zoo, print_json, say
+from convscale.cli.options import ImgSize, Json, Threads, Zoo, print_json, say, terminal_width
 from convscale.cli.report import PICTURES, check_output, write_choice
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint
@@ -40,6 +40,8 @@ RecordsFile = Annotated[
     typer.Option("--records", help="JSON lines: reuse its measurements of these conditions, append new ones."),
 ]
 
+_WIDE = 100
+"""Columns of a terminal from which on licences and data stand in the table of a choice."""
 _SHOWN = 8
 """Rows of a list that are shown unless all are asked for."""
 
@@ -328,26 +330,21 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
 
 def _print_front(options: Sequence[Option], best: Option) -> None:
     say("front, fastest first (* chosen, ? maybe, - not fast enough):")
+    columns = [Column(""), number_column("top-1"), number_column("images/s"), Column("network")]
     rows = [
         [
             "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, ""),
             words.accuracy(o.top1),
             words.exact(o.images_per_s or 0),
             o.label,
-            o.candidate.licence or words.UNKNOWN,
-            o.candidate.extra_data or words.UNKNOWN,
         ]
         for o in options
     ]
-    print_table(
-        [
-            Column(""),
-            number_column("top-1"),
-            number_column("images/s"),
-            *map(Column, ("network", "licence", "extra data")),
-        ],
-        rows,
-    )
+    if terminal_width() >= _WIDE and any(o.candidate.licence for o in options):
+        columns += [Column("licence"), Column("extra data")]
+        for row, o in zip(rows, options, strict=True):
+            row += [o.candidate.licence or words.UNKNOWN, o.candidate.extra_data or words.UNKNOWN]
+    print_table(columns, rows)
 
 
 def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:

@@ -41,8 +41,12 @@ def test_list(call):
     rows = {row["name"]: row["results"] for row in json.loads(out)}
     assert rows["tresnet_m.miil_in1k"][0]["top1"] == pytest.approx(80.8, abs=0.1)
     code, out, _ = call("list", "tresnet_m", "--pretrained")
-    assert re.search(r"^tresnet_m\.miil_in1k +224  80\.82 %$", out, re.M)  # timm's table of results
-    assert re.search(r"^tresnet_m\.miil_in21k +–  +–$", out, re.M)  # 11,221 classes: no ImageNet-1k accuracy
+    assert re.search(
+        r"^tresnet_m\.miil_in1k +224  80\.82 %  own  apache-2\.0  –$", out, re.M
+    )  # timm's table of results
+    assert re.search(
+        r"^tresnet_m\.miil_in21k +–  +–  own  apache-2\.0  ImageNet-21k$", out, re.M
+    )  # 11,221 classes: no ImageNet-1k accuracy
     assert "Source:" in out
 
 
