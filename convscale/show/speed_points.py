@@ -113,7 +113,8 @@ def published_accuracy(name: str, image_size: Size | None) -> PublishedAccuracy:
     try:
         tag = get_tag(name)
     except UserError:
-        return PublishedAccuracy()
+        if (tag := released().get(name.removeprefix("timm/"))) is None:
+            return PublishedAccuracy()
     size = image_size or tag.image_size
     result = next((result for result in tag.results if result.image_size == size), None)
     return PublishedAccuracy() if result is None else PublishedAccuracy(result.top1, tag.name, result.source)
