@@ -13,6 +13,7 @@ from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.choice.basis import device_title
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
+from convscale.networks.released import released
 from convscale.show.fit_record import Timed
 from convscale.show.stated import Conditions
 from convscale.speed.records import Record
