@@ -141,7 +141,7 @@ def list_command(
     )
     say(
         "ImageNet-1k top-1, – where no published figure is known; recipes differ, so figures compare weights, not "
-        "architectures. Extra data: beside ImageNet-1k. Sources: timm's results table and its model cards."
+        "architectures. Extra data: beside ImageNet-1k. Source: timm's results table and model cards."
     )
 
 

@@ -130,7 +130,7 @@ _DATA = {
     "ig1b": "Instagram-1B",  # weak and semi-weak supervision, arXiv 1805.00932, 1905.00546
     "yfcc100m": "YFCC-100M",  # semi-supervision, arXiv 1905.00546
     "swag": "Instagram-3.6B",  # SWAG, arXiv 2201.08371
-    "seer": "Instagram-1B, unlabelled",  # SEER, arXiv 2202.08360
+    "seer": "unlabelled Instagram-1B",  # SEER, arXiv 2202.08360
     "laion2b": "LAION-2B",  # OpenCLIP
     "laiona": "LAION-Aesthetic",  # OpenCLIP
     "openai": "OpenAI's 400M pairs of image and text",  # CLIP, arXiv 2103.00020
@@ -147,7 +147,7 @@ _DATA = {
 """Words in the names of weights (parted by ``_``) that name data, with the source of what they stand for."""
 _PREFIXES = ("datacomp", "laion400m", "metaclip", "dfn", "ig", "lvd", "yfcc")
 """Beginnings of words that name data of which ``_DATA`` does not hold every size: told as they stand."""
-_SSLD = "images of ImageNet-22k, unlabelled"
+_SSLD = "unlabelled ImageNet-22k"
 """Semi-supervised distillation mines 4 million images of ImageNet-22k (PaddleClas, arXiv 2103.05959), Next-ViT's 6
 million (arXiv 2207.05501)."""
 _SPECIAL = {

@@ -13,6 +13,7 @@ from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.choice.basis import device_title
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
+from convscale.networks.released import released
 from convscale.show.fit_parts import Timed
 from convscale.show.stated import Conditions
 from convscale.speed.records import Record
@@ -113,7 +114,8 @@ def published_accuracy(name: str, image_size: Size | None) -> PublishedAccuracy:
     try:
         tag = get_tag(name)
     except UserError:
-        return PublishedAccuracy()
+        if (tag := released().get(name.removeprefix("timm/"))) is None:
+            return PublishedAccuracy()
     size = image_size or tag.image_size
     result = next((result for result in tag.results if result.image_size == size), None)
     return PublishedAccuracy() if result is None else PublishedAccuracy(result.top1, tag.name, result.source)

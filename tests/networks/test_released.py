@@ -70,7 +70,7 @@ def test_licences_and_data_are_those_of_the_cards(name: str, licence: str, data:
         ("vit_base_patch16_clip_224.laion2b_ft_in12k_in1k", "LAION-2B, ImageNet-12k"),
         ("vit_base_patch16_clip_224.openai_ft_in1k", "OpenAI's 400M pairs of image and text"),
         ("regnety_160.swag_ft_in1k", "Instagram-3.6B"),
-        ("hgnetv2_b0.ssld_stage1_in22k_in1k", "ImageNet-22k, images of ImageNet-22k, unlabelled"),
+        ("hgnetv2_b0.ssld_stage1_in22k_in1k", "ImageNet-22k, unlabelled ImageNet-22k"),
         ("eva_giant_patch14_224.clip_ft_in1k", "Merged-30M, LAION-400M"),
         ("resnet50.fb_ssl_yfcc100m_ft_in1k", "YFCC-100M"),
         ("deit_base_distilled_patch16_224.fb_in1k", ""),
