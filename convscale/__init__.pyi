@@ -26,6 +26,7 @@ from .predictor.calibrate import calibrate as calibrate
 from .predictor.largest_batch import predict_largest_batch as predict_largest_batch
 from .predictor.predict import Prediction as Prediction
 from .predictor.predict import predict as predict
+from .ship.confirm import confirm as confirm
 from .ship.export import export as export
 from .ship.forms import export_fastest as export_fastest
 from .ship.stream import classify as classify
@@ -48,6 +49,7 @@ __all__ = [
     "check_data",
     "choose",
     "classify",
+    "confirm",
     "convert_norm",
     "count",
     "create_model",

@@ -17,6 +17,8 @@ from convscale._version import __version__
 from convscale.artifact.answers import TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
+from convscale.artifact.promise import KEY as PROMISE
+from convscale.artifact.promise import Promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
@@ -84,6 +86,12 @@ class Artifact:
     def verification(self) -> dict[str, Any] | None:
         """What was checked at export, as plain values; None where nothing was."""
         return read_part(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
+
+    @property
+    def promise(self) -> Promise | None:
+        """The speed that was predicted for a device that was not there; None: none was."""
+        kept = self.manifest.get(PROMISE)
+        return None if kept is None else Promise.from_dict(kept, f"artefact {self.folder}")
 
     @property
     def runner(self) -> Runner:
@@ -256,6 +264,12 @@ def state_fact(artifact: Artifact, name: str, text: str) -> None:
         card, line = path.read_text(encoding="utf-8"), f"- **{name.capitalize()}**: "
         write_text(path, "\n".join(line + text if old.startswith(line) else old for old in card.split("\n")))
         artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
+
+
+def give_promise(artifact: Artifact, promise: Promise) -> None:
+    """Write a predicted speed into an artefact's record and its model card."""
+    artifact.keep(**{PROMISE: promise.to_dict()})
+    state_fact(artifact, "speed", str(promise))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import typer
 
 from convscale import words
 from convscale.cli.options import (
+    MISSED,
     Attention,
     Commercial,
     Confidence,
@@ -36,9 +37,6 @@ from convscale.networks.names import is_spec_file, spec_of
 if TYPE_CHECKING:
     from convscale.arch.spec import NetSpec
     from convscale.pipeline.run import FitRun
-
-MISSED = 3
-"""Exit code of a run that is done, but misses its constraint."""
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from convscale import words
-from convscale.cli.options import Device, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
+from convscale.cli.options import MISSED, Device, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
 from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
 from convscale.errors import UserError
@@ -186,10 +186,18 @@ def measure_command(
             help="Append to this JSON-lines file; or make this .csv, a table as timm's benchmark.py writes it.",
         ),
     ] = None,
+    promised: Annotated[
+        bool,
+        typer.Option("--promised", help="An artefact of a fit for another device, on that device: does it keep it?"),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure throughput on this device, with its conditions and spread."""
     from dataclasses import replace
+
+    if promised:
+        _confirm(models, None if device == "cpu" else device, seconds, record, as_json)
+        return
 
     from convscale.artifact.artifact import Artifact, load_artifact
     from convscale.conditions import Conditions
@@ -236,6 +244,18 @@ def measure_command(
                 for r in done
             ]
         )
+
+
+def _confirm(models: list[str], device: str | None, seconds: float, record: Path | None, as_json: bool) -> None:
+    """Compare one artefact with its promise; exit with 3 where it misses what was asked for."""
+    from convscale.ship.confirm import confirm
+
+    if len(models) != 1:
+        raise UserError(f"--promised takes one artefact, got {len(models)}")
+    made = confirm(models[0], device, seconds=seconds, record=record)
+    print_json(made.to_dict()) if as_json else say(str(made))
+    if not made.keeps:
+        raise typer.Exit(MISSED)
 
 
 def _measured(

@@ -14,6 +14,8 @@ from typer.core import TyperCommand
 from convscale.errors import UserError
 from convscale.files import json_numbers
 
+MISSED = 3
+"""Exit code of what is done, but misses its constraint."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Model = Annotated[
     str,

@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from convscale import words
-from convscale.artifact.artifact import Artifact
-from convscale.choice.basis import Basis
+from convscale.artifact.artifact import Artifact, give_promise
+from convscale.artifact.promise import Promise
+from convscale.choice.basis import Basis, device_title
 from convscale.choice.speeds import Say
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
@@ -153,10 +154,35 @@ class Finish:
             card=card,
             overwrite=True,
         )
+        promise = self._promise()
+        if promise is not None:
+            give_promise(artifact, promise)
+            self.say(f"artefact: {promise}")
         checked = Verification.from_dict(artifact.verification or {})
         self._tell(checked)
         self._keep(artifact, checked, None, None)
         return artifact
+
+    def _promise(self) -> Promise | None:
+        """What was predicted for the winner."""
+        row, c = self.record.now.chosen, self.basis.conditions
+        told = None if row is None else row.predicted
+        if row is None or told is None or told.images_per_s is None or row.image_size is None:
+            return None
+        return Promise(
+            device=c.device,
+            title=device_title(c.device),
+            runtime=c.runtime,
+            precision=c.precision,
+            batch_size=c.batch_size,
+            image_size=row.image_size,
+            images_per_s=told.images_per_s,
+            low=told.low or told.images_per_s,
+            high=told.high or told.images_per_s,
+            asked=self.min_throughput or None,
+            confidence=self.asked.constraint.confidence,
+            doubts=told.doubts,
+        )
 
     def _tell(self, checked: Verification) -> None:
         self.say(

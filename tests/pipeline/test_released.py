@@ -153,6 +153,12 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
     assert made.record["artifact"]["format"] == "onnx"
     assert made.record["artifact"]["measurement"] is None
     assert made.record["verification"]["passed"]
+    promise = cs.load_artifact(made.output / "artifact").promise
+    assert (promise.device, promise.runtime, promise.batch_size, promise.asked) == ("l4", "compiled", 64, 1000.0)
+    assert promise.images_per_s == pytest.approx(told.images_per_s)
+    card = (made.output / "artifact" / "README.md").read_text()
+    assert "images/s predicted (80 %: " in card
+    assert "NVIDIA L4, compiled, amp, batch 64, 64 px, asked for 1,000; not measured there" in card
 
 
 def test_where_no_weights_can_be_had_a_line_says_so_and_fit_goes_on(pictures, tmp_path, monkeypatch):
