@@ -1,9 +1,9 @@
-"""How long an answer takes: the whole zoo at five sizes, predicted for a card, cold and from the cache.
+"""How long an answer takes: every released ConvNet at its published sizes, predicted for a card.
 
     python -m benchmarks.choose [--device rtx-4090] [--min-throughput 2000] [--json] [--output results/choose.jsonl]
 
 Each time is of `convscale choose` as a command of its own, the start of Python included. Cold: an empty cache folder,
-made for each round.
+made for each round; the workloads that travel with the package are there, as for a new user.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import convscale as cs
 from convscale.files import write_text
 from convscale.machine import Environment
-
-SIZES = (160, 192, 224, 256, 288)
+from convscale.networks.offered import offered
 
 
 def answer(command: list[str], cache: str) -> tuple[float, dict[str, Any]]:
@@ -47,7 +45,6 @@ def main() -> None:
         args.device,
         "--min-throughput",
         f"{args.min_throughput:g}",
-        *(x for size in SIZES for x in ("--img-size", str(size))),
     ]
     command = [sys.executable, "-m", "convscale.cli.app", "choose", *options, "--json"]
     cold, cached, found = [], [], {}
@@ -60,15 +57,15 @@ def main() -> None:
                 cached.append(seconds)
                 assert again == found, "the cache gave another answer"
     options_seen = sum(len(found[key]) for key in ("maybe", "alternatives", "rejected")) + 1
-    where = Environment.here()
+    where, weights = Environment.here(), offered()
     row = {
         "what": "seconds of convscale choose",
         "command": "python -m benchmarks.choose",
         "options": options,
-        "weights": len(cs.list_models("*", pretrained=True)),
+        "weights": len(weights),
     }
     row |= {
-        "networks": len(cs.list_models()),
+        "networks": len({each.arch for each in weights}),
         "candidates": options_seen,
         "cold_s": cold,
         "cached_s": cached,

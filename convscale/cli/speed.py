@@ -332,10 +332,11 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
         _reasons("rejected", sorted(choice.rejected, key=lambda o: -(o.top1 or 0)))
     else:
         say(_left_out(choice))
-    if choice.aligned:
+    labels = {o.label for o in near(choice)}
+    if relatives := [one for one in choice.aligned if show_all or one.of.label in labels]:
         say("hardware-aligned relatives:")
-        for aligned in choice.aligned[: None if show_all else 3]:
-            say(str(aligned), 2)
+        for one in relatives:
+            say(str(one), 2)
     for note in choice.notes:
         say(f"note: {note}")
 
