@@ -1,4 +1,4 @@
-"""How long an answer takes: the whole zoo at five sizes, predicted for a card, cold and from the cache.
+"""How long an answer takes: the whole own zoo at five sizes, predicted for a card, cold and from the cache.
 
     python -m benchmarks.choose [--device rtx-4090] [--min-throughput 2000] [--json] [--output results/choose.jsonl]
 
@@ -47,6 +47,8 @@ def main() -> None:
         args.device,
         "--min-throughput",
         f"{args.min_throughput:g}",
+        "--zoo",
+        "own",
         *(x for size in SIZES for x in ("--img-size", str(size))),
     ]
     command = [sys.executable, "-m", "convscale.cli.app", "choose", *options, "--json"]
