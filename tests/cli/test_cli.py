@@ -47,7 +47,7 @@ def test_list(call):
         r"^tresnet_m\.miil_in1k +224  80\.82 %  own +apache-2\.0  –$", out, re.M
     )  # timm's table of results
     assert re.search(r"^tresnet_m\.miil_in21k +–  +–  own", out, re.M)  # 11,221 classes: no ImageNet-1k accuracy
-    assert "Sources: timm's results table" in " ".join(out.split())
+    assert "Source: timm's results table" in " ".join(out.split())
 
 
 def test_show_and_scale_round_trip(call, tmp_path):
