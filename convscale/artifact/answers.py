@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from convscale.errors import UserError, check_whole
-from convscale.images.decode import ImageError, decode_image, read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import pictures_below
 
@@ -110,6 +109,8 @@ def prepared(name: str, picture: Picture, preprocessing: Preprocessing) -> np.nd
     Raises:
         ImageError: it can not be read.
     """
+    from convscale.images.decode import decode_image, read_image  # decoding loads torch; opening an artefact does not
+
     channels = preprocessing.channels
     if isinstance(picture, str | os.PathLike):
         return preprocessing.resize(read_image(picture, channels=channels)).numpy()
@@ -136,6 +137,8 @@ def _as_png(picture: Image) -> bytes:
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """uint8 (H, W, channels): gray is repeated, colour becomes luma as in the decoder."""
+    from convscale.images.decode import ImageError, decode_image
+
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] == channels:
         return np.ascontiguousarray(pixels)

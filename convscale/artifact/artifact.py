@@ -22,7 +22,6 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
-from convscale.images.decode import ImageError
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
@@ -152,6 +151,8 @@ class Artifact:
 
     def _answers(self, batch: Sequence[tuple[str, Picture]], said: Said) -> list[Answer]:
         """Answers of a batch: what can be read goes through the network together."""
+        from convscale.images.decode import ImageError
+
         errors: dict[int, Answer] = {}
         images: list[np.ndarray] = []
         for number, (name, picture) in enumerate(batch):
