@@ -16,6 +16,7 @@ import numpy as np
 from convscale._version import __version__
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
+from convscale.artifact.promise import Promise, with_promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
@@ -82,6 +83,11 @@ class Artifact:
     def verification(self) -> dict[str, Any] | None:
         """What was checked at export, as plain values; None where nothing was."""
         return read_part(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
+
+    @property
+    def promise(self) -> Promise | None:
+        """The speed it was promised to have on a device that was not there; None: nothing was promised."""
+        return self.manifest.promise
 
     @property
     def runner(self) -> Runner:
@@ -220,6 +226,30 @@ def state_fact(artifact: Artifact, name: str, text: str) -> None:
         card, line = path.read_text(encoding="utf-8"), f"- **{name.capitalize()}**: "
         write_text(path, "\n".join(line + text if old.startswith(line) else old for old in card.split("\n")))
         artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
+
+
+def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
+    """Put a promise into a finished artefact: its record and its model card, in the place of an earlier promise.
+
+    As for :func:`state_fact`, the artefact is whole whenever this stops: the card's checksum leaves the record, in
+    which the promise stands from then on, before the card changes.
+
+    Raises:
+        UserError: it is no artefact, damaged, or takes images of another size than was promised for.
+    """
+    artifact = load_artifact(folder)
+    if promise.image_size != artifact.image_size:
+        raise UserError(
+            f"the promise is of {size_text(promise.image_size)} px, artefact {folder} takes "
+            f"{size_text(artifact.image_size)} px"
+        )
+    path = artifact.folder / CARD
+    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
+    artifact.keep(promise=promise.to_dict(), files=others)
+    if path.is_file():
+        write_text(path, with_promise(path.read_text(encoding="utf-8"), promise))
+        artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
+    return artifact
 
 
 @contextmanager

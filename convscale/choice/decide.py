@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,9 +10,8 @@ from convscale.choice.candidates import Candidate, describe_accuracy, plain
 from convscale.choice.facts import NetworkFacts, Speed
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
+from convscale.stats import chance_above
 from convscale.words import exact, odds
-
-_Z80 = 1.2816  # standard normal deviations from the median to either end of an 80 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +94,7 @@ class Option:
         """Probability that it keeps ``floor`` images/s, by a prediction's own interval; None for a measured speed."""
         if self.speed is None or self.speed.kind != "predicted":
             return None
-        gap = math.log(self.speed.images_per_s / floor)
-        width = (
-            math.log(self.speed.images_per_s / self.speed.low)
-            if gap > 0
-            else math.log(self.speed.high / self.speed.images_per_s)
-        )
-        if width <= 0:
-            return float(gap >= 0)
-        return 0.5 * (1 + math.erf(gap / (width / _Z80) / math.sqrt(2)))
+        return chance_above(floor, self.speed.images_per_s, self.speed.low, self.speed.high)
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""

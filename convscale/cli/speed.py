@@ -67,6 +67,10 @@ def predict_command(
     compiled: Compiled = False,
     mode: Mode = "infer",
     calibration: Calibration = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--runtime", help="eager (when left out), compiled; onnxruntime, tensorrt: by compiled's speed."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
@@ -75,7 +79,13 @@ def predict_command(
     from convscale.choice.speeds import predicted
 
     asked = Asked(
-        device=device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        runtime=runtime,
+        layout=layout,
+        compiled=compiled,
+        mode=mode,
     )
     basis = basis_of(asked, calibration)
     if not basis.predicted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,11 +15,13 @@ from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import SHARED, Calibration
 from convscale.predictor.devices import get_device
+from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS
 from convscale.predictor.fitting import NOISE, Part, fit
 from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
 from convscale.predictor.latency import basis_of
 from convscale.predictor.roofline import net_s, table_of
 from convscale.predictor.workload import load_workload
+from convscale.stats import Z80
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
@@ -86,7 +89,7 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
     dozen: the shipped coefficients are of one other CPU.
 
     Args:
-        observations: networks measured under one device, mode, runtime (eager or compiled PyTorch), layout, precision
+        observations: networks measured under one device, mode, runtime (one that is predicted), layout, precision
             and number of threads; batch and image sizes may differ.
 
     Raises:
@@ -110,6 +113,7 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
         known.coefficients,
         known.sigmas,
         sheet.name in known.devices,
+        math.log(STAND_IN_FACTOR) / Z80 if first.runtime in STAND_INS else 0.0,
     )
     before_s, after_s = net_s(table, sheet, known.coefficients), net_s(table, sheet, coefficients)
     return Calibration(
@@ -128,7 +132,7 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
 
 
 def most_likely(
-    part: Part, start: Mapping[str, float], sigmas: Mapping[str, float], known: bool
+    part: Part, start: Mapping[str, float], sigmas: Mapping[str, float], known: bool, further: float = 0.0
 ) -> tuple[dict[str, float], list[list[float]]]:
     """Coefficients for a card given its measurements, and the covariance of what is still not known of it.
 
@@ -137,8 +141,9 @@ def most_likely(
         start: coefficients from the tables.
         sigmas: what ``interval.fit_sigmas`` made of the tables' errors.
         known: whether the tables hold this card.
+        further: log error that each rate has beside; see ``interval.rate_sigmas``.
     """
-    prior = rate_sigmas(part.device, known)
+    prior = rate_sigmas(part.device, known, further)
     noise = network_sigma(part.table, part.device, start, sigmas)
     many = len(noise) >= MANY
     names = list(start) if many else list(RATES)

@@ -12,6 +12,7 @@ from convscale.cost.fusion import kernels_of, launched_kernels
 from convscale.cost.kernels import Kernel
 from convscale.cost.liveness import peak_bytes
 from convscale.cost.trace import Trace
+from convscale.predictor.fitted import stand_in
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
@@ -69,7 +70,7 @@ def load_workload(network: Network, conditions: Conditions) -> Workload:
     from convscale.networks.resolve import build_meta
 
     net, spec, conditions = subject_of(network, conditions)
-    compiled = conditions.runtime == "compiled"
+    compiled = stand_in(conditions.runtime) == "compiled"
     if spec is None:
         assert net is not None  # a network is one of the two
         return workload_of(trace(net, conditions), compiled=compiled)
