@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
 from convscale.errors import UserError
@@ -52,9 +54,10 @@ def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observ
     unknown: list[str] = []
     nets: dict[str, Network | None] = {}
     for record in records:
-        if record.model not in nets:
-            nets[record.model] = _net_named(record.model)
-        net = nets[record.model]
+        key = record.model if record.spec is None else json.dumps(record.spec, sort_keys=True)
+        if key not in nets:
+            nets[key] = _net_named(record.model) if record.spec is None else _net_of(record.spec)
+        net = nets[key]
         if net is None:
             unknown.append(record.model)
             continue
@@ -62,6 +65,14 @@ def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observ
         conditions = dataclasses.replace(measured.conditions, device=get_device(device).name)
         observations.append(Observation(net=net, conditions=conditions, images_per_s=measured.images_per_s))
     return observations, unknown
+
+
+def _net_of(spec: Mapping[str, Any]) -> NetSpec | None:
+    """The network that a record's own spec describes, or None where this version can not read it."""
+    try:
+        return NetSpec.from_dict(dict(spec))
+    except UserError:
+        return None
 
 
 def _net_named(name: str) -> Network | None:
