@@ -9,6 +9,7 @@ from .arch.zoo import list_models as list_models
 from .artifact.artifact import load_artifact as load_artifact
 from .artifact.artifact import write_promise as write_promise
 from .artifact.promise import Promise as Promise
+from .choice.carried import write_kit as write_kit
 from .choice.choose import choose as choose
 from .conditions import Conditions as Conditions
 from .conditions import Constraint as Constraint
@@ -75,5 +76,6 @@ __all__ = [
     "train",
     "tune",
     "verify",
+    "write_kit",
     "write_promise",
 ]

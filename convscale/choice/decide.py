@@ -162,7 +162,8 @@ class Choice(Judged):
     constraint: Constraint
     conditions: Conditions
     kind: str
-    """Whether speeds are ``measured`` or ``predicted``; never both in one choice."""
+    """Whether speeds are ``measured`` or ``predicted``; ``measured and predicted`` only where rows of the device were
+    given, and each option's speed says which it is."""
     device: str
     """The device in words."""
     aligned: tuple[Aligned, ...] = ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
-from convscale.cli.options import ImgSize, Json, Threads, print_json, say
+from convscale.cli.options import ImgSize, Json, Overwrite, Threads, print_json, say
 from convscale.cli.report import PICTURES, check_output, write_choice
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint
@@ -201,13 +201,27 @@ def choose_command(
     budget: Annotated[int, typer.Option("--budget", help="Measure at most this many networks.")] = 20,
     seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
     show_all: Annotated[bool, typer.Option("--all", help="Every rejected network with its reason.")] = False,
+    measured: Annotated[
+        Path | None,
+        typer.Option("--measured", help="JSON lines measured on the named device, as a kit's measure.py writes them."),
+    ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option("--kit", help="Also write what could win into this folder, with a script to measure it there."),
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Choose the most accurate network that keeps a constraint on a device."""
+    from dataclasses import replace
+
     from convscale.choice.basis import Asked, basis_of
     from convscale.choice.candidates import candidates_of
+    from convscale.choice.carried import write_kit
     from convscale.choice.choose import choose_from
     from convscale.choice.largest import Direction, Effort, largest_under
+    from convscale.choice.rows import read_rows, rows_of
+    from convscale.ship.kit import check_kit
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
@@ -232,7 +246,19 @@ def choose_command(
         threads=threads,
         latency=max_latency is not None and min_throughput is None,
     )
+    if scale is not None and (measured is not None or kit is not None):
+        raise UserError("--scale takes neither --measured nor --kit; choose among candidates with them")
+    found = None
+    if measured is not None:
+        found, asked = read_rows(measured, asked)
+    elif kit is not None and runtime is None and not compiled:
+        asked = replace(asked, runtime="onnxruntime")  # what a kit is measured in
     basis = basis_of(asked, calibration)
+    rows = None if found is None or measured is None else rows_of(found, basis, measured)
+    if kit is not None:
+        if not basis.predicted:
+            raise UserError(f"--kit is for a device that is not here, got {device!r}; `convscale choose` measures here")
+        check_kit(basis.conditions, kit, overwrite=overwrite)  # before candidates are looked at
     effort = Effort(records=records, seconds=seconds, say=_progress)
     if scale is not None:
         direction = Direction(along=along, rule=rule)
@@ -241,13 +267,16 @@ def choose_command(
     if budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
     named = [spec_of(name) if Path(name).suffix in SPEC_FILES else name for name in models] if models else None
-    choice = choose_from(candidates_of(named, img_sizes, accuracy), basis, constraint, effort, budget=budget)
+    choice = choose_from(candidates_of(named, img_sizes, accuracy), basis, constraint, effort, budget=budget, rows=rows)
     if save is not None:
         write_choice(choice, save)
+    written = None if kit is None else write_kit(choice, kit, overwrite=overwrite, progress=_progress)
     if as_json:
-        print_json(choice.to_dict())
+        print_json({**choice.to_dict(), **({} if written is None else {"kit": written.to_dict()})})
     else:
         _print_choice(choice, show_all)
+        if written is not None:
+            say(f"kit: {written}")
         if save is not None:
             say(f"report: {save}")
 
@@ -309,16 +338,19 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
 
 def _print_front(options: Sequence[Option], best: Option) -> None:
     say("front, fastest first (* chosen, ? maybe, - not fast enough):")
+    mixed = len({o.speed.kind for o in options if o.speed}) > 1
     rows = [
         [
             "*" if o is best else {"maybe": "?", "no": "-"}.get(o.verdict, ""),
             words.accuracy(o.top1),
             words.exact(o.images_per_s or 0),
+            *([o.speed.kind if o.speed else ""] if mixed else []),
             o.label,
         ]
         for o in options
     ]
-    print_table([Column(""), number_column("top-1"), number_column("images/s"), Column("network")], rows)
+    kinds = [Column("speed is")] if mixed else []
+    print_table([Column(""), number_column("top-1"), number_column("images/s"), *kinds, Column("network")], rows)
 
 
 def _reasons(title: str, options: Sequence[Option], show_all: bool) -> None:
