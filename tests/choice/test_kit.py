@@ -136,7 +136,7 @@ def test_a_kit_is_measured_here_without_torch_and_its_rows_are_taken(
     before = rows.read_bytes()
     rows.write_bytes(before.splitlines(keepends=True)[0])  # an interruption after the first
     again = run(kit, no_torch, *asked)
-    assert "1/2 mobilenetv2_050 @32: measured before" in again.stdout
+    assert "1/2 mobilenetv2_050.lamb_in1k @32: measured before" in again.stdout
     assert "2/2 mine @32: " in again.stdout
     assert rows.read_bytes().startswith(before.splitlines(keepends=True)[0])
     assert [r.model for r in read_records(rows)] == ["mobilenetv2_050", "mine"]
@@ -305,7 +305,7 @@ def test_what_a_choice_brings_along(tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    args = ["--device", "l4", "-b", 8, "--img-size", 32, "--accuracy", "none", "--min-throughput", 30000]
+    args = ["--device", "l4", "-b", 8, "--img-size", 32, "--accuracy", "none", "--min-throughput", 3000]
     args += ["--model", "mobilenetv2_050", "--kit", tmp_path / "kit"]
     code, out, _ = call("choose", *args, "--json")
     assert code == 0
