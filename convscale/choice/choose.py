@@ -115,7 +115,7 @@ def choose(
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
     offer = Filter(
         zoo=zoo,
-        licences=None if licences is None else tuple([licences] if isinstance(licences, str) else licences),
+        licences=licences,
         commercial=commercial,
         extra_data=extra_data,
         attention=attention,

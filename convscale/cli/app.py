@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from convscale import words
 from convscale._version import __version__
+from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import check as cli_check
 from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
@@ -245,6 +246,7 @@ cli_check.register(app)
 cli_learn.register(app)
 cli_ship.register(app)
 cli_speed.register(app)
+cli_calibrate.register(app)
 cli_report.register(app)
 
 

@@ -1,4 +1,4 @@
-"""The commands about speed: predict, choose, calibrate. ``register`` puts them on the command line."""
+"""The commands about speed that is chosen by: predict and choose. ``register`` puts them on the command line."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ from convscale.cli.options import (
     terminal_width,
 )
 from convscale.cli.report import PICTURES, check_output, write_choice
+from convscale.cli.speed_options import (
+    BatchOption,
+    Compiled,
+    Device,
+    Layout,
+    Mode,
+    PrecisionOption,
+    progress_aside,
+)
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
@@ -32,21 +41,7 @@ from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 if TYPE_CHECKING:
     from convscale.choice.decide import Choice, Option
     from convscale.choice.largest import Largest
-    from convscale.speed.records import Record
 
-Device = Annotated[
-    str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")
-]
-BatchOption = Annotated[
-    int | None, typer.Option("-b", "--batch-size", help="Images per call; 256 on a named GPU, 8 here when left out.")
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8; amp on a GPU, fp32 on a CPU when left out."),
-]
-Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]
-Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")]
-Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 Calibration = Annotated[Path | None, typer.Option("--calibration", help="File of `convscale calibrate`.")]
 RecordsFile = Annotated[
     Path | None,
@@ -63,12 +58,6 @@ def register(app: typer.Typer) -> None:
     """Put the commands on the app."""
     app.command("predict")(predict_command)
     app.command("choose")(choose_command)
-    app.command("calibrate")(calibrate_command)
-
-
-def _progress(text: str) -> None:
-    """To people on the side, so that standard output stays clean."""
-    say(text, err=True)
 
 
 def predict_command(
@@ -250,7 +239,7 @@ def choose_command(
         latency=max_latency is not None and min_throughput is None,
     )
     basis = basis_of(asked, calibration)
-    effort = Effort(records=records, seconds=seconds, say=_progress)
+    effort = Effort(records=records, seconds=seconds, say=progress_aside)
     if scale is not None:
         direction = Direction(along=along, rule=rule)
         _finish_scale(largest_under(spec_of(scale), basis, constraint, direction, effort), save, as_json)
@@ -260,7 +249,7 @@ def choose_command(
     named = [spec_of(name) if is_spec_file(name) else name for name in models] if models else None
     offer = Filter(
         zoo=zoo,
-        licences=tuple(licences) if licences else None,
+        licences=licences,
         commercial=commercial,
         extra_data=not no_extra_data,
         attention=attention,
@@ -382,121 +371,3 @@ def _reasons(title: str, options: Sequence[Option]) -> None:
     say(f"{title}:")
     for o in options:
         say(f"{o.label}{'' if o.top1 is None else f' ({words.accuracy(o.top1)})'}: {o.reason}", 2)
-
-
-CALIBRATION_MODELS = (
-    "mobilenetv2_050",
-    "mobilenetv1_100",
-    "mnasnet_100",
-    "efficientnet_lite0",
-    "efficientnet_b0",
-    "mixnet_s",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet50d",
-    "seresnext50_32x4d",
-    "tresnet_m",
-)
-"""A dozen that differ in what binds them: depthwise, grouped, split, dense; small and large."""
-
-
-def calibrate_command(
-    device: Annotated[
-        str, typer.Option("--device", help="cpu, or the named GPU that the measurements are of.")
-    ] = "cpu",
-    output: Annotated[Path, typer.Option("--output", help="Calibration file to write.")] = Path("calibration.json"),
-    csv: Annotated[Path | None, typer.Option("--csv", help="Go by a table of timm's benchmark.py.")] = None,
-    measurements: Annotated[
-        list[Path] | None,
-        typer.Option("--measurement", help="Go by a JSON-lines file of `convscale measure --record`. Repeatable."),
-    ] = None,
-    models: Annotated[
-        list[str] | None,
-        typer.Option("--model", help="What to measure here; a dozen networks when left out. Repeatable."),
-    ] = None,
-    mode: Mode = "infer",
-    precision: PrecisionOption = None,
-    layout: Layout = "nchw",
-    compiled: Compiled = False,
-    batch_size: BatchOption = None,
-    threads: Threads = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
-    as_json: Json = False,
-) -> None:
-    """Set the predictor to a device: by measuring a dozen models here, or by measurements or a timm table of it.
-
-    --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
-    """
-    from convscale.choice.basis import Asked, basis_of
-    from convscale.machine import Environment
-    from convscale.predictor.calibrate import calibrate, observations_of
-    from convscale.predictor.calibration import save_calibration
-    from convscale.predictor.devices import get_device
-    from convscale.speed.records import read_records, read_timm_csv
-
-    card = "" if device.startswith("cuda") else get_device(device).name
-    if csv is not None and measurements:
-        raise UserError("give --csv or --measurement, not both")
-    if (csv is not None or measurements) and models:
-        raise UserError("--model says what to measure here; with --csv or --measurement nothing is measured")
-    if not card or (card != "cpu" and csv is None and not measurements):
-        raise UserError(
-            f"device {device!r} is not measured by calibrate: record it with `convscale measure --device cuda --record "
-            "FILE`, "
-            "then `convscale calibrate --device NAME --measurement FILE`"
-        )
-    asked = Asked(
-        device=device,
-        batch_size=batch_size,
-        precision=precision,
-        layout=layout,
-        mode=mode,
-        runtime="compiled" if compiled else "eager",
-        threads=threads,
-    )
-    conditions = basis_of(asked).conditions
-    if csv is not None:
-        there = Environment(device_name=get_device(card).title, cores=1)
-        records = read_timm_csv(csv, conditions=conditions, environment=there)
-    elif measurements:
-        records = [record for path in measurements for record in read_records(path)]
-    else:
-        records = _measure_models(models or list(CALIBRATION_MODELS), conditions, seconds)
-    observations, unknown = observations_of(records, card)
-    if not observations:
-        raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
-    made = calibrate(observations)
-    save_calibration(made, output)
-    if as_json:
-        print_json({"output": str(output), "unknown": unknown, **made.to_dict()})
-        return
-    say(
-        f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} "
-        f"measurements: {output}"
-    )
-    say(
-        f"predicted times change by a factor of {words.number(made.scale)}; on four of five of these networks "
-        f"they are then within {words.percent(made.spread, 0)}",
-        2,
-    )
-    if unknown:
-        say(
-            "left out, since nothing here builds them: "
-            f"{', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}",
-            2,
-        )
-
-
-def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Record]:
-    """Records of the networks, timed here one after the other."""
-    from convscale.speed.measuring import measure
-    from convscale.speed.records import Record
-
-    records = []
-    for number, name in enumerate(models, start=1):
-        net = network_of(name)
-        measured = measure(net, conditions, min_seconds=seconds, max_seconds=10 * seconds)
-        _progress(f"{number}/{len(models)}: {net.name} {words.rate(measured.images_per_s)} images/s")
-        records.append(Record(model=net.name, measurement=measured))
-    return records

@@ -5,7 +5,7 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -64,8 +64,8 @@ class Filter:
 
     zoo: str = "all"
     """``own``, ``timm``, or ``all``: both, an architecture that both have once, as the own code builds it."""
-    licences: tuple[str, ...] | None = None
-    """Only weights under one of these; None: any."""
+    licences: Sequence[str] | None = None
+    """Only weights under one of these, or under this one; None: any."""
     commercial: bool = False
     """Leave out weights whose licence forbids commercial use or is not known."""
     extra_data: bool = True
@@ -78,6 +78,10 @@ class Filter:
         Raises:
             UserError: an unknown zoo or licence, a flag that is none, or timm's zoo without timm.
         """
+        if isinstance(self.licences, str):
+            object.__setattr__(self, "licences", (self.licences,))
+        elif self.licences is not None:
+            object.__setattr__(self, "licences", tuple(self.licences) or None)
         if self.zoo not in ZOOS:
             raise UserError(f"zoo {self.zoo!r} is unknown (known: {', '.join(ZOOS)})")
         for name in ("commercial", "extra_data", "attention"):

@@ -188,7 +188,7 @@ def fit(
         image_size=image_size,
         offer=Filter(
             zoo=zoo,
-            licences=None if licences is None else tuple([licences] if isinstance(licences, str) else licences),
+            licences=licences,
             commercial=commercial,
             extra_data=extra_data,
             attention=attention,

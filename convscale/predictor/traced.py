@@ -17,7 +17,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -263,8 +262,8 @@ def write_store(path: Path, entries: dict[str, Entry], torch_version: str) -> No
         "failed": [entry.failed for entry in listed],
     }
     kernels = np.concatenate([entry.kernels for entry in listed])
-    columns: dict[str, Any] = {f"k{i}": _narrow(kernels[:, i]) for i in range(kernels.shape[1])}
-    numbers: dict[str, Any] = {
+    columns: dict[str, np.ndarray] = {f"k{i}": _narrow(kernels[:, i]) for i in range(kernels.shape[1])}
+    numbers: dict[str, np.ndarray] = {
         name: np.array([getattr(entry, name) for entry in listed])
         for name in _SCALARS
         if name not in ("unsupported", "failed")
@@ -276,8 +275,8 @@ def write_store(path: Path, entries: dict[str, Entry], torch_version: str) -> No
         kernel_ends=np.cumsum([len(entry.kernels) for entry in listed]),
         peaks=np.concatenate([entry.peak for entry in listed]),
         peak_ends=np.cumsum([len(entry.peak) for entry in listed]),
-        **columns,
-        **numbers,
+        **columns,  # pyright: ignore[reportArgumentType]
+        **numbers,  # pyright: ignore[reportArgumentType]
     )
 
 

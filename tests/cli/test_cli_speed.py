@@ -17,6 +17,7 @@ from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Basis
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import report as cli_report
 from convscale.cli import speed as cli_speed
 from convscale.conditions import Conditions
@@ -33,6 +34,7 @@ SPEEDS = {"mobilenetv1_100": 9000.0, "resnet18": 8000.0, "resnet50": 2500.0, "re
 def app() -> typer.Typer:
     made = typer.Typer()
     cli_speed.register(made)
+    cli_calibrate.register(made)
     cli_report.register(made)
     return made
 

@@ -1,0 +1,148 @@
+"""The command calibrate: the predictor set to a device. ``register`` puts it on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convscale import words
+from convscale.cli.options import Json, Threads, print_json, say
+from convscale.cli.speed_options import (
+    BatchOption,
+    Compiled,
+    Layout,
+    Mode,
+    PrecisionOption,
+    progress_aside,
+)
+from convscale.errors import UserError
+from convscale.networks.names import network_of
+
+if TYPE_CHECKING:
+    from convscale.conditions import Conditions
+    from convscale.speed.records import Record
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command on the app."""
+    app.command("calibrate")(calibrate_command)
+
+
+CALIBRATION_MODELS = (
+    "mobilenetv2_050",
+    "mobilenetv1_100",
+    "mnasnet_100",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "mixnet_s",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "tresnet_m",
+)
+"""A dozen that differ in what binds them: depthwise, grouped, split, dense; small and large."""
+
+
+def calibrate_command(
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, or the named GPU that the measurements are of.")
+    ] = "cpu",
+    output: Annotated[Path, typer.Option("--output", help="Calibration file to write.")] = Path("calibration.json"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Go by a table of timm's benchmark.py.")] = None,
+    measurements: Annotated[
+        list[Path] | None,
+        typer.Option("--measurement", help="Go by a JSON-lines file of `convscale measure --record`. Repeatable."),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="What to measure here; a dozen networks when left out. Repeatable."),
+    ] = None,
+    mode: Mode = "infer",
+    precision: PrecisionOption = None,
+    layout: Layout = "nchw",
+    compiled: Compiled = False,
+    batch_size: BatchOption = None,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Set the predictor to a device: by measuring a dozen models here, or by measurements or a timm table of it.
+
+    --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
+    """
+    from convscale.choice.basis import Asked, basis_of
+    from convscale.machine import Environment
+    from convscale.predictor.calibrate import calibrate, observations_of
+    from convscale.predictor.calibration import save_calibration
+    from convscale.predictor.devices import get_device
+    from convscale.speed.records import read_records, read_timm_csv
+
+    card = "" if device.startswith("cuda") else get_device(device).name
+    if csv is not None and measurements:
+        raise UserError("give --csv or --measurement, not both")
+    if (csv is not None or measurements) and models:
+        raise UserError("--model says what to measure here; with --csv or --measurement nothing is measured")
+    if not card or (card != "cpu" and csv is None and not measurements):
+        raise UserError(
+            f"device {device!r} is not measured by calibrate: record it with `convscale measure --device cuda --record "
+            "FILE`, "
+            "then `convscale calibrate --device NAME --measurement FILE`"
+        )
+    asked = Asked(
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        layout=layout,
+        mode=mode,
+        runtime="compiled" if compiled else "eager",
+        threads=threads,
+    )
+    conditions = basis_of(asked).conditions
+    if csv is not None:
+        there = Environment(device_name=get_device(card).title, cores=1)
+        records = read_timm_csv(csv, conditions=conditions, environment=there)
+    elif measurements:
+        records = [record for path in measurements for record in read_records(path)]
+    else:
+        records = _measure_models(models or list(CALIBRATION_MODELS), conditions, seconds)
+    observations, unknown = observations_of(records, card)
+    if not observations:
+        raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
+    made = calibrate(observations)
+    save_calibration(made, output)
+    if as_json:
+        print_json({"output": str(output), "unknown": unknown, **made.to_dict()})
+        return
+    say(
+        f"calibrated for {get_device(card).title} ({made.mode}, {made.runtime}, {made.layout}) by {made.count} "
+        f"measurements: {output}"
+    )
+    say(
+        f"predicted times change by a factor of {words.number(made.scale)}; on four of five of these networks "
+        f"they are then within {words.percent(made.spread, 0)}",
+        2,
+    )
+    if unknown:
+        say(
+            "left out, since nothing here builds them: "
+            f"{', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}",
+            2,
+        )
+
+
+def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Record]:
+    """Records of the networks, timed here one after the other."""
+    from convscale.speed.measuring import measure
+    from convscale.speed.records import Record
+
+    records = []
+    for number, name in enumerate(models, start=1):
+        net = network_of(name)
+        measured = measure(net, conditions, min_seconds=seconds, max_seconds=10 * seconds)
+        progress_aside(f"{number}/{len(models)}: {net.name} {words.rate(measured.images_per_s)} images/s")
+        records.append(Record(model=net.name, measurement=measured))
+    return records

@@ -1,0 +1,28 @@
+"""Options that the commands about speed share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from convscale.cli.options import say
+
+Device = Annotated[
+    str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")
+]
+BatchOption = Annotated[
+    int | None, typer.Option("-b", "--batch-size", help="Images per call; 256 on a named GPU, 8 here when left out.")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8; amp on a GPU, fp32 on a CPU when left out."),
+]
+Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")]
+Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
+
+
+def progress_aside(text: str) -> None:
+    """To people on the side, so that standard output stays clean."""
+    say(text, err=True)
