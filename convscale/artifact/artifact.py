@@ -143,7 +143,11 @@ class Artifact:
             UserError: something that is no picture, a folder without any, or ``top`` below 1.
         """
         said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
+        from convscale.images.decode import preload
+
         given = list(pictures_of(pictures))
+        with self._opening:  # first imports happen in one thread
+            preload()
         answers: list[Answer] = []
         for start in range(0, len(given), self.batch_size):
             answers += self._answers(given[start : start + self.batch_size], said)

@@ -6,7 +6,6 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -99,7 +98,7 @@ def train(
     checkpoint_seconds: float = 300.0,
     keep: int = 2,
     tensorboard: bool = False,
-    **overrides: Any,
+    **overrides: object,
 ) -> TrainRun:
     """Train a network on labelled images.
 

@@ -12,10 +12,9 @@ import torch
 
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
-from convscale.arch.tags import find_tag
-from convscale.arch.zoo import as_spec, list_models
+from convscale.arch.zoo import as_spec
 from convscale.choice.basis import Basis
-from convscale.choice.candidates import Candidate, candidates_of, sized
+from convscale.choice.candidates import Candidate, candidates_of
 from convscale.choice.choose import choose_from
 from convscale.choice.decide import NothingKeeps, Option
 from convscale.choice.facts import SizedSpec, Speed
@@ -32,9 +31,6 @@ from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.machine import Environment
-from convscale.networks.foreign import Foreign
-from convscale.networks.names import size_of
-from convscale.networks.resolve import find, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.record import RunRecord, written
@@ -226,7 +222,7 @@ class Finder:
             UserError: no member is small enough for a limit on parameters or memory.
         """
         if self.asked.named is not None:
-            return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in self._named()])
+            return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in self.asked.networks])
         found = []
         for base in FIT_FAMILIES:
             rising = self._allowed(members(base, self.asked.size_for(self.splits)))
@@ -243,22 +239,6 @@ class Finder:
         if not found:
             raise UserError(f"no member of {', '.join(FIT_FAMILIES)} keeps {self.constraint}; raise a limit")
         return self._judged(found)
-
-    def _named(self) -> list[SizedSpec]:
-        """The networks that were named at the size asked for, patterns spelt out."""
-        assert self.asked.named is not None
-        found: dict[str, SizedSpec] = {}
-        for item in self.asked.named:
-            names = list_models(item) if isinstance(item, str) and not find_tag(item) else []
-            for one in names or [item]:
-                network = find(one) if isinstance(one, str) else one
-                if is_module(network):
-                    network = Foreign(name_of(network), "module", network)
-                assert isinstance(network, NetSpec | Foreign)
-                if isinstance(network, NetSpec):
-                    network = sized(network, self.asked.image_size)
-                found.setdefault(network.name, SizedSpec(network, self.asked.image_size or size_of(network)))
-        return list(found.values())
 
     def _judged(self, found: Sequence[tuple[SizedSpec, str, float]]) -> Kept:
         """Those that keep the speed, and what became of each in the record."""
@@ -367,18 +347,31 @@ class Finder:
     # ------------------------------------------------------------ which are worth training
 
     def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
-        """The few pretrained contenders whose features suit the data best: a linear head is solved on each."""
-        if len(contenders) <= 1:
-            return list(contenders)
+        """The few pretrained contenders whose features suit the data best: a linear head is solved on each. One whose
+        weights can not be loaded is left out, with the reason.
+
+        Raises:
+            UserError: the weights of none can be loaded.
+        """
         scores: dict[str, float] = {}
+        left_out: list[UserError] = []
         for number, contender in enumerate(contenders, start=1):
             row = self._row(contender.name, contender.image_size)
             if row.probe is None:
                 self.say(f"probing {number} of {len(contenders)}: {contender.name} @{contender.image_size}")
-                row = replace(row, probe=self._probe(contender, recipe))
+                try:
+                    row = replace(row, probe=self._probe(contender, recipe))
+                except UserError as error:
+                    left_out.append(error)
+                    self.say(f"left out: {contender.name}: {error}")
+                    self.record.put_row(replace(row, kept=False, reason=f"left out: {error}"))
+                    continue
                 self.record.put_row(row)
             assert row.probe is not None
             scores[contender.name] = row.probe.top1 or 0.0
+        if not scores:
+            raise left_out[0]
+        contenders = [contender for contender in contenders if contender.name in scores]
         best = max(scores.values())
         ranked = sorted(
             contenders,

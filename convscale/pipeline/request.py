@@ -8,14 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 
 from convscale.arch.spec import NetSpec
-from convscale.arch.tags import all_tags
+from convscale.arch.tags import all_tags, find_tag
+from convscale.arch.zoo import list_models
 from convscale.choice.basis import MEASURED_BATCH, Asked, Basis, at_hand, basis_of, check_device
-from convscale.choice.candidates import SMALL_IMAGE, sized
+from convscale.choice.candidates import SMALL_IMAGE, candidates_of, sized
+from convscale.choice.facts import SizedSpec
 from convscale.conditions import BEST, Conditions, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.images.splits import DataSplits
@@ -24,10 +26,12 @@ from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
 from convscale.networks.foreign import Foreign
+from convscale.networks.names import size_of
 from convscale.networks.offered import Filter, matching
 from convscale.networks.released import released
-from convscale.networks.resolve import Network, is_module
+from convscale.networks.resolve import Network, find, is_module, name_of, shapes_of
 from convscale.networks.weight_files import WeightFiles
+from convscale.nn.weights import read_state_dict
 from convscale.pipeline.ship import Shipping
 from convscale.runtimes.base import file_runtimes
 
@@ -181,6 +185,11 @@ class FitRequest:
             check_whole("image_size", self.image_size)
         if self.here:
             usable_device(self.where.device)
+        elif self.shipping.int8:
+            raise UserError(
+                f"int8 is not predicted for {self.where.device}: 8 bits are searched for where they are measured; "
+                "leave int8 out"
+            )
 
     @cached_property
     def named(self) -> tuple[Network, ...] | None:
@@ -241,6 +250,43 @@ class FitRequest:
         if self.named is not None:
             return any(not isinstance(item, str) for item in self.named) or self._small(splits)
         return self._small(splits)
+
+    def check_networks(self, splits: DataSplits) -> None:
+        """Find every network that was named, and read the file of weights, before anything is written.
+
+        Raises:
+            UserError: an unknown name, a function that can not be found, or a file that holds no weights.
+        """
+        if self.start.file is not None:
+            read_state_dict(self.start.file)
+        if self.named is None:
+            return
+        if not self.from_scratch(splits):
+            candidates_of(self.named, None if self.image_size is None else (self.image_size,), offer=self.offer)
+            return
+        for one in self.networks:
+            if isinstance(one.spec, Foreign):
+                shapes_of(one.spec)
+
+    @cached_property
+    def networks(self) -> tuple[SizedSpec, ...]:
+        """The networks that were named, patterns spelt out, at the size asked for or their own.
+
+        Raises:
+            UserError: an unknown name, or a size that a network does not take.
+        """
+        found: dict[str, SizedSpec] = {}
+        for item in self.named or ():
+            names = list_models(item) if isinstance(item, str) and not find_tag(item) else []
+            for one in names or [item]:
+                if is_module(one):
+                    network = Foreign(name_of(one), "module", one)
+                else:  # what is no text is told there
+                    network = one if isinstance(one, NetSpec | Foreign) else find(cast(str, one))
+                if isinstance(network, NetSpec):
+                    network = sized(network, self.image_size)
+                found.setdefault(network.name, SizedSpec(network, self.image_size or size_of(network)))
+        return tuple(found.values())
 
     @staticmethod
     def _small(splits: DataSplits) -> bool:

@@ -205,6 +205,7 @@ def fit_request(asked: FitRequest) -> FitRun:
     """``fit`` by one value."""
     splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data)
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
+    asked.check_networks(splits)
     request = asked.to_json(splits)
     folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
     run = Fit(

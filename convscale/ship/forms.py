@@ -226,7 +226,7 @@ def export_fastest(
     min_seconds: float = 0.5,
     overwrite: bool = False,
     on_form: OnForm | None = None,
-    **keywords: Any,
+    **keywords: object,
 ) -> tuple[Artifact, Fastest]:
     """Export in float and, with calibration images, in INT8 for each runtime; tune each; keep the fastest that passed
     its gate.
@@ -245,7 +245,8 @@ def export_fastest(
         Withheld: not even the float form passed.
     """
     int8 = int8 and keywords.get("calibration_images") is not None
-    size = keywords.get("image_size") or getattr(keywords.get("preprocessing"), "image_size", None)
+    request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
+    size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)
     names = form_names(net, int8=int8, torch=torch, image_size=size)
     choose = partial(
         fastest_of, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, on_form=on_form

@@ -97,3 +97,24 @@ def test_a_cmyk_image_is_read_as_colour(onnx_art):
     file = io.BytesIO()
     image.convert("RGB").save(file, format="PNG")
     assert onnx_art.classify(image, top=1)[0].labels == onnx_art.classify(file.getvalue(), top=1)[0].labels
+
+
+def test_eight_threads_have_the_answers_of_one(onnx_art, files):
+    """In a process that has decoded nothing yet, so that first imports happen in threads or not at all."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, threading, convscale as cs\n"
+        "art, paths, barrier, said = cs.load_artifact(sys.argv[1]), sys.argv[2:], threading.Barrier(8), []\n"
+        "def ask():\n"
+        "    barrier.wait()\n"
+        "    said.append([(a.labels, a.error) for a in art.classify(paths)])\n"
+        "threads = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "assert len(said) == 8 and all(one == said[0] for one in said)\n"
+        "print(said[0])\n"
+    )
+    command = [sys.executable, "-c", code, str(onnx_art.folder), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == str([(a.labels, a.error) for a in onnx_art.classify(files)])

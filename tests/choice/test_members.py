@@ -88,3 +88,13 @@ def test_where_none_keeps_the_speed_the_smallest_is_found():
     assert not largest_member(rising, 1e9, lambda spec: 100.0).keeps
     with pytest.raises(ValueError, match="there are no members"):
         largest_member([], 1.0, lambda spec: 1.0)
+
+
+def test_a_member_that_is_too_slow_once_tuned_gives_way_to_a_smaller_one():
+    """Tuned alone, a network may be slower than it was timed: here by 30 %, so that the plain crossing is too large."""
+    rising = members("resnet50d", 28)
+    order = {spec: index for index, spec in enumerate(rising)}
+    plain = {spec: 8000 * 1.07**-index for spec, index in order.items()}
+    found = largest_member(rising, 1000, lambda spec: plain[spec], lambda spec: 0.7 * plain[spec])
+    assert found.keeps
+    assert 1000 <= found.images_per_s <= 1000 / 0.85

@@ -162,6 +162,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"confidence": 0.3}, "confidence is 0.3; it must be a probability from 0.5 to 0.99"),
         ({"device": "l5"}, "device 'l5' is unknown .*nearest: .*l4"),
         ({"device": "l4", "runtime": "openvino"}, "runtime 'openvino' can not be predicted"),
+        ({"device": "l4", "int8": True, "runtime": None}, "int8 is not predicted for l4"),
         ({"weights_dir": "/nowhere"}, "weights folder /nowhere does not exist"),
         ({"scratch": True, "weights_dir": "."}, "scratch and weights exclude each other"),
         ({"strict": 1}, "strict is 1; it must be True or False"),
@@ -197,6 +198,8 @@ def test_bad_requests(splits, tmp_path, options, message):
     request = {"min_throughput": 1.0, "candidates": candidates()[:1], "threads": 1, "batch_size": 4, **options}
     with pytest.raises(ValueError, match=message):
         fit(splits, **{"output": tmp_path / "run", **request})
+    if "strict" not in options:  # that is known only once all were timed
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_record_has_every_part_that_the_run_came_to(run):

@@ -161,6 +161,27 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
     assert "NVIDIA L4, compiled, amp, batch 64, 64 px, asked for 1,000; not measured there" in card
 
 
+def test_a_damaged_file_of_weights_costs_one_candidate_not_the_run(pictures, weights, tmp_path, monkeypatch):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / f"{TAGS[0]}.pth").write_bytes((weights / f"{TAGS[0]}.pth").read_bytes())
+    (folder / f"{TAGS[1]}.pth").write_bytes((weights / f"{TAGS[1]}.pth").read_bytes()[:5000])
+    monkeypatch.setattr("convscale.pipeline.steps.Fit.compare", stop)  # what follows is as for any network
+    asked = {"min_throughput": 1.0, "candidates": list(TAGS), "weights_dir": folder, **OPTIONS}
+    with pytest.raises(KeyboardInterrupt):
+        fit(pictures, output=tmp_path / "run", **asked)
+    rows = {r["name"]: r for r in json.loads((tmp_path / "run" / "fit.json").read_text())["candidates"]}
+    assert (rows[TAGS[0]]["finalist"], rows[TAGS[1]]["finalist"]) == (True, False)
+    assert rows[TAGS[1]]["reason"].startswith("left out: ")
+    assert "is no file of weights alone" in rows[TAGS[1]]["reason"]
+    with pytest.raises(ValueError, match="is no file of weights alone"):
+        fit(pictures, output=tmp_path / "one", **asked | {"candidates": TAGS[1]})
+    bad = folder / f"{TAGS[1]}.pth"
+    with pytest.raises(ValueError, match="is no file of weights alone"):  # a file that is named is read first of all
+        fit(pictures, output=tmp_path / "file", **asked | {"candidates": TAGS[1], "weights_dir": None, "init": bad})
+    assert not (tmp_path / "file").exists()
+
+
 def test_where_no_weights_can_be_had_a_line_says_so_and_fit_goes_on(pictures, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
