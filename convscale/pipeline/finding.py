@@ -46,6 +46,8 @@ REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
 a gentler stem."""
 BUDGET = 12
 """Networks that are measured at most, where this machine is the device."""
+ROWS = 40
+"""Candidates in the record, where there are hundreds."""
 PROBED = 10
 """Networks whose features are tried on the data."""
 FINALISTS = 3
@@ -103,20 +105,23 @@ class Finder:
         except NothingKeeps as nothing:
             options = nothing.options
         weights = {candidate.label: place for candidate, place in pool}
-        self._write_options(options, weights)
-        kept = [o for o in options if o.verdict == "yes"] or [
-            o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor
-        ]
-        if kept:
-            best_first = sorted(kept, key=lambda o: (-(o.top1 or 0.0), -(o.images_per_s or 0.0)))
-            return Kept(contenders=tuple(self._contender(o, weights[o.label]) for o in best_first[:PROBED]))
+        kept = [o for o in options if o.verdict == "yes"]
+        if not kept:
+            kept = [o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor]
+            if kept and self.basis.predicted:
+                self.record.add_note(
+                    f"no candidate keeps {self.constraint} with probability {self.constraint.confidence:g}: those that "
+                    "are as likely as not to keep it are compared"
+                )
         timed = [o for o in options if o.images_per_s is not None and not o.candidate.why_not]
         if not timed:
             raise UserError(f"no candidate can be used; {options[0].label}: {options[0].reason}")
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
+        best_first = sorted(kept, key=lambda o: (-(o.top1 or 0.0), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
+        self._write_options(options, best_first, weights)
         return Kept(
-            contenders=(self._contender(fastest, weights[fastest.label]),),
-            missed=self.shortfall(fastest.label, fastest.images_per_s or 0.0),
+            contenders=tuple(self._contender(o, weights[o.label]) for o in best_first),
+            missed="" if kept else self.shortfall(fastest.label, fastest.images_per_s or 0.0),
         )
 
     def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str]]:
@@ -126,11 +131,8 @@ class Finder:
         pool = candidates_of(wanted, sizes, offer=self.asked.offer)
         found = []
         for candidate in pool:
-            if not candidate.licence or (
-                wanted is None and candidate.top1 is None
-            ):  # without weights, or without a figure
-                continue
-            if files.given and candidate.name not in files.given:
+            has_weights, has_figure = bool(candidate.licence), candidate.top1 is not None
+            if not has_weights or not (has_figure or wanted) or (files.given and candidate.name not in files.given):
                 continue
             if (place := files.reach(candidate.name)) is not None:
                 found.append((candidate, place))
@@ -147,12 +149,15 @@ class Finder:
             licence=option.candidate.licence,
         )
 
-    def _write_options(self, options: Sequence[Option], weights: dict[str, Path | str]) -> None:
-        """What was timed or predicted and why it was kept or lost."""
-        shown = [o for o in options if o.speed is not None]
-        shown.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / max(self.floor, 1e-9))))
-        rows = [self._row_of_option(o, weights[o.label]) for o in shown[:40]]
-        self.record.put(candidates=tuple(rows))
+    def _write_options(
+        self, options: Sequence[Option], contenders: Sequence[Option], weights: dict[str, Path | str]
+    ) -> None:
+        """What was timed or predicted and why it was kept or lost: the contenders, and those nearest to the speed."""
+        chosen = {o.label for o in contenders}
+        others = [o for o in options if o.speed is not None and o.label not in chosen]
+        others.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / self.floor)))
+        shown = [*contenders, *others[: max(0, ROWS - len(contenders))]]
+        self.record.put(candidates=tuple(self._row_of_option(o, weights[o.label]) for o in shown))
 
     def _row_of_option(self, o: Option, weights: Path | str) -> Row:
         assert o.speed is not None
@@ -339,6 +344,8 @@ class Finder:
 
     def shortfall(self, name: str, speed: float) -> str:
         """By how much the fastest misses what was asked."""
+        if speed >= self.floor:  # it is fast enough, but too large
+            return f"nothing keeps {self.constraint}: the fastest is {name}"
         return (
             f"nothing keeps {self.constraint}: the fastest is {name} with {speed:,.0f} images/s, "
             f"{1 - speed / self.floor:.0%} below"
