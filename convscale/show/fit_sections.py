@@ -12,7 +12,26 @@ from convscale import words
 from convscale.show import plots
 from convscale.show.fit_parts import Candidate, Data, Predicted, Timed, Verification
 from convscale.show.fit_record import FitRecord
-from convscale.show.page import Column, Figures, Section, alert, definitions, paragraph, table, tag, tile
+from convscale.show.page import (
+    Column,
+    Figures,
+    Section,
+    alert,
+    beside,
+    cell,
+    code,
+    definitions,
+    folded,
+    marked,
+    paragraph,
+    pictures,
+    table,
+    tag,
+    taken_for,
+    tile,
+    tiles,
+    titled,
+)
 from convscale.show.stated import Conditions, Machine
 from convscale.show.states import STATES
 
@@ -90,8 +109,7 @@ def problems(fit: FitRecord) -> list[str]:
 
 def _tiles(fit: FitRecord) -> str:
     """Speed, accuracy, agreement, size."""
-    tiles = [_speed_tile(fit), _accuracy_tile(fit), _agreement_tile(fit), _size_tile(fit)]
-    return f'<div class="tiles">{"".join(tiles)}</div>' if any(tiles) else ""
+    return tiles(_speed_tile(fit), _accuracy_tile(fit), _agreement_tile(fit), _size_tile(fit))
 
 
 def _speed_tile(fit: FitRecord) -> str:
@@ -210,14 +228,14 @@ def candidate_table(fit: FitRecord) -> Section | None:
     near = _around(candidates, fit.constraint.min_throughput)
     shown = table(columns, [rows[i] for i in near])
     if len(near) < len(rows):
-        shown += f"<details><summary>all {len(rows)} candidates</summary>{table(columns, rows)}</details>"
+        shown += folded(f"all {len(rows)} candidates", table(columns, rows))
     warned: dict[str, list[str]] = {}
     for c in candidates:
         for text in c.timed.doubts if c.timed else ():
             warned.setdefault(text, []).append(c.name)
     notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
     if len(warned) > 3:
-        notes = f"<details><summary>{len(warned)} warnings about single speeds</summary>{notes}</details>"
+        notes = folded(f"{len(warned)} warnings about single speeds", notes)
     intro = paragraph(
         "Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note"
     )
@@ -253,17 +271,17 @@ def _front(fit: FitRecord) -> str:
 def _candidate_cells(c: Candidate, state: str, *, released: bool) -> list[str]:
     """One row, as HTML cells."""
     scaled = ", ".join(f"{key} × {value:.4g}" for key, value in (c.scaling or {}).items() if value not in (None, 1))
-    under = " · ".join(escape(text) for text in (c.family or "", scaled, c.licence or "") if text)
+    under = " · ".join(text for text in (c.family or "", scaled, c.licence or "") if text)
     trained = words.UNKNOWN
     if c.brief is not None and c.brief.top1 is not None:
         spent = f"{words.plural(c.brief.epochs or 0, 'epoch')}, {words.seconds(c.brief.seconds)}"
-        trained = f'{words.percent(c.brief.top1)}<span class="sub">{spent}</span>'
+        trained = cell(words.percent(c.brief.top1), spent)
     label = STATES[state].label.partition(",")[0] if c.images_per_s is not None else "not timed"
     why = c.reason or ""
     for start in (f"{label}: ", f"{label}, ", "not measured: "):
         why = why.removeprefix(start)
     return [
-        escape(c.name) + (f'<span class="sub">{under}</span>' if under else ""),
+        cell(c.name, under),
         words.rate(c.images_per_s),
         words.percent(c.iqr_rel),
         words.count(c.image_size),
@@ -292,10 +310,9 @@ def training(fit: FitRecord, figures: Figures) -> Section | None:
     recipe = [str(fit.recipe[key]) for key in ("name", "source") if fit.recipe.get(key)]
     notes = " ".join(note.rstrip(".") + "." for note in fit.training_notes or ())
     facts = definitions([("Recipe", " · ".join(recipe)), ("Notes", notes)])
-    body = figures.add(drawn[0], label="Loss by epoch") + figures.add(drawn[1], label="Validation accuracy by epoch")
-    return Section(
-        title="Training", body=paragraph(text + ".") + facts + f'<div class="two">{body}</div>', anchor="training"
-    )
+    loss = figures.add(drawn[0], label="Loss by epoch")
+    accuracy = figures.add(drawn[1], label="Validation accuracy by epoch")
+    return Section(title="Training", body=paragraph(text + ".") + facts + beside(loss, accuracy), anchor="training")
 
 
 def mistakes(fit: FitRecord, figures: Figures) -> Section | None:
@@ -308,9 +325,8 @@ def mistakes(fit: FitRecord, figures: Figures) -> Section | None:
     if rates:
         totals = [sum(row) for row in matrix] if matrix else None
         worst = f" (the worst {plots.WORST})" if len(rates) > plots.WORST else ""
-        right += f"<h3>Right, by class{worst}</h3>" + figures.add(
-            plots.per_class(rates, classes, totals), label="Accuracy by class"
-        )
+        drawn = figures.add(plots.per_class(rates, classes, totals), label="Accuracy by class")
+        right += titled(f"Right, by class{worst}", drawn)
     if not (left or right):
         return None
     top5 = words.percent(evaluation.top5) if evaluation.top5 is not None and len(classes) > 10 else ""
@@ -321,20 +337,19 @@ def mistakes(fit: FitRecord, figures: Figures) -> Section | None:
         else ""
     )
     facts = definitions([("Top-5 accuracy", top5), ("Calibration error", calibration)])
-    body = facts + f'<div class="two"><div>{left}</div><div>{right}</div></div>'
+    body = facts + beside(left, right)
     return Section(title="Where it errs", body=body, anchor="mistakes")
 
 
 def _confusions(matrix: Sequence[Sequence[int]], classes: Sequence[str], figures: Figures) -> tuple[str, str]:
     """The confusion matrix as a picture, and its largest entries off the diagonal as a list."""
-    lines = "".join(
-        f"<li><strong>{escape(classes[i])}</strong> taken for <strong>{escape(classes[j])}</strong>: "
-        f"{words.count(n)} of {words.count(sum(matrix[i]))} ({words.percent(n / sum(matrix[i]))})</li>"
+    rows = [
+        (classes[i], classes[j], f"{words.count(n)} of {words.count(of)} ({words.percent(n / of)})")
         for i, j, n in confused(matrix)[:6]
-    )
+        if (of := sum(matrix[i]))
+    ]
     drawn = figures.add(plots.confusion(matrix, classes), label=f"Confusion matrix of {len(classes)} classes")
-    left = f"<h3>What is taken for what</h3>{drawn}"
-    return left, f'<h3>Most frequent mistakes</h3><ul class="plain">{lines or "<li>none</li>"}</ul>'
+    return titled("What is taken for what", drawn), titled("Most frequent mistakes", taken_for(rows))
 
 
 def confused(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
@@ -352,21 +367,19 @@ def gallery(fit: FitRecord) -> Section | None:
 
     def named(value: object) -> str:
         known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes)
-        return escape(classes[value] if known else str(value))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return classes[value] if known else str(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
-    small = " class='small'" if (fit.data.image_size or 0) <= 64 and fit.data.image_size else ""
-    cells = "".join(
-        f'<figure><img{small} loading="lazy" src="{escape(mistake.image)}" '
-        f'alt="test image {escape(mistake.name or "")}">'
-        f"<figcaption><strong>{named(mistake.true)}</strong><br>said {named(mistake.predicted)}, "
-        f"{words.percent(mistake.confidence, 0)} sure</figcaption></figure>"
-        for mistake in sorted(wrong, key=lambda mistake: -(mistake.confidence or 0))[:GALLERY]
-    )
+    surest = sorted(wrong, key=lambda mistake: -(mistake.confidence or 0))[:GALLERY]
+    rows = [
+        (one.image, one.name or "", named(one.true), named(one.predicted), words.percent(one.confidence, 0))
+        for one in surest
+    ]
+    shown = pictures(rows, small=bool(fit.data.image_size) and (fit.data.image_size or 0) <= 64)
     intro = paragraph(
         "Test images that it gets wrong, the surest mistakes first: what is on the image, then what the network said.",
         "note",
     )
-    return Section(title="Wrong examples", body=intro + f'<div class="gallery">{cells}</div>', anchor="wrong")
+    return Section(title="Wrong examples", body=intro + shown, anchor="wrong")
 
 
 def verification(fit: FitRecord) -> Section | None:
@@ -381,7 +394,6 @@ def verification(fit: FitRecord) -> Section | None:
         if v.passed
         else tag("withheld", "bad")
     )
-    reason = f" {escape(v.reason)}" if v.reason else ""
     accuracy = largest = ""
     if v.accuracy_before is not None and v.accuracy_after is not None:
         accuracy = f"{words.percent(v.accuracy_before, 2)} as trained, {words.percent(v.accuracy_after, 2)} as shipped"
@@ -394,7 +406,8 @@ def verification(fit: FitRecord) -> Section | None:
         ("Accuracy", accuracy),
         ("Largest difference", largest),
     ]
-    return Section(title="Verification", body=f"<p>{verdict}{reason}</p>{definitions(rows)}", anchor="verification")
+    body = marked(verdict, v.reason or "") + definitions(rows)
+    return Section(title="Verification", body=body, anchor="verification")
 
 
 def data(fit: FitRecord) -> Section | None:
@@ -439,7 +452,7 @@ def _doubtful(fit: FitRecord) -> str:
         for one in fit.doubtful
     ]
     about = paragraph("The labels that the trained network doubts most: worth a look.", "note")
-    return f"<h3>Perhaps mislabelled</h3>{about}{table(columns, rows)}"
+    return titled("Perhaps mislabelled", about + table(columns, rows))
 
 
 TIMINGS = {
@@ -480,14 +493,14 @@ def use(fit: FitRecord, folder: Path) -> Section | None:
     if artifact.path and fit.verification.passed is not False:
         timed = artifact.measurement.conditions if artifact.measurement else None
         size = (timed.image_size if timed else None) or fit.data.image_size or "side"
-        code = (
+        typed = (
             "import convscale as cs\n\n"
             f"net = cs.load_artifact({str(folder / artifact.path)!r})\n"
             f"probabilities = net(images)    # uint8, (n, {size}, {size}, {fit.data.channels or 3}) -> (n, "
             f"{len(fit.class_names()) or 'classes'})"
         )
         note = "Normalisation and softmax are inside; resizing is yours and is described in the artefact's folder."
-        parts.append(f"<h3>Use it</h3>{paragraph(note, 'note')}<pre><code>{escape(code)}</code></pre>")
+        parts.append(titled("Use it", paragraph(note, "note") + code(typed)))
     if fit.command:
-        parts.append(f"<h3>Make it again</h3><pre><code>{escape(fit.command)}</code></pre>")
+        parts.append(titled("Make it again", code(fit.command)))
     return Section(title="Use and reproduce", body="".join(parts), anchor="use") if parts else None

@@ -9,7 +9,7 @@ from html import escape
 from convscale import words
 from convscale.show.fit_parts import Form, Int8, Search
 from convscale.show.fit_record import FitRecord
-from convscale.show.page import Column, Section, paragraph, table, tag
+from convscale.show.page import Column, Section, cell, paragraph, table, tag
 
 _BITS = {"fp32": "float32", "int8": "8 bits"}
 _LIBRARIES = {"onnx": "ONNX file", "openvino": "OpenVINO file", "torch": "PyTorch program"}
@@ -73,7 +73,7 @@ def _form(name: str) -> str:
     library, _, rest = name.partition("-")
     bits, _, stem = rest.partition("-")
     text = f"{_LIBRARIES.get(library, library)}, {_BITS.get(bits, bits)}"
-    return escape(text) + ('<span class="sub">stem as one strided convolution</span>' if stem == "strided" else "")
+    return cell(text, "stem as one strided convolution" if stem == "strided" else "")
 
 
 def _kept_in_float(int8: Int8 | None) -> str:

@@ -128,6 +128,56 @@ def table(columns: Sequence[Column], rows: Iterable[tuple[str, Sequence[str]]]) 
     return _part("table", columns, listed)
 
 
+def cell(text: str, under: str = "", *, breaks: bool = False) -> str:
+    """A table's cell: plain text, and smaller plain text under it.
+
+    Args:
+        breaks: it may break behind its first dot: a network's name behind its architecture.
+    """
+    return _part("cell", text, under, breaks)
+
+
+def titled(title: str, body: str) -> str:
+    """HTML under a heading of plain text."""
+    return _part("titled", title, body)
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that folds out under a line of plain text."""
+    return _part("folded", summary, body)
+
+
+def beside(*bodies: str) -> str:
+    """Pieces of HTML side by side where there is room."""
+    return _part("beside", bodies)
+
+
+def tiles(*made: str) -> str:
+    """Those tiles that are there, in a row; nothing for none."""
+    there = [one for one in made if one]
+    return _part("tiles", there) if there else ""
+
+
+def code(text: str) -> str:
+    """Plain text as it would be typed."""
+    return _part("code", text)
+
+
+def marked(mark: str, text: str) -> str:
+    """A paragraph that begins with a tag; plain text behind it."""
+    return _part("marked", mark, text)
+
+
+def taken_for(rows: Sequence[tuple[str, str, str]]) -> str:
+    """(what it is, what it was taken for, how often) as a list."""
+    return _part("taken_for", rows)
+
+
+def pictures(rows: Sequence[tuple[str, str, str, str, str]], *, small: bool) -> str:
+    """(data URI, name, what it is, what was said, how sure) as pictures; ``small``: their pixels are shown."""
+    return _part("gallery", rows, small)
+
+
 def page(
     *,
     title: str,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from convscale import words
 from convscale.conditions import size_text
 from convscale.predictor.profile import Profile
 from convscale.show import speed_plots
-from convscale.show.page import Column, Figures, Section, paragraph, table, tag
+from convscale.show.page import Column, Figures, Section, beside, cell, folded, paragraph, table, tag, titled
 from convscale.show.speed_points import SpeedPoint, front, told_apart
 from convscale.show.stated import Conditions
 
@@ -101,40 +100,39 @@ def point_table(points: Sequence[SpeedPoint]) -> str:
     common = common_notes(points)
     rows = []
     for p in sorted(points, key=lambda p: (not p.chosen, -p.images_per_s)):
-        interval = (
-            f'<span class="sub">{words.rate(p.low)} to {words.rate(p.high)}</span>'
-            if p.low is not None and p.high is not None
-            else ""
-        )
+        known = p.low is not None and p.high is not None
+        interval = f"{words.rate(p.low)} to {words.rate(p.high)}" if known else ""
         how = tag(p.kind, {"measured": "good", "predicted": "warn"}.get(p.kind, "plain"))
         if p.chosen:
             how += " " + tag("chosen", "good")
         if id(p) in edge:
             how += " " + tag("on the front", "good")
         if p.bound_by:
-            how += f" bound by {escape(p.bound_by)}"
+            how += cell(f" bound by {p.bound_by}")
         if own := [note for note in p.notes if note not in common]:
-            how += f'<span class="sub">{escape("; ".join(own))}</span>'
-        weights = f'<span class="sub">{escape(p.weights)}</span>' if p.weights and p.weights != p.name else ""
+            how += cell("", "; ".join(own))
+        weights = p.weights if p.weights and p.weights != p.name else ""
         sizes = [
             words.UNKNOWN if p.conditions.image_size is None else size_text(p.conditions.image_size),
             words.count(p.conditions.batch_size),
             words.large(p.params),
             words.large(p.macs),
         ]
-        # A name may break behind its architecture, not in the middle of a word.
-        name = escape(p.name).replace(".", ".<wbr>", 1)
         rows.append(
             (
                 "winner" if p.chosen else "",
-                [f"{name}{weights}", f"{words.rate(p.images_per_s)}{interval}", words.accuracy(p.top1), *sizes, how],
+                [
+                    cell(p.name, weights, breaks=True),
+                    cell(words.rate(p.images_per_s), interval),
+                    words.accuracy(p.top1),
+                    *sizes,
+                    how,
+                ],
             )
         )
     html = table(columns, rows[:SHOWN])
     if len(rows) > SHOWN:
-        html += (
-            f"<details><summary>{words.count(len(rows) - SHOWN)} more</summary>{table(columns, rows[SHOWN:])}</details>"
-        )
+        html += folded(f"{words.count(len(rows) - SHOWN)} more", table(columns, rows[SHOWN:]))
     return html + "".join(paragraph(f"Of all {kind}: {note}.", "note") for kind, note in common.values())
 
 
@@ -154,29 +152,27 @@ def side_by_side(comparison: Comparison, figures: Figures, anchor: str) -> Secti
     names = list(dict.fromkeys(p.name for p in points))
     series = list(dict.fromkeys((p.setting, p.kind) for p in points))
     shared, labels = told_apart(series)
-    cell = {(p.name, p.setting, p.kind): p for p in points}
+    known = {(p.name, p.setting, p.kind): p for p in points}
     columns = [Column(title="Network", kind="name"), *(Column(title=label, kind="n long") for label in labels)]
     rows = []
     for i, name in enumerate(names):
-        under = f'<span class="sub">{escape(comparison.labels[i])}</span>' if i < len(comparison.labels) else ""
-        cells = [escape(name) + under]
+        cells = [cell(name, comparison.labels[i] if i < len(comparison.labels) else "")]
         for setting, kind in series:
-            p = cell.get((name, setting, kind))
-            base = cell.get((comparison.baseline, setting, kind))
-            text = words.rate(p.images_per_s) if p else words.UNKNOWN
-            if p and base and name != comparison.baseline:
-                text += f'<span class="sub">× {words.number(p.images_per_s / base.images_per_s)}</span>'
-            cells.append(text)
+            p = known.get((name, setting, kind))
+            base = known.get((comparison.baseline, setting, kind))
+            times = p and base and name != comparison.baseline and p.images_per_s / base.images_per_s
+            speed = words.rate(p.images_per_s) if p else words.UNKNOWN
+            cells.append(cell(speed, f"× {words.number(times)}" if times else ""))
         rows.append(("winner" if name == comparison.baseline else "", cells))
     notes = list(dict.fromkeys(f"{p.name}: {note}" for p in points for note in p.notes))
-    folded = "".join(paragraph(note, "note") for note in notes)
+    told = "".join(paragraph(note, "note") for note in notes)
     if len(notes) > 3:
-        folded = f"<details><summary>{words.plural(len(notes), 'note')} on single networks</summary>{folded}</details>"
+        told = folded(f"{words.plural(len(notes), 'note')} on single networks", told)
     reference = f"All: {shared}. " if shared else ""
     reference += f"Multiples are of {comparison.baseline} in the same column." if comparison.baseline else ""
     drawn = speed_plots.side_by_side(points, comparison.baseline if comparison.relative else "")
     body = paragraph(comparison.intro) + figures.add(drawn, reference, label=f"{comparison.title}: {', '.join(names)}")
-    return Section(title=comparison.title, body=body + table(columns, rows) + folded, anchor=anchor)
+    return Section(title=comparison.title, body=body + table(columns, rows) + told, anchor=anchor)
 
 
 def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
@@ -210,7 +206,7 @@ def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
         (
             "",
             [
-                f'{escape(layer.name)}<span class="sub">{escape(layer.kind)}</span>',
+                cell(layer.name, layer.kind),
                 words.seconds(layer.time_s),
                 words.percent(layer.time_s / whole),
                 words.large(layer.macs) if layer.macs else words.UNKNOWN,
@@ -224,19 +220,15 @@ def layers(profile: Profile, figures: Figures, anchor: str) -> Section:
     ]
     longest = sorted(range(len(rows)), key=lambda i: -profile.layers[i].time_s)[:12]
     top = table(columns, [rows[i] for i in longest])
-    every = (
-        f"<details><summary>All {words.plural(len(rows), 'layer')} in order</summary>{table(columns, rows)}</details>"
-        if len(rows) > 12
-        else ""
-    )
+    every = folded(f"All {words.plural(len(rows), 'layer')} in order", table(columns, rows)) if len(rows) > 12 else ""
     by_part = figures.add(speed_plots.time_by_part(profile), label=f"Share of time by part of {profile.name}")
     roof = figures.add(
         speed_plots.roofline(profile),
         "A circle is a layer that multiplies; its area is its share of the time.",
         label=f"Roofline of {profile.name}",
     )
-    drawn = f"<div><h3>Time by part</h3>{by_part}</div><div><h3>Roofline</h3>{roof}</div>"
-    body = paragraph(text) + f'<div class="two">{drawn}</div><h3>Where most of the time goes</h3>{top}{every}'
+    drawn = beside(titled("Time by part", by_part), titled("Roofline", roof))
+    body = paragraph(text) + drawn + titled("Where most of the time goes", top + every)
     return Section(title=f"{profile.name}, layer by layer", body=body, anchor=anchor)
 
 

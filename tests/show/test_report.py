@@ -50,7 +50,7 @@ def test_says_what_was_chosen_and_why() -> None:
     assert "1 more were not timed" not in html
     assert "1 more was not timed: smaller members of its family were too slow already." in html
     assert "efficientnet_b0 depth 0.5 width 0.35: wide spread: the interquartile range is 12% of the median" in html
-    assert "cs.load_artifact(&#x27;runs/example/artifact&#x27;)" in html
+    assert "cs.load_artifact(&#39;runs/example/artifact&#39;)" in html
     assert "2026-01-02 03:04 UTC" in html
 
 
