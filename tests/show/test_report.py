@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 
 from convscale.errors import UserError
 from convscale.show import plots
@@ -212,6 +215,43 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
     assert page.classes["training", "point"] == 3 * 12
     assert "too slow" in page.said("candidates")
     assert "113" in page.said("mistakes")
+
+
+def test_the_page_is_light_and_holds_the_library_whole(tmp_path: Path) -> None:
+    html = write_fit_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+    assert len(html.encode()) < 2_500_000
+    packed = re.findall(r'<script type="text/plain" id="plotly">(.*?)</script>', html, flags=re.DOTALL)
+    assert len(packed) == 1
+    assert gzip.decompress(base64.b64decode(packed[0])).decode() == get_plotlyjs()
+
+
+def test_figures_keep_their_box_when_the_window_changes(tmp_path: Path, chromium: Path) -> None:
+    """After a resize within a width class, and beyond, a figure is as wide as its place and ends above its caption."""
+    page = write_fit_report(write_run(tmp_path / "run"))
+    probe = """<script>
+    const root = document.documentElement, seen = [];
+    const look = () => document.querySelectorAll("figure:has(.plot)").forEach((figure) => {
+      const plot = figure.querySelector(".plot"), drawn = plot.querySelector(".svg-container").getBoundingClientRect();
+      const under = (figure.querySelector("figcaption") || plot).getBoundingClientRect();
+      seen.push([plot.clientWidth, drawn.width, plot.getBoundingClientRect().bottom - drawn.bottom, under.top - drawn.bottom,
+        !!figure.querySelector("figcaption")]);
+    });
+    const wait = (then) => setTimeout(then, 400);
+    const at = (width, then) => { document.body.style.width = width + "px"; dispatchEvent(new Event("resize")); wait(then); };
+    const start = () => at(1000, () => { look(); at(760, () => { look(); at(420, () => {
+      look(); root.dataset.seen = JSON.stringify(seen); }); }); });
+    const once = () => root.dataset.drawn && !root.dataset.begun && (root.dataset.begun = 1, start());
+    new MutationObserver(once).observe(root, {attributes: true});
+    once();
+    </script></body>"""
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    seen = json.loads(Elements(dump_dom(chromium, page, tmp_path / "profile")).root["data-seen"] or "[]")
+    assert len(seen) == 15
+    assert len({width for width, *_ in seen}) >= 3
+    for width, drawn, below, above_caption, captioned in seen:
+        assert drawn == pytest.approx(width, abs=1.5)
+        assert below >= -1.5
+        assert above_caption >= -1.5 or not captioned
 
 
 def test_a_browser_takes_names_as_text(tmp_path: Path, chromium: Path) -> None:
