@@ -6,7 +6,7 @@ import csv
 import json
 import pickle
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -160,7 +160,7 @@ def job_of(table: TableFile, row: dict[str, str]) -> Job:
     """How a row was measured. timm's fast norm is younger than PyTorch 1.12: those tables ran layer and group norm in
     single precision.
     """
-    size, batch = int(row[f"{table.mode}_img_size"]), int(row[f"{table.mode}_batch_size"])
+    size, batch = (int(float(row[f"{table.mode}_{key}"])) for key in ("img_size", "batch_size"))
     conditions = Conditions(
         mode=table.mode, precision=table.precision, layout=table.layout, image_size=size, batch_size=batch
     )
@@ -217,12 +217,16 @@ def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: Tab
     )
 
 
-def load_tables(folder: Path, cache: Path, log: Any) -> dict[TableFile, list[Row]]:
-    """All tables with the kernels of their networks; traces are kept in ``cache``, so that a second run is quick."""
+def load_tables(
+    folder: Path, cache: Path, log: Any, wanted_tables: Callable[[TableFile], bool] = lambda table: True
+) -> dict[TableFile, list[Row]]:
+    """Tables with the kernels of their networks, those that are wanted; traces are kept in ``cache``, so that a second
+    run is quick.
+    """
     code = digest_of(Path(convscale.__file__).parent, *TRACING)
     cache = cache / f"{code}-timm-{version('timm')}"  # traces of other code are never read
     cache.mkdir(parents=True, exist_ok=True)
-    tables = {table.name: table for table in find_tables(folder)}
+    tables = {table.name: table for table in find_tables(folder) if wanted_tables(table)}
     wanted: dict[str, list[tuple[TableFile, str, dict[str, str]]]] = {}
     for table in tables.values():
         for model, family, row in csv_rows(table):

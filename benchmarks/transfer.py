@@ -78,17 +78,18 @@ def lite0_features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return net.forward_head(feature_map(net, x), pre_logits=True)  # pyright: ignore[reportCallIssue]
 
 
-def split_of(root: Path, seed: int) -> DataSplits:
-    """Train, validation and test set, drawn class by class."""
-    names = [
-        folder.name
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and len(list(folder.rglob("*.png"))) >= LEAST
-    ]
+def pictures_in(folder: Path) -> list[Path]:
+    """Its PNGs, links left out."""
+    return [path for path in sorted(folder.rglob("*.png")) if not path.is_symlink()]
+
+
+def split_of(root: Path, seed: int, least: int = LEAST) -> DataSplits:
+    """Train, validation and test set, drawn class by class; classes are the folders with so many pictures."""
+    names = [folder.name for folder in sorted(root.iterdir()) if folder.is_dir() and len(pictures_in(folder)) >= least]
     random = np.random.default_rng(seed)
     parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "validation": ([], []), "test": ([], [])}
     for label, name in enumerate(names):
-        paths = [str(path) for path in sorted((root / name).rglob("*.png"))]
+        paths = [str(path) for path in pictures_in(root / name)]
         paths = [paths[at] for at in random.permutation(len(paths))]
         test, validation = max(1, round(0.25 * len(paths))), max(1, round(0.15 * len(paths)))
         for split, chosen in (
