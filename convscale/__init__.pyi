@@ -8,6 +8,9 @@ from .arch.zoo import get_spec as get_spec
 from .arch.zoo import list_models as list_models
 from .artifact.answers import Answer as Answer
 from .artifact.artifact import load_artifact as load_artifact
+from .artifact.artifact import write_promise as write_promise
+from .artifact.promise import Promise as Promise
+from .choice.carried import write_kit as write_kit
 from .choice.choose import choose as choose
 from .conditions import Conditions as Conditions
 from .conditions import Constraint as Constraint
@@ -26,7 +29,9 @@ from .predictor.calibrate import calibrate as calibrate
 from .predictor.largest_batch import predict_largest_batch as predict_largest_batch
 from .predictor.predict import Prediction as Prediction
 from .predictor.predict import predict as predict
+from .ship.confirm import Confirmation as Confirmation
 from .ship.confirm import confirm as confirm
+from .ship.confirm import promise_of as promise_of
 from .ship.export import export as export
 from .ship.forms import export_fastest as export_fastest
 from .ship.stream import classify as classify
@@ -39,10 +44,12 @@ __version__: str
 __all__ = [
     "Answer",
     "Conditions",
+    "Confirmation",
     "Constraint",
     "Measurement",
     "NetSpec",
     "Prediction",
+    "Promise",
     "UserError",
     "__version__",
     "calibrate",
@@ -66,10 +73,13 @@ __all__ = [
     "measure",
     "predict",
     "predict_largest_batch",
+    "promise_of",
     "save_spec",
     "saved_bytes",
     "scale",
     "train",
     "tune",
     "verify",
+    "write_kit",
+    "write_promise",
 ]

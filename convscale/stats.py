@@ -9,6 +9,20 @@ import numpy as np
 
 from convscale.errors import UserError
 
+Z80 = 1.2816
+"""Standard normal deviations from the middle to either end of an 80 % interval."""
+
+
+def chance_above(floor: float, middle: float, low: float, high: float) -> float:
+    """Probability that a positive quantity reaches ``floor``, by its 80 % interval: normal in the logarithm on either
+    side of the middle, with the deviation of that side.
+    """
+    gap = math.log(middle / floor)
+    width = math.log(middle / low) if gap > 0 else math.log(high / middle)
+    if width <= 0:
+        return float(gap >= 0)
+    return 0.5 * (1 + math.erf(gap / (width / Z80) / math.sqrt(2)))
+
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of a share (Wilson 1927), 95 % by default.

@@ -17,8 +17,7 @@ from convscale._version import __version__
 from convscale.artifact.answers import TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
-from convscale.artifact.promise import KEY as PROMISE
-from convscale.artifact.promise import Promise
+from convscale.artifact.promise import Promise, with_promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
@@ -88,9 +87,8 @@ class Artifact:
 
     @property
     def promise(self) -> Promise | None:
-        """The speed that was predicted for a device that was not there; None: none was."""
-        kept = self.manifest.get(PROMISE)
-        return None if kept is None else Promise.from_dict(kept, f"artefact {self.folder}")
+        """The speed it was promised to have on a device that was not there; None: nothing was promised."""
+        return self.manifest.promise
 
     @property
     def runner(self) -> Runner:
@@ -271,10 +269,28 @@ def state_fact(artifact: Artifact, name: str, text: str) -> None:
         artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
 
 
-def give_promise(artifact: Artifact, promise: Promise) -> None:
-    """Write a predicted speed into an artefact's record and its model card."""
-    artifact.keep(**{PROMISE: promise.to_dict()})
-    state_fact(artifact, "speed", str(promise))
+def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
+    """Put a promise into a finished artefact: its record and its model card, in the place of an earlier promise.
+
+    As for :func:`state_fact`, the artefact is whole whenever this stops: the card's checksum leaves the record, in
+    which the promise stands from then on, before the card changes.
+
+    Raises:
+        UserError: it is no artefact, damaged, or takes images of another size than was promised for.
+    """
+    artifact = load_artifact(folder)
+    if promise.image_size != artifact.image_size:
+        raise UserError(
+            f"the promise is of {size_text(promise.image_size)} px, artefact {folder} takes "
+            f"{size_text(artifact.image_size)} px"
+        )
+    path = artifact.folder / CARD
+    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
+    artifact.keep(promise=promise.to_dict(), files=others)
+    if path.is_file():
+        write_text(path, with_promise(path.read_text(encoding="utf-8"), promise))
+        artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
+    return artifact
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convscale.artifact.promise import Promise
 from convscale.errors import UserError
 
 SCHEMA = 1
@@ -55,6 +56,8 @@ class Manifest(Mapping[str, Any]):
     """A space-to-depth stem was written as one strided convolution."""
     files: Mapping[str, Mapping[str, Any]]
     """Of each file its ``sha256`` and ``bytes``."""
+    promise: Promise | None
+    """The speed it was promised to have on a device that was not there; None: nothing was promised."""
     written: Mapping[str, Any]
     """All of it, as plain JSON values."""
 
@@ -74,6 +77,10 @@ class Manifest(Mapping[str, Any]):
         if not isinstance(files, dict) or not isinstance(runtime, dict) or "name" not in runtime:
             raise _damaged(folder)
         thresholds = values.get("thresholds")
+        try:
+            promise = None if values.get("promise") is None else Promise.from_dict(values["promise"])
+        except UserError as error:
+            raise _damaged(folder, f"{error}; ") from error
         return cls(
             format=values["format"],
             precision=values["precision"],
@@ -89,6 +96,7 @@ class Manifest(Mapping[str, Any]):
             model=str(values.get("model", "")),
             strided_stem=bool(values.get("strided_stem", False)),
             files=files,
+            promise=promise,
             written=dict(values),
         )
 

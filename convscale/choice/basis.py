@@ -11,12 +11,13 @@ from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import devices, get_device
+from convscale.predictor.fitted import RUNTIMES, STAND_INS
 from convscale.runtimes.base import check_runtime
 
 PREDICTED_BATCH, MEASURED_BATCH = 256, 8
 """Images per call where none is said; one where a latency is limited."""
-PREDICTED_RUNTIMES = ("eager", "compiled")
-"""What the predictor knows of PyTorch's runtimes."""
+PREDICTED_RUNTIMES = (*RUNTIMES, *STAND_INS)
+"""Those of PyTorch, which tables speak of, and those that are predicted by them, with a doubt."""
 _HERE = ("cpu", "cuda")
 
 
@@ -151,7 +152,7 @@ def _check_calibration(device: str, calibration: str | os.PathLike[str] | None) 
 def _runtime(asked: Asked, device: str, here: bool) -> str:
     """The runtime asked for, or the usual one."""
     if asked.runtime is not None:
-        if asked.runtime != BEST:
+        if asked.runtime != BEST and (here or asked.runtime not in PREDICTED_RUNTIMES):
             check_runtime(asked.runtime)
         return "compiled" if asked.compiled and asked.runtime == "eager" else asked.runtime
     if asked.compiled:
@@ -171,7 +172,10 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
     if not here and runtime not in PREDICTED_RUNTIMES:
         raise UserError(
             f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch"
+            f", and by them for {' and '.join(STAND_INS)}"
         )
+    if not here and runtime in STAND_INS and conditions.mode == "train":
+        raise UserError(f"runtime {runtime} can not train; eager and compiled PyTorch can")
     if here and precision == "int8" and runtime != BEST:
         raise UserError(
             f"precision 'int8' is measured with runtime best, which chooses the form too; got runtime {runtime!r}"

@@ -13,6 +13,7 @@ from convscale.choice.decide import Aligned, Choice, Option, decide
 from convscale.choice.facts import NetworkFacts, SizedSpec
 from convscale.choice.largest import Effort
 from convscale.choice.measured import Bench, chosen_among, explore, might_keep, sized_spec_of
+from convscale.choice.rows import Rows, by_rows, kind_of, note_of, read_rows, rows_of, with_kinds
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
@@ -51,11 +52,13 @@ def choose(
     seconds: float = 1.0,
     confidence: float = 0.8,
     progress: Say | None = None,
+    measured: str | os.PathLike[str] | None = None,
 ) -> Choice:
     """Choose the most accurate network that keeps a constraint on a device.
 
     On this machine's own device speeds are measured, in the runtime named and as the network would be shipped; on a
-    named GPU, or with a calibration, they are predicted. One choice never mixes the two.
+    named GPU, or with a calibration, they are predicted. One choice mixes the two only where ``measured`` is given, and
+    then says of each which it is.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:N``, or a named GPU (``rtx-4090``).
@@ -87,10 +90,13 @@ def choose(
         seconds: timed seconds per network, at least.
         confidence: probability with which a predicted speed must keep the limits on speed, 0.5 to 0.99.
         progress: told a line now and then.
+        measured: JSON lines measured on the named device (by the script of a kit, see ``write_kit``; by ``measure
+            --record`` or ``confirm`` there). Networks with a row go by it, all others are predicted and set by the rows
+            (``convscale.choice.rows.set_by`` has the formula). Where no runtime is named it is the rows'.
 
     Raises:
-        UserError: an unknown device, candidate or condition, a limit that is not above 0, or nothing keeps the
-            constraint (the fastest and its speed are named).
+        UserError: an unknown device, candidate or condition, a damaged row or one of other conditions, a limit that is
+            not above 0, or nothing keeps the constraint (the fastest and its speed are named).
     """
     constraint = Constraint(
         min_throughput=min_throughput,
@@ -110,7 +116,11 @@ def choose(
         threads=threads,
         latency=max_latency_ms is not None and min_throughput is None,
     )
+    found = None
+    if measured is not None:
+        found, asked = read_rows(measured, asked)
     basis = basis_of(asked, calibration)
+    rows = None if found is None or measured is None else rows_of(found, basis, measured)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
     offer = Filter(
@@ -123,7 +133,7 @@ def choose(
     pool = candidates_of(candidates, image_sizes, accuracy, offer)
     effort = Effort(records=records, seconds=seconds, say=progress or (lambda text: None))
     notes = notes_on(offer, candidates)
-    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned, notes=notes)
+    return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned, notes=notes, rows=rows)
 
 
 def choose_from(
@@ -135,13 +145,17 @@ def choose_from(
     budget: int = 20,
     aligned: bool = True,
     notes: tuple[str, ...] = (),
+    rows: Rows | None = None,
 ) -> Choice:
     """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort; ``notes`` of
-    the caller come before its own.
+    the caller come before its own; ``rows`` were measured on the device.
     """
     relatives = relatives_of(pool) if aligned and basis.predicted else []
     networks = [SizedSpec(c.spec, c.image_size) for c in (*pool, *(r for _, r in relatives)) if not c.why_not]
-    facts = facts_of(networks, basis, effort.say)
+    facts = facts_of([*networks, *(rows.measured if rows else ())], basis, effort.say)
+    predictions = facts
+    if rows is not None:
+        facts = by_rows(facts, rows)
     options = [_option(candidate, facts, basis) for candidate in pool]
     notes += _notes(options, constraint, basis)
     floor = constraint.floor(basis.conditions.batch_size)
@@ -155,12 +169,15 @@ def choose_from(
             f"{bench.reused} of them earlier",
         )
     judged = decide(options, constraint, likely=lambda option: bench is None or might_keep(option, floor, bench.speeds))
+    if rows is not None:
+        judged = with_kinds(judged)
+        notes += (note_of(rows, predictions),)
     device = basis.conditions.device
     return Choice(
         **{f.name: getattr(judged, f.name) for f in fields(judged)},
         constraint=constraint,
         conditions=basis.conditions,
-        kind="predicted" if basis.predicted else "measured",
+        kind=kind_of(judged.options) if rows else "predicted" if basis.predicted else "measured",
         device=device_title(device) if basis.predicted else Environment.here(device).device_name,
         aligned=_gains(relatives, judged.options, facts, basis),
         notes=notes,

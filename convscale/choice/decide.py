@@ -12,9 +12,8 @@ from convscale.choice.facts import NetworkFacts, Speed
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.networks.resolve import Named
+from convscale.stats import chance_above
 from convscale.words import exact, odds
-
-_Z80 = 1.2816  # standard normal deviations from the median to either end of an 80 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +96,7 @@ class Option:
         """Probability that it keeps ``floor`` images/s, by a prediction's own interval; None for a measured speed."""
         if self.speed is None or self.speed.kind != "predicted":
             return None
-        gap = math.log(self.speed.images_per_s / floor)
-        width = (
-            math.log(self.speed.images_per_s / self.speed.low)
-            if gap > 0
-            else math.log(self.speed.high / self.speed.images_per_s)
-        )
-        if width <= 0:
-            return float(gap >= 0)
-        return 0.5 * (1 + math.erf(gap / (width / _Z80) / math.sqrt(2)))
+        return chance_above(floor, self.speed.images_per_s, self.speed.low, self.speed.high)
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -174,7 +165,8 @@ class Choice(Judged):
     constraint: Constraint
     conditions: Conditions
     kind: str
-    """Whether speeds are ``measured`` or ``predicted``; never both in one choice."""
+    """Whether speeds are ``measured`` or ``predicted``; ``measured and predicted`` only where rows of the device were
+    given, and each option's speed says which it is."""
     device: str
     """The device in words."""
     aligned: tuple[Aligned, ...] = ()

@@ -12,6 +12,7 @@ from convscale.choice.decide import Option, front_of
 from convscale.choice.facts import NetworkFacts, SizedSpec
 from convscale.choice.largest import Effort
 from convscale.choice.measured import Bench
+from convscale.choice.rows import Rows, by_rows
 from convscale.choice.speeds import facts_of
 from convscale.errors import UserError
 
@@ -31,19 +32,22 @@ class Front:
     """Where the front bends most: beyond it accuracy costs much more speed, before it little is gained."""
 
 
-def survey(pool: Sequence[Candidate], basis: Basis, effort: Effort) -> Front:
+def survey(pool: Sequence[Candidate], basis: Basis, effort: Effort, rows: Rows | None = None) -> Front:
     """The front of a device: by prediction from all candidates, by measurement from a few that span it.
 
     Args:
         pool: candidates with a published accuracy.
         basis: where and how.
-        effort: as for ``choose_from``.
+        effort, rows: as for ``choose_from``.
 
     Raises:
         UserError: no candidate has an accuracy and a speed.
     """
     claimed = [c for c in pool if c.top1 is not None and not c.why_not]
-    facts = facts_of([SizedSpec(c.spec, c.image_size) for c in claimed], basis, effort.say)
+    wanted = [SizedSpec(c.spec, c.image_size) for c in claimed]
+    facts = facts_of([*wanted, *(rows.measured if rows else ())], basis, effort.say)
+    if rows is not None:
+        facts = by_rows(facts, rows)
     options = [_option(c, facts, basis) for c in claimed]
     if not basis.predicted:
         bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds)

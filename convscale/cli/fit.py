@@ -100,6 +100,10 @@ def fit_command(
     commercial: Commercial = False,
     no_extra_data: NoExtraData = False,
     attention: Attention = False,
+    measured: Annotated[
+        Path | None,
+        typer.Option("--measured", help="JSON lines measured on the named device, as a kit's measure.py writes them."),
+    ] = None,
     scratch: Annotated[
         bool,
         typer.Option("--scratch", help="Scaled networks from scratch, instead of released weights."),
@@ -160,6 +164,7 @@ def fit_command(
             brief_epochs=brief_epochs,
             max_minutes=max_minutes,
             seed=seed,
+            measured=measured,
             resume=resume,
             overwrite=overwrite,
             progress=live,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from convscale import words
-from convscale.cli.options import MISSED, Device, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
+from convscale.cli.options import MISSED, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
 from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
 from convscale.errors import UserError
@@ -161,7 +161,12 @@ def measure_command(
         bool, typer.Option("--sweep", help="Batches 1, 2, 4 ... until throughput stops growing or memory ends.")
     ] = False,
     img_size: ImgSize = None,
-    device: Device = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="cpu, cuda or cuda:N; cpu when left out, with --promised what it was promised for."
+        ),
+    ] = None,
     precision: Precision = "fp32",
     layout: Annotated[
         str, typer.Option("--layout", help="nchw, nhwc, or auto: both are measured, the faster is reported.")
@@ -188,20 +193,42 @@ def measure_command(
     ] = None,
     promised: Annotated[
         bool,
-        typer.Option("--promised", help="An artefact of a fit for another device, on that device: does it keep it?"),
+        typer.Option(
+            "--promised",
+            help="An artefact against the speed it was promised to have here; exit code 3 if it misses it.",
+        ),
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="With --promised: append the measurement to this JSON-lines file."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure throughput on this device, with its conditions and spread."""
     from dataclasses import replace
 
-    if promised:
-        _confirm(models, None if device == "cpu" else device, seconds, record, as_json)
-        return
-
     from convscale.artifact.artifact import Artifact, load_artifact
     from convscale.conditions import Conditions
 
+    if output is not None and not promised:
+        raise UserError("--output goes with --promised; --record FILE keeps other measurements")
+    if promised:
+        stated = {
+            "-b": batch_size,
+            "--sweep": sweep,
+            "--img-size": img_size,
+            "--precision": precision != "fp32",
+            "--layout": layout != "nchw",
+            "--runtime": runtime,
+            "--mode": mode != "infer",
+            "--threads": threads,
+            "--protocol": protocol,
+        }
+        if given := [name for name, value in stated.items() if value]:
+            raise UserError(f"--promised measures as was promised; give it without {given[0]}")
+        _confirm(models, device, output or record, seconds, as_json)
+        return
+    device = device or "cpu"
     if sweep and (batch_size or protocol):
         raise UserError("--sweep chooses the batches itself; give it without -b and --protocol")
     if protocol and batch_size:
@@ -246,15 +273,28 @@ def measure_command(
         )
 
 
-def _confirm(models: list[str], device: str | None, seconds: float, record: Path | None, as_json: bool) -> None:
-    """Compare one artefact with its promise; exit with 3 where it misses what was asked for."""
+def _confirm(models: list[str], device: str | None, output: Path | None, seconds: float, as_json: bool) -> None:
+    """One artefact against its promise; exit code 3 where it misses it."""
     from convscale.ship.confirm import confirm
 
     if len(models) != 1:
-        raise UserError(f"--promised takes one artefact, got {len(models)}")
-    made = confirm(models[0], device, seconds=seconds, record=record)
-    print_json(made.to_dict()) if as_json else say(str(made))
-    if not made.keeps:
+        raise UserError(f"--promised takes one artefact folder, got {len(models)}")
+    if not Path(models[0]).is_dir():
+        raise UserError(f"--promised takes an artefact folder, got {models[0]!r}")
+    if output is not None and output.suffix == ".csv":
+        raise UserError(f"--promised writes JSON lines, got {output}; name a .jsonl file")
+    found = confirm(models[0], device, output=output, min_seconds=seconds, max_seconds=max(30.0, 10 * seconds))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        say(str(found))
+        for note in (*found.notes, *found.measurement.warnings, *found.measurement.notes):
+            say(f"note: {note}", 2)
+        for doubt in found.promise.doubts:
+            say(f"doubted beforehand: {doubt}", 2)
+        if output is not None:
+            say(f"record: {output}")
+    if not found.kept:
         raise typer.Exit(MISSED)
 
 

@@ -17,6 +17,7 @@ from convscale.cli.options import (
     Json,
     Licences,
     NoExtraData,
+    Overwrite,
     Threads,
     Zoo,
     print_json,
@@ -73,6 +74,10 @@ def predict_command(
     compiled: Compiled = False,
     mode: Mode = "infer",
     calibration: Calibration = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--runtime", help="eager (when left out), compiled; onnxruntime, tensorrt: by compiled's speed."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
@@ -81,7 +86,13 @@ def predict_command(
     from convscale.choice.speeds import predicted
 
     asked = Asked(
-        device=device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        runtime=runtime,
+        layout=layout,
+        compiled=compiled,
+        mode=mode,
     )
     basis = basis_of(asked, calibration)
     if not basis.predicted:
@@ -205,14 +216,28 @@ def choose_command(
     budget: Annotated[int, typer.Option("--budget", help="Measure at most this many networks.")] = 20,
     seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
     show_all: Annotated[bool, typer.Option("--all", help="Every rejected network with its reason.")] = False,
+    measured: Annotated[
+        Path | None,
+        typer.Option("--measured", help="JSON lines measured on the named device, as a kit's measure.py writes them."),
+    ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option("--kit", help="Also write what could win into this folder, with a script to measure it there."),
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Choose the most accurate network that keeps a constraint on a device, of all that somebody released."""
+    from dataclasses import replace
+
     from convscale.choice.basis import Asked, basis_of
     from convscale.choice.candidates import candidates_of
+    from convscale.choice.carried import write_kit
     from convscale.choice.choose import choose_from, notes_on
     from convscale.choice.largest import Direction, Effort, largest_under
+    from convscale.choice.rows import read_rows, rows_of
     from convscale.networks.offered import Filter
+    from convscale.ship.kit import check_kit
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
@@ -238,7 +263,19 @@ def choose_command(
         threads=threads,
         latency=max_latency is not None and min_throughput is None,
     )
+    if scale is not None and (measured is not None or kit is not None):
+        raise UserError("--scale takes neither --measured nor --kit; choose among candidates with them")
+    found = None
+    if measured is not None:
+        found, asked = read_rows(measured, asked)
+    elif kit is not None and runtime is None and not compiled:
+        asked = replace(asked, runtime="onnxruntime")  # what a kit is measured in
     basis = basis_of(asked, calibration)
+    rows = None if found is None or measured is None else rows_of(found, basis, measured)
+    if kit is not None:
+        if not basis.predicted:
+            raise UserError(f"--kit is for a device that is not here, got {device!r}; `convscale choose` measures here")
+        check_kit(basis.conditions, kit, overwrite=overwrite)  # before candidates are looked at
     effort = Effort(records=records, seconds=seconds, say=progress_aside)
     if scale is not None:
         direction = Direction(along=along, rule=rule)
@@ -255,13 +292,16 @@ def choose_command(
         attention=attention,
     )
     pool = candidates_of(named, img_sizes, accuracy, offer)
-    choice = choose_from(pool, basis, constraint, effort, budget=budget, notes=notes_on(offer, named))
+    choice = choose_from(pool, basis, constraint, effort, budget=budget, notes=notes_on(offer, named), rows=rows)
     if save is not None:
         write_choice(choice, save)
+    written = None if kit is None else write_kit(choice, kit, overwrite=overwrite, progress=progress_aside)
     if as_json:
-        print_json(choice.to_dict())
+        print_json({**choice.to_dict(), **({} if written is None else {"kit": written.to_dict()})})
     else:
         _print_choice(choice, show_all)
+        if written is not None:
+            say(f"kit: {written}")
         if save is not None:
             say(f"report: {save}")
 

@@ -22,6 +22,7 @@ from convscale.choice.knee import Front, survey
 from convscale.choice.largest import Effort
 from convscale.choice.measured import speed_of, time_forms
 from convscale.choice.members import FIT_FAMILIES, largest_member, members
+from convscale.choice.rows import by_rows
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
@@ -31,6 +32,7 @@ from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.machine import Environment
+from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.record import RunRecord, written
@@ -52,6 +54,9 @@ PROBED = 10
 """Networks whose features are tried on the data."""
 FINALISTS = 3
 """Networks that are trained briefly."""
+LEAST_SIZE, SIZE_STEP = 96, 32
+"""Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
+pixels, in steps of what most networks divide maps by."""
 WORTH_POINTS = 0.5
 """A probe within this many points of another's is no worse: what was published decides between them."""
 
@@ -93,52 +98,109 @@ class Finder:
     # ------------------------------------------------------------ released weights
 
     def released(self, files: WeightFiles) -> Kept | None:
-        """Released weights that keep the constraint; None where none can be had."""
+        """Released weights that keep the constraint, at smaller images than published where none does as published, and
+        specs that were named beside them; where nothing keeps it, scaled members that do; None where no weights can be
+        had.
+        """
         pool = self._reachable(files)
-        if not pool:
+        if not any(place is not None for _, place in pool):
             return None
-        effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
-        try:
-            options = choose_from(
-                [c for c, _ in pool], self.basis, self.constraint, effort, budget=BUDGET, aligned=False
-            ).options
-        except NothingKeeps as nothing:
-            options = nothing.options
-        weights = {candidate.label: place for candidate, place in pool}
-        kept = [o for o in options if o.verdict == "yes"]
-        if not kept:
-            kept = [o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor]
-            if kept and self.basis.predicted:
+        options = self._judged_options([candidate for candidate, _ in pool])
+        places = {candidate.name: place for candidate, place in pool}
+        kept = self._keeping(options)
+        if not kept and self.asked.image_size is None and (smaller := self._smaller(options)):
+            self.say("nothing keeps the speed at its published image size: smaller images are tried")
+            fewer = self._judged_options(smaller)
+            if kept := self._keeping(fewer):
                 self.record.add_note(
-                    f"no candidate keeps {self.constraint} with probability {self.constraint.confidence:g}: those that "
-                    "are as likely as not to keep it are compared"
+                    f"no released network keeps {self.constraint} at the image size of its published accuracy: those "
+                    "compared take smaller images, at which nobody published one"
                 )
+            options = (*options, *fewer)
         timed = [o for o in options if o.images_per_s is not None and not o.candidate.why_not]
         if not timed:
             raise UserError(f"no candidate can be used; {options[0].label}: {options[0].reason}")
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
-        best_first = sorted(kept, key=lambda o: (-(o.top1 or 0.0), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
-        self._write_options(options, best_first, weights)
+        best_first = sorted(kept, key=lambda o: (-_accuracy(o), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
+        self._write_options(options, best_first, places)
+        if not kept and self.asked.named is None and (members := self._members_instead()) is not None:
+            return members
         return Kept(
-            contenders=tuple(self._contender(o, weights[o.label]) for o in best_first),
+            contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
             missed="" if kept else self.shortfall(fastest.label, fastest.images_per_s or 0.0),
         )
 
-    def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str]]:
-        """Candidates whose weights can be had, with where."""
+    def _judged_options(self, pool: Sequence[Candidate]) -> tuple[Option, ...]:
+        """Candidates, measured or predicted and judged."""
+        effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
+        rows = self.asked.rows
+        try:
+            return choose_from(
+                pool, self.basis, self.constraint, effort, budget=BUDGET, aligned=False, rows=rows
+            ).options
+        except NothingKeeps as nothing:
+            return nothing.options
+
+    def _keeping(self, options: Sequence[Option]) -> list[Option]:
+        """Those that keep the constraint, or else those that are as likely as not to."""
+        kept = [o for o in options if o.verdict == "yes"]
+        if kept:
+            return kept
+        kept = [o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor]
+        if kept and self.basis.predicted:
+            self.record.add_note(
+                f"no candidate keeps {self.constraint} with probability {self.constraint.confidence:g}: those that "
+                "are as likely as not to keep it are compared"
+            )
+        return kept
+
+    def _smaller(self, options: Sequence[Option]) -> list[Candidate]:
+        """The most accurate weights at the largest images, in steps of ``SIZE_STEP``, at which they should keep the
+        speed: time is taken to be proportional to pixels, and what comes of it is measured or predicted anew.
+        """
+        sizes: dict[str, int] = {}
+        for o in options:
+            known = o.images_per_s or o.facts.estimate
+            if known and self.floor:
+                side = o.image_size * math.sqrt(known / self.floor / 1.05)
+                size = min(int(side) // SIZE_STEP * SIZE_STEP, o.image_size - 1)
+                if size >= LEAST_SIZE:
+                    sizes[o.name] = max(size, sizes.get(o.name, 0))
+        hints = {o.name: _accuracy(o) for o in options}
+        names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
+        found = [c for name in names for c in candidates_of([name], (sizes[name],), offer=self.asked.offer)]
+        return [candidate for candidate in found if not candidate.why_not]
+
+    def _members_instead(self) -> Kept | None:
+        """Scaled members that keep a speed which no released weights keep; None: they do not, either."""
+        members = self.scaled()
+        if members.missed:
+            return None
+        self.record.add_note(
+            f"no released network keeps {self.constraint}, not even on smaller images: scaled networks do, which start "
+            "from scratch"
+        )
+        return members
+
+    def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str | None]]:
+        """Candidates whose weights can be had, with where; specs that were named have none."""
         wanted = self.asked.named
         sizes = None if self.asked.image_size is None else (self.asked.image_size,)
         pool = candidates_of(wanted, sizes, offer=self.asked.offer)
-        found = []
+        specs = {str(getattr(item, "name", "")) for item in wanted or () if not isinstance(item, str)}
+        found: list[tuple[Candidate, Path | str | None]] = []
         for candidate in pool:
             has_weights, has_figure = bool(candidate.licence), candidate.top1 is not None
+            if candidate.name in specs and not has_weights:
+                found.append((candidate, None))
+                continue
             if not has_weights or not (has_figure or wanted) or (files.given and candidate.name not in files.given):
                 continue
             if (place := files.reach(candidate.name)) is not None:
                 found.append((candidate, place))
         return found
 
-    def _contender(self, option: Option, weights: Path | str) -> Contender:
+    def _contender(self, option: Option, weights: Path | str | None) -> Contender:
         return Contender(
             name=option.name,
             spec=option.spec,
@@ -150,16 +212,16 @@ class Finder:
         )
 
     def _write_options(
-        self, options: Sequence[Option], contenders: Sequence[Option], weights: dict[str, Path | str]
+        self, options: Sequence[Option], contenders: Sequence[Option], weights: dict[str, Path | str | None]
     ) -> None:
         """What was timed or predicted and why it was kept or lost: the contenders, and those nearest to the speed."""
         chosen = {o.label for o in contenders}
         others = [o for o in options if o.speed is not None and o.label not in chosen]
         others.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / self.floor)))
         shown = [*contenders, *others[: max(0, ROWS - len(contenders))]]
-        self.record.put(candidates=tuple(self._row_of_option(o, weights[o.label]) for o in shown))
+        self.record.put(candidates=tuple(self._row_of_option(o, weights[o.name]) for o in shown))
 
-    def _row_of_option(self, o: Option, weights: Path | str) -> Row:
+    def _row_of_option(self, o: Option, weights: Path | str | None) -> Row:
         assert o.speed is not None
         return Row(
             name=o.name,
@@ -167,18 +229,21 @@ class Finder:
             image_size=o.image_size,
             params=o.facts.params,
             macs=o.facts.macs,
-            measurement=self._timed(o.speed, o.image_size) if o.speed.kind == "measured" else None,
+            measurement=self._timed(o.speed, o.spec, o.image_size) if o.speed.kind == "measured" else None,
             predicted=self._predicted(o.speed) if o.speed.kind == "predicted" else None,
             kept=o.verdict == "yes",
             reason=o.reason,
             published_top1=o.top1,
-            weights=str(weights),
+            weights=None if weights is None else str(weights),
             spec=o.spec.to_dict() if isinstance(o.spec, NetSpec) else None,
             licence=o.candidate.licence,
         )
 
-    def _timed(self, speed: Speed, image_size: int) -> Timed:
-        """A speed as a record holds it; its raw times are in ``speeds.jsonl``."""
+    def _timed(self, speed: Speed, spec: Named, image_size: int) -> Timed:
+        """A speed as a record holds it; its raw times are in ``speeds.jsonl``, or here where it came in a row."""
+        rows = self.asked.rows
+        if rows is not None:
+            return Timed.of(rows.of(spec, image_size))
         return Timed(
             conditions=written(replace(self.basis.conditions, image_size=image_size)),
             environment=Machine.of(Environment.here(self.basis.conditions.device)),
@@ -199,10 +264,11 @@ class Finder:
 
     def front(self, files: WeightFiles) -> Front | None:
         """What the device can do with the released weights that can be had; None: there are none with a figure."""
-        pool = [candidate for candidate, _ in self._reachable(files)]
+        pool = [candidate for candidate, place in self._reachable(files) if place is not None]
         if not any(candidate.top1 is not None for candidate in pool):
             return None
-        return survey(pool, self.basis, Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say))
+        effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
+        return survey(pool, self.basis, effort, self.asked.rows)
 
     def reference_speed(self) -> float:
         """``REFERENCE_SHARE`` of the reference's speed at the data's size, in two digits."""
@@ -289,10 +355,13 @@ class Finder:
             return self._sure(before)
         row = before or self._new_row(one, family)
         if self.basis.predicted:
-            facts = facts_of([one], self.basis)[one]
-            if facts.speed is None:
-                raise UserError(facts.failed or f"{one.spec.name} can not be predicted")
-            row = replace(row, predicted=self._predicted(facts.speed))
+            speed, failed = self._predicted_speed(one)
+            if speed is None:
+                raise UserError(failed or f"{one.spec.name} can not be predicted")
+            if speed.kind == "measured":
+                row = replace(row, measurement=self._timed(speed, one.spec, one.image_size))
+            else:
+                row = replace(row, predicted=self._predicted(speed))
         else:
             net = build(one.spec, self.splits)
             made = measure(net, replace(self.plain, image_size=one.image_size), min_seconds=0.3, max_seconds=5.0)
@@ -300,6 +369,13 @@ class Finder:
         self.record.put_row(row)
         self.say(f"{one.spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")
         return self._sure(row)
+
+    def _predicted_speed(self, one: SizedSpec) -> tuple[Speed | None, str]:
+        """The speed on a device that is not here, set by the rows where there are some; or why there is none."""
+        rows = self.asked.rows
+        facts = facts_of([one, *(rows.measured if rows else ())], self.basis)
+        known = (by_rows(facts, rows) if rows else facts)[one]
+        return known.speed, known.failed
 
     def _sure(self, row: Row) -> float:
         """The speed that holds: as measured, or predicted with the confidence asked for."""
@@ -355,11 +431,14 @@ class Finder:
 
     def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
         """The few pretrained contenders whose features suit the data best: a linear head is solved on each. One whose
-        weights can not be loaded is left out, with the reason.
+        weights can not be loaded is left out, with the reason. Those without weights have no features to go by; they
+        take the places that are left.
 
         Raises:
             UserError: the weights of none can be loaded.
         """
+        unweighted = [contender for contender in contenders if contender.weights is None]
+        contenders = [contender for contender in contenders if contender.weights is not None]
         scores: dict[str, float] = {}
         left_out: list[UserError] = []
         for number, contender in enumerate(contenders, start=1):
@@ -376,10 +455,10 @@ class Finder:
                 self.record.put_row(row)
             assert row.probe is not None
             scores[contender.name] = row.probe.top1 or 0.0
-        if not scores:
+        if left_out and not scores and not unweighted:
             raise left_out[0]
         contenders = [contender for contender in contenders if contender.name in scores]
-        best = max(scores.values())
+        best = max(scores.values(), default=0.0)
         ranked = sorted(
             contenders,
             key=lambda c: (-math.floor((scores[c.name] - best) * 100 / WORTH_POINTS), -(c.published or 0.0)),
@@ -391,7 +470,7 @@ class Finder:
             self.record.put_row(
                 replace(row, reason=f"keeps it; its features are {behind:.1f} points behind on this data")
             )
-        return last
+        return [*last, *unweighted]
 
     def _probe(self, contender: Contender, recipe: Recipe) -> Probed:
         net = build_net(contender.network, self.splits, recipe, contender.init)
@@ -400,6 +479,11 @@ class Finder:
         made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
         self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} validation images, {made.seconds:.0f} s")
         return Probed(top1=made.top1, train=made.train, validation=made.validation, seconds=made.seconds)
+
+
+def _accuracy(option: Option) -> float:
+    """What is published of the weights: at the option's size, else the best at another."""
+    return option.top1 or max((top1 for _, top1 in option.candidate.published), default=0.0)
 
 
 def at_own_size(spec: NetSpec) -> SizedSpec:

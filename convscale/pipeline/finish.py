@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from convscale import words
-from convscale.artifact.artifact import Artifact, give_promise
+from convscale._version import __version__
+from convscale.artifact.artifact import Artifact
 from convscale.artifact.promise import Promise
-from convscale.choice.basis import Basis, device_title
+from convscale.choice.basis import Basis
 from convscale.choice.speeds import Say
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
@@ -27,6 +28,7 @@ from convscale.show.fit_parts import Doubtful, Int8, Search, Shipped, Timed
 from convscale.show.fit_parts import Verification as WrittenVerification
 from convscale.show.json_values import from_json
 from convscale.speed.timing import Measurement
+from convscale.stats import chance_above
 
 SECOND_LOOK_S = 4.0
 """A shipped network that came out too slow is timed again for this long: the machine may have been busy."""
@@ -140,6 +142,7 @@ class Finish:
 
     def _for_elsewhere(self, trained: Trained, held: Split, card: dict[str, str]) -> Artifact:
         """An ONNX file for a device that is not here."""
+        promise = self._promise()
         images = EvalImages(held, trained.preprocessing)
         artifact = export(
             trained.net,
@@ -153,10 +156,9 @@ class Finish:
             verify_labels=None if self.splits.multilabel else held.labels.numpy(),
             card=card,
             overwrite=True,
+            promise=promise,
         )
-        promise = self._promise()
         if promise is not None:
-            give_promise(artifact, promise)
             self.say(f"artefact: {promise}")
         checked = Verification.from_dict(artifact.verification or {})
         self._tell(checked)
@@ -164,24 +166,36 @@ class Finish:
         return artifact
 
     def _promise(self) -> Promise | None:
-        """What was predicted for the winner."""
+        """What was predicted for the winner, or measured there before it was trained."""
         row, c = self.record.now.chosen, self.basis.conditions
-        told = None if row is None else row.predicted
-        if row is None or told is None or told.images_per_s is None or row.image_size is None:
+        if row is None or row.image_size is None:
             return None
+        told, rests = row.predicted, "" if self.asked.rows is None else "networks that were measured on the device"
+        if told is not None and told.images_per_s is not None:
+            middle, low, high = told.images_per_s, told.low or told.images_per_s, told.high or told.images_per_s
+            doubts = told.doubts
+        elif row.measurement is not None and row.measurement.speed is not None:
+            middle, doubts, rests = row.measurement.speed, (), "a measurement on the device, untrained"
+            low, high = row.measurement.quartiles or (middle, middle)
+        else:
+            return None
+        asked = self.min_throughput or None
         return Promise(
             device=c.device,
-            title=device_title(c.device),
             runtime=c.runtime,
             precision=c.precision,
+            layout=c.layout,
             batch_size=c.batch_size,
             image_size=row.image_size,
-            images_per_s=told.images_per_s,
-            low=told.low or told.images_per_s,
-            high=told.high or told.images_per_s,
-            asked=self.min_throughput or None,
-            confidence=self.asked.constraint.confidence,
-            doubts=told.doubts,
+            threads=c.threads,
+            images_per_s=middle,
+            low=min(low, middle),
+            high=max(high, middle),
+            min_throughput=asked,
+            confidence=chance_above(asked, middle, low, high) if asked and low < middle < high else None,
+            doubts=doubts,
+            calibration=rests,
+            versions={"convscale": __version__},
         )
 
     def _tell(self, checked: Verification) -> None:

@@ -18,8 +18,10 @@ from convscale.arch.zoo import list_models
 from convscale.choice.basis import MEASURED_BATCH, Asked, Basis, at_hand, basis_of, check_device
 from convscale.choice.candidates import SMALL_IMAGE, candidates_of, sized
 from convscale.choice.facts import SizedSpec
+from convscale.choice.rows import Rows, read_rows, rows_of
 from convscale.conditions import BEST, Conditions, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.files import sha256
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
 from convscale.learn.recipes import get_recipe
@@ -164,6 +166,8 @@ class FitRequest:
     """Side in pixels; None: the candidates' own, or the data's from scratch, see ``size_for``."""
     offer: Filter = field(default_factory=Filter)
     """Which released weights a user may and will take."""
+    measured: Path | None = None
+    """Rows that were measured on the device, which is not here, as the script of a kit writes them."""
     strict: bool = False
     """Where nothing keeps the constraint, refuse instead of training the fastest."""
     resume: bool = False
@@ -183,6 +187,8 @@ class FitRequest:
             raise UserError(f"progress is {self.progress!r}; it must be a function that takes events")
         if self.image_size is not None:
             check_whole("image_size", self.image_size)
+        if self.measured is not None:
+            self._take_rows(check_path("measured", self.measured))
         if self.here:
             usable_device(self.where.device)
         elif self.shipping.int8:
@@ -190,6 +196,30 @@ class FitRequest:
                 f"int8 is not predicted for {self.where.device}: 8 bits are searched for where they are measured; "
                 "leave int8 out"
             )
+
+    def _take_rows(self, path: Path) -> None:
+        """Their runtime is that of the choice where none was named.
+
+        Raises:
+            UserError: the file is missing or damaged, or the device is here.
+        """
+        if self.here:
+            raise UserError(
+                f"measured is of a device that is not here, got device {self.where.device!r}; fit measures here itself"
+            )
+        object.__setattr__(self, "measured", path)
+        object.__setattr__(self, "where", read_rows(path, self.where)[1])
+
+    @cached_property
+    def rows(self) -> Rows | None:
+        """What was measured on the device; None: nothing was.
+
+        Raises:
+            UserError: a row is of another device or other conditions.
+        """
+        if self.measured is None:
+            return None
+        return rows_of(read_rows(self.measured, self.where)[0], self.basis(), self.measured)
 
     @cached_property
     def named(self) -> tuple[Network, ...] | None:
@@ -242,13 +272,15 @@ class FitRequest:
         return basis_of(replace(where, runtime=where.runtime or "compiled"))
 
     def from_scratch(self, splits: DataSplits) -> bool:
-        """Whether networks are trained from scratch: asked for, or the images are small, or only specs are named."""
+        """Whether all networks are trained from scratch: asked for, or the images are small, or specs alone are named;
+        beside names with weights, a spec starts from scratch and the others do not.
+        """
         if self.start.scratch is not None:
             return self.start.scratch
         if self.training.init is not None or self.start.file is not None or self.start.weights_dir is not None:
             return False
         if self.named is not None:
-            return any(not isinstance(item, str) for item in self.named) or self._small(splits)
+            return all(not isinstance(item, str) for item in self.named) or self._small(splits)
         return self._small(splits)
 
     def check_networks(self, splits: DataSplits) -> None:
@@ -328,6 +360,7 @@ class FitRequest:
             "brief_epochs": training.brief_epochs,
             "seed": training.seed,
             "strict": self.strict,
+            **({} if self.measured is None else {"measured": sha256(self.measured)}),
         }
 
 

@@ -91,6 +91,7 @@ def fit(
     brief_epochs: int = 1,
     max_minutes: float | None = None,
     seed: int = 0,
+    measured: str | os.PathLike[str] | None = None,
     strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -140,6 +141,8 @@ def fit(
         brief_epochs: of the comparison.
         max_minutes: the full training ends by then at the latest, its schedule with it.
         seed: of everything drawn.
+        measured: JSON lines measured on the named device before training, as the script of a kit writes them
+            (``write_kit``): networks with a row go by it, the others are predicted and set by the rows.
         strict: raise where nothing keeps the constraint, instead of training the fastest.
         resume: go on in ``output``.
         overwrite: replace ``output``.
@@ -193,6 +196,7 @@ def fit(
             extra_data=extra_data,
             attention=attention,
         ),
+        measured=None if measured is None else Path(measured),
         strict=strict,
         resume=resume,
         overwrite=overwrite,
@@ -206,6 +210,7 @@ def fit_request(asked: FitRequest) -> FitRun:
     splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data)
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     asked.check_networks(splits)
+    _ = asked.rows  # what they are wrong in is told before anything is written
     request = asked.to_json(splits)
     folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
     run = Fit(

@@ -124,8 +124,8 @@ class Fit:
             self.note(f"{kept.missed}; it is trained all the same")
         contenders = list(kept.contenders)
         with self.record.clocked("probe_s"):
-            if contenders[0].weights is not None:
-                recipe = get_recipe(self.recipe(contenders[0])).override(dict(self.asked.training.overrides))
+            if pretrained := [one for one in contenders if one.weights is not None]:
+                recipe = get_recipe(self.recipe(pretrained[0])).override(dict(self.asked.training.overrides))
                 contenders = finder.probed(contenders, recipe)
         chosen = {(c.name, c.image_size) for c in contenders[:FINALISTS]}
         rows = (replace(row, finalist=(row.name, row.image_size) in chosen) for row in self.record.now.candidates)

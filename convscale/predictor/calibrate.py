@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import SHARED, Calibration
 from convscale.predictor.devices import get_device
+from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS
 from convscale.predictor.fitting import NOISE, Part, fit
 from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
 from convscale.predictor.latency import basis_of
 from convscale.predictor.roofline import net_s, table_of
 from convscale.predictor.workload import load_workload
+from convscale.stats import Z80
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
@@ -49,9 +54,10 @@ def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observ
     unknown: list[str] = []
     nets: dict[str, Network | None] = {}
     for record in records:
-        if record.model not in nets:
-            nets[record.model] = _net_named(record.model)
-        net = nets[record.model]
+        key = record.model if record.spec is None else json.dumps(record.spec, sort_keys=True)
+        if key not in nets:
+            nets[key] = _net_named(record.model) if record.spec is None else _net_of(record.spec)
+        net = nets[key]
         if net is None:
             unknown.append(record.model)
             continue
@@ -59,6 +65,14 @@ def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observ
         conditions = dataclasses.replace(measured.conditions, device=get_device(device).name)
         observations.append(Observation(net=net, conditions=conditions, images_per_s=measured.images_per_s))
     return observations, unknown
+
+
+def _net_of(spec: Mapping[str, Any]) -> NetSpec | None:
+    """The network that a record's own spec describes, or None where this version can not read it."""
+    try:
+        return NetSpec.from_dict(dict(spec))
+    except UserError:
+        return None
 
 
 def _net_named(name: str) -> Network | None:
@@ -86,7 +100,7 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
     dozen: the shipped coefficients are of one other CPU.
 
     Args:
-        observations: networks measured under one device, mode, runtime (eager or compiled PyTorch), layout, precision
+        observations: networks measured under one device, mode, runtime (one that is predicted), layout, precision
             and number of threads; batch and image sizes may differ.
 
     Raises:
@@ -110,6 +124,7 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
         known.coefficients,
         known.sigmas,
         sheet.name in known.devices,
+        math.log(STAND_IN_FACTOR) / Z80 if first.runtime in STAND_INS else 0.0,
     )
     before_s, after_s = net_s(table, sheet, known.coefficients), net_s(table, sheet, coefficients)
     return Calibration(
@@ -128,7 +143,7 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
 
 
 def most_likely(
-    part: Part, start: Mapping[str, float], sigmas: Mapping[str, float], known: bool
+    part: Part, start: Mapping[str, float], sigmas: Mapping[str, float], known: bool, further: float = 0.0
 ) -> tuple[dict[str, float], list[list[float]]]:
     """Coefficients for a card given its measurements, and the covariance of what is still not known of it.
 
@@ -137,8 +152,9 @@ def most_likely(
         start: coefficients from the tables.
         sigmas: what ``interval.fit_sigmas`` made of the tables' errors.
         known: whether the tables hold this card.
+        further: log error that each rate has beside; see ``interval.rate_sigmas``.
     """
-    prior = rate_sigmas(part.device, known)
+    prior = rate_sigmas(part.device, known, further)
     noise = network_sigma(part.table, part.device, start, sigmas)
     many = len(noise) >= MANY
     names = list(start) if many else list(RATES)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from convscale.conditions import Conditions
 from convscale.predictor.devices import Device
-from convscale.predictor.fitted import fitted_sets, set_name
+from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS, TITLES, fitted_sets, set_name
 from convscale.predictor.workload import Workload
 
 
@@ -18,6 +18,17 @@ class Doubts(NamedTuple):
     """Doubts whose error was measured on families or cards left out, so that the interval holds it already."""
     open: tuple[str, ...]
     """Doubts that no table says anything of: each widens the interval."""
+
+
+def runtime_doubt(conditions: Conditions) -> str:
+    """The doubt about a runtime that no table speaks of; empty for the others. It widens the interval by a factor of
+    its own, which it states.
+    """
+    if conditions.runtime not in STAND_INS:
+        return ""
+    title = TITLES[conditions.runtime]
+    by = "a processor behind PyTorch's compiler" if conditions.device == "cpu" else "compiled PyTorch's speed"
+    return f"no table speaks of {title}: predicted by {by}, the interval widened {STAND_IN_FACTOR:g} times either way"
 
 
 def doubts_of(

@@ -9,6 +9,7 @@ the time that follows it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -120,14 +121,18 @@ def _likeliest(groups: Mapping[str, np.ndarray], errors: np.ndarray, weights: np
     return dict(zip(names, np.exp(solution.x).tolist(), strict=True))
 
 
-def rate_sigmas(device: Device, known: bool) -> dict[str, float]:
-    """Log errors expected of a card's rates before anything was measured on it."""
-    if device.kind == "cpu":
-        return CPU_SIGMA
-    sigmas = dict(OWN_SIGMA if known else NEW_SIGMA)
+def rate_sigmas(device: Device, known: bool, further: float = 0.0) -> dict[str, float]:
+    """Log errors expected of a card's rates before anything was measured on it.
+
+    Args:
+        device: its data sheet.
+        known: whether the tables hold this card.
+        further: log error that each has beside, where a runtime that no table speaks of runs there.
+    """
+    sigmas = dict(CPU_SIGMA if device.kind == "cpu" else OWN_SIGMA if known else NEW_SIGMA)
     if device.sustained < 1:
         sigmas["peak"] = float(np.hypot(sigmas["peak"], LIMITED))
-    return sigmas
+    return {name: math.hypot(sigma, further) for name, sigma in sigmas.items()}
 
 
 def rate_shares(table: Table, device: Device, coefficients: Mapping[str, float]) -> np.ndarray:

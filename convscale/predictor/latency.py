@@ -11,7 +11,7 @@ from convscale.conditions import Conditions
 from convscale.cost.kernels import Kernel
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.devices import Device
-from convscale.predictor.fitted import Fitted, check_predicted, fitted_sets, set_name
+from convscale.predictor.fitted import Fitted, check_predicted, fitted_sets, set_name, stand_in
 from convscale.predictor.roofline import BINDINGS, Table, kernel_s, table_of
 
 _HOST_US = {"eager": 8.0, "compiled": 5.0}
@@ -104,7 +104,7 @@ def call_times(table: Table, networks: int, basis: Basis) -> CallTimes:
     """The seconds of a call of each network of a table that holds ``networks`` of them."""
     times = kernel_s(table, basis.device, basis.coefficients)
     launches = np.bincount(table.net, weights=table.count, minlength=networks)
-    launch_us = _HOST_US[basis.conditions.runtime] if basis.device.kind == "gpu" else 0.0
+    launch_us = _HOST_US[stand_in(basis.conditions.runtime)] if basis.device.kind == "gpu" else 0.0
     return CallTimes(
         table=table,
         seconds=times.total_s * table.count,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convscale.conditions import Conditions, Size, size_text
+from convscale.errors import UserError
 from convscale.predictor.calibration import Calibration
-from convscale.predictor.doubts import doubts_of
-from convscale.predictor.fitted import check_predicted
+from convscale.predictor.doubts import doubts_of, runtime_doubt
+from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted
 from convscale.predictor.interval import RATES, groups_of, rate_shares, rate_sigma, rate_sigmas, sigma_of
 from convscale.predictor.latency import Basis, basis_of, call_times
 from convscale.predictor.roofline import Table, table_of
@@ -87,6 +88,7 @@ def predict(
     compiled: bool = False,
     layout: str = "nchw",
     calibration: Calibration | None = None,
+    runtime: str | None = None,
 ) -> Prediction:
     """Predict a network's throughput on a device by its data sheet, without the device.
 
@@ -101,6 +103,9 @@ def predict(
         compiled: behind ``torch.compile``; else eager PyTorch.
         layout: ``nchw`` or ``nhwc``.
         calibration: what ``calibrate`` made of measurements on the device.
+        runtime: ``eager``, ``compiled``, ``onnxruntime`` or ``tensorrt``; None: as ``compiled`` says. The last two are
+            in no table: they are predicted as compiled PyTorch, with a doubt and an interval that ``STAND_IN_FACTOR``
+            (``convscale.predictor.fitted``) widens either way, unless a calibration made in them is given.
 
     Raises:
         UserError: an unknown device (the message names the nearest), an impossible condition, a network that can not be
@@ -108,6 +113,8 @@ def predict(
     """
     from convscale.cost.subject import subject_of  # loads torch, which a stored workload can do without
 
+    if compiled and runtime not in (None, "compiled"):
+        raise UserError(f"compiled=True and runtime {runtime!r} exclude each other; give one of them")
     asked = Conditions(
         device=device,
         mode=mode,
@@ -115,7 +122,7 @@ def predict(
         layout=layout,
         batch_size=batch_size,
         image_size=image_size,
-        runtime="compiled" if compiled else "eager",
+        runtime=runtime or ("compiled" if compiled else "eager"),
     )
     named, _ = check_predicted(asked)
     _, _, conditions = subject_of(net_or_spec, named)
@@ -153,12 +160,15 @@ def predict_table(
     groups = _filled(groups_of(table, time.once_s), len(works))
     widths = _half_widths(table, basis, groups)
     bounds, waiting, latency = time.shares(), time.waiting_s, time.latency_s
+    foreign = runtime_doubt(basis.conditions) if calibration is None else ""
     made = []
     for i, (work, asked) in enumerate(zip(works, conditions, strict=True)):
         share = {name: float(values[i]) for name, values in groups.items()}
         share["host"] = 1.0 if waiting[i] > 0 else 0.0
         doubts = doubts_of(work, basis.conditions, basis.device, share, calibration is not None)
         half_width = _WIDER ** min(len(doubts.open), _MOST_WIDER) * float(widths[i])
+        if foreign:
+            half_width = math.hypot(half_width, math.log(STAND_IN_FACTOR))
         images_per_s = asked.batch_size / float(latency[i])
         bound = {name: float(values[i]) for name, values in bounds.items()}
         made.append(
@@ -169,7 +179,7 @@ def predict_table(
                 latency_s=float(latency[i]),
                 bound_by=max(bound, key=lambda name: bound[name]),
                 shares=MappingProxyType(bound),
-                doubts=(*doubts.known, *doubts.open),
+                doubts=(*filter(None, [foreign]), *doubts.known, *doubts.open),
                 conditions=dataclasses.replace(basis.conditions, image_size=asked.image_size),
                 peak_bytes=work.peak_bytes,
                 calibrated=calibration is not None,

@@ -11,6 +11,7 @@ from convscale.conditions import Conditions, Size
 from convscale.cost.kernels import Kernel
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import Device
+from convscale.predictor.fitted import stand_in
 from convscale.predictor.latency import CallTimes, basis_of, call_time
 from convscale.predictor.roofline import BINDINGS
 from convscale.predictor.workload import workload_of
@@ -110,7 +111,7 @@ def profile(
         conditions = replace(conditions, image_size=image_size)
     basis = basis_of(conditions, calibration)
     traced = trace_of(net_or_spec, basis.conditions)
-    work = workload_of(traced, compiled=conditions.runtime == "compiled", by_layer=True)
+    work = workload_of(traced, compiled=stand_in(conditions.runtime) == "compiled", by_layer=True)
     time = call_time(work.kernels, basis)
     return Profile(
         name=name or _name_of(net_or_spec),

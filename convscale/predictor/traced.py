@@ -77,9 +77,17 @@ def spec_digest(spec: NetSpec) -> str:
 
 def entry_key(network: Named, image_size: int) -> str | None:
     """The key of a network at a size; None for one that nobody can trace beforehand."""
+    code = network_key(network)
+    return None if code is None else f"{code} {image_size}"
+
+
+def network_key(network: Named) -> str | None:
+    """Equal for what builds the same network, whatever its weights; None for a module or a factory, whose code may
+    change unseen.
+    """
     if isinstance(network, NetSpec):
-        return f"own {spec_digest(network)[:24]} {image_size}"
-    return f"timm {network.arch} {image_size}" if network.origin == "timm" else None
+        return f"own {spec_digest(network)[:24]}"
+    return f"timm {network.arch}" if network.origin == "timm" else None
 
 
 # ---------------------------------------------------------------- lines in the batch size

@@ -14,6 +14,7 @@ from convscale.cost.kernels import Kernel
 from convscale.cost.liveness import peak_bytes
 from convscale.cost.trace import Trace
 from convscale.networks.foreign import Foreign
+from convscale.predictor.fitted import stand_in
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
@@ -73,7 +74,7 @@ def load_workload(network: Network, conditions: Conditions) -> Workload:
     from convscale.cost.tracing import trace
     from convscale.networks.resolve import build_meta, find
 
-    compiled = conditions.runtime == "compiled"
+    compiled = stand_in(conditions.runtime) == "compiled"
     named = find(network) if isinstance(network, str) else network
     key = None
     if isinstance(named, Foreign) and named.origin == "timm" and conditions.image_size is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from convscale.artifact.promise import Promise, promise_section
 from convscale.conditions import size_text
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.verify import Verification
@@ -40,8 +41,10 @@ def model_card(
     ]
     for key in (*_FACTS, *sorted(set(facts) - set(_FACTS))):
         lines.append(f"- **{key.capitalize()}**: {facts.get(key, 'not stated')}")
+    lines.append("")
+    if (promised := manifest.get("promise")) is not None:
+        lines += promise_section(Promise.from_dict(promised))
     lines += [
-        "",
         "## Input",
         "",
         f"The network takes {takes} and gives {gives}. Images are resized {resized} ({preprocessing.interpolation}) "

@@ -1,124 +1,260 @@
-"""The day the device is there: what an artefact was promised, and what it runs at."""
+"""The day the device arrives: an artefact measured there, against what was promised."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from convscale.artifact.artifact import Artifact, load_artifact
+import numpy as np
+
+from convscale._version import __version__
+from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
 from convscale.artifact.promise import Promise
+from convscale.conditions import Conditions, sides
 from convscale.errors import UserError
-from convscale.machine import Environment
+from convscale.machine import Environment, available_cores
 from convscale.predictor.devices import devices, get_device
-from convscale.speed.measuring import measure
-from convscale.speed.records import append_record
-from convscale.speed.timing import Measurement
-from convscale.words import exact
+from convscale.predictor.predict import Prediction
+from convscale.runtimes.base import Opening
+from convscale.speed.records import Record, append_record
+from convscale.speed.timing import Measurement, WallClock, time_callable
+from convscale.stats import chance_above
+from convscale.words import exact, percent
+
+SAME_RATE = ({"amp", "fp16"}, {"fp32"}, {"bf16"}, {"int8"})
+"""Precisions whose matrices are multiplied at one rate: a promise of one may be checked on an artefact in the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A promise beside a measurement."""
+    """What became of a promise."""
 
     promise: Promise
-    """What was predicted."""
+    """What was promised."""
     measurement: Measurement
-    """What was measured, under the conditions of the promise, in the artefact's own runtime."""
+    """What was measured, with its raw times."""
+    notes: tuple[str, ...] = ()
+    """What differs between the two, each a sentence."""
 
     @property
     def images_per_s(self) -> float:
-        """As measured."""
+        """Measured."""
         return self.measurement.images_per_s
 
     @property
+    def ratio(self) -> float:
+        """Measured over predicted."""
+        return self.images_per_s / self.promise.images_per_s
+
+    @property
     def inside(self) -> bool:
-        """Whether the measured speed lies in the 80 % interval of the prediction."""
+        """Whether the measured speed lies in the promised interval."""
         return self.promise.low <= self.images_per_s <= self.promise.high
 
     @property
-    def keeps(self) -> bool:
-        """Whether it keeps what was asked for; True where nothing was."""
-        return self.promise.asked is None or self.images_per_s >= self.promise.asked
+    def kept(self) -> bool:
+        """Whether it reaches what was asked for; where nothing was, the lower end of the interval."""
+        return self.images_per_s >= self.promise.floor
 
     def __str__(self) -> str:
-        told = self.promise
-        where = "inside" if self.inside else "above" if self.images_per_s > told.high else "below"
-        kept = (
-            "" if told.asked is None else f"; {'keeps' if self.keeps else 'misses'} the {exact(told.asked)} asked for"
+        p = self.promise
+        asked = (
+            f"{'keeps' if self.kept else 'misses'} the {exact(p.floor)} asked for"
+            if p.min_throughput is not None
+            else f"{'is not slower' if self.kept else 'is slower'} than promised (nothing was asked for)"
         )
-        runtime = self.measurement.conditions.runtime
-        other = "" if runtime == told.runtime else f" (promised for {told.runtime}, measured in {runtime})"
+        where = "inside" if self.inside else "below" if self.images_per_s < p.low else "above"
         return (
-            f"{exact(self.images_per_s)} images/s measured, {self.images_per_s / told.images_per_s:.2f} x the "
-            f"{exact(told.images_per_s)} promised, {where} the interval {exact(told.low)} to {exact(told.high)}"
-            f"{kept}{other}"
+            f"{exact(self.images_per_s)} images/s measured on {self.measurement.environment.device_name}: {asked}; "
+            f"{exact(p.images_per_s)} were predicted (80 %: {exact(p.low)} to {exact(p.high)}), so it is "
+            f"{percent(self.ratio, 0)} of that and {where} the interval"
         )
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
         return {
+            "kept": self.kept,
+            "inside": self.inside,
+            "ratio": self.ratio,
+            "images_per_s": self.images_per_s,
             "promise": self.promise.to_dict(),
             "measurement": self.measurement.to_dict(),
-            "images_per_s": self.images_per_s,
-            "inside": self.inside,
-            "keeps": self.keeps,
+            "notes": list(self.notes),
         }
+
+
+def promise_of(prediction: Prediction, min_throughput: float | None = None, calibration: str = "") -> Promise:
+    """What an artefact of a predicted network is to be held to.
+
+    Args:
+        prediction: of the network at the size, batch and runtime in which it ships.
+        min_throughput: images/s that were asked for.
+        calibration: the calibration that the prediction went by, in words, where it went by one.
+    """
+    c = prediction.conditions
+    assert c.image_size is not None, "a prediction has a size"
+    sure = None
+    if min_throughput is not None:
+        sure = chance_above(min_throughput, prediction.images_per_s, prediction.low, prediction.high)
+    return Promise(
+        device=c.device,
+        runtime=c.runtime,
+        precision=c.precision,
+        layout=c.layout,
+        batch_size=c.batch_size,
+        image_size=c.image_size,
+        threads=c.threads,
+        images_per_s=prediction.images_per_s,
+        low=prediction.low,
+        high=prediction.high,
+        min_throughput=min_throughput,
+        confidence=sure,
+        doubts=prediction.doubts,
+        calibration=calibration or ("measurements on the device" if prediction.calibrated else ""),
+        versions={"convscale": __version__},
+    )
 
 
 def confirm(
     artifact: Artifact | str | os.PathLike[str],
     device: str | None = None,
     *,
-    seconds: float = 2.0,
-    record: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    min_seconds: float = 1.0,
+    max_seconds: float = 30.0,
 ) -> Confirmation:
-    """Measure an artefact on the device that it was promised for, and compare.
+    """Measure an artefact on the device that a speed was promised for, in the promised runtime, batch and threads.
+
+    The model alone is timed: on a GPU the batch lies there before. CUDA was not measured by this project.
 
     Args:
-        artifact: opened, or its folder.
-        device: ``cuda``, ``cuda:N`` or ``cpu``; None: the kind of device that the promise is of.
-        seconds: timed seconds, at least.
-        record: JSON-lines file to append the measurement to; ``convscale calibrate --measurement`` takes it.
+        artifact: the artefact's folder, or it opened.
+        device: ``cuda``, ``cuda:N`` or ``cpu``; None: the kind that was promised for.
+        output: a JSON-lines file that the measurement is appended to; ``convscale calibrate --measurement`` takes it.
+        min_seconds: the timed calls together last at least this long.
+        max_seconds: and warm-up and timed calls at most about this long.
 
     Raises:
-        UserError: the artefact carries no promise, or this is another device than it was promised for.
+        UserError: nothing was promised, this is another device than was promised for, or the artefact can not run so.
     """
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    folder = opened.folder
     promise = opened.promise
     if promise is None:
         raise UserError(
-            f"artefact {opened.folder} carries no promise; `convscale fit --device NAME` makes one for a device that "
-            "is not here"
+            f"artefact {folder} carries no promise; `convscale measure {folder}` measures it, and export(promise=...) "
+            "puts one in"
         )
-    place = device or ("cpu" if get_device(promise.device).kind == "cpu" else "cuda")
-    check_promised_device(promise, place)
-    if opened.device != place:
-        opened = load_artifact(opened.folder, device=place)
-    measured = measure(
-        opened, device=place, batch_size=promise.batch_size, min_seconds=seconds, max_seconds=30 * seconds
-    )
-    if record is not None:
-        append_record(record, measured)
-    return Confirmation(promise=promise, measurement=measured)
+    device = device or ("cpu" if promise.device == "cpu" else "cuda")
+    _check_card(promise, device)
+    art = load_artifact(folder, runtime=promise.runtime, threads=promise.threads, device=device)
+    found = _measured(art, promise, device, min_seconds, max_seconds)
+    if output is not None:
+        append_record(output, record_of(art, found))
+    return Confirmation(promise=promise, measurement=found, notes=_differences(art, promise))
 
 
-def check_promised_device(promise: Promise, device: str) -> None:
+def record_of(artifact: Artifact, found: Measurement) -> Record:
+    """A measured artefact as a record, with its network's spec where the artefact keeps one."""
+    return Record(model=found.model, measurement=found, spec=artifact.manifest.get("spec"))
+
+
+def _check_card(promise: Promise, device: str) -> None:
     """
     Raises:
-        UserError: ``device`` of this machine is another one than the promised.
+        UserError: the device here is another than was promised for.
     """
-    wanted = devices().get(promise.device)
-    if wanted is None or wanted.kind == "cpu":
-        if device != "cpu":
-            raise UserError(f"the speed was promised for {promise.title}, not for device {device!r}; use cpu")
+    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise UserError(f"device {device!r} can not be measured here; use cpu, cuda or cuda:N")
+    title = get_device(promise.device).title if promise.device in devices() else promise.device
+    kind = "cpu" if promise.device == "cpu" else "cuda"
+    if device.partition(":")[0] != kind:
+        raise UserError(f"the speed was promised for {title}, got device {device!r}; confirm it with device {kind}")
+    if kind == "cpu":
         return
-    if not device.startswith("cuda"):
-        raise UserError(f"the speed was promised for {promise.title}; device {device!r} is another, use cuda there")
-    import torch
+    here, driver = card_name(device), get_device(promise.device).driver
+    if not re.fullmatch(driver, here, re.IGNORECASE):
+        raise UserError(
+            f"the speed was promised for {title}, this card is {here!r}; confirm it there, or `convscale measure` the "
+            "artefact here"
+        )
 
-    if not torch.cuda.is_available():
-        raise UserError(f"the speed was promised for {promise.title}; torch sees no CUDA GPU here")
-    name = Environment.here(device).device_name
-    if not re.fullmatch(wanted.driver, name, re.IGNORECASE):
-        raise UserError(f"the speed was promised for {promise.title}; this is {name}: it says nothing of that one")
+
+def card_name(device: str) -> str:
+    """The name that the driver gives a CUDA device: by PyTorch where it is installed, else by ``nvidia-smi``.
+
+    Raises:
+        UserError: neither sees such a card.
+    """
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name(device)
+    except (ImportError, RuntimeError, AssertionError):
+        pass  # a machine that only runs artefacts has no PyTorch, and its card may be numbered beyond those here
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        number = device.partition(":")[2] or "0"
+        asked = [tool, "--query-gpu=name", "--format=csv,noheader", "-i", number]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip().splitlines()[0].strip()
+    raise UserError(f"device {device!r} is not there: neither PyTorch nor nvidia-smi sees it; is its driver installed?")
+
+
+def _measured(art: Artifact, promise: Promise, device: str, min_seconds: float, max_seconds: float) -> Measurement:
+    """The artefact timed at the promised batch, on seeded noise."""
+    threads = promise.threads or available_cores()
+    # A tuning was made for a processor: its streams go with its own runtime, threads and device.
+    streams = art.streams if device == "cpu" and art.streams <= threads else 1
+    how = Opening(threads=threads, device=device, streams=streams, batch_size=promise.batch_size)
+    runner = open_artifact(art, art.runtime, how)
+    shape = (promise.batch_size, *sides(art.image_size), art.preprocessing.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    call = _call(runner, art.input_batch(images))
+    times = time_callable(
+        call,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        stopwatch=WallClock(synchronize=runner.synchronize),
+    )
+    environment = Environment.here("cpu")
+    if device != "cpu":
+        environment = replace(environment, device_name=card_name(device))
+    return Measurement(
+        times_s=times,
+        conditions=Conditions(
+            device=device,
+            precision=art.precision,
+            batch_size=promise.batch_size,
+            image_size=art.image_size,
+            runtime=art.runtime,
+            threads=threads,
+        ),
+        environment=environment,
+        model=art.manifest.model,
+        notes=(f"{streams} streams share the threads",) if streams > 1 else (),
+    )
+
+
+def _call(runner: Any, batch: np.ndarray) -> Callable[[], object]:
+    prepared = runner.prepare(batch)
+    return lambda: runner.run(prepared)
+
+
+def _differences(art: Artifact, promise: Promise) -> tuple[str, ...]:
+    """What a reader must know before he compares the two."""
+    found = []
+    if not any({art.precision, promise.precision} <= same for same in SAME_RATE):
+        found.append(f"promised in {promise.precision}, the artefact is in {art.precision}")
+    if art.precision == "fp16" and art.format == "onnx":
+        found.append("the artefact stores half precision and computes in single")
+    if promise.layout != "nchw":
+        found.append(f"promised in {promise.layout}; {art.runtime} lays out memory itself")
+    return tuple(found)

@@ -17,7 +17,8 @@ from torch import fx, nn
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
 from convscale.artifact.manifest import MODEL_FILES, Manifest
-from convscale.conditions import Size
+from convscale.artifact.promise import Promise
+from convscale.conditions import Size, size_text
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
 from convscale.formats.baked import Baked
@@ -113,6 +114,8 @@ class ExportRequest:
     """To check it on; None: noise."""
     verify_labels: Labels | None = None
     """Their classes."""
+    promise: Promise | None = None
+    """The speed it is to have on a device that is not here."""
 
     @property
     def precision(self) -> str:
@@ -141,6 +144,7 @@ def export(
     verify_labels: Labels | None = None,
     overwrite: bool = False,
     shared: Shared | None = None,
+    promise: Promise | None = None,
 ) -> Artifact:
     """Write a trained network as an artefact folder, and check it against the network before it gets its name.
 
@@ -170,6 +174,8 @@ def export(
         verify_labels: their classes, for accuracies: (N,), or for several labels (N, classes) of zeros and ones.
         overwrite: replace an artefact of that name, once the new one is whole.
         shared: what earlier exports of the same network, preprocessing and images have made.
+        promise: a predicted speed to hold the artefact to on the day its device is there; it stands in the record and
+            in the model card, and :func:`convscale.confirm` checks it.
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
@@ -192,6 +198,7 @@ def export(
         thresholds=thresholds,
         verify_images=verify_images,
         verify_labels=verify_labels,
+        promise=promise,
     )
     return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
 
@@ -212,6 +219,11 @@ def export_as(
     calibration = _check_form(request)
     module, name = as_module(net)
     preprocessing = _preprocessing(module, request.preprocessing, request.image_size)
+    if request.promise is not None and request.promise.image_size != preprocessing.image_size:
+        raise UserError(
+            f"the promise is of {size_text(request.promise.image_size)} px, the artefact takes "
+            f"{size_text(preprocessing.image_size)} px"
+        )
     example = example_input(module, preprocessing.image_size).cpu()
     classes = _class_names(module, name, example, request)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -280,6 +292,7 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
         "opset": OPSET if request.format == "onnx" else None,
         "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
+        **({} if request.promise is None else {"promise": request.promise.to_dict()}),
     }
 
 

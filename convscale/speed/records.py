@@ -35,6 +35,9 @@ class Record:
     """Multiply-accumulates per image at the measured size."""
     activations: float | None = None
     """Numbers that convolutions and linear layers put out per image."""
+    spec: Mapping[str, Any] | None = None
+    """The network's spec as JSON values, where its name alone does not say what to build: a scaled network, one with
+    another head."""
     source: str = "convscale"
     """Who measured: this project, or the name of the table it was read from."""
 
@@ -46,6 +49,7 @@ class Record:
             "model": self.model,
             "source": self.source,
             **counts,
+            **({} if self.spec is None else {"spec": dict(self.spec)}),
             "measurement": self.measurement.to_dict(),
         }
 
@@ -66,9 +70,13 @@ class Record:
         if missing := [key for key in ("model", "measurement") if key not in value]:
             raise UserError(f"a record lacks {', '.join(missing)}")
         counts = {key: value.get(key) for key in ("params", "macs", "activations")}
+        spec = value.get("spec")
+        if spec is not None and not isinstance(spec, Mapping):
+            raise UserError(f"a record's spec must be an object of JSON, got {type(spec).__name__}")
         return cls(
             model=value["model"],
             measurement=Measurement.from_dict(value["measurement"]),
+            spec=spec,
             source=value.get("source", ""),
             **counts,
         )

@@ -267,9 +267,9 @@ def test_devices_go_by_other_names_too(resnet50: nn.Module) -> None:
 
 def test_runtimes_that_nothing_is_predicted_for(resnet50: nn.Module) -> None:
     """They were predicted as PyTorch behind its compiler."""
-    conditions = Conditions(device="v100", precision="amp", image_size=64, runtime="onnxruntime")
+    conditions = Conditions(device="v100", precision="amp", image_size=64, runtime="openvino")
     work = load_workload(resnet50, dataclasses.replace(conditions, runtime="eager"))
-    with pytest.raises(UserError, match="runtime 'onnxruntime' is not predicted; eager and compiled PyTorch are"):
+    with pytest.raises(UserError, match="runtime 'openvino' is not predicted; eager and compiled PyTorch are"):
         predict_workload(work, conditions)
     with pytest.raises(UserError, match="device 'rtx-4080' is unknown"):
         predict_workload(work, dataclasses.replace(conditions, runtime="eager", device="rtx-4080"))
@@ -415,8 +415,8 @@ def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
         predict(resnet50, device="t4", precision="fp32", image_size=64, calibration=made)
     with pytest.raises(UserError, match="share their precision"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, precision="fp32")])
-    with pytest.raises(UserError, match="runtime 'onnxruntime' is not predicted; eager and compiled PyTorch are"):
-        calibrate([observation(resnet50, 10.0, runtime="onnxruntime")])
+    with pytest.raises(UserError, match="runtime 'openvino' is not predicted; eager and compiled PyTorch are"):
+        calibrate([observation(resnet50, 10.0, runtime="openvino")])
     with pytest.raises(UserError, match="share their layout"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, layout="nhwc")])
 
@@ -496,3 +496,40 @@ def test_a_tiny_product_does_not_fill_the_card() -> None:
     assert times[1] == pytest.approx(
         4 * times[0], rel=1e-3
     )  # 132 tiles on 132 units, where one tile was split among four
+
+
+@pytest.mark.parametrize(("runtime", "title"), [("tensorrt", "TensorRT"), ("onnxruntime", "ONNX Runtime")])
+def test_a_runtime_of_no_table_is_compiled_pytorch_with_a_doubt_and_a_wide_interval(
+    resnet50: nn.Module, runtime: str, title: str
+) -> None:
+    """The interval by hand: half-widths in the logarithm, compiled PyTorch's and that of 2.5 times, in quadrature."""
+    by = predict(resnet50, device="l4", image_size=64, batch_size=64, compiled=True)
+    p = predict(resnet50, device="l4", image_size=64, batch_size=64, runtime=runtime)
+    assert p.images_per_s == by.images_per_s
+    half = math.hypot(math.log(by.high / by.images_per_s), math.log(2.5))
+    assert p.high / p.images_per_s == pytest.approx(math.exp(half), rel=1e-9)
+    assert p.low / p.images_per_s == pytest.approx(math.exp(-half), rel=1e-9)
+    assert p.doubts[0] == (
+        f"no table speaks of {title}: predicted by compiled PyTorch's speed, the interval widened 2.5 times either way"
+    )
+    assert p.doubts[1:] == by.doubts
+    assert p.conditions.runtime == runtime
+
+
+def test_measurements_in_a_runtime_of_no_table_move_the_prediction_there(resnet50: nn.Module) -> None:
+    """TensorRT as twice as fast as predicted: one measurement moves the figure most of the way, and the doubt ends."""
+    before = predict(resnet50, device="l4", image_size=64, batch_size=64, runtime="tensorrt")
+    measured = Observation(net=resnet50, conditions=before.conditions, images_per_s=2 * before.images_per_s)
+    after = predict(
+        resnet50, device="l4", image_size=64, batch_size=64, runtime="tensorrt", calibration=calibrate([measured])
+    )
+    assert 1.6 < after.images_per_s / before.images_per_s < 2.1
+    assert after.high / after.low < before.high / before.low
+    assert not any("TensorRT" in doubt for doubt in after.doubts)
+
+
+def test_one_runtime_is_asked_for(resnet50: nn.Module) -> None:
+    with pytest.raises(UserError, match="compiled=True and runtime 'eager' exclude each other"):
+        predict(resnet50, device="l4", image_size=64, compiled=True, runtime="eager")
+    with pytest.raises(UserError, match="runtime tensorrt can not train; eager and compiled PyTorch can"):
+        predict(resnet50, device="l4", image_size=64, mode="train", runtime="tensorrt")

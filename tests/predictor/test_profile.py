@@ -121,7 +121,7 @@ def test_rectangles_and_bad_conditions() -> None:
     found = profile("resnet18", Conditions(device="RTX 4090", precision="amp", batch_size=8), image_size=(96, 128))
     assert (found.conditions["image_size"], found.conditions["device"]) == ((96, 128), "rtx-4090")
     assert found.device == "NVIDIA GeForce RTX 4090"
-    with pytest.raises(UserError, match="runtime 'onnxruntime' is not predicted; eager and compiled PyTorch are"):
-        profile("resnet18", Conditions(device="v100", runtime="onnxruntime"))
+    with pytest.raises(UserError, match="runtime 'openvino' is not predicted; eager and compiled PyTorch are"):
+        profile("resnet18", Conditions(device="v100", runtime="openvino"))
     with pytest.raises(UserError, match="precision 'int8' is not predicted"):
         profile("resnet18", Conditions(device="v100", precision="int8"))

@@ -93,8 +93,8 @@ def test_a_gpu_that_does_not_start_is_no_gpu(onnx_art: Artifact, monkeypatch: py
     class Fallen(ort.InferenceSession):
         """A session as ONNX Runtime gives it where the provider's libraries do not load: on the processor."""
 
-        def __init__(self, path: str, options: ort.SessionOptions, providers: list[str]) -> None:
-            assert providers == ["CUDAExecutionProvider"]
+        def __init__(self, path: str, options: ort.SessionOptions, providers: list[object]) -> None:
+            assert providers == [("CUDAExecutionProvider", {"device_id": 0})]
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])

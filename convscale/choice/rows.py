@@ -1,0 +1,219 @@
+"""A choice by rows that were measured on a device that is not here: their networks go by them, the others are predicted
+and set by them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from convscale.arch.spec import NetSpec
+from convscale.choice.basis import Asked, Basis, at_hand, device_title
+from convscale.choice.decide import Judged, Option
+from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.choice.measured import speed_of
+from convscale.errors import UserError
+from convscale.networks.resolve import Named, find
+from convscale.predictor.devices import get_device
+from convscale.predictor.traced import network_key
+from convscale.speed.records import Record, read_records
+from convscale.speed.timing import Measurement
+from convscale.stats import Z80
+from convscale.words import number, plural
+
+STRENGTH = 4
+"""Rows that the predictor's own interval counts for where the scatter of single networks is estimated: a judgement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Measurements on the device of a basis."""
+
+    path: str
+    """The file that they came from."""
+    measured: Mapping[SizedSpec, Measurement]
+    """By network and size; of several of one the last."""
+    unknown: tuple[str, ...] = ()
+    """Names that nothing here builds."""
+
+    def of(self, network: Named, image_size: int) -> Measurement:
+        """The measurement of a network that has a row, whatever its weights."""
+        key = (measured_key(network), image_size)
+        return {(measured_key(spec), size): m for (spec, size), m in self.measured.items()}[key]
+
+
+def asked_by_rows(asked: Asked, records: Sequence[Record], path: str | os.PathLike[str]) -> Asked:
+    """The conditions asked for, with the rows' runtime where none was named.
+
+    Raises:
+        UserError: there are no rows, or they are of several runtimes.
+    """
+    if not records:
+        raise UserError(f"{path} has no rows; the measure.py of a kit writes them")
+    if asked.runtime is not None or asked.compiled:
+        return asked
+    names = sorted({record.measurement.conditions.runtime for record in records})
+    if len(names) > 1:
+        raise UserError(f"{path} has rows of the runtimes {' and '.join(names)}; give each a file")
+    return replace(asked, runtime=names[0])
+
+
+def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str]) -> Rows:
+    """Records as rows of a basis.
+
+    Raises:
+        UserError: the basis is not a predicted one, or a row is of another device, batch, precision, runtime, layout,
+            mode or number of threads.
+    """
+    if not basis.predicted:
+        raise UserError(
+            f"device {basis.conditions.device!r} is measured here; rows of a device that is not here go with its name, "
+            "and records of this one with records"
+        )
+    measured: dict[SizedSpec, Measurement] = {}
+    unknown: list[str] = []
+    for record in records:
+        _check_row(record, basis, path)
+        spec, size = _network_of(record), record.measurement.conditions.image_size
+        if spec is None or not isinstance(size, int):
+            unknown.append(record.model)
+        else:
+            measured[SizedSpec(spec, size)] = record.measurement
+    if not measured:
+        raise UserError(f"{path} has no row of a network that is known here; of {', '.join(unknown[:3])} nothing is")
+    return Rows(path=os.fspath(path), measured=measured, unknown=tuple(unknown))
+
+
+def read_rows(path: str | os.PathLike[str], asked: Asked) -> tuple[list[Record], Asked]:
+    """The records of a file, and the conditions asked for completed by them.
+
+    Raises:
+        UserError: the file is missing or damaged (the line is named), or has no rows.
+    """
+    records = read_records(path)
+    return records, asked_by_rows(asked, records, path)
+
+
+def _network_of(record: Record) -> Named | None:
+    """What a row is of: its spec, or what its name stands for; None where nothing here builds that."""
+    try:
+        return find(record.model) if record.spec is None else NetSpec.from_dict(dict(record.spec))
+    except UserError:
+        return None
+
+
+def _check_row(record: Record, basis: Basis, path: str | os.PathLike[str]) -> None:
+    """
+    Raises:
+        UserError: the row was measured on another device or under other conditions.
+    """
+    c, under = basis.conditions, record.measurement.conditions
+    name = record.measurement.environment.device_name
+    if not _same_device(c.device, under.device, name):
+        raise UserError(f"{path}: {record.model} was measured on {name!r}, the choice is for {device_title(c.device)}")
+    for field in ("batch_size", "precision", "runtime", "mode", "layout"):
+        if (here := getattr(under, field)) != (wanted := getattr(c, field)):
+            what = {"batch_size": "batch"}.get(field, field)
+            raise UserError(f"{path}: {record.model} was measured in {what} {here}, asked is {what} {wanted}")
+    if c.threads is not None and under.threads != c.threads:
+        raise UserError(f"{path}: {record.model} was measured with {under.threads} threads, asked are {c.threads}")
+
+
+def _same_device(wanted: str, device: str, name: str) -> bool:
+    """Whether a row's device is the one wanted: by name, or by what its driver calls it."""
+    if device == wanted:
+        return True
+    driver = "" if wanted == "cpu" else get_device(wanted).driver
+    return at_hand(device) and device != "cpu" and re.fullmatch(driver, name, re.IGNORECASE) is not None
+
+
+def measured_key(network: Named) -> str:
+    """Equal for what is one network to measure, whatever its weights."""
+    return network_key(network) or f"other {network.name}"
+
+
+def log_ratios(rows: Rows, facts: Mapping[SizedSpec, NetworkFacts]) -> list[float]:
+    """Of each measured network the logarithm of its measured over its predicted speed."""
+    found = []
+    for network, measurement in rows.measured.items():
+        speed = facts[network].speed
+        if speed is not None:
+            found.append(math.log(measurement.images_per_s / speed.images_per_s))
+    return found
+
+
+def set_by(predicted: Speed, ratios: Sequence[float]) -> Speed:
+    """A prediction, set by how far predictions of other networks on the device were off.
+
+    With n log ratios r of measured over predicted speeds, their mean R, and s = (half the log width of the 80 %
+    interval) / 1.2816, half of the variance s^2 is taken to be the device's, common to all networks, and half each
+    network's own (normal in the logarithm). Then
+
+    - the middle is multiplied by exp(R n / (n + 1)): the common error, shrunk towards none;
+    - what is left of the common variance is s^2 / 2 / (n + 1);
+    - a network's own variance is (``STRENGTH`` s^2 / 2 + sum of (r - R)^2) / (``STRENGTH`` + n - 1): the rows' scatter,
+      held near what the predictor expects;
+    - the ends lie 1.2816 times the root of the sum of both away from the middle, in the logarithm.
+
+    Without rows nothing changes. Rows that scatter more than was expected widen the interval.
+    """
+    n = len(ratios)
+    if n == 0:
+        return predicted
+    mean = sum(ratios) / n
+    variance = (math.log(predicted.high / predicted.low) / 2 / Z80) ** 2
+    common = variance / 2 / (n + 1)
+    own = (STRENGTH * variance / 2 + sum((r - mean) ** 2 for r in ratios)) / (STRENGTH + n - 1)
+    middle = predicted.images_per_s * math.exp(mean * n / (n + 1))
+    half = Z80 * math.sqrt(common + own)
+    return replace(predicted, images_per_s=middle, low=middle * math.exp(-half), high=middle * math.exp(half))
+
+
+def by_rows(facts: Mapping[SizedSpec, NetworkFacts], rows: Rows) -> dict[SizedSpec, NetworkFacts]:
+    """Facts with measured speeds where there is a row of the network, whatever its name, and elsewhere predictions that
+    are set by the rows.
+    """
+    ratios = log_ratios(rows, facts)
+    measured = {(measured_key(spec), size): speed_of(m) for (spec, size), m in rows.measured.items()}
+    made = {}
+    for network, known in facts.items():
+        speed = measured.get((measured_key(network.spec), network.image_size))
+        if speed is None and known.speed is not None:
+            speed = set_by(known.speed, ratios)
+        made[network] = replace(known, speed=speed)
+    return made
+
+
+def note_of(rows: Rows, facts: Mapping[SizedSpec, NetworkFacts]) -> str:
+    """What the rows did to the other predictions, in words; ``facts`` as predicted."""
+    ratios = log_ratios(rows, facts)
+    n = len(ratios)
+    factor = math.exp(sum(ratios) / n * n / (n + 1)) if n else 1.0
+    left = f"; left out, since nothing here builds them: {', '.join(rows.unknown[:3])}" if rows.unknown else ""
+    return (
+        f"{plural(n, 'network')} measured ({os.path.basename(rows.path)}); the others are predicted, their speeds "
+        f"times {number(factor)} by these{left}"
+    )
+
+
+def kind_of(options: Sequence[Option]) -> str:
+    """``measured``, ``predicted``, or ``measured and predicted``."""
+    return " and ".join(sorted({o.speed.kind for o in options if o.speed})) or "predicted"
+
+
+def with_kinds(judged: Judged) -> Judged:
+    """The same with the measured ones' reasons saying so."""
+
+    def said(option: Option) -> Option:
+        if option.speed is None or option.speed.kind != "measured" or " measured" in option.reason:
+            return option
+        return replace(option, reason=f"{option.reason} (its speed was measured)")
+
+    parts = {name: tuple(map(said, getattr(judged, name))) for name in ("maybe", "alternatives", "rejected", "options")}
+    best = said(judged.best)
+    front = tuple(best if o is judged.best else said(o) for o in judged.front)
+    options = tuple(best if o is judged.best else new for o, new in zip(judged.options, parts["options"], strict=True))
+    return Judged(best=best, front=front, **{**parts, "options": options})

@@ -1,0 +1,139 @@
+"""What an artefact was promised to do on a device that was not there: kept in its record, shown in its card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from convscale.artifact import artifact as module
+from convscale.artifact.artifact import Artifact, load_artifact, write_promise
+from convscale.artifact.promise import Promise, promise_section, with_promise
+from convscale.errors import UserError
+from convscale.ship.export import export
+
+PROMISE = Promise(
+    device="l4",
+    runtime="onnxruntime",
+    precision="fp16",
+    batch_size=256,
+    image_size=32,
+    images_per_s=2500.0,
+    low=1250.0,
+    high=5000.0,
+    min_throughput=2000.0,
+    confidence=0.66,
+    doubts=("no measurement of a NVIDIA L4 was fitted",),
+    versions={"convscale": "0.2.0"},
+)
+
+
+def test_a_promise_survives_json() -> None:
+    assert Promise.from_dict(json.loads(json.dumps(PROMISE.to_dict()))) == PROMISE
+    rectangle = replace(PROMISE, image_size=(192, 256), min_throughput=None, confidence=None)
+    assert Promise.from_dict(json.loads(json.dumps(rectangle.to_dict()))) == rectangle
+    assert Promise.from_dict({**PROMISE.to_dict(), "of a later version": 1}) == PROMISE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": ""}, "a promise's device must be a name, got ''"),
+        ({"precision": "fp8"}, "a promise's precision must be one of fp32, amp"),
+        ({"batch_size": 0}, "a promise's batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": True}, "a promise's batch_size must be a whole number of at least 1, got True"),
+        ({"low": 2600.0}, "a promise's interval must hold its speed, got 2600.0 to 5000.0 around 2500.0"),
+        ({"images_per_s": float("nan")}, "a promise's images_per_s must be a finite number above 0, got nan"),
+        ({"confidence": 1.5}, "a promise's confidence must lie between 0 and 1, got 1.5"),
+        ({"image_size": "big"}, "image_size must be a whole number"),
+    ],
+)
+def test_impossible_promises(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Promise.from_dict({**PROMISE.to_dict(), **change})
+
+
+def test_a_promise_that_lacks_a_field() -> None:
+    with pytest.raises(UserError, match=r"a promise can not be read: .*images_per_s"):
+        Promise.from_dict({k: v for k, v in PROMISE.to_dict().items() if k != "images_per_s"})
+    with pytest.raises(UserError, match="a promise must be an object of JSON, got list"):
+        Promise.from_dict([])
+
+
+def test_the_card_says_the_prediction_its_interval_its_doubts_and_how_to_check_it() -> None:
+    text = "\n".join(promise_section(PROMISE))
+    assert "Predicted for l4, not measured: 2,500 images/s (80 % interval 1,250 to 5,000)" in text
+    assert "onnxruntime, fp16, nchw, batch 256, 32 px, model only. Asked for were 2,000 images/s (66 % likely)." in text
+    assert "- Doubt: no measurement of a NVIDIA L4 was fitted." in text
+    assert 'convscale measure "this folder" --promised --device cuda' in text
+
+
+def test_floor_is_what_was_asked_else_the_lower_end() -> None:
+    assert PROMISE.floor == 2000.0
+    assert replace(PROMISE, min_throughput=None, confidence=None).floor == 1250.0
+
+
+def test_export_with_a_promise(tiny: nn.Module, tmp_path: Path) -> None:
+    art = export(tiny, tmp_path / "a", promise=PROMISE)
+    assert art.promise == PROMISE
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert card.index("## Promised speed") < card.index("## Input")
+    again = replace(PROMISE, device="t4")
+    write_promise(tmp_path / "a", again)
+    assert load_artifact(tmp_path / "a").promise == again
+    written = (tmp_path / "a" / "README.md").read_text()
+    assert written == card.replace("Predicted for l4", "Predicted for t4"), "in the place of the first"
+    with pytest.raises(UserError, match="the promise is of 64 px, the artefact takes 32 px"):
+        export(tiny, tmp_path / "b", promise=replace(PROMISE, image_size=64))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_promise_put_into_a_finished_artefact(onnx_art: Artifact, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(onnx_art.folder, tmp_path / "copy"))
+    before = (folder / "README.md").read_text()
+    assert load_artifact(folder).promise is None
+    write_promise(folder, PROMISE)
+    art = load_artifact(folder)  # checksums hold
+    assert art.promise == PROMISE
+    assert (folder / "README.md").read_text() == with_promise(before, PROMISE)
+    assert "README.md" in art.manifest.files
+    with pytest.raises(UserError, match=r"the promise is of 64 px, artefact .* takes 32 px"):
+        write_promise(folder, replace(PROMISE, image_size=64))
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_an_artefact_is_whole_wherever_writing_a_promise_stops(
+    onnx_art: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    folder = Path(shutil.copytree(onnx_art.folder, tmp_path / "copy"))
+    done: list[str] = []
+
+    def counting(write: object) -> object:
+        def run(*args: object) -> None:
+            done.append("write")
+            if len(done) == stop_at:
+                raise KeyboardInterrupt
+            write(*args)  # type: ignore[operator]
+
+        return run
+
+    monkeypatch.setattr(module, "write_json", counting(module.write_json))
+    monkeypatch.setattr(module, "write_text", counting(module.write_text))
+    with pytest.raises(KeyboardInterrupt):
+        write_promise(folder, PROMISE)
+    monkeypatch.undo()
+    art = load_artifact(folder)
+    assert art.promise == (None if stop_at == 1 else PROMISE)
+
+
+def test_a_damaged_promise_is_one_clear_line(onnx_art: Artifact, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(onnx_art.folder, tmp_path / "copy"))
+    record = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").write_text(json.dumps({**record, "promise": {"device": "l4"}}))
+    with pytest.raises(UserError, match=r"has a damaged artifact\.json: a promise can not be read") as caught:
+        load_artifact(folder)
+    assert "\n" not in str(caught.value)
