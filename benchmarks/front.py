@@ -11,6 +11,9 @@ spaced in logarithms between the fifth and the ninety-fifth percentile of the ta
 by the package's own ``decide`` and looked up in the table. ``kit N``: the N networks that ``choose --kit`` would write
 are measured there first (looked up), and the choice is made again by their rows, as ``choose --measured`` makes it.
 
+The line ``every`` is the best answer: networks are few and far between along a front, so that even it leaves some of
+the speed unused.
+
 Lost: the top-1 of the best answer that the table allows, less that of the answer; an answer that misses the speed loses
 nothing by its accuracy, but counts as missed. Used: the speed asked for over the answer's measured speed.
 """
@@ -55,6 +58,8 @@ CARDS = {
 """Tables whose card is taken to be unknown."""
 CONFIDENCES = (0.8, 0.95)
 KITS = (0, 1, 4, 8)
+EVERY = "every"
+"""In the place of a kit's size: the best answer that the table allows, every network measured."""
 Tables = Mapping[TableFile, list[Row]]
 
 
@@ -233,6 +238,23 @@ def answers(name: str, options: list[Option], measured: Mapping[str, float], cou
     for floor in speeds_of(options, measured, count):
         possible = [o for o in options if measured[o.label] >= floor]
         best = max(possible, key=lambda o: o.top1 or 0.0)
+        speed = measured[best.label]
+        found.append(
+            {
+                "card": name,
+                "asked": round(floor, 2),
+                "confidence": 1.0,
+                "kit": EVERY,
+                "answer": best.label,
+                "top1": best.top1,
+                "measured": round(speed, 2),
+                "kept": True,
+                "used": round(floor / speed, 4),
+                "best": best.label,
+                "best_top1": best.top1,
+                "lost": 0.0,
+            }
+        )
         for confidence in CONFIDENCES:
             constraint = Constraint(min_throughput=floor, confidence=confidence)
             first = chosen(options, constraint)
@@ -266,8 +288,8 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     cards = [*dict.fromkeys(r["card"] for r in records)]
     for card in [*cards, "all"]:
-        for confidence in CONFIDENCES:
-            for kit in KITS:
+        for confidence, kits in ((CONFIDENCES[0], KITS), (CONFIDENCES[1], KITS), (1.0, (EVERY,))):
+            for kit in kits:
                 some = [
                     r
                     for r in records

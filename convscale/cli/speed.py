@@ -354,7 +354,7 @@ def _print_choice(choice: Choice, show_all: bool) -> None:
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
     say(f"{choice.kind} on {choice.device}: {_in_words(choice.conditions, choice.chosen_from)}", 2)
-    _print_options(choice.front if show_all else near(choice), best)
+    _print_options(choice.front if show_all else near(choice), best, " and " in choice.kind)
     if show_all:
         _reasons("may be better, but not sure to keep it", choice.maybe)
         _reasons("keep it, accuracy not known", choice.alternatives)
@@ -391,16 +391,18 @@ def _left_out(choice: Choice) -> str:
     return f"of the others {', '.join(said)}; --all gives each with its reason" if said else "there were no others"
 
 
-def _print_options(options: Sequence[Option], best: Option) -> None:
+def _print_options(options: Sequence[Option], best: Option, mixed: bool) -> None:
     say("around the constraint, fastest first (* chosen, ? maybe, - too slow):")
-    columns = [Column(""), number_column("top-1"), number_column("images/s"), Column("network")]
+    columns = [Column(""), number_column("top-1"), number_column("images/s")]
+    columns += [*([Column("speed is")] if mixed else []), Column("network")]
     wide = terminal_width() >= _WIDE
     columns += [Column("licence"), Column("extra data")] if wide else []
     rows = []
     for o in options:
         mark = "*" if o.label == best.label else {"maybe": "?", "no": "-"}.get(o.verdict, "")
         about = [o.candidate.licence or words.UNKNOWN, o.candidate.extra_data or words.UNKNOWN]
-        cells = [mark, words.accuracy(o.top1), words.exact(o.images_per_s or 0), o.label]
+        kind = [o.speed.kind if o.speed else ""] if mixed else []
+        cells = [mark, words.accuracy(o.top1), words.exact(o.images_per_s or 0), *kind, o.label]
         rows.append(cells + (about if wide else []))
     print_table(columns, rows)
 
