@@ -22,6 +22,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
+from convscale.images.decode import ImageError, preload
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
@@ -143,8 +144,6 @@ class Artifact:
             UserError: something that is no picture, a folder without any, or ``top`` below 1.
         """
         said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
-        from convscale.images.decode import preload
-
         given = list(pictures_of(pictures))
         with self._opening:  # first imports happen in one thread
             preload()
@@ -155,8 +154,6 @@ class Artifact:
 
     def _answers(self, batch: Sequence[tuple[str, Picture]], said: Said) -> list[Answer]:
         """Answers of a batch: what can be read goes through the network together."""
-        from convscale.images.decode import ImageError
-
         errors: dict[int, Answer] = {}
         images: list[np.ndarray] = []
         for number, (name, picture) in enumerate(batch):
