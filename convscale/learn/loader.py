@@ -80,6 +80,8 @@ class TrainLoader:
         self.image_size = image_size
         self.steps_per_epoch = len(split) // global_batch
         self.in_memory = split.images is not None and recipe.policy == "none" and recipe.augment != "resized-crop"
+        if recipe.policy != "none":  # here, not again in each loader process
+            import torchvision.transforms.v2  # noqa: F401
         self.workers = 0 if self.in_memory else (available_cores() if workers is None else workers)
 
     def order(self, epoch: int) -> torch.Tensor:

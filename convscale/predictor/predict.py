@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convscale.conditions import Conditions, Size, size_text
+from convscale.errors import naming_extras
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.doubts import doubts_of
 from convscale.predictor.fitted import check_predicted
@@ -77,6 +78,7 @@ class Prediction:
         }
 
 
+@naming_extras("convscale.predict")
 def predict(
     net_or_spec: Network,
     device: str = "rtx-4090",

@@ -20,7 +20,7 @@ class PyTorch(Runtime):
     formats = ("torch",)
     opens_modules = True
     library = "torch"
-    install = "pip install torch"
+    install = 'pip install "convscale[train]"'
     devices = ("cpu", "cuda")
     precisions = ("fp32", "amp", "bf16", "fp16")
     layouts = ("nchw", "nhwc")
