@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -76,6 +75,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The end of an unknown-name message: `` (nearest: a, b)``, or all known names when there are few and none is
     close.
     """
+    from difflib import get_close_matches  # slow to import, and rarely needed
+
     known = list(known)
     close = get_close_matches(name, known, n=count, cutoff=0.5)
     if close:

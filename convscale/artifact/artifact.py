@@ -22,7 +22,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
-from convscale.images.decode import ImageError, preload
+from convscale.images.decode import ImageError
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
@@ -145,8 +145,6 @@ class Artifact:
         """
         said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
         given = list(pictures_of(pictures))
-        with self._opening:  # first imports happen in one thread
-            preload()
         answers: list[Answer] = []
         for start in range(0, len(given), self.batch_size):
             answers += self._answers(given[start : start + self.batch_size], said)

@@ -14,17 +14,24 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import RLock
+from typing import Any
 
 import numpy as np
 
 from convscale.errors import UserError, first_line
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_PLUGINS = {
+    "JPEG": "PIL.JpegImagePlugin",
+    "PNG": "PIL.PngImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+}
+_IMPORTING = RLock()
+FORMATS = tuple(_PLUGINS)
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 80_000_000
 """Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
@@ -70,17 +77,19 @@ class Header:
 
 
 def preload() -> None:
-    """Import all that decoding and resizing need: to be called before threads decode.
-
-    Threads that import a package for the first time at the same time may see it half made.
-    """
-    import PIL.ImageOps  # noqa: F401
-    from PIL import Image
-
+    """Import all that decoding and resizing need: to be called before threads or processes decode."""
+    _import(*_PLUGINS.values(), "PIL.ImageOps")
     with contextlib.suppress(ImportError):  # no wheel for this platform
-        import simplejpeg  # noqa: F401
-    Image.preinit()  # the formats' own modules: all but WebP's
-    Image.init()
+        _import("simplejpeg")
+
+
+def _import(*names: str) -> None:
+    """Import modules, one thread at a time: threads that import parts of a package for the first time at the same time
+    may see them half made.
+    """
+    with _IMPORTING:
+        for name in names:
+            import_module(name)
 
 
 def parse_header(data: Bytes) -> Header | None:
@@ -241,6 +250,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     """What ``ImageOps.exif_transpose`` would go by."""
     found = None
     if exif:
+        _import("PIL.Image")
         from PIL import Image
 
         try:
@@ -292,6 +302,7 @@ def _decode_jpeg(data: Bytes, header: Header, channels: int) -> np.ndarray | Non
     if header.components not in (1, 3) or header.orientation == 0:
         return None
     try:
+        _import("simplejpeg")
         import simplejpeg
 
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
@@ -325,6 +336,7 @@ def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divi
     if not header.height_at or header.orientation != 1 or data[-2:] != b"\xff\xd9":
         return None
     try:
+        _import("simplejpeg")
         import simplejpeg
     except ImportError:  # no wheel for this platform
         return None
@@ -343,13 +355,19 @@ def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divi
 
 
 def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None) -> np.ndarray:
-    from PIL import Image
+    _import(_PLUGINS[format], "PIL.ImageOps")  # this format's alone: all of them take longer than opening an artefact
+    from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=[format]) as image:
         if format == "JPEG" and (channels == 1 or min_side is not None):  # gray straight from the file's luma
             image.draft("L" if channels == 1 else None, None if min_side is None else (min_side, min_side))
         image.load()
-        upright = _upright(image)
+        try:
+            image.getexif()
+        except _UNREADABLE:
+            upright = image
+        else:
+            upright = ImageOps.exif_transpose(image)  # by XMP, where EXIF says nothing
     if upright.mode.startswith(("I", "F")):  # 16-bit gray: the high byte, rounded
         deep = np.asarray(upright, dtype=np.float64)
         upright = Image.fromarray(np.clip(np.rint(deep / 257), 0, 255).astype(np.uint8))
@@ -359,14 +377,3 @@ def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None
         upright = Image.alpha_composite(white, upright)
     array = np.array(upright.convert("L" if channels == 1 else "RGB"))
     return array.reshape(array.shape[0], array.shape[1], channels)
-
-
-def _upright(image: Image) -> Image:
-    """Turned as its EXIF block or XMP says; as it stands where the block can not be read."""
-    from PIL import ImageOps
-
-    try:
-        image.getexif()
-    except _UNREADABLE:
-        return image
-    return ImageOps.exif_transpose(image)

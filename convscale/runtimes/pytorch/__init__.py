@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,8 @@ class Eager(PyTorch):
 
 class _NeedsCompiler(PyTorch):
     def installed(self) -> bool:
+        import shutil  # slow to import
+
         compiler = shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX")
         return bool(compiler) and super().installed()
 
