@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,11 @@ def digest_of(root: Path, *names: str) -> str:
         root: the package's folder.
         names: files below it; none: ``files_of`` it.
     """
-    digest = hashlib.sha256(version("torch").encode())
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:  # predictions by traced networks need none
+        torch = ""
+    digest = hashlib.sha256(torch.encode())
     for file in [root / name for name in names] or files_of(root):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)} ".encode() + content)

@@ -1,11 +1,12 @@
-"""The one exception for what a user can put right, and the checks of single arguments that raise it."""
+"""The exceptions for what a user can put right, and the checks of single arguments that raise them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable
-from difflib import get_close_matches
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -25,10 +26,57 @@ class Stopped(UserError):
     """A run was told to stop and saved its state; the command line exits with 130, as after Ctrl-C."""
 
 
+EXTRAS = {
+    "train": (
+        *("torch", "torchvision", "torchmetrics", "tensorboard", "scipy", "safetensors", "huggingface_hub"),
+        *("onnx", "onnxscript", "jinja2", "plotly"),
+    ),
+    "openvino": ("openvino", "nncf"),
+    "timm": ("timm",),
+}
+"""What each extra of the package installs, by the names they are imported by."""
+
+
+class MissingExtra(ImportError, UserError):
+    """Something needs a library that comes with an extra of the package."""
+
+
+@contextmanager
+def naming_extras(what: str) -> Iterator[None]:
+    """Turn the failing import of an extra's library into one line that says how to install it.
+
+    Wherever a user comes in (a public name, a command, a function that needs torch for some of its answers) stands one
+    of these; nothing else in the package looks after missing libraries of extras.
+
+    Args:
+        what: what needs it, for the message.
+
+    Raises:
+        MissingExtra: in the place of the ImportError.
+    """
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except ImportError as error:
+        known = {library: extra for extra, libraries in EXTRAS.items() for library in libraries}
+        named = (error.name or "").partition(".")[0]
+        library = named or next((word for word in re.findall(r"\w+", str(error)) if word in known), "")
+        if library not in known:
+            raise
+        absent = isinstance(error, ModuleNotFoundError) and error.name == library
+        trouble = "is not installed" if absent else f"can not be imported ({first_line(error)})"
+        raise MissingExtra(
+            f'{what} needs {library}, which {trouble}; pip install "convscale[{known[library]}]"', name=library
+        ) from error
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The end of an unknown-name message: `` (nearest: a, b)``, or all known names when there are few and none is
     close.
     """
+    from difflib import get_close_matches  # slow to import, and rarely needed
+
     known = list(known)
     close = get_close_matches(name, known, n=count, cutoff=0.5)
     if close:

@@ -1,4 +1,7 @@
-"""Files that are either wholly there or not at all."""
+"""Files that are either wholly there or not at all.
+
+What writes imports ``shutil`` and ``tempfile`` itself: opening an artefact needs neither, and they are slow to import.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the parent can not be written, or its disk is full.
     """
+    import shutil
+    import tempfile
+
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
@@ -59,6 +63,9 @@ def _rename_folder(staging: Path, target: Path) -> None:
     """Move ``staging`` to ``target``; what was there is put aside first and removed last, so that one of them is always
     whole.
     """
+    import shutil
+    import tempfile
+
     aside = None
     if target.is_dir() and any(target.iterdir()):
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / target.name
@@ -85,6 +92,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on a clean exit it is flushed and renamed to ``path``, else
     removed.
     """
+    import tempfile
+
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -170,6 +179,8 @@ def new_output_dir(
         UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for, or what is in
             it is no run of ours; its disk has less than ``need_bytes`` free; or it can not be written.
     """
+    import shutil
+
     folder = check_output_dir(path, overwrite=overwrite, resume=resume)
     if folder.is_dir() and not resume and any(folder.iterdir()):
         shutil.rmtree(folder)

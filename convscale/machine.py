@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf")
@@ -26,6 +25,8 @@ class Environment:
     @classmethod
     def here(cls, device: str = "cpu") -> Environment:
         """The environment of this process, for ``cpu``, ``cuda`` or ``cuda:N``."""
+        from importlib.metadata import PackageNotFoundError, version  # slow to import
+
         found = {"python": platform.python_version()}
         for name in _LIBRARIES:
             try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from convscale.errors import UserError, check_whole
+from convscale.images.decode import ImageError, decode_image, read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import pictures_below
 
@@ -109,18 +110,16 @@ def prepared(name: str, picture: Picture, preprocessing: Preprocessing) -> np.nd
     Raises:
         ImageError: it can not be read.
     """
-    from convscale.images.decode import decode_image, read_image  # decoding loads torch; opening an artefact does not
-
     channels = preprocessing.channels
     if isinstance(picture, str | os.PathLike):
-        return preprocessing.resize(read_image(picture, channels=channels)).numpy()
+        return preprocessing.resize(read_image(picture, channels=channels))
     if isinstance(picture, np.ndarray):
         return preprocessing.resize(_with_channels(picture, channels))
     if isinstance(picture, bytes | bytearray | memoryview):
         data: bytes | bytearray = bytes(picture)
     else:
         data = _as_png(picture)
-    return preprocessing.resize(decode_image(bytearray(data), name=name or "image", channels=channels)).numpy()
+    return preprocessing.resize(decode_image(bytearray(data), name=name or "image", channels=channels))
 
 
 def _as_png(picture: Image) -> bytes:
@@ -137,8 +136,6 @@ def _as_png(picture: Image) -> bytes:
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """uint8 (H, W, channels): gray is repeated, colour becomes luma as in the decoder."""
-    from convscale.images.decode import ImageError, decode_image
-
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] == channels:
         return np.ascontiguousarray(pixels)
@@ -147,7 +144,7 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.shape[2] in (3, 4):
         from PIL import Image as pil
 
-        return decode_image(bytearray(_as_png(pil.fromarray(pixels))), channels=channels).numpy()
+        return decode_image(bytearray(_as_png(pil.fromarray(pixels))), channels=channels)
     raise ImageError(f"image: an array of {pixels.shape[2]} channels; it must have 1, 3 or 4")
 
 

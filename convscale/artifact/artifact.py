@@ -21,6 +21,7 @@ from convscale.artifact.promise import Promise, with_promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
+from convscale.images.decode import ImageError
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
 
@@ -141,11 +142,7 @@ class Artifact:
             UserError: something that is no picture, a folder without any, or ``top`` below 1.
         """
         said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
-        from convscale.images.decode import preload
-
         given = list(pictures_of(pictures))
-        with self._opening:  # first imports happen in one thread
-            preload()
         answers: list[Answer] = []
         for start in range(0, len(given), self.batch_size):
             answers += self._answers(given[start : start + self.batch_size], said)
@@ -153,8 +150,6 @@ class Artifact:
 
     def _answers(self, batch: Sequence[tuple[str, Picture]], said: Said) -> list[Answer]:
         """Answers of a batch: what can be read goes through the network together."""
-        from convscale.images.decode import ImageError
-
         errors: dict[int, Answer] = {}
         images: list[np.ndarray] = []
         for number, (name, picture) in enumerate(batch):

@@ -16,13 +16,14 @@ from convscale.choice.measured import Bench, chosen_among, explore, might_keep, 
 from convscale.choice.rows import Rows, by_rows, kind_of, note_of, read_rows, rows_of, with_kinds
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
-from convscale.errors import UserError
+from convscale.errors import UserError, naming_extras
 from convscale.machine import Environment
 from convscale.networks.foreign import timm_is_installed
 from convscale.networks.offered import Filter
 from convscale.networks.resolve import Network
 
 
+@naming_extras("convscale.choose")
 def choose(
     *,
     device: str = "cpu",

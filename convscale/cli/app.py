@@ -31,7 +31,7 @@ from convscale.cli.options import (
     say,
 )
 from convscale.cli.tables import Column, number_column, print_table
-from convscale.errors import Stopped, UserError
+from convscale.errors import Stopped, UserError, naming_extras
 from convscale.networks.names import spec_of
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ cli_report.register(app)
 def main() -> None:
     """Run the command line: exit code 0, 2 on bad input, 130 when interrupted."""
     try:
-        app()
+        with naming_extras("this command"):
+            app()
     except UserError as error:
         typer.echo(f"convscale: {error}", err=True)
         sys.exit(130 if isinstance(error, Stopped) else 2)

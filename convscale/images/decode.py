@@ -1,9 +1,8 @@
 """A file becomes pixels: header check first, then the decoder that is fast or careful enough for its format.
 
-JPEG goes through torchvision's libjpeg-turbo binding; where only its upper rows are asked for, through simplejpeg's,
-whose pixels are the same.
-Everything else goes through Pillow: torchvision's PNG decoder crashes the process on damaged compressed data
-(torchvision 0.29.1), and neither of the two checks a PNG's checksums, so that is done here.
+One decoder for training and for what was shipped, without torch. What it gives is what Pillow gives, bit for bit. Usual
+JPEGs go through simplejpeg's libjpeg-turbo where it is installed, which is faster and has the same pixels; everything
+else, and what simplejpeg refuses, through Pillow. Pillow does not check a PNG's checksums, so that is done here.
 """
 
 from __future__ import annotations
@@ -11,18 +10,28 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import struct
 import zlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
-import torch
 
 from convscale.errors import UserError, first_line
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_PLUGINS = {
+    "JPEG": "PIL.JpegImagePlugin",
+    "PNG": "PIL.PngImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+}
+_IMPORTING = RLock()
+FORMATS = tuple(_PLUGINS)
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 80_000_000
 """Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
@@ -35,7 +44,10 @@ _JPEG_HEIGHT = struct.Struct(">H")
 _JPEG_ROWS = 16
 """Rows of pixels in a row of blocks where chroma is halved; the height that a decoder is told is a multiple of it."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(="|>)([0-9])')
+_UNREADABLE = (SyntaxError, ValueError, TypeError, OSError, struct.error, OverflowError)
+"""What Pillow raises where an EXIF block is damaged."""
 
 Bytes = bytes | bytearray
 
@@ -55,24 +67,29 @@ class Header:
     height: int
     """In pixels, before any EXIF rotation."""
     orientation: int = 1
-    """EXIF orientation of a JPEG, 1 (upright) to 8; 0 where it has one that can not be read."""
+    """How a JPEG is turned, 1 (upright) to 8, by EXIF or, where that says nothing, by XMP; 0 where its EXIF block can
+    not be read."""
+    components: int = 0
+    """Of a JPEG: 1 gray, 3 colour, 4 ink."""
     height_at: int = 0
     """Where in the bytes the height of a JPEG stands that can be decoded down to any row (baseline, gray or three
     components); 0: of none."""
 
 
 def preload() -> None:
-    """Import all that decoding and resizing need: to be called before threads decode.
-
-    Threads that import a package for the first time at the same time may see it half made.
-    """
-    import PIL.ImageOps  # noqa: F401
-    import torchvision.transforms.v2.functional  # noqa: F401
-    from PIL import Image
-
+    """Import all that decoding and resizing need: to be called before threads or processes decode."""
+    _import(*_PLUGINS.values(), "PIL.ImageOps")
     with contextlib.suppress(ImportError):  # no wheel for this platform
-        import simplejpeg  # noqa: F401
-    Image.init()  # the formats' own modules
+        _import("simplejpeg")
+
+
+def _import(*names: str) -> None:
+    """Import modules, one thread at a time: threads that import parts of a package for the first time at the same time
+    may see them half made.
+    """
+    with _IMPORTING:
+        for name in names:
+            import_module(name)
 
 
 def parse_header(data: Bytes) -> Header | None:
@@ -117,7 +134,7 @@ def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
 
 def read_image(
     path: str | os.PathLike[str], *, channels: int = 3, max_pixels: int = MAX_PIXELS, min_side: int | None = None
-) -> torch.Tensor:
+) -> np.ndarray:
     """Decode a picture, upright.
 
     EXIF orientation is applied, CMYK and palettes become RGB, 16 bits become 8, transparent pixels are shown on white,
@@ -159,7 +176,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     min_side: int | None = None,
     rows: int | None = None,
-) -> torch.Tensor:
+) -> np.ndarray:
     """``read_image`` on bytes in memory; ``name`` stands in messages.
 
     With ``rows``, an upright JPEG may come back without what lies below so many rows of the whole picture (scaled with
@@ -172,15 +189,13 @@ def decode_image(
             divisor = 1 if min_side is None else _divisor(min(header.width, header.height), min_side)
             if rows is not None and (pixels := _decode_jpeg_top(data, header, channels, rows, divisor)) is not None:
                 return pixels
-            if divisor == 1:
-                return _decode_jpeg(data, channels)
+            if divisor == 1 and (pixels := _decode_jpeg(data, header, channels)) is not None:
+                return pixels
         if header.format == "PNG":
             _check_png(data)
         return _decode_pillow(data, header.format, channels, min_side)
     except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        reason = (
-            "truncated" if "truncated" in str(error) or "incomplete" in str(error) else f"damaged: {_reason(error)}"
-        )
+        reason = "truncated" if "truncated" in str(error).lower() else f"damaged: {first_line(error)}"
         raise ImageError(f"{name}: {header.format} image is {reason}") from error
 
 
@@ -203,33 +218,50 @@ def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, ma
 
 def _jpeg_header(data: Bytes) -> Header | None:
     """Walk the markers to the frame header (ITU-T T.81, B.2.2)."""
-    at, last, orientation = 2, len(data) - _JPEG_SEGMENT.size, 1
+    at, last = 2, len(data) - _JPEG_SEGMENT.size
+    exif, xmp = b"", b""
     while at <= last:
         first, marker, length, _, height, width, components = _JPEG_SEGMENT.unpack_from(data, at)
         if first != 0xFF:
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height_at = at + 5 if marker in (0xC0, 0xC1) and components in (1, 3) else 0
-            return Header(format="JPEG", width=width, height=height, orientation=orientation, height_at=height_at)
+            return Header(
+                format="JPEG",
+                width=width,
+                height=height,
+                orientation=_orientation(exif, xmp),
+                components=components,
+                height_at=height_at,
+            )
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(bytes(data[at + 4 : at + 2 + length]))
+            more = bytes(data[at + 4 : at + 2 + length])
+            exif += more[6:] if exif else more  # a block may go on in the next segment
+        elif marker == 0xE1 and data[at + 4 : at + 4 + len(_XMP)] == _XMP:
+            xmp = bytes(data[at + 4 + len(_XMP) : at + 2 + length])
         at += 2 if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7 else 2 + length
     return None
 
 
-def _orientation(exif: bytes) -> int:
-    from PIL import Image
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """What ``ImageOps.exif_transpose`` would go by."""
+    found = None
+    if exif:
+        _import("PIL.Image")
+        from PIL import Image
 
-    try:
-        values = Image.Exif()
-        values.load(exif)
-        found = int(values.get(0x0112, 1))
-    except (SyntaxError, ValueError, TypeError, OSError, struct.error, OverflowError):
-        return 0
-    return found if 1 <= found <= 8 else 0
+        try:
+            values = Image.Exif()
+            values.load(exif)
+            found = values.get(0x0112)
+        except _UNREADABLE:
+            return 0
+    if found is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
+        found = int(match[2])
+    return found if isinstance(found, int) and 2 <= found <= 8 else 1
 
 
 def _webp_header(data: Bytes) -> Header | None:
@@ -265,14 +297,27 @@ def _check_png(data: Bytes) -> None:
         at = end + 4
 
 
-def _decode_jpeg(data: Bytes, channels: int) -> torch.Tensor:
-    import torchvision  # noqa: F401 - registers the operator
+def _decode_jpeg(data: Bytes, header: Header, channels: int) -> np.ndarray | None:
+    """A whole JPEG of gray or three components, upright; None where Pillow must see to it."""
+    if header.components not in (1, 3) or header.orientation == 0:
+        return None
+    try:
+        _import("simplejpeg")
+        import simplejpeg
 
-    # the operator behind torchvision.io.decode_jpeg, whose Python wrapper warns on every call since 0.29; 1 and 3 are
-    # its codes for gray and RGB
-    writable = data if isinstance(data, bytearray) else bytearray(data)  # tensors know no memory that is read-only
-    pixels = torch.ops.image.decode_jpeg(torch.frombuffer(writable, dtype=torch.uint8), channels, True)
-    return pixels.permute(1, 2, 0).contiguous()
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
+    except (ImportError, ValueError):  # no wheel for this platform; damage, which Pillow may see past or puts in words
+        return None
+    return pixels if header.orientation == 1 else np.ascontiguousarray(_turned(pixels, header.orientation))
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels as EXIF's ``orientation`` says that they are to be seen."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
 
 
 def _divisor(side: int, min_side: int) -> int:
@@ -280,7 +325,7 @@ def _divisor(side: int, min_side: int) -> int:
     return next((divisor for divisor in (8, 4, 2) if side >= divisor * min_side), 1)
 
 
-def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divisor: int) -> torch.Tensor | None:
+def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divisor: int) -> np.ndarray | None:
     """At least the first ``rows`` of an upright baseline JPEG, all sides over ``divisor``; None where that can not be
     had or is no gain.
 
@@ -291,6 +336,7 @@ def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divi
     if not header.height_at or header.orientation != 1 or data[-2:] != b"\xff\xd9":
         return None
     try:
+        _import("simplejpeg")
         import simplejpeg
     except ImportError:  # no wheel for this platform
         return None
@@ -301,33 +347,33 @@ def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divi
         options |= {"min_height": -(-told // divisor), "min_width": -(-header.width // divisor)}
     _JPEG_HEIGHT.pack_into(shorter, header.height_at, told)
     try:
-        pixels = simplejpeg.decode_jpeg(shorter, **options)
+        return simplejpeg.decode_jpeg(shorter, **options)
     except ValueError:
         return None
     finally:
         _JPEG_HEIGHT.pack_into(shorter, header.height_at, header.height)
-    return torch.from_numpy(pixels)
 
 
-def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None) -> torch.Tensor:
+def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None) -> np.ndarray:
+    _import(_PLUGINS[format], "PIL.ImageOps")  # this format's alone: all of them take longer than opening an artefact
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=[format]) as image:
-        if min_side is not None and format == "JPEG":
-            image.draft(None, (min_side, min_side))
+        if format == "JPEG" and (channels == 1 or min_side is not None):  # gray straight from the file's luma
+            image.draft("L" if channels == 1 else None, None if min_side is None else (min_side, min_side))
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        try:
+            image.getexif()
+        except _UNREADABLE:
+            upright = image
+        else:
+            upright = ImageOps.exif_transpose(image)  # by XMP, where EXIF says nothing
     if upright.mode.startswith(("I", "F")):  # 16-bit gray: the high byte, rounded
         deep = np.asarray(upright, dtype=np.float64)
         upright = Image.fromarray(np.clip(np.rint(deep / 257), 0, 255).astype(np.uint8))
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+    if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, upright)
     array = np.array(upright.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(array.reshape(array.shape[0], array.shape[1], channels))
-
-
-def _reason(error: BaseException) -> str:
-    line = first_line(error)
-    return line.split(", ", 2)[-1] if line.startswith(("decode_", "operator()")) else line
+    return array.reshape(array.shape[0], array.shape[1], channels)

@@ -1,7 +1,7 @@
 """What stands between a decoded picture and the network's input: resize, centre crop, normalise.
 
-One value describes it and travels with checkpoints and artefacts. Importing it loads no torch; resizing does, and so
-does normalising tensors.
+One value describes it and travels with checkpoints and artefacts. Resizing is Pillow's arithmetic, for arrays and
+tensors alike, in training and in what was shipped; only normalising tensors needs torch.
 """
 
 from __future__ import annotations
@@ -132,23 +132,20 @@ class Preprocessing:
         Returns:
             uint8, (height, width, channels) of the crop; a NumPy array for a NumPy array, else a tensor.
         """
-        import torch
-        from torchvision.transforms.v2 import InterpolationMode
-        from torchvision.transforms.v2 import functional as tvf
+        from PIL import Image as pil
 
-        # a copy where NumPy's memory is read-only (Pillow's arrays), which tensors can not express
-        pixels: torch.Tensor = (
-            torch.from_numpy(np.require(image, requirements=["C", "W"])) if isinstance(image, np.ndarray) else image
-        )
-        # (1, C, H, W), channels-last: torch's fast uint8 path
-        pixels = self._to_channels(pixels).contiguous()[None].permute(0, 3, 1, 2)
-        size = self.resized(*pixels.shape[2:])
-        if size != tuple(pixels.shape[2:]):
-            mode = InterpolationMode(self.interpolation)
-            pixels = tvf.resize(pixels, list(size), interpolation=mode, antialias=self.interpolation != "nearest")
-        pixels = tvf.center_crop(pixels, [self.height, self.width])
-        pixels = pixels[0].permute(1, 2, 0).contiguous()
-        return pixels.numpy() if isinstance(image, np.ndarray) else pixels  # pyright: ignore[reportReturnType]
+        if not isinstance(image, np.ndarray):
+            import torch
+
+            return torch.from_numpy(self.resize(self._checked(image, torch.uint8).numpy()))
+        pixels = self._to_channels(self._checked(image, np.dtype(np.uint8)))
+        size = self.resized(*pixels.shape[:2])
+        if size != pixels.shape[:2]:
+            picture = pil.fromarray(pixels if self.channels == 3 else pixels[:, :, 0])
+            pixels = np.asarray(picture.resize((size[1], size[0]), pil.Resampling[self.interpolation.upper()]))
+        top, left = (round((had - kept) / 2) for had, kept in zip(size, (self.height, self.width), strict=True))
+        crop = pixels[top : top + self.height, left : left + self.width]
+        return np.array(crop).reshape(self.height, self.width, self.channels)
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """``(pixels / 255 - mean) / std`` per channel, as one multiplication and addition.
@@ -227,17 +224,20 @@ class Preprocessing:
             raise UserError(f"preprocessing lacks {', '.join(missing)}")
         return cls(**values)
 
-    def _to_channels(self, image: torch.Tensor) -> torch.Tensor:
-        """(H, W) or (H, W, 1 | 3) -> (H, W, channels)."""
-        import torch
-
-        if image.ndim == 2:
-            image = image[:, :, None]
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+    @staticmethod
+    def _checked(image: Image, kind: object) -> Image:
+        """The image, if it is one."""
+        if image.dtype != kind or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))):
             raise UserError(f"an image must be uint8 (height, width, 1 or 3), got {image.dtype} {tuple(image.shape)}")
+        return image
+
+    def _to_channels(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) or (H, W, 1 | 3) -> (H, W, channels)."""
+        image = image[:, :, None] if image.ndim == 2 else image
         if image.shape[2] == self.channels:
-            return image
+            return np.ascontiguousarray(image)
         if self.channels == 3:
-            return image.expand(-1, -1, 3).contiguous()
-        luma = torch.tensor([0.299, 0.587, 0.114], device=image.device)
-        return (image.float() @ luma).round_().to(torch.uint8)[:, :, None]
+            return np.repeat(image, 3, axis=2)
+        from PIL import Image as pil
+
+        return np.asarray(pil.fromarray(np.ascontiguousarray(image)).convert("L"))[:, :, None]

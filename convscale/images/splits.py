@@ -109,7 +109,9 @@ class FileSplit(Split):
 
     def read(self, index: int, min_side: int | None = None) -> torch.Tensor:
         """The image, uint8 (H, W, channels); ``min_side`` allows a JPEG to be decoded smaller (see ``read_image``)."""
-        return read_image(self.paths[index], channels=self.channels, max_pixels=self.max_pixels, min_side=min_side)
+        path = self.paths[index]
+        pixels = read_image(path, channels=self.channels, max_pixels=self.max_pixels, min_side=min_side)
+        return torch.from_numpy(pixels)
 
     def subset(self, indices: Sequence[int] | torch.Tensor, split: str | None = None) -> FileSplit:
         chosen = torch.as_tensor(indices, dtype=torch.long)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from convscale.images.decode import EXTENSIONS
+
 
 def pictures_below(folder: str) -> Iterator[str]:
     """Paths of images below a folder in the order of their names, one folder's names in memory at a time."""
-    from convscale.images.decode import EXTENSIONS  # it loads torch
-
     try:
         with os.scandir(folder) as found:
             entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)

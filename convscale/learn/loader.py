@@ -80,6 +80,8 @@ class TrainLoader:
         self.image_size = image_size
         self.steps_per_epoch = len(split) // global_batch
         self.in_memory = split.images is not None and recipe.policy == "none" and recipe.augment != "resized-crop"
+        if recipe.policy != "none":  # here, not again in each loader process
+            import torchvision.transforms.v2  # noqa: F401
         self.workers = 0 if self.in_memory else (available_cores() if workers is None else workers)
 
     def order(self, epoch: int) -> torch.Tensor:
@@ -317,7 +319,7 @@ class _TrainSamples:
         empty = header is None or not header.width * header.height  # decode_image says what is wrong
         if header is None or empty or header.format != "JPEG" or (header.orientation != 1 and not recipe.scaled_decode):
             image = decode_image(data, name=path, channels=split.channels, max_pixels=split.max_pixels)
-            resized_crop(image, self.size, random, recipe, out)
+            resized_crop(torch.from_numpy(image), self.size, random, recipe, out)
             return
         turned = header.orientation >= 5 and header.height != header.width  # EXIF: rows are shown as columns
         rows, columns = self.size[::-1] if turned else self.size
@@ -340,7 +342,7 @@ class _TrainSamples:
             top, left, height, width, whole_width = left, top, width, height, header.height
         divisor = round(whole_width / image.shape[1])
         box = (top // divisor, left // divisor, max(1, height // divisor), max(1, width // divisor))
-        resize_box(image, box, self.size, random, recipe, out)
+        resize_box(torch.from_numpy(image), box, self.size, random, recipe, out)
 
 
 class _EvalSamples:

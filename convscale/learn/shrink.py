@@ -63,7 +63,6 @@ def shrink_split(
 def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:
     """The path of a file's copy, which is made when it is missing; the file itself where it is small or unreadable."""
     from PIL import Image
-    from torchvision.transforms.v2 import functional as tvf
 
     try:
         header = check_image(path, max_pixels=split.max_pixels)
@@ -77,8 +76,11 @@ def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:
         pixels = read_image(path, channels=split.channels, max_pixels=split.max_pixels, min_side=side)
     except ImageError:
         return path
-    small = tvf.resize(pixels.permute(2, 0, 1)[None], [side], antialias=True)[0].permute(1, 2, 0).contiguous()
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    size = (side * width // shorter, side * height // shorter)
+    image = Image.fromarray(pixels[:, :, 0] if split.channels == 1 else pixels)
+    small = image.resize(size, Image.Resampling.BILINEAR)
     with atomic_path(copy) as temporary:
-        image = Image.fromarray(small[:, :, 0].numpy() if split.channels == 1 else small.numpy())
-        image.save(temporary, "JPEG", quality=QUALITY)
+        small.save(temporary, "JPEG", quality=QUALITY)
     return str(copy)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convscale.conditions import Conditions, Size, size_text
-from convscale.errors import UserError
+from convscale.errors import UserError, naming_extras
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.doubts import doubts_of, runtime_doubt
 from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted
@@ -78,6 +78,7 @@ class Prediction:
         }
 
 
+@naming_extras("convscale.predict")
 def predict(
     net_or_spec: Network,
     device: str = "rtx-4090",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,11 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
         self._input = self._sessions[0].get_inputs()[0]
         kind = self._input.type
         self.dtype = np.dtype("uint8" if "uint8" in kind else "float16" if "float16" in kind else "float32")
-        self._pool = ThreadPoolExecutor(self.streams) if self.streams > 1 else None
+        self._pool = None
+        if self.streams > 1:
+            from concurrent.futures import ThreadPoolExecutor  # slow to import
+
+            self._pool = ThreadPoolExecutor(self.streams)
 
     def run(self, prepared: list[np.ndarray]) -> list[list[np.ndarray]]:
         if self._pool is None or len(prepared) == 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
 from collections.abc import Iterator
 
@@ -25,6 +24,8 @@ _LOGGERS = (
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hold back warnings, prints and log lines below errors of the exporters; an exception goes through."""
+    import logging  # slow to import
+
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convscale.artifact.promise import Promise, promise_section
-from convscale.conditions import size_text
 from convscale.images.preprocess import Preprocessing
+from convscale.ship.input_card import Form, input_lines
 from convscale.ship.verify import Verification
 
 _FACTS = ("data", "recipe", "accuracy", "speed", "licence")
@@ -22,15 +21,8 @@ def model_card(
     facts: Mapping[str, str],
 ) -> str:
     """Markdown. Facts that nobody gave are named as not stated, so that nobody takes silence for an answer."""
-    height, width, channels = preprocessing.height, preprocessing.width, preprocessing.channels
-    takes = (
-        f"uint8 (N, {height}, {width}, {channels})"
-        if manifest["baked"]
-        else f"float32 (N, {channels}, {height}, {width}), normalised"
-    )
-    before = [math.floor(side / preprocessing.crop_pct) for side in (height, width)]
-    resized = f"to {before[0]} px on the shorter side" if height == width else f"to cover {before[0]} x {before[1]} px"
     several = "" if manifest.get("thresholds") is None else ", any number of them to an image"
+    form = Form(format=manifest["format"], baked=manifest["baked"], thresholds=manifest.get("thresholds"))
     gives = "probabilities and logits" if manifest["baked"] else "logits"
     lines = [
         f"# {manifest['model']}",
@@ -47,15 +39,18 @@ def model_card(
     lines += [
         "## Input",
         "",
-        f"The network takes {takes} and gives {gives}. Images are resized {resized} ({preprocessing.interpolation}) "
-        f"and cut to {size_text(preprocessing.image_size)} px in the centre; mean {list(preprocessing.mean)}, std "
-        f"{list(preprocessing.std)} of pixels in [0, 1].",
+        f"The network gives {gives}. What it takes is made of a picture like this, and `classify` does it:",
+        "",
+        *input_lines(form, preprocessing),
+        "",
+        "With convscale (`pip install convscale` suffices, without PyTorch):",
         "",
         "```python",
         "import convscale as cs",
         "",
-        'art = cs.load_artifact("this folder")',
-        "probs = art(images)  # uint8 (N, H, W, C) after art.preprocessing.resize",
+        'artifact = cs.load_artifact("this folder")',
+        'answers = artifact.classify("photos/")  # or a file, bytes, a PIL image, an array, a list of them',
+        "probabilities = artifact(images)  # uint8 (N, H, W, C) after artifact.preprocessing.resize",
         "```",
         "",
         "## Check against the trained network",

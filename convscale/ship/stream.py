@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import torch
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
@@ -111,8 +110,7 @@ def classify_stream(
     paths = iter(paths)
     preload()
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
-    # One computing thread in each decoder: the cores are shared out among the decoders and the runtime already.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
 
         def fill() -> None:
             while len(waiting) < AHEAD * batch_size:
@@ -226,7 +224,7 @@ def _expand(argument: str, stdin: Iterable[str] | None) -> Iterator[str]:
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """uint8 (H, W, C) in the artefact's size."""
     image = read_image(path, channels=preprocessing.channels, max_pixels=max_pixels)
-    return preprocessing.resize(image).numpy()
+    return preprocessing.resize(image)
 
 
 def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | str]:

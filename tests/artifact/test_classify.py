@@ -28,7 +28,7 @@ def files(tmp_path):
 def expected(art, path):
     """By the steps that training takes: decode, resize, the network."""
     pixels = art.preprocessing.resize(read_image(path, channels=art.preprocessing.channels))
-    return art(pixels.numpy()[None])[0]
+    return art(pixels[None])[0]
 
 
 def test_files_bytes_and_images_of_pil_have_the_same_answers(onnx_art, files):

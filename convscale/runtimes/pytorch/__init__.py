@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ class PyTorch(Runtime):
     formats = ("torch",)
     opens_modules = True
     library = "torch"
-    install = "pip install torch"
+    install = 'pip install "convscale[train]"'
     devices = ("cpu", "cuda")
     precisions = ("fp32", "amp", "bf16", "fp16")
     layouts = ("nchw", "nhwc")
@@ -47,6 +46,8 @@ class Eager(PyTorch):
 
 class _NeedsCompiler(PyTorch):
     def installed(self) -> bool:
+        import shutil  # slow to import
+
         compiler = shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX")
         return bool(compiler) and super().installed()
 
