@@ -317,7 +317,8 @@ def test_scaled_members_take_over_where_no_weights_keep_the_speed(pictures, weig
     monkeypatch.setattr("convscale.pipeline.finding.FIT_FAMILIES", ("tresnet_m",))
     monkeypatch.setattr("convscale.pipeline.finding.members", lambda base, size: [tiny])
     fast = cs.predict(tiny, device="l4", precision="amp", image_size=96, batch_size=64, compiled=True)
-    rows, record = found_by(pictures, tmp_path / "run", monkeypatch, min_throughput=0.95 * fast.low, weights_dir=weights)
+    asked = 0.95 * fast.low
+    rows, record = found_by(pictures, tmp_path / "run", monkeypatch, min_throughput=asked, weights_dir=weights)
     assert rows["tiny", 96]["finalist"]
     assert rows["tiny", 96].get("weights") is None
     assert not any(row.get("finalist") for (name, _), row in rows.items() if name != "tiny")

@@ -226,18 +226,21 @@ def test_the_page_is_light_and_holds_the_library_whole(tmp_path: Path) -> None:
 
 
 def test_figures_keep_their_box_when_the_window_changes(tmp_path: Path, chromium: Path) -> None:
-    """After a resize within a width class, and beyond, a figure is as wide as its place and ends above its caption."""
+    """After a resize within a width class, and beyond, figures are as wide as their place and end above the caption."""
     page = write_fit_report(write_run(tmp_path / "run"))
     probe = """<script>
     const root = document.documentElement, seen = [];
     const look = () => document.querySelectorAll("figure:has(.plot)").forEach((figure) => {
-      const plot = figure.querySelector(".plot"), drawn = plot.querySelector(".svg-container").getBoundingClientRect();
+      const plot = figure.querySelector(".plot");
+      const drawn = plot.querySelector(".svg-container").getBoundingClientRect();
       const under = (figure.querySelector("figcaption") || plot).getBoundingClientRect();
-      seen.push([plot.clientWidth, drawn.width, plot.getBoundingClientRect().bottom - drawn.bottom, under.top - drawn.bottom,
-        !!figure.querySelector("figcaption")]);
+      const below = plot.getBoundingClientRect().bottom - drawn.bottom;
+      seen.push([plot.clientWidth, drawn.width, below, under.top - drawn.bottom, !!figure.querySelector("figcaption")]);
     });
     const wait = (then) => setTimeout(then, 400);
-    const at = (width, then) => { document.body.style.width = width + "px"; dispatchEvent(new Event("resize")); wait(then); };
+    const at = (width, then) => {
+      document.body.style.width = width + "px"; dispatchEvent(new Event("resize")); wait(then);
+    };
     const start = () => at(1000, () => { look(); at(760, () => { look(); at(420, () => {
       look(); root.dataset.seen = JSON.stringify(seen); }); }); });
     const once = () => root.dataset.drawn && !root.dataset.begun && (root.dataset.begun = 1, start());
