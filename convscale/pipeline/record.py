@@ -165,12 +165,14 @@ def _original(held: Split, test: Split, index: int) -> tuple[str, torch.Tensor]:
 
 
 def _picture(image: torch.Tensor, side: int = 160) -> str:
-    """A uint8 (H, W, C) image as a PNG data URI, at most ``side`` px."""
+    """A uint8 (H, W, C) image as a data URI, at most ``side`` px: small ones as PNG, whose pixels are shown one by one,
+    photographs as JPEG, a tenth as large.
+    """
     from PIL import Image
 
     pixels = image.numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((side, side))
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    file, small = io.BytesIO(), max(picture.size) <= 64
+    picture.save(file, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 82}))
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
 from convscale.conditions import Size
 from convscale.errors import UserError, first_line, nearest
@@ -84,6 +86,15 @@ class Fastest:
         """
         return cost(self.again["usual"], self.goal) / cost(self.again[self.winner], self.goal)
 
+    @property
+    def gain_interval(self) -> tuple[float, float]:
+        """The gain's ends by the middle halves of both: the usual's faster quartile over the winner's slower one, and
+        the other way round.
+        """
+        usual, winner = self.again["usual"], self.again[self.winner]
+        (fast, slow), (quick, long) = (_quartiles(trial) for trial in (usual, winner))
+        return self.gain * fast / long, self.gain * slow / quick
+
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values: of each form its speed and settings, or why there is none."""
         forms: dict[str, dict[str, object]] = {}
@@ -95,7 +106,14 @@ class Fastest:
             else:
                 forms[name] = {k: v for k, v in self.again.get(name, result.best).to_dict().items() if k != "times_s"}
         usual = {k: v for k, v in self.again["usual"].to_dict().items() if k != "times_s"}
-        return {"goal": self.goal, "winner": self.winner, "gain": self.gain, "usual": usual, "forms": forms}
+        found = {"goal": self.goal, "winner": self.winner, "gain": self.gain, "usual": usual, "forms": forms}
+        return {**found, "gain_interval": list(self.gain_interval)}
+
+
+def _quartiles(trial: Trial) -> tuple[float, float]:
+    """The lower and the upper quartile of a call's time, over its median."""
+    low, high = np.percentile(trial.times_s, (25, 75))
+    return float(low) / trial.latency_s, float(high) / trial.latency_s
 
 
 def form_names(net: Network, *, int8: bool, image_size: Size | None = None, torch: bool = False) -> list[str]:

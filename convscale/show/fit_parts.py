@@ -353,9 +353,13 @@ class Form(Open):
 class Search(Open):
     """What the search for the fastest form came to."""
 
+    omitted = ("gain_interval",)
+
     goal: str | None = None
     winner: str | None = None
     gain: float | None = None
+    gain_interval: tuple[float, ...] | None = None
+    """Its ends by the middle halves of both."""
     usual: Form | None = None
     forms: Mapping[str, Form] = field(default_factory=dict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from convscale import words
 from convscale.show import plots
-from convscale.show.fit_parts import Candidate, Data, Predicted, Timed, Verification
+from convscale.show.fit_parts import Data, Predicted, Timed, Verification
 from convscale.show.fit_record import FitRecord
 from convscale.show.page import (
     Column,
@@ -18,10 +17,8 @@ from convscale.show.page import (
     Section,
     alert,
     beside,
-    cell,
     code,
     definitions,
-    folded,
     marked,
     paragraph,
     pictures,
@@ -33,17 +30,40 @@ from convscale.show.page import (
     titled,
 )
 from convscale.show.stated import Conditions, Machine
-from convscale.show.states import STATES
 
-SHOWN = 10
-"""Candidates in the table; all of them fold out."""
 GALLERY = 48
 """Wrong pictures shown at most."""
 
 
 def summary(fit: FitRecord) -> str:
     """The top of the page: what was chosen and why in words, then four numbers with their conditions."""
-    return paragraph(story(fit), "lead") + "".join(alert(text, "bad") for text in problems(fit)) + _tiles(fit)
+    told = verdict(fit)
+    first = paragraph(told, "lead") + paragraph(story(fit)) if told else paragraph(story(fit), "lead")
+    return first + "".join(alert(text, "bad") for text in problems(fit)) + _tiles(fit)
+
+
+def verdict(fit: FitRecord) -> str:
+    """One sentence: what there is, how fast, whether that was asked for, and how accurate; empty without a winner."""
+    name, asked, shipped = fit.winner.name, fit.constraint.min_throughput, fit.artifact.measurement
+    if not name:
+        return ""
+    text, speed = name, shipped.speed if shipped else None
+    if speed:
+        does = "runs at"
+        if asked:
+            does = "misses the" if speed < asked else "keeps the"
+            does = f"{does} {words.rate(asked)} images/s asked for: its artefact runs at"
+        text += f" {does} {words.rate(speed)} images/s"
+    elif fit.chosen is not None and fit.chosen.predicted is not None:
+        on = fit.constraint.conditions.device if fit.constraint.conditions else None
+        text += (
+            f" is predicted to run at {words.rate(fit.chosen.predicted.images_per_s)} images/s on {on or 'its device'}"
+        )
+    if fit.top1 is not None and fit.evaluation.mean_average_precision is None:
+        low, high = fit.evaluation.top1_interval or (None, None)
+        sure = f" (95 % interval {words.percent(low)} to {words.percent(high)})" if low is not None else ""
+        text += f"{' and' if text != name else ''} is right on {words.percent(fit.top1)} of the test images{sure}"
+    return f"{text}." if text != name else ""
 
 
 def story(fit: FitRecord) -> str:
@@ -188,7 +208,8 @@ def picture(fit: FitRecord, figures: Figures) -> Section | None:
     first = timed[0].measurement
     shared = str(replace((first.conditions if first else None) or Conditions(), image_size=None))
     caption = (
-        "Above: what the finalists reached after brief training, and the chosen one after full training. Below: the "
+        "Above: what the finalists reached after brief training, and the chosen one after full training, with 95 % "
+        "intervals. Below: the "
         "speed of every candidate "
         f"that was timed, with its interquartile range. All timed with: {shared}; "
         f"{_machine_of(first)}."
@@ -198,99 +219,6 @@ def picture(fit: FitRecord, figures: Figures) -> Section | None:
         plots.speed_accuracy(fit), caption, label=f"Accuracy and speed of {len(timed)} candidates; chosen: {winner}"
     )
     return Section(title="Accuracy and speed", body=body, anchor="picture")
-
-
-def candidate_table(fit: FitRecord) -> Section | None:
-    """Every candidate with why it was kept or lost."""
-    if not fit.candidates:
-        return None
-    candidates = fit.fastest_first()
-    released = any(c.published_top1 is not None or c.probe is not None for c in candidates)
-    columns = [
-        Column(title="Candidate", kind="name"),
-        Column(title="images/s", kind="n"),
-        Column(title="IQR", kind="n"),
-        Column(title="px", kind="n"),
-        Column(title="params", kind="n"),
-        Column(title="MACs", kind="n"),
-        *([Column(title="ImageNet", kind="n"), Column(title="features", kind="n long")] if released else []),
-        Column(title="brief training", kind="n long"),
-        Column(title="Why", kind="wide"),
-    ]
-    states = {c.name: fit.state_of(c) for c in candidates}
-    rows = [
-        (
-            {"winner": "winner", "rejected": "dim"}.get(states[c.name], ""),
-            _candidate_cells(c, states[c.name], released=released),
-        )
-        for c in candidates
-    ]
-    near = _around(candidates, fit.constraint.min_throughput)
-    shown = table(columns, [rows[i] for i in near])
-    if len(near) < len(rows):
-        shown += folded(f"all {len(rows)} candidates", table(columns, rows))
-    warned: dict[str, list[str]] = {}
-    for c in candidates:
-        for text in c.timed.doubts if c.timed else ():
-            warned.setdefault(text, []).append(c.name)
-    notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
-    if len(warned) > 3:
-        notes = folded(f"{len(warned)} warnings about single speeds", notes)
-    intro = paragraph(
-        "Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note"
-    )
-    return Section(title="Candidates", body=intro + _front(fit) + shown + notes, anchor="candidates")
-
-
-def _around(candidates: Sequence[Candidate], asked: float | None) -> list[int]:
-    """Of candidates, fastest first, at most ``SHOWN``: the finalists and those nearest to the speed asked for."""
-    if len(candidates) <= SHOWN or not asked:
-        return list(range(len(candidates)))
-    must = [i for i, c in enumerate(candidates) if c.finalist]
-
-    def distance(i: int) -> float:
-        return abs(math.log((candidates[i].images_per_s or 1e-9) / asked))
-
-    others = sorted((i for i in range(len(candidates)) if i not in must), key=distance)
-    return sorted([*must, *others[: max(0, SHOWN - len(must))]])
-
-
-def _front(fit: FitRecord) -> str:
-    """What the device can do, where no speed was asked for."""
-    if not fit.front:
-        return ""
-    columns = [Column(title="What this device can do", kind="name"), Column(title="images/s", kind="n")]
-    columns += [Column(title="px", kind="n"), Column(title="ImageNet", kind="n")]
-    rows = [
-        ("", [escape(r.name), words.rate(r.images_per_s), words.count(r.image_size), words.accuracy(r.top1)])
-        for r in fit.front
-    ]
-    return table(columns, rows)
-
-
-def _candidate_cells(c: Candidate, state: str, *, released: bool) -> list[str]:
-    """One row, as HTML cells."""
-    scaled = ", ".join(f"{key} × {value:.4g}" for key, value in (c.scaling or {}).items() if value not in (None, 1))
-    under = " · ".join(text for text in (c.family or "", scaled, c.licence or "") if text)
-    trained = words.UNKNOWN
-    if c.brief is not None and c.brief.top1 is not None:
-        spent = f"{words.plural(c.brief.epochs or 0, 'epoch')}, {words.seconds(c.brief.seconds)}"
-        trained = cell(words.percent(c.brief.top1), spent)
-    label = STATES[state].label.partition(",")[0] if c.images_per_s is not None else "not timed"
-    why = c.reason or ""
-    for start in (f"{label}: ", f"{label}, ", "not measured: "):
-        why = why.removeprefix(start)
-    return [
-        cell(c.name, under),
-        words.rate(c.images_per_s),
-        words.percent(c.iqr_rel),
-        words.count(c.image_size),
-        words.large(c.params),
-        words.large(c.macs),
-        *([words.accuracy(c.published_top1), words.percent(c.probe.top1 if c.probe else None)] if released else []),
-        trained,
-        f"{tag(label, {'winner': 'good', 'rejected': 'bad'}.get(state, 'plain'))} {escape(why)}",
-    ]
 
 
 def training(fit: FitRecord, figures: Figures) -> Section | None:

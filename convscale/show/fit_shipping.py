@@ -39,8 +39,9 @@ def shipping(fit: FitRecord) -> Section | None:
 def _sentence(search: Search) -> str:
     text = "Every form was tuned on this device: runtime, threads and streams, at the batch of the constraint. "
     if search.gain is not None:
+        ends = f" ({search.gain_interval[0]:.2f} to {search.gain_interval[1]:.2f})" if search.gain_interval else ""
         text += (
-            f"What is shipped runs {words.number(search.gain)} times as fast as the float network in its usual "
+            f"What is shipped runs {words.number(search.gain)}{ends} times as fast as the float network in its usual "
             "settings, both timed in the same turns."
         )
     return text.strip()

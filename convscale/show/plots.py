@@ -16,6 +16,7 @@ from convscale.show.fit_record import FitRecord, read_fit
 from convscale.show.picture import save_png
 from convscale.show.stated import Conditions, Machine
 from convscale.show.states import BLUE, GREEN, ORANGE, RED, STATES
+from convscale.stats import wilson
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -55,6 +56,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
                     x=[c.images_per_s for c in trained],
                     y=[100 * (c.brief_top1 or 0) for c in trained],
                     error_x={**_quartile_bars(trained), "color": colour, "thickness": 1.2},
+                    error_y=_interval_bars([c.brief_top1 or 0 for c in trained], fit.data.validation, colour),
                     mode="markers+text",
                     name=label,
                     marker={"color": colour, "size": 11 if state != "winner" else 16, "symbol": marker},
@@ -194,6 +196,16 @@ def _quartile_bars(found: Sequence[Candidate]) -> dict[str, object]:
     return {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
 
 
+def _interval_bars(shares: Sequence[float], n: int | None, colour: str) -> dict[str, object]:
+    """95 % Wilson intervals of shares of ``n`` images, in percent; no bars where the number is not known."""
+    if not n:
+        return {"visible": False}
+    ends = [wilson(round(share * n), n) for share in shares]
+    high = [100 * max(0.0, end[1] - share) for end, share in zip(ends, shares, strict=True)]
+    low = [100 * max(0.0, share - end[0]) for end, share in zip(ends, shares, strict=True)]
+    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": colour, "thickness": 1}
+
+
 def _label_bars(figure: Figure, found: Sequence[Candidate]) -> None:
     """Each bar's name above it, so that names take no width from the axis on a phone."""
     for place, c in enumerate(found, start=1):
@@ -229,6 +241,7 @@ def _final_accuracy(figure: Figure, fit: FitRecord, found: Sequence[Candidate]) 
         go.Scatter(
             x=[winner.images_per_s],
             y=[100 * final],
+            error_y=_interval_bars([final], fit.data.validation, GREEN),
             mode="markers",
             name="chosen, fully trained",
             marker={"color": GREEN, "size": 17, "symbol": "star-open", "line": {"width": 2}},

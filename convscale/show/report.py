@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convscale.files import write_text
 from convscale.show import fit_sections as sections
+from convscale.show.fit_candidates import candidate_table, speeds
 from convscale.show.fit_record import FitRecord, read_fit
 from convscale.show.fit_shipping import shipping
 from convscale.show.page import Figures, page
@@ -35,11 +36,12 @@ def fit_page(fit: FitRecord, folder: Path) -> str:
     figures = Figures()
     found = [
         sections.picture(fit, figures),
-        sections.candidate_table(fit),
+        candidate_table(fit),
         sections.mistakes(fit, figures),
         sections.gallery(fit),
         sections.training(fit, figures),
         shipping(fit),
+        speeds(fit),
         sections.verification(fit),
         sections.use(fit, folder),
         sections.data(fit),

@@ -28,8 +28,13 @@ BOUND = {"compute": "#d55e00", "memory": "#1f83c4", "launch": "#e69f00"}
 
 
 def colours(families: Sequence[str]) -> dict[str, str]:
-    """A colour for each family, the same in every figure of a page; grey where there are more than colours."""
-    return {family: PALETTE[i] if i < len(PALETTE) else GREY for i, family in enumerate(dict.fromkeys(families))}
+    """A colour for each family, the same in every figure of a page; grey where there are more than colours. The two
+    that this package is about have theirs however many others there are.
+    """
+    there = dict.fromkeys(families)
+    first = [name for name in ("tresnet", "efficientnet") if name in there]
+    order = [*first, *(family for family in there if family not in first)]
+    return {family: PALETTE[i] if i < len(PALETTE) else GREY for i, family in enumerate(order)}
 
 
 def _hover(p: SpeedPoint) -> str:

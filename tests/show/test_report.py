@@ -14,10 +14,13 @@ from plotly.offline import get_plotlyjs
 
 from convscale.errors import UserError
 from convscale.show import plots
+from convscale.show.fit_candidates import ratio_text
+from convscale.show.fit_parts import Timed
 from convscale.show.fit_record import fit_record as typed
-from convscale.show.fit_sections import confused, problems, story
+from convscale.show.fit_sections import confused, problems, story, verdict
 from convscale.show.plots import save_fit_png
 from convscale.show.report import fit_page, write_fit_report
+from convscale.show.stated import Conditions
 from tests.show.browser import Elements, dump_dom
 from tests.show.example import CANDIDATES, fit_record, measurement, write_run
 
@@ -215,6 +218,45 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
     assert page.classes["training", "point"] == 3 * 12
     assert "too slow" in page.said("candidates")
     assert "113" in page.said("mistakes")
+
+
+def test_the_verdict_comes_first(tmp_path: Path) -> None:
+    assert verdict(typed(fit_record())) == (
+        f"{WINNER} keeps the 4,000 images/s asked for: its artefact runs at 5,190 images/s and is right on 92.1 % of "
+        "the test images (95 % interval 91.5 % to 92.6 %)."
+    )
+    record = fit_record()
+    record["constraint"]["min_throughput"] = 6000
+    assert f"{WINNER} misses the 6,000 images/s asked for: its artefact runs at 5,190" in verdict(typed(record))
+    html = visible(fit_page(typed(fit_record()), Path("runs/example")))
+    assert html.index("keeps the 4,000 images/s asked for") < html.index("Of 8 candidates")
+
+
+def test_the_speeds_of_the_chosen_one_are_reconciled() -> None:
+    """By hand: calls of 0.8 to 1.2 s of 8 images have quartiles at 0.9 and 1.1 s; against steady 2 s the ratio is 2, of
+    8 / 1.1 = 7.27 to 8 / 0.9 = 8.89 images/s over 4."""
+    steady = Timed(conditions=Conditions(batch_size=8), times_s=(2.0,) * 5)
+    wide = Timed(conditions=Conditions(batch_size=8), times_s=(0.8, 0.9, 1.0, 1.1, 1.2))
+    assert ratio_text(wide, steady) == "2.00 (1.82 to 2.22)"
+    record = fit_record()
+    (row,) = [row for row in record["candidates"] if row["name"] == WINNER]
+    row["measurement"] |= {"times_s": [64 / 6000] * 5}
+    row["tuned"] = measurement(6500.0, 0.0, 32)
+    record["artifact"]["measurement"] |= {"times_s": [64 / 5000] * 5}
+    text = visible(fit_page(typed(record), Path("runs/example")))
+    section = text[text.index('id="speeds"') :].partition("</section>")[0]
+    for said in ("1.20 (1.20 to 1.20)", "1.30 (1.30 to 1.30)", "promised", "4,000 images/s or more"):
+        assert said in section
+    del record["artifact"]["measurement"], row["tuned"]
+    assert 'id="speeds"' not in visible(fit_page(typed(record), Path("runs/example")))
+
+
+def test_accuracies_have_their_interval_in_the_plot() -> None:
+    """By hand: of 6,000 images 90.5 % are 5,430; Wilson's interval is 89.73 to 91.22 %."""
+    figure = plots.speed_accuracy(typed(fit_record()))
+    (star,) = [trace for trace in figure.data if trace.type == "scatter" and trace.marker.symbol == "star"]
+    assert star.error_y.array[0] == pytest.approx(91.217 - 90.5, abs=2e-3)
+    assert star.error_y.arrayminus[0] == pytest.approx(90.5 - 89.733, abs=2e-3)
 
 
 def test_the_page_is_light_and_holds_the_library_whole(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from convscale.predictor.devices import get_device
 from convscale.predictor.predict import predict
 from convscale.predictor.profile import Layer, Profile, profile
 from convscale.show import speed_plots
-from convscale.show.speed_plots import save_speed_png
+from convscale.show.speed_plots import colours, save_speed_png
 from convscale.show.speed_points import (
     SpeedPoint,
     by_setting,
@@ -424,3 +424,9 @@ def test_a_browser_draws_every_point(tmp_path: Path, chromium: Path) -> None:
     # The convolution and the linear layer on the roofline, and the parts as bars split by what binds them.
     assert page.classes["network-1", "point"] >= 2 + 4
     assert re.search(r"\btiny net, layer by layer\b", page.said("network-1"))
+
+
+def test_tresnet_and_efficientnet_differ_among_however_many_families() -> None:
+    made = colours([f"family {i}" for i in range(20)] + ["efficientnet", "tresnet"])
+    assert len({made["tresnet"], made["efficientnet"], made["family 19"]}) == 3
+    assert made["family 19"] == "#8a949e"
