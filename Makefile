@@ -36,7 +36,7 @@ docs: $(READY)  ## The site, in build/docs/index.html; a warning is an error.
 	$(BIN)/python -m sphinx -W --keep-going --quiet -E -b html docs build/docs
 
 # Those that need no file of the user's own; `python -m benchmarks.NAME --help` tells about the others.
-BENCHMARKS ?= parity scaling memory loader ablation ship ship_classify ship_gate kill_loop
+BENCHMARKS ?= parity scaling memory loader ablation light ship ship_classify ship_gate kill_loop
 
 bench: $(READY)  ## Side by side with peers; each benchmark writes its records to results/.
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
