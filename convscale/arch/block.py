@@ -61,14 +61,33 @@ class BlockKind:
     """A mobile block: a depthwise spatial convolution, which may have several kernels, 1x1s that may be split, a linear
     output, and no shortcut where shapes differ. Else the shortcut is projected there, and groups have a width."""
     se_places: tuple[Literal["inner", "output"], ...] = ("inner", "output")
-    """Where squeeze-and-excitation may stand."""
+    """Where squeeze-and-excitation may stand; empty: nowhere."""
+    mixes: bool = True
+    """Whether a mobile block's kernels may be of several sizes and its 1x1s split (MixNet)."""
+    downsamples: tuple[str, ...] = ("stride", "blur")
+    """What its ``downsample`` may say."""
+    takes: tuple[str, ...] = ()
+    """Which of ``OPTIONAL`` it has a use for."""
 
 
+DROPS_BORDERS = ("patch",)
+"""Ways to take a stride of 2 that leave an odd map's last row and column unused."""
+OPTIONAL: dict[str, object] = {"linear": False, "grn": False, "layer_scale": 0.0}
+"""Fields of a ``BlockSpec`` that some kinds alone have a use for, and what they say in all others."""
 BLOCK_KINDS = {
     "basic": BlockKind(inner_of="output", takes_ratio=False, depthwise=False, se_places=("output",)),
     "bottleneck": BlockKind(inner_of="output", takes_ratio=True, depthwise=False),
     "depthwise_separable": BlockKind(inner_of="input", takes_ratio=False, depthwise=True),
     "inverted_residual": BlockKind(inner_of="input", takes_ratio=True, depthwise=True),
+    "convnext": BlockKind(
+        inner_of="output",
+        takes_ratio=True,
+        depthwise=True,
+        se_places=(),
+        mixes=False,
+        downsamples=("patch",),
+        takes=("linear", "grn", "layer_scale"),
+    ),
 }
 """By the name that ``BlockSpec.kind`` says."""
 
@@ -82,8 +101,8 @@ class BlockSpec(Part):
     width: int
     """Output channels."""
     inner_ratio: float = 1.0
-    """Inner width: over the output width for ``basic`` and ``bottleneck``, over the *input* width (the expansion) for
-    ``inverted_residual``; ``depthwise_separable`` has none."""
+    """Inner width: over the output width for ``bottleneck`` and ``convnext``, over the *input* width (the expansion)
+    for ``inverted_residual``; ``basic`` and ``depthwise_separable`` have none."""
     inner_divisor: int = 1
     """The inner width is rounded to a multiple of this."""
     kernels: tuple[int, ...] = (3,)
@@ -100,14 +119,22 @@ class BlockSpec(Part):
     """After every convolution but the last."""
     out_activation: ActSpec = RELU
     """After the residual add, or after the last convolution where there is none."""
-    downsample: Literal["stride", "blur"] = "stride"
+    downsample: Literal["stride", "blur", "patch"] = "stride"
     """How a stride of 2 is taken: by the spatial convolution, or by a 3x3 blur after it (TResNet, section 2; Zhang,
-    arXiv 1904.11486)."""
+    arXiv 1904.11486); ``patch``: by a norm and a convolution of 2x2 patches in front of the block, which takes a
+    change of width too (ConvNeXt, section 2.6)."""
     shortcut: Literal["conv", "avgpool"] = "conv"
     """Where shapes differ: 1x1 convolution with the stride, or 2x2 average pool before a 1x1 convolution (ResNet-D).
     Mobile blocks have none."""
     skip: bool = True
     """Whether the block has a residual connection at all."""
+    linear: bool = False
+    """Whether the 1x1 convolutions of ``convnext`` are linear layers over maps with channels last: the same function,
+    as its authors wrote it."""
+    grn: bool = False
+    """Global response normalisation after the activation of ``convnext`` (ConvNeXt V2, arXiv 2301.00808, section 4)."""
+    layer_scale: float = 0.0
+    """Initial value of a learnable factor per channel at the end of ``convnext``; 0: none."""
 
     @property
     def traits(self) -> BlockKind:
@@ -124,8 +151,10 @@ class BlockSpec(Part):
             self._validate_depthwise()
         else:
             self._validate_dense()
+        self._validate_optional()
         if self.se is not None:
             places = self.traits.se_places
+            require(bool(places), "BlockSpec.se", self.se, f"None for a {self.kind} block")
             right = f"{' or '.join(map(repr, places))} for a {self.kind} block"
             require(self.se.where in places, "SESpec.where", self.se.where, right)
         if not self.traits.takes_ratio:
@@ -137,6 +166,20 @@ class BlockSpec(Part):
         require(self.group_width is None, "BlockSpec.group_width", self.group_width, right)
         right = f"'conv' (unused) for a {self.kind} block"
         require(self.shortcut == "conv", "BlockSpec.shortcut", self.shortcut, right)
+
+        if not self.traits.mixes:
+            plain = len(self.kernels) == self.expand_groups == self.project_groups == 1
+            require(plain, "BlockSpec.kernels", self.kernels, f"one size, and no splits, for a {self.kind} block")
+
+    def _validate_optional(self) -> None:
+        places = self.traits.downsamples
+        right = f"{' or '.join(map(repr, places))} for a {self.kind} block"
+        require(self.downsample in places, "BlockSpec.downsample", self.downsample, right)
+        for name, default in OPTIONAL.items():
+            if name not in self.traits.takes:
+                value = getattr(self, name)
+                require(value == default, f"BlockSpec.{name}", value, f"{default!r} for a {self.kind} block")
+        require(0 <= self.layer_scale < math.inf, "BlockSpec.layer_scale", self.layer_scale, "0 or more")
 
     def _validate_dense(self) -> None:
         of_kind = f"for a {self.kind} block"

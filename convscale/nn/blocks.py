@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from convscale.arch.block import BlockSpec
 from convscale.arch.parts import IDENTITY, ActSpec, NormSpec
 from convscale.nn.activations import activation
-from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, conv2d
+from convscale.nn.layers import (
+    BlurPool,
+    DropPath,
+    GlobalResponseNorm,
+    LayerScale,
+    MixedConv2d,
+    SqueezeExcite,
+    conv2d,
+)
 from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import norm_act
 
@@ -33,7 +41,7 @@ class ConvNormAct(nn.Module):
         depthwise: one kernel per channel.
         group_width: channels per group; None: dense.
         splits: into how many parallel 1x1 convolutions a 1x1 is split.
-        padding: ``symmetric`` or ``same``.
+        padding: ``symmetric``, ``same`` or ``none``.
         blur: the stride is taken by a blur after the activation (TResNet, section 2).
         keep: what an in-place norm keeps for backward; ``input`` where its weight starts at zero.
     """
@@ -63,7 +71,10 @@ class ConvNormAct(nn.Module):
             )
         else:
             groups = in_chs if depthwise else in_chs // (group_width or in_chs)
-            self.conv = conv2d(in_chs, out_chs, max(kernels), stride=conv_stride, groups=groups, padding=padding)
+            bias = norm.kind == "layernorm"  # which takes no mean of a channel away, as batch norm does
+            self.conv = conv2d(
+                in_chs, out_chs, max(kernels), stride=conv_stride, groups=groups, bias=bias, padding=padding
+            )
         self.norm = norm_act(
             norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep
         )
@@ -217,6 +228,55 @@ class InvertedResidual(Block):
         return _project(self, self.conv2(x if self.conv1 is None else self.conv1(x)))
 
 
+class NormConv(nn.Module):
+    """A norm, then a convolution of ``stride`` x ``stride`` patches: (N, in_chs, H, W) -> (N, out_chs, H // stride,
+    W // stride) (ConvNeXt, arXiv 2201.03545, section 2.6).
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, norm: NormSpec) -> None:
+        super().__init__()
+        self.norm = norm_act(norm.kind, in_chs, eps=norm.eps, momentum=norm.momentum)
+        self.conv = conv2d(in_chs, out_chs, stride, stride=stride, bias=True, padding="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+
+class ConvNeXtBlock(Block):
+    """Depthwise convolution, norm, then a layer that expands and one that projects each pixel (ConvNeXt, arXiv
+    2201.03545, figure 4; with global response normalisation V2, 2301.00808, figure 5). Where shapes differ,
+    ``NormConv`` stands in front.
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, spec.width, 1, norm, drop_path)
+        width, inner = spec.width, spec.inner_width(in_chs)
+        self.down = NormConv(in_chs, width, stride, norm) if stride > 1 or in_chs != width else None
+        self.conv1 = ConvNormAct(width, width, spec.kernels, norm=norm, act=IDENTITY, depthwise=True, padding=padding)
+        self.linear = spec.linear
+        self.expand = nn.Linear(width, inner) if spec.linear else conv2d(width, inner, 1, bias=True)
+        self.between = activation(spec.activation.kind, spec.activation.slope)
+        self.grn = GlobalResponseNorm(inner, channels_last=spec.linear) if spec.grn else None
+        self.project = nn.Linear(inner, width) if spec.linear else conv2d(inner, width, 1, bias=True)
+        self.scale = LayerScale(width, spec.layer_scale) if spec.layer_scale else None
+        last = self.last_act
+        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = x.permute(0, 2, 3, 1) if self.linear else x  # (N, H, W, C)
+        x = self.between(self.expand(x))
+        x = self.project(x if self.grn is None else self.grn(x))
+        x = x.permute(0, 3, 1, 2) if self.linear else x
+        x = x if self.scale is None else self.scale(x)
+        return x if self.after is None else self.after(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.down is None else self.down(x))
+
+
 def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     """The last 1x1 convolution with its norm, and squeeze-and-excitation before or after it."""
     last = block.conv3
@@ -242,6 +302,7 @@ class BlockMaker(Protocol):
 BLOCKS: dict[str, BlockMaker] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
+    "convnext": ConvNeXtBlock,
     "depthwise_separable": InvertedResidual,
     "inverted_residual": InvertedResidual,
 }

@@ -1,7 +1,8 @@
 """Where others keep the tensors of our networks: per layout, a table from our module names to theirs.
 
 A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split
-convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports.
+convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports. Where
+somebody's leaf has a name of its own, the table has the whole tensor.
 
 ``BLOCK_KEYS`` says what a kind of block holds, ``LAYOUTS`` which tables exist for which families.
 """
@@ -28,6 +29,8 @@ class BlockKeys:
     """The one of them that takes the stride."""
     timm: tuple[str, ...] = ()
     """timm's names of them in its mobile nets; empty: it has no such block there."""
+    others: tuple[str, ...] = ()
+    """Names of what else it may hold in our naming."""
 
 
 BLOCK_KEYS = {
@@ -35,6 +38,9 @@ BLOCK_KEYS = {
     "bottleneck": BlockKeys(convs=(1, 2, 3), spatial=2),
     "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
     "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
+    "convnext": BlockKeys(
+        convs=(1,), spatial=1, others=("down.norm", "down.conv", "expand", "grn", "project", "scale")
+    ),
 }
 """By the kind that a ``BlockSpec`` says."""
 
@@ -68,10 +74,12 @@ def native(spec: NetSpec) -> Table:
             _unit(table, f"{ours}.conv{k}", f"{ours}.conv{k}.conv", f"{ours}.conv{k}.norm")
         if block.se:
             table |= {f"{ours}.se.{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
+        table |= {f"{ours}.{name}": f"{ours}.{name}" for name in BLOCK_KEYS[block.kind].others}
         at = _shortcut_index(block, stride)
         _unit(table, f"{ours}.shortcut.{at}", f"{ours}.shortcut.{at}.conv", f"{ours}.shortcut.{at}.norm")
     if spec.head.width:
         _unit(table, "head", "head.conv", "head.norm")
+    _unit(table, "pooled", "pooled.conv", "pooled.norm")
     return table
 
 
@@ -114,6 +122,20 @@ def timm_resnet(spec: NetSpec) -> Table:
             f"{theirs}.downsample.{conv}",
             f"{theirs}.downsample.{conv + 1}",
         )
+    return table
+
+
+def timm_convnext(spec: NetSpec) -> Table:
+    """timm's keys of ConvNeXts."""
+    table: Table = {"classifier": "head.fc", "pooled.norm": "head.norm"}
+    _unit(table, "stem.0", "stem.0", "stem.1")
+    for i, j, _, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"stages.{i}.blocks.{j}"
+        _unit(table, f"{ours}.conv1", f"{theirs}.conv_dw", f"{theirs}.norm")
+        table |= {f"{ours}.expand": f"{theirs}.mlp.fc1", f"{ours}.project": f"{theirs}.mlp.fc2"}
+        table |= {f"{ours}.grn": f"{theirs}.mlp.grn", f"{ours}.scale": theirs}
+        if j == 0:
+            table |= {f"{ours}.down.norm": f"stages.{i}.downsample.0", f"{ours}.down.conv": f"stages.{i}.downsample.1"}
     return table
 
 
@@ -194,6 +216,20 @@ def torchvision_mnasnet(spec: NetSpec) -> Table:
     return table
 
 
+def torchvision_convnext(spec: NetSpec) -> Table:
+    """torchvision's keys of ConvNeXts: stem, downsamplings and stages in turn."""
+    table: Table = {"classifier": "classifier.2", "pooled.norm": "classifier.0"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    for i, j, _, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"features.{2 * i + 1}.{j}"
+        _unit(table, f"{ours}.conv1", f"{theirs}.block.0", f"{theirs}.block.2")
+        table |= {f"{ours}.expand": f"{theirs}.block.3", f"{ours}.project": f"{theirs}.block.5"}
+        table[f"{ours}.scale.gamma"] = f"{theirs}.{FACTORS}"
+        if i > 0 and j == 0:
+            table |= {f"{ours}.down.norm": f"features.{2 * i}.0", f"{ours}.down.conv": f"features.{2 * i}.1"}
+    return table
+
+
 def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
     """The PyPI package efficientnet_lite_pytorch: blocks numbered through the net."""
     table: Table = {"classifier": "_fc"}
@@ -205,6 +241,10 @@ def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
             _unit(table, f"{ours}.conv{k}", f"{theirs}.{names[k][0]}", f"{theirs}.{names[k][1]}")
     _unit(table, "head", "_conv_head", "_bn1")
     return table
+
+
+FACTORS = "layer_scale"
+"""torchvision's leaf of a factor per channel, (C, 1, 1) there and (C,) here."""
 
 
 def _first(spec: NetSpec) -> BlockSpec:
@@ -234,6 +274,7 @@ LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
+    Layout(name="timm", families=("convnext",), table=timm_convnext),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",
@@ -254,6 +295,12 @@ LAYOUTS = [
         only=lambda spec: _last(spec).traits.takes_ratio,  # not V1, whose blocks have no expansion
     ),
     Layout(name="torchvision", families=("mnasnet",), table=torchvision_mnasnet),
+    Layout(
+        name="torchvision",
+        families=("convnext",),
+        table=torchvision_convnext,
+        only=lambda spec: _first(spec).linear and not _first(spec).grn,
+    ),
     Layout(
         name="efficientnet_lite_pytorch",
         families=("efficientnet",),

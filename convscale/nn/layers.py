@@ -10,7 +10,7 @@ from convscale.errors import UserError, nearest
 from convscale.nn import activations
 from convscale.nn.lean import blur
 
-PADDINGS = ("symmetric", "same")
+PADDINGS = ("symmetric", "same", "none")
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 GATES = ("sigmoid", "hardsigmoid")
 
@@ -45,7 +45,7 @@ def conv2d(
 
     Args:
         padding: ``symmetric``: (kernel - 1) / 2 on every side; ``same``: TensorFlow's SAME (at stride 2 an even size is
-            padded after, not before).
+            padded after, not before); ``none``: none at all, so that the border that fills no kernel is left out.
 
     Raises:
         UserError: an unknown padding, or channels that the groups don't divide.
@@ -57,7 +57,8 @@ def conv2d(
     reach = dilation * (kernel - 1)
     if padding == "same" and (stride > 1 or reach % 2):
         return SameConv2d(in_chs, out_chs, kernel, stride, 0, dilation, groups, bias)
-    return nn.Conv2d(in_chs, out_chs, kernel, stride, reach // 2, dilation, groups, bias)
+    width = 0 if padding == "none" else reach // 2
+    return nn.Conv2d(in_chs, out_chs, kernel, stride, width, dilation, groups, bias)
 
 
 def split_channels(channels: int, parts: int) -> list[int]:
@@ -237,6 +238,50 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x)
+
+
+class GlobalResponseNorm(nn.Module):
+    """x + weight * (x * n) + bias for a map x, where n is each channel's L2 norm over the pixels divided by the mean of
+    these norms over the channels (ConvNeXt V2, arXiv 2301.00808, section 4). It starts as the identity.
+
+    Args:
+        channels: of the map.
+        channels_last: whether it takes (N, H, W, C) instead of (N, C, H, W).
+        eps: added to the mean of the norms.
+    """
+
+    def __init__(self, channels: int, *, channels_last: bool = False, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.channels_last, self.eps = channels_last, eps
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels, channel = ((1, 2), 3) if self.channels_last else ((2, 3), 1)
+        shape = (1, 1, 1, -1) if self.channels_last else (1, -1, 1, 1)
+        norms = torch.linalg.vector_norm(x, dim=pixels, keepdim=True)
+        share = norms / (norms.mean(channel, keepdim=True) + self.eps)
+        factor = 1 + self.weight.view(shape) * share  # one value per channel, so that the map is read once
+        return torch.addcmul(self.bias.view(shape).to(x.dtype), x, factor.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, channels_last={self.channels_last}, eps={self.eps:g}"
+
+
+class LayerScale(nn.Module):
+    """A learnable factor per channel of a map (N, C, H, W) (Touvron et al., arXiv 2103.17239).
+
+    Args:
+        channels: C.
+        start: initial value of all of them.
+    """
+
+    def __init__(self, channels: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.view(1, -1, 1, 1)
 
 
 class DropPath(nn.Module):

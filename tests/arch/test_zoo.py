@@ -32,6 +32,11 @@ def test_every_name_of_the_issue_is_there():
         "mixnet_m",
         "mixnet_l",
     }
+    wanted |= {
+        f"convnext{v2}_{size}"
+        for v2 in ("", "v2")
+        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
+    }
     assert wanted <= names
 
 

@@ -20,6 +20,8 @@ SAMPLE = (
     "seresnext50_32x4d",
     "mobilenetv2_050",
     "mixnet_m",
+    "convnext_tiny",
+    "convnextv2_atto",
 )
 """One of each kind of block, stem and padding."""
 

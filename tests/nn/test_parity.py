@@ -16,6 +16,9 @@ FAST = (
     "mobilenetv1_100",
     "mnasnet_100",
     "mixnet_s",
+    "convnext_atto",
+    "convnextv2_atto",
+    "convnext_tiny",
 )
 
 
