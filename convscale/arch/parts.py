@@ -61,7 +61,7 @@ class StemSpec(Part):
     kind: Literal["conv", "deep", "space_to_depth", "patch"] = "conv"
     """``conv``: one convolution; ``deep``: three 3x3, the first with the stride (ResNet-D); ``space_to_depth``: blocks
     of ``stride`` x ``stride`` pixels become channels, then a stride-1 convolution (TResNet, section 2); ``patch``: a
-    convolution of patches that do not overlap, what is left at the border unused (ConvNeXt, section 2.3)."""
+    convolution of patches that do not overlap, what is left at the border unused (ConvNeXt, section 2.2)."""
     widths: tuple[int, ...] = (64,)
     """Output channels, one per convolution."""
     kernel: int = 3

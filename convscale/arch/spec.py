@@ -56,7 +56,7 @@ class NetSpec(Part):
     """``same``: TensorFlow's, asymmetric for stride 2 and dependent on the image size."""
     init: Literal["resnet", "tresnet", "efficientnet", "convnext"] = "resnet"
     """Initial weights: kaiming normal fan-out for relu or leaky relu, or fan-out over groups; the residual ones zero
-    each block's last norm. ``convnext``: a truncated normal of 0.02 (ConvNeXt, appendix A.1)."""
+    each block's last norm. ``convnext``: a truncated normal of 0.02, as its authors' code."""
     scaling: ScalingRules = _RULES
     lineage: Lineage | None = field(default=None, compare=False)
 

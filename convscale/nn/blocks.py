@@ -6,6 +6,7 @@ norm and activation), ``se`` and ``shortcut``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -26,6 +27,13 @@ from convscale.nn.layers import (
 from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import norm_act
 
+SMOOTHERS: dict[str, Callable[[int], nn.Module]] = {
+    "blur": BlurPool,
+    "blur_zeros": lambda stride: BlurPool(stride, zeros=True),
+    "avgpool": nn.AvgPool2d,
+}
+"""What takes a stride after a convolution, by the name that ``BlockSpec.downsample`` says."""
+
 
 class ConvNormAct(nn.Module):
     """Convolution, norm, activation and, where it anti-aliases, a blur that takes the stride: (N, in_chs, H, W) -> (N,
@@ -42,7 +50,8 @@ class ConvNormAct(nn.Module):
         group_width: channels per group; None: dense.
         splits: into how many parallel 1x1 convolutions a 1x1 is split.
         padding: ``symmetric``, ``same`` or ``none``.
-        blur: the stride is taken by a blur after the activation (TResNet, section 2).
+        downsample: who takes the stride, as a ``BlockSpec`` says it: the convolution, or a blur or a pool after the
+            activation.
         keep: what an in-place norm keeps for backward; ``input`` where its weight starts at zero.
     """
 
@@ -59,11 +68,12 @@ class ConvNormAct(nn.Module):
         group_width: int | None = None,
         splits: int = 1,
         padding: str = "symmetric",
-        blur: bool = False,
+        downsample: str = "stride",
         keep: Literal["output", "input"] = "output",
     ) -> None:
         super().__init__()
-        conv_stride = 1 if blur else stride
+        smooths = downsample in SMOOTHERS and stride > 1
+        conv_stride = 1 if smooths else stride
         if len(kernels) > 1 or splits > 1:
             parts = kernels if len(kernels) > 1 else kernels * splits
             self.conv: nn.Module = MixedConv2d(
@@ -78,7 +88,7 @@ class ConvNormAct(nn.Module):
         self.norm = norm_act(
             norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep
         )
-        self.blur = BlurPool(stride) if blur and stride > 1 else None
+        self.blur = SMOOTHERS[downsample](stride) if smooths else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
@@ -99,7 +109,7 @@ class Block(nn.Module):
             norm.kind == "inplace"
         )  # whoever asks for in-place norms wants the memory: recompute what is cheap to make again
         unchanged = stride == 1 and in_chs == spec.width
-        self.has_shortcut = spec.skip and (unchanged or not spec.traits.depthwise)
+        self.has_shortcut = spec.skip and (unchanged or spec.traits.projects)
         self.drop_path = DropPath(drop_path) if drop_path > 0 and self.has_shortcut else None
         out_act = spec.out_activation if self.has_shortcut else IDENTITY
         self.act = None if out_act.kind == "identity" else activation(out_act.kind, out_act.slope)
@@ -153,9 +163,10 @@ class BasicBlock(Block):
         super().__init__(spec, in_chs, stride, norm, drop_path)
         width, act = spec.width, spec.activation
         self._project_shortcut(spec, in_chs, stride, norm, padding)
-        blur = spec.downsample == "blur"
         groups = {"group_width": spec.group_width, "padding": padding, "norm": norm}
-        self.conv1 = ConvNormAct(in_chs, width, spec.kernels, act=act, stride=stride, blur=blur, **groups)
+        self.conv1 = ConvNormAct(
+            in_chs, width, spec.kernels, act=act, stride=stride, downsample=spec.downsample, **groups
+        )
         self.conv2 = ConvNormAct(width, width, spec.kernels, act=self.last_act, keep="input", **groups)
         self.se = _squeeze_excite(spec, in_chs, width)
 
@@ -185,7 +196,7 @@ class Bottleneck(Block):
             stride=stride,
             group_width=spec.group_width,
             padding=padding,
-            blur=spec.downsample == "blur",
+            downsample=spec.downsample,
         )
         self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
         self.se = _squeeze_excite(spec, in_chs, inner)
@@ -216,7 +227,7 @@ class InvertedResidual(Block):
             stride=stride,
             depthwise=True,
             padding=padding,
-            blur=spec.downsample == "blur",
+            downsample=spec.downsample,
         )
         self.conv3 = ConvNormAct(
             inner, spec.width, norm=norm, act=self.last_act, splits=spec.project_groups, keep="input"
@@ -226,6 +237,104 @@ class InvertedResidual(Block):
 
     def residual(self, x: Tensor) -> Tensor:
         return _project(self, self.conv2(x if self.conv1 is None else self.conv1(x)))
+
+
+class Conv(Block):
+    """One convolution with its norm and its activation, which comes before the add (EfficientNetV2's first stage, arXiv
+    2104.00298).
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        self.conv1 = ConvNormAct(
+            in_chs,
+            spec.width,
+            spec.kernels,
+            norm=norm,
+            act=spec.activation,
+            stride=stride,
+            padding=padding,
+            downsample=spec.downsample,
+        )
+        self.se = None
+        last = self.last_act
+        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return x if self.after is None else self.after(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.residual(x)
+        if not self.has_shortcut:
+            return y
+        y = x + (y if self.drop_path is None else self.drop_path(y))  # the activation may need its output for backward
+        return y if self.act is None else self.act(y)
+
+
+class FusedInvertedResidual(Block):
+    """A spatial convolution that expands, and a 1x1 that projects (EfficientNetV2, arXiv 2104.00298, figure 2)."""
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner = spec.inner_width(in_chs)
+        self.conv1 = ConvNormAct(
+            in_chs,
+            inner,
+            spec.kernels,
+            norm=norm,
+            act=spec.activation,
+            stride=stride,
+            padding=padding,
+            downsample=spec.downsample,
+        )
+        self.conv2 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
+        self.se = _squeeze_excite(spec, in_chs, inner)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return self.conv2(x if self.se is None else self.se(x))
+
+
+class UniversalBottleneck(Block):
+    """An inverted bottleneck with a depthwise convolution before the expansion, after it, at both places or at none;
+    the last one takes the stride (MobileNetV4, arXiv 2404.10518, figure 4).
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner, act, middle = spec.inner_width(in_chs), spec.activation, bool(spec.kernels)
+
+        def depthwise(channels: int, kernels: tuple[int, ...], act: ActSpec, stride: int) -> ConvNormAct:
+            return ConvNormAct(
+                channels,
+                channels,
+                kernels,
+                norm=norm,
+                act=act,
+                stride=stride,
+                depthwise=True,
+                padding=padding,
+                downsample=spec.downsample,
+            )
+
+        first_stride = 1 if middle else stride
+        self.conv0 = depthwise(in_chs, (spec.start_kernel,), IDENTITY, first_stride) if spec.start_kernel else None
+        self.conv1 = ConvNormAct(in_chs, inner, norm=norm, act=act)
+        self.conv2 = depthwise(inner, spec.kernels, act, stride) if middle else None
+        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
+        self.se = None
+
+    def residual(self, x: Tensor) -> Tensor:
+        for unit in (self.conv0, self.conv1, self.conv2, self.conv3):
+            x = x if unit is None else unit(x)
+        return x
 
 
 class NormConv(nn.Module):
@@ -302,9 +411,12 @@ class BlockMaker(Protocol):
 BLOCKS: dict[str, BlockMaker] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
+    "conv": Conv,
     "convnext": ConvNeXtBlock,
     "depthwise_separable": InvertedResidual,
+    "fused_inverted_residual": FusedInvertedResidual,
     "inverted_residual": InvertedResidual,
+    "universal": UniversalBottleneck,
 }
 """By the kind that a ``BlockSpec`` says."""
 

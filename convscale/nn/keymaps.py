@@ -24,11 +24,12 @@ class BlockKeys:
     """What a kind of block holds."""
 
     convs: tuple[int, ...]
-    """Numbers of its convolutions in our naming (``conv1`` to ``conv3``)."""
+    """Numbers of its convolutions in our naming (``conv0`` to ``conv3``)."""
     spatial: int
     """The one of them that takes the stride."""
     timm: tuple[str, ...] = ()
-    """timm's names of them in its mobile nets; empty: it has no such block there."""
+    """timm's names of them in its mobile nets, with a dot where their norm stands beside them; empty: it has no such
+    block there."""
     others: tuple[str, ...] = ()
     """Names of what else it may hold in our naming."""
 
@@ -38,6 +39,11 @@ BLOCK_KEYS = {
     "bottleneck": BlockKeys(convs=(1, 2, 3), spatial=2),
     "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
     "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
+    "conv": BlockKeys(convs=(1,), spatial=1, timm=("conv",)),
+    "fused_inverted_residual": BlockKeys(convs=(1, 2), spatial=1, timm=("conv_exp", "conv_pwl")),
+    "universal": BlockKeys(
+        convs=(0, 1, 2, 3), spatial=2, timm=("dw_start.conv", "pw_exp.conv", "dw_mid.conv", "pw_proj.conv")
+    ),
     "convnext": BlockKeys(
         convs=(1,), spatial=1, others=("down.norm", "down.conv", "expand", "grn", "project", "scale")
     ),
@@ -146,9 +152,13 @@ def timm_mobile(spec: NetSpec) -> Table:
     for i, j, block, _ in _blocks(spec):
         ours, theirs = f"stages.{i}.{j}", f"blocks.{i}.{j}"
         for number, (k, conv) in enumerate(zip(_convs(block), BLOCK_KEYS[block.kind].timm, strict=True), start=1):
-            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.bn{number}")
+            norm = conv.replace(".conv", ".bn") if "." in conv else f"bn{number}"
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.{norm}")
         table |= {f"{ours}.se.{part}": f"{theirs}.se.conv_{part}" for part in ("reduce", "expand")}
-    _unit(table, "head", "conv_head", "bn2")
+    if spec.head.pooled_width:
+        _unit(table, "pooled", "conv_head", "norm_head")
+    else:
+        _unit(table, "head", "conv_head", "bn2")
     return table
 
 
@@ -269,7 +279,7 @@ class Layout:
     """Which members of the families have such keys."""
 
 
-_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet")
+_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet", "mobilenetv4")
 LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
     Layout(name="timm", families=("resnet",), table=timm_resnet),

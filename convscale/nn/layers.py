@@ -138,15 +138,19 @@ class BlurPool(nn.Module):
     [1, 2, 1] x [1, 2, 1] / 16 per channel, with reflect padding of 1. It has no parameters, holds one 3x3 kernel
     outside the state dict, and keeps nothing but shapes for the backward pass.
 
+    Args:
+        stride: of the blur.
+        zeros: pad with zeros instead (timm's ``blurpc``); its backward pass is PyTorch's own.
+
     Raises:
         UserError: a map with a side of 1, which can't be reflected.
     """
 
     kernel: Tensor
 
-    def __init__(self, stride: int = 2) -> None:
+    def __init__(self, stride: int = 2, *, zeros: bool = False) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.zeros = stride, zeros
         self.register_buffer("kernel", torch.empty(1, 1, 3, 3), persistent=False)
         self._fill()
 
@@ -163,6 +167,11 @@ class BlurPool(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.zeros:
+            channels = x.shape[1]
+            return F.conv2d(
+                x, self.kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=self.stride, padding=1, groups=channels
+            )
         if x.shape[2] < 2 or x.shape[3] < 2:
             raise UserError(
                 f"BlurPool needs maps of at least 2 x 2, got {x.shape[2]} x {x.shape[3]}: use a larger image"
@@ -170,7 +179,7 @@ class BlurPool(nn.Module):
         return blur(x, self.kernel, self.stride)
 
     def extra_repr(self) -> str:
-        return f"stride={self.stride}"
+        return f"stride={self.stride}" + (", zeros" if self.zeros else "")
 
 
 class GlobalPool(nn.Module):

@@ -22,6 +22,9 @@ SAMPLE = (
     "mixnet_m",
     "convnext_tiny",
     "convnextv2_atto",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_aa_medium",
+    "mobilenetv4_conv_blur_medium",
 )
 """One of each kind of block, stem and padding."""
 

@@ -19,6 +19,9 @@ FAST = (
     "convnext_atto",
     "convnextv2_atto",
     "convnext_tiny",
+    "mobilenetv4_conv_small_050",
+    "mobilenetv4_conv_aa_medium",
+    "mobilenetv4_conv_blur_medium",
 )
 
 

@@ -1,6 +1,6 @@
 """ConvNeXt (Liu et al., arXiv 2201.03545) and ConvNeXt V2 (Woo et al., 2301.00808).
 
-The sizes below tiny are V2's (table 12 there) and serve both, as timm has them.
+The sizes below tiny are V2's and serve both, as timm has them.
 """
 
 from __future__ import annotations
