@@ -41,6 +41,12 @@ def run(
     return RunSpec(block=block, repeat=repeat)
 
 
+def conv(repeat: int, kernel: int, width: int, act: ActSpec, *, skip: bool = False) -> RunSpec:
+    """A row of plain convolutions, each with norm and activation."""
+    block = BlockSpec(kind="conv", width=width, kernels=(kernel,), activation=act, out_activation=IDENTITY, skip=skip)
+    return RunSpec(block=block, repeat=repeat)
+
+
 def stages(*rows: tuple[int, tuple[RunSpec, ...]]) -> tuple[StageSpec, ...]:
     """Stages of (stride, runs); the last one at each resolution is a feature tap."""
     strides = [stride for stride, _ in rows]

@@ -54,9 +54,9 @@ class NetSpec(Part):
     norm: NormSpec = _NORM
     padding: Literal["symmetric", "same"] = "symmetric"
     """``same``: TensorFlow's, asymmetric for stride 2 and dependent on the image size."""
-    init: Literal["resnet", "tresnet", "efficientnet"] = "resnet"
+    init: Literal["resnet", "tresnet", "efficientnet", "convnext", "kaiming"] = "resnet"
     """Initial weights: kaiming normal fan-out for relu or leaky relu, or fan-out over groups; the residual ones zero
-    each block's last norm."""
+    each block's last norm, ``kaiming`` does not. ``convnext``: a truncated normal of 0.02, as its authors' code."""
     scaling: ScalingRules = _RULES
     lineage: Lineage | None = field(default=None, compare=False)
 
@@ -70,12 +70,17 @@ class NetSpec(Part):
                 self.input.multiple,
                 f"a multiple of {self.stem.stride}, the space-to-depth stem's block",
             )
-        else:
+        elif self.stem.kind not in ("patch", "branched"):
             require(self.stem.stride < 4, "StemSpec.stride", self.stem.stride, f"1 or 2 for a {self.stem.kind} stem")
 
     @property
     def num_features(self) -> int:
         """Channels that the classifier takes (average pooling)."""
+        return self.head.pooled_width or self.map_width
+
+    @property
+    def map_width(self) -> int:
+        """Channels of the last map, before the pool."""
         return self.head.width or self.stages[-1].width
 
     @property
@@ -161,6 +166,7 @@ class NetSpec(Part):
         )
         stem = f"{self.stem.kind}-{'-'.join(map(str, self.stem.widths))}/{self.stem.reduction}"
         head = f" head-{self.head.width}" if self.head.width else ""
+        head += f" pooled-{self.head.pooled_width}" if self.head.pooled_width else ""
         return f"<NetSpec {self.name}: {self.input.size} px, {stem}, {stages}{head}, {self.norm.kind}>"
 
 

@@ -1,7 +1,8 @@
 """Where others keep the tensors of our networks: per layout, a table from our module names to theirs.
 
 A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split
-convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports.
+convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports. Where
+somebody's leaf has a name of its own, the table has the whole tensor.
 
 ``BLOCK_KEYS`` says what a kind of block holds, ``LAYOUTS`` which tables exist for which families.
 """
@@ -23,11 +24,14 @@ class BlockKeys:
     """What a kind of block holds."""
 
     convs: tuple[int, ...]
-    """Numbers of its convolutions in our naming (``conv1`` to ``conv3``)."""
+    """Numbers of its convolutions in our naming (``conv0`` to ``conv3``)."""
     spatial: int
     """The one of them that takes the stride."""
     timm: tuple[str, ...] = ()
-    """timm's names of them in its mobile nets; empty: it has no such block there."""
+    """timm's names of them in its mobile nets, with a dot where their norm stands beside them; empty: it has no such
+    block there."""
+    others: tuple[str, ...] = ()
+    """Names of what else it may hold in our naming."""
 
 
 BLOCK_KEYS = {
@@ -35,6 +39,15 @@ BLOCK_KEYS = {
     "bottleneck": BlockKeys(convs=(1, 2, 3), spatial=2),
     "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
     "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
+    "conv": BlockKeys(convs=(1,), spatial=1, timm=("conv",)),
+    "fused_inverted_residual": BlockKeys(convs=(1, 2), spatial=1, timm=("conv_exp", "conv_pwl")),
+    "universal": BlockKeys(
+        convs=(0, 1, 2, 3), spatial=2, timm=("dw_start.conv", "pw_exp.conv", "dw_mid.conv", "pw_proj.conv")
+    ),
+    "convnext": BlockKeys(
+        convs=(1,), spatial=1, others=("down.norm", "down.conv", "expand", "grn", "project", "scale")
+    ),
+    "aggregated": BlockKeys(convs=(), spatial=0),
 }
 """By the kind that a ``BlockSpec`` says."""
 
@@ -52,26 +65,39 @@ def _convs(block: BlockSpec) -> tuple[int, ...]:
     return BLOCK_KEYS[block.kind].convs
 
 
-def _unit(table: Table, ours: str, conv: str, norm: str) -> None:
+def _unit(table: Table, ours: str, conv: str, norm: str, affine: str = "") -> None:
     table[f"{ours}.conv"] = conv
     table[f"{ours}.norm"] = norm
+    if affine:
+        table[f"{ours}.affine"] = affine
+
+
+def _aggregated_units(block: BlockSpec) -> list[tuple[str, str]]:
+    """Units of an aggregated block, by our names and timm's inside it."""
+    units = [("squeeze", "aggregation.0"), ("excite", "aggregation.1")]
+    for k in range(block.layers):
+        one = f"layers.{k}"
+        units += [(f"{one}.0", f"{one}.conv1"), (f"{one}.1", f"{one}.conv2")] if block.light else [(one, one)]
+    return units
 
 
 def native(spec: NetSpec) -> Table:
     """Our own keys."""
     table: Table = {"classifier": "classifier"}
-    for k in range(len(spec.stem.widths)):
-        _unit(table, f"stem.{k}", f"stem.{k}.conv", f"stem.{k}.norm")
+    units = [f"stem.{k}" for k in range(spec.stem.convs)] + ["pooled"]
     for i, j, block, stride in _blocks(spec):
         ours = f"stages.{i}.{j}"
-        for k in _convs(block):
-            _unit(table, f"{ours}.conv{k}", f"{ours}.conv{k}.conv", f"{ours}.conv{k}.norm")
+        units += [f"{ours}.conv{k}" for k in _convs(block)]
+        units += [f"{ours}.{name}" for name, _ in (*_aggregated_units(block), ("down", ""))]
         if block.se:
             table |= {f"{ours}.se.{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
+        table |= {f"{ours}.{name}": f"{ours}.{name}" for name in BLOCK_KEYS[block.kind].others}
         at = _shortcut_index(block, stride)
         _unit(table, f"{ours}.shortcut.{at}", f"{ours}.shortcut.{at}.conv", f"{ours}.shortcut.{at}.norm")
     if spec.head.width:
-        _unit(table, "head", "head.conv", "head.norm")
+        units.append("head")
+    for unit in units:
+        _unit(table, unit, f"{unit}.conv", f"{unit}.norm", f"{unit}.affine")
     return table
 
 
@@ -117,6 +143,34 @@ def timm_resnet(spec: NetSpec) -> Table:
     return table
 
 
+def timm_convnext(spec: NetSpec) -> Table:
+    """timm's keys of ConvNeXts."""
+    table: Table = {"classifier": "head.fc", "pooled.norm": "head.norm"}
+    _unit(table, "stem.0", "stem.0", "stem.1")
+    for i, j, _, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"stages.{i}.blocks.{j}"
+        _unit(table, f"{ours}.conv1", f"{theirs}.conv_dw", f"{theirs}.norm")
+        table |= {f"{ours}.expand": f"{theirs}.mlp.fc1", f"{ours}.project": f"{theirs}.mlp.fc2"}
+        table |= {f"{ours}.grn": f"{theirs}.mlp.grn", f"{ours}.scale": theirs}
+        if j == 0:
+            table |= {f"{ours}.down.norm": f"stages.{i}.downsample.0", f"{ours}.down.conv": f"stages.{i}.downsample.1"}
+    return table
+
+
+def timm_hgnet(spec: NetSpec) -> Table:
+    """timm's keys of HGNetV2."""
+    table: Table = {"classifier": "head.fc", "pooled.conv": "head.last_conv.0", "pooled.affine": "head.last_conv.2"}
+    units = [(f"stem.{k}", f"stem.stem{name}") for k, name in enumerate(("1", "2a", "2b", "3", "4"))]
+    for i, j, block, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"stages.{i}.blocks.{j}"
+        units += [(f"{ours}.{name}", f"{theirs}.{timms}") for name, timms in _aggregated_units(block)]
+        if j == 0:
+            units.append((f"{ours}.down", f"stages.{i}.downsample"))
+    for ours, theirs in units:
+        _unit(table, ours, f"{theirs}.conv", f"{theirs}.bn", f"{theirs}.lab")
+    return table
+
+
 def timm_mobile(spec: NetSpec) -> Table:
     """timm's keys of nets of depthwise blocks."""
     table: Table = {"classifier": "classifier"}
@@ -124,9 +178,13 @@ def timm_mobile(spec: NetSpec) -> Table:
     for i, j, block, _ in _blocks(spec):
         ours, theirs = f"stages.{i}.{j}", f"blocks.{i}.{j}"
         for number, (k, conv) in enumerate(zip(_convs(block), BLOCK_KEYS[block.kind].timm, strict=True), start=1):
-            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.bn{number}")
+            norm = conv.replace(".conv", ".bn") if "." in conv else f"bn{number}"
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.{norm}")
         table |= {f"{ours}.se.{part}": f"{theirs}.se.conv_{part}" for part in ("reduce", "expand")}
-    _unit(table, "head", "conv_head", "bn2")
+    if spec.head.pooled_width:
+        _unit(table, "pooled", "conv_head", "norm_head")
+    else:
+        _unit(table, "head", "conv_head", "bn2")
     return table
 
 
@@ -194,6 +252,20 @@ def torchvision_mnasnet(spec: NetSpec) -> Table:
     return table
 
 
+def torchvision_convnext(spec: NetSpec) -> Table:
+    """torchvision's keys of ConvNeXts: stem, downsamplings and stages in turn."""
+    table: Table = {"classifier": "classifier.2", "pooled.norm": "classifier.0"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    for i, j, _, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"features.{2 * i + 1}.{j}"
+        _unit(table, f"{ours}.conv1", f"{theirs}.block.0", f"{theirs}.block.2")
+        table |= {f"{ours}.expand": f"{theirs}.block.3", f"{ours}.project": f"{theirs}.block.5"}
+        table[f"{ours}.scale.gamma"] = f"{theirs}.{FACTORS}"
+        if i > 0 and j == 0:
+            table |= {f"{ours}.down.norm": f"features.{2 * i}.0", f"{ours}.down.conv": f"features.{2 * i}.1"}
+    return table
+
+
 def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
     """The PyPI package efficientnet_lite_pytorch: blocks numbered through the net."""
     table: Table = {"classifier": "_fc"}
@@ -205,6 +277,10 @@ def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
             _unit(table, f"{ours}.conv{k}", f"{theirs}.{names[k][0]}", f"{theirs}.{names[k][1]}")
     _unit(table, "head", "_conv_head", "_bn1")
     return table
+
+
+FACTORS = "layer_scale"
+"""torchvision's leaf of a factor per channel, (C, 1, 1) there and (C,) here."""
 
 
 def _first(spec: NetSpec) -> BlockSpec:
@@ -229,11 +305,13 @@ class Layout:
     """Which members of the families have such keys."""
 
 
-_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet")
+_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet", "mobilenetv4")
 LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
+    Layout(name="timm", families=("convnext",), table=timm_convnext),
+    Layout(name="timm", families=("hgnetv2",), table=timm_hgnet),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",
@@ -254,6 +332,12 @@ LAYOUTS = [
         only=lambda spec: _last(spec).traits.takes_ratio,  # not V1, whose blocks have no expansion
     ),
     Layout(name="torchvision", families=("mnasnet",), table=torchvision_mnasnet),
+    Layout(
+        name="torchvision",
+        families=("convnext",),
+        table=torchvision_convnext,
+        only=lambda spec: _first(spec).linear and not _first(spec).grn,
+    ),
     Layout(
         name="efficientnet_lite_pytorch",
         families=("efficientnet",),

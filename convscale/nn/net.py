@@ -20,8 +20,10 @@ from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.features import FeatureInfo, resolve_indices
+from convscale.nn.heads import PooledHead
 from convscale.nn.layers import POOLS, GlobalPool, SpaceToDepth
 from convscale.nn.norm import BatchNormAct, InPlaceABN
+from convscale.nn.stems import make_stem
 
 NormKind = Literal["inplace", "batchnorm"]
 
@@ -37,7 +39,7 @@ class Trunk(nn.Module):
         self.in_chans = in_chans
         self.grad_checkpointing = False
         self.space_to_depth = SpaceToDepth(spec.stem.stride) if spec.stem.kind == "space_to_depth" else None
-        self.stem = _stem(spec, in_chans)
+        self.stem = make_stem(spec, in_chans)
         self.stem_pool = nn.MaxPool2d(3, 2, 1) if spec.stem.pool else None
         self.stages = nn.Sequential()
         in_chs, index, total = spec.stem.widths[-1], 0, sum(spec.depths)
@@ -71,7 +73,7 @@ class Trunk(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int] | None]]]:
         """Regular expressions that sort parameters into layers, for layer-wise learning rates (timm's form)."""
-        fine = [(r"^stages\.(\d+)\.(\d+)", None), (r"^head", (99999,))]
+        fine = [(r"^stages\.(\d+)\.(\d+)", None), (r"^(?:head|pooled)\b", (99999,))]
         blocks = r"^stages\.(\d+)" if check_flag("coarse", coarse) else fine
         return {"stem": r"^stem", "blocks": blocks}
 
@@ -88,7 +90,7 @@ class ConvNet(Trunk):
     """A classification network: (N, in_chans, H, W) -> (N, num_classes).
 
     Children: ``stem``, ``stages``, ``head`` (the 1x1 convolution of mobile nets, else nothing), ``global_pool``,
-    ``head_drop``, ``classifier``. Made by ``create_model``.
+    ``pooled`` (what stands behind the pool, else nothing), ``head_drop``, ``classifier``. Made by ``create_model``.
     """
 
     def __init__(
@@ -108,7 +110,9 @@ class ConvNet(Trunk):
             if head.width
             else None
         )
-        self.num_features = self.head_hidden_size = spec.num_features
+        self.num_features, self.head_hidden_size = spec.map_width, spec.num_features
+        behind = head.pooled_width or head.pooled_norm
+        self.pooled = PooledHead(head, spec.map_width, spec.norm) if behind else None
         self.feature_info = FeatureInfo.of(spec)
         self.drop_rate = drop_rate
         self.head_drop = nn.Dropout(drop_rate) if drop_rate else None
@@ -123,10 +127,16 @@ class ConvNet(Trunk):
             raise UserError(
                 "global_pool is '' (no pooling), which leaves nothing to classify; use num_classes=0 with it"
             )
+        pool = GlobalPool(global_pool)
+        if self.pooled is not None and pool.feat_mult() != 1:
+            raise UserError(
+                f"global_pool is {global_pool!r}; {self.spec.name} has a layer behind the pool that takes one value "
+                "per channel: avg, max or avgmax"
+            )
         self.num_classes = num_classes
-        self.global_pool = GlobalPool(global_pool)
+        self.global_pool = pool
         self.classifier = (
-            nn.Linear(self.num_features * self.global_pool.feat_mult(), num_classes) if num_classes else nn.Identity()
+            nn.Linear(self.head_hidden_size * pool.feat_mult(), num_classes) if num_classes else nn.Identity()
         )
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -135,8 +145,12 @@ class ConvNet(Trunk):
         return x if self.head is None else self.head(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map -> logits (N, num_classes), or with ``pre_logits`` the pooled features (N, num_features)."""
+        """The last map -> logits (N, num_classes), or with ``pre_logits`` the features that the classifier takes (N,
+        head_hidden_size).
+        """
         x = self.global_pool(x)
+        if self.pooled is not None:
+            x = self.pooled(x)
         if self.head_drop is not None:
             x = self.head_drop(x)
         return x if pre_logits else self.classifier(x)
@@ -295,6 +309,8 @@ def create_model(
     if norm is not None:
         if norm not in ("inplace", "batchnorm"):
             raise UserError(f"norm is {norm!r}; it must be None, 'inplace' or 'batchnorm'")
+        if spec.norm.kind == "layernorm":
+            raise UserError(f"norm is {norm!r}; {spec.name} has layer norms, so leave it out")
         spec = replace(spec, norm=replace(spec.norm, kind=norm))
     check_flag("pretrained", pretrained)
     check_whole("in_chans", in_chans)
@@ -352,20 +368,25 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
         return
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            if spec.init == "efficientnet":
+            if spec.init == "convnext":
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif spec.init == "efficientnet":
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
             else:
                 nn.init.kaiming_normal_(
-                    module.weight, mode="fan_out", nonlinearity="relu" if spec.init == "resnet" else "leaky_relu"
+                    module.weight, mode="fan_out", nonlinearity="leaky_relu" if spec.init == "tresnet" else "relu"
                 )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             _initialise_linear(module, spec.init)
-        elif isinstance(module, Block) and module.has_shortcut and spec.init != "efficientnet":
-            # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
-            nn.init.zeros_(module.last_unit().norm.weight)
+        elif isinstance(module, Block) and module.has_shortcut and spec.init in ("resnet", "tresnet"):
+            # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1), but for one whose branch
+            # ends in an activation, which would put out nothing for ever
+            norm = module.last_unit().norm
+            if norm.activation == "identity":
+                nn.init.zeros_(norm.weight)
 
 
 def _initialise_linear(linear: nn.Linear, rule: str) -> None:
@@ -374,31 +395,12 @@ def _initialise_linear(linear: nn.Linear, rule: str) -> None:
     elif rule == "efficientnet":
         bound = 1.0 / math.sqrt(linear.out_features)
         nn.init.uniform_(linear.weight, -bound, bound)
+    elif rule == "convnext":
+        nn.init.trunc_normal_(linear.weight, std=0.02)
     else:
         linear.reset_parameters()
     if rule != "resnet":
         nn.init.zeros_(linear.bias)
-
-
-def _stem(spec: NetSpec, in_chans: int) -> nn.Sequential:
-    stem, convs = spec.stem, nn.Sequential()
-    stride, in_chs = stem.stride, in_chans
-    if stem.kind == "space_to_depth":
-        stride, in_chs = 1, in_chans * stem.stride**2
-    for i, width in enumerate(stem.widths):
-        convs.append(
-            ConvNormAct(
-                in_chs,
-                width,
-                (stem.kernel,),
-                norm=spec.norm,
-                act=stem.activation,
-                stride=stride if i == 0 else 1,
-                padding=spec.padding,
-            )
-        )
-        in_chs = width
-    return convs
 
 
 def _stage(

@@ -20,6 +20,13 @@ SAMPLE = (
     "seresnext50_32x4d",
     "mobilenetv2_050",
     "mixnet_m",
+    "convnext_tiny",
+    "convnextv2_atto",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_aa_medium",
+    "mobilenetv4_conv_blur_medium",
+    "hgnetv2_b0",
+    "hgnetv2_b4",
 )
 """One of each kind of block, stem and padding."""
 

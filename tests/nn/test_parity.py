@@ -16,6 +16,14 @@ FAST = (
     "mobilenetv1_100",
     "mnasnet_100",
     "mixnet_s",
+    "convnext_atto",
+    "convnextv2_atto",
+    "convnext_tiny",
+    "mobilenetv4_conv_small_050",
+    "mobilenetv4_conv_aa_medium",
+    "mobilenetv4_conv_blur_medium",
+    "hgnetv2_b0",
+    "hgnetv2_b4",
 )
 
 
