@@ -117,6 +117,20 @@ def timm_resnet(spec: NetSpec) -> Table:
     return table
 
 
+def timm_regnet(spec: NetSpec) -> Table:
+    """timm's keys of RegNets."""
+    table: Table = {"classifier": "head.fc"}
+    _unit(table, "stem.0", "stem.conv", "stem.bn")
+    for i, j, block, stride in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"s{i + 1}.b{j + 1}"
+        for k in _convs(block):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}.conv", f"{theirs}.conv{k}.bn")
+        table |= {f"{ours}.se.reduce": f"{theirs}.se.fc1", f"{ours}.se.expand": f"{theirs}.se.fc2"}
+        at = _shortcut_index(block, stride)
+        _unit(table, f"{ours}.shortcut.{at}", f"{theirs}.downsample.conv", f"{theirs}.downsample.bn")
+    return table
+
+
 def timm_mobile(spec: NetSpec) -> Table:
     """timm's keys of nets of depthwise blocks."""
     table: Table = {"classifier": "classifier"}
@@ -194,6 +208,20 @@ def torchvision_mnasnet(spec: NetSpec) -> Table:
     return table
 
 
+def torchvision_regnet(spec: NetSpec) -> Table:
+    """torchvision's keys of RegNets: the convolutions of a block are a, b and c."""
+    table: Table = {"classifier": "fc"}
+    _unit(table, "stem.0", "stem.0", "stem.1")
+    for i, j, block, stride in _blocks(spec):
+        stage = f"block{i + 1}"
+        ours, theirs = f"stages.{i}.{j}", f"trunk_output.{stage}.{stage}-{j}"
+        for k, letter in zip(_convs(block), "abc", strict=True):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.f.{letter}.0", f"{theirs}.f.{letter}.1")
+        table |= {f"{ours}.se.reduce": f"{theirs}.f.se.fc1", f"{ours}.se.expand": f"{theirs}.f.se.fc2"}
+        _unit(table, f"{ours}.shortcut.{_shortcut_index(block, stride)}", f"{theirs}.proj.0", f"{theirs}.proj.1")
+    return table
+
+
 def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
     """The PyPI package efficientnet_lite_pytorch: blocks numbered through the net."""
     table: Table = {"classifier": "_fc"}
@@ -234,6 +262,7 @@ LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
+    Layout(name="timm", families=("regnet",), table=timm_regnet),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",
@@ -254,6 +283,7 @@ LAYOUTS = [
         only=lambda spec: _last(spec).traits.takes_ratio,  # not V1, whose blocks have no expansion
     ),
     Layout(name="torchvision", families=("mnasnet",), table=torchvision_mnasnet),
+    Layout(name="torchvision", families=("regnet",), table=torchvision_regnet),
     Layout(
         name="efficientnet_lite_pytorch",
         families=("efficientnet",),

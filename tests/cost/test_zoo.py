@@ -18,6 +18,7 @@ SAMPLE = (
     "tf_efficientnet_lite0",
     "resnet50d",
     "seresnext50_32x4d",
+    "regnety_004",
     "mobilenetv2_050",
     "mixnet_m",
 )

@@ -10,6 +10,8 @@ FAST = (
     "resnet18",
     "resnet50d",
     "seresnext50_32x4d",
+    "regnetx_002",
+    "regnety_008_tv",
     "tresnet_m",
     "tf_efficientnet_b0",
     "efficientnet_lite0",

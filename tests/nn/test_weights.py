@@ -38,6 +38,8 @@ def relative(a, b) -> float:
     ("name", "theirs", "eps"),
     [
         ("resnet18", "resnet18", None),
+        ("regnety_004", "regnet_y_400mf", None),
+        ("regnetx_004_tv", "regnet_x_400mf", None),
         ("efficientnet_b0", "efficientnet_b0", None),
         ("mobilenetv2_100", "mobilenet_v2", None),
         ("mnasnet_100", "mnasnet1_0", None),
