@@ -64,7 +64,7 @@ def _block(width: int, group_width: int, se: bool, min_fraction: float) -> Block
     return BlockSpec(kind="bottleneck", width=whole, group_width=group, se=SESpec() if se else None)
 
 
-# depth, w_0, w_a, w_m, group width: the authors' released configurations (appendix D gives the widths that they lead to)
+# depth, w_0, w_a, w_m, group width: of the released networks (appendix D gives the widths that they lead to)
 _X = {
     "002": (13, 24, 36.44, 2.49, 8),
     "004": (22, 24, 24.48, 2.54, 16),
