@@ -27,6 +27,8 @@ class SESpec(Part):
     """Least squeezed width."""
     divisor: int = 1
     """The squeezed width is rounded to a multiple of this."""
+    min_fraction: float = 0.0
+    """Rounded to a multiple, it never falls below this share of the exact one (MobileNetV3: 0.9)."""
     rounding: Literal["nearest", "down"] = "nearest"
     """How it is rounded."""
     activation: ActSpec = RELU
@@ -37,6 +39,7 @@ class SESpec(Part):
     def validate(self) -> None:
         require(0 < self.ratio <= 4, "SESpec.ratio", self.ratio, "in (0, 4]")
         require_positive(self, "floor", "divisor")
+        require(0 <= self.min_fraction <= 1, "SESpec.min_fraction", self.min_fraction, "in [0, 1]")
 
     def squeezed(self, *, block_input: int, inner: int, output: int) -> int:
         """Width between the two convolutions for a block of these widths (channels)."""
@@ -46,6 +49,7 @@ class SESpec(Part):
         else:
             offset = 0 if self.rounding == "down" else self.divisor / 2
             rounded = int(width + offset) // self.divisor * self.divisor
+            rounded += self.divisor if rounded < self.min_fraction * width else 0
         return max(self.floor, self.divisor if self.divisor > 1 else 1, rounded)
 
 
@@ -61,7 +65,16 @@ class BlockKind:
     """A mobile block: a depthwise spatial convolution, which may have several kernels, 1x1s that may be split, a linear
     output, and no shortcut where shapes differ. Else the shortcut is projected there, and groups have a width."""
     se_places: tuple[Literal["inner", "output"], ...] = ("inner", "output")
-    """Where squeeze-and-excitation may stand."""
+    """Where squeeze-and-excitation may stand; empty: nowhere."""
+    mixes: bool = True
+    """Whether a mobile block's kernels may be of several sizes and its 1x1s split (MixNet)."""
+    fused: bool = False
+    """A mobile block but for its spatial convolution, which is dense."""
+
+    @property
+    def projects(self) -> bool:
+        """Whether its shortcut is projected where shapes differ; mobile blocks have none there."""
+        return not (self.depthwise or self.fused)
 
 
 BLOCK_KINDS = {
@@ -69,6 +82,7 @@ BLOCK_KINDS = {
     "bottleneck": BlockKind(inner_of="output", takes_ratio=True, depthwise=False),
     "depthwise_separable": BlockKind(inner_of="input", takes_ratio=False, depthwise=True),
     "inverted_residual": BlockKind(inner_of="input", takes_ratio=True, depthwise=True),
+    "conv": BlockKind(inner_of="output", takes_ratio=False, depthwise=False, se_places=(), mixes=False, fused=True),
 }
 """By the name that ``BlockSpec.kind`` says."""
 
@@ -97,7 +111,7 @@ class BlockSpec(Part):
     """The same for the projection."""
     se: SESpec | None = None
     activation: ActSpec = RELU
-    """After every convolution but the last."""
+    """After every convolution but the last; after the one of ``conv``."""
     out_activation: ActSpec = RELU
     """After the residual add, or after the last convolution where there is none."""
     downsample: Literal["stride", "blur"] = "stride"
@@ -120,23 +134,28 @@ class BlockSpec(Part):
         require(self.inner_ratio > 0, "BlockSpec.inner_ratio", self.inner_ratio, "above 0")
         odd = bool(self.kernels) and all(k >= 1 and k % 2 == 1 for k in self.kernels)
         require(odd, "BlockSpec.kernels", self.kernels, "odd sizes of at least 1")
-        if self.traits.depthwise:
-            self._validate_depthwise()
-        else:
+        if self.traits.projects:
             self._validate_dense()
+        else:
+            self._validate_mobile()
         if self.se is not None:
             places = self.traits.se_places
+            require(bool(places), "BlockSpec.se", self.se, f"None for a {self.kind} block")
             right = f"{' or '.join(map(repr, places))} for a {self.kind} block"
             require(self.se.where in places, "SESpec.where", self.se.where, right)
         if not self.traits.takes_ratio:
             right = f"1.0 for a {self.kind} block"
             require(self.inner_ratio == 1.0, "BlockSpec.inner_ratio", self.inner_ratio, right)
 
-    def _validate_depthwise(self) -> None:
-        right = f"None for a {self.kind} block, whose convolution is depthwise"
+    def _validate_mobile(self) -> None:
+        why = "which has no groups" if self.traits.fused else "whose convolution is depthwise"
+        right = f"None for a {self.kind} block, {why}"
         require(self.group_width is None, "BlockSpec.group_width", self.group_width, right)
         right = f"'conv' (unused) for a {self.kind} block"
         require(self.shortcut == "conv", "BlockSpec.shortcut", self.shortcut, right)
+        if not self.traits.mixes:
+            plain = len(self.kernels) == self.expand_groups == self.project_groups == 1
+            require(plain, "BlockSpec.kernels", self.kernels, f"one size, and no splits, for a {self.kind} block")
 
     def _validate_dense(self) -> None:
         of_kind = f"for a {self.kind} block"
@@ -164,7 +183,7 @@ class BlockSpec(Part):
         """
         if width == self.width:
             return self
-        if self.traits.depthwise:
+        if not self.traits.projects:
             return replace(self, width=width)
         group = self.group_width or 1
         if self.traits.takes_ratio:

@@ -79,17 +79,25 @@ def scale_to(
         _scale_stage(stage, 1.0 if i in fixed else total_depth, widen, rules.divisor)
         for i, stage in enumerate(base.stages)
     )
-    stem = base.stem if rules.stem == "fixed" else replace(base.stem, widths=tuple(widen(w) for w in base.stem.widths))
-    head_width = base.head.width
-    if head_width and rules.head != "fixed":
-        head_width = max(widen(head_width), head_width) if rules.head == "at_least" else widen(head_width)
+
+    def widen_by(rule: str, channels: int) -> int:
+        if not channels or rule == "fixed":
+            return channels
+        return max(widen(channels), channels) if rule == "at_least" else widen(channels)
+
+    stem = replace(base.stem, widths=tuple(widen_by(rules.stem, width) for width in base.stem.widths))
+    head = replace(
+        spec.head,
+        width=widen_by(rules.head, base.head.width),
+        pooled_width=widen_by(rules.head, base.head.pooled_width),
+    )
     scaled = replace(
         base,
         name=name or _name(base.name, total_depth, total_width, size, base.input.size),
         input=replace(spec.input, size=base.input.size),
         stem=stem,
         stages=stages,
-        head=replace(spec.head, width=head_width),
+        head=head,
         norm=spec.norm,
         padding=spec.padding,
         scaling=rules,
@@ -125,10 +133,11 @@ def _baseline(spec: NetSpec) -> tuple[NetSpec, tuple[float, float, float]]:
         again = scale_to(start, depth=past.depth, width=past.width, divisor=spec.scaling.divisor)
     else:
         again = scale_to(start, depth=past.depth, width=past.width)
-    same = (again.stem, again.stages, again.head.width, again.init) == (
+    same = (again.stem, again.stages, again.head.width, again.head.pooled_width, again.init) == (
         spec.stem,
         spec.stages,
         spec.head.width,
+        spec.head.pooled_width,
         spec.init,
     )
     return (past.base, done) if same else (replace(spec, lineage=None), (1.0, 1.0, 1.0))

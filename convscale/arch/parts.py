@@ -51,6 +51,7 @@ class ActSpec(Part):
 IDENTITY = ActSpec(kind="identity")
 RELU = ActSpec(kind="relu")
 RELU6 = ActSpec(kind="relu6")
+HARDSWISH = ActSpec(kind="hardswish")
 SILU = ActSpec(kind="silu")
 
 
@@ -96,12 +97,20 @@ class HeadSpec(Part):
 
     width: int = 0
     """Channels of a 1x1 convolution before the pool; 0: none."""
+    pooled_width: int = 0
+    """Channels of a 1x1 convolution after the pool; 0: none."""
+    pooled_norm: bool = False
+    """Whether a norm follows that convolution, or the pool where there is none (ConvNeXt)."""
+    pooled_bias: bool = False
+    """Whether that convolution has a bias (MobileNetV3)."""
     activation: ActSpec = RELU
+    """After either convolution."""
     dropout: float = 0.0
     """The published dropout rate in front of the classifier; a recipe may use it, building a net does not."""
 
     def validate(self) -> None:
         require(self.width >= 0, "HeadSpec.width", self.width, "0 or more")
+        require(self.pooled_width >= 0, "HeadSpec.pooled_width", self.pooled_width, "0 or more")
         require(0 <= self.dropout < 1, "HeadSpec.dropout", self.dropout, "in [0, 1)")
 
 
@@ -158,7 +167,8 @@ class ScalingRules(Part):
     """A rounded width never falls below this share of the scaled one (EfficientNet's rule)."""
     fixed_depth_stages: tuple[int, ...] = ()
     """Indices of stages whose depth stays (negative ones count from the end)."""
-    stem: Literal["scale", "fixed"] = "scale"
+    stem: Literal["scale", "fixed", "at_least"] = "scale"
+    """``at_least``: the stem's width scales up but never down (MobileNetV3)."""
     head: Literal["scale", "fixed", "at_least"] = "scale"
     """``at_least``: the head's width scales up but never down (MobileNetV2)."""
 

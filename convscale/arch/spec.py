@@ -76,6 +76,11 @@ class NetSpec(Part):
     @property
     def num_features(self) -> int:
         """Channels that the classifier takes (average pooling)."""
+        return self.head.pooled_width or self.map_width
+
+    @property
+    def map_width(self) -> int:
+        """Channels of the last map, before the pool."""
         return self.head.width or self.stages[-1].width
 
     @property
@@ -161,6 +166,7 @@ class NetSpec(Part):
         )
         stem = f"{self.stem.kind}-{'-'.join(map(str, self.stem.widths))}/{self.stem.reduction}"
         head = f" head-{self.head.width}" if self.head.width else ""
+        head += f" pooled-{self.head.pooled_width}" if self.head.pooled_width else ""
         return f"<NetSpec {self.name}: {self.input.size} px, {stem}, {stages}{head}, {self.norm.kind}>"
 
 

@@ -88,7 +88,7 @@ class Block(nn.Module):
             norm.kind == "inplace"
         )  # whoever asks for in-place norms wants the memory: recompute what is cheap to make again
         unchanged = stride == 1 and in_chs == spec.width
-        self.has_shortcut = spec.skip and (unchanged or not spec.traits.depthwise)
+        self.has_shortcut = spec.skip and (unchanged or spec.traits.projects)
         self.drop_path = DropPath(drop_path) if drop_path > 0 and self.has_shortcut else None
         out_act = spec.out_activation if self.has_shortcut else IDENTITY
         self.act = None if out_act.kind == "identity" else activation(out_act.kind, out_act.slope)
@@ -217,6 +217,41 @@ class InvertedResidual(Block):
         return _project(self, self.conv2(x if self.conv1 is None else self.conv1(x)))
 
 
+class Conv(Block):
+    """One convolution with its norm and its activation, which comes before the add (EfficientNetV2's first stage, arXiv
+    2104.00298).
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        self.conv1 = ConvNormAct(
+            in_chs,
+            spec.width,
+            spec.kernels,
+            norm=norm,
+            act=spec.activation,
+            stride=stride,
+            padding=padding,
+            blur=spec.downsample == "blur",
+        )
+        self.se = None
+        last = self.last_act
+        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return x if self.after is None else self.after(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.residual(x)
+        if not self.has_shortcut:
+            return y
+        y = x + (y if self.drop_path is None else self.drop_path(y))  # the activation may need its output for backward
+        return y if self.act is None else self.act(y)
+
+
 def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     """The last 1x1 convolution with its norm, and squeeze-and-excitation before or after it."""
     last = block.conv3
@@ -242,6 +277,7 @@ class BlockMaker(Protocol):
 BLOCKS: dict[str, BlockMaker] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
+    "conv": Conv,
     "depthwise_separable": InvertedResidual,
     "inverted_residual": InvertedResidual,
 }

@@ -35,6 +35,7 @@ BLOCK_KEYS = {
     "bottleneck": BlockKeys(convs=(1, 2, 3), spatial=2),
     "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
     "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
+    "conv": BlockKeys(convs=(1,), spatial=1, timm=("conv",)),
 }
 """By the kind that a ``BlockSpec`` says."""
 
@@ -72,6 +73,7 @@ def native(spec: NetSpec) -> Table:
         _unit(table, f"{ours}.shortcut.{at}", f"{ours}.shortcut.{at}.conv", f"{ours}.shortcut.{at}.norm")
     if spec.head.width:
         _unit(table, "head", "head.conv", "head.norm")
+    _unit(table, "pooled", "pooled.conv", "pooled.norm")
     return table
 
 
@@ -140,7 +142,10 @@ def timm_mobile(spec: NetSpec) -> Table:
         for number, (k, conv) in enumerate(zip(_convs(block), BLOCK_KEYS[block.kind].timm, strict=True), start=1):
             _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.bn{number}")
         table |= {f"{ours}.se.{part}": f"{theirs}.se.conv_{part}" for part in ("reduce", "expand")}
-    _unit(table, "head", "conv_head", "bn2")
+    if spec.head.pooled_width:
+        _unit(table, "pooled", "conv_head", "norm_head")
+    else:
+        _unit(table, "head", "conv_head", "bn2")
     return table
 
 
@@ -160,20 +165,39 @@ def official_tresnet(spec: NetSpec) -> Table:
     return table
 
 
+def _torchvision_block(table: Table, ours: str, theirs: str, block: BlockSpec) -> None:
+    """A mobile block as one sequence, with squeeze-and-excitation before its last convolution."""
+    *first, last = _convs(block)
+    for n, k in enumerate(first):
+        _unit(table, f"{ours}.conv{k}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
+    n = len(first)
+    if block.se:
+        table |= {f"{ours}.se.reduce": f"{theirs}.{n}.fc1", f"{ours}.se.expand": f"{theirs}.{n}.fc2"}
+        n += 1
+    _unit(table, f"{ours}.conv{last}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
+
+
 def torchvision_efficientnet(spec: NetSpec) -> Table:
     """torchvision's keys of EfficientNets."""
     table: Table = {"classifier": "classifier.1"}
     _unit(table, "stem.0", "features.0.0", "features.0.1")
     for i, j, block, _ in _blocks(spec):
-        ours, theirs = f"stages.{i}.{j}", f"features.{i + 1}.{j}.block"
-        *first, last = _convs(block)
-        for n, k in enumerate(first):
-            _unit(table, f"{ours}.conv{k}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
-        n = len(first)
-        table |= {f"{ours}.se.reduce": f"{theirs}.{n}.fc1", f"{ours}.se.expand": f"{theirs}.{n}.fc2"}
-        _unit(table, f"{ours}.conv{last}", f"{theirs}.{n + 1}.0", f"{theirs}.{n + 1}.1")
+        _torchvision_block(table, f"stages.{i}.{j}", f"features.{i + 1}.{j}.block", block)
     end = f"features.{len(spec.stages) + 1}"
     _unit(table, "head", f"{end}.0", f"{end}.1")
+    return table
+
+
+def torchvision_mobilenetv3(spec: NetSpec) -> Table:
+    """torchvision's keys of MobileNetV3."""
+    table: Table = {"classifier": "classifier.3", "pooled.conv": "classifier.0"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    for number, (i, j, block, _) in enumerate(_blocks(spec), start=1):
+        ours, theirs = f"stages.{i}.{j}", f"features.{number}"
+        if block.kind == "conv":
+            _unit(table, f"{ours}.conv1", f"{theirs}.0", f"{theirs}.1")
+        else:
+            _torchvision_block(table, ours, f"{theirs}.block", block)
     return table
 
 
@@ -255,6 +279,10 @@ class Layout:
     """Makes the table of one of them."""
     only: Callable[[NetSpec], bool] = lambda spec: True
     """Which members of the families have such keys."""
+    linear: tuple[str, ...] = ()
+    """Our convolutions of pooled features that are linear layers there: weights (O, I) in place of (O, I, 1, 1)."""
+    eps: float | None = None
+    """Of all norms that weights in this layout were trained with; None: what the spec says."""
 
 
 _MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet")
@@ -263,6 +291,7 @@ LAYOUTS = [
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
     Layout(name="timm", families=("regnet",), table=timm_regnet),
+    Layout(name="timm", families=("mobilenetv3",), table=timm_mobile),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",
@@ -285,6 +314,14 @@ LAYOUTS = [
     Layout(name="torchvision", families=("mnasnet",), table=torchvision_mnasnet),
     Layout(name="torchvision", families=("regnet",), table=torchvision_regnet),
     Layout(
+        name="torchvision",
+        families=("mobilenetv3",),
+        table=torchvision_mobilenetv3,
+        only=lambda spec: spec.padding == "symmetric",
+        linear=("pooled.conv",),
+        eps=1e-3,
+    ),
+    Layout(
         name="efficientnet_lite_pytorch",
         families=("efficientnet",),
         table=efficientnet_lite_pytorch,
@@ -300,6 +337,12 @@ def layouts(spec: NetSpec) -> dict[str, Callable[[NetSpec], Table]]:
     """Layouts known for this kind of network, by name; the first is our own."""
     known = {OWN: native}
     return known | {row.name: row.table for row in LAYOUTS if spec.family in row.families and row.only(spec)}
+
+
+def layout_of(spec: NetSpec, name: str) -> Layout | None:
+    """The row that gives this kind of network its layout of that name; None for our own."""
+    fitting = (row for row in LAYOUTS if row.name == name and spec.family in row.families and row.only(spec))
+    return next(fitting, None)
 
 
 def layout_names() -> list[str]:

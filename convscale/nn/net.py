@@ -20,6 +20,7 @@ from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.features import FeatureInfo, resolve_indices
+from convscale.nn.heads import PooledHead
 from convscale.nn.layers import POOLS, GlobalPool, SpaceToDepth
 from convscale.nn.norm import BatchNormAct, InPlaceABN
 
@@ -71,7 +72,7 @@ class Trunk(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int] | None]]]:
         """Regular expressions that sort parameters into layers, for layer-wise learning rates (timm's form)."""
-        fine = [(r"^stages\.(\d+)\.(\d+)", None), (r"^head", (99999,))]
+        fine = [(r"^stages\.(\d+)\.(\d+)", None), (r"^(?:head|pooled)\b", (99999,))]
         blocks = r"^stages\.(\d+)" if check_flag("coarse", coarse) else fine
         return {"stem": r"^stem", "blocks": blocks}
 
@@ -88,7 +89,7 @@ class ConvNet(Trunk):
     """A classification network: (N, in_chans, H, W) -> (N, num_classes).
 
     Children: ``stem``, ``stages``, ``head`` (the 1x1 convolution of mobile nets, else nothing), ``global_pool``,
-    ``head_drop``, ``classifier``. Made by ``create_model``.
+    ``pooled`` (what stands behind the pool, else nothing), ``head_drop``, ``classifier``. Made by ``create_model``.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class ConvNet(Trunk):
             if head.width
             else None
         )
-        self.num_features = self.head_hidden_size = spec.num_features
+        self.num_features, self.head_hidden_size = spec.map_width, spec.num_features
+        behind = head.pooled_width or head.pooled_norm
+        self.pooled = PooledHead(head, spec.map_width, spec.norm) if behind else None
         self.feature_info = FeatureInfo.of(spec)
         self.drop_rate = drop_rate
         self.head_drop = nn.Dropout(drop_rate) if drop_rate else None
@@ -123,10 +126,16 @@ class ConvNet(Trunk):
             raise UserError(
                 "global_pool is '' (no pooling), which leaves nothing to classify; use num_classes=0 with it"
             )
+        pool = GlobalPool(global_pool)
+        if self.pooled is not None and pool.feat_mult() != 1:
+            raise UserError(
+                f"global_pool is {global_pool!r}; {self.spec.name} has a layer behind the pool that takes one value "
+                "per channel: avg, max or avgmax"
+            )
         self.num_classes = num_classes
-        self.global_pool = GlobalPool(global_pool)
+        self.global_pool = pool
         self.classifier = (
-            nn.Linear(self.num_features * self.global_pool.feat_mult(), num_classes) if num_classes else nn.Identity()
+            nn.Linear(self.head_hidden_size * pool.feat_mult(), num_classes) if num_classes else nn.Identity()
         )
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -135,8 +144,12 @@ class ConvNet(Trunk):
         return x if self.head is None else self.head(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last map -> logits (N, num_classes), or with ``pre_logits`` the pooled features (N, num_features)."""
+        """The last map -> logits (N, num_classes), or with ``pre_logits`` the features that the classifier takes (N,
+        head_hidden_size).
+        """
         x = self.global_pool(x)
+        if self.pooled is not None:
+            x = self.pooled(x)
         if self.head_drop is not None:
             x = self.head_drop(x)
         return x if pre_logits else self.classifier(x)

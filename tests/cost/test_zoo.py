@@ -20,6 +20,7 @@ SAMPLE = (
     "seresnext50_32x4d",
     "regnety_004",
     "mobilenetv2_050",
+    "mobilenetv3_small_050",
     "mixnet_m",
 )
 """One of each kind of block, stem and padding."""

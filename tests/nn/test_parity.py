@@ -16,6 +16,8 @@ FAST = (
     "tf_efficientnet_b0",
     "efficientnet_lite0",
     "mobilenetv1_100",
+    "mobilenetv3_small_050",
+    "tf_mobilenetv3_small_minimal_100",
     "mnasnet_100",
     "mixnet_s",
 )
