@@ -83,6 +83,7 @@ BLOCK_KINDS = {
     "depthwise_separable": BlockKind(inner_of="input", takes_ratio=False, depthwise=True),
     "inverted_residual": BlockKind(inner_of="input", takes_ratio=True, depthwise=True),
     "conv": BlockKind(inner_of="output", takes_ratio=False, depthwise=False, se_places=(), mixes=False, fused=True),
+    "fused_inverted_residual": BlockKind(inner_of="input", takes_ratio=True, depthwise=False, mixes=False, fused=True),
 }
 """By the name that ``BlockSpec.kind`` says."""
 
@@ -97,7 +98,7 @@ class BlockSpec(Part):
     """Output channels."""
     inner_ratio: float = 1.0
     """Inner width: over the output width for ``basic`` and ``bottleneck``, over the *input* width (the expansion) for
-    ``inverted_residual``; ``depthwise_separable`` has none."""
+    ``inverted_residual`` and ``fused_inverted_residual``; ``depthwise_separable`` and ``conv`` have none."""
     inner_divisor: int = 1
     """The inner width is rounded to a multiple of this."""
     kernels: tuple[int, ...] = (3,)

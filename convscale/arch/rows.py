@@ -43,6 +43,20 @@ def run(
     return RunSpec(block=block, repeat=repeat)
 
 
+def fused(repeat: int, kernel: int, expansion: float, width: int, act: ActSpec) -> RunSpec:
+    """A row of blocks whose expansion is the spatial convolution."""
+    block = BlockSpec(
+        kind="fused_inverted_residual",
+        width=width,
+        inner_ratio=float(expansion),
+        inner_divisor=8,
+        kernels=(kernel,),
+        activation=act,
+        out_activation=IDENTITY,
+    )
+    return RunSpec(block=block, repeat=repeat)
+
+
 def conv(repeat: int, kernel: int, width: int, act: ActSpec, *, skip: bool = False) -> RunSpec:
     """A row of plain convolutions, each with norm and activation."""
     block = BlockSpec(kind="conv", width=width, kernels=(kernel,), activation=act, out_activation=IDENTITY, skip=skip)

@@ -217,6 +217,32 @@ class InvertedResidual(Block):
         return _project(self, self.conv2(x if self.conv1 is None else self.conv1(x)))
 
 
+class FusedInvertedResidual(Block):
+    """A spatial convolution that expands, and a 1x1 that projects (EfficientNetV2, arXiv 2104.00298, figure 2)."""
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner = spec.inner_width(in_chs)
+        self.conv2 = ConvNormAct(
+            in_chs,
+            inner,
+            spec.kernels,
+            norm=norm,
+            act=spec.activation,
+            stride=stride,
+            padding=padding,
+            blur=spec.downsample == "blur",
+        )
+        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
+        self.se = _squeeze_excite(spec, in_chs, inner)
+        self.se_inside = spec.se is not None and spec.se.where == "inner"
+
+    def residual(self, x: Tensor) -> Tensor:
+        return _project(self, self.conv2(x))
+
+
 class Conv(Block):
     """One convolution with its norm and its activation, which comes before the add (EfficientNetV2's first stage, arXiv
     2104.00298).
@@ -252,7 +278,7 @@ class Conv(Block):
         return y if self.act is None else self.act(y)
 
 
-def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
+def _project(block: Bottleneck | InvertedResidual | FusedInvertedResidual, x: Tensor) -> Tensor:
     """The last 1x1 convolution with its norm, and squeeze-and-excitation before or after it."""
     last = block.conv3
     if block.se is None:
@@ -279,6 +305,7 @@ BLOCKS: dict[str, BlockMaker] = {
     "bottleneck": Bottleneck,
     "conv": Conv,
     "depthwise_separable": InvertedResidual,
+    "fused_inverted_residual": FusedInvertedResidual,
     "inverted_residual": InvertedResidual,
 }
 """By the kind that a ``BlockSpec`` says."""

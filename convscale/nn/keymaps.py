@@ -36,6 +36,7 @@ BLOCK_KEYS = {
     "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
     "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
     "conv": BlockKeys(convs=(1,), spatial=1, timm=("conv",)),
+    "fused_inverted_residual": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_exp", "conv_pwl")),
 }
 """By the kind that a ``BlockSpec`` says."""
 
@@ -291,7 +292,7 @@ LAYOUTS = [
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
     Layout(name="timm", families=("regnet",), table=timm_regnet),
-    Layout(name="timm", families=("mobilenetv3",), table=timm_mobile),
+    Layout(name="timm", families=("mobilenetv3", "efficientnetv2"), table=timm_mobile),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",
@@ -319,6 +320,13 @@ LAYOUTS = [
         table=torchvision_mobilenetv3,
         only=lambda spec: spec.padding == "symmetric",
         linear=("pooled.conv",),
+        eps=1e-3,
+    ),
+    Layout(
+        name="torchvision",
+        families=("efficientnetv2",),
+        table=torchvision_efficientnet,
+        only=lambda spec: spec.padding == "symmetric" and _first(spec).kind == "conv",  # as published
         eps=1e-3,
     ),
     Layout(

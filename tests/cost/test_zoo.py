@@ -16,6 +16,7 @@ SAMPLE = (
     "tresnet_v2_l",
     "efficientnet_b1",
     "tf_efficientnet_lite0",
+    "tf_efficientnetv2_b0",
     "resnet50d",
     "seresnext50_32x4d",
     "regnety_004",

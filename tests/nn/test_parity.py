@@ -15,6 +15,8 @@ FAST = (
     "tresnet_m",
     "tf_efficientnet_b0",
     "efficientnet_lite0",
+    "tf_efficientnetv2_b0",
+    "efficientnetv2_rw_s",
     "mobilenetv1_100",
     "mobilenetv3_small_050",
     "tf_mobilenetv3_small_minimal_100",
