@@ -54,6 +54,7 @@ def calibrated_peer(name: str, size: int, seed: int = 0) -> nn.Module:
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0.0, 0.2)
+    _randomise_factors(peer)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
@@ -62,6 +63,19 @@ def calibrated_peer(name: str, size: int, seed: int = 0) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return peer
+
+
+def _randomise_factors(peer: nn.Module) -> None:
+    """Layer norms, factors per channel, response normalisations and affine blocks away from where they start, at which
+    a lost one would not show.
+    """
+    for name, parameter in peer.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(peer.get_submodule(owner), nn.LayerNorm) or leaf == "gamma" or owner.endswith((".grn", ".lab")):
+            if leaf == "bias":
+                nn.init.normal_(parameter, 0.0, 0.2)
+            else:
+                nn.init.uniform_(parameter, 0.5, 1.5)
 
 
 def compare(name: str, *, both_sizes: bool = True) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python -m benchmarks.tags --results results-imagenet.csv
 
 The preprocessing and repositories come from the installed timm's model cards, the accuracy from the results table that
-timm publishes in its results folder. Only figures are taken, for the names in this project's zoo.
+timm publishes in its results folder. Only figures are taken, for the names in this project's zoo. CLIP's weights are
+left out where nobody fine-tuned them to classify.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def main() -> None:
         for full in timm.list_models(f"{arch}.*", pretrained=True):
             cfg = get_pretrained_cfg(full)
             assert cfg is not None
+            if ".clip_" in full and "_ft_" not in full:
+                continue  # it gives embeddings of pictures, not classes
             tags[full] = {
                 "default": get_pretrained_cfg(arch).tag == cfg.tag,  # type: ignore[union-attr]
                 "hf_hub_id": f"timm/{full}",

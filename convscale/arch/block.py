@@ -70,6 +70,12 @@ class BlockKind:
     """Whether a mobile block's kernels may be of several sizes and its 1x1s split (MixNet)."""
     fused: bool = False
     """A mobile block but for its spatial convolution, which is dense."""
+    may_lack_kernel: bool = False
+    """Whether it may do without its spatial convolution."""
+    downsamples: tuple[str, ...] = ("stride", "blur", "blur_zeros", "avgpool")
+    """What its ``downsample`` may say."""
+    takes: tuple[str, ...] = ()
+    """Which of ``OPTIONAL`` it has a use for."""
 
     @property
     def projects(self) -> bool:
@@ -77,13 +83,37 @@ class BlockKind:
         return not (self.depthwise or self.fused)
 
 
+DROPS_BORDERS = ("patch", "avgpool")
+"""Ways to take a stride of 2 that leave an odd map's last row and column unused."""
+OPTIONAL: dict[str, object] = {"start_kernel": 0, "linear": False, "grn": False, "layer_scale": 0.0}
+"""Fields of a ``BlockSpec`` that some kinds alone have a use for, and what they say in all others."""
 BLOCK_KINDS = {
     "basic": BlockKind(inner_of="output", takes_ratio=False, depthwise=False, se_places=("output",)),
     "bottleneck": BlockKind(inner_of="output", takes_ratio=True, depthwise=False),
     "depthwise_separable": BlockKind(inner_of="input", takes_ratio=False, depthwise=True),
     "inverted_residual": BlockKind(inner_of="input", takes_ratio=True, depthwise=True),
     "conv": BlockKind(inner_of="output", takes_ratio=False, depthwise=False, se_places=(), mixes=False, fused=True),
-    "fused_inverted_residual": BlockKind(inner_of="input", takes_ratio=True, depthwise=False, mixes=False, fused=True),
+    "fused_inverted_residual": BlockKind(
+        inner_of="input", takes_ratio=True, depthwise=False, se_places=("inner",), mixes=False, fused=True
+    ),
+    "universal": BlockKind(
+        inner_of="input",
+        takes_ratio=True,
+        depthwise=True,
+        se_places=(),
+        mixes=False,
+        may_lack_kernel=True,
+        takes=("start_kernel",),
+    ),
+    "convnext": BlockKind(
+        inner_of="output",
+        takes_ratio=True,
+        depthwise=True,
+        se_places=(),
+        mixes=False,
+        downsamples=("patch",),
+        takes=("linear", "grn", "layer_scale"),
+    ),
 }
 """By the name that ``BlockSpec.kind`` says."""
 
@@ -97,13 +127,15 @@ class BlockSpec(Part):
     width: int
     """Output channels."""
     inner_ratio: float = 1.0
-    """Inner width: over the output width for ``basic`` and ``bottleneck``, over the *input* width (the expansion) for
-    ``inverted_residual`` and ``fused_inverted_residual``; ``depthwise_separable`` and ``conv`` have none."""
+    """Inner width: over the output width for ``bottleneck`` and ``convnext``, over the *input* width (the expansion)
+    for ``inverted_residual``, the fused one and ``universal``; the others have none."""
     inner_divisor: int = 1
     """The inner width is rounded to a multiple of this."""
     kernels: tuple[int, ...] = (3,)
     """Kernel sizes of the spatial convolution in pixels; several: channels are split over them (MixConv, arXiv
-    1907.09595)."""
+    1907.09595); empty: ``universal`` has none in its middle."""
+    start_kernel: int = 0
+    """Kernel size of a depthwise convolution in front of the expansion of ``universal``; 0: none."""
     group_width: int | None = None
     """Channels per group of the spatial convolution of ``basic`` and ``bottleneck``; None: dense."""
     expand_groups: int = 1
@@ -115,14 +147,23 @@ class BlockSpec(Part):
     """After every convolution but the last; after the one of ``conv``."""
     out_activation: ActSpec = RELU
     """After the residual add, or after the last convolution where there is none."""
-    downsample: Literal["stride", "blur"] = "stride"
+    downsample: Literal["stride", "blur", "blur_zeros", "avgpool", "patch"] = "stride"
     """How a stride of 2 is taken: by the spatial convolution, or by a 3x3 blur after it (TResNet, section 2; Zhang,
-    arXiv 1904.11486)."""
+    arXiv 1904.11486; ``blur_zeros``: with zeros around the map instead of its reflection), or by a 2x2 average pool
+    after it; ``patch``: by a norm and a convolution of 2x2 patches in front of the block, which takes a
+    change of width too (ConvNeXt, section 2.6)."""
     shortcut: Literal["conv", "avgpool"] = "conv"
     """Where shapes differ: 1x1 convolution with the stride, or 2x2 average pool before a 1x1 convolution (ResNet-D).
     Mobile blocks have none."""
     skip: bool = True
     """Whether the block has a residual connection at all."""
+    linear: bool = False
+    """Whether the 1x1 convolutions of ``convnext`` are linear layers over maps with channels last: the same function,
+    as its authors wrote it."""
+    grn: bool = False
+    """Global response normalisation after the activation of ``convnext`` (ConvNeXt V2, arXiv 2301.00808, section 4)."""
+    layer_scale: float = 0.0
+    """Initial value of a learnable factor per channel at the end of ``convnext``; 0: none."""
 
     @property
     def traits(self) -> BlockKind:
@@ -133,12 +174,13 @@ class BlockSpec(Part):
         require(self.kind in BLOCK_KINDS, "BlockSpec.kind", self.kind, f"one of {', '.join(BLOCK_KINDS)}")
         require_positive(self, "width", "inner_divisor", "expand_groups", "project_groups")
         require(self.inner_ratio > 0, "BlockSpec.inner_ratio", self.inner_ratio, "above 0")
-        odd = bool(self.kernels) and all(k >= 1 and k % 2 == 1 for k in self.kernels)
+        odd = all(k >= 1 and k % 2 == 1 for k in self.kernels) and (bool(self.kernels) or self.traits.may_lack_kernel)
         require(odd, "BlockSpec.kernels", self.kernels, "odd sizes of at least 1")
         if self.traits.projects:
             self._validate_dense()
         else:
             self._validate_mobile()
+        self._validate_optional()
         if self.se is not None:
             places = self.traits.se_places
             require(bool(places), "BlockSpec.se", self.se, f"None for a {self.kind} block")
@@ -155,8 +197,20 @@ class BlockSpec(Part):
         right = f"'conv' (unused) for a {self.kind} block"
         require(self.shortcut == "conv", "BlockSpec.shortcut", self.shortcut, right)
         if not self.traits.mixes:
-            plain = len(self.kernels) == self.expand_groups == self.project_groups == 1
+            plain = len(self.kernels) <= 1 and self.expand_groups == self.project_groups == 1
             require(plain, "BlockSpec.kernels", self.kernels, f"one size, and no splits, for a {self.kind} block")
+
+    def _validate_optional(self) -> None:
+        places = self.traits.downsamples
+        right = f"{' or '.join(map(repr, places))} for a {self.kind} block"
+        require(self.downsample in places, "BlockSpec.downsample", self.downsample, right)
+        for name, default in OPTIONAL.items():
+            if name not in self.traits.takes:
+                value = getattr(self, name)
+                require(value == default, f"BlockSpec.{name}", value, f"{default!r} for a {self.kind} block")
+        start = self.start_kernel
+        require(start == 0 or (start > 0 and start % 2 == 1), "BlockSpec.start_kernel", start, "0, or odd")
+        require(0 <= self.layer_scale < math.inf, "BlockSpec.layer_scale", self.layer_scale, "0 or more")
 
     def _validate_dense(self) -> None:
         of_kind = f"for a {self.kind} block"
@@ -219,6 +273,9 @@ class StageSpec(Part):
     def validate(self) -> None:
         require(len(self.runs) >= 1, "StageSpec.runs", self.runs, "at least one run")
         require(self.stride in (1, 2), "StageSpec.stride", self.stride, "1 or 2")
+        first = self.runs[0].block
+        strides = self.stride == 1 or bool(first.kernels) or first.start_kernel > 0
+        require(strides, "StageSpec.stride", self.stride, "1, as the first block has no convolution that could take it")
 
     @property
     def depth(self) -> int:

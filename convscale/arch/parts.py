@@ -59,15 +59,16 @@ SILU = ActSpec(kind="silu")
 class StemSpec(Part):
     """From the image to the first stage."""
 
-    kind: Literal["conv", "deep", "space_to_depth"] = "conv"
+    kind: Literal["conv", "deep", "space_to_depth", "patch"] = "conv"
     """``conv``: one convolution; ``deep``: three 3x3, the first with the stride (ResNet-D); ``space_to_depth``: blocks
-    of ``stride`` x ``stride`` pixels become channels, then a stride-1 convolution (TResNet, section 2)."""
+    of ``stride`` x ``stride`` pixels become channels, then a stride-1 convolution (TResNet, section 2); ``patch``: a
+    convolution of patches that do not overlap, what is left at the border unused (ConvNeXt, section 2.2)."""
     widths: tuple[int, ...] = (64,)
     """Output channels, one per convolution."""
     kernel: int = 3
-    """Side of each convolution's kernel, odd."""
+    """Side of each convolution's kernel, odd; of patches ``stride``."""
     stride: int = 2
-    """Of the first convolution, 1 or 2; of space-to-depth, its blocks' side, 2 or 4."""
+    """Of the first convolution, 1 or 2; of space-to-depth, its blocks' side, 2 or 4; of patches, their side."""
     pool: bool = False
     """Whether a 3x3 max-pool of stride 2 follows."""
     tap: bool = False
@@ -82,7 +83,10 @@ class StemSpec(Part):
             "three widths for a deep stem, one for any other",
         )
         require(all(w >= 1 for w in self.widths), "StemSpec.widths", self.widths, "at least 1 each")
-        require(self.kernel >= 1 and self.kernel % 2 == 1, "StemSpec.kernel", self.kernel, "odd and at least 1")
+        if self.kind == "patch":
+            require(self.kernel == self.stride, "StemSpec.kernel", self.kernel, "the stride of a patch stem")
+        else:
+            require(self.kernel >= 1 and self.kernel % 2 == 1, "StemSpec.kernel", self.kernel, "odd and at least 1")
         require(self.stride in (1, 2, 4), "StemSpec.stride", self.stride, "1, 2 or 4")
 
     @property
@@ -118,12 +122,14 @@ class HeadSpec(Part):
 class NormSpec(Part):
     """Normalisation after every convolution."""
 
-    kind: Literal["batchnorm", "inplace"] = "batchnorm"
-    """``inplace``: the form that saves memory in training (``nn.norm``); the same function."""
+    kind: Literal["batchnorm", "inplace", "layernorm"] = "batchnorm"
+    """``inplace``: the form that saves memory in training (``nn.norm``); the same function. ``layernorm``: over the
+    channels of each pixel (ConvNeXt, section 2.6); convolutions before it have a bias."""
     eps: float = 1e-5
     """Added to the variance."""
     momentum: float = 0.1
-    """Weight of the new batch in the running statistics (PyTorch's sense; TensorFlow's is one minus it)."""
+    """Weight of the new batch in the running statistics (PyTorch's sense; TensorFlow's is one minus it); layer norms
+    have none."""
 
     def validate(self) -> None:
         require(0 < self.eps < 1, "NormSpec.eps", self.eps, "in (0, 1)")

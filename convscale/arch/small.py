@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from convscale.arch.block import DROPS_BORDERS
 from convscale.arch.parts import StemSpec
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError
@@ -26,8 +27,7 @@ def for_image_size(spec: NetSpec, image_size: int, *, least_map: int = LEAST_MAP
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise UserError(f"image size is {image_size!r}; it must be a whole number of at least 1")
     stem = spec.stem
-    rest = spec.reduction // stem.reduction
-    while -(-image_size // (stem.reduction * rest)) < least_map and stem.reduction > 1:
+    while _last_side(spec, stem, image_size) < least_map and stem.reduction > 1:
         stem = _gentler(stem)
     if stem == spec.stem:
         spec.check_size(image_size)
@@ -46,15 +46,38 @@ def _gentler(stem: StemSpec) -> StemSpec:
         return replace(stem, pool=False)
     if stem.kind == "space_to_depth" and stem.stride == 2:
         return replace(stem, kind="conv", stride=1)
+    if stem.kind == "patch":
+        return replace(stem, stride=stem.stride // 2, kernel=stem.kernel // 2)
     return replace(stem, stride=stem.stride // 2)
 
 
 def _survives(spec: NetSpec, stem: StemSpec, size: int) -> bool:
-    """Whether every blur of ``spec`` gets a map of at least 2 x 2 pixels, which it needs to reflect."""
-    side = -(-size // stem.reduction)
+    """Whether every blur of ``spec`` gets a map of at least 2 x 2 pixels, which it needs to reflect, and every patch
+    is whole.
+    """
+    side = _first_side(stem, size)
     for stage in spec.stages:
         if stage.stride == 2:
-            if side < 2 and any(run.block.downsample == "blur" for run in stage.runs):
+            how = stage.runs[0].block.downsample
+            if side < 2 and how in ("blur", *DROPS_BORDERS):
                 return False
-            side = -(-side // 2)
-    return True
+            side = _halved(side, how)
+    return side > 0
+
+
+def _last_side(spec: NetSpec, stem: StemSpec, size: int) -> int:
+    """Side of the last map in pixels; 0 where nothing is left."""
+    side = _first_side(stem, size)
+    for stage in spec.stages:
+        side = _halved(side, stage.runs[0].block.downsample) if stage.stride == 2 else side
+    return side
+
+
+def _first_side(stem: StemSpec, size: int) -> int:
+    """Side of the stem's output in pixels."""
+    return size // stem.stride if stem.kind == "patch" else -(-size // stem.reduction)
+
+
+def _halved(side: int, how: str) -> int:
+    """Side of a map after a stride of 2."""
+    return side // 2 if how in DROPS_BORDERS else -(-side // 2)

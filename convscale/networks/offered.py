@@ -18,7 +18,7 @@ from convscale.networks.released import buildable, extra_data, released
 from convscale.networks.resolve import Named
 
 ZOOS = ("own", "timm", "all")
-NOT_COMMERCIAL = ("cc-by-nc-4.0", "seer-license", "unknown")
+NOT_COMMERCIAL = ("cc-by-nc-4.0", "fair-noncommercial-research-license", "seer-license", "unknown")
 """Licences that forbid commercial use (SEER's is for research), and what nobody states a licence for."""
 
 

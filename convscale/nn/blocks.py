@@ -6,6 +6,7 @@ norm and activation), ``se`` and ``shortcut``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -14,9 +15,24 @@ from torch import Tensor, nn
 from convscale.arch.block import BlockSpec
 from convscale.arch.parts import IDENTITY, ActSpec, NormSpec
 from convscale.nn.activations import activation
-from convscale.nn.layers import BlurPool, DropPath, MixedConv2d, SqueezeExcite, conv2d
+from convscale.nn.layers import (
+    BlurPool,
+    DropPath,
+    GlobalResponseNorm,
+    LayerScale,
+    MixedConv2d,
+    SqueezeExcite,
+    conv2d,
+)
 from convscale.nn.lean import conv_after, gated_norm
 from convscale.nn.norm import norm_act
+
+SMOOTHERS: dict[str, Callable[[int], nn.Module]] = {
+    "blur": BlurPool,
+    "blur_zeros": lambda stride: BlurPool(stride, zeros=True),
+    "avgpool": nn.AvgPool2d,
+}
+"""What takes a stride after a convolution, by the name that ``BlockSpec.downsample`` says."""
 
 
 class ConvNormAct(nn.Module):
@@ -33,8 +49,9 @@ class ConvNormAct(nn.Module):
         depthwise: one kernel per channel.
         group_width: channels per group; None: dense.
         splits: into how many parallel 1x1 convolutions a 1x1 is split.
-        padding: ``symmetric`` or ``same``.
-        blur: the stride is taken by a blur after the activation (TResNet, section 2).
+        padding: ``symmetric``, ``same`` or ``none``.
+        downsample: who takes the stride, as a ``BlockSpec`` says it: the convolution, or a blur or a pool after the
+            activation.
         keep: what an in-place norm keeps for backward; ``input`` where its weight starts at zero.
     """
 
@@ -51,11 +68,12 @@ class ConvNormAct(nn.Module):
         group_width: int | None = None,
         splits: int = 1,
         padding: str = "symmetric",
-        blur: bool = False,
+        downsample: str = "stride",
         keep: Literal["output", "input"] = "output",
     ) -> None:
         super().__init__()
-        conv_stride = 1 if blur else stride
+        smooths = downsample in SMOOTHERS and stride > 1
+        conv_stride = 1 if smooths else stride
         if len(kernels) > 1 or splits > 1:
             parts = kernels if len(kernels) > 1 else kernels * splits
             self.conv: nn.Module = MixedConv2d(
@@ -63,11 +81,14 @@ class ConvNormAct(nn.Module):
             )
         else:
             groups = in_chs if depthwise else in_chs // (group_width or in_chs)
-            self.conv = conv2d(in_chs, out_chs, max(kernels), stride=conv_stride, groups=groups, padding=padding)
+            bias = norm.kind == "layernorm"  # which takes no mean of a channel away, as batch norm does
+            self.conv = conv2d(
+                in_chs, out_chs, max(kernels), stride=conv_stride, groups=groups, bias=bias, padding=padding
+            )
         self.norm = norm_act(
             norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep
         )
-        self.blur = BlurPool(stride) if blur and stride > 1 else None
+        self.blur = SMOOTHERS[downsample](stride) if smooths else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
@@ -142,9 +163,10 @@ class BasicBlock(Block):
         super().__init__(spec, in_chs, stride, norm, drop_path)
         width, act = spec.width, spec.activation
         self._project_shortcut(spec, in_chs, stride, norm, padding)
-        blur = spec.downsample == "blur"
         groups = {"group_width": spec.group_width, "padding": padding, "norm": norm}
-        self.conv1 = ConvNormAct(in_chs, width, spec.kernels, act=act, stride=stride, blur=blur, **groups)
+        self.conv1 = ConvNormAct(
+            in_chs, width, spec.kernels, act=act, stride=stride, downsample=spec.downsample, **groups
+        )
         self.conv2 = ConvNormAct(width, width, spec.kernels, act=self.last_act, keep="input", **groups)
         self.se = _squeeze_excite(spec, in_chs, width)
 
@@ -174,7 +196,7 @@ class Bottleneck(Block):
             stride=stride,
             group_width=spec.group_width,
             padding=padding,
-            blur=spec.downsample == "blur",
+            downsample=spec.downsample,
         )
         self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
         self.se = _squeeze_excite(spec, in_chs, inner)
@@ -205,7 +227,7 @@ class InvertedResidual(Block):
             stride=stride,
             depthwise=True,
             padding=padding,
-            blur=spec.downsample == "blur",
+            downsample=spec.downsample,
         )
         self.conv3 = ConvNormAct(
             inner, spec.width, norm=norm, act=self.last_act, splits=spec.project_groups, keep="input"
@@ -215,32 +237,6 @@ class InvertedResidual(Block):
 
     def residual(self, x: Tensor) -> Tensor:
         return _project(self, self.conv2(x if self.conv1 is None else self.conv1(x)))
-
-
-class FusedInvertedResidual(Block):
-    """A spatial convolution that expands, and a 1x1 that projects (EfficientNetV2, arXiv 2104.00298, figure 2)."""
-
-    def __init__(
-        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
-    ) -> None:
-        super().__init__(spec, in_chs, stride, norm, drop_path)
-        inner = spec.inner_width(in_chs)
-        self.conv2 = ConvNormAct(
-            in_chs,
-            inner,
-            spec.kernels,
-            norm=norm,
-            act=spec.activation,
-            stride=stride,
-            padding=padding,
-            blur=spec.downsample == "blur",
-        )
-        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
-        self.se = _squeeze_excite(spec, in_chs, inner)
-        self.se_inside = spec.se is not None and spec.se.where == "inner"
-
-    def residual(self, x: Tensor) -> Tensor:
-        return _project(self, self.conv2(x))
 
 
 class Conv(Block):
@@ -260,7 +256,7 @@ class Conv(Block):
             act=spec.activation,
             stride=stride,
             padding=padding,
-            blur=spec.downsample == "blur",
+            downsample=spec.downsample,
         )
         self.se = None
         last = self.last_act
@@ -278,7 +274,119 @@ class Conv(Block):
         return y if self.act is None else self.act(y)
 
 
-def _project(block: Bottleneck | InvertedResidual | FusedInvertedResidual, x: Tensor) -> Tensor:
+class FusedInvertedResidual(Block):
+    """A spatial convolution that expands, and a 1x1 that projects (EfficientNetV2, arXiv 2104.00298, figure 2)."""
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner = spec.inner_width(in_chs)
+        self.conv1 = ConvNormAct(
+            in_chs,
+            inner,
+            spec.kernels,
+            norm=norm,
+            act=spec.activation,
+            stride=stride,
+            padding=padding,
+            downsample=spec.downsample,
+        )
+        self.conv2 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
+        self.se = _squeeze_excite(spec, in_chs, inner)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return self.conv2(x if self.se is None else self.se(x))
+
+
+class UniversalBottleneck(Block):
+    """An inverted bottleneck with a depthwise convolution before the expansion, after it, at both places or at none;
+    the last one takes the stride (MobileNetV4, arXiv 2404.10518, figure 4).
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, stride, norm, drop_path)
+        inner, act, middle = spec.inner_width(in_chs), spec.activation, bool(spec.kernels)
+
+        def depthwise(channels: int, kernels: tuple[int, ...], act: ActSpec, stride: int) -> ConvNormAct:
+            return ConvNormAct(
+                channels,
+                channels,
+                kernels,
+                norm=norm,
+                act=act,
+                stride=stride,
+                depthwise=True,
+                padding=padding,
+                downsample=spec.downsample,
+            )
+
+        first_stride = 1 if middle else stride
+        self.conv0 = depthwise(in_chs, (spec.start_kernel,), IDENTITY, first_stride) if spec.start_kernel else None
+        self.conv1 = ConvNormAct(in_chs, inner, norm=norm, act=act)
+        self.conv2 = depthwise(inner, spec.kernels, act, stride) if middle else None
+        self.conv3 = ConvNormAct(inner, spec.width, norm=norm, act=self.last_act, keep="input")
+        self.se = None
+
+    def residual(self, x: Tensor) -> Tensor:
+        for unit in (self.conv0, self.conv1, self.conv2, self.conv3):
+            x = x if unit is None else unit(x)
+        return x
+
+
+class NormConv(nn.Module):
+    """A norm, then a convolution of ``stride`` x ``stride`` patches: (N, in_chs, H, W) -> (N, out_chs, H // stride,
+    W // stride) (ConvNeXt, arXiv 2201.03545, section 2.6).
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, norm: NormSpec) -> None:
+        super().__init__()
+        self.norm = norm_act(norm.kind, in_chs, eps=norm.eps, momentum=norm.momentum)
+        self.conv = conv2d(in_chs, out_chs, stride, stride=stride, bias=True, padding="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+
+class ConvNeXtBlock(Block):
+    """Depthwise convolution, norm, then a layer that expands and one that projects each pixel (ConvNeXt, arXiv
+    2201.03545, figure 4; with global response normalisation V2, 2301.00808, figure 5). Where shapes differ,
+    ``NormConv`` stands in front.
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, spec.width, 1, norm, drop_path)
+        width, inner = spec.width, spec.inner_width(in_chs)
+        self.down = NormConv(in_chs, width, stride, norm) if stride > 1 or in_chs != width else None
+        self.conv1 = ConvNormAct(width, width, spec.kernels, norm=norm, act=IDENTITY, depthwise=True, padding=padding)
+        self.linear = spec.linear
+        self.expand = nn.Linear(width, inner) if spec.linear else conv2d(width, inner, 1, bias=True)
+        self.between = activation(spec.activation.kind, spec.activation.slope)
+        self.grn = GlobalResponseNorm(inner, channels_last=spec.linear) if spec.grn else None
+        self.project = nn.Linear(inner, width) if spec.linear else conv2d(inner, width, 1, bias=True)
+        self.scale = LayerScale(width, spec.layer_scale) if spec.layer_scale else None
+        last = self.last_act
+        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+
+    def residual(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = x.permute(0, 2, 3, 1) if self.linear else x  # (N, H, W, C)
+        x = self.between(self.expand(x))
+        x = self.project(x if self.grn is None else self.grn(x))
+        x = x.permute(0, 3, 1, 2) if self.linear else x
+        x = x if self.scale is None else self.scale(x)
+        return x if self.after is None else self.after(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.down is None else self.down(x))
+
+
+def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     """The last 1x1 convolution with its norm, and squeeze-and-excitation before or after it."""
     last = block.conv3
     if block.se is None:
@@ -304,9 +412,11 @@ BLOCKS: dict[str, BlockMaker] = {
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "conv": Conv,
+    "convnext": ConvNeXtBlock,
     "depthwise_separable": InvertedResidual,
     "fused_inverted_residual": FusedInvertedResidual,
     "inverted_residual": InvertedResidual,
+    "universal": UniversalBottleneck,
 }
 """By the kind that a ``BlockSpec`` says."""
 

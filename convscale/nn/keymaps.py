@@ -1,7 +1,8 @@
 """Where others keep the tensors of our networks: per layout, a table from our module names to theirs.
 
 A tensor's key is its module's name and a leaf (``weight``, ``running_mean`` ...; ``0.weight`` inside a split
-convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports.
+convolution) that all layouts share, so a table of modules is a bijection of keys: the same one loads and exports. Where
+somebody's leaf has a name of its own, the table has the whole tensor.
 
 ``BLOCK_KEYS`` says what a kind of block holds, ``LAYOUTS`` which tables exist for which families.
 """
@@ -23,11 +24,14 @@ class BlockKeys:
     """What a kind of block holds."""
 
     convs: tuple[int, ...]
-    """Numbers of its convolutions in our naming (``conv1`` to ``conv3``)."""
+    """Numbers of its convolutions in our naming (``conv0`` to ``conv3``)."""
     spatial: int
     """The one of them that takes the stride."""
     timm: tuple[str, ...] = ()
-    """timm's names of them in its mobile nets; empty: it has no such block there."""
+    """timm's names of them in its mobile nets, with a dot where their norm stands beside them; empty: it has no such
+    block there."""
+    others: tuple[str, ...] = ()
+    """Names of what else it may hold in our naming."""
 
 
 BLOCK_KEYS = {
@@ -36,7 +40,13 @@ BLOCK_KEYS = {
     "depthwise_separable": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_dw", "conv_pw")),
     "inverted_residual": BlockKeys(convs=(1, 2, 3), spatial=2, timm=("conv_pw", "conv_dw", "conv_pwl")),
     "conv": BlockKeys(convs=(1,), spatial=1, timm=("conv",)),
-    "fused_inverted_residual": BlockKeys(convs=(2, 3), spatial=2, timm=("conv_exp", "conv_pwl")),
+    "fused_inverted_residual": BlockKeys(convs=(1, 2), spatial=1, timm=("conv_exp", "conv_pwl")),
+    "universal": BlockKeys(
+        convs=(0, 1, 2, 3), spatial=2, timm=("dw_start.conv", "pw_exp.conv", "dw_mid.conv", "pw_proj.conv")
+    ),
+    "convnext": BlockKeys(
+        convs=(1,), spatial=1, others=("down.norm", "down.conv", "expand", "grn", "project", "scale")
+    ),
 }
 """By the kind that a ``BlockSpec`` says."""
 
@@ -70,6 +80,7 @@ def native(spec: NetSpec) -> Table:
             _unit(table, f"{ours}.conv{k}", f"{ours}.conv{k}.conv", f"{ours}.conv{k}.norm")
         if block.se:
             table |= {f"{ours}.se.{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
+        table |= {f"{ours}.{name}": f"{ours}.{name}" for name in BLOCK_KEYS[block.kind].others}
         at = _shortcut_index(block, stride)
         _unit(table, f"{ours}.shortcut.{at}", f"{ours}.shortcut.{at}.conv", f"{ours}.shortcut.{at}.norm")
     if spec.head.width:
@@ -134,6 +145,20 @@ def timm_regnet(spec: NetSpec) -> Table:
     return table
 
 
+def timm_convnext(spec: NetSpec) -> Table:
+    """timm's keys of ConvNeXts."""
+    table: Table = {"classifier": "head.fc", "pooled.norm": "head.norm"}
+    _unit(table, "stem.0", "stem.0", "stem.1")
+    for i, j, _, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"stages.{i}.blocks.{j}"
+        _unit(table, f"{ours}.conv1", f"{theirs}.conv_dw", f"{theirs}.norm")
+        table |= {f"{ours}.expand": f"{theirs}.mlp.fc1", f"{ours}.project": f"{theirs}.mlp.fc2"}
+        table |= {f"{ours}.grn": f"{theirs}.mlp.grn", f"{ours}.scale": theirs}
+        if j == 0:
+            table |= {f"{ours}.down.norm": f"stages.{i}.downsample.0", f"{ours}.down.conv": f"stages.{i}.downsample.1"}
+    return table
+
+
 def timm_mobile(spec: NetSpec) -> Table:
     """timm's keys of nets of depthwise blocks."""
     table: Table = {"classifier": "classifier"}
@@ -141,7 +166,8 @@ def timm_mobile(spec: NetSpec) -> Table:
     for i, j, block, _ in _blocks(spec):
         ours, theirs = f"stages.{i}.{j}", f"blocks.{i}.{j}"
         for number, (k, conv) in enumerate(zip(_convs(block), BLOCK_KEYS[block.kind].timm, strict=True), start=1):
-            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.bn{number}")
+            norm = conv.replace(".conv", ".bn") if "." in conv else f"bn{number}"
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.{conv}", f"{theirs}.{norm}")
         table |= {f"{ours}.se.{part}": f"{theirs}.se.conv_{part}" for part in ("reduce", "expand")}
     if spec.head.pooled_width:
         _unit(table, "pooled", "conv_head", "norm_head")
@@ -247,6 +273,20 @@ def torchvision_regnet(spec: NetSpec) -> Table:
     return table
 
 
+def torchvision_convnext(spec: NetSpec) -> Table:
+    """torchvision's keys of ConvNeXts: stem, downsamplings and stages in turn."""
+    table: Table = {"classifier": "classifier.2", "pooled.norm": "classifier.0"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    for i, j, _, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"features.{2 * i + 1}.{j}"
+        _unit(table, f"{ours}.conv1", f"{theirs}.block.0", f"{theirs}.block.2")
+        table |= {f"{ours}.expand": f"{theirs}.block.3", f"{ours}.project": f"{theirs}.block.5"}
+        table[f"{ours}.scale.gamma"] = f"{theirs}.{FACTORS}"
+        if i > 0 and j == 0:
+            table |= {f"{ours}.down.norm": f"features.{2 * i}.0", f"{ours}.down.conv": f"features.{2 * i}.1"}
+    return table
+
+
 def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
     """The PyPI package efficientnet_lite_pytorch: blocks numbered through the net."""
     table: Table = {"classifier": "_fc"}
@@ -258,6 +298,10 @@ def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
             _unit(table, f"{ours}.conv{k}", f"{theirs}.{names[k][0]}", f"{theirs}.{names[k][1]}")
     _unit(table, "head", "_conv_head", "_bn1")
     return table
+
+
+FACTORS = "layer_scale"
+"""torchvision's leaf of a factor per channel, (C, 1, 1) there and (C,) here."""
 
 
 def _first(spec: NetSpec) -> BlockSpec:
@@ -286,13 +330,14 @@ class Layout:
     """Of all norms that weights in this layout were trained with; None: what the spec says."""
 
 
-_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet")
+_MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet", "mobilenetv4")
 LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
     Layout(name="timm", families=("regnet",), table=timm_regnet),
     Layout(name="timm", families=("mobilenetv3", "efficientnetv2"), table=timm_mobile),
+    Layout(name="timm", families=("convnext",), table=timm_convnext),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",
@@ -328,6 +373,12 @@ LAYOUTS = [
         table=torchvision_efficientnet,
         only=lambda spec: spec.padding == "symmetric" and _first(spec).kind == "conv",  # as published
         eps=1e-3,
+    ),
+    Layout(
+        name="torchvision",
+        families=("convnext",),
+        table=torchvision_convnext,
+        only=lambda spec: _first(spec).linear and not _first(spec).grn,
     ),
     Layout(
         name="efficientnet_lite_pytorch",

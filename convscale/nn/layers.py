@@ -10,7 +10,7 @@ from convscale.errors import UserError, nearest
 from convscale.nn import activations
 from convscale.nn.lean import blur
 
-PADDINGS = ("symmetric", "same")
+PADDINGS = ("symmetric", "same", "none")
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 GATES = ("sigmoid", "hardsigmoid")
 
@@ -45,7 +45,7 @@ def conv2d(
 
     Args:
         padding: ``symmetric``: (kernel - 1) / 2 on every side; ``same``: TensorFlow's SAME (at stride 2 an even size is
-            padded after, not before).
+            padded after, not before); ``none``: none at all, so that the border that fills no kernel is left out.
 
     Raises:
         UserError: an unknown padding, or channels that the groups don't divide.
@@ -57,7 +57,8 @@ def conv2d(
     reach = dilation * (kernel - 1)
     if padding == "same" and (stride > 1 or reach % 2):
         return SameConv2d(in_chs, out_chs, kernel, stride, 0, dilation, groups, bias)
-    return nn.Conv2d(in_chs, out_chs, kernel, stride, reach // 2, dilation, groups, bias)
+    width = 0 if padding == "none" else reach // 2
+    return nn.Conv2d(in_chs, out_chs, kernel, stride, width, dilation, groups, bias)
 
 
 def split_channels(channels: int, parts: int) -> list[int]:
@@ -137,15 +138,19 @@ class BlurPool(nn.Module):
     [1, 2, 1] x [1, 2, 1] / 16 per channel, with reflect padding of 1. It has no parameters, holds one 3x3 kernel
     outside the state dict, and keeps nothing but shapes for the backward pass.
 
+    Args:
+        stride: of the blur.
+        zeros: pad with zeros instead (timm's ``blurpc``); its backward pass is PyTorch's own.
+
     Raises:
         UserError: a map with a side of 1, which can't be reflected.
     """
 
     kernel: Tensor
 
-    def __init__(self, stride: int = 2) -> None:
+    def __init__(self, stride: int = 2, *, zeros: bool = False) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.zeros = stride, zeros
         self.register_buffer("kernel", torch.empty(1, 1, 3, 3), persistent=False)
         self._fill()
 
@@ -162,6 +167,11 @@ class BlurPool(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.zeros:
+            channels = x.shape[1]
+            return F.conv2d(
+                x, self.kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=self.stride, padding=1, groups=channels
+            )
         if x.shape[2] < 2 or x.shape[3] < 2:
             raise UserError(
                 f"BlurPool needs maps of at least 2 x 2, got {x.shape[2]} x {x.shape[3]}: use a larger image"
@@ -169,7 +179,7 @@ class BlurPool(nn.Module):
         return blur(x, self.kernel, self.stride)
 
     def extra_repr(self) -> str:
-        return f"stride={self.stride}"
+        return f"stride={self.stride}" + (", zeros" if self.zeros else "")
 
 
 class GlobalPool(nn.Module):
@@ -237,6 +247,50 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x)
+
+
+class GlobalResponseNorm(nn.Module):
+    """x + weight * (x * n) + bias for a map x, where n is each channel's L2 norm over the pixels divided by the mean of
+    these norms over the channels (ConvNeXt V2, arXiv 2301.00808, section 4). It starts as the identity.
+
+    Args:
+        channels: of the map.
+        channels_last: whether it takes (N, H, W, C) instead of (N, C, H, W).
+        eps: added to the mean of the norms.
+    """
+
+    def __init__(self, channels: int, *, channels_last: bool = False, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.channels_last, self.eps = channels_last, eps
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels, channel = ((1, 2), 3) if self.channels_last else ((2, 3), 1)
+        shape = (1, 1, 1, -1) if self.channels_last else (1, -1, 1, 1)
+        norms = torch.linalg.vector_norm(x, dim=pixels, keepdim=True)
+        share = norms / (norms.mean(channel, keepdim=True) + self.eps)
+        factor = 1 + self.weight.view(shape) * share  # one value per channel, so that the map is read once
+        return torch.addcmul(self.bias.view(shape).to(x.dtype), x, factor.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, channels_last={self.channels_last}, eps={self.eps:g}"
+
+
+class LayerScale(nn.Module):
+    """A learnable factor per channel of a map (N, C, H, W) (Touvron et al., arXiv 2103.17239).
+
+    Args:
+        channels: C.
+        start: initial value of all of them.
+    """
+
+    def __init__(self, channels: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.view(1, -1, 1, 1)
 
 
 class DropPath(nn.Module):

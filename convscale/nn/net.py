@@ -308,6 +308,8 @@ def create_model(
     if norm is not None:
         if norm not in ("inplace", "batchnorm"):
             raise UserError(f"norm is {norm!r}; it must be None, 'inplace' or 'batchnorm'")
+        if spec.norm.kind == "layernorm":
+            raise UserError(f"norm is {norm!r}; {spec.name} has layer norms, so leave it out")
         spec = replace(spec, norm=replace(spec.norm, kind=norm))
     check_flag("pretrained", pretrained)
     check_whole("in_chans", in_chans)
@@ -365,7 +367,9 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
         return
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            if spec.init == "efficientnet":
+            if spec.init == "convnext":
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif spec.init == "efficientnet":
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
             else:
@@ -376,7 +380,7 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             _initialise_linear(module, spec.init)
-        elif isinstance(module, Block) and module.has_shortcut and spec.init != "efficientnet":
+        elif isinstance(module, Block) and module.has_shortcut and spec.init in ("resnet", "tresnet"):
             # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
             nn.init.zeros_(module.last_unit().norm.weight)
 
@@ -387,6 +391,8 @@ def _initialise_linear(linear: nn.Linear, rule: str) -> None:
     elif rule == "efficientnet":
         bound = 1.0 / math.sqrt(linear.out_features)
         nn.init.uniform_(linear.weight, -bound, bound)
+    elif rule == "convnext":
+        nn.init.trunc_normal_(linear.weight, std=0.02)
     else:
         linear.reset_parameters()
     if rule != "resnet":
@@ -407,7 +413,7 @@ def _stem(spec: NetSpec, in_chans: int) -> nn.Sequential:
                 norm=spec.norm,
                 act=stem.activation,
                 stride=stride if i == 0 else 1,
-                padding=spec.padding,
+                padding="none" if stem.kind == "patch" else spec.padding,
             )
         )
         in_chs = width

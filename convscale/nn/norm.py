@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, nearest
 from convscale.nn.activations import ACTIVATIONS, apply_activation
+from convscale.nn.layernorm import LayerNorm2d
 from convscale.nn.norm_ops import (
     RECOMPUTABLE,
     InPlaceNorm,
@@ -35,6 +36,7 @@ SMALLEST_SLOPE = 1e-3
 """The smallest leaky slope that is inverted: below it the output of the negative side is too coarse to tell its input.
 """
 NORM_KINDS = ("batchnorm", "inplace")
+"""The two forms of batch norm."""
 Keep = Literal["output", "input"]
 
 
@@ -305,15 +307,31 @@ def norm_act(
     activation: str = "identity",
     slope: float = 0.01,
     keep: Keep = "output",
-) -> BatchNormAct | InPlaceABN:
+) -> BatchNormAct | InPlaceABN | LayerNorm2d:
     """A norm of the given kind; ``inplace`` gives a lean BatchNormAct where the activation can't be inverted, or where
-    its input is to be kept.
+    its input is to be kept. ``layernorm`` has no statistics, so no use for ``momentum`` and ``keep``.
 
     Raises:
         UserError: an unknown kind or activation.
     """
+    if kind == "layernorm":
+        return LayerNorm2d(num_features, eps, activation=activation, slope=slope)
     if kind not in NORM_KINDS:
-        raise UserError(f"norm {kind!r} is unknown{nearest(kind, NORM_KINDS)}")
+        raise UserError(f"norm {kind!r} is unknown{nearest(kind, (*NORM_KINDS, 'layernorm'))}")
+    return batch_norm_act(kind, num_features, eps=eps, momentum=momentum, activation=activation, slope=slope, keep=keep)
+
+
+def batch_norm_act(
+    kind: str,
+    num_features: int,
+    *,
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+    activation: str = "identity",
+    slope: float = 0.01,
+    keep: Keep = "output",
+) -> BatchNormAct | InPlaceABN:
+    """``norm_act`` of the two forms of batch norm."""
     if kind == "inplace" and inverts(activation, slope) and (keep == "output" or activation == "identity"):
         return InPlaceABN(num_features, eps, momentum, activation, slope, keep)
     norm = BatchNormAct(num_features, eps, momentum, activation, slope, lean=kind == "inplace")
@@ -325,8 +343,8 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
     """A copy of `net` with its norms of the other kind, and the same outputs; `net` itself stays as it is.
 
     Going to ``inplace``, a norm whose activation can't be inverted stays BatchNormAct (a lean one), and a bare
-    ``nn.BatchNorm2d`` stays too: what follows it is not known, so neither is whether its output may be overwritten. The
-    `spec` of a network built from one says the new kind.
+    ``nn.BatchNorm2d`` stays too: what follows it is not known, so neither is whether its output may be overwritten; so
+    do layer norms. The `spec` of a network built from one says the new kind.
 
     Raises:
         UserError: no network, or an unknown kind.
@@ -338,7 +356,7 @@ def convert_norm(net: nn.Module, to: Literal["batchnorm", "inplace"] = "batchnor
     net = _replace(copy.deepcopy(net), lambda module: _converted(module, to) if isinstance(module, _Norm) else None)
     for module in net.modules():
         spec, lean = getattr(module, "spec", None), getattr(module, "lean", None)
-        if isinstance(spec, NetSpec):
+        if isinstance(spec, NetSpec) and spec.norm.kind in NORM_KINDS:
             set_fields(module, spec=replace(spec, norm=replace(spec.norm, kind=to)))
         if isinstance(lean, bool):
             set_fields(module, lean=to == "inplace")  # beside in-place norms, blocks make again what is cheap to make
@@ -370,7 +388,7 @@ def _replace(net: nn.Module, new_for: Callable[[nn.Module], nn.Module | None]) -
 def _converted(old: _Norm, to: str) -> _Norm:
     if to == "inplace" and isinstance(old, InPlaceABN):
         return old
-    new = norm_act(
+    new = batch_norm_act(
         to,
         old.num_features,
         eps=old.eps,

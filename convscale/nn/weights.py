@@ -126,7 +126,10 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
                     f"{_OFFICIAL_EPS:g}"
                 )
             value = value - _OFFICIAL_EPS
-        out[f"{table[module]}.{leaf}"] = value.detach().cpu().clone()
+        theirs = f"{table[module]}.{leaf}" if leaf else table[module]
+        if theirs.endswith(f".{keymaps.FACTORS}"):
+            value = value[:, None, None]
+        out[theirs] = value.detach().cpu().clone()
     return out
 
 
@@ -329,7 +332,7 @@ def _detect(spec: NetSpec, source: dict[str, Tensor]) -> str:
     scores = {}
     for name, make in keymaps.layouts(spec).items():
         modules = set(make(spec).values())
-        scores[name] = sum(key.rpartition(".")[0] in modules for key in source)
+        scores[name] = sum(key.rpartition(".")[0] in modules or key in modules for key in source)
     best = max(scores, key=lambda name: scores[name])
     if scores[best] == 0:
         some = ", ".join(list(source)[:3])
@@ -338,7 +341,11 @@ def _detect(spec: NetSpec, source: dict[str, Tensor]) -> str:
 
 
 def _split(key: str, table: keymaps.Table) -> tuple[str, str]:
-    """A key as module in the table and leaf; a split convolution's leaf has its number in front."""
+    """A key as module in the table and leaf; a split convolution's leaf has its number in front; a tensor that stands
+    in the table itself has none.
+    """
+    if key in table:
+        return key, ""
     module, _, leaf = key.rpartition(".")
     if module not in table:
         module, _, number = module.rpartition(".")
@@ -354,7 +361,8 @@ def _translate(
     out, ignored = {}, []
     for key, value in source.items():
         module, leaf = _split(key, inverse)
-        ours = f"{inverse[module]}.{leaf}" if module in inverse else None
+        ours = (f"{inverse[module]}.{leaf}" if leaf else inverse[module]) if module in inverse else None
+        value = value.flatten() if key.endswith(f".{keymaps.FACTORS}") else value
         if ours is not None and (ours in known or not is_backbone):
             out[ours] = value
         elif ours is not None or is_backbone:
@@ -410,6 +418,9 @@ def _check(
             for key in [key for key in weights if key.rpartition(".")[0] == layer]:
                 del weights[key]
             fresh += keys
+    behind_pool = [key for key in own if key.startswith("pooled.")]
+    if (may_differ or not getattr(net, "num_classes", 1)) and not any(key in weights for key in behind_pool):
+        fresh += behind_pool  # weights that were trained without a head (masked autoencoders)
     for key in ("classifier.weight", "classifier.bias"):
         if key not in own and key in weights and getattr(net, "num_classes", None) == 0:
             ignored.append(key)

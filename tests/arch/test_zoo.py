@@ -32,6 +32,15 @@ def test_every_name_of_the_issue_is_there():
         "mixnet_m",
         "mixnet_l",
     }
+    wanted |= {
+        f"convnext{v2}_{size}"
+        for v2 in ("", "v2")
+        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
+    }
+    wanted |= {
+        f"mobilenetv4_conv_{size}"
+        for size in ("small", "small_050", "medium", "large", "aa_medium", "aa_large", "blur_medium")
+    }
     assert wanted <= names
 
 

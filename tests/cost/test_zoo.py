@@ -23,6 +23,11 @@ SAMPLE = (
     "mobilenetv2_050",
     "mobilenetv3_small_050",
     "mixnet_m",
+    "convnext_tiny",
+    "convnextv2_atto",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_aa_medium",
+    "mobilenetv4_conv_blur_medium",
 )
 """One of each kind of block, stem and padding."""
 

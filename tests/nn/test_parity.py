@@ -22,6 +22,12 @@ FAST = (
     "tf_mobilenetv3_small_minimal_100",
     "mnasnet_100",
     "mixnet_s",
+    "convnext_atto",
+    "convnextv2_atto",
+    "convnext_tiny",
+    "mobilenetv4_conv_small_050",
+    "mobilenetv4_conv_aa_medium",
+    "mobilenetv4_conv_blur_medium",
 )
 
 

@@ -27,6 +27,12 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
             module.bias.data.normal_(0, 0.2, generator=generator)
             module.running_mean.normal_(0, 0.2, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+    for name, parameter in net.named_parameters():
+        if name.endswith("layer_scale"):
+            parameter.data.uniform_(0.5, 1.5, generator=generator)
     return net
 
 
@@ -46,6 +52,7 @@ def relative(a, b) -> float:
         ("mobilenetv3_large_100", "mobilenet_v3_large", 1e-3),
         ("mobilenetv3_small_100", "mobilenet_v3_small", 1e-3),
         ("mnasnet_100", "mnasnet1_0", None),
+        ("convnext_tiny", "convnext_tiny", None),
     ],
 )
 def test_torchvision_layout(name, theirs, eps):
