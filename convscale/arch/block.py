@@ -27,6 +27,8 @@ class SESpec(Part):
     """Least squeezed width."""
     divisor: int = 1
     """The squeezed width is rounded to a multiple of this."""
+    min_fraction: float = 0.0
+    """Rounded to a multiple, it never falls below this share of the exact one (MobileNetV3: 0.9)."""
     rounding: Literal["nearest", "down"] = "nearest"
     """How it is rounded."""
     activation: ActSpec = RELU
@@ -38,6 +40,7 @@ class SESpec(Part):
         require(0 < self.ratio <= 4, "SESpec.ratio", self.ratio, "in (0, 4]")
         require_positive(self, "floor", "divisor")
         require(not self.activation.affine, "SESpec.activation", self.activation, "one without affine")
+        require(0 <= self.min_fraction <= 1, "SESpec.min_fraction", self.min_fraction, "in [0, 1]")
 
     def squeezed(self, *, block_input: int, inner: int, output: int) -> int:
         """Width between the two convolutions for a block of these widths (channels)."""
@@ -47,6 +50,7 @@ class SESpec(Part):
         else:
             offset = 0 if self.rounding == "down" else self.divisor / 2
             rounded = int(width + offset) // self.divisor * self.divisor
+            rounded += self.divisor if rounded < self.min_fraction * width else 0
         return max(self.floor, self.divisor if self.divisor > 1 else 1, rounded)
 
 
@@ -216,7 +220,6 @@ class BlockSpec(Part):
         require(self.group_width is None, "BlockSpec.group_width", self.group_width, right)
         right = f"'conv' (unused) for a {self.kind} block"
         require(self.shortcut == "conv", "BlockSpec.shortcut", self.shortcut, right)
-
         if not self.traits.mixes:
             plain = len(self.kernels) <= 1 and self.expand_groups == self.project_groups == 1
             require(plain, "BlockSpec.kernels", self.kernels, f"one size, and no splits, for a {self.kind} block")

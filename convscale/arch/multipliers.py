@@ -79,20 +79,25 @@ def scale_to(
         _scale_stage(stage, 1.0 if i in fixed else total_depth, widen, rules.divisor)
         for i, stage in enumerate(base.stages)
     )
-    stem = base.stem if rules.stem == "fixed" else replace(base.stem, widths=tuple(widen(w) for w in base.stem.widths))
 
-    def widen_head(channels: int) -> int:
-        if not channels or rules.head == "fixed":
+    def widen_by(rule: str, channels: int) -> int:
+        if not channels or rule == "fixed":
             return channels
-        return max(widen(channels), channels) if rules.head == "at_least" else widen(channels)
+        return max(widen(channels), channels) if rule == "at_least" else widen(channels)
 
+    stem = replace(base.stem, widths=tuple(widen_by(rules.stem, width) for width in base.stem.widths))
+    head = replace(
+        spec.head,
+        width=widen_by(rules.head, base.head.width),
+        pooled_width=widen_by(rules.head, base.head.pooled_width),
+    )
     scaled = replace(
         base,
         name=name or _name(base.name, total_depth, total_width, size, base.input.size),
         input=replace(spec.input, size=base.input.size),
         stem=stem,
         stages=stages,
-        head=replace(spec.head, width=widen_head(base.head.width), pooled_width=widen_head(base.head.pooled_width)),
+        head=head,
         norm=spec.norm,
         padding=spec.padding,
         scaling=rules,

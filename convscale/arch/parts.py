@@ -54,6 +54,7 @@ class ActSpec(Part):
 IDENTITY = ActSpec(kind="identity")
 RELU = ActSpec(kind="relu")
 RELU6 = ActSpec(kind="relu6")
+HARDSWISH = ActSpec(kind="hardswish")
 SILU = ActSpec(kind="silu")
 
 
@@ -116,6 +117,8 @@ class HeadSpec(Part):
     """Channels of a 1x1 convolution after the pool; 0: none."""
     pooled_norm: bool = False
     """Whether a norm follows that convolution, or the pool where there is none (ConvNeXt)."""
+    pooled_bias: bool = False
+    """Whether that convolution has a bias (MobileNetV3)."""
     activation: ActSpec = RELU
     """After either convolution."""
     dropout: float = 0.0
@@ -182,7 +185,8 @@ class ScalingRules(Part):
     """A rounded width never falls below this share of the scaled one (EfficientNet's rule)."""
     fixed_depth_stages: tuple[int, ...] = ()
     """Indices of stages whose depth stays (negative ones count from the end)."""
-    stem: Literal["scale", "fixed"] = "scale"
+    stem: Literal["scale", "fixed", "at_least"] = "scale"
+    """``at_least``: the stem's width scales up but never down (MobileNetV3)."""
     head: Literal["scale", "fixed", "at_least"] = "scale"
     """``at_least``: the head's width scales up but never down (MobileNetV2)."""
 

@@ -23,7 +23,7 @@ class PooledHead(nn.Module):
     def __init__(self, head: HeadSpec, in_chs: int, norm: NormSpec) -> None:
         super().__init__()
         width = head.pooled_width
-        self.conv = conv2d(in_chs, width, 1) if width else None
+        self.conv = conv2d(in_chs, width, 1, bias=head.pooled_bias) if width else None
         act = head.activation if width else IDENTITY
         self.norm: nn.Module | None = None
         if head.pooled_norm:

@@ -143,6 +143,20 @@ def timm_resnet(spec: NetSpec) -> Table:
     return table
 
 
+def timm_regnet(spec: NetSpec) -> Table:
+    """timm's keys of RegNets."""
+    table: Table = {"classifier": "head.fc"}
+    _unit(table, "stem.0", "stem.conv", "stem.bn")
+    for i, j, block, stride in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"s{i + 1}.b{j + 1}"
+        for k in _convs(block):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.conv{k}.conv", f"{theirs}.conv{k}.bn")
+        table |= {f"{ours}.se.reduce": f"{theirs}.se.fc1", f"{ours}.se.expand": f"{theirs}.se.fc2"}
+        at = _shortcut_index(block, stride)
+        _unit(table, f"{ours}.shortcut.{at}", f"{theirs}.downsample.conv", f"{theirs}.downsample.bn")
+    return table
+
+
 def timm_convnext(spec: NetSpec) -> Table:
     """timm's keys of ConvNeXts."""
     table: Table = {"classifier": "head.fc", "pooled.norm": "head.norm"}
@@ -204,20 +218,39 @@ def official_tresnet(spec: NetSpec) -> Table:
     return table
 
 
+def _torchvision_block(table: Table, ours: str, theirs: str, block: BlockSpec) -> None:
+    """A mobile block as one sequence, with squeeze-and-excitation before its last convolution."""
+    *first, last = _convs(block)
+    for n, k in enumerate(first):
+        _unit(table, f"{ours}.conv{k}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
+    n = len(first)
+    if block.se:
+        table |= {f"{ours}.se.reduce": f"{theirs}.{n}.fc1", f"{ours}.se.expand": f"{theirs}.{n}.fc2"}
+        n += 1
+    _unit(table, f"{ours}.conv{last}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
+
+
 def torchvision_efficientnet(spec: NetSpec) -> Table:
     """torchvision's keys of EfficientNets."""
     table: Table = {"classifier": "classifier.1"}
     _unit(table, "stem.0", "features.0.0", "features.0.1")
     for i, j, block, _ in _blocks(spec):
-        ours, theirs = f"stages.{i}.{j}", f"features.{i + 1}.{j}.block"
-        *first, last = _convs(block)
-        for n, k in enumerate(first):
-            _unit(table, f"{ours}.conv{k}", f"{theirs}.{n}.0", f"{theirs}.{n}.1")
-        n = len(first)
-        table |= {f"{ours}.se.reduce": f"{theirs}.{n}.fc1", f"{ours}.se.expand": f"{theirs}.{n}.fc2"}
-        _unit(table, f"{ours}.conv{last}", f"{theirs}.{n + 1}.0", f"{theirs}.{n + 1}.1")
+        _torchvision_block(table, f"stages.{i}.{j}", f"features.{i + 1}.{j}.block", block)
     end = f"features.{len(spec.stages) + 1}"
     _unit(table, "head", f"{end}.0", f"{end}.1")
+    return table
+
+
+def torchvision_mobilenetv3(spec: NetSpec) -> Table:
+    """torchvision's keys of MobileNetV3."""
+    table: Table = {"classifier": "classifier.3", "pooled.conv": "classifier.0"}
+    _unit(table, "stem.0", "features.0.0", "features.0.1")
+    for number, (i, j, block, _) in enumerate(_blocks(spec), start=1):
+        ours, theirs = f"stages.{i}.{j}", f"features.{number}"
+        if block.kind == "conv":
+            _unit(table, f"{ours}.conv1", f"{theirs}.0", f"{theirs}.1")
+        else:
+            _torchvision_block(table, ours, f"{theirs}.block", block)
     return table
 
 
@@ -249,6 +282,20 @@ def torchvision_mnasnet(spec: NetSpec) -> Table:
             for n, k in enumerate(_convs(block)):
                 theirs = f"layers.{i + 7}.{j}.layers"
                 _unit(table, f"stages.{i}.{j}.conv{k}", f"{theirs}.{3 * n}", f"{theirs}.{3 * n + 1}")
+    return table
+
+
+def torchvision_regnet(spec: NetSpec) -> Table:
+    """torchvision's keys of RegNets: the convolutions of a block are a, b and c."""
+    table: Table = {"classifier": "fc"}
+    _unit(table, "stem.0", "stem.0", "stem.1")
+    for i, j, block, stride in _blocks(spec):
+        stage = f"block{i + 1}"
+        ours, theirs = f"stages.{i}.{j}", f"trunk_output.{stage}.{stage}-{j}"
+        for k, letter in zip(_convs(block), "abc", strict=True):
+            _unit(table, f"{ours}.conv{k}", f"{theirs}.f.{letter}.0", f"{theirs}.f.{letter}.1")
+        table |= {f"{ours}.se.reduce": f"{theirs}.f.se.fc1", f"{ours}.se.expand": f"{theirs}.f.se.fc2"}
+        _unit(table, f"{ours}.shortcut.{_shortcut_index(block, stride)}", f"{theirs}.proj.0", f"{theirs}.proj.1")
     return table
 
 
@@ -303,6 +350,10 @@ class Layout:
     """Makes the table of one of them."""
     only: Callable[[NetSpec], bool] = lambda spec: True
     """Which members of the families have such keys."""
+    linear: tuple[str, ...] = ()
+    """Our convolutions of pooled features that are linear layers there: weights (O, I) in place of (O, I, 1, 1)."""
+    eps: float | None = None
+    """Of all norms that weights in this layout were trained with; None: what the spec says."""
 
 
 _MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet", "mobilenetv4")
@@ -310,6 +361,8 @@ LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
     Layout(name="timm", families=("resnet",), table=timm_resnet),
     Layout(name="timm", families=_MOBILE, table=timm_mobile),
+    Layout(name="timm", families=("regnet",), table=timm_regnet),
+    Layout(name="timm", families=("mobilenetv3", "efficientnetv2"), table=timm_mobile),
     Layout(name="timm", families=("convnext",), table=timm_convnext),
     Layout(name="timm", families=("hgnetv2",), table=timm_hgnet),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
@@ -332,6 +385,22 @@ LAYOUTS = [
         only=lambda spec: _last(spec).traits.takes_ratio,  # not V1, whose blocks have no expansion
     ),
     Layout(name="torchvision", families=("mnasnet",), table=torchvision_mnasnet),
+    Layout(name="torchvision", families=("regnet",), table=torchvision_regnet),
+    Layout(
+        name="torchvision",
+        families=("mobilenetv3",),
+        table=torchvision_mobilenetv3,
+        only=lambda spec: spec.padding == "symmetric",
+        linear=("pooled.conv",),
+        eps=1e-3,
+    ),
+    Layout(
+        name="torchvision",
+        families=("efficientnetv2",),
+        table=torchvision_efficientnet,
+        only=lambda spec: spec.padding == "symmetric" and _first(spec).kind == "conv",  # as published
+        eps=1e-3,
+    ),
     Layout(
         name="torchvision",
         families=("convnext",),
@@ -354,6 +423,12 @@ def layouts(spec: NetSpec) -> dict[str, Callable[[NetSpec], Table]]:
     """Layouts known for this kind of network, by name; the first is our own."""
     known = {OWN: native}
     return known | {row.name: row.table for row in LAYOUTS if spec.family in row.families and row.only(spec)}
+
+
+def layout_of(spec: NetSpec, name: str) -> Layout | None:
+    """The row that gives this kind of network its layout of that name; None for our own."""
+    fitting = (row for row in LAYOUTS if row.name == name and spec.family in row.families and row.only(spec))
+    return next(fitting, None)
 
 
 def layout_names() -> list[str]:

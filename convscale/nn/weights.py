@@ -61,10 +61,10 @@ def load_weights(
         allow_head_mismatch: a classifier of another class count stays as it is instead of being an error. A module's
             classifier is what its ``pretrained_cfg`` names, else its last linear layer.
 
-    Official TResNet weights were trained with ``|weight| + 1e-5`` as the norms' scale and are converted so. Two layouts
-    exist only for weights that were trained with constants of their own, which the network then takes over (its
+    Official TResNet weights were trained with ``|weight| + 1e-5`` as the norms' scale and are converted so. Some
+    layouts exist only for weights that were trained with constants of their own, which the network then takes over (its
     ``spec`` too): official TResNet V2 has leaky slopes of 1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding
-    and epsilon of 1e-3.
+    and epsilon of 1e-3, torchvision's MobileNetV3 and EfficientNetV2 that epsilon.
 
     Raises:
         UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ;
@@ -89,6 +89,10 @@ def load_weights(
     if name == "official":
         norms = {key for key in translated if key.endswith("norm.weight")}
         translated = {key: value.abs() + _OFFICIAL_EPS if key in norms else value for key, value in translated.items()}
+    row = keymaps.layout_of(spec, name)
+    for key in (f"{module}.weight" for module in (row.linear if row else ())):
+        if key in translated and translated[key].ndim == 2:
+            translated[key] = translated[key][:, :, None, None]
     adapted = _adapt_stem(net, spec, translated)
     fresh = _check(net, translated, ignored, name, ("classifier",) if allow_head_mismatch else ())
     net.load_state_dict({**net.state_dict(), **translated})
@@ -109,10 +113,12 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
     spec = getattr(net, "spec", None)
     if not isinstance(spec, NetSpec):
         raise UserError(f"{type(net).__name__} has no spec; export_weights takes networks of create_model")
-    table = _table(spec, layout)
+    table, row = _table(spec, layout), keymaps.layout_of(spec, layout)
     out = {}
     for key, value in net.state_dict().items():
         module, leaf = _split(key, table)
+        if row and module in row.linear and leaf == "weight":
+            value = value.flatten(1)
         if layout == "official" and key.endswith("norm.weight"):
             if (value < _OFFICIAL_EPS).any():
                 raise UserError(
@@ -253,6 +259,16 @@ def set_same_padding(net: nn.Module, eps: float) -> None:
         set_fields(net, spec=replace(spec, padding="same", norm=replace(spec.norm, eps=eps)))
 
 
+def set_eps(net: nn.Module, eps: float) -> None:
+    """Give every norm of ``net`` this epsilon, in place."""
+    for module in net.modules():
+        if isinstance(module, BatchNormAct | InPlaceABN):
+            module.eps = eps
+    spec = getattr(net, "spec", None)
+    if isinstance(spec, NetSpec):
+        set_fields(net, spec=replace(spec, norm=replace(spec.norm, eps=eps)))
+
+
 def _as_trained(net: nn.Module, spec: NetSpec, layout: str) -> str:
     """Make ``net`` the network that weights of this layout were trained with; returns what was changed, in words."""
     if layout == "official" and all(stage.runs[0].block.kind == "bottleneck" for stage in spec.stages):
@@ -262,6 +278,10 @@ def _as_trained(net: nn.Module, spec: NetSpec, layout: str) -> str:
     elif layout == "efficientnet_lite_pytorch" and (spec.padding, spec.norm.eps) != ("same", _TENSORFLOW_EPS):
         set_same_padding(net, _TENSORFLOW_EPS)
         return f"SAME padding and a norm epsilon of {_TENSORFLOW_EPS:g}"
+    row = keymaps.layout_of(spec, layout)
+    if row is not None and row.eps is not None and row.eps != spec.norm.eps:
+        set_eps(net, row.eps)
+        return f"a norm epsilon of {row.eps:g}"
     return ""
 
 

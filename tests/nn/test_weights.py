@@ -44,8 +44,13 @@ def relative(a, b) -> float:
     ("name", "theirs", "eps"),
     [
         ("resnet18", "resnet18", None),
+        ("regnety_004", "regnet_y_400mf", None),
+        ("regnetx_004_tv", "regnet_x_400mf", None),
         ("efficientnet_b0", "efficientnet_b0", None),
+        ("efficientnetv2_s", "efficientnet_v2_s", 1e-3),
         ("mobilenetv2_100", "mobilenet_v2", None),
+        ("mobilenetv3_large_100", "mobilenet_v3_large", 1e-3),
+        ("mobilenetv3_small_100", "mobilenet_v3_small", 1e-3),
         ("mnasnet_100", "mnasnet1_0", None),
         ("convnext_tiny", "convnext_tiny", None),
     ],
@@ -58,6 +63,7 @@ def test_torchvision_layout(name, theirs, eps):
     net = cs.create_model(name).double().eval()
     loaded = cs.load_weights(net, peer.state_dict())
     assert loaded.layout in ("torchvision", "timm")  # the same keys for ResNets
+    assert eps is None or loaded.changed == f"a norm epsilon of {eps}"
     x = torch.randn(2, 3, 97, 97, dtype=torch.float64)
     with torch.no_grad():
         assert relative(net(x), peer(x)) < 1e-10

@@ -175,7 +175,7 @@ def test_a_record_becomes_a_measured_point() -> None:
     ("name", "family"),
     [
         ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet"),
-        ("regnety_032", "regnety"),
+        ("densenet121", "densenet"),
         ("tf_mixnet_l", "mixnet"),
         ("123", "other"),
     ],
