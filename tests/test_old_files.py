@@ -106,7 +106,8 @@ def test_classify_goes_on_in_an_old_file_of_rows(call: Call) -> None:
     assert [row["path"] for row in rows] == [row["path"] for row in EXPECTED["rows"]]
     for row, before in zip(rows, EXPECTED["rows"], strict=True):
         assert row["classes"][0]["class"] == before["classes"][0]["class"]
-        assert row["classes"][0]["probability"] == pytest.approx(before["classes"][0]["probability"], abs=1e-4)
+        # written when a tensor library resized, whose pixels differ by one of 255 here and there from those of now
+        assert row["classes"][0]["probability"] == pytest.approx(before["classes"][0]["probability"], abs=1e-3)
 
 
 # Trainings
