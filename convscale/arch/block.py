@@ -40,6 +40,7 @@ class SESpec(Part):
         require(0 < self.ratio <= 4, "SESpec.ratio", self.ratio, "in (0, 4]")
         require_positive(self, "floor", "divisor")
         require(0 <= self.min_fraction <= 1, "SESpec.min_fraction", self.min_fraction, "in [0, 1]")
+        require(not self.activation.affine, "SESpec.activation", self.activation, "one without affine")
 
     def squeezed(self, *, block_input: int, inner: int, output: int) -> int:
         """Width between the two convolutions for a block of these widths (channels)."""
@@ -85,7 +86,14 @@ class BlockKind:
 
 DROPS_BORDERS = ("patch", "avgpool")
 """Ways to take a stride of 2 that leave an odd map's last row and column unused."""
-OPTIONAL: dict[str, object] = {"start_kernel": 0, "linear": False, "grn": False, "layer_scale": 0.0}
+OPTIONAL: dict[str, object] = {
+    "start_kernel": 0,
+    "linear": False,
+    "grn": False,
+    "layer_scale": 0.0,
+    "layers": 0,
+    "light": False,
+}
 """Fields of a ``BlockSpec`` that some kinds alone have a use for, and what they say in all others."""
 BLOCK_KINDS = {
     "basic": BlockKind(inner_of="output", takes_ratio=False, depthwise=False, se_places=("output",)),
@@ -114,6 +122,16 @@ BLOCK_KINDS = {
         downsamples=("patch",),
         takes=("linear", "grn", "layer_scale"),
     ),
+    "aggregated": BlockKind(
+        inner_of="output",
+        takes_ratio=True,
+        depthwise=False,
+        se_places=(),
+        mixes=False,
+        fused=True,
+        downsamples=("depthwise",),
+        takes=("layers", "light"),
+    ),
 }
 """By the name that ``BlockSpec.kind`` says."""
 
@@ -127,8 +145,8 @@ class BlockSpec(Part):
     width: int
     """Output channels."""
     inner_ratio: float = 1.0
-    """Inner width: over the output width for ``bottleneck`` and ``convnext``, over the *input* width (the expansion)
-    for ``inverted_residual``, the fused one and ``universal``; the others have none."""
+    """Inner width: over the output width for ``bottleneck``, ``convnext`` and ``aggregated``, over the *input* width
+    (the expansion) for ``inverted_residual``, the fused one and ``universal``; the others have none."""
     inner_divisor: int = 1
     """The inner width is rounded to a multiple of this."""
     kernels: tuple[int, ...] = (3,)
@@ -147,11 +165,12 @@ class BlockSpec(Part):
     """After every convolution but the last; after the one of ``conv``."""
     out_activation: ActSpec = RELU
     """After the residual add, or after the last convolution where there is none."""
-    downsample: Literal["stride", "blur", "blur_zeros", "avgpool", "patch"] = "stride"
+    downsample: Literal["stride", "blur", "blur_zeros", "avgpool", "patch", "depthwise"] = "stride"
     """How a stride of 2 is taken: by the spatial convolution, or by a 3x3 blur after it (TResNet, section 2; Zhang,
     arXiv 1904.11486; ``blur_zeros``: with zeros around the map instead of its reflection), or by a 2x2 average pool
     after it; ``patch``: by a norm and a convolution of 2x2 patches in front of the block, which takes a
-    change of width too (ConvNeXt, section 2.6)."""
+    change of width too (ConvNeXt, section 2.6); ``depthwise``: by a 3x3 depthwise convolution with a norm in front of
+    the block (PP-HGNet)."""
     shortcut: Literal["conv", "avgpool"] = "conv"
     """Where shapes differ: 1x1 convolution with the stride, or 2x2 average pool before a 1x1 convolution (ResNet-D).
     Mobile blocks have none."""
@@ -164,6 +183,11 @@ class BlockSpec(Part):
     """Global response normalisation after the activation of ``convnext`` (ConvNeXt V2, arXiv 2301.00808, section 4)."""
     layer_scale: float = 0.0
     """Initial value of a learnable factor per channel at the end of ``convnext``; 0: none."""
+    layers: int = 0
+    """How many layers ``aggregated`` has in a row; their outputs and its input together are aggregated by two 1x1
+    convolutions."""
+    light: bool = False
+    """Whether each of these layers is a 1x1 convolution and a depthwise one instead of a dense one."""
 
     @property
     def traits(self) -> BlockKind:
@@ -208,6 +232,9 @@ class BlockSpec(Part):
             if name not in self.traits.takes:
                 value = getattr(self, name)
                 require(value == default, f"BlockSpec.{name}", value, f"{default!r} for a {self.kind} block")
+        least = 1 if "layers" in self.traits.takes else 0
+        require(self.layers >= least, "BlockSpec.layers", self.layers, f"at least {least} for a {self.kind} block")
+        require(not self.out_activation.affine, "BlockSpec.out_activation", self.out_activation, "one without affine")
         start = self.start_kernel
         require(start == 0 or (start > 0 and start % 2 == 1), "BlockSpec.start_kernel", start, "0, or odd")
         require(0 <= self.layer_scale < math.inf, "BlockSpec.layer_scale", self.layer_scale, "0 or more")
@@ -239,7 +266,8 @@ class BlockSpec(Part):
         if width == self.width:
             return self
         if not self.traits.projects:
-            return replace(self, width=width)
+            follows = self.traits.takes_ratio and self.traits.inner_of == "output"
+            return replace(self, width=width, inner_divisor=divisor if follows else self.inner_divisor)
         group = self.group_width or 1
         if self.traits.takes_ratio:
             return replace(self, width=width, inner_divisor=math.lcm(divisor, group))

@@ -40,12 +40,15 @@ class ActSpec(Part):
     kind: Activation = "relu"
     slope: float = 0.01
     """Slope for negative inputs of ``leaky_relu``; the others ignore it."""
+    affine: bool = False
+    """Whether a learnable factor and a learnable summand of the whole map follow (PP-HGNetV2)."""
 
     def validate(self) -> None:
         require(0 <= self.slope < 1 and math.isfinite(self.slope), "ActSpec.slope", self.slope, "in [0, 1)")
 
     def __repr__(self) -> str:
-        return f"ActSpec({self.kind}, {self.slope:g})" if self.kind == "leaky_relu" else f"ActSpec({self.kind})"
+        slope = f", {self.slope:g}" if self.kind == "leaky_relu" else ""
+        return f"ActSpec({self.kind}{slope}{', affine' if self.affine else ''})"
 
 
 IDENTITY = ActSpec(kind="identity")
@@ -59,16 +62,18 @@ SILU = ActSpec(kind="silu")
 class StemSpec(Part):
     """From the image to the first stage."""
 
-    kind: Literal["conv", "deep", "space_to_depth", "patch"] = "conv"
+    kind: Literal["conv", "deep", "space_to_depth", "patch", "branched"] = "conv"
     """``conv``: one convolution; ``deep``: three 3x3, the first with the stride (ResNet-D); ``space_to_depth``: blocks
     of ``stride`` x ``stride`` pixels become channels, then a stride-1 convolution (TResNet, section 2); ``patch``: a
-    convolution of patches that do not overlap, what is left at the border unused (ConvNeXt, section 2.2)."""
+    convolution of patches that do not overlap, what is left at the border unused (ConvNeXt, section 2.2);
+    ``branched``: a convolution, two small ones beside a max-pool, one of both and a 1x1 (PP-HGNetV2)."""
     widths: tuple[int, ...] = (64,)
-    """Output channels, one per convolution."""
+    """Output channels, one per convolution; of a branched stem those inside, an even number, and those at its end."""
     kernel: int = 3
     """Side of each convolution's kernel, odd; of patches ``stride``."""
     stride: int = 2
-    """Of the first convolution, 1 or 2; of space-to-depth, its blocks' side, 2 or 4; of patches, their side."""
+    """Of the first convolution, 1 or 2; of space-to-depth, its blocks' side, 2 or 4; of patches, their side; of a
+    branched stem, all of it: 4 is 2 at its first convolution and 2 at the one of both branches."""
     pool: bool = False
     """Whether a 3x3 max-pool of stride 2 follows."""
     tap: bool = False
@@ -77,17 +82,24 @@ class StemSpec(Part):
 
     def validate(self) -> None:
         require(
-            len(self.widths) == (3 if self.kind == "deep" else 1),
+            len(self.widths) == {"deep": 3, "branched": 2}.get(self.kind, 1),
             "StemSpec.widths",
             self.widths,
-            "three widths for a deep stem, one for any other",
+            "three widths for a deep stem, two for a branched one, one for any other",
         )
         require(all(w >= 1 for w in self.widths), "StemSpec.widths", self.widths, "at least 1 each")
+        even = self.kind != "branched" or self.widths[0] % 2 == 0
+        require(even, "StemSpec.widths", self.widths, "even at first for a branched stem")
         if self.kind == "patch":
             require(self.kernel == self.stride, "StemSpec.kernel", self.kernel, "the stride of a patch stem")
         else:
             require(self.kernel >= 1 and self.kernel % 2 == 1, "StemSpec.kernel", self.kernel, "odd and at least 1")
         require(self.stride in (1, 2, 4), "StemSpec.stride", self.stride, "1, 2 or 4")
+
+    @property
+    def convs(self) -> int:
+        """How many convolutions it has."""
+        return 5 if self.kind == "branched" else len(self.widths)
 
     @property
     def reduction(self) -> int:

@@ -54,9 +54,9 @@ class NetSpec(Part):
     norm: NormSpec = _NORM
     padding: Literal["symmetric", "same"] = "symmetric"
     """``same``: TensorFlow's, asymmetric for stride 2 and dependent on the image size."""
-    init: Literal["resnet", "tresnet", "efficientnet", "convnext"] = "resnet"
+    init: Literal["resnet", "tresnet", "efficientnet", "convnext", "kaiming"] = "resnet"
     """Initial weights: kaiming normal fan-out for relu or leaky relu, or fan-out over groups; the residual ones zero
-    each block's last norm. ``convnext``: a truncated normal of 0.02, as its authors' code."""
+    each block's last norm, ``kaiming`` does not. ``convnext``: a truncated normal of 0.02, as its authors' code."""
     scaling: ScalingRules = _RULES
     lineage: Lineage | None = field(default=None, compare=False)
 
@@ -70,7 +70,7 @@ class NetSpec(Part):
                 self.input.multiple,
                 f"a multiple of {self.stem.stride}, the space-to-depth stem's block",
             )
-        elif self.stem.kind != "patch":
+        elif self.stem.kind not in ("patch", "branched"):
             require(self.stem.stride < 4, "StemSpec.stride", self.stem.stride, f"1 or 2 for a {self.stem.kind} stem")
 
     @property

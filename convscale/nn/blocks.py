@@ -20,6 +20,7 @@ from convscale.nn.layers import (
     DropPath,
     GlobalResponseNorm,
     LayerScale,
+    LearnableAffine,
     MixedConv2d,
     SqueezeExcite,
     conv2d,
@@ -36,8 +37,8 @@ SMOOTHERS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm, activation and, where it anti-aliases, a blur that takes the stride: (N, in_chs, H, W) -> (N,
-    out_chs, H/stride, W/stride).
+    """Convolution, norm, activation (with its affine layer) and, where it anti-aliases, a blur that takes the stride:
+    (N, in_chs, H, W) -> (N, out_chs, H/stride, W/stride).
 
     Args:
         in_chs: input channels.
@@ -88,10 +89,12 @@ class ConvNormAct(nn.Module):
         self.norm = norm_act(
             norm.kind, out_chs, eps=norm.eps, momentum=norm.momentum, activation=act.kind, slope=act.slope, keep=keep
         )
+        self.affine = LearnableAffine() if act.affine else None
         self.blur = SMOOTHERS[downsample](stride) if smooths else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
+        x = x if self.affine is None else self.affine(x)
         return x if self.blur is None else self.blur(x)
 
 
@@ -267,11 +270,7 @@ class Conv(Block):
         return x if self.after is None else self.after(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.residual(x)
-        if not self.has_shortcut:
-            return y
-        y = x + (y if self.drop_path is None else self.drop_path(y))  # the activation may need its output for backward
-        return y if self.act is None else self.act(y)
+        return _add_apart(self, x)
 
 
 class FusedInvertedResidual(Block):
@@ -386,6 +385,58 @@ class ConvNeXtBlock(Block):
         return super().forward(x if self.down is None else self.down(x))
 
 
+class AggregatedBlock(Block):
+    """Layers in a row, whose outputs and input together two 1x1 convolutions squeeze and expand again (PP-HGNetV2's HG
+    block). Where the map shrinks, a depthwise convolution stands in front.
+    """
+
+    def __init__(
+        self, spec: BlockSpec, in_chs: int, stride: int, *, norm: NormSpec, padding: str, drop_path: float
+    ) -> None:
+        super().__init__(spec, in_chs, 1, norm, drop_path)
+        inner, act, shared = spec.inner_width(in_chs), spec.activation, {"norm": norm, "padding": padding}
+        self.down = (
+            ConvNormAct(in_chs, in_chs, (3,), act=IDENTITY, stride=stride, depthwise=True, **shared)
+            if stride > 1
+            else None
+        )
+        self.layers, chs = nn.ModuleList(), in_chs
+        for _ in range(spec.layers):
+            if spec.light:
+                pointwise = ConvNormAct(chs, inner, act=IDENTITY, **shared)
+                depthwise = ConvNormAct(inner, inner, spec.kernels, act=act, depthwise=True, **shared)
+                self.layers.append(nn.Sequential(pointwise, depthwise))
+            else:
+                self.layers.append(ConvNormAct(chs, inner, spec.kernels, act=act, **shared))
+            chs = inner
+        self.squeeze = ConvNormAct(in_chs + spec.layers * inner, spec.width // 2, act=act, **shared)
+        self.excite = ConvNormAct(spec.width // 2, spec.width, act=act, **shared)
+        last = self.last_act
+        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+
+    def residual(self, x: Tensor) -> Tensor:
+        maps = [x]
+        for layer in self.layers:
+            maps.append(layer(maps[-1]))
+        x = self.excite(self.squeeze(torch.cat(maps, 1)))
+        return x if self.after is None else self.after(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.down is None else self.down(x)
+        return _add_apart(self, x)
+
+
+def _add_apart(block: Block, x: Tensor) -> Tensor:
+    """``Block.forward`` where the residual branch ends in an activation, which may need its output for backward:
+    nothing is added to it in place.
+    """
+    y = block.residual(x)
+    if not block.has_shortcut:
+        return y
+    y = x + (y if block.drop_path is None else block.drop_path(y))
+    return y if block.act is None else block.act(y)
+
+
 def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     """The last 1x1 convolution with its norm, and squeeze-and-excitation before or after it."""
     last = block.conv3
@@ -409,6 +460,7 @@ class BlockMaker(Protocol):
 
 
 BLOCKS: dict[str, BlockMaker] = {
+    "aggregated": AggregatedBlock,
     "basic": BasicBlock,
     "bottleneck": Bottleneck,
     "conv": Conv,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from convscale.arch.parts import IDENTITY, HeadSpec, NormSpec
 from convscale.nn.activations import activation
-from convscale.nn.layers import conv2d
+from convscale.nn.layers import LearnableAffine, conv2d
 from convscale.nn.norm import norm_act
 
 
@@ -37,10 +37,11 @@ class PooledHead(nn.Module):
             )
         alone = self.norm is None and act.kind != "identity"
         self.act = activation(act.kind, act.slope) if alone else None
+        self.affine = LearnableAffine() if act.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.ndim == 2
         x = x[:, :, None, None] if pooled else x
-        for part in (self.conv, self.norm, self.act):
+        for part in (self.conv, self.norm, self.act, self.affine):
             x = x if part is None else part(x)
         return x.flatten(1) if pooled else x

@@ -47,6 +47,7 @@ BLOCK_KEYS = {
     "convnext": BlockKeys(
         convs=(1,), spatial=1, others=("down.norm", "down.conv", "expand", "grn", "project", "scale")
     ),
+    "aggregated": BlockKeys(convs=(), spatial=0),
 }
 """By the kind that a ``BlockSpec`` says."""
 
@@ -64,28 +65,39 @@ def _convs(block: BlockSpec) -> tuple[int, ...]:
     return BLOCK_KEYS[block.kind].convs
 
 
-def _unit(table: Table, ours: str, conv: str, norm: str) -> None:
+def _unit(table: Table, ours: str, conv: str, norm: str, affine: str = "") -> None:
     table[f"{ours}.conv"] = conv
     table[f"{ours}.norm"] = norm
+    if affine:
+        table[f"{ours}.affine"] = affine
+
+
+def _aggregated_units(block: BlockSpec) -> list[tuple[str, str]]:
+    """Units of an aggregated block, by our names and timm's inside it."""
+    units = [("squeeze", "aggregation.0"), ("excite", "aggregation.1")]
+    for k in range(block.layers):
+        one = f"layers.{k}"
+        units += [(f"{one}.0", f"{one}.conv1"), (f"{one}.1", f"{one}.conv2")] if block.light else [(one, one)]
+    return units
 
 
 def native(spec: NetSpec) -> Table:
     """Our own keys."""
     table: Table = {"classifier": "classifier"}
-    for k in range(len(spec.stem.widths)):
-        _unit(table, f"stem.{k}", f"stem.{k}.conv", f"stem.{k}.norm")
+    units = [f"stem.{k}" for k in range(spec.stem.convs)] + ["pooled"]
     for i, j, block, stride in _blocks(spec):
         ours = f"stages.{i}.{j}"
-        for k in _convs(block):
-            _unit(table, f"{ours}.conv{k}", f"{ours}.conv{k}.conv", f"{ours}.conv{k}.norm")
+        units += [f"{ours}.conv{k}" for k in _convs(block)]
+        units += [f"{ours}.{name}" for name, _ in (*_aggregated_units(block), ("down", ""))]
         if block.se:
             table |= {f"{ours}.se.{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
         table |= {f"{ours}.{name}": f"{ours}.{name}" for name in BLOCK_KEYS[block.kind].others}
         at = _shortcut_index(block, stride)
         _unit(table, f"{ours}.shortcut.{at}", f"{ours}.shortcut.{at}.conv", f"{ours}.shortcut.{at}.norm")
     if spec.head.width:
-        _unit(table, "head", "head.conv", "head.norm")
-    _unit(table, "pooled", "pooled.conv", "pooled.norm")
+        units.append("head")
+    for unit in units:
+        _unit(table, unit, f"{unit}.conv", f"{unit}.norm", f"{unit}.affine")
     return table
 
 
@@ -156,6 +168,20 @@ def timm_convnext(spec: NetSpec) -> Table:
         table |= {f"{ours}.grn": f"{theirs}.mlp.grn", f"{ours}.scale": theirs}
         if j == 0:
             table |= {f"{ours}.down.norm": f"stages.{i}.downsample.0", f"{ours}.down.conv": f"stages.{i}.downsample.1"}
+    return table
+
+
+def timm_hgnet(spec: NetSpec) -> Table:
+    """timm's keys of HGNetV2."""
+    table: Table = {"classifier": "head.fc", "pooled.conv": "head.last_conv.0", "pooled.affine": "head.last_conv.2"}
+    units = [(f"stem.{k}", f"stem.stem{name}") for k, name in enumerate(("1", "2a", "2b", "3", "4"))]
+    for i, j, block, _ in _blocks(spec):
+        ours, theirs = f"stages.{i}.{j}", f"stages.{i}.blocks.{j}"
+        units += [(f"{ours}.{name}", f"{theirs}.{timms}") for name, timms in _aggregated_units(block)]
+        if j == 0:
+            units.append((f"{ours}.down", f"stages.{i}.downsample"))
+    for ours, theirs in units:
+        _unit(table, ours, f"{theirs}.conv", f"{theirs}.bn", f"{theirs}.lab")
     return table
 
 
@@ -338,6 +364,7 @@ LAYOUTS = [
     Layout(name="timm", families=("regnet",), table=timm_regnet),
     Layout(name="timm", families=("mobilenetv3", "efficientnetv2"), table=timm_mobile),
     Layout(name="timm", families=("convnext",), table=timm_convnext),
+    Layout(name="timm", families=("hgnetv2",), table=timm_hgnet),
     Layout(name="official", families=("tresnet",), table=official_tresnet),
     Layout(
         name="torchvision",

@@ -277,6 +277,18 @@ class GlobalResponseNorm(nn.Module):
         return f"{self.weight.shape[0]}, channels_last={self.channels_last}, eps={self.eps:g}"
 
 
+class LearnableAffine(nn.Module):
+    """scale * x + bias with one scale and one bias for the whole map (PP-HGNetV2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias.to(x.dtype), x, self.scale.to(x.dtype))
+
+
 class LayerScale(nn.Module):
     """A learnable factor per channel of a map (N, C, H, W) (Touvron et al., arXiv 2103.17239).
 

@@ -23,6 +23,7 @@ from convscale.nn.features import FeatureInfo, resolve_indices
 from convscale.nn.heads import PooledHead
 from convscale.nn.layers import POOLS, GlobalPool, SpaceToDepth
 from convscale.nn.norm import BatchNormAct, InPlaceABN
+from convscale.nn.stems import make_stem
 
 NormKind = Literal["inplace", "batchnorm"]
 
@@ -38,7 +39,7 @@ class Trunk(nn.Module):
         self.in_chans = in_chans
         self.grad_checkpointing = False
         self.space_to_depth = SpaceToDepth(spec.stem.stride) if spec.stem.kind == "space_to_depth" else None
-        self.stem = _stem(spec, in_chans)
+        self.stem = make_stem(spec, in_chans)
         self.stem_pool = nn.MaxPool2d(3, 2, 1) if spec.stem.pool else None
         self.stages = nn.Sequential()
         in_chs, index, total = spec.stem.widths[-1], 0, sum(spec.depths)
@@ -374,15 +375,18 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
             else:
                 nn.init.kaiming_normal_(
-                    module.weight, mode="fan_out", nonlinearity="relu" if spec.init == "resnet" else "leaky_relu"
+                    module.weight, mode="fan_out", nonlinearity="leaky_relu" if spec.init == "tresnet" else "relu"
                 )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             _initialise_linear(module, spec.init)
         elif isinstance(module, Block) and module.has_shortcut and spec.init in ("resnet", "tresnet"):
-            # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1)
-            nn.init.zeros_(module.last_unit().norm.weight)
+            # the block starts as its shortcut (Goyal et al., arXiv 1706.02677, section 5.1), but for one whose branch
+            # ends in an activation, which would put out nothing for ever
+            norm = module.last_unit().norm
+            if norm.activation == "identity":
+                nn.init.zeros_(norm.weight)
 
 
 def _initialise_linear(linear: nn.Linear, rule: str) -> None:
@@ -397,27 +401,6 @@ def _initialise_linear(linear: nn.Linear, rule: str) -> None:
         linear.reset_parameters()
     if rule != "resnet":
         nn.init.zeros_(linear.bias)
-
-
-def _stem(spec: NetSpec, in_chans: int) -> nn.Sequential:
-    stem, convs = spec.stem, nn.Sequential()
-    stride, in_chs = stem.stride, in_chans
-    if stem.kind == "space_to_depth":
-        stride, in_chs = 1, in_chans * stem.stride**2
-    for i, width in enumerate(stem.widths):
-        convs.append(
-            ConvNormAct(
-                in_chs,
-                width,
-                (stem.kernel,),
-                norm=spec.norm,
-                act=stem.activation,
-                stride=stride if i == 0 else 1,
-                padding="none" if stem.kind == "patch" else spec.padding,
-            )
-        )
-        in_chs = width
-    return convs
 
 
 def _stage(

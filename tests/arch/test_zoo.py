@@ -41,6 +41,7 @@ def test_every_name_of_the_issue_is_there():
         f"mobilenetv4_conv_{size}"
         for size in ("small", "small_050", "medium", "large", "aa_medium", "aa_large", "blur_medium")
     }
+    wanted |= {f"hgnetv2_b{i}" for i in range(7)}
     assert wanted <= names
 
 

@@ -28,6 +28,8 @@ SAMPLE = (
     "mobilenetv4_conv_small",
     "mobilenetv4_conv_aa_medium",
     "mobilenetv4_conv_blur_medium",
+    "hgnetv2_b0",
+    "hgnetv2_b4",
 )
 """One of each kind of block, stem and padding."""
 

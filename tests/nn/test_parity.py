@@ -28,6 +28,8 @@ FAST = (
     "mobilenetv4_conv_small_050",
     "mobilenetv4_conv_aa_medium",
     "mobilenetv4_conv_blur_medium",
+    "hgnetv2_b0",
+    "hgnetv2_b4",
 )
 
 

@@ -38,11 +38,11 @@ class Tiny(nn.Module):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
-def randomise(net: nn.Module, image_size: int = 32, channels: int = 3) -> nn.Module:
+def randomise(net: nn.Module, image_size: int = 32, channels: int = 3, least_variance: float = 0.1) -> nn.Module:
     """Random norms (negative weights too), then statistics of one training pass, so that logits depend on the image.
 
     Weights below 1 and variances that are not tiny keep deep networks well conditioned: float32 and float64 agree to
-    1e-6.
+    1e-6. A deep network without many shortcuts needs a lower ``least_variance``, or all images look alike to it.
     """
     generator = torch.Generator().manual_seed(1)
     norms = [
@@ -61,7 +61,7 @@ def randomise(net: nn.Module, image_size: int = 32, channels: int = 3) -> nn.Mod
         net(torch.randn(8, channels, image_size, image_size, generator=generator))
     for norm in norms:
         if norm.running_var is not None:
-            norm.running_var.clamp_(min=0.1)
+            norm.running_var.clamp_(min=least_variance)
     return net.eval()
 
 

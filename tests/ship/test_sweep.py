@@ -38,7 +38,8 @@ def check(net: nn.Module, folder: Path) -> None:
 @pytest.mark.parametrize("name", cs.list_models())
 def test_every_model_of_the_zoo(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    check(randomise(cs.create_model(name, num_classes=CLASSES), SIZE), tmp_path)
+    least_variance = 1e-3 if name.startswith("hgnetv2") else 0.1
+    check(randomise(cs.create_model(name, num_classes=CLASSES), SIZE, least_variance=least_variance), tmp_path)
 
 
 @pytest.mark.slow
