@@ -13,9 +13,6 @@ from convscale.arch.spec import NetSpec
 from convscale.conditions import Conditions, Size
 from convscale.errors import UserError
 from convscale.files import whole_folder, write_json, write_text
-from convscale.formats.fold import fold
-from convscale.formats.onnx import compute_half, write_onnx
-from convscale.networks.inputs import example_input
 from convscale.networks.resolve import Network, as_module
 from convscale.predictor.devices import get_device
 
@@ -198,6 +195,10 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 def _export(item: KitNetwork, path: Path, half: bool) -> dict[str, object] | None:
     """Write the network as ONNX; its spec as JSON values where it has one."""
+    from convscale.formats.fold import fold  # loads torch, which a choice can do without
+    from convscale.formats.onnx import compute_half, write_onnx
+    from convscale.networks.inputs import example_input
+
     module, _ = as_module(item.network, fused=item.fused)
     module = module.cpu().float()
     example = example_input(module, item.image_size)
