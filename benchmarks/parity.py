@@ -5,7 +5,8 @@
 For each name: timm's random weights with randomised norms, whose statistics one train-mode pass has calibrated, are
 loaded into ours; logits and every feature map, in eval and train mode, the input gradient and the running statistics
 are compared in float64 at two sizes, and the logits in fp32 against timm's own fp32-float64 difference. Differences are
-max|a - b| / max|b|.
+max|a - b| / max|b|. Names that are given are put into the record, in the place of their earlier rows; each row carries
+its versions.
 """
 
 from __future__ import annotations
@@ -153,6 +154,16 @@ def passes(row: dict[str, Any]) -> bool:
     )
 
 
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Put a row into the record."""
+    import timm
+
+    from benchmarks.records import replace_record
+
+    made = {"what": "parity with timm", "timm": timm.__version__, "torch": torch.__version__}
+    replace_record(path, {**made, **row}, ("name",))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES)
@@ -173,18 +184,7 @@ def main() -> None:
             else f"{name:22} {'ok  ' if passes(row) else 'FAIL'} params {row['params']:>11,} {shown}",
             flush=True,
         )
-    if tuple(args.names) == NAMES:
-        import timm
-
-        from convscale.files import write_text
-
-        header = {
-            "what": "parity with timm",
-            "timm": timm.__version__,
-            "torch": torch.__version__,
-            "command": "python -m benchmarks.parity",
-        }
-        write_text(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
+        keep(args.output, row)
     sys.exit(not all(passes(row) for row in rows))
 
 
