@@ -123,8 +123,8 @@ class Finder:
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
         best_first = sorted(kept, key=lambda o: (-_accuracy(o), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
-        if not kept and self.asked.named is None and (members := self._members_instead()) is not None:
-            return members
+        if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
+            return instead
         return Kept(
             contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
             missed="" if kept else self.shortfall(fastest.label, fastest.images_per_s or 0.0),
@@ -173,14 +173,23 @@ class Finder:
 
     def _members_instead(self) -> Kept | None:
         """Scaled members that keep a speed which no released weights keep; None: they do not, either."""
-        members = self.scaled()
-        if members.missed:
+        smallest, tuning = [], 2.0 if self.basis.tuned else 1.0  # what tuning may bring
+        for base in FIT_FAMILIES:  # three timings say whether looking for the largest is worth minutes
+            if rising := self._allowed(members(base, self.asked.size_for(self.splits))):
+                one = at_own_size(rising[0])
+                smallest.append((one, base, self._speed(one, base)))
+        if not any(tuning * speed >= self.floor for *_, speed in smallest):
+            if smallest:
+                self._judged(smallest)
+            return None
+        found = self.scaled()
+        if found.missed:
             return None
         self.record.add_note(
             f"no released network keeps {self.constraint}, not even on smaller images: scaled networks do, which start "
             "from scratch"
         )
-        return members
+        return found
 
     def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str | None]]:
         """Candidates whose weights can be had, with where; specs that were named have none."""
