@@ -13,14 +13,18 @@ from PIL import Image
 from torch import nn
 
 from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
+from convscale.images.splits import ArraySplit
 from convscale.learn.augment import mix, resized_crop
+from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
 from convscale.learn.loader import TrainLoader
-from convscale.learn.loss import build_loss
+from convscale.learn.loss import build_loss, distillation_loss
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.train import train
+from convscale.learn.validate import validate
 from tests.learn.nets import halves_data, small_net
 
 WHOLE = Recipe(name="x", augment="resized-crop", crop_scale=1.0, flip=0.0, batch_size=4)
@@ -172,3 +176,42 @@ def test_a_resumed_run_keeps_its_seed(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
     resumed = train(small_net(), halves_data(), recipe=recipe, epochs=2, seed=3, output=tmp_path / "run", resume=True)
     assert [row["epoch"] for row in resumed.history] == [1, 2]
+
+
+def test_a_run_tells_its_average_how_many_steps_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of an epoch, two epochs: the average follows after every second one."""
+    told: list[int] = []
+    update = Ema.update
+    monkeypatch.setattr(Ema, "update", lambda self, net, steps=1: (told.append(steps), update(self, net, steps))[1])
+    recipe = Recipe(name="x", epochs=2, batch_size=32, ema_decay=0.9, ema_every=2, augment="none")
+    train(small_net(), halves_data(), recipe=recipe.override({"precision": "fp32", "layout": "nchw"}))
+    assert told == [2, 2, 2]
+
+
+def test_distillation_by_hand() -> None:
+    """Two images, temperature 2: the Kullback-Leibler divergence of the halved logits, mean over images, times 4."""
+    student, teacher = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 4.0]])
+
+    def share(first: float, second: float) -> tuple[float, float]:
+        total = math.exp(first) + math.exp(second)
+        return math.exp(first) / total, math.exp(second) / total
+
+    expected = 0.0
+    for mine, wanted in (((1.0, 0.0), (0.0, 1.0)), ((0.0, 0.0), (0.0, 2.0))):
+        expected += sum(q * math.log(q / p) for p, q in zip(share(*mine), share(*wanted), strict=True)) * 4 / 2
+    assert distillation_loss(student, teacher, temperature=2.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_by_hand() -> None:
+    """A network whose logits are the pixels: of four images two are right, and one is wrong on either side."""
+    pixels = torch.tensor([[[9, 0, 0]], [[0, 9, 0]], [[0, 0, 9]], [[9, 0, 0]]], dtype=torch.uint8)[:, :, None]
+    split = ArraySplit(
+        split="validation", classes=("a", "b", "c"), labels=torch.tensor([0, 1, 0, 2]), channels=3, pixels=pixels
+    )
+    plain = Preprocessing(image_size=1, mean=(0.0,) * 3, std=(1 / 255,) * 3, crop_pct=1.0)
+    made = validate(
+        nn.Flatten(), split, plain, processes=Processes(), device=torch.device("cpu"), precision="fp32", workers=0
+    )
+    right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
+    assert made.top1 == made.metric == 0.5
+    assert made.loss == pytest.approx((2 * right + 2 * wrong) / 4, rel=1e-6)

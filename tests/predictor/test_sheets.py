@@ -143,3 +143,12 @@ def test_a_stand_in_runtime_adds_its_own_factor() -> None:
     """ONNX Runtime is predicted by compiled PyTorch, 2.5 times either way: the two widths add as variances do."""
     compiled, foreign = _half_width(runtime="compiled"), _half_width(runtime="onnxruntime")
     assert foreign == pytest.approx(math.hypot(compiled, math.log(2.5)))
+
+
+def test_weights_are_read_too() -> None:
+    """Half of the bytes are weights: 936.2e9 bytes at 936.2 GB/s are a second."""
+    ideal = {"cache.gain": 1e-9, "overhead_us": 1e-9, "bandwidth": 1.0, "memory.linear": 1.0, "p": 50.0, "huge": 1.0}
+    half = 468_100_000_000
+    kernel = Kernel("linear", in_bytes=half // 2, out_bytes=half // 2, weight_bytes=half, rows=1, width=8, depth=8)
+    made = kernel_s(table_of([[(kernel, 1)]]), get_device("rtx-3090"), {**PRIOR, **ideal})
+    assert made.memory_s[0] == pytest.approx(1.0, rel=1e-6)
