@@ -7,8 +7,7 @@ re-makes the indices.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from convscale.images.idx import find_idx, open_idx
 from convscale.images.manifest import open_manifest
 from convscale.images.splits import DataSplits, FileSplit, Split, complete
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
+from convscale.images.walk import LOOSE, Folder, Tally, identity, list_folder, pictures_below
 
 _VALIDATION_FOLDERS = ("validation", "val", "valid")
 
@@ -61,7 +61,7 @@ def open_dataset(
         raise UserError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
     if not place.exists():
         raise UserError(f"data folder {place} does not exist")
-    notes: list[str] = []
+    notes, tally = list[str](), Tally()
     name = dataset or (find_torchvision(place) if place.is_dir() else None)
     if place.is_file():
         if place.suffix.lower() not in (".csv", ".jsonl", ".json"):
@@ -72,7 +72,7 @@ def open_dataset(
     elif (idx_folder := find_idx(place)) is not None:
         (train, test), validation = open_idx(idx_folder, channels=channels), None
     else:
-        train, validation, test = _open_folders(place, channels or 3, max_pixels, notes)
+        train, validation, test = _open_folders(place, channels or 3, max_pixels, tally)
     if classes is not None and not place.is_file():
         raise UserError(
             f"classes are for a manifest; {place} has its own: "
@@ -83,6 +83,8 @@ def open_dataset(
         raise UserError(
             f"{place}: only {len(train.classes)} class{only}; a classifier needs at least 2, one folder each"
         )
+    preflight = tally.report()
+    notes += preflight.notes()
     checked = [_drop_unreadable(split, max_bad_rate, notes) for split in (train, validation, test)]
     assert checked[0] is not None
     return complete(
@@ -93,30 +95,32 @@ def open_dataset(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         notes=notes,
+        preflight=preflight,
     )
 
 
 def _open_folders(
-    place: Path, channels: int, max_pixels: int, notes: list[str]
+    place: Path, channels: int, max_pixels: int, tally: Tally
 ) -> tuple[Split, Split | None, Split | None]:
     """An ImageFolder tree, with or without ``train/`` on top."""
     if not (place / "train").is_dir():
         stray = [name for name in (*_VALIDATION_FOLDERS, "test") if (place / name).is_dir()]
         if stray:
             raise UserError(f"{place}: there is {stray[0]}/ but no train/ beside it")
-        found = _scan(place, notes)
+        found = _scan(place, tally)
         return _file_split("train", found, tuple(sorted(found)), channels, max_pixels, place), None, None
     validation_folders = [name for name in _VALIDATION_FOLDERS if (place / name).is_dir()]
     if len(validation_folders) > 1:
         raise UserError(f"{place}: both {validation_folders[0]}/ and {validation_folders[1]}/ are there; keep one")
-    train = _scan(place / "train", notes)
+    apart = (place, *(place / name for name in ("train", "test", *_VALIDATION_FOLDERS)))
+    train = _scan(place / "train", tally, apart)
     classes = tuple(sorted(train))
     splits: list[Split | None] = [_file_split("train", train, classes, channels, max_pixels, place / "train")]
     for split, folder in (("validation", validation_folders[0] if validation_folders else None), ("test", "test")):
         if folder is None or not (place / folder).is_dir():
             splits.append(None)
             continue
-        found = _scan(place / folder, notes)
+        found = _scan(place / folder, tally, apart)
         only_train, only_here = sorted(set(train) - set(found)), sorted(set(found) - set(train))
         if only_train or only_here:
             sides = [
@@ -131,34 +135,37 @@ def _open_folders(
     return splits[0], splits[1], splits[2]  # pyright: ignore[reportReturnType]
 
 
-def _scan(folder: Path, notes: list[str]) -> dict[str, list[str]]:
-    """Class name -> sorted image files below its folder, at any depth; other files are counted in the notes."""
-    found: dict[str, list[str]] = {}
-    others: Counter[str] = Counter()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir() or entry.name.startswith("."):
-            continue
-        files = found[entry.name] = []
-        for root, folders, names in os.walk(entry.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if name.startswith("."):
-                    continue
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in EXTENSIONS:
-                    files.append(os.path.join(root, name))
-                else:
-                    others[suffix or "no extension"] += 1
-    total = sum(map(len, found.values()))
-    skipped = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3))
-    if total == 0:
-        detail = f"; {sum(others.values())} other files ({skipped})" if others else ""
-        known = ", ".join(EXTENSIONS)
+def _scan(folder: Path, tally: Tally, apart: Iterable[Path] = ()) -> dict[str, list[str]]:
+    """Class name -> image files below its folder, at any depth; what is left out is counted.
+
+    Args:
+        folder: holds one folder per class.
+        tally: counts what is left out.
+        apart: folders that links below a class must not lead into, beside ``folder`` and the other classes'.
+
+    Raises:
+        UserError: there is no image, or two classes are one folder.
+    """
+    before = tally.report()
+    listed = list_folder(str(folder), tally)
+    for name in listed.pictures:
+        tally.add(LOOSE, str(folder / name))
+    known: dict[Folder, str] = {}
+    for name in listed.folders:
+        which = identity(str(folder / name))
+        if which is not None and (other := known.setdefault(which, name)) != name:
+            raise UserError(f"{folder}: the class folders {other} and {name} are one folder, by a link; remove one")
+    seen = {*known, *(which for place in (folder, *apart) if (which := identity(str(place))) is not None)}
+    found = {
+        name: list(pictures_below(str(folder / name), tally, seen=seen, files_first=True)) for name in listed.folders
+    }
+    if not any(found.values()):
+        known_endings = ", ".join(EXTENSIONS)
+        others = "".join(f"; {each.describe()}" for each in tally.report().since(before).left_out)
         raise UserError(
-            f"{folder}: no images found{detail}; one folder per class with files ending in {known} would be right"
+            f"{folder}: no images found{others}; one folder per class with files ending in {known_endings} would be "
+            "right"
         )
-    if others:
-        notes.append(f"{folder}: {sum(others.values())} files without an image's extension left out ({skipped})")
     return found
 
 

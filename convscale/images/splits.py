@@ -11,6 +11,7 @@ import torch
 
 from convscale.errors import UserError
 from convscale.images.decode import MAX_PIXELS, read_image
+from convscale.images.walk import NOTHING, Preflight
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,6 +134,8 @@ class DataSplits:
     """Class names, the same for every split."""
     notes: tuple[str, ...] = ()
     """What a user should know: what was carved, which files were skipped and why."""
+    preflight: Preflight = NOTHING
+    """What was found and not used, by reason; the notes say it in words."""
 
     @property
     def channels(self) -> int:
@@ -229,6 +232,7 @@ def complete(
     validation_fraction: float,
     test_fraction: float,
     notes: Sequence[str] = (),
+    preflight: Preflight = NOTHING,
 ) -> DataSplits:
     """Carve from ``train`` what is missing (stratified, seeded) and say so in the notes; fractions are of the train set
     as it was given.
@@ -249,7 +253,9 @@ def complete(
         notes.append(
             f"no {' and no '.join(missing)} set found: {carved_sizes} carved from train (stratified, seed {seed})"
         )
-    return DataSplits(train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes))
+    return DataSplits(
+        train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes), preflight=preflight
+    )
 
 
 def labels_from_names(names: Sequence[str], classes: Sequence[str], where: Path | str) -> torch.Tensor:

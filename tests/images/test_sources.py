@@ -89,8 +89,10 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images found"):
         open_dataset(tmp_path)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.tiff").touch()
-    with pytest.raises(UserError, match=r"no images found; 1 other files \(1 .tiff\)"):
+    (tmp_path / "a" / "x.xyz").touch()
+    with pytest.raises(
+        UserError, match=r"no images found; left out: files without an image's extension: 1 \(1 .xyz; first: .*x.xyz\)"
+    ):
         open_dataset(tmp_path)
     (tmp_path / "x.txt").touch()
     with pytest.raises(UserError, match=r"x.txt is a file; name a folder, or a manifest"):
