@@ -72,10 +72,10 @@ def test_unreadable_images_are_counted_and_skipped_up_to_a_rate(make_tree) -> No
     ("layout", "message"),
     [
         ({"only": 5}, r"only 1 class \('only'\)"),
-        ({"a": 5, "b": 1}, r"class 'b' has 1 image\(s\), too few"),
+        ({"a": 1, "b": 1}, r"class 'a' has 1 image\(s\), too few"),
         ({"train": {"a": 2, "b": 0}}, "without an image: b"),
         ({"val": {"a": 2, "b": 2}}, "there is val/ but no train/"),
-        ({"train": {"a": 2}, "val": {"a": 2}, "validation": {"a": 2}}, "both validation/ and val/"),
+        ({"train": {"a": 2}, "val": {"a": 2}, "validation": {"a": 2}}, "both val/ and validation/"),
     ],
 )
 def test_bad_trees(make_tree, layout: dict, message: str) -> None:
