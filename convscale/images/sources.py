@@ -70,7 +70,9 @@ def open_dataset(
     if place.is_file():
         if place.suffix.lower() not in (".csv", ".jsonl", ".json"):
             raise UserError(f"{place} is a file; name a folder, or a manifest ending in .csv, .jsonl or .json")
-        train, validation, test = open_manifest(place, channels=channels or 3, max_pixels=max_pixels, classes=classes)
+        train, validation, test = open_manifest(
+            place, channels=channels or 3, max_pixels=max_pixels, classes=classes, tally=tally, notes=notes
+        )
     elif name is not None:
         train, validation, test = open_torchvision(name, place, channels=channels or 3, max_pixels=max_pixels)
     elif (idx_folder := find_idx(place)) is not None:
