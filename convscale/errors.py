@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -156,3 +157,28 @@ def check_text(name: str, value: object, known: Collection[str] | None = None, w
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, else its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+_SYSTEM_TROUBLE = {
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n) or use fewer workers",
+    errno.ENFILE: "too many open files in the whole system: end some programs",
+    errno.ENOMEM: "out of memory: use a smaller batch or fewer workers",
+    errno.EIO: "the disk or the network behind it fails: input/output error",
+    errno.ESTALE: "the network folder it is in went away: mount it again",
+    errno.ENODEV: "the device it is on went away",
+    errno.ENXIO: "the device it is on went away",
+}
+
+
+class SystemTrouble(UserError):
+    """The system, not the input, is what fails: never a reason to call a picture bad."""
+
+
+def stop_if_system(error: OSError, path: object) -> None:
+    """Return where an error is about the file itself.
+
+    Raises:
+        SystemTrouble: the system is at the end of its means (open files, memory), or its disk fails; one line.
+    """
+    if error.errno in _SYSTEM_TROUBLE:
+        raise SystemTrouble(f"{path}: {_SYSTEM_TROUBLE[error.errno]}") from error

@@ -31,7 +31,7 @@ def check_command(
     from convscale.images.check import check_data
     from convscale.images.sources import open_dataset
 
-    splits = open_dataset(data_dir, dataset=dataset)
+    splits = open_dataset(data_dir, dataset=dataset, compare=False)
     found = check_data(splits, img_size)
     if as_json:
         print_json({"classes": list(splits.classes), **found.to_dict()})

@@ -151,7 +151,12 @@ def train_command(
 def evaluate_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
     data_dir: DataDir,
-    split: Annotated[str, typer.Option(help="train, validation, test, or all: every image there is.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, validation, test, or all: every image; test, or the one split there is, when left out."
+        ),
+    ] = None,
     batch_size: Batch = 256,
     dataset: Dataset = None,
     workers: Workers = None,
@@ -166,27 +171,26 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint on a split of the data: accuracy, per class, calibration, throughput."""
-    from convscale.images.sources import open_dataset
+    from convscale.images.sources import open_evaluation
     from convscale.learn.checkpoint import load_checkpoint, network_for
     from convscale.learn.evaluate import evaluate as evaluate_net
 
-    if split not in SPLITS:
+    if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
     loaded = load_checkpoint(checkpoint, net=network_for(checkpoint, model))
-    splits = open_dataset(data_dir, dataset=dataset, channels=loaded.preprocessing.channels)
-    if splits.classes != loaded.classes:
-        raise UserError(
-            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"
-        )
-    chosen = splits.whole() if split == "all" else getattr(splits, split)
+    found = open_evaluation(
+        data_dir, classes=loaded.classes, split=split, dataset=dataset, channels=loaded.preprocessing.channels
+    )
+    for note in found.notes:
+        say(f"note: {note}", err=True)
     ev = evaluate_net(
         loaded.net,
-        chosen,
+        found.split,
         loaded.preprocessing,
         batch_size=batch_size,
         device=device,
         workers=workers,
-        train_labels=splits.train.labels,
+        train_labels=found.train_labels,
     )
     thresholds = _named(loaded.classes, loaded.thresholds)
     if as_json:
@@ -207,14 +211,16 @@ def evaluate_command(
             "per_class": list(ev.per_class),
             "confusion": ev.confusion.tolist(),
         }
-        print_json(json_numbers({"split": split, "classes": list(ev.classes), **values, "thresholds": thresholds}))
+        print_json(
+            json_numbers({"split": found.split.split, "classes": list(ev.classes), **values, "thresholds": thresholds})
+        )
         return
     top5 = "" if ev.top5 is None else f"top-5 {ev.top5:.2%}, "
-    say(f"{split}: {ev.describe()}, {top5}loss {ev.loss:.4f}, calibration error {ev.calibration_error:.2%}")
+    say(f"{found.split.split}: {ev.describe()}, {top5}loss {ev.loss:.4f}, calibration error {ev.calibration_error:.2%}")
     say(f"{ev.images_per_s:,.0f} images/s (whole evaluation, {device}, fp32, batch {batch_size})")
     for note in ev.bad:
         say(f"left out: {note}", err=True)
-    multilabel = chosen.multilabel
+    multilabel = found.split.multilabel
     say(
         "average precision per class" + (", and the threshold set on validation" if thresholds else "")
         if multilabel

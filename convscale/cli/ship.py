@@ -259,9 +259,11 @@ def classify_command(
 ) -> None:
     """Classify images: one row each, in order."""
     from convscale.artifact.artifact import load_artifact
+    from convscale.images.walk import Tally
     from convscale.ship.stream import classify, image_paths
 
-    paths = image_paths(images, sys.stdin)
+    left_out = Tally()
+    paths = image_paths(images, sys.stdin, left_out)
     target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
 
@@ -284,4 +286,6 @@ def classify_command(
     )
     if sys.stderr.isatty():
         sys.stderr.write("\r")
+    for note in left_out.report().notes():
+        say(note, err=True)
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from convscale import words
 from convscale.conditions import Size, as_size, sides, size_text
 from convscale.images.decode import ImageError, check_image
-from convscale.images.duplicates import Duplicates, Pairs, evenly, find_duplicates
+from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, Duplicates, evenly, find_duplicates
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit, DataSplits, FileSplit, Split
 
@@ -98,8 +98,8 @@ class DataCheck:
             self._dominant(),
             _missing(self.without_validation, "for validation: nothing is chosen by them"),
             _missing(self.without_test, "in the test set: the test says nothing about them"),
-            _same(self.duplicates.across_splits, "in two splits, where results are too good for it"),
-            _same(self.duplicates.two_labels, "with different labels", labels=True),
+            self.duplicates.across_splits.describe(IN_TWO_SPLITS),
+            self.duplicates.two_labels.describe(WITH_TWO_LABELS, labels=True),
             self._small(),
             self._undecodable(),
         )
@@ -169,7 +169,7 @@ def check_data(data: DataSplits | str | os.PathLike[str], image_size: Size | Non
     """
     size = None if image_size is None else as_size(*sides(image_size))
     started = time.perf_counter()
-    splits = data if isinstance(data, DataSplits) else open_dataset(data)
+    splits = data if isinstance(data, DataSplits) else open_dataset(data, compare=False)
     counts = np.asarray(splits.train.class_counts())
     smallest_first = np.argsort(counts, kind="stable")
     largest = int(np.argmax(counts))
@@ -252,19 +252,6 @@ def _missing(names: tuple[str, ...], what: str) -> str:
     having = words.plural(len(names), "class has", "classes have")
     kind, _, consequence = what.partition(": ")
     return f"{having} no image {kind} ({', '.join(names[:_NAMED])}{_more(len(names))}): {consequence}"
-
-
-def _same(pairs: Pairs, what: str, *, labels: bool = False) -> str:
-    if not pairs.total:
-        return ""
-
-    def shown(split: str, name: str, label: str) -> str:
-        return f"{name} ({label or 'no label'})" if labels else f"{name} ({split})"
-
-    named = "; ".join(f"{shown(*pair.first)} and {shown(*pair.second)}" for pair in pairs.examples)
-    kinds = f"{pairs.exact:,} equal, {pairs.near:,} alike"
-    more = " ..." if pairs.total > len(pairs.examples) else ""
-    return f"{words.plural(pairs.total, 'pair')} of the same picture {what} ({kinds}): {named}{more}"
 
 
 def _more(count: int) -> str:

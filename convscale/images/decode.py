@@ -11,17 +11,17 @@ import contextlib
 import io
 import os
 import re
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from convscale.errors import UserError, first_line
+from convscale.errors import UserError, first_line, stop_if_system
 
 _PLUGINS = {
     "JPEG": "PIL.JpegImagePlugin",
@@ -122,12 +122,13 @@ def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
         ImageError: missing, empty, no known format, or more than ``max_pixels``.
     """
     try:
-        with open(path, "rb") as file:
+        with _open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
             header = parse_header(head)
             if header is None and head[:3] == b"\xff\xd8\xff":  # a large EXIF block or colour profile before the size
                 header = parse_header(head + file.read())
     except OSError as error:
+        stop_if_system(error, path)
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error
     return _accept(path, head, header, max_pixels)
 
@@ -157,15 +158,30 @@ def read_image(
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytearray:
-    """A file's bytes, or ImageError."""
+    """A file's bytes.
+
+    Raises:
+        ImageError: it is missing, may not be read, or is no regular file.
+        SystemTrouble: the system is at the end of its means, or the disk fails.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with _open_regular(path) as file:
             data = bytearray(os.fstat(file.fileno()).st_size)
-            if file.readinto(data) != len(data):  # a pipe, or a file that changes
-                return bytearray(Path(path).read_bytes())
+            if file.readinto(data) != len(data):  # a file that changes
+                file.seek(0)
+                return bytearray(file.read())
             return data
     except OSError as error:
+        stop_if_system(error, path)
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error
+
+
+def _open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Open a regular file. A pipe would wait for its writer, a device may do anything: neither is opened."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ImageError(f"{path}: no regular file, but a folder, a pipe, a socket or a device")
+    # Without waiting, for what takes the file's place meanwhile; a regular file is read as ever.
+    return io.FileIO(path, "r", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def decode_image(

@@ -207,7 +207,7 @@ def fit(
 
 def fit_request(asked: FitRequest) -> FitRun:
     """``fit`` by one value."""
-    splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data)
+    splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data, compare=False)
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     asked.check_networks(splits)
     _ = asked.rows  # what they are wrong in is told before anything is written

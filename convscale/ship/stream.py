@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import glob
 import io
 import json
@@ -21,7 +22,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
 from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
 from convscale.images.preprocess import Preprocessing
-from convscale.images.walk import pictures_below
+from convscale.images.walk import Tally, pictures_below
 from convscale.machine import available_cores
 
 FORMATS = ("csv", "jsonl")
@@ -65,11 +66,14 @@ class Classified:
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
-def image_paths(arguments: Iterable[str], stdin: Iterable[str] | None = None) -> Iterator[str]:
+def image_paths(
+    arguments: Iterable[str], stdin: Iterable[str] | None = None, tally: Tally | None = None
+) -> Iterator[str]:
     """The files that command-line arguments mean, one at a time.
 
-    A folder gives the images below it, in the order of their names; a pattern (``photos/*.jpg``) what it matches; ``-``
-    the lines of ``stdin``; a file itself.
+    A folder gives the images below it, in the order of their names, links followed, no folder twice; a pattern
+    (``photos/*.jpg``) what it matches, and one with ``**`` the images among that; ``-`` the lines of ``stdin``; a file
+    itself. ``tally`` counts what of folders is left out, once all paths were taken.
 
     Raises:
         UserError: an argument that is nothing of that, or gives nothing; before the first path.
@@ -82,9 +86,10 @@ def image_paths(arguments: Iterable[str], stdin: Iterable[str] | None = None) ->
             raise UserError(f"image {argument} does not exist")
         if argument == "-" and stdin is None:
             raise UserError("- needs a list of paths on standard input")
-        if argument != "-" and not os.path.isfile(argument) and next(_expand(argument, stdin), None) is None:
+        if argument != "-" and not os.path.isfile(argument) and next(_expand(argument, stdin, Tally()), None) is None:
             raise UserError(f"{argument} gives no image; known extensions: {', '.join(EXTENSIONS)}")
-    return (path for argument in arguments for path in _expand(argument, stdin))
+    counted = Tally() if tally is None else tally
+    return (path for argument in arguments for path in _expand(argument, stdin, counted))
 
 
 def classify_stream(
@@ -210,15 +215,38 @@ def _check_options(top: int, artifact: Artifact, batch_size: int | None, workers
         raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
 
 
-def _expand(argument: str, stdin: Iterable[str] | None) -> Iterator[str]:
+def _expand(argument: str, stdin: Iterable[str] | None, tally: Tally) -> Iterator[str]:
     if argument == "-":
         yield from (line.rstrip("\r\n") for line in stdin or () if line.strip())
     elif os.path.isdir(argument):
-        yield from pictures_below(argument)
+        yield from pictures_below(argument, tally)
     elif os.path.lexists(argument):
         yield argument
+    elif "**" in argument.split("/"):
+        yield from sorted(_below_pattern(argument, tally))
     else:
-        yield from (path for path in sorted(glob.iglob(argument, recursive=True)) if os.path.isfile(path))
+        yield from (path for path in sorted(glob.iglob(argument)) if os.path.isfile(path))
+
+
+def _below_pattern(pattern: str, tally: Tally) -> Iterator[str]:
+    """Images that a pattern with ``**`` matches; ``glob`` itself goes round in links for ever."""
+    parts = pattern.split("/")
+    first = parts.index("**")
+    top, rest = "/".join(parts[:first]), parts[first:]
+    begins = sorted(glob.iglob(top)) if top else ["/" if pattern.startswith("/") else "."]
+    for begin in begins:
+        for path in pictures_below(begin, tally) if os.path.isdir(begin) else ():
+            if _matches(os.path.relpath(path, begin).split(os.sep), rest):
+                yield os.path.relpath(path) if begin == "." else path
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path are what a pattern's parts say; ``**`` stands for any number of them."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_matches(path[at:], pattern[1:]) for at in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
@@ -233,6 +261,8 @@ def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | st
         return path, future.result()
     except ImageError as error:
         return path, str(error).removeprefix(f"{path}: ")
+    except UserError:  # the system, not the picture: every further row would say the same
+        raise
     except (OSError, ValueError, MemoryError) as error:
         return path, f"can not be read ({error})"
 
