@@ -159,7 +159,10 @@ def _checkpoint_gradients(net: nn.Module) -> None:
 
 
 def _kept_settings(folder: Path) -> Settings:
-    kept = load_state(folder)[2]["settings"]
+    place, _, state, _ = load_state(folder)
+    kept = state.get("settings")
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), str) for key in ("precision", "layout")):
+        raise UserError(f"training state {place / 'state.json'} is damaged: it has no settings of precision and layout")
     return Settings(precision=kept["precision"], layout=kept["layout"])
 
 

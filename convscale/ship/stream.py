@@ -23,8 +23,11 @@ from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload,
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import pictures_below
 from convscale.machine import available_cores
+from convscale.read import Limits, json_of
 
 FORMATS = ("csv", "jsonl")
+_ROW = Limits(size=2**20, surrogates=True)
+"""Of a row of an earlier run; names of files may hold any bytes."""
 AHEAD = 4
 """Batches that are decoded ahead of the network; what bounds the memory."""
 
@@ -342,6 +345,10 @@ def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resu
     return done
 
 
+class _Unfit(UserError):
+    """An output that a run can not go on in."""
+
+
 def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
     """The paths of the rows of an earlier run."""
     try:
@@ -349,16 +356,16 @@ def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[st
             rows = csv.reader(file)
             head: Sequence[str] = next(rows, [])
             if head and head[0] != "path":
-                raise UserError(f"output {output} is no table of convscale classify; name another")
+                raise _Unfit(f"output {output} is no table of convscale classify; name another")
             if head and ",".join(head) + "\n" != header:
-                raise UserError(
+                raise _Unfit(
                     f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
                     "another output"
                 )
             yield from (row[0] for row in rows)
         else:
-            yield from (json.loads(line)["path"] for line in file)
-    except UserError:
+            yield from (json_of(line, "a row", _ROW)["path"] for line in file)
+    except _Unfit:
         raise
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"output {output} is no table of convscale classify; name another") from error
