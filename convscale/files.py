@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError
+from convscale.locks import OutputLock
 
 
 def fsync_dir(path: Path) -> None:
@@ -46,7 +47,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    lock = OutputLock()  # tells other runs that it is no litter
     try:
+        lock.take(staging)
         staging.chmod(0o755)
         yield staging
         for path in staging.rglob("*"):
@@ -56,6 +59,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         fsync_dir(staging)
         _rename_folder(staging, target)
     finally:
+        lock.release()
         shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -182,9 +186,13 @@ def new_output_dir(
     import shutil
 
     folder = check_output_dir(path, overwrite=overwrite, resume=resume)
-    if folder.is_dir() and not resume and any(folder.iterdir()):
-        shutil.rmtree(folder)
     try:
+        for entry in list(folder.iterdir()) if folder.is_dir() and not resume else ():
+            # The folder itself stays: a lock stands on it, and it may be a link.
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
     except OSError as error:

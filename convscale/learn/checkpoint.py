@@ -32,6 +32,7 @@ from convscale.errors import UserError, check_whole, first_line
 from convscale.files import is_full, sha256, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
+from convscale.locks import is_abandoned
 from convscale.networks.foreign import Foreign, build_foreign, need_timm, timm_has
 from convscale.read import TRUSTED_NUMBERS, check_tensors, object_of, read_json
 
@@ -237,12 +238,15 @@ def list_checkpoints(run: str | os.PathLike[str], kinds: tuple[str, ...] = ("ste
 
 
 def prune(run: str | os.PathLike[str], *, keep: int, kind: str = "step") -> None:
-    """Remove all but the ``keep`` newest checkpoints of a kind, and what interrupted writes left behind."""
+    """Remove all but the ``keep`` newest checkpoints of a kind, and what interrupted writes left behind; what another
+    run is writing stays.
+    """
     for old in list_checkpoints(run, (kind,))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     folder = Path(run) / "checkpoints"
     for entry in folder.glob(".*.tmp") if folder.is_dir() else ():
-        shutil.rmtree(entry, ignore_errors=True)
+        if is_abandoned(entry):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def verify_checkpoint(place: Path) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from convscale.errors import UserError
+from convscale.files import whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn import checkpoint as module
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint
@@ -70,6 +71,15 @@ def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
         "best-00000002",
     ]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_another_run_is_writing_is_never_removed(tmp_path: Path) -> None:
+    _save(tmp_path, 1, 1.0)
+    with whole_folder(tmp_path / "checkpoints" / "step-00000002") as others:
+        (others / "model.safetensors").write_bytes(b"x")
+        prune(tmp_path, keep=1)
+        assert (others / "model.safetensors").read_bytes() == b"x"
+    assert (tmp_path / "checkpoints" / "step-00000002").is_dir()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "sums", "json"])
