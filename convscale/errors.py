@@ -85,6 +85,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f" (known: {', '.join(sorted(known))})" if len(known) <= 24 else ""
 
 
+def short(value: object, most: int = 200) -> str:
+    """A value in a message: at most some characters of it, and never an error."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; a list that holds itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def check_whole(name: str, value: object, least: int = 1) -> int:
     """``value`` as an int.
 
@@ -94,7 +103,7 @@ def check_whole(name: str, value: object, least: int = 1) -> int:
     whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if whole is None or not least <= whole <= MOST_WHOLE:
         most = f" and at most {MOST_WHOLE}" if whole is not None and whole > MOST_WHOLE else ""
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}{most}")
+        raise UserError(f"{name} is {short(value)}; it must be a whole number of at least {least}{most}")
     return whole
 
 
@@ -116,7 +125,7 @@ def check_number(name: str, value: object, right: str, low: float = -math.inf, h
     except OverflowError:  # a whole number beyond what a float can hold
         number = math.inf
     if not math.isfinite(number) or not low <= number <= high:
-        raise UserError(f"{name} is {value!r}; it must be {right}")
+        raise UserError(f"{name} is {short(value)}; it must be {right}")
     return number
 
 

@@ -6,9 +6,10 @@ with 2.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -32,6 +33,7 @@ from convscale.cli.options import (
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError, naming_extras
+from convscale.files import told
 from convscale.networks.names import spec_of
 
 if TYPE_CHECKING:
@@ -250,14 +252,41 @@ cli_calibrate.register(app)
 cli_report.register(app)
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+"""How libraries say it."""
+
+
+def _refuse(error: UserError) -> NoReturn:
+    """One line, and the exit code."""
+    line = " ".join(str(error).splitlines())
+    # What standard output still holds can not be written where its disk is full: the exit would fail once more.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    typer.echo(f"convscale: {line}", err=True)
+    sys.exit(130 if isinstance(error, Stopped) else 2)
+
+
 def main() -> None:
-    """Run the command line: exit code 0, 2 on bad input, 130 when interrupted."""
+    """Run the command line: exit code 0, 2 on bad input or where the file system or the memory does not let it, 130
+    when interrupted.
+    """
     try:
         with naming_extras("this command"):
             app()
     except UserError as error:
-        typer.echo(f"convscale: {error}", err=True)
-        sys.exit(130 if isinstance(error, Stopped) else 2)
+        _refuse(error)
+    except OSError as error:
+        if (line := told(error)) is None:
+            raise
+        _refuse(line)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise
+        _refuse(UserError("out of memory; a smaller batch, image size or network would be right"))
     except KeyboardInterrupt:
         typer.echo("convscale: interrupted", err=True)
         sys.exit(130)

@@ -15,12 +15,14 @@ from torch import nn
 from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Asked, at_hand, check_device
 from convscale.conditions import Constraint
-from convscale.files import new_output_dir
+from convscale.files import check_output_dir, new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
+from convscale.locks import OutputLock
 from convscale.machine import Environment
 from convscale.networks.offered import Filter
+from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.record import RunRecord, describe
 from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
 from convscale.pipeline.ship import Shipping
@@ -212,7 +214,17 @@ def fit_request(asked: FitRequest) -> FitRun:
     asked.check_networks(splits)
     _ = asked.rows  # what they are wrong in is told before anything is written
     request = asked.to_json(splits)
-    folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
+    with OutputLock() as lock:
+        lock.take(check_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume))
+        folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
+        lock.take(folder)
+        return _fit(asked, splits, files, folder, request)
+
+
+def _fit(
+    asked: FitRequest, splits: DataSplits, files: WeightFiles | None, folder: Path, request: dict[str, object]
+) -> FitRun:
+    """``fit`` in a folder that is made and locked."""
     run = Fit(
         asked=asked,
         record=RunRecord(folder, request, resume=asked.resume, older=as_version_0_1(asked, splits)),

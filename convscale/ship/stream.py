@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -20,12 +21,17 @@ import numpy as np
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
+from convscale.files import is_full
 from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import Tally, pictures_below
+from convscale.locks import OutputLock
 from convscale.machine import available_cores
+from convscale.read import Limits, json_of
 
 FORMATS = ("csv", "jsonl")
+_ROW = Limits(size=2**20, surrogates=True)
+"""Of a row of an earlier run; names of files may hold any bytes."""
 AHEAD = 4
 """Batches that are decoded ahead of the network; what bounds the memory."""
 
@@ -167,44 +173,70 @@ def classify(
     """
     form = _format(output, format)
     _check_options(top, artifact, batch_size, workers)  # before anything is written
+    if not isinstance(output, (str, os.PathLike)):
+        return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
+    path = Path(output)
+    paths = iter(paths)
+    with OutputLock() as lock:
+        header = _header(top, artifact.thresholds is not None)
+        done = _prepare(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
+        rows = _Rows(top, batch_size, workers, on_rows)
+        stream = _appended(path)
+        try:
+            found = _write_rows(paths, artifact, stream, form, rows, begins_empty=path.stat().st_size == 0)
+            stream.close()
+        except OSError as error:
+            if is_full(error):
+                raise UserError(
+                    f"no space left on the disk of {output}; {rows.count} images are done, free some and use --resume"
+                ) from error
+            raise UserError(f"output {output} can not be written: {error.strerror or error}; name another") from error
+        finally:
+            with suppress(OSError):  # what could not be written is told above; closing tries it once more
+                stream.close()
+    return replace(found, resumed=done)
+
+
+@dataclass
+class _Rows:
+    """How rows are made, and how many there are."""
+
+    top: int
+    batch_size: int | None
+    workers: int | None
+    on_rows: Callable[[int, int], object] | None
+    count: int = 0
+
+
+def _appended(path: Path) -> TextIO:
+    """A file to append rows to."""
+    return open(path, "a", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_rows(
+    paths: Iterable[str], artifact: Artifact, stream: TextIO, form: str, rows: _Rows, *, begins_empty: bool
+) -> Classified:
+    """Write a row for each path as it comes, and flush after each batch."""
     several = artifact.thresholds is not None
     writer = _csv_line if form == "csv" else _json_line
-    done = 0
-    paths = iter(paths)
-    if isinstance(output, (str, os.PathLike)):
-        done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
-        # Closed below: a stream that was given is not.
-        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
-        begins_empty = Path(output).stat().st_size == 0
-    else:
-        stream, begins_empty = output, True
     start = time.perf_counter()
-    count = errors = 0
-    step = batch_size or artifact.batch_size
-    try:
-        if form == "csv" and begins_empty:
-            stream.write(_header(top, several))
-        for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
-            stream.write(writer(row, top, several))
-            count += 1
-            errors += bool(row.error)
-            if count % step == 0:
-                stream.flush()
-                if on_rows is not None:
-                    on_rows(count, errors)
-        stream.flush()
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            raise UserError(
-                f"no space left on the disk of {output}; {count} images are done, free some and use --resume"
-            ) from error
-        raise
-    finally:
-        if stream is not output:
-            stream.close()
-    if on_rows is not None:
-        on_rows(count, errors)
-    return Classified(images=count, errors=errors, resumed=done, seconds=time.perf_counter() - start)
+    errors = 0
+    step = rows.batch_size or artifact.batch_size
+    if form == "csv" and begins_empty:
+        stream.write(_header(rows.top, several))
+    made = classify_stream(paths, artifact, top=rows.top, batch_size=rows.batch_size, workers=rows.workers)
+    for row in made:
+        stream.write(writer(row, rows.top, several))
+        rows.count += 1
+        errors += bool(row.error)
+        if rows.count % step == 0:
+            stream.flush()
+            if rows.on_rows is not None:
+                rows.on_rows(rows.count, errors)
+    stream.flush()
+    if rows.on_rows is not None:
+        rows.on_rows(rows.count, errors)
+    return Classified(images=rows.count, errors=errors, resumed=0, seconds=time.perf_counter() - start)
 
 
 def _check_options(top: int, artifact: Artifact, batch_size: int | None, workers: int | None) -> None:
@@ -343,16 +375,20 @@ def _one_line(text: str) -> str:
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool) -> int:
-    """Make the output ready to be appended to. Returns how many files it has rows for; as many are taken from
-    ``paths``.
+def _prepare(
+    output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool, lock: OutputLock
+) -> int:
+    """Make the output ready to be appended to, and lock it. Returns how many files it has rows for; as many are taken
+    from ``paths``.
     """
-    if output.is_dir():
-        raise UserError(f"output {output} is a folder; name a file")
     try:
+        if output.is_dir():
+            raise UserError(f"output {output} is a folder; name a file")
         output.parent.mkdir(parents=True, exist_ok=True)
+        lock.take(output, "output")
         if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
             output.write_text("")
+            lock.take(output, "output")
             return 0
     except OSError as error:
         raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
@@ -372,6 +408,10 @@ def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resu
     return done
 
 
+class _Unfit(UserError):
+    """An output that a run can not go on in."""
+
+
 def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
     """The paths of the rows of an earlier run."""
     try:
@@ -379,16 +419,16 @@ def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[st
             rows = csv.reader(file)
             head: Sequence[str] = next(rows, [])
             if head and head[0] != "path":
-                raise UserError(f"output {output} is no table of convscale classify; name another")
+                raise _Unfit(f"output {output} is no table of convscale classify; name another")
             if head and ",".join(head) + "\n" != header:
-                raise UserError(
+                raise _Unfit(
                     f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
                     "another output"
                 )
             yield from (row[0] for row in rows)
         else:
-            yield from (json.loads(line)["path"] for line in file)
-    except UserError:
+            yield from (json_of(line, "a row", _ROW)["path"] for line in file)
+    except _Unfit:
         raise
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"output {output} is no table of convscale classify; name another") from error

@@ -211,6 +211,19 @@ def test_torch_archive_code_in_an_expression_is_refused(archive_folder: Path, tm
         load_artifact(rewrite(archive_folder, tmp_path, {"models/model.json": evil.encode()})).runner  # noqa: B018
 
 
+@pytest.mark.parametrize("slow", ["9**9**9**9", "9" * 5000, "(" * 30 + "1" + ")" * 30, "1*" * 2000 + "1"])
+def test_torch_archive_an_expression_that_takes_for_ever_is_refused(
+    archive_folder: Path, tmp_path: Path, slow: str
+) -> None:
+    with zipfile.ZipFile(archive_folder / "model.pt2") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("models/model.json"))
+        text = archive.read(name).decode()
+    evil = text.replace("Symbol('s", f"{slow} + Symbol('s", 1)
+    with pytest.raises(UserError, match="holds the expression") as caught:
+        load_artifact(rewrite(archive_folder, tmp_path, {"models/model.json": evil.encode()})).runner  # noqa: B018
+    assert len(str(caught.value)) < 400
+
+
 def test_torch_archive_an_unknown_operator_is_refused(archive_folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(archive_folder / "model.pt2") as archive:
         name = next(n for n in archive.namelist() if n.endswith("models/model.json"))

@@ -199,7 +199,7 @@ def _bomb(path: Path) -> None:
         ("good", ("--lr", "1e9"), "lr must lie between 1e-09 and 100, got 1000000000.0"),
         ("good", ("-b", "99"), "batch_size 99 is larger than the train set (32 images); use at most 32"),
         ("good", ("--set", "leraning_rate=1"), "has no key 'leraning_rate'"),
-        ("good", ("--recipe", "bad.yaml"), "recipe bad.yaml: can not be read"),
+        ("good", ("--recipe", "bad.yaml"), "recipe bad.yaml is no valid YAML"),
         ("good", ("--output", "/proc/x"), "output folder /proc/x can not be written"),
         ("good", ("--output", "/dev/null"), "output /dev/null is a file; name a folder"),
         ("good", ("--init", "foreign.pth"), "foreign.pth"),
