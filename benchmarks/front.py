@@ -1,7 +1,8 @@
 """The answers of ``choose`` by prediction on cards that the predictor has never seen, beside the best that measuring
 every network there would give.
 
-    python -m benchmarks.front --tables DIR [--cache DIR] [--cards ...] [--speeds 15] [--json] [--output results/front.json]
+    python -m benchmarks.front --tables DIR [--cache DIR] [--cards ...] [--speeds 15] [--json] [--output
+        results/front.json]
 
 DIR holds tables of timm's benchmark.py (timm's results folder has such). For each card of ``CARDS`` every network of
 its table is predicted by coefficients that were fitted without any table of that card and, fold by fold, without the
