@@ -1,7 +1,8 @@
 """The answers of ``choose`` by prediction on cards that the predictor has never seen, beside the best that measuring
 every network there would give.
 
-    python -m benchmarks.front --tables DIR [--cache DIR] [--speeds 15] [--json] [--output results/front.json]
+    python -m benchmarks.front --tables DIR [--cache DIR] [--cards ...] [--speeds 15] [--json] [--output
+        results/front.json]
 
 DIR holds tables of timm's benchmark.py (timm's results folder has such). For each card of ``CARDS`` every network of
 its table is predicted by coefficients that were fitted without any table of that card and, fold by fold, without the
@@ -112,13 +113,15 @@ def rows_traced_before(table: TableFile) -> list[Row]:
     return found
 
 
-def load(folder: Path, cache: Path) -> dict[TableFile, list[Row]]:
-    """The tables that ``CARDS`` and their fits need."""
+def load(folder: Path, cache: Path, cards: Sequence[str]) -> dict[TableFile, list[Row]]:
+    """The tables that ``cards`` and their fits need."""
     found = {
         table: rows_traced_before(table)
         for table in find_tables(folder)
         if (table.mode, table.layout, table.precision) == ("infer", "nchw", "amp") and table.torch >= "pt240"
     }
+    if not any(CARDS[card].startswith("infer-fp32") for card in cards):
+        return found
     cpu = load_tables(
         folder,
         cache,
@@ -325,15 +328,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tables", type=Path, required=True, help="folder with timm's benchmark-*.csv")
     parser.add_argument("--cache", type=Path, default=None, help="folder for traces (default: the user's cache)")
+    parser.add_argument("--cards", nargs="+", choices=CARDS, default=list(CARDS))
     parser.add_argument("--speeds", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="print records as JSON instead of a table")
     parser.add_argument("--output", type=Path, default=None, help="write records there as JSON, and the table beside")
     options = parser.parse_args(arguments)
-    tables = load(options.tables, options.cache or cache_dir() / "predictor-traces")
+    tables = load(options.tables, options.cache or cache_dir() / "predictor-traces", options.cards)
     named = {table.name: table for table in tables}
     records: list[dict[str, Any]] = []
-    for card, table in CARDS.items():
-        if table not in named:
+    for card in options.cards:
+        if (table := CARDS[card]) not in named:
             print(f"no table {table}: {card} is left out", file=sys.stderr)
             continue
         found, measured = options_of(told_without(named[table], tables))
