@@ -53,6 +53,9 @@ Confidence = Annotated[
     float,
     typer.Option("--confidence", help="Probability with which a predicted speed must keep it, 0.5 to 0.99."),
 ]
+MaxBadRate = Annotated[
+    float, typer.Option("--max-bad-rate", help="Share of images that may be unreadable and are left out, 0 to 1.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
 
 
