@@ -256,7 +256,7 @@ def main() -> None:
         with naming_extras("this command"):
             app()
     except UserError as error:
-        typer.echo(f"convscale: {error}", err=True)
+        typer.echo(f"convscale: {words.safe(str(error))}", err=True)
         sys.exit(130 if isinstance(error, Stopped) else 2)
     except KeyboardInterrupt:
         typer.echo("convscale: interrupted", err=True)

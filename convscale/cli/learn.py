@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscale import words
 from convscale.cli.options import (
     Batch,
     DataDir,
@@ -272,4 +273,4 @@ def _print_confusion(ev: Evaluation) -> None:
     width = max(5, len(str(int(ev.confusion.max()))) + 1)
     typer.echo(" " * 26 + "".join(f"{column:>{width}}" for column in range(len(ev.classes))))
     for row, (name, counts) in enumerate(zip(ev.classes, ev.confusion.tolist(), strict=True)):
-        typer.echo(f"  {row:3} {name[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))
+        typer.echo(f"  {row:3} {words.safe(name)[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))
