@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,10 +155,12 @@ def open_evaluation(
     """
     place, tally, notes = Path(data_dir), Tally(), list[str]()
     if place.is_dir() and dataset is None and find_torchvision(place) is None and find_idx(place) is None:
-        options = {"classes": classes, "channels": channels, "max_pixels": max_pixels}
-        found = open_for_evaluation(place, split, tally=tally, **options)
+        look = partial(
+            open_for_evaluation, place, classes=classes, channels=channels, max_pixels=max_pixels, tally=tally
+        )
+        found = look(split)
         if found is None and not read_tree(place).folders:
-            everything = open_for_evaluation(place, "all", tally=tally, **options)
+            everything = look("all")
             counts = [0] if everything is None else everything[0].class_counts().tolist()
             if min(counts) == 0 or max(counts) < 3:
                 found = everything
