@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscale import words
 from convscale.cli.options import (
     Batch,
     DataDir,
     Device,
     Epochs,
     Json,
+    MaxBadRate,
     Model,
     Output,
     Overwrite,
@@ -84,6 +86,7 @@ def train_command(
     keep: Annotated[int, typer.Option(help="Training states to keep, the best checkpoint apart.")] = 2,
     checkpoint_seconds: Annotated[float, typer.Option(help="Save at least this often, and after every epoch.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")] = False,
+    max_bad_rate: MaxBadRate = 0.01,
     device: Device = "cpu",
     seed: Seed = 0,
     resume: Resume = False,
@@ -101,7 +104,7 @@ def train_command(
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     overrides |= {key: value for key, value in flags.items() if value is not None}
-    net, splits = network_of(model), open_dataset(data_dir, dataset=dataset)
+    net, splits = network_of(model), open_dataset(data_dir, dataset=dataset, max_bad_rate=max_bad_rate)
     with LiveProgress() as live:
         for note in splits.notes:
             live({"kind": "note", "text": note})
@@ -270,4 +273,4 @@ def _print_confusion(ev: Evaluation) -> None:
     width = max(5, len(str(int(ev.confusion.max()))) + 1)
     typer.echo(" " * 26 + "".join(f"{column:>{width}}" for column in range(len(ev.classes))))
     for row, (name, counts) in enumerate(zip(ev.classes, ev.confusion.tolist(), strict=True)):
-        typer.echo(f"  {row:3} {name[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))
+        typer.echo(f"  {row:3} {words.safe(name)[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convscale import words
+from convscale.errors import stop_if_system
 from convscale.images.decode import ImageError, preload
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.machine import available_cores
@@ -293,7 +294,8 @@ def _file_contents(paths: Sequence[str]) -> tuple[list[object], int]:
 def _size(path: str) -> int | None:
     try:
         return os.stat(path).st_size
-    except OSError:
+    except OSError as error:
+        stop_if_system(error, path)
         return None
 
 
@@ -305,7 +307,8 @@ def _digest(path: str, last: int | None = None) -> tuple[int, bytes] | None:
             if last is not None:
                 file.seek(max(0, size - last))
             return size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except OSError:
+    except OSError as error:
+        stop_if_system(error, path)
         return None
 
 

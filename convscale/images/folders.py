@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from convscale import words
 from convscale.errors import UserError
 from convscale.images.decode import EXTENSIONS
 from convscale.images.splits import SPLITS, FileSplit, split_of
@@ -168,7 +169,8 @@ def _is_one_split(place: Path, wanted: str) -> bool:
 
 
 def scan_classes(folder: Path, tally: Tally, apart: Iterable[Path] = ()) -> dict[str, list[str]]:
-    """Class name -> image files below its folder, at any depth; what is left out is counted.
+    """Class name -> image files below its folder, at any depth; what is left out is counted. What a folder's name has
+    that is no character, or would not stay on a line, is written out in the class's.
 
     Args:
         folder: holds one folder per class.
@@ -190,8 +192,11 @@ def scan_classes(folder: Path, tally: Tally, apart: Iterable[Path] = ()) -> dict
     _refuse_classes_in_classes(folder, listed)
     seen = {*known, *(which for place in (folder, *apart) if (which := identity(str(place))) is not None)}
     found = {
-        name: list(pictures_below(str(folder / name), tally, seen=seen, files_first=True)) for name in listed.folders
+        words.safe(name): list(pictures_below(str(folder / name), tally, seen=seen, files_first=True))
+        for name in listed.folders
     }
+    if len(found) < len(listed.folders):
+        raise UserError(f"{folder}: two class folders have names that can not be told apart in print; rename one")
     if not any(found.values()):
         known_endings = ", ".join(EXTENSIONS)
         others = "".join(f"; {each.describe()}" for each in tally.report().since(before).left_out)

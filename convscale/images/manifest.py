@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from convscale import words
 from convscale.errors import UserError, first_line, nearest
 from convscale.images.splits import SPLITS, FileSplit, labels_from_names, split_of
 from convscale.images.walk import REPEATED, Tally
@@ -212,7 +213,7 @@ def _typed(value: object, where: str) -> str:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"{where}: the label {value!r} is neither text nor a whole number")
-    label = str(value).strip()
+    label = words.safe(str(value).strip())
     if not label:
         raise UserError(f"{where}: no label")
     return label

@@ -10,12 +10,13 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from convscale.errors import UserError
-from convscale.images.decode import MAX_PIXELS, ImageError, check_image, preload
+from convscale.errors import UserError, check_number
+from convscale.images.decode import MAX_PIXELS, ImageError, check_image, largest_value, preload
 from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, equal_files
 from convscale.images.folders import open_folders, open_for_evaluation, read_tree
 from convscale.images.idx import find_idx, open_idx
@@ -23,6 +24,9 @@ from convscale.images.manifest import open_manifest
 from convscale.images.splits import DataSplits, FileSplit, Split, complete
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
 from convscale.images.walk import Tally
+
+_LOOKED_AT = 8
+"""Files of 16 bits that are decoded for the largest value in them."""
 
 
 def open_dataset(
@@ -61,6 +65,7 @@ def open_dataset(
             unreadable images ...
     """
     place = Path(data_dir)
+    check_number("max_bad_rate", max_bad_rate, "a share from 0 to 1", 0, 1)
     if channels not in (None, 1, 3):
         raise UserError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
     if not place.exists():
@@ -91,7 +96,8 @@ def open_dataset(
         )
     preflight = tally.report()
     notes += preflight.notes()
-    checked = [_drop_unreadable(split, max_bad_rate, notes) for split in (train, validation, test)]
+    unreadable = list[str]()
+    checked = [_drop_unreadable(split, max_bad_rate, notes, unreadable) for split in (train, validation, test)]
     assert checked[0] is not None
     made = complete(
         checked[0],
@@ -103,7 +109,8 @@ def open_dataset(
         notes=notes,
         preflight=preflight,
     )
-    return replace(made, notes=(*made.notes, *_copies(made))) if compare else made
+    copies = _copies(made) if compare else []
+    return replace(made, notes=(*made.notes, *copies), unreadable=tuple(unreadable), max_bad_rate=max_bad_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +155,12 @@ def open_evaluation(
     """
     place, tally, notes = Path(data_dir), Tally(), list[str]()
     if place.is_dir() and dataset is None and find_torchvision(place) is None and find_idx(place) is None:
-        options = {"classes": classes, "channels": channels, "max_pixels": max_pixels}
-        found = open_for_evaluation(place, split, tally=tally, **options)
+        look = partial(
+            open_for_evaluation, place, classes=classes, channels=channels, max_pixels=max_pixels, tally=tally
+        )
+        found = look(split)
         if found is None and not read_tree(place).folders:
-            everything = open_for_evaluation(place, "all", tally=tally, **options)
+            everything = look("all")
             counts = [0] if everything is None else everything[0].class_counts().tolist()
             if min(counts) == 0 or max(counts) < 3:
                 found = everything
@@ -161,7 +170,7 @@ def open_evaluation(
                 )
         if found is not None:
             notes += tally.report().notes()
-            chosen = _drop_unreadable(found[0], max_bad_rate, notes)
+            chosen = _drop_unreadable(found[0], max_bad_rate, notes, [])
             assert chosen is not None
             return ToEvaluate(split=chosen, train_labels=found[1], notes=tuple(notes))
     splits = open_dataset(
@@ -185,14 +194,17 @@ def _copies(made: DataSplits) -> list[str]:
     return [line for line in lines if line]
 
 
-def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str]) -> Split | None:
-    """Leave out files whose header is unreadable, as long as they are few."""
+def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str], unreadable: list[str]) -> Split | None:
+    """Leave out files whose header is unreadable, as long as they are few; what is wrong goes to ``unreadable``."""
     if not isinstance(split, FileSplit):
         return split
 
+    deep = list[str]()
+
     def problem(path: str) -> str | None:
         try:
-            check_image(path, max_pixels=split.max_pixels)
+            if check_image(path, max_pixels=split.max_pixels).depth > 8:
+                deep.append(path)
         except ImageError as error:
             return str(error)
         return None
@@ -200,7 +212,9 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str])
     preload()
     with ThreadPoolExecutor(8) as pool:
         problems = list(pool.map(problem, split.paths, chunksize=64))
+    notes += _shallow(sorted(deep))
     bad = [text for text in problems if text is not None]
+    unreadable += bad
     if not bad:
         return split
     if len(bad) > max(1, max_bad_rate * len(split)):
@@ -216,6 +230,18 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str])
     if gone and split.split == "train":
         raise UserError(f"no readable image is left of class(es) {_some(gone)}; first problem: {bad[0]}")
     return kept
+
+
+def _shallow(paths: Sequence[str]) -> list[str]:
+    """A note where files of 16 bits use 12 of them at most, by a few of them."""
+    looked = [paths[at * len(paths) // min(len(paths), _LOOKED_AT)] for at in range(min(len(paths), _LOOKED_AT))]
+    values = [value for path in looked if (value := largest_value(path)) is not None]
+    if not values or max(values) >= 4096:
+        return []
+    return [
+        f"{len(paths):,} images have 16 bits, of which those looked at use 12 at most (largest value {max(values)} of "
+        f"65535; first: {looked[0]}): they are read as nearly black; scale them to the whole range first"
+    ]
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

@@ -148,6 +148,10 @@ class DataSplits:
     """What a user should know: what was carved, which files were skipped and why."""
     preflight: Preflight = NOTHING
     """What was found and not used, by reason; the notes say it in words."""
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with each file whose header can not be read; they are in no split."""
+    max_bad_rate: float = 0.01
+    """Share of the train images that may turn out to be unreadable while they are decoded."""
 
     @property
     def channels(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from convscale.errors import stop_if_system
 from convscale.images.decode import EXTENSIONS
+from convscale.images.formats import unread_format
 
 HIDDEN = "hidden or system files"
 NO_EXTENSION = "files without an image's extension"
@@ -172,7 +173,8 @@ def _reason_against(entry: os.DirEntry[str]) -> str | None:
         return NO_EXTENSION
     if not _is(entry, folder=False):
         return BROKEN_LINK if entry.is_symlink() and not os.path.exists(entry.path) else NO_FILE
-    return None
+    lacking = unread_format(suffix)
+    return None if lacking is None else f"{lacking} files, which no installed library reads"
 
 
 def identity(folder: str) -> Folder | None:

@@ -104,6 +104,7 @@ def prepare(
         progress=tell,
         stop=stop,
         processes=processes,
+        max_bad_rate=splits.max_bad_rate,
     )
     return job, resumed
 

@@ -94,6 +94,7 @@ def fit(
     max_minutes: float | None = None,
     seed: int = 0,
     measured: str | os.PathLike[str] | None = None,
+    max_bad_rate: float = 0.01,
     strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -145,6 +146,7 @@ def fit(
         seed: of everything drawn.
         measured: JSON lines measured on the named device before training, as the script of a kit writes them
             (``write_kit``): networks with a row go by it, the others are predicted and set by the rows.
+        max_bad_rate: share of the images (but at least one) that may be unreadable; they are left out.
         strict: raise where nothing keeps the constraint, instead of training the fastest.
         resume: go on in ``output``.
         overwrite: replace ``output``.
@@ -199,6 +201,7 @@ def fit(
             attention=attention,
         ),
         measured=None if measured is None else Path(measured),
+        max_bad_rate=max_bad_rate,
         strict=strict,
         resume=resume,
         overwrite=overwrite,
@@ -209,7 +212,11 @@ def fit(
 
 def fit_request(asked: FitRequest) -> FitRun:
     """``fit`` by one value."""
-    splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data, compare=False)
+    splits = (
+        asked.data
+        if isinstance(asked.data, DataSplits)
+        else open_dataset(asked.data, max_bad_rate=asked.max_bad_rate, compare=False)
+    )
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     asked.check_networks(splits)
     _ = asked.rows  # what they are wrong in is told before anything is written

@@ -19,6 +19,7 @@ from typing import TextIO
 
 import numpy as np
 
+from convscale import words
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
 from convscale.files import is_full
@@ -347,14 +348,14 @@ def _header(top: int, several: bool) -> str:
 
 
 def _csv_line(row: Row, top: int, several: bool) -> str:
-    """One line: line ends in a file's name are written as ``\\n``, so that a line is always a row."""
-    cells = [_one_line(row.path)]
+    """One line, always: ends of lines in names are written as ``\\n``. No cell is a formula."""
+    cells = [words.csv_cell(row.path)]
     if several:
-        cells.append(json.dumps(row.labels or [], ensure_ascii=False))
+        cells.append(words.csv_cell(json.dumps(row.labels or [], ensure_ascii=False)))
     for i in range(top):
-        cells += [row.classes[i], f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
+        cells += [words.csv_cell(row.classes[i]), f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([*cells, _one_line(row.error)])
+    csv.writer(text, lineterminator="\n").writerow([*cells, words.csv_cell(row.error)])
     return text.getvalue()
 
 
@@ -371,8 +372,11 @@ def _json_line(row: Row, top: int, several: bool) -> str:
     return json.dumps(value) + "\n"
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+def _is_row_of(found: str, path: str, form: str) -> bool:
+    """Whether a row's path is that of a file; up to 0.1.0 CSV only had the ends of lines written out."""
+    if form != "csv":
+        return found == path
+    return found in (words.csv_cell(path), path.replace("\r", "\\r").replace("\n", "\\n"))
 
 
 def _prepare(
@@ -399,7 +403,7 @@ def _prepare(
     with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
         for path in _paths_of(file, form, header, output):
             expected = next(paths, None)
-            if expected is None or path != (_one_line(expected) if form == "csv" else expected):
+            if expected is None or not _is_row_of(path, expected, form):
                 raise UserError(
                     f"output {output} has a row for {path} where the list has {expected}; resume with the same images, "
                     "or name another output"

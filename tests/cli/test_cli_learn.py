@@ -194,7 +194,7 @@ def _bomb(path: Path) -> None:
         ("one class", (), "only 1 class ('dark'); a classifier needs at least 2"),
         ("one image", (), "class 'dark' has 1 image(s), too few to carve a split from train"),
         ("bombs", (), "(600 megapixels) is above the cap of 80"),
-        ("text", (), "not a JPEG, PNG, WEBP, GIF or BMP image"),
+        ("text", (), "not a JPEG, PNG, WEBP, GIF, BMP, TIFF, JPEG2000, PPM, AVIF or HEIF image"),
         ("good", ("--lr", "0"), "lr must lie between 1e-09 and 100, got 0.0"),
         ("good", ("--lr", "1e9"), "lr must lie between 1e-09 and 100, got 1000000000.0"),
         ("good", ("-b", "99"), "batch_size 99 is larger than the train set (32 images); use at most 32"),

@@ -173,6 +173,15 @@ def test_the_finalists_are_those_whose_features_suit_the_data_best(tmp_path: Pat
     assert left.reason == "keeps it; its features are 10.0 points behind on this data"
 
 
+def test_half_a_point_of_a_probe_says_nothing(tmp_path: Path) -> None:
+    """0.4 points behind the best is no worse than it, so what was published decides; 0.6 points are."""
+    table = [("best", 0.900, 70.0), ("near", 0.896, 80.0), ("behind", 0.894, 90.0)]
+    rows = [Row(name=name, image_size=224, probe=Probed(top1=score, train=1, validation=1)) for name, score, _ in table]
+    finder = _finder(_record(tmp_path, rows), Constraint(min_throughput=1))
+    made = finder.probed([_contender(name, published) for name, _, published in table], Recipe(name="x"))
+    assert [c.name for c in made] == ["near", "best", "behind"]
+
+
 def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[Contender, ...] = ()) -> Fit:
     from convscale.pipeline.finding import Kept
 
