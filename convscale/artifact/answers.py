@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image | np.ndarray"
 """A file, a file's bytes, a PIL image, or uint8 (H, W, C) pixels."""
+NOT_FINITE = "the network's outputs are not finite numbers"
+"""What is said of a picture for which they are not."""
 TOP = 5
 """Labels of an answer, where nothing else is asked for."""
 

@@ -20,6 +20,7 @@ from typing import TextIO
 import numpy as np
 
 from convscale import words
+from convscale.artifact.answers import NOT_FINITE
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
 from convscale.files import is_full
@@ -308,6 +309,9 @@ def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: 
             yield Row(path=path, error=image)
             continue
         row = next(probabilities)
+        if not np.isfinite(row).all():
+            yield Row(path=path, error=NOT_FINITE)
+            continue
         best = np.argsort(-row, kind="stable")[:top]
         labels = None
         if artifact.thresholds is not None:

@@ -280,6 +280,22 @@ def test_a_full_disk_is_told_by_its_own_message(folder: Path, tmp_path: Path) ->
         classify([str(folder / "00.png")], Colours(), tmp_path / "rows.csv")
 
 
+class Broken(Colours):
+    """Gives NaN for the first of its images."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        found = super().__call__(images)
+        found[0, 1] = np.nan
+        return found
+
+
+def test_outputs_that_are_no_numbers_are_an_error_of_their_row(folder: Path) -> None:
+    rows = list(classify_stream([str(folder / "00.png"), str(folder / "01.png")], Broken()))
+    assert [row.error for row in rows] == ["the network's outputs are not finite numbers", ""]
+    assert rows[0].classes == ()
+    assert rows[1].classes == ("green",)
+
+
 def test_impossible_options(folder: Path) -> None:
     for option in ("batch_size", "workers"):
         with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
