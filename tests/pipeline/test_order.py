@@ -215,7 +215,13 @@ def test_the_first_three_are_finalists(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_winner_is_the_most_accurate_after_brief_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     briefs = {"a": 0.71, "b": 0.83, "c": 0.79}
     rows = [
-        Row(name=name, image_size=224, finalist=True, brief=Brief(epochs=1, top1=top1, seconds=1.0))
+        Row(
+            name=name,
+            image_size=224,
+            finalist=True,
+            brief=Brief(epochs=1, top1=top1, seconds=1.0),
+            spec=SPEC.to_dict(),
+        )
         for name, top1 in briefs.items()
     ]
     record = _record(tmp_path, [*rows, Row(name="left out", image_size=224)])
