@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Two test processes with one compute thread each: see tests/conftest.py.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-full lint lint-style lint-format lint-types docs bench setup clean
+.PHONY: demo test test-full mutants lint lint-style lint-format lint-types docs bench setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## The whole way on Fashion-MNIST: choose, train, export, check, report.
@@ -20,6 +20,10 @@ test: $(READY)  ## The test suite: under 12 minutes on 2 cores.
 test-full: $(READY)  ## The suite and the sweeps over every model.
 	@tools/apt-missing dataset-fashion-mnist chromium
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "slow or not slow"
+
+# Lines broken on purpose, each against its named tests: `make mutants MUTANTS="--only 'learn/*' --jobs 2"`; not in CI.
+mutants: $(READY)  ## The record is results/mutants.jsonl; what was run is not run again.
+	$(BIN)/python tools/mutants.py $(MUTANTS)
 
 lint: lint-style lint-format lint-types  ## What pre-commit runs too.
 

@@ -113,6 +113,16 @@ def test_two_files_that_change_places_are_other_code(tmp_path: Path) -> None:
     assert cache.digest_of(tmp_path) != before
 
 
+def test_a_line_that_moves_to_the_next_file_is_other_code(tmp_path: Path) -> None:
+    digests = []
+    (tmp_path / "arch").mkdir()
+    for first, second in (("x = 1\ny = 2\n", "z = 3\n"), ("x = 1\n", "y = 2\nz = 3\n")):
+        (tmp_path / "arch/a.py").write_text(first)
+        (tmp_path / "arch/b.py").write_text(second)
+        digests.append(cache.digest_of(tmp_path))
+    assert digests[0] != digests[1]
+
+
 def modules_in(source: str) -> Iterator[str]:
     """Dotted names below ``convscale`` that a module imports anywhere, and parts of packages that it may take."""
     for node in ast.walk(ast.parse(source)):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convscale.stats import average_precisions, largest_true, mean_of_known, smallest_true
+from convscale.stats import average_precisions, chance_above, largest_true, mean_of_known, smallest_true
 
 LOWS, SPANS, STARTS = st.integers(-50, 50), st.integers(0, 3000), st.integers(-60, 3100) | st.none()
 
@@ -80,3 +80,21 @@ def test_average_precisions_by_hand() -> None:
     assert math.isnan(values[2])
     assert mean_of_known(values) == pytest.approx(2 / 3)
     assert math.isnan(mean_of_known(values[2:]))
+
+
+@pytest.mark.parametrize(
+    ("floor", "chance"),
+    [(100.0, 0.5), (50.0, 0.9), (200.0, 0.1), (25.0, 0.994815), (400.0, 0.005185)],
+)
+def test_chances_by_hand(floor: float, chance: float) -> None:
+    """An 80 % interval of 50 to 200 around 100: its ends are passed with 90 and 10 %, a quarter and four times with the
+    normal distribution's 2.5632.
+    """
+    assert chance_above(floor, 100.0, 50.0, 200.0) == pytest.approx(chance, abs=2e-5)
+
+
+def test_either_side_has_its_own_width() -> None:
+    assert chance_above(50.0, 100.0, 50.0, 110.0) == pytest.approx(0.9, abs=2e-5)
+    assert chance_above(110.0, 100.0, 50.0, 110.0) == pytest.approx(0.1, abs=2e-5)
+    assert chance_above(100.0, 100.0, 100.0, 100.0) == 1.0
+    assert chance_above(101.0, 100.0, 100.0, 100.0) == 0.0

@@ -880,3 +880,9 @@ def test_a_confidence_outside_its_range_is_refused() -> None:
     for value in (0.49, 1.0, "high", True):
         with pytest.raises(ValueError, match=r"confidence is .*; it must be a probability from 0\.5 to 0\.99"):
             Constraint(confidence=value)  # type: ignore[arg-type]
+
+
+def test_among_equals_the_faster_is_chosen() -> None:
+    table = [option("slow", 2000, 80.0), option("fast", 3000, 80.0), option("worse", 5000, 79.9)]
+    for order in itertools.permutations(table):
+        assert decide(order, Constraint(min_throughput=1000)).best.name == "fast"

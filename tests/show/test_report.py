@@ -359,3 +359,19 @@ def test_a_record_keeps_what_it_does_not_know() -> None:
     assert written["winner"] == record["winner"]
     assert written["wrong"] == record["wrong"]
     assert written["candidates"][0]["measurement"]["times_s"] == record["candidates"][0]["measurement"]["times_s"]  # type: ignore[index]
+
+
+def test_the_confusion_plot_has_the_truth_on_its_left_and_the_first_class_on_top() -> None:
+    """Three cats of four taken for dogs: row 0, column 1, written at x = 1, y = 0."""
+    figure = plots.confusion([[1, 3], [0, 4]], ["cat", "dog"]).to_dict()
+    across, down = figure["layout"]["xaxis"], figure["layout"]["yaxis"]
+    assert (across["title"]["text"], down["title"]["text"]) == ("said", "true")
+    assert "autorange" not in across
+    assert down["autorange"] == "reversed"
+    assert (across["ticktext"], down["ticktext"]) == (["cat", "dog"], ["cat", "dog"])
+    assert {(note["x"], note["y"], note["text"]) for note in figure["layout"]["annotations"]} == {
+        (0, 0, "1"),
+        (1, 0, "3"),
+        (1, 1, "4"),
+    }
+    assert list(map(list, figure["data"][0]["z"])) == [[0.5, 0.75**0.5], [0.0, 1.0]]

@@ -1,0 +1,37 @@
+"""Exit codes: 2 for bad input, 130 for a run that was told to stop or interrupted, one line each."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from convscale.cli import app as cli
+from convscale.errors import Stopped, UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("no such model"), 2, "convscale: no such model"),
+        (Stopped("told to stop"), 130, "convscale: told to stop"),
+        (KeyboardInterrupt(), 130, "convscale: interrupted"),
+    ],
+)
+def test_what_ends_a_command(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", command)
+    monkeypatch.setattr(sys, "argv", ["convscale"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    assert (said.out, said.err.strip()) == ("", line)

@@ -1,0 +1,217 @@
+"""Settings of a recipe do what they say: crop scale, cutout, mixing, smoothing, average, freezing, seed."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
+from convscale.images.splits import ArraySplit
+from convscale.learn.augment import mix, resized_crop
+from convscale.learn.distributed import Processes
+from convscale.learn.ema import Ema
+from convscale.learn.loader import TrainLoader
+from convscale.learn.loss import build_loss, distillation_loss
+from convscale.learn.recipe import Recipe
+from convscale.learn.schedule import lr_factor
+from convscale.learn.train import train
+from convscale.learn.validate import validate
+from tests.learn.nets import halves_data, small_net
+
+WHOLE = Recipe(name="x", augment="resized-crop", crop_scale=1.0, flip=0.0, batch_size=4)
+
+
+def _gradient(height: int, width: int) -> np.ndarray:
+    """Every pixel of its own colour."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([y * 7, x * 5, y + x], axis=2).astype(np.uint8)
+
+
+def test_a_crop_of_at_least_everything_is_the_picture() -> None:
+    """Crops of all the area whose shape is not the picture's do not fit into it: the whole picture is what is left."""
+    image = torch.from_numpy(_gradient(24, 24))
+    for seed in range(20):
+        assert torch.equal(resized_crop(image, 24, np.random.default_rng(seed), WHOLE), image)
+
+
+def test_small_crops_are_taken_where_they_are_allowed() -> None:
+    """Of crops between 4 % and all of the area half are below 52 %; shown at 24 px, neighbours then differ less."""
+    image = torch.from_numpy(_gradient(24, 24))
+    recipe = WHOLE.override({"crop_scale": 0.04})
+    spans = []
+    for seed in range(200):
+        red = resized_crop(image, 24, np.random.default_rng(seed), recipe)[..., 0].float()
+        green = resized_crop(image, 24, np.random.default_rng(seed), recipe)[..., 1].float()
+        spans.append(float((red.max() - red.min() + 7) / (24 * 7) * (green.max() - green.min() + 5) / (24 * 5)))
+    assert np.mean(np.array(spans) < 0.52) == pytest.approx(0.5, abs=0.12)
+    assert min(spans) < 0.2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pictures_from_files_keep_the_recipes_crop_scale(tmp_path: Path, suffix: str) -> None:
+    for split in ("train", "val", "test"):
+        for number, name in enumerate(("a", "b")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for copy in range(2):
+                pixels = np.roll(_gradient(24, 24), 2 * number + copy, axis=0)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{copy}{suffix}", quality=100)
+    data = open_dataset(tmp_path)
+    for epoch in range(4):
+        loader = TrainLoader(data.train, WHOLE, image_size=24, seed=3, workers=0)
+        (batch,) = loader.batches(epoch)
+        for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+            own = np.asarray(Image.open(data.train.paths[index]).convert("RGB"))
+            assert np.abs(image.numpy().astype(int) - own).max() <= 2  # JPEG decoders differ by as much
+
+
+def test_a_pictures_cutout_is_a_mid_gray_square_of_its_share() -> None:
+    """Half of the shorter side: 8 of 16 x 24; its centre lies anywhere, so the border may cut it to a quarter."""
+    image, recipe = torch.zeros(16, 24, 3, dtype=torch.uint8), WHOLE.override({"cutout": 0.5})
+    areas = []
+    for seed in range(60):
+        gray = resized_crop(image, (16, 24), np.random.default_rng(seed), recipe) == 128
+        assert torch.equal(gray[..., 0], gray[..., 2])
+        rows, columns = gray[..., 0].any(1), gray[..., 0].any(0)
+        assert torch.equal(gray[..., 0], rows[:, None] & columns)  # a rectangle
+        areas.append((int(rows.sum()), int(columns.sum())))
+    assert max(areas) == (8, 8)
+    assert min(min(area) for area in areas) >= 4
+    assert len(set(areas)) > 5
+    assert not (resized_crop(image, (16, 24), np.random.default_rng(0), WHOLE) == 128).any()
+
+
+def test_with_mixup_and_cutmix_either_comes_half_of_the_time_with_its_own_alpha() -> None:
+    """Black and white pictures: cutmix leaves every pixel black or white, mixup none. Beta(1000, 1000) is about a half,
+    and Beta(1, 1) anything.
+    """
+    images, targets = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)]), torch.eye(2)
+    cut, shares = 0, {True: [], False: []}
+    for seed in range(300):
+        mixed, labels = mix(images, targets, np.random.default_rng(seed), mixup=1000.0, cutmix=1.0)
+        sharp = bool(((mixed == 0) | (mixed == 1)).all())
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), labels[:, 1])
+        cut += sharp
+        shares[sharp].append(float(labels[0, 0]))
+    assert 115 <= cut <= 185  # four standard errors around 150
+    assert np.std(shares[False]) < 0.02
+    assert np.mean(shares[False]) == pytest.approx(0.5, abs=0.01)
+    assert np.std(shares[True]) > 0.15
+
+
+@pytest.mark.parametrize(("several", "present", "absent"), [(False, 0.925, 0.025), (True, 0.95, 0.05)])
+def test_label_smoothing_under_binary_cross_entropy_by_hand(several: bool, present: float, absent: float) -> None:
+    """0.1 is spread over four classes, or for several labels over yes and no."""
+    loss = build_loss(Recipe(name="x", loss="bce", label_smoothing=0.1), torch.tensor([5, 5, 5, 5]), multilabel=several)
+    logits = torch.tensor([[2.0, -1.0, 0.5, 0.0]])
+    labels = torch.tensor([[1.0, 0, 0, 0]]) if several else torch.tensor([0])
+    expected = 0.0
+    for value, target in zip((2.0, -1.0, 0.5, 0.0), (present, absent, absent, absent), strict=True):
+        chance = 1 / (1 + math.exp(-value))
+        expected -= (target * math.log(chance) + (1 - target) * math.log(1 - chance)) / 4
+    assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_average_of_every_third_step_forgets_as_fast_as_one_of_every_step() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.0)
+    ema = Ema(net, 0.9)
+    for _ in range(60):  # (1 + t) / (10 + t) is above 0.729 then
+        ema.update(net, 3)
+    nn.init.constant_(net.weight, 1.0)
+    ema.update(net, 3)
+    assert ema.net.weight.item() == pytest.approx(1 - 0.9**3)
+
+
+def test_the_schedule_starts_when_the_frozen_layers_join() -> None:
+    """Two of ten epochs with a frozen body: the rate stands at its peak, then the cosine covers the other eight."""
+    recipe = Recipe(name="x", schedule="cosine", warmup_epochs=0, final_factor=0.0, freeze_epochs=2)
+    assert [lr_factor(recipe, at, 10) for at in (0.0, 0.1, 0.19)] == [1.0, 1.0, 1.0]
+    assert lr_factor(recipe, 0.2, 10) == pytest.approx(1.0)
+    assert lr_factor(recipe, 0.4, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert lr_factor(recipe, 0.6, 10) == pytest.approx(0.5)
+    assert lr_factor(recipe, 1.0, 10) == pytest.approx(0.0)
+    warm = recipe.override({"warmup_epochs": 4, "start_factor": 0.0})
+    assert lr_factor(warm, 0.4, 10) == pytest.approx(0.5)  # two of the four epochs after the second
+    stepped = recipe.override({"schedule": "step", "decay_rate": 0.1, "decay_epochs": 4})
+    assert [lr_factor(stepped, at, 10) for at in (0.59, 0.6, 0.99)] == pytest.approx([1, 0.1, 0.1])
+
+
+def test_frozen_layers_stand_still_for_their_epochs_and_no_longer() -> None:
+    torch.manual_seed(5)
+    net = small_net()
+    bodies, heads = [net[0].weight.detach().clone()], [net[9].weight.detach().clone()]
+    statistics = [net[1].running_mean.clone()]
+
+    def progress(event: dict[str, object]) -> None:
+        if event["kind"] == "epoch":
+            bodies.append(net[0].weight.detach().clone())
+            heads.append(net[9].weight.detach().clone())
+            statistics.append(net[1].running_mean.clone())
+
+    recipe = Recipe(
+        name="x", epochs=3, batch_size=32, lr=0.05, freeze_epochs=2, augment="none", precision="fp32", layout="nchw"
+    )
+    train(net, halves_data(), recipe=recipe, progress=progress)  # type: ignore[arg-type]
+    still = [torch.equal(a, b) for a, b in pairwise(bodies)]
+    assert still == [True, True, False]
+    assert [torch.equal(a, b) for a, b in pairwise(statistics)] == [True, True, False]
+    assert [torch.equal(a, b) for a, b in pairwise(heads)] == [False, False, False]
+
+
+def test_a_resumed_run_keeps_its_seed(tmp_path: Path) -> None:
+    recipe = Recipe(name="x", epochs=1, batch_size=32, augment="none", precision="fp32", layout="nchw")
+    train(small_net(), halves_data(), recipe=recipe, seed=3, output=tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match=r"run was trained with seed 3, not 4; a resumed run keeps its seed"):
+        train(small_net(), halves_data(), recipe=recipe, epochs=2, seed=4, output=tmp_path / "run", resume=True)
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+    resumed = train(small_net(), halves_data(), recipe=recipe, epochs=2, seed=3, output=tmp_path / "run", resume=True)
+    assert [row["epoch"] for row in resumed.history] == [1, 2]
+
+
+def test_a_run_tells_its_average_how_many_steps_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of an epoch, two epochs: the average follows after every second one."""
+    told: list[int] = []
+    update = Ema.update
+    monkeypatch.setattr(Ema, "update", lambda self, net, steps=1: (told.append(steps), update(self, net, steps))[1])
+    recipe = Recipe(name="x", epochs=2, batch_size=32, ema_decay=0.9, ema_every=2, augment="none")
+    train(small_net(), halves_data(), recipe=recipe.override({"precision": "fp32", "layout": "nchw"}))
+    assert told == [2, 2, 2]
+
+
+def test_distillation_by_hand() -> None:
+    """Two images, temperature 2: the Kullback-Leibler divergence of the halved logits, mean over images, times 4."""
+    student, teacher = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 4.0]])
+
+    def share(first: float, second: float) -> tuple[float, float]:
+        total = math.exp(first) + math.exp(second)
+        return math.exp(first) / total, math.exp(second) / total
+
+    expected = 0.0
+    for mine, wanted in (((1.0, 0.0), (0.0, 1.0)), ((0.0, 0.0), (0.0, 2.0))):
+        expected += sum(q * math.log(q / p) for p, q in zip(share(*mine), share(*wanted), strict=True)) * 4 / 2
+    assert distillation_loss(student, teacher, temperature=2.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_by_hand() -> None:
+    """A network whose logits are the pixels: of four images two are right, and one is wrong on either side."""
+    pixels = torch.tensor([[[9, 0, 0]], [[0, 9, 0]], [[0, 0, 9]], [[9, 0, 0]]], dtype=torch.uint8)[:, :, None]
+    split = ArraySplit(
+        split="validation", classes=("a", "b", "c"), labels=torch.tensor([0, 1, 0, 2]), channels=3, pixels=pixels
+    )
+    plain = Preprocessing(image_size=1, mean=(0.0,) * 3, std=(1 / 255,) * 3, crop_pct=1.0)
+    made = validate(
+        nn.Flatten(), split, plain, processes=Processes(), device=torch.device("cpu"), precision="fp32", workers=0
+    )
+    right, wrong = math.log(1 + 2 * math.exp(-9)), math.log(math.exp(9) + 2)
+    assert made.top1 == made.metric == 0.5
+    assert made.loss == pytest.approx((2 * right + 2 * wrong) / 4, rel=1e-6)

@@ -1,0 +1,221 @@
+"""Which networks ``fit`` compares, in which order, and which it takes, by tables made by hand; nothing is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import convscale as cs
+from convscale.choice.candidates import Candidate
+from convscale.choice.decide import Option
+from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.conditions import Conditions, Constraint
+from convscale.images.splits import DataSplits
+from convscale.learn.recipe import Recipe
+from convscale.pipeline.contender import Contender
+from convscale.pipeline.finding import Finder
+from convscale.pipeline.record import RunRecord
+from convscale.pipeline.steps import Fit
+from convscale.show.fit_parts import Brief, Probed
+from convscale.show.fit_parts import Candidate as Row
+from tests.learn.nets import halves_data
+
+SPEC = cs.get_spec("mobilenetv2_050")
+SPLITS: DataSplits = halves_data()
+BASIS: Any = SimpleNamespace(
+    conditions=Conditions(device="cpu", batch_size=8, runtime="onnxruntime"), predicted=False, tuned=False, within=None
+)
+
+
+def _record(folder: Path, rows: list[Row]) -> RunRecord:
+    record = RunRecord(folder, {}, resume=False)
+    record.put(candidates=tuple(rows))
+    return record
+
+
+def _finder(record: RunRecord, constraint: Constraint, *, predicted: bool = False, **asked: Any) -> Finder:
+    return Finder(
+        asked=SimpleNamespace(named=None, image_size=224, rows=None, **asked),  # type: ignore[arg-type]
+        splits=SPLITS,
+        basis=SimpleNamespace(**{**vars(BASIS), "predicted": predicted}),  # type: ignore[arg-type]
+        constraint=constraint,
+        record=record,
+        folder=record.folder,
+        say=lambda text: None,
+    )
+
+
+def _option(name: str, speed: float | tuple[float, float, float], top1: float, verdict: str = "yes") -> Option:
+    low, middle, high = speed if isinstance(speed, tuple) else (speed, speed, speed)
+    return Option(
+        candidate=Candidate(name=name, spec=SPEC, image_size=224, group=name, top1=top1, licence="MIT"),
+        facts=NetworkFacts(params=1, macs=1, speed=Speed(low=low, images_per_s=middle, high=high, kind="measured")),
+        verdict=verdict,
+        batch_size=8,
+    )
+
+
+def _released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[Option], floor: float) -> Any:
+    """What ``released`` keeps of options that are judged already."""
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=floor))
+    monkeypatch.setattr(Finder, "_reachable", lambda self, files: [(o.candidate, "pretrained") for o in options])
+    monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: tuple(options))
+    monkeypatch.setattr(Finder, "_members_instead", lambda self: None)
+    return finder.released(SimpleNamespace()), finder  # type: ignore[arg-type]
+
+
+def test_of_released_weights_the_accurate_ones_that_keep_the_speed_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [
+        _option("fast", 900, 70.0),
+        _option("slow", 90, 85.0, "no"),
+        _option("good", 200, 80.0),
+        _option("as good but faster", 300, 80.0),
+    ]
+    kept, finder = _released(tmp_path, monkeypatch, options, 150)
+    assert [c.name for c in kept.contenders] == ["as good but faster", "good", "fast"]
+    assert kept.missed == ""
+    assert [row.name for row in finder.record.now.candidates if row.kept] == ["as good but faster", "good", "fast"]
+
+
+def test_at_most_ten_are_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [_option(f"n{number}", 200, 60.0 + number) for number in range(12)]
+    kept, _ = _released(tmp_path, monkeypatch, options, 150)
+    assert [c.name for c in kept.contenders] == [f"n{number}" for number in range(11, 1, -1)]
+
+
+def test_those_that_may_keep_it_do_by_their_middle_and_only_where_none_surely_does(tmp_path: Path) -> None:
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=150), predicted=True)
+    sure, likely = _option("sure", 200, 70.0), _option("likely", (100, 150, 200), 80.0, "maybe")
+    unlikely = _option("unlikely", (100, 149, 200), 81.0, "maybe")
+    assert finder._keeping([likely, sure, unlikely]) == [sure]
+    assert finder.record.now.choice_notes == ()
+    assert finder._keeping([likely, unlikely]) == [likely]
+    assert "as likely as not to keep it" in finder.record.now.choice_notes[0]
+
+
+def test_where_nothing_keeps_it_the_fastest_is_taken_and_the_shortfall_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [_option("a", 90, 85.0, "no"), _option("b", 120, 70.0, "no")]
+    kept, _ = _released(tmp_path, monkeypatch, options, 150)
+    assert [c.name for c in kept.contenders] == ["b"]
+    assert kept.missed == "nothing keeps at least 150 images/s: the fastest is b @224 with 120 images/s, 20% below"
+
+
+def _member(name: str, macs: int, speed: float) -> tuple[tuple[SizedSpec, str, float], Row]:
+    spec = dataclasses.replace(SPEC, name=name)
+    row = Row(name=name, family=name, image_size=224, params=1, macs=macs)
+    return (SizedSpec(spec, 224), name, speed), row
+
+
+@pytest.mark.parametrize(
+    ("floor", "contenders", "missed"),
+    [
+        (100.0, ["large", "small"], ""),  # 100 is just enough
+        (101.0, ["small"], ""),
+        (500.0, ["small"], "nothing keeps at least 500 images/s: the fastest is small with 400 images/s, 20% below"),
+    ],
+)
+def test_of_scaled_members_the_larger_that_keep_the_speed_come_first(
+    tmp_path: Path, floor: float, contenders: list[str], missed: str
+) -> None:
+    made = [_member("small", 10, 400.0), _member("large", 90, 100.0), _member("slow", 99, 50.0)]
+    finder = _finder(_record(tmp_path, [row for _, row in made]), Constraint(min_throughput=floor))
+    kept = finder._judged([found for found, _ in made])
+    assert [c.name for c in kept.contenders] == contenders
+    assert kept.missed == missed
+    rows = {row.name: row for row in finder.record.now.candidates}
+    assert {name for name, row in rows.items() if row.kept} == (set(contenders) if not missed else set())
+    assert rows["slow"].reason == f"too slow: 0 of {floor:.0f} images/s"
+
+
+def test_a_latency_is_a_constraint_of_fit_too(tmp_path: Path) -> None:
+    """8 images in 40 ms are 200 images/s; the stricter of two limits counts."""
+    record = _record(tmp_path, [])
+    assert _finder(record, Constraint(max_latency_ms=40)).floor == pytest.approx(200)
+    assert _finder(record, Constraint(max_latency_ms=40, min_throughput=300)).floor == pytest.approx(300)
+    assert _finder(record, Constraint(max_latency_ms=40, min_throughput=100)).floor == pytest.approx(200)
+
+
+def test_a_predicted_speed_counts_at_the_confidence_asked_for(tmp_path: Path) -> None:
+    """An 80 % interval's lower end is passed with 90 %; with 50 % it is the middle that counts."""
+    from convscale.show.fit_parts import Predicted
+
+    record = _record(tmp_path, [])
+    row = Row(name="a", image_size=224, predicted=Predicted(images_per_s=200.0, low=100.0, high=400.0))
+    assert _finder(record, Constraint(min_throughput=1, confidence=0.9))._sure(row) == pytest.approx(100)
+    assert _finder(record, Constraint(min_throughput=1, confidence=0.5))._sure(row) == pytest.approx(200)
+    assert _finder(record, Constraint(min_throughput=1, confidence=0.8))._sure(row) == pytest.approx(
+        200 * 0.5 ** (0.8416212 / 1.2815516)  # quantiles of the normal distribution
+    )
+
+
+def _contender(name: str, published: float | None, weights: str | None = "pretrained") -> Contender:
+    return Contender(name=name, spec=SPEC, image_size=224, family=name, weights=weights, published=published)
+
+
+def test_the_finalists_are_those_whose_features_suit_the_data_best(tmp_path: Path) -> None:
+    """1.2 and 1.4 points behind are as good as each other, so what was published decides; 10 points are not."""
+    table = [("far", 0.80, 99.0), ("first", 0.90, 60.0), ("third", 0.888, 70.0), ("second", 0.886, 80.0)]
+    rows = [Row(name=name, image_size=224, probe=Probed(top1=score, train=1, validation=1)) for name, score, _ in table]
+    finder = _finder(_record(tmp_path, rows), Constraint(min_throughput=1))
+    contenders = [_contender(name, published) for name, _, published in table]
+    made = finder.probed([_contender("scratch", None, None), *contenders], Recipe(name="x"))
+    assert [c.name for c in made] == ["first", "second", "third", "scratch"]
+    left = finder.record.row("far", 224)
+    assert left is not None
+    assert left.reason == "keeps it; its features are 10.0 points behind on this data"
+
+
+def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[Contender, ...] = ()) -> Fit:
+    from convscale.pipeline.finding import Kept
+
+    finder = SimpleNamespace(probed=lambda found, recipe: found)
+    monkeypatch.setattr(Fit, "_kept", lambda self: (Kept(contenders=contenders), finder))
+    asked: Any = SimpleNamespace(
+        constraint=Constraint(min_throughput=100),
+        named=None,
+        training=SimpleNamespace(brief_epochs=1, overrides={}),
+        strict=False,
+        progress=None,
+        size_for=lambda splits: 224,
+        recipe_for=lambda splits, pretrained: "small",
+    )
+    return Fit(asked=asked, record=record, splits=SPLITS, folder=record.folder, basis=BASIS, files=None)
+
+
+def test_the_first_three_are_finalists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["d", "b", "a", "c"]
+    record = _record(tmp_path, [Row(name=name, image_size=224) for name in sorted(names)])
+    _fit(record, monkeypatch, tuple(_contender(name, None, None) for name in names)).find()
+    assert [(row.name, row.finalist) for row in record.now.candidates] == [
+        ("a", True),
+        ("b", True),
+        ("c", False),
+        ("d", True),
+    ]
+    assert record.now.constraint.min_throughput == 100
+
+
+def test_the_winner_is_the_most_accurate_after_brief_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    briefs = {"a": 0.71, "b": 0.83, "c": 0.79}
+    rows = [
+        Row(name=name, image_size=224, finalist=True, brief=Brief(epochs=1, top1=top1, seconds=1.0))
+        for name, top1 in briefs.items()
+    ]
+    record = _record(tmp_path, [*rows, Row(name="left out", image_size=224)])
+    _fit(record, monkeypatch).compare()
+    assert record.now.winner.name == "b"
+    assert record.now.winner.reason == "the most accurate of 3 finalists on validation after 1 epoch, and fast enough"
+    assert {row.name: row.reason for row in record.now.candidates} == {
+        "a": "12.0 points behind b after 1 epoch",
+        "b": "most accurate on validation after 1 epoch",
+        "c": "4.0 points behind b after 1 epoch",
+        "left out": None,
+    }
