@@ -470,7 +470,7 @@ class Finder:
         best = max(scores.values(), default=0.0)
         ranked = sorted(
             contenders,
-            key=lambda c: (-math.floor((scores[c.name] - best) * 100 / WORTH_POINTS), -(c.published or 0.0)),
+            key=lambda c: (-math.ceil((scores[c.name] - best) * 100 / WORTH_POINTS), -(c.published or 0.0)),
         )
         last = ranked[:FINALISTS]
         for contender in ranked[FINALISTS:]:

@@ -173,6 +173,15 @@ def test_the_finalists_are_those_whose_features_suit_the_data_best(tmp_path: Pat
     assert left.reason == "keeps it; its features are 10.0 points behind on this data"
 
 
+def test_half_a_point_of_a_probe_says_nothing(tmp_path: Path) -> None:
+    """0.4 points behind the best is no worse than it, so what was published decides; 0.6 points are."""
+    table = [("best", 0.900, 70.0), ("near", 0.896, 80.0), ("behind", 0.894, 90.0)]
+    rows = [Row(name=name, image_size=224, probe=Probed(top1=score, train=1, validation=1)) for name, score, _ in table]
+    finder = _finder(_record(tmp_path, rows), Constraint(min_throughput=1))
+    made = finder.probed([_contender(name, published) for name, _, published in table], Recipe(name="x"))
+    assert [c.name for c in made] == ["near", "best", "behind"]
+
+
 def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[Contender, ...] = ()) -> Fit:
     from convscale.pipeline.finding import Kept
 
@@ -206,7 +215,13 @@ def test_the_first_three_are_finalists(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_winner_is_the_most_accurate_after_brief_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     briefs = {"a": 0.71, "b": 0.83, "c": 0.79}
     rows = [
-        Row(name=name, image_size=224, finalist=True, brief=Brief(epochs=1, top1=top1, seconds=1.0))
+        Row(
+            name=name,
+            image_size=224,
+            finalist=True,
+            brief=Brief(epochs=1, top1=top1, seconds=1.0),
+            spec=SPEC.to_dict(),
+        )
         for name, top1 in briefs.items()
     ]
     record = _record(tmp_path, [*rows, Row(name="left out", image_size=224)])
