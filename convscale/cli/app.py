@@ -273,7 +273,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot
 
 def _refuse(error: UserError) -> NoReturn:
     """One line, and the exit code."""
-    line = words.safe(" ".join(str(error).splitlines()))
+    line = words.safe(str(error))
     # What standard output still holds can not be written where its disk is full: the exit would fail once more.
     try:
         sys.stdout.flush()
