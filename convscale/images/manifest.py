@@ -147,7 +147,7 @@ def _read_json(path: Path, text: str) -> tuple[list[str], list[Row]]:
         raise UserError(f"{path}: not JSON ({first_line(error)})") from error
     if not all(isinstance(row, dict) for row in values):
         raise UserError(f"{path}: every line must be a JSON object with path and label")
-    rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in values]
+    rows: list[Row] = [{str(key).strip().lower(): value for key, value in row.items()} for row in values]
     columns = list(dict.fromkeys(key for row in rows for key in row)) if rows else ["path", "label"]
     return columns, rows
 

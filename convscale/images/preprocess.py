@@ -186,7 +186,7 @@ class Preprocessing:
         picture = pil.fromarray(strip if self.channels == 3 else strip[:, :, 0])
         most = (high[0] - low[0], high[1] - low[1])
         box = (left - low[1], top - low[0], min(right - low[1], most[1]), min(bottom - low[0], most[0]))
-        made = picture.resize(crop[::-1], pil.Resampling[self.interpolation.upper()], box=box)
+        made = picture.resize((crop[1], crop[0]), pil.Resampling[self.interpolation.upper()], box=box)
         return np.array(made).reshape(self.height, self.width, self.channels)
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
