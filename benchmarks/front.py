@@ -86,7 +86,9 @@ def rows_traced_before(table: TableFile) -> list[Row]:
         job, _ = job_of(table, row)
         size, batch = job.image_size, job.batch_size
         network = networks.get(model)
-        at = held.find(network, size, batch) if network is not None and isinstance(size, int) else None
+        if network is None or not isinstance(size, int):
+            continue
+        at = held.find(network, size, batch)
         if at is None or held.failed(at):
             continue
         work = held.workload(at, batch)
@@ -101,7 +103,7 @@ def rows_traced_before(table: TableFile) -> list[Row]:
             Row(
                 model=model,
                 family=family,
-                size=int(size or 0),
+                size=size,
                 batch=batch,
                 images_per_s=float(row["infer_samples_per_sec"]),
                 params=work.params,
