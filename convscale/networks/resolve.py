@@ -54,6 +54,7 @@ def find(name: str) -> Named:
     known = [*architectures(), *released()]
     if forced is None:
         known += [*ARCHITECTURES, *list_models(pretrained=True)]
+    known = list(dict.fromkeys(known))  # an architecture that both have is named once
     without = "" if timm_is_installed() else "; timm, which has more, is not installed: pip install 'convscale[timm]'"
     raise UserError(f"unknown model {name!r}{nearest(wanted, known)}{without}")
 

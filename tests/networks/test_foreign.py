@@ -176,3 +176,10 @@ def test_timms_own_refusal_is_one_line() -> None:
     with pytest.raises(cs.UserError, match=r"timm's vit_tiny_patch16_224 can not be had") as caught:
         build_foreign(Foreign("vit_tiny_patch16_224", "timm"), what_is_this=3)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_both_have_is_suggested_once() -> None:
+    with pytest.raises(ValueError, match="unknown model 'hgnetv2_b9'") as told:
+        find("hgnetv2_b9")
+    nearest = str(told.value).partition("nearest: ")[2].partition(")")[0].split(", ")
+    assert len(nearest) == len(set(nearest)) >= 2
