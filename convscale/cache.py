@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convscale.read import USUAL, json_of
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -108,12 +110,17 @@ def _database() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def _unpacked(blob: bytes) -> bytes:
+    """What was packed, up to a byte more than is read."""
+    return zlib.decompressobj().decompress(blob, USUAL.size + 1)
+
+
 def load(key: str) -> Any:
     """The JSON value kept under ``key``, or None. A cache that can not be read is no cache, never an error."""
     try:
         with _database() as connection:
             row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(zlib.decompress(row[0]))
+        return None if row is None else json_of(_unpacked(row[0]), "a kept result")
     except (sqlite3.Error, OSError, zlib.error, ValueError):
         return None
 

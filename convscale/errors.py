@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -84,6 +85,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f" (known: {', '.join(sorted(known))})" if len(known) <= 24 else ""
 
 
+def short(value: object, most: int = 200) -> str:
+    """A value in a message: at most some characters of it, and never an error."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; a list that holds itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def check_whole(name: str, value: object, least: int = 1) -> int:
     """``value`` as an int.
 
@@ -93,7 +103,7 @@ def check_whole(name: str, value: object, least: int = 1) -> int:
     whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if whole is None or not least <= whole <= MOST_WHOLE:
         most = f" and at most {MOST_WHOLE}" if whole is not None and whole > MOST_WHOLE else ""
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}{most}")
+        raise UserError(f"{name} is {short(value)}; it must be a whole number of at least {least}{most}")
     return whole
 
 
@@ -115,7 +125,7 @@ def check_number(name: str, value: object, right: str, low: float = -math.inf, h
     except OverflowError:  # a whole number beyond what a float can hold
         number = math.inf
     if not math.isfinite(number) or not low <= number <= high:
-        raise UserError(f"{name} is {value!r}; it must be {right}")
+        raise UserError(f"{name} is {short(value)}; it must be {right}")
     return number
 
 
@@ -156,3 +166,28 @@ def check_text(name: str, value: object, known: Collection[str] | None = None, w
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, else its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+_SYSTEM_TROUBLE = {
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n) or use fewer workers",
+    errno.ENFILE: "too many open files in the whole system: end some programs",
+    errno.ENOMEM: "out of memory: use a smaller batch or fewer workers",
+    errno.EIO: "the disk or the network behind it fails: input/output error",
+    errno.ESTALE: "the network folder it is in went away: mount it again",
+    errno.ENODEV: "the device it is on went away",
+    errno.ENXIO: "the device it is on went away",
+}
+
+
+class SystemTrouble(UserError):
+    """The system, not the input, is what fails: never a reason to call a picture bad."""
+
+
+def stop_if_system(error: OSError, path: object) -> None:
+    """Return where an error is about the file itself.
+
+    Raises:
+        SystemTrouble: the system is at the end of its means (open files, memory), or its disk fails; one line.
+    """
+    if error.errno in _SYSTEM_TROUBLE:
+        raise SystemTrouble(f"{path}: {_SYSTEM_TROUBLE[error.errno]}") from error

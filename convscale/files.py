@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError
+from convscale.locks import OutputLock
 
 
 def fsync_dir(path: Path) -> None:
@@ -44,18 +45,26 @@ def whole_folder(target: Path) -> Iterator[Path]:
     import shutil
     import tempfile
 
+    target = _behind_link(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent))
+    lock = OutputLock()  # tells other runs that it is no litter
     try:
+        lock.take(staging)
         staging.chmod(0o755)
         yield staging
-        for path in staging.rglob("*"):
+        inside = sorted(staging.rglob("*"))
+        for path in inside:
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
+        for path in inside:
+            if path.is_dir():
+                fsync_dir(path)
         fsync_dir(staging)
         _rename_folder(staging, target)
     finally:
+        lock.release()
         shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -68,7 +77,7 @@ def _rename_folder(staging: Path, target: Path) -> None:
 
     aside = None
     if target.is_dir() and any(target.iterdir()):
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / target.name
+        aside = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".old", dir=target.parent)) / target.name
         os.rename(target, aside)
     try:
         os.replace(staging, target)
@@ -82,9 +91,46 @@ def _rename_folder(staging: Path, target: Path) -> None:
     fsync_dir(target.parent)
 
 
+def _behind_link(target: Path) -> Path:
+    """What a link leads to, there or not: the link stays, and what it leads to is replaced."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _prefix(target: Path) -> str:
+    """How the name of a temporary sibling begins: never so long that it alone is too long a name."""
+    return f".{target.name.encode(errors='surrogateescape')[:100].decode(errors='ignore')}."
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    """Whether an error says that a disk, or a user's share of it, is full."""
+    return getattr(error, "errno", None) in _FULL or "No space left" in str(error)
+
+
+_USERS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOTEMPTY, errno.EBUSY, errno.ENXIO, errno.ENODEV, errno.ESTALE),
+)
+"""What a file system says that a user can put right."""
+
+
+def told(error: OSError) -> UserError | None:
+    """An error of the file system as one line that names the path; None for one that a user can not put right."""
+    if error.errno not in _USERS:
+        return None
+    path = error.filename2 or error.filename
+    shown = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
+    shown = shown if shown.isprintable() else ascii(shown)[1:-1]
+    shown = shown if len(shown) <= 120 else f"{shown[:60]}...{shown[-50:]}"
+    if is_full(error):
+        return UserError(f"no space left on the disk{f' of {shown}' if shown else ''}; free some and run again")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError("too many files are open; raise the limit (ulimit -n), or use fewer --workers")
+    why = os.strerror(error.errno or 0)
+    return UserError(f"{shown} can not be used: {why}; name another" if shown else f"a file can not be used: {why}")
 
 
 @contextmanager
@@ -94,9 +140,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     import tempfile
 
-    target = Path(path)
+    target = _behind_link(Path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    fd, name = tempfile.mkstemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent)
     os.close(fd)
     temporary = Path(name)
     try:
@@ -119,9 +165,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` atomically as UTF-8."""
+    """Write ``text`` atomically as UTF-8; what is no character (a byte of a file's name) is written out."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -155,7 +201,11 @@ def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, r
     input is looked at.
     """
     folder = Path(path)
-    if folder.exists() and not folder.is_dir():
+    try:
+        there = folder.exists()
+    except OSError as error:  # a name that is too long, say
+        raise told(error) or error from error
+    if there and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
@@ -182,9 +232,13 @@ def new_output_dir(
     import shutil
 
     folder = check_output_dir(path, overwrite=overwrite, resume=resume)
-    if folder.is_dir() and not resume and any(folder.iterdir()):
-        shutil.rmtree(folder)
     try:
+        for entry in list(folder.iterdir()) if folder.is_dir() and not resume else ():
+            # The folder itself stays: a lock stands on it, and it may be a link.
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
     except OSError as error:

@@ -1,9 +1,17 @@
-"""Numbers in words: the one place where a number becomes text. Everything returned is plain text, not yet HTML."""
+"""Numbers in words: the one place where a number becomes text. Everything returned is plain text, not yet HTML.
+
+And names of files and classes, which people choose: made safe for a line, a cell of CSV, or Markdown.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, ends of lines, marks that turn the direction of writing, and what is no character at all."""
+_MARKDOWN = re.compile(r"[\\`*\[\]|]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 UNKNOWN = "–"
 """Stands where a record has no value."""
 
@@ -107,3 +115,34 @@ def shortened(text: str, length: int = 28) -> str:
         return text
     tail = length // 2
     return f"{text[: length - tail - 1]}…{text[-tail:]}"
+
+
+def safe(text: str) -> str:
+    """One line that a terminal only shows: ends of lines, escape sequences and bytes that are no UTF-8 are written out,
+    as ``\\n``, ``\\x1b`` and ``\\xe9``.
+    """
+    return _UNSAFE.sub(_written_out, text)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name, as Python keeps it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def csv_cell(text: str) -> str:
+    """``safe``, and nothing that a spreadsheet takes for a formula: an apostrophe stands before ``=``, ``+``, ``-`` and
+    ``@``.
+    """
+    line = safe(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
+
+
+def markdown(text: str) -> str:
+    """``safe``, and shown by Markdown as it is written: no markup, no HTML."""
+    line = _MARKDOWN.sub(lambda match: "\\" + match[0], safe(text))
+    return "".join(_HTML.get(character, character) for character in line)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from convscale.errors import UserError
-from convscale.files import check_output_dir, json_numbers, new_output_dir
+from convscale.files import (
+    atomic_path,
+    check_output_dir,
+    json_numbers,
+    new_output_dir,
+    told,
+    whole_folder,
+    write_text,
+)
 
 
 def test_a_folder_of_pictures_is_never_overwritten(tmp_path: Path) -> None:
@@ -50,3 +63,137 @@ def test_numbers_that_json_has_no_word_for_are_none() -> None:
         "a": [1.5, None],
         "b": [None, "x", 2],
     }
+
+
+# ---------------------------------------------------------------- what outlives a power cut
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is flushed to the disk and renamed, in order."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(fd: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else f"file of {os.fstat(fd).st_size} bytes")
+        fsync(fd)
+
+    def replaced(old: str | Path, new: str | Path) -> None:
+        done.append(f"rename to {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", replaced)
+    return done
+
+
+def test_a_file_is_flushed_before_it_takes_its_name_and_its_folder_after(tmp_path: Path, steps: list[str]) -> None:
+    """Else a power cut can leave an empty file under the name, or the old one (fsync(2), rename(2))."""
+    write_text(tmp_path / "a.txt", "12345")
+    assert steps == ["file of 5 bytes", "rename to a.txt", "folder"]
+
+
+def test_a_folder_is_flushed_with_all_in_it_before_it_takes_its_name(tmp_path: Path, steps: list[str]) -> None:
+    with whole_folder(tmp_path / "out") as staging:
+        (staging / "a").write_text("1")
+        (staging / "sub").mkdir()
+        (staging / "sub" / "b").write_text("22")
+    assert sorted(steps[:2]) == ["file of 1 bytes", "file of 2 bytes"]
+    assert steps[2:] == ["folder", "folder", "rename to out", "folder"]  # sub, the folder itself; then its parent
+
+
+# ---------------------------------------------------------------- places that can not be written
+
+
+def test_a_link_is_written_through_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").symlink_to(tmp_path / "there" / "real")
+    (tmp_path / "folder").symlink_to(tmp_path / "there" / "out")
+    write_text(tmp_path / "file", "x")
+    for _ in range(2):
+        with whole_folder(tmp_path / "folder") as staging:
+            (staging / "a").write_text("x")
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "there" / "real").read_text() == (tmp_path / "there" / "out" / "a").read_text() == "x"
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["out", "real"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127])
+def test_a_name_of_the_longest_length_is_written(tmp_path: Path, name: str) -> None:
+    """255 bytes is the most that Linux's file systems take; a temporary name beside it is no longer."""
+    write_text(tmp_path / name, "x")
+    with whole_folder(tmp_path / "sub" / name) as staging:
+        (staging / "a").write_text("x")
+    assert (tmp_path / name).read_text() == "x"
+
+
+def test_an_error_of_the_file_system_is_one_line_with_its_path() -> None:
+    for number, said in (
+        (errno.ENOSPC, "no space left on the disk of /a/b; free some and run again"),
+        (errno.EDQUOT, "no space left on the disk of /a/b; free some and run again"),
+        (errno.EROFS, "/a/b can not be used: Read-only file system; name another"),
+        (errno.EACCES, "/a/b can not be used: Permission denied; name another"),
+        (errno.ENOTDIR, "/a/b can not be used: Not a directory; name another"),
+    ):
+        assert str(told(OSError(number, os.strerror(number), "/a/b"))) == said
+    assert told(OSError(errno.ECHILD, "no child")) is None
+    assert told(OSError("of our own")) is None
+    long = told(OSError(errno.ENAMETOOLONG, "File name too long", "/tmp/" + "x" * 300 + "\n"))
+    assert str(long).endswith("can not be used: File name too long; name another")
+    assert len(str(long)) < 200
+
+
+WRITERS = {
+    "scale": ("scale", "resnet18", "--phi", "1", "--output", "{}.yaml"),
+    "recipes": ("recipes", "small", "--output", "{}.yaml"),
+}
+"""Commands that write a file and need no torch for it."""
+
+
+@pytest.mark.parametrize("command", list(WRITERS))
+@pytest.mark.parametrize("place", ["file/x", "x" * 300, "loop/x", "sealed/x"])
+def test_a_place_that_can_not_be_written_is_one_line(tmp_path: Path, command: str, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "sealed").mkdir(mode=0o555)
+    if place.startswith("sealed") and os.access(tmp_path / "sealed", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    args = [word.format(tmp_path / place) for word in WRITERS[command]]
+    code = "import sys; from convscale.cli.app import main; sys.argv[0] = 'convscale'; main()"
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("convscale: ")
+    assert "can not be used" in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_standard_output_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; from convscale.cli.app import main; sys.argv[0] = 'convscale'; main()"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "list", "--zoo", "own"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "convscale: no space left on the disk; free some and run again\n")
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(UserError, match="no space left on the disk of"),
+        atomic_path(tmp_path / "a") as temporary,
+    ):
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"

@@ -6,6 +6,7 @@ Written down once with old code (``tools/make_old_files.py``).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -80,7 +81,10 @@ def _command_group() -> click.Group:
     from convscale.cli.app import main
 
     apps: list[typer.Typer] = []
-    with mock.patch.object(typer.Typer, "__call__", lambda app, *_, **__: apps.append(app)):
+    with (
+        mock.patch.object(typer.Typer, "__call__", lambda app, *_, **__: apps.append(app)),
+        contextlib.suppress(SystemExit),  # of a command that is done
+    ):
         main()
     return cast(click.Group, typer.main.get_command(apps[0]))
 

@@ -10,13 +10,18 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Literal
 
-from convscale.errors import MOST_WHOLE, UserError, nearest
+from convscale.arch.bounds import MOST_ITEMS, MOST_NODES, check_cost, check_fits, most_of
+from convscale.errors import MOST_WHOLE, UserError, nearest, short
+from convscale.read import Limits, check_plain
+
+_LIMITS = Limits(nodes=MOST_NODES)
+"""Of a spec that is read."""
 
 
 def require(ok: bool, field_name: str, value: object, right: str) -> None:
     """Raise UserError naming the field, its value and what would be right, unless ``ok``."""
     if not ok:
-        raise UserError(f"{field_name} is {value!r}; it must be {right}")
+        raise UserError(f"{field_name} is {short(value)}; it must be {right}")
 
 
 def to_plain(value: object) -> dict[str, object]:
@@ -57,14 +62,19 @@ def check_type(where: str, value: object, annotation: object) -> None:
             require(type(None) in args, where, value, "set")
     elif origin is tuple:
         require(isinstance(value, tuple), where, value, "a list")
-        for i, item in enumerate(typing.cast("tuple[object, ...]", value)):
+        items = typing.cast("tuple[object, ...]", value)
+        require(len(items) <= MOST_ITEMS, where, value, f"a list of at most {MOST_ITEMS}")
+        for i, item in enumerate(items):
             check_type(f"{where}[{i}]", item, args[0])
+        if where == "NetSpec.stages":
+            check_cost(typing.cast(typing.Any, value))
     elif annotation is float:
-        require(number and math.isfinite(typing.cast(float, value)), where, value, "a finite number")
+        require(number and _is_finite(typing.cast(float, value)), where, value, "a finite number")
+        require(typing.cast(float, value) <= most_of(where), where, value, f"at most {most_of(where)}")
     elif annotation is int:
         whole = number and isinstance(value, int)
         require(whole, where, value, "a whole number")
-        require(typing.cast(int, value) <= MOST_WHOLE, where, value, f"at most {MOST_WHOLE}")
+        require(-MOST_WHOLE <= typing.cast(int, value) <= most_of(where), where, value, f"at most {most_of(where)}")
     elif annotation is bool:
         require(isinstance(value, bool), where, value, "true or false")
     else:
@@ -73,18 +83,25 @@ def check_type(where: str, value: object, annotation: object) -> None:
 
 
 def from_plain(annotation: object, value: object, where: str) -> object:
-    """The inverse of ``to_plain`` for a value of type ``annotation``; UserError on unknown or missing fields."""
+    """The inverse of ``to_plain`` for a value of type ``annotation``; UserError on unknown or missing fields, and on
+    more values, or deeper ones, than any spec has.
+    """
+    check_plain(value, where, _LIMITS)
+    return _from_plain(annotation, value, where)
+
+
+def _from_plain(annotation: object, value: object, where: str) -> object:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else from_plain(_not_none(args), value, where)
+        return None if value is None else _from_plain(_not_none(args), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where} is {value!r}; it must be a list")
-        return tuple(from_plain(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+            raise UserError(f"{where} is {short(value)}; it must be a list")
+        return tuple(_from_plain(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if not isinstance(annotation, type) or not is_dataclass(annotation):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {value!r}; it must be a mapping of fields")
+        raise UserError(f"{where} is {short(value)}; it must be a mapping of fields")
     hints = field_types(annotation)
     for key in value:
         if key not in hints:
@@ -92,7 +109,18 @@ def from_plain(annotation: object, value: object, where: str) -> object:
     for f in fields(annotation):
         if f.default is MISSING and f.default_factory is MISSING and f.name not in value:
             raise UserError(f"{where} lacks the field {f.name!r}")
-    return annotation(**{key: from_plain(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    made = annotation(**{key: _from_plain(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+    if annotation.__name__ == "NetSpec":
+        check_fits(typing.cast(typing.Any, made))
+    return made
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number is finite; a whole one beyond what a float can hold counts as infinite."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _not_none(options: tuple[object, ...]) -> object:

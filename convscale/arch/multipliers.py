@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from convscale.arch.block import RunSpec, StageSpec
+from convscale.arch.bounds import check_fits
 from convscale.arch.spec import Lineage, NetSpec
 from convscale.errors import UserError, check_number, check_whole
 
@@ -104,7 +105,9 @@ def scale_to(
         lineage=Lineage(base=base, depth=total_depth, width=total_width, resolution=total_resolution),
     )
     scaled.check_size(size)
-    return replace(scaled, input=replace(scaled.input, size=size))
+    sized = replace(scaled, input=replace(scaled.input, size=size))
+    check_fits(sized)
+    return sized
 
 
 def round_width(width: float, *, divisor: int = 8, min_fraction: float = 0.9) -> int:

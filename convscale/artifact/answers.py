@@ -14,13 +14,15 @@ import numpy as np
 from convscale.errors import UserError, check_whole
 from convscale.images.decode import ImageError, decode_image, read_image
 from convscale.images.preprocess import Preprocessing
-from convscale.images.walk import pictures_below
+from convscale.images.walk import Tally, pictures_below
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image | np.ndarray"
 """A file, a file's bytes, a PIL image, or uint8 (H, W, C) pixels."""
+NOT_FINITE = "the network's outputs are not finite numbers"
+"""What is said of a picture for which they are not."""
 TOP = 5
 """Labels of an answer, where nothing else is asked for."""
 
@@ -68,9 +70,10 @@ def pictures_of(given: Picture | Sequence[Picture]) -> Iterator[tuple[str, Pictu
         UserError: something that is no picture, or a folder without any.
     """
     if isinstance(given, str | os.PathLike) and Path(given).is_dir():
-        found = list(pictures_below(os.fspath(given)))
+        tally = Tally()
+        found = list(pictures_below(os.fspath(given), tally))
         if not found:
-            raise UserError(f"folder {os.fspath(given)} holds no image")
+            raise UserError(f"folder {os.fspath(given)} holds no image{_because(tally)}")
         yield from ((path, path) for path in found)
     elif isinstance(given, str | os.PathLike):
         yield os.fspath(given), given
@@ -86,6 +89,12 @@ def pictures_of(given: Picture | Sequence[Picture]) -> Iterator[tuple[str, Pictu
             f"a picture is {type(given).__name__}; it must be a path, bytes, a PIL image, a uint8 array (H, W, C), or "
             "a list of them"
         )
+
+
+def _because(tally: Tally) -> str:
+    """What was left out, for the message that nothing was left."""
+    notes = tally.report().notes()
+    return f"; {'; '.join(notes)}" if notes else ""
 
 
 def _arrays(given: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convscale._version import __version__
-from convscale.artifact.answers import TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
+from convscale.artifact.answers import NOT_FINITE, TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
 from convscale.artifact.promise import Promise, with_promise
@@ -46,6 +46,7 @@ class Artifact:
     ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.hashed: dict[str, tuple[int, ...]] = {}
         self.format = manifest.format
         self.precision = manifest.precision
         self.baked = manifest.baked
@@ -103,7 +104,15 @@ class Artifact:
                     batch_size=self.batch_size if self.tuned else None,
                 )
                 self._runner = open_artifact(self, self.runtime, how)
+                self._check_unchanged()
             return self._runner
+
+    def _check_unchanged(self) -> None:
+        """Refuse what a runtime opened where it is not what was hashed: a file changed in between."""
+        for name, before in self.hashed.items():
+            if _identity(self.folder / name) != before:
+                self._runner = None
+                raise UserError(f"artefact {self.folder}: {name} changed while it was opened; open it again")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities of images.
@@ -158,7 +167,14 @@ class Artifact:
             except ImageError as error:
                 errors[number] = Answer(error=str(error).removeprefix(f"{name}: "), name=name)
         rows = iter(self(np.stack(images)) if images else ())
-        return [errors.get(n) or said.answer(next(rows), name) for n, (name, _) in enumerate(batch)]
+        answers: list[Answer] = []
+        for number, (name, _) in enumerate(batch):
+            if number in errors:
+                answers.append(errors[number])
+                continue
+            row = next(rows)
+            answers.append(said.answer(row, name) if np.isfinite(row).all() else Answer(error=NOT_FINITE, name=name))
+        return answers
 
     def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""
@@ -217,20 +233,38 @@ def load_artifact(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    hashed: dict[str, tuple[int, ...]] = {}
     for name, entry in manifest.files.items():
         path = folder / name
         if Path(name).name != name or name in ("", ".", ".."):
             raise UserError(f"artefact {folder} names the file {name!r} outside its folder; refused")
         if not path.is_file() or path.is_symlink():
             raise UserError(f"artefact {folder} lacks its file {name}; export it again")
-        if sha256(path) != entry.get("sha256"):
+        if path.stat().st_nlink > 1:
+            raise UserError(
+                f"artefact {folder}: {name} has a second name somewhere (a hard link), by which it can change unseen; "
+                "copy the folder"
+            )
+        hashed[name] = _identity(path)
+        if not isinstance(entry, Mapping) or sha256(path) != entry.get("sha256"):
             raise UserError(f"artefact {folder} is damaged: the checksum of {name} is wrong; export it again")
     needed = (*MODEL_FILES[manifest.format], "classes.json", "preprocessing.json")
     if missing := [name for name in needed if name not in manifest.files]:
         raise UserError(f"artefact {folder} has no checksum of {', '.join(missing)}; export it again")
     if manifest.format == "onnx":
-        check_onnx(folder / "model.onnx")
-    return Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
+        check_onnx(folder / "model.onnx", manifest.files)
+    artifact = Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
+    artifact.hashed = {name: before for name, before in hashed.items() if name != CARD}
+    return artifact
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Changes whenever a file's content does, or another file takes its name."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:

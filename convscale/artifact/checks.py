@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,8 +29,12 @@ _Field: TypeAlias = tuple[int, int, int, int]
 """Number, wire type, and where its content begins and ends; of a varint its value and 0."""
 
 
-def check_onnx(path: Path) -> None:
+def check_onnx(path: Path, listed: Container[str] | None = None) -> None:
     """Refuse an ONNX file that is damaged or that reads data from outside its own folder.
+
+    Args:
+        path: the file.
+        listed: names of the files beside it whose checksums are right; None: any file beside it may be read.
 
     Raises:
         UserError: the file can not be parsed, or names external data that is absolute, leads out of the folder or
@@ -53,6 +57,8 @@ def check_onnx(path: Path) -> None:
             or folder not in target.resolve().parents
         ):
             raise UserError(f"{path.name} wants data from {location!r}, outside its own folder; refused")
+        if listed is not None and location not in listed:
+            raise UserError(f"{path.name} wants data from {location!r}, of which there is no checksum; refused")
 
 
 def _locations(data: mmap.mmap) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from convscale.artifact.promise import Promise
 from convscale.errors import UserError
+from convscale.read import read_json
 
 SCHEMA = 1
 """Version of an artefact's layout; a reader refuses newer ones."""
@@ -139,9 +139,9 @@ def read_manifest(folder: Path) -> Manifest:
 def read_part(folder: Path, name: str) -> Any:
     """The JSON value in a file of an artefact."""
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"artefact {folder} has a damaged {name}; export it again") from error
+        return read_json(folder / name, "file")
+    except UserError as error:
+        raise UserError(f"artefact {folder} has a damaged {name}: {error}; export it again") from error
 
 
 def _damaged(folder: Path, why: str = "") -> UserError:

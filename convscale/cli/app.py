@@ -6,9 +6,10 @@ with 2.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -23,6 +24,7 @@ from convscale.cli import measure as cli_measure
 from convscale.cli import report as cli_report
 from convscale.cli import ship as cli_ship
 from convscale.cli import speed as cli_speed
+from convscale.cli.numbers import with_numbers_checked
 from convscale.cli.options import (
     ImgSize,
     Json,
@@ -32,10 +34,11 @@ from convscale.cli.options import (
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError, naming_extras
+from convscale.files import told
 from convscale.networks.names import spec_of
 
 if TYPE_CHECKING:
-    from typer._click.core import Context
+    from typer._click.core import Command, Context
     from typer._click.formatting import HelpFormatter
 
 
@@ -49,6 +52,20 @@ class Commands(TyperGroup):
         "Data and training": ("check", "evaluate", "recipes"),
         "To try it": ("demo",),
     }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._checked: set[str] = set()
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        """A command, whose numbers are bounded."""
+        command = super().get_command(ctx, cmd_name)
+        # A command is looked up more than once in a call, and wrapped once.
+        if command is not None and command.callback is not None and cmd_name not in self._checked:
+            self._checked.add(cmd_name)
+            options = {str(each.name): max(each.opts, key=len) for each in command.params if each.opts}
+            command.callback = with_numbers_checked(command.callback, options)
+        return command
 
     def list_commands(self, ctx: Context) -> list[str]:
         """In the order in which help shows them; one that stands in no group comes last."""
@@ -250,17 +267,64 @@ cli_calibrate.register(app)
 cli_report.register(app)
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+"""How libraries say it."""
+
+
+def _refuse(error: UserError) -> NoReturn:
+    """One line, and the exit code."""
+    line = words.safe(str(error))
+    # What standard output still holds can not be written where its disk is full: the exit would fail once more.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    typer.echo(f"convscale: {line}", err=True)
+    sys.exit(130 if isinstance(error, Stopped) else 2)
+
+
 def main() -> None:
-    """Run the command line: exit code 0, 2 on bad input, 130 when interrupted."""
+    """Run the command line: exit code 0, 2 on bad input or where the file system or the memory does not let it, 130
+    when interrupted.
+    """
     try:
         with naming_extras("this command"):
-            app()
+            code = app(standalone_mode=False)
     except UserError as error:
-        typer.echo(f"convscale: {error}", err=True)
-        sys.exit(130 if isinstance(error, Stopped) else 2)
+        _refuse(error)
+    except OSError as error:
+        if (line := told(error)) is None:
+            raise
+        _refuse(line)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+            raise
+        _refuse(UserError("out of memory; a smaller batch, image size or network would be right"))
     except KeyboardInterrupt:
         typer.echo("convscale: interrupted", err=True)
         sys.exit(130)
+    except Exception as error:
+        if (line := _usage(error)) is None:
+            raise
+        _refuse(UserError(line))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> str | None:
+    """What typer says of a command line that it can not read, in one line; None for any other error. Without a command
+    its help is shown.
+    """
+    if not hasattr(error, "format_message") or not hasattr(error, "show"):
+        return None  # click's error, or typer's own copy of it: no type is right for both
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        sys.exit(2)
+    said = " ".join(str(error.format_message()).split())  # pyright: ignore[reportAttributeAccessIssue]
+    said = said if len(said) <= 300 else f"{said[:200]}...{said[-60:]}"
+    command = getattr(getattr(error, "ctx", None), "command_path", "convscale")
+    return f"{said.rstrip('.')} (`{command} --help` shows all)"
 
 
 if __name__ == "__main__":

@@ -25,14 +25,17 @@ def check_command(
         str | None,
         typer.Option("--dataset", help="torchvision's name of the set in DATA_DIR (cifar10 ...); else recognised."),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Decode 5,000 images at most, instead of every one to list the bad ones.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check data before training: duplicates across splits, tiny classes, small or damaged images."""
+    """Check data before training: what is left out, bad files, duplicates across splits, tiny classes, small images."""
     from convscale.images.check import check_data
     from convscale.images.sources import open_dataset
 
-    splits = open_dataset(data_dir, dataset=dataset)
-    found = check_data(splits, img_size)
+    splits = open_dataset(data_dir, dataset=dataset, max_bad_rate=1.0, compare=False)
+    found = check_data(splits, img_size, every=not quick)
     if as_json:
         print_json({"classes": list(splits.classes), **found.to_dict()})
         return
@@ -41,6 +44,8 @@ def check_command(
         say(f"note: {note}")
     for warning in found.warnings:
         say(f"warning: {warning}")
-    if not found.warnings:
+    for problem in found.bad:
+        say(f"bad: {problem}")
+    if not found.warnings and not found.bad:
         say("nothing to warn about")
     say(found.describe_cost())

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convscale import words
 from convscale.cli.options import (
     Batch,
     DataDir,
     Device,
     Epochs,
     Json,
+    MaxBadRate,
     Model,
     Output,
     Overwrite,
@@ -84,6 +86,7 @@ def train_command(
     keep: Annotated[int, typer.Option(help="Training states to keep, the best checkpoint apart.")] = 2,
     checkpoint_seconds: Annotated[float, typer.Option(help="Save at least this often, and after every epoch.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")] = False,
+    max_bad_rate: MaxBadRate = 0.01,
     device: Device = "cpu",
     seed: Seed = 0,
     resume: Resume = False,
@@ -101,7 +104,7 @@ def train_command(
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     overrides |= {key: value for key, value in flags.items() if value is not None}
-    net, splits = network_of(model), open_dataset(data_dir, dataset=dataset)
+    net, splits = network_of(model), open_dataset(data_dir, dataset=dataset, max_bad_rate=max_bad_rate)
     with LiveProgress() as live:
         for note in splits.notes:
             live({"kind": "note", "text": note})
@@ -151,7 +154,12 @@ def train_command(
 def evaluate_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
     data_dir: DataDir,
-    split: Annotated[str, typer.Option(help="train, validation, test, or all: every image there is.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, validation, test, or all: every image; test, or the one split there is, when left out."
+        ),
+    ] = None,
     batch_size: Batch = 256,
     dataset: Dataset = None,
     workers: Workers = None,
@@ -166,27 +174,26 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint on a split of the data: accuracy, per class, calibration, throughput."""
-    from convscale.images.sources import open_dataset
+    from convscale.images.sources import open_evaluation
     from convscale.learn.checkpoint import load_checkpoint, network_for
     from convscale.learn.evaluate import evaluate as evaluate_net
 
-    if split not in SPLITS:
+    if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
     loaded = load_checkpoint(checkpoint, net=network_for(checkpoint, model))
-    splits = open_dataset(data_dir, dataset=dataset, channels=loaded.preprocessing.channels)
-    if splits.classes != loaded.classes:
-        raise UserError(
-            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"
-        )
-    chosen = splits.whole() if split == "all" else getattr(splits, split)
+    found = open_evaluation(
+        data_dir, classes=loaded.classes, split=split, dataset=dataset, channels=loaded.preprocessing.channels
+    )
+    for note in found.notes:
+        say(f"note: {note}", err=True)
     ev = evaluate_net(
         loaded.net,
-        chosen,
+        found.split,
         loaded.preprocessing,
         batch_size=batch_size,
         device=device,
         workers=workers,
-        train_labels=splits.train.labels,
+        train_labels=found.train_labels,
     )
     thresholds = _named(loaded.classes, loaded.thresholds)
     if as_json:
@@ -207,14 +214,16 @@ def evaluate_command(
             "per_class": list(ev.per_class),
             "confusion": ev.confusion.tolist(),
         }
-        print_json(json_numbers({"split": split, "classes": list(ev.classes), **values, "thresholds": thresholds}))
+        print_json(
+            json_numbers({"split": found.split.split, "classes": list(ev.classes), **values, "thresholds": thresholds})
+        )
         return
     top5 = "" if ev.top5 is None else f"top-5 {ev.top5:.2%}, "
-    say(f"{split}: {ev.describe()}, {top5}loss {ev.loss:.4f}, calibration error {ev.calibration_error:.2%}")
+    say(f"{found.split.split}: {ev.describe()}, {top5}loss {ev.loss:.4f}, calibration error {ev.calibration_error:.2%}")
     say(f"{ev.images_per_s:,.0f} images/s (whole evaluation, {device}, fp32, batch {batch_size})")
     for note in ev.bad:
         say(f"left out: {note}", err=True)
-    multilabel = chosen.multilabel
+    multilabel = found.split.multilabel
     say(
         "average precision per class" + (", and the threshold set on validation" if thresholds else "")
         if multilabel
@@ -264,4 +273,4 @@ def _print_confusion(ev: Evaluation) -> None:
     width = max(5, len(str(int(ev.confusion.max()))) + 1)
     typer.echo(" " * 26 + "".join(f"{column:>{width}}" for column in range(len(ev.classes))))
     for row, (name, counts) in enumerate(zip(ev.classes, ev.confusion.tolist(), strict=True)):
-        typer.echo(f"  {row:3} {name[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))
+        typer.echo(f"  {row:3} {words.safe(name)[:18]:18}  " + "".join(f"{count:>{width}}" for count in counts))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from convscale import words
 from convscale.errors import UserError
 from convscale.files import json_numbers
 
@@ -53,6 +54,9 @@ Confidence = Annotated[
     float,
     typer.Option("--confidence", help="Probability with which a predicted speed must keep it, 0.5 to 0.99."),
 ]
+MaxBadRate = Annotated[
+    float, typer.Option("--max-bad-rate", help="Share of images that may be unreadable and are left out, 0 to 1.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
 
 
@@ -80,7 +84,7 @@ def terminal_width() -> int:
 def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
     """Print, wrapped to the terminal; continued lines stand further in."""
     width, lead = terminal_width(), " " * indent
-    for line in text.split("\n"):
+    for line in map(words.safe, text.split("\n")):
         wrapped = textwrap.wrap(
             line,
             width,

@@ -21,7 +21,7 @@ from convscale.cli.options import (
     print_json,
     say,
 )
-from convscale.errors import UserError
+from convscale.errors import UserError, check_number
 
 if TYPE_CHECKING:
     from convscale.images.preprocess import Preprocessing
@@ -253,15 +253,23 @@ def classify_command(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Decoding threads; one per core when left out.")
     ] = None,
+    max_bad_rate: Annotated[
+        float | None,
+        typer.Option("--max-bad-rate", help="Exit with 2 where a larger share of images, and more than one, is bad."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Classify images: one row each, in order."""
     from convscale.artifact.artifact import load_artifact
+    from convscale.images.walk import Tally
     from convscale.ship.stream import classify, image_paths
 
-    paths = image_paths(images, sys.stdin)
+    if max_bad_rate is not None:
+        check_number("--max-bad-rate", max_bad_rate, "a share from 0 to 1", 0, 1)
+    left_out = Tally()
+    paths = image_paths(images, sys.stdin, left_out)
     target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
 
@@ -284,4 +292,8 @@ def classify_command(
     )
     if sys.stderr.isatty():
         sys.stderr.write("\r")
+    for note in left_out.report().notes():
+        say(note, err=True)
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
+    if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
+        raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")

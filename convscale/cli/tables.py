@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import typer
 
+from convscale import words
 from convscale.cli.options import terminal_width
 
 GAP = 2
@@ -32,7 +33,8 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, ind
     """Print rows under headings. Cells wrap between words where the terminal is narrow; a word is never broken: a table
     whose words need more room is wider than the terminal instead.
     """
-    for line in table_lines(columns, rows, terminal_width() - indent):
+    shown = [[words.safe(cell) for cell in row] for row in rows]
+    for line in table_lines(columns, shown, terminal_width() - indent):
         typer.echo(" " * indent + line)
 
 

@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike
 
 from convscale import words
 from convscale.conditions import Size, as_size, sides, size_text
-from convscale.images.decode import ImageError, check_image
-from convscale.images.duplicates import Duplicates, Pairs, evenly, find_duplicates
+from convscale.images.decode import ImageError, check_image, preload
+from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, Duplicates, evenly, find_duplicates
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit, DataSplits, FileSplit, Split
+from convscale.images.walk import Preflight
+from convscale.machine import available_cores
 
 MOST_DECODED = 5_000
 """Pictures that are decoded at most; evenly taken."""
@@ -82,6 +84,11 @@ class DataCheck:
     """The same picture in two splits, or with two labels."""
     notes: tuple[str, ...]
     """What opening the data had to say."""
+    left_out: Preflight
+    """What was found and not used, by reason."""
+    bad: tuple[str, ...]
+    """What is wrong with each file that can not be read or decoded: of all files where ``every`` was asked for, else of
+    those that were looked at."""
     seconds: float
     """That the check took."""
 
@@ -98,8 +105,8 @@ class DataCheck:
             self._dominant(),
             _missing(self.without_validation, "for validation: nothing is chosen by them"),
             _missing(self.without_test, "in the test set: the test says nothing about them"),
-            _same(self.duplicates.across_splits, "in two splits, where results are too good for it"),
-            _same(self.duplicates.two_labels, "with different labels", labels=True),
+            self.duplicates.across_splits.describe(IN_TWO_SPLITS),
+            self.duplicates.two_labels.describe(WITH_TWO_LABELS, labels=True),
             self._small(),
             self._undecodable(),
         )
@@ -153,23 +160,27 @@ class DataCheck:
         return f"{len(bad):,} of {seen:,} images looked at can not be decoded; first: {bad[0]}"
 
 
-def check_data(data: DataSplits | str | os.PathLike[str], image_size: Size | None = None) -> DataCheck:
+def check_data(
+    data: DataSplits | str | os.PathLike[str], image_size: Size | None = None, *, every: bool = False
+) -> DataCheck:
     """Look for what spoils training or its result: tiny classes, one that outweighs all others, classes that are not
     tested, the same picture in two splits or with two labels, images smaller than the network's input, and images that
     can not be decoded.
 
-    At most 5,000 images are decoded, so the time is bounded; the result says how many were looked at.
+    At most 5,000 images are decoded, so the time is bounded, unless ``every`` one is asked for; the result says how
+    many were looked at.
 
     Args:
         data: a folder or a manifest as ``convscale train --data-dir`` takes it, or splits that are open.
         image_size: of the network's input in pixels, or (height, width); None: sizes are not looked at.
+        every: decode every file once, to find all that can not be.
 
     Raises:
         UserError: the data can not be opened, or ``image_size`` is none.
     """
     size = None if image_size is None else as_size(*sides(image_size))
     started = time.perf_counter()
-    splits = data if isinstance(data, DataSplits) else open_dataset(data)
+    splits = data if isinstance(data, DataSplits) else open_dataset(data, compare=False)
     counts = np.asarray(splits.train.class_counts())
     smallest_first = np.argsort(counts, kind="stable")
     largest = int(np.argmax(counts))
@@ -177,6 +188,9 @@ def check_data(data: DataSplits | str | os.PathLike[str], image_size: Size | Non
     def counted(label: int) -> ClassCount:
         return ClassCount(splits.classes[label], int(counts[label]))
 
+    parts = (splits.train, splits.validation, splits.test)
+    found = find_duplicates(parts, MOST_DECODED)
+    undecodable = [problem for part in parts for problem in _undecodable(part)] if every else found.undecodable
     return DataCheck(
         train=len(splits.train),
         validation=len(splits.validation),
@@ -187,10 +201,29 @@ def check_data(data: DataSplits | str | os.PathLike[str], image_size: Size | Non
         without_validation=_untested(splits.train, splits.validation),
         without_test=_untested(splits.train, splits.test),
         sizes=None if size is None else _sizes(splits.train, size),
-        duplicates=find_duplicates((splits.train, splits.validation, splits.test), MOST_DECODED),
+        duplicates=found,
         notes=splits.notes,
+        left_out=splits.preflight,
+        bad=(*splits.unreadable, *undecodable),
         seconds=time.perf_counter() - started,
     )
+
+
+def _undecodable(split: Split) -> list[str]:
+    """What is wrong with each file that can not be decoded, in their order."""
+    if not isinstance(split, FileSplit):
+        return []
+
+    def problem(index: int) -> str | None:
+        try:
+            split.read(index)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    preload()
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return [text for text in pool.map(problem, range(len(split)), chunksize=16) if text is not None]
 
 
 def majority_share(labels: ArrayLike, train_labels: ArrayLike | None = None) -> float:
@@ -252,19 +285,6 @@ def _missing(names: tuple[str, ...], what: str) -> str:
     having = words.plural(len(names), "class has", "classes have")
     kind, _, consequence = what.partition(": ")
     return f"{having} no image {kind} ({', '.join(names[:_NAMED])}{_more(len(names))}): {consequence}"
-
-
-def _same(pairs: Pairs, what: str, *, labels: bool = False) -> str:
-    if not pairs.total:
-        return ""
-
-    def shown(split: str, name: str, label: str) -> str:
-        return f"{name} ({label or 'no label'})" if labels else f"{name} ({split})"
-
-    named = "; ".join(f"{shown(*pair.first)} and {shown(*pair.second)}" for pair in pairs.examples)
-    kinds = f"{pairs.exact:,} equal, {pairs.near:,} alike"
-    more = " ..." if pairs.total > len(pairs.examples) else ""
-    return f"{words.plural(pairs.total, 'pair')} of the same picture {what} ({kinds}): {named}{more}"
 
 
 def _more(count: int) -> str:

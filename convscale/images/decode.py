@@ -11,17 +11,18 @@ import contextlib
 import io
 import os
 import re
+import stat
 import struct
-import zlib
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from convscale.errors import UserError, first_line
+from convscale.errors import SystemTrouble, UserError, first_line, stop_if_system
+from convscale.images.formats import MORE_EXTENSIONS, MORE_PLUGINS, find_format, is_read, may_come_late
+from convscale.images.png import check_chunks, has_few_rows
 
 _PLUGINS = {
     "JPEG": "PIL.JpegImagePlugin",
@@ -31,18 +32,24 @@ _PLUGINS = {
     "BMP": "PIL.BmpImagePlugin",
 }
 _IMPORTING = RLock()
-FORMATS = tuple(_PLUGINS)
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
+FORMATS = (*_PLUGINS, *MORE_PLUGINS)
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", *MORE_EXTENSIONS)
 MAX_PIXELS = 80_000_000
 """Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
+BYTES_PER_PIXEL = 24
+"""Memory that decoding takes at most for each pixel, beside the file itself; RGB alone is 3."""
 
 _HEAD_BYTES = 65_536
+_MOST_READ = 1 << 29
+"""Bytes that are read at most where a header comes late."""
 _JPEG_SEGMENT = struct.Struct(">BBHBHHB")
 """0xFF, marker and length; then, in a frame header, precision, height, width and number of components."""
 _JPEG_HEIGHT = struct.Struct(">H")
 """As it stands in a frame header."""
 _JPEG_ROWS = 16
 """Rows of pixels in a row of blocks where chroma is halved; the height that a decoder is told is a multiple of it."""
+_BAND_VALUES = 1_000_000
+"""Values of 16 bits that are made bytes at a time."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(="|>)([0-9])')
@@ -71,6 +78,8 @@ class Header:
     not be read."""
     components: int = 0
     """Of a JPEG: 1 gray, 3 colour, 4 ink."""
+    depth: int = 8
+    """Bits of a value, where PNG or one of the rarer formats says it."""
     height_at: int = 0
     """Where in the bytes the height of a JPEG stands that can be decoded down to any row (baseline, gray or three
     components); 0: of none."""
@@ -101,16 +110,17 @@ def parse_header(data: Bytes) -> Header | None:
             return _jpeg_header(data)
         if data[:8] == _PNG_SIGNATURE and data[12:16] == b"IHDR":
             width, height = struct.unpack(">II", data[16:24])
-            return Header(format="PNG", width=width, height=height)
+            return Header(format="PNG", width=width, height=height, depth=data[24] if len(data) > 24 else 8)
         if data[:6] in (b"GIF87a", b"GIF89a"):
-            width, height = struct.unpack("<HH", data[6:10])
-            return Header(format="GIF", width=width, height=height)
+            return _gif_header(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_header(data)
         if data[:2] == b"BM":
             width, height = struct.unpack("<ii", data[18:26])
             return Header(format="BMP", width=abs(width), height=abs(height))
-    except (struct.error, IndexError):
+        if (found := find_format(data)) is not None:
+            return Header(format=found.format, width=found.width, height=found.height, depth=found.depth)
+    except (struct.error, IndexError, ValueError, OverflowError):
         return None
     return None
 
@@ -122,12 +132,14 @@ def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
         ImageError: missing, empty, no known format, or more than ``max_pixels``.
     """
     try:
-        with open(path, "rb") as file:
+        with _open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
             header = parse_header(head)
-            if header is None and head[:3] == b"\xff\xd8\xff":  # a large EXIF block or colour profile before the size
-                header = parse_header(head + file.read())
+            # a large EXIF block or colour profile before the size, or a directory at the end
+            if header is None and (head[:3] == b"\xff\xd8\xff" or may_come_late(head)):
+                header = parse_header(head + file.read(_MOST_READ))
     except OSError as error:
+        stop_if_system(error, path)
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error
     return _accept(path, head, header, max_pixels)
 
@@ -141,7 +153,8 @@ def read_image(
     and of an animation the first frame is taken.
 
     Args:
-        path: a JPEG, PNG, WebP, GIF or BMP file; its content counts, not its extension.
+        path: a picture in one of ``FORMATS``, as far as the installed libraries read it; its content counts, not its
+            extension.
         channels: 3 for RGB, 1 for gray.
         max_pixels: larger pictures are refused before decoding.
         min_side: allow a JPEG to be decoded at a half, a quarter or an eighth of its size as long as its shorter side
@@ -157,15 +170,46 @@ def read_image(
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytearray:
-    """A file's bytes, or ImageError."""
+    """A file's bytes.
+
+    Raises:
+        ImageError: it is missing, may not be read, or is no regular file.
+        SystemTrouble: the system is at the end of its means, or the disk fails.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with _open_regular(path) as file:
             data = bytearray(os.fstat(file.fileno()).st_size)
-            if file.readinto(data) != len(data):  # a pipe, or a file that changes
-                return bytearray(Path(path).read_bytes())
+            if file.readinto(data) != len(data):  # a file that changes
+                file.seek(0)
+                return bytearray(file.read())
             return data
     except OSError as error:
+        stop_if_system(error, path)
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error
+
+
+def _open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Open a regular file. A pipe would wait for its writer, a device may do anything: neither is opened."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ImageError(f"{path}: no regular file, but a folder, a pipe, a socket or a device")
+    # Without waiting, for what takes the file's place meanwhile; a regular file is read as ever.
+    return io.FileIO(path, "r", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+def largest_value(path: str | os.PathLike[str]) -> int | None:
+    """The largest value of a gray picture of 16 bits; None of any other, or where it can not be decoded."""
+    data = read_bytes(path)
+    header = parse_header(data)
+    if header is None or header.depth <= 8 or header.width * header.height > MAX_PIXELS:
+        return None
+    _import((_PLUGINS | MORE_PLUGINS)[header.format])
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=[header.format]) as image:
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+    except Exception:  # said where it is decoded in earnest
+        return None
 
 
 def decode_image(
@@ -192,9 +236,15 @@ def decode_image(
             if divisor == 1 and (pixels := _decode_jpeg(data, header, channels)) is not None:
                 return pixels
         if header.format == "PNG":
-            _check_png(data)
-        return _decode_pillow(data, header.format, channels, min_side)
-    except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+            check_chunks(data)
+        return _decode_pillow(data, name, header.format, channels, min_side, max_pixels)
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise what they like, and none of it is our own mistake
+        if isinstance(error, OSError):
+            stop_if_system(error, name)
+        if isinstance(error, MemoryError) and not _has_memory(header):
+            raise SystemTrouble(f"{name}: out of memory: use a smaller batch or fewer workers") from error
         reason = "truncated" if "truncated" in str(error).lower() else f"damaged: {first_line(error)}"
         raise ImageError(f"{name}: {header.format} image is {reason}") from error
 
@@ -204,6 +254,14 @@ def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, ma
         raise ImageError(f"{name}: the file is empty")
     if header is None:
         raise ImageError(f"{name}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image, or cut off in its header")
+    if header.format in MORE_PLUGINS and not is_read(header.format):
+        raise ImageError(f"{name}: {header.format} image, which no installed library reads")
+    _check_pixels(name, header, max_pixels)
+    return header
+
+
+def _check_pixels(name: str | os.PathLike[str], header: Header, max_pixels: int) -> None:
+    """Refuse a picture without area, and one that is too large to be decoded."""
     pixels = header.width * header.height
     if pixels == 0:
         raise ImageError(f"{name}: {header.format} image of {header.width} x {header.height} pixels has no area")
@@ -213,7 +271,30 @@ def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, ma
             f"{name}: {header.format} image of {size} pixels ({pixels / 1e6:.0f} megapixels) is above the cap of "
             f"{max_pixels / 1e6:.0f}"
         )
-    return header
+
+
+def _has_memory(header: Header) -> bool:
+    """Whether there is memory for a picture of this size: then a decoder that lacked some was led astray by it."""
+    try:
+        bytearray(BYTES_PER_PIXEL * header.width * header.height)
+    except MemoryError:
+        return False
+    return True
+
+
+def _gif_header(data: Bytes) -> Header:
+    """The screen, or the first frame where that is larger: its size is what is decoded (GIF89a, sections 18 to 20)."""
+    width, height, flags = struct.unpack("<HHB", data[6:11])
+    at = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+    while at + 10 <= len(data) and data[at] == 0x21:  # extensions: blocks until an empty one
+        at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    if at + 9 <= len(data) and data[at] == 0x2C:
+        left, top, wide, high = struct.unpack_from("<4H", data, at + 1)
+        width, height = max(width, left + wide), max(height, top + high)
+    return Header(format="GIF", width=width, height=height)
 
 
 def _jpeg_header(data: Bytes) -> Header | None:
@@ -280,23 +361,6 @@ def _webp_header(data: Bytes) -> Header | None:
     return Header(format="WEBP", width=width, height=height)
 
 
-def _check_png(data: Bytes) -> None:
-    """Every chunk whole, its CRC-32 right, IEND at the end (PNG specification, section 5)."""
-    at = 8
-    while True:
-        if at + 12 > len(data):
-            raise ValueError("truncated")
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        end = at + 8 + length
-        if end + 4 > len(data):
-            raise ValueError("truncated")
-        if zlib.crc32(memoryview(data)[at + 4 : end]) != struct.unpack(">I", data[end : end + 4])[0]:
-            raise ValueError(f"wrong checksum in its {kind.decode('ascii', 'replace')} chunk")
-        if kind == b"IEND":
-            return
-        at = end + 4
-
-
 def _decode_jpeg(data: Bytes, header: Header, channels: int) -> np.ndarray | None:
     """A whole JPEG of gray or three components, upright; None where Pillow must see to it."""
     if header.components not in (1, 3) or header.orientation == 0:
@@ -306,7 +370,11 @@ def _decode_jpeg(data: Bytes, header: Header, channels: int) -> np.ndarray | Non
         import simplejpeg
 
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB" if channels == 3 else "GRAY")
-    except (ImportError, ValueError):  # no wheel for this platform; damage, which Pillow may see past or puts in words
+    except ImportError:  # no wheel for this platform
+        return None
+    except ValueError as error:  # damage, which Pillow may see past or puts in words
+        if "premature end of data segment" in str(error).lower():
+            raise ValueError("truncated") from error
         return None
     return pixels if header.orientation == 1 else np.ascontiguousarray(_turned(pixels, header.orientation))
 
@@ -354,26 +422,45 @@ def _decode_jpeg_top(data: Bytes, header: Header, channels: int, rows: int, divi
         _JPEG_HEIGHT.pack_into(shorter, header.height_at, header.height)
 
 
-def _decode_pillow(data: Bytes, format: str, channels: int, min_side: int | None) -> np.ndarray:
-    _import(_PLUGINS[format], "PIL.ImageOps")  # this format's alone: all of them take longer than opening an artefact
+def _decode_pillow(
+    data: Bytes, name: str | os.PathLike[str], format: str, channels: int, min_side: int | None, max_pixels: int
+) -> np.ndarray:
+    # this format's plugin alone: all of them take longer than opening an artefact
+    _import((_PLUGINS | MORE_PLUGINS)[format], "PIL.ImageOps")
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=[format]) as image:
+        # what the decoder goes by counts, not what the first bytes said
+        _check_pixels(name, Header(format=format, width=image.width, height=image.height), max_pixels)
         if format == "JPEG" and (channels == 1 or min_side is not None):  # gray straight from the file's luma
             image.draft("L" if channels == 1 else None, None if min_side is None else (min_side, min_side))
         image.load()
+        last_row = (0, image.height - 1, image.width, image.height)
+        if format == "PNG" and has_few_rows(data, image.crop(last_row).tobytes()):
+            raise ValueError("truncated")
         try:
             image.getexif()
         except _UNREADABLE:
             upright = image
         else:
             upright = ImageOps.exif_transpose(image)  # by XMP, where EXIF says nothing
-    if upright.mode.startswith(("I", "F")):  # 16-bit gray: the high byte, rounded
-        deep = np.asarray(upright, dtype=np.float64)
-        upright = Image.fromarray(np.clip(np.rint(deep / 257), 0, 255).astype(np.uint8))
+    if upright.mode == "F":
+        raise ValueError("pixels are floating-point numbers, whose range is not known; store 8 or 16 bits")
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray(_high_bytes(np.asarray(upright)))
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
         white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, upright)
     array = np.array(upright.convert("L" if channels == 1 else "RGB"))
     return array.reshape(array.shape[0], array.shape[1], channels)
+
+
+def _high_bytes(deep: np.ndarray) -> np.ndarray:
+    """uint8: 16-bit values over 257, rounded; what is beyond 16 bits is cut. A band at a time, to spare memory."""
+    out = np.empty(deep.shape, np.uint8)
+    step = max(1, _BAND_VALUES // max(1, deep.shape[1]))
+    for top in range(0, len(deep), step):
+        band = np.clip(deep[top : top + step].astype(np.int64), 0, 65_535)
+        out[top : top + step] = (band + 128) // 257  # 257 is odd: nothing lies halfway
+    return out

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convscale import words
+from convscale.errors import stop_if_system
 from convscale.images.decode import ImageError, preload
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.machine import available_cores
@@ -25,6 +27,9 @@ from convscale.machine import available_cores
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
+IN_TWO_SPLITS = "in two splits, where results are too good for it"
+WITH_TWO_LABELS = "with different labels"
+"""What is wrong with pairs."""
 SHOWN = 3
 """Pairs that are named."""
 
@@ -87,6 +92,21 @@ class Pairs(NamedTuple):
         """All pairs."""
         return self.exact + self.near
 
+    def describe(self, what: str, *, labels: bool = False) -> str:
+        """One line; ``what`` says where they are, ``labels`` shows these in the place of splits. Empty without
+        pairs.
+        """
+        if not self.total:
+            return ""
+
+        def shown(picture: PictureLabel) -> str:
+            return f"{picture.name} ({(picture.label or 'no label') if labels else picture.split})"
+
+        named = "; ".join(f"{shown(pair.first)} and {shown(pair.second)}" for pair in self.examples)
+        kinds = f"{self.exact:,} equal, {self.near:,} alike"
+        more = " ..." if self.total > len(self.examples) else ""
+        return f"{words.plural(self.total, 'pair')} of the same picture {what} ({kinds}): {named}{more}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
@@ -130,6 +150,16 @@ def find_duplicates(splits: Sequence[Split], most: int) -> Duplicates:
         fingerprints_compared=len(found.indices),
         undecodable=found.bad,
     )
+
+
+def equal_files(splits: Sequence[Split]) -> tuple[Pairs, Pairs]:
+    """Pairs of pictures with equal contents in two splits, and with two labels; nothing is decoded."""
+    pictures = _Pictures(splits)
+    contents, _ = _contents(splits)
+    across, labels = _Tally(pictures, pictures.split), _Tally(pictures, pictures.label)
+    for tally in (across, labels):
+        tally.count_exact(contents)
+    return across.result(), labels.result()
 
 
 def evenly(total: int, most: int) -> Ints:
@@ -264,7 +294,8 @@ def _file_contents(paths: Sequence[str]) -> tuple[list[object], int]:
 def _size(path: str) -> int | None:
     try:
         return os.stat(path).st_size
-    except OSError:
+    except OSError as error:
+        stop_if_system(error, path)
         return None
 
 
@@ -276,7 +307,8 @@ def _digest(path: str, last: int | None = None) -> tuple[int, bytes] | None:
             if last is not None:
                 file.seek(max(0, size - last))
             return size, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except OSError:
+    except OSError as error:
+        stop_if_system(error, path)
         return None
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+_ELONGATED = 32
+"""Times that a resized picture's longer side may be its shorter one before the crop is cut out first."""
 _CACHE_VALUES = 150_000
 """Values that are normalised at a time on a CPU: as many as stay in a core's cache."""
 
@@ -32,6 +34,13 @@ def _factor_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[
     """float32 (channels,): ``pixels * factor + shift`` is ``(pixels / 255 - mean) / std``."""
     wide_mean, wide_std = np.array(mean, np.float64), np.array(std, np.float64)
     return (1 / (255 * wide_std)).astype(np.float32), (-wide_mean / wide_std).astype(np.float32)
+
+
+def _nearest(step: float, first: int, count: int) -> np.ndarray:
+    """Which of the source's rows (or columns) Pillow takes for ``count`` ones from ``first`` on; it adds up steps."""
+    places = np.full(first + count, step)
+    places[0] /= 2
+    return np.cumsum(places, out=places)[first:].astype(np.int64)
 
 
 @lru_cache(maxsize=16)
@@ -140,12 +149,45 @@ class Preprocessing:
             return torch.from_numpy(self.resize(self._checked(image, torch.uint8).numpy()))
         pixels = self._to_channels(self._checked(image, np.dtype(np.uint8)))
         size = self.resized(*pixels.shape[:2])
+        if max(size) > _ELONGATED * min(size):
+            return self._crop_of_elongated(pixels, size)
         if size != pixels.shape[:2]:
             picture = pil.fromarray(pixels if self.channels == 3 else pixels[:, :, 0])
             pixels = np.asarray(picture.resize((size[1], size[0]), pil.Resampling[self.interpolation.upper()]))
         top, left = (round((had - kept) / 2) for had, kept in zip(size, (self.height, self.width), strict=True))
         crop = pixels[top : top + self.height, left : left + self.width]
         return np.array(crop).reshape(self.height, self.width, self.channels)
+
+    def _crop_of_elongated(self, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """The crop of a picture that is many times as long as it is wide, without the rest of what it is resized to: 1
+        x 65,000 pixels would become 256 x 16.6 million. Only the strip below the crop is resized; the kernel still sees
+        what lies beside it.
+        """
+        from PIL import Image as pil
+
+        crop = (self.height, self.width)
+        firsts = [round((had - kept) / 2) for had, kept in zip(size, crop, strict=True)]
+        if any(had < kept for had, kept in zip(size, crop, strict=True)):
+            raise UserError(f"an image of {pixels.shape[:2]} can not be cropped to {crop}")
+        steps = [had / new for had, new in zip(pixels.shape[:2], size, strict=True)]
+        if self.interpolation == "nearest":
+            rows, columns = (_nearest(*each) for each in zip(steps, firsts, crop, strict=True))
+            return np.ascontiguousarray(pixels[rows][:, columns])
+        top, left = (first * step for first, step in zip(firsts, steps, strict=True))
+        bottom, right = ((first + kept) * step for first, kept, step in zip(firsts, crop, steps, strict=True))
+        # whole source rows and columns around the strip, as far as the widest kernel (bicubic) reaches
+        spare = [math.ceil(2 * max(step, 1)) + 2 for step in steps]
+        low = [max(0, math.floor(at) - more) for at, more in zip((top, left), spare, strict=True)]
+        high = [
+            min(side, math.ceil(at) + more)
+            for at, more, side in zip((bottom, right), spare, pixels.shape[:2], strict=True)
+        ]
+        strip = np.ascontiguousarray(pixels[low[0] : high[0], low[1] : high[1]])
+        picture = pil.fromarray(strip if self.channels == 3 else strip[:, :, 0])
+        most = (high[0] - low[0], high[1] - low[1])
+        box = (left - low[1], top - low[0], min(right - low[1], most[1]), min(bottom - low[0], most[0]))
+        made = picture.resize((crop[1], crop[0]), pil.Resampling[self.interpolation.upper()], box=box)
+        return np.array(made).reshape(self.height, self.width, self.channels)
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """``(pixels / 255 - mean) / std`` per channel, as one multiplication and addition.

@@ -7,21 +7,26 @@ re-makes the indices.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from convscale.errors import UserError
-from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, check_image, preload
+from convscale.errors import UserError, check_number
+from convscale.images.decode import MAX_PIXELS, ImageError, check_image, largest_value, preload
+from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, equal_files
+from convscale.images.folders import open_folders, open_for_evaluation, read_tree
 from convscale.images.idx import find_idx, open_idx
 from convscale.images.manifest import open_manifest
 from convscale.images.splits import DataSplits, FileSplit, Split, complete
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
+from convscale.images.walk import Tally
 
-_VALIDATION_FOLDERS = ("validation", "val", "valid")
+_LOOKED_AT = 8
+"""Files of 16 bits that are decoded for the largest value in them."""
 
 
 def open_dataset(
@@ -35,13 +40,14 @@ def open_dataset(
     test_fraction: float = 0.1,
     max_bad_rate: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    compare: bool = True,
 ) -> DataSplits:
     """Labelled images as train, validation and test set.
 
     Args:
-        data_dir: a folder with ``train/`` and, beside it, ``val|validation/`` and ``test/``, each with one folder per
-            class; a folder of class folders; a folder with idx files; a manifest (``.csv``, ``.jsonl``, ``.json``); or
-            the root of one of torchvision's data sets.
+        data_dir: a folder with ``train/`` and, beside it, ``val/`` and ``test/`` (or synonyms, in any case), each with
+            one folder per class; a folder of class folders; a folder with idx files; a manifest (``.csv``, ``.jsonl``,
+            ``.json``); or the root of one of torchvision's data sets.
         dataset: torchvision's name of the set in ``data_dir`` (``cifar10``); None: recognised by its files.
         channels: 1 (gray) or 3 (RGB); None: 1 for idx files, else 3.
         classes: a manifest's class list; None: what its train set has.
@@ -51,28 +57,33 @@ def open_dataset(
         max_bad_rate: share of a split's files (but at least one file) that may have an unreadable header; these are
             left out and counted in the notes.
         max_pixels: larger pictures count as unreadable.
+        compare: look for files with equal contents in two splits or with two labels, and say so in the notes (at most
+            20,000 files of equal size are read).
 
     Raises:
         UserError: one line: a missing or empty folder, one class, class folders that differ between splits, too many
             unreadable images ...
     """
     place = Path(data_dir)
+    check_number("max_bad_rate", max_bad_rate, "a share from 0 to 1", 0, 1)
     if channels not in (None, 1, 3):
         raise UserError(f"channels must be 1 (gray) or 3 (RGB), got {channels!r}")
     if not place.exists():
         raise UserError(f"data folder {place} does not exist")
-    notes: list[str] = []
+    notes, tally = list[str](), Tally()
     name = dataset or (find_torchvision(place) if place.is_dir() else None)
     if place.is_file():
         if place.suffix.lower() not in (".csv", ".jsonl", ".json"):
             raise UserError(f"{place} is a file; name a folder, or a manifest ending in .csv, .jsonl or .json")
-        train, validation, test = open_manifest(place, channels=channels or 3, max_pixels=max_pixels, classes=classes)
+        train, validation, test = open_manifest(
+            place, channels=channels or 3, max_pixels=max_pixels, classes=classes, tally=tally, notes=notes
+        )
     elif name is not None:
         train, validation, test = open_torchvision(name, place, channels=channels or 3, max_pixels=max_pixels)
     elif (idx_folder := find_idx(place)) is not None:
         (train, test), validation = open_idx(idx_folder, channels=channels), None
     else:
-        train, validation, test = _open_folders(place, channels or 3, max_pixels, notes)
+        train, validation, test = open_folders(place, channels=channels or 3, max_pixels=max_pixels, tally=tally)
     if classes is not None and not place.is_file():
         raise UserError(
             f"classes are for a manifest; {place} has its own: "
@@ -83,9 +94,12 @@ def open_dataset(
         raise UserError(
             f"{place}: only {len(train.classes)} class{only}; a classifier needs at least 2, one folder each"
         )
-    checked = [_drop_unreadable(split, max_bad_rate, notes) for split in (train, validation, test)]
+    preflight = tally.report()
+    notes += preflight.notes()
+    unreadable = list[str]()
+    checked = [_drop_unreadable(split, max_bad_rate, notes, unreadable) for split in (train, validation, test)]
     assert checked[0] is not None
-    return complete(
+    made = complete(
         checked[0],
         checked[1],
         checked[2],
@@ -93,101 +107,104 @@ def open_dataset(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         notes=notes,
+        preflight=preflight,
     )
+    copies = _copies(made) if compare else []
+    return replace(made, notes=(*made.notes, *copies), unreadable=tuple(unreadable), max_bad_rate=max_bad_rate)
 
 
-def _open_folders(
-    place: Path, channels: int, max_pixels: int, notes: list[str]
-) -> tuple[Split, Split | None, Split | None]:
-    """An ImageFolder tree, with or without ``train/`` on top."""
-    if not (place / "train").is_dir():
-        stray = [name for name in (*_VALIDATION_FOLDERS, "test") if (place / name).is_dir()]
-        if stray:
-            raise UserError(f"{place}: there is {stray[0]}/ but no train/ beside it")
-        found = _scan(place, notes)
-        return _file_split("train", found, tuple(sorted(found)), channels, max_pixels, place), None, None
-    validation_folders = [name for name in _VALIDATION_FOLDERS if (place / name).is_dir()]
-    if len(validation_folders) > 1:
-        raise UserError(f"{place}: both {validation_folders[0]}/ and {validation_folders[1]}/ are there; keep one")
-    train = _scan(place / "train", notes)
-    classes = tuple(sorted(train))
-    splits: list[Split | None] = [_file_split("train", train, classes, channels, max_pixels, place / "train")]
-    for split, folder in (("validation", validation_folders[0] if validation_folders else None), ("test", "test")):
-        if folder is None or not (place / folder).is_dir():
-            splits.append(None)
-            continue
-        found = _scan(place / folder, notes)
-        only_train, only_here = sorted(set(train) - set(found)), sorted(set(found) - set(train))
-        if only_train or only_here:
-            sides = [
-                f"only in {side}/: {_some(names)}"
-                for side, names in (("train", only_train), (folder, only_here))
-                if names
-            ]
-            raise UserError(
-                f"{place}: class folders differ between train/ and {folder}/; {'; '.join(sides)}; make them the same"
-            )
-        splits.append(_file_split(split, found, classes, channels, max_pixels, place / folder))
-    return splits[0], splits[1], splits[2]  # pyright: ignore[reportReturnType]
+@dataclass(frozen=True, kw_only=True)
+class ToEvaluate:
+    """Pictures to evaluate a network on."""
+
+    split: Split
+    """With the network's classes."""
+    train_labels: torch.Tensor | None
+    """The train set's, for the most frequent class; None where the data has none."""
+    notes: tuple[str, ...]
+    """What a user should know."""
 
 
-def _scan(folder: Path, notes: list[str]) -> dict[str, list[str]]:
-    """Class name -> sorted image files below its folder, at any depth; other files are counted in the notes."""
-    found: dict[str, list[str]] = {}
-    others: Counter[str] = Counter()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir() or entry.name.startswith("."):
-            continue
-        files = found[entry.name] = []
-        for root, folders, names in os.walk(entry.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if name.startswith("."):
-                    continue
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in EXTENSIONS:
-                    files.append(os.path.join(root, name))
-                else:
-                    others[suffix or "no extension"] += 1
-    total = sum(map(len, found.values()))
-    skipped = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3))
-    if total == 0:
-        detail = f"; {sum(others.values())} other files ({skipped})" if others else ""
-        known = ", ".join(EXTENSIONS)
-        raise UserError(
-            f"{folder}: no images found{detail}; one folder per class with files ending in {known} would be right"
+def open_evaluation(
+    data_dir: str | os.PathLike[str],
+    *,
+    classes: Sequence[str],
+    split: str | None = None,
+    dataset: str | None = None,
+    channels: int = 3,
+    max_bad_rate: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
+) -> ToEvaluate:
+    """The pictures of one split, or all: as ``open_dataset`` has them, and from folders that no training could use.
+
+    A folder of splits needs only the one that is asked for. A folder of classes whose own name is ``test`` is a test
+    set. Any other folder of classes is what a network may have been trained on, so its test set is what training carves
+    from it; where nothing can be carved, or classes are missing, it was not trained on, and all its images are taken.
+
+    Args:
+        data_dir: as for ``open_dataset``.
+        classes: those of the network, in its order.
+        split: ``train``, ``validation``, ``test`` or ``all``; None: the test set, or the one split there is.
+        dataset: torchvision's name of the set in ``data_dir``.
+        channels: 1 (gray) or 3 (RGB).
+        max_bad_rate: share of the files (but at least one) that may have an unreadable header.
+        max_pixels: larger pictures count as unreadable.
+
+    Raises:
+        UserError: one line.
+    """
+    place, tally, notes = Path(data_dir), Tally(), list[str]()
+    if place.is_dir() and dataset is None and find_torchvision(place) is None and find_idx(place) is None:
+        look = partial(
+            open_for_evaluation, place, classes=classes, channels=channels, max_pixels=max_pixels, tally=tally
         )
-    if others:
-        notes.append(f"{folder}: {sum(others.values())} files without an image's extension left out ({skipped})")
-    return found
-
-
-def _file_split(
-    split: str, found: dict[str, list[str]], classes: tuple[str, ...], channels: int, max_pixels: int, place: Path
-) -> FileSplit:
-    empty = [name for name in classes if not found[name]]
-    if empty and split == "train":
-        raise UserError(f"{place}: class folder(s) without an image: {_some(empty)}")
-    paths = [path for name in classes for path in found[name]]
-    labels = [label for label, name in enumerate(classes) for _ in found[name]]
-    return FileSplit(
-        split=split,
-        classes=classes,
-        labels=torch.tensor(labels, dtype=torch.long),
-        channels=channels,
-        paths=tuple(paths),
-        max_pixels=max_pixels,
+        found = look(split)
+        if found is None and not read_tree(place).folders:
+            everything = look("all")
+            counts = [0] if everything is None else everything[0].class_counts().tolist()
+            if min(counts) == 0 or max(counts) < 3:
+                found = everything
+                notes.append(
+                    "all images are taken: with classes missing, or images too few to be split, it is not what the "
+                    "network was trained on"
+                )
+        if found is not None:
+            notes += tally.report().notes()
+            chosen = _drop_unreadable(found[0], max_bad_rate, notes, [])
+            assert chosen is not None
+            return ToEvaluate(split=chosen, train_labels=found[1], notes=tuple(notes))
+    splits = open_dataset(
+        data_dir, dataset=dataset, channels=channels, max_bad_rate=max_bad_rate, max_pixels=max_pixels, compare=False
     )
+    if splits.classes != tuple(classes):
+        raise UserError(
+            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
+        )
+    chosen = splits.whole() if split == "all" else getattr(splits, split or "test")
+    return ToEvaluate(split=chosen, train_labels=splits.train.labels, notes=splits.notes)
 
 
-def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str]) -> Split | None:
-    """Leave out files whose header is unreadable, as long as they are few."""
+def _copies(made: DataSplits) -> list[str]:
+    """Notes on files with equal contents in two splits or with two labels."""
+    splits = (made.train, made.validation, made.test)
+    if not all(isinstance(split, FileSplit) for split in splits):
+        return []
+    across, labels = equal_files(splits)
+    lines = (across.describe(IN_TWO_SPLITS), labels.describe(WITH_TWO_LABELS, labels=True))
+    return [line for line in lines if line]
+
+
+def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str], unreadable: list[str]) -> Split | None:
+    """Leave out files whose header is unreadable, as long as they are few; what is wrong goes to ``unreadable``."""
     if not isinstance(split, FileSplit):
         return split
 
+    deep = list[str]()
+
     def problem(path: str) -> str | None:
         try:
-            check_image(path, max_pixels=split.max_pixels)
+            if check_image(path, max_pixels=split.max_pixels).depth > 8:
+                deep.append(path)
         except ImageError as error:
             return str(error)
         return None
@@ -195,7 +212,9 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str])
     preload()
     with ThreadPoolExecutor(8) as pool:
         problems = list(pool.map(problem, split.paths, chunksize=64))
+    notes += _shallow(sorted(deep))
     bad = [text for text in problems if text is not None]
+    unreadable += bad
     if not bad:
         return split
     if len(bad) > max(1, max_bad_rate * len(split)):
@@ -211,6 +230,18 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str])
     if gone and split.split == "train":
         raise UserError(f"no readable image is left of class(es) {_some(gone)}; first problem: {bad[0]}")
     return kept
+
+
+def _shallow(paths: Sequence[str]) -> list[str]:
+    """A note where files of 16 bits use 12 of them at most, by a few of them."""
+    looked = [paths[at * len(paths) // min(len(paths), _LOOKED_AT)] for at in range(min(len(paths), _LOOKED_AT))]
+    values = [value for path in looked if (value := largest_value(path)) is not None]
+    if not values or max(values) >= 4096:
+        return []
+    return [
+        f"{len(paths):,} images have 16 bits, of which those looked at use 12 at most (largest value {max(values)} of "
+        f"65535; first: {looked[0]}): they are read as nearly black; scale them to the whole range first"
+    ]
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

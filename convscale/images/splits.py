@@ -11,6 +11,19 @@ import torch
 
 from convscale.errors import UserError
 from convscale.images.decode import MAX_PIXELS, read_image
+from convscale.images.walk import NOTHING, Preflight
+
+SPLITS = ("train", "validation", "test")
+_SYNONYMS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
+
+
+def split_of(name: str) -> str | None:
+    """Which split a folder or a value of a manifest names, in any case: ``Valid`` -> ``validation``; None: none."""
+    return _SYNONYMS.get(name.strip().lower())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,6 +146,12 @@ class DataSplits:
     """Class names, the same for every split."""
     notes: tuple[str, ...] = ()
     """What a user should know: what was carved, which files were skipped and why."""
+    preflight: Preflight = NOTHING
+    """What was found and not used, by reason; the notes say it in words."""
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with each file whose header can not be read; they are in no split."""
+    max_bad_rate: float = 0.01
+    """Share of the train images that may turn out to be unreadable while they are decoded."""
 
     @property
     def channels(self) -> int:
@@ -184,8 +203,8 @@ def split_indices(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Two disjoint, sorted sets of indices: what stays, and a stratified ``fraction`` that is carved off.
 
-    Every class gives ``round(fraction * n)`` of its images, at least one. Sets with several labels per image are carved
-    without strata.
+    Every class gives ``round(fraction * n)`` of its images, at least one; one that has too few gives none. Sets with
+    several labels per image are carved without strata.
 
     Args:
         labels: int64 (N,) or float32 (N, classes).
@@ -195,7 +214,7 @@ def split_indices(
         keep: images of a class that must stay.
 
     Raises:
-        UserError: a class has too few images; it is named.
+        UserError: every class has too few images; the first is named.
     """
     if not 0 < fraction < 1:
         raise UserError(f"the fraction to carve must lie between 0 and 1, got {fraction!r}")
@@ -207,16 +226,18 @@ def split_indices(
             raise UserError(f"{len(labels)} image(s) are too few to carve a split from")
         carved[order[: max(1, round(fraction * len(labels)))]] = True
     else:
-        shuffled = labels[order]
+        shuffled, few = labels[order], list[str]()
         for label, name in enumerate(classes):
             members = order[shuffled == label]
             if len(members) < keep + 1:
-                raise UserError(
-                    f"class {name!r} has {len(members)} image(s), too few to carve a split from train: add images (at "
-                    "least 3 per class), "
-                    "or provide val/ and test/ beside train/"
-                )
+                few.append(f"class {name!r} has {len(members)} image(s)")
+                continue
             carved[members[: max(1, min(round(fraction * len(members)), len(members) - keep))]] = True
+        if not carved.any():
+            raise UserError(
+                f"{few[0] if few else 'there is no image'}, too few to carve a split from train, and no class has more "
+                "than enough: add images (at least 3 per class), or provide val/ and test/ beside train/"
+            )
     return torch.nonzero(~carved).flatten(), torch.nonzero(carved).flatten()
 
 
@@ -229,13 +250,14 @@ def complete(
     validation_fraction: float,
     test_fraction: float,
     notes: Sequence[str] = (),
+    preflight: Preflight = NOTHING,
 ) -> DataSplits:
     """Carve from ``train`` what is missing (stratified, seeded) and say so in the notes; fractions are of the train set
     as it was given.
     """
     notes = list(notes)
     missing = [name for name, split in (("validation", validation), ("test", test)) if split is None]
-    whole = len(train)
+    given, whole = train, len(train)
     if test is None:
         rest, carved = split_indices(train.labels, test_fraction, seed=seed, classes=train.classes, keep=len(missing))
         train, test = train.subset(rest), train.subset(carved, "test")
@@ -244,12 +266,33 @@ def complete(
         rest, carved = split_indices(train.labels, fraction, seed=seed + 1, classes=train.classes)
         train, validation = train.subset(rest), train.subset(carved, "validation")
     if missing:
+        notes += _kept_whole(
+            given, [split for name, split in (("validation", validation), ("test", test)) if name in missing]
+        )
         sizes = {"validation": len(validation), "test": len(test)}
         carved_sizes = " and ".join(f"{sizes[name]:,} images for {name}" for name in missing)
         notes.append(
             f"no {' and no '.join(missing)} set found: {carved_sizes} carved from train (stratified, seed {seed})"
         )
-    return DataSplits(train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes))
+    return DataSplits(
+        train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes), preflight=preflight
+    )
+
+
+def _kept_whole(given: Split, carved: Sequence[Split]) -> list[str]:
+    """A note on classes that have too few images to be in every split that was carved."""
+    if given.multilabel:
+        return []
+    counts = given.class_counts().tolist()
+    short = [
+        f"{name} ({count:,})"
+        for label, (name, count) in enumerate(zip(given.classes, counts, strict=True))
+        if count and any(not (split.labels == label).any() for split in carved)
+    ]
+    if not short:
+        return []
+    named = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
+    return [f"too few images to be in every split, so they stay in train first: {named}; nothing tests these classes"]
 
 
 def labels_from_names(names: Sequence[str], classes: Sequence[str], where: Path | str) -> torch.Tensor:

@@ -13,6 +13,7 @@ is refused. Only a training that goes on may fall back to the state before, and 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -27,11 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from convscale._version import __version__
-from convscale.errors import UserError
+from convscale.errors import UserError, check_whole, first_line
 from convscale.files import is_full, sha256, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
+from convscale.locks import is_abandoned
 from convscale.networks.foreign import Foreign, build_foreign, need_timm, timm_has
+from convscale.read import TRUSTED_NUMBERS, check_tensors, object_of, read_json
 
 FORMAT_VERSION = 1
 """Raised when an older convscale could not read what is written."""
@@ -160,7 +163,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
     if net is None:
         net = _build(about, place)
     load_weights_into(net, place)
-    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    preprocessing = _preprocessing(about, place)
     return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 
@@ -192,18 +195,18 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict
     place, notes = _newest_whole(_candidates(Path(path), ("step",)))
     if not (place / "state.json").is_file():
         raise UserError(f"checkpoint {place} has no training state; it can be evaluated or fine-tuned, not resumed")
-    tensors = load_file(place / "state.safetensors")
-    return (
-        place,
-        _about(place),
-        from_plain(json.loads((place / "state.json").read_text(encoding="utf-8")), tensors),
-        notes,
-    )
+    tensors = _tensors(place / "state.safetensors")
+    plain = read_json(place / "state.json", "training state", TRUSTED_NUMBERS)
+    try:
+        state = object_of(from_plain(plain, tensors), f"training state {place / 'state.json'}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unlike(place / "state.json", error) from error
+    return place, _about(place), state, notes
 
 
 def load_weights_into(net: nn.Module, place: Path) -> None:
     """The checkpoint's weights into ``net``; every key and shape must fit."""
-    weights = load_file(place / "model.safetensors")
+    weights = _tensors(place / "model.safetensors")
     own = net.state_dict()
     missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     shapes = [name for name in own if name in weights and own[name].shape != weights[name].shape]
@@ -218,7 +221,10 @@ def load_weights_into(net: nn.Module, place: Path) -> None:
         raise UserError(
             f"checkpoint {place} is of another architecture: it {'; '.join(part for part in parts if part)}"
         )
-    net.load_state_dict(weights)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _unlike(place / "model.safetensors", error) from error
 
 
 def list_checkpoints(run: str | os.PathLike[str], kinds: tuple[str, ...] = ("step",)) -> list[Path]:
@@ -232,12 +238,15 @@ def list_checkpoints(run: str | os.PathLike[str], kinds: tuple[str, ...] = ("ste
 
 
 def prune(run: str | os.PathLike[str], *, keep: int, kind: str = "step") -> None:
-    """Remove all but the ``keep`` newest checkpoints of a kind, and what interrupted writes left behind."""
+    """Remove all but the ``keep`` newest checkpoints of a kind, and what interrupted writes left behind; what another
+    run is writing stays.
+    """
     for old in list_checkpoints(run, (kind,))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     folder = Path(run) / "checkpoints"
     for entry in folder.glob(".*.tmp") if folder.is_dir() else ():
-        shutil.rmtree(entry, ignore_errors=True)
+        if is_abandoned(entry):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def verify_checkpoint(place: Path) -> str | None:
@@ -284,14 +293,87 @@ def _newest_whole(places: list[Path]) -> tuple[Path, list[str]]:
     )
 
 
+def _unlike(path: Path, error: Exception) -> UserError:
+    """What a part of a checkpoint that can not be used is told by."""
+    said = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+    return UserError(f"{path} is damaged, or of another version ({said})")
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file."""
+    check_tensors(path, "checkpoint's file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _unlike(path, error) from error
+
+
+_PARTS: dict[str, tuple[type, ...]] = {
+    "format_version": (int,),
+    "spec": (dict, type(None)),
+    "in_chans": (int,),
+    "classes": (list,),
+    "preprocessing": (dict,),
+}
+"""What every ``checkpoint.json`` says, and what kind of value."""
+_MAY: dict[str, tuple[type, ...]] = {
+    "foreign": (dict, type(None)),
+    "metrics": (dict,),
+    "recipe": (dict,),
+    "versions": (dict,),
+    "seed": (int,),
+    "steps_per_epoch": (int,),
+}
+"""What it may say."""
+
+
 def _about(place: Path) -> dict[str, Any]:
-    about = json.loads((place / "checkpoint.json").read_text(encoding="utf-8"))
+    """What a checkpoint says of itself, each part of its kind."""
+    path = place / "checkpoint.json"
+    about = object_of(read_json(path, "checkpoint", TRUSTED_NUMBERS), f"checkpoint {path}")
+    if missing := [key for key in _PARTS if key not in about]:
+        raise UserError(f"checkpoint {path} lacks {', '.join(missing)}")
+    for key, kinds in (_PARTS | _MAY).items():
+        value = about.get(key)
+        if key in about and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise UserError(f"checkpoint {path}: {key} is {repr(value)[:40]}; it must be {_WORDS[kinds[0]]}")
+    classes, foreign = about["classes"], about.get("foreign")
+    if not classes or len(set(map(str, classes))) < len(classes) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"checkpoint {path}: classes must be names, each once, and at least one")
+    if foreign is not None and not all(isinstance(foreign.get(key), str) for key in ("name", "origin")):
+        raise UserError(f"checkpoint {path}: foreign must have name and origin, texts both")
+    best = about.get("metrics", {}).get("best", {})
+    if not isinstance(best, dict):
+        raise UserError(f"checkpoint {path}: metrics.best is {repr(best)[:40]}; it must be an object")
+    thresholds = best.get("thresholds")
+    if thresholds is not None and not _one_each(thresholds, classes):
+        raise UserError(f"checkpoint {path}: metrics.best.thresholds must be a finite number for each class")
+    check_whole(f"checkpoint {path}: in_chans", about["in_chans"])
     if about["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"checkpoint {place} has format {about['format_version']}, this convscale reads up to {FORMAT_VERSION}; "
             "update convscale"
         )
     return about
+
+
+_WORDS = {int: "a whole number", dict: "an object", list: "a list"}
+
+
+def _one_each(values: object, classes: list[str]) -> bool:
+    """Whether ``values`` are finite numbers, one for each class."""
+    return (
+        isinstance(values, list)
+        and len(values) == len(classes)
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
+
+
+def _preprocessing(about: dict[str, Any], place: Path) -> Preprocessing:
+    try:
+        return Preprocessing.from_dict(about["preprocessing"])
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"checkpoint {place / 'checkpoint.json'}: preprocessing: {first_line(error)}") from error
 
 
 def _spec_dict(net: nn.Module) -> dict[str, object] | None:
@@ -334,5 +416,8 @@ def _build(about: dict[str, Any], place: Path) -> nn.Module:
     from convscale.arch.spec import NetSpec
     from convscale.nn.net import create_model
 
-    spec = NetSpec.from_dict(about["spec"])
+    try:
+        spec = NetSpec.from_dict(about["spec"])
+    except UserError as error:
+        raise UserError(f"checkpoint {place / 'checkpoint.json'}: {error}") from error
     return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"])

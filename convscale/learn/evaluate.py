@@ -118,7 +118,7 @@ def evaluate(
 
     Raises:
         UserError: no image, a network with another number of classes, a batch below 1, an unknown precision, a device
-            that is not there.
+            that is not there, outputs that are not finite.
     """
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
@@ -128,6 +128,12 @@ def evaluate(
     labels = split.labels[kept]
     if logits.shape[1] != len(split.classes):
         raise UserError(f"the network has {logits.shape[1]} classes, the data {len(split.classes)}")
+    if not (finite := logits.isfinite().all(dim=1)).all():
+        first = int(kept[int((~finite).nonzero()[0])])
+        raise UserError(
+            f"the network's outputs are not finite numbers for {int((~finite).sum())} of {len(kept)} images of the "
+            f"{split.split} split (first: {split.name(first)}), so it can not be evaluated"
+        )
     make = _several_labels if split.multilabel else _one_label
     made = make(logits, labels, kept, tuple(bad), split.classes, len(kept) / seconds)
     return made if train_labels is None else dataclasses.replace(made, baseline=majority_share(labels, train_labels))

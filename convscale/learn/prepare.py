@@ -26,6 +26,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
+from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign, build_foreign
 from convscale.networks.inputs import input_facts
 from convscale.networks.resolve import find
@@ -40,14 +41,17 @@ def prepare(
     device: torch.device,
     tell: Progress,
     stop: Callable[[], bool],
+    lock: OutputLock,
 ) -> tuple[Job, bool]:
-    """Everything that a run needs, and whether it goes on from a saved state.
+    """Everything that a run needs, and whether it goes on from a saved state; the output folder's ``lock`` is taken.
 
     Whatever can be wrong with the input is found before anything is written.
     """
     folder = request.output
     if folder is not None:
         folder = check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
+        if processes.first:
+            lock.take(folder)
     resumed = processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
     torch.manual_seed(request.seed)
     net = build_net(request.net, splits, request.recipe, request.init).to(device)
@@ -68,6 +72,7 @@ def prepare(
     if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
         need_bytes = _state_bytes(net) * (request.keep + 1)
         new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
+        lock.take(folder)
         if request.tensorboard:
             tell = logged(tell, folder / "tensorboard")
     if recipe.grad_checkpointing:
@@ -99,6 +104,7 @@ def prepare(
         progress=tell,
         stop=stop,
         processes=processes,
+        max_bad_rate=splits.max_bad_rate,
     )
     return job, resumed
 
@@ -159,7 +165,10 @@ def _checkpoint_gradients(net: nn.Module) -> None:
 
 
 def _kept_settings(folder: Path) -> Settings:
-    kept = load_state(folder)[2]["settings"]
+    place, _, state, _ = load_state(folder)
+    kept = state.get("settings")
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), str) for key in ("precision", "layout")):
+        raise UserError(f"training state {place / 'state.json'} is damaged: it has no settings of precision and layout")
     return Settings(precision=kept["precision"], layout=kept["layout"])
 
 

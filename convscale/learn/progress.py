@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from convscale import words
 from convscale.learn.record import EpochRow
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class LiveProgress:
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if event["kind"] == "note":
-            self.console.print(event["text"], markup=False)
+            lines = map(words.safe, event["text"].split("\n"))
+            self.console.print("\n".join(lines), markup=False)
         elif event["kind"] == "epoch":
             self.console.print(self._prefix() + epoch_line(event), markup=False)
             self._last = now

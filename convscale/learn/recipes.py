@@ -6,14 +6,12 @@ Published recipes are for ImageNet-1k, and their batch is the global one: ``batc
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import yaml
-
-from convscale.errors import UserError, first_line, nearest
+from convscale.errors import UserError, nearest
 from convscale.learn.recipe import Recipe
+from convscale.read import read_json, read_yaml
 
 RECIPES = {
     recipe.name: recipe
@@ -278,12 +276,11 @@ def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         raise UserError(
             f"recipe {str(recipe)!r} is unknown{nearest(str(recipe), RECIPES)}; a file must end in .yaml or .json"
         )
+    values = (read_json if path.suffix.lower() == ".json" else read_yaml)(path, "recipe")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path}: can not be read ({first_line(error)})") from error
-    return Recipe.from_dict(values)
+        return Recipe.from_dict(values)
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error
 
 
 def list_recipes() -> list[str]:

@@ -6,7 +6,6 @@ A run's folder holds ``recipe.yaml``, ``log.jsonl`` (one row for each epoch) and
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, cast
 
-import yaml
-
 from convscale.errors import UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.recipe import Recipe
+from convscale.read import TRUSTED_NUMBERS, read_json, read_json_lines, read_yaml
 
 SCHEMA_VERSION = 1
 """Raised when an older convscale could not read a run's folder; ``checkpoint.json`` holds it as ``record_version``."""
@@ -123,17 +121,16 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
         if not (place / name).is_file():
             raise UserError(f"{place} is no training run's folder: it has no {name}")
     try:
-        log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        recipe = Recipe.from_dict(yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8")) or {})
+        log = [row for _, row in read_json_lines(place / "log.jsonl", "the log")]
+        recipe = Recipe.from_dict(read_yaml(place / "recipe.yaml", "recipe") or {})
         newest = max((place / "checkpoints").glob("*-*/checkpoint.json"), key=_step, default=None)
-        about = {} if newest is None else json.loads(newest.read_text(encoding="utf-8"))
+        about = {} if newest is None else read_json(newest, "checkpoint", TRUSTED_NUMBERS)
         if not isinstance(about, dict) or not all(isinstance(row, dict) for row in log):
             raise ValueError("an object was expected")
         version = int(about.get("record_version", 0))
         if version > SCHEMA_VERSION:
             raise UserError(
-                f"{place} was written with record version {version}, this convscale reads up to {SCHEMA_VERSION}; "
-                "update convscale"
+                f"it has record version {version}, this convscale reads up to {SCHEMA_VERSION}; update convscale"
             )
         images = recipe.batch_size * int(about.get("steps_per_epoch", 0))
         preprocessing = about.get("preprocessing")
@@ -146,9 +143,7 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
             versions={str(name): str(value) for name, value in about.get("versions", {}).items()},
             seed=about.get("seed"),
         )
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{place}: its log can not be read ({first_line(error)})") from error
 
 

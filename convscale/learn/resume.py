@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.learn.checkpoint import load_state, load_weights_into
 from convscale.learn.loop import Trainer
 
@@ -20,13 +20,19 @@ def restore(trainer: Trainer, output: Path) -> Path:
         trainer.job.progress({"kind": "note", "text": note})
     _check_same(about, trainer, output)
     load_weights_into(trainer.watched, place)  # says clearly when the architecture differs
-    trainer.restore(state)
+    try:
+        trainer.restore(state)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        said = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"training state {place / 'state.json'} is damaged, or of another version ({said})") from error
     return place
 
 
 def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
     """A resumed run has the seed, classes and steps it was started with; other changes are said."""
     job = trainer.job
+    if missing := [key for key in ("seed", "recipe") if key not in about]:
+        raise UserError(f"checkpoint in {output} lacks {', '.join(missing)}: no training can go on from it")
     if about["seed"] != job.seed:
         raise UserError(f"{output} was trained with seed {about['seed']}, not {job.seed}; a resumed run keeps its seed")
     if about["classes"] != list(job.loader.split.classes):

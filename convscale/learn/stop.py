@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+
+
+def _leave_terminal() -> None:
+    """What is still said goes nowhere: to write to a terminal that is gone is an error, and would end the run before it
+    has saved.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(fd).st_mode):
+                os.dup2(nowhere, fd)
+    os.close(nowhere)
 
 
 @contextmanager
 def stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and a first Ctrl-C ask the run to save and end instead of killing it; only where there is a
-    folder to save into.
+    """While open, SIGTERM, SIGHUP (the terminal was closed) and a first Ctrl-C ask the run to save and end instead of
+    killing it; only where there is a folder to save into.
     """
     asked = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
@@ -23,9 +39,12 @@ def stop_signal(wanted: bool) -> Iterator[Callable[[], bool]]:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
+        if number == _HANGUP:
+            _leave_terminal()
 
+    known = [signal.SIGTERM, signal.SIGINT, *([] if _HANGUP is None else [_HANGUP])]
     wanted_signals = [
-        number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN
+        number for number in known if signal.getsignal(number) is not signal.SIG_IGN
     ]  # as nohup and & set it
     before = {number: signal.signal(number, ask) for number in wanted_signals}
     try:

@@ -28,6 +28,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
+from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from convscale.nn.modes import evaluating
 
@@ -168,8 +169,8 @@ def _train(request: TrainRequest) -> TrainRun:
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
     splits = request.data if isinstance(request.data, DataSplits) else open_dataset(request.data)
     processes, device = join(request.device)
-    with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop:
-        job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop)
+    with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
+        job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop, lock=lock)
         with nullcontext() if job.teacher is None else evaluating(job.teacher):
             return _run(job, resumed=resumed, notes=notes)
 

@@ -168,6 +168,8 @@ class FitRequest:
     """Which released weights a user may and will take."""
     measured: Path | None = None
     """Rows that were measured on the device, which is not here, as the script of a kit writes them."""
+    max_bad_rate: float = 0.01
+    """Share of the images that may be unreadable."""
     strict: bool = False
     """Where nothing keeps the constraint, refuse instead of training the fastest."""
     resume: bool = False

@@ -15,12 +15,14 @@ from torch import nn
 from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Asked, at_hand, check_device
 from convscale.conditions import Constraint
-from convscale.files import new_output_dir
+from convscale.files import check_output_dir, new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
+from convscale.locks import OutputLock
 from convscale.machine import Environment
 from convscale.networks.offered import Filter
+from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.record import RunRecord, describe
 from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
 from convscale.pipeline.ship import Shipping
@@ -92,6 +94,7 @@ def fit(
     max_minutes: float | None = None,
     seed: int = 0,
     measured: str | os.PathLike[str] | None = None,
+    max_bad_rate: float = 0.01,
     strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -143,6 +146,7 @@ def fit(
         seed: of everything drawn.
         measured: JSON lines measured on the named device before training, as the script of a kit writes them
             (``write_kit``): networks with a row go by it, the others are predicted and set by the rows.
+        max_bad_rate: share of the images (but at least one) that may be unreadable; they are left out.
         strict: raise where nothing keeps the constraint, instead of training the fastest.
         resume: go on in ``output``.
         overwrite: replace ``output``.
@@ -197,6 +201,7 @@ def fit(
             attention=attention,
         ),
         measured=None if measured is None else Path(measured),
+        max_bad_rate=max_bad_rate,
         strict=strict,
         resume=resume,
         overwrite=overwrite,
@@ -207,12 +212,26 @@ def fit(
 
 def fit_request(asked: FitRequest) -> FitRun:
     """``fit`` by one value."""
-    splits = asked.data if isinstance(asked.data, DataSplits) else open_dataset(asked.data)
+    splits = (
+        asked.data
+        if isinstance(asked.data, DataSplits)
+        else open_dataset(asked.data, max_bad_rate=asked.max_bad_rate, compare=False)
+    )
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     asked.check_networks(splits)
     _ = asked.rows  # what they are wrong in is told before anything is written
     request = asked.to_json(splits)
-    folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
+    with OutputLock() as lock:
+        lock.take(check_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume))
+        folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
+        lock.take(folder)
+        return _fit(asked, splits, files, folder, request)
+
+
+def _fit(
+    asked: FitRequest, splits: DataSplits, files: WeightFiles | None, folder: Path, request: dict[str, object]
+) -> FitRun:
+    """``fit`` in a folder that is made and locked."""
     run = Fit(
         asked=asked,
         record=RunRecord(folder, request, resume=asked.resume, older=as_version_0_1(asked, splits)),

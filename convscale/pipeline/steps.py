@@ -101,7 +101,7 @@ class Fit:
         with self.record.clocked("check_s"):
             found = check_data(self.splits, self.asked.size_for(self.splits)).warnings
         self.record.put(data_warnings=found)
-        for line in found:
+        for line in (*self.splits.notes, *found):
             self.note(f"data: {line}")
 
     # ------------------------------------------------------------ which networks

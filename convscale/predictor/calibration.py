@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.files import write_json
 from convscale.predictor.roofline import PRIOR
+from convscale.read import object_of, read_json
 
 FORMAT = 4
 """Of what is written. Format 3 is read too: its coefficients had the names on the left of ``RENAMED``."""
@@ -134,9 +133,8 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     Raises:
         UserError: no such file, or not a calibration.
     """
+    values = object_of(read_json(path, "calibration"), f"calibration {path}")
     try:
-        return Calibration.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
-        raise (
-            error if isinstance(error, UserError) else UserError(f"calibration {path} can not be read: {error}")
-        ) from error
+        return Calibration.from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"calibration {path}: {error}") from error

@@ -9,6 +9,7 @@ from convscale.artifact.promise import Promise, promise_section
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.input_card import Form, input_lines
 from convscale.ship.verify import Verification
+from convscale.words import markdown
 
 _FACTS = ("data", "recipe", "accuracy", "speed", "licence")
 
@@ -25,14 +26,14 @@ def model_card(
     form = Form(format=manifest["format"], baked=manifest["baked"], thresholds=manifest.get("thresholds"))
     gives = "probabilities and logits" if manifest["baked"] else "logits"
     lines = [
-        f"# {manifest['model']}",
+        f"# {markdown(str(manifest['model']))}",
         "",
         f"An image classifier with {len(classes)} classes{several}, exported by convscale as {manifest['format']} "
         f"({manifest['precision']}).",
         "",
     ]
     for key in (*_FACTS, *sorted(set(facts) - set(_FACTS))):
-        lines.append(f"- **{key.capitalize()}**: {facts.get(key, 'not stated')}")
+        lines.append(f"- **{markdown(key.capitalize())}**: {markdown(facts.get(key, 'not stated'))}")
     lines.append("")
     if (promised := manifest.get("promise")) is not None:
         lines += promise_section(Promise.from_dict(promised))
@@ -55,7 +56,8 @@ def model_card(
         "",
         "## Check against the trained network",
         "",
-        f"{'Passed' if checked.passed else 'Failed'} on {checked.n} images ({checked.images}): {checked.reason}.",
+        f"{'Passed' if checked.passed else 'Failed'} on {checked.n} images ({markdown(checked.images)}): "
+        f"{checked.reason}.",
         "",
     ]
     if checked.accuracy_before is not None and checked.accuracy_after is not None:

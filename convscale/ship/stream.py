@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import glob
 import io
 import json
@@ -11,20 +12,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
+from convscale import words
+from convscale.artifact.answers import NOT_FINITE
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, nearest
+from convscale.files import is_full
 from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
 from convscale.images.preprocess import Preprocessing
-from convscale.images.walk import pictures_below
+from convscale.images.walk import Tally, pictures_below
+from convscale.locks import OutputLock
 from convscale.machine import available_cores
+from convscale.read import Limits, json_of
 
 FORMATS = ("csv", "jsonl")
+_ROW = Limits(size=2**20, surrogates=True)
+"""Of a row of an earlier run; names of files may hold any bytes."""
 AHEAD = 4
 """Batches that are decoded ahead of the network; what bounds the memory."""
 
@@ -65,11 +74,14 @@ class Classified:
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
-def image_paths(arguments: Iterable[str], stdin: Iterable[str] | None = None) -> Iterator[str]:
+def image_paths(
+    arguments: Iterable[str], stdin: Iterable[str] | None = None, tally: Tally | None = None
+) -> Iterator[str]:
     """The files that command-line arguments mean, one at a time.
 
-    A folder gives the images below it, in the order of their names; a pattern (``photos/*.jpg``) what it matches; ``-``
-    the lines of ``stdin``; a file itself.
+    A folder gives the images below it, in the order of their names, links followed, no folder twice; a pattern
+    (``photos/*.jpg``) what it matches, and one with ``**`` the images among that; ``-`` the lines of ``stdin``; a file
+    itself. ``tally`` counts what of folders is left out, once all paths were taken.
 
     Raises:
         UserError: an argument that is nothing of that, or gives nothing; before the first path.
@@ -82,9 +94,10 @@ def image_paths(arguments: Iterable[str], stdin: Iterable[str] | None = None) ->
             raise UserError(f"image {argument} does not exist")
         if argument == "-" and stdin is None:
             raise UserError("- needs a list of paths on standard input")
-        if argument != "-" and not os.path.isfile(argument) and next(_expand(argument, stdin), None) is None:
+        if argument != "-" and not os.path.isfile(argument) and next(_expand(argument, stdin, Tally()), None) is None:
             raise UserError(f"{argument} gives no image; known extensions: {', '.join(EXTENSIONS)}")
-    return (path for argument in arguments for path in _expand(argument, stdin))
+    counted = Tally() if tally is None else tally
+    return (path for argument in arguments for path in _expand(argument, stdin, counted))
 
 
 def classify_stream(
@@ -162,44 +175,70 @@ def classify(
     """
     form = _format(output, format)
     _check_options(top, artifact, batch_size, workers)  # before anything is written
+    if not isinstance(output, (str, os.PathLike)):
+        return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
+    path = Path(output)
+    paths = iter(paths)
+    with OutputLock() as lock:
+        header = _header(top, artifact.thresholds is not None)
+        done = _prepare(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
+        rows = _Rows(top, batch_size, workers, on_rows)
+        stream = _appended(path)
+        try:
+            found = _write_rows(paths, artifact, stream, form, rows, begins_empty=path.stat().st_size == 0)
+            stream.close()
+        except OSError as error:
+            if is_full(error):
+                raise UserError(
+                    f"no space left on the disk of {output}; {rows.count} images are done, free some and use --resume"
+                ) from error
+            raise UserError(f"output {output} can not be written: {error.strerror or error}; name another") from error
+        finally:
+            with suppress(OSError):  # what could not be written is told above; closing tries it once more
+                stream.close()
+    return replace(found, resumed=done)
+
+
+@dataclass
+class _Rows:
+    """How rows are made, and how many there are."""
+
+    top: int
+    batch_size: int | None
+    workers: int | None
+    on_rows: Callable[[int, int], object] | None
+    count: int = 0
+
+
+def _appended(path: Path) -> TextIO:
+    """A file to append rows to."""
+    return open(path, "a", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_rows(
+    paths: Iterable[str], artifact: Artifact, stream: TextIO, form: str, rows: _Rows, *, begins_empty: bool
+) -> Classified:
+    """Write a row for each path as it comes, and flush after each batch."""
     several = artifact.thresholds is not None
     writer = _csv_line if form == "csv" else _json_line
-    done = 0
-    paths = iter(paths)
-    if isinstance(output, (str, os.PathLike)):
-        done = _prepare(Path(output), form, _header(top, several), paths, resume=resume, overwrite=overwrite)
-        # Closed below: a stream that was given is not.
-        stream: TextIO = open(output, "a", encoding="utf-8", errors="surrogateescape", newline="")  # noqa: SIM115
-        begins_empty = Path(output).stat().st_size == 0
-    else:
-        stream, begins_empty = output, True
     start = time.perf_counter()
-    count = errors = 0
-    step = batch_size or artifact.batch_size
-    try:
-        if form == "csv" and begins_empty:
-            stream.write(_header(top, several))
-        for row in classify_stream(paths, artifact, top=top, batch_size=batch_size, workers=workers):
-            stream.write(writer(row, top, several))
-            count += 1
-            errors += bool(row.error)
-            if count % step == 0:
-                stream.flush()
-                if on_rows is not None:
-                    on_rows(count, errors)
-        stream.flush()
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            raise UserError(
-                f"no space left on the disk of {output}; {count} images are done, free some and use --resume"
-            ) from error
-        raise
-    finally:
-        if stream is not output:
-            stream.close()
-    if on_rows is not None:
-        on_rows(count, errors)
-    return Classified(images=count, errors=errors, resumed=done, seconds=time.perf_counter() - start)
+    errors = 0
+    step = rows.batch_size or artifact.batch_size
+    if form == "csv" and begins_empty:
+        stream.write(_header(rows.top, several))
+    made = classify_stream(paths, artifact, top=rows.top, batch_size=rows.batch_size, workers=rows.workers)
+    for row in made:
+        stream.write(writer(row, rows.top, several))
+        rows.count += 1
+        errors += bool(row.error)
+        if rows.count % step == 0:
+            stream.flush()
+            if rows.on_rows is not None:
+                rows.on_rows(rows.count, errors)
+    stream.flush()
+    if rows.on_rows is not None:
+        rows.on_rows(rows.count, errors)
+    return Classified(images=rows.count, errors=errors, resumed=0, seconds=time.perf_counter() - start)
 
 
 def _check_options(top: int, artifact: Artifact, batch_size: int | None, workers: int | None) -> None:
@@ -210,15 +249,38 @@ def _check_options(top: int, artifact: Artifact, batch_size: int | None, workers
         raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
 
 
-def _expand(argument: str, stdin: Iterable[str] | None) -> Iterator[str]:
+def _expand(argument: str, stdin: Iterable[str] | None, tally: Tally) -> Iterator[str]:
     if argument == "-":
         yield from (line.rstrip("\r\n") for line in stdin or () if line.strip())
     elif os.path.isdir(argument):
-        yield from pictures_below(argument)
+        yield from pictures_below(argument, tally)
     elif os.path.lexists(argument):
         yield argument
+    elif "**" in argument.split("/"):
+        yield from sorted(_below_pattern(argument, tally))
     else:
-        yield from (path for path in sorted(glob.iglob(argument, recursive=True)) if os.path.isfile(path))
+        yield from (path for path in sorted(glob.iglob(argument)) if os.path.isfile(path))
+
+
+def _below_pattern(pattern: str, tally: Tally) -> Iterator[str]:
+    """Images that a pattern with ``**`` matches; ``glob`` itself goes round in links for ever."""
+    parts = pattern.split("/")
+    first = parts.index("**")
+    top, rest = "/".join(parts[:first]), parts[first:]
+    begins = sorted(glob.iglob(top)) if top else ["/" if pattern.startswith("/") else "."]
+    for begin in begins:
+        for path in pictures_below(begin, tally) if os.path.isdir(begin) else ():
+            if _matches(os.path.relpath(path, begin).split(os.sep), rest):
+                yield os.path.relpath(path) if begin == "." else path
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path are what a pattern's parts say; ``**`` stands for any number of them."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_matches(path[at:], pattern[1:]) for at in range(len(path) + 1))
+    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
@@ -233,6 +295,8 @@ def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | st
         return path, future.result()
     except ImageError as error:
         return path, str(error).removeprefix(f"{path}: ")
+    except UserError:  # the system, not the picture: every further row would say the same
+        raise
     except (OSError, ValueError, MemoryError) as error:
         return path, f"can not be read ({error})"
 
@@ -245,6 +309,9 @@ def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: 
             yield Row(path=path, error=image)
             continue
         row = next(probabilities)
+        if not np.isfinite(row).all():
+            yield Row(path=path, error=NOT_FINITE)
+            continue
         best = np.argsort(-row, kind="stable")[:top]
         labels = None
         if artifact.thresholds is not None:
@@ -285,14 +352,14 @@ def _header(top: int, several: bool) -> str:
 
 
 def _csv_line(row: Row, top: int, several: bool) -> str:
-    """One line: line ends in a file's name are written as ``\\n``, so that a line is always a row."""
-    cells = [_one_line(row.path)]
+    """One line, always: ends of lines in names are written as ``\\n``. No cell is a formula."""
+    cells = [words.csv_cell(row.path)]
     if several:
-        cells.append(json.dumps(row.labels or [], ensure_ascii=False))
+        cells.append(words.csv_cell(json.dumps(row.labels or [], ensure_ascii=False)))
     for i in range(top):
-        cells += [row.classes[i], f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
+        cells += [words.csv_cell(row.classes[i]), f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([*cells, _one_line(row.error)])
+    csv.writer(text, lineterminator="\n").writerow([*cells, words.csv_cell(row.error)])
     return text.getvalue()
 
 
@@ -309,20 +376,27 @@ def _json_line(row: Row, top: int, several: bool) -> str:
     return json.dumps(value) + "\n"
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+def _is_row_of(found: str, path: str, form: str) -> bool:
+    """Whether a row's path is that of a file; up to 0.1.0 CSV only had the ends of lines written out."""
+    if form != "csv":
+        return found == path
+    return found in (words.csv_cell(path), path.replace("\r", "\\r").replace("\n", "\\n"))
 
 
-def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool) -> int:
-    """Make the output ready to be appended to. Returns how many files it has rows for; as many are taken from
-    ``paths``.
+def _prepare(
+    output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool, lock: OutputLock
+) -> int:
+    """Make the output ready to be appended to, and lock it. Returns how many files it has rows for; as many are taken
+    from ``paths``.
     """
-    if output.is_dir():
-        raise UserError(f"output {output} is a folder; name a file")
     try:
+        if output.is_dir():
+            raise UserError(f"output {output} is a folder; name a file")
         output.parent.mkdir(parents=True, exist_ok=True)
+        lock.take(output, "output")
         if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
             output.write_text("")
+            lock.take(output, "output")
             return 0
     except OSError as error:
         raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
@@ -333,13 +407,17 @@ def _prepare(output: Path, form: str, header: str, paths: Iterator[str], *, resu
     with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
         for path in _paths_of(file, form, header, output):
             expected = next(paths, None)
-            if expected is None or path != (_one_line(expected) if form == "csv" else expected):
+            if expected is None or not _is_row_of(path, expected, form):
                 raise UserError(
                     f"output {output} has a row for {path} where the list has {expected}; resume with the same images, "
                     "or name another output"
                 )
             done += 1
     return done
+
+
+class _Unfit(UserError):
+    """An output that a run can not go on in."""
 
 
 def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
@@ -349,16 +427,16 @@ def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[st
             rows = csv.reader(file)
             head: Sequence[str] = next(rows, [])
             if head and head[0] != "path":
-                raise UserError(f"output {output} is no table of convscale classify; name another")
+                raise _Unfit(f"output {output} is no table of convscale classify; name another")
             if head and ",".join(head) + "\n" != header:
-                raise UserError(
+                raise _Unfit(
                     f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
                     "another output"
                 )
             yield from (row[0] for row in rows)
         else:
-            yield from (json.loads(line)["path"] for line in file)
-    except UserError:
+            yield from (json_of(line, "a row", _ROW)["path"] for line in file)
+    except _Unfit:
         raise
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
         raise UserError(f"output {output} is no table of convscale classify; name another") from error

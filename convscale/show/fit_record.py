@@ -6,7 +6,6 @@ Any part may be missing, since a run writes its record as it goes; a part that i
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from convscale.errors import UserError
 from convscale.files import write_json
+from convscale.read import read_json
 from convscale.show.fit_parts import (
     Candidate,
     Constraint,
@@ -154,8 +154,4 @@ def read_fit(run_dir: str | os.PathLike[str]) -> FitRecord:
     path = Path(run_dir) / FILE
     if not path.is_file():
         raise UserError(f"{run_dir} holds no fit.json; name the output folder of a fit")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); run the fit again") from error
-    return fit_record(value, str(path))
+    return fit_record(read_json(path, "record"), str(path))

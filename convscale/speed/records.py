@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from convscale.conditions import Conditions
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.files import atomic_path
 from convscale.machine import Environment
+from convscale.read import read_json_lines
 from convscale.speed.timing import Measurement
 
 SCHEMA = 1
@@ -116,19 +117,13 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     if not path.is_file():
         raise UserError(f"records file {path} does not exist")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error.msg}); remove that line") from error
+    for number, value in read_json_lines(path, "records file"):
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number} is not a record; remove that line")
         try:
             found.append(Record.from_dict(value))
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: {first_line(error)}") from error
     return found
 
 

@@ -211,6 +211,19 @@ def test_torch_archive_code_in_an_expression_is_refused(archive_folder: Path, tm
         load_artifact(rewrite(archive_folder, tmp_path, {"models/model.json": evil.encode()})).runner  # noqa: B018
 
 
+@pytest.mark.parametrize("slow", ["9**9**9**9", "9" * 5000, "(" * 30 + "1" + ")" * 30, "1*" * 2000 + "1"])
+def test_torch_archive_an_expression_that_takes_for_ever_is_refused(
+    archive_folder: Path, tmp_path: Path, slow: str
+) -> None:
+    with zipfile.ZipFile(archive_folder / "model.pt2") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("models/model.json"))
+        text = archive.read(name).decode()
+    evil = text.replace("Symbol('s", f"{slow} + Symbol('s", 1)
+    with pytest.raises(UserError, match="holds the expression") as caught:
+        load_artifact(rewrite(archive_folder, tmp_path, {"models/model.json": evil.encode()})).runner  # noqa: B018
+    assert len(str(caught.value)) < 400
+
+
 def test_torch_archive_an_unknown_operator_is_refused(archive_folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(archive_folder / "model.pt2") as archive:
         name = next(n for n in archive.namelist() if n.endswith("models/model.json"))
@@ -253,3 +266,21 @@ def test_output_is_a_file(tmp_path: Path) -> None:
 
 def test_schema_is_stated(onnx_art: Artifact) -> None:
     assert onnx_art.manifest["schema"] == module.SCHEMA == 1
+
+
+def test_a_hard_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    """By its other name the file can change after its checksum was taken."""
+    os.link(folder / "model.onnx", tmp_path / "other")
+    with pytest.raises(UserError, match=r"model\.onnx has a second name somewhere \(a hard link\)"):
+        load_artifact(folder)
+    (tmp_path / "other").unlink()
+    load_artifact(folder)
+
+
+def test_a_file_that_changes_between_its_checksum_and_its_opening_is_refused(folder: Path, tmp_path: Path) -> None:
+    artifact = load_artifact(folder)
+    other = shutil.copy(folder / "model.onnx", tmp_path / "other")
+    os.replace(other, folder / "model.onnx")  # the same bytes, but who knows
+    with pytest.raises(UserError, match=r"model\.onnx changed while it was opened"):
+        artifact.runner  # noqa: B018
+    load_artifact(folder).runner  # noqa: B018

@@ -75,6 +75,14 @@ def test_data_outside_the_folder_is_found_wherever_it_hides(place: str, tmp_path
             check_onnx(path)
 
 
+def test_data_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(PLACES["initializer"](outside("weights.bin")).SerializeToString())
+    check_onnx(path, {"model.onnx", "weights.bin"})
+    with pytest.raises(UserError, match=r"wants data from 'weights\.bin', of which there is no checksum; refused"):
+        check_onnx(path, {"model.onnx"})
+
+
 def test_what_is_said_in_two_parts_is_found(tmp_path: Path) -> None:
     """Protocol Buffers join the parts of a message that is written twice."""
     whole = model_of(graph_of())

@@ -192,14 +192,14 @@ def _bomb(path: Path) -> None:
     [
         ("none", (), "no images found"),
         ("one class", (), "only 1 class ('dark'); a classifier needs at least 2"),
-        ("one image", (), "class 'light' has 1 image(s), too few to carve a split from train"),
+        ("one image", (), "class 'dark' has 1 image(s), too few to carve a split from train"),
         ("bombs", (), "(600 megapixels) is above the cap of 80"),
-        ("text", (), "not a JPEG, PNG, WEBP, GIF or BMP image"),
+        ("text", (), "not a JPEG, PNG, WEBP, GIF, BMP, TIFF, JPEG2000, PPM, AVIF or HEIF image"),
         ("good", ("--lr", "0"), "lr must lie between 1e-09 and 100, got 0.0"),
         ("good", ("--lr", "1e9"), "lr must lie between 1e-09 and 100, got 1000000000.0"),
         ("good", ("-b", "99"), "batch_size 99 is larger than the train set (32 images); use at most 32"),
         ("good", ("--set", "leraning_rate=1"), "has no key 'leraning_rate'"),
-        ("good", ("--recipe", "bad.yaml"), "recipe bad.yaml: can not be read"),
+        ("good", ("--recipe", "bad.yaml"), "recipe bad.yaml is no valid YAML"),
         ("good", ("--output", "/proc/x"), "output folder /proc/x can not be written"),
         ("good", ("--output", "/dev/null"), "output /dev/null is a file; name a folder"),
         ("good", ("--init", "foreign.pth"), "foreign.pth"),
@@ -225,7 +225,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
             if (
                 kind == "none"
                 or (kind == "one class" and name == "light")
-                or (kind == "one image" and name == "light" and path.stem != "0")
+                or (kind == "one image" and path.stem != "0")
             ):
                 path.unlink()
             elif kind == "bombs":
@@ -235,6 +235,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     if kind == "one class":
         (folder / "light").rmdir()
     Path("foreign.pth").write_bytes(pickle.dumps(Path("x")))
+    Path("bad.yaml").write_text("epochs: [")
     code, out, err = call(
         "train", "--data-dir", folder, *(() if "--output" in options else ("--output", "run")), *TRAIN, *options
     )
@@ -296,4 +297,5 @@ def test_epochs_may_be_set_as_a_recipe_key(call: Any, folder: Path, tmp_path: Pa
     assert len(json.loads(out)["history"]) == 1
     for bad in (("-b", "0"), ("-j", "-1"), ("--device", "tpu")):
         code, _, err = call("evaluate", tmp_path / "run", "--data-dir", folder, *bad)
-        assert (code, len(err.strip().splitlines())) == (2, 1), err
+        lines = [line for line in err.strip().splitlines() if not line.startswith("note: ")]
+        assert (code, len(lines)) == (2, 1), err

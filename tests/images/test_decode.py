@@ -223,7 +223,7 @@ def test_content_counts_not_the_extension(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path), _picture())
     text = tmp_path / "text.jpg"
     text.write_text("hello")
-    with pytest.raises(ImageError, match="not a JPEG, PNG, WEBP, GIF or BMP image"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG, WEBP, GIF, BMP, TIFF, JPEG2000, PPM, AVIF or HEIF image"):
         read_image(text)
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(ImageError, match="empty"):

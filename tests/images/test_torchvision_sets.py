@@ -77,7 +77,7 @@ def test_fgvc_aircraft_has_its_own_validation_set(tmp_path: Path) -> None:
         ("test", "4 Boeing 707\n5 A320\n"),
     ):
         (place / f"images_variant_{split}.txt").write_text(lines)
-    data = open_dataset(tmp_path)
+    data = open_dataset(tmp_path, compare=False)  # all pictures are the same one here
     assert data.classes == ("Boeing 707", "A320")
     assert data.train.labels.tolist() == [1, 0]
     assert (_names(data.validation), data.validation.labels.tolist()) == (["2", "3"], [1, 1])

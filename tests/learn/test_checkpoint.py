@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from convscale.errors import UserError
+from convscale.files import whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn import checkpoint as module
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint
@@ -69,6 +71,15 @@ def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
         "best-00000002",
     ]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_another_run_is_writing_is_never_removed(tmp_path: Path) -> None:
+    _save(tmp_path, 1, 1.0)
+    with whole_folder(tmp_path / "checkpoints" / "step-00000002") as others:
+        (others / "model.safetensors").write_bytes(b"x")
+        prune(tmp_path, keep=1)
+        assert (others / "model.safetensors").read_bytes() == b"x"
+    assert (tmp_path / "checkpoints" / "step-00000002").is_dir()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "sums", "json"])
@@ -180,3 +191,82 @@ def test_trees_round_trip_through_json() -> None:
     assert back["inf"] == float("inf")
     with pytest.raises(TypeError, match="a: set can not be kept"):
         to_plain({"a": set()}, {})
+
+
+def _forge(place: Path, name: str, value: object) -> None:
+    """Put something else into a checkpoint, with checksums that are right: a file as an attacker would make it."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    (place / name).write_bytes(data)
+    files = sorted(path for path in place.iterdir() if path.name != "SHA256SUMS")
+    sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+    (place / "SHA256SUMS").write_text(sums)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classes": None}, "classes is None; it must be a list"),
+        ({"classes": []}, "classes must be names, each once, and at least one"),
+        ({"classes": ["a", "a", "b"]}, "classes must be names, each once"),
+        ({"classes": ["a", 2, "b"]}, "classes must be names"),
+        ({"classes": [["a"], "c", "b"]}, "classes must be names"),
+        ({"preprocessing": []}, r"preprocessing is \[\]; it must be an object"),
+        ({"preprocessing": {}}, "preprocessing: preprocessing lacks image_size, mean, std"),
+        ({"preprocessing": {"image_size": "x", "mean": [0], "std": [1]}}, "preprocessing: "),
+        ({"format_version": "1"}, "format_version is '1'; it must be a whole number"),
+        ({"format_version": 99}, "has format 99, this convscale reads up to 1"),
+        ({"in_chans": -1}, "in_chans is -1; it must be a whole number of at least 1"),
+        ({"metrics": [1]}, r"metrics is \[1\]; it must be an object"),
+        ({"metrics": {"best": 3}}, "metrics.best is 3; it must be an object"),
+        ({"metrics": {"best": {"thresholds": [0.5]}}}, "thresholds must be a finite number for each class"),
+        ({"foreign": {"name": 1}}, "foreign must have name and origin, texts both"),
+    ],
+)
+def test_a_forged_checkpoint_is_one_line_that_names_file_and_key(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    place = _save(tmp_path, 1, 1.0)
+    about = json.loads((place / "checkpoint.json").read_text())
+    _forge(place, "checkpoint.json", about | change)
+    with pytest.raises(UserError, match=said) as caught:
+        load_checkpoint(place, net=small_net())
+    assert str(place) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    del about["classes"]
+    _forge(place, "checkpoint.json", about)
+    with pytest.raises(UserError, match=r"checkpoint\.json lacks classes"):
+        load_checkpoint(place, net=small_net())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("checkpoint.json", b"[" * 9999, r"checkpoint\.json is nested more than 64 deep"),
+        ("checkpoint.json", b"\xff", r"checkpoint\.json is no text in UTF-8"),
+        ("checkpoint.json", [], r"checkpoint\.json holds a list, not an object"),
+        ("model.safetensors", b"\xff" * 8 + b"{}", r"model\.safetensors is no safetensors file"),
+        ("model.safetensors", b"", r"model\.safetensors is no safetensors file"),
+    ],
+)
+def test_a_forged_file_of_a_checkpoint_is_one_line(tmp_path: Path, name: str, value: object, said: str) -> None:
+    place = _save(tmp_path, 1, 1.0)
+    _forge(place, name, value)
+    with pytest.raises(UserError, match=said):
+        load_checkpoint(place, net=small_net())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], r"state\.json holds a list, not an object"),
+        ({"a": {"__tensor__": "none"}}, r"state\.json is damaged, or of another version \(it lacks 'none'\)"),
+        ({"a": {"__pairs__": [1]}}, r"state\.json is damaged, or of another version"),
+        ({"a": {"__pairs__": [[[1], 2]]}}, r"state\.json is damaged, or of another version"),
+        ({"a": {"__tuple__": 3}}, r"state\.json is damaged, or of another version"),
+    ],
+)
+def test_a_forged_training_state_is_one_line(tmp_path: Path, value: object, said: str) -> None:
+    place = _save(tmp_path, 1, 1.0)
+    _forge(place, "state.json", value)
+    with pytest.raises(UserError, match=said):
+        load_state(tmp_path)

@@ -38,6 +38,16 @@ def _split(logits: list[list[int]], labels: torch.Tensor) -> ArraySplit:
     return ArraySplit(split="test", classes=("a", "b", "c"), labels=labels, channels=3, pixels=pixels)
 
 
+def test_outputs_that_are_no_numbers_are_an_error_with_the_image() -> None:
+    class Divides(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) / (x.flatten(1).sum(1, keepdim=True))  # 0 / 0 for a black image
+
+    split = _split([[2, 1, 0], [0, 0, 0], [1, 0, 2]], torch.tensor([0, 1, 0]))
+    with pytest.raises(UserError, match=r"not finite numbers for 1 of 3 images of the test split \(first: .*1"):
+        evaluate(Divides(), split, PLAIN)
+
+
 def test_one_label_by_hand() -> None:
     split = _split([[2, 1, 0], [0, 3, 0], [1, 0, 2], [4, 0, 0], [0, 0, 1]], torch.tensor([0, 1, 0, 1, 2]))
     net = Colours().train()

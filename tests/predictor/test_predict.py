@@ -391,7 +391,7 @@ def test_calibration_on_disk(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a calibration has format 2, this version of convscale reads 3 and 4"):
         Calibration.from_dict({**made.to_dict(), "format": 2})
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(UserError, match=r"can not be read"):
+    with pytest.raises(UserError, match=r"bad\.json holds a list, not an object"):
         load_calibration(tmp_path / "bad.json")
 
 

@@ -19,6 +19,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.images.decode import read_image
 from convscale.images.preprocess import Preprocessing
+from convscale.locks import OutputLock
 from convscale.ship import stream as module
 from convscale.ship.stream import classify, classify_stream, image_paths
 
@@ -255,6 +256,44 @@ def test_several_labels_are_those_above_their_thresholds(folder: Path, tmp_path:
     assert json.loads(written["labels"]) == list(row.labels or ())
     classify([str(folder / "00.png")], several, tmp_path / "rows.jsonl")
     assert json.loads((tmp_path / "rows.jsonl").read_text())["labels"] == list(row.labels or ())
+
+
+def test_a_second_run_on_one_output_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Two `classify --resume` on one file left rows of both, interleaved."""
+    paths, output = [str(folder / "00.png")], tmp_path / "rows.csv"
+    classify(paths, Colours(), output)
+    before = output.read_text()
+    with OutputLock() as lock:
+        lock.take(output)
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(UserError, match=r"output .*rows\.csv is being written by another run"):
+                classify(paths, Colours(), output, **options)
+    assert output.read_text() == before
+    assert classify(paths, Colours(), output, resume=True).resumed == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_told_by_its_own_message(folder: Path, tmp_path: Path) -> None:
+    """Guards: the file was closed while the message was on its way, which failed again and took its place."""
+    (tmp_path / "rows.csv").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"no space left on the disk of .*rows\.csv; 1 images are done, free some"):
+        classify([str(folder / "00.png")], Colours(), tmp_path / "rows.csv")
+
+
+class Broken(Colours):
+    """Gives NaN for the first of its images."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        found = super().__call__(images)
+        found[0, 1] = np.nan
+        return found
+
+
+def test_outputs_that_are_no_numbers_are_an_error_of_their_row(folder: Path) -> None:
+    rows = list(classify_stream([str(folder / "00.png"), str(folder / "01.png")], Broken()))
+    assert [row.error for row in rows] == ["the network's outputs are not finite numbers", ""]
+    assert rows[0].classes == ()
+    assert rows[1].classes == ("green",)
 
 
 def test_impossible_options(folder: Path) -> None:

@@ -8,7 +8,6 @@ code. An archive is read only when everything in it is of the few kinds that
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import zipfile
@@ -19,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from convscale.errors import UserError, first_line
+from convscale.read import Limits, json_of
 from convscale.runtimes.silence import quiet
 
 _ENTRY = re.compile(
@@ -31,6 +31,12 @@ _OPERATOR = re.compile(
 _EXPRESSION = re.compile(
     r"(Symbol\('s\d+'(, (positive|integer|nonnegative)=True)*\)|s\d+|Mul|Add|FloorDiv|Integer|[0-9 ()*+,-])*"
 )
+
+_GRAPH = Limits(size=128 * 2**20, depth=40, nodes=10_000_000, finite=False)
+"""Of a network's graph."""
+_MOST_TEXT, _MOST_DEPTH, _MOST_DIGITS = 2_000, 20, 12
+"""Of an expression: characters, brackets in each other, and digits in a row. One of powers in each other, or of a long
+number, would be worked out for ever."""
 
 
 def read_program(path: Path) -> nn.Module:
@@ -69,11 +75,11 @@ def check_program(path: Path) -> None:
                     )
             for name in names:
                 if name.endswith("_config.json"):
-                    _check_config(path, json.loads(archive.read(name)))
+                    _check_config(path, json_of(_entry(archive, name), name, _GRAPH))
                 elif name.endswith("models/model.json"):
-                    _check_graph(path, json.loads(archive.read(name)))
+                    _check_graph(path, json_of(_entry(archive, name), name, _GRAPH))
                 elif name.endswith("model.pt"):
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+                    torch.load(io.BytesIO(_entry(archive, name)), weights_only=True)
     except UserError:
         raise
     except Exception as error:
@@ -81,6 +87,26 @@ def check_program(path: Path) -> None:
             f"{path.name} is damaged or no archive of convscale ({type(error).__name__}); foreign archives are not "
             "loaded"
         ) from error
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """What is packed under a name, bounded: a few bytes can unpack to any number."""
+    with archive.open(name) as packed:
+        data = packed.read(_GRAPH.size + 1)
+    if len(data) > _GRAPH.size:
+        raise ValueError(f"{name} is too large")
+    return data
+
+
+def _is_shape(text: str) -> bool:
+    """Whether an expression is of a shape, and can be worked out at once."""
+    if len(text) > _MOST_TEXT or "**" in text or re.search(rf"\d{{{_MOST_DIGITS + 1}}}", text):
+        return False
+    depth = most = 0
+    for sign in text:
+        depth += (sign == "(") - (sign == ")")
+        most = max(most, depth)
+    return most <= _MOST_DEPTH and bool(_EXPRESSION.fullmatch(text))
 
 
 def _check_config(path: Path, config: Any) -> None:
@@ -96,11 +122,11 @@ def _check_graph(path: Path, model: Any) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            for key, pattern, what in (("target", _OPERATOR, "operator"), ("expr_str", _EXPRESSION, "expression")):
-                if isinstance(value.get(key), str) and not pattern.fullmatch(value[key]):
+            for key, fits, what in (("target", _OPERATOR.fullmatch, "operator"), ("expr_str", _is_shape, "expression")):
+                if isinstance(value.get(key), str) and not fits(value[key]):
                     raise UserError(
-                        f"{path.name} holds the {what} {value[key]!r}, which no network here has; foreign archives are "
-                        "not loaded"
+                        f"{path.name} holds the {what} {value[key][:80]!r}, which no network here has; foreign "
+                        "archives are not loaded"
                     )
             waiting.extend(value.values())
         elif isinstance(value, list):

@@ -1,0 +1,177 @@
+"""Two runs never write into one output; what another is writing is never removed; a closed terminal saves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from convscale import locks
+from convscale.errors import UserError
+from convscale.files import new_output_dir, whole_folder
+from convscale.learn import stop
+from convscale.locks import OutputLock, is_abandoned
+
+HOLDER = """
+import sys, time
+from convscale.locks import OutputLock
+with OutputLock() as lock:
+    lock.take(sys.argv[1])
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the lock."""
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    return other
+
+
+def test_a_second_run_is_refused_in_one_line_until_the_first_is_gone(tmp_path: Path) -> None:
+    run = new_output_dir(tmp_path / "run")
+    with hold(run) as other:
+        try:
+            with (
+                OutputLock() as lock,
+                pytest.raises(UserError, match="is being written by another run; wait") as caught,
+            ):
+                lock.take(run)
+            assert str(caught.value).startswith(f"output folder {run} ")
+        finally:
+            other.kill()  # no end that a process can have leaves the lock behind
+    with OutputLock() as lock:
+        lock.take(run)
+        lock.take(run)
+    assert [path.name for path in run.iterdir()] == [".convscale"]
+
+
+def test_one_process_is_two_runs_too(tmp_path: Path) -> None:
+    with OutputLock() as first:
+        first.take(tmp_path)
+        with pytest.raises(UserError, match="another run"):
+            OutputLock().take(tmp_path)
+    with OutputLock() as second:
+        second.take(tmp_path)
+    OutputLock().take(tmp_path / "not there yet")
+
+
+def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """A loader's worker outlives a killed training by seconds; the training must be able to go on at once."""
+    ready, wait = os.pipe(), os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        OutputLock().take(tmp_path)
+        if os.fork() == 0:  # the worker
+            os.write(ready[1], b"x")
+            os.read(wait[0], 1)
+        else:
+            time.sleep(600)
+        os._exit(0)
+    assert os.read(ready[0], 1) == b"x"
+    with pytest.raises(UserError, match="another run"):
+        OutputLock().take(tmp_path)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with OutputLock() as lock:
+        lock.take(tmp_path)
+    os.write(wait[1], b"x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def none(_fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks, "_flock", none)
+    with OutputLock() as first, OutputLock() as second:
+        first.take(tmp_path)
+        second.take(tmp_path)
+    assert not is_abandoned(tmp_path)  # it may be another's: only what is old is nobody's
+    os.utime(tmp_path, (0, 0))
+    assert is_abandoned(tmp_path)
+
+
+def test_what_is_being_written_is_not_abandoned(tmp_path: Path) -> None:
+    target = tmp_path / "step-00000001"
+    with whole_folder(target) as staging:
+        assert not is_abandoned(staging)
+        (staging / "a").write_text("a")
+    assert (target / "a").read_text() == "a"
+    assert is_abandoned(target)
+    assert not is_abandoned(tmp_path / "none")
+
+
+def test_overwriting_keeps_the_folder_that_the_lock_stands_on(tmp_path: Path) -> None:
+    run = new_output_dir(tmp_path / "run")
+    (run / "train").mkdir()
+    (run / "train" / "log.jsonl").write_text("{}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.jpg").write_text("x")
+    (run / "link").symlink_to(tmp_path / "data")
+    before = run.stat().st_ino
+    with OutputLock() as lock:
+        lock.take(run)
+        new_output_dir(run, overwrite=True)
+        assert run.stat().st_ino == before
+        with pytest.raises(UserError, match="another run"):
+            OutputLock().take(run)
+    assert [path.name for path in run.iterdir()] == [".convscale"]
+    assert (tmp_path / "data" / "x.jpg").read_text() == "x"  # a link is taken off, not followed
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_to_save_and_end(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    muted: list[bool] = []
+    monkeypatch.setattr(stop, "_leave_terminal", lambda: muted.append(True))
+    before = signal.getsignal(number)
+    with stop.stop_signal(True) as asked:
+        assert not asked()
+        os.kill(os.getpid(), number)
+        assert asked()
+    assert signal.getsignal(number) is before
+    assert muted == [True] * (number == signal.SIGHUP)
+
+
+def test_a_run_under_nohup_does_not_end_with_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop.stop_signal(True) as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+TALKER = """
+import sys, time
+from convscale.learn.stop import stop_signal
+with stop_signal(True) as asked:
+    print("ready", flush=True)
+    while not asked():
+        time.sleep(0.05)
+    print("saved", flush=True)  # to a terminal that is gone: an error, without care
+open(sys.argv[1], "w").write("saved")
+"""
+
+
+def test_a_closed_terminal_is_survived_until_the_state_is_saved(tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    command = [sys.executable, "-c", TALKER, str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL) as run:
+        os.close(slave)
+        assert os.read(master, 5) == b"ready"
+        os.close(master)
+        run.send_signal(signal.SIGHUP)
+        assert run.wait(60) == 0
+    assert (tmp_path / "state").read_text() == "saved"
