@@ -25,7 +25,7 @@ def test_what_ends_a_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def command() -> None:
+    def command(**_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", command)
