@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COLUMNS = 300
+COLUMNS = 1000
 
 
 @pytest.fixture
