@@ -2,7 +2,7 @@
 
     python -m benchmarks.fashion --data-dir DIR [--side ours|timm] [--epochs 16] [--seed 0] [--threads 2] [--json]
     [--output results/fashion.jsonl]
-    ours:  [--recipe small] [--width 0.5] [--set KEY=VALUE ...]
+    ours:  [--recipe small-adamw] [--width 0.5] [--set KEY=VALUE ...]
     timm:  [--model resnet18] [--output-stride 32] [--opt sgd|adamw] [--lr 0.1]
 
 Ours: ``convscale.train`` on a residual network of three stages (ResNet-18's blocks at half width, a 3x3 stem of stride
@@ -84,8 +84,8 @@ def run_timm(
     criterion = LabelSmoothingCrossEntropy(0.1)
     mean, std = measure_mean_std(data.train)
     preprocessing = Preprocessing(image_size=28, channels=1, mean=mean, std=std, crop_pct=1.0)
-    loader, history = TrainLoader(data.train, get_recipe("small"), image_size=28, seed=seed), []
-    settings = choose_settings(net, get_recipe("small"), preprocessing.normalize(next(loader.batches(0)).images))
+    loader, history = TrainLoader(data.train, get_recipe("small-adamw"), image_size=28, seed=seed), []
+    settings = choose_settings(net, get_recipe("small-adamw"), preprocessing.normalize(next(loader.batches(0)).images))
     memory_format = torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format
     net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     average = ModelEmaV3(net, decay=0.998, use_warmup=True)
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--width", type=float, default=0.5, help="of our network")
     parser.add_argument("--set", action="append", default=[], help="key=value of our recipe")
-    parser.add_argument("--recipe", default="small", help="ours")
+    parser.add_argument("--recipe", default="small-adamw", help="ours")
     parser.add_argument("--model", default="resnet18", help="timm's network")
     parser.add_argument("--output-stride", type=int, default=32, choices=(8, 16, 32), help="of timm's network")
     parser.add_argument("--opt", default="sgd", help="timm's optimiser")

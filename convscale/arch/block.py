@@ -73,7 +73,7 @@ class BlockKind:
     """A mobile block but for its spatial convolution, which is dense."""
     may_lack_kernel: bool = False
     """Whether it may do without its spatial convolution."""
-    downsamples: tuple[str, ...] = ("stride", "blur", "blur_zeros", "avgpool")
+    downsamples: tuple[str, ...] = ("stride", "blur", "blur_zeros", "avgpool", "maxpool")
     """What its ``downsample`` may say."""
     takes: tuple[str, ...] = ()
     """Which of ``OPTIONAL`` it has a use for."""
@@ -84,8 +84,6 @@ class BlockKind:
         return not (self.depthwise or self.fused)
 
 
-DROPS_BORDERS = ("patch", "avgpool")
-"""Ways to take a stride of 2 that leave an odd map's last row and column unused."""
 OPTIONAL: dict[str, object] = {
     "start_kernel": 0,
     "linear": False,
@@ -165,10 +163,10 @@ class BlockSpec(Part):
     """After every convolution but the last; after the one of ``conv``."""
     out_activation: ActSpec = RELU
     """After the residual add, or after the last convolution where there is none."""
-    downsample: Literal["stride", "blur", "blur_zeros", "avgpool", "patch", "depthwise"] = "stride"
+    downsample: Literal["stride", "blur", "blur_zeros", "avgpool", "maxpool", "patch", "depthwise"] = "stride"
     """How a stride of 2 is taken: by the spatial convolution, or by a 3x3 blur after it (TResNet, section 2; Zhang,
-    arXiv 1904.11486; ``blur_zeros``: with zeros around the map instead of its reflection), or by a 2x2 average pool
-    after it; ``patch``: by a norm and a convolution of 2x2 patches in front of the block, which takes a
+    arXiv 1904.11486; ``blur_zeros``: with zeros around the map instead of its reflection), or by a 2x2 average or
+    max-pool after it; ``patch``: by a norm and a convolution of 2x2 patches in front of the block, which takes a
     change of width too (ConvNeXt, section 2.6); ``depthwise``: by a 3x3 depthwise convolution with a norm in front of
     the block (PP-HGNet)."""
     shortcut: Literal["conv", "avgpool"] = "conv"

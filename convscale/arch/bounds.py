@@ -11,6 +11,8 @@ from typing import Protocol
 
 from convscale.errors import MOST_WHOLE, UserError
 
+DROPS_BORDERS = ("patch", "avgpool", "maxpool")
+"""Ways to take a stride of 2 that leave an odd map's last row and column unused."""
 MOST_ITEMS = 256
 """Of a list in a spec."""
 MOST_BLOCKS = 2_000
@@ -164,11 +166,13 @@ def _after(where: str, block: _Block, side: int, stride: int) -> int:
     """The map's side behind a block."""
     if stride == 1:
         return side
-    if block.downsample in ("patch", "avgpool", "blur") and side < 2:
+    if block.downsample in (*DROPS_BORDERS, "blur") and side < 2:
         raise UserError(f"{where} gets maps of 1 px, and its {block.downsample} takes 2; a larger size would be right")
-    if block.downsample == "avgpool" and block.traits.projects and side % 2:
-        raise UserError(f"{where} gets maps of {side} px, which its avgpool halves and its shortcut does not")
-    return side // 2 if block.downsample in ("patch", "avgpool") else math.ceil(side / 2)
+    if block.downsample in ("avgpool", "maxpool") and block.traits.projects and side % 2:
+        raise UserError(
+            f"{where} gets maps of {side} px, which its {block.downsample} halves and its shortcut does not"
+        )
+    return side // 2 if block.downsample in DROPS_BORDERS else math.ceil(side / 2)
 
 
 def _check_channels(where: str, block: _Block, channels: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from convscale.arch.block import DROPS_BORDERS
+from convscale.arch.bounds import DROPS_BORDERS
 from convscale.arch.parts import StemSpec
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError

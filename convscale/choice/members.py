@@ -20,6 +20,8 @@ from convscale.errors import UserError
 
 FIT_FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
 """Baselines whose scaled members `fit` tries by itself: the two papers' and the strongest plain one."""
+SMALL_FAMILIES = ("tresnet_m", "efficientnet_b0", "poolnet")
+"""The same for small images, on which plain convolutions without bottlenecks learn the most in minutes."""
 _PHI_STEP, _PHIS = 0.1, (-6.0, 3.0)
 _WIDTHS = (*(0.125 + step / 16 for step in range(15)), *(1.125 + step / 8 for step in range(8)))
 _DEPTH_OF_WIDTH = ((0.25, 0.25), (0.5, 0.3), (0.75, 0.35), (1.0, 0.45), (2.0, 1.0))
@@ -32,6 +34,11 @@ _SURE = 1.02
 _USED = 0.85
 """Share of the speed allowed that the network found should use."""
 _TUNED_TRIES = 4
+
+
+def families_for(image_size: int) -> tuple[str, ...]:
+    """Baselines whose scaled members are tried for images of that side in pixels."""
+    return SMALL_FAMILIES if image_size <= SMALL_IMAGE else FIT_FAMILIES
 
 
 def members(base: NetSpec | str, image_size: int | None = None) -> list[NetSpec]:

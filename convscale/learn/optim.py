@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from convscale.learn.recipe import Recipe
+from convscale.learn.settings import native_precisions
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -138,6 +140,110 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") for kernels of convolutions,
+    AdamW for all else.
+
+    A kernel's momentum (Nesterov's) is taken as a matrix of output channels by what each of them sees, group by group,
+    and replaced by the orthogonal matrix nearest to it, found by five Newton-Schulz iterations. Steps are scaled by
+    ``0.2 sqrt(max(rows, columns))``, which gives them the root mean square that AdamW's have (Liu et al. 2025, arXiv
+    2502.16982, section 2.2), and weight decay is decoupled.
+
+    Args:
+        params: groups; those with ``matrices`` > 0 hold kernels (O, I, h, w) and take Muon's step, ``matrices`` groups
+            each, the others AdamW's.
+        lr: of all.
+        momentum: of Muon.
+        betas: of AdamW.
+        epsilon: of AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-2,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "epsilon": epsilon, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "matrices": 0})
+
+    @torch.no_grad()
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """One step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                decay_weights(params, group["lr"] * group["weight_decay"])
+                (self._step_kernels if group["matrices"] else self._step_others)(params, group)
+        return loss
+
+    def _step_kernels(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
+        for param in params:
+            if not self.state[param]:
+                self.state[param] = {"momentum": torch.zeros_like(param)}
+        grads: list[torch.Tensor] = [param.grad for param in params]
+        kept = [self.state[param]["momentum"] for param in params]
+        torch._foreach_mul_(kept, group["momentum"])
+        torch._foreach_add_(kept, grads)
+        ahead = torch._foreach_add(grads, kept, alpha=group["momentum"])
+        for param, update in zip(params, ahead, strict=True):
+            matrices = update.reshape(group["matrices"], len(update) // group["matrices"], -1)
+            scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+            param.sub_(orthogonal(matrices).reshape(update.shape), alpha=group["lr"] * scale)
+
+    def _step_others(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
+        for param in params:
+            if not self.state[param]:
+                empty = {name: torch.zeros_like(param) for name in ("mean", "mean_square")}
+                self.state[param] = {"step": torch.zeros(()), **empty}
+        beta1, beta2 = group["betas"]
+        grads: list[torch.Tensor] = [param.grad for param in params]
+        means = [self.state[param]["mean"] for param in params]
+        squares = [self.state[param]["mean_square"] for param in params]
+        for param in params:
+            self.state[param]["step"] += 1
+        count = self.state[params[0]]["step"].item()
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - beta2**count))
+        torch._foreach_add_(roots, group["epsilon"])
+        torch._foreach_addcdiv_(params, means, roots, -group["lr"] / (1 - beta1**count))
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic that Muon's author tuned: singular values come to lie in about [0.7, 1.2] in five
+iterations."""
+
+
+def orthogonal(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """Of each matrix U S V^T about U V^T: (B, M, N) -> (B, M, N), float32.
+
+    Each iteration is ``X <- a X + (b A + c A A) X`` with ``A = X X^T``, of the matrix with at most as many rows as
+    columns, divided by its Frobenius norm. In bfloat16 where the device multiplies that natively: what the iterations
+    do not reach is far more than what its rounding loses.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    x = x.to(torch.bfloat16 if "bf16" in native_precisions(x.device) else torch.float32)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
+
+
 def decay_weights(params: list[torch.Tensor], amount: float) -> None:
     """``w = w (1 - amount)``, in place."""
     if amount and params:
@@ -156,6 +262,8 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     if recipe.optimizer == "lamb":
         return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), epsilon=recipe.epsilon)
+    if recipe.optimizer == "muon":
+        return Muon(groups, lr=recipe.lr, momentum=recipe.momentum, betas=(0.9, recipe.beta2), epsilon=recipe.epsilon)
     if recipe.optimizer == "rmsprop":
         return RMSpropTF(groups, lr=recipe.lr, decay=recipe.beta2, momentum=recipe.momentum, epsilon=recipe.epsilon)
     for group in groups:
@@ -201,10 +309,25 @@ def layer_depths(net: nn.Module) -> dict[str, int]:
 
 def _groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     depths = layer_depths(net) if recipe.layer_decay < 1 else {}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    matrices = _kernels(net) if recipe.optimizer == "muon" else {}
+    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     for name, param in net.named_parameters():
         decay = recipe.weight_decay if param.ndim > 1 else 0.0
         scale = recipe.layer_decay ** depths.get(name, 0)
-        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale})
+        count = matrices.get(name, 0)
+        if recipe.optimizer == "muon" and not count:
+            scale *= recipe.others_lr
+        group = groups.setdefault((decay, scale, count), {"params": [], "weight_decay": decay, "lr_scale": scale})
+        if count:
+            group["matrices"] = count
         group["params"].append(param)
     return list(groups.values())
+
+
+def _kernels(net: nn.Module) -> dict[str, int]:
+    """Convolutions' kernels by name, with their groups; depthwise ones, whose matrices have one row, are left out."""
+    return {
+        f"{name}.weight" if name else "weight": module.groups
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d) and module.out_channels > module.groups
+    }

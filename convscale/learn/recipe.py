@@ -16,7 +16,7 @@ from convscale.errors import UserError, nearest
 from convscale.files import write_text
 
 _CHOICES = {
-    "optimizer": ("sgd", "adamw", "rmsprop", "lamb"),
+    "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon"),
     "schedule": ("onecycle", "cosine", "step", "exponential", "constant"),
     "loss": ("cross-entropy", "bce", "asymmetric"),
     "precision": ("auto", "amp", "fp32", "bf16", "fp16"),
@@ -61,6 +61,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cutmix": (0, 10),
     "drop_rate": (0, 0.99),
     "drop_path_rate": (0, 0.99),
+    "others_lr": (1e-6, 1e3),
     "layer_decay": (0.01, 1),
     "freeze_epochs": (0, 100_000),
     "early_stop": (0, 100_000),
@@ -97,17 +98,20 @@ class Recipe:
     resizing)."""
 
     optimizer: str = "sgd"
-    """``sgd`` (Nesterov momentum), ``adamw``, ``rmsprop`` (TensorFlow's form) or ``lamb``."""
+    """``sgd`` (Nesterov momentum), ``adamw``, ``rmsprop`` (TensorFlow's form), ``lamb``, or ``muon`` (for
+    kernels of convolutions, with AdamW for the rest)."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Momentum of SGD and RMSProp, beta 1 of AdamW and LAMB."""
+    """Momentum of SGD, RMSProp and Muon, beta 1 of AdamW and LAMB; Muon's AdamW has 0.9."""
     beta2: float = 0.999
-    """Decay of the mean square of AdamW, LAMB and RMSProp."""
+    """Decay of the mean square of AdamW (Muon's too), LAMB and RMSProp."""
     epsilon: float = 1e-8
     """Added to the root of AdamW and LAMB, below the root of RMSProp."""
     weight_decay: float = 5e-4
     """Decoupled: a step shrinks weights by lr x weight_decay; norms and biases are left out."""
+    others_lr: float = 0.2
+    """Learning rate of what Muon leaves to AdamW, over ``lr``."""
     layer_decay: float = 1.0
     """Each layer below the head has its learning rate multiplied by this once more."""
     solve_head: bool = False

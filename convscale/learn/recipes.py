@@ -19,9 +19,26 @@ RECIPES = {
         Recipe(
             name="small",
             source=(
-                "convscale's own, for training small images (28 to 64 px) from scratch in few epochs: one-cycle AdamW, "
-                "shifts and "
-                "flips, averaged weights"
+                "convscale's own, for training small images (28 to 64 px) from scratch in few epochs: one-cycle, Muon "
+                "for the convolutions' kernels and AdamW for the rest (Jordan et al. 2024), shifts and flips, large "
+                "batches"
+            ),
+            epochs=12,
+            batch_size=256,
+            optimizer="muon",
+            lr=2e-2,
+            momentum=0.6,
+            beta2=0.99,
+            weight_decay=0.05,
+            schedule="onecycle",
+            label_smoothing=0.1,
+            augment="shift-crop",
+            shift=0.07,
+        ),
+        Recipe(
+            name="small-adamw",
+            source=(
+                "convscale's own, and its recipe small until 0.2: one-cycle AdamW, shifts and flips, averaged weights"
             ),
             epochs=10,
             batch_size=128,

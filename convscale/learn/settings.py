@@ -61,7 +61,7 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
     """
     precisions = [recipe.precision]
     if recipe.precision == "auto":
-        precisions = _native_precisions(inputs.device)
+        precisions = native_precisions(inputs.device)
     elif recipe.precision == "amp":
         precisions = [half_precision(inputs.device)]
     layouts = ["nchw", "nhwc"] if recipe.layout == "auto" else [recipe.layout]
@@ -78,7 +78,7 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
 
 def half_precision(device: torch.device) -> str:
     """What ``amp`` means: the half precision that is native to the device, ``bf16`` where none is."""
-    return next((precision for precision in _native_precisions(device) if precision != "fp32"), "bf16")
+    return next((precision for precision in native_precisions(device) if precision != "fp32"), "bf16")
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
@@ -93,7 +93,8 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     return AUTOCAST.get(half_precision(device) if precision == "amp" else precision)
 
 
-def _native_precisions(device: torch.device) -> list[str]:
+def native_precisions(device: torch.device) -> list[str]:
+    """Of ``fp32``, ``bf16`` and ``fp16`` those that the device computes in natively; of a GPU its half precision."""
     if device.type == "cuda":
         return ["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["fp16"]
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -32,6 +32,7 @@ SMOOTHERS: dict[str, Callable[[int], nn.Module]] = {
     "blur": BlurPool,
     "blur_zeros": lambda stride: BlurPool(stride, zeros=True),
     "avgpool": nn.AvgPool2d,
+    "maxpool": nn.MaxPool2d,
 }
 """What takes a stride after a convolution, by the name that ``BlockSpec.downsample`` says."""
 

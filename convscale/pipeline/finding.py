@@ -21,7 +21,7 @@ from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.knee import Front, survey
 from convscale.choice.largest import Effort
 from convscale.choice.measured import speed_of, time_forms
-from convscale.choice.members import FIT_FAMILIES, largest_member, members
+from convscale.choice.members import families_for, largest_member, members
 from convscale.choice.rows import by_rows
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Conditions, Constraint
@@ -174,8 +174,9 @@ class Finder:
     def _members_instead(self) -> Kept | None:
         """Scaled members that keep a speed which no released weights keep; None: they do not, either."""
         smallest, tuning = [], 2.0 if self.basis.tuned else 1.0  # what tuning may bring
-        for base in FIT_FAMILIES:  # three timings say whether looking for the largest is worth minutes
-            if rising := self._allowed(members(base, self.asked.size_for(self.splits))):
+        side = self.asked.size_for(self.splits)
+        for base in families_for(side):  # three timings say whether looking for the largest is worth minutes
+            if rising := self._allowed(members(base, side)):
                 one = at_own_size(rising[0])
                 smallest.append((one, base, self._speed(one, base)))
         if not any(tuning * speed >= self.floor for *_, speed in smallest):
@@ -304,8 +305,10 @@ class Finder:
         if self.asked.named is not None:
             return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in self.asked.networks])
         found = []
-        for base in FIT_FAMILIES:
-            rising = self._allowed(members(base, self.asked.size_for(self.splits)))
+        side = self.asked.size_for(self.splits)
+        bases = families_for(side)
+        for base in bases:
+            rising = self._allowed(members(base, side))
             if not rising:
                 self.say(f"no member of {base} keeps {self.constraint}")
                 continue
@@ -317,7 +320,7 @@ class Finder:
             )
             found.append((at_own_size(one.spec), base, one.images_per_s))
         if not found:
-            raise UserError(f"no member of {', '.join(FIT_FAMILIES)} keeps {self.constraint}; raise a limit")
+            raise UserError(f"no member of {', '.join(bases)} keeps {self.constraint}; raise a limit")
         return self._judged(found)
 
     def _judged(self, found: Sequence[tuple[SizedSpec, str, float]]) -> Kept:

@@ -161,7 +161,7 @@ class FitRequest:
     start: Start
     """What from."""
     candidates: Given | None = None
-    """What to choose from; None: released weights, or scaled members of ``FIT_FAMILIES`` from scratch."""
+    """What to choose from; None: released weights, or scaled members of ``families_for`` from scratch."""
     image_size: int | None = None
     """Side in pixels; None: the candidates' own, or the data's from scratch, see ``size_for``."""
     offer: Filter = field(default_factory=Filter)

@@ -314,7 +314,7 @@ def test_weights_that_are_too_slow_at_their_own_size_are_tried_on_smaller_images
 
 def test_scaled_members_take_over_where_no_weights_keep_the_speed(pictures, weights, tmp_path, monkeypatch):
     tiny = cs.scale("tresnet_m", width=0.25, depth=0.3, image_size=96, name="tiny")
-    monkeypatch.setattr("convscale.pipeline.finding.FIT_FAMILIES", ("tresnet_m",))
+    monkeypatch.setattr("convscale.pipeline.finding.families_for", lambda size: ("tresnet_m",))
     monkeypatch.setattr("convscale.pipeline.finding.members", lambda base, size: [tiny])
     fast = cs.predict(tiny, device="l4", precision="amp", image_size=96, batch_size=64, compiled=True)
     asked = 0.95 * fast.low
