@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from convscale.errors import UserError, check_whole
-from convscale.images.decode import ImageError, decode_image, read_image
 from convscale.images.preprocess import Preprocessing
-from convscale.images.walk import Tally, pictures_below
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from convscale.images.walk import Tally
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image | np.ndarray"
 """A file, a file's bytes, a PIL image, or uint8 (H, W, C) pixels."""
@@ -70,6 +70,8 @@ def pictures_of(given: Picture | Sequence[Picture]) -> Iterator[tuple[str, Pictu
         UserError: something that is no picture, or a folder without any.
     """
     if isinstance(given, str | os.PathLike) and Path(given).is_dir():
+        from convscale.images.walk import Tally, pictures_below
+
         tally = Tally()
         found = list(pictures_below(os.fspath(given), tally))
         if not found:
@@ -119,6 +121,8 @@ def prepared(name: str, picture: Picture, preprocessing: Preprocessing) -> np.nd
     Raises:
         ImageError: it can not be read.
     """
+    from convscale.images.decode import decode_image, read_image
+
     channels = preprocessing.channels
     if isinstance(picture, str | os.PathLike):
         return preprocessing.resize(read_image(picture, channels=channels))
@@ -153,7 +157,11 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if pixels.shape[2] in (3, 4):
         from PIL import Image as pil
 
+        from convscale.images.decode import decode_image
+
         return decode_image(bytearray(_as_png(pil.fromarray(pixels))), channels=channels)
+    from convscale.images.decode import ImageError
+
     raise ImageError(f"image: an array of {pixels.shape[2]} channels; it must have 1, 3 or 4")
 
 

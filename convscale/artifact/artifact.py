@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from convscale._version import __version__
 from convscale.artifact.answers import NOT_FINITE, TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
-from convscale.artifact.promise import Promise, with_promise
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
-from convscale.images.decode import ImageError
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
+
+if TYPE_CHECKING:
+    from convscale.artifact.promise import Promise
 
 CARD = "README.md"
 """The model card."""
@@ -159,6 +160,8 @@ class Artifact:
 
     def _answers(self, batch: Sequence[tuple[str, Picture]], said: Said) -> list[Answer]:
         """Answers of a batch: what can be read goes through the network together."""
+        from convscale.images.decode import ImageError  # here: who gives arrays needs no decoder
+
         errors: dict[int, Answer] = {}
         images: list[np.ndarray] = []
         for number, (name, picture) in enumerate(batch):
@@ -317,6 +320,8 @@ def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
     others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
     artifact.keep(promise=promise.to_dict(), files=others)
     if path.is_file():
+        from convscale.artifact.promise import with_promise
+
         write_text(path, with_promise(path.read_text(encoding="utf-8"), promise))
         artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
     return artifact

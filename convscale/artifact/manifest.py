@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from convscale.artifact.promise import Promise
 from convscale.errors import UserError
 from convscale.read import read_json
+
+if TYPE_CHECKING:
+    from convscale.artifact.promise import Promise
 
 SCHEMA = 1
 """Version of an artefact's layout; a reader refuses newer ones."""
@@ -78,7 +80,7 @@ class Manifest(Mapping[str, Any]):
             raise _damaged(folder)
         thresholds = values.get("thresholds")
         try:
-            promise = None if values.get("promise") is None else Promise.from_dict(values["promise"])
+            promise = None if values.get("promise") is None else _promise_of(values["promise"])
         except UserError as error:
             raise _damaged(folder, f"{error}; ") from error
         return cls(
@@ -146,3 +148,9 @@ def read_part(folder: Path, name: str) -> Any:
 
 def _damaged(folder: Path, why: str = "") -> UserError:
     return UserError(f"artefact {folder} has a damaged {MANIFEST}{': ' + why if why else '; '}export it again")
+
+
+def _promise_of(values: Mapping[str, Any]) -> Promise:
+    from convscale.artifact.promise import Promise
+
+    return Promise.from_dict(values)

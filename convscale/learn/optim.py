@@ -190,7 +190,7 @@ class Muon(torch.optim.Optimizer):
         for param in params:
             if not self.state[param]:
                 self.state[param] = {"momentum": torch.zeros_like(param)}
-        grads: list[torch.Tensor] = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         kept = [self.state[param]["momentum"] for param in params]
         torch._foreach_mul_(kept, group["momentum"])
         torch._foreach_add_(kept, grads)
@@ -206,7 +206,7 @@ class Muon(torch.optim.Optimizer):
                 empty = {name: torch.zeros_like(param) for name in ("mean", "mean_square")}
                 self.state[param] = {"step": torch.zeros(()), **empty}
         beta1, beta2 = group["betas"]
-        grads: list[torch.Tensor] = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         means = [self.state[param]["mean"] for param in params]
         squares = [self.state[param]["mean_square"] for param in params]
         for param in params:

@@ -33,29 +33,32 @@ def test_singular_vectors_stay_and_values_follow_the_polynomial(shape: tuple[int
 
 def test_steps_are_those_of_torchs_muon_and_adamw() -> None:
     """torch's takes matrices alone: a 1x1 convolution's kernel is one."""
-    net, twin = (nn.Sequential(nn.Conv2d(6, 8, 1), nn.Flatten(), nn.Linear(8, 3)) for _ in range(2))
-    twin.load_state_dict(net.state_dict())
-    matrix = nn.Parameter(twin[0].weight.detach().flatten(1).clone())
+    conv, last, conv2, last2 = nn.Conv2d(6, 8, 1), nn.Linear(8, 3), nn.Conv2d(6, 8, 1), nn.Linear(8, 3)
+    net = nn.Sequential(conv, nn.Flatten(), last)
+    nn.Sequential(conv2, nn.Flatten(), last2).load_state_dict(net.state_dict())
+    matrix = nn.Parameter(conv2.weight.detach().flatten(1).clone())
+    bias2 = conv2.bias
+    assert bias2 is not None
     ours = build_optimizer(net, RECIPE)
     set_lr(ours, 0.02)
     kernel = torch.optim.Muon(
         [matrix], lr=0.02, momentum=0.6, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", eps=1e-30
     )
-    vectors = torch.optim.AdamW([twin[0].bias, twin[2].bias], lr=0.004, betas=(0.9, 0.99), eps=1e-8, weight_decay=0)
-    linear = torch.optim.AdamW([twin[2].weight], lr=0.004, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.05)
+    vectors = torch.optim.AdamW([bias2, last2.bias], lr=0.004, betas=(0.9, 0.99), eps=1e-8, weight_decay=0)
+    linear = torch.optim.AdamW([last2.weight], lr=0.004, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.05)
     for step in range(4):
         grads = [torch.randn_like(param) for param in net.parameters()]
         for param, grad in zip(net.parameters(), grads, strict=True):
             param.grad = grad.clone()
         # torch keeps (1 - momentum) g, which the norm takes away again, and multiplies in bfloat16.
         matrix.grad = grads[0].flatten(1).clone()
-        twin[0].bias.grad, twin[2].weight.grad, twin[2].bias.grad = (grad.clone() for grad in grads[1:])
+        bias2.grad, last2.weight.grad, last2.bias.grad = (grad.clone() for grad in grads[1:])
         for optimizer in (ours, kernel, vectors, linear):
             optimizer.step()
-        torch.testing.assert_close(net[0].weight.flatten(1), matrix, rtol=0, atol=2e-3 * (step + 1) ** 0.5)
-    torch.testing.assert_close(net[0].bias, twin[0].bias)
-    torch.testing.assert_close(net[2].weight, twin[2].weight)
-    torch.testing.assert_close(net[2].bias, twin[2].bias)
+        torch.testing.assert_close(conv.weight.flatten(1), matrix, rtol=0, atol=2e-3 * (step + 1) ** 0.5)
+    torch.testing.assert_close(conv.bias, bias2)
+    torch.testing.assert_close(last.weight, last2.weight)
+    torch.testing.assert_close(last.bias, last2.bias)
 
 
 def test_kernels_and_others_are_told_apart() -> None:
