@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def class_names(*values: object) -> tuple[str, ...]:
     return ()
 
 
-def _fields(value: object) -> Mapping[object, object]:
+def _fields(value: object) -> Mapping[Any, object]:
     """Of a mapping, or of a stand-in."""
     if isinstance(value, Mapping):
         return value
@@ -157,7 +158,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _listed(values: Mapping[object, object]) -> str:
+def _listed(values: Mapping[Any, object]) -> str:
     names = [safe(str(key)[:40]) for key in list(values)[:6]]
     return ", ".join(names) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
 
