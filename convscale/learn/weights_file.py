@@ -35,6 +35,7 @@ def open_weights(path: Path, model: str | None = None) -> tuple[Checkpoint, list
     net = _build(network, 1000)
     classes = class_count(net, source)
     if not classes:
+        load_weights(net, source.tensors, allow_head_mismatch=True)  # of another network: says what does not fit
         raise UserError(f"{path} has no classifier of {name}; train on from it (train --init)")
     net = net if classes == 1000 else _build(network, classes)
     loaded = load_weights(net, source.tensors)

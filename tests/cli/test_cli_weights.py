@@ -74,7 +74,11 @@ def test_they_are_exported_with_their_classes(call: Any, weights: Path) -> None:
     assert "bare.pth does not say what network its weights are of; name it (--model)" in err
     code, _, err = call("export", bare, "--output", weights.parent / "other", "--model", "resnet18")
     assert code == 2
-    assert "are of no layout known for resnet18" in err or "do not fit resnet18" in err
+    assert "weights (timm layout) do not fit resnet18: missing " in err
+    torch.save({key: value for key, value in torch.load(bare).items() if not key.startswith("classifier")}, bare)
+    code, _, err = call("export", bare, "--output", weights.parent / "other", "--model", NAME)
+    assert code == 2
+    assert f"bare.pth has no classifier of {NAME}; train on from it (train --init)" in err
 
 
 class Runs:

@@ -71,13 +71,13 @@ def test_timms_own_trainer(tmp_path: Path, peer: nn.Module, net: nn.Module) -> N
         model=NAME, opt_betas=(0.9, 0.999), output=tmp_path, device=torch.device("cpu"), seed=np.int64(3), local=None
     )
     optimizer = torch.optim.AdamW(peer.parameters())
-    saver = CheckpointSaver(peer, optimizer, args=args, checkpoint_dir=tmp_path, recovery_dir=tmp_path)
+    saver = CheckpointSaver(peer, optimizer, args=args, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
     saver.save_checkpoint(0, metric=np.float64(71.5))  # pyright: ignore[reportArgumentType]
     loaded = cs.load_weights(net, tmp_path / "model_best.pth.tar")
     assert (loaded.layout, loaded.ignored, loaded.notes()) == ("timm", (), [])
     assert is_peer(net, peer)
     assert read_state_dict(tmp_path / "model_best.pth.tar").model == NAME
-    saver = CheckpointSaver(peer, optimizer, args=args, model_ema=average, checkpoint_dir=tmp_path)
+    saver = CheckpointSaver(peer, optimizer, args=args, model_ema=average, checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(1)
     cs.load_weights(net, tmp_path / "last.pth.tar")
     assert is_peer(net, peer, 3)  # averaged weights before the others, as timm's own loader takes them
