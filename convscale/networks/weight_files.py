@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 from convscale.arch.tags import find_tag
 from convscale.errors import UserError, check_path
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 """Of files of weights, the one that is taken first in front."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a repository of the hub calls its weights."""
