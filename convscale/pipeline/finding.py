@@ -200,7 +200,7 @@ class Finder:
         specs = {str(getattr(item, "name", "")) for item in wanted or () if not isinstance(item, str)}
         found: list[tuple[Candidate, Path | str | None]] = []
         for candidate in pool:
-            has_weights, has_figure = bool(candidate.licence), candidate.top1 is not None
+            has_weights, has_figure = bool(candidate.licence), bool(candidate.published)
             if candidate.name in specs and not has_weights:
                 found.append((candidate, None))
                 continue

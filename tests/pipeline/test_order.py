@@ -16,6 +16,8 @@ from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.conditions import Conditions, Constraint
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
+from convscale.networks.offered import Filter
+from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
 from convscale.pipeline.finding import Finder
 from convscale.pipeline.record import RunRecord
@@ -37,9 +39,11 @@ def _record(folder: Path, rows: list[Row]) -> RunRecord:
     return record
 
 
-def _finder(record: RunRecord, constraint: Constraint, *, predicted: bool = False, **asked: Any) -> Finder:
+def _finder(
+    record: RunRecord, constraint: Constraint, *, predicted: bool = False, size: int | None = 224, **asked: Any
+) -> Finder:
     return Finder(
-        asked=SimpleNamespace(named=None, image_size=224, rows=None, **asked),  # type: ignore[arg-type]
+        asked=SimpleNamespace(named=None, image_size=size, rows=None, **asked),  # type: ignore[arg-type]
         splits=SPLITS,
         basis=SimpleNamespace(**{**vars(BASIS), "predicted": predicted}),  # type: ignore[arg-type]
         constraint=constraint,
@@ -66,6 +70,17 @@ def _released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[Opt
     monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: tuple(options))
     monkeypatch.setattr(Finder, "_members_instead", lambda self: None)
     return finder.released(SimpleNamespace()), finder  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [None, 128, 224])
+def test_a_size_at_which_nobody_published_a_figure_leaves_the_weights_in(tmp_path: Path, size: int | None) -> None:
+    """As ``fit --data-dir ... --weights-dir ... --img-size 128`` asks, naming no network."""
+    (tmp_path / "tf_efficientnet_lite0.in1k.pth").write_bytes(b"")
+    finder = _finder(_record(tmp_path / "run", []), Constraint(min_throughput=1.0), size=size, offer=Filter())
+    files = WeightFiles(folder=tmp_path)
+    found = [(candidate.name, candidate.image_size, place) for candidate, place in finder._reachable(files) if place]
+    mine = tmp_path / "tf_efficientnet_lite0.in1k.pth"
+    assert [row for row in found if row[2] == mine] == [("tf_efficientnet_lite0.in1k", size or 224, mine)]
 
 
 def test_of_released_weights_the_accurate_ones_that_keep_the_speed_come_first(
