@@ -33,7 +33,7 @@ _SURE = 1.02
 """A tuned speed must be this much above what is asked, since the shipped network is timed anew."""
 _USED = 0.85
 """Share of the speed allowed that the network found should use."""
-_TUNED_TRIES = 4
+_TUNED_TRIES = 3
 
 
 def families_for(image_size: int) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def largest_member(
 
     Speeds fall along ``rising``, so the crossing is bisected with ``plain``, which is quick. What is shipped is faster
     by a factor that hardly differs within a family: ``tuned`` is asked for the member found, the factor moves the
-    crossing, and so on until the member uses most of the speed allowed, four times at most.
+    crossing, and so on until the member uses most of the speed allowed, three times at most.
 
     Args:
         rising: members from small to large.

@@ -13,7 +13,7 @@ from convscale.conditions import Constraint
 from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers
 from convscale.images.check import check_data
-from convscale.images.splits import DataSplits
+from convscale.images.splits import DataSplits, split_indices
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.progress import Event
 from convscale.learn.recipes import get_recipe
@@ -31,6 +31,9 @@ from convscale.show.json_values import from_json
 
 BRIEF_SECONDS = 40
 """An epoch of the comparison takes no longer than this; its schedule ends by then."""
+BRIEF_IMAGES = 20_000
+"""An epoch of the comparison takes at most so many images, of each class its share: networks that all see the same are
+ranked by what they learn, not by where the clock stops them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,9 +216,18 @@ class Fit:
         epochs = self.asked.training.brief_epochs
         self.note(f"comparing: {contender.name}, {words.plural(epochs, 'epoch')}")
         options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
-        run = train(contender.network, self.splits, progress=self._steps_only, **options, **self.training(contender))
+        run = train(contender.network, self._few(), progress=self._steps_only, **options, **self.training(contender))
         self.note(f"comparing: {contender.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
         return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
+
+    def _few(self) -> DataSplits:
+        """The data with a train set of ``BRIEF_IMAGES`` at most."""
+        labels = self.splits.train.labels
+        if len(labels) <= BRIEF_IMAGES:
+            return self.splits
+        share = BRIEF_IMAGES / len(labels)
+        _, few = split_indices(labels, share, seed=self.asked.training.seed, classes=self.splits.classes)
+        return replace(self.splits, train=self.splits.train.subset(few))
 
     def _steps_only(self, event: Event) -> None:
         if event["kind"] == "step":

@@ -205,7 +205,7 @@ def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[C
     asked: Any = SimpleNamespace(
         constraint=Constraint(min_throughput=100),
         named=None,
-        training=SimpleNamespace(brief_epochs=1, overrides={}),
+        training=SimpleNamespace(brief_epochs=1, overrides={}, seed=0),
         strict=False,
         progress=None,
         size_for=lambda splits: 224,
@@ -225,6 +225,17 @@ def test_the_first_three_are_finalists(tmp_path: Path, monkeypatch: pytest.Monke
         ("d", True),
     ]
     assert record.now.constraint.min_throughput == 100
+
+
+def test_the_comparison_takes_a_share_of_each_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = _fit(_record(tmp_path, []), monkeypatch)
+    assert fit._few() is SPLITS
+    monkeypatch.setattr("convscale.pipeline.steps.BRIEF_IMAGES", 24)
+    few = fit._few()
+    whole = SPLITS.train.class_counts().tolist()
+    assert few.train.class_counts().tolist() == [round(24 / sum(whole) * count) for count in whole]
+    assert few.validation is SPLITS.validation
+    assert fit._few().train.labels.tolist() == few.train.labels.tolist()
 
 
 def test_the_winner_is_the_most_accurate_after_brief_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
