@@ -188,7 +188,7 @@ def demo_command(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Fashion-MNIST's idx files; found or downloaded when left out.")
     ] = None,
-    max_minutes: Annotated[float, typer.Option(help="The full training ends by then.")] = 4.5,
+    max_minutes: Annotated[float, typer.Option(help="The full training ends by then.")] = 4.0,
     as_json: Json = False,
 ) -> None:
     """Fit on Fashion-MNIST under a speed that this machine sets."""

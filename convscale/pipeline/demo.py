@@ -34,7 +34,7 @@ def demo(
     *,
     output: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    max_minutes: float = 4.5,
+    max_minutes: float = 4.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> FitRun:
