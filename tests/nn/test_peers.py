@@ -11,6 +11,7 @@ import datetime
 import os
 import pathlib
 import pickle
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -344,7 +345,11 @@ def test_lightnings_and_hydras_dictionaries_are_stood_in_for(tmp_path: Path, mon
         else:
             vars(value)["_content"] = {"a": 1}
         with monkeypatch.context() as patch:
-            patch.setitem(__import__("sys").modules, module, made)
+            parts = module.split(".")
+            for end in range(1, len(parts)):
+                parent = ".".join(parts[:end])
+                patch.setitem(sys.modules, parent, types.ModuleType(parent))
+            patch.setitem(sys.modules, module, made)
             torch.save({"hyper_parameters": value, "state_dict": {"w": torch.zeros(1)}}, tmp_path / "x.ckpt")
         assert read_state_dict(tmp_path / "x.ckpt").tensors.keys() == {"w"}
 
@@ -365,7 +370,7 @@ class Calls:
         (Calls(os.system, "touch ran"), r": it names (posix|nt)\.system"),
         (Calls(eval, "open('ran', 'w')"), ": it names eval"),
         (Calls(getattr, argparse.Namespace(a=1), "__class__"), ": it names getattr"),
-        (Calls(pickle.loads, b"x"), r": it names _pickle\.loads"),
+        (Calls(pickle.loads, b"x"), r": it names pickle\.loads"),
         (argparse.Namespace(model=Calls(exec, "open('ran', 'w')")), ": it names exec"),
         ({"args": {"x": [Calls(os.system, "touch ran")]}}, r": it names (posix|nt)\.system"),
         (nn.Linear(1, 1), r": it names torch\.nn\.modules\.linear\.Linear"),
