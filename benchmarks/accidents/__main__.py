@@ -21,11 +21,13 @@ import fnmatch
 import hashlib
 import json
 import os
+import pkgutil
 import shutil
 import sys
 import tempfile
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,9 @@ def main() -> None:
     )
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names that match, such as 'links/*'")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no accident after so many")
-    parser.add_argument("--place", type=Path, help="where to work, kept for the next call; a temporary folder if left out")
+    parser.add_argument(
+        "--place", type=Path, help="where to work, kept for the next call; a temporary folder if left out"
+    )
     parser.add_argument("--again", action="store_true", help="play those that the record has, too")
     parser.add_argument("--list", action="store_true", help="print the names, and play nothing")
     parser.add_argument("--output", type=Path, default=Path("results/accidents.jsonl"))
@@ -136,15 +140,17 @@ def _play_all(wanted: list[tuple[int, Accident]], options: argparse.Namespace, p
 
 
 def _load() -> None:
-    """What every command of a user's needs, before it is forked."""
+    """What commands import, before they are forked. Nothing of it may start a thread: a fork takes none along."""
+    import convscale
+
+    for each in pkgutil.walk_packages(convscale.__path__, "convscale."):
+        if not each.name.endswith("__main__"):
+            import_module(each.name)
+    for name in ("onnx", "onnxruntime", "scipy.stats", "timm", "torchmetrics", "plotly.graph_objects", "jinja2"):
+        import_module(name)
     import torch
 
-    import convscale.cli.app
-    import convscale.images.sources
-    import convscale.learn.train
-
     torch.set_num_threads(1)
-    assert convscale.cli.app and convscale.images.sources and convscale.learn.train
 
 
 def _conditions() -> dict[str, str]:

@@ -205,8 +205,8 @@ def _in_two_splits(play: Play) -> None:
 def _with_two_labels(play: Play) -> None:
     data = splits_in(play.here / "data")
     (data / "train" / "dog" / "again.png").write_bytes((data / "train" / "cat" / "00.png").read_bytes())
-    play.expect("with two labels" in notes(checked(play, data)), "it is not said by check")
-    play.done(play.forked(*play.stage.training(play.here / "run", data=data)), "with two labels")
+    play.expect("with different labels" in notes(checked(play, data)), "it is not said by check")
+    play.done(play.forked(*play.stage.training(play.here / "run", data=data)), "with different labels")
 
 
 def _one_image(play: Play) -> None:
@@ -268,7 +268,11 @@ def png(width: int, height: int, rows: int | None = None, *, idat: bytes | None 
 
 GIF = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0, 0, 0) + b"\x2c" + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0x80)
 GIF += b"\0\0\0\xff\xff\xff\x02\x02\x4c\x01\0\x3b"
-BMP = b"BM" + struct.pack("<IHHI", 70, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+BMP = (
+    b"BM"
+    + struct.pack("<IHHI", 70, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+)
 
 
 def tiff(width: int, height: int, *, strip: tuple[int, int] = (200, 12)) -> bytes:
@@ -337,7 +341,9 @@ def _few_files(play: Play) -> None:
     for most in (12, 16, 24, 40):
         seen = play.fresh(*classify, limits=Limits(files=most))
         if seen.code == 0:
-            play.expect(not bad(rows_of(seen)), f"with {most} files open pictures are called bad: {bad(rows_of(seen))[:1]}")
+            play.expect(
+                not bad(rows_of(seen)), f"with {most} files open pictures are called bad: {bad(rows_of(seen))[:1]}"
+            )
         else:
             play.expect(seen.code == 2 and seen.err.count("\n") == 1, f"with {most} files open: {seen.err[-200:]!r}")
         seen = play.fresh("check", data, limits=Limits(files=most))
@@ -363,7 +369,18 @@ def _bad_rate(play: Play) -> None:
 
 # ---------------------------------------------------------------- names
 
-ODD = (b"\xff\xfe", b"two\nlines", b"\x1b[31mred", b"=1+1", b"+1", b"-1", b"@SUM(A1)", b"a,b\"c", "\u202egnp".encode(), b"\r")
+ODD = (
+    b"\xff\xfe",
+    b"two\nlines",
+    b"\x1b[31mred",
+    b"=1+1",
+    b"+1",
+    b"-1",
+    b"@SUM(A1)",
+    b'a,b"c',
+    "\u202egnp".encode(),
+    b"\r",
+)
 """Names of files and of classes."""
 
 
@@ -448,7 +465,9 @@ ACCIDENTS = [
     Accident(name="splits/evaluate one", did="evaluate a folder called test, alone", act=_evaluate_one_split),
     Accident(name="splits/evaluate few", did="evaluate a picture of each class", act=_evaluate_few),
     *(
-        Accident(name=f"pictures/{name}", did=f"{did}, among good ones: classify, check, train", act=_hostile(file, make))
+        Accident(
+            name=f"pictures/{name}", did=f"{did}, among good ones: classify, check, train", act=_hostile(file, make)
+        )
         for name, file, did, make in (
             ("gif", "x.gif", "a GIF of 37 bytes with a frame of 65,535 x 65,535", lambda: GIF),
             ("png bomb", "x.png", "a PNG that says 60,000 x 60,000", lambda: png(60_000, 60_000, 1)),
@@ -456,14 +475,24 @@ ACCIDENTS = [
             ("png stream", "x.png", "a PNG whose stream is no zlib", lambda: png(40, 40, idat=b"\1\2\3")),
             ("bmp", "x.bmp", "a BMP that says 60,000 x 60,000", lambda: BMP),
             ("tiff large", "x.tif", "a TIFF that says 4 billion pixels a side", lambda: tiff(2**32 - 1, 2**32 - 1)),
-            ("tiff strip", "x.tif", "a TIFF whose pixels lie beyond its end", lambda: tiff(40, 40, strip=(2**31, 1600))),
+            (
+                "tiff strip",
+                "x.tif",
+                "a TIFF whose pixels lie beyond its end",
+                lambda: tiff(40, 40, strip=(2**31, 1600)),
+            ),
             ("tiff circle", "x.tif", "a TIFF whose pixels are its own header", lambda: tiff(40, 40, strip=(0, 1600))),
             ("jpeg cut", "x.jpg", "half a JPEG", lambda: encoded(picture(1), "JPEG")[:400]),
             ("webp cut", "x.webp", "half a WebP", lambda: encoded(picture(1), "WEBP")[:300]),
             ("png cut", "x.png", "half a PNG", lambda: encoded(picture(1), "PNG")[:300]),
             ("empty", "x.jpg", "an empty file", lambda: b""),
             ("text", "x.png", "a text called x.png", lambda: b"<html>not found</html>"),
-            ("noise", "x.jpg", "random bytes behind a JPEG's first ones", lambda: b"\xff\xd8\xff\xe0" + bytes(range(256)) * 9),
+            (
+                "noise",
+                "x.jpg",
+                "random bytes behind a JPEG's first ones",
+                lambda: b"\xff\xd8\xff\xe0" + bytes(range(256)) * 9,
+            ),
         )
     ),
     Accident(name="pictures/thin", did="classify a PNG of 1 x 65,000", act=_thin(1, 65_000)),

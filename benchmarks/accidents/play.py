@@ -162,6 +162,17 @@ def forked(
     return dataclasses.replace(_ended(pid, place, number, LIMIT_S, lambda _code: None), peak_mb=0.0)
 
 
+def into_full(words: Sequence[Word], place: Path, *, number: int = 0) -> Seen:
+    """``convscale WORDS`` in a process of its own, whose standard output goes to a device that is always full."""
+    command = [sys.executable, "-m", "convscale.cli", *map(os.fsencode, words)]
+    (place / f"{number}.out").touch()
+    with open("/dev/full", "wb") as out, open(place / f"{number}.err", "wb") as err:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=place, env=environment()
+        )
+    return wait(child, place, number=number)
+
+
 def _become(out: int, err: int, place: Path, env: dict[str, str], limits: Limits) -> None:
     nowhere = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nowhere, 0), (out, 1), (err, 2)):
