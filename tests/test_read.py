@@ -211,16 +211,14 @@ def test_a_forged_safetensors_file_is_one_line(
 
 
 ELSEWHERE = {
-    "arch/spec.py": "its code decides what was traced beforehand; arch/codec.py bounds what it read",
     "arch/tags.py": "a file of the package",
     "networks/released.py": "a file of the package",
     "predictor/devices.py": "a file of the package",
     "predictor/fitted.py": "a file of the package",
     "predictor/traced.py": "a file of the package",
     "choice/speeds.py": "what another process of the same run says",
-    "images/manifest.py": "a door of its own for tables",
     "learn/checkpoint.py": "load_file behind check_tensors",
-    "nn/weights.py": "its code decides what was traced beforehand",
+    "nn/state_dicts.py": "load_file behind check_tensors",
     "show/page.py": "what plotly made of our own figures",
     "read.py": "the reader",
 }

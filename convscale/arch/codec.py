@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Literal
 
-from convscale.arch.bounds import MOST_ITEMS, MOST_NODES, check_cost, check_fits, most_of
+from convscale.arch.bounds import MOST_ITEMS, MOST_NODES, check_cost, most_of
 from convscale.errors import MOST_WHOLE, UserError, nearest, short
 from convscale.read import Limits, check_plain
 
@@ -109,10 +109,7 @@ def _from_plain(annotation: object, value: object, where: str) -> object:
     for f in fields(annotation):
         if f.default is MISSING and f.default_factory is MISSING and f.name not in value:
             raise UserError(f"{where} lacks the field {f.name!r}")
-    made = annotation(**{key: _from_plain(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-    if annotation.__name__ == "NetSpec":
-        check_fits(typing.cast(typing.Any, made))
-    return made
+    return annotation(**{key: _from_plain(hints[key], item, f"{where}.{key}") for key, item in value.items()})
 
 
 def _is_finite(value: float) -> bool:

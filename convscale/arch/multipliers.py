@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from convscale.arch.block import RunSpec, StageSpec
-from convscale.arch.bounds import check_fits
 from convscale.arch.spec import Lineage, NetSpec
 from convscale.errors import UserError, check_number, check_whole
 
@@ -105,9 +104,7 @@ def scale_to(
         lineage=Lineage(base=base, depth=total_depth, width=total_width, resolution=total_resolution),
     )
     scaled.check_size(size)
-    sized = replace(scaled, input=replace(scaled.input, size=size))
-    check_fits(sized)
-    return sized
+    return replace(scaled, input=replace(scaled.input, size=size))
 
 
 def round_width(width: float, *, divisor: int = 8, min_fraction: float = 0.9) -> int:

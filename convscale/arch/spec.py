@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from convscale.arch.block import StageSpec
+from convscale.arch.bounds import check_fits
 from convscale.arch.codec import from_plain, require, to_plain
 from convscale.arch.parts import HeadSpec, InputSpec, NormSpec, Part, ScalingRules, StemSpec
 from convscale.errors import MOST_WHOLE, UserError, check_path
 from convscale.files import write_text
+from convscale.read import json_of, read_text, yaml_of
 
 _INPUT, _HEAD, _NORM, _RULES = InputSpec(), HeadSpec(), NormSpec(), ScalingRules()
 
@@ -72,6 +74,7 @@ class NetSpec(Part):
             )
         elif self.stem.kind not in ("patch", "branched"):
             require(self.stem.stride < 4, "StemSpec.stride", self.stem.stride, f"1 or 2 for a {self.stem.kind} stem")
+        check_fits(self)
 
     @property
     def num_features(self) -> int:
@@ -141,22 +144,12 @@ class NetSpec(Part):
     @staticmethod
     def from_json(text: str) -> NetSpec:
         """The inverse of ``to_json``; UserError on text that is no spec."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"spec is no valid JSON: {error}") from None
-        return NetSpec.from_dict(values)
+        return NetSpec.from_dict(json_of(text, "spec"))
 
     @staticmethod
     def from_yaml(text: str) -> NetSpec:
         """The inverse of ``to_yaml``; UserError on text that is no spec."""
-        import yaml
-
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"spec is no valid YAML: {' '.join(str(error).split())}") from None
-        return NetSpec.from_dict(values)
+        return NetSpec.from_dict(yaml_of(text, "spec"))
 
     def __repr__(self) -> str:
         stages = " ".join(
@@ -180,10 +173,7 @@ def load_spec(path: str | os.PathLike[str]) -> NetSpec:
     readers = {".json": NetSpec.from_json, ".yaml": NetSpec.from_yaml, ".yml": NetSpec.from_yaml}
     if path.suffix not in readers:
         raise UserError(f"spec file {path} ends in {path.suffix!r}; it must end in .json, .yaml or .yml")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"spec file {path} can not be read: {getattr(error, 'strerror', None) or error}") from None
+    text = read_text(path, "spec file")
     try:
         return readers[path.suffix](text)
     except UserError as error:

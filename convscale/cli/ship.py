@@ -40,7 +40,8 @@ def export_command(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint or training folder; or a name: with a tag (arch.tag) its released weights, else untrained."
+            help="Checkpoint or training folder; a file of weights of any trainer, with --model; or a name: with a tag "
+            "(arch.tag) its released weights, else untrained."
         ),
     ],
     output: Output,
@@ -58,7 +59,11 @@ def export_command(
     ] = 0.5,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="package.module:function that builds the network of a checkpoint of its."),
+        typer.Option(
+            "--model",
+            help="package.module:function that builds the network of a checkpoint of its; or what network a file of "
+            "weights is of.",
+        ),
     ] = None,
     card: Annotated[
         list[str] | None,
@@ -128,15 +133,23 @@ def export_command(
 def _to_export(what: str, model: str | None) -> Checkpoint:
     """A checkpoint, or a network by its name as if it came from one."""
     from convscale.learn.checkpoint import Checkpoint, load_checkpoint, network_for
+    from convscale.networks.names import is_spec_file, network_of
 
-    if Path(what).exists() or model is not None or "/" in what.removeprefix("timm/"):
+    if Path(what).is_file() and not is_spec_file(what):
+        from convscale.learn.weights_file import open_weights
+
+        loaded, notes = open_weights(Path(what), model)
+        for note in notes:
+            say(f"note: {note}", err=True)
+        return loaded
+    is_place = (Path(what).exists() or "/" in what.removeprefix("timm/")) and not is_spec_file(what)
+    if is_place or model is not None:
         return load_checkpoint(what, net=network_for(what, model))
     from convscale.networks.inputs import preprocessing_of
-    from convscale.networks.names import network_of
     from convscale.networks.resolve import as_module
 
     named = network_of(what)  # a spec's file, too
-    net, name = as_module(named if what.endswith((".json", ".yaml", ".yml")) else what)
+    net, name = as_module(named if is_spec_file(what) else what)
     classes = getattr(net, "num_classes", None)
     if not isinstance(classes, int) or classes < 1:
         raise UserError(f"{name} does not say its number of classes; give a module with num_classes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,15 @@ from pathlib import Path
 import torch
 
 from convscale import words
-from convscale.errors import UserError, first_line, nearest
+from convscale.errors import UserError, nearest
 from convscale.images.splits import SPLITS, FileSplit, labels_from_names, split_of
 from convscale.images.walk import REPEATED, Tally
+from convscale.read import Limits, json_of, read_text
 
 _COLUMNS = ("path", "label", "labels", "split")
 _SEPARATORS = (",", ";", "\t")
+_TABLE = Limits(size=512 * 2**20, nodes=20_000_000)
+"""Of a whole manifest; millions of rows are within it."""
 
 Row = Mapping[str, object]
 """A row's values by the columns' names, in small letters."""
@@ -105,10 +107,7 @@ def open_manifest(
 
 def _read_rows(path: Path) -> tuple[list[str], list[Row]]:
     """The columns' names and the rows."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can not be read ({error})") from error
+    text = read_text(path, "manifest", _TABLE)
     return _read_csv(path, text) if path.suffix.lower() == ".csv" else _read_json(path, text)
 
 
@@ -140,11 +139,11 @@ def _known(columns: Iterable[str]) -> int:
 
 
 def _read_json(path: Path, text: str) -> tuple[list[str], list[Row]]:
-    try:
-        whole = text.lstrip().startswith("[")
-        values = json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:  # also a number of more digits than Python takes
-        raise UserError(f"{path}: not JSON ({first_line(error)})") from error
+    if text.lstrip().startswith("["):
+        values = json_of(text, f"manifest {path}", _TABLE)
+    else:
+        lines = enumerate(text.split("\n"), start=1)
+        values = [json_of(line, f"manifest {path}, line {number}") for number, line in lines if line.strip()]
     if not all(isinstance(row, dict) for row in values):
         raise UserError(f"{path}: every line must be a JSON object with path and label")
     rows: list[Row] = [{str(key).strip().lower(): value for key, value in row.items()} for row in values]
@@ -201,10 +200,7 @@ def _unpacked(value: object, where: str) -> object:
     """A JSON list out of its text; else the value."""
     if not isinstance(value, str) or not value.strip().startswith("["):
         return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: labels {value!r} are not a JSON list ({first_line(error)})") from error
+    return json_of(value, f"{where}: labels {value[:80]!r}")
 
 
 def _typed(value: object, where: str) -> str:

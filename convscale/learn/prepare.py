@@ -54,7 +54,7 @@ def prepare(
             lock.take(folder)
     resumed = processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
     torch.manual_seed(request.seed)
-    net = build_net(request.net, splits, request.recipe, request.init).to(device)
+    net = build_net(request.net, splits, request.recipe, request.init, tell=tell).to(device)
     preprocessing = request.preprocessing or choose_preprocessing(net, splits, request.recipe)
     recipe, teacher = _prepare_teacher(request, splits, preprocessing, device)
     train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell)
@@ -184,9 +184,16 @@ def _settings(
 
 
 def build_net(
-    net: nn.Module | NetSpec | Foreign | str, splits: DataSplits, recipe: Recipe, init: str | os.PathLike[str] | None
+    net: nn.Module | NetSpec | Foreign | str,
+    splits: DataSplits,
+    recipe: Recipe,
+    init: str | os.PathLike[str] | None,
+    *,
+    tell: Progress | None = None,
 ) -> nn.Module:
-    """The network to train: given, or built for the data's classes and channels; then its first weights."""
+    """The network to train: given, or built for the data's classes and channels; then its first weights. What is to be
+    known of these is told as notes.
+    """
     classes = len(splits.classes)
     if isinstance(net, str):
         named = find(net)
@@ -216,10 +223,13 @@ def build_net(
         if init and isinstance(net, nn.Module):
             raise UserError("init='pretrained' needs a name; a network that is given brings its own weights")
         return module
-    weights = load_checkpoint(init).net.state_dict() if Path(init).is_dir() else init
     from convscale.nn.weights import load_weights
 
-    load_weights(module, weights, allow_head_mismatch=True)
+    start = load_checkpoint(init) if Path(init).is_dir() else None
+    loaded = load_weights(module, init if start is None else start.net.state_dict(), allow_head_mismatch=True)
+    for note in loaded.notes(splits.classes, source_classes=None if start is None else start.classes):
+        if tell is not None:
+            tell({"kind": "note", "text": note})
     return module
 
 

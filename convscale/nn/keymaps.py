@@ -313,8 +313,10 @@ def torchvision_convnext(spec: NetSpec) -> Table:
     return table
 
 
-def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
-    """The PyPI package efficientnet_lite_pytorch: blocks numbered through the net."""
+def efficientnet_pytorch(spec: NetSpec) -> Table:
+    """The PyPI packages efficientnet_pytorch, and efficientnet_lite_pytorch made of it: blocks are numbered through the
+    net, norms by their place in a block.
+    """
     table: Table = {"classifier": "_fc"}
     _unit(table, "stem.0", "_conv_stem", "_bn0")
     for number, (i, j, block, _) in enumerate(_blocks(spec)):
@@ -322,12 +324,16 @@ def efficientnet_lite_pytorch(spec: NetSpec) -> Table:
         names = {1: ("_expand_conv", "_bn0"), 2: ("_depthwise_conv", "_bn1"), 3: ("_project_conv", "_bn2")}
         for k in _convs(block):
             _unit(table, f"{ours}.conv{k}", f"{theirs}.{names[k][0]}", f"{theirs}.{names[k][1]}")
+        if block.se:
+            table |= {f"{ours}.se.{part}": f"{theirs}._se_{part}" for part in ("reduce", "expand")}
     _unit(table, "head", "_conv_head", "_bn1")
     return table
 
 
 FACTORS = "layer_scale"
 """torchvision's leaf of a factor per channel, (C, 1, 1) there and (C,) here."""
+TENSORFLOW_EPS = 1e-3
+"""Of the batch norms of networks that TensorFlow trained."""
 
 
 def _first(spec: NetSpec) -> BlockSpec:
@@ -354,6 +360,8 @@ class Layout:
     """Our convolutions of pooled features that are linear layers there: weights (O, I) in place of (O, I, 1, 1)."""
     eps: float | None = None
     """Of all norms that weights in this layout were trained with; None: what the spec says."""
+    same_padding: bool = False
+    """Whether they were trained with TensorFlow's SAME padding."""
 
 
 _MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet", "mobilenetv4")
@@ -410,8 +418,18 @@ LAYOUTS = [
     Layout(
         name="efficientnet_lite_pytorch",
         families=("efficientnet",),
-        table=efficientnet_lite_pytorch,
+        table=efficientnet_pytorch,
         only=lambda spec: _first(spec).se is None,
+        eps=TENSORFLOW_EPS,
+        same_padding=True,
+    ),
+    Layout(
+        name="efficientnet_pytorch",
+        families=("efficientnet",),
+        table=efficientnet_pytorch,
+        only=lambda spec: _first(spec).se is not None,
+        eps=TENSORFLOW_EPS,
+        same_padding=True,
     ),
 ]
 """A family whose weights others have too gets a row."""

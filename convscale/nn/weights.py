@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from convscale.arch.block import StageSpec
-from convscale.arch.families.tresnet import OFFICIAL_V2_SLOPE
-from convscale.arch.parts import ActSpec
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_tag
-from convscale.errors import UserError, check_flag, check_path, check_text, first_line, nearest
+from convscale.errors import UserError, check_flag, check_text, first_line, nearest
 from convscale.nn import keymaps
-from convscale.nn.layers import conv2d
-from convscale.nn.norm import BatchNormAct, InPlaceABN, set_fields, with_slope
+from convscale.nn.as_trained import as_trained
+from convscale.nn.placing import Placed, is_foreign, part_of, place, split_key, their_keys, without_wrappers
+from convscale.nn.state_dicts import StateDict, read_state_dict
+from convscale.words import safe
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
 _OFFICIAL_EPS = 1e-5
 """InPlace-ABN as the TResNet authors trained it scales by |weight| + this."""
-
-_TENSORFLOW_EPS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +28,39 @@ class LoadedWeights:
 
     layout: str
     """Of the source's keys."""
+    prefix: str = ""
+    """What stood before the network's keys in the source and was taken off, but for ``module.`` and ``_orig_mod.``."""
     ignored: tuple[str, ...] = ()
-    """Keys of the source that the network has no place for by design (a backbone has no head)."""
+    """Keys of the source that the network has no place for: by design (a backbone has no head), or because they are of
+    something else (a loss, a second head, a counter)."""
     fresh: tuple[str, ...] = ()
     """Our keys that kept their values: a classifier of another class count."""
     adapted_stem: bool = False
     """Whether the stem was adapted to another number of image channels."""
     changed: str = ""
     """What of the network was changed to what the weights were trained with; its ``spec`` says so too."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the outputs that the weights were trained for, where the source says them."""
+
+    def notes(self, classes: Sequence[str] | None = None, *, source_classes: Sequence[str] | None = None) -> list[str]:
+        """What a user should know of it, one line each.
+
+        Args:
+            classes: the names of the network's own classes; with them a classifier that was taken over is compared.
+            source_classes: names of the source's classes; None: those that it says.
+        """
+        notes = []
+        if self.ignored:
+            notes.append(f"weights: left out as no part of the network: {_some([safe(k[:80]) for k in self.ignored])}")
+        if self.changed:
+            notes.append(f"weights: the network took over {self.changed}, which they were trained with")
+        theirs = tuple(self.classes if source_classes is None else source_classes)
+        ours = tuple(classes or ())
+        if ours and len(theirs) == len(ours) and theirs != ours and not self.fresh:
+            what = "the same classes in another order" if set(theirs) == set(ours) else "other classes"
+            some = _some([safe(name[:80]) for name in theirs])
+            notes.append(f"weights: their classifier, taken over, is for {what}: {some}")
+        return notes
 
 
 def load_weights(
@@ -54,17 +73,21 @@ def load_weights(
 
     Args:
         net: a network of ``create_model``, ``features_only`` or not; any other module takes its own keys only.
-        src: a ``.safetensors`` file, a ``.pth``/``.pt``/``.bin`` file of tensors, a checkpoint folder of ours, or a
-            state dict; wrapped ones (``state_dict``, ``model``, ``model_ema``, ``module.``) are unwrapped.
+        src: a ``.safetensors`` file, a PyTorch file of tensors (``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.tar``), a
+            checkpoint folder of ours, or a state dict. What trainers wrap it into (timm's, torchvision's, Lightning's,
+            torch's ``AveragedModel`` ...) is unwrapped, averaged weights first; a prefix of all keys is taken off.
         layout: ``convscale``, ``timm``, ``torchvision``, ``official`` (the TResNet authors'),
-            ``efficientnet_lite_pytorch``; None: found by its keys.
+            ``efficientnet_lite_pytorch``, ``efficientnet_pytorch``; None: found by its keys.
         allow_head_mismatch: a classifier of another class count stays as it is instead of being an error. A module's
             classifier is what its ``pretrained_cfg`` names, else its last linear layer.
 
     Official TResNet weights were trained with ``|weight| + 1e-5`` as the norms' scale and are converted so. Some
     layouts exist only for weights that were trained with constants of their own, which the network then takes over (its
-    ``spec`` too): official TResNet V2 has leaky slopes of 1e-6, efficientnet_lite_pytorch has TensorFlow's SAME padding
-    and epsilon of 1e-3, torchvision's MobileNetV3 and EfficientNetV2 that epsilon.
+    ``spec`` too): official TResNet V2 has leaky slopes of 1e-6, efficientnet_pytorch and efficientnet_lite_pytorch have
+    TensorFlow's SAME padding and epsilon of 1e-3, torchvision's MobileNetV3 and EfficientNetV2 that epsilon.
+
+    Keys of something else in the file (a loss, a second head) are left out and named in the result; keys that the
+    network's own parts would have, were it another, are an error.
 
     Raises:
         UserError: no such file, a foreign pickle, an unknown layout, missing or unexpected keys, or shapes that differ;
@@ -82,22 +105,55 @@ def load_weights(
             )
         return _load_plain(net, read_state_dict(src), allow_head_mismatch)
     source = read_state_dict(src)
-    name = layout or _detect(spec, source)
-    table = _table(spec, name)
-    known = set(net.state_dict())
-    translated, ignored = _translate(source, table, known, is_backbone="classifier.weight" not in known)
-    if name == "official":
+    placed, translated, ignored = _ours(net, spec, source, layout)
+    if placed.layout == "official":
         norms = {key for key in translated if key.endswith("norm.weight")}
         translated = {key: value.abs() + _OFFICIAL_EPS if key in norms else value for key, value in translated.items()}
-    row = keymaps.layout_of(spec, name)
+    row = keymaps.layout_of(spec, placed.layout)
     for key in (f"{module}.weight" for module in (row.linear if row else ())):
         if key in translated and translated[key].ndim == 2:
             translated[key] = translated[key][:, :, None, None]
     adapted = _adapt_stem(net, spec, translated)
-    fresh = _check(net, translated, ignored, name, ("classifier",) if allow_head_mismatch else ())
+    parts = {part_of(theirs) for theirs in _table(spec, placed.layout).values()}
+    fresh = _check(net, translated, ignored, placed.layout, ("classifier",) if allow_head_mismatch else (), parts)
     net.load_state_dict({**net.state_dict(), **translated})
-    changed = _as_trained(net, spec, name)
-    return LoadedWeights(layout=name, ignored=tuple(ignored), fresh=tuple(fresh), adapted_stem=adapted, changed=changed)
+    return LoadedWeights(
+        layout=placed.layout,
+        prefix=placed.prefix,
+        ignored=(*ignored, *placed.outside, *source.others),
+        fresh=tuple(fresh),
+        adapted_stem=adapted,
+        changed=as_trained(net, spec, placed.layout),
+        classes=source.classes,
+    )
+
+
+def class_count(net: nn.Module, source: StateDict) -> int | None:
+    """The number of classes that the classifier of weights for ``net`` has; None where they have none."""
+    spec = getattr(net, "spec", None)
+    if isinstance(spec, NetSpec):
+        weights, names = _ours(net, spec, source, None)[1], ("classifier",)
+    else:
+        own = net.state_dict()
+        weights = place(without_wrappers(source.tensors, own), {"own": their_keys(own, None)}, type(net).__name__)
+        weights, names = weights.tensors, _classifiers(net)
+    found = [weights[f"{name}.weight"] for name in names if f"{name}.weight" in weights]
+    return int(found[0].shape[0]) if found and found[0].ndim else None
+
+
+def _ours(
+    net: nn.Module, spec: NetSpec, source: StateDict, layout: str | None
+) -> tuple[Placed, dict[str, Tensor], list[str]]:
+    """Where the network's weights stand in a source; they under our keys; the keys that a backbone has no place for."""
+    own = net.state_dict()
+    tables = {name: make(spec) for name, make in keymaps.layouts(spec).items()}
+    if layout is not None:
+        tables = {layout: _table(spec, layout)}
+    expected = {name: their_keys(own, table) for name, table in tables.items()}
+    placed = place(without_wrappers(source.tensors, own), expected, spec.name)
+    table = tables[placed.layout]
+    translated, ignored = _translate(placed.tensors, table, set(own), is_backbone="classifier.weight" not in own)
+    return placed, translated, ignored
 
 
 def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
@@ -116,7 +172,7 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
     table, row = _table(spec, layout), keymaps.layout_of(spec, layout)
     out = {}
     for key, value in net.state_dict().items():
-        module, leaf = _split(key, table)
+        module, leaf = split_key(key, table)
         if row and module in row.linear and leaf == "weight":
             value = value.flatten(1)
         if layout == "official" and key.endswith("norm.weight"):
@@ -136,37 +192,6 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
 def _check_module(function: str, net: object) -> None:
     if not isinstance(net, nn.Module):
         raise UserError(f"{function} takes a network, got {type(net).__name__}")
-
-
-def read_state_dict(src: str | os.PathLike[str] | Mapping[str, object]) -> dict[str, Tensor]:
-    """Tensors by key from a file, a checkpoint folder or a dict, unwrapped. Raises UserError on anything else."""
-    if isinstance(src, Mapping):
-        values: object = src
-        where = "state dict"
-    else:
-        path = check_path("weights", src)
-        if path.is_dir():
-            path = path / "model.safetensors"
-        where = str(path)
-        if not path.is_file():
-            raise UserError(f"no weights at {path}; name a .safetensors or .pth file")
-        values = _read_file(path)
-    while isinstance(values, Mapping):
-        inner = next((values[key] for key in _WRAPPERS if isinstance(values.get(key), Mapping)), None)
-        if inner is None:
-            break
-        values = inner
-    out: dict[str, Tensor] = {}
-    for key, value in values.items() if isinstance(values, Mapping) else ():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{where} holds no state dict; a mapping from names to tensors is needed")
-        out[key] = value
-    if not out:
-        raise UserError(f"{where} holds no state dict; a mapping from names to tensors is needed")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in out):
-            out = {key.removeprefix(prefix): value for key, value in out.items()}
-    return out
 
 
 def download(name: str) -> Path:
@@ -211,102 +236,20 @@ def download(name: str) -> Path:
     )
 
 
-def set_slopes(net: nn.Module, slope: float) -> None:
-    """Give every leaky ReLU of ``net`` another slope, in place; norms whose activation then no longer inverts become
-    batch norms.
-    """
-
-    def changed(act: ActSpec) -> ActSpec:
-        return replace(act, slope=slope) if act.kind == "leaky_relu" else act
-
-    for parent in net.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, BatchNormAct | InPlaceABN) and child.activation == "leaky_relu":
-                setattr(parent, name, with_slope(child, slope))
-    spec = getattr(net, "spec", None)
-    if isinstance(spec, NetSpec):
-        stem = replace(spec.stem, activation=changed(spec.stem.activation))
-        stages = tuple(_with_activations(stage, changed) for stage in spec.stages)
-        set_fields(net, spec=replace(spec, stem=stem, stages=stages, lineage=None))
-
-
-def _with_activations(stage: StageSpec, changed: Callable[[ActSpec], ActSpec]) -> StageSpec:
-    """The stage with another activation inside its blocks."""
-    blocks = [replace(run.block, activation=changed(run.block.activation)) for run in stage.runs]
-    return replace(stage, runs=tuple(replace(run, block=block) for run, block in zip(stage.runs, blocks, strict=True)))
-
-
-def set_same_padding(net: nn.Module, eps: float) -> None:
-    """Give every convolution of ``net`` TensorFlow's SAME padding and every norm ``eps``, in place."""
-    for parent in net.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.Conv2d and child.stride != (1, 1) and child.kernel_size != (1, 1):
-                new = conv2d(
-                    child.in_channels,
-                    child.out_channels,
-                    child.kernel_size[0],
-                    stride=child.stride[0],
-                    groups=child.groups,
-                    bias=child.bias is not None,
-                    padding="same",
-                )
-                new.weight, new.bias = child.weight, child.bias
-                setattr(parent, name, new.train(child.training))
-            elif isinstance(child, BatchNormAct | InPlaceABN):
-                child.eps = eps
-    spec = getattr(net, "spec", None)
-    if isinstance(spec, NetSpec):
-        set_fields(net, spec=replace(spec, padding="same", norm=replace(spec.norm, eps=eps)))
-
-
-def set_eps(net: nn.Module, eps: float) -> None:
-    """Give every norm of ``net`` this epsilon, in place."""
-    for module in net.modules():
-        if isinstance(module, BatchNormAct | InPlaceABN):
-            module.eps = eps
-    spec = getattr(net, "spec", None)
-    if isinstance(spec, NetSpec):
-        set_fields(net, spec=replace(spec, norm=replace(spec.norm, eps=eps)))
-
-
-def _as_trained(net: nn.Module, spec: NetSpec, layout: str) -> str:
-    """Make ``net`` the network that weights of this layout were trained with; returns what was changed, in words."""
-    if layout == "official" and all(stage.runs[0].block.kind == "bottleneck" for stage in spec.stages):
-        if spec.stem.activation.slope != OFFICIAL_V2_SLOPE:
-            set_slopes(net, OFFICIAL_V2_SLOPE)
-            return f"leaky slopes of {OFFICIAL_V2_SLOPE:g}"
-    elif layout == "efficientnet_lite_pytorch" and (spec.padding, spec.norm.eps) != ("same", _TENSORFLOW_EPS):
-        set_same_padding(net, _TENSORFLOW_EPS)
-        return f"SAME padding and a norm epsilon of {_TENSORFLOW_EPS:g}"
-    row = keymaps.layout_of(spec, layout)
-    if row is not None and row.eps is not None and row.eps != spec.norm.eps:
-        set_eps(net, row.eps)
-        return f"a norm epsilon of {row.eps:g}"
-    return ""
-
-
-def _read_file(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no valid safetensors file: {error}") from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds; all mean that the file is not plain weights
-        kind = "a foreign pickle" if "weights only" in str(error).lower() else "damaged or of another kind"
-        raise UserError(
-            f"{path} is no file of weights alone ({kind}), so it is not loaded; save a state dict or safetensors"
-        ) from None
-
-
-def _load_plain(net: nn.Module, source: dict[str, Tensor], allow_head_mismatch: bool) -> LoadedWeights:
-    fresh = _check(net, source, [], "own", _classifiers(net) if allow_head_mismatch else ())
-    net.load_state_dict({**net.state_dict(), **source})
-    return LoadedWeights(layout="own", fresh=tuple(fresh))
+def _load_plain(net: nn.Module, source: StateDict, allow_head_mismatch: bool) -> LoadedWeights:
+    own = net.state_dict()
+    placed = place(without_wrappers(source.tensors, own), {"own": their_keys(own, None)}, type(net).__name__)
+    weights, ignored = dict(placed.tensors), []
+    may_differ = _classifiers(net) if allow_head_mismatch else ()
+    fresh = _check(net, weights, ignored, "own", may_differ, {part_of(key) for key in own})
+    net.load_state_dict({**own, **weights})
+    return LoadedWeights(
+        layout="own",
+        prefix=placed.prefix,
+        ignored=(*ignored, *placed.outside, *source.others),
+        fresh=tuple(fresh),
+        classes=source.classes,
+    )
 
 
 def _classifiers(net: nn.Module) -> tuple[str, ...]:
@@ -327,32 +270,6 @@ def _table(spec: NetSpec, layout: str) -> keymaps.Table:
     return known[layout](spec)
 
 
-def _detect(spec: NetSpec, source: dict[str, Tensor]) -> str:
-    """The layout that knows most of the keys."""
-    scores = {}
-    for name, make in keymaps.layouts(spec).items():
-        modules = set(make(spec).values())
-        scores[name] = sum(key.rpartition(".")[0] in modules or key in modules for key in source)
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] == 0:
-        some = ", ".join(list(source)[:3])
-        raise UserError(f"the weights' keys ({some} ...) are of no layout known for {spec.name} ({', '.join(scores)})")
-    return best
-
-
-def _split(key: str, table: keymaps.Table) -> tuple[str, str]:
-    """A key as module in the table and leaf; a split convolution's leaf has its number in front; a tensor that stands
-    in the table itself has none.
-    """
-    if key in table:
-        return key, ""
-    module, _, leaf = key.rpartition(".")
-    if module not in table:
-        module, _, number = module.rpartition(".")
-        leaf = f"{number}.{leaf}"
-    return module, leaf
-
-
 def _translate(
     source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
@@ -360,7 +277,7 @@ def _translate(
     inverse = {theirs: ours for ours, theirs in table.items()}
     out, ignored = {}, []
     for key, value in source.items():
-        module, leaf = _split(key, inverse)
+        module, leaf = split_key(key, inverse)
         ours = (f"{inverse[module]}.{leaf}" if leaf else inverse[module]) if module in inverse else None
         value = value.flatten() if key.endswith(f".{keymaps.FACTORS}") else value
         if ours is not None and (ours in known or not is_backbone):
@@ -385,11 +302,14 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
         own is None
         or given is None
         or own.shape == given.shape
+        or given.ndim != 4
         or own.shape[0] != given.shape[0]
         or own.shape[2:] != given.shape[2:]
     ):
         return False
     cells = spec.stem.stride**2 if spec.stem.kind == "space_to_depth" else 1
+    if not given.shape[1] or given.shape[1] % cells:
+        return False
     out_chs, _, height, width = given.shape
     per_cell = given.reshape(out_chs, cells, -1, height, width)
     old, new = per_cell.shape[2], own.shape[1] // cells
@@ -403,12 +323,19 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
 
 
 def _check(
-    net: nn.Module, weights: dict[str, Tensor], ignored: list[str], layout: str, may_differ: tuple[str, ...]
+    net: nn.Module,
+    weights: dict[str, Tensor],
+    ignored: list[str],
+    layout: str,
+    may_differ: tuple[str, ...],
+    parts: set[str],
 ) -> list[str]:
-    """Keys that stay as they are, those of the layers ``may_differ`` that do not fit; they leave ``weights``.
+    """Keys that stay as they are, those of the layers ``may_differ`` that do not fit; they leave ``weights``. So do
+    keys of something else, which are added to ``ignored``, where all of the network's are there. What keys of the
+    network begin with is in ``parts``.
 
     Raises:
-        UserError: keys are missing or unexpected, or tensors of another shape; they are named.
+        UserError: keys are missing or unexpected, or tensors of another shape or kind; they are named.
     """
     own = net.state_dict()
     fresh = []
@@ -425,20 +352,23 @@ def _check(
         if key not in own and key in weights and getattr(net, "num_classes", None) == 0:
             ignored.append(key)
             del weights[key]
-    problems = []
     missing = [
         key for key in own if key not in weights and key not in fresh and not key.endswith("num_batches_tracked")
     ]
-    unexpected = [key.removeprefix("?") for key in weights if key not in own]
-    shapes = [
-        f"{key} is {tuple(weights[key].shape)}, the network's is {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
+    problems = [_unlike(key, weights[key], value) for key, value in own.items() if key in weights]
+    problems = [problem for problem in problems if problem]
+    strange = [key for key in weights if key not in own]
+    if not missing and not problems:
+        for key in [key for key in strange if is_foreign(key.removeprefix("?"), parts)]:
+            del weights[key]
+            strange.remove(key)
+            ignored.append(key.removeprefix("?"))
+    shapes = problems
+    problems = []
     if missing:
         problems.append(f"missing {_some(missing)}")
-    if unexpected:
-        problems.append(f"unexpected {_some(unexpected)}")
+    if strange:
+        problems.append(f"unexpected {_some([safe(key.removeprefix('?')[:80]) for key in strange])}")
     if shapes:
         problems.append(_some(shapes))
     if problems:
@@ -447,6 +377,15 @@ def _check(
         name = getattr(getattr(net, "spec", None), "name", type(net).__name__)
         raise UserError(f"weights ({layout} layout) do not fit {name}: {'; '.join(problems)}{hint}")
     return fresh
+
+
+def _unlike(key: str, given: Tensor, own: Tensor) -> str:
+    """What keeps a tensor from being taken; empty: nothing."""
+    if given.shape != own.shape:
+        return f"{key} is {tuple(given.shape)}, the network's is {tuple(own.shape)}"
+    if own.is_floating_point() and not given.is_floating_point():  # complex or whole: both would lose something
+        return f"{key} is of {given.dtype}, the network's of {own.dtype}"
+    return ""
 
 
 def _some(items: list[str], count: int = 4) -> str:

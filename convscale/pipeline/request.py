@@ -33,7 +33,7 @@ from convscale.networks.offered import Filter, matching
 from convscale.networks.released import released
 from convscale.networks.resolve import Network, find, is_module, name_of, shapes_of
 from convscale.networks.weight_files import WeightFiles
-from convscale.nn.weights import read_state_dict
+from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.ship import Shipping
 from convscale.runtimes.base import file_runtimes
 

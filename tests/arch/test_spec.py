@@ -92,7 +92,7 @@ def test_bad_values_name_field_and_value(make, message):
         ('{"stem": 3, "stages": []}', "spec.stem is 3; it must be a mapping"),
         ('{"stem": {}, "stages": {}}', "spec.stages is {}; it must be a list"),
         ("[1, 2]", "it must be a mapping"),
-        ("{", "no valid JSON"),
+        ("{", "spec is not JSON"),
     ],
 )
 def test_bad_json_says_what_and_where(text, message):

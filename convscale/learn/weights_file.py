@@ -1,0 +1,57 @@
+"""A file of weights from elsewhere opened as if it were a checkpoint: its network by a name, its classes by its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.errors import UserError
+from convscale.learn.checkpoint import ORIGIN, Checkpoint
+from convscale.networks.foreign import Foreign, build_foreign
+from convscale.networks.inputs import preprocessing_of
+from convscale.networks.names import network_of
+from convscale.networks.resolve import Named
+from convscale.nn.state_dicts import read_state_dict
+from convscale.nn.weights import class_count, load_weights
+
+
+def open_weights(path: Path, model: str | None = None) -> tuple[Checkpoint, list[str]]:
+    """A network with the weights of a file, and notes on what was left out or changed.
+
+    Args:
+        path: a file of weights of any trainer.
+        model: the network: a name, a spec's file or package.module:function; None: the one that the file names, as
+            timm's trainer does.
+
+    Raises:
+        UserError: no network is named, the file holds no weights, they do not fit, or have no classifier.
+    """
+    source = read_state_dict(path)
+    if not (name := model or source.model):
+        raise UserError(f"{path} does not say what network its weights are of; name it (--model)")
+    network = network_of(name)
+    net = _build(network, 1000)
+    classes = class_count(net, source)
+    if not classes:
+        raise UserError(f"{path} has no classifier of {name}; train on from it (train --init)")
+    net = net if classes == 1000 else _build(network, classes)
+    loaded = load_weights(net, source.tensors)
+    if loaded.adapted_stem:
+        raise UserError(f"{path} was trained on images of another number of channels than {name} takes")
+    names = source.classes if len(source.classes) == classes else tuple(map(str, range(classes)))
+    meta = {"untrained": f"{path}, weights of {name}"}
+    checkpoint = Checkpoint(net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=path)
+    return checkpoint, loaded.notes()
+
+
+def _build(network: Named, classes: int) -> nn.Module:
+    if isinstance(network, Foreign):
+        net = build_foreign(network, num_classes=classes)
+        setattr(net, ORIGIN, network)
+        return net
+    from convscale.nn.net import create_model
+
+    assert isinstance(network, NetSpec)
+    return create_model(network, num_classes=classes)
