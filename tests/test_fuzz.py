@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,8 @@ def _told(reader: Reader, data: bytes) -> str:
 
 
 @pytest.fixture(params=READERS, ids=lambda reader: reader.name)
-def reader(request: pytest.FixtureRequest) -> Iterator[Reader]:
-    yield request.param
+def reader(request: pytest.FixtureRequest) -> Reader:
+    return request.param
 
 
 def test_each_file_of_the_corpus_ends_well(reader: Reader) -> None:

@@ -75,7 +75,7 @@ def outcome(reader: Reader, data: bytes, place: Path) -> str:
         reader.read(data, place)
     except UserError as error:
         said = str(error)
-        assert said and "\n" not in said, f"not one line: {said!r}"
+        assert len(said.splitlines()) == 1, f"not one line: {said!r}"
         return said
     return ""
 
@@ -392,6 +392,7 @@ def _fuzz(reader: Reader, options: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["convscale"]):
         import convscale.read
+
         with tempfile.TemporaryDirectory() as warm, suppress(Exception):  # imports what it reads with
             for seed in reader.seeds:
                 reader.read(seed.read_bytes(), Path(warm))
@@ -441,11 +442,11 @@ def _run(reader: Reader, options: argparse.Namespace, seconds: float) -> dict[st
         words += ["--inputs", str(inputs), "--found", str(options.found), "--seed", str(options.seed)]
         begun = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(
-            words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, check=False
-        )
+        ended = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, check=False)
         spent = time.perf_counter() - begun
-        found: dict[str, Any] = json.loads(counts.read_text()) if counts.is_file() else {**vars(Counts()), "messages": 0}
+        found: dict[str, Any] = (
+            json.loads(counts.read_text()) if counts.is_file() else {**vars(Counts()), "messages": 0}
+        )
         reached = len(list(inputs.iterdir()))
         if options.keep_inputs is not None:
             shutil.copytree(inputs, options.keep_inputs / reader.name, dirs_exist_ok=True)
@@ -472,6 +473,18 @@ def _merge(reader: Reader, folder: Path) -> None:
     for path in list(said.values())[: max(0, MOST_KEPT - len(reader.seeds))]:
         if path.parent == folder and path.stat().st_size <= 2048:
             shutil.copy(path, CORPUS / reader.name / hashlib.sha256(path.read_bytes()).hexdigest()[:10])
+
+
+def _write_total(path: Path, about: dict[str, str]) -> None:
+    """A row with the sums of all readers' rows, those of earlier calls too."""
+    from benchmarks.records import replace_record
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["reader"] != "all"]
+    sums = {key: sum(row[key] for row in rows) for key in ("tried", "results", "refused", "unlike")}
+    total = {"benchmark": "fuzz", "reader": "all", "readers": len(rows), **sums}
+    total["minutes"] = round(sum(row["seconds"] for row in rows) / 60, 1)
+    replace_record(path, {**total, **about}, ("benchmark", "reader"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -503,20 +516,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.records import machine, replace_record
     from convscale import __version__
 
-    unlike = 0
+    rows: list[dict[str, Any]] = []
+    about = {"convscale": __version__, "python": sys.version.split()[0], "machine": machine()}
     for reader in wanted:
         row = _run(reader, options, max(1.0, 60 * options.minutes / len(wanted)))
-        replace_record(
-            options.output,
-            {**row, "convscale": __version__, "python": sys.version.split()[0], "machine": machine()},
-            ("benchmark", "reader"),
-        )
-        unlike += row["unlike"]
+        replace_record(options.output, {**row, **about}, ("benchmark", "reader"))
+        rows.append(row)
         print(
             f"{reader.name:24} {row['tried']:>9,} tried, {row['results']:>8,} results, {row['refused']:>8,} refused, "
             f"{row['unlike']} unlike, {row['seconds']:.0f} s",
             flush=True,
         )
+    _write_total(options.output, about)
+    unlike = sum(row["unlike"] for row in rows)
     print(f"{unlike} unlike outcomes{f', kept in {options.found}' if unlike else ''}")
     return 1 if unlike else 0
 

@@ -38,7 +38,10 @@ def _report(play: Play, output: Path) -> tuple[Word, ...]:
 
 _FIT = ("--scratch", "--epochs", "1", "--min-throughput", "10")
 WRITERS = (
-    Writer(name="scale", output="made.yaml", words=lambda play, out: ("scale", "resnet18", "--phi", "0", "--output", out)),
+    Writer(
+        name="scale", output="made.yaml",
+        words=lambda play, out: ("scale", "resnet18", "--phi", "0", "--output", out),
+    ),
     Writer(name="recipes", output="made.yaml", words=lambda play, out: ("recipes", "small", "--output", out)),
     Writer(
         name="measure", output="made.jsonl",
@@ -84,7 +87,9 @@ WRITERS = (
     ),
     Writer(name="report", output="made.html", words=_report),
     Writer(name="report run", output="made.html", words=lambda play, out: ("report", play.stage.run, "--output", out)),
-    Writer(name="fit", words=lambda play, out: ("fit", "--data-dir", play.stage.data, "--output", out, *_FIT), late=True),
+    Writer(
+        name="fit", words=lambda play, out: ("fit", "--data-dir", play.stage.data, "--output", out, *_FIT), late=True
+    ),
     Writer(name="demo", words=lambda play, out: ("demo", "--output", out, "--max-minutes", "0.1"), late=True),
 )  # fmt: skip
 
@@ -185,7 +190,7 @@ def _link(writer: Writer) -> Callable[[Play], None]:
         seen = play.forked(*writer.words(play, out))
         play.expect(seen.code == 0, f"{writer.name}: exit code {seen.code}: {seen.line}")
         play.expect(out.is_symlink(), f"{writer.name} puts its output in the place of the link")
-        full = real.is_file() and real.stat().st_size or real.is_dir() and any(real.iterdir())
+        full = real.stat().st_size if real.is_file() else any(real.iterdir())
         play.expect(full, f"{writer.name} writes nothing where the link leads")
 
     return act
@@ -310,6 +315,11 @@ def _memory(play: Play) -> None:
 
 
 _QUICK = tuple(writer for writer in WRITERS if not writer.late)
+_HOME = tuple(
+    writer
+    for writer in _QUICK
+    if writer.name in ("scale", "measure", "calibrate", "choose", "train", "export", "classify", "report")
+)
 _FOLDERS = tuple(writer for writer in WRITERS if "." not in writer.output)
 
 
@@ -327,9 +337,9 @@ ACCIDENTS = [
     *_each("linked", "the output is a link to where it goes", _link, _QUICK),
     *_each("circle", "the output lies below a link to itself", _link_to_nowhere, WRITERS),
     *_each("user's own", "the output is a folder of the user's; --overwrite, --resume", _foreign_output, _FOLDERS),
-    *_each("no home", "HOME unset, empty, not there, not to be written", _no_home, tuple(w for w in _QUICK if w.name in ("scale", "measure", "calibrate", "choose", "train", "export", "classify", "report"))),
+    *_each("no home", "HOME unset, empty, not there, not to be written", _no_home, _HOME),
     Accident(name="full disk/printed", did="standard output on a full disk", act=_full_output),
-    Accident(name="full disk/classify resumes", did="the disk fills while rows are written; --resume elsewhere", act=_full_resumes),
+    Accident(name="full disk/classify resumes", did="the disk fills while rows come; --resume", act=_full_resumes),
     Accident(name="full disk/training", did="the disk fills while a training saves", act=_full_training),
     Accident(name="read-only/tune", did="the artefact's folder is read-only", act=_tune_read_only),
     Accident(name="memory/ulimit", did="ulimit -v 400 to 1500 MB: count, measure, classify, train", act=_memory),

@@ -96,7 +96,7 @@ def start(
     words: Sequence[Word], place: Path, *, number: int = 0, env: Mapping[str, str | None] | None = None,
     limits: Limits = Limits(), stdin: int = subprocess.DEVNULL, module: str = "convscale.cli",
 ) -> subprocess.Popen[bytes]:  # fmt: skip
-    """``convscale WORDS`` in a process of its own; what it says goes to files in ``place``, which :func:`wait` reads."""
+    """``convscale WORDS`` in a process of its own; what it says goes to files in ``place``, for :func:`wait`."""
     command = [sys.executable, "-m", module, *map(os.fsencode, words)]
     with open(place / f"{number}.out", "wb") as out, open(place / f"{number}.err", "wb") as err:
         return subprocess.Popen(
@@ -177,9 +177,10 @@ def _become(out: int, err: int, place: Path, env: dict[str, str], limits: Limits
     nowhere = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nowhere, 0), (out, 1), (err, 2)):
         os.dup2(source, target)
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    # As Python opens them at its start.
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     os.chdir(place)
     os.environ.clear()
     os.environ.update(env)

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.accidents.play import LIMIT_S, Accident, Play, Seen, Word, environment, start, wait
@@ -21,9 +22,8 @@ KILLS = 50
 _SEED = 0
 
 
-def _until(holds: object, seconds: float = LIMIT_S) -> bool:
+def _until(holds: Callable[[], object], seconds: float = LIMIT_S) -> bool:
     """Wait until a call says yes; False after so long."""
-    assert callable(holds)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         if holds():
@@ -71,7 +71,7 @@ def _two_trainings(play: Play) -> None:
     play.expect(epochs == sorted(set(epochs)), f"epochs in its log: {epochs}")
 
 
-def _signal(number: signal.Signals) -> object:
+def _signal(number: signal.Signals) -> Callable[[Play], None]:
     def act(play: Play) -> None:
         epochs = 6
         whole, run = play.here / "whole", play.here / "run"
@@ -113,10 +113,8 @@ def _terminal(play: Play) -> None:
 
     def saved() -> bool:
         nonlocal heard
-        try:
+        with suppress(BlockingIOError):
             heard += os.read(master, 65536)  # or it would wait for a reader
-        except BlockingIOError:
-            pass
         return _saved(run)
 
     play.expect(_until(saved), f"nothing is saved: {heard[-200:]!r}")
@@ -315,15 +313,23 @@ def _broken_pipe(play: Play) -> None:
 
 
 ACCIDENTS = [
-    Accident(name="processes/two trainings", did="a second training into the same folder, --resume, --overwrite", act=_two_trainings),
+    Accident(
+        name="processes/two trainings", did="a second training in the folder, --resume, --overwrite", act=_two_trainings
+    ),
     Accident(name="processes/two classifies", did="two classify --resume on one file", act=_two_classifies),
     *(
-        Accident(name=f"processes/{number.name}", did=f"{number.name} to a training, then --resume", act=_signal(number))  # type: ignore[arg-type]
+        Accident(
+            name=f"processes/{number.name}", did=f"{number.name} to a training, then --resume", act=_signal(number)
+        )
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
     ),
     Accident(name="processes/terminal", did="the terminal of a training is closed", act=_terminal),
-    Accident(name="processes/kills in saves", did="50 SIGKILLs inside saves of a training that saves after every step", act=_kills),
-    Accident(name="processes/kills in classify", did="SIGKILL to classify, then --resume, again and again", act=_killed_classifies),
+    Accident(
+        name="processes/kills in saves", did="50 SIGKILLs inside saves of a training, resumed each time", act=_kills
+    ),
+    Accident(
+        name="processes/kills in classify", did="SIGKILL to classify, then --resume, six times", act=_killed_classifies
+    ),
     Accident(name="processes/temporaries", did="a save that a killed run left half done", act=_temporaries),
     Accident(name="processes/broken pipe", did="classify | head -1", act=_broken_pipe),
-]  # fmt: skip
+]

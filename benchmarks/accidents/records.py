@@ -74,8 +74,8 @@ def _specs(play: Play) -> None:
     from convscale.arch.zoo import get_spec
 
     path = play.here / "forged.json"
-    for name in ("resnet18", "tresnet_m"):
-        for what, made in forged(get_spec(name).to_dict()):
+    for start, name in enumerate(("resnet18", "tresnet_m")):
+        for what, made in list(forged(get_spec(name).to_dict()))[start::4]:
             path.write_text(json.dumps(made))
             any_end(play, play.forked("show", path), f"{name}: {what}")
 
@@ -462,7 +462,7 @@ def _huge(play: Play) -> None:
 
 
 ACCIDENTS = [
-    Accident(name="specs/forged", did="each part of two specs wrong in twelve ways", act=_specs),
+    Accident(name="specs/forged", did="parts of two specs wrong in twelve ways", act=_specs),
     Accident(name="specs/repeats", did="a block repeated a hundred million times: show, count, predict", act=_repeats),
     Accident(name="specs/texts", did="bombs, brackets, dates, octals, tags, in specs and recipes", act=_spec_texts),
     Accident(name="specs/no file", did="a pipe, /dev/zero or a folder as spec and as recipe", act=_no_regular),

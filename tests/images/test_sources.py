@@ -140,6 +140,14 @@ def test_idx_without_the_name_has_numbers_for_classes(tmp_path: Path) -> None:
     assert data.train.class_counts().tolist() == [16, 16, 16]
 
 
+@pytest.mark.parametrize("head", [b"\0\0\x08\x04" + b"\0\1\0\0" * 4, b"\0\0\x08\xff" + b"\0" * 1020])
+def test_an_idx_file_of_impossible_size(tmp_path: Path, head: bytes) -> None:
+    """2 ** 64 values, which are none in 64 bits, and 255 dimensions."""
+    (tmp_path / "x").write_bytes(head)
+    with pytest.raises(UserError, match=r"its header (promises 65536 x 65536 x 65536 x 65536|says 255 dimensions)"):
+        read_idx(tmp_path / "x")
+
+
 def test_damaged_idx(tmp_path: Path) -> None:
     _write_idx(tmp_path, "train", np.zeros((6, 2, 2)), np.arange(5) % 3)
     with pytest.raises(UserError, match="6 images but 5 labels"):
