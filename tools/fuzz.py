@@ -119,7 +119,7 @@ def _spec(path: Path) -> object:
 
 
 def _recipe(path: Path) -> object:
-    from convscale.learn.recipe import get_recipe
+    from convscale.learn.recipes import get_recipe
 
     return get_recipe(path)
 
