@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from benchmarks.accidents.play import Accident, Play, Word
 
-BEYOND = (
+BEYOND = ("99999999999999999999", str(2**31), "nan", "inf", "-inf", "", "x")
     "99999999999999999999",
     "-99999999999999999999",
     str(2**31),

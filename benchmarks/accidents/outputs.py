@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,22 +123,27 @@ def _full(writer: Writer) -> Callable[[Play], None]:
     def act(play: Play) -> None:
         words = writer.words(play, play.here / "disk" / writer.output)
         with disk(play, size="64k") as place:
-            _fill(place)
-            _refused(play, writer, play.forked(*words), "no space left")
-            left = [path.name for path in place.iterdir() if path.name not in ("ballast", writer.output)]
-            play.expect(not left, f"{writer.name} leaves {left[:3]}")
+            for free in (0, 4096):
+                _fill(place, free)
+                seen = play.forked(*words)
+                if not (free and seen.code == 0):  # what is small finds room there
+                    _refused(play, writer, seen, "o space left")
+                left = [path.name for path in place.iterdir() if path.name not in ("ballast", writer.output)]
+                play.expect(not left, f"{writer.name} leaves {left[:3]}")
+                shutil.rmtree(place / writer.output, ignore_errors=True)
+                (place / "ballast").unlink()
 
     return act
 
 
-def _fill(place: Path) -> None:
-    """All but a page, so that the output can be begun and not written."""
+def _fill(place: Path, free: int) -> None:
+    """All but so many bytes; with a page free an output can be begun and not finished."""
     with open(place / "ballast", "wb", buffering=0) as file:
         try:
             while True:
                 file.write(b"\0" * 4096)
         except OSError:
-            file.truncate(max(0, file.tell() - 4096))
+            file.truncate(file.tell() // 4096 * 4096 - free)
 
 
 def _read_only(writer: Writer) -> Callable[[Play], None]:
@@ -330,7 +336,7 @@ def _each(
 
 
 ACCIDENTS = [
-    *_each("full disk", "the output's disk is full but for a page", _full, _QUICK),
+    *_each("full disk", "the output's disk is full, then full but for a page", _full, _QUICK),
     *_each("read-only", "the output's disk is read-only", _read_only, WRITERS),
     *_each("file and folder", "a file where a folder should be, and the reverse", _below_file, WRITERS),
     *_each("long names", "a name of 300 characters, a path of 5,000", _long_name, WRITERS),

@@ -393,11 +393,9 @@ def _odd_files(play: Play) -> None:
     play.done(seen)
     lines = seen.out.split("\n")[1:-1]
     play.expect(len(lines) == len(ODD), f"{len(lines)} lines for {len(ODD)} pictures")
-    os.chdir(play.here)
     output = play.here / "rows.csv"
     names = sorted(Path(os.fsdecode(each)).name for each in os.listdir(os.fsencode(data)))
     given = b"".join(os.fsencode(name) + b"\n" for name in names if "\n" not in name and "\r" not in name)
-    (play.talk / "0").touch()
     for name in names:
         (play.talk / name).write_bytes((data / name).read_bytes())
     words = ("classify", "-", "--model", play.stage.artifact, "--output", output)

@@ -46,12 +46,17 @@ def any_end(play: Play, seen: Seen, what: str) -> None:
     play.expect(not seen.traceback, f"{what}: a traceback")
 
 
-def forged(value: dict[str, Any], keys: Callable[[tuple[str, ...]], bool] | None = None) -> Iterator[tuple[str, Any]]:
-    """A value with one part of it wrong or missing, down to the second level, again and again."""
+def forged(value: dict[str, Any], most: int = 120, *, depth: int = 2) -> list[tuple[str, Any]]:
+    """A value with one part of it wrong or missing, down to a level: so many of the ways, evenly taken."""
+    ways = list(_all_forged(value, depth))
+    return [ways[at * len(ways) // most] for at in range(most)] if len(ways) > most else ways
+
+
+def _all_forged(value: dict[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         places: list[tuple[str, ...]] = [(key,), *((key, below) for below in (item if isinstance(item, dict) else ()))]
         for place in places:
-            if keys is not None and not keys(place):
+            if len(place) > depth:
                 continue
             for wrong in (*WRONG, ...):
                 made = copy.deepcopy(value)
@@ -74,8 +79,8 @@ def _specs(play: Play) -> None:
     from convscale.arch.zoo import get_spec
 
     path = play.here / "forged.json"
-    for start, name in enumerate(("resnet18", "tresnet_m")):
-        for what, made in list(forged(get_spec(name).to_dict()))[start::4]:
+    for name in ("resnet18", "tresnet_m"):
+        for what, made in forged(get_spec(name).to_dict()):
             path.write_text(json.dumps(made))
             any_end(play, play.forked("show", path), f"{name}: {what}")
 
@@ -148,7 +153,9 @@ def _forge_file(
 ) -> None:
     """One JSON file of a folder, wrong in every way, before a command."""
     whole = path.read_text(encoding="utf-8")
-    for what, made in forged(json.loads(whole)):
+    value = json.loads(whole)
+    ways = forged(value) if isinstance(value, dict) else [(str(wrong)[:20], wrong) for wrong in WRONG]
+    for what, made in ways:
         path.write_text(json.dumps(made))
         after()
         any_end(play, play.forked(*words), f"{path.name}: {what}")
@@ -188,9 +195,7 @@ def _states(play: Play) -> None:
 
     whole = play.stage.copy(play.stage.run, play, "whole")
     state = json.loads((list_checkpoints(whole)[0] / "state.json").read_text(encoding="utf-8"))
-    for number, (what, made) in enumerate(forged(state, lambda place: len(place) == 1)):
-        if number % 3:  # a third: each resumes in earnest
-            continue
+    for what, made in forged(state, 20, depth=1):  # each resumes in earnest
         run = play.here / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(whole, run)
@@ -401,9 +406,7 @@ def _records(play: Play) -> None:
         ("calibrate", "--measurement", path, "--output", play.here / "made.json"),
         ("report", "--records", path, "--output", play.here / "made.html"),
     ):
-        for number, (what, made) in enumerate(forged(value)):
-            if number % 2 and words[0] == "report":
-                continue
+        for what, made in forged(value, 80):
             path.write_text(json.dumps(made) + "\n")
             any_end(play, play.forked(*words), f"{words[0]}: {what}")
         for what, text in TEXTS.items():
@@ -417,10 +420,9 @@ def _runs(play: Play) -> None:
     log = run / "log.jsonl"
     row = json.loads(log.read_text(encoding="utf-8").splitlines()[0])
     whole = log.read_text(encoding="utf-8")
-    for number, (what, made) in enumerate(forged(row)):
-        if number % 3 == 0:
-            log.write_text(json.dumps(made) + "\n")
-            any_end(play, play.forked("report", run), f"log.jsonl: {what}")
+    for what, made in forged(row, 60):
+        log.write_text(json.dumps(made) + "\n")
+        any_end(play, play.forked("report", run), f"log.jsonl: {what}")
     for name, kept in (("log.jsonl", whole), ("recipe.yaml", (run / "recipe.yaml").read_text(encoding="utf-8"))):
         for what, text in {**TEXTS, "bomb": BOMB}.items():
             _write(run / name, text)
@@ -433,8 +435,7 @@ def _fits(play: Play) -> None:
     run = play.here / "fit"
     run.mkdir()
     value = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    wrong = [(what, made) for what, made in forged(value, lambda place: len(place) == 1)]
-    for what, made in wrong[::4]:
+    for what, made in forged(value, 60, depth=1):
         (run / "fit.json").write_text(json.dumps(made))
         any_end(play, play.forked("report", run), f"fit.json: {what}")
     for what, text in TEXTS.items():
@@ -467,7 +468,7 @@ ACCIDENTS = [
     Accident(name="specs/texts", did="bombs, brackets, dates, octals, tags, in specs and recipes", act=_spec_texts),
     Accident(name="specs/no file", did="a pipe, /dev/zero or a folder as spec and as recipe", act=_no_regular),
     Accident(name="specs/own size", did="a spec that can not run at its own size", act=_own_size),
-    Accident(name="recipes/forged", did="each part of a recipe wrong in twelve ways", act=_recipes),
+    Accident(name="recipes/forged", did="parts of a recipe wrong in twelve ways", act=_recipes),
     Accident(name="checkpoints/forged", did="each part of checkpoint.json wrong, checksums right", act=_checkpoints),
     Accident(name="checkpoints/cut", did="each file of a checkpoint cut, changed or gone", act=_cut_checkpoints),
     Accident(name="checkpoints/state", did="parts of state.json wrong; train --resume", act=_states),
