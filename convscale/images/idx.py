@@ -77,7 +77,8 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(f"{path}: its header says {rank} dimensions; images have 3, labels 1")
     shape = tuple(np.frombuffer(data, ">u4", count=rank, offset=4).tolist()) if len(data) >= 4 + 4 * rank else ()
     expected = math.prod(shape)
-    if len(shape) != rank or len(data) - 4 - 4 * rank != expected:
+    many = math.prod(size or 1 for size in shape) > _MAX_BYTES  # no array has such sides, empty ones neither
+    if len(shape) != rank or len(data) - 4 - 4 * rank != expected or many:
         raise UserError(
             f"{path}: its header promises {' x '.join(map(str, shape))} values, it holds {len(data) - 4 - 4 * rank}"
         )
