@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -387,8 +388,7 @@ class Counts:
 
 def _fuzz(reader: Reader, options: argparse.Namespace) -> None:
     """Never returns: atheris ends the process. What is counted goes to ``--counts`` meanwhile."""
-    import atheris  # pyright: ignore[reportMissingImports]
-
+    atheris = importlib.import_module("atheris")  # not installed everywhere, and without types
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["convscale"]):
         import convscale.read

@@ -67,7 +67,7 @@ def _two_trainings(play: Play) -> None:
         seen = _ends(play, first, 90, words)
     play.expect(seen.code == 130, f"the first training ends with {seen.code}: {seen.line}")
     play.expect(_saved(run), "its states are gone")
-    epochs = [row["epoch"] for row in _log(run)]
+    epochs = [int(str(row["epoch"])) for row in _log(run)]
     play.expect(epochs == sorted(set(epochs)), f"epochs in its log: {epochs}")
 
 
