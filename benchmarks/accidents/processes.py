@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import random
 import signal
@@ -15,48 +14,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.accidents.play import LIMIT_S, Accident, Play, Seen, Word, environment, start, wait
-from benchmarks.accidents.stage import classes_in, splits_in
+from benchmarks.accidents.stage import classes_in, log_of, long_training, saved, splits_in, until
 
 KILLS = 50
 """Inside saves."""
 _SEED = 0
 
 
-def _until(holds: Callable[[], object], seconds: float = LIMIT_S) -> bool:
-    """Wait until a call says yes; False after so long."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        if holds():
-            return True
-        time.sleep(0.005)
-    return False
-
-
 def _ends(play: Play, child: subprocess.Popen[bytes], number: int, words: Sequence[Word]) -> Seen:
     return play.took(wait(child, play.talk, number=number), words)
 
 
-def _log(run: Path) -> list[dict[str, object]]:
-    path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def _long(play: Play, run: Path, epochs: int = 400, *more: str) -> tuple[Word, ...]:
-    words = play.stage.training(run, "--checkpoint-seconds", "0", *more)
-    at = words.index("--epochs")
-    return (*words[: at + 1], str(epochs), *words[at + 2 :])
-
-
-def _saved(run: Path) -> bool:
-    return any((run / "checkpoints").glob("step-*/SHA256SUMS"))
-
-
 def _two_trainings(play: Play) -> None:
     run = play.here / "run"
-    words = _long(play, run)
+    words = long_training(play, run)
     first = start(words, play.talk, number=90)
     try:
-        play.expect(_until(lambda: _saved(run)), "the first training saves nothing")
+        play.expect(until(lambda: saved(run)), "the first training saves nothing")
         for more in ((), ("--resume",), ("--overwrite",)):
             seen = play.forked(*words, *more)
             said = "being written by another run" if more else "being written by another run|exists and is not empty"
@@ -66,8 +40,8 @@ def _two_trainings(play: Play) -> None:
         first.send_signal(signal.SIGTERM)
         seen = _ends(play, first, 90, words)
     play.expect(seen.code == 130, f"the first training ends with {seen.code}: {seen.line}")
-    play.expect(_saved(run), "its states are gone")
-    epochs = [int(str(row["epoch"])) for row in _log(run)]
+    play.expect(saved(run), "its states are gone")
+    epochs = [int(str(row["epoch"])) for row in log_of(run)]
     play.expect(epochs == sorted(set(epochs)), f"epochs in its log: {epochs}")
 
 
@@ -75,16 +49,16 @@ def _signal(number: signal.Signals) -> Callable[[Play], None]:
     def act(play: Play) -> None:
         epochs = 6
         whole, run = play.here / "whole", play.here / "run"
-        play.done(play.forked(*_long(play, whole, epochs)))
-        words = _long(play, run, epochs)
+        play.done(play.forked(*long_training(play, whole, epochs)))
+        words = long_training(play, run, epochs)
         child = start(words, play.talk, number=90)
-        play.expect(_until(lambda: _saved(run)), "nothing is saved")
+        play.expect(until(lambda: saved(run)), "nothing is saved")
         child.send_signal(number)
         seen = _ends(play, child, 90, words)
         play.expect(seen.code in (0, 130), f"exit code {seen.code}: {seen.line}")
-        stopped = len(_log(run))
+        stopped = len(log_of(run))
         play.done(play.forked(*words, "--resume"))
-        got, right = _log(run), _log(whole)
+        got, right = log_of(run), log_of(whole)
         play.expect(len(got) == epochs, f"{len(got)} epochs in the log of {epochs}")
         same = [
             key
@@ -99,7 +73,7 @@ def _signal(number: signal.Signals) -> Callable[[Play], None]:
 def _terminal(play: Play) -> None:
     """The terminal that a training writes to is closed: SIGHUP, and every further word is an error."""
     run = play.here / "run"
-    words = _long(play, run)
+    words = long_training(play, run)
     master, slave = os.openpty()
     script = "import os, sys; os.setsid(); import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); "
     script += "from convscale.cli.app import main; sys.argv[0] = 'convscale'; main()"
@@ -111,13 +85,13 @@ def _terminal(play: Play) -> None:
     os.set_blocking(master, False)
     heard = b""
 
-    def saved() -> bool:
+    def heard_and_saved() -> bool:
         nonlocal heard
         with suppress(BlockingIOError):
             heard += os.read(master, 65536)  # or it would wait for a reader
-        return _saved(run)
+        return saved(run)
 
-    play.expect(_until(saved), f"nothing is saved: {heard[-200:]!r}")
+    play.expect(until(heard_and_saved), f"nothing is saved: {heard[-200:]!r}")
     os.close(master)
     try:
         code = child.wait(LIMIT_S)
@@ -126,10 +100,10 @@ def _terminal(play: Play) -> None:
         code = child.wait()
         play.problems.append("it goes on for 60 s")
     play.expect(code == 130, f"exit code {code}")
-    play.expect(_saved(run), "its states are gone")
-    before = len(_log(run))
-    play.done(play.forked(*_long(play, run, before + 1), "--resume"))
-    play.expect(len(_log(run)) >= before, "epochs are lost")
+    play.expect(saved(run), "its states are gone")
+    before = len(log_of(run))
+    play.done(play.forked(*long_training(play, run, before + 1), "--resume"))
+    play.expect(len(log_of(run)) >= before, "epochs are lost")
 
 
 def _two_classifies(play: Play) -> None:
@@ -154,7 +128,7 @@ def _two_classifies(play: Play) -> None:
     with os.fdopen(writing, "w") as given:
         given.write("".join(f"{path}\n" for path in paths[:30]))
         given.flush()
-        play.expect(_until(output.exists), "the first writes nothing")
+        play.expect(until(output.exists), "the first writes nothing")
         time.sleep(0.2)
         again = "".join(f"{path}\n" for path in paths).encode()
         play.refused(play.fresh(*words, stdin=again), "being written by another run")
@@ -188,7 +162,7 @@ def _killed_classifies(play: Play) -> None:
         before = output.stat().st_size if output.exists() else 0
         child = start(words, play.talk, number=90)
         most = before + chance.randint(1, 3000)
-        _until(
+        until(
             lambda most=most, child=child: (
                 child.poll() is not None or (output.exists() and output.stat().st_size >= most)
             )
@@ -281,9 +255,9 @@ def _lines(path: Path) -> int:
 def _temporaries(play: Play) -> None:
     """A run leaves alone what another writes: a resume while another training's save lies half done beside it."""
     run = play.here / "run"
-    play.done(play.forked(*_long(play, run, 1)))
+    play.done(play.forked(*long_training(play, run, 1)))
     (run / "checkpoints" / ".step-00000009.x.tmp").mkdir()
-    play.done(play.forked(*_long(play, run, 2), "--resume"))
+    play.done(play.forked(*long_training(play, run, 2), "--resume"))
     play.expect(not list((run / "checkpoints").glob(".*.tmp")), "what a killed run left is not removed")
 
 

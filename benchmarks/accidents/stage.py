@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.accidents.play import Play, environment, forked
+from benchmarks.accidents.play import LIMIT_S, Play, environment, forked
 from convscale.files import sha256
 
 SIDE = 32
@@ -187,3 +189,31 @@ def unmount(place: Path) -> None:
     """Take it away."""
     if os.path.ismount(place):
         subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def until(holds: Callable[[], object], seconds: float = LIMIT_S) -> bool:
+    """Wait until a call says yes; False after so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        if holds():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """The epochs in a training's log."""
+    path = run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def long_training(play: Play, run: Path, epochs: int = 400, *more: str) -> tuple[str | Path, ...]:
+    """The words of a training that saves after every step."""
+    words = play.stage.training(run, "--checkpoint-seconds", "0", *more)
+    at = words.index("--epochs")
+    return (*words[: at + 1], str(epochs), *words[at + 2 :])
+
+
+def saved(run: Path) -> bool:
+    """Whether a training has saved a state."""
+    return any((run / "checkpoints").glob("step-*/SHA256SUMS"))
