@@ -47,7 +47,7 @@ def test_a_folder_that_can_not_be_made_is_told_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     assert check_output_dir("new/run") == Path("new/run")
     monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
-    with pytest.raises(UserError, match=rf"run can not be made: {tmp_path} can not be written"):
+    with pytest.raises(UserError, match=rf"run can not be written: {tmp_path} is read-only"):
         check_output_dir("new/run")
 
 
