@@ -41,7 +41,7 @@ def test_a_folder_that_can_not_be_made_is_told_before_anything_is_done(
     (tmp_path / "taken").write_text("x")
     os.symlink("itself", tmp_path / "itself")
     for name in ("taken", "itself"):
-        with pytest.raises(UserError, match=rf"run can not be made: \S*{name} is no folder"):
+        with pytest.raises(UserError, match=rf"run can not be written: \S*{name} is no folder"):
             check_output_dir(tmp_path / name / "deeper" / "run")
     assert check_output_dir(tmp_path / "new" / "run") == tmp_path / "new" / "run"
     monkeypatch.chdir(tmp_path)
