@@ -245,6 +245,7 @@ def _child(
             within = any(saves.glob(".*.tmp"))
             os.kill(pid, signal.SIGKILL)
             break
+        time.sleep(0.0005)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), within
 
 
