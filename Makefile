@@ -5,6 +5,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two test processes with one compute thread each: see tests/conftest.py.
 TEST_WORKERS ?= 2
+# For all readers together; says so and does nothing where atheris has no wheel.
+FUZZ_MINUTES ?= 60
 
 .PHONY: demo test test-full mutants lint lint-style lint-format lint-types docs bench setup clean
 .DEFAULT_GOAL := demo
@@ -17,9 +19,10 @@ test: $(READY)  ## The test suite: under 12 minutes on 2 cores.
 	@tools/apt-missing dataset-fashion-mnist chromium
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-test-full: $(READY)  ## The suite and the sweeps over every model.
+test-full: $(READY)  ## The suite, the sweeps over every model, and an hour of fuzzing.
 	@tools/apt-missing dataset-fashion-mnist chromium
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "slow or not slow"
+	$(BIN)/python tools/fuzz.py --minutes $(FUZZ_MINUTES)
 
 # Lines broken on purpose, each against its named tests: `make mutants MUTANTS="--only 'learn/*' --jobs 2"`; not in CI.
 mutants: $(READY)  ## The record is results/mutants.jsonl; what was run is not run again.
@@ -40,7 +43,7 @@ docs: $(READY)  ## The site, in build/docs/index.html; a warning is an error.
 	$(BIN)/python -m sphinx -W --keep-going --quiet -E -b html docs build/docs
 
 # Those that need no file of the user's own; `python -m benchmarks.NAME --help` tells about the others.
-BENCHMARKS ?= parity scaling memory loader ablation light ship ship_classify ship_gate kill_loop
+BENCHMARKS ?= parity scaling memory loader ablation light ship ship_classify ship_gate kill_loop accidents
 
 bench: $(READY)  ## Side by side with peers; each benchmark writes its records to results/.
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done

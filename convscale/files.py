@@ -207,6 +207,11 @@ def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, r
         raise told(error) or error from error
     if there and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
+    above = None if there else next((each for each in folder.absolute().parents if os.path.lexists(each)), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"output folder {folder} can not be written: {above} is no folder; name another")
+    if above is not None and not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"output folder {folder} can not be written: {above} is read-only; name another")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
             raise UserError(

@@ -35,6 +35,31 @@ def test_a_folder_of_pictures_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "photos" / "cats" / "1.jpg").read_bytes() == b"x"
 
 
+def test_a_folder_that_can_not_be_made_is_told_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").write_text("x")
+    os.symlink("itself", tmp_path / "itself")
+    for name in ("taken", "itself"):
+        with pytest.raises(UserError, match=rf"run can not be written: \S*{name} is no folder"):
+            check_output_dir(tmp_path / name / "deeper" / "run")
+    assert check_output_dir(tmp_path / "new" / "run") == tmp_path / "new" / "run"
+    monkeypatch.chdir(tmp_path)
+    assert check_output_dir("new/run") == Path("new/run")
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=rf"run can not be written: {tmp_path} is read-only"):
+        check_output_dir("new/run")
+
+
+def test_demo_refuses_its_output_before_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from convscale.pipeline import demo
+
+    monkeypatch.setattr(demo, "measure", lambda *_args, **_more: pytest.fail("it measures"))
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        demo.demo(output=tmp_path / "taken", data_dir=tmp_path)
+
+
 def test_a_users_project_is_no_run(tmp_path: Path) -> None:
     for name in ("checkpoints", "recipe.yaml"):
         (tmp_path / name).mkdir()

@@ -59,8 +59,11 @@ class Artifact:
         self.tuned = tuned and manifest.runtime.streams is not None
         self.device = device
         self.batch_size = manifest.runtime.batch_size or 32
-        self.classes: tuple[str, ...] = tuple(read_part(folder, "classes.json"))
-        self.preprocessing = Preprocessing.from_dict(read_part(folder, "preprocessing.json"))
+        self.classes = _class_names(folder)
+        try:
+            self.preprocessing = Preprocessing.from_dict(read_part(folder, "preprocessing.json"))
+        except UserError as error:
+            raise UserError(f"artefact {folder} has a damaged preprocessing.json: {error}; export it again") from error
         self.thresholds = manifest.thresholds
         if len(self.classes) != manifest.num_classes:
             raise UserError(
@@ -259,6 +262,14 @@ def load_artifact(
     artifact = Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
     artifact.hashed = {name: before for name, before in hashed.items() if name != CARD}
     return artifact
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """The names of an artefact's outputs."""
+    names = read_part(folder, "classes.json")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"artefact {folder} has a damaged classes.json: it must be a list of names; export it again")
+    return tuple(names)
 
 
 def _identity(path: Path) -> tuple[int, ...]:

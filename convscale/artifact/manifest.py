@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscale.errors import UserError
+from convscale.errors import MOST_WHOLE, UserError, check_number, check_text, check_whole, short
 from convscale.read import read_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ MANIFEST = "artifact.json"
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 """The model's files by format, the one that a runtime opens first."""
 
+MOST_THREADS = 1_024
+"""Compute threads, and parts of a batch side by side, that a record may ask for."""
 _REQUIRED = ("format", "precision", "baked", "runtime", "num_classes", "files")
 
 
@@ -73,13 +75,22 @@ class Manifest(Mapping[str, Any]):
         if missing := [key for key in _REQUIRED if key not in values]:
             raise _damaged(folder, f"it lacks {', '.join(missing)}; ")
         runtime, files = values["runtime"], values["files"]
-        if values["format"] not in MODEL_FILES:
+        if not isinstance(values["format"], str) or values["format"] not in MODEL_FILES:
             known = ", ".join(MODEL_FILES)
-            raise UserError(f"artefact {folder} has the unknown format {values['format']!r}; known: {known}")
+            raise UserError(f"artefact {folder} has the unknown format {short(values['format'])}; known: {known}")
         if not isinstance(files, dict) or not isinstance(runtime, dict) or "name" not in runtime:
             raise _damaged(folder)
+        if not isinstance(values["precision"], str) or not isinstance(values["baked"], bool):
+            raise _damaged(folder, "precision must be text, and baked true or false; ")
         thresholds = values.get("thresholds")
         try:
+            num_classes, thresholds = check_whole("num_classes", values["num_classes"]), _numbers(thresholds)
+            runs = RunsIn(
+                name=check_text("runtime.name", runtime["name"]),
+                threads=_count("runtime.threads", runtime.get("threads")),
+                batch_size=_count("runtime.batch_size", runtime.get("batch_size"), MOST_WHOLE),
+                streams=_count("runtime.streams", runtime.get("streams")),
+            )
             promise = None if values.get("promise") is None else _promise_of(values["promise"])
         except UserError as error:
             raise _damaged(folder, f"{error}; ") from error
@@ -87,14 +98,9 @@ class Manifest(Mapping[str, Any]):
             format=values["format"],
             precision=values["precision"],
             baked=values["baked"],
-            runtime=RunsIn(
-                name=runtime["name"],
-                threads=runtime.get("threads"),
-                batch_size=runtime.get("batch_size"),
-                streams=runtime.get("streams"),
-            ),
-            num_classes=values["num_classes"],
-            thresholds=None if thresholds is None else tuple(thresholds),
+            runtime=runs,
+            num_classes=num_classes,
+            thresholds=thresholds,
             model=str(values.get("model", "")),
             strided_stem=bool(values.get("strided_stem", False)),
             files=files,
@@ -110,6 +116,24 @@ class Manifest(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.written)
+
+
+def _count(name: str, value: object, most: int = MOST_THREADS) -> int | None:
+    """A whole number up to ``most``, or None."""
+    if value is None:
+        return None
+    if check_whole(name, value) > most:
+        raise UserError(f"{name} is {value}; it must be at most {most}")
+    return check_whole(name, value)
+
+
+def _numbers(value: object) -> tuple[float, ...] | None:
+    """Thresholds, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise UserError(f"thresholds is {short(value)}; it must be a list of numbers")
+    return tuple(check_number("thresholds", each, "a list of numbers") for each in value)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from pathlib import Path
 
@@ -38,6 +39,7 @@ _FASHION_LABELS_SHA256 = frozenset(
     }
 )
 _MAX_BYTES = 4_000_000_000
+_MOST_RANK = 8
 
 
 def find_idx(folder: Path) -> Path | None:
@@ -71,9 +73,12 @@ def read_idx(path: Path) -> np.ndarray:
     if data[2] != 8:
         raise UserError(f"{path}: idx type code {data[2]:#04x} is not supported; 0x08 (unsigned byte) is")
     rank = data[3]
+    if rank > _MOST_RANK:
+        raise UserError(f"{path}: its header says {rank} dimensions; images have 3, labels 1")
     shape = tuple(np.frombuffer(data, ">u4", count=rank, offset=4).tolist()) if len(data) >= 4 + 4 * rank else ()
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(shape) != rank or len(data) - 4 - 4 * rank != expected:
+    expected = math.prod(shape)
+    many = math.prod(size or 1 for size in shape) > _MAX_BYTES  # no array has such sides, empty ones neither
+    if len(shape) != rank or len(data) - 4 - 4 * rank != expected or many:
         raise UserError(
             f"{path}: its header promises {' x '.join(map(str, shape))} values, it holds {len(data) - 4 - 4 * rank}"
         )

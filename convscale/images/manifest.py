@@ -77,7 +77,7 @@ def open_manifest(
     else:
         _refuse_joined([line.labels[0] for line in lines], path, classes)
     lines = _without_repeated([_found(line, path) for line in lines], tally)
-    missing = [str(line.path) for line in lines if not line.path.is_file()]
+    missing = [str(line.path) for line in lines if not os.path.isfile(line.path)]  # too long a name, too
     if missing:
         raise UserError(
             f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {missing[0]}); paths are relative to "

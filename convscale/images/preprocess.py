@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from convscale.conditions import Size, as_size, sides
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, check_number, nearest, short
 
 if TYPE_CHECKING:
     import torch
 
+MOST_SIDE = 16_384
+"""Pixels of a side of what a network takes; a spec may say as many."""
+LEAST_CROP = 0.01
+"""Of the resized picture's side; what it is resized to grows with its inverse."""
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _ELONGATED = 32
 """Times that a resized picture's longer side may be its shorter one before the crop is cut out first."""
@@ -88,8 +92,13 @@ class Preprocessing:
         object.__setattr__(self, "image_size", as_size(*sides(self.image_size)))
         if self.channels not in (1, 3):
             raise UserError(f"channels must be 1 (gray) or 3 (RGB), got {self.channels!r}")
+        if max(sides(self.image_size)) > MOST_SIDE:
+            raise UserError(f"image_size is {short(self.image_size)}; it must be at most {MOST_SIDE:,} pixels a side")
         for field in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, field))
+            try:
+                values = tuple(float(value) for value in getattr(self, field))
+            except (TypeError, ValueError, OverflowError):
+                raise UserError(f"{field} is {short(getattr(self, field))}; it must be numbers") from None
             object.__setattr__(self, field, values)
             if len(values) != self.channels:
                 raise UserError(f"{field} must have one value per channel ({self.channels}), got {values}")
@@ -97,9 +106,9 @@ class Preprocessing:
                 raise UserError(f"{field} must be finite, got {values}")
         if min(self.std) <= 0:
             raise UserError(f"std must be positive, got {self.std}")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"crop_pct must lie in (0, 1], got {self.crop_pct!r}")
-        if self.interpolation not in INTERPOLATIONS:
+        if not LEAST_CROP <= check_number("crop_pct", self.crop_pct, f"a share from {LEAST_CROP} to 1") <= 1:
+            raise UserError(f"crop_pct must lie in [{LEAST_CROP}, 1], got {self.crop_pct!r}")
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise UserError(
                 f"interpolation {self.interpolation!r} is unknown{nearest(str(self.interpolation), INTERPOLATIONS)}"
             )
@@ -259,6 +268,8 @@ class Preprocessing:
         Raises:
             UserError: a key is unknown or missing, or a value impossible.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"preprocessing is {short(values)}; it must be an object")
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - fields):
             raise UserError(f"preprocessing has an unknown key {unknown[0]!r}{nearest(unknown[0], fields)}")

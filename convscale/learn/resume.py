@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convscale.errors import UserError, first_line
+from convscale.errors import UserError, check_number, check_whole, first_line, short
 from convscale.learn.checkpoint import load_state, load_weights_into
 from convscale.learn.loop import Trainer
 
@@ -21,11 +22,36 @@ def restore(trainer: Trainer, output: Path) -> Path:
     _check_same(about, trainer, output)
     load_weights_into(trainer.watched, place)  # says clearly when the architecture differs
     try:
+        _check_best(state["best_weights"], trainer)
+        _check_position(state["numbers"])
         trainer.restore(state)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         said = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise UserError(f"training state {place / 'state.json'} is damaged, or of another version ({said})") from error
     return place
+
+
+def _check_best(weights: object, trainer: Trainer) -> None:
+    """The best weights so far are loaded at the run's end: too late to find that they are none."""
+    if weights is None:
+        return
+    own = {name: value.shape for name, value in trainer.watched.state_dict().items()}
+    if not isinstance(weights, dict) or {name: getattr(value, "shape", None) for name, value in weights.items()} != own:
+        raise ValueError("best_weights are not those of the network")
+
+
+def _check_position(numbers: Mapping[str, Any]) -> None:
+    """Where a run stands, in numbers that can be counted on."""
+    for key in ("epoch", "step", "updates", "skipped", "rollbacks", "bad_in_row"):
+        check_whole(f"numbers.{key}", numbers[key], 0)
+    for key in ("elapsed", "lr_scale"):
+        check_number(f"numbers.{key}", numbers[key], "a number of at least 0", 0)
+    check_whole("numbers.best.epoch", numbers["best"]["epoch"], 0)
+    for part, keys in (("sums", ("loss", "images", "seconds", "wait")), ("best", ("metric", "loss"))):
+        for key in keys:  # the best loss is infinite before the first epoch
+            value = numbers[part][key]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"numbers.{part}.{key} is {short(value)}; it must be a number")
 
 
 def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:

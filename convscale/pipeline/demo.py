@@ -12,6 +12,7 @@ from convscale.arch.small import for_image_size
 from convscale.arch.zoo import get_spec
 from convscale.cache import cache_dir
 from convscale.errors import UserError
+from convscale.files import check_output_dir
 from convscale.images.sources import open_dataset
 from convscale.learn.progress import Progress
 from convscale.pipeline.contender import build
@@ -53,6 +54,8 @@ def demo(
         if progress is not None:
             progress({"kind": "note", "text": text})
 
+    if output is not None:
+        check_output_dir(output)  # before anything is measured
     place = Path(data_dir) if data_dir is not None else fashion_mnist(say)
     splits = open_dataset(place)
     size = default_size(splits)

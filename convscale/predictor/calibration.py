@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from convscale.conditions import Conditions
-from convscale.errors import UserError
+from convscale.errors import UserError, check_number, check_text, check_whole, first_line, short
 from convscale.files import write_json
+from convscale.predictor.interval import RATES
 from convscale.predictor.roofline import PRIOR
 from convscale.read import object_of, read_json
 
@@ -50,6 +51,8 @@ RENAMED = {
     "small.stats": "small.batch_norm_train",
 }
 """Coefficients that changed their names with the kinds of kernels that they speak of."""
+_LEAST, _MOST = 1e-6, 1e6
+"""Of a coefficient; those that ship lie between 0.1 and 150."""
 SHARED = ("device", "mode", "runtime", "layout", "precision")
 """Conditions that a calibration holds for; a CPU's threads are those that it was measured with."""
 
@@ -114,12 +117,32 @@ class Calibration:
             )
         try:
             made = cls(**{key: item for key, item in value.items() if key != "format"})
-            coefficients = {RENAMED.get(name, name): float(number) for name, number in made.coefficients.items()}
-        except (TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"not a calibration: {error}") from error
+            coefficients = {
+                RENAMED.get(name, name): check_number(name, number, f"from {_LEAST:g} to {_MOST:g}", _LEAST, _MOST)
+                for name, number in made.coefficients.items()
+            }
+            _check(made)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"not a calibration: {first_line(error)}") from error
         if missing := sorted(PRIOR.keys() - coefficients.keys()):
             raise UserError(f"not a calibration: coefficients are missing ({', '.join(missing[:3])})")
         return dataclasses.replace(made, coefficients=coefficients)
+
+
+def _check(made: Calibration) -> None:
+    """Raise UserError where a part can not be used."""
+    for name in SHARED:
+        check_text(name, getattr(made, name))
+    check_whole("count", made.count)
+    if made.threads is not None:
+        check_whole("threads", made.threads)
+    check_number("scale", made.scale, "a factor above 0", _LEAST, _MOST)
+    check_number("spread", made.spread, "a log error of at least 0", 0, _MOST)
+    rows, square = made.covariance, [len(RATES)] * len(RATES)
+    if not isinstance(rows, list | tuple) or [len(r) if isinstance(r, list | tuple) else 0 for r in rows] != square:
+        raise UserError(f"covariance is {short(rows)}; it must be {len(RATES)} rows of {len(RATES)} numbers")
+    for number in (number for row in rows for number in row):
+        check_number("covariance", number, f"numbers up to {_MOST:g}", -_MOST, _MOST)
 
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from convscale.conditions import Conditions
-from convscale.errors import UserError, first_line
+from convscale.errors import UserError, check_whole, first_line
 from convscale.files import atomic_path
 from convscale.machine import Environment
-from convscale.read import read_json_lines
+from convscale.read import read_json_lines, read_text
 from convscale.speed.timing import Measurement
 
 SCHEMA = 1
@@ -100,8 +103,9 @@ def append_record(path: str | os.PathLike[str], record: Record | Measurement) ->
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line
-            written = os.write(fd, line)
-            assert written == len(line), f"{path}: wrote {written} of {len(line)} bytes"
+            if os.write(fd, line) != len(line):
+                os.ftruncate(fd, size)  # a disk that fills up in the middle of a line; nothing of it stays
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
             os.fsync(fd)
     finally:
         os.close(fd)
@@ -146,22 +150,22 @@ def read_timm_csv(path: str | os.PathLike[str], *, conditions: Conditions, envir
     path = Path(path)
     if not path.is_file():
         raise UserError(f"benchmark table {path} does not exist")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        mode = (
-            "train"
-            if any(name.startswith("train_") for name in columns) and "infer_samples_per_sec" not in columns
-            else "infer"
+    reader = csv.DictReader(io.StringIO(read_text(path, "benchmark table"), newline=""))
+    try:
+        columns, rows = reader.fieldnames or [], list(reader)
+    except csv.Error as error:
+        raise UserError(f"benchmark table {path} is no CSV: {error}") from error
+    mode = (
+        "train"
+        if any(name.startswith("train_") for name in columns) and "infer_samples_per_sec" not in columns
+        else "infer"
+    )
+    needed = ("model", f"{mode}_samples_per_sec", f"{mode}_batch_size", f"{mode}_img_size")
+    if missing := [name for name in needed if name not in columns]:
+        raise UserError(
+            f"benchmark table {path} lacks the columns {', '.join(missing)}; timm's benchmark.py writes them"
         )
-        needed = ("model", f"{mode}_samples_per_sec", f"{mode}_batch_size", f"{mode}_img_size")
-        if missing := [name for name in needed if name not in columns]:
-            raise UserError(
-                f"benchmark table {path} lacks the columns {', '.join(missing)}; timm's benchmark.py writes them"
-            )
-        return [
-            _timm_record(row, number, mode, path, conditions, environment) for number, row in enumerate(reader, start=2)
-        ]
+    return [_timm_record(row, number, mode, path, conditions, environment) for number, row in enumerate(rows, start=2)]
 
 
 def write_timm_csv(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
@@ -210,15 +214,16 @@ def _timm_record(
 ) -> Record:
     """One row; counts that the table lacks stay unknown."""
     try:
-        batch, size = int(row[f"{mode}_batch_size"]), int(row[f"{mode}_img_size"])
+        batch, size = (check_whole(key, int(row[key])) for key in (f"{mode}_batch_size", f"{mode}_img_size"))
         images_per_s = float(row[f"{mode}_samples_per_sec"])
         counts = [
             round(float(row[key]) * unit) if row.get(key) else None
             for key, unit in (("param_count", 1e6), ("infer_gmacs", 1e9), ("infer_macts", 1e6))
         ]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"benchmark table {path}, line {number}: {error}") from error
-    if images_per_s <= 0:
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"benchmark table {path}, line {number}: {first_line(error)}") from error
+    # A speed so small that the time of a batch is no number is none either.
+    if not 0 < images_per_s < math.inf or not math.isfinite(batch / images_per_s):
         raise UserError(f"benchmark table {path}, line {number}: {images_per_s} images/s is no speed")
     measurement = Measurement(
         times_s=(batch / images_per_s,),

@@ -70,6 +70,33 @@ def test_damaged_manifest(folder: Path, text: str) -> None:
         load_artifact(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": ["onnx"]}, r"unknown format \['onnx'\]"),
+        ({"baked": "false"}, "baked true or false"),
+        ({"num_classes": -1}, "num_classes is -1; it must be a whole number"),
+        ({"thresholds": 5}, "thresholds is 5; it must be a list of numbers"),
+        ({"runtime": {"name": 3}}, r"runtime\.name is 3; it must be text"),
+        ({"runtime": {"name": "onnxruntime", "threads": 10**6}}, r"runtime\.threads is 1000000; it must be at most 1024"),
+        ({"runtime": {"name": "onnxruntime", "batch_size": "8"}}, r"runtime\.batch_size is '8'; it must be a whole number"),
+    ],
+)
+def test_a_part_of_a_record_that_can_not_be_used(folder: Path, change: dict[str, object], said: str) -> None:
+    edit(folder, **change)
+    with pytest.raises(UserError, match=said):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("name", ["classes.json", "preprocessing.json"])
+@pytest.mark.parametrize("text", ["null", "5", '[["a"]]', "{}"])
+def test_a_part_that_is_no_such_thing_with_its_checksum_right(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    reseal(folder)
+    with pytest.raises(UserError, match=rf"damaged {name}"):
+        load_artifact(folder)
+
+
 def test_unknown_format(folder: Path) -> None:
     edit(folder, format="tflite")
     with pytest.raises(UserError, match="unknown format 'tflite'; known: onnx, openvino, torch"):

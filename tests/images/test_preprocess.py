@@ -125,6 +125,12 @@ def test_dict_round_trip() -> None:
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
         ({"crop_pct": 1.5}, "crop_pct must lie in .* got 1.5"),
         ({"interpolation": "bilinaer"}, "interpolation 'bilinaer' is unknown .*bilinear"),
+        ({"interpolation": ["bilinear"]}, "interpolation .* is unknown"),
+        ({"image_size": 16_385}, "image_size is 16385; it must be at most 16,384 pixels a side"),
+        ({"crop_pct": 1e-300}, r"crop_pct is 1e-300; it must be a share from 0\.01 to 1|crop_pct must lie in"),
+        ({"crop_pct": "1"}, "crop_pct is '1'; it must be a share"),
+        ({"mean": None}, "mean is None; it must be numbers"),
+        ({"std": ["x", 1, 1]}, "std is .* it must be numbers"),
     ],
 )
 def test_bad_fields_are_named(change: dict, message: str) -> None:

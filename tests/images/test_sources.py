@@ -140,6 +140,20 @@ def test_idx_without_the_name_has_numbers_for_classes(tmp_path: Path) -> None:
     assert data.train.class_counts().tolist() == [16, 16, 16]
 
 
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\0\0\x08\x04" + b"\0\1\0\0" * 4, "promises 65536 x 65536 x 65536 x 65536"),  # none, in 64 bits
+        (b"\0\0\x08\xff" + b"\0" * 1020, "says 255 dimensions"),
+        (b"\0\0\x08\x03" + b"\0" * 4 + b"\xff" * 8, "promises 0 x 4294967295 x 4294967295"),  # found by fuzzing
+    ],
+)
+def test_an_idx_file_of_impossible_size(tmp_path: Path, head: bytes, said: str) -> None:
+    (tmp_path / "x").write_bytes(head)
+    with pytest.raises(UserError, match=said):
+        read_idx(tmp_path / "x")
+
+
 def test_damaged_idx(tmp_path: Path) -> None:
     _write_idx(tmp_path, "train", np.zeros((6, 2, 2)), np.arange(5) % 3)
     with pytest.raises(UserError, match="6 images but 5 labels"):

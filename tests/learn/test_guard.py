@@ -291,12 +291,8 @@ def test_a_checkpoint_teaches(tmp_path: Path) -> None:
         )
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
-    train(_net(), halves_data(), recipe=QUICK, epochs=2, output=tmp_path / "run")
-    state = max((tmp_path / "run" / "checkpoints").glob("step-*"))
-    text = json.loads((state / "state.json").read_text())
-    for row in text["numbers"]["history"]:
-        del row["images"], row["train_seconds"]
+def _write_state(state: Path, text: dict[str, Any]) -> None:
+    """A training state, with its checksum."""
     (state / "state.json").write_text(json.dumps(text))
     sums = state / "SHA256SUMS"
     digest = hashlib.sha256((state / "state.json").read_bytes()).hexdigest()
@@ -304,6 +300,33 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
         f"{digest}  state.json" if line.endswith("  state.json") else line for line in sums.read_text().splitlines()
     ]
     sums.write_text("\n".join(lines) + "\n")
+
+
+def test_a_state_that_can_not_be_used_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    train(_net(), halves_data(), recipe=QUICK, epochs=1, output=tmp_path / "run")
+    state = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    text = json.loads((state / "state.json").read_text())
+    numbers = text["numbers"]
+    for change, said in (
+        ({"best_weights": -1}, "best_weights are not those of the network"),
+        ({"best_weights": {}}, "best_weights are not those of the network"),
+        ({"numbers": numbers | {"epoch": "x"}}, r"numbers\.epoch is 'x'; it must be a whole number"),
+        ({"numbers": numbers | {"lr_scale": None}}, r"numbers\.lr_scale is None; it must be a number"),
+        ({"numbers": numbers | {"sums": {"loss": "x"}}}, r"numbers\.sums\.loss is 'x'; it must be a number"),
+        ({"numbers": numbers | {"best": numbers["best"] | {"metric": []}}}, r"numbers\.best\.metric is \[\]"),
+    ):
+        _write_state(state, text | change)
+        with pytest.raises(UserError, match=said):
+            train(_net(), halves_data(), recipe=QUICK, epochs=2, output=tmp_path / "run", resume=True)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    train(_net(), halves_data(), recipe=QUICK, epochs=2, output=tmp_path / "run")
+    state = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    text = json.loads((state / "state.json").read_text())
+    for row in text["numbers"]["history"]:
+        del row["images"], row["train_seconds"]
+    _write_state(state, text)
     run = train(_net(), halves_data(), recipe=QUICK, epochs=3, output=tmp_path / "run", resume=True)
     assert run.cost.images == 3 * 96
 

@@ -395,6 +395,25 @@ def test_calibration_on_disk(tmp_path: Path) -> None:
         load_calibration(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"covariance": None}, "covariance is None; it must be 3 rows of 3 numbers"),
+        ({"covariance": [[0.01, 0.0]] * 3}, "it must be 3 rows of 3 numbers"),
+        ({"covariance": [[0.01, 0.0, "x"]] * 3}, "covariance is 'x'; it must be numbers"),
+        ({"count": -1}, "count is -1; it must be a whole number of at least 1"),
+        ({"threads": "2"}, "threads is '2'; it must be a whole number"),
+        ({"scale": 0.0}, r"scale is 0\.0; it must be a factor above 0"),
+        ({"device": ["t4"]}, "device is .*; it must be text"),
+        ({"coefficients": dict(PRIOR) | {"peak": 1e300}}, r"peak is 1e\+300; it must be from 1e-06 to 1e\+06"),
+        ({"coefficients": None}, "not a calibration: "),
+    ],
+)
+def test_a_part_of_a_calibration_that_can_not_be_used_is_named(change: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Calibration.from_dict(calibration_of_t4().to_dict() | change)
+
+
 def test_a_calibration_of_the_format_before_is_read() -> None:
     """Format 3 had the same coefficients by older names."""
     made = calibration_of_t4()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +140,40 @@ def test_timm_table_bad_row(tmp_path: Path) -> None:
     path.write_text(INFER.replace("2500.00", "fast"))
     with pytest.raises(UserError, match="line 3: could not convert"):
         read_timm_csv(path, conditions=Conditions(), environment=ENV)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (INFER.encode() + b"\xff", "is no text in UTF-8"),
+        (INFER.replace("2500.00", "1e-320").encode(), "line 3: 1e-320 images/s is no speed"),
+        (INFER.replace("2500.00", "inf").encode(), "line 3: inf images/s is no speed"),
+        (INFER.encode() + b"x" * 200_000, "is no CSV: field larger than field limit"),
+        (
+            b"model,infer_samples_per_sec,infer_batch_size,infer_img_size\nx,1,9999999999,224\n",
+            "line 2: infer_batch_size",
+        ),
+        (
+            b"model,infer_samples_per_sec,infer_batch_size,infer_img_size,param_count\nx,1,1,224,1e308\n",
+            "line 2: cannot convert float infinity",
+        ),
+    ],
+)
+def test_a_timm_table_of_anything_else_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "bad.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_timm_csv(tmp_path / "bad.csv", conditions=Conditions(), environment=ENV)
+
+
+def test_a_disk_that_fills_in_a_line_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records.jsonl"
+    append_record(path, record())
+    before, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_record(path, record())
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
 
 
 def test_timm_table_of_two_modes_is_refused(tmp_path: Path) -> None:
