@@ -78,8 +78,14 @@ def test_damaged_manifest(folder: Path, text: str) -> None:
         ({"num_classes": -1}, "num_classes is -1; it must be a whole number"),
         ({"thresholds": 5}, "thresholds is 5; it must be a list of numbers"),
         ({"runtime": {"name": 3}}, r"runtime\.name is 3; it must be text"),
-        ({"runtime": {"name": "onnxruntime", "threads": 10**6}}, r"runtime\.threads is 1000000; it must be at most 1024"),
-        ({"runtime": {"name": "onnxruntime", "batch_size": "8"}}, r"runtime\.batch_size is '8'; it must be a whole number"),
+        (
+            {"runtime": {"name": "onnxruntime", "threads": 10**6}},
+            r"runtime\.threads is 1000000; it must be at most 1024",
+        ),
+        (
+            {"runtime": {"name": "onnxruntime", "batch_size": "8"}},
+            r"runtime\.batch_size is '8'; it must be a whole number",
+        ),
     ],
 )
 def test_a_part_of_a_record_that_can_not_be_used(folder: Path, change: dict[str, object], said: str) -> None:
