@@ -80,8 +80,8 @@ def open_manifest(
     missing = [str(line.path) for line in lines if not os.path.isfile(line.path)]  # too long a name, too
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {words.safe(missing[0])}); paths are relative to "
-            "the manifest's folder"
+            f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {words.safe(missing[0])}); "
+            "paths are relative to the manifest's folder"
         )
     train = [line for line in lines if line.split == "train"]
     if not train:
