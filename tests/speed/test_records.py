@@ -185,7 +185,7 @@ def test_a_timm_table_of_anything_else_is_one_line(tmp_path: Path, content: byte
 def test_a_part_of_a_record_that_can_not_be_used_is_named(change: dict[str, object], said: str) -> None:
     value = record().to_dict()
     for key, new in change.items():
-        old = value[key] if key in value else None
+        old = value.get(key)
         value[key] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
     with pytest.raises(UserError, match=said):
         Record.from_dict(value)
