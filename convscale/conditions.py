@@ -74,6 +74,8 @@ class Conditions:
             value = getattr(self, field)
             if value not in known:
                 raise UserError(f"{field} {value!r} is unknown{nearest(str(value), known)}")
+        if not isinstance(self.device, str) or not self.device:
+            raise UserError(f"device must be a name such as 'cpu' or 'cuda', got {self.device!r}")
         if not isinstance(self.runtime, str) or not self.runtime:
             raise UserError(f"runtime must be a name such as 'eager' or 'onnxruntime', got {self.runtime!r}")
         if self.image_size is not None:

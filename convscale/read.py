@@ -382,7 +382,7 @@ class _Plain:
                 return text
             if len(text) > self.limits.digits:
                 _refuse(self.where, f"has a whole number of more than {self.limits.digits} digits", place)
-            return int(text)
+            return int(text.replace("_", ""))
         if kind == "float":
             if _NOT_FINITE.fullmatch(text):
                 return float(text.replace(".", "", 1))

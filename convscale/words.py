@@ -85,7 +85,7 @@ def large(value: float | None, unit: str = "") -> str:
 
 def seconds(value: float | None) -> str:
     """A time span at the unit that suits it: 0.0034 -> ``3.4 ms``; 312 -> ``5 min 12 s``."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return UNKNOWN
     for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
         if abs(value) < limit:

@@ -47,6 +47,11 @@ def test_json_beyond_its_limits_is_one_line(text: str | bytes, said: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_yaml_parts_the_digits_of_a_number_where_it_likes() -> None:
+    """YAML 1.1 (types/int) leaves underscores out; Python takes single ones within a number alone."""
+    assert yaml_of("[1_000, 1_, 1__0, -2_]", "x") == [1000, 1, 10, -2]
+
+
 def test_json_within_its_limits_is_read() -> None:
     assert json_of('{"a": [1, 2.5, null, true, "\\u00e9"]}', "x") == {"a": [1, 2.5, None, True, "é"]}
     assert json_of("[" * 64 + "]" * 64, "x")

@@ -81,3 +81,8 @@ def test_devices_without_their_makers_noise() -> None:
     assert words.device("Intel(R) Xeon(R) Processor") == "Intel Xeon"
     assert words.device("NVIDIA GeForce RTX 4090, inference") == "RTX 4090, inference"
     assert words.device("AMD EPYC 7763 64-Core Processor") == "AMD EPYC 7763 64-Core"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_time_that_is_not_known_is_no_number(value: float | None) -> None:
+    assert words.seconds(value) == words.UNKNOWN

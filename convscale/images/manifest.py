@@ -69,7 +69,7 @@ def open_manifest(
         raise UserError(f"{path}: the manifest is empty")
     ignored = _check_columns(path, columns)
     if ignored and notes is not None:
-        notes.append(f"{path}: columns ignored: {', '.join(ignored)}")
+        notes.append(f"{path}: columns ignored: {_in_short(ignored)}")
     multilabel = "labels" in columns
     lines = [_parse_row(row, f"{path}, row {number}", multilabel) for number, row in enumerate(rows, 1)]
     if multilabel:
@@ -80,8 +80,8 @@ def open_manifest(
     missing = [str(line.path) for line in lines if not os.path.isfile(line.path)]  # too long a name, too
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {missing[0]}); paths are relative to "
-            "the manifest's folder"
+            f"{path}: {len(missing)} of {len(rows)} files do not exist (first: {words.safe(missing[0])}); "
+            "paths are relative to the manifest's folder"
         )
     train = [line for line in lines if line.split == "train"]
     if not train:
@@ -151,6 +151,12 @@ def _read_json(path: Path, text: str) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
+def _in_short(names: Sequence[str]) -> str:
+    """Names of columns as one line, however many there are."""
+    named = words.safe(", ".join(name[:40] for name in names[:12]))
+    return named if len(names) <= 12 else f"{named} and {len(names) - 12} more"
+
+
 def _check_columns(path: Path, columns: Sequence[str]) -> list[str]:
     """The columns that are ignored.
 
@@ -163,7 +169,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> list[str]:
         if get_close_matches(name, absent, n=1, cutoff=0.7):
             raise UserError(f"{path}: unknown column {name!r}{nearest(name, absent)}")
     if "path" not in columns or ("label" in columns) == ("labels" in columns):
-        raise UserError(f"{path}: needs the columns path and either label or labels, has {', '.join(columns)}")
+        raise UserError(f"{path}: needs the columns path and either label or labels, has {_in_short(columns)}")
     return extra
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.conditions import Conditions
-from convscale.errors import UserError, check_whole, first_line
+from convscale.errors import UserError, check_number, check_text, check_whole, first_line
 from convscale.files import atomic_path
 from convscale.machine import Environment
 from convscale.read import read_json_lines, read_text
@@ -74,14 +74,17 @@ class Record:
         if missing := [key for key in ("model", "measurement") if key not in value]:
             raise UserError(f"a record lacks {', '.join(missing)}")
         counts = {key: value.get(key) for key in ("params", "macs", "activations")}
+        for key, count in counts.items():
+            if count is not None:
+                check_number(f"a record's {key}", count, "a count", 0)
         spec = value.get("spec")
         if spec is not None and not isinstance(spec, Mapping):
             raise UserError(f"a record's spec must be an object of JSON, got {type(spec).__name__}")
         return cls(
-            model=value["model"],
+            model=check_text("a record's model", value["model"]),
             measurement=Measurement.from_dict(value["measurement"]),
             spec=spec,
-            source=value.get("source", ""),
+            source=check_text("a record's source", value.get("source", "")),
             **counts,
         )
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from convscale.conditions import Conditions
-from convscale.errors import UserError
+from convscale.errors import UserError, check_number, check_text, check_whole
 from convscale.machine import Environment
 
 WIDE_IQR = 0.10
@@ -109,13 +109,20 @@ class Measurement:
             UserError: a field is missing, unknown or impossible.
         """
         try:
+            environment = Environment(**value["environment"])
+            check_text("environment.device_name", environment.device_name)
+            check_whole("environment.cores", environment.cores)
+            if not isinstance(environment.versions, Mapping):
+                raise TypeError("environment.versions must be an object")
+            if (peak := value.get("peak_bytes")) is not None:
+                check_number("peak_bytes", peak, "a number of bytes", 0)
             return cls(
-                model=value.get("model", ""),
+                model=check_text("model", value.get("model", "")),
                 conditions=Conditions(**value["conditions"]),
-                environment=Environment(**value["environment"]),
+                environment=environment,
                 times_s=tuple(float(t) for t in value["times_s"]),
                 **_chosen(value),
-                peak_bytes=value.get("peak_bytes"),
+                peak_bytes=peak,
             )
         except KeyError as error:
             raise UserError(f"a measurement lacks its {error.args[0]!r}") from error
@@ -135,7 +142,8 @@ def _chosen(value: Mapping[str, Any]) -> _Chosen:
     """Notes, form and what it was chosen from; version 0.1.0 wrote the last two as notes."""
     notes = [str(note) for note in value.get("notes", ())]
     if "chosen_from" in value or not any(note.startswith(_OLD_CHOSEN) for note in notes):
-        return {"notes": tuple(notes), "form": value.get("form", ""), "chosen_from": value.get("chosen_from", "")}
+        form, chosen = (check_text(key, value.get(key, "")) for key in ("form", "chosen_from"))
+        return {"notes": tuple(notes), "form": form, "chosen_from": chosen}
     chosen = next(note for note in notes if note.startswith(_OLD_CHOSEN))
     form = next((note for note in notes if note.startswith(_OLD_FORM)), "")
     return {

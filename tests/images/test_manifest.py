@@ -54,6 +54,16 @@ def test_separators_are_found(opened: Open, sep: str) -> None:
     assert not any("ignored" in note for note in data.notes)
 
 
+@pytest.mark.parametrize(
+    "text", ["pat\x1ch,la\x0bbel\nx/000.jpg,a\n", "path,label\nx/0\x1e.jpg,a\n", '"pa\nth",b\n1,2\n']
+)
+def test_what_a_manifest_says_breaks_no_message(opened: Open, text: str) -> None:
+    """Found by fuzzing: Python takes more than a line feed for an end of a line."""
+    with pytest.raises(UserError) as caught:
+        opened(text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_other_columns_are_ignored_with_a_note(opened: Open) -> None:
     data = opened("id,path,label,author\n" + "\n".join(f"{n},x/{n:03d}.jpg,{'ab'[n % 2]},me" for n in range(8)))
     assert counts(data) == {"a": 4, "b": 4}

@@ -165,6 +165,32 @@ def test_a_timm_table_of_anything_else_is_one_line(tmp_path: Path, content: byte
         read_timm_csv(tmp_path / "bad.csv", conditions=Conditions(), environment=ENV)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": True}, "a record's model is True; it must be text"),
+        ({"params": "x"}, "a record's params is 'x'; it must be a count"),
+        ({"source": None}, "a record's source is None; it must be text"),
+        ({"measurement": {"environment": {"device_name": 3, "cores": 1}}}, r"environment\.device_name is 3"),
+        ({"measurement": {"environment": {"device_name": "x", "cores": "1"}}}, r"environment\.cores is '1'"),
+        (
+            {"measurement": {"environment": {"device_name": "x", "cores": 1, "versions": 5}}},
+            "versions must be an object",
+        ),
+        ({"measurement": {"conditions": {"device": ["cpu"]}}}, "device must be a name"),
+        ({"measurement": {"peak_bytes": "x"}}, "peak_bytes is 'x'; it must be a number of bytes"),
+        ({"measurement": {"form": 3, "chosen_from": "x"}}, "form is 3; it must be text"),
+    ],
+)
+def test_a_part_of_a_record_that_can_not_be_used_is_named(change: dict[str, object], said: str) -> None:
+    value = record().to_dict()
+    for key, new in change.items():
+        old = value.get(key)
+        value[key] = {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
+    with pytest.raises(UserError, match=said):
+        Record.from_dict(value)
+
+
 def test_a_disk_that_fills_in_a_line_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "records.jsonl"
     append_record(path, record())
