@@ -315,6 +315,8 @@ def _recorded(net: Measured, found: Measurement, path: Path | None) -> Record:
     """
     from dataclasses import replace
 
+    from convscale.arch.spec import NetSpec
+    from convscale.arch.zoo import list_models
     from convscale.artifact.artifact import Artifact
     from convscale.cost.counting import count
     from convscale.speed.records import Record, append_record
@@ -323,6 +325,8 @@ def _recorded(net: Measured, found: Measurement, path: Path | None) -> Record:
     if not isinstance(net, Artifact):
         cost = count(net, found.conditions.image_size)
         made = replace(made, params=cost.params, macs=cost.macs, activations=cost.activations)
+    if isinstance(net, NetSpec) and net.name not in list_models():  # its name alone does not say what to build
+        made = replace(made, spec=net.to_dict())
     if path is not None:
         append_record(path, made)
     return made

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import convscale as cs
 from convscale.arch.zoo import ARCHITECTURES
 from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Basis
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.speed.records import read_records
 
 COLUMNS = 120
 FACTORY = """
@@ -182,3 +184,19 @@ def test_a_name_is_exported_untrained(call: Any, mine: str) -> None:
     assert code == 0, err
     assert "untrained" in out
     assert len(json.loads(Path("out/name/classes.json").read_text())) == 1000
+
+
+def test_a_network_of_a_file_is_measured_and_calibrates(call: Any, tmp_path: Path) -> None:
+    """Its record holds its spec: no name says what to build."""
+    spec = cs.scale("resnet18", width=0.1, depth=0.1, image_size=32)
+    cs.save_spec(spec, tmp_path / "mine.yaml")
+    record = tmp_path / "mine.jsonl"
+    options = ("--runtime", "eager", "-b", "1", "--seconds", "0.01", "--record", record)
+    assert call("measure", tmp_path / "mine.yaml", "resnet18", "--img-size", "32", *options)[0] == 0
+    mine, named = read_records(record)
+    assert mine.spec is not None
+    assert cs.NetSpec.from_dict(dict(mine.spec)) == spec
+    assert named.spec is None
+    code, out, err = call("calibrate", "--measurement", record, "--output", tmp_path / "cpu.json")
+    assert (code, err) == (0, "")
+    assert "by 2 measurements" in out
