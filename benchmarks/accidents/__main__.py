@@ -11,7 +11,8 @@ takes longer than 60 s is killed, and failed. Disks that are full or read-only a
 that right those rows are `skipped`.
 
 The record has a row for each accident, and what it already has of this version of the code is not played again (with
-``--keep`` what was held by an earlier one neither); ``--seconds`` stops after so many, the next call goes on. The exit code is 1 where one failed.
+``--keep`` what was held by an earlier one neither); ``--seconds`` stops after so many, the next call goes on. The exit
+code is 1 where one failed.
 """
 
 from __future__ import annotations
