@@ -40,7 +40,7 @@ LIMIT_S, LIMIT_MB = 10, 4096
 """For one input: by the clock, and of memory."""
 MOST_BYTES = 4096
 """Of an input that atheris makes."""
-MOST_KEPT = 30
+MOST_KEPT = 12
 """Inputs of a reader in the corpus."""
 
 Read = Callable[[bytes, Path], object]

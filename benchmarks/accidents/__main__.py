@@ -1,7 +1,7 @@
 """Play the accidents that users have, from the command line, and say whether each is held: no hang, no traceback, one
 line and exit code 2 where something is refused, and nothing lost.
 
-    python -m benchmarks.accidents [--only 'links/*'] [--seconds 170] [--place DIR] [--again] [--list]
+    python -m benchmarks.accidents [--only 'links/*'] [--seconds 170] [--place DIR] [--again] [--keep] [--list]
     [--output results/accidents.jsonl]
 
 Each accident gets a folder of its own with small pictures. Its commands are ``convscale ...`` in a process each; most
@@ -10,8 +10,9 @@ those about the system (memory, open files, signals, locks, two at once) are sta
 takes longer than 60 s is killed, and failed. Disks that are full or read-only are mounted where the user may; without
 that right those rows are `skipped`.
 
-The record has a row for each accident, and what it already has of this version of the code is not played again;
-``--seconds`` stops after so many, the next call goes on. The exit code is 1 where one failed.
+The record has a row for each accident, and what it already has of this version of the code is not played again (with
+``--keep`` what was held by an earlier one neither); ``--seconds`` stops after so many, the next call goes on. The exit
+code is 1 where one failed.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def main() -> None:
         "--place", type=Path, help="where to work, kept for the next call; a temporary folder if left out"
     )
     parser.add_argument("--again", action="store_true", help="play those that the record has, too")
+    parser.add_argument("--keep", action="store_true", help="do not play again what was held by earlier code")
     parser.add_argument("--list", action="store_true", help="print the names, and play nothing")
     parser.add_argument("--output", type=Path, default=Path("results/accidents.jsonl"))
     options = parser.parse_args()
@@ -122,7 +124,8 @@ def _play_all(wanted: list[tuple[int, Accident]], options: argparse.Namespace, p
     rows: dict[str, dict[str, Any]] = {}
     if options.output.is_file():
         lines = options.output.read_text(encoding="utf-8").splitlines()
-        rows = {row["name"]: row for row in map(json.loads, lines) if row.get("code") == code and row["name"] != ALL}
+        found = [row for row in map(json.loads, lines) if row["name"] != ALL]
+        rows = {row["name"]: row for row in found if row["code"] == code or (options.keep and row["verdict"] == "held")}
     os.environ["OMP_NUM_THREADS"] = "1"
     _load()
     stage, begun = Stage(place), time.perf_counter()
@@ -142,6 +145,7 @@ def _play_all(wanted: list[tuple[int, Accident]], options: argparse.Namespace, p
     if len(rows) == len(ACCIDENTS):
         summary = {"accidents": len(rows), **counts, "commands": sum(row["commands"] for row in rows.values())}
         summary["seconds"] = round(sum(row["seconds"] for row in rows.values()))
+        summary["of_this_code"] = sum(row["code"] == code for row in rows.values())
         whole = {"benchmark": "accidents", "name": ALL, **summary, **_conditions(), "machine": made, "code": code}
         replace_record(options.output, whole, ("benchmark", "name"))
     if counts["failed"]:

@@ -46,7 +46,7 @@ def any_end(play: Play, seen: Seen, what: str) -> None:
     play.expect(not seen.traceback, f"{what}: a traceback")
 
 
-def forged(value: dict[str, Any], most: int = 120, *, depth: int = 2) -> list[tuple[str, Any]]:
+def forged(value: dict[str, Any], most: int = 60, *, depth: int = 2) -> list[tuple[str, Any]]:
     """A value with one part of it wrong or missing, down to a level: so many of the ways, evenly taken."""
     ways = list(_all_forged(value, depth))
     return [ways[at * len(ways) // most] for at in range(most)] if len(ways) > most else ways
@@ -154,7 +154,7 @@ def _forge_file(
     """One JSON file of a folder, wrong in every way, before a command."""
     whole = path.read_text(encoding="utf-8")
     value = json.loads(whole)
-    ways = forged(value, 60) if isinstance(value, dict) else [(str(wrong)[:20], wrong) for wrong in WRONG]
+    ways = forged(value, 40) if isinstance(value, dict) else [(str(wrong)[:20], wrong) for wrong in WRONG]
     for what, made in ways:
         path.write_text(json.dumps(made))
         after()
@@ -406,7 +406,7 @@ def _records(play: Play) -> None:
         ("calibrate", "--measurement", path, "--output", play.here / "made.json"),
         ("report", "--records", path, "--output", play.here / "made.html"),
     ):
-        for what, made in forged(value, 80):
+        for what, made in forged(value, 50):
             path.write_text(json.dumps(made) + "\n")
             any_end(play, play.forked(*words), f"{words[0]}: {what}")
         for what, text in TEXTS.items():
@@ -420,7 +420,7 @@ def _runs(play: Play) -> None:
     log = run / "log.jsonl"
     row = json.loads(log.read_text(encoding="utf-8").splitlines()[0])
     whole = log.read_text(encoding="utf-8")
-    for what, made in forged(row, 60):
+    for what, made in forged(row, 40):
         log.write_text(json.dumps(made) + "\n")
         any_end(play, play.forked("report", run), f"log.jsonl: {what}")
     for name, kept in (("log.jsonl", whole), ("recipe.yaml", (run / "recipe.yaml").read_text(encoding="utf-8"))):
@@ -435,7 +435,7 @@ def _fits(play: Play) -> None:
     run = play.here / "fit"
     run.mkdir()
     value = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    for what, made in forged(value, 60, depth=1):
+    for what, made in forged(value, 40, depth=1):
         (run / "fit.json").write_text(json.dumps(made))
         any_end(play, play.forked("report", run), f"fit.json: {what}")
     for what, text in TEXTS.items():

@@ -94,6 +94,8 @@ class Stage:
     def training(self, output: Path, *more: str | Path, data: Path | None = None) -> tuple[str | Path, ...]:
         """The words of a short training."""
         options = ("--epochs", "1", "-b", "4", "-j", "0", "--img-size", str(SIDE), "--set", "augment=none")
+        # Else they are measured, and one run is not another's.
+        options += ("--set", "precision=fp32", "--set", "layout=nchw")
         return ("train", "--model", self.spec, "--data-dir", data or self.data, "--output", output, *options, *more)
 
     @cached_property
