@@ -267,7 +267,14 @@ cli_calibrate.register(app)
 cli_report.register(app)
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+)
 """How libraries say it."""
 
 
@@ -298,7 +305,7 @@ def main() -> None:
         if (line := told(error)) is None:
             raise
         _refuse(line)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
             raise
         _refuse(UserError("out of memory; a smaller batch, image size or network would be right"))

@@ -16,6 +16,11 @@ from convscale.errors import Stopped, UserError
         (UserError("no such model"), 2, "convscale: no such model"),
         (Stopped("told to stop"), 130, "convscale: told to stop"),
         (KeyboardInterrupt(), 130, "convscale: interrupted"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            2,
+            "convscale: out of memory; a smaller batch, image size or network would be right",
+        ),
     ],
 )
 def test_what_ends_a_command(
