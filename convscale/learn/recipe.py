@@ -277,7 +277,7 @@ class Recipe:
 
 def _convert_size(value: object) -> Size | None:
     """None, one side in pixels, or (height, width), which a text writes ``192x160``."""
-    if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
         return None
     parts = value.lower().split("x") if isinstance(value, str) else value
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
@@ -297,7 +297,7 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
     """``value`` as the field's type; texts (from ``--set`` or YAML, where 1e-3 is a text) are parsed."""
     options = [option for option in (get_args(annotation) or (annotation,)) if option is not type(None)]
     target, optional = options[0], len(get_args(annotation)) > len(options)
-    if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+    if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
     try:
         if target is bool:
