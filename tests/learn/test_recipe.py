@@ -46,7 +46,9 @@ def test_an_image_size_may_be_a_rectangle(given: object, size: object, tmp_path:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-@pytest.mark.parametrize("given", ["0", "192x", "1x2x3", "ax2", "20000", 2.5, True, float("nan"), [], (4, 0), {"a": 1}])
+@pytest.mark.parametrize(
+    "given", ["", "0", "192x", "1x2x3", "ax2", "20000", 2.5, True, float("nan"), [], (4, 0), {"a": 1}]
+)
 def test_an_impossible_image_size(given: object) -> None:
     with pytest.raises(
         UserError, match="image_size must be a whole number of pixels from 1 to 10000, or height x width"
