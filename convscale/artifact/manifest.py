@@ -16,6 +16,8 @@ SCHEMA = 1
 MANIFEST = "artifact.json"
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 """The model's files by format, the one that a runtime opens first."""
+COMPUTES = ("fp32", "bf16")
+"""What an artefact's float operations are computed in."""
 
 _REQUIRED = ("format", "precision", "baked", "runtime", "num_classes", "files")
 
@@ -41,7 +43,9 @@ class Manifest(Mapping[str, Any]):
     format: str
     """A key of ``MODEL_FILES``."""
     precision: str
-    """Of the stored weights: ``fp32``, ``fp16`` or ``int8``."""
+    """``fp32``, ``fp16`` (stored in it), ``bf16`` (computed in it) or ``int8``."""
+    computes: str
+    """What float operations are computed in, ``fp32`` or ``bf16``; where the processor has no bf16, in ``fp32``."""
     baked: bool
     """Preprocessing and softmax are parts of the network."""
     runtime: RunsIn
@@ -74,6 +78,8 @@ class Manifest(Mapping[str, Any]):
         if values["format"] not in MODEL_FILES:
             known = ", ".join(MODEL_FILES)
             raise UserError(f"artefact {folder} has the unknown format {values['format']!r}; known: {known}")
+        if values.get("computes", "fp32") not in COMPUTES:
+            raise _damaged(folder, f"it computes in {values['computes']!r}, known are {' and '.join(COMPUTES)}; ")
         if not isinstance(files, dict) or not isinstance(runtime, dict) or "name" not in runtime:
             raise _damaged(folder)
         thresholds = values.get("thresholds")
@@ -84,6 +90,7 @@ class Manifest(Mapping[str, Any]):
         return cls(
             format=values["format"],
             precision=values["precision"],
+            computes=values.get("computes", "fp32"),
             baked=values["baked"],
             runtime=RunsIn(
                 name=runtime["name"],
