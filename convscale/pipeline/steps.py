@@ -278,6 +278,9 @@ class Fit:
             return Trained(net=done.net.eval(), preprocessing=done.preprocessing, thresholds=done.thresholds)
         contender = next(c for c in self.contenders() if c.name == self.record.now.winner.name)
         minutes = self.asked.training.max_minutes
+        options = self.training(contender)
+        if self.asked.resume and (place / "recipe.yaml").is_file():
+            options["recipe"] = None  # it goes on by the one that it began with: a name may mean another one today
         with self.record.clocked("train_s"):
             run = train(
                 contender.network,
@@ -288,7 +291,7 @@ class Fit:
                 resume=self.asked.resume,
                 overwrite=True,
                 progress=self.tell,
-                **self.training(contender),
+                **options,
             )
         if not run.finished:
             raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
