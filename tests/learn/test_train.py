@@ -95,6 +95,8 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
         ("adamw", "nchw", "fp32"),
         ("adamw", "nhwc", "fp32"),
         ("adamw", "nhwc", "bf16"),
+        ("muon", "nhwc", "bf16"),
+        ("muon", "nchw", "fp32"),
         ("rmsprop", "nhwc", "fp32"),
         ("lamb", "nhwc", "bf16"),
     ],
