@@ -40,10 +40,7 @@ class RMSpropTF(torch.optim.Optimizer):
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """One step; weight decay is decoupled."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
@@ -104,10 +101,7 @@ class Lamb(torch.optim.Optimizer):
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """One step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         every = [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
         shrink = 1 / torch.nn.utils.get_total_norm(every).clamp(min=1.0)
         for group in self.param_groups:
@@ -175,10 +169,7 @@ class Muon(torch.optim.Optimizer):
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """One step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if params:
@@ -242,6 +233,14 @@ def orthogonal(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
+
+
+def _loss_of(closure: Callable[[], float] | None) -> float | None:
+    """What the closure that a step may be given computes."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def decay_weights(params: list[torch.Tensor], amount: float) -> None:
