@@ -34,6 +34,11 @@ EXTRAS = {
     ),
     "openvino": ("openvino", "nncf"),
     "timm": ("timm",),
+    "search": ("optuna",),
+    "ray": ("ray",),
+    "detect": ("faster_coco_eval",),
+    "explain": ("captum",),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
 }
 """What each extra of the package installs, by the names they are imported by."""
 

@@ -41,7 +41,7 @@ PyTorch, and the machine, which asks it for a GPU's name."""
 # By the names they are imported by: the extras, and what only reports and trainings draw on.
 EXTRAS = (
     *("openvino", "nncf", "timm", "optuna", "ray", "plotly", "tensorboard"),
-    *("captum", "faster_coco_eval", "fastapi", "starlette", "uvicorn", "prometheus_client"),
+    *("captum", "faster_coco_eval", "fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client"),
 )
 
 
