@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
 from convscale.images.preprocess import Preprocessing
-from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtimes_of
+from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
 
 if TYPE_CHECKING:
     from convscale.artifact.promise import Promise
@@ -282,8 +283,13 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format."""
-    return open_runtime(artifact.model_path, runtime, how)
+    """Open an artefact's model file in a runtime that can run its format, computing as its record says where that can
+    be done here, else in float32, which is nearer to the trained network.
+    """
+    known = runtime_of(runtime)
+    wanted = artifact.manifest.computes
+    precision = wanted if wanted in known.precisions and known.native(wanted) else "fp32"
+    return open_runtime(artifact.model_path, runtime, replace(how, precision=precision))
 
 
 def seal(folder: Path, manifest: Mapping[str, object]) -> Manifest:

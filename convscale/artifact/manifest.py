@@ -18,6 +18,8 @@ SCHEMA = 1
 MANIFEST = "artifact.json"
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 """The model's files by format, the one that a runtime opens first."""
+COMPUTES = ("fp32", "bf16")
+"""What an artefact's float operations are computed in."""
 
 MOST_THREADS = 1_024
 """Compute threads, and parts of a batch side by side, that a record may ask for."""
@@ -45,7 +47,9 @@ class Manifest(Mapping[str, Any]):
     format: str
     """A key of ``MODEL_FILES``."""
     precision: str
-    """Of the stored weights: ``fp32``, ``fp16`` or ``int8``."""
+    """``fp32``, ``fp16`` (stored in it), ``bf16`` (computed in it) or ``int8``."""
+    computes: str
+    """What float operations are computed in, ``fp32`` or ``bf16``; where the processor has no bf16, in ``fp32``."""
     baked: bool
     """Preprocessing and softmax are parts of the network."""
     runtime: RunsIn
@@ -78,6 +82,8 @@ class Manifest(Mapping[str, Any]):
         if not isinstance(values["format"], str) or values["format"] not in MODEL_FILES:
             known = ", ".join(MODEL_FILES)
             raise UserError(f"artefact {folder} has the unknown format {short(values['format'])}; known: {known}")
+        if (computes := values.get("computes", "fp32")) not in COMPUTES:
+            raise _damaged(folder, f"it computes in {short(computes)}, known are {' and '.join(COMPUTES)}; ")
         if not isinstance(files, dict) or not isinstance(runtime, dict) or "name" not in runtime:
             raise _damaged(folder)
         if not isinstance(values["precision"], str) or not isinstance(values["baked"], bool):
@@ -97,6 +103,7 @@ class Manifest(Mapping[str, Any]):
         return cls(
             format=values["format"],
             precision=values["precision"],
+            computes=computes,
             baked=values["baked"],
             runtime=runs,
             num_classes=num_classes,

@@ -161,6 +161,12 @@ class Runtime(ABC):
         """Whether it runs on a device of this kind."""
         return device.split(":")[0] in self.devices
 
+    def native(self, precision: str) -> bool:
+        """Whether the processor here has instructions for one of ``precisions``; without them it is emulated, and
+        slower than float32.
+        """
+        return True
+
     @abstractmethod
     def open(self, source: object, how: Opening) -> Runner:
         """A module or a model file, opened; :func:`open_runtime` has checked what :class:`Runtime` says."""

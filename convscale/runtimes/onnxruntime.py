@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
         self._input = self._sessions[0].get_inputs()[0]
         kind = self._input.type
         self.dtype = np.dtype("uint8" if "uint8" in kind else "float16" if "float16" in kind else "float32")
+        self._turns = itertools.count()
         self._pool = None
         if self.streams > 1:
             from concurrent.futures import ThreadPoolExecutor  # slow to import
@@ -73,7 +75,8 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
 
     def run(self, prepared: list[np.ndarray]) -> list[list[np.ndarray]]:
         if self._pool is None or len(prepared) == 1:
-            return [self._one(part, 0) for part in prepared]
+            # Callers at once take the sessions in turns.
+            return [self._one(part, next(self._turns)) for part in prepared]
         return list(self._pool.map(self._one, prepared, range(len(prepared))))
 
     def fetch(self, outputs: list[list[np.ndarray]]) -> tuple[np.ndarray, ...]:

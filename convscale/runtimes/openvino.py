@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +18,9 @@ from convscale.runtimes.silence import quiet
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest
-    from openvino.utils.data_helpers import OVDict
 
-    Results = list[tuple[OVDict, int]]
-    """Of each stream its outputs, and how many of their images count."""
+Results = list[list[np.ndarray]]
+"""Of each stream its outputs."""
 
 
 @register
@@ -29,24 +32,48 @@ class OpenVino(Runtime):
     formats = ("onnx", "openvino")
     library = "openvino"
     install = "pip install openvino"
+    precisions = ("fp32", "bf16")
     streams = True
     knows_batch = True
+
+    def native(self, precision: str) -> bool:
+        return precision != "bf16" or _has_bf16()
 
     def open(self, source: object, how: Opening) -> OpenVinoRunner:
         assert isinstance(source, Path), f"{source} is no file"
         return OpenVinoRunner(source, how)
 
 
-class OpenVinoRunner(FileRunner["Results"]):
+@dataclass
+class _Form:
+    """The network compiled for parts of one size, and the requests that nobody uses at the moment.
+
+    A request's outputs lie in its own memory, so it belongs to one call until they are copied out. There are as many as
+    calls ever ran at once; of what a network computes each stream has one memory, whatever the number of requests.
+    """
+
+    compiled: CompiledModel
+    idle: list[InferRequest] = field(default_factory=list)
+
+    def take(self) -> InferRequest:
+        """A request of the caller's own, until it is given back."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.compiled.create_infer_request()
+
+
+class OpenVinoRunner(FileRunner[Results]):
     """An OpenVINO IR or ONNX file in OpenVINO, on the CPU.
 
-    Float networks compute in float32: OpenVINO's own default on processors with bfloat16 is to round every layer to it.
+    Float networks compute in float32 unless bfloat16 is asked for: OpenVINO's own default on processors that have it is
+    to round every layer to it.
     A batch of the stated size runs in a form compiled for that size alone, which is faster; one of another size in a
     form for any, compiled when it is first needed. With an open batch size a quantised network crashes OpenVINO on
     processors with AMX (its issue 37577): odd batches are filled up to a power of 2.
 
-    A form has one request per stream. Its outputs lie in the request's own memory, so two threads that ran it at once
-    would read each other's: calls hold the runner's lock.
+    Calls take requests from a pool, and more than one may run at once: with free streams side by side, else one after
+    the other in OpenVINO's own queue.
     """
 
     runtime = OpenVino.name
@@ -60,7 +87,7 @@ class OpenVinoRunner(FileRunner["Results"]):
         self._config: dict[str, int | str] = {
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": self.streams,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[how.precision],
         }
         self._core = ov.Core()
         try:
@@ -72,51 +99,74 @@ class OpenVinoRunner(FileRunner["Results"]):
         stated = how.batch_size
         self._part = stated // self.streams if stated and stated % self.streams == 0 else None
         self._quantised = any(op.get_type_name() == "FakeQuantize" for op in self._model.get_ops())
-        # A compiled network must live as long as its requests.
-        self._forms: dict[int | None, tuple[CompiledModel, list[InferRequest]]] = {}
+        self.lock = nullcontext()  # each call has requests of its own
+        self._compiling = threading.Lock()
+        self._forms: dict[int | None, _Form] = {}
         self._form(self._part or (1 if self._quantised else None))
 
-    def _form(self, part: int | None) -> list[InferRequest]:
-        """One request per stream of the network for parts of this size; None: of any."""
-        if part not in self._forms:
-            model = self._model
-            try:
-                if part is not None:
-                    model = model.clone()
-                    shape = model.input(0).partial_shape
-                    shape[0] = part
-                    model.reshape(shape)
-                with signal_stack_kept():
-                    compiled = self._core.compile_model(model, "CPU", self._config)
-            except Exception as error:
-                raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
-            self._forms[part] = compiled, [compiled.create_infer_request() for _ in range(self.streams)]
-        return self._forms[part][1]
+    def _form(self, part: int | None) -> _Form:
+        """The network for parts of this size; None: of any."""
+        with self._compiling:
+            if part not in self._forms:
+                self._forms[part] = self._compile(part)
+            return self._forms[part]
+
+    def _compile(self, part: int | None) -> _Form:
+        model = self._model
+        try:
+            if part is not None:
+                model = model.clone()
+                shape = model.input(0).partial_shape
+                shape[0] = part
+                model.reshape(shape)
+            with signal_stack_kept():
+                return _Form(self._core.compile_model(model, "CPU", self._config))
+        except Exception as error:
+            raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
 
     def run(self, prepared: list[np.ndarray]) -> Results:
         counts = [len(part) for part in prepared]
         if set(counts) == {self._part}:
-            busy = self._form(self._part)[: len(prepared)]
+            forms = [self._form(self._part)] * len(prepared)
         elif not self._quantised:
-            busy = self._form(None)[: len(prepared)]
+            forms = [self._form(None)] * len(prepared)
         else:
             prepared = [_filled_up(part) for part in prepared]
-            busy = [self._form(len(part))[i] for i, part in enumerate(prepared)]
+            forms = [self._form(len(part)) for part in prepared]
+        # A request that fails is not given back.
+        requests = [form.take() for form in forms]
         try:
             if len(prepared) == 1:
-                return [(busy[0].infer([prepared[0]], share_inputs=True, share_outputs=True), counts[0])]
-            for request, part in zip(busy, prepared, strict=True):
-                request.start_async([part], share_inputs=True)
-            for request in busy:
-                request.wait()
+                requests[0].infer([prepared[0]], share_inputs=True, share_outputs=True)
+            else:
+                for request, part in zip(requests, prepared, strict=True):
+                    request.start_async([part], share_inputs=True)
+                for request in requests:
+                    request.wait()
         except Exception as error:
             raise run_error("OpenVINO", self._name, error) from error
-        return [(request.results, count) for request, count in zip(busy, counts, strict=True)]
+        outputs = [
+            [tensor.data[:count].copy() for tensor in request.output_tensors]
+            for request, count in zip(requests, counts, strict=True)
+        ]
+        for form, request in zip(forms, requests, strict=True):
+            form.idle.append(request)
+        return outputs
 
     def fetch(self, outputs: Results) -> tuple[np.ndarray, ...]:
-        # Joining copies, which is needed: a request's own memory is overwritten by its next run.
-        parts = [[part[i][:count] for i in range(len(part))] for part, count in outputs]
-        return tuple(np.concatenate(output) for output in zip(*parts, strict=True))
+        return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+@cache
+def _has_bf16() -> bool:
+    """Whether OpenVINO finds bfloat16 instructions in this processor."""
+    with quiet():
+        import openvino as ov
+    with signal_stack_kept():
+        return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _filled_up(part: np.ndarray) -> np.ndarray:

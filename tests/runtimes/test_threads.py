@@ -5,6 +5,7 @@ Guards wrong answer 11 of issue E: threads that shared an OpenVINO artefact read
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
+from convscale.runtimes.openvino import OpenVinoRunner, _Form
 from convscale.ship.export import export
 
 THREADS, CALLS = 8, 120
@@ -41,6 +43,43 @@ def test_a_runner(runtime: str, streams: int, onnx_art: Artifact, batches: list[
     _same_from_many_threads(lambda batch: run(onnx_art.input_batch(batch))[0], batches)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("streams", [2, 4])
+def test_a_runner_with_free_streams(runtime: str, streams: int, onnx_art: Artifact, batches: list[np.ndarray]) -> None:
+    """Calls of one image take one stream each, so that calls share what others leave free; more threads than cores."""
+    run = open_runtime(onnx_art.model_path, runtime, Opening(threads=4, streams=streams))
+    _same_from_many_threads(lambda batch: run(onnx_art.input_batch(batch))[0], [batch[:1] for batch in batches[:8]])
+
+
+def test_calls_of_openvino_do_not_wait_for_each_other(onnx_art: Artifact, images: np.ndarray) -> None:
+    """Two calls are in the network at the same time, each with a request of its own, which it gives back."""
+    run = open_runtime(onnx_art.model_path, "openvino", Opening(threads=2, streams=2))
+    assert isinstance(run, OpenVinoRunner)
+    inside = threading.Barrier(2, timeout=20)
+    taken: list[object] = []
+
+    class Waiting:
+        """A form whose requests are handed out when two callers want one."""
+
+        def __init__(self, form: _Form) -> None:
+            self.form, self.idle = form, form.idle
+
+        def take(self) -> object:
+            request = self.form.take()
+            taken.append(request)
+            inside.wait()
+            return request
+
+    form = run._form(None)
+    run._forms[None] = Waiting(form)  # pyright: ignore[reportArgumentType]
+    batch = onnx_art.input_batch(images[:1])
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: run(batch)[0], range(2))
+    assert np.array_equal(first, second)
+    assert len(set(map(id, taken))) == 2
+    assert set(map(id, form.idle)) == set(map(id, taken))
+
+
 @pytest.mark.parametrize("runtime", [name for name in ("eager", "compiled") if name in installed_runtimes()])
 def test_pytorch(runtime: str, tiny: nn.Module, onnx_art: Artifact, batches: list[np.ndarray]) -> None:
     run = open_runtime(tiny, runtime, Opening(threads=1))
@@ -61,15 +100,23 @@ def test_an_artefact(tiny: nn.Module, batches: list[np.ndarray], tmp_path: Path,
     _same_from_many_threads(other.logits, batches)
 
 
-def test_an_int8_artefact(tiny: nn.Module, images: np.ndarray, batches: list[np.ndarray], tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_an_int8_artefact(
+    format: str, tiny: nn.Module, images: np.ndarray, batches: list[np.ndarray], tmp_path: Path
+) -> None:
     pytest.importorskip("nncf")
     art = export(
         tiny,
         tmp_path / "art",
-        format="openvino",
+        format=format,
         int8=True,
         calibration_images=images,
         verify_images=images,
         max_drop=100.0,
     )
     _same_from_many_threads(art, batches)
+
+
+def test_a_program(tiny: nn.Module, batches: list[np.ndarray], images: np.ndarray, tmp_path: Path) -> None:
+    art = export(tiny, tmp_path / "art", format="torch", verify_images=images)
+    _same_from_many_threads(load_artifact(art.folder, runtime="eager", threads=1), batches)
