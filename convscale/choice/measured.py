@@ -142,7 +142,7 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
     """
     import tempfile
 
-    from convscale.ship.forms import export_forms, fastest_of, form_names, forms_in
+    from convscale.ship.forms import Search, TooSlow, export_forms, fastest_of, form_names, forms_in
 
     c = basis.conditions
     threads = c.threads or available_cores()
@@ -156,14 +156,14 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         options |= {"calibration_images": noise, "max_drop": 100.0}
     with tempfile.TemporaryDirectory() as folder:
-        forms = export_forms(net, folder, names, image_size=image_size, **options)
-        fastest = fastest_of(
-            forms,
+        search = Search(
             batch_sizes=(c.batch_size,),
             threads=threads,
             min_seconds=seconds / 2,
             runtimes=None if basis.within is None else (basis.within,),
         )
+        forms = export_forms(net, folder, names, search=search, image_size=image_size, **options)
+        fastest = fastest_of(forms, **vars(search))
     best, winner = fastest.again[fastest.winner], fastest.winner
     streams = f", {best.settings.streams} streams" if best.settings.streams > 1 else ""
     return Measurement(
@@ -182,7 +182,7 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
         notes=tuple(
             f"{name} can not be made: {first_line(reason)}"
             for name, reason in fastest.forms.items()
-            if isinstance(reason, UserError)
+            if isinstance(reason, UserError) and not isinstance(reason, TooSlow)
         ),
     )
 

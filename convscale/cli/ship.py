@@ -54,6 +54,9 @@ def export_command(
     img_size: ImgSize = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights in half precision.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits; needs --data-dir for calibration.")] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16; with --format fastest it competes.")
+    ] = False,
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
     ] = 0.5,
@@ -99,10 +102,10 @@ def export_command(
         if half:
             raise UserError("--half does not go with --format fastest; name a format")
         artifact, search = export_fastest(
-            loaded.net, output, int8=int8, on_form=None if as_json else _tell_form, **options
+            loaded.net, output, int8=int8, bf16=bf16, on_form=None if as_json else _tell_form, **options
         )
     else:
-        artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
+        artifact = export(loaded.net, output, format=format, half=half, bf16=bf16, int8=int8, **options)
     say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
 from convscale.runtimes.base import file_runtimes
-from convscale.ship.forms import Fastest, export_winner, fastest_of, form_names, forms_in
+from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
 from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
@@ -93,16 +92,14 @@ def ship_fastest(
             else f"{name}: {_why(result)}"
         )
 
-    choose = partial(
-        fastest_of,
+    search = Search(
         batch_sizes=(cond.batch_size,),
         threads=cond.threads,
         device=cond.device,
         runtimes=None if how.runtime is None else (how.runtime,),
-        on_form=tell,
     )
     keywords |= {"classes": splits.classes, "preprocessing": preprocessing, "card": card, "thresholds": thresholds}
-    found = export_winner(net, place, names, choose, overwrite=True, **keywords)
+    found = export_winner(net, place, names, search, overwrite=True, on_form=tell, **keywords)
     artifact = load_artifact(place, device=cond.device)
     if how.int8:
         checked = verify(net, artifact, images, labels, max_drop=how.max_drop)

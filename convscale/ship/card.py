@@ -11,6 +11,7 @@ from convscale.ship.input_card import Form, input_lines
 from convscale.ship.verify import Verification
 from convscale.words import markdown
 
+_BF16 = "; what is float is computed in bfloat16"
 _FACTS = ("data", "recipe", "accuracy", "speed", "licence")
 
 
@@ -74,8 +75,8 @@ def model_card(
         lines += [
             "## INT8",
             "",
-            f"Quantised with {manifest['int8']['calibration_images']} calibration images. Layers left in float: "
-            f"{kept}.",
+            f"Quantised by {manifest['int8'].get('route', 'nncf')} with {manifest['int8']['calibration_images']} "
+            f"calibration images. Layers left in float: {kept}{_BF16 if manifest.get('computes') == 'bf16' else ''}.",
             "",
         ]
         lines += [

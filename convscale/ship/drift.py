@@ -118,7 +118,8 @@ def _openvino_values(artifact: Artifact, images: np.ndarray, wanted: list[str]) 
     model.add_outputs(chosen)
     batch = artifact.input_batch(images)
     model.reshape(list(batch.shape))  # an open batch size would crash quantised networks, see OpenVinoRunner
+    hint = "bf16" if artifact.manifest.computes == "bf16" else "f32"
     with signal_stack_kept():
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     outputs = compiled(np.ascontiguousarray(batch))
     return {name: np.array(outputs[name]) for name in (*chosen, "logits")}

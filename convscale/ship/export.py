@@ -4,123 +4,50 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
-from convscale.artifact.manifest import MODEL_FILES, Manifest
+from convscale.artifact.manifest import MODEL_FILES
 from convscale.artifact.promise import Promise
-from convscale.conditions import Size, size_text
-from convscale.errors import UserError, first_line, nearest
+from convscale.conditions import Size
+from convscale.errors import UserError
 from convscale.files import write_json, write_text
-from convscale.formats.baked import Baked
-from convscale.formats.fold import fold
-from convscale.formats.ir import write_ir
-from convscale.formats.onnx import OPSET, store_half, write_onnx
-from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
-from convscale.networks.inputs import example_input, preprocessing_of
-from convscale.networks.resolve import Network, as_module
-from convscale.nn.modes import forward_logits
-from convscale.runtimes.base import need_runtime, runtimes_of
+from convscale.machine import available_cores
+from convscale.networks.resolve import Network
+from convscale.runtimes.base import runtimes_of
 from convscale.ship.card import model_card
+from convscale.ship.draft import FLOAT_FILE, ExportRequest, Images, Labels, Shared, check_form, draft, noise_images
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
-from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
-from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, reference_logits, verify
+from convscale.ship.quantize import (
+    RANKING,
+    SKETCH,
+    quantize_file,
+    rank_layers,
+    routes_of,
+    search_float_layers,
+    spread,
+)
+from convscale.ship.tune import Settings, first_look, in_turns, settings_of
+from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, verify
+from convscale.words import exact
 
-FORMATS = tuple(MODEL_FILES)
-FLOAT_FILE = "float.onnx"
-"""The float network INT8 is made from; gone before the folder gets its name."""
-OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
-"""Names of a network's outputs, without and with baked preprocessing."""
-NOISE_IMAGES = 8
-"""Images of seeded noise that stand in where none are given."""
-
-Images = np.ndarray | Sequence[np.ndarray]
-"""uint8 (N, H, W, C), or batches of that."""
-Labels = Sequence[int] | np.ndarray
-"""(N,), or for several labels (N, classes) of zeros and ones."""
-
-
-@dataclass(kw_only=True)
-class Shared:
-    """What several exports of one network, at one preprocessing and on the same images, have in common: made once, by
-    the first that needs it.
-    """
-
-    folder: Path
-    """Where the float ONNX files are kept."""
-    graph: fx.GraphModule | None = None
-    """The network, folded."""
-    reference: np.ndarray | None = None
-    """Its logits of the images that artefacts are checked on."""
-
-    def folded(self, module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-        """The network, captured and folded."""
-        if self.graph is None:
-            self.graph = fold(module, example)
-        return self.graph
-
-    def logits(self, module: nn.Module, artifact: Artifact, images: Images) -> np.ndarray:
-        """The network's logits of the images."""
-        if self.reference is None:
-            parts = [images] if isinstance(images, np.ndarray) else images
-            logits = [reference_logits(module, artifact, part) for part in parts if len(part)]
-            if not logits:
-                raise UserError("there are no images to check the artefact on; give at least one")
-            self.reference = np.concatenate(logits)
-        return self.reference
+PAYS_BATCH = 8
+"""Images per call where a single INT8 form is timed against float."""
+HOPELESS = 1.1
+"""An INT8 form that costs so many times what float costs at first sight is not looked at again."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ExportRequest:
-    """What an artefact is to be: the arguments of :func:`export`, which says what they mean."""
-
-    format: str = "onnx"
-    """``onnx``, ``openvino`` or ``torch``."""
-    image_size: Size | None = None
-    """In pixels; None: the preprocessing's or the network's own."""
-    classes: Sequence[str] | None = None
-    """Names of the outputs; None: their numbers."""
-    preprocessing: Preprocessing | None = None
-    """None: as the network says."""
-    bake: bool = False
-    """Preprocessing and softmax become part of the network."""
-    half: bool = False
-    """Weights in half precision."""
-    strided_stem: bool = False
-    """A space-to-depth stem as one strided convolution."""
-    int8: bool = False
-    """Quantised to 8 bits."""
-    calibration_images: np.ndarray | None = None
-    """For INT8: uint8 (N, H, W, C)."""
-    max_drop: float = 0.5
-    """Accuracy points INT8 may lose."""
-    spec: NetSpec | Mapping[str, object] | None = None
-    """To keep beside it; None: the network's own."""
-    card: Mapping[str, str] | None = None
-    """Facts for the model card."""
-    thresholds: Sequence[float] | None = None
-    """For several labels per image; None: one label."""
-    verify_images: Images | None = None
-    """To check it on; None: noise."""
-    verify_labels: Labels | None = None
-    """Their classes."""
-    promise: Promise | None = None
-    """The speed it is to have on a device that is not here."""
-
-    @property
-    def precision(self) -> str:
-        """Of the stored weights."""
-        return "int8" if self.int8 else "fp16" if self.half else "fp32"
+class Slower(UserError):
+    """INT8 is slower than float, so it is not written."""
 
 
 def export(
@@ -134,6 +61,7 @@ def export(
     bake: bool = False,
     half: bool = False,
     strided_stem: bool = False,
+    bf16: bool = False,
     int8: bool = False,
     calibration_images: np.ndarray | None = None,
     max_drop: float = 0.5,
@@ -160,7 +88,10 @@ def export(
         half: store the weights in half precision (they are computed with in float32 on a CPU).
         strided_stem: write a space-to-depth stem as one strided convolution; ``export_fastest`` tries whether that is
             faster here.
-        int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``).
+        bf16: compute in bfloat16 (format ``openvino``), with ``int8`` what is left in float. Processors without it
+            compute such an artefact in float32; none is written there.
+        int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``), by the fastest quantiser that is
+            installed and passes. Where it is not faster than float here, nothing is written.
         calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32; of more than
             300, 300 that are spread evenly over them are used.
         max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds.
@@ -179,7 +110,7 @@ def export(
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
-            folder.
+            folder; INT8 is slower than float, or bf16 emulated.
         Withheld: the artefact does not say what the network says; nothing is left under ``out_dir``.
     """
     request = ExportRequest(
@@ -190,6 +121,7 @@ def export(
         bake=bake,
         half=half,
         strided_stem=strided_stem,
+        bf16=bf16,
         int8=int8,
         calibration_images=calibration_images,
         max_drop=max_drop,
@@ -210,40 +142,27 @@ def export_as(
     *,
     overwrite: bool = False,
     shared: Shared | None = None,
+    rival: Artifact | None = None,
 ) -> Artifact:
     """:func:`export`, asked for by a value.
 
     Args:
         shared: what earlier exports of the same network, preprocessing and images have made.
+        rival: the float form that an INT8 one of a stated route has to be faster than; None: that is looked at
+            elsewhere.
     """
-    calibration = _check_form(request)
-    module, name = as_module(net)
-    preprocessing = _preprocessing(module, request.preprocessing, request.image_size)
-    if request.promise is not None and request.promise.image_size != preprocessing.image_size:
-        raise UserError(
-            f"the promise is of {size_text(request.promise.image_size)} px, the artefact takes "
-            f"{size_text(preprocessing.image_size)} px"
-        )
-    example = example_input(module, preprocessing.image_size).cpu()
-    classes = _class_names(module, name, example, request)
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    record = _record(request, module, name, len(classes))
+    if request.int8 and request.int8_route is None:
+        return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
+    made = draft(net, request)
+    module, preprocessing, record = made.module, made.preprocessing, made.record
     images = noise_images(preprocessing) if request.verify_images is None else request.verify_images
     with staged_folder(out_dir, overwrite=overwrite) as folder:
-        _need_space(folder, module)
-        write_json(folder / "classes.json", classes)
-        write_json(folder / "preprocessing.json", preprocessing.to_dict())
         shared = shared or Shared(folder=folder)
-        manifest = Manifest.from_dict({**record, "files": {}}, folder)
-        try:
-            _write_model(module.cpu(), example, folder, manifest, preprocessing, shared)
-        finally:
-            module.to(device)
-        artifact = Artifact(folder, manifest)
+        artifact = made.write(folder, shared)
         reference = shared.logits(module, artifact, images)
-        if calibration is not None:
-            record["int8"] = _quantise(module, artifact, shared, calibration, images, request)
-            artifact = Artifact(folder, manifest)  # the file is another now
+        if made.calibration is not None:
+            record["int8"] = _quantise(module, artifact, shared, made.calibration, images, request)
+            artifact = Artifact(folder, artifact.manifest)  # the file is another now
         checked = verify(
             module,
             artifact,
@@ -255,144 +174,117 @@ def export_as(
         )
         if not checked.passed:
             raise withheld(out_dir, checked)
+        if rival is not None:
+            _check_pays(artifact, rival, out_dir)
         write_json(folder / "verification.json", checked.to_dict())
-        write_text(folder / CARD, model_card(record, classes, preprocessing, checked, request.card or {}))
+        card = model_card(record, made.classes, preprocessing, checked, request.card or {})
+        write_text(folder / CARD, card)
         seal(folder, record)
     return load_artifact(out_dir)
 
 
-def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: ExportRequest) -> list[str]:
-    """The names of the network's outputs.
+def sketch(net: Network, folder: Path, request: ExportRequest, shared: Shared) -> Artifact:
+    """The form that a request asks for as far as its speed goes: quantised on a few images, with no layer left in
+    float, and not checked. It takes seconds where an export takes minutes, and is not to be kept.
+
+    Args:
+        folder: to make.
 
     Raises:
-        UserError: there are not as many names, or thresholds, as outputs; a threshold is no probability.
+        UserError: as for export, of what is bad before anything is run; or the route can not quantise the network.
     """
-    count = _num_classes(module, example)
-    names = [str(i) for i in range(count)] if request.classes is None else [str(c) for c in request.classes]
-    if len(names) != count:
-        raise UserError(f"classes names {len(names)} classes, {name} has {count} outputs")
-    given = request.thresholds
-    if given is not None and not (len(given) == count and all(0 <= value <= 1 for value in given)):
-        raise UserError(f"thresholds must be {count} probabilities, one for each class, got {list(given)}")
-    return names
+    made = draft(net, request)
+    folder.mkdir()
+    artifact = made.write(folder, shared)
+    if made.calibration is not None:
+        assert request.int8_route is not None, "a sketch is of one route"
+        few = made.calibration[spread(len(made.calibration), SKETCH)]
+        _quantised(artifact, shared, request.int8_route, few, ())
+        (folder / FLOAT_FILE).unlink()
+    return artifact
 
 
-def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: int) -> dict[str, object]:
-    """What the artefact's record says, before its files are there."""
-    spec = getattr(module, "spec", None) if request.spec is None else request.spec
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": name,
-        "format": request.format,
-        "precision": request.precision,
-        "baked": request.bake,
-        "strided_stem": request.strided_stem,
-        "num_classes": num_classes,
-        "thresholds": None if request.thresholds is None else [float(value) for value in request.thresholds],
-        "opset": OPSET if request.format == "onnx" else None,
-        "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
-        "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
-        **({} if request.promise is None else {"promise": request.promise.to_dict()}),
-    }
+def _export_int8(
+    net: Network,
+    out_dir: str | os.PathLike[str],
+    request: ExportRequest,
+    *,
+    overwrite: bool,
+    shared: Shared | None,
+) -> Artifact:
+    """INT8 by the fastest quantiser whose artefact passes; all are looked at on a few images first.
+
+    Raises:
+        Slower: none is faster than float.
+        UserError: those that are failed, or were withheld.
+    """
+    check_form(request)
+    reasons: list[UserError] = []
+    with (
+        staged_folder(out_dir, overwrite=overwrite) as folder,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".int8.") as place,
+    ):
+        shared = shared or Shared(folder=Path(place))
+        plain = replace(request, format="onnx", int8=False, bf16=False)
+        rival = sketch(net, Path(place) / "float", plain, shared)
+        how = Settings(
+            runtime=runtimes_of(request.format)[0],
+            threads=rival.threads or available_cores(),
+            streams=1,
+            batch_size=PAYS_BATCH,
+        )
+        seconds = {"float": first_look(rival, how)}
+        for route in routes_of(request.format):
+            try:
+                look = sketch(net, Path(place) / f"look-{route}", replace(request, int8_route=route), shared)
+                seconds[route] = first_look(look, how)
+            except UserError as reason:
+                reasons.append(reason)
+        floats = seconds.pop("float")
+        for route in sorted(seconds, key=lambda route: seconds[route]):
+            if seconds[route] > HOPELESS * floats:
+                reasons.append(_slower(out_dir, how, 1 / seconds[route], 1 / floats))
+                continue
+            try:
+                one = replace(request, int8_route=route)
+                made = export_as(net, Path(place) / route, one, shared=shared, rival=rival)
+            except Withheld as reason:
+                reasons.append(withheld(out_dir, reason.verification))
+                continue
+            except UserError as reason:
+                reasons.append(reason)
+                continue
+            for path in made.folder.iterdir():
+                shutil.move(path, folder / path.name)
+            break
+        else:
+            raise min(reasons, key=lambda reason: not isinstance(reason, Withheld))
+    return load_artifact(out_dir)
+
+
+def _check_pays(artifact: Artifact, rival: Artifact, out_dir: str | os.PathLike[str]) -> None:
+    """
+    Raises:
+        Slower: an INT8 artefact is slower than its float form.
+    """
+    how = replace(settings_of(artifact), batch_size=PAYS_BATCH, streams=1)
+    ours, floats = in_turns([(artifact, how), (rival, how)])
+    if ours.latency_s > floats.latency_s:
+        raise _slower(out_dir, how, ours.images_per_s, floats.images_per_s)
+
+
+def _slower(out_dir: str | os.PathLike[str], how: Settings, ours: float, floats: float) -> Slower:
+    return Slower(
+        f"artefact {Path(out_dir).name} is not written in INT8, which is slower than float here: {exact(ours)} against "
+        f"{exact(floats)} images/s in {how.runtime} (batch {how.batch_size}, {how.threads} threads); leave int8 out or "
+        "try another format"
+    )
 
 
 def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld:
     """The error for an artefact that did not pass, naming where the difference starts if that is known."""
     where = f"; the difference starts at {checked.drift_layer}" if checked.drift_layer else ""
     return Withheld(f"artefact {Path(out_dir)} is withheld: {checked.reason}{where}", checked)
-
-
-def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
-    """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
-    shape = (count, preprocessing.height, preprocessing.width, preprocessing.channels)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: Size | None) -> Preprocessing:
-    """The preprocessing to ship, checked against a size asked for beside it."""
-    if given is None:
-        return preprocessing_of(module, image_size)
-    if image_size is not None and image_size != given.image_size:
-        raise UserError(f"image_size is {image_size}, preprocessing says {given.image_size}; give one of them")
-    return given
-
-
-def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
-    """Outputs per image, by running it.
-
-    Raises:
-        UserError: it can not take the example's shape, or does not give (N, classes).
-    """
-    try:
-        logits = forward_logits(module, example)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first_line(error)}"
-        ) from error
-    if logits.ndim != 2:
-        raise UserError(
-            f"an artefact is a classifier with outputs (N, classes), {type(module).__name__} gives "
-            f"{tuple(logits.shape)}"
-        )
-    return logits.shape[1]
-
-
-def _check_form(request: ExportRequest) -> np.ndarray | None:
-    """The calibration images for INT8, None for float.
-
-    Raises:
-        UserError: an unknown format, a missing runtime, or a combination that does not exist.
-    """
-    if request.format not in FORMATS:
-        raise UserError(f"format {request.format!r} is unknown{nearest(request.format, FORMATS)}")
-    need_runtime(runtimes_of(request.format)[0])
-    if request.format == "torch" and (request.half or request.int8):
-        form = "int8" if request.int8 else "half"
-        raise UserError(f"format torch has no {form} form; use format onnx or openvino")
-    if request.half and request.int8:
-        raise UserError("half and int8 exclude each other; choose one")
-    return check_calibration(request.calibration_images) if request.int8 else None
-
-
-def _write_model(
-    module: nn.Module,
-    example: torch.Tensor,
-    folder: Path,
-    manifest: Manifest,
-    preprocessing: Preprocessing,
-    shared: Shared,
-) -> None:
-    """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
-    form, half, int8 = manifest.format, manifest.precision == "fp16", manifest.precision == "int8"
-    baked, strided = manifest.baked, manifest.strided_stem
-    net: nn.Module = shared.folded(module, example)
-    if strided:
-        net = fold(net, example, strided_stem=True)
-    if baked:
-        net, example = (
-            Baked(net, preprocessing, several=manifest.thresholds is not None),
-            torch.from_numpy(noise_images(preprocessing, 2)),
-        )
-    if form == "torch":
-        write_program(net, example, folder / "model.pt2")
-        return
-    onnx_path = folder / (FLOAT_FILE if int8 else "model.onnx")
-    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}.onnx"
-    if shared.folder == folder:
-        write_onnx(net, example, onnx_path, outputs=OUTPUTS[baked])
-    else:
-        if not kept.is_file():
-            write_onnx(net, example, kept, outputs=OUTPUTS[baked])
-        shutil.copyfile(kept, onnx_path)
-    if int8:
-        return
-    if form == "openvino":
-        write_ir(onnx_path, folder / "model.xml", half=half)
-        onnx_path.unlink()
-    elif half:
-        store_half(onnx_path)
 
 
 def _quantise(
@@ -404,8 +296,8 @@ def _quantise(
     request: ExportRequest,
 ) -> dict[str, object]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
-    folder, labels, max_drop = probe.folder, request.verify_labels, request.max_drop
-    source, target = folder / FLOAT_FILE, folder / MODEL_FILES[probe.format][0]
+    folder, labels, max_drop, route = probe.folder, request.verify_labels, request.max_drop, request.int8_route
+    assert route is not None, "a route was chosen"
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
     def ranked() -> Sequence[Layer]:
@@ -414,12 +306,8 @@ def _quantise(
         )
         return rank_layers(graph, batch, layers)
 
-    def batches() -> Iterator[np.ndarray]:
-        for i in range(len(calibration)):
-            yield probe.input_batch(calibration[i : i + 1])
-
     def attempt(kept: Sequence[Layer]) -> float:
-        quantize_file(source, target, batches, len(calibration), [layer.file_value for layer in kept])
+        _quantised(probe, shared, route, calibration, [layer.file_value for layer in kept])
         candidate = Artifact(folder, probe.manifest)
         checked = verify(
             module, candidate, images, labels, max_drop=max_drop, reference=shared.reference, find_drift=False
@@ -429,8 +317,9 @@ def _quantise(
         return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
 
     steps, _ = search_float_layers(ranked, total, attempt, max_drop)
-    source.unlink()
+    (folder / FLOAT_FILE).unlink()
     return {
+        "route": route,
         "calibration_images": len(calibration),
         "max_drop": max_drop,
         "layers": total,
@@ -438,15 +327,32 @@ def _quantise(
     }
 
 
-def _need_space(folder: Path, module: nn.Module) -> None:
+def _quantised(
+    probe: Artifact,
+    shared: Shared,
+    route: str,
+    calibration: np.ndarray,
+    float_values: Sequence[str],
+) -> None:
+    """Put the quantised network into an artefact's folder, made from the float file there or kept from an earlier
+    export: what float operations are computed in does not change it.
+
+    Args:
+        float_values: output names of layers to leave in float.
     """
-    Raises:
-        UserError: the disk has no room for the weights twice (the file, and its temporary form).
-    """
-    need = 2 * sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) + 10_000_000
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(
-            f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or "
-            "name another folder"
-        )
+    names = MODEL_FILES[probe.format]
+    key = (probe.format, route, probe.baked, probe.manifest.strided_stem, len(calibration))
+    kept = None if float_values else shared.quantised.get(key)
+    if kept is not None:
+        for name in names:
+            shutil.copyfile(kept / name, probe.folder / name)
+        return
+    # One image at a time: ranges are of each.
+    batches = [probe.input_batch(calibration[i : i + 1]) for i in range(len(calibration))]
+    quantize_file(probe.folder / FLOAT_FILE, probe.model_path, route, batches, float_values)
+    if shared.folder == probe.folder or float_values:
+        return
+    kept = shared.quantised[key] = shared.folder / f"int8-{len(shared.quantised)}"
+    kept.mkdir()
+    for name in names:
+        shutil.copyfile(probe.folder / name, kept / name)

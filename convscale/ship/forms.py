@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,12 +17,27 @@ from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
 from convscale.conditions import Size
 from convscale.errors import UserError, first_line, nearest
 from convscale.formats.fold import has_deep_stem
+from convscale.machine import available_cores
 from convscale.networks.inputs import example_input
-from convscale.networks.resolve import as_module
+from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
-from convscale.ship.export import ExportRequest, Network, Shared, export_as
-from convscale.ship.tune import BATCH_SIZES, Trial, Tuning, cost, in_turns, settings_of, tune
+from convscale.ship.draft import ExportRequest, Shared, no_bf16
+from convscale.ship.export import export_as, sketch
+from convscale.ship.quantize import routes_of
+from convscale.ship.tune import (
+    BATCH_SIZES,
+    Settings,
+    Trial,
+    Tuning,
+    cost,
+    first_look,
+    in_turns,
+    settings_of,
+    tune,
+    usual_batch,
+)
 from convscale.ship.verify import Withheld
+from convscale.words import exact
 
 FLOAT = "onnx-fp32"
 """The form that every network must pass in; what the others are compared with."""
@@ -34,25 +49,49 @@ class Form:
 
     format: str
     """Of the file."""
-    int8: bool = False
-    """In 8 bits."""
+    int8: str | None = None
+    """In 8 bits, by this key of ``convscale.ship.quantize.ROUTES``; None: in float."""
+    bf16: bool = False
+    """Float operations are computed in bfloat16."""
     strided_stem: bool = False
     """A space-to-depth stem as one strided convolution."""
+
+    def of(self, request: ExportRequest) -> ExportRequest:
+        """A request, for this form."""
+        return replace(
+            request,
+            format=self.format,
+            int8=self.int8 is not None,
+            int8_route=self.int8,
+            bf16=self.bf16,
+            strided_stem=self.strided_stem,
+        )
 
 
 FORMS = {
     FLOAT: Form(format="onnx"),
     "onnx-fp32-strided": Form(format="onnx", strided_stem=True),
     "openvino-fp32": Form(format="openvino"),
+    "openvino-bf16": Form(format="openvino", bf16=True),
+    "openvino-bf16-strided": Form(format="openvino", bf16=True, strided_stem=True),
     "torch-fp32": Form(format="torch"),
-    "onnx-int8": Form(format="onnx", int8=True),
-    "onnx-int8-strided": Form(format="onnx", int8=True, strided_stem=True),
-    "openvino-int8": Form(format="openvino", int8=True),
-    "openvino-int8-strided": Form(format="openvino", int8=True, strided_stem=True),
+    "onnx-int8": Form(format="onnx", int8="nncf"),
+    "onnx-int8-strided": Form(format="onnx", int8="nncf", strided_stem=True),
+    "onnx-int8-ort": Form(format="onnx", int8="onnxruntime"),
+    "onnx-int8-ort-strided": Form(format="onnx", int8="onnxruntime", strided_stem=True),
+    "openvino-int8": Form(format="openvino", int8="nncf"),
+    "openvino-int8-strided": Form(format="openvino", int8="nncf", strided_stem=True),
+    "openvino-int8-bf16": Form(format="openvino", int8="nncf", bf16=True),
+    "openvino-int8-bf16-strided": Form(format="openvino", int8="nncf", bf16=True, strided_stem=True),
 }
-"""The forms by name, in the order they are tried. ``strided``: a space-to-depth stem as one strided convolution."""
+"""The forms by name, in the order they are named in. ``ort``: by ONNX Runtime's own quantiser, else by NNCF.
+``strided``: a space-to-depth stem as one strided convolution."""
 NEAR = 1.3
 """Forms that cost at most this many times the cheapest are timed against it, in turns, at the end."""
+NEAR_AT_SIGHT = 1.5
+"""Forms that cost more than this many times the cheapest that passed, both looked at for a moment, are not made."""
+LOOK_BATCH = 8
+"""Images per call of such a look, at most."""
 
 INT8_MARGIN = 1.05
 """INT8 is shipped where it is at least so many times as fast as float: what it may cost in accuracy has to buy
@@ -60,6 +99,50 @@ something."""
 
 Forms = dict[str, Artifact | UserError]
 OnForm = Callable[[str, "Tuning | UserError"], object]
+
+
+class TooSlow(UserError):
+    """A form was not made: at first sight it is too slow to win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What the fastest form is looked for by."""
+
+    goal: str = "throughput"
+    """``throughput`` or ``latency``."""
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    """Those to try."""
+    threads: int | None = None
+    """The most to use; None: one per core."""
+    min_seconds: float = 0.5
+    """Each setting is timed for at least this long."""
+    runtimes: Sequence[str] | None = None
+    """Those to try; None: all that are installed."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+
+    def first_look(self, artifact: Artifact) -> float:
+        """Seconds per image in the best runtime, at one setting, for a moment.
+
+        Raises:
+            UserError: no runtime can run it.
+        """
+        threads = self.threads or available_cores()
+        batch = min(LOOK_BATCH, usual_batch(self.goal, self.batch_sizes))
+        known = [name for name in runtimes_of(artifact.format) if name in installed_runtimes()]
+        found: list[float] = []
+        reason = UserError(f"no runtime for format {artifact.format} is installed")
+        for name in [name for name in known if name in (self.runtimes or known)]:
+            streams = threads if self.goal == "throughput" and batch >= threads and runtime_of(name).streams else 1
+            how = Settings(runtime=name, threads=threads, streams=streams, batch_size=batch)
+            try:
+                found.append(first_look(artifact, how))
+            except UserError as error:
+                reason = error
+        if not found:
+            raise reason
+        return min(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +184,8 @@ class Fastest:
         for name, result in self.forms.items():
             if isinstance(result, Withheld):
                 forms[name] = {"withheld": result.verification.reason}
+            elif isinstance(result, TooSlow):
+                forms[name] = {"skipped": str(result)}
             elif isinstance(result, UserError):
                 forms[name] = {"failed": str(result)}
             else:
@@ -116,19 +201,33 @@ def _quartiles(trial: Trial) -> tuple[float, float]:
     return float(low) / trial.latency_s, float(high) / trial.latency_s
 
 
-def form_names(net: Network, *, int8: bool, image_size: Size | None = None, torch: bool = False) -> list[str]:
+def form_names(
+    net: Network, *, int8: bool, bf16: bool = False, image_size: Size | None = None, torch: bool = False
+) -> list[str]:
     """The forms worth trying for a network with what is installed here.
 
     Args:
+        int8: by every quantiser; with the rest in bfloat16 too, where the processor has it.
+        bf16: what is float in bfloat16 too.
         torch: try PyTorch's compiler too; it needs a minute per network, and on CPUs the others were faster on every
             network measured.
     """
-    can_run_openvino = set(runtimes_of("openvino")) & set(installed_runtimes())
-    best_int8 = "openvino-int8" if can_run_openvino else "onnx-int8"
-    wanted = [FLOAT, *(["torch-fp32"] if torch else []), *({"onnx-int8", best_int8} if int8 else ())]
+    wanted = [FLOAT]
+    has_bf16 = "openvino" in installed_runtimes() and not no_bf16("openvino")
+    for name, form in FORMS.items():
+        runs = set(runtimes_of(form.format)) & set(installed_runtimes())
+        # OpenVINO opens the float ONNX file itself.
+        if form.strided_stem or not runs or (form.format == "openvino" and form.int8 is None and not form.bf16):
+            continue
+        if form.int8 is not None:
+            if int8 and form.int8 in routes_of(form.format) and (has_bf16 or not form.bf16):
+                wanted.append(name)
+        elif (form.bf16 and bf16 and has_bf16) or (form.format == "torch" and torch):
+            wanted.append(name)
     module, _ = as_module(net)
     if has_deep_stem(module, example_input(module, image_size)):
-        wanted += [f"{FLOAT}-strided", *([f"{best_int8}-strided"] if int8 else [])]
+        best = "openvino" if "openvino-int8" in wanted else "onnx"
+        wanted += [f"{name}-strided" for name in wanted if FORMS[name].int8 is None or FORMS[name].format == best]
     return [name for name in FORMS if name in wanted]
 
 
@@ -140,11 +239,19 @@ def forms_in(runtime: str | None, names: Sequence[str]) -> list[str]:
     return [name for name in names if name == FLOAT or FORMS[name].format in formats]
 
 
-def export_forms(net: Network, folder: str | os.PathLike[str], names: Sequence[str], **keywords: Any) -> Forms:
+def export_forms(
+    net: Network,
+    folder: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    search: Search | None = None,
+    **keywords: Any,
+) -> Forms:
     """Export a network in several forms, each into a folder of its name below ``folder``. What they share is made once.
 
     Args:
         names: keys of ``FORMS``, the float form among them.
+        search: look at each form's speed first, in seconds, and export those near the best alone; None: all of them.
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
 
     Returns:
@@ -160,21 +267,68 @@ def export_forms(net: Network, folder: str | os.PathLike[str], names: Sequence[s
     forms: Forms = {}
     with tempfile.TemporaryDirectory(dir=place, prefix=".shared.") as common:
         shared = Shared(folder=Path(common))
-        for name in sorted(names, key=lambda name: name != FLOAT):
-            form = FORMS[name]
-            wanted = replace(request, format=form.format, int8=form.int8, strided_stem=form.strided_stem)
-            try:
-                forms[name] = export_as(net, place / name, wanted, shared=shared)
-            except UserError as reason:
-                if name == FLOAT:
-                    raise
+        forms[FLOAT] = export_as(net, place / FLOAT, FORMS[FLOAT].of(request), shared=shared)
+        others = [name for name in names if name != FLOAT]
+        looks: dict[str, float] = {}
+        if search is not None and search.device == "cpu" and any(FORMS[name].int8 for name in others):
+            looks[FLOAT] = search.first_look(forms[FLOAT])
+            for name in others:
+                # PyTorch's compiler takes a minute to look at.
+                if FORMS[name].format == "torch":
+                    continue
+                folder_of = Path(common) / f"look-{name}"
+                looked = _tried(name, partial(_look, net, folder_of, FORMS[name].of(request), shared, search))
+                if isinstance(looked, UserError):
+                    forms[name] = looked
+                else:
+                    looks[name] = looked
+        for name in sorted((n for n in others if n not in forms), key=lambda name: looks.get(name, 0.0)):
+            passed = {done: looks[done] for done, form in forms.items() if isinstance(form, Artifact) and done in looks}
+            if name in looks and (reason := _too_slow(name, looks, passed)):
                 forms[name] = reason
-            except Exception as error:
-                if not form.int8:
-                    raise
-                # A runtime may refuse what the quantiser made of one network; the other forms can still be shipped.
-                forms[name] = UserError(first_line(error))
-    return forms
+                continue
+            form = FORMS[name].of(request)
+            forms[name] = _tried(name, partial(export_as, net, place / name, form, shared=shared))
+    return {name: forms[name] for name in FORMS if name in forms}
+
+
+Made = TypeVar("Made")
+
+
+def _tried(name: str, make: Callable[[], Made]) -> Made | UserError:
+    """What was made, or why not. A runtime may refuse what a quantiser made of one network; the other forms can still
+    be shipped.
+    """
+    try:
+        return make()
+    except UserError as reason:
+        return reason
+    except Exception as error:
+        if FORMS[name].int8 is None:
+            raise
+        return UserError(first_line(error))
+
+
+def _look(net: Network, folder: Path, request: ExportRequest, shared: Shared, search: Search) -> float:
+    """Seconds per image of a sketch, which is gone afterwards."""
+    try:
+        return search.first_look(sketch(net, folder, request, shared))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _too_slow(name: str, looks: Mapping[str, float], passed: Mapping[str, float]) -> TooSlow | None:
+    """Why a form is not worth making in full: it is far behind one that passed, or, in 8 bits, behind float. Those that
+    looked faster were tried before it.
+    """
+    best, limit, what = min(passed.values()), NEAR_AT_SIGHT * min(passed.values()), "the best that passed"
+    floats = min(seconds for form, seconds in passed.items() if FORMS[form].int8 is None)
+    if FORMS[name].int8 is not None and floats < limit:
+        best, limit, what = floats, floats, "float"
+    if looks[name] <= limit:
+        return None
+    speed = exact(1 / looks[name])
+    return TooSlow(f"not made: at first sight ({speed} images/s) it costs {looks[name] / best:.1f} times {what}")
 
 
 def fastest_of(
@@ -240,17 +394,19 @@ def export_fastest(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int | None = None,
     int8: bool = True,
+    bf16: bool = False,
     torch: bool = False,
     min_seconds: float = 0.5,
     overwrite: bool = False,
     on_form: OnForm | None = None,
     **keywords: object,
 ) -> tuple[Artifact, Fastest]:
-    """Export in float and, with calibration images, in INT8 for each runtime; tune each; keep the fastest that passed
-    its gate.
+    """Export in float and, with calibration images, in INT8 by each quantiser; tune each; keep the fastest that passed
+    its gate. With INT8 all are looked at for a moment first, and those far from the best are not made in full.
 
     Args:
         int8: try INT8 too; needs ``calibration_images``.
+        bf16: try bfloat16 too, where the processor has it; its gate is wider than float32's.
         torch: try PyTorch's compiler too.
         on_form: called after each form, to show progress.
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
@@ -265,11 +421,9 @@ def export_fastest(
     int8 = int8 and keywords.get("calibration_images") is not None
     request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
     size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)
-    names = form_names(net, int8=int8, torch=torch, image_size=size)
-    choose = partial(
-        fastest_of, goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, on_form=on_form
-    )
-    fastest = export_winner(net, out_dir, names, choose, overwrite=overwrite, **keywords)
+    names = form_names(net, int8=int8, bf16=bf16, torch=torch, image_size=size)
+    search = Search(goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds)
+    fastest = export_winner(net, out_dir, names, search, overwrite=overwrite, on_form=on_form, **keywords)
     return load_artifact(out_dir), fastest
 
 
@@ -277,21 +431,25 @@ def export_winner(
     net: Network,
     out_dir: str | os.PathLike[str],
     names: Sequence[str],
-    choose: Callable[[Forms], Fastest],
+    search: Search,
     *,
     overwrite: bool = False,
+    on_form: OnForm | None = None,
     **keywords: Any,
 ) -> Fastest:
-    """Export a network in several forms and keep the one that ``choose`` takes, usually :func:`fastest_of`.
+    """Export a network in several forms and keep the one that :func:`fastest_of` takes.
 
     Args:
+        search: what it is looked for by.
+        on_form: called after each form, to show progress.
         keywords: as for :func:`export_forms`.
     """
     with (
         staged_folder(out_dir, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as place,
     ):
-        fastest = choose(export_forms(net, place, names, **keywords))
+        forms = export_forms(net, place, names, search=search, **keywords)
+        fastest = fastest_of(forms, **vars(search), on_form=on_form)
         for path in (Path(place) / fastest.winner).iterdir():
             shutil.move(path, folder / path.name)
     return fastest

@@ -1,15 +1,16 @@
 """Post-training INT8, and which layers must stay in float for the accuracy to hold.
 
-NNCF does the quantising: 8-bit weights per channel, 8-bit activations per tensor, ranges from calibration images.
-Weights use half of their range, so that the 16-bit sums of processors without VNNI can not overflow: an artefact made
-on one machine says the same on another.
+Two quantisers do it, each a row of ``ROUTES``: NNCF, and ONNX Runtime's own. 8-bit weights per channel, 8-bit
+activations per tensor, ranges from calibration images. Weights use half of their range, so that the 16-bit sums of
+processors without VNNI can not overflow: an artefact made on one machine says the same on another.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ CALIBRATION = 300
 """Calibration images used at most; NNCF's own default."""
 RANKING = 8
 """Images that the sensitivity of layers is ranked with."""
+SKETCH = 4
+"""Images that a quantised network is made with where its speed is looked at, and nothing else."""
+
+Quantiser = Callable[[Path, Path, Sequence[np.ndarray], Sequence[str]], None]
+"""From a float ONNX file to a quantised file, by images as the network takes them, one in a batch; last come output
+names of layers to leave in float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +53,40 @@ class Step:
         return {"float_layers": list(self.float_layers), "drop_points": self.drop_points}
 
 
-def check_calibration(images: np.ndarray | None) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """A way to 8 bits."""
+
+    formats: tuple[str, ...]
+    """The formats that it writes."""
+    library: str
+    """The module that quantises."""
+    install: str
+    """How a user gets it."""
+    quantise: Quantiser
+    """What does it; :func:`quantize_file` names what fails."""
+
+
+def routes_of(format: str | None = None) -> list[str]:
+    """The routes to an INT8 file of a format (None: of any) whose libraries are installed here, the usual one first."""
+    known = {name: route for name, route in ROUTES.items() if format is None or format in route.formats}
+    return [name for name, route in known.items() if find_spec(route.library) is not None]
+
+
+def check_calibration(images: np.ndarray | None, format: str | None = None) -> np.ndarray:
     """The calibration images to use: all, or ``CALIBRATION`` of them from all over the set, since sets often stand
     class by class.
 
+    Args:
+        images: (N, H, W, C); None: none were given.
+        format: what is to be quantised; None: any will do.
+
     Raises:
-        UserError: there are none or too few; or NNCF is not installed.
+        UserError: there are none or too few; or no quantiser of this format is installed.
     """
-    if find_spec("nncf") is None:
-        raise UserError("INT8 needs nncf, which is not installed; pip install nncf openvino")
+    if not routes_of(format):
+        wanted = [name for name, route in ROUTES.items() if format is None or format in route.formats]
+        raise UserError(f"INT8 needs {' or '.join(wanted)}, which is not installed; {ROUTES[wanted[0]].install}")
     count = 0 if images is None else len(images)
     if images is None or count < MIN_CALIBRATION:
         raise UserError(f"INT8 needs at least {MIN_CALIBRATION} calibration images of the training set, got {count}")
@@ -67,65 +99,144 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 
 def quantize_file(
-    source: Path,
-    target: Path,
-    batches: Callable[[], Iterator[np.ndarray]],
-    count: int,
-    float_values: Sequence[str] = (),
+    source: Path, target: Path, route: str, batches: Sequence[np.ndarray], float_values: Sequence[str] = ()
 ) -> None:
     """Quantise an ONNX file into another, or into an OpenVINO IR.
 
     Args:
         source: the float ONNX file.
         target: ``.onnx`` or ``.xml``.
-        batches: gives the calibration images one at a time, as the network takes them: (1, C, H, W), or (1, H, W, C)
-            where preprocessing is baked in.
-        count: how many there are.
+        route: a key of ``ROUTES`` that writes such files.
+        batches: the calibration images, each as the network takes it: (1, C, H, W), or (1, H, W, C) where preprocessing
+            is baked in.
         float_values: output names of layers to leave in float.
 
     Raises:
-        UserError: NNCF can not quantise this network.
+        UserError: this network can not be quantised so.
     """
-    with quiet(), signal_stack_kept():
-        import nncf
-        import onnx
-        import openvino as ov
-        from nncf.quantization.advanced_parameters import (
-            AdvancedQuantizationParameters,
-            OverflowFix,
-            QuantizationParameters,
-        )
+    try:
+        with quiet(), signal_stack_kept():
+            ROUTES[route].quantise(source, target, batches, float_values)
+    except Exception as error:
+        raise UserError(f"{route} can not quantise this network: {first_line(error)}") from error
 
-        model: Any = onnx.load(os.fspath(source))
-        to_onnx = target.suffix == ".onnx"
-        names = [node.name for node in model.graph.node if node.output and node.output[0] in set(float_values)]
-        if not to_onnx:
-            # An exporter's linear layer with bias becomes two operators named after it.
-            model = ov.Core().read_model(os.fspath(source))
-            all_names = [op.get_friendly_name() for op in model.get_ordered_ops()]
-            names = [name for name in all_names if any(name == n or name.startswith(f"{n}/") for n in names)]
-        first = _input_name(source) if to_onnx else None
-        dataset = nncf.Dataset(list(batches()), (lambda batch: {first: batch}) if to_onnx else None)
-        try:
-            quantised: Any = nncf.quantize(
-                model,
-                dataset,
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=count,
-                ignored_scope=nncf.IgnoredScope(names=names, validate=False) if names else None,
-                # ONNX Runtime's convolution takes one scale for its input; NNCF would give a depthwise one a scale per
-                # channel.
-                advanced_parameters=AdvancedQuantizationParameters(
-                    overflow_fix=OverflowFix.ENABLE,
-                    activations_quantization_params=QuantizationParameters(per_channel=False) if to_onnx else None,
-                ),
-            )
-        except Exception as error:
-            raise UserError(f"NNCF can not quantise this network: {first_line(error)}") from error
-        if to_onnx:
-            onnx.save(quantised, os.fspath(target))
-        else:
-            ov.save_model(quantised, os.fspath(target), compress_to_fp16=False)
+
+def _by_nncf(
+    source: Path, target: Path, batches: Sequence[np.ndarray], float_values: Sequence[str], *, preset: str
+) -> None:
+    import nncf
+    import onnx
+    import openvino as ov
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        OverflowFix,
+        QuantizationParameters,
+    )
+
+    model: Any = onnx.load(os.fspath(source))
+    to_onnx = target.suffix == ".onnx"
+    names = [node.name for node in model.graph.node if node.output and node.output[0] in set(float_values)]
+    if not to_onnx:
+        # The converter joins what belongs together, SiLU above all: of a sigmoid and a product, as a file is read,
+        # NNCF would quantise both branches.
+        model = ov.convert_model(os.fspath(source))
+        # An exporter's linear layer with bias becomes two operators named after it.
+        all_names = [op.get_friendly_name() for op in model.get_ordered_ops()]
+        names = [name for name in all_names if any(name == n or name.startswith(f"{n}/") for n in names)]
+    first = _input_name(source) if to_onnx else None
+    dataset = nncf.Dataset(batches, (lambda batch: {first: batch}) if to_onnx else None)
+    quantised: Any = nncf.quantize(
+        model,
+        dataset,
+        preset=nncf.QuantizationPreset(preset),
+        subset_size=len(batches),
+        ignored_scope=nncf.IgnoredScope(names=names, validate=False) if names else None,
+        # ONNX Runtime's convolution takes one scale for its input; NNCF would give a depthwise one a scale per channel.
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE,
+            activations_quantization_params=QuantizationParameters(per_channel=False) if to_onnx else None,
+        ),
+    )
+    if to_onnx:
+        onnx.save(quantised, os.fspath(target))
+    else:
+        ov.save_model(quantised, os.fspath(target), compress_to_fp16=False)
+
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""ONNX operators with weights."""
+BETWEEN = (
+    *("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Mul", "Add", "Concat", "Split"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Transpose", "Squeeze", "Unsqueeze"),
+)
+"""ONNX operators that ONNX Runtime has 8-bit kernels for, or that only pass values on: between two layers they stay in
+8 bits, so that activations such as SiLU and leaky ReLU do not go back to float."""
+
+
+def _by_onnx_runtime(source: Path, target: Path, batches: Sequence[np.ndarray], float_values: Sequence[str]) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            batch = next(self.left, None)
+            return None if batch is None else {first: batch}
+
+    model = onnx.load(os.fspath(source))
+    first = model.graph.input[0].name
+    add_pre_process_metadata(model)  # batch norm is folded already: else it asks for that, on the root logger
+    quantize_static(
+        model,
+        os.fspath(target),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=[*LAYERS, *BETWEEN],
+        nodes_to_exclude=_stay_in_float(model.graph, set(float_values)),
+        per_channel=True,
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,  # signed ones are half as fast without AMX
+        weight_type=QuantType.QInt8,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits are not rounded
+    )
+    quantised = onnx.load(os.fspath(target))
+    del quantised.metadata_props[:]
+    onnx.save(quantised, os.fspath(target))
+
+
+def _stay_in_float(graph: Any, float_values: set[str]) -> list[str]:
+    """Names of an ONNX graph's nodes that are not to be quantised: those asked for, what stands before the first layer
+    (baked preprocessing), and what comes after the logits.
+    """
+    below: set[str] = set()
+    after = {"logits"}
+    names = []
+    for node in graph.node:
+        if node.op_type in LAYERS or below & set(node.input):
+            below |= set(node.output)
+        past = bool(after & set(node.input))
+        if past:
+            after |= set(node.output)
+        if past or not below & set(node.output) or float_values & set(node.output):
+            names.append(node.name)
+    return names
+
+
+ROUTES = {
+    "nncf": Route(
+        formats=("openvino", "onnx"),
+        library="nncf",
+        install="pip install nncf openvino",
+        quantise=partial(_by_nncf, preset="mixed"),
+    ),
+    "onnxruntime": Route(
+        formats=("onnx",), library="onnxruntime", install="pip install onnxruntime", quantise=_by_onnx_runtime
+    ),
+}
+"""The quantisers by name, the usual one of each format first."""
 
 
 def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Layer]) -> list[Layer]:

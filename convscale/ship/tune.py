@@ -28,6 +28,8 @@ FINALISTS = 4
 """At most so many of them."""
 ROUNDS = 7
 """Times that these and the usual settings are timed, in turns."""
+LOOK_S = 0.3
+"""Timed seconds of a form where only those far from the best are to be left out."""
 MAX_SECONDS = 10.0
 """A setting gets no further call once it took so long."""
 
@@ -256,6 +258,14 @@ def in_turns(rivals: Sequence[tuple[Artifact, Settings]], rounds: int = ROUNDS, 
             call()  # the caches are somebody else's still
             taken += _timed(call, seconds, least=2)
     return [Trial(settings=settings, times_s=tuple(taken)) for (_, settings), taken in zip(rivals, times, strict=True)]
+
+
+def first_look(artifact: Artifact, settings: Settings, seconds: float = LOOK_S) -> float:
+    """Seconds per image, taken in a moment, of the faster calls: what else a machine does only makes calls slower. Good
+    for leaving out what is far from the best, for no more.
+    """
+    times = _first_look(artifact, settings, seconds, {})
+    return float(np.quantile(times, 0.25)) / settings.batch_size
 
 
 def settings_of(artifact: Artifact) -> Settings:

@@ -337,7 +337,17 @@ class Verification(Open):
 class Form(Open):
     """A form that was tried: its speed and settings, or why there is none."""
 
-    omitted = ("runtime", "threads", "streams", "batch_size", "images_per_s", "latency_s", "withheld", "failed")
+    omitted = (
+        "runtime",
+        "threads",
+        "streams",
+        "batch_size",
+        "images_per_s",
+        "latency_s",
+        "withheld",
+        "failed",
+        "skipped",
+    )
 
     runtime: str | None = None
     threads: int | None = None
@@ -347,6 +357,7 @@ class Form(Open):
     latency_s: float | None = None
     withheld: str | None = None
     failed: str | None = None
+    skipped: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

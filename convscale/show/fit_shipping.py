@@ -11,7 +11,12 @@ from convscale.show.fit_parts import Form, Int8, Search
 from convscale.show.fit_record import FitRecord
 from convscale.show.page import Column, Section, cell, paragraph, table, tag
 
-_BITS = {"fp32": "float32", "int8": "8 bits"}
+_BITS = {"fp32": "float32", "bf16": "bfloat16", "int8": "8 bits"}
+_MORE = {
+    "ort": "by ONNX Runtime's quantiser",
+    "bf16": "the rest in bfloat16",
+    "strided": "stem as one strided convolution",
+}
 _LIBRARIES = {"onnx": "ONNX file", "openvino": "OpenVINO file", "torch": "PyTorch program"}
 
 
@@ -50,8 +55,8 @@ def _sentence(search: Search) -> str:
 def _cells(name: str, form: Form, won: bool) -> list[str]:
     """One row, as HTML cells."""
     if form.images_per_s is None:
-        why = form.withheld or form.failed or ""
-        verdict = tag("withheld" if form.withheld else "does not run", "bad")
+        why = form.withheld or form.failed or form.skipped or ""
+        verdict = tag("slower") if form.skipped else tag("withheld" if form.withheld else "does not run", "bad")
         return [_form(name), words.UNKNOWN, words.UNKNOWN, "", f"{verdict} {escape(why)}"]
     threads, streams = words.plural(form.threads or 1, "thread"), words.plural(form.streams or 1, "stream")
     where = f"{form.runtime or '?'}, {threads}, {streams}, batch {form.batch_size or '?'}"
@@ -72,9 +77,9 @@ def _form(name: str) -> str:
     if name == "usual":
         return "ONNX file, float32"
     library, _, rest = name.partition("-")
-    bits, _, stem = rest.partition("-")
+    bits, *more = rest.split("-")
     text = f"{_LIBRARIES.get(library, library)}, {_BITS.get(bits, bits)}"
-    return cell(text, "stem as one strided convolution" if stem == "strided" else "")
+    return cell(text, "; ".join(_MORE.get(word, word) for word in more))
 
 
 def _kept_in_float(int8: Int8 | None) -> str:

@@ -83,7 +83,8 @@ def test_the_fastest_form_of_a_checkpoint(
     code, text, err = call("export", checkpoint, "--output", out, *options)
     assert code == 0, err
     assert "agrees with the trained network on" in text
-    for form in ("onnx-fp32", "onnx-fp32-strided", "onnx-int8", "openvino-int8", "openvino-int8-strided"):
+    eight = ("onnx-int8", "onnx-int8-ort", "openvino-int8", "openvino-int8-strided")
+    for form in ("onnx-fp32", "onnx-fp32-strided", *eight):
         assert f"{form}: " in err
     card = (out / "README.md").read_text()
     assert "- **Licence**: CC0" in card
@@ -225,7 +226,9 @@ def test_bad_exports_leave_nothing(
     refused(call(*export, "--half", "--format", "torch"), "format torch has no half form")
     refused(call(*export, "--half", "--format", "fastest"), "--half does not go with --format fastest")
     refused(call(*export, "--card", "licence"), "--card takes key=value, got 'licence'")
-    refused(call(*export, "--data-dir", pictures, "--int8", "--max-drop", -1), "is withheld: INT8 loses")
+    refused(call(*export, "--bf16"), "format onnx has no bf16 form; use format openvino")
+    monkeypatch.setattr(tune_module, "_timed", lambda run, seconds, least: [run() or 0.01])
+    refused(call(*export, "--data-dir", pictures, "--int8", "--max-drop", -1), "a is withheld: INT8 loses")
     monkeypatch.setattr("convscale.runtimes.base.find_spec", lambda name: None)
     refused(call(*export, "--format", "openvino"), "runtime openvino is not installed; pip install openvino")
     assert not out.exists()

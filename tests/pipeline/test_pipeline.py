@@ -117,12 +117,12 @@ def test_int8_is_chosen_on_validation_and_reported_on_the_test_set(splits, tmp_p
         Basis(conditions=Conditions(batch_size=4, threads=1, runtime="onnxruntime")),
         Shipping(runtime="onnxruntime", int8=True, max_drop=100.0), card={"data": "some"}, say=said.append,
     )  # fmt: skip
-    assert list(found.forms) == ["onnx-fp32", "onnx-int8"]
+    assert list(found.forms) == ["onnx-fp32", "onnx-int8", "onnx-int8-ort"]
     assert artifact.verification["n"] == 300
     assert checked.n == 500
     assert checked.precision == artifact.precision
     assert artifact.runtime == "onnxruntime"
-    assert [line.split(":")[0] for line in said] == ["onnx-fp32", "onnx-int8"]
+    assert [line.split(":")[0] for line in said] == ["onnx-fp32", "onnx-int8", "onnx-int8-ort"]
 
 
 def test_report_is_one_file_that_names_the_winner(run):

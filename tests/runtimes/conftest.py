@@ -1,3 +1,3 @@
 """The small network and its artefact that the tests of shipping use."""
 
-from tests.ship.conftest import images, onnx_art, preprocessing, tiny  # noqa: F401
+from tests.ship.conftest import all_as_fast, images, onnx_art, preprocessing, tiny  # noqa: F401

@@ -12,6 +12,14 @@ from convscale.images.preprocess import Preprocessing
 from convscale.ship.export import export
 
 
+@pytest.fixture(autouse=True)
+def all_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All forms look equally fast, and INT8 pays: what a test's tiny network takes is chance."""
+    monkeypatch.setattr("convscale.ship.export.first_look", lambda artifact, settings: 1.0)
+    monkeypatch.setattr("convscale.ship.export._check_pays", lambda *rivals: None)
+    monkeypatch.setattr("convscale.ship.forms.Search.first_look", lambda search, artifact: 1.0)
+
+
 class Tiny(nn.Module):
     """A strided stem, a residual block with a blur and dropout, a linear head: what exporting must cope with, in
     milliseconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,20 +14,31 @@ import convscale as cs
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
 from convscale.machine import Environment
+from convscale.ship import draft as draft_module
 from convscale.ship import forms as module
 from convscale.ship import tune as tune_module
-from convscale.ship.forms import FLOAT, FORMS, export_fastest, export_forms, fastest_of, form_names
+from convscale.ship.draft import ExportRequest
+from convscale.ship.forms import (
+    FLOAT,
+    FORMS,
+    Search,
+    TooSlow,
+    export_fastest,
+    export_forms,
+    fastest_of,
+    form_names,
+)
 from convscale.ship.tune import Settings, Trial, Tuning
 from convscale.ship.verify import Withheld
 
-SECONDS = {"onnx-fp32": 1.0, "openvino-fp32": 0.9, "onnx-int8": 0.5, "openvino-int8": 0.55}
+SECONDS = {"onnx-fp32": 1.0, "openvino-fp32": 0.9, "onnx-int8": 0.5, "onnx-int8-ort": 0.8, "openvino-int8": 0.55}
 """Of a call at first sight, by form."""
-AGAIN = {"onnx-fp32": 1.0, "openvino-fp32": 0.9, "onnx-int8": 0.5, "openvino-int8": 0.4}
+AGAIN = {"onnx-fp32": 1.0, "openvino-fp32": 0.9, "onnx-int8": 0.5, "onnx-int8-ort": 0.8, "openvino-int8": 0.4}
 """In turns at the end: what looked second was disturbed."""
 
 
 def form_of(artifact: Artifact) -> str:
-    return f"{artifact.format}-{artifact.precision}"
+    return artifact.folder.name
 
 
 @pytest.fixture
@@ -52,6 +64,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setattr(module, "in_turns", in_turns)
     monkeypatch.setattr(module, "installed_runtimes", lambda: ("eager", "onnxruntime", "openvino"))
+    monkeypatch.setattr(module, "no_bf16", lambda format: "this processor has none")
     return turns
 
 
@@ -61,7 +74,7 @@ def test_the_fastest_form_that_passed(
     art, found = export_fastest(
         tiny, tmp_path / "a", batch_sizes=(2,), calibration_images=images, verify_images=images, max_drop=100.0
     )
-    assert list(found.forms) == ["onnx-fp32", "onnx-int8", "openvino-int8"]
+    assert list(found.forms) == ["onnx-fp32", "onnx-int8", "onnx-int8-ort", "openvino-int8"]
     # Float is twice as slow as the best at first sight: it is looked at again only as what the gain is stated over.
     assert made_up == [["onnx-int8", "openvino-int8", "onnx-fp32"]]
     assert (found.winner, art.format, art.precision) == ("openvino-int8", "openvino", "int8")
@@ -80,7 +93,8 @@ def test_int8_must_be_worth_it(
     for seconds, winner in ((0.97, FLOAT), (0.94, "onnx-int8")):
         monkeypatch.setitem(SECONDS, "onnx-int8", seconds)
         monkeypatch.setitem(AGAIN, "onnx-int8", seconds)
-        monkeypatch.setitem(SECONDS, "openvino-int8", 2.0)
+        for slow in ("openvino-int8", "onnx-int8-ort"):
+            monkeypatch.setitem(SECONDS, slow, 2.0)
         _, found = export_fastest(
             tiny, tmp_path / winner, calibration_images=images, verify_images=images, max_drop=100.0
         )
@@ -100,9 +114,10 @@ def test_what_does_not_pass_is_not_shipped(
     assert {name: type(result) for name, result in found.forms.items()} == {
         "onnx-fp32": Tuning,
         "onnx-int8": Withheld,
+        "onnx-int8-ort": Withheld,
         "openvino-int8": Withheld,
     }
-    assert told == ["onnx-fp32", "onnx-int8", "openvino-int8"]
+    assert told == ["onnx-fp32", "onnx-int8", "onnx-int8-ort", "openvino-int8"]
     assert art.precision == "fp32"
     assert "points of" in art.manifest["search"]["forms"]["onnx-int8"]["withheld"] or "disagrees" in str(
         art.manifest["search"]["forms"]["onnx-int8"]
@@ -122,10 +137,8 @@ def test_shared_work_is_done_once(
     tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folds: list[object] = []
-    real = module.export_as.__globals__["fold"]
-    monkeypatch.setitem(
-        module.export_as.__globals__, "fold", lambda *args, **keywords: folds.append(args) or real(*args, **keywords)
-    )
+    real = draft_module.fold
+    monkeypatch.setattr(draft_module, "fold", lambda *args, **keywords: folds.append(args) or real(*args, **keywords))
     forms = export_forms(tiny, tmp_path, ["openvino-fp32", FLOAT], verify_images=images)
     assert len(folds) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["onnx-fp32", "openvino-fp32"]
@@ -137,12 +150,120 @@ def test_shared_work_is_done_once(
 
 def test_forms_worth_trying(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "installed_runtimes", lambda: ("eager", "onnxruntime", "openvino"))
+    monkeypatch.setattr(module, "no_bf16", lambda format: "this processor has none")
+    assert form_names(tiny, int8=False, bf16=True) == [FLOAT]
+    eight = ["onnx-int8", "onnx-int8-ort", "openvino-int8"]
+    assert form_names(tiny, int8=True, torch=True) == ["onnx-fp32", "torch-fp32", *eight]
+    monkeypatch.setattr(module, "no_bf16", lambda format: "")
     assert form_names(tiny, int8=False) == [FLOAT]
-    assert form_names(tiny, int8=True, torch=True) == ["onnx-fp32", "torch-fp32", "onnx-int8", "openvino-int8"]
+    assert form_names(tiny, int8=False, bf16=True) == [FLOAT, "openvino-bf16"]
+    assert form_names(tiny, int8=True) == [FLOAT, *eight, "openvino-int8-bf16"]
     small = cs.create_model(cs.scale(cs.get_spec("tresnet_m"), depth=0.25, width=0.25), num_classes=5)
     assert form_names(small, int8=False, image_size=64) == ["onnx-fp32", "onnx-fp32-strided"]
+    strided = [name for name in form_names(small, int8=True, image_size=64) if name.endswith("-strided")]
+    assert strided == ["onnx-fp32-strided", "openvino-int8-strided", "openvino-int8-bf16-strided"]
     monkeypatch.setattr(module, "installed_runtimes", lambda: ("eager", "onnxruntime"))
-    assert form_names(tiny, int8=True) == ["onnx-fp32", "onnx-int8"]
+    assert form_names(tiny, int8=True, bf16=True) == ["onnx-fp32", "onnx-int8", "onnx-int8-ort"]
+    monkeypatch.setattr("convscale.ship.quantize.find_spec", lambda name: None if name == "nncf" else name)
+    assert form_names(tiny, int8=True) == ["onnx-fp32", "onnx-int8-ort"]
+
+
+@pytest.mark.parametrize(
+    ("looks", "made"),
+    [
+        # What costs more than 1.5 times the best that passed is not made in full, nor INT8 slower than float.
+        (
+            {FLOAT: 10, "openvino-bf16": 5, "onnx-int8": 11, "onnx-int8-ort": 4, "openvino-int8": 3},
+            ["openvino-int8", "onnx-int8-ort"],
+        ),
+        ({FLOAT: 10, "openvino-bf16": 5, "onnx-int8": 9, "onnx-int8-ort": 8, "openvino-int8": 6}, ["openvino-bf16"]),
+        # Of two that pass, the slower one is near enough; where none does, the next is tried, and the next.
+        (
+            {FLOAT: 10, "openvino-bf16": 5, "onnx-int8": 4.4, "onnx-int8-ort": 4, "openvino-int8": 3, "none pass": 1},
+            ["openvino-int8", "onnx-int8-ort", "onnx-int8", "openvino-bf16"],
+        ),
+    ],
+)
+def test_only_what_is_near_the_best_is_made_in_full(
+    looks: dict[str, float],
+    made: list[str],
+    tiny: nn.Module,
+    images: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exported: list[str] = []
+    real = module.export_as
+
+    def export_as(net: object, folder: Path, request: ExportRequest, **options: object) -> Artifact:
+        exported.append(folder.name)
+        if request.int8 and "none pass" in looks:
+            raise UserError("withheld")
+        return load_artifact(tmp_path / FLOAT) if exported[1:] else real(net, folder, request, **options)
+
+    seen: list[str] = []
+
+    def first_look(search: Search, artifact: Artifact) -> float:
+        seen.append(artifact.folder.name.removeprefix("look-"))
+        return looks[seen[-1]]
+
+    monkeypatch.setattr(module, "export_as", export_as)
+    monkeypatch.setattr(module, "sketch", lambda net, folder, request, shared: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(Search, "first_look", first_look)
+    names = [name for name in looks if name in FORMS]
+    forms = export_forms(
+        tiny, tmp_path, names, search=Search(), calibration_images=images, verify_images=images, max_drop=100.0
+    )
+    assert seen == names
+    assert exported == [FLOAT, *made]
+    assert list(forms) == [name for name in FORMS if name in names]
+    left_out = {name: str(form) for name, form in forms.items() if isinstance(form, TooSlow)}
+    assert set(left_out) == set(names) - {FLOAT, *made}
+    if "openvino-bf16" in left_out:
+        assert (
+            left_out["openvino-bf16"]
+            == "not made: at first sight (0.2 images/s) it costs 1.7 times the best that passed"
+        )
+        assert (
+            left_out["onnx-int8"]
+            == "not made: at first sight (0.09091 images/s) it costs 3.7 times the best that passed"
+        )
+
+
+def test_a_look_is_of_what_would_be_made(tiny: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
+    """The sketch of each form runs in its runtimes, in a moment, and leaves nothing."""
+    names = [FLOAT, "onnx-int8-ort", "openvino-int8"]
+    looked: list[str] = []
+
+    class Watched(Search):
+        def first_look(self, artifact: Artifact) -> float:
+            looked.append(f"{artifact.format} {artifact.precision} {artifact.logits(images).shape}")
+            return 1.0
+
+    forms = export_forms(
+        tiny, tmp_path, names, search=Watched(), calibration_images=images, verify_images=images, max_drop=100.0
+    )
+    assert looked == ["onnx fp32 (40, 5)", "onnx int8 (40, 5)", "openvino int8 (40, 5)"]
+    assert [name for name, form in forms.items() if isinstance(form, Artifact)] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_look_is_timed_in_the_best_runtime(onnx_art: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    asked: list[Settings] = []
+
+    def first_look(artifact: Artifact, settings: Settings) -> float:
+        asked.append(settings)
+        return {"onnxruntime": 2.0, "openvino": 1.0}[settings.runtime]
+
+    monkeypatch.setattr(module, "first_look", first_look)
+    assert Search(threads=2).first_look(onnx_art) == 1.0
+    assert [(s.runtime, s.threads, s.streams, s.batch_size) for s in asked] == [
+        ("onnxruntime", 2, 2, 8),
+        ("openvino", 2, 2, 8),
+    ]
+    assert Search(threads=2, goal="latency", runtimes=("onnxruntime",)).first_look(onnx_art) == 2.0
+    assert (asked[-1].streams, asked[-1].batch_size) == (1, 1)
 
 
 def test_strided_stem_is_shipped_as_one_convolution(tmp_path: Path) -> None:

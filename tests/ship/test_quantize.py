@@ -105,7 +105,7 @@ def test_openvino_sees_a_quantised_network_in_fixed_batch_sizes_only(format: str
     for size in (*range(1, 12), 1):
         assert np.abs(art.logits(images[:12], batch_size=size) - expected).max() < 1e-5
     assert art.logits(images[:5]).shape == (5, 3)
-    inputs = [compiled.input(0).partial_shape for compiled, _ in runner._forms.values()]
+    inputs = [form.compiled.input(0).partial_shape for form in runner._forms.values()]
     assert all(shape.is_static for shape in inputs)
     assert {1, 2, 4, 8, 16} >= {shape[0].get_length() for shape in inputs} - {runner._part}
 
@@ -250,8 +250,11 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_missing_nncf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convscale.ship.quantize.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"INT8 needs nncf, which is not installed; pip install nncf openvino"):
+    with pytest.raises(UserError, match=r"INT8 needs nncf or onnxruntime, which is not installed; pip install nncf"):
         export(Colours(1.0), tmp_path / "a", int8=True, preprocessing=PRE, calibration_images=data(40)[0])
+    options = {"int8": True, "preprocessing": PRE, "calibration_images": data(40)[0]}
+    with pytest.raises(UserError, match=r"INT8 needs nncf, which is not installed; pip install nncf openvino"):
+        export(Colours(1.0), tmp_path / "a", format="openvino", **options)
 
 
 def test_calibration_images_come_from_all_over_a_set_that_stands_class_by_class() -> None:

@@ -1,0 +1,339 @@
+"""What an export is to be, and what it writes before anything is checked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from convscale.arch.spec import NetSpec
+from convscale.artifact.artifact import Artifact
+from convscale.artifact.manifest import MODEL_FILES, Manifest
+from convscale.artifact.promise import Promise
+from convscale.conditions import Size, size_text
+from convscale.errors import UserError, first_line, nearest
+from convscale.files import write_json
+from convscale.formats.baked import Baked
+from convscale.formats.fold import fold
+from convscale.formats.ir import write_ir
+from convscale.formats.onnx import OPSET, store_half, write_onnx
+from convscale.formats.program import write_program
+from convscale.images.preprocess import Preprocessing
+from convscale.networks.inputs import example_input, preprocessing_of
+from convscale.networks.resolve import Network, as_module
+from convscale.nn.modes import forward_logits
+from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
+from convscale.ship.quantize import check_calibration
+from convscale.ship.verify import reference_logits
+
+FORMATS = tuple(MODEL_FILES)
+FLOAT_FILE = "float.onnx"
+"""The float network INT8 is made from; gone before the folder gets its name."""
+OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
+"""Names of a network's outputs, without and with baked preprocessing."""
+NOISE_IMAGES = 8
+"""Images of seeded noise that stand in where none are given."""
+
+Images = np.ndarray | Sequence[np.ndarray]
+"""uint8 (N, H, W, C), or batches of that."""
+Labels = Sequence[int] | np.ndarray
+"""(N,), or for several labels (N, classes) of zeros and ones."""
+
+
+@dataclass(kw_only=True)
+class Shared:
+    """What several exports of one network, at one preprocessing and on the same images, have in common: made once, by
+    the first that needs it.
+    """
+
+    folder: Path
+    """Where the float ONNX files are kept."""
+    graph: fx.GraphModule | None = None
+    """The network, folded."""
+    reference: np.ndarray | None = None
+    """Its logits of the images that artefacts are checked on."""
+    quantised: dict[tuple[object, ...], Path] = field(default_factory=dict)
+    """Folders of quantised files without a layer in float, by format, route, what is baked and strided, and the number
+    of calibration images."""
+
+    def folded(self, module: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+        """The network, captured and folded."""
+        if self.graph is None:
+            self.graph = fold(module, example)
+        return self.graph
+
+    def logits(self, module: nn.Module, artifact: Artifact, images: Images) -> np.ndarray:
+        """The network's logits of the images."""
+        if self.reference is None:
+            parts = [images] if isinstance(images, np.ndarray) else images
+            logits = [reference_logits(module, artifact, part) for part in parts if len(part)]
+            if not logits:
+                raise UserError("there are no images to check the artefact on; give at least one")
+            self.reference = np.concatenate(logits)
+        return self.reference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportRequest:
+    """What an artefact is to be: the arguments of :func:`export`, which says what they mean."""
+
+    format: str = "onnx"
+    """``onnx``, ``openvino`` or ``torch``."""
+    image_size: Size | None = None
+    """In pixels; None: the preprocessing's or the network's own."""
+    classes: Sequence[str] | None = None
+    """Names of the outputs; None: their numbers."""
+    preprocessing: Preprocessing | None = None
+    """None: as the network says."""
+    bake: bool = False
+    """Preprocessing and softmax become part of the network."""
+    half: bool = False
+    """Weights in half precision."""
+    strided_stem: bool = False
+    """A space-to-depth stem as one strided convolution."""
+    bf16: bool = False
+    """Float operations are computed in bfloat16."""
+    int8: bool = False
+    """Quantised to 8 bits."""
+    int8_route: str | None = None
+    """The quantiser, a key of ``ROUTES``; None: the fastest that passes."""
+    calibration_images: np.ndarray | None = None
+    """For INT8: uint8 (N, H, W, C)."""
+    max_drop: float = 0.5
+    """Accuracy points INT8 may lose."""
+    spec: NetSpec | Mapping[str, object] | None = None
+    """To keep beside it; None: the network's own."""
+    card: Mapping[str, str] | None = None
+    """Facts for the model card."""
+    thresholds: Sequence[float] | None = None
+    """For several labels per image; None: one label."""
+    verify_images: Images | None = None
+    """To check it on; None: noise."""
+    verify_labels: Labels | None = None
+    """Their classes."""
+    promise: Promise | None = None
+    """The speed it is to have on a device that is not here."""
+
+    @property
+    def precision(self) -> str:
+        """As the artefact's record has it."""
+        return "int8" if self.int8 else "bf16" if self.bf16 else "fp16" if self.half else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draft:
+    """What an export is made of, checked before anything is written."""
+
+    module: nn.Module
+    """The network."""
+    example: torch.Tensor
+    """A batch as it takes them."""
+    preprocessing: Preprocessing
+    """What is shipped with it."""
+    classes: list[str]
+    """Names of its outputs."""
+    calibration: np.ndarray | None
+    """The images that ranges come from; None: it stays in float."""
+    record: dict[str, object]
+    """What the artefact's record will say, without its files."""
+
+    def write(self, folder: Path, shared: Shared) -> Artifact:
+        """The folder's files without a check; for INT8 the float network it will be made from."""
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        _need_space(folder, self.module)
+        write_json(folder / "classes.json", self.classes)
+        write_json(folder / "preprocessing.json", self.preprocessing.to_dict())
+        manifest = Manifest.from_dict({**self.record, "files": {}}, folder)
+        try:
+            _write_model(self.module.cpu(), self.example, folder, manifest, self.preprocessing, shared)
+        finally:
+            self.module.to(device)
+        return Artifact(folder, manifest)
+
+
+def draft(net: Network, request: ExportRequest) -> Draft:
+    """What a request comes to, checked as far as that goes without writing anything.
+
+    Raises:
+        UserError: as for :func:`convscale.ship.export.export`.
+    """
+    calibration = check_form(request)
+    module, name = as_module(net)
+    preprocessing = _preprocessing(module, request.preprocessing, request.image_size)
+    if request.promise is not None and request.promise.image_size != preprocessing.image_size:
+        raise UserError(
+            f"the promise is of {size_text(request.promise.image_size)} px, the artefact takes "
+            f"{size_text(preprocessing.image_size)} px"
+        )
+    example = example_input(module, preprocessing.image_size).cpu()
+    classes = _class_names(module, name, example, request)
+    return Draft(
+        module=module,
+        example=example,
+        preprocessing=preprocessing,
+        classes=classes,
+        calibration=calibration,
+        record=_record(request, module, name, len(classes)),
+    )
+
+
+def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: ExportRequest) -> list[str]:
+    """The names of the network's outputs.
+
+    Raises:
+        UserError: there are not as many names, or thresholds, as outputs; a threshold is no probability.
+    """
+    count = _num_classes(module, example)
+    names = [str(i) for i in range(count)] if request.classes is None else [str(c) for c in request.classes]
+    if len(names) != count:
+        raise UserError(f"classes names {len(names)} classes, {name} has {count} outputs")
+    given = request.thresholds
+    if given is not None and not (len(given) == count and all(0 <= value <= 1 for value in given)):
+        raise UserError(f"thresholds must be {count} probabilities, one for each class, got {list(given)}")
+    return names
+
+
+def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: int) -> dict[str, object]:
+    """What the artefact's record says, before its files are there."""
+    spec = getattr(module, "spec", None) if request.spec is None else request.spec
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": name,
+        "format": request.format,
+        "precision": request.precision,
+        "computes": "bf16" if request.bf16 else "fp32",
+        "baked": request.bake,
+        "strided_stem": request.strided_stem,
+        "num_classes": num_classes,
+        "thresholds": None if request.thresholds is None else [float(value) for value in request.thresholds],
+        "opset": OPSET if request.format == "onnx" else None,
+        "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
+        "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
+        **({} if request.promise is None else {"promise": request.promise.to_dict()}),
+    }
+
+
+def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
+    """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
+    shape = (count, preprocessing.height, preprocessing.width, preprocessing.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: Size | None) -> Preprocessing:
+    """The preprocessing to ship, checked against a size asked for beside it."""
+    if given is None:
+        return preprocessing_of(module, image_size)
+    if image_size is not None and image_size != given.image_size:
+        raise UserError(f"image_size is {image_size}, preprocessing says {given.image_size}; give one of them")
+    return given
+
+
+def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
+    """Outputs per image, by running it.
+
+    Raises:
+        UserError: it can not take the example's shape, or does not give (N, classes).
+    """
+    try:
+        logits = forward_logits(module, example)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(module).__name__} can not take an input of shape {tuple(example.shape)}: {first_line(error)}"
+        ) from error
+    if logits.ndim != 2:
+        raise UserError(
+            f"an artefact is a classifier with outputs (N, classes), {type(module).__name__} gives "
+            f"{tuple(logits.shape)}"
+        )
+    return logits.shape[1]
+
+
+def check_form(request: ExportRequest) -> np.ndarray | None:
+    """The calibration images for INT8, None for float.
+
+    Raises:
+        UserError: an unknown format, a missing runtime, or a combination that does not exist.
+    """
+    if request.format not in FORMATS:
+        raise UserError(f"format {request.format!r} is unknown{nearest(request.format, FORMATS)}")
+    need_runtime(runtimes_of(request.format)[0])
+    if request.format == "torch" and (request.half or request.int8):
+        form = "int8" if request.int8 else "half"
+        raise UserError(f"format torch has no {form} form; use format onnx or openvino")
+    if request.half and (request.int8 or request.bf16):
+        raise UserError(f"half and {'int8' if request.int8 else 'bf16'} exclude each other; choose one")
+    if request.bf16 and (reason := no_bf16(request.format)):
+        raise UserError(reason)
+    return check_calibration(request.calibration_images, request.format) if request.int8 else None
+
+
+def no_bf16(format: str) -> str:
+    """Why there is no bf16 form of a format here; empty where there is one."""
+    usual = {form: runtime_of(runtimes_of(form)[0]) for form in FORMATS}
+    able = [form for form, runtime in usual.items() if "bf16" in runtime.precisions and not runtime.opens_modules]
+    if format not in able:
+        return f"format {format} has no bf16 form; use format {' or '.join(able)}"
+    if not usual[format].native("bf16"):
+        return "this processor has no bf16 instructions: emulated it is slower than fp32; leave bf16 out"
+    return ""
+
+
+def _write_model(
+    module: nn.Module,
+    example: torch.Tensor,
+    folder: Path,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    shared: Shared,
+) -> None:
+    """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
+    form, half, int8 = manifest.format, manifest.precision == "fp16", manifest.precision == "int8"
+    baked, strided = manifest.baked, manifest.strided_stem
+    net: nn.Module = shared.folded(module, example)
+    if strided:
+        net = fold(net, example, strided_stem=True)
+    if baked:
+        net, example = (
+            Baked(net, preprocessing, several=manifest.thresholds is not None),
+            torch.from_numpy(noise_images(preprocessing, 2)),
+        )
+    if form == "torch":
+        write_program(net, example, folder / "model.pt2")
+        return
+    onnx_path = folder / (FLOAT_FILE if int8 else "model.onnx")
+    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}.onnx"
+    if shared.folder == folder:
+        write_onnx(net, example, onnx_path, outputs=OUTPUTS[baked])
+    else:
+        if not kept.is_file():
+            write_onnx(net, example, kept, outputs=OUTPUTS[baked])
+        shutil.copyfile(kept, onnx_path)
+    if int8:
+        return
+    if form == "openvino":
+        write_ir(onnx_path, folder / "model.xml", half=half)
+        onnx_path.unlink()
+    elif half:
+        store_half(onnx_path)
+
+
+def _need_space(folder: Path, module: nn.Module) -> None:
+    """
+    Raises:
+        UserError: the disk has no room for the weights twice (the file, and its temporary form).
+    """
+    need = 2 * sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) + 10_000_000
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(
+            f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or "
+            "name another folder"
+        )

@@ -1,0 +1,233 @@
+"""INT8 by each quantiser: what is quantised, how near to float it stays, which route a single export takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.errors import UserError
+from convscale.formats.onnx import write_onnx
+from convscale.images.preprocess import Preprocessing
+from convscale.ship import export as export_module
+from convscale.ship.draft import ExportRequest
+from convscale.ship.export import Slower, export, export_as
+from convscale.ship.quantize import ROUTES, quantize_file, routes_of
+from convscale.ship.tune import Settings, Trial
+from convscale.ship.verify import Withheld
+
+PRE = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+class Three(nn.Module):
+    """Three convolutions with an activation between them, and a linear head."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 1, 1), activation, nn.Conv2d(8, 8, 3, 1, 1, groups=8), activation, nn.Conv2d(8, 16, 1)
+        )
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.body(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    coarse = np.random.default_rng(3).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+    return coarse.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def float_file(net: nn.Module, folder: Path) -> Path:
+    write_onnx(net.eval(), torch.randn(2, 3, 16, 16), folder / "float.onnx")
+    return folder / "float.onnx"
+
+
+def batches_of(pictures: np.ndarray) -> list[np.ndarray]:
+    return [PRE.normalize_array(pictures[i : i + 1]) for i in range(len(pictures))]
+
+
+def session(path: Path, optimised: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("activation", "between"),
+    [(nn.LeakyReLU(0.1), {"QLinearLeakyRelu"}), (nn.SiLU(), {"QLinearSigmoid", "QLinearMul"})],
+)
+def test_onnx_runtime_quantises_what_stands_between_convolutions(
+    activation: nn.Module, between: set[str], pictures: np.ndarray, tmp_path: Path
+) -> None:
+    """As its own optimiser sees it: all three convolutions in 8 bits, and nothing in float between them."""
+    torch.manual_seed(0)
+    source = float_file(Three(activation), tmp_path)
+    batches = batches_of(pictures)
+    quantize_file(source, tmp_path / "model.onnx", "onnxruntime", batches)
+    ours = session(tmp_path / "model.onnx", tmp_path / "optimised.onnx")
+    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert (found["QLinearConv"], found["Conv"] + found["FusedConv"]) == (3, 0)
+    assert between <= set(found)
+    assert not {"LeakyRelu", "Sigmoid", "Mul"} & set(found)
+    expected = np.concatenate([session(source).run(None, {"images": batch})[0] for batch in batches])
+    given = np.concatenate([ours.run(None, {"images": batch})[0] for batch in batches])
+    error = np.abs(given - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error < 0.08
+    assert not onnx.load(tmp_path / "model.onnx").metadata_props
+
+
+def test_openvino_keeps_silu_whole(pictures: np.ndarray, tmp_path: Path) -> None:
+    """Counted by hand: what goes into three convolutions, the mean and the head is quantised, nothing within SiLU."""
+    import openvino as ov
+
+    torch.manual_seed(0)
+    source = float_file(Three(nn.SiLU()), tmp_path)
+    quantize_file(source, tmp_path / "model.xml", "nncf", batches_of(pictures))
+    model = ov.Core().read_model(tmp_path / "model.xml")
+    found = Counter(op.get_type_name() for op in model.get_ops())
+    assert (found["Swish"], found["Sigmoid"]) == (2, 0)
+    assert found["FakeQuantize"] == 5
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("value", ["", "conv2d_1"])
+def test_named_layers_stay_in_float(route: str, value: str, pictures: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantize_file(
+        float_file(Three(nn.LeakyReLU(0.1)), tmp_path),
+        tmp_path / "model.onnx",
+        route,
+        batches_of(pictures[:8]),
+        [value] if value else [],
+    )
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    quantised = [
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Conv" and all(made_by.get(name) == "DequantizeLinear" for name in node.input[:2])
+    ]
+    assert len(quantised) == (2 if value else 3)
+
+
+def test_baked_preprocessing_and_probabilities_stay_in_float(pictures: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"bake": True, "preprocessing": PRE, "max_drop": 100.0, "verify_images": pictures}
+    request = ExportRequest(**options, int8=True, int8_route="onnxruntime", calibration_images=pictures)
+    art = export_as(Three(nn.SiLU()), tmp_path / "int8", request)
+    nodes = list(onnx.load(art.model_path).graph.node)
+    first = next(i for i, node in enumerate(nodes) if node.op_type == "Conv")
+    steps = [node for node in nodes[:first] if node.op_type == "QuantizeLinear"]
+    assert len(steps) == 1, "pixels are normalised in float, then quantised once for the first convolution"
+    (last,) = [node for node in nodes if "logits" in node.output]
+    assert last.op_type == "Gemm"
+    assert [node.op_type for node in nodes if "logits" in node.input] == ["Softmax"]
+    assert np.allclose(art(pictures).sum(axis=1), 1, atol=1e-5)
+    assert art.manifest["int8"]["route"] == "onnxruntime"
+
+
+def trial(artifact: Artifact, seconds: float) -> Trial:
+    how = Settings(runtime=artifact.runtime, threads=1, streams=1, batch_size=1)
+    return Trial(settings=how, times_s=(seconds,))
+
+
+LOOKS = {"float": 1.0, "nncf": 0.9, "onnxruntime": 0.5}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds that each form takes at first sight; where this was called, in order."""
+    seconds = dict(LOOKS)
+    monkeypatch.setattr(
+        export_module,
+        "first_look",
+        lambda artifact, how: seconds[artifact.folder.name.removeprefix("look-")],
+    )
+    return seconds
+
+
+def int8(net: nn.Module, folder: Path, pictures: np.ndarray, **options: object) -> Artifact:
+    keywords = {"max_drop": 100.0, "calibration_images": pictures, "verify_images": pictures} | options
+    return export(net, folder, format="onnx", int8=True, preprocessing=PRE, **keywords)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_single_export_takes_the_fastest_route(looks: dict[str, float], pictures: np.ndarray, tmp_path: Path) -> None:
+    assert routes_of("onnx") == ["nncf", "onnxruntime"]
+    art = int8(Three(nn.SiLU()), tmp_path / "a", pictures)
+    assert art.manifest["int8"]["route"] == "onnxruntime"
+    looks["nncf"] = 0.4
+    art = int8(Three(nn.SiLU()), tmp_path / "b", pictures)
+    assert art.manifest["int8"]["route"] == "nncf"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert load_artifact(tmp_path / "b").precision == "int8"
+
+
+def test_int8_that_is_slower_than_float_is_not_written(
+    looks: dict[str, float], pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks |= {"nncf": 1.3, "onnxruntime": 1.2}
+    said = r"^artefact a is not written in INT8, which is slower than float here: 0\.8333 against 1 images/s"
+    with pytest.raises(Slower, match=said):
+        int8(Three(nn.SiLU()), tmp_path / "a", pictures)
+    # Near float at sight, then slower in turns.
+    monkeypatch.undo()
+    monkeypatch.setattr(export_module, "first_look", lambda artifact, how: LOOKS["float"])
+    seconds = {"int8": 1.25, "fp32": 1.0}
+    monkeypatch.setattr(
+        export_module,
+        "in_turns",
+        lambda rivals: [trial(artifact, seconds[artifact.precision]) for artifact, _ in rivals],
+    )
+    with pytest.raises(Slower, match=r"0\.8 against 1 images/s in onnxruntime"):
+        int8(Three(nn.SiLU()), tmp_path / "a", pictures)
+    assert list(tmp_path.iterdir()) == []
+    seconds["int8"] = 0.9
+    assert int8(Three(nn.SiLU()), tmp_path / "a", pictures).precision == "int8"
+
+
+def test_where_the_fastest_is_withheld_the_next_is_tried(
+    looks: dict[str, float], pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export_module.quantize_file
+
+    def broken(source: Path, target: Path, route: str, *rest: object) -> None:
+        """ONNX Runtime's route turns the sign of the head."""
+        real(source, target, route, *rest)  # pyright: ignore[reportArgumentType]
+        if route == "onnxruntime":
+            model = onnx.load(target)
+            (head,) = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2]
+            turned = -onnx.numpy_helper.to_array(head)
+            head.CopyFrom(onnx.numpy_helper.from_array(turned, head.name))
+            onnx.save(model, target)
+
+    monkeypatch.setattr(export_module, "quantize_file", broken)
+    torch.manual_seed(0)
+    art = int8(Three(nn.LeakyReLU(0.1)), tmp_path / "a", pictures, max_drop=20.0)
+    assert art.manifest["int8"]["route"] == "nncf"
+    looks["nncf"] = 2.0
+    with pytest.raises(Withheld, match=r"artefact .*b is withheld: INT8 disagrees"):
+        int8(Three(nn.LeakyReLU(0.1)), tmp_path / "b", pictures, max_drop=20.0)
+
+
+def test_a_network_that_can_not_be_quantised_is_told_in_one_line(
+    pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("no such operator\nand more")
+
+    for route in ROUTES.values():
+        monkeypatch.setitem(route.__dict__, "quantise", fails)
+    with pytest.raises(UserError, match=r"^nncf can not quantise this network: no such operator$"):
+        int8(Three(nn.SiLU()), tmp_path / "a", pictures)
+    assert list(tmp_path.iterdir()) == []
