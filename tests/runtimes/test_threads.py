@@ -114,7 +114,7 @@ def test_an_int8_artefact(
         verify_images=images,
         max_drop=100.0,
     )
-    _same_from_many_threads(art, batches)
+    _same_from_many_threads(load_artifact(art.folder, threads=1), batches)
 
 
 def test_a_program(tiny: nn.Module, batches: list[np.ndarray], images: np.ndarray, tmp_path: Path) -> None:
