@@ -35,6 +35,20 @@ def params(spec) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+def test_whole_products_of_depths_are_not_lifted():
+    # B0's stages hold 1, 2, 2, 3, 3, 4, 1 blocks (EfficientNet, table 1)
+    spec = cs.scale(cs.get_spec("efficientnet_b0"), depth=3.0, width=1.0, image_size=224)
+    assert [sum(run.repeat for run in stage.runs) for stage in spec.stages] == [3, 6, 6, 9, 9, 12, 3]
+
+
+@pytest.mark.parametrize(("ratio", "inner"), [(1.1, 48), (1.05, 40), (6, 240)])
+def test_inner_widths_round_to_the_nearest_multiple_of_8(ratio, inner):
+    # MobileNetV3's rule: 40 * 1.1 = 44 lies in the middle and goes up, 42 goes down
+    block = cs.get_spec("mobilenetv3_large_100").stages[2].runs[0].block
+    assert block.inner_divisor == 8
+    assert dataclasses.replace(block, inner_ratio=ratio).inner_width(40) == inner
+
+
 @pytest.mark.parametrize("i", COEFFICIENTS)
 def test_b0_scales_to_b1_to_b7(i):
     width, depth, size = COEFFICIENTS[i]

@@ -101,6 +101,9 @@ def test_a_promise_put_into_a_finished_artefact(onnx_art: Artifact, tmp_path: Pa
     assert art.promise == PROMISE
     assert (folder / "README.md").read_text() == with_promise(before, PROMISE)
     assert "README.md" in art.manifest.files
+    faster = replace(PROMISE, images_per_s=2 * PROMISE.images_per_s, high=2 * PROMISE.high)
+    write_promise(folder, faster)  # in the place of the first
+    assert (folder / "README.md").read_text() == with_promise(before, faster)
     with pytest.raises(UserError, match=r"the promise is of 64 px, artefact .* takes 32 px"):
         write_promise(folder, replace(PROMISE, image_size=64))
 

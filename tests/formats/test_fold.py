@@ -46,7 +46,7 @@ def test_equal_in_float64_and_near_in_float32(create: ModuleType, name: str) -> 
 
 
 def test_folded_weight_by_hand() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0.0)).eval()
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=1.0)).eval()
     conv, norm = net
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
@@ -59,7 +59,7 @@ def test_folded_weight_by_hand() -> None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.fill_(5.0)
-        norm.running_var.fill_(4.0)
+        norm.running_var.fill_(3.0)
     folded = fold(net, torch.zeros(2, 1, 2, 2))
     # (3 x + 1 - 5) / 2 * -2 + 0.5 = -3 x + 4.5
     assert [p.item() for p in folded.parameters()] == [-3.0, 4.5]
@@ -98,6 +98,23 @@ def test_a_convolution_used_twice_keeps_its_norm() -> None:
     assert torch.equal(folded(x), net(x))
 
 
+def test_joined_convolutions_used_twice_keep_their_norm() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.cat([self.one(x), self.two(x)], 1)
+            return (self.norm(x) + x).mean((2, 3))
+
+    net = randomise(Twice())
+    x = torch.rand(2, 3, 8, 8)
+    folded = fold(net, x)
+    assert aten.batch_norm.default in targets(folded)
+    assert torch.equal(folded(x), net(x))
+
+
 def test_strided_stem_is_one_convolution() -> None:
     net = randomise(timm.create_model("tresnet_m", num_classes=3), 64)
     x = torch.rand(2, 3, 64, 64)
@@ -106,6 +123,7 @@ def test_strided_stem_is_one_convolution() -> None:
     assert folded.get_parameter(str(first.args[1].target)).shape == (64, 3, 12, 12)
     assert first.args[0].op == "placeholder"
     assert (list(first.args[3]), list(first.args[4])) == ([4, 4], [4, 4])
+    assert relative(folded(x), net(x)) < 1e-4
 
 
 def test_pixel_unshuffle_stem_too() -> None:

@@ -131,6 +131,14 @@ def test_webp_sizes(options: dict) -> None:
     assert (header.width, header.height) == (77, 51)
 
 
+def test_an_extended_webp_s_size() -> None:
+    data = _encode(PICTURE.crop((0, 0, 77, 51)), "WEBP", icc_profile=b"\0" * 128)
+    assert data[12:16] == b"VP8X"
+    header = parse_header(data)
+    assert header is not None
+    assert (header.width, header.height) == (77, 51)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
@@ -169,6 +177,8 @@ def test_scaled_decoding_keeps_the_side() -> None:
     assert decode_image(data, min_side=100).shape == (100, 130, 3)
     assert decode_image(data, min_side=110).shape == (200, 260, 3)
     assert decode_image(data, min_side=201).shape == (400, 520, 3)
+    # 400 over 4 would be less than 110, also where only the upper part is wanted
+    assert decode_image(data, min_side=110, rows=100).shape[1] == 260
 
 
 def _flip(data: bytes, at: int) -> bytes:

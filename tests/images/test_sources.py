@@ -165,6 +165,9 @@ def test_damaged_idx(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1, 2]))
     with pytest.raises(UserError, match="promises 9 values, it holds 2"):
         read_idx(tmp_path / "short")
+    (tmp_path / "floats").write_bytes(bytes([0, 0, 13, 1, 0, 0, 0, 2, 1, 2]))
+    with pytest.raises(UserError, match=r"type code 0x0d is not supported; 0x08 \(unsigned byte\) is"):
+        read_idx(tmp_path / "floats")
 
 
 @pytest.fixture

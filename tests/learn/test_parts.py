@@ -135,6 +135,9 @@ def test_losses_follow_the_recipe() -> None:
     weighted = build_loss(Recipe(name="x", label_smoothing=0, class_weights=True), counts, multilabel=False)
     weight = torch.tensor([4.0, 2.0, 1.0]) * 3 / 7
     torch.testing.assert_close(weighted(logits, labels), F.cross_entropy(logits, labels, weight=weight))
+    recipe = Recipe(name="x", loss="bce", label_smoothing=0, class_weights=True)
+    each = F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, 3).float(), reduction="none")
+    torch.testing.assert_close(build_loss(recipe, counts, multilabel=False)(logits, labels), (each * weight).mean())
     torch.testing.assert_close(distillation_loss(logits, logits, temperature=3), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 

@@ -174,7 +174,7 @@ def test_overwrite_spares_what_is_no_artefact(tiny: nn.Module, tmp_path: Path) -
 def test_withheld_leaves_nothing_and_names_the_layer(
     tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import convscale.ship.export as module
+    import convscale.ship.draft as module
 
     write = module._write_model
 
