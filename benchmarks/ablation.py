@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from convscale.files import write_text
+from benchmarks.records import write_record
 from convscale.show.studies import ABLATION
 from convscale.speed.records import Record, read_records
 
@@ -67,7 +67,7 @@ def main() -> None:
                     f"({m})",
                     flush=True,
                 )
-    write_text(args.records, "".join(lines))
+    write_record(args.records, "".join(lines))
 
 
 if __name__ == "__main__":

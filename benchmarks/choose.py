@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convscale.files import write_text
+from benchmarks.records import write_record
 from convscale.machine import Environment
 from convscale.networks.offered import offered
 
@@ -84,7 +84,7 @@ def main() -> None:
         if args.json
         else f"{row['candidates']} candidates: {shown}; {row['best']} @{row['best_image_size']}"
     )
-    write_text(args.output, json.dumps(row) + "\n")
+    write_record(args.output, json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import convscale as cs
+from benchmarks.records import write_record
 from convscale.conditions import Conditions
 from convscale.cost.counting import cost_of
 from convscale.cost.tracing import trace
-from convscale.files import write_text
 from convscale.machine import Environment
 from convscale.networks.resolve import build_meta
 
@@ -132,7 +132,7 @@ def main() -> None:
         "unsupported": sorted({name for row in rows for name in row["unsupported"]}),
     }
     print(json.dumps(header, indent=2))
-    write_text(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
+    write_record(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
 
 
 if __name__ == "__main__":

@@ -40,9 +40,8 @@ import numpy as np
 import torch
 
 import convscale as cs
-from benchmarks.records import machine, replace_record
+from benchmarks.records import machine, replace_record, write_record
 from benchmarks.transfer import TIMM_RATES, run_timm, split_of
-from convscale.files import write_text
 from convscale.images.splits import DataSplits
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import eval_batches
@@ -309,7 +308,7 @@ def main() -> None:
         print(table)
     if args.table:
         head = f"`python -m benchmarks.fit_peers`, {args.size} px, {args.minutes:g} min of full training at most."
-        write_text(args.table, f"{head}\n\n{table}")
+        write_record(args.table, f"{head}\n\n{table}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import numpy as np
 
 from benchmarks.predictor import RIDGE, half_width, joined, left_out, part_of, sigmas_from, where
 from benchmarks.predictor_data import Row, TableFile, csv_rows, find_tables, job_of, load_tables
+from benchmarks.records import seal, write_record
 from convscale.cache import cache_dir
 from convscale.choice.candidates import Candidate
 from convscale.choice.carried import could_win
@@ -41,7 +42,7 @@ from convscale.choice.decide import Choice, NothingKeeps, Option, decide
 from convscale.choice.facts import NetworkFacts, Speed
 from convscale.choice.rows import set_by
 from convscale.conditions import Conditions, Constraint
-from convscale.files import write_json, write_text
+from convscale.files import write_json
 from convscale.networks.foreign import Foreign
 from convscale.networks.offered import offered
 from convscale.networks.released import released
@@ -347,8 +348,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = summary(records)
     if options.output:
         write_json(options.output, {"command": "python -m benchmarks.front", "summary": lines, "records": records})
+        seal(options.output)
         note = "`python -m benchmarks.front --tables DIR`; every card left out of the fit, and every family.\n\n"
-        write_text(options.output.with_suffix(".md"), note + markdown(lines))
+        write_record(options.output.with_suffix(".md"), note + markdown(lines))
     print(json.dumps(records) if options.json else markdown(lines))
     return 0
 

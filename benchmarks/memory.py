@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import convscale as cs
-from convscale.files import write_text
+from benchmarks.records import write_record
 
 PAPER = (
     ("resnet50", 224, 288),
@@ -87,7 +87,7 @@ def main() -> None:
         "precision": "fp32",
     }
     header |= {"torch": torch.__version__, "timm": timm.__version__, "command": "python -m benchmarks.memory"}
-    write_text(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
+    write_record(args.output, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.fashion import small_resnet
-from benchmarks.records import machine, replace_record
-from convscale.files import write_text
+from benchmarks.records import machine, replace_record, write_record
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit, DataSplits
 from convscale.learn.evaluate import evaluate
@@ -198,7 +197,7 @@ def main() -> None:
         text = (
             f"`{command}`: {options.train:,} composed training images, {options.epochs} epochs, {options.seeds} seeds"
         )
-        write_text(options.table, f"{text}; mean (sd).\n\n{summarise(records)}")
+        write_record(options.table, f"{text}; mean (sd).\n\n{summarise(records)}")
 
 
 if __name__ == "__main__":

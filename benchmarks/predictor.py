@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.predictor_data import SPLIT, Row, TableFile, load_tables
+from benchmarks.records import seal, write_record
 from convscale.cache import cache_dir
 from convscale.errors import UserError
-from convscale.files import write_json, write_text
+from convscale.files import write_json
 from convscale.predictor.calibrate import most_likely
 from convscale.predictor.devices import Device
 from convscale.predictor.fitting import Part, fit
@@ -371,7 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records, sets = evaluate(tables, log)
     if options.output:
         write_json(options.output, {"split": SPLIT, "ridge": RIDGE, "records": records})
-        write_text(options.output.with_suffix(".md"), markdown(records) + "\n")
+        seal(options.output)
+        write_record(options.output.with_suffix(".md"), markdown(records) + "\n")
     print(json.dumps(records) if options.json else markdown(records))
     if options.write_coefficients:
         write_json(options.write_coefficients, shipped(sets))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records import seal
 from convscale.files import write_json
 from convscale.predictor.predict import predict
 
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(
             options.output, {"source": "arXiv 2003.13630, table 1", "records": records, "inside_80": inside(records)}
         )
+        seal(options.output)
     if options.json:
         print(json.dumps(records))
         return 0

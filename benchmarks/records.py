@@ -1,16 +1,119 @@
 """What benchmarks share: calls timed in turns, and records in which a row takes the place of an earlier one of the same
 subject.
+
+A record is written by the run that made it and never edited. ``results/made.json`` keeps of each file its digest, the
+commit, and a digest of the code that it tells about; a test compares the first, and the docs mark as older what stands
+there for other code than today's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from convscale.files import write_text
+from convscale.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+MADE = "made.json"
+"""The file beside the records that says how each came about."""
+
+_SHIPPED = ("convscale/formats", "convscale/runtimes", "convscale/ship", "convscale/nn/blocks.py")
+_COUNTED = ("convscale/cost", "convscale/nn/blocks.py", "convscale/nn/layers.py", "convscale/nn/norm.py")
+_PREDICTED = ("convscale/predictor", "convscale/cost/fusion.py", "convscale/cost/kernels.py")
+_LEARNT = tuple(f"convscale/learn/{name}.py" for name in ("loop", "loss", "optim", "recipes"))
+CODE: dict[str, tuple[str, ...]] = {
+    "ablation": (*_SHIPPED, *_PREDICTED),
+    "choose": ("convscale/choice", *_PREDICTED),
+    "count": _COUNTED,
+    "demo": ("convscale/pipeline", "convscale/choice", *_LEARNT),
+    "fashion": _LEARNT,
+    "fit_peers": ("convscale/pipeline", "convscale/learn"),
+    "front": ("convscale/choice/decide.py", *_PREDICTED),
+    "kill_loop": ("convscale/learn/checkpoint.py", "convscale/learn/loop.py", "convscale/files.py"),
+    "light": ("convscale/artifact", "convscale/runtimes", "convscale/images/decode.py"),
+    "loader": ("convscale/learn/loader.py", "convscale/learn/augment.py", "convscale/images/decode.py"),
+    "memory": ("convscale/cost/memory.py", "convscale/nn/norm.py"),
+    "multilabel": _LEARNT,
+    "parity": ("convscale/nn/blocks.py", "convscale/nn/layers.py", "convscale/nn/net.py", "convscale/nn/norm.py"),
+    "predictor": _PREDICTED,
+    "predictor_v100": _PREDICTED,
+    "ship": _SHIPPED,
+    "ship_classify": (*_SHIPPED, "convscale/images/decode.py"),
+    "ship_gate": _SHIPPED,
+    "train_speed": ("convscale/nn/norm.py", "convscale/learn/loop.py"),
+    "transfer": _LEARNT,
+}
+"""By record the files and folders whose change makes it a record of older code."""
+
+
+def write_record(path: Path, text: str) -> None:
+    """Write a record, and beside it how it came about."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    seal(path)
+
+
+def seal(path: Path) -> None:
+    """Keep in ``results/made.json`` how a record came about; of files elsewhere nothing is kept."""
+    if path.resolve().parent != RESULTS:
+        return
+    made = made_of()
+    made[path.name] = {"sha256": digest(path), "commit": commit(), "code": code_digest(path.stem)}
+    write_json(RESULTS / MADE, dict(sorted(made.items())))
+
+
+def made_of() -> dict[str, dict[str, str | None]]:
+    """How each record came about, by its file's name: ``sha256``, ``commit`` and ``code``."""
+    path = RESULTS / MADE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def commit() -> str | None:
+    """The commit that runs, with ``+`` where files differ from it; None outside a checkout."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip() or None
+
+
+@cache
+def code_digest(name: str) -> str | None:
+    """A digest of the code that a record tells about; None where none is named."""
+    if name not in CODE:
+        return None
+    total = hashlib.sha256()
+    for place in (ROOT / named for named in CODE[name]):
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".py", ".json"))
+        for file in files:
+            total.update(f"{file.relative_to(ROOT).as_posix()}\n".encode() + file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def is_of_this_code(name: str) -> bool | None:
+    """Whether all of a record was made by the code that stands here; None where that is not known."""
+    now, lines = code_digest(name), RESULTS / f"{name}.jsonl"
+    whole = next((row.get("code") for file, row in made_of().items() if Path(file).stem == name), None)
+    if now is None or whole is None:
+        return None
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()] if lines.is_file() else []
+    by_row = any("made" in row for row in rows)
+    return whole == now and (not by_row or all(row.get("made", {}).get("code") == now for row in rows))
 
 
 def machine() -> str:
@@ -27,13 +130,13 @@ def replace_record(path: Path, row: Mapping[str, Any], keys: Sequence[str]) -> N
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
+    row = {**row, "made": {"commit": commit(), "code": code_digest(path.stem)}}
     same = [i for i, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in keys)]
     if same:
-        rows[same[0]] = dict(row)
+        rows[same[0]] = row
     else:
-        rows.append(dict(row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+        rows.append(row)
+    write_record(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import convscale as cs
-from convscale.files import write_text
+from benchmarks.records import write_record
 
 ROWS: tuple[tuple[str, dict[str, float], float], ...] = (
     ("mobilenetv1_100", {}, 0.6),
@@ -79,7 +79,9 @@ def main() -> None:
         )
     text = "\n".join(lines)
     print(json.dumps(compared, indent=2) if args.json else text)
-    write_text(args.output, f"# EfficientNet's table 3, counted\n\nMade by `python -m benchmarks.scaling`.\n\n{text}\n")
+    write_record(
+        args.output, f"# EfficientNet's table 3, counted\n\nMade by `python -m benchmarks.scaling`.\n\n{text}\n"
+    )
 
 
 if __name__ == "__main__":

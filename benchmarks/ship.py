@@ -34,10 +34,9 @@ import torch
 from onnx import TensorProto, helper
 
 import convscale as cs
-from benchmarks.records import in_turns, replace_record
+from benchmarks.records import in_turns, replace_record, write_record
 from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
 from convscale.conditions import Conditions, sides
-from convscale.files import write_text
 from convscale.formats.onnx import write_onnx
 from convscale.machine import Environment, available_cores
 from convscale.networks.inputs import preprocessing_of
@@ -330,7 +329,7 @@ def main() -> None:
             continue
         rows = compare(name, args)
         print("\n".join(json.dumps(row) for row in rows) if args.json else summary(rows), flush=True)
-        write_text(
+        write_record(
             args.records.with_suffix(".md"), table([json.loads(text) for text in args.records.read_text().splitlines()])
         )
 

@@ -29,11 +29,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.records import replace_record
+from benchmarks.records import replace_record, write_record
 from benchmarks.ship import conditions_of, prepare
 from benchmarks.ship_gate import photographs
 from convscale.artifact.artifact import Artifact, load_artifact
-from convscale.files import write_text
 from convscale.machine import Environment, available_cores
 from convscale.ship.forms import fastest_of
 from convscale.ship.stream import classify, image_paths
@@ -168,7 +167,7 @@ def main() -> None:
     for name in args.models:
         row = compare(name, args)
         replace_record(args.output, row, ("model",))
-        write_text(
+        write_record(
             args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()])
         )
         if args.json:

@@ -30,8 +30,7 @@ import torch
 from torch import nn
 
 import convscale as cs
-from benchmarks.records import replace_record
-from convscale.files import write_text
+from benchmarks.records import replace_record, write_record
 from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
@@ -327,7 +326,7 @@ def main() -> None:
             print(json.dumps(row) if args.json else line(row), flush=True)
             replace_record(args.output, row, ("part", "model", "format", "precision", "damaged"))
     if args.output.is_file():
-        write_text(
+        write_record(
             args.output.with_suffix(".md"), table([json.loads(text) for text in args.output.read_text().splitlines()])
         )
 

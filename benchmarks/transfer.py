@@ -36,9 +36,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import convscale as cs
-from benchmarks.records import machine, replace_record
+from benchmarks.records import machine, replace_record, write_record
 from benchmarks.ship_gate import LITE0, lite0_net
-from convscale.files import write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit
 from convscale.learn.evaluate import evaluate, predict_split
@@ -373,7 +372,7 @@ def main() -> None:
     if not options.json:
         print(summarise(records))
     if options.table:
-        write_text(
+        write_record(
             options.table,
             f"`python -m benchmarks.transfer`, {options.size} px, {options.epochs} epochs, {options.splits} "
             f"splits.\n\n{summarise(records)}",

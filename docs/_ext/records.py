@@ -34,6 +34,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from benchmarks.records import is_of_this_code, made_of
+
 RESULTS = Path(__file__).parents[2] / "results"
 LOOKUP = re.compile(r"(?P<file>\w+)(?:\.(?P<list>\w+)(?=\[))?(?:\[(?P<where>[^\]]*)\])?(?:\.(?P<path>.+))?")
 FORMAT = re.compile(r" *(?P<python>[+,]*(?:\.\d+)?[a-z%]?)(?P<unit>.*)")
@@ -195,6 +197,18 @@ class RecordTable(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class RecordAges(SphinxDirective):
+    """A table of all records: the commit that made each, and whether the code that it tells about is that of today."""
+
+    def run(self) -> list[nodes.Node]:
+        said = {True: "of this code", False: "**older than the code**: run it again", None: "not known"}
+        lines = ["| record | commit | |", "|---|---|---|"]
+        for file, row in made_of().items():
+            age = said[is_of_this_code(Path(file).stem)]
+            lines.append(f"| `{file}` | {row['commit']} | {age} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def rows_of(match: re.Match[str]) -> list[Json]:
     """The records that fit, or the items that fit of a list in the one record of a file."""
     records = records_of(match["file"])
@@ -218,4 +232,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_role("record", RecordRole())
     app.add_directive("record-table", RecordTable)
+    app.add_directive("record-ages", RecordAges)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,64 @@
+"""Records are what runs wrote: nobody edits them afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import records
+from benchmarks.records import CODE, MADE, RESULTS, ROOT, is_of_this_code, made_of, replace_record, write_record
+
+FILES = sorted(path for path in RESULTS.iterdir() if path.name != MADE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_record_is_as_its_run_wrote_it(path: Path) -> None:
+    made = made_of()
+    assert path.name in made, f"{path.name} was written by hand: let its benchmark write it (benchmarks/records.py)"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == made[path.name]["sha256"], "edited after its run: run again"
+
+
+def test_what_is_kept_of_records_is_there() -> None:
+    assert {*made_of()} == {path.name for path in FILES}
+
+
+def test_the_code_that_records_tell_about_is_there() -> None:
+    assert [place for places in CODE.values() for place in places if not (ROOT / place).exists()] == []
+
+
+def test_rows_keep_who_made_them_and_age_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "code.py"
+    code.write_text("a = 1\n")
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", results)
+    monkeypatch.setattr(records, "CODE", {"speed": ("code.py",)})
+    path = results / "speed.jsonl"
+    for model in ("a", "b"):
+        records.code_digest.cache_clear()
+        replace_record(path, {"model": model, "x": 1}, ("model",))
+    assert is_of_this_code("speed")
+    assert is_of_this_code("other") is None
+    expected = hashlib.sha256(b"code.py\na = 1\n").hexdigest()[:16]
+    assert [json.loads(line)["made"]["code"] for line in path.read_text().splitlines()] == [expected, expected]
+    code.write_text("a = 2\n")
+    records.code_digest.cache_clear()
+    assert not is_of_this_code("speed")
+    replace_record(path, {"model": "a", "x": 2}, ("model",))  # one of two is of this code
+    assert not is_of_this_code("speed")
+    replace_record(path, {"model": "b", "x": 2}, ("model",))
+    assert is_of_this_code("speed")
+    path.write_text(path.read_text().replace("2", "3"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() != made_of()["speed.jsonl"]["sha256"]
+    records.code_digest.cache_clear()
+
+
+def test_records_elsewhere_leave_the_list_alone(tmp_path: Path) -> None:
+    before = (RESULTS / MADE).read_bytes()
+    write_record(tmp_path / "mine.jsonl", "{}\n")
+    assert (tmp_path / "mine.jsonl").read_text() == "{}\n"
+    assert (RESULTS / MADE).read_bytes() == before
