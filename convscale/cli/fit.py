@@ -85,6 +85,9 @@ def fit_command(
     int8: Annotated[
         bool, typer.Option("--int8", help="Ship 8 bits where that is faster and keeps the accuracy.")
     ] = False,
+    qat: Annotated[
+        bool, typer.Option("--qat", help="Fine-tune for 8 bits where they lose too much; `--int8 qat` says the same.")
+    ] = False,
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
     ] = 0.5,
@@ -148,7 +151,7 @@ def fit_command(
             batch_size=batch_size,
             precision=precision,
             runtime=runtime,
-            int8=int8,
+            int8="qat" if qat else int8,
             max_drop=max_drop,
             threads=threads,
             image_size=img_size,

@@ -54,6 +54,10 @@ def export_command(
     img_size: ImgSize = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights in half precision.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits; needs --data-dir for calibration.")] = False,
+    qat: Annotated[
+        bool,
+        typer.Option("--qat", help="Where 8 bits lose too much, fine-tune for them first; `--int8 qat` says the same."),
+    ] = False,
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Compute in bfloat16; with --format fastest it competes.")
     ] = False,
@@ -82,11 +86,12 @@ def export_command(
     from convscale.ship.export import export
     from convscale.ship.forms import export_fastest
 
-    if int8 and data_dir is None:
+    eight: bool | str = "qat" if qat else int8
+    if eight and data_dir is None:
         raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
     loaded = _to_export(checkpoint, model)
     preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
-    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, int8)
+    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, eight)
     options: dict[str, Any] = {
         "classes": loaded.classes,
         "preprocessing": preprocessing,
@@ -102,10 +107,10 @@ def export_command(
         if half:
             raise UserError("--half does not go with --format fastest; name a format")
         artifact, search = export_fastest(
-            loaded.net, output, int8=int8, bf16=bf16, on_form=None if as_json else _tell_form, **options
+            loaded.net, output, int8=eight, bf16=bf16, on_form=None if as_json else _tell_form, **options
         )
     else:
-        artifact = export(loaded.net, output, format=format, half=half, bf16=bf16, int8=int8, **options)
+        artifact = export(loaded.net, output, format=format, half=half, bf16=bf16, int8=eight, **options)
     say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(
@@ -187,7 +192,9 @@ def _tell_form(name: str, result: Tuning | UserError) -> None:
     )
 
 
-def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Preprocessing, int8: bool) -> dict[str, Any]:
+def _check_images(
+    data_dir: Path, classes: tuple[str, ...], preprocessing: Preprocessing, int8: bool | str
+) -> dict[str, Any]:
     """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by
     it.
     """
@@ -195,6 +202,7 @@ def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Prepr
 
     from convscale.images.sources import open_dataset
     from convscale.learn.loader import EvalImages, readable
+    from convscale.ship.qat import MOST_IMAGES
     from convscale.ship.quantize import CALIBRATION, spread
 
     splits = open_dataset(data_dir, channels=preprocessing.channels)
@@ -207,7 +215,8 @@ def _check_images(data_dir: Path, classes: tuple[str, ...], preprocessing: Prepr
         say(f"left out: {problem}", err=True)
     out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}
     if int8:
-        some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
+        most = MOST_IMAGES if int8 == "qat" else CALIBRATION
+        some, _ = readable(splits.train.subset(spread(len(splits.train), most).tolist()), preprocessing)
         out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
     return out
 

@@ -27,6 +27,7 @@ from convscale.pipeline.record import RunRecord, describe
 from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
+from convscale.ship.export import wants_qat
 from convscale.show.fit_record import FitRecord
 from convscale.show.report import write_fit_report
 
@@ -75,7 +76,7 @@ def fit(
     batch_size: int | None = None,
     precision: str | None = None,
     runtime: str | None = None,
-    int8: bool = False,
+    int8: bool | str = False,
     max_drop: float = 0.5,
     threads: int | None = None,
     image_size: int | None = None,
@@ -128,7 +129,7 @@ def fit(
         runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named GPU what its speed is
             predicted for, None: ``compiled``.
         int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
-            float.
+            float. ``"qat"``: fine-tune for it where it loses too much.
         max_drop: accuracy points that INT8 may lose on validation.
         threads: of the runtime; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
@@ -176,7 +177,9 @@ def fit(
             threads=threads,
             latency=max_latency_ms is not None and min_throughput is None,
         ),
-        shipping=Shipping(runtime=None if named_gpu else runtime, int8=int8, max_drop=max_drop),
+        shipping=Shipping(
+            runtime=None if named_gpu else runtime, int8=bool(int8), max_drop=max_drop, qat=wants_qat(int8)
+        ),
         training=Training(
             recipe=recipe,
             init="pretrained" if init == "pretrained" else None,

@@ -21,6 +21,7 @@ from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
 from convscale.runtimes.base import file_runtimes
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
+from convscale.ship.qat import MOST_IMAGES
 from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
@@ -38,6 +39,8 @@ class Shipping:
     """INT8 may win too."""
     max_drop: float
     """Accuracy points INT8 may lose on validation."""
+    qat: bool = False
+    """Where it loses more, weights learn to be rounded first."""
 
     def __post_init__(self) -> None:
         if self.runtime is not None and self.runtime not in file_runtimes():
@@ -77,11 +80,13 @@ def ship_fastest(
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
         held, _ = readable(splits.validation, preprocessing)
-        some, _ = readable(splits.train.subset(spread(len(splits.train), CALIBRATION).tolist()), preprocessing)
+        most = MOST_IMAGES if how.qat else CALIBRATION
+        some, _ = readable(splits.train.subset(spread(len(splits.train), most).tolist()), preprocessing)
         keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": _one_label(held)}
         keywords |= {
             "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),
             "max_drop": how.max_drop,
+            "qat": how.qat,
         }
     names = forms_in(how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size))
 

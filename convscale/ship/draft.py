@@ -29,6 +29,7 @@ from convscale.networks.inputs import example_input, preprocessing_of
 from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
 from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
+from convscale.ship.qat import check_tunable
 from convscale.ship.quantize import check_calibration
 from convscale.ship.verify import reference_logits
 
@@ -56,6 +57,10 @@ class Shared:
     """Where the float ONNX files are kept."""
     graph: fx.GraphModule | None = None
     """The network, folded."""
+    is_tuned: bool = False
+    """``graph`` is one that has learnt to be rounded."""
+    tuned: dict[str, fx.GraphModule] = field(default_factory=dict)
+    """It again, its weights having learnt to be rounded, by the quantiser that rounds them."""
     reference: np.ndarray | None = None
     """Its logits of the images that artefacts are checked on."""
     quantised: dict[tuple[object, ...], Path] = field(default_factory=dict)
@@ -101,6 +106,8 @@ class ExportRequest:
     """Float operations are computed in bfloat16."""
     int8: bool = False
     """Quantised to 8 bits."""
+    qat: bool = False
+    """Where that loses too much, weights learn to be rounded first."""
     int8_route: str | None = None
     """The quantiser, a key of ``ROUTES``; None: the fastest that passes."""
     calibration_images: np.ndarray | None = None
@@ -151,7 +158,7 @@ class Draft:
         write_json(folder / "preprocessing.json", self.preprocessing.to_dict())
         manifest = Manifest.from_dict({**self.record, "files": {}}, folder)
         try:
-            _write_model(self.module.cpu(), self.example, folder, manifest, self.preprocessing, shared)
+            write_model(self.module.cpu(), self.example, folder, manifest, self.preprocessing, shared)
         finally:
             self.module.to(device)
         return Artifact(folder, manifest)
@@ -272,6 +279,8 @@ def check_form(request: ExportRequest) -> np.ndarray | None:
         raise UserError(f"half and {'int8' if request.int8 else 'bf16'} exclude each other; choose one")
     if request.bf16 and (reason := no_bf16(request.format)):
         raise UserError(reason)
+    if request.int8 and request.qat:
+        check_tunable(request.calibration_images)
     return check_calibration(request.calibration_images, request.format) if request.int8 else None
 
 
@@ -286,7 +295,7 @@ def no_bf16(format: str) -> str:
     return ""
 
 
-def _write_model(
+def write_model(
     module: nn.Module,
     example: torch.Tensor,
     folder: Path,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from torch import fx, nn
+from torch import fx
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
@@ -25,8 +25,20 @@ from convscale.machine import available_cores
 from convscale.networks.resolve import Network
 from convscale.runtimes.base import runtimes_of
 from convscale.ship.card import model_card
-from convscale.ship.draft import FLOAT_FILE, ExportRequest, Images, Labels, Shared, check_form, draft, noise_images
+from convscale.ship.draft import (
+    FLOAT_FILE,
+    Draft,
+    ExportRequest,
+    Images,
+    Labels,
+    Shared,
+    check_form,
+    draft,
+    noise_images,
+    write_model,
+)
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
+from convscale.ship.qat import fine_tune
 from convscale.ship.quantize import (
     RANKING,
     SKETCH,
@@ -62,7 +74,7 @@ def export(
     half: bool = False,
     strided_stem: bool = False,
     bf16: bool = False,
-    int8: bool = False,
+    int8: bool | str = False,
     calibration_images: np.ndarray | None = None,
     max_drop: float = 0.5,
     spec: NetSpec | Mapping[str, object] | None = None,
@@ -91,9 +103,11 @@ def export(
         bf16: compute in bfloat16 (format ``openvino``), with ``int8`` what is left in float. Processors without it
             compute such an artefact in float32; none is written there.
         int8: quantise to 8 bits after training (format ``onnx`` or ``openvino``), by the fastest quantiser that is
-            installed and passes. Where it is not faster than float here, nothing is written.
+            installed and passes. Where it is not faster than float here, nothing is written. ``"qat"``: where rounding
+            loses more than ``max_drop``, the weights of a copy learn to be rounded first (minutes; the network itself
+            is the teacher, so no labels are needed).
         calibration_images: for INT8: uint8 (N, H, W, C) images of the training set, resized; at least 32; of more than
-            300, 300 that are spread evenly over them are used.
+            300, 300 that are spread evenly over them are used. ``"qat"`` takes at least 64, and up to 4,096.
         max_drop: accuracy points INT8 may lose on ``verify_images``; sensitive layers stay in float until that holds.
             Without labels: points of disagreement.
         spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
@@ -122,7 +136,8 @@ def export(
         half=half,
         strided_stem=strided_stem,
         bf16=bf16,
-        int8=int8,
+        int8=bool(int8),
+        qat=wants_qat(int8),
         calibration_images=calibration_images,
         max_drop=max_drop,
         spec=spec,
@@ -133,6 +148,17 @@ def export(
         promise=promise,
     )
     return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
+
+
+def wants_qat(int8: object) -> bool:
+    """Whether INT8 is asked for with fine-tuning.
+
+    Raises:
+        UserError: it is neither true, false nor ``"qat"``.
+    """
+    if not isinstance(int8, bool) and int8 != "qat":
+        raise UserError(f"int8 must be true, false or 'qat', got {int8!r}")
+    return int8 == "qat"
 
 
 def export_as(
@@ -161,7 +187,7 @@ def export_as(
         artifact = made.write(folder, shared)
         reference = shared.logits(module, artifact, images)
         if made.calibration is not None:
-            record["int8"] = _quantise(module, artifact, shared, made.calibration, images, request)
+            record["int8"] = _quantise(made, artifact, shared, images, request)
             artifact = Artifact(folder, artifact.manifest)  # the file is another now
         checked = verify(
             module,
@@ -288,16 +314,13 @@ def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld
 
 
 def _quantise(
-    module: nn.Module,
-    probe: Artifact,
-    shared: Shared,
-    calibration: np.ndarray,
-    images: Images,
-    request: ExportRequest,
+    made: Draft, probe: Artifact, shared: Shared, images: Images, request: ExportRequest
 ) -> dict[str, object]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
     folder, labels, max_drop, route = probe.folder, request.verify_labels, request.max_drop, request.int8_route
+    module, calibration = made.module, made.calibration
     assert route is not None, "a route was chosen"
+    assert calibration is not None, "INT8 has images to calibrate by"
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
     def ranked() -> Sequence[Layer]:
@@ -316,6 +339,12 @@ def _quantise(
             return 100.0  # as good as nothing: other layers may be steady
         return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
 
+    untuned, before = shared, attempt(()) if request.qat else 0.0
+    if tuned := before > max_drop:
+        shared = _tuned(made, probe, untuned, request)
+        if not (tuned := attempt(()) < before):
+            shared = untuned
+            write_model(module, made.example, folder, probe.manifest, made.preprocessing, shared)
     steps, _ = search_float_layers(ranked, total, attempt, max_drop)
     (folder / FLOAT_FILE).unlink()
     return {
@@ -324,7 +353,23 @@ def _quantise(
         "max_drop": max_drop,
         "layers": total,
         "steps": [step.to_dict() for step in steps],
+        **({"qat": {"drop_before": before}} if tuned else {}),
     }
+
+
+def _tuned(made: Draft, probe: Artifact, shared: Shared, request: ExportRequest) -> Shared:
+    """Put the float file of the fine-tuned network into an artefact's folder. What is shared from there on is its own,
+    but for the answers that it is held to.
+    """
+    assert request.calibration_images is not None, "checked before"
+    assert request.int8_route is not None, "a route was chosen"
+    route = request.int8_route
+    if route not in shared.tuned:
+        graph = shared.folded(made.module, made.example)
+        shared.tuned[route] = fine_tune(graph, request.calibration_images, made.preprocessing, route)
+    own = Shared(folder=probe.folder, graph=shared.tuned[route], is_tuned=True, reference=shared.reference)
+    write_model(made.module, made.example, probe.folder, probe.manifest, made.preprocessing, own)
+    return own
 
 
 def _quantised(
@@ -349,7 +394,7 @@ def _quantised(
         return
     # One image at a time: ranges are of each.
     batches = [probe.input_batch(calibration[i : i + 1]) for i in range(len(calibration))]
-    quantize_file(probe.folder / FLOAT_FILE, probe.model_path, route, batches, float_values)
+    quantize_file(probe.folder / FLOAT_FILE, probe.model_path, route, batches, float_values, tuned=shared.is_tuned)
     if shared.folder == probe.folder or float_values:
         return
     kept = shared.quantised[key] = shared.folder / f"int8-{len(shared.quantised)}"

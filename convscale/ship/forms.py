@@ -22,7 +22,7 @@ from convscale.networks.inputs import example_input
 from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.draft import ExportRequest, Shared, no_bf16
-from convscale.ship.export import export_as, sketch
+from convscale.ship.export import export_as, sketch, wants_qat
 from convscale.ship.quantize import routes_of
 from convscale.ship.tune import (
     BATCH_SIZES,
@@ -393,7 +393,7 @@ def export_fastest(
     goal: str = "throughput",
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int | None = None,
-    int8: bool = True,
+    int8: bool | str = True,
     bf16: bool = False,
     torch: bool = False,
     min_seconds: float = 0.5,
@@ -405,7 +405,8 @@ def export_fastest(
     its gate. With INT8 all are looked at for a moment first, and those far from the best are not made in full.
 
     Args:
-        int8: try INT8 too; needs ``calibration_images``.
+        int8: try INT8 too; needs ``calibration_images``. ``"qat"``: with fine-tuning where it loses too much, as in
+            :func:`~convscale.ship.export.export`.
         bf16: try bfloat16 too, where the processor has it; its gate is wider than float32's.
         torch: try PyTorch's compiler too.
         on_form: called after each form, to show progress.
@@ -418,7 +419,8 @@ def export_fastest(
         UserError: as for export.
         Withheld: not even the float form passed.
     """
-    int8 = int8 and keywords.get("calibration_images") is not None
+    keywords["qat"] = wants_qat(int8)
+    int8 = bool(int8) and keywords.get("calibration_images") is not None
     request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
     size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)
     names = form_names(net, int8=int8, bf16=bf16, torch=torch, image_size=size)

@@ -65,6 +65,8 @@ class Route:
     """How a user gets it."""
     quantise: Quantiser
     """What does it; :func:`quantize_file` names what fails."""
+    quantise_tuned: Quantiser
+    """For a network that has learnt to be rounded: without correcting biases towards what it says unrounded."""
 
 
 def routes_of(format: str | None = None) -> list[str]:
@@ -99,7 +101,13 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 
 def quantize_file(
-    source: Path, target: Path, route: str, batches: Sequence[np.ndarray], float_values: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    route: str,
+    batches: Sequence[np.ndarray],
+    float_values: Sequence[str] = (),
+    *,
+    tuned: bool = False,
 ) -> None:
     """Quantise an ONNX file into another, or into an OpenVINO IR.
 
@@ -110,19 +118,27 @@ def quantize_file(
         batches: the calibration images, each as the network takes it: (1, C, H, W), or (1, H, W, C) where preprocessing
             is baked in.
         float_values: output names of layers to leave in float.
+        tuned: it has learnt to be rounded (:mod:`convscale.ship.qat`).
 
     Raises:
         UserError: this network can not be quantised so.
     """
     try:
         with quiet(), signal_stack_kept():
-            ROUTES[route].quantise(source, target, batches, float_values)
+            how = ROUTES[route].quantise_tuned if tuned else ROUTES[route].quantise
+            how(source, target, batches, float_values)
     except Exception as error:
         raise UserError(f"{route} can not quantise this network: {first_line(error)}") from error
 
 
 def _by_nncf(
-    source: Path, target: Path, batches: Sequence[np.ndarray], float_values: Sequence[str], *, preset: str
+    source: Path,
+    target: Path,
+    batches: Sequence[np.ndarray],
+    float_values: Sequence[str],
+    *,
+    preset: str,
+    correct: bool,
 ) -> None:
     import nncf
     import onnx
@@ -153,6 +169,7 @@ def _by_nncf(
         ignored_scope=nncf.IgnoredScope(names=names, validate=False) if names else None,
         # ONNX Runtime's convolution takes one scale for its input; NNCF would give a depthwise one a scale per channel.
         advanced_parameters=AdvancedQuantizationParameters(
+            disable_bias_correction=not correct,
             overflow_fix=OverflowFix.ENABLE,
             activations_quantization_params=QuantizationParameters(per_channel=False) if to_onnx else None,
         ),
@@ -230,10 +247,15 @@ ROUTES = {
         formats=("openvino", "onnx"),
         library="nncf",
         install="pip install nncf openvino",
-        quantise=partial(_by_nncf, preset="mixed"),
+        quantise=partial(_by_nncf, preset="mixed", correct=True),
+        quantise_tuned=partial(_by_nncf, preset="mixed", correct=False),
     ),
     "onnxruntime": Route(
-        formats=("onnx",), library="onnxruntime", install="pip install onnxruntime", quantise=_by_onnx_runtime
+        formats=("onnx",),
+        library="onnxruntime",
+        install="pip install onnxruntime",
+        quantise=_by_onnx_runtime,
+        quantise_tuned=_by_onnx_runtime,
     ),
 }
 """The quantisers by name, the usual one of each format first."""

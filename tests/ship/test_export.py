@@ -176,7 +176,7 @@ def test_withheld_leaves_nothing_and_names_the_layer(
 ) -> None:
     import convscale.ship.draft as module
 
-    write = module._write_model
+    write = module.write_model
 
     def damaged(net: nn.Module, example: torch.Tensor, folder: Path, *rest: object) -> None:
         write(net, example, folder, *rest)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def test_withheld_leaves_nothing_and_names_the_layer(
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, weight.name))
         onnx.save(model, folder / "model.onnx")
 
-    monkeypatch.setattr(module, "_write_model", damaged)
+    monkeypatch.setattr(module, "write_model", damaged)
     with pytest.raises(
         Withheld, match=r"withheld: .* differ by .* relative, 0.001 is allowed; the difference starts at block\.0"
     ) as caught:
