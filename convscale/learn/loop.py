@@ -19,6 +19,7 @@ from convscale.learn.augment import erase, mix, mix_seed
 from convscale.learn.ema import Ema
 from convscale.learn.freeze import set_trainable
 from convscale.learn.job import Job
+from convscale.learn.join import SHARES, between, copied
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loss import distillation_loss
 from convscale.learn.optim import build_optimizer, set_lr
@@ -83,6 +84,8 @@ class Trainer:
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = 0
         self.stopped_early = False
+        self.start_weights: dict[str, torch.Tensor] | None = None
+        self.joins = 0  # the last weights were joined with those of the start
         self._bad_in_row = 0
         self._bad_images: dict[str, None] = {}
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
@@ -101,15 +104,19 @@ class Trainer:
     def run(self) -> None:
         """Train to the end (or until told to stop, with a state saved)."""
         recipe = self.job.recipe
+        if recipe.join_start and self.start_weights is None and self.updates == 0:
+            self.start_weights = copied(self.watched)
         while self.epoch < recipe.epochs and self._position() < 1.0:
             if recipe.early_stop and self.step == 0 and self.epoch - self.best["epoch"] >= recipe.early_stop:
                 self._note(f"stopped early: no better validation result for {recipe.early_stop} epochs")
                 self.stopped_early = True
-                return
+                break
             if self._good is None or (self.step == 0 and self._bad_in_row == 0):
                 self._good = copy.deepcopy(self.state())
             if not self._run_epoch():
                 return
+        if recipe.join_start and self.start_weights is not None and not self.joins:
+            self._join_with_start()
 
     def start_from_solved_head(self) -> None:
         """Solve the head on the present features; what that gives is the first result to beat."""
@@ -132,6 +139,19 @@ class Trainer:
         self._note(f"before the first epoch: validation result {result.metric:.2%}")
         self.elapsed += job.processes.from_first(time.perf_counter() - started)
         self._save_best()
+
+    def _join_with_start(self) -> None:
+        """Try weights on the way from the start to the end; what is better is kept."""
+        started, last = time.perf_counter(), copied(self.watched)
+        self.joins = 1
+        for share in SHARES:
+            self.watched.load_state_dict(between(self.start_weights or last, last, share))
+            if self._keep_if_better(self._validate()):
+                self._note(f"better at {share:.0%} of the way from the start: {self.best['metric']:.2%}")
+                self._save_best()
+        self.watched.load_state_dict(last)
+        self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
+        self._save_state()
 
     # -- one epoch
 
@@ -324,17 +344,18 @@ class Trainer:
             workers=job.loader.workers or None,
         )
 
-    def _keep_if_better(self, result: Validation) -> None:
+    def _keep_if_better(self, result: Validation) -> bool:
         """Note a validation result that beats all before it; one with a loss that is not finite never does."""
         better = (result.metric, -result.loss) > (self.best["metric"], -self.best["loss"])
-        if math.isfinite(result.loss) and better:
+        if better := math.isfinite(result.loss) and better:
             self.best = {
                 "metric": result.metric,
                 "loss": result.loss,
                 "epoch": self.epoch,
                 "thresholds": None if result.thresholds is None else list(result.thresholds),
             }
-            self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
+            self.best_weights = copied(self.watched)
+        return better
 
     # -- what is written and restored
 
@@ -346,6 +367,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best_weights": self.best_weights,
+            "start_weights": None if self.joins else self.start_weights,
             "numbers": {
                 "epoch": self.epoch,
                 "step": self.step,
@@ -359,6 +381,7 @@ class Trainer:
                 "sums": self._sums,
                 "bad_in_row": self._bad_in_row,
                 "bad_images": list(self._bad_images),
+                "joins": self.joins,
             },
         }
 
@@ -371,20 +394,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         _follow_layout(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
-        self.best_weights = state["best_weights"]
+        self.best_weights, self.start_weights = state["best_weights"], state.get("start_weights")
         numbers = state["numbers"]
+        self.joins = numbers.get("joins", 0)
         self.epoch, self.step, self.updates, self.elapsed = (
             numbers[key] for key in ("epoch", "step", "updates", "elapsed")
         )
         whole = self.job.recipe.batch_size * self.job.processes.world * self.steps_per_epoch
         self.history = [complete_row(row, whole) for row in numbers["history"]]
         best, self.lr_scale = numbers["best"], numbers["lr_scale"]
-        self.best = {
-            "metric": best["metric"],
-            "loss": best["loss"],
-            "epoch": best["epoch"],
-            "thresholds": best.get("thresholds"),
-        }
+        self.best = {key: best.get(key) for key in Best.__annotations__}  # pyright: ignore[reportAttributeAccessIssue]
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
 
@@ -409,8 +428,8 @@ class Trainer:
         }
 
     def _batches(self) -> int:
-        """Batches done since the run's start."""
-        return self.epoch * self.steps_per_epoch + self.step
+        """Batches done since the run's start, and one more for what comes after the last."""
+        return self.epoch * self.steps_per_epoch + self.step + self.joins
 
     # -- small helpers
 

@@ -116,6 +116,9 @@ class Recipe:
     """Each layer below the head has its learning rate multiplied by this once more."""
     solve_head: bool = False
     """Before the first epoch, put the best linear classifier on the network's present features into its head."""
+    join_start: bool = False
+    """At the end, try weights between those before the first epoch and the last ones on validation (WiSE-FT: Wortsman
+    et al. 2022, arXiv 2109.01903)."""
     freeze_epochs: int = 0
     """Epochs in which only the head is trained."""
 

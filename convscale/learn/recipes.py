@@ -108,6 +108,7 @@ RECIPES = {
             weight_decay=0.05,
             layer_decay=0.85,
             solve_head=True,
+            join_start=True,
             schedule="cosine",
             warmup_epochs=1,
             label_smoothing=0.1,

@@ -22,7 +22,8 @@ def restore(trainer: Trainer, output: Path) -> Path:
     _check_same(about, trainer, output)
     load_weights_into(trainer.watched, place)  # says clearly when the architecture differs
     try:
-        _check_best(state["best_weights"], trainer)
+        for key in ("best_weights", "start_weights"):
+            _check_weights(key, state["best_weights"] if key == "best_weights" else state.get(key), trainer)
         _check_position(state["numbers"])
         trainer.restore(state)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -31,13 +32,13 @@ def restore(trainer: Trainer, output: Path) -> Path:
     return place
 
 
-def _check_best(weights: object, trainer: Trainer) -> None:
-    """The best weights so far are loaded at the run's end: too late to find that they are none."""
+def _check_weights(key: str, weights: object, trainer: Trainer) -> None:
+    """Weights of the start, and the best so far, are loaded at the run's end: too late to find that they are none."""
     if weights is None:
         return
     own = {name: value.shape for name, value in trainer.watched.state_dict().items()}
     if not isinstance(weights, dict) or {name: getattr(value, "shape", None) for name, value in weights.items()} != own:
-        raise ValueError("best_weights are not those of the network")
+        raise ValueError(f"{key} are not those of the network")
 
 
 def _check_position(numbers: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,9 +18,11 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.evaluate import evaluate
+from convscale.learn.loop import Trainer
 from convscale.learn.progress import LiveProgress, duration
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, train
+from convscale.learn.validate import Validation
 from tests.learn.nets import CLASSES, halves_data, small_net
 
 QUICK = Recipe(
@@ -121,6 +124,42 @@ def test_resume_is_exact(tmp_path: Path, kill_at: int, optimizer: str, layout: s
     assert [{k: v for k, v in row.items() if k not in drop} for row in resumed.history] == [
         {k: v for k, v in row.items() if k not in drop} for row in undisturbed.history
     ]
+
+
+def test_a_killed_run_joins_with_its_own_start(tmp_path: Path) -> None:
+    recipe = QUICK.override({"join_start": True})
+    folder, whole = tmp_path / "run", train(_net(), halves_data(), recipe=recipe)
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), recipe=recipe, output=folder, checkpoint_seconds=0, progress=_steps([], 17))
+    resumed = train(_net(), halves_data(), recipe=recipe, output=folder, resume=True)
+    assert _same_weights(whole, resumed)
+    assert whole.notes == tuple(note for note in resumed.notes if "resumed" not in note)
+    # what is finished does nothing more
+    again = train(_net(), halves_data(), recipe=recipe, output=folder, resume=True)
+    assert _same_weights(whole, again)
+
+
+def test_the_best_between_start_and_end_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = QUICK.override({"ema_decay": 0.0})
+    start = {name: value.clone() for name, value in _net().state_dict().items()}
+    end = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "plain")
+    last = load_checkpoint(max((tmp_path / "plain" / "checkpoints").glob("step-*")), net=small_net()).net.state_dict()
+    # one result for each epoch, then 25, 50 and 75 % of the way
+    script = iter([*(0.1 for _ in end.history), 0.1, 0.9, 0.2])
+
+    def scripted(trainer: Trainer) -> Validation:
+        return dataclasses.replace(validated(trainer), top1=next(script))
+
+    validated = Trainer._validate
+    monkeypatch.setattr(Trainer, "_validate", scripted)
+    run = train(_net(), halves_data(), recipe=recipe.override({"join_start": True}), output=tmp_path / "joined")
+    assert run.best_metric == 0.9
+    assert [note for note in run.notes if "way" in note] == ["better at 50% of the way from the start: 90.00%"]
+    kept = load_checkpoint(tmp_path / "joined", net=small_net()).net.state_dict()
+    for name, value in run.net.state_dict().items():
+        expected = (start[name] + last[name]) / 2 if value.is_floating_point() else last[name]
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(value, kept[name]), "what is kept on disk"
 
 
 def test_resume_after_the_newest_state_was_damaged(tmp_path: Path) -> None:
