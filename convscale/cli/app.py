@@ -298,7 +298,7 @@ def main() -> None:
     """
     try:
         with naming_extras("this command"):
-            code = app(_spelt(sys.argv[1:]), standalone_mode=False)
+            code = app(standalone_mode=False)
     except UserError as error:
         _refuse(error)
     except OSError as error:
@@ -317,12 +317,6 @@ def main() -> None:
             raise
         _refuse(UserError(line))
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _spelt(words: list[str]) -> list[str]:
-    """``--int8 qat`` as two options: a flag of typer's takes no word."""
-    pairs = zip(["", *words], words, strict=False)
-    return ["--qat" if pair == ("--int8", "qat") else pair[1] for pair in pairs]
 
 
 def _usage(error: Exception) -> str | None:

@@ -24,10 +24,10 @@ from convscale.cli.options import (
     Output,
     Overwrite,
     Resume,
-    ResumeCommand,
     Seed,
     Sets,
     Threads,
+    WordyCommand,
     Zoo,
     overrides_of,
     print_json,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the app."""
-    app.command("fit", cls=ResumeCommand)(fit_command)
+    app.command("fit", cls=WordyCommand)(fit_command)
     app.command("demo")(demo_command)
 
 

@@ -19,9 +19,9 @@ from convscale.cli.options import (
     Output,
     Overwrite,
     Resume,
-    ResumeCommand,
     Seed,
     Sets,
+    WordyCommand,
     overrides_of,
     print_json,
     say,
@@ -47,7 +47,7 @@ SPLITS = ("train", "validation", "test", "all")
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the app."""
-    app.command("train", cls=ResumeCommand)(train_command)
+    app.command("train", cls=WordyCommand)(train_command)
     app.command("evaluate")(evaluate_command)
     app.command("recipes")(recipes_command)
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand
@@ -60,19 +60,24 @@ MaxBadRate = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn.")]
 
 
-class ResumeCommand(TyperCommand):
-    """A command whose ``--resume`` may be followed by ``auto``, as in job scripts: go on where there is a state, else
-    start.
+class WordyCommand(TyperCommand):
+    """A command two of whose flags may be followed by a word: ``--resume auto``, as in job scripts (go on where there
+    is a state, else start), and ``--int8 qat``.
     """
 
+    SAME: ClassVar = {("--resume", "auto"): (), ("--int8", "qat"): ("--qat",)}
+    """By flag and word what to put in the word's place."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Drop the word: it is what ``--resume`` does."""
+        """Put options in the place of words."""
         # ``ctx`` is click's or, in newer versions, typer's own copy of it: no type is right for both.
         kept: list[str] = []
         for word in args:
-            if word == "auto" and kept and kept[-1] == "--resume":
-                continue
-            kept.append("--resume" if word == "--resume=auto" else word)
+            flag, _, after = word.partition("=")
+            if (flag, after) in self.SAME:
+                kept += [flag, *self.SAME[flag, after]]
+            else:
+                kept += self.SAME.get((kept[-1] if kept else "", word), (word,))
         return super().parse_args(ctx, kept)
 
 

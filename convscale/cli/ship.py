@@ -17,6 +17,7 @@ from convscale.cli.options import (
     Overwrite,
     Resume,
     Threads,
+    WordyCommand,
     overrides_of,
     print_json,
     say,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the app."""
-    app.command("export")(export_command)
+    app.command("export", cls=WordyCommand)(export_command)
     app.command("tune")(tune_command)
     app.command("classify")(classify_command)
 

@@ -255,3 +255,34 @@ def test_export_says_which_state_it_uses_and_takes_no_other(checkpoint: Path, tm
     code, out, err = call("export", last, "--output", tmp_path / "d")
     assert code == 0, err
     assert f"exported {last}, a state of training, epoch 6" in out
+
+
+@pytest.mark.parametrize("words", [["--int8", "qat"], ["--int8=qat"], ["--int8", "--qat"]])
+def test_int8_qat_is_two_options_in_one(words: list[str]) -> None:
+    from typer.main import get_command
+
+    from convscale.cli.app import app
+
+    command = get_command(app).commands["export"]  # type: ignore[attr-defined]
+    parsed = command.make_context("export", ["net", *words, "--bake", "--output", "out"]).params
+    assert (parsed["int8"], parsed["qat"], parsed["bake"], parsed["checkpoint"]) == (True, True, True, "net")
+    parsed = command.make_context("export", ["qat", "--int8", "--output", "out"]).params
+    assert (parsed["int8"], parsed["qat"], parsed["checkpoint"]) == (True, False, "qat")
+
+
+def test_qat_on_ten_images_is_refused(call, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a", "b"):
+        for split, count in (("train", 5), ("val", 2), ("test", 2)):
+            place = tmp_path / "data" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (number * 20, 60, 90 if name == "a" else 10)).save(place / f"{number}.png")
+    net = ("train", "--data-dir", tmp_path / "data", "--model", "resnet18", "--epochs", 1, "--img-size", 32, "-b", 4)
+    assert call(*net, "--output", tmp_path / "run")[0] == 0
+    options = ("--data-dir", tmp_path / "data", "--int8", "qat", "--output", tmp_path / "art")
+    code, _, err = call("export", tmp_path / "run", *options)
+    assert code == 2
+    assert err.splitlines()[-1].endswith("needs at least 64 calibration images of the training set, got 10")
+    assert not (tmp_path / "art").exists()
