@@ -267,11 +267,11 @@ def export_forms(
     forms: Forms = {}
     with tempfile.TemporaryDirectory(dir=place, prefix=".shared.") as common:
         shared = Shared(folder=Path(common))
-        forms[FLOAT] = export_as(net, place / FLOAT, FORMS[FLOAT].of(request), shared=shared)
+        usual = forms[FLOAT] = export_as(net, place / FLOAT, FORMS[FLOAT].of(request), shared=shared)
         others = [name for name in names if name != FLOAT]
         looks: dict[str, float] = {}
         if search is not None and search.device == "cpu" and any(FORMS[name].int8 for name in others):
-            looks[FLOAT] = search.first_look(forms[FLOAT])
+            looks[FLOAT] = search.first_look(usual)
             for name in others:
                 # PyTorch's compiler takes a minute to look at.
                 if FORMS[name].format == "torch":
