@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -339,7 +340,7 @@ def _quantise(
             return 100.0  # as good as nothing: other layers may be steady
         return 100 * (1 - checked.top1_agreement) if checked.drop_points is None else checked.drop_points
 
-    untuned, before = shared, attempt(()) if request.qat else 0.0
+    untuned, before = shared, attempt(()) if request.qat else -math.inf
     if tuned := before > max_drop:
         shared = _tuned(made, probe, untuned, request)
         if not (tuned := attempt(()) < before):

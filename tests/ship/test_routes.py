@@ -203,9 +203,9 @@ def test_where_the_fastest_is_withheld_the_next_is_tried(
     quantise, judge = export_module.quantize_file, export_module.verify
     routes: list[str] = []
 
-    def quantize_file(source: Path, target: Path, route: str, *rest: object) -> None:
+    def quantize_file(source: Path, target: Path, route: str, *rest: object, **how: object) -> None:
         routes.append(route)
-        quantise(source, target, route, *rest)  # pyright: ignore[reportArgumentType]
+        quantise(source, target, route, *rest, **how)  # pyright: ignore[reportArgumentType]
 
     def verify(*args: object, **options: object) -> Verification:
         """What ONNX Runtime's route made is wrong in every answer."""
