@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -347,7 +347,7 @@ class FitRequest:
             "data": str(self.data) if not isinstance(self.data, DataSplits) else "given splits",
             "constraint": vars(self.constraint),
             "conditions": self.basis().conditions.to_dict(),
-            "shipping": asdict(self.shipping),
+            "shipping": self.shipping.to_json(),
             "candidates": named,
             "image_size": self.image_size,
             "offer": self.offer.in_words(),
@@ -387,7 +387,7 @@ def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] |
         "data": str(asked.data) if not isinstance(asked.data, DataSplits) else "given splits",
         "min_throughput": asked.constraint.min_throughput,
         "conditions": cond.to_dict(),
-        "shipping": asdict(asked.shipping),
+        "shipping": asked.shipping.to_json(),
         "candidates": [spec.to_dict() for spec in specs],
         "recipe": recipe,
         "init": training.init,

@@ -5,7 +5,7 @@ checked again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Shipping:
         check_number("max_drop", self.max_drop, "a number of accuracy points from 0 to 100", 0, 100)
         if self.int8:
             check_calibration(np.zeros(CALIBRATION))  # nncf is there: an hour of training comes first
+
+    def to_json(self) -> dict[str, object]:
+        """What a run is known by: what came later stands there where it was asked for, so that older runs are known."""
+        return {key: value for key, value in asdict(self).items() if key != "qat" or value}
 
 
 def ship_fastest(
