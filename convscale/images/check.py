@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from convscale.images.decode import ImageError, check_image, preload
 from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, Duplicates, evenly, find_duplicates
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit, DataSplits, FileSplit, Split
+from convscale.images.threads import in_threads
 from convscale.images.walk import Preflight
 from convscale.machine import available_cores
 
@@ -222,8 +222,8 @@ def _undecodable(split: Split) -> list[str]:
         return None
 
     preload()
-    with ThreadPoolExecutor(available_cores()) as pool:
-        return [text for text in pool.map(problem, range(len(split)), chunksize=16) if text is not None]
+    said = in_threads(problem, range(len(split)), workers=available_cores(), chunk=16)
+    return [text for text in said if text is not None]
 
 
 def majority_share(labels: ArrayLike, train_labels: ArrayLike | None = None) -> float:
@@ -261,8 +261,7 @@ def _sizes(split: Split, size: Size) -> Sizes:
     if isinstance(split, ArraySplit):
         found = [tuple(split.pixels.shape[1:3])] * len(chosen)
     elif isinstance(split, FileSplit):
-        with ThreadPoolExecutor(8) as pool:
-            seen = list(pool.map(lambda index: _upright_size(split.paths[index], split.max_pixels), chosen))
+        seen = in_threads(lambda index: _upright_size(split.paths[index], split.max_pixels), chosen, chunk=64)
         found = [each for each in seen if each is not None]
     else:
         raise TypeError(f"{type(split).__name__} is neither in memory nor in files")

@@ -10,8 +10,8 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from convscale import words
 from convscale.errors import stop_if_system
 from convscale.images.decode import ImageError, preload
 from convscale.images.splits import ArraySplit, FileSplit, Split
+from convscale.images.threads import in_threads
 from convscale.machine import available_cores
 
 Ints = NDArray[np.int64]
@@ -270,24 +271,23 @@ def _file_contents(paths: Sequence[str]) -> tuple[list[object], int]:
     keys: list[object] = [None] * len(paths)
     by_size: dict[int, list[int]] = defaultdict(list)
     unread = 0
-    with ThreadPoolExecutor(8) as pool:
-        for index, size in enumerate(pool.map(_size, paths, chunksize=256)):
-            if size is None:
-                unread += 1
-            else:
-                by_size[size].append(index)
-        # files of the same size by chance are small ones, of which there are many: the large ones come first
-        groups = [by_size[size] for size in sorted(by_size, reverse=True) if len(by_size[size]) > 1]
-        alike = [index for group in groups for index in group]
-        unread += len(alike[_MOST_READ:])
-        ends: dict[object, list[int]] = defaultdict(list)
-        read = alike[:_MOST_READ]
-        tails = pool.map(_digest, [paths[index] for index in read], [_TAIL_BYTES] * len(read), chunksize=64)
-        for index, tail in zip(read, tails, strict=True):
-            ends[tail].append(index)
-        wanted = [index for key, group in ends.items() if key is not None and len(group) > 1 for index in group]
-        for index, key in zip(wanted, pool.map(_digest, [paths[index] for index in wanted]), strict=True):
-            keys[index] = key
+    for index, size in enumerate(in_threads(_size, paths)):
+        if size is None:
+            unread += 1
+        else:
+            by_size[size].append(index)
+    # files of the same size by chance are small ones, of which there are many: the large ones come first
+    groups = [by_size[size] for size in sorted(by_size, reverse=True) if len(by_size[size]) > 1]
+    alike = [index for group in groups for index in group]
+    unread += len(alike[_MOST_READ:])
+    ends: dict[object, list[int]] = defaultdict(list)
+    read = alike[:_MOST_READ]
+    tails = in_threads(partial(_digest, last=_TAIL_BYTES), [paths[index] for index in read], chunk=64)
+    for index, tail in zip(read, tails, strict=True):
+        ends[tail].append(index)
+    wanted = [index for key, group in ends.items() if key is not None and len(group) > 1 for index in group]
+    for index, key in zip(wanted, in_threads(_digest, [paths[index] for index in wanted], chunk=8), strict=True):
+        keys[index] = key
     return keys, unread
 
 
@@ -340,8 +340,7 @@ def _fingerprints(pictures: _Pictures, chosen: Ints) -> _Fingerprints:
         except ImageError as error:
             return str(error)
 
-    with ThreadPoolExecutor(available_cores()) as pool:
-        looks = list(pool.map(look, chosen.tolist(), chunksize=16))
+    looks = list(in_threads(look, chosen.tolist(), workers=available_cores(), chunk=16))
     kept = [(index, seen) for index, seen in zip(chosen.tolist(), looks, strict=True) if not isinstance(seen, str)]
     colours = np.array([seen for _, seen in kept], dtype=np.float32).reshape(len(kept), -1, 3)
     luminance = colours @ _LUMINANCE

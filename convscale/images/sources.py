@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from convscale.images.folders import open_folders, open_for_evaluation, read_tre
 from convscale.images.idx import find_idx, open_idx
 from convscale.images.manifest import open_manifest
 from convscale.images.splits import DataSplits, FileSplit, Split, complete
+from convscale.images.threads import in_threads
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
 from convscale.images.walk import Tally
 
@@ -210,8 +210,7 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str],
         return None
 
     preload()
-    with ThreadPoolExecutor(8) as pool:
-        problems = list(pool.map(problem, split.paths, chunksize=64))
+    problems = list(in_threads(problem, split.paths))
     notes += _shallow(sorted(deep))
     bad = [text for text in problems if text is not None]
     unreadable += bad

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from convscale.cache import cache_dir
@@ -17,6 +17,7 @@ from convscale.errors import UserError
 from convscale.files import atomic_path
 from convscale.images.decode import ImageError, check_image, preload, read_image
 from convscale.images.splits import FileSplit
+from convscale.images.threads import in_threads
 from convscale.machine import available_cores
 
 QUALITY = 90
@@ -46,8 +47,8 @@ def shrink_split(
     try:
         place.mkdir(parents=True, exist_ok=True)
         preload()
-        with ThreadPoolExecutor(workers or available_cores()) as pool:
-            paths = tuple(pool.map(lambda path: _copy_of(path, split, side, place), split.paths))
+        copy = partial(_copy_of, split=split, side=side, place=place)
+        paths = tuple(in_threads(copy, split.paths, workers=workers or available_cores(), chunk=16))
     except OSError as error:
         raise UserError(
             f"smaller copies can not be written to {place} ({error.strerror}); name another place by CONVSCALE_CACHE"
