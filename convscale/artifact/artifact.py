@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -75,6 +75,7 @@ class Artifact:
             raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
         need_runtime(self.runtime)
         self._runner: Runner | None = None
+        self._closed = False
         self._opening = threading.Lock()
 
     @property
@@ -101,6 +102,8 @@ class Artifact:
     def runner(self) -> Runner:
         """The network opened in the artefact's runtime, on first use."""
         with self._opening:
+            if self._closed:
+                raise UserError(f"artefact {self.folder} was closed; load it again")
             if self._runner is None:
                 how = Opening(
                     threads=self.threads,
@@ -111,6 +114,17 @@ class Artifact:
                 self._runner = open_artifact(self, self.runtime, how)
                 self._check_unchanged()
             return self._runner
+
+    def close(self) -> None:
+        """Let go of the runtime and its memory, once calls that are under way have ended; later ones are refused."""
+        with self._opening:
+            self._runner, self._closed = None, True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _check_unchanged(self) -> None:
         """Refuse what a runtime opened where it is not what was hashed: a file changed in between."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -317,3 +318,13 @@ def test_a_file_that_changes_between_its_checksum_and_its_opening_is_refused(fol
     with pytest.raises(UserError, match=r"model\.onnx changed while it was opened"):
         artifact.runner  # noqa: B018
     load_artifact(folder).runner  # noqa: B018
+
+
+def test_a_closed_artefact_answers_no_more(onnx_art: Artifact, images: np.ndarray) -> None:
+    with load_artifact(onnx_art.folder) as art:
+        expected = art(images[:2])
+        again = weakref.ref(art.runner)
+    assert again() is None, "the runtime is let go"
+    with pytest.raises(UserError, match="was closed; load it again"):
+        art(images[:2])
+    assert np.array_equal(load_artifact(onnx_art.folder)(images[:2]), expected)
