@@ -45,6 +45,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "predictor": _PREDICTED,
     "predictor_v100": _PREDICTED,
     "ship": _SHIPPED,
+    "ship_peers": _SHIPPED,
     "ship_classify": (*_SHIPPED, "convscale/images/decode.py"),
     "ship_gate": _SHIPPED,
     "train_speed": ("convscale/nn/norm.py", "convscale/learn/loop.py"),

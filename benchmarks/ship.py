@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,11 @@ def prepare(name: str, base: Conditions, folder: Path) -> Forms:
     names = form_names(net, int8=True, image_size=size)
     if all((folder / "forms" / form).is_dir() for form in names):
         return {form: load_artifact(folder / "forms" / form) for form in names}
-    (folder / "forms").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "forms", ignore_errors=True)
+    (folder / "forms").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
     pre = preprocessing_of(net, size)
-    return export_forms(
-        net, folder / "forms", names, preprocessing=pre, calibration_images=noise, max_drop=100.0, overwrite=True
-    )
+    return export_forms(net, folder / "forms", names, preprocessing=pre, calibration_images=noise, max_drop=100.0)
 
 
 def open_peers(name: str, base: Conditions, folder: Path) -> dict[str, tuple[Call, Conditions]]:

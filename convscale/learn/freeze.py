@@ -19,6 +19,16 @@ def set_trainable(net: nn.Module, *, frozen: bool) -> None:
             module.eval()
 
 
+def keep_statistics(net: nn.Module) -> None:
+    """Norms use their running statistics instead of the batch's, and leave them as they are; their weights still learn.
+
+    Call it after ``net.train()``.
+    """
+    for module in net.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.eval()
+
+
 def head_parameters(net: nn.Module) -> set[str]:
     """Names of the classifier's parameters: by ``get_classifier`` (timm's convention), else the last module that has
     any.

@@ -17,7 +17,7 @@ from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError
 from convscale.learn.augment import erase, mix, mix_seed
 from convscale.learn.ema import Ema
-from convscale.learn.freeze import set_trainable
+from convscale.learn.freeze import keep_statistics, set_trainable
 from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between, copied
 from convscale.learn.loader import Batch, check_bad_rate
@@ -160,6 +160,8 @@ class Trainer:
         self.net.train()
         if self.job.recipe.freeze_epochs:
             set_trainable(self.net, frozen=self.epoch < self.job.recipe.freeze_epochs)
+        if self.job.recipe.keep_statistics:
+            keep_statistics(self.net)
         batches = self.job.loader.batches(self.epoch, self.step, self._image_size())
         while self.step < self.steps_per_epoch and self._position() < 1.0:
             outcome = self._run_update(batches)

@@ -119,6 +119,9 @@ class Recipe:
     join_start: bool = False
     """At the end, try weights between those before the first epoch and the last ones on validation (WiSE-FT: Wortsman
     et al. 2022, arXiv 2109.01903)."""
+    keep_statistics: bool = False
+    """Batch norms use the statistics that they came with and keep them, so that features stay those that the head was
+    solved on."""
     freeze_epochs: int = 0
     """Epochs in which only the head is trained."""
 
