@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from convscale.errors import UserError
+
 Value = TypeVar("Value")
 
 
@@ -53,6 +55,13 @@ class Processes:
             for value in net.state_dict().values():
                 dist.broadcast(value, src=0)
 
+    def average(self, net: torch.nn.Module) -> None:
+        """Give every process the mean of all gradients."""
+        for grad in (param.grad for param in net.parameters()):
+            if self.world > 1 and grad is not None:
+                dist.all_reduce(grad)
+                grad /= self.world
+
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in order of rank."""
         if self.world == 1:
@@ -65,10 +74,17 @@ class Processes:
 def join(device: torch.device) -> tuple[Processes, torch.device]:
     """This process's place, from torchrun's environment, and its own device; joins the others the first time, until the
     process ends.
+
+    Raises:
+        UserError: one GPU is named for all of them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(), device
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and device.index is not None:
+        raise UserError(
+            f"device {device} would put every process of torchrun on one GPU; give device cuda: each takes its own"
+        )
+    if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():

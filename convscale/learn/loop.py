@@ -6,7 +6,8 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between, copied
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loss import distillation_loss
-from convscale.learn.optim import build_optimizer, set_lr
+from convscale.learn.optim import build_optimizer, follow_layout, set_lr
 from convscale.learn.probe import solve_head
-from convscale.learn.record import EpochRow, complete_row
+from convscale.learn.record import Best, EpochRow, complete_row
 from convscale.learn.run_folder import RunFolder
 from convscale.learn.schedule import lr_factor
 from convscale.learn.settings import AUTOCAST
@@ -37,19 +38,6 @@ MAX_ROLLBACKS = 3
 """Times it may do that."""
 
 
-class Best(TypedDict):
-    """The best validation result so far, as checkpoints keep it."""
-
-    metric: float
-    """-1 before the first."""
-    loss: float
-    """Of the validation."""
-    epoch: int
-    """After which it was reached; 0: before the first, with a solved head."""
-    thresholds: list[float] | None
-    """For several labels: per class the probability above which it is present."""
-
-
 class Trainer:
     """Runs a job. All that changes while it runs is in ``state()``."""
 
@@ -57,8 +45,9 @@ class Trainer:
         self.job = job
         self.net = job.net
         self.forward: nn.Module = job.net
+        self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
-            self.forward = nn.parallel.DistributedDataParallel(
+            self.forward = self.spread = nn.parallel.DistributedDataParallel(
                 job.net, find_unused_parameters=job.recipe.freeze_epochs > 0
             )
         if job.recipe.compile:
@@ -182,15 +171,21 @@ class Trainer:
         lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), self._epochs())
         set_lr(self.optimizer, lr)
         _copy(self._statistics, self._statistics_before)
-        for _ in range(recipe.accumulate):
+        shared = True  # the gradients that lie there are the mean of all processes
+        for number in range(recipe.accumulate):
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
             self._count_bad(batch)
             if self.job.processes.all_true(len(batch.indices) > 0):  # with several processes all must take part
-                losses.append(self._backward(batch))
+                # one exchange of gradients for the step, with the last batch
+                shared = self.spread is None or number == recipe.accumulate - 1
+                with nullcontext() if shared or self.spread is None else self.spread.no_sync():
+                    losses.append(self._backward(batch))
                 images += len(batch.indices)
             self.step += 1
+        if not shared:  # the last batch had no image that could be read
+            self.job.processes.average(self.net)
         if losses:
             good = all(map(math.isfinite, losses)) and self._update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -394,7 +389,7 @@ class Trainer:
             self.ema.net.load_state_dict(state["ema"]["net"])
             self.ema.updates = state["ema"]["updates"]
         self.optimizer.load_state_dict(state["optimizer"])
-        _follow_layout(self.optimizer)
+        follow_layout(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.best_weights, self.start_weights = state["best_weights"], state.get("start_weights")
         numbers = state["numbers"]
@@ -496,13 +491,3 @@ class Trainer:
 def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
     if sources:
         torch._foreach_copy_(targets, sources)
-
-
-def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Put moments into their parameter's memory layout: a state is kept contiguous, and fused steps walk memory without
-    looking at strides.
-    """
-    for param, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == param.shape and value.stride() != param.stride():
-                state[key] = torch.empty_like(param, dtype=value.dtype).copy_(value)

@@ -330,3 +330,13 @@ def _kernels(net: nn.Module) -> dict[str, int]:
         for name, module in net.named_modules()
         if isinstance(module, nn.Conv2d) and module.out_channels > module.groups
     }
+
+
+def follow_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Put moments into their parameter's memory layout: a state is kept contiguous, and fused steps walk memory without
+    looking at strides.
+    """
+    for param, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == param.shape and value.stride() != param.stride():
+                state[key] = torch.empty_like(param, dtype=value.dtype).copy_(value)

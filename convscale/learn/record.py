@@ -22,6 +22,19 @@ SCHEMA_VERSION = 1
 """Raised when an older convscale could not read a run's folder; ``checkpoint.json`` holds it as ``record_version``."""
 
 
+class Best(TypedDict):
+    """The best validation result so far, as checkpoints keep it."""
+
+    metric: float
+    """-1 before the first."""
+    loss: float
+    """Of the validation."""
+    epoch: int
+    """After which it was reached; 0: before the first, with a solved head."""
+    thresholds: list[float] | None
+    """For several labels: per class the probability above which it is present."""
+
+
 class EpochRow(TypedDict):
     """One epoch of a run's history."""
 

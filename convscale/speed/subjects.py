@@ -277,7 +277,7 @@ def in_memory(
         in_torch = cuda and runtime_of(subject.cond.runtime).opens_modules  # other runtimes allocate by themselves
         return made, torch.cuda.max_memory_allocated(device) if in_torch else None
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_too_large(error):
             raise
     # Only here is the exception gone, and with it the frames that held the tensors.
     _release(device)
@@ -296,8 +296,10 @@ def twice(call: Callable[[], object], stopwatch: Stopwatch) -> float:
     return stopwatch.time(call) + stopwatch.time(call)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of PyTorch or of a runtime means that memory ran out."""
+def is_too_large(error: BaseException) -> bool:
+    """Whether an exception of PyTorch or of a runtime means that a batch was too large: memory ran out, or a kernel can
+    not count so many elements.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
@@ -310,6 +312,8 @@ def is_out_of_memory(error: BaseException) -> bool:
             "failed to allocate memory",
             "bad_alloc",
             "cudnn_status_alloc",
+            "32-bit index",
+            "canuse32bitindexmath",
         )
     )
 

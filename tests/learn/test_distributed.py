@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from convscale.errors import UserError
 from convscale.learn.checkpoint import list_checkpoints
+from convscale.learn.distributed import join
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, train
 from tests.learn.nets import halves_data
@@ -69,7 +72,29 @@ def _work(rank: int, port: int, folder: str) -> None:
     )
     again = train(_net(), halves_data(), recipe=RECIPE, epochs=2, output=Path(folder) / "run", resume=True)
     same = all(torch.equal(value, again.net.state_dict()[name]) for name, value in run.net.state_dict().items())
-    torch.save({**_summary(run, losses), "same": same}, Path(folder) / f"{rank}.pt")
+    counted = _accumulated()
+    torch.save({**_summary(run, losses), "same": same, "accumulated": counted}, Path(folder) / f"{rank}.pt")
+
+
+def _accumulated() -> dict[str, Any]:
+    """Two batches a step: the weights, and how often gradients were exchanged."""
+    exchanged = 0
+
+    class Counted(nn.parallel.DistributedDataParallel):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.register_comm_hook(None, self.count)
+
+        @staticmethod
+        def count(_, bucket):  # type: ignore[no-untyped-def]  # annotations in quotes are refused
+            nonlocal exchanged
+            exchanged += bucket.index() == 0
+            return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+    before, nn.parallel.DistributedDataParallel = nn.parallel.DistributedDataParallel, Counted  # type: ignore[misc]
+    run = train(_net(), halves_data(), recipe=RECIPE, epochs=1, batch_size=4, accumulate=2)
+    nn.parallel.DistributedDataParallel = before  # type: ignore[misc]
+    return {"weights": dict(run.net.state_dict()), "exchanged": exchanged}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +118,19 @@ def test_two_processes_equal_one_on_the_same_global_batch(folder: Path) -> None:
         assert mine == pytest.approx(reference, rel=1e-4)
     assert len(first["losses"]) == 12
     assert second["losses"] == []  # only the first process reports
+
+
+def test_gradients_are_exchanged_once_a_step(folder: Path) -> None:
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)["accumulated"] for rank in (0, 1))
+    assert first["exchanged"] == second["exchanged"] == 96 // (2 * 4 * 2)
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+
+
+def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="cuda:0 would put every process of torchrun on one GPU; give device cuda"):
+        join(torch.device("cuda:0"))
 
 
 def test_the_first_process_writes_and_both_resume(folder: Path) -> None:

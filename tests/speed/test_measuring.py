@@ -21,7 +21,7 @@ from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.ship.export import export
 from convscale.speed import subjects
 from convscale.speed.measuring import export_and_time, largest_batch, measure, sweep
-from convscale.speed.subjects import is_out_of_memory
+from convscale.speed.subjects import is_too_large
 
 QUICK = {"min_seconds": 0.01, "max_seconds": 0.5}
 
@@ -306,11 +306,13 @@ def test_after_running_out_the_gpus_memory_is_given_back_before_the_next_try(
 
 
 def test_out_of_memory_is_told_from_other_errors() -> None:
-    assert is_out_of_memory(torch.OutOfMemoryError("x"))
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes"))
-    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_too_large(torch.OutOfMemoryError("x"))
+    assert is_too_large(MemoryError())
+    assert is_too_large(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    assert is_too_large(RuntimeError("input tensor must fit into 32-bit index math"))
+    assert is_too_large(RuntimeError("Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true"))
+    assert not is_too_large(RuntimeError("mat1 and mat2 shapes"))
+    assert not is_too_large(ValueError("out of memory"))
 
 
 def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
