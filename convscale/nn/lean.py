@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from convscale.nn.kernels.norm_twin import per_channel, sums_dtype
 from convscale.nn.norm import BatchNormAct, InPlaceABN
-from convscale.nn.norm_ops import Gradients, autocast_dtype, being_traced, per_channel, sums_dtype, without_autocast
+from convscale.nn.norm_ops import Gradients, autocast_dtype, being_traced, without_autocast
 
 aten = torch.ops.aten
 

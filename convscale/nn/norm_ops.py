@@ -19,20 +19,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from convscale.nn.kernels import norm as kernels
+from convscale.nn.kernels.norm import divisor
+from convscale.nn.kernels.norm_twin import per_channel, sums_dtype
+from convscale.nn.kernels.wanted import kernels_wanted
+
 aten = torch.ops.aten
 Gradients = tuple[Tensor | None, ...]
 """What a backward pass returns: one for each argument of the forward pass, None where there is none."""
-
-SMALLEST_SCALE = 1e-3
-"""The backward pass divides by no smaller |weight| than this in float32 and float64."""
-SMALLEST_SCALE_HALF = 1e-2
-"""The same in bfloat16 and float16, whose outputs carry 2 to 3 digits."""
-_HALF = (torch.bfloat16, torch.float16)
-
-
-def sums_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over a map of `dtype` are taken."""
-    return torch.float32 if dtype in _HALF else dtype
 
 
 def being_traced() -> bool:
@@ -54,17 +48,6 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """A context in which maps keep their type."""
     return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
-
-
-def divisor(weight: Tensor, map_dtype: torch.dtype) -> Tensor:
-    """sign(w) * max(|w|, smallest scale), with sign(0) = 1: what stands for the weight where its inverse is needed."""
-    smallest = SMALLEST_SCALE_HALF if map_dtype in _HALF else SMALLEST_SCALE
-    return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype) * weight.abs().clamp_min(smallest)
-
-
-def per_channel(values: Tensor) -> Tensor:
-    """(C,) as (C, 1, 1), to go with a map (N, C, H, W)."""
-    return values[:, None, None]
 
 
 def joint_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,8 +135,19 @@ class InPlaceNorm(torch.autograd.Function):
         # A tensor without gradient may be the caller's own data; one with gradient comes out of another operation and
         # is overwritten.
         y = x if ctx.needs_input_grad[0] else torch.empty_like(x)
-        count = None
-        if use_batch and group is None:
+        count, slope_left = None, slope
+        if group is None and kernels_wanted(x):
+            if use_batch:
+                mean, var = kernels.statistics(x)
+                update_running(running_mean, running_var, mean, var, mean.new_tensor(x.numel() // len(mean)), momentum)
+            else:
+                assert running_mean is not None
+                assert running_var is not None
+                mean, var = running_mean.float(), running_var.float()
+            invstd = torch.rsqrt(var + eps).to(weight.dtype)
+            kernels.normalise(x, mean, weight * invstd, bias, slope, out=y)
+            slope_left = None
+        elif use_batch and group is None:
             save_mean, invstd = (torch.empty_like(weight) for _ in range(2))
             aten.native_batch_norm.out(
                 x,
@@ -183,8 +177,8 @@ class InPlaceNorm(torch.autograd.Function):
                 aten.native_batch_norm.out(
                     x, weight, bias, mean, var, False, 0.0, eps, out=y, save_mean=unused[0], save_invstd=unused[1]
                 )
-        if slope is not None:
-            F.leaky_relu_(y, slope)
+        if slope_left is not None:
+            F.leaky_relu_(y, slope_left)
         if y is x:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y, weight, bias, invstd, count)
@@ -197,6 +191,12 @@ class InPlaceNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients for x, weight and bias from the output alone."""
         y, weight, bias, invstd, count = ctx.saved_tensors
+        if ctx.group is None and kernels_wanted(y):
+            found = kernels.backward(y, grads[0].to(y.dtype), weight, bias, invstd, ctx.slope, ctx.use_batch)
+            return (
+                *(g if need else None for g, need in zip(found, ctx.needs_input_grad[:3], strict=True)),
+                *[None] * 7,
+            )
         dtype = sums_dtype(y.dtype)
         dz, z = grads[0].to(dtype), y.to(dtype, copy=True)
         if ctx.slope is not None:

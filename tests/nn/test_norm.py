@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convscale import UserError
+from convscale.nn.kernels.norm import divisor
 from convscale.nn.norm import BatchNormAct, InPlaceABN, convert_norm, convert_sync, norm_act
-from convscale.nn.norm_ops import divisor
 
 SHAPE = (4, 6, 7, 5)
 KEYS = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
