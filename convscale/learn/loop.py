@@ -167,7 +167,7 @@ class Trainer:
     def _run_update(self, batches: Iterator[Batch]) -> str:
         """Batches up to and including one optimiser step."""
         started = time.perf_counter()
-        recipe, losses, waited, images = self.job.recipe, [], 0.0, 0
+        recipe, taken, losses, waited, images = self.job.recipe, list[torch.Tensor](), list[float](), 0.0, 0
         lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), self._epochs())
         set_lr(self.optimizer, lr)
         _copy(self._statistics, self._statistics_before)
@@ -181,13 +181,13 @@ class Trainer:
                 # one exchange of gradients for the step, with the last batch
                 shared = self.spread is None or number == recipe.accumulate - 1
                 with nullcontext() if shared or self.spread is None else self.spread.no_sync():
-                    losses.append(self._backward(batch))
+                    taken.append(self._backward(batch))
                 images += len(batch.indices)
             self.step += 1
         if not shared:  # the last batch had no image that could be read
             self.job.processes.average(self.net)
-        if losses:
-            good = all(map(math.isfinite, losses)) and self._update()
+        if taken:
+            good, losses = self._update(taken)
             self.optimizer.zero_grad(set_to_none=True)
             if not good:
                 _copy(self._statistics_before, self._statistics)  # what is not finite must not stay in them
@@ -206,8 +206,8 @@ class Trainer:
         self._tell_step(losses, lr)
         return "done"
 
-    def _backward(self, batch: Batch) -> float:
-        """Forward and backward of one batch; gives its loss, whose gradient is left out when it is not finite."""
+    def _backward(self, batch: Batch) -> torch.Tensor:
+        """Forward and backward of one batch; gives its loss, which nobody waits for yet."""
         job, recipe = self.job, self.job.recipe
         at = (job.seed, self.epoch, self.step, job.loader.rank)
         torch.manual_seed(
@@ -241,19 +241,22 @@ class Trainer:
                 outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel
             )
             loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * imitation
-        value = loss.item()
-        if job.processes.all_true(math.isfinite(value)):
-            self.scaler.scale(loss / recipe.accumulate).backward()
-            return value
-        return math.nan
+        self.scaler.scale(loss / recipe.accumulate).backward()
+        return loss.detach()
 
-    def _update(self) -> bool:
-        """The optimiser's step; False when a gradient is not finite."""
+    def _update(self, taken: list[torch.Tensor]) -> tuple[bool, list[float]]:
+        """The optimiser's step, and the losses as numbers; False when one, or a gradient, is not finite.
+
+        This is where the device is waited for, once a step. A loss that is not finite has no finite gradient, and the
+        processes' gradients are one: all take the step or none does.
+        """
         recipe = self.job.recipe
         self.scaler.unscale_(self.optimizer)
         grads = [param.grad for param in self.net.parameters() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        finite = bool(torch.isfinite(norm))
+        length, *losses = torch.stack([norm.float(), *taken]).tolist()
+        right = self.job.processes.all_true(all(map(math.isfinite, losses)))
+        finite = right and math.isfinite(length)
         if finite and recipe.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), recipe.clip_norm, norm)
         if finite or self.scaler.is_enabled():  # the scaler leaves the step out itself, and lowers its scale
@@ -263,9 +266,8 @@ class Trainer:
             self.updates += 1
             if self.ema is not None and self.updates % recipe.ema_every == 0:
                 self.ema.update(self.net, recipe.ema_every)
-        return (
-            finite or self.scaler.get_scale() > 1
-        )  # a scale that is still being sought, not a bad step; without a scaler it is 1
+        # A scale that is still being sought is no bad step; without a scaler it is 1.
+        return finite or (right and self.scaler.get_scale() > 1), losses
 
     def _skip(self, losses: list[float], lr: float) -> bool:
         """Count a step that could not be taken; True when the run went back to its last good state."""
