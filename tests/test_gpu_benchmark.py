@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,31 +12,38 @@ import pytest
 import benchmarks.gpu as gpu
 
 
-def run(*words: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", *words]
-    return subprocess.run(
-        [*command, "--output", str(tmp_path / "gpu.jsonl")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_correctness_is_looked_at_and_what_no_time_is_left_for_is_named(tmp_path: Path) -> None:
-    done = run("--only", "correct", "steps", "--budget", "8", tmp_path=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
-    assert {(row["dtype"], row["layout"]) for row in rows if row["stage"] == "correct"} <= {
+def test_kernels_are_compared_in_three_types_and_both_layouts() -> None:
+    rows = list(gpu.correct(gpu.Card("cpu", tiny=True)))
+    assert {(row["dtype"], row["layout"]) for row in rows} == {
         (dtype, layout)
         for dtype in ("float32", "float16", "bfloat16")
         for layout in ("channels_last", "contiguous_format")
     }
     allowed = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 5e-3}
-    assert all(max(row["relative_error"].values()) < allowed[row["dtype"]] for row in rows if "dtype" in row)
-    assert "== correct" in done.stdout
-    assert "== steps" in done.stdout or "no time was left for: steps" in done.stdout
+    assert all(max(row["relative_error"].values()) < allowed[row["dtype"]] for row in rows)
+
+
+def test_what_a_stage_had_found_is_kept_and_what_no_time_is_left_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 0.0, 100.0, 298.0])
+    allowed: list[float] = []
+
+    def gather(name: str, options: object, seconds: float) -> tuple[list[dict[str, object]], str]:
+        allowed.append(seconds)
+        return [{"stage": name, "what": "copy", "gb_per_s": 1.0}], f"stopped after {seconds:.0f} s"
+
+    monkeypatch.setattr(gpu, "gather", gather)
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(clock))
+    words = ["gpu", "--device", "cpu", "--only", "ceilings", "infer", "waits", "--output", str(tmp_path / "gpu.jsonl")]
+    monkeypatch.setattr("sys.argv", words)
+    gpu.main()
+    out = capsys.readouterr().out
+    assert allowed == [gpu.STAGES["ceilings"], gpu.STAGES["infer"]]
+    assert "== ceilings: 1 rows, stopped after 12 s" in out
+    assert out.rstrip().endswith("no time was left for: waits")
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["ceilings", "infer"]
 
 
 def test_without_a_card_it_says_so() -> None:
