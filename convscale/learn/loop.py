@@ -344,8 +344,14 @@ class Trainer:
         )
 
     def _keep_if_better(self, result: Validation) -> bool:
-        """Note a validation result that beats all before it; one with a loss that is not finite never does."""
+        """Note a validation result that beats all before it; one with a loss that is not finite never does.
+
+        Of equal results the one with the lower loss is better, but a trained network is better than the solved head
+        that it began with: what is trained on smoothed labels has a higher loss by nature.
+        """
         better = (result.metric, -result.loss) > (self.best["metric"], -self.best["loss"])
+        if self.best["epoch"] == 0 < self.epoch:
+            better = result.metric >= self.best["metric"]
         if better := math.isfinite(result.loss) and better:
             self.best = {
                 "metric": result.metric,

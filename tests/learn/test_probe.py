@@ -11,9 +11,11 @@ from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
 from convscale.learn import probe
+from convscale.learn.loop import Trainer
 from convscale.learn.probe import solve_head
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import train
+from convscale.learn.validate import Validation
 from tests.learn.nets import halves_data, small_net
 
 PLAIN = Preprocessing(image_size=2, channels=1, mean=(0.0,), std=(1.0,), crop_pct=1.0)
@@ -99,3 +101,32 @@ def test_a_network_without_such_a_head_is_refused() -> None:
             halves_data(),
             recipe=Recipe(name="x", solve_head=True, epochs=1, batch_size=16, augment="none"),
         )
+
+
+@pytest.mark.parametrize(("script", "best"), [((0.8, 0.7, 0.8), 2), ((0.8, 0.7, 0.6), 0), ((0.8, 0.9, 0.9), 1)])
+def test_of_equal_results_the_trained_one_is_kept(
+    script: tuple[float, ...], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its loss, which smoothed labels raise; of two trained ones that with the lower loss."""
+    from convscale.nn.net import create_model
+
+    left = iter([Validation(loss=number + 0.1, top1=top1) for number, top1 in enumerate(script)])
+    monkeypatch.setattr(Trainer, "_validate", lambda trainer: next(left))
+    torch.manual_seed(0)
+    net = create_model("mobilenetv2_050", num_classes=3, in_chans=1)
+    recipe = Recipe(
+        name="x", epochs=2, batch_size=16, lr=1e-9, augment="none", solve_head=True, precision="fp32", layout="nchw"
+    )
+    assert train(net, halves_data(), recipe=recipe).best_epoch == best
+
+
+def test_kept_statistics_stay_and_weights_learn() -> None:
+    torch.manual_seed(0)
+    net = small_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    recipe = Recipe(name="x", epochs=1, batch_size=16, lr=0.05, keep_statistics=True, precision="fp32", layout="nchw")
+    run = train(net, halves_data(), recipe=recipe)
+    after = run.net.state_dict()
+    assert {name for name, value in after.items() if torch.equal(value, before[name])} == {
+        f"{norm}.{part}" for norm in ("1", "4") for part in ("running_mean", "running_var", "num_batches_tracked")
+    }
