@@ -71,6 +71,11 @@ class Device:
     """Where the figures stand."""
 
     @property
+    def has_tf32(self) -> bool:
+        """Whether its matrix units take TF32: NVIDIA's since Ampere, AMD's since CDNA 3."""
+        return self.kind == "gpu" and self.generation not in ("volta", "turing", "cdna2")
+
+    @property
     def special_tflops(self) -> float:
         """Sixteen times the rate of the special-function units, in 1e12 operations/s: a GPU's unit evaluates 16
         exponentials or reciprocals a clock, whatever its single-precision rate is (CUDA C++ programming guide,

@@ -271,7 +271,7 @@ def _rate(table: Table, device: Device) -> np.ndarray:
 
 def _sustained(table: Table, device: Device) -> np.ndarray:
     """Share of that rate that the power limit lets a card hold: matrix units are meant, not the general cores."""
-    general = (table.values["itemsize"] > 2) & (table.is_kind("linear") | (device.tf32_tflops <= device.fp32_tflops))
+    general = (table.values["itemsize"] > 2) & (table.is_kind("linear") | (not device.has_tf32))
     return np.where(general, 1.0, device.sustained)
 
 
@@ -408,7 +408,7 @@ def _transform_s(table: Table, device: Device, c: Mapping[str, float]) -> np.nda
     """
     v = table.values
     maps = v["in_bytes"] + v["out_bytes"]
-    units = (v["itemsize"] <= 2) | ((device.tf32_tflops > device.fp32_tflops) & ~table.is_depthwise)
+    units = (v["itemsize"] <= 2) | (device.has_tf32 & ~table.is_depthwise)
     turned = table.is_matrix & ~table.is_kind("depthwise_native") & (v["nhwc"] == 0) & units
     # Each map is read and written; maps of an odd number of pixels can not be moved eight at a time.
     share = _by_kind(c, "transform")[table.kind] * np.where((v["side"] ** 2) % 8 > 0, c["transform.odd"], 1.0)
