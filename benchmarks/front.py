@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.predictor import RIDGE, half_width, joined, left_out, part_of, sigmas_from, where
-from benchmarks.predictor_data import Row, TableFile, csv_rows, find_tables, job_of, load_tables
+from benchmarks.predictor import cross_joined, fit_of, half_width, joined, left_out, sigmas_from, where
+from benchmarks.predictor_data import Row, TableFile, find_tables, load_tables, rows_traced_before
 from benchmarks.records import seal, write_record
 from convscale.cache import cache_dir
 from convscale.choice.candidates import Candidate
@@ -44,11 +44,9 @@ from convscale.choice.rows import set_by
 from convscale.conditions import Conditions, Constraint
 from convscale.files import write_json
 from convscale.networks.foreign import Foreign
-from convscale.networks.offered import offered
 from convscale.networks.released import released
-from convscale.predictor.fitting import fit
-from convscale.predictor.interval import FOLDS, RATES, folds_of, rate_shares, rate_sigmas
-from convscale.predictor.traced import store
+from convscale.predictor.fitted import Fitted
+from convscale.predictor.interval import FOLDS, folds_of
 
 CARDS = {
     "RTX 5090, eager": "infer-amp-nchw-pt291-cu130-5090",
@@ -73,47 +71,6 @@ class Told:
     images_per_s: float
     low: float
     high: float
-
-
-def rows_traced_before(table: TableFile) -> list[Row]:
-    """The rows of a table of a GPU whose networks' workloads travel with the package: released weights' networks at
-    their published sizes, re-parameterised ones in their fused form.
-    """
-    held = store("compiled" if table.compiled else "eager")
-    assert held is not None
-    networks = {weights.arch: weights.network for weights in offered()}
-    found = []
-    for model, family, row in csv_rows(table):
-        job, _ = job_of(table, row)
-        size, batch = job.image_size, job.batch_size
-        network = networks.get(model)
-        if network is None or not isinstance(size, int):
-            continue
-        at = held.find(network, size, batch)
-        if at is None or held.failed(at):
-            continue
-        work = held.workload(at, batch)
-        macs = sum(kernel.macs * times for kernel, times in work.kernels) / batch
-        stated, params = float(row["infer_gmacs"]), float(row["param_count"])
-        if (
-            abs(macs / 1e9 - stated) > max(0.09 * stated, 0.02)
-            or abs(work.params / 1e6 - params) > 0.02 + 0.01 * params
-        ):
-            continue  # another network by the same name
-        found.append(
-            Row(
-                model=model,
-                family=family,
-                size=size,
-                batch=batch,
-                images_per_s=float(row["infer_samples_per_sec"]),
-                params=work.params,
-                macs=macs,
-                activations=0.0,
-                kernels=list(work.kernels),
-            )
-        )
-    return found
 
 
 def load(folder: Path, cache: Path, cards: Sequence[str]) -> dict[TableFile, list[Row]]:
@@ -143,28 +100,23 @@ def told_without(card: TableFile, tables: Tables) -> list[Told]:
     """Every network of a table, predicted without the card and without the network's family: coefficients are of the
     other families on the other cards, and the interval's width is of their errors.
     """
-    mine, device = tables[card], card.device
+    mine = tables[card]
     others = [(t, rows) for t, rows in tables.items() if t.set_name == card.set_name and card_of(t) != card_of(card)]
     folds = folds_of([row.family for _, rows in [*others, (card, mine)] for row in rows], FOLDS)
-    fitted, crossed = [], []
+    fitted: list[Fitted] = []
     for out in folds:
-        kept = [part_of([row for row in rows if row.family not in out], t.device) for t, rows in others]
-        fitted.append(fit(kept, ridge=RIDGE))
-        gone = [(t, [row for row in rows if row.family in out]) for t, rows in others]
-        crossed += [left_out(rows, t.device, fitted[-1]) for t, rows in gone if rows]
-    whole = joined(crossed)
+        kept = [(t, [row for row in rows if row.family not in out]) for t, rows in others]
+        fitted.append(fit_of(kept, fitted[0] if fitted else None))
+    whole = joined(cross_joined(others, folds, fitted))
     families = np.array([row.family for row in whole.rows])
-    prior = rate_sigmas(device, known=False)
     found: list[Told] = []
-    for out, coefficients in zip(folds, fitted, strict=True):
+    for out, known in zip(folds, fitted, strict=True):
         here = [row for row in mine if row.family in out]
         if not here:
             continue
         sigmas = sigmas_from(where(whole, ~np.isin(families, list(out))))
-        part = left_out(here, device, coefficients)
-        shares = rate_shares(part_of(here, device).table, device, coefficients)
-        unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in RATES]))
-        width = half_width(part, sigmas, unsure)
+        part = left_out(here, card, known)
+        width = half_width(part, sigmas, part.unsure)
         for row, error, half in zip(here, part.errors, width, strict=True):
             speed = row.images_per_s * float(np.exp(-error))
             found.append(Told(row, speed, speed * float(np.exp(-half)), speed * float(np.exp(half))))

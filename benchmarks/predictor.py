@@ -1,12 +1,17 @@
 """How far the predictor is off on networks and cards it was not fitted on, beside two baselines.
 
-    python -m benchmarks.predictor --tables DIR [--cache DIR] [--json] [--output results/predictor.json]
-    [--write-coefficients FILE]
+    python -m benchmarks.predictor --tables DIR [--cache DIR] [--every N] [--sets ...] [--json]
+    [--output results/predictor.json] [--write-coefficients FILE]
 
 DIR holds tables of timm's benchmark.py (timm's results folder has such). Whole families (timm's module files) are held
 out, in two ways: the final families of ``predictor_split.json`` by coefficients fitted on the tuning families alone,
 and every family by coefficients fitted on the others (in ``FOLDS`` groups). ``--write-coefficients`` then fits on all
 rows and writes what the package ships.
+
+Each card of a set's tables is also left out: all its tables, and so its generation, since the tables hold one card of
+each. Networks in NCHW inference are those whose workloads travel with the package: figures rest on every N-th, and what
+ships on all. Of the others every N-th of each family is traced. A set's record stays when other sets are run
+(``--sets``).
 """
 
 from __future__ import annotations
@@ -15,20 +20,21 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.predictor_data import SPLIT, Row, TableFile, load_tables
+from benchmarks.predictor_data import SPLIT, Row, TableFile, is_traced, load_tables
 from benchmarks.records import seal, write_record
 from convscale.cache import cache_dir
 from convscale.errors import UserError
 from convscale.files import write_json
 from convscale.predictor.calibrate import most_likely
 from convscale.predictor.devices import Device
-from convscale.predictor.fitting import Part, fit
+from convscale.predictor.fitted import Fitted
+from convscale.predictor.fitting import Part, fit, reach_of
 from convscale.predictor.interval import (
     FOLDS,
     RATES,
@@ -39,9 +45,15 @@ from convscale.predictor.interval import (
     rate_sigmas,
     sigma_of,
 )
-from convscale.predictor.roofline import kernel_s, net_s, table_of
+from convscale.predictor.roofline import PRIOR, Table, for_card, kernel_s, net_s, table_of
 
 RIDGE = 0.3
+CARD_FOLDS = 3
+"""Groups of families that are left out in turn beside a card."""
+MEASURED = 8
+"""How many networks are tried as the one that is measured on a card."""
+SETS = ("eager-nchw", "eager-nhwc", "compiled", "train-nchw", "train-nhwc")
+"""What is fitted here. The set of processors stays as it was fitted on the first version's table."""
 REFERENCE = ("resnet50", 224)
 Coefficients = Mapping[str, float]
 Groups = dict[str, np.ndarray]
@@ -53,20 +65,47 @@ def latency_s(rows: Sequence[Row]) -> np.ndarray:
     return np.array([row.batch / row.images_per_s for row in rows])
 
 
-def part_of(rows: Sequence[Row], device: Device) -> Part:
-    """Rows as the fit takes them."""
-    return Part(table=table_of([row.kernels for row in rows]), latency_s=latency_s(rows), device=device)
+def part_of(rows: Sequence[Row], device: Device, era: str = "") -> Part:
+    """Rows as the fit takes them: what a card reaches of its sheet is fitted too."""
+    card = device.name if device.kind == "gpu" else ""
+    return Part(
+        table=table_of([row.kernels for row in rows]), latency_s=latency_s(rows), device=device, card=card, era=era
+    )
+
+
+def fitted_of(c: Coefficients, parts: Sequence[Part], sigmas: Mapping[str, float] | None = None) -> Fitted:
+    """What a fit on some tables says, as the package has it."""
+    cards = sorted({part.card for part in parts} - {""})
+    eras = sorted({part.era for part in parts} - {""})
+    return Fitted(
+        coefficients={name: c[name] for name in PRIOR},
+        sigmas=sigmas or {},
+        devices=tuple(sorted({part.device.name for part in parts})),
+        cards={card: reach_of(c, card) for card in cards},
+        eras={era: c[f"{era}:time"] for era in eras},
+    )
+
+
+def fit_of(tables: Sequence[tuple[TableFile, Sequence[Row]]], near: Fitted | None = None) -> Fitted:
+    """Fit on the rows of some tables; ``near``: where to begin the search."""
+    several = len({table.era for table, rows in tables if rows}) > 1  # of one alone nothing can be told
+    parts = [part_of(rows, table.device, table.era if several else "") for table, rows in tables if rows]
+    guess = None
+    if near is not None:
+        reach = {f"{card}:{name}": value for card, found in near.cards.items() for name, value in found.items()}
+        guess = {**near.coefficients, **reach, **{f"{era}:time": value for era, value in near.eras.items()}}
+    return fitted_of(fit(parts, ridge=RIDGE, near=guess), parts)
+
+
+def seconds_of(rows: Sequence[Row], table: TableFile, fitted: Fitted) -> tuple[Table, np.ndarray, Coefficients]:
+    """Kernels and predicted seconds of a table's rows, by the coefficients that hold for its card."""
+    kernels, c = table_of([row.kernels for row in rows]), for_card(fitted.coefficients, fitted.reach(table.device))
+    return kernels, fitted.eras.get(table.era, 1.0) * net_s(kernels, table.device, c), c
 
 
 def chosen(rows: Sequence[Row], split: str) -> list[Row]:
     """The rows of the tuning or the final families."""
     return [row for row in rows if row.family in SPLIT[split]]
-
-
-def log_errors(rows: Sequence[Row], device: Device, coefficients: Mapping[str, float]) -> np.ndarray:
-    """Log of predicted over measured time."""
-    part = part_of(rows, device)
-    return np.log(net_s(part.table, device, coefficients) / part.latency_s)
 
 
 def loglinear(train: Sequence[Row], test: Sequence[Row], columns: Sequence[str]) -> np.ndarray:
@@ -115,39 +154,46 @@ class LeftOut:
     errors: np.ndarray
     groups: Groups
     """Shares of the time, as ``interval.groups_of`` gives them."""
+    unsure: np.ndarray
+    """Log error that the card adds where its sheet alone is known."""
 
 
-def left_out(rows: Sequence[Row], device: Device, coefficients: Coefficients) -> LeftOut:
-    """Errors of ``coefficients`` on rows they were not fitted on."""
-    table = table_of([row.kernels for row in rows])
+def left_out(rows: Sequence[Row], table: TableFile, fitted: Fitted) -> LeftOut:
+    """Errors of a fit on rows it was not made of."""
+    kernels, seconds, c = seconds_of(rows, table, fitted)
     return LeftOut(
         list(rows),
-        np.log(net_s(table, device, coefficients) / latency_s(rows)),
-        groups_of(table, kernel_s(table, device, coefficients).total_s),
+        np.log(seconds / latency_s(rows)),
+        groups_of(kernels, kernel_s(kernels, table.device, c).total_s),
+        unsure_of(kernels, table.device, c),
     )
+
+
+def unsure_of(kernels: Table, device: Device, c: Coefficients) -> np.ndarray:
+    """Standard log error that a card adds to each network whose sheet alone is known."""
+    shares, prior = rate_shares(kernels, device, c), rate_sigmas(device, known=False)
+    return np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in RATES]))
 
 
 def joined(parts: Sequence[LeftOut]) -> LeftOut:
     """Several as one."""
     groups = {name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups}
     return LeftOut(
-        [row for part in parts for row in part.rows], np.concatenate([part.errors for part in parts]), groups
+        [row for part in parts for row in part.rows],
+        np.concatenate([part.errors for part in parts]),
+        groups,
+        np.concatenate([part.unsure for part in parts]),
     )
 
 
-def cross_validated(tables: Sequence[tuple[TableFile, list[Row]]]) -> list[LeftOut]:
+def cross_validated(tables: Sequence[tuple[TableFile, list[Row]]], near: Fitted | None = None) -> list[LeftOut]:
     """Each table's rows, every family predicted by coefficients fitted on others alone."""
     found: list[list[LeftOut]] = [[] for _ in tables]
     for out in folds_of([row.family for _, rows in tables for row in rows], FOLDS):
-        kept = [
-            part_of(some, table.device)
-            for table, rows in tables
-            if (some := [row for row in rows if row.family not in out])
-        ]
-        coefficients = fit(kept, ridge=RIDGE)
+        fitted = fit_of([(table, [row for row in rows if row.family not in out]) for table, rows in tables], near)
         for mine, (table, rows) in zip(found, tables, strict=True):
             if some := [row for row in rows if row.family in out]:
-                mine.append(left_out(some, table.device, coefficients))
+                mine.append(left_out(some, table, fitted))
     return [joined(mine) for mine in found]
 
 
@@ -173,7 +219,8 @@ def half_widths(whole: LeftOut, parts: Sequence[LeftOut]) -> list[np.ndarray]:
 def where(part: LeftOut, mask: np.ndarray) -> LeftOut:
     """Some of its rows."""
     groups = {name: share[mask] for name, share in part.groups.items()}
-    return LeftOut([row for row, kept in zip(part.rows, mask, strict=True) if kept], part.errors[mask], groups)
+    rows = [row for row, kept in zip(part.rows, mask, strict=True) if kept]
+    return LeftOut(rows, part.errors[mask], groups, part.unsure[mask])
 
 
 def half_width(part: LeftOut, sigmas: Mapping[str, float], card: np.ndarray | float = 0.0) -> np.ndarray:
@@ -205,15 +252,20 @@ def by_family(part: LeftOut) -> dict[str, tuple[float, float]]:
     }
 
 
-def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Every table's figures, and what ships of each set."""
+def evaluate(
+    tables: Tables, log: Any, names: Sequence[str], every: int
+) -> tuple[list[dict[str, Any]], dict[str, Fitted]]:
+    """Every table's figures, which rest on every so many rows of the tables that were traced beforehand, and what ships
+    of each set, which rests on all.
+    """
     records: list[dict[str, Any]] = []
-    sets: dict[str, dict[str, Any]] = {}
-    for name in sorted({table.set_name for table in tables}):
+    sets: dict[str, Fitted] = {}
+    for name in names:
         mine = [(table, rows) for table, rows in tables.items() if table.set_name == name]
-        records += _final_families(mine, name)
-        whole = fit([part_of(rows, table.device) for table, rows in mine], ridge=RIDGE)
-        crossed = cross_validated(mine)
+        whole = fit_of(mine)
+        log(f"{name}: {sum(len(rows) for _, rows in mine)} rows, fitted")
+        mine = [(table, rows[:: every if is_traced(table) else 1]) for table, rows in mine]
+        crossed = cross_validated(mine, whole)
         half = half_widths(joined(crossed), crossed)
         for (table, _), part, width in zip(mine, crossed, half, strict=True):
             record = {
@@ -223,105 +275,124 @@ def evaluate(tables: Tables, log: Any) -> tuple[list[dict[str, Any]], dict[str, 
                 **summary(part.rows, part.errors),
             }
             records.append({**record, **inside(part, width), "families": by_family(part)})
-        sigmas = sigmas_from(joined(crossed))
-        sets[name] = {
-            "coefficients": whole,
-            "sigmas": sigmas,
-            "devices": sorted({table.device.name for table, _ in mine}),
-        }
-        log(f"{name}: {sum(len(rows) for _, rows in mine)} rows")
+        sets[name] = replace(whole, sigmas=sigmas_from(joined(crossed)))
+        log(f"{name}: families left out")
+        records += _baselines(mine, name)
+        if len({table.device.name for table, _ in mine}) > 1:
+            for card in sorted({table.device.name for table, _ in mine}):
+                records += _card_left_out(card, mine, whole, name)
+                log(f"{name}: {card} left out")
     return records, sets
 
 
-def _final_families(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> list[dict[str, Any]]:
-    """The final families by what the tuning families say, beside the baselines, and with each card left out."""
-    tuning = [(table, chosen(rows, "tuning")) for table, rows in mine]
-    coefficients = fit([part_of(rows, table.device) for table, rows in tuning], ridge=RIDGE)
-    sigmas = sigmas_from(joined(cross_validated(tuning)))
-    records: list[dict[str, Any]] = []
+def _baselines(mine: Sequence[tuple[TableFile, list[Row]]], name: str) -> list[dict[str, Any]]:
+    """MACs and counts on the final families, fitted on the tuning families of the same table."""
+    found = []
     for table, rows in mine:
         final, train = chosen(rows, "final"), chosen(rows, "tuning")
-        base = {"set": name, "table": table.name}
         for label, columns in (("MACs", ["macs"]), ("log-linear", ["macs", "activations", "params"])):
-            records.append({**base, "method": label, **summary(final, loglinear(train, final, columns))})
-        part = left_out(final, table.device, coefficients)
-        record = {
-            **base,
-            "method": "final families",
-            **summary(final, part.errors),
-            **inside(part, half_width(part, sigmas)),
-        }
-        records.append({**record, "families": by_family(part)})
-    if len({table.device.name for table, _ in mine}) > 1:
-        for table, rows in mine:
-            others = [part_of(some, t.device) for t, some in tuning if t.device.name != table.device.name]
-            kept = [(t, some) for t, some in tuning if t.device.name != table.device.name]
-            narrow = sigmas_from(joined(cross_validated(kept)))
-            records += _card_left_out(table, rows, fit(others, ridge=RIDGE), narrow, {"set": name, "table": table.name})
-    return records
+            figures = summary(final, loglinear(train, final, columns))
+            found.append({"set": name, "table": table.name, "method": label, **figures})
+    return found
 
 
 def _card_left_out(
-    table: TableFile, rows: Sequence[Row], coefficients: Coefficients, sigmas: Mapping[str, float], base: dict[str, Any]
+    card: str, mine: Sequence[tuple[TableFile, list[Row]]], near: Fitted, name: str
 ) -> list[dict[str, Any]]:
-    """The final families on a card by another card's fit: by data sheet alone, with ResNet50 measured, with each of
-    some tuning networks measured.
+    """All tables of a card by fits on the other cards', every family left out too: by its data sheet alone, then with
+    ResNet50 measured, and with each of some networks measured.
     """
-    final, device = chosen(rows, "final"), table.device
-    shares = rate_shares(part_of(final, device).table, device, coefficients)
-    prior = rate_sigmas(device, known=False)
-    unsure = np.sqrt((shares**2) @ np.array([prior[name] ** 2 for name in RATES]))
-    part = left_out(final, device, coefficients)
-    records = [
-        {
-            **base,
-            "method": "card left out, data sheet",
-            **summary(final, part.errors),
-            **inside(part, half_width(part, sigmas, unsure)),
-        }
-    ]
-    one = [row for row in rows if (row.model, row.size) == REFERENCE][:1]
-    if one:
-        records.append(
-            {
-                **base,
-                "method": "card left out, ResNet50 measured",
-                **summary(final, _calibrated(one, final, device, coefficients, sigmas)),
-            }
-        )
-    every = chosen(rows, "tuning")[:: max(len(rows) // 40, 1)]
-    tried = [summary(final, _calibrated([row], final, device, coefficients, sigmas)) for row in every]
-    if tried:
-        middle = {key: round(float(np.median([t[key] for t in tried])), 1) for key in tried[0]}
-        records.append(
-            {**base, "method": f"card left out, one measured, middle of {len(tried)}", **middle, "networks": len(final)}
-        )
+    others = [(table, rows) for table, rows in mine if table.device.name != card]
+    tables = [(table, rows) for table, rows in mine if table.device.name == card]
+    begin = replace(near, cards={}, eras={})
+    folds = folds_of([row.family for _, rows in mine for row in rows], CARD_FOLDS)
+    fits = [fit_of([(t, [row for row in rows if row.family not in out]) for t, rows in others], begin) for out in folds]
+    sigmas = sigmas_from(joined(cross_joined(others, folds, fits)))
+    records = []
+    for table, rows in tables:
+        base = {"set": name, "table": table.name}
+        part = joined(cross_joined([(table, rows)], folds, fits))
+        label = "card left out, data sheet"
+        figures = {**summary(part.rows, part.errors), **inside(part, half_width(part, sigmas, part.unsure))}
+        records.append({**base, "method": label, **figures, "families": by_family(part)})
+        records += [{**base, **record} for record in _measured_there(table, rows, (folds, fits, sigmas))]
     return records
 
 
+def cross_joined(
+    tables: Sequence[tuple[TableFile, list[Row]]], folds: Sequence[set[str]], fits: Sequence[Fitted]
+) -> list[LeftOut]:
+    """Each table's rows by the fit that saw none of their families."""
+    return [
+        joined(
+            [
+                left_out(some, table, fitted)
+                for out, fitted in zip(folds, fits, strict=True)
+                if (some := [row for row in rows if row.family in out])
+            ]
+        )
+        for table, rows in tables
+    ]
+
+
+Crossed = tuple[Sequence[set[str]], Sequence[Fitted], Mapping[str, float]]
+
+
+def _measured_there(table: TableFile, rows: Sequence[Row], crossed: Crossed) -> list[dict[str, Any]]:
+    """A card left out once one network is measured there: ResNet50, and the middle of others."""
+    found = []
+    one = [row for row in rows if (row.model, row.size) == REFERENCE][:1]
+    if one:
+        figures = summary(*_calibrated(one, table, rows, crossed))
+        found.append({"method": "card left out, ResNet50 measured", **figures})
+    every = rows[:: max(len(rows) // MEASURED, 1)]
+    tried = [summary(*_calibrated([row], table, rows, crossed)) for row in every]
+    middle = {key: round(float(np.median([t[key] for t in tried])), 1) for key in tried[0]}
+    label = f"card left out, one measured, middle of {len(tried)}"
+    found.append({"method": label, **middle, "networks": len(rows) - 1})
+    return found
+
+
 def _calibrated(
-    measured: Sequence[Row],
-    rows: Sequence[Row],
-    device: Device,
-    coefficients: Coefficients,
-    sigmas: Mapping[str, float],
-) -> np.ndarray:
-    """Log errors on ``rows`` once ``measured`` ones are known of the card."""
-    made, _ = most_likely(part_of(measured, device), coefficients, sigmas, known=False)
-    return log_errors(rows, device, made)
+    measured: Sequence[Row], table: TableFile, rows: Sequence[Row], crossed: Crossed
+) -> tuple[list[Row], np.ndarray]:
+    """Rows and their log errors once ``measured`` ones are known of the card, by fits without the rows' families."""
+    folds, fits, sigmas = crossed
+    kept: list[Row] = []
+    errors: list[np.ndarray] = []
+    for out, fitted in zip(folds, fits, strict=True):
+        some = [row for row in rows if row.family in out and row not in measured]
+        if not some:
+            continue
+        c = for_card(fitted.coefficients, fitted.reach(table.device))
+        era = fitted.eras.get(table.era, 1.0)
+        part = part_of(measured, table.device)
+        made, _ = most_likely(replace(part, card="", latency_s=part.latency_s / era), c, sigmas, known=False)
+        kernels = table_of([row.kernels for row in some])
+        kept += some
+        errors.append(np.log(era * net_s(kernels, table.device, made) / latency_s(some)))
+    return kept, np.concatenate(errors)
 
 
-def shipped(sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the package ships: fitted on all families, with the sigmas of every family left out."""
+def shipped(sets: Mapping[str, Fitted], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What the package ships: fitted on all families, with the sigmas of every family left out; sets that were not
+    fitted stay as ``before`` has them.
+    """
 
     def rounded(values: Mapping[str, float]) -> dict[str, float]:
         return {key: float(f"{value:.5g}") for key, value in values.items()}
 
-    kept = {
-        name: {**record, "coefficients": rounded(record["coefficients"]), "sigmas": rounded(record["sigmas"])}
-        for name, record in sets.items()
+    made = {
+        name: {
+            "coefficients": rounded(fitted.coefficients),
+            "sigmas": rounded(fitted.sigmas),
+            "devices": list(fitted.devices),
+            "cards": {card: rounded(reach) for card, reach in fitted.cards.items()},
+            "eras": rounded(fitted.eras),
+        }
+        for name, fitted in sets.items()
     }
-    return {"format": 3, "sets": kept}
+    return {"format": 4, "sets": {**before, **made}}
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
@@ -359,24 +430,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=None,
         help="fit on all rows and write the package's coefficients there",
     )
+    parser.add_argument("--every", type=int, default=2, help="figures rest on every so many networks")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     options = parser.parse_args(arguments)
 
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def wanted(table: TableFile) -> bool:
+        return table.set_name in options.sets and (table.torch != "pt210" or is_traced(table))
+
     try:
-        tables = load_tables(options.tables, options.cache or cache_dir() / "predictor-traces", log)
+        cache = options.cache or cache_dir() / "predictor-traces"
+        tables = load_tables(options.tables, cache, log, wanted, options.every)
     except UserError as error:
         log(f"error: {error}")
         return 2
-    records, sets = evaluate(tables, log)
+    records, sets = evaluate(tables, log, options.sets, options.every)
     if options.output:
-        write_json(options.output, {"split": SPLIT, "ridge": RIDGE, "records": records})
+        old = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {"records": []}
+        kept = [record for record in old["records"] if record["set"] not in options.sets]
+        about = {"split": SPLIT, "ridge": RIDGE, "every": options.every}
+        write_json(options.output, {**about, "records": [*kept, *records]})
         seal(options.output)
-        write_record(options.output.with_suffix(".md"), markdown(records) + "\n")
+        write_record(options.output.with_suffix(".md"), markdown([*kept, *records]) + "\n")
     print(json.dumps(records) if options.json else markdown(records))
     if options.write_coefficients:
-        write_json(options.write_coefficients, shipped(sets))
+        path = options.write_coefficients
+        before = json.loads(path.read_text(encoding="utf-8"))["sets"] if path.is_file() else {}
+        write_json(path, shipped(sets, before))
     return 0
 
 

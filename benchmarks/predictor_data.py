@@ -6,7 +6,7 @@ import csv
 import json
 import pickle
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,11 @@ from convscale.cost.kernels import Kernel
 from convscale.cost.trace import Trace
 from convscale.cost.tracing import trace
 from convscale.errors import UserError
+from convscale.networks.foreign import Foreign
+from convscale.networks.offered import offered
 from convscale.predictor.devices import Device, get_device
 from convscale.predictor.fitted import set_name
+from convscale.predictor.traced import store
 
 TRACING = tuple(f"cost/{name}.py" for name in ("trace", "tracing", "recorder", "subject", "operators", "autocast"))
 """What decides a trace: those of other code are not read."""
@@ -36,6 +39,8 @@ _DEVICES = {
     "5090": "rtx-5090",
     "cpu": "cpu",
 }
+_NEWEST = "pt291"
+"""The framework that predictions are of: its tables have no factor of their own."""
 _REPARAMETERISED = ("repvgg", "mobileone", "repvit", "repghost", "ghostnetv3", "fastvit", "mobileclip")
 
 
@@ -64,6 +69,11 @@ class TableFile:
     def name(self) -> str:
         """The file's name without ``benchmark-`` and ``.csv``."""
         return self.path.stem.removeprefix("benchmark-")
+
+    @property
+    def era(self) -> str:
+        """The generation of PyTorch, as ``fitting.Part`` has it; empty for the newest and for processors."""
+        return "" if self.torch == _NEWEST or self.device.kind == "cpu" else self.torch
 
     @property
     def set_name(self) -> str:
@@ -97,7 +107,7 @@ class Row:
     """Counted per image, forward."""
     activations: float
     """Counted per image, forward."""
-    kernels: list[tuple[Kernel, int]]
+    kernels: Sequence[tuple[Kernel, int]]
     """Kernels of a call."""
 
 
@@ -128,27 +138,29 @@ def find_tables(folder: Path) -> list[TableFile]:
     return found
 
 
-def _dropped(model: str, family: str, table: TableFile) -> bool:
+def _dropped(model: str, family: str, table: TableFile, fused: bool) -> bool:
     if (
         model.startswith(("test_", "ecaresnext50t"))
         or "_cc_" in model
         or family not in {*SPLIT["final"], *SPLIT["tuning"]}
     ):
         return True
-    if table.torch == "pt291" and model.startswith(_REPARAMETERISED):
-        return True
+    if (table.torch == "pt291") != fused and model.startswith(_REPARAMETERISED):
+        return True  # the newest tables hold them in their fused form
     return table.torch == "pt112" and family == "tresnet"
 
 
-def csv_rows(table: TableFile) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(model, family, row) of the rows that are kept, as far as names tell."""
+def csv_rows(table: TableFile, fused: bool = False) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(model, family, row) of the rows that are kept, as far as names tell; ``fused``: whether re-parameterised
+    networks are looked at in their fused form.
+    """
     from timm.models import _registry as registry
 
     with open(table.path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             model = row["model"].split(".")[0]
             family = registry._model_to_module.get(model)
-            if family is not None and not _dropped(model, family, table):
+            if family is not None and not _dropped(model, family, table, fused):
                 yield model, family, row
 
 
@@ -165,6 +177,62 @@ def job_of(table: TableFile, row: dict[str, str]) -> Job:
         mode=table.mode, precision=table.precision, layout=table.layout, image_size=size, batch_size=batch
     )
     return conditions, table.torch != "pt112"
+
+
+def rows_traced_before(table: TableFile) -> list[Row]:
+    """The rows of a table of a GPU whose networks' workloads travel with the package: released weights' networks at
+    their published sizes, re-parameterised ones in their fused form.
+    """
+    held = store("compiled" if table.compiled else "eager")
+    assert held is not None
+    networks = {weights.arch: weights.network for weights in offered()}
+    found = []
+    for model, family, row in csv_rows(table, fused=True):
+        job, _ = job_of(table, row)
+        size, batch = job.image_size, job.batch_size
+        network = networks.get(model)
+        if network is None or not isinstance(size, int):
+            continue
+        # timm's own network first: where a table's norms were fast, ours are not
+        at = held.find(Foreign(model, "timm"), size, batch) or held.find(network, size, batch)
+        if at is None or held.failed(at):
+            continue
+        work = held.workload(at, batch)
+        macs = sum(kernel.macs * times for kernel, times in work.kernels) / batch
+        stated, params = float(row["infer_gmacs"]), float(row["param_count"])
+        if (
+            work.attention
+            or abs(macs / 1e9 - stated) > max(0.09 * stated, 0.02)
+            or abs(work.params / 1e6 - params) > 0.02 + 0.01 * params
+        ):
+            continue  # another network by the same name, or one that multiplies maps with each other
+        found.append(
+            Row(
+                model=model,
+                family=family,
+                size=size,
+                batch=batch,
+                images_per_s=float(row["infer_samples_per_sec"]),
+                params=work.params,
+                macs=macs,
+                activations=1e6 * float(row["infer_macts"]),
+                kernels=work.kernels,
+            )
+        )
+    return found
+
+
+def is_traced(table: TableFile) -> bool:
+    """Whether the networks of a table were traced beforehand: in inference on a GPU, in NCHW under AMP."""
+    return (table.mode, table.layout, table.precision) == ("infer", "nchw", "amp")
+
+
+def sampled(models: Sequence[tuple[str, str]], every: int) -> set[str]:
+    """Of models with their families every so many of each family, by name, the first always."""
+    by_family: dict[str, list[str]] = {}
+    for model, family in sorted(set(models)):
+        by_family.setdefault(family, []).append(model)
+    return {model for some in by_family.values() for model in some[::every]}
 
 
 def _traces(model: str, jobs: set[Job], cache: Path) -> dict[Job, Trace]:
@@ -218,18 +286,30 @@ def _row(model: str, family: str, row: dict[str, str], traced: Trace, table: Tab
 
 
 def load_tables(
-    folder: Path, cache: Path, log: Any, wanted_tables: Callable[[TableFile], bool] = lambda table: True
+    folder: Path,
+    cache: Path,
+    log: Any,
+    wanted_tables: Callable[[TableFile], bool] = lambda table: True,
+    every: int = 1,
 ) -> dict[TableFile, list[Row]]:
     """Tables with the kernels of their networks, those that are wanted; traces are kept in ``cache``, so that a second
     run is quick.
+
+    Args:
+        every: of the networks of each family, only every so many are traced; those traced beforehand all come.
     """
     code = digest_of(Path(convscale.__file__).parent, *TRACING)
     cache = cache / f"{code}-timm-{version('timm')}"  # traces of other code are never read
     cache.mkdir(parents=True, exist_ok=True)
-    tables = {table.name: table for table in find_tables(folder) if wanted_tables(table)}
+    found = [table for table in find_tables(folder) if wanted_tables(table)]
+    before = {table: rows_traced_before(table) for table in found if is_traced(table)}
+    tables = {table.name: table for table in found if table not in before}
+    some = sampled([(m, f) for table in tables.values() for m, f, _ in csv_rows(table)], every)
     wanted: dict[str, list[tuple[TableFile, str, dict[str, str]]]] = {}
     for table in tables.values():
         for model, family, row in csv_rows(table):
+            if model not in some:
+                continue
             wanted.setdefault(model, []).append((table, family, row))
     result: dict[str, list[Row]] = {name: [] for name in tables}
     for index, (model, entries) in enumerate(sorted(wanted.items())):
@@ -240,4 +320,4 @@ def load_tables(
         for key, (table, family, row) in zip(keys, entries, strict=True):
             if key in traces and (made := _row(model, family, row, traces[key], table)) is not None:
                 result[table.name].append(made)
-    return {tables[name]: rows for name, rows in result.items()}
+    return before | {tables[name]: rows for name, rows in result.items()}

@@ -10,7 +10,7 @@ from convscale.errors import UserError, check_number, nearest
 from convscale.words import exact
 
 MODES = ("infer", "train")
-PRECISIONS = ("fp32", "amp", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "amp", "amp_bf16", "bf16", "fp16", "int8")
 LAYOUTS = ("nchw", "nhwc")
 BEST = "best"
 """The runtime that stands for the fastest of all forms and runtimes in which a network can be shipped."""
@@ -42,6 +42,11 @@ def size_text(size: Size) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
+def precision_text(precision: str) -> str:
+    """A precision for people: autocast says to which type."""
+    return {"amp": "amp (fp16)", "amp_bf16": "amp (bf16)"}.get(precision, precision)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """What a measured or predicted speed depends on beside the network.
@@ -56,7 +61,8 @@ class Conditions:
     mode: str = "infer"
     """``infer`` or ``train`` (forward, backward and optimiser step)."""
     precision: str = "fp32"
-    """``fp32``, ``amp`` (the device's autocast type), ``bf16``, ``fp16`` or ``int8``."""
+    """``fp32``, ``amp`` (autocast: to float16 on a GPU), ``amp_bf16`` (autocast to bfloat16), ``bf16``, ``fp16`` or
+    ``int8``."""
     layout: str = "nchw"
     """``nchw`` or ``nhwc`` (channels last)."""
     batch_size: int = 8

@@ -267,7 +267,10 @@ def test_records_calibrate_as_they_did(call: Call) -> None:
         call, "calibrate", "--device", "cpu", "--measurement", "two.jsonl", "--threads", "1", "--output", "new.json"
     )
     now, before = (json.loads(Path(name).read_text(encoding="utf-8")) for name in ("new.json", "calibration_cpu.json"))
-    assert (now.pop("format"), before.pop("format")) == (4, 3)  # format 4 has other names of kernels
+    assert (now.pop("format"), before.pop("format")) == (
+        5,
+        3,
+    )  # format 4 has other names of kernels, 5 more coefficients
     assert {name: now[name] for name in before if isinstance(before[name], str | int)} == {
         name: value for name, value in before.items() if isinstance(value, str | int)
     }
@@ -281,8 +284,9 @@ def test_an_old_calibration_predicts_what_it_did(call: Call, device: str) -> Non
     args = ("--device", device, "--calibration", f"calibration_{device}.json")
     now, before = json.loads(output_of(call, "predict", "resnet18", *args, "--json")), EXPECTED["predict"][device]
     assert now["conditions"] == before["conditions"]
-    for name in ("images_per_s", "low", "high"):
-        assert now["predictions"][0][name] == pytest.approx(before["predictions"][0][name], rel=1e-3), name
+    (made,), (old,) = now["predictions"], before["predictions"]
+    assert made["images_per_s"] == pytest.approx(old["images_per_s"], rel=1e-3)
+    assert made["low"] < old["images_per_s"] < made["high"]  # how wide they are is of the tables of this version
 
 
 def test_choose_predicts_by_an_old_calibration() -> None:

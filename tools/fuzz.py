@@ -125,6 +125,12 @@ def _recipe(path: Path) -> object:
     return get_recipe(path)
 
 
+def _workload(path: Path) -> object:
+    from convscale.predictor.workload_file import read_workload
+
+    return read_workload(path)
+
+
 def _calibration(path: Path) -> object:
     from convscale.predictor.calibration import load_calibration
 
@@ -346,6 +352,7 @@ READERS = (
     Reader(name="recipe-json", read=_file("x.json", _recipe), text=True),
     Reader(name="recipe-yaml", read=_file("x.yaml", _recipe), text=True),
     Reader(name="calibration", read=_file("x.json", _calibration), text=True),
+    Reader(name="workload", read=_file("x.workload.json", _workload), text=True),
     Reader(name="records", read=_file("x.jsonl", _records), text=True),
     Reader(name="timm-table", read=_file("x.csv", _table)),
     Reader(name="fit", read=_file("fit.json", _fit), text=True),

@@ -180,8 +180,11 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
         raise UserError(
             f"precision 'int8' is measured with runtime best, which chooses the form too; got runtime {runtime!r}"
         )
-    if not here and precision == "int8":
-        raise UserError("precision 'int8' can not be predicted; amp, bf16, fp16 or fp32 are")
+    if not here and precision == "int8" and runtime not in STAND_INS:
+        raise UserError(
+            f"precision 'int8' can not be predicted in {runtime}; amp, amp_bf16, bf16, fp16 or fp32 are, and int8 in "
+            f"{' and '.join(STAND_INS)}"
+        )
     if here and device.startswith("cuda"):
         _need_cuda(device)
 

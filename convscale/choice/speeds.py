@@ -29,8 +29,10 @@ from convscale.machine import available_cores
 from convscale.networks.foreign import Foreign, build_foreign, is_reparameterizable, timm_is_installed
 from convscale.networks.released import fused_architectures
 from convscale.networks.resolve import Named
-from convscale.predictor.predict import Prediction, predict_table, predict_workload
+from convscale.predictor.doubts import compiler_doubt
+from convscale.predictor.predict import Prediction, predict_table, predict_workload, with_doubt
 from convscale.predictor.traced import Store, entry_key, file_of, store
+from convscale.predictor.workload import Workload
 
 Say = Callable[[str], None]
 """Told a line now and then while work goes on."""
@@ -90,6 +92,8 @@ def traced_before(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec
     works = [held.about(at, c.batch_size) for at in good.values()]
     conditions = [dataclasses.replace(basis.conditions, image_size=size) for _, size in good]
     predictions = predict_table(table, works, conditions, basis.read_calibration())
+    if name == "compiled" and basis.calibration is None:
+        predictions = _beside_eager(predictions, list(good), conditions)
     v, nets = table.values, len(works)
     macs = np.bincount(table.net, weights=v["macs"] * table.count, minlength=nets)
     moved = (v["in_bytes"] + v["out_bytes"] + v["weight_bytes"]) * table.count
@@ -104,6 +108,27 @@ def traced_before(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec
             fused=is_fused(item, basis),
         )
     return found
+
+
+def _beside_eager(
+    predictions: Sequence[Prediction], networks: Sequence[SizedSpec], conditions: Sequence[Conditions]
+) -> list[Prediction]:
+    """Predictions behind the compiler, with a doubt where eager PyTorch is predicted to be faster."""
+    batch_size = conditions[0].batch_size if conditions else 1
+    held = store("eager")
+    places = [None if held is None else held.find(*network, batch_size) for network in networks]
+    if held is None or any(at is None or held.failed(at) for at in places):
+        return list(predictions)
+    found = [at for at in places if at is not None]
+    eager = predict_table(
+        held.table(found, batch_size),
+        [held.about(at, batch_size) for at in found],
+        [dataclasses.replace(c, runtime="eager") for c in conditions],
+    )
+    return [
+        with_doubt(made, compiler_doubt(made.images_per_s, plain.images_per_s))
+        for made, plain in zip(predictions, eager, strict=True)
+    ]
 
 
 def _stored_counts(network: SizedSpec, held: Store, at: int, basis: Basis) -> NetworkFacts:
@@ -162,10 +187,10 @@ def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:
 
 
 def _predicted_facts(network: SizedSpec, basis: Basis) -> NetworkFacts:
-    from convscale.predictor.workload import load_workload
+    from convscale.predictor.loading import workload_for
 
     c = dataclasses.replace(basis.conditions, image_size=network.image_size)
-    work = load_workload(network.spec, c)
+    work = workload_for(network.spec, c)
     moved = sum((kernel.in_bytes + kernel.out_bytes + kernel.weight_bytes) * times for kernel, times in work.kernels)
     return NetworkFacts(
         params=work.params,
@@ -185,17 +210,25 @@ def _speed(p: Prediction) -> Speed:
 
 def predicted(network: SizedSpec, basis: Basis) -> Prediction:
     """The whole ``Prediction`` of a network on a basis, from what was traced beforehand where it is there."""
-    from convscale.predictor.workload import load_workload
-
     conditions = dataclasses.replace(basis.conditions, image_size=network.image_size)
+    made = predict_workload(_workload(network, conditions), conditions, basis.read_calibration())
+    if conditions.runtime != "compiled" or basis.calibration is not None:
+        return made
+    plain = dataclasses.replace(conditions, runtime="eager")
+    eager = predict_workload(_workload(network, plain), plain)
+    return with_doubt(made, compiler_doubt(made.images_per_s, eager.images_per_s))
+
+
+def _workload(network: SizedSpec, conditions: Conditions) -> Workload:
+    """What was traced beforehand, else a trace."""
+    from convscale.predictor.loading import workload_for
+
     name = file_of(conditions)
     held = None if name in (None, "counts") else store(str(name))
     at = None if held is None else held.find(*network, conditions.batch_size)
     if held is not None and at is not None and not held.failed(at):
-        work = held.workload(at, conditions.batch_size)
-    else:
-        work = load_workload(network.spec, conditions)
-    return predict_workload(work, conditions, basis.read_calibration())
+        return held.workload(at, conditions.batch_size)
+    return workload_for(network.spec, conditions)
 
 
 def _in_processes(networks: Sequence[SizedSpec], basis: Basis, say: Say) -> dict[SizedSpec, NetworkFacts]:

@@ -22,6 +22,7 @@ from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
     from convscale.conditions import Conditions
+    from convscale.predictor.calibrate import Observation
     from convscale.speed.records import Record
 
 
@@ -67,20 +68,31 @@ def calibrate_command(
     compiled: Compiled = False,
     batch_size: BatchOption = None,
     threads: Threads = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds per network, at least.")] = 1.0,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Time a hundred lone layers here, two minutes, instead of networks.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Timed seconds per network (1), or per layer of a sweep (0.25).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Set the predictor to a device: by measuring a dozen models here, or by measurements or a timm table of it.
+    """Set the predictor to a device: by a dozen models or lone layers (--sweep) timed here, or by measurements of it.
 
     --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
     """
     from convscale.choice.basis import Asked, basis_of
     from convscale.machine import Environment
-    from convscale.predictor.calibrate import calibrate, observations_of
-    from convscale.predictor.calibration import save_calibration
+    from convscale.predictor.calibrate import observations_of
     from convscale.predictor.devices import get_device
     from convscale.speed.records import read_records, read_timm_csv
 
+    if sweep:
+        if csv is not None or measurements or models or batch_size is not None:
+            raise UserError("--sweep times its own layers: leave --csv, --measurement, --model and --batch-size out")
+        device, observations = _sweep(device, precision, layout, mode, compiled, threads, seconds)
+        _finish(observations, [], device, output, as_json)
+        return
+    seconds = 1.0 if seconds is None else seconds
     card = "" if device.startswith("cuda") else get_device(device).name
     if csv is not None and measurements:
         raise UserError("give --csv or --measurement, not both")
@@ -112,6 +124,15 @@ def calibrate_command(
     observations, unknown = observations_of(records, card)
     if not observations:
         raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
+    _finish(observations, unknown, card, output, as_json)
+
+
+def _finish(observations: list[Observation], unknown: list[str], card: str, output: Path, as_json: bool) -> None:
+    """Calibrate, write, and say what came of it."""
+    from convscale.predictor.calibrate import calibrate
+    from convscale.predictor.calibration import save_calibration
+    from convscale.predictor.devices import get_device
+
     made = calibrate(observations)
     save_calibration(made, output)
     if as_json:
@@ -132,6 +153,39 @@ def calibrate_command(
             f"{', '.join(unknown[:5])}{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}",
             2,
         )
+
+
+def _sweep(
+    device: str,
+    precision: str | None,
+    layout: str,
+    mode: str,
+    compiled: bool,
+    threads: int | None,
+    seconds: float | None,
+) -> tuple[str, list[Observation]]:
+    """The device's own name, and what a sweep measured on it.
+
+    Raises:
+        UserError: a named GPU that is not the one here.
+    """
+    from convscale.conditions import Conditions
+    from convscale.predictor.devices import get_device
+    from convscale.predictor.sweep import SECONDS, measure_sweep, sheet_here
+
+    here = device if device == "cpu" or device.startswith("cuda") else "cuda"
+    card = sheet_here(here).name
+    if here != device and get_device(device).name != card:
+        raise UserError(f"device {device!r} is not the one here, which is {card}; leave --device at cuda to sweep that")
+    conditions = Conditions(
+        device=here,
+        mode=mode,
+        precision=precision or ("fp32" if here == "cpu" else "amp"),
+        layout=layout,
+        runtime="compiled" if compiled else "eager",
+        threads=threads,
+    )
+    return card, measure_sweep(conditions, seconds=SECONDS if seconds is None else seconds, say=progress_aside)
 
 
 def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Record]:

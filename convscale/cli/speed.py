@@ -35,13 +35,15 @@ from convscale.cli.speed_options import (
     progress_aside,
 )
 from convscale.cli.tables import Column, number_column, print_table
-from convscale.conditions import Conditions, Constraint
+from convscale.conditions import Conditions, Constraint, Size, precision_text, size_text
 from convscale.errors import UserError
 from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
     from convscale.choice.decide import Choice, Option
+    from convscale.choice.facts import SizedSpec
     from convscale.choice.largest import Largest
+    from convscale.predictor.predict import Prediction
 
 Calibration = Annotated[Path | None, typer.Option("--calibration", help="File of `convscale calibrate`.")]
 RecordsFile = Annotated[
@@ -64,7 +66,9 @@ def register(app: typer.Typer) -> None:
 def predict_command(
     models: Annotated[
         list[str],
-        typer.Argument(help="Model names, spec files, or package.module:function; ratios are to the first."),
+        typer.Argument(
+            help="Model names, spec files, package.module:function, or .workload.json files; ratios are to the first."
+        ),
     ],
     device: Device,
     batch_size: BatchOption = None,
@@ -78,13 +82,25 @@ def predict_command(
         str | None,
         typer.Option("--runtime", help="eager (when left out), compiled; onnxruntime, tensorrt: by compiled's speed."),
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save-workload", help="Also write the one network's workload there (.workload.json)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
-    from convscale.choice.basis import Asked, basis_of, device_title
+    from convscale.choice.basis import Asked, basis_of
     from convscale.choice.facts import SizedSpec
     from convscale.choice.speeds import predicted
+    from convscale.predictor.workload_file import SUFFIX
 
+    if any(model.endswith(SUFFIX) for model in models):
+        if not all(model.endswith(SUFFIX) for model in models):
+            raise UserError(f"give names of networks or {SUFFIX} files, not both")
+        if any(value is not None for value in (batch_size, img_size, precision, calibration, runtime, save)):
+            raise UserError("a workload file holds for its own conditions: give --device and nothing else")
+        _predict_files(models, device, as_json)
+        return
     asked = Asked(
         device=device,
         batch_size=batch_size,
@@ -102,12 +118,54 @@ def predict_command(
         )
     networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
     predictions = [predicted(network, basis) for network in networks]
+    if save is not None:
+        if len(networks) > 1:
+            raise UserError(f"--save-workload writes one network's workload, got {len(networks)} networks")
+        _save_workload(networks[0], basis.conditions, save)
+    _print_predictions(
+        [(network.spec.name, network.image_size) for network in networks], predictions, basis.conditions, as_json
+    )
+
+
+def _predict_files(models: Sequence[str], device: str, as_json: bool) -> None:
+    """Predict stored workloads, all of the same conditions; loads no torch."""
+    from dataclasses import replace
+
+    from convscale.predictor.devices import get_device
+    from convscale.predictor.workload_file import predict_stored, read_workload
+
+    stored = [read_workload(model) for model in models]
+    conditions = replace(stored[0].conditions, device=get_device(device).name, image_size=None)
+    for each, model in zip(stored, models, strict=True):
+        if replace(each.conditions, device=conditions.device, image_size=None) != conditions:
+            raise UserError(f"{model} holds for other conditions than {models[0]}; predict one at a time")
+    named = [(each.name, each.conditions.image_size or 0) for each in stored]
+    _print_predictions(named, [predict_stored(each, device) for each in stored], conditions, as_json)
+
+
+def _save_workload(network: SizedSpec, conditions: Conditions, path: Path) -> None:
+    """Write a network's workload."""
+    from dataclasses import replace
+
+    from convscale.predictor.workload_file import SUFFIX, save_workload
+
+    if not path.name.endswith(SUFFIX):
+        raise UserError(f"--save-workload is {path.name!r}; its name must end in {SUFFIX}")
+    save_workload(network.spec, path, replace(conditions, image_size=network.image_size), name=network.spec.name)
+
+
+def _print_predictions(
+    networks: Sequence[tuple[str, Size]], predictions: Sequence[Prediction], conditions: Conditions, as_json: bool
+) -> None:
+    """Predictions of networks by name and size, for people or machines."""
+    from convscale.choice.basis import device_title
+
     ratios = [p.images_per_s / predictions[0].images_per_s for p in predictions]
     if as_json:
         rows = [
             {
-                "name": network.spec.name,
-                "image_size": network.image_size,
+                "name": name,
+                "image_size": size,
                 "images_per_s": p.images_per_s,
                 "low": p.low,
                 "high": p.high,
@@ -115,13 +173,12 @@ def predict_command(
                 "doubts": [str(doubt) for doubt in p.doubts],
                 "ratio": ratio,
             }
-            for network, p, ratio in zip(networks, predictions, ratios, strict=True)
+            for (name, size), p, ratio in zip(networks, predictions, ratios, strict=True)
         ]
-        ratio_to = networks[0].spec.name
-        print_json({"conditions": basis.conditions.to_dict(), "ratio_to": ratio_to, "predictions": rows})
+        print_json({"conditions": conditions.to_dict(), "ratio_to": networks[0][0], "predictions": rows})
         return
-    say(f"predicted for {device_title(basis.conditions.device)}: {_in_words(basis.conditions)}")
-    labels = [f"{network.spec.name} @{network.image_size}" for network in networks]
+    say(f"predicted for {device_title(conditions.device)}: {_in_words(conditions)}")
+    labels = [f"{name} @{size_text(size)}" for name, size in networks]
     print_table(
         [
             Column("network"),
@@ -323,7 +380,8 @@ def _finish_scale(largest: Largest, save: Path | None, as_json: bool) -> None:
 def _in_words(c: Conditions, chosen_from: str = "") -> str:
     mode = "training" if c.mode == "train" else "inference"
     threads = f", {c.threads} threads" if c.threads else ""
-    return f"{mode}, {chosen_from or f'{c.runtime}, {c.precision}, {c.layout}'}, batch {c.batch_size}{threads}"
+    plainly = f"{c.runtime}, {precision_text(c.precision)}, {c.layout}"
+    return f"{mode}, {chosen_from or plainly}, batch {c.batch_size}{threads}"
 
 
 def _print_choice(choice: Choice, show_all: bool) -> None:

@@ -16,7 +16,9 @@ BatchOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8; amp on a GPU, fp32 on a CPU when left out."),
+    typer.Option(
+        "--precision", help="fp32, amp (fp16), amp_bf16, bf16, fp16, int8; amp on a GPU, fp32 on a CPU if left out."
+    ),
 ]
 Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]
 Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")]

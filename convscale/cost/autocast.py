@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from convscale.cost.operators import autocast_policy
+from convscale.nn.norm_ops import EMULATED
 
 
 class Autocast(TorchFunctionMode):
@@ -27,6 +28,14 @@ class Autocast(TorchFunctionMode):
         self.weights = weights
         self.fast_norm = fast_norm
         self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def __enter__(self) -> Autocast:
+        self._before = EMULATED.set(self.low)  # for autograd functions of ours, which ask what autocast would do
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        EMULATED.reset(self._before)
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         """``value`` in ``dtype``, lists and tuples item by item; what autocast leaves alone comes back as it is."""

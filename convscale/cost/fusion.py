@@ -246,10 +246,16 @@ class _Fuser:
         """
         if source is not None and _blocks_read(self._bases(source)) > _REALIZE_SHARED:
             self._write(source, op)
+        training = self.traced.conditions.mode == "train"
         bases = self._joined_bases(op)
-        self._launch("fused_mean", bases, 0, op, source or op.outputs[0])
+        index = self._launch("fused_mean", bases, 0, op, source or op.outputs[0])
         for use in op.outputs:
-            self._set(use, _Content(use.nbytes, dict(bases), written=False))
+            # In training statistics and the gradients of weight and bias are wanted: the first kernel's sums are they.
+            if training and source is not None and use.nbytes * 4 < source.nbytes:
+                self._set(use, _Content(use.nbytes, {}, written=False, kernel=index))
+                self._write(use, op)
+            else:
+                self._set(use, _Content(use.nbytes, dict(bases), written=False))
 
     def _reduce_rows(self, op: Operator, source: Use | None) -> None:
         """A reduction over rows that fit in registers (layer norm, softmax): a map that comes out stays there until

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -36,10 +37,16 @@ def being_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+EMULATED: ContextVar[torch.dtype | None] = ContextVar("EMULATED", default=None)
+"""What a trace on meta tensors stands for: the type that the emulated autocast gives convolutions, or None."""
+
+
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The type that autocast gives convolutions on this kind of device; None where it is off (or unknown there, as on
-    meta).
+    """The type that autocast gives convolutions on this kind of device; None where it is off. PyTorch knows none on
+    meta: there it is the one that a trace emulates.
     """
+    if device == "meta":
+        return EMULATED.get()
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
@@ -47,7 +54,8 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """A context in which maps keep their type."""
-    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
+    off = device == "meta" or autocast_dtype(device) is None
+    return nullcontext() if off else torch.autocast(device, enabled=False)
 
 
 def joint_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,8 +21,8 @@ from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS
 from convscale.predictor.fitting import NOISE, Part, fit
 from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
 from convscale.predictor.latency import basis_of
-from convscale.predictor.roofline import net_s, table_of
-from convscale.predictor.workload import load_workload
+from convscale.predictor.loading import workload_for
+from convscale.predictor.roofline import FIXED, net_s, table_of
 from convscale.stats import Z80
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MANY = 12
 """From how many measured networks on all coefficients are fitted; below, the card's own rates."""
 _RIDGE = 0.3
+_NO_SHEET = 1e-6
+"""A card that was measured may be faster than its data sheet: clocks differ, and a CPU's sheet is of another CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +119,16 @@ def calibrate(observations: Sequence[Observation]) -> Calibration:
             raise UserError(f"images_per_s must be positive, got {item.images_per_s!r}")
     basis = basis_of(first)
     first, sheet, known = basis.conditions, basis.device, basis.fitted
-    table = table_of([load_workload(item.net, item.conditions).kernels for item in observations])
+    table = table_of([workload_for(item.net, item.conditions).kernels for item in observations])
     measured_s = np.array([item.conditions.batch_size / item.images_per_s for item in observations])
     coefficients, covariance = most_likely(
         Part(table=table, latency_s=measured_s, device=sheet),
-        known.coefficients,
+        {**basis.coefficients, "sheet": _NO_SHEET},
         known.sigmas,
         sheet.name in known.devices,
         math.log(STAND_IN_FACTOR) / Z80 if first.runtime in STAND_INS else 0.0,
     )
-    before_s, after_s = net_s(table, sheet, known.coefficients), net_s(table, sheet, coefficients)
+    before_s, after_s = net_s(table, sheet, basis.coefficients), net_s(table, sheet, coefficients)
     return Calibration(
         device=sheet.name,
         mode=first.mode,
@@ -157,7 +159,7 @@ def most_likely(
     prior = rate_sigmas(part.device, known, further)
     noise = network_sigma(part.table, part.device, start, sigmas)
     many = len(noise) >= MANY
-    names = list(start) if many else list(RATES)
+    names = [name for name in start if name not in FIXED] if many else list(RATES)
     ridge = {name: NOISE / prior[name] if name in prior else _RIDGE for name in names}
     weighed = dataclasses.replace(part, weight=NOISE / noise)
     coefficients = fit([weighed], start=start, free=names, ridge=ridge, robust=many)

@@ -11,12 +11,15 @@ from typing import Any
 from convscale.conditions import Conditions
 from convscale.errors import UserError, check_number, check_text, check_whole, first_line, short
 from convscale.files import write_json
-from convscale.predictor.interval import RATES
-from convscale.predictor.roofline import PRIOR
+from convscale.predictor.devices import get_device
+from convscale.predictor.roofline import MOVING, PRIOR, RATES
 from convscale.read import object_of, read_json
 
-FORMAT = 4
-"""Of what is written. Format 3 is read too: its coefficients had the names on the left of ``RENAMED``."""
+FORMAT = 5
+"""Of what is written. Formats 3 and 4 are read too: coefficients of 3 had the names on the left of ``RENAMED``, and
+neither had those of ``NEWER``."""
+NEWER = {"sheet": 1e-6, "batch_norm_train.reads": 1.0, **{f"work.{kind}": 1e-6 for kind in MOVING}}
+"""Coefficients that came with format 5, as they were when nothing spoke of them."""
 RENAMED = {
     "compute.conv1": "compute.conv_1x1",
     "compute.group": "compute.grouped",
@@ -111,9 +114,9 @@ class Calibration:
         Raises:
             UserError: a newer format, or fields missing.
         """
-        if value.get("format") not in (3, FORMAT):
+        if value.get("format") not in (3, 4, FORMAT):
             raise UserError(
-                f"a calibration has format {value.get('format')!r}, this version of convscale reads 3 and {FORMAT}"
+                f"a calibration has format {value.get('format')!r}, this version of convscale reads 3 to {FORMAT}"
             )
         try:
             made = cls(**{key: item for key, item in value.items() if key != "format"})
@@ -124,9 +127,18 @@ class Calibration:
             _check(made)
         except (TypeError, AttributeError) as error:
             raise UserError(f"not a calibration: {first_line(error)}") from error
+        if value["format"] != FORMAT:
+            coefficients = _without_boost({**NEWER, **coefficients}, made.device)
         if missing := sorted(PRIOR.keys() - coefficients.keys()):
             raise UserError(f"not a calibration: coefficients are missing ({', '.join(missing[:3])})")
         return dataclasses.replace(made, coefficients=coefficients)
+
+
+def _without_boost(coefficients: dict[str, float], device: str) -> dict[str, float]:
+    """Coefficients from before data sheets knew how far above their clocks cards run."""
+    boost = get_device(device).boost
+    made = {"peak": coefficients.get("peak", 1.0) / boost, "special": coefficients.get("special", 1.0) * boost}
+    return {**coefficients, **{name: value for name, value in made.items() if name in coefficients}}
 
 
 def _check(made: Calibration) -> None:

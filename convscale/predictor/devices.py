@@ -23,6 +23,11 @@ class Device:
     """Regular expression of the whole name that its driver gives it; empty for a CPU."""
     kind: str
     """``gpu`` or ``cpu``."""
+    generation: str
+    """Of its chip: ``volta`` to ``blackwell``, ``cdna2``, ``cdna3``, ``x86``."""
+    form: str
+    """What it is built for: ``data-centre``, ``desktop``, ``workstation``, ``power-limited``, ``embedded``, or
+    ``processor``."""
     tensor_tflops: float
     """Dense half-precision matrix rate with single-precision accumulation, in 1e12 operations/s (an addition and a
     multiplication are two)."""
@@ -31,24 +36,53 @@ class Device:
     ``fp32_tflops``."""
     fp32_tflops: float
     """Single-precision rate of the general cores."""
+    int8_tops: float
+    """Dense matrix rate in 8 bits, in 1e12 operations/s; by dot products of the general cores where it has no matrix
+    units for them."""
     bandwidth_gb_s: float
     """Memory bandwidth in 1e9 bytes/s."""
     l2_mb: float
     """Last-level cache in 2**20 bytes."""
     memory_gb: float
-    """Memory in 2**30 bytes."""
+    """Memory in 2**30 bytes that programs see: less than is sold where the card ships with ECC in the same memory."""
     units: int
     """Streaming multiprocessors, or cores."""
+    clock_ghz: float
+    """The clock that ``fp32_tflops`` is stated at."""
     watts: float
     """Board power limit."""
+    host_us: float = 20.0
+    """Microseconds that the host which such a card sits in takes to call one operator from a module in eager PyTorch:
+    an assumption, not of the card's sheet. 20 is of a current desktop or server processor. 55 is what NVIDIA's own
+    tables of a V100 say at batch 1 (a DGX-1's Xeon at 2.2 GHz, PyTorch 1.8; a loader is in them), 35 lies between, for
+    the first servers with an A100; 60 is a guess for the Arm cores of a Jetson."""
     bfloat16: bool
     """Whether its matrix units take bfloat16."""
     sustained: float = 1.0
     """Share of ``tensor_tflops`` that the power limit lets it hold, where that is far below 1."""
+    boost: float = 1.0
+    """How much faster than at ``clock_ghz`` it was seen to compute: no kernel is predicted above the sheet's rates
+    times this. ``boost_source`` says where."""
+    boost_source: str = ""
+    """The measurement that shows ``boost``; empty where it is 1."""
     aliases: tuple[str, ...] = ()
     """Other names that it is asked for by."""
     source: str
     """Where the figures stand."""
+
+    @property
+    def has_tf32(self) -> bool:
+        """Whether its matrix units take TF32: NVIDIA's since Ampere, AMD's since CDNA 3."""
+        return self.kind == "gpu" and self.generation not in ("volta", "turing", "cdna2")
+
+    @property
+    def special_tflops(self) -> float:
+        """Sixteen times the rate of the special-function units, in 1e12 operations/s: a GPU's unit evaluates 16
+        exponentials or reciprocals a clock, whatever its single-precision rate is (CUDA C++ programming guide,
+        arithmetic throughput: compute capability 7.0 to 12.0; AMD's units do as many). That is ``fp32_tflops`` where a
+        unit has 128 lanes, and twice that on Volta, Turing and the A100, which have 64.
+        """
+        return self.units * 256 * self.clock_ghz / 1e3 if self.kind == "gpu" else self.fp32_tflops
 
 
 @cache

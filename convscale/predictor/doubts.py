@@ -31,6 +31,16 @@ def runtime_doubt(conditions: Conditions) -> str:
     return f"no table speaks of {title}: predicted by {by}, the interval widened {STAND_IN_FACTOR:g} times either way"
 
 
+def compiler_doubt(compiled: float, eager: float) -> str:
+    """The doubt about a network that is predicted slower behind the compiler than without, in images/s; else empty."""
+    if compiled >= eager:
+        return ""
+    return (
+        f"compiled it is predicted slower than eager PyTorch ({compiled:,.0f} and {eager:,.0f} images/s), which a "
+        "compiler seldom is: one of the two is off"
+    )
+
+
 def doubts_of(
     work: Workload, conditions: Conditions, device: Device, share: Mapping[str, float], calibrated: bool
 ) -> Doubts:
@@ -63,7 +73,9 @@ def _known_doubts(
         and device.name not in fitted_sets()[set_name(conditions, device)].devices
         and not calibrated
     ):
-        doubts.append(f"no measurement of a {device.title} was fitted: its data sheet scales what others measured")
+        doubts.append(f"no table holds a measurement of a {device.title}: its data sheet scales what others measured")
+        if device.generation.startswith("cdna"):
+            doubts.append("no table speaks of a card by AMD: its libraries are taken to be as good as NVIDIA's")
     if device.sustained < 1 and not calibrated:
         doubts.append(
             f"its power limit of {device.watts:g} W does not hold the peak rate; {device.sustained:.0%} of it is "
@@ -106,8 +118,10 @@ def _open_doubts(
     if conditions.mode == "train" and conditions.runtime == "compiled":
         doubts.append("compiled training was never measured for the fit")
     if device.kind == "gpu" and conditions.precision != "amp" and not calibrated:
-        doubts.append(f"all GPU measurements fitted ran under AMP, none in {conditions.precision}")
-    if conditions.precision == "bf16" and not device.bfloat16:
+        doubts.append(f"all GPU measurements fitted ran under AMP (fp16), none in {conditions.precision}")
+    if conditions.precision == "int8":
+        doubts.append("int8 is taken to reach every layer; what a runtime leaves in half precision is slower")
+    if conditions.precision in ("bf16", "amp_bf16") and not device.bfloat16:
         doubts.append(f"{device.title} has no matrix units for bfloat16")
     if work.attention:
         doubts.append("it multiplies maps with each other (attention); only ConvNets were fitted")
@@ -115,7 +129,8 @@ def _open_doubts(
         doubts.append(f"unknown operators: {', '.join(sorted(work.unsupported))}")
     if share["host"] > 0.5:
         doubts.append(
-            "the host's launches take longer than the GPU's work; how long depends on its CPU, which is assumed"
+            "the host's launches take longer than the GPU's work; how long depends on its CPU, which is assumed "
+            f"({device.host_us:g} microseconds an operator of eager PyTorch)"
         )
     elif device.kind == "gpu" and conditions.batch_size < 32 and not calibrated:
         doubts.append("the tables hold large batches; at small ones kernels no longer fill the card")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -27,8 +28,12 @@ little is published: EfficientNet-B4 (380 px) and EfficientNetV2-S (384 px) in T
 convolutions in TensorRT on a V100 (alibaba/lightweight-neural-architecture-search, those that take 0.3 ms or more) take
 1.2 to 1.5 times as long in the middle, short ones up to 3 times. The two point in different directions, so the middle
 stays. Of ONNX Runtime on GPUs nothing was found; it is taken to be as far off."""
-PRECISIONS = ("amp", "bf16", "fp16", "fp32")
-"""Precisions that can be predicted."""
+PRECISIONS = ("amp", "amp_bf16", "bf16", "fp16", "fp32")
+"""Precisions that can be predicted: ``amp`` is autocast to float16, ``amp_bf16`` (also called ``bf16``) autocast to
+bfloat16, ``fp16`` weights and maps in float16, ``fp32`` PyTorch's default, whose convolutions run in TF32 where a card
+has it."""
+EIGHT_BITS = tuple(STAND_INS)
+"""Runtimes that are predicted in ``int8`` too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,30 @@ class Fitted:
     """How far it was off on families left out, as in ``interval.fit_sigmas``."""
     devices: tuple[str, ...]
     """Devices that the tables were measured on."""
+    cards: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each of them was found to reach of its data sheet: factors on ``roofline.REACH``."""
+    eras: Mapping[str, float] = field(default_factory=dict)
+    """Times under older generations of PyTorch, by their name (``pt210`` is 2.1), as a factor on those of the newest
+    in the tables, which a prediction is of."""
+
+    def reach(self, device: Device) -> dict[str, float]:
+        """What a device is taken to reach of its data sheet: a known card what was found, another of a known
+        generation three parts of that generation's mean and one of all, and else the mean of all known cards; but no
+        rate above that mean: cards that no fit had seen came out too fast more often than too slow.
+        """
+        if device.name in self.cards or not self.cards or device.kind == "cpu":
+            return dict(self.cards.get(device.name, {}))
+        everywhere = _mean(list(self.cards.values()))
+        kin = [found for name, found in self.cards.items() if get_device(name).generation == device.generation]
+        if not kin:
+            return everywhere
+        mixed = _mean([everywhere, *3 * [_mean(kin)]])
+        return {name: value if name == "overhead_us" else min(value, everywhere[name]) for name, value in mixed.items()}
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Geometric mean, name by name."""
+    return {name: math.exp(sum(math.log(each.get(name, 1.0)) for each in found) / len(found)) for name in found[0]}
 
 
 @cache
@@ -81,9 +110,12 @@ def check_predicted(conditions: Conditions) -> tuple[Conditions, Device]:
         )
     if conditions.runtime in STAND_INS and conditions.mode == "train":
         raise UserError(f"runtime {conditions.runtime} can not train; eager and compiled PyTorch can")
-    if conditions.precision not in PRECISIONS:
+    if conditions.precision not in PRECISIONS and not (
+        conditions.precision == "int8" and conditions.runtime in EIGHT_BITS and device.kind == "gpu"
+    ):
         raise UserError(
-            f"precision {conditions.precision!r} is not predicted; {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]} are"
+            f"precision {conditions.precision!r} is not predicted; {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]} "
+            f"are, and int8 in {' and '.join(EIGHT_BITS)} on a GPU"
         )
     return replace(conditions, device=device.name), device
 

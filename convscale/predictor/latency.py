@@ -8,15 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convscale.conditions import Conditions
-from convscale.cost.kernels import Kernel
+from convscale.cost.kernels import PHASES, Kernel
 from convscale.predictor.calibration import Calibration
 from convscale.predictor.devices import Device
-from convscale.predictor.fitted import Fitted, check_predicted, fitted_sets, set_name, stand_in
-from convscale.predictor.roofline import BINDINGS, Table, kernel_s, table_of
+from convscale.predictor.fitted import Fitted, check_predicted, fitted_sets, set_name
+from convscale.predictor.roofline import BINDINGS, Table, for_card, kernel_s, table_of
 
-_HOST_US = {"eager": 8.0, "compiled": 5.0}
-"""Microseconds a host takes to launch one kernel, PyTorch on a fast desktop CPU. Not fitted: at the tables' large
-batches the host is never late."""
+_HOST = {"eager": 1.0, "compiled": 0.3, "onnxruntime": 0.3, "tensorrt": 0.1}
+"""Of a device's ``host_us``, which is the time to call one operator from a module in eager PyTorch, the share that a
+kernel takes the host in each runtime. Not fitted: at the tables' large batches the host is never late."""
+_BENEATH = {"cast": 0.27, "update": 0.1}
+"""The share of kernels that no module calls: autocast's casts of weights, by the difference between half and single
+precision in NVIDIA's tables of a V100 at batch 1; an optimiser's, which go over many tensors at once."""
+_BACKWARD = 0.35
+"""The same of a backward pass, which runs beneath Python: a judgement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +94,33 @@ def basis_of(conditions: Conditions, calibration: Calibration | None = None) -> 
     fitted = fitted_sets()[set_name(conditions, device)]
     if calibration is not None:
         calibration.require(conditions)
-    if conditions.precision == "bf16" and not device.bfloat16:  # the general cores do it
+    if conditions.precision in ("bf16", "amp_bf16") and not device.bfloat16:  # the general cores do it
         device = replace(device, tensor_tflops=device.fp32_tflops, sustained=1.0)
     return Basis(
         conditions=conditions,
         device=device,
-        coefficients=fitted.coefficients if calibration is None else calibration.coefficients,
+        coefficients=for_card(fitted.coefficients, fitted.reach(device))
+        if calibration is None
+        else calibration.coefficients,
         fitted=fitted,
         calibration=calibration,
     )
 
 
+def host_shares(table: Table, runtime: str) -> np.ndarray:
+    """By how much of a device's ``host_us`` each row's launch keeps the host."""
+    shares = np.where(table.phase == PHASES.index("forward"), 1.0, _BACKWARD)
+    for kind, share in _BENEATH.items():
+        shares = np.where(table.is_kind(kind), share, shares)
+    return shares * _HOST[runtime] if runtime == "eager" else np.full(len(shares), _HOST[runtime])
+
+
 def call_times(table: Table, networks: int, basis: Basis) -> CallTimes:
     """The seconds of a call of each network of a table that holds ``networks`` of them."""
     times = kernel_s(table, basis.device, basis.coefficients)
-    launches = np.bincount(table.net, weights=table.count, minlength=networks)
-    launch_us = _HOST_US[stand_in(basis.conditions.runtime)] if basis.device.kind == "gpu" else 0.0
+    calls = table.count * host_shares(table, basis.conditions.runtime)
+    launches = np.bincount(table.net, weights=calls, minlength=networks)
+    launch_us = basis.device.host_us if basis.device.kind == "gpu" else 0.0
     return CallTimes(
         table=table,
         seconds=times.total_s * table.count,

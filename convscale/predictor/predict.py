@@ -5,27 +5,31 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscale.conditions import Conditions, Size, size_text
+from convscale.conditions import Conditions, Size, precision_text, size_text
 from convscale.errors import UserError, naming_extras
 from convscale.predictor.calibration import Calibration
-from convscale.predictor.doubts import doubts_of, runtime_doubt
+from convscale.predictor.doubts import compiler_doubt, doubts_of, runtime_doubt
 from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted
 from convscale.predictor.interval import RATES, groups_of, rate_shares, rate_sigma, rate_sigmas, sigma_of
 from convscale.predictor.latency import Basis, basis_of, call_times
+from convscale.predictor.loading import traced_as, workload_for
 from convscale.predictor.roofline import Table, table_of
-from convscale.predictor.workload import Workload, load_workload
+from convscale.predictor.workload import Workload
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
 
 _WIDER, _MOST_WIDER = 1.5, 3
 """Factor on the interval for each doubt that no table says anything of, and how many of them count: a judgement."""
+
+_HOST_WIDTH = math.log(1.5)
+"""Half the interval's width (log) of what a host takes to launch: so far apart are desktop and server processors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,8 @@ class Prediction:
         size = "?" if c.image_size is None else size_text(c.image_size)
         return (
             f"{self.images_per_s:,.0f} images/s predicted (80 %: {self.low:,.0f} to {self.high:,.0f}), {c.mode} on "
-            f"{c.device}, {c.precision}, {c.layout}, {c.runtime}, batch {c.batch_size}, {size} px; bound by "
-            f"{self.bound_by}"
+            f"{c.device}, {precision_text(c.precision)}, {c.layout}, {c.runtime}, batch {c.batch_size}, {size} px; "
+            f"bound by {self.bound_by}"
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -98,7 +102,9 @@ def predict(
             name.
         device: a known device (``convscale.predictor.devices.devices``), by its name, an alias or its driver's name.
         mode: ``infer`` or ``train`` (forward, backward and an SGD step).
-        precision: ``amp``, ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``amp`` (autocast to float16), ``amp_bf16`` or ``bf16`` (to bfloat16), ``fp16`` (weights in it too),
+            ``fp32`` (PyTorch's default: convolutions in TF32 where the card has it), or ``int8`` in ONNX Runtime and
+            TensorRT.
         image_size: side in pixels, or (height, width); None: the network's own.
         batch_size: images a call; one that does not fit the device is a doubt, not an error.
         compiled: behind ``torch.compile``; else eager PyTorch.
@@ -126,8 +132,19 @@ def predict(
         runtime=runtime or ("compiled" if compiled else "eager"),
     )
     named, _ = check_predicted(asked)
-    _, _, conditions = subject_of(net_or_spec, named)
-    return predict_workload(load_workload(net_or_spec, conditions), conditions, calibration)
+    _, _, sized = subject_of(net_or_spec, replace(named, precision=traced_as(precision)))
+    conditions = replace(sized, precision=named.precision)
+    made = predict_workload(workload_for(net_or_spec, conditions), conditions, calibration)
+    if conditions.runtime != "compiled" or calibration is not None:
+        return made
+    plain = replace(conditions, runtime="eager")
+    eager = predict_workload(workload_for(net_or_spec, plain), plain)
+    return with_doubt(made, compiler_doubt(made.images_per_s, eager.images_per_s))
+
+
+def with_doubt(made: Prediction, doubt: str) -> Prediction:
+    """A prediction with one doubt more that does not widen it; the same where the doubt is empty."""
+    return replace(made, doubts=(*made.doubts, doubt)) if doubt else made
 
 
 def predict_workload(work: Workload, conditions: Conditions, calibration: Calibration | None = None) -> Prediction:
@@ -168,6 +185,8 @@ def predict_table(
         share["host"] = 1.0 if waiting[i] > 0 else 0.0
         doubts = doubts_of(work, basis.conditions, basis.device, share, calibration is not None)
         half_width = _WIDER ** min(len(doubts.open), _MOST_WIDER) * float(widths[i])
+        if waiting[i] > 0:
+            half_width = math.hypot(half_width, _HOST_WIDTH)
         if foreign:
             half_width = math.hypot(half_width, math.log(STAND_IN_FACTOR))
         images_per_s = asked.batch_size / float(latency[i])
@@ -181,7 +200,7 @@ def predict_table(
                 bound_by=max(bound, key=lambda name: bound[name]),
                 shares=MappingProxyType(bound),
                 doubts=(*filter(None, [foreign]), *doubts.known, *doubts.open),
-                conditions=dataclasses.replace(basis.conditions, image_size=asked.image_size),
+                conditions=replace(basis.conditions, image_size=asked.image_size),
                 peak_bytes=work.peak_bytes,
                 calibrated=calibration is not None,
             )

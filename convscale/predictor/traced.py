@@ -225,7 +225,7 @@ def file_of(conditions: Conditions) -> str | None:
     """The file that holds workloads, or of single precision counts, of these conditions; None: none does."""
     if (conditions.mode, conditions.layout) != ("infer", "nchw"):
         return None
-    if conditions.precision == "amp" and conditions.runtime in ("eager", "compiled"):
+    if conditions.precision in ("amp", "amp_bf16") and conditions.runtime in ("eager", "compiled"):
         return conditions.runtime
     return "counts" if conditions.precision == "fp32" else None
 

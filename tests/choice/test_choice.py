@@ -609,7 +609,7 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"device": "rtx-4080"}, r"device 'rtx-4080' is unknown \(nearest: rtx-4090"),
+        ({"device": "rtx-4900"}, r"device 'rtx-4900' is unknown \(nearest: rtx-4090"),
         ({"device": "rtx-4090", "runtime": "openvino"}, "runtime 'openvino' can not be predicted"),
         ({"device": "rtx-4090", "runtime": "tensorrt", "mode": "train"}, "runtime tensorrt can not train"),
         ({"device": "rtx-4090", "precision": "int8"}, "precision 'int8' can not be predicted"),

@@ -204,7 +204,7 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "resnet50", "--device", "rtx-4080"], r"device 'rtx-4080' is unknown \(nearest: rtx-4090"),
+        (["predict", "resnet50", "--device", "rtx-4900"], r"device 'rtx-4900' is unknown \(nearest: rtx-4090"),
         (["predict", "resnet5O", "--device", "v100"], "unknown model 'resnet5O'.*nearest: resnet50"),
         (["predict", "resnet50", "--device", "cpu"], "`convscale measure` times it"),
         (

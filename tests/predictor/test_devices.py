@@ -24,6 +24,15 @@ NAMES = [
     "h100-pcie",
     "h200",
     "b200",
+    "rtx-3080",
+    "rtx-4070",
+    "rtx-4080",
+    "rtx-a6000",
+    "rtx-6000-ada",
+    "mi210",
+    "mi250",
+    "mi300x",
+    "jetson-orin",
     "cpu",
 ]
 
@@ -38,6 +47,7 @@ def test_a_sheet_is_complete_and_sane(name: str) -> None:
     assert len(device.source) > 10
     assert device.tensor_tflops >= device.tf32_tflops >= device.fp32_tflops > 0
     assert 50 < device.bandwidth_gb_s < 10_000
+    assert device.int8_tops >= device.tensor_tflops * (1 if device.bfloat16 else 0.5)
     assert 0 < device.sustained <= 1
     assert device.kind == ("cpu" if name == "cpu" else "gpu")
 
@@ -64,6 +74,23 @@ def test_loose_names() -> None:
     assert get_device("NVIDIA H100 80GB HBM3").name == "h100-sxm"  # as its driver has it
     assert get_device("Tesla T4").name == "t4"
     assert get_device("nvidia-a10").name == "a10"
+    assert get_device("A100").name == "a100-40gb"
+    assert get_device("4080").name == "rtx-4080"
+    assert get_device("RTX 6000 Ada").name == "rtx-6000-ada"
+    assert get_device("AMD Instinct MI300X").name == "mi300x"
+
+
+def test_memory_is_what_torch_sees() -> None:
+    """MiB that the driver reports with ECC as these cards ship: T4 15,360, A10 23,028, L4 23,034, L40S 46,068."""
+    for name, reported in (("t4", 15_360), ("a10", 23_028), ("l4", 23_034), ("l40s", 46_068)):
+        assert devices()[name].memory_gb * 1024 == pytest.approx(reported, rel=0.002), name
+
+
+def test_special_functions_go_by_units_and_clock() -> None:
+    """16 a clock and unit, whatever the lanes: 108 x 16 x 1.41 GHz on an A100, 128 x 16 x 2.52 on an RTX 4090."""
+    assert devices()["a100-40gb"].special_tflops == pytest.approx(16 * 108 * 16 * 1.41e-3)
+    assert devices()["rtx-4090"].special_tflops == pytest.approx(devices()["rtx-4090"].fp32_tflops, rel=0.001)
+    assert devices()["v100"].special_tflops == pytest.approx(2 * devices()["v100"].fp32_tflops, rel=0.01)
 
 
 def test_no_two_devices_share_a_name() -> None:

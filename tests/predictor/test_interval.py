@@ -97,7 +97,8 @@ def test_what_binds_a_network_says_which_rate_it_follows() -> None:
     compute = Kernel("conv", macs=10**13, in_bytes=1, out_bytes=1, rows=10**6, width=512, depth=4608, channels=512)
     memory = Kernel("pointwise", in_bytes=10**10, out_bytes=10**10)
     launches = Kernel("pointwise", in_bytes=1, out_bytes=1)
-    shares = rate_shares(table_of([[(compute, 1)], [(memory, 1)], [(launches, 1)]]), get_device("rtx-3090"), PRIOR)
+    idle = {**PRIOR, "work.pointwise": 1e-6}
+    shares = rate_shares(table_of([[(compute, 1)], [(memory, 1)], [(launches, 1)]]), get_device("rtx-3090"), idle)
     assert shares == pytest.approx(
         -np.diag([1.0, 1.0, -1.0]), abs=0.02
     )  # twice the peak halves the time, twice the launch time doubles it

@@ -122,7 +122,7 @@ def flat() -> dict[str, float]:
     return {
         **PRIOR,
         **{name: 1.0 for name in PRIOR if name.startswith(("compute.", "memory."))},
-        **{name: 1e-9 for name in PRIOR if name.startswith(("transform.", "small."))},
+        **{name: 1e-9 for name in PRIOR if name.startswith(("transform.", "small.", "work."))},
         "p": 50.0,
         "overhead_us": 1e-9,
         "peak": 1.0,
@@ -137,13 +137,13 @@ def flat() -> dict[str, float]:
 
 
 def test_roofline_by_hand() -> None:
-    device = get_device("rtx-3090")  # 71.2 TFLOPS, 936.2 GB/s
+    device = get_device("rtx-3090")  # 71.2 TFLOPS, by its clocks 1.12 times that; 936.2 GB/s
     compute = Kernel("conv", macs=10**12, in_bytes=10**6, out_bytes=10**6, rows=10**6, width=64, depth=576, channels=64)
     memory = Kernel("pointwise", in_bytes=9 * 10**9, out_bytes=9 * 10**9)
     total, arithmetic, traffic = kernel_s(table_of([[(compute, 1), (memory, 1)]]), device, flat())
-    assert total == pytest.approx([2e12 / 71.2e12, 18e9 / 936.2e9], rel=1e-3)
+    assert total == pytest.approx([2e12 / (1.12 * 71.2e12), 18e9 / 936.2e9], rel=1e-3)
     assert arithmetic[0] > traffic[0]
-    assert arithmetic[1] == 0
+    assert arithmetic[1] == pytest.approx(0, abs=1e-9)
 
 
 def test_ragged_channels_cost_their_padding() -> None:
@@ -235,8 +235,8 @@ def test_doubts_of_known_weak_spots() -> None:
 
 
 def test_bad_input(resnet50: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"device 'rtx-4080' is unknown \(nearest: rtx-4090"):
-        predict(resnet50, device="rtx-4080", image_size=224)
+    with pytest.raises(UserError, match=r"device 'rtx-4900' is unknown \(nearest: rtx-4090"):
+        predict(resnet50, device="rtx-4900", image_size=224)
     with pytest.raises(UserError, match="give image_size"):
         predict(resnet50)
     with pytest.raises(UserError, match="int8"):
@@ -271,8 +271,8 @@ def test_runtimes_that_nothing_is_predicted_for(resnet50: nn.Module) -> None:
     work = load_workload(resnet50, dataclasses.replace(conditions, runtime="eager"))
     with pytest.raises(UserError, match="runtime 'openvino' is not predicted; eager and compiled PyTorch are"):
         predict_workload(work, conditions)
-    with pytest.raises(UserError, match="device 'rtx-4080' is unknown"):
-        predict_workload(work, dataclasses.replace(conditions, runtime="eager", device="rtx-4080"))
+    with pytest.raises(UserError, match="device 'rtx-4900' is unknown"):
+        predict_workload(work, dataclasses.replace(conditions, runtime="eager", device="rtx-4900"))
 
 
 def test_a_stored_workload_is_predicted_without_torch() -> None:
@@ -305,22 +305,22 @@ def test_every_set_has_all_coefficients() -> None:
 
 
 def observation(net: nn.Module, images_per_s: float, size: int = 64, **changes: object) -> Observation:
-    conditions = Conditions(device="t4", precision="amp", batch_size=64, image_size=size)
+    conditions = Conditions(device="l4", precision="amp", batch_size=64, image_size=size)
     # type: ignore[arg-type]
     return Observation(net=net, conditions=dataclasses.replace(conditions, **changes), images_per_s=images_per_s)
 
 
 def test_one_measurement_sets_the_scale(resnet50: nn.Module) -> None:
-    plain = predict(resnet50, device="t4", image_size=64, batch_size=64)
+    plain = predict(resnet50, device="l4", image_size=64, batch_size=64)
     made = calibrate([observation(resnet50, plain.images_per_s * 0.8)])
-    again = predict(resnet50, device="t4", image_size=64, batch_size=64, calibration=made)
+    again = predict(resnet50, device="l4", image_size=64, batch_size=64, calibration=made)
     assert (
         0.8 * plain.images_per_s < again.images_per_s < 0.9 * plain.images_per_s
     )  # most of the way, since one network is off by itself too
     assert (again.calibrated, made.count) == (True, 1)
     assert again.high / again.low < plain.high / plain.low
-    other = predict(resnet50, device="t4", image_size=128, batch_size=64, calibration=made)
-    ratio = other.images_per_s / predict(resnet50, device="t4", image_size=128, batch_size=64).images_per_s
+    other = predict(resnet50, device="l4", image_size=128, batch_size=64, calibration=made)
+    ratio = other.images_per_s / predict(resnet50, device="l4", image_size=128, batch_size=64).images_per_s
     assert 0.78 < ratio < 0.92
 
 
@@ -334,12 +334,12 @@ def test_a_measurement_as_predicted_changes_nothing_but_the_doubt(resnet50: nn.M
 
 def test_more_measurements_leave_less_doubt(resnet50: nn.Module) -> None:
     def speed(size: int) -> float:
-        return 0.8 * predict(resnet50, device="t4", image_size=size, batch_size=64).images_per_s
+        return 0.8 * predict(resnet50, device="l4", image_size=size, batch_size=64).images_per_s
 
     one = calibrate([observation(resnet50, speed(64))])
     three = calibrate([observation(resnet50, speed(size), size) for size in (64, 96, 128)])
     assert np.trace(three.covariance) < np.trace(one.covariance)
-    asked = {"device": "t4", "image_size": 128, "batch_size": 64}
+    asked = {"device": "l4", "image_size": 128, "batch_size": 64}
     off = [abs(predict(resnet50, calibration=made, **asked).images_per_s / speed(128) - 1) for made in (one, three)]
     assert off[1] < off[0]
 
@@ -388,7 +388,7 @@ def test_calibration_on_disk(tmp_path: Path) -> None:
     del value["coefficients"]["peak"]
     with pytest.raises(UserError, match=r"not a calibration: coefficients are missing \(peak\)"):
         Calibration.from_dict(value)
-    with pytest.raises(UserError, match="a calibration has format 2, this version of convscale reads 3 and 4"):
+    with pytest.raises(UserError, match="a calibration has format 2, this version of convscale reads 3 to 5"):
         Calibration.from_dict({**made.to_dict(), "format": 2})
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(UserError, match=r"bad\.json holds a list, not an object"):
@@ -513,8 +513,8 @@ def test_a_tiny_product_does_not_fill_the_card() -> None:
     full = one._replace(macs=one.macs * 132, rows=128 * 132)
     times = net_s(table_of([[(one, 1)], [(full, 1)]]), device, c)
     assert times[1] == pytest.approx(
-        4 * times[0], rel=1e-3
-    )  # 132 tiles on 132 units, where one tile was split among four
+        4 * times[0] / device.sustained, rel=1e-3
+    )  # 132 tiles on 132 units, where one tile was split among four; the full card runs into its power limit
 
 
 @pytest.mark.parametrize(("runtime", "title"), [("tensorrt", "TensorRT"), ("onnxruntime", "ONNX Runtime")])

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import predictor
-from benchmarks.predictor import cross_validated, half_widths, joined, sigmas_from
+from benchmarks.predictor import cross_validated, fit_of, half_widths, joined, sigmas_from
 from benchmarks.predictor_data import Row, TableFile
 from convscale.cost.kernels import Kernel
 from convscale.predictor.devices import get_device
+from convscale.predictor.fitted import Fitted
 from convscale.predictor.roofline import PRIOR, net_s, table_of
 
 FAMILIES = tuple("abcdef")
@@ -57,10 +58,8 @@ def _rows(table: TableFile, poison: dict[str, float] | None = None) -> list[Row]
 def _few_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits of the coefficients that these kernels use are a matter of milliseconds."""
     fit = predictor.fit
-    free = ["peak", "bandwidth", "compute.conv", "memory.pointwise"]
-    monkeypatch.setattr(
-        predictor, "fit", lambda parts, ridge: fit(parts, ridge=ridge, free=[name for name in free if name in PRIOR])
-    )
+    free = ["peak", "bandwidth", "compute.conv", "memory.pointwise"]  # no card's own reach: its sheet stands for it
+    monkeypatch.setattr(predictor, "fit", lambda parts, ridge, near: fit(parts, ridge=ridge, near=near, free=free))
 
 
 def _predicted(poison: dict[str, float]) -> dict[str, float]:
@@ -93,19 +92,33 @@ def test_an_interval_is_made_without_its_familys_own_errors() -> None:
     assert (poisoned[~mine] > 1.02 * plain[~mine]).any()
 
 
-def test_a_card_left_out_is_left_out_of_the_widths_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor, "SPLIT", {"tuning": FAMILIES[:4], "final": FAMILIES[4:]})
-
-    def records(poison: dict[str, float]) -> dict[tuple[str, str], dict]:
+def test_a_card_left_out_is_left_out_of_the_widths_too() -> None:
+    def records(poison: dict[str, float], card: str) -> dict[str, dict]:
         here, there = _table("rtx-3090"), dataclasses.replace(_table("rtx-4090"), path=Path("benchmark-y.csv"))
-        found = predictor._final_families([(here, _rows(here, poison)), (there, _rows(there))], "eager-nchw")
-        return {(record["table"], record["method"]): record for record in found}
+        mine = [(here, _rows(here, poison)), (there, _rows(there))]
+        found = predictor._card_left_out(card, mine, fit_of(mine), "eager-nchw")
+        return {record["method"]: record for record in found}
 
-    plain, poisoned = records({}), records(dict.fromkeys(FAMILIES[:4], 1.5) | {"a": 3.0})
-    kept = ("x", "card left out, data sheet")  # x's own times were poisoned, but for its final families
-    assert poisoned[kept]["interval_pct"] == plain[kept]["interval_pct"]
-    assert poisoned[kept]["median_pct"] == plain[kept]["median_pct"]
-    assert poisoned[("y", kept[1])]["median_pct"] != plain[("y", kept[1])]["median_pct"]
+    label, poison = "card left out, data sheet", dict.fromkeys(FAMILIES[:4], 1.5) | {"a": 3.0}
+    plain, poisoned = records({}, "rtx-3090")[label], records(poison, "rtx-3090")[label]
+    assert poisoned["interval_pct"] == plain["interval_pct"]  # the card's own times were poisoned
+    assert poisoned["median_pct"] != plain["median_pct"]
+    assert records(poison, "rtx-4090")[label]["interval_pct"] != records({}, "rtx-4090")[label]["interval_pct"]
+
+
+def test_what_a_card_reaches_is_found_and_handed_on() -> None:
+    """Cards by hand: one reaches 0.8 of another's share of its bandwidth; an unknown one is taken for their mean."""
+    known = Fitted(
+        coefficients=PRIOR,
+        sigmas={},
+        devices=("rtx-3090", "rtx-4090"),
+        cards={"rtx-3090": {"bandwidth": 0.8}, "rtx-4090": {"bandwidth": 1.25}},
+    )
+    assert known.reach(get_device("rtx-3090")) == {"bandwidth": 0.8}
+    assert known.reach(get_device("h100-sxm"))["bandwidth"] == pytest.approx(1.0)
+    assert known.reach(get_device("a10"))["bandwidth"] == pytest.approx(0.8**0.75)  # an Ampere as the RTX 3090
+    assert known.reach(get_device("l4"))["bandwidth"] == pytest.approx(1.0)  # an Ada, but no better than the mean
+    assert known.reach(get_device("cpu")) == {}
 
 
 def test_widths_hold_what_they_were_fitted_on() -> None:

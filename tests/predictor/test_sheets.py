@@ -30,8 +30,17 @@ MEMORY = {
     "l40s": (384, 18, 96),
     "h100-sxm": (5120, 5.237, 50),
     "h100-pcie": (5120, 3.186, 50),
-    "h200": (6144, 6.25, 50),
+    "h200": (6144, 6.25, 60),
     "b200": (8192, 7.8125, 126),
+    "rtx-3080": (320, 19, 5),
+    "rtx-4070": (192, 21, 36),
+    "rtx-4080": (256, 22.4, 64),
+    "rtx-a6000": (384, 16, 6),
+    "rtx-6000-ada": (384, 20, 96),
+    "mi210": (4096, 3.2, 8),
+    "mi250": (4096, 3.2, 8),
+    "mi300x": (8192, 5.2, 256),
+    "jetson-orin": (256, 6.4, 4),
 }
 """Bus width in bits, Gbit/s a pin, and last-level cache in 2**20 bytes, as on the makers' sheets."""
 
@@ -51,6 +60,15 @@ DENSE = {
     "h100-sxm": (132, 4096, 1.83),
     "h100-pcie": (114, 4096, 1.62),
     "h200": (132, 4096, 1.83),
+    "rtx-3080": (68, 512, 1.71),
+    "rtx-4070": (46, 512, 2.475),
+    "rtx-4080": (76, 512, 2.505),
+    "rtx-a6000": (84, 1024, 1.8),
+    "rtx-6000-ada": (142, 1024, 2.505),
+    "mi210": (104, 1024, 1.7),
+    "mi250": (104, 1024, 1.7),
+    "mi300x": (304, 2048, 2.1),
+    "jetson-orin": (16, 2048, 1.3),
 }
 """Streaming multiprocessors, dense half-precision operations a clock in each, and the boost clock in GHz. The rates
 with sparsity are twice these."""
@@ -77,7 +95,8 @@ def test_eight_b200_have_half_of_their_boards_sparse_rate() -> None:
 
 def test_bandwidth_counts_in_powers_of_ten_and_the_cache_in_powers_of_two() -> None:
     """By hand: of maps as large as the cache half are found there, 1 - gain / (1 + (bytes / cache) ** 2)."""
-    ideal = {"cache.gain": 1e-9, "overhead_us": 1e-9, "bandwidth": 1.0, "memory.pointwise": 1.0, "p": 50.0, "huge": 1.0}
+    ideal = {"cache.gain": 1e-9, "overhead_us": 1e-9, "work.pointwise": 1e-9, "p": 50.0}
+    ideal |= dict.fromkeys(("bandwidth", "memory.pointwise", "huge"), 1.0)
     plain = {**PRIOR, **ideal}
     device = get_device("rtx-3090")
     far = table_of([[(Kernel("pointwise", in_bytes=468_100_000_000, out_bytes=468_100_000_000), 1)]])

@@ -21,7 +21,7 @@ class PyTorch(Runtime):
     library = "torch"
     install = 'pip install "convscale[train]"'
     devices = ("cpu", "cuda")
-    precisions = ("fp32", "amp", "bf16", "fp16")
+    precisions = ("fp32", "amp", "amp_bf16", "bf16", "fp16")
     layouts = ("nchw", "nhwc")
 
     def open(self, source: object, how: Opening) -> TorchRunner:

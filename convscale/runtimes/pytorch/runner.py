@@ -28,7 +28,7 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
         self._device = torch.device(how.device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(how.precision, torch.float32)
         self._format = torch.channels_last if how.layout == "nhwc" else torch.contiguous_format
-        self._amp = how.precision == "amp"
+        self._amp = how.precision if how.precision in ("amp", "amp_bf16") else ""
         net = net.train(how.train).to(device=self._device, dtype=self._dtype)
         if how.layout == "nhwc":
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -67,7 +67,8 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
         kind = self._device.type
         if not self._amp:
             return contextlib.nullcontext()
-        return torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16)
+        half = torch.float16 if kind == "cuda" and self._amp == "amp" else torch.bfloat16
+        return torch.autocast(kind, half)
 
 
 @contextlib.contextmanager
