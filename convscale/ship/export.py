@@ -18,6 +18,7 @@ from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
 from convscale.artifact.manifest import MODEL_FILES, Manifest
 from convscale.artifact.promise import Promise
+from convscale.artifact.reference import write_reference
 from convscale.conditions import Size, size_text
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
@@ -256,6 +257,7 @@ def export_as(
         if not checked.passed:
             raise withheld(out_dir, checked)
         write_json(folder / "verification.json", checked.to_dict())
+        write_reference(folder, artifact, images)
         write_text(folder / CARD, model_card(record, classes, preprocessing, checked, request.card or {}))
         seal(folder, record)
     return load_artifact(out_dir)
