@@ -30,6 +30,9 @@ TORCH_FREE = (*GROUND, "arch", "runtimes", "artifact", "serve")
 TORCH_FREE_MODULES = (
     "convscale.images.decode",
     "convscale.images.walk",
+    "convscale.ship.containers",
+    "convscale.ship.layouts",
+    "convscale.ship.repository",
     "convscale.ship.stream",
     "convscale.ship.tune",
 )

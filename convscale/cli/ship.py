@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscale.artifact.manifest import MANIFEST
 from convscale.cli.options import (
     Device,
     ImgSize,
@@ -21,7 +24,7 @@ from convscale.cli.options import (
     print_json,
     say,
 )
-from convscale.errors import UserError, check_number
+from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
     from convscale.images.preprocess import Preprocessing
@@ -41,7 +44,7 @@ def export_command(
         str,
         typer.Argument(
             help="Checkpoint or training folder; a file of weights of any trainer, with --model; or a name: with a tag "
-            "(arch.tag) its released weights, else untrained."
+            "(arch.tag) its released weights, else untrained. With --layout an artefact, too."
         ),
     ],
     output: Output,
@@ -70,10 +73,45 @@ def export_command(
         typer.Option("--card", help="A fact for the model card, as key=value: --card licence=CC-BY-4.0. Repeatable."),
     ] = None,
     bake: Annotated[bool, typer.Option("--bake", help="Put preprocessing and softmax into the network.")] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="triton, ovms or docker: --output becomes a folder that these load as it is, not an artefact.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="With --layout: the model's; its folder's when left out.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint, or a network by its name, as an artefact, checked against it."""
+    if name is not None and layout is None:
+        raise UserError("--name goes with --layout; an artefact is called as its folder is")
+    if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
+        _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
+        return
+    if layout is not None:
+        _check_layout(layout, format)
+        with TemporaryDirectory() as aside:
+            with redirect_stdout(sys.stderr):
+                export_command(
+                    checkpoint,
+                    Path(aside) / "artifact",
+                    format=format,
+                    data_dir=data_dir,
+                    img_size=img_size,
+                    half=half,
+                    int8=int8,
+                    max_drop=max_drop,
+                    model=model,
+                    card=card,
+                    bake=bake,
+                )
+            name = name or output.resolve().name
+            _lay_out(Path(aside) / "artifact", layout, output, name, overwrite=overwrite, as_json=as_json)
+        return
     from dataclasses import replace
 
     from convscale.ship.export import export
@@ -128,6 +166,36 @@ def export_command(
             "layers stay in float"
         )
         say(f"  {', '.join(kept)}") if kept else None
+
+
+def _check_layout(layout: str, format: str) -> None:
+    """Before a network is exported for it."""
+    from convscale.ship.layouts import LAYOUTS
+
+    check_text("layout", layout, LAYOUTS)
+    if format == "torch":
+        raise UserError(f"--layout {layout} needs an ONNX or OpenVINO form; give --format onnx or openvino, not torch")
+
+
+def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, overwrite: bool, as_json: bool) -> None:
+    """An artefact as a server wants it."""
+    from dataclasses import asdict
+
+    from convscale.artifact.artifact import load_artifact
+    from convscale.ship.layouts import write_layout
+
+    laid = write_layout(load_artifact(artifact), layout, output, name=name, overwrite=overwrite)
+    if as_json:
+        print_json(asdict(laid))
+        return
+    say(f"{laid.folder}: {layout}, model {laid.name}; its files say the same in {' and '.join(laid.checked)}")
+    how = {
+        "triton": f"tritonserver --model-repository={laid.folder}",
+        "ovms": f"docker run -v {laid.folder.resolve()}:/models -p 8000:8000 openvino/model_server "
+        "--config_path /models/config.json --rest_port 8000",
+        "docker": f"docker build -t {laid.name} {laid.folder}",
+    }
+    say(how[layout])
 
 
 def _to_export(what: str, model: str | None) -> Checkpoint:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ import numpy as np
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.manifest import MANIFEST
+from convscale.artifact.naming import check_model_name, name_of
 from convscale.artifact.reference import check_reference
 from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.serve.batching import Batcher, Watcher
 from convscale.serve.protocol import Takes
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +58,7 @@ def named(arguments: Iterable[str]) -> tuple[Named, ...]:
     for argument in arguments:
         name, sign, rest = argument.partition("=")
         folder = Path(rest if sign and not Path(argument).is_dir() else argument)
-        name = name if sign and not Path(argument).is_dir() else folder.resolve().name
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                f"model name {name!r} can not stand in an address; give NAME=FOLDER, of letters, digits, _ . and -"
-            )
+        name = check_model_name(name) if sign and not Path(argument).is_dir() else name_of(folder)
         if name in found:
             raise UserError(f"two artefacts have the name {name!r}; give one of them another as NAME=FOLDER")
         found[name] = Named(name, folder)

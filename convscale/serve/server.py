@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from convscale.errors import UserError
 from convscale.machine import available_cores
@@ -180,9 +180,8 @@ def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -
             await super().shutdown([])
 
         def _connection(self) -> asyncio.Protocol:
-            return config.http_protocol_class(  # pyright: ignore
-                config=config, server_state=self.server_state, app_state=self.lifespan.state
-            )
+            made = cast("Callable[..., asyncio.Protocol]", config.http_protocol_class)
+            return made(config=config, server_state=self.server_state, app_state=self.lifespan.state)
 
     return Draining(config)
 
