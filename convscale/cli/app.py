@@ -104,11 +104,17 @@ def list_command(
         bool, typer.Option("--pretrained", help="Released weights instead of architectures.")
     ] = False,
     zoo: Zoo = "all",
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="Runs in this folder: fits, trainings, searches, artefacts.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List models, own and timm's, or released weights with their published accuracy."""
     if devices:
         _list_devices(as_json)
+        return
+    if runs is not None:
+        cli_report.list_runs(runs, as_json)
         return
     from convscale.networks.offered import architectures_in, weights_in
 
