@@ -32,7 +32,9 @@ TORCH_FREE_MODULES = (
     "convscale.images.walk",
     "convscale.ship.containers",
     "convscale.ship.layouts",
+    "convscale.ship.ray_engine",
     "convscale.ship.repository",
+    "convscale.ship.shards",
     "convscale.ship.stream",
     "convscale.ship.tune",
 )

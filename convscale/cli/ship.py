@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -338,6 +339,16 @@ def classify_command(
         float | None,
         typer.Option("--max-bad-rate", help="Exit with 2 where a larger share of images, and more than one, is bad."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local; ray: on Ray Data, --output is a folder of parts.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster; one of this machine when left out.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option("--actors", help="Of Ray: processes that hold the artefact; one per core.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", help="Of Ray: images of a part.")] = 1_000,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -350,6 +361,22 @@ def classify_command(
     if max_bad_rate is not None:
         check_number("--max-bad-rate", max_bad_rate, "a share from 0 to 1", 0, 1)
     left_out = Tally()
+    check_text("engine", engine, ("local", "ray"))
+    if engine == "ray":
+        _classify_on_ray(
+            images,
+            model,
+            output,
+            _Ray(address=address, actors=actors, shard_size=shard_size),
+            format=format,
+            top=top,
+            batch_size=batch_size,
+            resume=resume,
+            overwrite=overwrite,
+        )
+        return
+    if address is not None or actors is not None:
+        raise UserError("--address and --actors go with --engine ray")
     paths = image_paths(images, sys.stdin, left_out)
     target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
@@ -378,3 +405,62 @@ def classify_command(
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
     if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
         raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ray:
+    """The options of Ray."""
+
+    address: str | None
+    actors: int | None
+    shard_size: int
+
+
+def _classify_on_ray(
+    images: list[str],
+    model: Path,
+    output: Path | None,
+    how: _Ray,
+    *,
+    format: str | None,
+    top: int,
+    batch_size: int | None,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """``classify`` on Ray Data; a Parquet file among the images is a listing, with a column ``path``."""
+    from convscale.artifact.artifact import load_artifact
+    from convscale.errors import naming_extras
+    from convscale.ship.ray_engine import Cluster, classify_on_ray
+    from convscale.ship.shards import listed
+    from convscale.ship.stream import image_paths
+
+    if output is None:
+        raise UserError("--engine ray needs --output, a folder for the parts")
+    with naming_extras("--engine ray"):
+        import ray  # noqa: F401
+    artifact = load_artifact(model)
+    place = str(output).replace(":/", "://", 1) if "://" not in str(output) and ":/" in str(output) else str(output)
+
+    def every() -> Iterator[str]:
+        for each in images:
+            if each.endswith(".parquet"):
+                yield from listed(each)
+            elif "://" in each:
+                yield each
+            else:
+                yield from image_paths([each], sys.stdin)
+
+    done = classify_on_ray(
+        every(),
+        artifact,
+        place,
+        cluster=Cluster(address=how.address, actors=how.actors, shard_size=how.shard_size),
+        format=format or "jsonl",
+        top=top,
+        batch_size=batch_size,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    kept = f", {done.resumed:,} done before" if done.resumed else ""
+    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)
