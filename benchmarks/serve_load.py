@@ -71,7 +71,7 @@ async def _client(plan: dict[str, Any], number: int, seen: Seen, until: float) -
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+    length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
     return int(head[9:12]), await reader.readexactly(length), b"connection: close" in head
 
 
