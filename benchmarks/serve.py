@@ -261,7 +261,7 @@ def stops(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
     """SIGTERM under load."""
     del seconds
     count = max(rounds, 20)
-    good = wrong = 0
+    good = wrong = lost = 0
     codes: list[int | None] = []
     for _ in range(count):
         with bench.server("ours") as (process, port):
@@ -271,8 +271,8 @@ def stops(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
             seen = json.loads(running.communicate()[0])
             process.wait(20)
             codes.append(process.returncode)
-            good, wrong = good + seen["answers"], wrong + seen["wrong"]
-    return {"stops": count, "answers": good, "wrong": wrong, "codes": codes}
+            good, wrong, lost = good + seen["answers"], wrong + seen["wrong"], lost + seen["lost"]
+    return {"stops": count, "answers": good, "wrong": wrong, "lost": lost, "codes": codes}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,7 +30,11 @@ class Seen:
     latencies_s: list[float] = field(default_factory=list)
     wrong: int = 0
     refused: int = 0
+    """Told to come again."""
     lost: int = 0
+    """Sent, and never answered."""
+    shut: int = 0
+    """Nobody listened."""
 
 
 async def _client(plan: dict[str, Any], number: int, seen: Seen, until: float) -> None:
@@ -47,6 +51,11 @@ async def _client(plan: dict[str, Any], number: int, seen: Seen, until: float) -
         try:
             if writer is None or reader is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", plan["port"])
+        except OSError:
+            seen.shut += 1
+            await asyncio.sleep(0.02)
+            continue
+        try:
             start = time.perf_counter()
             writer.write(requests[at])
             status, body, closes = await _answer(reader)
@@ -104,6 +113,7 @@ def main() -> None:
                 "wrong": seen.wrong,
                 "refused": seen.refused,
                 "lost": seen.lost,
+                "shut": seen.shut,
             }
         )
     )

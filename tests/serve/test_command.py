@@ -152,6 +152,9 @@ def test_bad_input_is_one_line(
         monkeypatch.setenv(TOKEN, token)
         code, _, err = call("serve", folder)
         assert (code, said in err) == (2, True), err
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    code, _, err = call("serve", folder)
+    assert (code, 'needs fastapi, which is not installed; pip install "convscale[serve]"' in err) == (2, True), err
 
 
 def test_a_worker_that_can_not_start_ends_the_server(artifact: Artifact, tmp_path: Path) -> None:
