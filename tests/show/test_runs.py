@@ -205,3 +205,23 @@ def test_the_commit_is_read_from_git(tmp_path: Path) -> None:
     assert code_commit(tmp_path) == "d" * 40
     (git / "HEAD").unlink()
     assert code_commit(tmp_path) is None
+
+
+def test_evaluate_keeps_what_it_says_of_each_image(
+    runs: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    run = runs / "trainings" / "finished"
+    data = ("--data-dir", OLD / "data" / "fashion", "-j", 0)
+    code, out, err = call("evaluate", run, *data, "--predictions", "--json")
+    assert code == 0, err
+    value = json.loads(out)
+    kept = read_predictions(run / FILE)
+    assert sum(kept.right) / len(kept.right) == pytest.approx(value["top1"])
+    confusion = value["confusion"]
+    for i, row in enumerate(confusion):
+        for j, count in enumerate(row):
+            assert count == sum((a, b) == (i, j) for a, b in zip(kept.labels, kept.predicted, strict=True))
+    (told,) = [each for each in runs_below(runs) if each.path == run]
+    assert (told.metric, told.accuracy, told.images) == ("top-1, test", pytest.approx(value["top1"]), value["n"])
+    code, _, err = call("evaluate", run / "checkpoints", *data, "--predictions")
+    assert (code, "keeps one label per image beside a training run" in err or "no checkpoint" in err) == (2, True), err
