@@ -49,6 +49,34 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def code_commit(start: Path | None = None) -> str | None:
+    """The commit that a folder's Git repository stands at, read from its files; None where there is none.
+
+    Args:
+        start: a folder in it; None: where this process runs.
+    """
+    here = Path.cwd() if start is None else start.absolute()
+    place = next((each / ".git" for each in (here, *here.parents) if (each / ".git").exists()), None)
+    try:
+        if place is not None and place.is_file():  # a worktree's
+            place = (place.parent / place.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
+        if place is None:
+            return None
+        head = (place / "HEAD").read_text(encoding="utf-8").strip()
+        shared = place / "commondir"
+        common = (place / shared.read_text(encoding="utf-8").strip()).resolve() if shared.is_file() else place
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head
+        for folder in (place, common):
+            if (folder / name).is_file():
+                return (folder / name).read_text(encoding="utf-8").strip()
+        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _cpu_name() -> str:
     """The processor's name, as the kernel gives it where it does."""
     info = Path("/proc/cpuinfo")

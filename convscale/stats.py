@@ -115,3 +115,19 @@ def smallest_true(holds: Callable[[int], bool], low: int, high: int, *, start: i
     edge = largest_true(lambda number: not holds(number), low, high, start=start)
     smallest = low if edge is None else edge + 1
     return smallest if smallest <= high else None
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact test of McNemar (1947): how likely a split as uneven as this is, where both are equally good.
+
+    Args:
+        only_first: images that the first alone gets right.
+        only_second: images that the second alone gets right.
+
+    Returns:
+        The two-sided p of a binomial test with even odds; 1 where there is no such image.
+    """
+    from scipy.stats import binomtest
+
+    n = only_first + only_second
+    return 1.0 if n == 0 else float(binomtest(only_first, n, 0.5).pvalue)

@@ -30,6 +30,11 @@ TORCH_FREE = (*GROUND, "arch", "runtimes", "artifact", "serve")
 TORCH_FREE_MODULES = (
     "convscale.images.decode",
     "convscale.images.walk",
+    "convscale.ship.containers",
+    "convscale.ship.layouts",
+    "convscale.ship.ray_engine",
+    "convscale.ship.repository",
+    "convscale.ship.shards",
     "convscale.ship.stream",
     "convscale.ship.tune",
 )

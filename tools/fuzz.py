@@ -343,6 +343,38 @@ def _graph(data: bytes, place: Path) -> object:
     return _program(place / "model.pt2")
 
 
+def _infer(data: bytes, place: Path) -> object:
+    """A request for inference: the first byte says how long its JSON is, or that all of it is."""
+    from convscale.serve.protocol import Takes, read_request
+
+    del place
+    takes = Takes(name="m", version="1", platform="onnx", image=(2, 2, 1), classes=("a", "b"), most_images=4)
+    length = None if not data or data[0] == 0 else str(data[0] - 1)
+    return read_request(data[1:], length, takes)
+
+
+def _reference(data: bytes, place: Path) -> object:
+    """Reference images beside an artefact."""
+    from dataclasses import replace
+
+    from convscale.artifact.artifact import load_artifact
+    from convscale.artifact.reference import ANSWERS, IMAGES, read_reference
+
+    old = ROOT / "tests" / "old_files" / "v0_1" / "artefacts" / "onnx_fp32"
+    artifact = load_artifact(old)
+    artifact.folder = place
+    artifact.manifest = replace(artifact.manifest, files={IMAGES: {}, ANSWERS: {}})
+    (place / IMAGES).write_bytes(data)
+    (place / ANSWERS).write_text(json.dumps({"probabilities": [[0.1] * 10]}))
+    return read_reference(artifact)
+
+
+def _predictions(path: Path) -> object:
+    from convscale.show.predictions import read_predictions
+
+    return read_predictions(path)
+
+
 READERS = (
     Reader(name="json", read=_json, text=True),
     Reader(name="json-lines", read=_file("x.jsonl", _lines), text=True),
@@ -374,6 +406,9 @@ READERS = (
     Reader(name="artifact", read=_forged_artifact("artifact.json"), text=True),
     Reader(name="artifact-classes", read=_forged_artifact("classes.json"), text=True),
     Reader(name="artifact-preprocessing", read=_forged_artifact("preprocessing.json"), text=True),
+    Reader(name="artifact-reference", read=_reference),
+    Reader(name="infer", read=_infer),
+    Reader(name="predictions", read=_file("x.json", _predictions), text=True),
     Reader(name="onnx", read=_file("model.onnx", _onnx)),
     Reader(name="program", read=_file("model.pt2", _program)),
     Reader(name="program-graph", read=_graph, text=True),

@@ -22,6 +22,7 @@ from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
 from convscale.cli import report as cli_report
+from convscale.cli import serve as cli_serve
 from convscale.cli import ship as cli_ship
 from convscale.cli import speed as cli_speed
 from convscale.cli.numbers import with_numbers_checked
@@ -48,7 +49,7 @@ class Commands(TyperGroup):
     FIRST = ("fit", "choose", "measure", "train", "export", "classify", "report")
     REST: ClassVar[dict[str, tuple[str, ...]]] = {
         "Networks": ("list", "show", "scale", "count"),
-        "Speed": ("predict", "calibrate", "tune"),
+        "Speed and serving": ("predict", "calibrate", "tune", "serve"),
         "Data and training": ("check", "evaluate", "recipes"),
         "To try it": ("demo",),
     }
@@ -103,11 +104,17 @@ def list_command(
         bool, typer.Option("--pretrained", help="Released weights instead of architectures.")
     ] = False,
     zoo: Zoo = "all",
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="Runs in this folder: fits, trainings, searches, artefacts.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List models, own and timm's, or released weights with their published accuracy."""
     if devices:
         _list_devices(as_json)
+        return
+    if runs is not None:
+        cli_report.list_runs(runs, as_json)
         return
     from convscale.networks.offered import architectures_in, weights_in
 
@@ -265,6 +272,7 @@ cli_ship.register(app)
 cli_speed.register(app)
 cli_calibrate.register(app)
 cli_report.register(app)
+cli_serve.register(app)
 
 
 _OUT_OF_MEMORY = (

@@ -86,6 +86,7 @@ def train_command(
     keep: Annotated[int, typer.Option(help="Training states to keep, the best checkpoint apart.")] = 2,
     checkpoint_seconds: Annotated[float, typer.Option(help="Save at least this often, and after every epoch.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")] = False,
+    track: Annotated[str | None, typer.Option("--track", help="Tell mlflow, wandb or trackio of the run, too.")] = None,
     max_bad_rate: MaxBadRate = 0.01,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -125,6 +126,7 @@ def train_command(
             checkpoint_seconds=checkpoint_seconds,
             keep=keep,
             tensorboard=tensorboard,
+            track=track,
             progress=live,
             **overrides,
         )
@@ -170,6 +172,10 @@ def evaluate_command(
     confusion: Annotated[
         bool, typer.Option("--confusion", help="Print the confusion matrix: rows are true, columns predicted.")
     ] = False,
+    predictions: Annotated[
+        bool,
+        typer.Option("--predictions", help="Keep what it says of each image beside the run, for `report OLD NEW`."),
+    ] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -177,6 +183,9 @@ def evaluate_command(
     from convscale.images.sources import open_evaluation
     from convscale.learn.checkpoint import load_checkpoint, network_for
     from convscale.learn.evaluate import evaluate as evaluate_net
+    from convscale.learn.loader import readable
+    from convscale.show.predictions import FILE as PREDICTIONS
+    from convscale.show.predictions import predictions_of
 
     if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
@@ -186,15 +195,26 @@ def evaluate_command(
     )
     for note in found.notes:
         say(f"note: {note}", err=True)
+    split_read = found.split
+    if predictions:
+        if not (checkpoint / "log.jsonl").is_file() or found.split.multilabel:
+            raise UserError(
+                f"--predictions keeps one label per image beside a training run; {checkpoint} is none, or has several"
+            )
+        split_read, bad = readable(found.split, loaded.preprocessing)
+        for note in bad:
+            say(f"left out: {note}", err=True)
     ev = evaluate_net(
         loaded.net,
-        found.split,
+        split_read,
         loaded.preprocessing,
         batch_size=batch_size,
         device=device,
         workers=workers,
         train_labels=found.train_labels,
     )
+    if predictions:
+        predictions_of(ev, split_read, found.split).save(checkpoint / PREDICTIONS)
     thresholds = _named(loaded.classes, loaded.thresholds)
     if as_json:
         names = (

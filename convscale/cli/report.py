@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convscale.cli.options import Json, print_json, say
-from convscale.errors import UserError
+from convscale import words
+from convscale.cli.options import MISSED, Json, print_json, say
+from convscale.cli.tables import Column, number_column, print_table
+from convscale.errors import UserError, check_number
 from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
@@ -30,6 +32,13 @@ def register(app: typer.Typer) -> None:
 def report_command(
     run_dir: Annotated[
         Path | None, typer.Argument(help="Folder of a `convscale fit` or `train`: its report is made (again).")
+    ] = None,
+    others: Annotated[
+        list[Path] | None, typer.Argument(help="Further runs: each is compared with the first, image by image.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", help="Of runs that are compared: exit with 3 where one loses more points."),
     ] = None,
     records: Annotated[
         list[Path] | None,
@@ -87,6 +96,13 @@ def report_command(
     from convscale.choice.basis import Asked
 
     asked = bool(records or predict or layers or papers or ablation)
+    if max_drop is not None and not others:
+        raise UserError("--max-drop compares runs: give the old one and the new one")
+    if others:
+        if asked or run_dir is None:
+            raise UserError("runs that are compared go with --max-drop, --output and --json alone")
+        _compare([run_dir, *others], output or Path("comparison.html"), max_drop, as_json=as_json)
+        return
     if run_dir is not None:
         if asked:
             raise UserError("give a run's folder, or --records, --predict, --layers, --papers and --ablation, not both")
@@ -115,6 +131,79 @@ def report_command(
         )
         path = _speed_report(wanted, output or Path("speed.html"))
     print_json({"report": str(path)}) if as_json else say(f"report: {path}")
+
+
+def _compare(folders: list[Path], output: Path, max_drop: float | None, *, as_json: bool) -> None:
+    """Runs beside each other; exit code 3 where one is worse than was allowed."""
+    from convscale.show.comparison import MOST_RUNS, compare, names_of, verdict, write_comparison
+    from convscale.show.runs import whole_run
+
+    check_output(output, PAGES)
+    if max_drop is not None:
+        check_number("--max-drop", max_drop, "a number of points from 0 to 100", 0, 100)
+    if len(folders) > MOST_RUNS:
+        raise UserError(f"{len(folders)} runs are given; at most {MOST_RUNS} are compared at once")
+    runs = [whole_run(folder) for folder in folders]
+    found = [compare(runs[0], run) for run in runs[1:]]
+    if max_drop is not None and any(one.drop_points is None for one in found):
+        raise UserError("--max-drop needs runs with accuracies of the same kind; " + verdict(found[0]))
+    write_comparison(runs, found, output)
+    worse = [one.new for one in found if max_drop is not None and (one.drop_points or 0) > max_drop + 1e-9]
+    if as_json:
+        values = {"runs": [run.run.to_dict() for run in runs], "compared": [one.to_dict() for one in found]}
+        print_json({"report": str(output), **values, "worse": worse})
+    else:
+        for name, one in zip(names_of(runs)[1:], found, strict=True):
+            say(f"{name}: {verdict(one)}")
+            if one.same_data is False:
+                say("they were trained on other data", indent=2)
+            for key, (before, now) in one.recipe.items():
+                say(f"{key}: {before} -> {now}", indent=2)
+        say(f"report: {output}")
+    for path in worse:
+        say(f"{path} loses more than {max_drop:g} points", err=True)
+    if worse:
+        raise typer.Exit(MISSED)
+
+
+def list_runs(top: Path, as_json: bool) -> None:
+    """Runs in a folder, a line each."""
+    from convscale.show.runs import runs_below
+
+    found = runs_below(top)
+    if as_json:
+        print_json([run.to_dict() for run in found])
+        return
+    if not found:
+        raise UserError(f"folder {top} holds no run: no fit.json, no log.jsonl, no artefact")
+    columns = [
+        *(Column("run"), Column("kind"), Column("network"), number_column("accuracy"), Column("of")),
+        *(number_column("images/s"), Column("data"), number_column("cost"), Column("commit"), Column("state")),
+    ]
+    rows = [
+        [
+            str(run.path.relative_to(top)) if run.path != top else str(top),
+            run.kind,
+            run.network or words.UNKNOWN,
+            _accuracy(run.accuracy, run.interval),
+            run.metric or words.UNKNOWN,
+            words.rate(run.images_per_s),
+            " ".join(each for each in (run.data, (run.data_digest or "")[:8]) if each) or words.UNKNOWN,
+            words.seconds(run.seconds),
+            (run.commit or words.UNKNOWN)[:8],
+            run.state,
+        ]
+        for run in found
+    ]
+    print_table(columns, rows)
+    say("Accuracy with its 95 % interval; what a speed holds under: --json.")
+
+
+def _accuracy(share: float | None, interval: tuple[float, float] | None) -> str:
+    if share is None:
+        return words.UNKNOWN
+    ends = "" if interval is None else f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
+    return f"{words.percent(share)}{ends}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convscale.artifact.manifest import MANIFEST
 from convscale.cli.options import (
     Device,
     ImgSize,
@@ -22,7 +26,7 @@ from convscale.cli.options import (
     print_json,
     say,
 )
-from convscale.errors import UserError, check_number
+from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
     from convscale.images.preprocess import Preprocessing
@@ -42,7 +46,7 @@ def export_command(
         str,
         typer.Argument(
             help="Checkpoint or training folder; a file of weights of any trainer, with --model; or a name: with a tag "
-            "(arch.tag) its released weights, else untrained."
+            "(arch.tag) its released weights, else untrained. With --layout an artefact, too."
         ),
     ],
     output: Output,
@@ -78,10 +82,45 @@ def export_command(
         typer.Option("--card", help="A fact for the model card, as key=value: --card licence=CC-BY-4.0. Repeatable."),
     ] = None,
     bake: Annotated[bool, typer.Option("--bake", help="Put preprocessing and softmax into the network.")] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="triton, ovms or docker: --output becomes a folder that these load as it is, not an artefact.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="With --layout: the model's; its folder's when left out.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint, or a network by its name, as an artefact, checked against it."""
+    if name is not None and layout is None:
+        raise UserError("--name goes with --layout; an artefact is called as its folder is")
+    if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
+        _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
+        return
+    if layout is not None:
+        _check_layout(layout, format)
+        with TemporaryDirectory() as aside:
+            with redirect_stdout(sys.stderr):
+                export_command(
+                    checkpoint,
+                    Path(aside) / "artifact",
+                    format=format,
+                    data_dir=data_dir,
+                    img_size=img_size,
+                    half=half,
+                    int8=int8,
+                    max_drop=max_drop,
+                    model=model,
+                    card=card,
+                    bake=bake,
+                )
+            name = name or output.resolve().name
+            _lay_out(Path(aside) / "artifact", layout, output, name, overwrite=overwrite, as_json=as_json)
+        return
     from dataclasses import replace
 
     from convscale.ship.export import export
@@ -137,6 +176,36 @@ def export_command(
             "layers stay in float"
         )
         say(f"  {', '.join(kept)}") if kept else None
+
+
+def _check_layout(layout: str, format: str) -> None:
+    """Before a network is exported for it."""
+    from convscale.ship.layouts import LAYOUTS
+
+    check_text("layout", layout, LAYOUTS)
+    if format == "torch":
+        raise UserError(f"--layout {layout} needs an ONNX or OpenVINO form; give --format onnx or openvino, not torch")
+
+
+def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, overwrite: bool, as_json: bool) -> None:
+    """An artefact as a server wants it."""
+    from dataclasses import asdict
+
+    from convscale.artifact.artifact import load_artifact
+    from convscale.ship.layouts import write_layout
+
+    laid = write_layout(load_artifact(artifact), layout, output, name=name, overwrite=overwrite)
+    if as_json:
+        print_json(asdict(laid))
+        return
+    say(f"{laid.folder}: {layout}, model {laid.name}; its files say the same in {' and '.join(laid.checked)}")
+    how = {
+        "triton": f"tritonserver --model-repository={laid.folder}",
+        "ovms": f"docker run -v {laid.folder.resolve()}:/models -p 8000:8000 openvino/model_server "
+        "--config_path /models/config.json --rest_port 8000",
+        "docker": f"docker build -t {laid.name} {laid.folder}",
+    }
+    say(how[layout])
 
 
 def _to_export(what: str, model: str | None) -> Checkpoint:
@@ -283,6 +352,16 @@ def classify_command(
         float | None,
         typer.Option("--max-bad-rate", help="Exit with 2 where a larger share of images, and more than one, is bad."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local; ray: on Ray Data, --output is a folder of parts.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster; one of this machine when left out.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option("--actors", help="Of Ray: processes that hold the artefact; one per core.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", help="Of Ray: images of a part.")] = 1_000,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -295,6 +374,22 @@ def classify_command(
     if max_bad_rate is not None:
         check_number("--max-bad-rate", max_bad_rate, "a share from 0 to 1", 0, 1)
     left_out = Tally()
+    check_text("engine", engine, ("local", "ray"))
+    if engine == "ray":
+        _classify_on_ray(
+            images,
+            model,
+            output,
+            _Ray(address=address, actors=actors, shard_size=shard_size),
+            format=format,
+            top=top,
+            batch_size=batch_size,
+            resume=resume,
+            overwrite=overwrite,
+        )
+        return
+    if address is not None or actors is not None:
+        raise UserError("--address and --actors go with --engine ray")
     paths = image_paths(images, sys.stdin, left_out)
     target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
@@ -323,3 +418,62 @@ def classify_command(
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
     if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
         raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ray:
+    """The options of Ray."""
+
+    address: str | None
+    actors: int | None
+    shard_size: int
+
+
+def _classify_on_ray(
+    images: list[str],
+    model: Path,
+    output: Path | None,
+    how: _Ray,
+    *,
+    format: str | None,
+    top: int,
+    batch_size: int | None,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """``classify`` on Ray Data; a Parquet file among the images is a listing, with a column ``path``."""
+    from convscale.artifact.artifact import load_artifact
+    from convscale.errors import naming_extras
+    from convscale.ship.ray_engine import Cluster, classify_on_ray
+    from convscale.ship.shards import listed
+    from convscale.ship.stream import image_paths
+
+    if output is None:
+        raise UserError("--engine ray needs --output, a folder for the parts")
+    with naming_extras("--engine ray"):
+        import ray  # noqa: F401
+    artifact = load_artifact(model)
+    place = str(output).replace(":/", "://", 1) if "://" not in str(output) and ":/" in str(output) else str(output)
+
+    def every() -> Iterator[str]:
+        for each in images:
+            if each.endswith(".parquet"):
+                yield from listed(each)
+            elif "://" in each:
+                yield each
+            else:
+                yield from image_paths([each], sys.stdin)
+
+    done = classify_on_ray(
+        every(),
+        artifact,
+        place,
+        cluster=Cluster(address=how.address, actors=how.actors, shard_size=how.shard_size),
+        format=format or "jsonl",
+        top=top,
+        batch_size=batch_size,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    kept = f", {done.resumed:,} done before" if done.resumed else ""
+    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)

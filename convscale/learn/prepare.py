@@ -13,6 +13,7 @@ from convscale.arch.spec import NetSpec
 from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.files import check_output_dir, new_output_dir
+from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
 from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_checkpoint, load_state
@@ -26,7 +27,9 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
+from convscale.learn.trackers import Tracked, Tracking
 from convscale.locks import OutputLock
+from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
 from convscale.networks.inputs import input_facts
 from convscale.networks.resolve import find
@@ -75,6 +78,8 @@ def prepare(
         lock.take(folder)
         if request.tensorboard:
             tell = logged(tell, folder / "tensorboard")
+        if request.track is not None:
+            tell = Tracking(request.track, _tracked(request, folder, net, recipe, (train_split, validation)), tell)
     if recipe.grad_checkpointing:
         _checkpoint_gradients(net)
     if resumed and folder is not None:
@@ -107,6 +112,15 @@ def prepare(
         max_bad_rate=splits.max_bad_rate,
     )
     return job, resumed
+
+
+def _tracked(
+    request: TrainRequest, folder: Path, net: nn.Module, recipe: Recipe, splits: tuple[Split, Split]
+) -> Tracked:
+    """What an experiment tracker is told of a run."""
+    named = getattr(getattr(net, "spec", None), "name", type(net).__name__)
+    facts = {"model": named, "seed": request.seed, "data_digest": data_digest(splits), "commit": code_commit()}
+    return Tracked(name=folder.resolve().name, folder=folder, facts={**recipe.to_dict(), **facts})
 
 
 def _prepare_teacher(

@@ -111,6 +111,12 @@ class TrainRecord:
     """Of convscale, torch and Python, by name."""
     seed: int | None = None
     """Of everything random."""
+    model: str = ""
+    """The network's name; empty where it is not known."""
+    data_digest: str | None = None
+    """Of the images' names and labels, train and validation; the same for the same data."""
+    commit: str | None = None
+    """What the repository that it was started in stood at."""
 
     @property
     def best(self) -> EpochRow | None:
@@ -155,6 +161,9 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
             versions={str(name): str(value) for name, value in about.get("versions", {}).items()},
             seed=about.get("seed"),
+            model=_model_of(about),
+            data_digest=_text(about.get("data_digest")),
+            commit=_text(about.get("commit")),
         )
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{place}: its log can not be read ({first_line(error)})") from error
@@ -164,6 +173,21 @@ def _step(about: Path) -> tuple[int, str]:
     """A checkpoint's step and kind, to order by."""
     kind, _, step = about.parent.name.partition("-")
     return (int(step) if step.isdecimal() else -1), kind
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _model_of(about: Mapping[str, object]) -> str:
+    """The network's name as a checkpoint says it."""
+    for key in ("model", "spec"):
+        value = about.get(key)
+        if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            return value["name"]
+        if isinstance(value, str):
+            return value
+    return ""
 
 
 def _list(value: object) -> Sequence[object]:

@@ -18,6 +18,7 @@ from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.settings import usable_device
+from convscale.learn.trackers import check_tracker
 from convscale.networks.foreign import Foreign
 
 
@@ -65,10 +66,16 @@ class TrainRequest:
     """Training states that are kept."""
     tensorboard: bool
     """Write the history for TensorBoard too."""
+    track: str | None = None
+    """The experiment tracker that is told of the run; None: none."""
 
     def __post_init__(self) -> None:
         for name in ("resume", "overwrite", "tensorboard"):
             check_flag(name, getattr(self, name))
+        if self.track is not None:
+            check_tracker(self.track)
+            if self.output is None:
+                raise UserError(f"track {self.track!r} needs an output folder; give output")
         right = "a number of seconds of at least 0"
         checked: dict[str, object] = {
             "seed": checked_seed(self.seed),

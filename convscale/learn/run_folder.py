@@ -10,9 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from convscale.files import json_numbers, write_text
+from convscale.images.digest import data_digest
 from convscale.learn.checkpoint import prune, save_checkpoint, verify_checkpoint
 from convscale.learn.job import Job
 from convscale.learn.record import SCHEMA_VERSION, EpochRow
+from convscale.machine import code_commit
 
 
 class RunFolder:
@@ -26,6 +28,8 @@ class RunFolder:
 
     def __init__(self, job: Job, folder: Path, steps_per_epoch: int) -> None:
         self.job, self.folder, self.steps_per_epoch = job, folder, steps_per_epoch
+        self._digest = data_digest((job.loader.split, job.validation))
+        self._commit = code_commit()
 
     def save_state(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, object]) -> None:
         """A training state after so many batches of the run, of which the last few are kept."""
@@ -55,6 +59,8 @@ class RunFolder:
             "seed": self.job.seed,
             "steps_per_epoch": self.steps_per_epoch,
             "metrics": json_numbers(metrics),
+            "data_digest": self._digest,
+            "commit": self._commit,
         }
         classes, preprocessing = self.job.loader.split.classes, self.job.preprocessing
         save_checkpoint(target, net, classes=classes, preprocessing=preprocessing, meta=meta, state=state)

@@ -28,6 +28,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
+from convscale.learn.trackers import Tracking
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from convscale.nn.modes import evaluating
@@ -99,6 +100,7 @@ def train(
     checkpoint_seconds: float = 300.0,
     keep: int = 2,
     tensorboard: bool = False,
+    track: str | None = None,
     **overrides: object,
 ) -> TrainRun:
     """Train a network on labelled images.
@@ -127,6 +129,8 @@ def train(
         checkpoint_seconds: a training state is written after every epoch and at least this often.
         keep: training states that are kept.
         tensorboard: write the history for TensorBoard too, into ``output/tensorboard``.
+        track: ``mlflow``, ``wandb`` or ``trackio``: tell this tracker of the run, too; where, its own environment
+            variables say (MLflow without them: a SQLite file in ``output``).
         overrides: recipe keys (``lr=0.05``).
 
     Started by torchrun, the processes share every global batch of ``batch_size`` x processes images, and the norms'
@@ -157,6 +161,7 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
         keep=keep,
         tensorboard=tensorboard,
+        track=track,
     )
     return _train(request)
 
@@ -171,8 +176,16 @@ def _train(request: TrainRequest) -> TrainRun:
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop, lock=lock)
-        with nullcontext() if job.teacher is None else evaluating(job.teacher):
-            return _run(job, resumed=resumed, notes=notes)
+        tracking = job.progress if isinstance(job.progress, Tracking) else None
+        finished = False
+        try:
+            with nullcontext() if job.teacher is None else evaluating(job.teacher):
+                run = _run(job, resumed=resumed, notes=notes)
+            finished = run.finished
+            return run
+        finally:
+            if tracking is not None:
+                tracking.end(finished=finished)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:

@@ -27,6 +27,8 @@ from convscale.ship.verify import Verification
 from convscale.show.fit_parts import Doubtful, Int8, Search, Shipped, Timed
 from convscale.show.fit_parts import Verification as WrittenVerification
 from convscale.show.json_values import from_json
+from convscale.show.predictions import FILE as PREDICTIONS
+from convscale.show.predictions import predictions_of
 from convscale.speed.timing import Measurement
 from convscale.stats import chance_above
 
@@ -109,6 +111,8 @@ class Finish:
             left_out=tuple(bad),
             doubtful=self._doubtful(trained),
         )
+        if not several:
+            predictions_of(ev, held, self.splits.test).save(self.folder / PREDICTIONS)
         self.say(f"test: {ev.describe()}")
         return held, ev
 

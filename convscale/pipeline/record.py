@@ -17,6 +17,7 @@ import torch
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
+from convscale.images.digest import data_digest
 from convscale.images.splits import ArraySplit, DataSplits, Split
 from convscale.learn.evaluate import Evaluation
 from convscale.show.fit_parts import Candidate, Data, Mistake
@@ -114,6 +115,7 @@ def describe(splits: DataSplits, path: str, size: int) -> Data:
         train=len(splits.train),
         validation=len(splits.validation),
         test=len(splits.test),
+        digest=data_digest((splits.train, splits.validation, splits.test)),
         notes=tuple(splits.notes),
     )
 

@@ -20,7 +20,7 @@ from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
 from convscale.locks import OutputLock
-from convscale.machine import Environment
+from convscale.machine import Environment, code_commit
 from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.record import RunRecord, describe
@@ -246,6 +246,7 @@ def _fit(
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),
+        commit=code_commit(),
         environment=asdict(Environment.here(asked.training_device)),
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )

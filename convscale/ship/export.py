@@ -18,6 +18,7 @@ from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
 from convscale.artifact.manifest import MODEL_FILES
 from convscale.artifact.promise import Promise
+from convscale.artifact.reference import write_reference
 from convscale.conditions import Size
 from convscale.errors import UserError
 from convscale.files import write_json, write_text
@@ -204,6 +205,7 @@ def export_as(
         if rival is not None:
             _check_pays(artifact, rival, out_dir)
         write_json(folder / "verification.json", checked.to_dict())
+        write_reference(folder, artifact, images)
         card = model_card(record, made.classes, preprocessing, checked, request.card or {})
         write_text(folder / CARD, card)
         seal(folder, record)

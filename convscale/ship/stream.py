@@ -8,6 +8,7 @@ import glob
 import io
 import json
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +23,9 @@ import numpy as np
 from convscale import words
 from convscale.artifact.answers import NOT_FINITE
 from convscale.artifact.artifact import Artifact
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, first_line, naming_extras, nearest
 from convscale.files import is_full
-from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, preload, read_image
+from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, decode_image, preload, read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import Tally, pictures_below
 from convscale.locks import OutputLock
@@ -34,6 +35,8 @@ from convscale.read import Limits, json_of
 FORMATS = ("csv", "jsonl")
 _ROW = Limits(size=2**20, surrogates=True)
 """Of a row of an earlier run; names of files may hold any bytes."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+-]*://")
+"""How fsspec's paths begin."""
 AHEAD = 4
 """Batches that are decoded ahead of the network; what bounds the memory."""
 
@@ -285,8 +288,27 @@ def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """uint8 (H, W, C) in the artefact's size."""
-    image = read_image(path, channels=preprocessing.channels, max_pixels=max_pixels)
+    if _URL.match(path):
+        data = read_url(path)
+        image = decode_image(data, name=path, channels=preprocessing.channels, max_pixels=max_pixels)
+    else:
+        image = read_image(path, channels=preprocessing.channels, max_pixels=max_pixels)
     return preprocessing.resize(image)
+
+
+def read_url(path: str) -> bytearray:
+    """The bytes behind one of fsspec's paths, such as ``s3://bucket/a.jpg``.
+
+    Raises:
+        ImageError: they can not be read.
+    """
+    with naming_extras(f"reading {path}"):
+        import fsspec
+    try:
+        with fsspec.open(path, "rb") as file:
+            return bytearray(file.read())  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # a file system raises what it likes
+        raise ImageError(f"{path}: can not be read ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | str]:
@@ -363,7 +385,8 @@ def _csv_line(row: Row, top: int, several: bool) -> str:
     return text.getvalue()
 
 
-def _json_line(row: Row, top: int, several: bool) -> str:
+def row_values(row: Row, several: bool) -> dict[str, object]:
+    """A row as plain JSON values."""
     value: dict[str, object] = {"path": row.path}
     if row.error:
         value["error"] = row.error
@@ -373,7 +396,11 @@ def _json_line(row: Row, top: int, several: bool) -> str:
         ]
         if several:
             value["labels"] = list(row.labels or ())
-    return json.dumps(value) + "\n"
+    return value
+
+
+def _json_line(row: Row, top: int, several: bool) -> str:
+    return json.dumps(row_values(row, several)) + "\n"
 
 
 def _is_row_of(found: str, path: str, form: str) -> bool:

@@ -129,6 +129,8 @@ class Data(Open):
     """Images."""
     validation: int | None = None
     test: int | None = None
+    digest: str | None = None
+    """Of names and labels; the same for the same data."""
     notes: tuple[str, ...] = ()
 
 

@@ -48,6 +48,8 @@ class FitRecord(Open):
     """When it began, ISO 8601."""
     command: str | None = None
     constraint: Constraint = field(default_factory=Constraint)
+    commit: str | None = None
+    """What the repository that it was started in stood at."""
     environment: Mapping[str, object] = field(default_factory=dict)
     """The machine, and whatever else was written of it."""
     data: Data = field(default_factory=Data)

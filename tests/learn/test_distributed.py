@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,50 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_the_first_process_writes_and_both_resume(folder: Path) -> None:
     assert [path.name for path in list_checkpoints(folder / "run")] == ["step-00000012", "step-00000006"]
     assert all(torch.load(folder / f"{rank}.pt", weights_only=True)["same"] for rank in (0, 1))
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from convscale.learn.train import train
+from tests.learn.nets import halves_data
+from tests.learn.test_distributed import RECIPE, _net
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+torch.set_num_threads(1)
+state, marker = folder / "run" / "checkpoints" / "step-00000012", folder / "killed"
+
+def die_once():
+    while not state.exists():
+        time.sleep(0.001)
+    marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if rank == 1 and not marker.exists():
+    threading.Thread(target=die_once, daemon=True).start()
+run = train(_net(), halves_data(), recipe=RECIPE, epochs=6, output=folder / "run", resume=True)
+if rank == 0:
+    torch.save({"weights": run.net.state_dict(), "notes": list(run.notes)}, folder / "end.pt")
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_from_the_last_state_when_a_process_is_killed(tmp_path: Path) -> None:
+    """One of two gloo processes is killed after its second epoch; the launcher starts both again, and the weights are
+    those of a run that nobody disturbed.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "killed").exists()
+    end = torch.load(tmp_path / "end.pt", weights_only=True)
+    assert any(note.startswith("resumed from") for note in end["notes"])
+    single = train(_net(), halves_data(), recipe=RECIPE, epochs=6, batch_size=16).net.state_dict()
+    for name, value in single.items():
+        torch.testing.assert_close(end["weights"][name.replace("norm.", "")], value, rtol=1e-3, atol=1e-4, msg=name)

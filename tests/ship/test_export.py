@@ -117,6 +117,8 @@ def test_folder_has_everything(onnx_art: Artifact) -> None:
         "classes.json",
         "preprocessing.json",
         "verification.json",
+        "reference.npy",
+        "reference.json",
         "README.md",
     }
     assert onnx_art.preprocessing == Preprocessing(image_size=32, mean=(0.4,) * 3, std=(0.3,) * 3, crop_pct=0.9)

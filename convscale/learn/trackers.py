@@ -1,0 +1,166 @@
+"""Experiment trackers beside TensorBoard: MLflow, Weights & Biases, trackio, behind one small interface.
+
+Each is told the recipe and the facts of a run once, its numbers after every epoch, and how it ended. A tracker that
+fails is said once, and the training goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convscale.errors import UserError, check_text, first_line
+from convscale.learn.progress import Event, Progress
+
+TRACKERS = ("mlflow", "wandb", "trackio")
+PROJECT = "convscale"
+"""What runs stand under, where the tracker's own environment variables name nothing."""
+_NUMBERS = ("train_loss", "val_loss", "val_top1", "val_map", "lr", "images_per_s", "wait_share", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """What a tracker is told of a run at its start."""
+
+    name: str
+    """Its folder's."""
+    folder: Path
+    """Where a tracker that keeps files may put them."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """The recipe's keys, the network, the data's digest, the commit."""
+
+
+class Tracker(ABC):
+    """A run in an experiment tracker."""
+
+    @abstractmethod
+    def __init__(self, run: Tracked) -> None:
+        """Begin."""
+
+    @abstractmethod
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Numbers of an epoch."""
+
+    @abstractmethod
+    def end(self, *, finished: bool) -> None:
+        """The end."""
+
+
+class MlflowTracker(Tracker):
+    """MLflow: where ``MLFLOW_TRACKING_URI`` says, else a SQLite file in the run's folder."""
+
+    def __init__(self, run: Tracked) -> None:
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            place = None if os.environ.get("MLFLOW_TRACKING_URI") else (run.folder.absolute() / "mlflow").as_uri()
+            experiment = self._client.create_experiment(name, artifact_location=place)
+        else:
+            experiment = found.experiment_id
+        self._run = self._client.create_run(experiment, run_name=run.name).info.run_id
+        for key, value in run.facts.items():
+            self._client.log_param(self._run, key, str(value)[:500])
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        for key, value in values.items():
+            self._client.log_metric(self._run, key, value, step=epoch)
+
+    def end(self, *, finished: bool) -> None:
+        self._client.set_terminated(self._run, status="FINISHED" if finished else "KILLED")
+
+
+class WandbTracker(Tracker):
+    """Weights & Biases; offline with ``WANDB_MODE=offline``, by its own variables otherwise."""
+
+    def __init__(self, run: Tracked) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            name=run.name,
+            dir=str(run.folder),
+            config=dict(run.facts),
+        )
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        self._run.log(dict(values), step=epoch)
+
+    def end(self, *, finished: bool) -> None:
+        self._run.finish(exit_code=0 if finished else 1)
+
+
+class TrackioTracker(Tracker):
+    """trackio: a local SQLite file (``TRACKIO_DIR``), shown by ``trackio show``."""
+
+    def __init__(self, run: Tracked) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self._trackio = trackio
+        facts = {key: value if isinstance(value, int | float) else str(value) for key, value in run.facts.items()}
+        trackio.init(project=os.environ.get("TRACKIO_PROJECT") or PROJECT, name=run.name, config=facts, embed=False)
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        self._trackio.log(dict(values), step=epoch)
+
+    def end(self, *, finished: bool) -> None:
+        self._trackio.finish()
+
+
+_KINDS: Mapping[str, type[Tracker]] = {"mlflow": MlflowTracker, "wandb": WandbTracker, "trackio": TrackioTracker}
+
+
+class Tracking:
+    """A progress function that also tells a tracker.
+
+    Raises:
+        UserError: the tracker is unknown, not installed, or can not begin.
+    """
+
+    def __init__(self, kind: str, run: Tracked, progress: Progress) -> None:
+        self._progress, self._failed = progress, False
+        try:
+            self._tracker = _KINDS[check_tracker(kind)](run)
+        except ModuleNotFoundError as error:
+            if error.name != kind:
+                raise
+            raise UserError(f"--track {kind} needs {kind}, which is not installed; pip install {kind}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"--track {kind} can not begin a run: {first_line(error)}") from error
+        self._kind = kind
+
+    def __call__(self, event: Event) -> None:
+        if event["kind"] == "epoch":
+            given = {key: event.get(key) for key in _NUMBERS}
+            values = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
+            self._try(lambda: self._tracker.log(values, event["epoch"]))
+        self._progress(event)
+
+    def end(self, *, finished: bool) -> None:
+        """Say how the run ended."""
+        self._try(lambda: self._tracker.end(finished=finished))
+
+    def _try(self, call: Callable[[], object]) -> None:
+        """A server that is away must not end a training."""
+        if self._failed:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._failed = True
+            self._progress(
+                {"kind": "note", "text": f"{self._kind} fails, and is told nothing more: {first_line(error)}"}
+            )
+
+
+def check_tracker(kind: str) -> str:
+    """A tracker's name; UserError if it is unknown."""
+    return check_text("tracker", kind, TRACKERS)

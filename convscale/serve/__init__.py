@@ -1,0 +1,1 @@
+"""An artefact behind a port: the Open Inference Protocol, batches, limits, a page; no torch."""

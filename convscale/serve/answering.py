@@ -1,0 +1,299 @@
+"""What answers requests, whatever way they come in: the body is read and unpacked, pictures are decoded, images go
+through a model's queue, and its answer comes back in time or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+
+from convscale.artifact.answers import NOT_FINITE, Said, checked_top
+from convscale.errors import UserError
+from convscale.images.decode import ImageError, decode_image, preload
+from convscale.serve.batching import Answered, Closed, Overloaded
+from convscale.serve.guard import ClientLeft, Guarded, Log
+from convscale.serve.metrics import Metrics
+from convscale.serve.models import Model, Models, Version
+from convscale.serve.protocol import HEADER_LENGTH, Problem, read_request, write_answer
+from convscale.serve.settings import Settings
+
+LARGE = 65_536
+"""Bytes of JSON or of something packed that are not read in the event loop's own thread."""
+_WORTH_PACKING = 1_024
+"""Bytes of an answer."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Answering:
+    """Models, and the way to them.
+
+    Raises:
+        UserError: a model can not be served.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.metrics, self.log = settings, Metrics(), Log(settings.log)
+        self.models = Models(settings.models, settings.how, self.metrics.watching)
+        preload()
+        self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._decoding = 0
+
+    def close(self) -> None:
+        """Answer what waits, and end."""
+        self.models.close()
+        self._decoders.shutdown()
+
+    # -- models
+
+    def version(self, name: str, version: str | None) -> Version:
+        """The version that answers.
+
+        Raises:
+            Problem: no such model, or version.
+        """
+        model = self.models.all.get(name)
+        if model is None:
+            raise Problem(404, f"model {name[:100]!r} is unknown; served: {', '.join(self.models.all)}")
+        current = model.current
+        if version is not None and version != current.takes.version:
+            raise Problem(404, f"model {name!r} has no version {version[:20]!r}; served: {current.takes.version}")
+        return current
+
+    async def watch(self) -> None:
+        """Look for new versions, for ever."""
+        while self.settings.poll_s:
+            await asyncio.sleep(self.settings.poll_s)
+            for model in self.models.all.values():
+                try:
+                    await self.refresh(model)
+                except UserError:  # it is in the log; the old version stays
+                    continue
+
+    async def refresh(self, model: Model, *, again: bool = False) -> None:
+        """Take up a model's new version, if there is one.
+
+        Raises:
+            UserError: it is refused.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            taken = await loop.run_in_executor(None, lambda: model.refresh(again=again))
+        except Exception as error:
+            self.metrics.version(model.name, "refused")
+            self.log.write("version refused", model=model.name, why=str(error))
+            raise error if isinstance(error, UserError) else UserError("it can not be opened") from error
+        if taken is not None:
+            self.metrics.version(model.name, "taken")
+            self.log.write("version taken", model=model.name, version=taken.takes.version, checked=taken.checked)
+
+    # -- tensors
+
+    async def infer(
+        self, one: Guarded, headers: Mapping[str, str], name: str, version: str | None
+    ) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of the answer to a request for inference.
+
+        Raises:
+            Problem: whatever is wrong with it.
+        """
+        model = self.version(name, version)
+        one.told.model = name
+        start = time.perf_counter()
+        self.check_room(one, model)
+        with model.batcher.coming():
+            body = await unpacked(one, headers, await read_body(one))
+            length = headers.get(HEADER_LENGTH)
+            if length is None and len(body) > LARGE:
+                asked = await in_pool(read_request, body, length, model.takes)
+            else:
+                asked = read_request(body, length, model.takes)
+        self.metrics.stage(name, "read", time.perf_counter() - start)
+        rows = await self._run(one, asked.images, model)
+        if not np.isfinite(rows).all():
+            raise Problem(500, NOT_FINITE)
+        made, said = write_answer(asked, rows, model.takes)
+        return _packed(made, said, headers.get("accept-encoding", ""))
+
+    # -- pictures
+
+    async def decode(self, one: Guarded, pictures: Sequence[bytes], model: Version) -> list[np.ndarray | str]:
+        """Each picture as the network takes it, or why it can not be read."""
+        if self._decoding and self._decoding + len(pictures) > model.batcher.most_waiting:
+            self._refuse_full(one, 1)
+        start = time.perf_counter()
+        preprocessing, most = model.artifact.preprocessing, self.settings.limits.pixels
+
+        def decoded(data: bytes) -> np.ndarray | str:
+            try:
+                pixels = decode_image(data, name="picture", channels=preprocessing.channels, max_pixels=most)
+                return preprocessing.resize(pixels)
+            except ImageError as error:
+                return str(error).removeprefix("picture: ")
+
+        loop = asyncio.get_running_loop()
+        self._decoding += len(pictures)
+        try:
+            made = await asyncio.gather(*(loop.run_in_executor(self._decoders, decoded, each) for each in pictures))
+        finally:
+            self._decoding -= len(pictures)
+        self.metrics.stage(model.takes.name, "decode", time.perf_counter() - start)
+        return made
+
+    async def classify(
+        self, one: Guarded, images: Sequence[np.ndarray | str], model: Version, top: int
+    ) -> list[dict[str, object]]:
+        """An answer for each picture, as plain values."""
+        good = [image for image in images if isinstance(image, np.ndarray)]
+        rows = iter(await self._run(one, np.stack(good), model) if good else ())
+        artifact = model.artifact
+        said = Said(
+            classes=artifact.classes, thresholds=artifact.thresholds, top=checked_top(top, len(artifact.classes))
+        )
+        found: list[dict[str, object]] = []
+        for image in images:
+            if isinstance(image, str):
+                found.append({"error": image})
+                continue
+            row = next(rows)
+            if not np.isfinite(row).all():
+                found.append({"error": NOT_FINITE})
+                continue
+            answer = said.answer(row, "")
+            found.append({"labels": list(answer.labels), "probabilities": list(answer.probabilities)})
+        return found
+
+    # -- the queue
+
+    async def _run(self, one: Guarded, images: np.ndarray, model: Version) -> np.ndarray:
+        """Probabilities, float32 (N, classes).
+
+        Raises:
+            Problem: the queue is full, the answer is late, or the model fails.
+            ClientLeft: nobody waits for it.
+        """
+        name = model.takes.name
+        future = self._submitted(one, images, model)
+        leaving = asyncio.ensure_future(one.receive())
+        try:
+            timeout = self.settings.limits.answer_s
+            await asyncio.wait((future, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                left = leaving.done()
+                future.cancel()
+                if left:
+                    raise ClientLeft
+                raise Problem(504, f"there was no answer within {timeout:g} s", {"retry-after": "1"})
+            answered = future.result()
+        except TimeoutError:
+            raise Problem(504, "there was no answer in time", {"retry-after": "1"}) from None
+        except (Problem, ClientLeft):
+            raise
+        except Exception as error:
+            self.log.write("run failed", model=name, error=f"{type(error).__name__}: {error}"[:500])
+            raise Problem(500, f"model {name!r} can not run this; the server's log says why") from error
+        finally:
+            leaving.cancel()
+        self.metrics.stage(name, "queue", answered.queue_s)
+        one.told.facts |= {
+            "model": name,
+            "version": model.takes.version,
+            "images": len(images),
+            "queue_ms": round(1000 * answered.queue_s, 2),
+            "run_ms": round(1000 * answered.run_s, 2),
+            "batch": answered.batch,
+        }
+        return answered.rows
+
+    def _submitted(self, one: Guarded, images: np.ndarray, model: Version) -> asyncio.Future[Answered]:
+        limit = self.settings.limits.answer_s
+        try:
+            return model.batcher.submit(images, limit)
+        except Overloaded as error:
+            self._refuse_full(one, error.retry_after_s)
+        except Closed:  # another version has taken over meanwhile; it takes images of the same size, or refuses
+            now = self.models.all[model.takes.name].current
+            if now is model or now.takes.image != model.takes.image or now.takes.classes != model.takes.classes:
+                raise Problem(503, "the model changes; try again", {"retry-after": "1"}) from None
+            return self._submitted(one, images, now)
+
+    def check_room(self, one: Guarded, model: Version) -> None:
+        """Before a body is read that would not be taken."""
+        try:
+            model.batcher.check_room()
+        except Overloaded as error:
+            self._refuse_full(one, error.retry_after_s)
+
+    def _refuse_full(self, one: Guarded, retry_after_s: int) -> NoReturn:
+        self.metrics.dropped(one.told.model, "full")
+        raise Problem(503, "the queue is full; try again later", {"retry-after": str(retry_after_s)})
+
+
+# ---------------------------------------------------------------- bodies
+
+
+async def read_body(one: Guarded) -> bytes:
+    """All of a request's body; the guard bounds it.
+
+    Raises:
+        Problem: it is too large, or not there in time.
+        ClientLeft: it never came.
+    """
+    parts: list[bytes] = []
+    while not one.whole:
+        message = await one.receive()
+        parts.append(message.get("body", b""))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def in_pool(call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Beside the event loop, so that other requests go on."""
+    return await asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **options))
+
+
+async def unpacked(one: Guarded, headers: Mapping[str, str], body: bytes) -> bytes:
+    """A body without its content encoding.
+
+    Raises:
+        Problem: an unknown encoding, damaged, or more than is taken once it is unpacked.
+    """
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise Problem(415, f"content encoding {encoding[:40]!r} is unknown; gzip, deflate or none would be right")
+    return await in_pool(_inflated, body, encoding, one.guard.settings.limits.body)
+
+
+def _inflated(body: bytes, encoding: str, most: int) -> bytes:
+    """Never more than ``most`` bytes, whatever the packed ones claim."""
+    opened = zlib.decompressobj(31 if encoding == "gzip" else 15)
+    try:
+        data = opened.decompress(body, most + 1)
+    except zlib.error as error:
+        raise Problem(400, f"the body is no {encoding}: {error}") from error
+    if len(data) > most:
+        raise Problem(413, f"the request has more than {most:,} bytes; send fewer images at once")
+    if not opened.eof or opened.unused_data:
+        raise Problem(400, f"the body is no {encoding}: it is cut off, or something follows it")
+    return data
+
+
+def _packed(body: bytes, headers: dict[str, str], accepted: str) -> tuple[bytes, dict[str, str]]:
+    """An answer in the first encoding that the client takes, where that is worth it."""
+    if len(body) < _WORTH_PACKING or not accepted:
+        return body, headers
+    for word in accepted.lower().split(","):
+        encoding, _, quality = word.strip().partition(";")
+        if encoding in ("gzip", "deflate") and quality.replace(" ", "") not in ("q=0", "q=0.0"):
+            packed = gzip.compress(body, 1) if encoding == "gzip" else zlib.compress(body, 1)
+            return packed, {**headers, "content-encoding": encoding, "vary": "accept-encoding"}
+    return body, headers

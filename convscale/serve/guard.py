@@ -1,0 +1,240 @@
+"""What every request goes through, whatever it asks for: its number, its token, its limits, its line in the log.
+
+Plain ASGI, around the application: no path of this machine, no traceback and no token ever reaches a client or the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import re
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from convscale.serve.metrics import Metrics
+from convscale.serve.protocol import Problem
+from convscale.serve.settings import Settings
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+REQUEST_ID = b"x-request-id"
+_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")
+"""What needs no token: the page, and what an orchestrator asks."""
+LEFT = 499
+"""The status in the log of a client that did not wait for its answer; nobody receives it."""
+
+
+class ClientLeft(Exception):
+    """The client is gone."""
+
+
+class Log:
+    """Lines of JSON on standard error."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def write(self, event: str, **facts: object) -> None:
+        """One line: the time, what happened, and its facts."""
+        if self.kind == "none":
+            return
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": when, "event": event, **facts}, default=str)
+        sys.stderr.write(f"{line}\n")  # in one piece: other processes write there too
+        sys.stderr.flush()
+
+
+class Told:
+    """What a request's handler notes for its line in the log."""
+
+    __slots__ = ("endpoint", "facts", "model")
+
+    def __init__(self) -> None:
+        self.endpoint, self.model = "other", ""
+        self.facts: dict[str, object] = {}
+
+
+class Guard:
+    """Around an application."""
+
+    def __init__(self, app: App, settings: Settings, metrics: Metrics, log: Log) -> None:
+        self.app, self.settings, self.metrics, self.log = app, settings, metrics, log
+        self.draining = False
+        """Set once the server was told to stop: answers end their connections."""
+        self._bodies = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        await Guarded(self, scope, receive, send).answer()
+
+    def take(self, count: int) -> None:
+        """Reserve memory for a body.
+
+        Raises:
+            Problem: too much is being answered already.
+        """
+        if self._bodies and self._bodies + count > self.settings.limits.bodies:
+            raise Problem(503, "the server is busy with other requests; try again", {"retry-after": "1"})
+        self._bodies += count
+
+    def give(self, count: int) -> None:
+        """Give it back."""
+        self._bodies -= count
+
+
+class Guarded:
+    """One request on its way through."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        self.guard, self.scope = guard, scope
+        self._receive, self._send = receive, send
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(REQUEST_ID, b"")
+        self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        self.headers = headers
+        self.told = Told()
+        scope.setdefault("state", {})["guarded"] = self
+        self.told.facts["request_id"] = self.id.decode()
+        self.status = 0
+        self.size = self.reserved = 0
+        self.read_by: float | None = None
+        self.whole = False  # the body is there
+
+    async def answer(self) -> None:
+        """Check, pass on, and write down."""
+        guard, start = self.guard, time.perf_counter()
+        guard.metrics.opened(1)
+        try:
+            self._check()
+            await guard.app(self.scope, self.receive, self.send)
+        except Problem as problem:
+            await self._refuse(problem)
+        except ClientLeft:
+            self.status = LEFT
+        except TimeoutError:
+            self.status = self.status or LEFT  # it did not take its answer
+        except Exception as error:  # our own mistake: the log has it, the client does not
+            lines = traceback.format_exception(error)
+            guard.log.write("error", request_id=self.id.decode(), error="".join(lines)[-4000:])
+            if not self.status:
+                await self._refuse(Problem(500, "the server failed; its log says why"))
+        finally:
+            guard.give(self.reserved)
+            guard.metrics.opened(-1)
+            self._write(time.perf_counter() - start)
+
+    def _check(self) -> None:
+        """
+        Raises:
+            Problem: no token, or a body that is announced as too large.
+        """
+        token, limits = self.guard.settings.token, self.guard.settings.limits
+        if token is not None and self.scope["path"] not in OPEN:
+            kind, _, shown = self.headers.get(b"authorization", b"").partition(b" ")
+            if kind.lower() != b"bearer" or not hmac.compare_digest(shown.strip(), token.encode()):
+                raise Problem(401, "a token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+        announced = self.headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > limits.body:
+            raise self._too_large()
+        if announced.isdigit() and int(announced):
+            self._reserve(int(announced))
+
+    def _reserve(self, count: int) -> None:
+        if count > self.reserved:
+            self.guard.take(count - self.reserved)
+            self.reserved = count
+
+    def _too_large(self) -> Problem:
+        most = self.guard.settings.limits.body
+        return Problem(413, f"the request has more than {most:,} bytes; send fewer images at once")
+
+    async def receive(self) -> Message:
+        """The next part of the body, within the limits; then what the server says of the client."""
+        if self.whole:
+            return await self._receive()
+        now = asyncio.get_running_loop().time()
+        self.read_by = self.read_by or now + self.guard.settings.limits.body_s
+        try:
+            async with asyncio.timeout_at(self.read_by):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = self.guard.settings.limits.body_s
+            raise Problem(408, f"the request was not there within {seconds:g} s", {"connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        self.size += len(message.get("body", b""))
+        self.whole = not message.get("more_body", False)
+        if self.size > self.guard.settings.limits.body:
+            raise self._too_large()
+        self._reserve(self.size)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (REQUEST_ID, self.id), (b"x-content-type-options", b"nosniff")]
+            if self.guard.draining:
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        async with asyncio.timeout(self.guard.settings.limits.send_s):
+            await self._send(message)
+
+    async def refusal(self, problem: Problem) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of a refusal: one line of JSON. Whoever still sends may end first, so that the line
+        reaches them.
+        """
+        headers = {"content-type": "application/json", **problem.headers}
+        if not self.whole and problem.status != 408 and not await self._swallow():
+            headers["connection"] = "close"
+        return problem.status, headers, json.dumps({"error": str(problem)}).encode()
+
+    async def _refuse(self, problem: Problem) -> None:
+        status, headers, body = await self.refusal(problem)
+        headers["content-length"] = str(len(body))
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        try:
+            await self.send({"type": "http.response.start", "status": status, "headers": pairs})
+            await self.send({"type": "http.response.body", "body": body})
+        except TimeoutError:
+            return
+
+    async def _swallow(self) -> bool:
+        """Read what is left of the body, for a moment; whether all of it came."""
+        most = 2 * self.guard.settings.limits.body
+        try:
+            async with asyncio.timeout(2.0):
+                while self.size <= most:
+                    message = await self._receive()
+                    self.size += len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return True
+        except TimeoutError:
+            pass
+        return False
+
+    def _write(self, seconds: float) -> None:
+        told, scope = self.told, self.scope
+        self.guard.metrics.request(told.endpoint, told.model, self.status, seconds)
+        self.guard.log.write(
+            "request",
+            **told.facts,
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=self.status,
+            bytes=self.size,
+            ms=round(1000 * seconds, 2),
+        )

@@ -1,0 +1,190 @@
+"""What is served: artefacts by name, each behind its queue; a new version takes over only once it was checked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.manifest import MANIFEST
+from convscale.artifact.naming import check_model_name, name_of
+from convscale.artifact.reference import check_reference
+from convscale.conditions import sides
+from convscale.errors import UserError
+from convscale.serve.batching import Batcher, Watcher
+from convscale.serve.protocol import Takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How artefacts are opened and queued."""
+
+    runtime: str | None = None
+    """None: each artefact's own."""
+    threads: int | None = None
+    """Compute threads of each; None: its own, else one per core."""
+    batch_size: int | None = None
+    """Images of a batch; None: each artefact's own."""
+    max_delay_s: float = 0.005
+    """How long less than a batch waits for a request that is on its way."""
+    queue_batches: int = 16
+    """Batches that may wait."""
+    most_images: int = 256
+    """Of one request."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """An artefact's folder, and the name that it is served by."""
+
+    name: str
+    """As it stands in addresses."""
+    folder: Path
+    """An artefact, or a folder of numbered ones."""
+
+
+def named(arguments: Iterable[str]) -> tuple[Named, ...]:
+    """What ``FOLDER`` and ``NAME=FOLDER`` on the command line mean; a folder's own name is its model's.
+
+    Raises:
+        UserError: nothing is named, a name can not stand in an address, or two are the same.
+    """
+    found: dict[str, Named] = {}
+    for argument in arguments:
+        name, sign, rest = argument.partition("=")
+        folder = Path(rest if sign and not Path(argument).is_dir() else argument)
+        name = check_model_name(name) if sign and not Path(argument).is_dir() else name_of(folder)
+        if name in found:
+            raise UserError(f"two artefacts have the name {name!r}; give one of them another as NAME=FOLDER")
+        found[name] = Named(name, folder)
+    if not found:
+        raise UserError("no artefact is named; give a folder that convscale export made, or NAME=FOLDER")
+    return tuple(found.values())
+
+
+def newest(folder: Path) -> tuple[int, Path]:
+    """Number and folder of the version to serve: of a folder of numbered artefacts the highest; an artefact itself is
+    number 0.
+    """
+    if (folder / MANIFEST).is_file() or not folder.is_dir():
+        return 0, folder
+    numbered = [each for each in folder.iterdir() if each.name.isascii() and each.name.isdecimal()]
+    whole = [each for each in numbered if len(each.name) < 10 and (each / MANIFEST).is_file()]
+    best = max(whole, key=lambda each: int(each.name), default=None)
+    return (0, folder) if best is None else (int(best.name), best)
+
+
+def _identity(folder: Path) -> tuple[object, ...]:
+    """Changes whenever another artefact takes a folder's place."""
+    try:
+        about = os.stat(folder / MANIFEST)
+    except OSError:
+        return (folder,)
+    return folder, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Version:
+    """An artefact that answers."""
+
+    number: int
+    """Counted up, or as its folder is called."""
+    artifact: Artifact
+    """Called by the batcher's thread alone."""
+    batcher: Batcher
+    """Its queue."""
+    takes: Takes
+    """What it takes and gives."""
+    checked: str
+    """How it was checked, in words."""
+
+
+class Model:
+    """A name, and the version that answers to it."""
+
+    def __init__(self, what: Named, how: How, watcher: Watcher) -> None:
+        """
+        Raises:
+            UserError: there is no artefact, it is damaged, of a newer version, or says something else here.
+        """
+        self.name, self.folder = what.name, what.folder
+        self._how, self._watcher = how, watcher
+        self._refreshing = threading.Lock()
+        number, folder = newest(self.folder)
+        self._seen, self._refused = _identity(folder), False
+        self.current = self._open(number or 1, folder)
+
+    def refresh(self, *, again: bool = False) -> Version | None:
+        """Take up what lies in the folder, where that changed: opened, checked, warmed, then swapped. The old version
+        answers until then, and all that it took. Blocks; not for an event loop.
+
+        Args:
+            again: what was refused before is tried once more.
+
+        Returns:
+            The new version; None where nothing changed.
+
+        Raises:
+            UserError: it can not be used; the old one stays. Said once for each.
+        """
+        with self._refreshing:
+            number, folder = newest(self.folder)
+            found = _identity(folder)
+            if found == self._seen and not (again and self._refused):
+                return None
+            self._seen, self._refused = found, True
+            old = self.current
+            self.current = self._open(number or old.number + 1, folder)
+            self._refused = False
+        old.batcher.close()
+        return self.current
+
+    def _open(self, number: int, folder: Path) -> Version:
+        how = self._how
+        artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
+        batch_size = how.batch_size or artifact.batch_size
+        artifact.batch_size = batch_size
+        checked = check_reference(artifact)
+        height, width = sides(artifact.image_size)
+        image = (height, width, artifact.preprocessing.channels)
+        for count in sorted({1, batch_size}):  # a runtime compiles a form for each, or takes its memory now
+            artifact(np.zeros((count, *image), np.uint8))
+        takes = Takes(
+            name=self.name,
+            version=str(number),
+            platform=f"{artifact.format}_{artifact.runtime}",
+            image=image,
+            classes=artifact.classes,
+            most_images=how.most_images,
+        )
+        batcher = Batcher(
+            artifact,
+            name=self.name,
+            batch_size=batch_size,
+            max_delay_s=how.max_delay_s,
+            most_waiting=how.queue_batches * batch_size,
+            watcher=self._watcher,
+        )
+        return Version(number=number, artifact=artifact, batcher=batcher, takes=takes, checked=checked)
+
+
+class Models:
+    """All models by their names."""
+
+    def __init__(self, models: Iterable[Named], how: How, watcher_of: Callable[[str], Watcher]) -> None:
+        """Open all.
+
+        Raises:
+            UserError: one of them can not be served.
+        """
+        self.all: Mapping[str, Model] = {each.name: Model(each, how, watcher_of(each.name)) for each in models}
+
+    def close(self) -> None:
+        """Answer what waits, and end."""
+        for model in self.all.values():
+            model.current.batcher.close()

@@ -1,0 +1,353 @@
+"""The server around the application: its socket, its connections, its processes, and how it stops.
+
+Told to stop (SIGTERM, Ctrl-C) it says so to whoever asks for its health, ends each connection with its next answer, and
+after a moment takes no new ones. What was accepted is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from convscale.errors import UserError
+from convscale.machine import available_cores
+from convscale.serve.answering import Answering
+from convscale.serve.app import build
+from convscale.serve.guard import Guard
+from convscale.serve.metrics import SHARED
+from convscale.serve.settings import Limits, Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+SWITCH_S = 0.0005
+"""How soon a thread of Python gives way: a batch that is done waits for that long behind the event loop at most."""
+_START_S = 600.0
+"""Until a worker has opened its models."""
+_SOON_S = 10.0
+"""A worker that ends so soon after it began is not started again."""
+_LINGER_S = 0.5
+"""Until a connection that was refused is closed."""
+_FULL = b'{"error": "too many connections are open; try again"}'
+_NO_ROOM = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+)
+
+Started = Callable[[list[dict[str, object]]], object]
+"""Called once all models answer, with a few facts of each."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that nobody else listens at.
+
+    Raises:
+        UserError: the port is in use or not allowed, or the host is none of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"host {host!r} is unknown ({error}); 127.0.0.1 is this machine alone") from error
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        sock.listen(2_048)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"port {port} of {host} is in use; end what uses it, or give another --port") from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise UserError(f"port {port} of {host} is not allowed; give a --port above 1023") from error
+        raise UserError(f"host {host} can not be listened at: {error.strerror}; 127.0.0.1 always can") from error
+    sock.set_inheritable(True)
+    return sock
+
+
+def serve(settings: Settings, sock: socket.socket, *, workers: int = 1, started: Started) -> None:
+    """Serve until told to stop.
+
+    Args:
+        workers: processes, each with its own models; the cores are shared out among them.
+        started: called once all models answer.
+
+    Raises:
+        UserError: a model can not be served.
+    """
+    if workers == 1:
+        _serve_here(settings, sock, started)
+        return
+    share = max(1, available_cores() // workers)
+    how = settings.how if settings.how.threads else replace(settings.how, threads=share)
+    with tempfile.TemporaryDirectory(prefix="convscale-metrics-") as folder:
+        os.environ[SHARED] = folder
+        try:
+            _Workers(replace(settings, how=how, decoders=share), sock, workers, Path(folder)).run(started)
+        finally:
+            del os.environ[SHARED]
+
+
+def _serve_here(settings: Settings, sock: socket.socket, started: Started) -> None:
+    sys.setswitchinterval(SWITCH_S)
+    answering = Answering(settings)
+    server_of(build(answering), settings, lambda: started(facts_of(answering))).run(sockets=[sock])
+
+
+def facts_of(answering: Answering) -> list[dict[str, object]]:
+    """Of each model."""
+    return [
+        {
+            "model": model.name,
+            "version": model.current.takes.version,
+            "runtime": model.current.artifact.runtime,
+            "batch_size": model.current.batcher.batch_size,
+            "checked": model.current.checked,
+        }
+        for model in answering.models.all.values()
+    ]
+
+
+# ---------------------------------------------------------------- one process
+
+
+def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -> uvicorn.Server:
+    """uvicorn, with connections that can not be held open, and an end that leaves no request unanswered."""
+    import uvicorn
+
+    limits = settings.limits
+    config = uvicorn.Config(
+        guard,  # pyright: ignore[reportArgumentType] - plain ASGI
+        http=_connections(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=max(5, round(limits.header_s)),
+        timeout_graceful_shutdown=round(limits.body_s + limits.answer_s + limits.send_s) + 1,
+    )
+
+    class Draining(uvicorn.Server):
+        """Goes on for a moment when it is told to stop."""
+
+        stop_at = float("inf")
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Listen, and say so."""
+            await super().startup(sockets)
+            started()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """The first time drain, then end at once."""
+            if guard.draining:
+                self.should_exit = self.force_exit = True
+            guard.draining = True
+            self.stop_at = time.monotonic() + settings.drain_s
+
+        async def on_tick(self, counter: int) -> bool:
+            """Whether to end."""
+            self.should_exit = self.should_exit or time.monotonic() >= self.stop_at
+            return await super().on_tick(counter)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """End, once all that stood before the door was let in and has said what it wants."""
+            doors = [sock.dup() for sock in sockets or ()]
+            for server in self.servers:
+                server.close()
+            for sock in sockets or ():
+                sock.close()
+            for late in [each for door in doors for each in _let_in(door)]:
+                await asyncio.get_running_loop().connect_accepted_socket(self._connection, late)
+            end = time.monotonic() + _LINGER_S
+            while any(each.cycle is None for each in self.server_state.connections) and time.monotonic() < end:  # pyright: ignore
+                await asyncio.sleep(0.01)
+            await super().shutdown([])
+
+        def _connection(self) -> asyncio.Protocol:
+            made = cast("Callable[..., asyncio.Protocol]", config.http_protocol_class)
+            return made(config=config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    return Draining(config)
+
+
+def _let_in(door: socket.socket) -> list[socket.socket]:
+    """All who wait at a listening socket, which is closed at once behind the last."""
+    found: list[socket.socket] = []
+    door.setblocking(False)
+    with door, suppress(OSError):
+        while True:
+            found.append(door.accept()[0])
+    for each in found:
+        each.setblocking(False)
+    return found
+
+
+def _connections(limits: Limits) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, with httptools where that is installed, and its connections bounded in number and in time."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
+    except ImportError:
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+
+    class Bounded(Base):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        """Closes a connection that does not say what it wants."""
+
+        _asking: asyncio.TimerHandle | None = None
+        _refused = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
+            """Let it in, if there is room."""
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                self._refused = True
+                if len(self.connections) > 2 * limits.connections:
+                    transport.abort()
+                    return
+                transport.write(_NO_ROOM)
+                # Closed at once, what the client sends would make its system throw the answer away.
+                self.loop.call_later(_LINGER_S, transport.close)
+                return
+            self._await_request()
+
+        def data_received(self, data: bytes) -> None:
+            """The clock runs while a request's head comes, not while it is answered."""
+            if self._refused or self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._answered()
+            elif self._asking is None:
+                self._await_request()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """The end."""
+            self._answered()
+            super().connection_lost(exc)
+
+        def _await_request(self) -> None:
+            self._asking = self.loop.call_later(limits.header_s, self._too_slow)
+
+        def _answered(self) -> None:
+            if self._asking is not None:
+                self._asking.cancel()
+                self._asking = None
+
+        def _too_slow(self) -> None:
+            self._asking = None
+            if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
+                self.transport.close()
+
+    return Bounded
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _work(settings: Settings, sock: socket.socket, parent: Connection) -> None:
+    """A worker process."""
+
+    def said(facts: list[dict[str, object]]) -> None:
+        parent.send(facts)
+
+    try:
+        _serve_here(settings, sock, said)
+    except UserError as error:
+        with suppress(OSError):
+            parent.send(str(error))
+        sys.exit(2)
+
+
+class _Workers:
+    """Processes that listen at one socket; one that dies is started again."""
+
+    def __init__(self, settings: Settings, sock: socket.socket, count: int, metrics: Path) -> None:
+        import multiprocessing
+
+        self._settings, self._sock, self._count, self._metrics = settings, sock, count, metrics
+        self._context = multiprocessing.get_context("spawn")
+        self._stop = threading.Event()
+
+    def run(self, started: Started) -> None:
+        """Until told to stop.
+
+        Raises:
+            UserError: a worker can not start, or dies as soon as it is started.
+        """
+        before = {each: signal.signal(each, self._told) for each in (signal.SIGTERM, signal.SIGINT)}
+        running: list[tuple[BaseProcess, Connection, float]] = []
+        try:
+            for _ in range(self._count):
+                running.append(self._begun())
+            facts = [self._ready(process, pipe) for process, pipe, _ in running]
+            if not self._stop.is_set():
+                started(facts[0])
+            while not self._stop.wait(0.2):
+                running = [self._alive(*each) for each in running]
+        finally:
+            for process, _, _ in running:
+                process.terminate()
+            self._sock.close()  # or who comes later would wait at a door that nobody opens
+            limits = self._settings.limits
+            end = time.monotonic() + limits.body_s + limits.answer_s + limits.send_s + 5
+            for process, _, _ in running:
+                process.join(max(0.1, end - time.monotonic()))
+                if process.is_alive():
+                    process.kill()
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _told(self, *_: object) -> None:
+        self._stop.set()
+
+    def _begun(self) -> tuple[BaseProcess, Connection, float]:
+        here, there = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_work, args=(self._settings, self._sock, there))
+        process.start()
+        there.close()
+        return process, here, time.monotonic()
+
+    def _ready(self, process: BaseProcess, pipe: Connection) -> list[dict[str, object]]:
+        """What a worker says once it serves."""
+        end = time.monotonic() + _START_S
+        while not pipe.poll(0.1):
+            if self._stop.is_set():
+                return []
+            if not process.is_alive() and not pipe.poll(0):
+                raise UserError(f"a worker ended with code {process.exitcode} before it served; use --workers 1")
+            if time.monotonic() > end:
+                raise UserError(f"a worker does not serve after {_START_S:.0f} s; use fewer --workers")
+        try:
+            said: Any = pipe.recv()
+        except EOFError:
+            raise UserError(f"a worker ended with code {process.exitcode} before it served; use --workers 1") from None
+        if isinstance(said, str):
+            raise UserError(said)
+        return said
+
+    def _alive(self, process: BaseProcess, pipe: Connection, since: float) -> tuple[BaseProcess, Connection, float]:
+        """The process, or another in its place."""
+        if process.is_alive():
+            return process, pipe, since
+        if time.monotonic() - since < _SOON_S:
+            raise UserError(f"a worker ended with code {process.exitcode} soon after it began; the log says why")
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(process.pid, str(self._metrics))
+        pipe.close()
+        return self._begun()

@@ -1,0 +1,164 @@
+"""A list of images in shards, each with a file of rows of its own: what a run over several machines is made of.
+
+A shard's file bears the digest of all that its rows depend on, and appears whole or not at all. So a run that was
+killed goes on with the shards whose files are missing, whoever wrote the others, and no row is lost or written twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from convscale.errors import UserError, check_whole
+from convscale.files import atomic_path
+from convscale.ship.stream import Row, row_values
+
+FORMATS = ("jsonl", "parquet")
+SHARD = 1_000
+"""Images of a shard, where nothing else is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Some images that follow each other in the list."""
+
+    number: int
+    """Its place."""
+    paths: tuple[str, ...]
+    """The images."""
+    file: str
+    """The name of its rows' file."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is fsspec's, such as ``s3://bucket/a.jpg``."""
+    head, sign, _ = path.partition("://")
+    return bool(sign) and head.replace("+", "").replace("-", "").isalnum()
+
+
+def shards_of(paths: Iterable[str], *, size: int, format: str, facts: str) -> Iterator[Shard]:
+    """The list in shards, in order.
+
+    Args:
+        size: images of each but the last.
+        facts: what rows depend on beside the images: the artefact's digest, the labels of a row.
+    """
+    check_whole("shard size", size)
+    rest = iter(paths)
+    number = 0
+    while some := tuple(islice(rest, size)):
+        text = json.dumps([facts, number, some], ensure_ascii=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        yield Shard(number=number, paths=some, file=f"part-{number:06d}-{digest}.{format}")
+        number += 1
+
+
+def listed(source: str) -> Iterator[str]:
+    """The paths in a Parquet file's column ``path``, a batch at a time.
+
+    Raises:
+        UserError: it is no such file, or has no such column of text.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _opened(source) as file:
+            table = pq.ParquetFile(file)
+            if "path" not in table.schema_arrow.names:
+                raise UserError(f"listing {source} has no column 'path' (it has {', '.join(table.schema_arrow.names)})")
+            for batch in table.iter_batches(columns=["path"]):
+                for value in batch.column(0).to_pylist():
+                    if not isinstance(value, str):
+                        raise UserError(f"listing {source} has a path that is no text")
+                    yield value
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"listing {source} can not be read: {error}") from error
+
+
+def _opened(source: str) -> Any:
+    if is_url(source):
+        import fsspec
+
+        return fsspec.open(source, "rb").open()  # pyright: ignore[reportAttributeAccessIssue]
+    return open(source, "rb")
+
+
+# ---------------------------------------------------------------- the folder of rows
+
+
+class Rows:
+    """The folder that shards' files go into: here, or anywhere that fsspec reaches."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place.rstrip("/")
+        self._files: Any = None
+        if is_url(place):
+            import fsspec
+
+            self._files, self._root = fsspec.core.url_to_fs(self.place)
+
+    def names(self) -> set[str]:
+        """Files of shards that are there.
+
+        Raises:
+            UserError: it is a file, or can not be read.
+        """
+        try:
+            if self._files is not None:
+                found = self._files.ls(self._root, detail=False) if self._files.exists(self._root) else []
+                every = [str(name).rpartition("/")[2] for name in found]
+            else:
+                folder = Path(self.place)
+                if folder.exists() and not folder.is_dir():
+                    raise UserError(f"output {folder} is a file; with --engine ray it is a folder of parts")
+                every = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        except OSError as error:
+            raise UserError(f"output {self.place} can not be read: {error}") from error
+        return {name for name in every if name.startswith("part-") and name.endswith((".jsonl", ".parquet"))}
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Take files away."""
+        for name in names:
+            if self._files is not None:
+                self._files.rm(f"{self._root}/{name}")
+            else:
+                (Path(self.place) / name).unlink(missing_ok=True)
+
+    def write(self, name: str, rows: Sequence[Row], *, several: bool) -> None:
+        """A shard's file, whole or not at all."""
+        data = _packed(rows, several) if name.endswith(".parquet") else _lines(rows, several)
+        if self._files is not None:
+            self._files.makedirs(self._root, exist_ok=True)
+            with self._files.open(f"{self._root}/{name}", "wb") as file:  # there once it is closed
+                file.write(data)
+            return
+        with atomic_path(Path(self.place) / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def _lines(rows: Sequence[Row], several: bool) -> bytes:
+    return "".join(json.dumps(row_values(row, several)) + "\n" for row in rows).encode("utf-8", "surrogateescape")
+
+
+def _packed(rows: Sequence[Row], several: bool) -> bytes:
+    """Columns ``path``, ``classes``, ``probabilities``, ``error``, and for several labels ``labels``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {
+        "path": pa.array([row.path.encode("utf-8", "backslashreplace").decode() for row in rows], pa.string()),
+        "classes": pa.array([list(row.classes) for row in rows], pa.list_(pa.string())),
+        "probabilities": pa.array([list(row.probabilities) for row in rows], pa.list_(pa.float64())),
+        "error": pa.array([row.error or None for row in rows], pa.string()),
+    }
+    if several:
+        columns["labels"] = pa.array([list(row.labels or ()) for row in rows], pa.list_(pa.string()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,321 @@
+"""Runs as their records tell of them, of every kind on one scale: a line each in a list, two beside each other."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from convscale.artifact.manifest import MANIFEST, read_manifest, read_part
+from convscale.errors import UserError
+from convscale.learn.record import metric_of, read_train_run
+from convscale.read import object_of, read_json
+from convscale.show.fit_parts import Epoch, Form
+from convscale.show.fit_record import FILE as FIT
+from convscale.show.fit_record import FitRecord, read_fit
+from convscale.show.json_values import from_json
+from convscale.show.predictions import FILE as PREDICTIONS
+from convscale.show.predictions import Predictions, read_predictions
+from convscale.stats import wilson
+
+KINDS = ("fit", "train", "search", "ship")
+MOST = 100_000
+"""Folders that are looked through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is told of a run, whatever kind it is of; what its record lacks is None or empty."""
+
+    path: Path
+    """Its folder."""
+    kind: str
+    """One of ``KINDS``."""
+    when: str = ""
+    """When it began, or was last written, ISO 8601."""
+    network: str = ""
+    """Its name."""
+    image_size: object = None
+    """In pixels."""
+    metric: str = ""
+    """What ``accuracy`` is: ``top-1`` or ``mAP``, and of which images."""
+    accuracy: float | None = None
+    """In [0, 1]."""
+    interval: tuple[float, float] | None = None
+    """Its 95 % Wilson interval."""
+    images: int | None = None
+    """That it is of."""
+    images_per_s: float | None = None
+    """Of what is shipped; while training, of a training run."""
+    conditions: str = ""
+    """What that holds under, in words."""
+    data: str = ""
+    """The data set's name."""
+    data_digest: str | None = None
+    """Of its names and labels."""
+    seconds: float | None = None
+    """What it took."""
+    commit: str | None = None
+    """What the repository stood at."""
+    state: str = ""
+    """``done``, ``unfinished``, or why it can not be read."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {**vars(self), "path": str(self.path), "interval": list(self.interval) if self.interval else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A run with all that is compared."""
+
+    run: Run
+    """Its line."""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Every key."""
+    history: tuple[Epoch, ...] = ()
+    """Its curves."""
+    classes: tuple[str, ...] = ()
+    """Names."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Rows are true, columns predicted."""
+    per_class: tuple[float | None, ...] = ()
+    """Share of each class's images that are right."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Forms that were tried for shipping."""
+    shipped: str = ""
+    """The one that was shipped."""
+    predictions: Predictions | None = None
+    """What it says of each test image."""
+
+
+def runs_below(top: str | os.PathLike[str]) -> list[Run]:
+    """All runs in a folder and below, by their path; what a run holds inside is not told again.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    place = Path(top)
+    if not place.is_dir():
+        raise UserError(f"folder {place} does not exist; name one that holds runs")
+    return [_told(folder, kind) for folder, kind in _found(place)]
+
+
+def _found(top: Path) -> Iterator[tuple[Path, str]]:
+    """Folders of runs, and of which kind each is."""
+    for count, (folder, inside, files) in enumerate(os.walk(top)):
+        if count >= MOST:
+            raise UserError(f"{top} holds more than {MOST:,} folders; name one nearer to the runs")
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        kind = _kind(set(files))
+        if kind:
+            inside.clear()
+            yield Path(folder), kind
+
+
+def _kind(files: set[str]) -> str:
+    if FIT in files:
+        return "fit"
+    if {"log.jsonl", "recipe.yaml"} <= files:
+        return "train"
+    if "study.json" in files:
+        return "search"
+    return "ship" if MANIFEST in files else ""
+
+
+def _told(folder: Path, kind: str) -> Run:
+    read: dict[str, Callable[[Path], Run]] = {
+        "fit": lambda place: _of_fit(place, read_fit(place)),
+        "train": lambda place: _training(place).run,
+        "search": _of_study,
+        "ship": _of_artifact,
+    }
+    try:
+        return read[kind](folder)
+    except UserError as error:
+        return Run(path=folder, kind=kind, state=str(error))
+
+
+def whole_run(folder: str | os.PathLike[str]) -> Whole:
+    """A run of ``fit`` or ``train`` with all that is compared.
+
+    Raises:
+        UserError: the folder holds none, or it is damaged.
+    """
+    place = Path(folder)
+    if (place / FIT).is_file():
+        record = read_fit(place)
+        evaluation, found = record.evaluation, record.artifact.search
+        return Whole(
+            run=_of_fit(place, record),
+            recipe=record.recipe,
+            history=record.history,
+            classes=tuple(record.class_names()),
+            confusion=evaluation.confusion,
+            per_class=evaluation.per_class,
+            forms={} if found is None else found.forms,
+            shipped="" if found is None else found.winner or "",
+            predictions=_predictions(place),
+        )
+    if (place / "log.jsonl").is_file():
+        return _training(place)
+    raise UserError(f"{place} holds no run of convscale fit or train")
+
+
+def _predictions(folder: Path) -> Predictions | None:
+    return read_predictions(folder / PREDICTIONS) if (folder / PREDICTIONS).is_file() else None
+
+
+# ---------------------------------------------------------------- each kind
+
+
+def _of_fit(folder: Path, record: FitRecord) -> Run:
+    ev, measured = record.evaluation, record.artifact.measurement
+    several = ev.mean_average_precision is not None
+    interval = ev.top1_interval
+    chosen = record.chosen
+    return Run(
+        path=folder,
+        kind="fit",
+        when=record.created or "",
+        network=record.winner.name or "",
+        image_size=record.data.image_size if chosen is None else chosen.image_size,
+        metric="mAP, test" if several else "top-1, test",
+        accuracy=record.top1,
+        interval=(interval[0], interval[1]) if interval and len(interval) == 2 and not several else None,
+        images=ev.n,
+        images_per_s=None if measured is None else measured.images_per_s,
+        conditions="" if measured is None else f"{measured.conditions}; {measured.environment or record.machine}",
+        data=record.data.name or "",
+        data_digest=record.data.digest,
+        seconds=record.timings.get("total_s"),
+        commit=record.commit,
+        state="done" if record.artifact.path and "total_s" in record.timings else "unfinished",
+    )
+
+
+def _training(folder: Path) -> Whole:
+    record = read_train_run(folder)
+    best, kept = record.best, _predictions(folder)
+    last = record.history[-1] if record.history else None
+    rates = [row["images_per_s"] for row in record.history if math.isfinite(row["images_per_s"])]
+    several = record.multilabel
+    metric, share, images = ("mAP, validation" if several else "top-1, validation"), best and metric_of(best), None
+    interval = None
+    if kept is not None and kept.labels:
+        metric, images, good = "top-1, test", len(kept.labels), sum(kept.right)
+        share, interval = good / images, wilson(good, images)
+    rows = tuple(
+        from_json(Epoch, {**_finite(row), "val_top1": _finite(row).get("val_map") or _finite(row)["val_top1"]}, "log")
+        for row in record.history
+    )
+    run = Run(
+        path=folder,
+        kind="train",
+        when=datetime.fromtimestamp((folder / "log.jsonl").stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        network=record.model,
+        image_size=None if record.preprocessing is None else record.preprocessing.image_size,
+        metric=metric,
+        accuracy=share,
+        interval=interval,
+        images=images,
+        images_per_s=sum(rates) / len(rates) if rates else None,
+        conditions=f"training, batch {record.recipe.batch_size}" if rates else "",
+        data_digest=record.data_digest,
+        seconds=None if last is None else last["seconds"],
+        commit=record.commit,
+        state="done" if last is not None and last["epoch"] >= record.recipe.epochs else "unfinished",
+    )
+    return Whole(
+        run=run,
+        recipe=record.recipe.to_dict(),
+        history=rows,
+        classes=record.classes if kept is None else kept.classes,
+        confusion=() if kept is None else _confusion(kept),
+        per_class=() if kept is None else _per_class(kept),
+        predictions=kept,
+    )
+
+
+def _finite(row: Mapping[str, object]) -> dict[str, object]:
+    """NaN as None."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+
+
+def _confusion(kept: Predictions) -> tuple[tuple[int, ...], ...]:
+    counts = [[0] * len(kept.classes) for _ in kept.classes]
+    for label, said in zip(kept.labels, kept.predicted, strict=True):
+        counts[label][said] += 1
+    return tuple(map(tuple, counts))
+
+
+def _per_class(kept: Predictions) -> tuple[float | None, ...]:
+    rows = _confusion(kept)
+    return tuple(row[i] / sum(row) if sum(row) else None for i, row in enumerate(rows))
+
+
+def _of_study(folder: Path) -> Run:
+    """A search, as far as its record says: fields of later versions are passed over."""
+    value = object_of(read_json(folder / "study.json", "study"), "study.json")
+    best = value.get("best")
+    best = best if isinstance(best, dict) else {}
+
+    def number(source: Mapping[str, object], *names: str) -> float | None:
+        found = next((source[name] for name in names if name in source), None)
+        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    spec = best.get("spec")
+    named = spec.get("name") if isinstance(spec, dict) else best.get("name")
+    return Run(
+        path=folder,
+        kind="search",
+        when=str(value.get("created") or ""),
+        network=str(named or ""),
+        metric="top-1, validation",
+        accuracy=number(best, "accuracy", "top1", "metric"),
+        images_per_s=number(best, "images_per_s"),
+        data_digest=value["data_digest"] if isinstance(value.get("data_digest"), str) else None,
+        seconds=number(value, "seconds"),
+        commit=value["commit"] if isinstance(value.get("commit"), str) else None,
+        state="done" if best else "unfinished",
+    )
+
+
+def _of_artifact(folder: Path) -> Run:
+    manifest = read_manifest(folder)
+    checked = read_part(folder, "verification.json") if (folder / "verification.json").is_file() else {}
+    checked = checked if isinstance(checked, dict) else {}
+    interval, tuning = checked.get("accuracy_after_interval"), manifest.get("tuning")
+    best = tuning.get("best") if isinstance(tuning, dict) else None
+    best = best if isinstance(best, dict) else {}
+    environment = tuning.get("environment") if isinstance(tuning, dict) else None
+    device = environment.get("device_name") if isinstance(environment, dict) else None
+    preprocessing = read_part(folder, "preprocessing.json")
+    speed = best.get("images_per_s")
+    return Run(
+        path=folder,
+        kind="ship",
+        when=str(manifest.get("created") or ""),
+        network=manifest.model,
+        image_size=preprocessing.get("image_size") if isinstance(preprocessing, dict) else None,
+        metric="top-1, check" if interval else "mAP, check" if checked.get("accuracy_after") is not None else "",
+        accuracy=checked.get("accuracy_after"),
+        interval=(interval[0], interval[1]) if isinstance(interval, list) and len(interval) == 2 else None,
+        images=checked.get("n"),
+        images_per_s=speed if isinstance(speed, int | float) else None,
+        conditions=_tuned(best, manifest.precision, device) if best else "",
+        state="done",
+    )
+
+
+def _tuned(best: Mapping[str, object], precision: str, device: object) -> str:
+    parts: Sequence[object] = (
+        best.get("runtime"),
+        precision,
+        f"batch {best.get('batch_size')}",
+        f"{best.get('threads')} threads, {best.get('streams')} streams",
+    )
+    return f"{', '.join(map(str, parts))}; {device or 'machine not recorded'}"

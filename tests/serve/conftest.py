@@ -1,0 +1,104 @@
+"""Servers on the loopback, each in a thread of its own, before an artefact of version 0.1: no torch is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convscale.artifact.artifact import Artifact, load_artifact, seal
+from convscale.artifact.reference import write_reference
+from convscale.serve.answering import Answering
+from convscale.serve.app import build
+from convscale.serve.guard import Guard
+from convscale.serve.models import How, Named
+from convscale.serve.server import bind, server_of
+from convscale.serve.settings import Limits, Settings
+
+OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts"
+
+
+def copied(target: Path, form: str = "onnx_fp32", *, reference: bool = True) -> Artifact:
+    """A copy of an old artefact, with reference images or, as it was, without."""
+    shutil.copytree(OLD / form, target)
+    artifact = load_artifact(target)
+    if reference:
+        write_reference(target, artifact, pixels(artifact, 6))
+        seal(target, {key: value for key, value in artifact.manifest.items() if key not in ("schema", "files")})
+    return load_artifact(target)
+
+
+def pixels(artifact: Artifact, count: int, seed: int = 0) -> np.ndarray:
+    """Smooth noise, uint8 (count, H, W, C)."""
+    prep = artifact.preprocessing
+    coarse = np.random.default_rng(seed).integers(
+        0, 256, (count, prep.height // 4, prep.width // 4, prep.channels), dtype=np.uint8
+    )
+    return coarse.repeat(4, axis=1).repeat(4, axis=2)
+
+
+@dataclasses.dataclass
+class Running:
+    """A server that runs."""
+
+    url: str
+    answering: Answering
+    guard: Guard
+    said: list[dict[str, object]]
+    """Lines of its log."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+
+@contextmanager
+def running(
+    *models: Named, how: How | None = None, limits: Limits | None = None, **options: object
+) -> Iterator[Running]:
+    """Serve in a thread, until the end of the block."""
+    settings = Settings(
+        models=models,
+        how=how or How(),
+        limits=limits or Limits(),
+        decoders=1,
+        drain_s=0.0,
+        log="none",
+        **{"poll_s": 0.0, **options},  # pyright: ignore[reportArgumentType]
+    )
+    answering = Answering(settings)
+    lines: list[dict[str, object]] = []
+    answering.log.write = lambda event, **facts: lines.append({"event": event, **facts})  # pyright: ignore
+    guard = build(answering)
+    up = threading.Event()
+    server = server_of(guard, settings, up.set)
+    sock = bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    assert up.wait(20)
+    try:
+        yield Running(f"http://127.0.0.1:{port}", answering, guard, lines)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return copied(tmp_path_factory.mktemp("serve") / "fashion")
+
+
+@pytest.fixture(scope="module")
+def server(artifact: Artifact) -> Iterator[Running]:
+    with running(Named("fashion", artifact.folder)) as one:
+        yield one

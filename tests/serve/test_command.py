@@ -1,0 +1,183 @@
+"""``convscale serve`` as it is started, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from convscale.artifact.artifact import Artifact
+from convscale.errors import UserError
+from convscale.serve.models import named, newest
+from convscale.serve.settings import TOKEN
+from tests.serve.conftest import pixels
+
+COLUMNS = 200
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+    """A server in a process of its own, and what it says when it serves."""
+    command = [sys.executable, "-W", "error", "-m", "convscale", "serve", *map(str, arguments), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        text = ""
+        while not text.endswith("\n}\n"):
+            line = process.stdout.readline()
+            assert line, f"it ended: {process.communicate()}"
+            text += line
+        try:
+            yield process, json.loads(text)
+        finally:
+            process.kill()
+
+
+def asks_until(
+    address: tuple[str, int], body: bytes, size: str, right: np.ndarray, counts: dict[str, int], stop: threading.Event
+) -> None:
+    """A client that asks again and again, on one connection for as long as the server keeps it."""
+    line = http.client.HTTPConnection(*address, timeout=20)
+    while not stop.is_set():
+        try:
+            line.connect()
+        except OSError:  # nobody listens any more
+            return
+        try:
+            line.request("POST", "/v2/models/m/infer", body, {"Inference-Header-Content-Length": size})
+            answer = line.getresponse()
+            data = answer.read()
+        except (ConnectionError, http.client.HTTPException):
+            counts["lost"] += 1
+            continue
+        finally:
+            line.close()
+        good = answer.status == 200 and np.array_equal(np.frombuffer(data[-right.nbytes :], "<f4"), right)
+        counts["good" if good else "wrong"] += 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_told_to_stop_under_load_it_answers_what_it_took(artifact: Artifact, workers: int) -> None:
+    image = pixels(artifact, 1)
+    body, size = _binary(image)
+    counts = {"good": 0, "wrong": 0, "lost": 0}
+    with started(f"m={artifact.folder}", "--workers", workers) as (process, said):
+        assert said["models"][0]["checked"].startswith("4 reference images")
+        host, _, port = said["url"].removeprefix("http://").partition(":")
+        address, stop = (host, int(port)), threading.Event()
+        arguments = (address, body, size, artifact(image)[0], counts, stop)
+        clients = [threading.Thread(target=asks_until, args=arguments) for _ in range(6)]
+        for each in clients:
+            each.start()
+        end = time.monotonic() + 60
+        while counts["good"] < 50 and time.monotonic() < end:
+            time.sleep(0.01)
+        metrics = _get(address, "/metrics")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        for each in clients:
+            each.join(30)
+        stop.set()
+        assert process.returncode == 0
+    assert counts["good"] >= 50
+    assert (counts["wrong"], counts["lost"]) == (0, 0)
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["status"] for line in lines if line["path"].endswith("/infer")] == [200] * counts["good"]
+    counted = metrics.partition('convscale_requests_total{endpoint="infer",model="m",status="200"} ')[2]
+    assert 44 <= float(counted.partition("\n")[0]) <= counts["good"]  # of all processes together
+
+
+def _get(address: tuple[str, int], path: str) -> str:
+    with closing(http.client.HTTPConnection(*address, timeout=20)) as line:
+        line.request("GET", path)
+        return line.getresponse().read().decode()
+
+
+def _binary(image: np.ndarray) -> tuple[bytes, str]:
+    tensor = triton.InferInput("images", image.shape, "UINT8")
+    tensor.set_data_from_numpy(image)
+    body, size = triton.InferenceServerClient.generate_request_body([tensor])
+    return body, str(size)
+
+
+def test_bad_input_is_one_line(
+    artifact: Artifact, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    folder = artifact.folder
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / "classes.json").write_text("[]")
+    newer = shutil.copytree(folder, tmp_path / "newer")
+    record = json.loads((newer / "artifact.json").read_text())
+    (newer / "artifact.json").write_text(json.dumps({**record, "schema": 99}))
+    (tmp_path / "empty").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments, said in (
+            ((folder, f"{folder.name}={folder}"), f"two artefacts have the name '{folder.name}'"),
+            ((f"a/b={folder}",), "model name 'a/b' can not stand in an address"),
+            ((folder, "--port", port), f"port {port} of 127.0.0.1 is in use"),
+            ((folder, "--port", 70_000), "--port is 70000; it must be at most 65535"),
+            ((folder, "--host", "nowhere.invalid"), "host 'nowhere.invalid' is unknown"),
+            ((damaged, "--port", 0), "the checksum of classes.json is wrong"),
+            ((newer, "--port", 0), "has schema 99"),
+            ((tmp_path / "empty", "--port", 0), "is no artefact"),
+            ((tmp_path / "none", "--port", 0), "does not exist"),
+            ((folder, "--workers", 0), "--workers is 0"),
+            ((folder, "--queue", 0), "--queue is 0"),
+            ((folder, "--timeout-s", 0), "limit answer_s is 0.0"),
+            ((folder, "--max-delay-ms", -1), "--max-delay-ms is -1"),
+            ((folder, "--log", "xml"), "--log 'xml' is unknown"),
+            ((folder, "--runtime", "nothing", "--port", 0), "runs in onnxruntime or openvino, not in nothing"),
+        ):
+            code, out, err = call("serve", *arguments)
+            assert (code, out, len(err.splitlines())) == (2, "", 1), err
+            assert said in err
+    for token, said in ((" ", "is set and empty"), ("ä", "printable ASCII"), (" a", "printable ASCII")):
+        monkeypatch.setenv(TOKEN, token)
+        code, _, err = call("serve", folder)
+        assert (code, said in err) == (2, True), err
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    code, _, err = call("serve", folder)
+    assert (code, 'needs fastapi, which is not installed; pip install "convscale[serve]"' in err) == (2, True), err
+
+
+def test_a_worker_that_can_not_start_ends_the_server(artifact: Artifact, tmp_path: Path) -> None:
+    damaged = shutil.copytree(artifact.folder, tmp_path / "damaged")
+    (damaged / "classes.json").write_text("[]")
+    command = [sys.executable, "-m", "convscale", "serve", str(damaged), "--workers", "2", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "200"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "checksum of classes.json is wrong" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_names_and_versions_of_folders(tmp_path: Path, artifact: Artifact) -> None:
+    top = tmp_path / "a=b"
+    shutil.copytree(artifact.folder, top / "9")
+    (top / "10").mkdir()
+    (top / "notes").mkdir()
+    assert newest(top) == (9, top / "9")  # 10 is not whole yet
+    shutil.copytree(artifact.folder, top / "10", dirs_exist_ok=True)
+    assert newest(top) == (10, top / "10")
+    assert newest(artifact.folder) == (0, artifact.folder)
+    with pytest.raises(UserError, match="can not stand in an address"):
+        named([str(top)])  # it is there, so it is no NAME=FOLDER
+    assert named([f"x={top}"])[0].folder == top
+    with pytest.raises(UserError, match="no artefact is named"):
+        named([])

@@ -1,0 +1,208 @@
+"""Model repositories for the big servers: their own schema reads them, and their runtimes run what lies there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import openvino as ov
+import pytest
+import yaml
+
+from convscale.artifact.artifact import Artifact, load_artifact, seal
+from convscale.errors import UserError
+from convscale.ship.layouts import write_layout
+
+COLUMNS = 200
+OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts"
+pytest.importorskip("tritonclient.grpc.model_config_pb2")
+
+
+def parsed(path: Path) -> Any:
+    """A ``config.pbtxt`` as Triton reads it."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Artifact:
+    """An unbaked ONNX artefact, tuned to two streams and a batch of four, with names that need care."""
+    folder = shutil.copytree(OLD / "onnx_fp32", tmp_path / "fashion")
+    values = {key: value for key, value in load_artifact(folder).manifest.items() if key not in ("schema", "files")}
+    runtime = {"name": "onnxruntime", "threads": 2, "streams": 2, "batch_size": 4}
+    names = json.loads((folder / "classes.json").read_text())
+    (folder / "classes.json").write_text(json.dumps(['line\nbreak "é"', *names[1:]]))
+    seal(folder, {**values, "runtime": runtime})
+    return load_artifact(folder)
+
+
+def test_a_triton_repository_is_what_its_schema_says(tuned: Artifact, tmp_path: Path) -> None:
+    laid = write_layout(tuned, "triton", tmp_path / "repo", name="m.1")
+    assert laid.checked == ("onnxruntime", "openvino")
+    config = parsed(tmp_path / "repo" / "m.1" / "config.pbtxt")
+    assert (config.name, config.backend, config.max_batch_size) == ("m.1", "onnxruntime", 4)
+    (source,) = config.input
+    assert (source.name, source.data_type, list(source.dims)) == ("images", 11, [1, 28, 28])  # TYPE_FP32
+    (sink,) = config.output
+    assert (sink.name, list(sink.dims), sink.label_filename) == ("logits", [10], "labels.txt")
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (2, 2)  # KIND_CPU
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+    assert [(each.name, each.batch_size) for each in config.model_warmup] == [("batch of 1", 1), ("batch of 4", 4)]
+    warm = config.model_warmup[0].inputs["images"]
+    data = (tmp_path / "repo" / "m.1" / "warmup" / warm.input_data_file).read_bytes()
+    assert len(data) == 4 * np.prod(list(warm.dims))
+    labels = (tmp_path / "repo" / "m.1" / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert labels == ['line\\nbreak "é"', *tuned.classes[1:]]
+    assert {path.name for path in (tmp_path / "repo").iterdir() if path.is_dir()} == {"m.1"}
+
+
+def test_what_lies_there_gives_the_reference_answers(tuned: Artifact, tmp_path: Path) -> None:
+    write_layout(tuned, "triton", tmp_path / "repo")
+    model = tmp_path / "repo" / "fashion"
+    session = ort.InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    inputs = np.load(model / "reference" / "inputs.npy")
+    (logits,) = session.run(None, {"images": inputs})
+    assert logits == pytest.approx(np.load(model / "reference" / "logits.npy"), abs=1e-4)
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    answers = json.loads((model / "reference" / "answers.json").read_text())
+    assert exp / exp.sum(1, keepdims=True) == pytest.approx(np.array(answers["probabilities"]), abs=1e-5)
+    assert answers["labels"] == [tuned.classes[i] for i in logits.argmax(1)]
+    compile((model / "reference" / "check.py").read_text(), "check.py", "exec")
+
+
+def test_a_baked_int8_network_takes_bytes(tmp_path: Path) -> None:
+    write_layout(load_artifact(OLD / "onnx_int8"), "triton", tmp_path / "repo", name="m")
+    config = parsed(tmp_path / "repo" / "m" / "config.pbtxt")
+    assert (config.input[0].data_type, list(config.input[0].dims)) == (2, [28, 28, 1])  # TYPE_UINT8
+    assert [port.name for port in config.output] == ["probabilities", "logits"]
+
+
+def test_openvino_files_for_both_servers(tmp_path: Path) -> None:
+    artifact = load_artifact(OLD / "openvino_fp32")
+    write_layout(artifact, "triton", tmp_path / "triton", name="m")
+    config = parsed(tmp_path / "triton" / "m" / "config.pbtxt")
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("openvino", "model.xml", 64)
+    assert config.parameters["NUM_STREAMS"].string_value == "1"
+    laid = write_layout(artifact, "ovms", tmp_path / "ovms", name="m")
+    assert laid.checked == ("openvino",)
+    (entry,) = json.loads((tmp_path / "ovms" / "config.json").read_text())["model_config_list"]
+    # What the schema of OpenVINO Model Server's configuration requires, and of which kind.
+    assert (entry["config"]["name"], entry["config"]["base_path"]) == ("m", "/models/m")
+    assert entry["config"]["plugin_config"]["INFERENCE_NUM_THREADS"] == 1
+    model = ov.Core().compile_model(str(tmp_path / "ovms" / "m" / "1" / "model.xml"), "CPU")
+    reference = tmp_path / "ovms" / "m" / "reference"
+    found = model(np.load(reference / "inputs.npy"))["probabilities"]
+    assert found == pytest.approx(np.load(reference / "probabilities.npy"), abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
+def test_kserve_is_valid_yaml_with_what_it_needs(tuned: Artifact, tmp_path: Path, layout: str) -> None:
+    write_layout(tuned, layout, tmp_path / "repo", name="My_Model.V2")
+    value = yaml.safe_load((tmp_path / "repo" / "kserve.yaml").read_text())
+    assert (value["apiVersion"], value["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    assert value["metadata"]["name"] == "my-model-v2"
+    predictor = value["spec"]["predictor"]
+    if layout == "docker":
+        assert predictor["containers"][0]["ports"] == [{"containerPort": 8000, "protocol": "TCP"}]
+    else:
+        assert predictor["model"]["protocolVersion"] == "v2"
+        assert predictor["model"]["resources"]["limits"]["cpu"] == "2"
+
+
+def test_a_container_serves_from_what_it_copies(tuned: Artifact, tmp_path: Path) -> None:
+    out = tmp_path / "box"
+    write_layout(tuned, "docker", out, name="m")
+    lines = (out / "requirements.txt").read_text().splitlines()
+    assert f"fastapi=={version('fastapi')}" in lines
+    assert not any(line.startswith(("torch", "timm", "nncf", "openvino")) for line in lines)
+    dockerfile = (out / "Dockerfile").read_text()
+    command = json.loads(dockerfile.partition("\nCMD ")[2])
+    assert command[:5] == ["python", "-m", "convscale", "serve", "m=models/m"]
+    assert "USER 10001" in dockerfile
+    # As in the container: that copy of the package, that command, another port, nothing that trains.
+    blocked = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'torchvision', 'scipy', 'onnx', 'timm', 'openvino')))"
+    )
+    code = f"{blocked}; from convscale.cli.app import main; main()"
+    arguments = [*command[3:5], "--host", "127.0.0.1", "--port", "0", "--json", "--log", "none"]
+    environment = {**os.environ, "PYTHONPATH": str(out / "app")}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=out, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        text = ""
+        while not text.endswith("\n}\n"):
+            line = process.stdout.readline()
+            assert line, "it ended"
+            text += line
+        with urllib.request.urlopen(json.loads(text)["url"] + "/v2/models/m", timeout=20) as answer:
+            assert json.load(answer)["inputs"][0]["shape"] == [-1, 28, 28, 1]
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    torch = OLD / "torch_fp32"
+    for arguments, said in (
+        ((torch, "--layout", "triton"), "--layout triton needs an ONNX or OpenVINO form"),
+        (("resnet18", "--layout", "ovms", "--format", "torch"), "give --format onnx or openvino, not torch"),
+        ((tuned.folder, "--layout", "seldon"), "layout 'seldon' is unknown"),
+        (("resnet18", "--layout", "seldon"), "layout 'seldon' is unknown"),
+        ((tuned.folder, "--layout", "triton", "--name", "a/b"), "model name 'a/b' can not stand in an address"),
+        ((tuned.folder, "--name", "a"), "--name goes with --layout"),
+    ):
+        code, out, err = call("export", *arguments, "--output", tmp_path / "repo")
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert said in err
+        assert not (tmp_path / "repo").exists()
+    code, _, err = call("export", tuned.folder, "--layout", "ovms", "--output", tmp_path / "full", "--overwrite")
+    assert (code, "holds something other than a layout" in err) == (2, True)
+    assert (tmp_path / "full" / "mine").read_text() == "x"
+
+
+def test_the_command_says_what_to_start_and_replaces_only_when_told(
+    tuned: Artifact, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    words = ("export", tuned.folder, "--layout", "triton", "--output", tmp_path / "repo")
+    code, out, _ = call(*words)
+    assert code == 0
+    assert f"tritonserver --model-repository={tmp_path / 'repo'}" in out
+    assert call(*words)[0] == 2
+    code, out, _ = call(*words, "--overwrite", "--json")
+    value = json.loads(out)
+    assert (code, value["name"], value["checked"]) == (0, "fashion", ["onnxruntime", "openvino"])
+    assert "fashion/1/model.onnx" in value["files"]
+
+
+def test_a_file_that_says_something_else_is_not_laid_out(
+    tuned: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convscale.ship import layouts
+
+    right = layouts.sample_of(tuned)
+    wrong = layouts.Sample(
+        images=right.images,
+        inputs=right.inputs,
+        outputs=(right.outputs[0] + 1,),
+        probabilities=right.probabilities,
+    )
+    monkeypatch.setattr(layouts, "sample_of", lambda _: wrong)
+    with pytest.raises(UserError, match=r"model\.onnx says something else in onnxruntime"):
+        write_layout(tuned, "triton", tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()

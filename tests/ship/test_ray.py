@@ -1,0 +1,228 @@
+"""``classify --engine ray``: the rows of ``classify``, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convscale.artifact.artifact import load_artifact
+from convscale.errors import UserError
+from convscale.ship.ray_engine import ClassifyShards
+from convscale.ship.shards import Rows, listed, shards_of
+from convscale.ship.stream import Row, classify
+
+COLUMNS = 200
+OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts" / "onnx_fp32"
+COUNT, SIZE = 57, 10
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, one of them damaged."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(COUNT):
+        pixels = np.random.default_rng(number).integers(0, 256, (7, 7), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    (folder / "013.png").write_bytes((folder / "013.png").read_bytes()[:60])
+    return folder
+
+
+def expected(photos: Path, tmp_path: Path) -> list[dict]:
+    """What the usual engine says."""
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    classify(paths, load_artifact(OLD), tmp_path / "local.jsonl", top=2)
+    return [json.loads(line) for line in (tmp_path / "local.jsonl").read_text().splitlines()]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """All rows of a folder of parts, in their order."""
+    return [json.loads(line) for part in sorted(folder.glob("part-*")) for line in part.read_text().splitlines()]
+
+
+def test_shards_are_named_after_all_that_their_rows_depend_on() -> None:
+    paths = [f"{i}.png" for i in range(5)]
+    made = list(shards_of(paths, size=2, format="jsonl", facts="a"))
+    assert [shard.paths for shard in made] == [("0.png", "1.png"), ("2.png", "3.png"), ("4.png",)]
+    assert [shard.file[:12] for shard in made] == ["part-000000-", "part-000001-", "part-000002-"]
+    again = {shard.file for shard in shards_of(paths, size=2, format="jsonl", facts="a")}
+    assert again == {shard.file for shard in made}
+    for other in (
+        shards_of(paths[::-1], size=2, format="jsonl", facts="a"),
+        shards_of(paths, size=2, format="jsonl", facts="b"),
+        shards_of(paths, size=2, format="parquet", facts="a"),
+    ):
+        assert not again & {shard.file for shard in other}
+
+
+def test_parquet_in_and_out(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"path": ["a.png", "b.png"], "x": [1, 2]}), tmp_path / "list.parquet")
+    assert list(listed(str(tmp_path / "list.parquet"))) == ["a.png", "b.png"]
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"has no column 'path' \(it has x\)"):
+        list(listed(str(tmp_path / "other.parquet")))
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="can not be read"):
+        list(listed(str(tmp_path / "bad.parquet")))
+    rows = [Row(path="a", classes=("x", "y"), probabilities=(0.75, 0.25)), Row(path="b", error="damaged")]
+    Rows(str(tmp_path / "out")).write("part-0.parquet", rows, several=False)
+    assert pq.read_table(tmp_path / "out" / "part-0.parquet").to_pylist() == [
+        {"path": "a", "classes": ["x", "y"], "probabilities": [0.75, 0.25], "error": None},
+        {"path": "b", "classes": [], "probabilities": [], "error": "damaged"},
+    ]
+
+
+def test_fsspec_paths_are_read_and_written(photos: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/pictures/a.png", (photos / "000.png").read_bytes())
+    artifact = load_artifact(OLD)
+    classify(
+        ["memory://pictures/a.png", "memory://pictures/none.png", str(photos / "000.png")],
+        artifact,
+        tmp_path / "rows.jsonl",
+    )
+    first, missing, same = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert first["classes"] == same["classes"]
+    assert "FileNotFoundError" in missing["error"]
+    place = Rows("memory://out/rows")
+    assert place.names() == set()
+    place.write("part-000000-x.jsonl", [Row(path="a", error="e")], several=False)
+    assert place.names() == {"part-000000-x.jsonl"}
+    assert memory.cat("/out/rows/part-000000-x.jsonl") == b'{"path": "a", "error": "e"}\n'
+    place.remove(place.names())
+    assert place.names() == set()
+
+
+def test_bad_input_is_one_line(
+    photos: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    ray = ("--engine", "ray", "--output", out)
+    for arguments, said in (
+        (("--engine", "spark"), "engine 'spark' is unknown"),
+        (("--engine", "ray"), "--engine ray needs --output"),
+        (("--actors", "2"), "--address and --actors go with --engine ray"),
+        ((*ray, "--actors", "0"), "actors is 0"),
+        ((*ray, "--shard-size", "0"), "shard size is 0"),
+        ((*ray, "--format", "csv"), "format 'csv' is unknown"),
+        ((*ray, "--top", "11"), "top must lie between 1 and the 10 classes"),
+    ):
+        code, _, err = call("classify", photos, "--model", OLD, *arguments)
+        assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
+    out.mkdir()
+    (out / "part-000000-0123456789ab.jsonl").write_text("")
+    for more, said in (((), "has parts already"), (("--resume",), "a part of other images")):
+        code, _, err = call("classify", photos, "--model", OLD, *ray, *more)
+        assert (code, said in err) == (2, True), err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = call("classify", photos, "--model", OLD, "--engine", "ray", "--output", tmp_path / "new")
+    assert (code, 'pip install "convscale[ray]"' in err) == (2, True), err
+
+
+SLOWED = """
+import sys, time
+from convscale.ship import ray_engine
+whole = ray_engine.ClassifyShards.__call__
+def slowed(self, batch):
+    time.sleep(0.4)
+    return whole(self, batch)
+ray_engine.ClassifyShards.__call__ = slowed
+import cloudpickle
+cloudpickle.register_pickle_by_value(ray_engine)  # so that the actors are slowed too
+from convscale.cli.app import main
+main()
+"""
+
+
+def started(photos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = ["classify", str(photos), "--model", str(OLD), "--engine", "ray", "--output", str(out), "--top", "2"]
+    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOWED, *arguments, "--shard-size", str(SIZE), "--actors", "2", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def parts(out: Path) -> int:
+    return len(list(out.glob("part-*"))) if out.is_dir() else 0
+
+
+def wait_for_parts(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while parts(out) < count and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def actors_below(process: subprocess.Popen[str]) -> list[int]:
+    """Processes of the actors that a driver's own cluster runs."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes()
+            session = os.getsid(int(entry.name)) if entry.name.isdigit() else 0
+        except (OSError, ValueError):
+            continue
+        if b"MapWorker" in words and session and _is_below(int(entry.name), process.pid):
+            found.append(int(entry.name))
+    return found
+
+
+def _is_below(pid: int, top: int) -> bool:
+    while pid > 1:
+        if pid == top:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return False
+    return False
+
+
+def test_an_actor_writes_the_rows_of_the_usual_engine(photos: Path, tmp_path: Path) -> None:
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    shards = list(shards_of(paths, size=SIZE, format="jsonl", facts=""))
+    actor = ClassifyShards(str(OLD), 1, 2, None, str(tmp_path / "rows"))
+    for shard in reversed(shards):  # they may come in any order
+        told = actor({"file": [shard.file], "paths": [np.array(shard.paths)]})
+        assert told == {"file": [shard.file], "images": [len(shard.paths)], "errors": [int(shard.number == 1)]}
+    assert rows_of(tmp_path / "rows") == expected(photos, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc on this system")
+def test_nothing_is_lost_or_twice_when_an_actor_and_then_the_driver_is_killed(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "rows"
+    process = started(photos, out)
+    wait_for_parts(out, 1, process)
+    (victim, *_) = actors_below(process)
+    os.kill(victim, signal.SIGKILL)
+    wait_for_parts(out, 4, process)  # the others go on, and so does the killed one's successor
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = parts(out)
+    assert 4 <= before < 6
+    process = started(photos, out, "--resume")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"{before * SIZE if before < 6 else COUNT} done before" in err
+    assert rows_of(out) == expected(photos, tmp_path)
+    assert not list(out.glob(".*"))
+    shutil.rmtree(out)
