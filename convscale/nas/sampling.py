@@ -1,0 +1,185 @@
+"""Which network to try next: at random, by evolution, or guided by a linear model of what was tried.
+
+Every proposal depends on the seed, the trial's number and what was tried before, on nothing else: a search that was
+interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from convscale.errors import UserError, check_text
+
+SAMPLERS = ("guided", "tpe", "evolution", "random")
+STARTUP = 12
+"""Trials before the model and the evolution take over."""
+POPULATION, TOURNAMENT = 32, 8
+"""Of the regularised evolution (Real et al., arXiv 1802.01548, section 3): how many live, and how many compete."""
+_DRAWN, _PARENTS, _CHILDREN = 400, 8, 24
+"""Candidates of a guided proposal: drawn at random, and changed from the best so far."""
+_PRIOR, _NOISE = 3.0, 0.3
+"""Precision of the model's weights and variance of what it can not say, for values of variance 1."""
+_SPREAD = 0.5
+"""How far a drawn model strays from the most likely one: less than the posterior says, since there are few trials."""
+_TRIES = 200
+
+
+class Walk(Protocol):
+    """What is searched: genes that can be drawn and changed. ``SearchSpace`` is one."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many options each variable has."""
+        ...
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """Any genes."""
+        ...
+
+    def changed(self, genes: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+        """Genes with one choice changed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What became of genes."""
+
+    genes: tuple[int, ...]
+    value: float | None = None
+    """What is to be highest; None: not trained, or not yet."""
+    speed: float | None = None
+    """Images/s; None: not known."""
+
+
+def propose(
+    walk: Walk, tried: Sequence[Tried], *, sampler: str, seed: int, number: int, floor: float = 0.0
+) -> tuple[int, ...]:
+    """Genes that were not tried before.
+
+    Args:
+        walk: what is searched.
+        tried: so far, in order; those under way too.
+        sampler: ``guided``, ``evolution`` or ``random``.
+        seed: of the search.
+        number: of the trial.
+        floor: images/s below which nothing is trained: guided proposals stay above it by what is known.
+
+    Raises:
+        UserError: nothing that was not tried is found.
+    """
+    check_text("sampler", sampler, SAMPLERS)
+    rng = np.random.default_rng((seed % 2**63, number))
+    seen = {one.genes for one in tried}
+    valued = [one for one in tried if one.value is not None]
+    if sampler == "evolution" and len(valued) >= STARTUP:
+        return _fresh(lambda: walk.changed(_parent(valued, rng), rng), walk, seen, rng)
+    if sampler == "guided" and len(valued) >= STARTUP:
+        return _guided(walk, tried, seen, rng, floor)
+    return _fresh(lambda: walk.draw(rng), walk, seen, rng)
+
+
+def _fresh(
+    make: Callable[[], tuple[int, ...]], walk: Walk, seen: set[tuple[int, ...]], rng: np.random.Generator
+) -> tuple[int, ...]:
+    """Made until it is new; after some tries anything new is taken."""
+    for attempt in range(2 * _TRIES):
+        genes = make() if attempt < _TRIES else walk.draw(rng)
+        if genes not in seen:
+            return genes
+    raise UserError(f"all that is found in the space was tried: {len(seen)} networks; a larger space would be right")
+
+
+def _parent(valued: Sequence[Tried], rng: np.random.Generator) -> tuple[int, ...]:
+    """The best of a few of those that live: the youngest ones."""
+    alive = valued[-POPULATION:]
+    some = rng.choice(len(alive), size=min(TOURNAMENT, len(alive)), replace=False)
+    return max((alive[int(at)] for at in some), key=lambda one: one.value or 0.0).genes
+
+
+def features(genes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Genes (N, variables) as zeros and ones (N, options of all variables and one for the mean)."""
+    columns = [genes[:, [at]] == np.arange(size)[None] for at, size in enumerate(sizes)]
+    return np.concatenate([*columns, np.ones((len(genes), 1), dtype=bool)], axis=1).astype(float)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The posterior of a Bayesian linear regression on standardised values."""
+
+    mean: np.ndarray
+    factor: np.ndarray
+    """Lower Cholesky factor of the precision."""
+    centre: float
+    scale: float
+
+    @classmethod
+    def fitted(cls, inputs: np.ndarray, values: np.ndarray) -> Linear:
+        """
+        Args:
+            inputs: float64 (N, D).
+            values: float64 (N,).
+        """
+        centre, scale = float(values.mean()), float(values.std()) or 1.0
+        aims = (values - centre) / scale
+        precision = inputs.T @ inputs / _NOISE + _PRIOR * np.eye(inputs.shape[1])
+        factor = np.linalg.cholesky(precision)
+        mean = np.linalg.solve(precision, inputs.T @ aims / _NOISE)
+        return cls(mean, factor, centre, scale)
+
+    def drawn(self, rng: np.random.Generator, spread: float = _SPREAD) -> np.ndarray:
+        """Weights of a model that is as likely as any (Thompson sampling)."""
+        return self.mean + spread * np.linalg.solve(self.factor.T, rng.standard_normal(len(self.mean)))
+
+    def said(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Values by a model's weights."""
+        return self.centre + self.scale * (inputs @ weights)
+
+
+def _guided(
+    walk: Walk, tried: Sequence[Tried], seen: set[tuple[int, ...]], rng: np.random.Generator, floor: float
+) -> tuple[int, ...]:
+    """The best by a model drawn from those that explain the trials, among random networks and kin of the best ones.
+
+    A second model of the logarithm of the speed keeps what is likely too slow out, so that little is measured in vain.
+    """
+    sizes = walk.sizes
+    valued = [one for one in tried if one.value is not None]
+    best = sorted(valued, key=lambda one: -(one.value or 0.0))[:_PARENTS]
+    pool = {walk.draw(rng) for _ in range(_DRAWN)}
+    for parent in best:
+        for _ in range(_CHILDREN):
+            child = walk.changed(parent.genes, rng)
+            pool.add(child)
+            if rng.random() < 0.5:
+                pool.add(walk.changed(child, rng))
+    fresh = sorted(pool - seen)
+    if not fresh:
+        return _fresh(lambda: walk.draw(rng), walk, seen, rng)
+    return fresh[best_by_model(features(np.array(fresh), sizes), tried, sizes, rng, floor)]
+
+
+def best_by_model(
+    inputs: np.ndarray, tried: Sequence[Tried], sizes: Sequence[int], rng: np.random.Generator, floor: float
+) -> int:
+    """Which of some candidates a drawn model takes for the best that keeps the speed; else the fastest of them."""
+    valued = [one for one in tried if one.value is not None]
+    known = features(np.array([one.genes for one in valued]), sizes)
+    values = np.array([float(one.value or 0.0) for one in valued])
+    model = Linear.fitted(known, values)
+    scores = model.said(inputs, model.drawn(rng))
+    timed = [one for one in tried if one.speed]
+    if floor and len(timed) >= STARTUP:
+        speeds = np.array([math.log(one.speed or 1.0) for one in timed])
+        pace = Linear.fitted(features(np.array([one.genes for one in timed]), sizes), speeds)
+        fast = pace.said(inputs, pace.mean)
+        if (fast >= math.log(floor)).any():
+            scores = np.where(fast >= math.log(floor), scores, -np.inf)
+        else:
+            scores = fast
+    return int(scores.argmax())
