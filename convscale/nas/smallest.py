@@ -36,15 +36,14 @@ def smallest_of(space: SearchSpace) -> list[Genes]:
 
 def _least_macs(space: SearchSpace, genes: Genes) -> Genes:
     """The genes with every stage's kind of block changed to the one with the fewest multiply-accumulates."""
-    from convscale.cost.counting import count
+    from convscale.nas.tally import tally
 
     for at, variable in enumerate(space.variables):
         if variable.field == "kind":
             options = [
                 space.canonical([*genes[:at], option, *genes[at + 1 :]]) for option in range(len(variable.options))
             ]
-            specs = {made: space.spec_of(made) for made in options}
-            genes = min(options, key=lambda made: count(specs[made], image_size=specs[made].input.size).macs)
+            genes = min(options, key=lambda made: tally(space.spec_of(made)).macs)
     return genes
 
 

@@ -344,10 +344,9 @@ class SearchSpace(Part):
         """Whether a network keeps the limits on MACs and parameters."""
         if not self.max_macs_m and not self.max_params_m:
             return True
-        from convscale.cost.counting import count
+        from convscale.nas.tally import tally
 
-        spec = self._built(genes)
-        cost = count(spec, image_size=spec.input.size)
+        cost = tally(self._built(genes))
         small = not self.max_macs_m or cost.macs <= 1e6 * self.max_macs_m
         return small and (not self.max_params_m or cost.params <= 1e6 * self.max_params_m)
 

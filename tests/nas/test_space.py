@@ -18,6 +18,7 @@ from convscale.nas.choices import StageChoices
 from convscale.nas.smallest import smallest_of
 from convscale.nas.space import SearchSpace, load_space, save_space
 from convscale.nas.spaces import SPACES
+from convscale.nas.tally import tally
 
 STEM = (StemSpec(widths=(8,), stride=2),)
 
@@ -104,6 +105,13 @@ def test_specs_are_built_and_counted() -> None:
     import torch
 
     assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_counts_by_parts_are_those_of_the_whole(name: str) -> None:
+    spec = cs.get_space(name).sample(3)
+    cost = cs.count(spec)
+    assert tally(spec) == (cost.params, cost.macs)
 
 
 def test_any_vector_is_a_network() -> None:
