@@ -8,8 +8,9 @@ NAS-Bench-Macro (6,561 networks, CIFAR-10, mean of three trainings). A query is 
 proposal is no row of the table, or was queried before, gets the nearest row that is left (fewest choices apart).
 Rewards are accuracy x (cost / median cost)^-0.07, by MACs, by throughput as measured on the A100, and by throughput as
 this package predicts it, which saw none of these networks. Regret is against the best of the table, in points of the
-reward; the hypervolume of accuracy and the logarithm of the cost is a share of the whole table's. Each row of the records is
-made once: run again, it goes on.
+reward; the hypervolume of accuracy and the logarithm of the cost is a share of the whole table's. Each row of the
+records is made once: run again, it goes on. The predictions take a quarter of an hour the first time, so what needs
+them comes last.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ POPULATION, TOURNAMENT = 50, 10
 RATE, DECAY = 0.1, 0.9
 """Of REINFORCE: learning rate of the logits, and of the baseline's moving average."""
 METHODS = ("guided", "random", "evolution", "reinforce", "tpe")
-SCORED = 120
+REWARDS = (("mnasnet", "a100"), ("mnasnet", "macs"), ("macro", "macs"), ("mnasnet", "predicted"))
+"""Tables and what their reward's cost is."""
+SCORED = 100
 """Networks of each table that zero-cost scores are asked for."""
 FEW_SEEDS = 5
 """Of Optuna's estimator, which takes a minute a search."""
@@ -76,8 +79,8 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def mnasnet(folder: Path) -> Table:
-    """Accel-NASBench's networks, with our predictions of their speed."""
+def mnasnet(folder: Path, predictions: bool = False) -> Table:
+    """Accel-NASBench's networks, with our predictions of their speed where they are asked for."""
     rows = _read(folder / "nas-mnasnet-imagenet.csv")
     digits = np.array(
         [[int(digit) for key in ("expansion", "kernel", "layers", "se") for digit in row[key]] for row in rows]
@@ -86,8 +89,9 @@ def mnasnet(folder: Path) -> Table:
     costs = {
         "macs": np.array([float(row["macs_m"]) for row in rows]),
         "a100": 1 / np.array([float(row["a100_images_per_s"]) for row in rows]),
-        "predicted": 1 / np.array(predicted([mnasnet_spec(row) for row in rows])),
     }
+    if predictions:
+        costs["predicted"] = 1 / np.array(predicted([mnasnet_spec(row) for row in rows]))
     return Table(
         name="mnasnet",
         genes=genes,
@@ -378,19 +382,19 @@ def main() -> None:
     made = [json.loads(line) for line in args.records.read_text().splitlines()] if args.records.is_file() else []
     keys = ("table", "reward", "method")
     there = {tuple(row[key] for key in keys) for row in made}
-    read = cache(lambda name: (mnasnet if name == "mnasnet" else macro)(args.tables))
+    read = cache(partial(_table, args.tables))
     jobs: list[tuple[tuple[str, str, str], Callable[[], dict[str, Any]]]] = []
-    rewards = [("mnasnet", by) for by in ("a100", "macs", "predicted")] + [("macro", "macs")]
+    late: list[tuple[tuple[str, str, str], Callable[[], dict[str, Any]]]] = []
     for method in METHODS:
-        for name, by in rewards:
-            seeds = min(args.seeds, FEW_SEEDS) if method == "tpe" else args.seeds
-            jobs.append(
-                ((name, by, method), partial(lambda n, b, m, s: searched(read(n), b, m, s), name, by, method, seeds))
-            )
-    jobs.append((("mnasnet", "all", "whole table"), lambda: flops_cost(read("mnasnet"))))
+        seeds = min(args.seeds, FEW_SEEDS) if method == "tpe" else args.seeds
+        for name, by in REWARDS:
+            make = partial(_searched, read, name, by, method, seeds)
+            (late if by == "predicted" else jobs).append(((name, by, method), make))
     for score in SCORES:
         jobs.append((("macro", "accuracy", f"zero-cost {score}"), partial(_macro_scored, read, args.tables, score)))
         jobs.append((("mnasnet", "accuracy", f"zero-cost {score}"), partial(_mnasnet_scored, read, args.tables, score)))
+    late.append((("mnasnet", "all", "whole table"), partial(_flops_cost, read)))
+    jobs = sorted(jobs, key=lambda job: job[0][2] == "tpe") + late
     for key, make in jobs:
         if key in there or (args.only and key[2].split()[0] not in args.only):
             continue
@@ -398,6 +402,19 @@ def main() -> None:
         replace_record(args.records, record, keys)
         shown = {name: round(value, 3) for name, value in record.items() if isinstance(value, float)}
         print(*key, {name: value for name, value in shown.items() if not name.endswith("_sd")}, flush=True)
+
+
+def _table(folder: Path, name: str) -> Table:
+    """``mnasnet``, ``predicted`` (the same with predictions) or ``macro``."""
+    return macro(folder) if name == "macro" else mnasnet(folder, predictions=name == "predicted")
+
+
+def _searched(read: Callable[[str], Table], name: str, by: str, method: str, seeds: int) -> dict[str, Any]:
+    return searched(read("predicted" if by == "predicted" else name), by, method, seeds)
+
+
+def _flops_cost(read: Callable[[str], Table]) -> dict[str, Any]:
+    return flops_cost(read("predicted"))
 
 
 def _macro_scored(read: Callable[[str], Table], folder: Path, score: str) -> dict[str, Any]:
