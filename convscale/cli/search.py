@@ -74,7 +74,9 @@ def search_command(
     ] = "size",
     epochs: Annotated[int, typer.Option("--epochs", help="Of a trial.")] = 3,
     most_images: Annotated[int, typer.Option("--most-images", help="Of the train set in a trial.")] = 20_000,
-    recipe: Annotated[str, typer.Option("--recipe", help="Of the trials: a name or a YAML file.")] = "small",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Of the trials: a name or a YAML file; by the images when left out.")
+    ] = None,
     batch_size: BatchOption = None,
     img_size: ImgSize = None,
     precision: PrecisionOption = None,

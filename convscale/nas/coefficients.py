@@ -28,7 +28,7 @@ from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
 from convscale.locks import OutputLock
 from convscale.nas.pace import Pace
-from convscale.nas.request import SMALL_SIDE, Say, fixed_form
+from convscale.nas.request import Say, fixed_form, is_small, recipe_for
 from convscale.nas.trial import Job, run_job
 from convscale.read import read_json
 
@@ -100,7 +100,7 @@ def find_scaling(
     calibration: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     training_device: str | None = None,
-    recipe: Recipe | str | os.PathLike[str] = "small",
+    recipe: Recipe | str | os.PathLike[str] | None = None,
     epochs: int = 3,
     most_images: int = 20_000,
     seed: int = 0,
@@ -129,7 +129,7 @@ def find_scaling(
         method: ``grid``, or ``bayes``: Optuna's estimator goes on from a few of the grid's.
         image_size: the baseline's side in pixels; None: its own, or that of small images in memory.
         training_device: where is trained; None: ``device`` where it is here, else ``cpu``.
-        recipe, epochs, most_images: of the brief trainings.
+        recipe, epochs, most_images: of the brief trainings; as for ``search``.
         seed: of everything drawn.
         resume: go on in ``output``.
         overwrite: replace an output folder that exists.
@@ -156,7 +156,8 @@ def find_scaling(
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
     training = str(usable_device(training_device or here))
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
-    settled = fixed_form(get_recipe(recipe).override({"epochs": check_whole("epochs", epochs)}), training)
+    chosen = None if recipe is None else get_recipe(recipe)
+    check_whole("epochs", epochs)
     named = as_spec(model)
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
     with OutputLock() as lock:
@@ -176,7 +177,7 @@ def find_scaling(
             cost=cost,
             trials=trials,
             method=method,
-            recipe=settled.to_dict(),
+            recipe=fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), training).to_dict(),
             training=training,
             most_images=check_whole("most_images", most_images),
             seed=seed,
@@ -189,8 +190,8 @@ def find_scaling(
 def _sized(spec: NetSpec, splits: DataSplits, image_size: int | None) -> NetSpec:
     """The baseline at the size of the data, or the one asked for."""
     images = splits.train.images
-    native = None if images is None else max(images.shape[1:3])
-    small = native is not None and native <= SMALL_SIDE and spec.input.size > 2 * native
+    native = max(images.shape[1:3]) if images is not None and is_small(splits) else None
+    small = native is not None and spec.input.size > 2 * native
     size = image_size if image_size is not None else native if small else None
     return spec if size is None else for_image_size(spec, size)
 

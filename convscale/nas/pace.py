@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -19,6 +20,8 @@ from convscale.speed.records import Record, append_record
 
 _SECONDS, _MOST_SECONDS = 0.3, 4.0
 """Of timed calls of a candidate."""
+_MOST_GAIN = 3.0
+"""More than that is a machine that was busy for a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class Pace:
     """Gives candidates their speed.
 
     Where the fastest form of all runtimes is asked for, that would take half a minute a candidate. So candidates are
-    measured as an ONNX file in the runtime that is the fastest for the first of them, and only the network found in
+    measured as an ONNX file in the runtime that is the fastest for the first of them. What ships is faster by a factor
+    that hardly differs between networks of a space: it is measured on two of them, and the network found is timed in
     all forms.
 
     Args:
@@ -46,13 +50,23 @@ class Pace:
         confidence: with what probability a predicted speed must hold.
         records: file of JSON lines that measurements are added to.
         runtime: what an earlier call chose; empty: to be chosen.
+        factor: how many times faster the form that ships is, as an earlier call found; None: to be found.
     """
 
     def __init__(
-        self, basis: Basis, *, classes: int, channels: int, confidence: float, records: Path, runtime: str = ""
+        self,
+        basis: Basis,
+        *,
+        classes: int,
+        channels: int,
+        confidence: float,
+        records: Path,
+        runtime: str = "",
+        factor: float | None = None,
     ) -> None:
         self.basis, self.classes, self.channels = basis, classes, channels
         self.confidence, self.records, self.runtime = confidence, records, runtime
+        self.factor = factor
         self.seconds = 0.0
         self._known: dict[NetSpec, Counted] = {}
 
@@ -69,9 +83,11 @@ class Pace:
         return self._known[spec]
 
     def sure(self, speed: Speed) -> float:
-        """Images/s as measured, or that a prediction holds with the confidence asked for."""
+        """Images/s that a network keeps: as measured, times the factor of the form that ships; or those that a
+        prediction holds with the confidence asked for.
+        """
         if speed.kind != "predicted":
-            return speed.images_per_s
+            return speed.images_per_s * (self.factor or 1.0)
         deviations = NormalDist().inv_cdf(self.confidence) / NormalDist().inv_cdf(0.9)
         return speed.images_per_s * (speed.low / speed.images_per_s) ** deviations
 
@@ -111,9 +127,20 @@ class Pace:
         c = replace(self.basis.conditions, image_size=spec.input.size, runtime=runtime)
         return replace(c, precision="fp32") if self.basis.tuned else c
 
+    @property
+    def tuned(self) -> bool:
+        """Whether what ships is found by timing all forms."""
+        return self.basis.tuned and not self.basis.predicted
+
+    def find_factor(self, specs: Sequence[NetSpec]) -> float:
+        """How many times faster the form that ships is, by the least of some networks; kept."""
+        gains = [self.shipped(spec).images_per_s / self(spec).speed.images_per_s for spec in specs]
+        self.factor = min(max(1.0, min(gains)), _MOST_GAIN)
+        return self.factor
+
     def shipped(self, spec: NetSpec) -> Speed:
         """The network found, in the fastest form that it can ship in where that is asked for."""
-        if not self.basis.tuned or self.basis.predicted:
+        if not self.tuned:
             return self(spec).speed
         from convscale.nn.net import create_model
 

@@ -10,6 +10,7 @@ from convscale.choice.basis import Basis
 from convscale.errors import UserError, check_number, check_text, check_whole
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.nas.engines.base import Place
 from convscale.nas.records import Reward
@@ -113,13 +114,24 @@ def fixed_form(recipe: Recipe, device: str) -> Recipe:
     return recipe.override({key: value for key, value in chosen.items() if getattr(recipe, key) == "auto"})
 
 
+def is_small(splits: DataSplits) -> bool:
+    """Whether the images are in memory, and small enough to be searched at their own size."""
+    images = splits.train.images
+    return images is not None and max(images.shape[1:3]) <= SMALL_SIDE
+
+
+def recipe_for(recipe: Recipe | str | os.PathLike[str] | None, splits: DataSplits) -> Recipe:
+    """The recipe asked for; else ``small`` for small images and ``pictures`` for others."""
+    return get_recipe(("small" if is_small(splits) else "pictures") if recipe is None else recipe)
+
+
 def space_for(
     space: SearchSpace | str | os.PathLike[str] | None, splits: DataSplits, image_size: int | None
 ) -> SearchSpace:
     """The space at the size of the data, or the one asked for."""
     images = splits.train.images
     native = None if images is None else max(images.shape[1:3])
-    small = native is not None and native <= SMALL_SIDE
+    small = is_small(splits)
     found = space if isinstance(space, SearchSpace) else get_space(space or ("small" if small else "mobile"))
     if image_size is not None:
         return found.at_size(image_size)

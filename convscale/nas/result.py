@@ -43,6 +43,8 @@ class Study:
     """All candidates in the order of asking."""
     shipped: Speed | None = None
     """The best network's speed in the fastest form it can ship in; None: nothing was tuned."""
+    chosen: int | None = None
+    """The number of the best trial that keeps the speed in that form too; None: the one with the highest value."""
     times: dict[str, float] = field(default_factory=dict)
     """Seconds in training, in finding speeds, in waiting for images, and in all, over every call."""
 
@@ -56,7 +58,8 @@ class Study:
         trained = [trial for trial in self.trials if trial.value is not None]
         if not trained:
             raise UserError(f"no trial of {self.output} was trained to its end; give it more minutes with resume")
-        return max(trained, key=lambda trial: (trial.value or 0.0, trial.images_per_s or 0.0, -trial.number))
+        chosen = next((trial for trial in trained if trial.number == self.chosen), None)
+        return chosen or max(trained, key=lambda trial: (trial.value or 0.0, trial.images_per_s or 0.0, -trial.number))
 
     @property
     def front(self) -> tuple[TrialRecord, ...]:
@@ -94,6 +97,7 @@ class Study:
             "importance": self.importance,
             "front": [trial.number for trial in self.front],
             "trials": [trial.to_dict() for trial in self.trials],
+            "chosen": self.chosen,
             "times": self.times,
         }
 
@@ -138,6 +142,7 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
             basis=Basis(conditions=Conditions(**result["conditions"])),
             trials=tuple(_trial(row, space) for row in result["trials"]),
             shipped=speed_from(result["shipped"]),
+            chosen=result["chosen"],
             times={str(name): float(seconds) for name, seconds in result["times"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

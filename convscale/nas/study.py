@@ -16,7 +16,7 @@ from convscale.learn.settings import usable_device
 from convscale.locks import OutputLock
 from convscale.nas.engines.base import ENGINES, Place
 from convscale.nas.records import Reward
-from convscale.nas.request import Effort, Request, Say, fixed_form, space_for
+from convscale.nas.request import Effort, Request, Say, fixed_form, recipe_for, space_for
 from convscale.nas.result import Study
 from convscale.nas.space import SearchSpace
 from convscale.nas.walk import Walk
@@ -47,7 +47,7 @@ def search(
     calibration: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     training_device: str | None = None,
-    recipe: Recipe | str | os.PathLike[str] = "small",
+    recipe: Recipe | str | os.PathLike[str] | None = None,
     epochs: int = 3,
     most_images: int = 20_000,
     sampler: str = "guided",
@@ -86,7 +86,7 @@ def search(
         confidence: with what probability a predicted speed must hold.
         image_size: side in pixels; None: the space's, or that of small images in memory.
         training_device: where trials are trained; None: ``device`` where it is here, else ``cpu``.
-        recipe: of the brief trainings; its epochs are replaced.
+        recipe: of the brief trainings, whose epochs are replaced; None: ``small`` for small images, else ``pictures``.
         epochs: of a trial.
         most_images: of the train set in a trial; validation is whole.
         sampler: ``guided`` (a linear model of the trials), ``tpe`` (Optuna's), ``evolution`` or ``random``.
@@ -130,7 +130,7 @@ def search(
     basis = basis_of(asked, calibration)
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
-    settled = get_recipe(recipe).override({"epochs": epochs})
+    named = None if recipe is None else get_recipe(recipe)
     training = str(usable_device(training_device or here))
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
     searched = space_for(space, splits, image_size)
@@ -144,7 +144,7 @@ def search(
         basis=basis,
         reward=wanted,
         effort=effort,
-        recipe=fixed_form(settled, training),
+        recipe=fixed_form(recipe_for(named, splits).override({"epochs": epochs}), training),
         training=training,
         place=place,
         confidence=confidence,
