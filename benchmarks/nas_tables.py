@@ -30,7 +30,7 @@ from benchmarks.records import machine, replace_record
 from convscale.arch.parts import RELU, RELU6, HeadSpec, InputSpec, StemSpec
 from convscale.arch.rows import conv, run, stages
 from convscale.arch.spec import NetSpec
-from convscale.nas.sampling import STARTUP, Tried, best_by_model, features
+from convscale.nas.sampling import STARTUP, Tried, best_of, features, models_of
 from convscale.nas.walk import ROUND
 
 BUDGETS = (100, 300, 1000)
@@ -236,13 +236,16 @@ def reinforce(table: Table, rewards: np.ndarray, rng: np.random.Generator, budge
 def guided(table: Table, rewards: np.ndarray, rng: np.random.Generator, budget: int) -> np.ndarray:
     """The engine's own sampler, in its rounds, over the rows that are left."""
     pool, inputs = Pool(table), features(table.genes, table.sizes)
+    tried: list[Tried] = []
     for row in rng.permutation(len(rewards))[:STARTUP]:
         pool.take(int(row))
     while len(pool.queried) < budget:
-        tried = [Tried(genes=tuple(map(int, table.genes[row])), value=float(rewards[row])) for row in pool.queried]
+        for row in pool.queried[len(tried) :]:
+            tried.append(Tried(genes=tuple(table.genes[row].tolist()), value=float(rewards[row])))
+        models = models_of(tried, table.sizes, 0.0)
         for _ in range(min(ROUND, budget - len(pool.queried))):
             rows = np.flatnonzero(pool.left)
-            pool.take(int(rows[best_by_model(inputs[rows], tried, table.sizes, rng, 0.0)]))
+            pool.take(int(rows[best_of(inputs[rows], models, rng, 0.0)]))
     return np.array(pool.queried)
 
 

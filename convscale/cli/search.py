@@ -72,6 +72,9 @@ def search_command(
     zero_cost: Annotated[
         str, typer.Option("--zero-cost", help="Chooses the first trials: size, naswot, zico, zen or none.")
     ] = "size",
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Begin with the weights of the nearest network that it can grow from.")
+    ] = False,
     epochs: Annotated[int, typer.Option("--epochs", help="Of a trial.")] = 3,
     most_images: Annotated[int, typer.Option("--most-images", help="Of the train set in a trial.")] = 20_000,
     recipe: Annotated[
@@ -140,6 +143,7 @@ def search_command(
         sampler=sampler,
         zero_cost=None if zero_cost == "none" else zero_cost,
         confidence=confidence,
+        inherit=inherit,
         **shared,
     )
     from convscale.show.search_report import write_search_report

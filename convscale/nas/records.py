@@ -101,8 +101,8 @@ class TrialRecord:
     """What its accuracy is multiplied by for its value."""
     seed: int = 0
     """Of its training."""
-    score: float | None = None
-    """By a zero-cost score, where it was drawn by one."""
+    parent: int | None = None
+    """The trial that its weights grew from; None: it started fresh."""
     result: Result | None = None
     """Of its training; None: it was not trained, or not yet."""
     reason: str = ""
@@ -136,7 +136,7 @@ class TrialRecord:
             "params": self.params,
             "macs": self.macs,
             "seed": self.seed,
-            "score": self.score,
+            "parent": self.parent,
             "curve": [] if self.result is None else list(self.result.curve),
             "seconds": None if self.result is None else self.result.seconds,
             "wait_seconds": None if self.result is None else self.result.wait_seconds,

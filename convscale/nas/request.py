@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convscale.choice.basis import Basis
-from convscale.errors import UserError, check_number, check_text, check_whole
+from convscale.errors import UserError, check_flag, check_number, check_text, check_whole
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -45,6 +45,8 @@ class Effort:
     """The score that the first trials are chosen by; None: none."""
     seed: int = 0
     """Of everything drawn."""
+    inherit: bool = False
+    """Whether candidates begin with the weights of the nearest network that they can grow from."""
 
     def __post_init__(self) -> None:
         if self.trials is None and self.minutes is None:
@@ -59,6 +61,7 @@ class Effort:
         if self.zero_cost is not None:
             check_text("zero_cost", self.zero_cost, SCORES)
         checked_seed(self.seed)
+        check_flag("inherit", self.inherit)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -103,6 +106,7 @@ class Request:
             "sampler": effort.sampler,
             "zero_cost": effort.zero_cost,
             "seed": effort.seed,
+            "inherit": effort.inherit,
             "most_images": effort.most_images,
         }
 

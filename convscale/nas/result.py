@@ -174,7 +174,7 @@ def _trial(row: Mapping[str, Any], space: SearchSpace) -> TrialRecord:
         macs=int(row["macs"]),
         factor=float(row["factor"]),
         seed=int(row["seed"]),
-        score=row["score"],
+        parent=row["parent"],
         result=result,
         reason=str(row["reason"]),
     )

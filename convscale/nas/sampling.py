@@ -168,18 +168,27 @@ def best_by_model(
     inputs: np.ndarray, tried: Sequence[Tried], sizes: Sequence[int], rng: np.random.Generator, floor: float
 ) -> int:
     """Which of some candidates a drawn model takes for the best that keeps the speed; else the fastest of them."""
+    return best_of(inputs, models_of(tried, sizes, floor), rng, floor)
+
+
+def models_of(tried: Sequence[Tried], sizes: Sequence[int], floor: float) -> tuple[Linear, Linear | None]:
+    """A model of the values, and one of the logarithms of the speeds where there is a floor and enough was timed."""
     valued = [one for one in tried if one.value is not None]
     known = features(np.array([one.genes for one in valued]), sizes)
-    values = np.array([float(one.value or 0.0) for one in valued])
-    model = Linear.fitted(known, values)
-    scores = model.said(inputs, model.drawn(rng))
+    model = Linear.fitted(known, np.array([float(one.value or 0.0) for one in valued]))
     timed = [one for one in tried if one.speed]
-    if floor and len(timed) >= STARTUP:
-        speeds = np.array([math.log(one.speed or 1.0) for one in timed])
-        pace = Linear.fitted(features(np.array([one.genes for one in timed]), sizes), speeds)
+    if not floor or len(timed) < STARTUP:
+        return model, None
+    speeds = np.array([math.log(one.speed or 1.0) for one in timed])
+    return model, Linear.fitted(features(np.array([one.genes for one in timed]), sizes), speeds)
+
+
+def best_of(inputs: np.ndarray, models: tuple[Linear, Linear | None], rng: np.random.Generator, floor: float) -> int:
+    """As ``best_by_model``, by models that are there."""
+    model, pace = models
+    scores = model.said(inputs, model.drawn(rng))
+    if pace is not None:
         fast = pace.said(inputs, pace.mean)
-        if (fast >= math.log(floor)).any():
-            scores = np.where(fast >= math.log(floor), scores, -np.inf)
-        else:
-            scores = fast
+        keeps = fast >= math.log(floor)
+        scores = np.where(keeps, scores, -np.inf) if keeps.any() else fast
     return int(scores.argmax())

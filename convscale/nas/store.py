@@ -159,7 +159,7 @@ class Store:
             macs=int(asked.get("macs", 0)),
             factor=float(asked.get("factor", 1.0)),
             seed=int(asked.get("seed", 0)),
-            score=asked.get("score"),
+            parent=asked.get("parent"),
             result=result,
             reason=reason,
         )
@@ -173,7 +173,7 @@ class Store:
 
 
 def asked_values(
-    *, genes: Genes, spec: NetSpec, counted: Counted, factor: float, ratio: float, seed: int, score: float | None
+    *, genes: Genes, spec: NetSpec, counted: Counted, factor: float, ratio: float, seed: int, parent: int | None
 ) -> dict[str, object]:
     """What is noted of a trial."""
     return {
@@ -185,7 +185,7 @@ def asked_values(
         "factor": factor,
         "ratio": ratio,
         "seed": seed,
-        "score": score,
+        "parent": parent,
     }
 
 

@@ -52,6 +52,7 @@ def search(
     most_images: int = 20_000,
     sampler: str = "guided",
     zero_cost: str | None = "size",
+    inherit: bool = False,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -92,6 +93,9 @@ def search(
         sampler: ``guided`` (a linear model of the trials), ``tpe`` (Optuna's), ``evolution`` or ``random``.
         zero_cost: the score by which the first trials are chosen: ``size``, ``naswot``, ``zico`` or ``zen``; None: at
             random.
+        inherit: begin a candidate with the weights of the nearest trained network that it can grow from, what that
+            computes preserved (Net2Net, Chen et al., arXiv 1511.05641). Later trials have then trained longer than
+            earlier ones, so accuracies compare less well.
         seed: of everything drawn; with the same seed and threads the same trials.
         resume: go on in ``output`` where there is a study.
         overwrite: replace an output folder that exists.
@@ -109,6 +113,7 @@ def search(
         sampler=sampler,
         zero_cost=zero_cost,
         seed=seed,
+        inherit=inherit,
     )
     wanted = Reward(
         form=reward,

@@ -7,17 +7,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, first_line
+from convscale.files import atomic_path
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.progress import Event
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import train
+from convscale.nas.inherit import grown
+from convscale.nn.net import ConvNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,12 @@ class Job:
     """What accuracies are multiplied by before they are compared with ``rungs``."""
     rungs: Mapping[str, float] = field(default_factory=dict)
     """Epoch, as text -> the least value with which the training goes on."""
+    save: str | None = None
+    """File that the trained weights go to; None: they are not kept."""
+    parent: Mapping[str, Any] | None = None
+    """The spec of a trained network that this one grows from; None: it starts fresh."""
+    parent_weights: str | None = None
+    """That network's file."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -121,14 +132,16 @@ def run_job(job: Job, splits: DataSplits | None = None) -> Result:
         spec = NetSpec.from_dict(dict(job.spec))
         recipe = recipe.override({"image_size": spec.input.size})
         with _threads(job.threads):
-            train(
-                spec,
+            run = train(
+                spec if job.parent is None else _child(job, spec, splits),
                 part_of(splits, job.most_images),
                 recipe=recipe,
                 device=job.device,
                 seed=job.seed,
                 progress=watch,
             )
+        if job.save is not None:
+            _save(run.net, Path(job.save))
     except _GivenUp:
         pruned = len(curve)
     except (UserError, RuntimeError, MemoryError) as error:
@@ -136,6 +149,28 @@ def run_job(job: Job, splits: DataSplits | None = None) -> Result:
     return Result(
         number=job.number, curve=tuple(curve), pruned=pruned, failed=failed, seconds=seconds, wait_seconds=wait
     )
+
+
+def _child(job: Job, spec: NetSpec, splits: DataSplits) -> ConvNet:
+    """The network grown from its parent's weights."""
+    from convscale.nn.state_dicts import read_state_dict
+
+    assert job.parent is not None
+    assert job.parent_weights is not None
+    parent = ConvNet(NetSpec.from_dict(dict(job.parent)), num_classes=len(splits.classes), in_chans=splits.channels)
+    try:
+        parent.load_state_dict(read_state_dict(job.parent_weights).tensors)
+    except RuntimeError as error:
+        raise UserError(f"the weights in {job.parent_weights} do not fit {parent.spec.name}") from error
+    return grown(parent, spec, seed=job.seed)
+
+
+def _save(net: nn.Module, path: Path) -> None:
+    """Write a network's weights, all or nothing."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}, temporary)
 
 
 _OPEN: dict[str, DataSplits] = {}

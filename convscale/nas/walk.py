@@ -14,6 +14,7 @@ from convscale.choice.decide import describe_speed
 from convscale.errors import UserError, first_line
 from convscale.files import json_numbers, write_json
 from convscale.nas.engines.base import Engine
+from convscale.nas.inherit import misfit
 from convscale.nas.pace import Counted, Pace
 from convscale.nas.records import TrialRecord, difference, front_of
 from convscale.nas.request import HALVING, Request
@@ -226,7 +227,7 @@ class Walk:
             factor=request.reward.factor(ratio),
             ratio=ratio,
             seed=seed,
-            score=None,
+            parent=self._parent(number, genes, spec) if request.effort.inherit else None,
         )
         if not request.reward.keeps(ratio):
             self.store.note(number, {**values, "unfit": True, "reason": self._too_much(counted)})
@@ -237,6 +238,22 @@ class Walk:
             self.store.tell(number, replace(same.result, number=number), ratio, request.reward.factor(ratio))
             return False
         return True
+
+    def _parent(self, number: int, genes: Genes, spec: NetSpec) -> int | None:
+        """The trained network whose weights the candidate can grow from with the fewest choices apart; of several the
+        best.
+        """
+        known = [t for t in self.store.records() if t.value is not None and self._weights(t.number).is_file()]
+        fit = [t for t in known if t.number < number and not misfit(t.spec, spec)]
+
+        def apart(trial: TrialRecord) -> tuple[int, float]:
+            return sum(a != b for a, b in zip(trial.genes, genes, strict=True)), -(trial.value or 0.0)
+
+        return min(fit, key=apart).number if fit else None
+
+    def _weights(self, number: int) -> Path:
+        """The file of a trial's weights."""
+        return self.folder.absolute() / "weights" / f"{number}.safetensors"
 
     def _too_much(self, counted: Counted) -> str:
         reward = self.request.reward
@@ -269,6 +286,7 @@ class Walk:
 
     def _job(self, number: int) -> Job:
         request, asked = self.request, self.store.asked(number)
+        parent = asked.get("parent")
         return Job(
             number=number,
             spec=asked["spec"],
@@ -280,6 +298,9 @@ class Walk:
             threads=self._threads(),
             factor=float(asked["factor"]),
             rungs=self._rungs(),
+            save=str(self._weights(number)) if request.effort.inherit else None,
+            parent=None if parent is None else self.store.asked(parent)["spec"],
+            parent_weights=None if parent is None else str(self._weights(parent)),
         )
 
     def _threads(self) -> int | None:

@@ -352,3 +352,26 @@ def test_speeds_as_they_would_ship(tiny: SearchSpace, colours: DataSplits, tmp_p
     assert found.shipped is not None
     assert found.shipped.images_per_s >= 16_000
     assert read_study(tmp_path / "a").best == found.best
+
+
+def test_children_begin_where_their_parents_ended(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, simple: None
+) -> None:
+    """In a space of widths and depths alone, every child of the smallest network grows from it."""
+    plain = replace(
+        tiny,
+        stages=tuple(replace(stage, kinds=("basic",), widths=stage.widths[:1]) for stage in tiny.stages),
+        stems=tiny.stems[:1],
+    )
+    assert len(plain) == 6
+    ask = {**QUICK, "sampler": "random", "space": plain, "trials": 6, "inherit": True, "epochs": 1}
+    found = cs.search(colours, output=tmp_path / "a", **ask)
+    grown = [trial for trial in found.trials if trial.parent is not None]
+    assert grown
+    for trial in grown:
+        parent = found.trials[trial.parent or 0]
+        assert all(a <= b for a, b in zip(parent.spec.depths, trial.spec.depths, strict=True))
+        assert trial.result is not None
+        assert not trial.result.failed
+    started = [trial for trial in found.trials if trial.parent is None]
+    assert max(t.accuracy or 0 for t in grown) >= max(t.accuracy or 0 for t in started)
