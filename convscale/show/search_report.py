@@ -243,7 +243,8 @@ def _trials(study: Study) -> Section:
 
 
 def _conditions(study: Study) -> Section:
-    facts = [(str(key).replace("_", " "), str(value)) for key, value in study.basis.conditions.to_dict().items()]
+    stated = study.basis.conditions.to_dict()
+    facts = [(str(key).replace("_", " "), str(value)) for key, value in stated.items() if value is not None]
     facts += [(f"time: {name}", words.seconds(seconds)) for name, seconds in study.times.items()]
     facts += [("space", f"{study.space.name}, {study.space.size_text} networks. {study.space.source}")]
     return Section(title="Conditions", body=parts.definitions(facts), anchor="conditions")
