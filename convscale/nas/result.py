@@ -145,7 +145,7 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
             chosen=result["chosen"],
             times={str(name): float(seconds) for name, seconds in result["times"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
         raise UserError(f"study {path} can not be read: {first_line(error)}") from error
 
 
