@@ -26,6 +26,10 @@ _PRIOR, _NOISE = 3.0, 0.3
 """Precision of the model's weights and variance of what it can not say, for values of variance 1."""
 _SPREAD = 0.5
 """How far a drawn model strays from the most likely one: less than the posterior says, since there are few trials."""
+_CLOSEST = 2
+"""Of a proposal among kin alone: of so many of the best."""
+_TILT = 1.5
+"""Most that the speed counts beside the value."""
 _TRIES = 200
 
 
@@ -80,7 +84,7 @@ def propose(
     if sampler == "evolution" and len(valued) >= STARTUP:
         return _fresh(lambda: walk.changed(_parent(valued, rng), rng), walk, seen, rng)
     if sampler == "guided" and len(valued) >= STARTUP:
-        return _guided(walk, tried, seen, rng, floor)
+        return _guided(walk, tried, seen, rng, number, floor)
     return _fresh(lambda: walk.draw(rng), walk, seen, rng)
 
 
@@ -142,53 +146,72 @@ class Linear:
 
 
 def _guided(
-    walk: Walk, tried: Sequence[Tried], seen: set[tuple[int, ...]], rng: np.random.Generator, floor: float
+    walk: Walk, tried: Sequence[Tried], seen: set[tuple[int, ...]], rng: np.random.Generator, turn: int, floor: float
 ) -> tuple[int, ...]:
     """The best by a model drawn from those that explain the trials, among random networks and kin of the best ones.
 
-    A second model of the logarithm of the speed keeps what is likely too slow out, so that little is measured in vain.
+    Every third of four turns looks at kin alone: what no linear model says is found beside the best. Every fourth goes
+    along the front of values and speeds, where no floor says which speed is wanted.
     """
     sizes = walk.sizes
+    models = models_of(tried, sizes, floor)
     valued = [one for one in tried if one.value is not None]
-    best = sorted(valued, key=lambda one: -(one.value or 0.0))[:_PARENTS]
-    pool = {walk.draw(rng) for _ in range(_DRAWN)}
+    local = is_local(turn, models, floor)
+    valued = [one for one in valued if (one.speed or floor) >= floor] or valued
+    best = sorted(valued, key=lambda one: -(one.value or 0.0))[: _CLOSEST if local else _PARENTS]
+    pool = set() if local else {walk.draw(rng) for _ in range(_DRAWN)}
     for parent in best:
         for _ in range(_CHILDREN):
             child = walk.changed(parent.genes, rng)
             pool.add(child)
-            if rng.random() < 0.5:
+            if not local and rng.random() < 0.5:
                 pool.add(walk.changed(child, rng))
     fresh = sorted(pool - seen)
     if not fresh:
         return _fresh(lambda: walk.draw(rng), walk, seen, rng)
-    return fresh[best_by_model(features(np.array(fresh), sizes), tried, sizes, rng, floor)]
+    return fresh[best_of(features(np.array(fresh), sizes), models, rng, floor, tilt_of(turn, rng, floor))]
 
 
-def best_by_model(
-    inputs: np.ndarray, tried: Sequence[Tried], sizes: Sequence[int], rng: np.random.Generator, floor: float
-) -> int:
-    """Which of some candidates a drawn model takes for the best that keeps the speed; else the fastest of them."""
-    return best_of(inputs, models_of(tried, sizes, floor), rng, floor)
+def is_local(turn: int, models: tuple[Linear, Linear | None], floor: float) -> bool:
+    """Whether a turn looks at kin of the best ones alone."""
+    return turn % 4 == 2 or (turn % 4 == 3 and not floor and models[1] is None)
+
+
+def tilt_of(turn: int, rng: np.random.Generator, floor: float) -> float:
+    """How much of the speed, in deviations of either, is added to the value in a turn that goes along the front."""
+    return float(rng.uniform(-_TILT, _TILT)) if turn % 4 == 3 and not floor else 0.0
 
 
 def models_of(tried: Sequence[Tried], sizes: Sequence[int], floor: float) -> tuple[Linear, Linear | None]:
-    """A model of the values, and one of the logarithms of the speeds where there is a floor and enough was timed."""
+    """A model of the values, and one of the logarithms of the speeds where enough was timed."""
     valued = [one for one in tried if one.value is not None]
     known = features(np.array([one.genes for one in valued]), sizes)
     model = Linear.fitted(known, np.array([float(one.value or 0.0) for one in valued]))
     timed = [one for one in tried if one.speed]
-    if not floor or len(timed) < STARTUP:
+    if len(timed) < STARTUP:
         return model, None
     speeds = np.array([math.log(one.speed or 1.0) for one in timed])
     return model, Linear.fitted(features(np.array([one.genes for one in timed]), sizes), speeds)
 
 
-def best_of(inputs: np.ndarray, models: tuple[Linear, Linear | None], rng: np.random.Generator, floor: float) -> int:
-    """As ``best_by_model``, by models that are there."""
+def best_of(
+    inputs: np.ndarray, models: tuple[Linear, Linear | None], rng: np.random.Generator, floor: float, tilt: float = 0.0
+) -> int:
+    """Which of some candidates a drawn model takes for the best that keeps the speed; else the fastest of them.
+
+    Args:
+        inputs: features of the candidates.
+        models: of ``models_of``.
+        rng: draws the model.
+        floor: images/s; 0: none.
+        tilt: how much of the speed is added, in deviations of either.
+    """
     model, pace = models
     scores = model.said(inputs, model.drawn(rng))
-    if pace is not None:
-        fast = pace.said(inputs, pace.mean)
-        keeps = fast >= math.log(floor)
-        scores = np.where(keeps, scores, -np.inf) if keeps.any() else fast
-    return int(scores.argmax())
+    if pace is None or not (floor or tilt):
+        return int(scores.argmax())
+    fast = pace.said(inputs, pace.mean)
+    if not floor:
+        return int((scores / model.scale + tilt * fast / pace.scale).argmax())
+    keeps = fast >= math.log(floor)
+    return int((np.where(keeps, scores, -np.inf) if keeps.any() else fast).argmax())
