@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -47,6 +48,8 @@ SCORED = 100
 """Networks of each table that zero-cost scores are asked for."""
 KIN, NEAREST = 2, 16
 """Of a local turn: of how many of the best, and among how many of the nearest rows."""
+PREDICTED = 200
+"""Networks of the table whose predicted speed is compared with the measured one."""
 FEW_SEEDS = 5
 """Of Optuna's estimator, which takes a minute a search."""
 
@@ -330,7 +333,8 @@ def searched(table: Table, by: str, method: str, seeds: int) -> dict[str, Any]:
 
 def flops_cost(table: Table) -> dict[str, Any]:
     """What the best network by each reward is on the A100, and what a user loses there: the best accuracy of any
-    network of the table at least as fast as the one found by MACs.
+    network of the table at least as fast as the one found by MACs; and over 19 speeds that are asked for (every 20th of
+    the table's), by how much the best of the front by MACs is behind the best of all that keep it.
     """
     record: dict[str, Any] = {"table": table.name, "reward": "all", "method": "whole table", "seeds": 0}
     for by in table.costs:
@@ -343,14 +347,57 @@ def flops_cost(table: Table) -> dict[str, Any]:
             "reward_a100": float(table.reward("a100")[row]),
             "best_top1_as_fast": float(table.accuracy[as_fast].max()),
         }
-    errors = np.log(table.costs["a100"] / table.costs["predicted"])
-    record["prediction"] = {
-        "rank_correlation": spearman(-table.costs["a100"], -table.costs["predicted"]),
-        "median_error": float(np.median(np.abs(errors - np.median(errors)))),
-        "median_ratio": float(np.exp(np.median(errors))),
-        "macs_rank_correlation": spearman(-table.costs["a100"], -table.costs["macs"]),
-    }
+    losses = []
+    on_front = front_by_macs(table)
+    for floor in np.quantile(1 / table.costs["a100"], np.linspace(0.05, 0.95, 19)):
+        keeps = 1 / table.costs["a100"] >= floor
+        losses.append(float(table.accuracy[keeps].max() - table.accuracy[keeps & on_front].max(initial=-np.inf)))
+    kept = [loss for loss in losses if math.isfinite(loss)]
+    record["floors"] = len(losses)
+    record["floors_kept_by_macs"] = len(kept)
+    record["loss_of_macs_front_mean"] = float(np.mean(kept))
+    record["loss_of_macs_front_most"] = float(max(kept))
     return record
+
+
+def front_by_macs(table: Table) -> np.ndarray:
+    """bool (N,): networks that no other beats in accuracy and MACs: what a search by FLOPs would keep."""
+    order = np.lexsort((-table.accuracy, table.costs["macs"]))
+    found, top = np.zeros(len(order), dtype=bool), -np.inf
+    for row in order:
+        if table.accuracy[row] > top:
+            found[row], top = True, table.accuracy[row]
+    return found
+
+
+def prediction(folder: Path) -> dict[str, Any]:
+    """How well this package predicts the A100's speed of some of the table's networks, beside what MACs say."""
+    rows = _read(folder / "nas-mnasnet-imagenet.csv")[:PREDICTED]
+    measured = np.array([float(row["a100_images_per_s"]) for row in rows])
+    macs = np.array([float(row["macs_m"]) for row in rows])
+    guess = np.array(predicted([mnasnet_spec(row) for row in rows]))
+    off = np.log(guess / measured)
+    first, second = np.triu_indices(len(rows), 1)
+    apart = np.abs(np.log(measured[first] / measured[second]))
+    close = (apart > math.log(1.1)) & (apart < math.log(1.25))
+
+    def ordered(values: np.ndarray) -> float:
+        right = (measured[first] > measured[second]) == (values[first] > values[second])
+        return float(right[close].mean())
+
+    return {
+        "table": "mnasnet",
+        "reward": "none",
+        "method": "prediction",
+        "seeds": 0,
+        "networks": len(rows),
+        "rank_correlation": spearman(measured, guess),
+        "macs_rank_correlation": spearman(measured, -macs),
+        "median_ratio": float(np.exp(np.median(off))),
+        "median_error_of_scaled": float(np.median(np.abs(off - np.median(off)))),
+        "close_pairs_right": ordered(guess),
+        "close_pairs_right_by_macs": ordered(-macs),
+    }
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -405,7 +452,8 @@ def main() -> None:
     for score in SCORES:
         jobs.append((("macro", "accuracy", f"zero-cost {score}"), partial(_macro_scored, read, args.tables, score)))
         jobs.append((("mnasnet", "accuracy", f"zero-cost {score}"), partial(_mnasnet_scored, read, args.tables, score)))
-    late.append((("mnasnet", "all", "whole table"), partial(_flops_cost, read)))
+    jobs.append((("mnasnet", "all", "whole table"), partial(_flops_cost, read)))
+    jobs.append((("mnasnet", "none", "prediction"), partial(prediction, args.tables)))
     jobs = sorted(jobs, key=lambda job: job[0][2] == "tpe") + late
     for key, make in jobs:
         if key in there or (args.only and key[2].split()[0] not in args.only):
@@ -426,7 +474,7 @@ def _searched(read: Callable[[str], Table], name: str, by: str, method: str, see
 
 
 def _flops_cost(read: Callable[[str], Table]) -> dict[str, Any]:
-    return flops_cost(read("predicted"))
+    return flops_cost(read("mnasnet"))
 
 
 def _macro_scored(read: Callable[[str], Table], folder: Path, score: str) -> dict[str, Any]:
