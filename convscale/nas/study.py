@@ -15,6 +15,7 @@ from convscale.learn.recipes import get_recipe
 from convscale.learn.settings import usable_device
 from convscale.locks import OutputLock
 from convscale.nas.engines.base import ENGINES, Place
+from convscale.nas.engines.ray import check_answers
 from convscale.nas.records import Reward
 from convscale.nas.request import Effort, Request, Say, fixed_form, recipe_for, space_for
 from convscale.nas.result import Study
@@ -122,6 +123,10 @@ def search(
         exponent=reward_weight,
     )
     check_text("engine", engine, ENGINES)
+    if address is not None:
+        if engine != "ray":
+            raise UserError(f"address {address!r} is of a Ray cluster; give it with engine ray")
+        check_answers(address)
     for name, flag in (("resume", resume), ("overwrite", overwrite)):
         check_flag(name, flag)
     place = Place(

@@ -186,6 +186,8 @@ def test_a_study_of_another_space(study: Study, colours: DataSplits, tiny: Searc
         ({"reward": "soft"}, "reward soft by throughput needs min_throughput"),
         ({"reward_by": "macs"}, "reward hard by macs needs target_macs_m"),
         ({"engine": "spark"}, "engine 'spark' is unknown"),
+        ({"engine": "ray", "address": "127.0.0.1:1"}, "no Ray cluster answers at 127.0.0.1:1"),
+        ({"address": "127.0.0.1:1"}, "is of a Ray cluster; give it with engine ray"),
         ({"workers": 2}, "splits in memory are trained on in this process alone"),
         ({"min_throughput": -1.0}, "min_throughput is -1.0; it must be a number above 0"),
     ],
