@@ -1,10 +1,16 @@
-"""TResNet's ingredients one by one, measured on this machine's CPU.
+"""TResNet's ingredients one by one, measured on this machine's CPU, or trained.
 
     python -m benchmarks.ablation [--runtimes onnxruntime openvino eager] [--records results/ablation.jsonl] [--json]
+    python -m benchmarks.ablation --accuracy --data-dir DIR [--img-size 28] [--recipe small] [--train-seconds 100]
+    [--seeds 0 1 2] [--accuracy-records results/ablation_accuracy.jsonl]
 
 Every spec is opened once and timed in turn, round after round, so that a machine that slows down slows all of them; the
 calls of all rounds make one record. Records of other runtimes stay in the file. `convscale report --ablation --records
 results/ablation.jsonl` shows them beside what is predicted for GPUs.
+
+With ``--accuracy`` a TResNet scaled down for small images is trained once for each ingredient and seed, each run for
+the same time and by the same recipe, and its accuracy on the test set stands beside its speed: in training and exported
+here, and as predicted for an RTX 4090. Runs that are there are not made again.
 """
 
 from __future__ import annotations
@@ -12,10 +18,89 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from benchmarks.records import write_record
+from benchmarks.records import machine, replace_record, write_record
+from convscale.arch.families.tresnet import tresnet
+from convscale.arch.small import for_image_size
+from convscale.arch.spec import NetSpec
 from convscale.show.studies import ABLATION
 from convscale.speed.records import Record, read_records
+
+WIDTH, DEPTHS = 24, (1, 2, 4, 1)
+"""Of the TResNet that is scaled down: channels of its first stage, and blocks of each."""
+SMALL: dict[str, dict[str, Any]] = {
+    "TResNet": {},
+    "stem: convolution": {"space_to_depth": False},
+    "blur: none, plain strides": {"blur": False},
+    "norm: BatchNorm and leaky ReLU": {"norm": "batchnorm"},
+    "blocks: bottleneck in all stages": {"kinds": ("bottleneck",) * 4},
+    "blocks: basic in all stages": {"kinds": ("basic",) * 4},
+    "SE: in no stage": {"se_stages": ()},
+    "SE: in all four stages": {"se_stages": (0, 1, 2, 3)},
+    "slope: 1e-2": {"slope": 1e-2},
+}
+"""The ingredients, one changed at a time, as ``tresnet`` takes them."""
+
+
+def small_tresnet(line: str, image_size: int) -> NetSpec:
+    """A line of ``SMALL`` for images of that side in pixels."""
+    name = f"tresnet_small_{list(SMALL).index(line)}"
+    return for_image_size(tresnet(name, DEPTHS, WIDTH, **SMALL[line]), image_size)
+
+
+def accuracy(args: argparse.Namespace) -> None:
+    """Train every line with every seed, in turns: what the machine does otherwise falls on all of them."""
+    from convscale.images.sources import open_dataset
+    from convscale.learn.evaluate import evaluate
+    from convscale.learn.recipes import get_recipe
+    from convscale.learn.train import train
+    from convscale.nas.request import fixed_form
+    from convscale.nn.net import create_model
+    from convscale.predictor.predict import predict
+    from convscale.speed.measuring import measure
+
+    splits = open_dataset(args.data_dir)
+    recipe = fixed_form(get_recipe(args.recipe), "cpu").override({"image_size": args.img_size})
+    keys = ("line", "data", "image_size", "seconds", "recipe", "seed", "machine")
+    path = args.accuracy_records
+    made = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    there = {tuple(row[key] for key in keys) for row in made}
+    for seed in args.seeds:
+        for line in SMALL:
+            row: dict[str, Any] = {
+                "line": line,
+                "data": args.data_dir.name,
+                "image_size": args.img_size,
+                "seconds": args.train_seconds,
+                "recipe": args.recipe,
+                "seed": seed,
+                "machine": machine(),
+            }
+            if tuple(row[key] for key in keys) in there:
+                continue
+            spec = small_tresnet(line, args.img_size)
+            run = train(spec, splits, recipe=recipe, seed=seed, max_seconds=args.train_seconds)
+            result = evaluate(run.net, splits.test, run.preprocessing)
+            net = create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)
+            speed = measure(net, image_size=args.img_size, batch_size=8, runtime="onnxruntime", min_seconds=0.5)
+            guess = predict(spec, device="rtx-4090", precision="amp", image_size=args.img_size, batch_size=256)
+            row |= {
+                "test_top1": result.top1,
+                "val_top1": run.best_metric,
+                "epochs": len(run.history),
+                "training_images_per_s": sum(each["images_per_s"] for each in run.history) / len(run.history),
+                "params": sum(value.numel() for value in net.parameters()),
+                "images_per_s": speed.images_per_s,
+                "iqr_rel": speed.iqr_rel,
+                "predicted_rtx_4090": guess.images_per_s,
+            }
+            replace_record(path, row, keys)
+            print(
+                f"{line:36} seed {seed}: {100 * result.top1:.2f} %, {row['epochs']} epochs, "
+                f"{speed.images_per_s:,.0f} images/s here, {guess.images_per_s:,.0f} predicted on an RTX 4090",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -27,7 +112,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--records", type=Path, default=Path("results/ablation.jsonl"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--accuracy", action="store_true", help="train each ingredient instead")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--img-size", type=int, default=28)
+    parser.add_argument("--recipe", default="small")
+    parser.add_argument("--train-seconds", type=float, default=100.0, help="of each training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--accuracy-records", type=Path, default=Path("results/ablation_accuracy.jsonl"))
     args = parser.parse_args()
+    if args.accuracy:
+        accuracy(args)
+        return
     from convscale.cost.counting import count
     from convscale.machine import Environment
     from convscale.speed.subjects import subjects

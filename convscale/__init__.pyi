@@ -1,5 +1,6 @@
 # The public names, for type checkers and for the lazy loader of __init__.py, which reads them from here.
 
+from .arch.rules import ScalingRule as ScalingRule
 from .arch.scaling import scale as scale
 from .arch.spec import NetSpec as NetSpec
 from .arch.spec import load_spec as load_spec
@@ -20,6 +21,11 @@ from .errors import UserError as UserError
 from .images.check import check_data as check_data
 from .learn.evaluate import evaluate as evaluate
 from .learn.train import train as train
+from .nas.coefficients import find_scaling as find_scaling
+from .nas.result import Study as Study
+from .nas.space import SearchSpace as SearchSpace
+from .nas.spaces import get_space as get_space
+from .nas.study import search as search
 from .nn.net import create_model as create_model
 from .nn.norm import convert_norm as convert_norm
 from .nn.weights import export_weights as export_weights
@@ -50,6 +56,9 @@ __all__ = [
     "NetSpec",
     "Prediction",
     "Promise",
+    "ScalingRule",
+    "SearchSpace",
+    "Study",
     "UserError",
     "__version__",
     "calibrate",
@@ -64,7 +73,9 @@ __all__ = [
     "export",
     "export_fastest",
     "export_weights",
+    "find_scaling",
     "fit",
+    "get_space",
     "get_spec",
     "list_models",
     "load_artifact",
@@ -77,6 +88,7 @@ __all__ = [
     "save_spec",
     "saved_bytes",
     "scale",
+    "search",
     "train",
     "tune",
     "verify",

@@ -119,6 +119,24 @@ def _spec(path: Path) -> object:
     return load_spec(path)
 
 
+def _space(path: Path) -> object:
+    from convscale.nas.space import load_space
+
+    return load_space(path)
+
+
+def _rule(path: Path) -> object:
+    from convscale.arch.rules import load_rule
+
+    return load_rule(path)
+
+
+def _study(path: Path) -> object:
+    from convscale.nas.result import read_study
+
+    return read_study(path.parent)
+
+
 def _recipe(path: Path) -> object:
     from convscale.learn.recipes import get_recipe
 
@@ -381,6 +399,9 @@ READERS = (
     Reader(name="yaml", read=_file("x.yaml", _yaml), text=True),
     Reader(name="spec-json", read=_file("x.json", _spec), text=True),
     Reader(name="spec-yaml", read=_file("x.yaml", _spec), text=True),
+    Reader(name="space-json", read=_file("x.json", _space), text=True),
+    Reader(name="rule-yaml", read=_file("x.yaml", _rule), text=True),
+    Reader(name="study", read=_file("study.json", _study), text=True),
     Reader(name="recipe-json", read=_file("x.json", _recipe), text=True),
     Reader(name="recipe-yaml", read=_file("x.yaml", _recipe), text=True),
     Reader(name="calibration", read=_file("x.json", _calibration), text=True),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from convscale.arch.multipliers import RULES, multipliers, scale_to
+from convscale.arch.multipliers import multipliers, scale_to
+from convscale.arch.rules import ScalingRule, as_rule
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.errors import UserError, check_text
@@ -12,7 +13,7 @@ def scale(
     spec: NetSpec | str,
     *,
     phi: float | None = None,
-    rule: str = "compound",
+    rule: str | ScalingRule = "compound",
     alpha: float = 1.2,
     beta: float = 1.1,
     gamma: float = 1.15,
@@ -35,7 +36,8 @@ def scale(
         rule: ``compound``: depth alpha^phi, width beta^phi, resolution gamma^phi (EfficientNet, eq. 3);
             ``fast``: the total cost factor s = 2^phi is shared as d : w : r = 1 : 8 : 1, that is depth s^0.1, width
             s^(0.8/2), resolution s^(0.1/2) (fast compound scaling, Dollar et al. 2021, arXiv 2103.06877, section 5);
-            ``depth``, ``width``, ``resolution``: all of 2^phi on one dimension.
+            ``depth``, ``width``, ``resolution``: all of 2^phi on one dimension; a ``ScalingRule``, or the .yaml or
+            .json file of one: the compound rule with its coefficients, as ``find_scaling`` found them.
         alpha, beta, gamma: the compound rule's bases, each at least 1; the defaults were found for B0 (EfficientNet,
             section 3.3).
         width_share: width's share of the cost in the fast rule; depth and resolution have equal halves of the rest.
@@ -52,15 +54,18 @@ def scale(
     """
     spec = as_spec(spec)
     given = [v for v in (depth, width, resolution, image_size) if v is not None]
-    check_text("scaling rule", rule, RULES)
+    known = as_rule(rule)
     if name is not None:
         check_text("name", name, what="mine")
     if phi is not None:
         if given:
             raise UserError("scale takes either phi or depth, width, resolution and image_size, not both")
-        depth, width, resolution = multipliers(
-            phi, rule=rule, alpha=alpha, beta=beta, gamma=gamma, width_share=width_share
-        )
+        if isinstance(known, ScalingRule):
+            depth, width, resolution = multipliers(phi, alpha=known.alpha, beta=known.beta, gamma=known.gamma)
+        else:
+            depth, width, resolution = multipliers(
+                phi, rule=known, alpha=alpha, beta=beta, gamma=gamma, width_share=width_share
+            )
     elif not given and divisor is None:
         raise UserError("scale needs phi, or at least one of depth, width, resolution, image_size and divisor")
     return scale_to(

@@ -22,6 +22,7 @@ from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
 from convscale.cli import report as cli_report
+from convscale.cli import search as cli_search
 from convscale.cli import serve as cli_serve
 from convscale.cli import ship as cli_ship
 from convscale.cli import speed as cli_speed
@@ -48,7 +49,7 @@ class Commands(TyperGroup):
 
     FIRST = ("fit", "choose", "measure", "train", "export", "classify", "report")
     REST: ClassVar[dict[str, tuple[str, ...]]] = {
-        "Networks": ("list", "show", "scale", "count"),
+        "Networks": ("list", "show", "scale", "search", "count"),
         "Speed and serving": ("predict", "calibrate", "tune", "serve"),
         "Data and training": ("check", "evaluate", "recipes"),
         "To try it": ("demo",),
@@ -211,7 +212,9 @@ def show(model: Annotated[str, typer.Argument(help="A model name or a spec file.
 def scale(
     model: Annotated[str, typer.Argument(help="A model name or a spec file.")],
     phi: Annotated[float | None, typer.Option(help="Compound coefficient; negative scales down.")] = None,
-    rule: Annotated[str, typer.Option(help="compound, fast, depth, width or resolution.")] = "compound",
+    rule: Annotated[
+        str, typer.Option(help="compound, fast, depth, width, resolution, or a file of `search --scaling`.")
+    ] = "compound",
     depth: Annotated[float | None, typer.Option(help="Multiplier of blocks.")] = None,
     width: Annotated[float | None, typer.Option(help="Multiplier of channels.")] = None,
     resolution: Annotated[float | None, typer.Option(help="Multiplier of the image's side.")] = None,
@@ -273,6 +276,7 @@ cli_speed.register(app)
 cli_calibrate.register(app)
 cli_report.register(app)
 cli_serve.register(app)
+cli_search.register(app)
 
 
 _OUT_OF_MEMORY = (

@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def report_command(
     run_dir: Annotated[
-        Path | None, typer.Argument(help="Folder of a `convscale fit` or `train`: its report is made (again).")
+        Path | None,
+        typer.Argument(help="Folder of a `convscale fit`, `train` or `search`: its report is made (again)."),
     ] = None,
     others: Annotated[
         list[Path] | None, typer.Argument(help="Further runs: each is compared with the first, image by image.")
@@ -229,11 +230,16 @@ class _Wanted:
 
 
 def _run_report(run_dir: Path, output: Path | None) -> Path:
-    """The report of a run of ``fit`` or ``train``, made again."""
+    """The report of a run of ``fit``, ``train`` or ``search``, made again."""
     from convscale.show.plots import save_fit_png
     from convscale.show.report import write_fit_report
+    from convscale.show.search_report import write_search_report
     from convscale.show.train_report import write_train_report
 
+    if (run_dir / "study.json").is_file():
+        if output is not None:
+            check_output(output, PAGES)
+        return write_search_report(run_dir, output)
     training = not (run_dir / "fit.json").is_file() and (run_dir / "log.jsonl").is_file()
     if output is not None:
         check_output(output, PAGES if training else PICTURES)

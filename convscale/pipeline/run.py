@@ -25,6 +25,7 @@ from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.record import RunRecord, describe
 from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
+from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
 from convscale.ship.export import wants_qat
@@ -81,6 +82,8 @@ def fit(
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Given | None = None,
+    search: float | None = None,
+    space: str | os.PathLike[str] | None = None,
     zoo: str = "all",
     licences: Sequence[str] | None = None,
     commercial: bool = False,
@@ -135,6 +138,9 @@ def fit(
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
             below let through.
+        search: minutes in which a network of your own is searched for first, under the same limit on speed (see
+            ``search``); its study stands beside ``output``, in a folder whose name ends in ``-search``.
+        space: what is searched; None: by the images' size.
         zoo, licences, commercial, extra_data, attention: which released weights; as for ``choose``.
         scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
             None: from scratch for small images.
@@ -210,7 +216,7 @@ def fit(
         overwrite=overwrite,
         progress=progress,
     )
-    return fit_request(asked)
+    return fit_request(asked if search is None else with_baseline(asked, search, space))
 
 
 def fit_request(asked: FitRequest) -> FitRun:

@@ -1,0 +1,479 @@
+"""How to scale a baseline on the user's data and device: ``find_scaling``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convscale.arch.multipliers import scale_to
+from convscale.arch.rules import ScalingRule, save_rule
+from convscale.arch.scaling import scale
+from convscale.arch.small import for_image_size
+from convscale.arch.spec import NetSpec
+from convscale.arch.zoo import as_spec
+from convscale.choice.basis import Asked, basis_of
+from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.files import check_output_dir, json_numbers, new_output_dir, write_json
+from convscale.images.sources import open_dataset
+from convscale.images.splits import DataSplits
+from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe
+from convscale.learn.request import checked_seed
+from convscale.learn.settings import usable_device
+from convscale.locks import OutputLock
+from convscale.nas.pace import Pace
+from convscale.nas.request import Say, fixed_form, is_small, recipe_for
+from convscale.nas.trial import Job, run_job
+from convscale.read import read_json
+
+COSTS = ("time", "macs")
+METHODS = ("grid", "bayes")
+RECORD, RULE = "scaling.json", "rule.yaml"
+STEPS = 4
+"""Parts that a budget is shared out in: 15 ways to give them to depth, width and resolution."""
+FINALISTS, FINAL_SEEDS = 3, 3
+"""So many of the best are trained with so many seeds in all."""
+PUBLISHED = ScalingRule(alpha=1.2, beta=1.1, gamma=1.15, name="efficientnet", baseline="efficientnet_b0")
+"""EfficientNet, section 3.3: by FLOPs, for B0."""
+_MOST = 16.0
+"""Times the nominal cost, up to which a budget of time is looked for."""
+_LOOKS = 7
+_NEAR = 0.02
+"""Of the budget, within which a cost is close enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One way to spend the budget, and what came of it."""
+
+    shares: tuple[float, float, float]
+    """Of depth, width and resolution in the logarithm of the nominal cost."""
+    alpha: float
+    """Depth's multiplier."""
+    beta: float
+    """Width's."""
+    gamma: float
+    """Resolution's."""
+    cost: float
+    """Times the baseline's, as counted, measured or predicted of the rounded network."""
+    accuracies: tuple[float, ...] = ()
+    """On validation, one for each seed, in [0, 1]."""
+    seconds: float = 0.0
+    """In training."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds; -1 before the first."""
+        return sum(self.accuracies) / len(self.accuracies) if self.accuracies else -1.0
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {**dataclasses.asdict(self), "shares": list(self.shares), "accuracies": list(self.accuracies)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Point:
+        """From what ``to_dict`` gave."""
+        return cls(**{**value, "shares": tuple(value["shares"]), "accuracies": tuple(value["accuracies"])})
+
+
+def find_scaling(
+    model: NetSpec | str,
+    data: DataSplits | str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    budget: float = 2.0,
+    cost: str = "time",
+    minutes: float | None = None,
+    trials: int | None = None,
+    batch_size: int | None = 64,
+    compiled: bool = False,
+    output: str | os.PathLike[str],
+    method: str = "grid",
+    precision: str | None = None,
+    runtime: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    training_device: str | None = None,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    epochs: int = 3,
+    most_images: int = 20_000,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say | None = None,
+) -> ScalingRule:
+    """Find how much deeper, wider and larger in pixels a baseline should become, on the user's data.
+
+    Ways to share a budget between the three are laid out on a grid, each as large as makes the network ``budget`` times
+    as costly, trained briefly, and the best few once more with other seeds. By MACs, alpha * beta^2 * gamma^2 is the
+    budget (EfficientNet, section 3.3); by time, the time of a call on the device is, as EfficientNet-X has it (Li et
+    al., arXiv 2102.05610, section 4). EfficientNet's own direction is among them, so the gain over it is known.
+
+    Args:
+        model: the baseline: a spec, or an own architecture's name.
+        data: splits, or a folder or manifest for ``open_dataset``.
+        device: whose time counts: measured on ``cpu`` and ``cuda``, predicted for a named GPU.
+        budget: how many times as costly phi = 1 is.
+        cost: ``time`` or ``macs``.
+        minutes: of this call; None: until all is trained.
+        trials: ways to try; None: 15 and EfficientNet's. Fewer are spread out.
+        batch_size: images per call.
+        compiled, precision, runtime, calibration: as for ``choose``.
+        output: folder to make: ``rule.yaml``, which ``scale`` takes, and ``scaling.json``, with all that was tried.
+        method: ``grid``, or ``bayes``: Optuna's estimator goes on from a few of the grid's.
+        image_size: the baseline's side in pixels; None: its own, or that of small images in memory.
+        training_device: where is trained; None: ``device`` where it is here, else ``cpu``.
+        recipe, epochs, most_images: of the brief trainings; as for ``search``.
+        seed: of everything drawn.
+        resume: go on in ``output``.
+        overwrite: replace an output folder that exists.
+        say: told a line now and then.
+
+    Returns:
+        The rule; its notes say how far it lies from EfficientNet's and what it gains.
+
+    Raises:
+        UserError: bad input, in one line.
+    """
+    check_text("cost", cost, COSTS)
+    check_text("method", method, METHODS)
+    check_number("budget", budget, "a number above 1, at most 16", 1.01, _MOST)
+    if minutes is not None:
+        check_number("minutes", minutes, "a number above 0", 1e-6)
+    if trials is not None and check_whole("trials", trials) < 2:
+        raise UserError(f"trials is {trials}; ways to scale are compared, so at least 2 would be right")
+    for name, flag in (("resume", resume), ("overwrite", overwrite)):
+        check_flag(name, flag)
+    checked_seed(seed)
+    asked = Asked(device=device, batch_size=batch_size, precision=precision, runtime=runtime, compiled=compiled)
+    basis = basis_of(asked, calibration)
+    here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
+    training = str(usable_device(training_device or here))
+    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
+    chosen = None if recipe is None else get_recipe(recipe)
+    check_whole("epochs", epochs)
+    named = as_spec(model)
+    splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
+    with OutputLock() as lock:
+        lock.take(folder)
+        new_output_dir(folder, overwrite=overwrite, resume=resume)
+        lock.take(folder)
+        pace = Pace(
+            basis,
+            classes=len(splits.classes),
+            channels=splits.channels,
+            confidence=0.8,
+            records=folder / "speeds.jsonl",
+        )
+        asks = _Asked(
+            base=_sized(named, splits, image_size),
+            budget=budget,
+            cost=cost,
+            trials=trials,
+            method=method,
+            recipe=fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), training).to_dict(),
+            training=training,
+            most_images=check_whole("most_images", most_images),
+            seed=seed,
+            deadline=None if minutes is None else time.monotonic() + 60 * minutes,
+            say=say or (lambda text: None),
+        )
+        return _Scaling(asks, pace, splits, folder).run()
+
+
+def _sized(spec: NetSpec, splits: DataSplits, image_size: int | None) -> NetSpec:
+    """The baseline at the size of the data, or the one asked for."""
+    images = splits.train.images
+    native = max(images.shape[1:3]) if images is not None and is_small(splits) else None
+    small = native is not None and spec.input.size > 2 * native
+    size = image_size if image_size is not None else native if small else None
+    return spec if size is None else for_image_size(spec, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is looked for, checked."""
+
+    base: NetSpec
+    budget: float
+    cost: str
+    trials: int | None
+    method: str
+    recipe: Mapping[str, Any]
+    training: str
+    most_images: int
+    seed: int
+    deadline: float | None
+    say: Say = field(compare=False)
+
+    def written(self) -> dict[str, object]:
+        """What must be the same to go on."""
+        names = ("budget", "cost", "method", "most_images", "seed")
+        return {
+            "base": self.base.to_dict(),
+            "recipe": dict(self.recipe),
+            **{name: getattr(self, name) for name in names},
+        }
+
+
+def directions(steps: int = STEPS) -> list[tuple[float, float, float]]:
+    """All ways to give ``steps`` equal parts to depth, width and resolution, as shares that add up to 1."""
+    return [
+        (depth / steps, width / steps, (steps - depth - width) / steps)
+        for depth in range(steps + 1)
+        for width in range(steps + 1 - depth)
+    ]
+
+
+def spread(points: Sequence[tuple[float, float, float]], count: int) -> list[tuple[float, float, float]]:
+    """So many of the points, each the farthest from those before it; the first stays first."""
+    chosen = list(points[:1])
+    while len(chosen) < min(count, len(points)):
+        left = [point for point in points if point not in chosen]
+        chosen.append(max(left, key=lambda point: min(math.dist(point, other) for other in chosen)))
+    return chosen
+
+
+def at_cost(nominal: float, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Multipliers of depth, width and resolution whose nominal cost, depth * width^2 * resolution^2, is this one."""
+    return nominal ** shares[0], nominal ** (shares[1] / 2), nominal ** (shares[2] / 2)
+
+
+def reach(cost_at: Callable[[float], float], budget: float) -> tuple[float, float]:
+    """(nominal cost, cost) nearest to the budget, by bisection of the logarithm; rounding makes costs jump.
+
+    Args:
+        cost_at: times the baseline's cost, by the nominal one.
+        budget: what it should be.
+    """
+    low, high, at = 0.0, math.log(_MOST), math.log(budget)
+    tried: list[tuple[float, float]] = []
+    for _ in range(_LOOKS):
+        tried.append((math.exp(at), cost_at(math.exp(at))))
+        if abs(tried[-1][1] / budget - 1) < _NEAR:
+            break
+        low, high = (at, high) if tried[-1][1] < budget else (low, at)
+        at = (low + high) / 2
+    return min(tried, key=lambda one: abs(math.log(one[1] / budget)))
+
+
+class _Scaling:
+    """One call of ``find_scaling`` at work."""
+
+    def __init__(self, asked: _Asked, pace: Pace, splits: DataSplits, folder: Path) -> None:
+        self.asked, self.pace, self.splits, self.folder = asked, pace, splits, folder
+        self.points: list[Point] = []
+        path = folder / RECORD
+        if path.is_file():
+            kept = read_json(path, "study of scaling")
+            before = kept.get("asked") if isinstance(kept, dict) else None
+            if not isinstance(before, dict):
+                raise UserError(f"study of scaling {path} is damaged: it does not say what was asked for")
+            now = json_numbers(asked.written())
+            if differs := next((key for key in now if before.get(key) != now[key]), ""):
+                raise UserError(f"the study in {folder} was begun with another {differs}; ask for the same again")
+            self.points = [Point.from_dict(point) for point in kept["points"]]
+            pace.runtime = str(kept.get("runtime", ""))
+
+    def run(self) -> ScalingRule:
+        """Lay out, train, train the best again."""
+        asked = self.asked
+        asked.say(f"scaling {asked.base!r} to {asked.budget:g} times its {asked.cost}")
+        for shares in self._directions():
+            if not self._more() and self._trained():
+                break
+            if self._at(shares) is None:
+                self._put(self._laid_out(shares))
+            at = self._at(shares)
+            assert at is not None
+            if not self.points[at].accuracies:
+                self._train(at, asked.seed)
+        order = sorted(range(len(self.points)), key=lambda at: -self.points[at].accuracy)
+        own = [at for at, point in enumerate(self.points) if point.shares == PUBLISHED.shares]
+        for extra in range(1, FINAL_SEEDS):
+            for at in dict.fromkeys([*order[:FINALISTS], *own]):
+                if self._more() and len(self.points[at].accuracies) == extra:
+                    self._train(at, asked.seed + extra)
+        return self._rule()
+
+    def _directions(self) -> Iterator[tuple[float, float, float]]:
+        """EfficientNet's, then the grid's, then those that Optuna's estimator proposes."""
+        asked = self.asked
+        grid = [PUBLISHED.shares, *directions()]
+        count = len(grid) if asked.trials is None else asked.trials
+        first = count if asked.method == "grid" else min(count, 6)
+        yield from spread(grid, first)
+        if asked.method == "bayes":
+            for _ in range(count - first):
+                yield self._proposed()
+        elif count > len(grid):  # a finer grid, without those that were there
+            finer = [point for point in directions(2 * STEPS) if point not in grid]
+            yield from spread(finer, count - len(grid))
+
+    def _proposed(self) -> tuple[float, float, float]:
+        """By a tree-structured Parzen estimator over what was trained."""
+        import warnings
+
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sampler = optuna.samplers.TPESampler(
+                multivariate=True, n_startup_trials=1, seed=self.asked.seed + len(self.points)
+            )
+            study = optuna.create_study(direction="maximize", sampler=sampler)
+            ranges: dict[str, Any] = {
+                name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in ("depth", "rest")
+            }
+            for point in self.points:
+                if point.accuracies:
+                    study.add_trial(
+                        optuna.trial.create_trial(
+                            params=_unit(point.shares), distributions=ranges, value=point.accuracy
+                        )
+                    )
+            params = study.ask(ranges).params
+        width = (1 - params["depth"]) * params["rest"]
+        return params["depth"], width, 1 - params["depth"] - width
+
+    def _laid_out(self, shares: tuple[float, float, float]) -> Point:
+        """As large in this direction as the budget allows."""
+        asked = self.asked
+        if asked.cost == "macs":
+            nominal = asked.budget
+            found = self._cost(self._spec(nominal, shares))
+        else:
+            nominal, found = reach(lambda at: self._cost(self._spec(at, shares)), asked.budget)
+        alpha, beta, gamma = at_cost(nominal, shares)
+        return Point(shares=shares, alpha=alpha, beta=beta, gamma=gamma, cost=found)
+
+    def _spec(self, nominal: float, shares: tuple[float, float, float]) -> NetSpec:
+        depth, width, resolution = at_cost(nominal, shares)
+        return scale_to(self.asked.base, depth=depth, width=width, resolution=resolution)
+
+    def _cost(self, spec: NetSpec) -> float:
+        """Times the baseline's."""
+        if self.asked.cost == "macs":
+            from convscale.cost.counting import count
+
+            macs = [count(net, image_size=net.input.size).macs for net in (spec, self.asked.base)]
+            return macs[0] / macs[1]
+        return self.pace(self.asked.base).speed.images_per_s / self.pace(spec).speed.images_per_s
+
+    # ------------------------------------------------------------ training
+
+    def _at(self, shares: tuple[float, float, float]) -> int | None:
+        same = (at for at, point in enumerate(self.points) if math.dist(point.shares, shares) < 1e-9)
+        return next(same, None)
+
+    def _trained(self) -> list[Point]:
+        return [point for point in self.points if point.accuracies]
+
+    def _more(self) -> bool:
+        return self.asked.deadline is None or time.monotonic() < self.asked.deadline
+
+    def _train(self, at: int, seed: int) -> None:
+        """Train a point's network briefly and keep its accuracy."""
+        asked, point = self.asked, self.points[at]
+        spec = scale_to(asked.base, depth=point.alpha, width=point.beta, resolution=point.gamma)
+        job = Job(
+            number=at,
+            spec={**spec.to_dict(), "name": spec.name},
+            data=None,
+            recipe=asked.recipe,
+            seed=seed,
+            device=asked.training,
+            most_images=asked.most_images,
+        )
+        result = run_job(job, self.splits)
+        if result.failed:
+            raise UserError(f"{spec.name} can not be trained: {result.failed}")
+        self.points[at] = dataclasses.replace(
+            point, accuracies=(*point.accuracies, result.accuracy), seconds=point.seconds + result.seconds
+        )
+        self._write()
+        asked.say(
+            f"depth x {point.alpha:.3g}, width x {point.beta:.3g}, resolution x {point.gamma:.3g}: cost x "
+            f"{point.cost:.2f}, {100 * result.accuracy:.2f} %"
+        )
+
+    def _put(self, point: Point) -> None:
+        self.points.append(point)
+        self._write()
+
+    def _write(self, rule: ScalingRule | None = None) -> None:
+        value = {
+            "schema": 1,
+            "asked": self.asked.written(),
+            "runtime": self.pace.runtime,
+            "conditions": self.pace.basis.conditions.to_dict(),
+            "points": [point.to_dict() for point in self.points],
+            "rule": None if rule is None else rule.to_dict(),
+        }
+        write_json(self.folder / RECORD, json_numbers(value))
+
+    # ------------------------------------------------------------ the end
+
+    def _rule(self) -> ScalingRule:
+        """The best point as a rule, with what there is to say of it."""
+        asked, trained = self.asked, self._trained()
+        best = max(trained, key=lambda point: point.accuracy)
+        conditions = "multiply-accumulates per image" if asked.cost == "macs" else self._stated()
+        rule = ScalingRule(
+            alpha=max(1.0, best.alpha),
+            beta=max(1.0, best.beta),
+            gamma=max(1.0, best.gamma),
+            name=f"{asked.base.name}-{asked.cost}",
+            cost="time" if asked.cost == "time" else "macs",
+            budget=asked.budget,
+            baseline=asked.base.name,
+            conditions=conditions,
+            notes=tuple(self._notes(best)),
+        )
+        save_rule(rule, self.folder / RULE)
+        self._write(rule)
+        return rule
+
+    def _stated(self) -> str:
+        c = self.pace.basis.conditions
+        how = "predicted" if self.pace.basis.predicted else "measured"
+        runtime = self.pace.runtime or c.runtime
+        return f"time of a call {how}, {c.device}, {runtime}, {c.precision}, batch {c.batch_size}"
+
+    def _notes(self, best: Point) -> list[str]:
+        """How it was found, and against EfficientNet's direction."""
+        asked = self.asked
+        notes = [
+            f"{len(self._trained())} ways to scale, each trained for {asked.recipe['epochs']} epochs on at most "
+            f"{asked.most_images:,} images; this one {100 * best.accuracy:.2f} % on validation over "
+            f"{len(best.accuracies)} seeds, at {best.cost:.2f} times the cost",
+            "shares of depth, width and resolution: "
+            + ", ".join(f"{mine:.2f} (EfficientNet {theirs:.2f})" for mine, theirs in _pairs(best.shares)),
+        ]
+        own = self._at(PUBLISHED.shares)
+        if own is not None and self.points[own].accuracies:
+            theirs = self.points[own]
+            notes.append(
+                f"EfficientNet's direction at {theirs.cost:.2f} times the cost: {100 * theirs.accuracy:.2f} % over "
+                f"{len(theirs.accuracies)} seeds; this one gains {100 * (best.accuracy - theirs.accuracy):+.2f} points"
+            )
+        plain = scale(asked.base, phi=math.log(asked.budget, 2))
+        notes.append(f"EfficientNet's own coefficients cost {self._cost(plain):.2f} times as much in {asked.cost}")
+        return notes
+
+
+def _pairs(shares: tuple[float, float, float]) -> list[tuple[float, float]]:
+    return list(zip(shares, PUBLISHED.shares, strict=True))
+
+
+def _unit(shares: tuple[float, float, float]) -> dict[str, float]:
+    """Shares as two numbers in [0, 1]."""
+    left = 1 - shares[0]
+    return {"depth": shares[0], "rest": shares[1] / left if left > 1e-12 else 0.0}

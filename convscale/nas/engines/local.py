@@ -1,0 +1,152 @@
+"""Trials in this process, one after the other, or in processes of this machine, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from convscale.images.splits import DataSplits
+from convscale.nas.engines.base import DEATHS
+from convscale.nas.trial import Job, More, Result, run_job
+
+
+class Here:
+    """In this process."""
+
+    def __init__(self, splits: DataSplits) -> None:
+        self.splits = splits
+
+    def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
+        """One after the other."""
+        for number, job in enumerate(jobs):
+            if number and not more():
+                return
+            yield run_job(job, self.splits)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Processes:
+    """In processes of their own: one that dies takes no other with it, and its job is run again.
+
+    They are started as commands: forking a process that runs torch's threads can hang, and multiprocessing's other way
+    runs the caller's script again.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._running: list[subprocess.Popen[str]] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
+        """Side by side, as many as there are workers."""
+        waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        done: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        for job in jobs:
+            waiting.put(job)
+        for _ in range(self.workers):
+            waiting.put(None)
+        begun = threading.Event()
+
+        def work() -> None:
+            process = None
+            while (job := waiting.get()) is not None:
+                if begun.is_set() and not more():
+                    continue
+                begun.set()
+                result, process = self._result(job, process)
+                done.put(result)
+            self._end(process)
+            done.put(None)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
+        for thread in threads:
+            thread.start()
+        left = len(threads)
+        while left:
+            result = done.get()
+            if result is None:
+                left -= 1
+            else:
+                yield result
+
+    def _result(self, job: Job, process: subprocess.Popen[str] | None) -> tuple[Result, subprocess.Popen[str] | None]:
+        """A job's result, and the process that is still there."""
+        for _ in range(DEATHS):
+            if process is None or process.poll() is not None:
+                process = self._start()
+            try:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(json.dumps(job.to_dict()) + "\n")
+                process.stdin.flush()
+                return Result.from_dict(json.loads(process.stdout.readline())), process
+            except (OSError, ValueError):  # it died; a half line is no JSON
+                self._end(process)
+                process = None
+                if self._closed:
+                    break
+        return Result(number=job.number, failed=f"its process died {DEATHS} times"), process
+
+    def _start(self) -> subprocess.Popen[str]:
+        path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "convscale.nas.engines.local"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        with self._lock:
+            self._running.append(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[str] | None) -> None:
+        if process is None:
+            return
+        with self._lock:
+            if process in self._running:
+                self._running.remove(process)
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._closed = True
+        for process in list(self._running):
+            self._end(process)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that are there."""
+        return [process.pid for process in self._running]
+
+
+def work(lines: Iterator[str]) -> Iterator[str]:
+    """A worker: jobs as lines of JSON to results as lines of JSON. It ends when its driver does, whose pipe closes."""
+    for line in lines:
+        job = Job(**json.loads(line))
+        yield json.dumps(replace(run_job(job), number=job.number).to_dict())
+
+
+if __name__ == "__main__":
+    # What libraries print must not come between the results.
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for text in work(iter(sys.stdin.readline, "")):
+        print(text, file=results, flush=True)

@@ -1,0 +1,433 @@
+"""A search at work: rounds of candidates that are asked for, timed, trained and told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from convscale._version import __version__
+from convscale.arch.spec import NetSpec, save_spec
+from convscale.choice.decide import describe_speed
+from convscale.errors import UserError, first_line
+from convscale.files import json_numbers, write_json
+from convscale.nas.engines.base import Engine
+from convscale.nas.inherit import misfit
+from convscale.nas.pace import Counted, Pace
+from convscale.nas.records import TrialRecord, difference, front_of
+from convscale.nas.request import HALVING, Request
+from convscale.nas.result import RECORD, SCHEMA, Study
+from convscale.nas.sampling import Tried, propose
+from convscale.nas.smallest import smallest_of
+from convscale.nas.space import Genes
+from convscale.nas.store import Store, asked_values
+from convscale.nas.trial import Job
+from convscale.read import read_json
+
+ROUND = 4
+"""Trials that are asked for together, whatever the number of workers: so the same seed gives the same trials."""
+JUDGES = 6
+"""Trials that a rung has seen before it gives one up."""
+_IN_VAIN = 60
+"""Candidates in a row that are too slow, after which the search ends."""
+_LOOKED_AT = 4
+"""Of the best networks in the form that ships."""
+_DRAWN = 6
+"""Networks scored for each of the first trials."""
+
+
+class Walk:
+    """One call of ``search`` at work."""
+
+    def __init__(self, request: Request, folder: Path) -> None:
+        self.request, self.folder = request, folder
+        self.began = time.monotonic()
+        self.now = {"training": 0.0, "waiting": 0.0}  # seconds of this call
+        before = self._before()
+        self.times: dict[str, float] = dict(before.get("times") or {})
+        splits = request.splits
+        self.pace = Pace(
+            request.basis,
+            classes=len(splits.classes),
+            channels=splits.channels,
+            confidence=request.confidence,
+            records=folder / "speeds.jsonl",
+            runtime=str(before.get("runtime", "")),
+            factor=before.get("factor"),
+        )
+        self.store = Store(folder, request.space)
+
+    # ------------------------------------------------------------ its record
+
+    def _before(self) -> dict[str, Any]:
+        """What an earlier call wrote; checked against what is asked now."""
+        path = self.folder / RECORD
+        if not path.is_file():
+            return {}
+        kept = read_json(path, "study")
+        if not isinstance(kept, dict) or not isinstance(kept.get("asked"), dict):
+            raise UserError(f"study {path} is damaged: it does not say what was asked for")
+        if kept.get("schema") != SCHEMA:
+            raise UserError(f"study {path} has schema {kept.get('schema')!r}, this convscale reads {SCHEMA}")
+        now = json_numbers(self.request.written())
+        differs = difference(now, kept["asked"])
+        if differs:
+            raise UserError(f"the study in {self.folder} was begun with {differs}; ask for the same, or name another")
+        return kept
+
+    def _write(self, study: Study | None = None) -> None:
+        """Write down what was asked, and the result where there is one."""
+        value = {
+            "schema": SCHEMA,
+            "version": __version__,
+            "asked": self.request.written(),
+            "space": self.request.space.to_dict(),
+            "runtime": self.pace.runtime,
+            "factor": self.pace.factor,
+            "times": self.times,
+            "result": None if study is None else study.to_dict(),
+        }
+        write_json(self.folder / RECORD, json_numbers(value))
+
+    # ------------------------------------------------------------ the walk
+
+    def run(self) -> Study:
+        """Ask, train and tell in rounds until the trials or the minutes are over."""
+        request, say = self.request, self.request.say
+        say(f"{request.space!r}: {request.reward}; {request.splits.describe()}")
+        self._write()
+        if self.pace.tuned and self.pace.factor is None and request.reward.floor:
+            say("timing two networks in every form that they can ship in")
+            gain = self.pace.find_factor(request.space.sample(request.effort.seed, count=2))
+            say(f"what ships is {gain:.2f} times as fast as an ONNX file in {self.pace.runtime} as it comes")
+        if not self._pending() and not self._trained():
+            self._need_one_that_keeps()
+            self._write()
+        engine = self._engine()
+        try:
+            while self._round(engine):
+                self._write()
+        finally:
+            engine.close()
+            self._count_time()
+        return self._finish()
+
+    def _round(self, engine: Engine) -> bool:
+        """One round; whether another may follow."""
+        for number in self._fill():
+            self.request.say(f"{number} goes on from an earlier call")
+        jobs = [self._job(number) for number in self._pending()]
+        if not jobs:
+            return False
+        for result in engine.run(jobs, self._more):
+            asked = self.store.asked(result.number)
+            self.store.tell(result.number, result, float(asked["ratio"]), float(asked["factor"]))
+            self._add("training", result.seconds)
+            self._add("waiting", result.wait_seconds)
+            self._report(result.number)
+        self._check_failures()
+        return self._more() and not self._pending()
+
+    def _more(self) -> bool:
+        """Whether a trial may be begun now."""
+        minutes = self.request.effort.minutes
+        return minutes is None or time.monotonic() - self.began < 60 * minutes
+
+    def _trained(self) -> list[TrialRecord]:
+        return [trial for trial in self.store.records() if trial.state in ("trained", "pruned")]
+
+    def _pending(self) -> list[int]:
+        """Trials that were asked for and are to be trained."""
+        running = [trial.number for trial in self.store.records() if trial.state == "running"]
+        return [number for number in running if self.store.asked(number)]
+
+    def _fill(self) -> list[int]:
+        """Ask until a whole round waits to be trained; the numbers that waited already."""
+        effort = self.request.effort
+        if self.store.waits:
+            self._settle(*self.store.begin())
+        records = self.store.records()
+        for trial in records:  # asked for by a run that was killed before it knew the speed
+            if trial.state == "running" and not self.store.asked(trial.number):
+                self._settle(trial.number, trial.genes)
+        waited = self._pending()
+        done = len([trial for trial in records if trial.state in ("trained", "pruned", "failed")])
+        wanted = ROUND if effort.trials is None else min(ROUND, effort.trials - done)
+        if waited and len(waited) >= min(wanted, ROUND):
+            return waited
+        vain = 0
+        while len(self._pending()) < wanted and vain < _IN_VAIN and (vain < ROUND or self._more()):
+            number, genes = self._next()
+            vain = 0 if self._settle(number, genes) else vain + 1
+        return waited
+
+    def _next(self) -> tuple[int, Genes]:
+        """A new trial: its number and genes."""
+        effort, number = self.request.effort, self.store.count
+        tried = self._tried()
+        trained = [one for one in tried if one.value is not None]
+        if effort.zero_cost is not None and len(trained) < ROUND:
+            genes = self._scored(tried, number)
+        elif effort.sampler == "tpe":
+            return self.store.ask_tpe((effort.seed * 1_000_003 + number) % 2**32)
+        else:
+            genes = propose(
+                self.request.space,
+                tried,
+                sampler=effort.sampler,
+                seed=effort.seed,
+                number=number,
+                floor=self.request.reward.floor,
+            )
+        return self.store.ask(genes)
+
+    def _scored(self, tried: Sequence[Tried], number: int) -> Genes:
+        """Of some networks drawn the one with the highest score that keeps the speed; else the fastest of them."""
+        space, effort = self.request.space, self.request.effort
+        drawn: list[Genes] = []
+        for extra in range(_DRAWN):
+            known = [*tried, *(Tried(genes=genes) for genes in drawn)]
+            drawn.append(
+                propose(space, known, sampler="random", seed=effort.seed, number=number + (extra + 1) * 1_000_003)
+            )
+        ranked = sorted(drawn, key=lambda genes: -self._score(genes))
+        best: tuple[float, Genes] | None = None
+        for genes in ranked:
+            ratio = self._ratio(self.pace(space.spec_of(genes)))
+            if self.request.reward.keeps(ratio):
+                return genes
+            best = min(best or (ratio, genes), (ratio, genes))
+        assert best is not None
+        return best[1]
+
+    def _score(self, genes: Genes) -> float:
+        from convscale.nas.zero_cost import zero_cost
+
+        splits, name = self.request.splits, self.request.effort.zero_cost
+        assert name is not None
+        spec = self.request.space.spec_of(genes)
+        return zero_cost(name, spec, num_classes=len(splits.classes), in_chans=splits.channels)
+
+    def _settle(self, number: int, genes: Genes) -> bool:
+        """Find a trial's speed and write it down; whether it is to be trained."""
+        request, space = self.request, self.request.space
+        spec = space.spec_of(genes)
+        same = next(
+            (t for t in self._trained() if t.genes == genes and t.number != number and t.result is not None), None
+        )
+        counted = self.pace(spec)
+        ratio = self._ratio(counted)
+        seed = (request.effort.seed * 1_000_003 + number) % 2**31
+        values = asked_values(
+            genes=genes,
+            spec=spec,
+            counted=counted,
+            factor=request.reward.factor(ratio),
+            ratio=ratio,
+            seed=seed,
+            parent=self._parent(number, genes, spec) if request.effort.inherit else None,
+        )
+        if not request.reward.keeps(ratio):
+            self.store.note(number, {**values, "unfit": True, "reason": self._too_much(counted)})
+            self.store.tell_unfit(number, ratio)
+            return False
+        self.store.note(number, values)
+        if same is not None and same.result is not None:  # an estimator may ask for what was trained already
+            self.store.tell(number, replace(same.result, number=number), ratio, request.reward.factor(ratio))
+            return False
+        return True
+
+    def _parent(self, number: int, genes: Genes, spec: NetSpec) -> int | None:
+        """The trained network whose weights the candidate can grow from with the fewest choices apart; of several the
+        best.
+        """
+        known = [t for t in self.store.records() if t.value is not None and self._weights(t.number).is_file()]
+        fit = [t for t in known if t.number < number and not misfit(t.spec, spec)]
+
+        def apart(trial: TrialRecord) -> tuple[int, float]:
+            return sum(a != b for a, b in zip(trial.genes, genes, strict=True)), -(trial.value or 0.0)
+
+        return min(fit, key=apart).number if fit else None
+
+    def _weights(self, number: int) -> Path:
+        """The file of a trial's weights."""
+        return self.folder.absolute() / "weights" / f"{number}.safetensors"
+
+    def _too_much(self, counted: Counted) -> str:
+        reward = self.request.reward
+        if reward.by == "macs":
+            return f"too large: {counted.macs / 1e6:,.1f} M MACs, at most {reward.target:,.4g}"
+        sure = self.pace.sure(counted.speed)
+        chance = f", {sure:,.0f} of them with the confidence asked for"
+        if counted.speed.kind == "measured":
+            chance = f", about {sure:,.0f} as it would ship" if self.pace.factor else ""
+        return f"too slow: {counted.speed.images_per_s:,.0f} images/s{chance}, needed {reward.target:,.4g}"
+
+    def _ratio(self, counted: Counted) -> float:
+        return self.request.reward.ratio(self.pace.sure(counted.speed), counted.macs)
+
+    def _tried(self) -> list[Tried]:
+        """What samplers know. One that was given up counts by its last rung, moved as those that went on moved."""
+        records = self.store.records()
+        whole = [trial.result for trial in records if trial.state == "trained" and trial.result is not None]
+        found = []
+        for trial in records:
+            value = trial.value
+            if trial.state == "pruned" and trial.result is not None:
+                at = trial.result.pruned
+                gains = [result.accuracy - max(result.curve[:at]) for result in whole if len(result.curve) >= at]
+                gain = sum(gains) / len(gains) if gains else 0.0
+                value = (trial.result.accuracy + gain) * trial.factor
+            speed = None if trial.speed is None else self.pace.sure(trial.speed)
+            found.append(Tried(genes=trial.genes, value=value, speed=speed))
+        return found
+
+    def _job(self, number: int) -> Job:
+        request, asked = self.request, self.store.asked(number)
+        parent = asked.get("parent")
+        return Job(
+            number=number,
+            spec=asked["spec"],
+            data=request.data,
+            recipe=request.recipe.to_dict(),
+            seed=int(asked["seed"]),
+            device=request.training,
+            most_images=request.effort.most_images,
+            threads=self._threads(),
+            factor=float(asked["factor"]),
+            rungs=self._rungs(),
+            save=str(self._weights(number)) if request.effort.inherit else None,
+            parent=None if parent is None else self.store.asked(parent)["spec"],
+            parent_weights=None if parent is None else str(self._weights(parent)),
+        )
+
+    def _threads(self) -> int | None:
+        from convscale.machine import available_cores
+
+        place = self.request.place
+        if place.threads is None and place.workers > 1:
+            return max(1, available_cores() // place.workers)
+        return place.threads
+
+    def _rungs(self) -> dict[str, float]:
+        """The least value at each rung, by the trials of earlier rounds: the better half of them goes on."""
+        done = [trial for trial in self._trained() if trial.result is not None]
+        least = {}
+        for rung in self.request.effort.rungs:
+            seen = [max(t.result.curve[:rung]) * t.factor for t in done if t.result and len(t.result.curve) >= rung]
+            if len(seen) >= JUDGES:
+                least[str(rung)] = sorted(seen, reverse=True)[len(seen) // HALVING]
+        return least
+
+    # ------------------------------------------------------------ feasibility
+
+    def _need_one_that_keeps(self) -> None:
+        """
+        Raises:
+            UserError: not even the fastest network found keeps the target, and which that is.
+        """
+        reward = self.request.reward
+        if reward.target is None or reward.form != "hard":
+            return
+        found: list[tuple[float, NetSpec, Counted]] = []
+        for genes in smallest_of(self.request.space):
+            spec = self.request.space.spec_of(genes)
+            try:
+                counted = self.pace(spec)
+            except UserError as error:
+                self.request.say(f"left out: {spec.name}: {first_line(error)}")
+                continue
+            ratio = self._ratio(counted)
+            if ratio <= 1:
+                return
+            found.append((ratio, spec, counted))
+        if not found:
+            raise UserError(f"no network of the space {self.request.space.name} could be timed")
+        _, spec, counted = min(found, key=lambda one: one[0])
+        has = f"{counted.macs / 1e6:,.1f} M MACs" if reward.by == "macs" else describe_speed(counted.speed)
+        raise UserError(
+            f"no network of the space {self.request.space.name} keeps {reward}; the nearest, {spec!r}, has {has}; ask "
+            "for less, or search a space of smaller networks"
+        )
+
+    # ------------------------------------------------------------ the end
+
+    def _engine(self) -> Engine:
+        request, place = self.request, self.request.place
+        if place.engine == "ray":
+            from convscale.nas.engines.ray import Ray
+
+            return Ray(replace(place, threads=self._threads()))
+        from convscale.nas.engines.local import Here, Processes
+
+        return Processes(place.workers) if place.workers > 1 else Here(request.splits)
+
+    def _check_failures(self) -> None:
+        """
+        Raises:
+            UserError: the first round failed as a whole: it is not the networks that are to blame.
+        """
+        records = self.store.records()
+        failed = [trial for trial in records if trial.state == "failed"]
+        if len(failed) >= ROUND and not any(trial.state in ("trained", "pruned") for trial in records):
+            raise UserError(f"none of the first {len(failed)} trials could be trained; the first: {failed[0].reason}")
+
+    def _add(self, what: str, seconds: float) -> None:
+        self.times[what] = self.times.get(what, 0.0) + seconds
+        if what in self.now:
+            self.now[what] += seconds
+
+    def _count_time(self) -> None:
+        self._add("speeds", self.pace.seconds)
+        self._add("all", time.monotonic() - self.began)
+
+    def _report(self, number: int) -> None:
+        """A line on a trial, and where the search stands."""
+        records = self.store.records()
+        trained = [trial for trial in records if trial.value is not None]
+        best = max(trained, key=lambda trial: trial.value or 0.0, default=None)
+        elapsed = time.monotonic() - self.began
+        minutes = self.request.effort.minutes
+        best_text = "none yet" if best is None or best.accuracy is None else f"{100 * best.accuracy:.2f} %"
+        left = "" if minutes is None else f", {max(0.0, minutes - elapsed / 60):.1f} min left"
+        spent = {**self.now, "speeds": self.pace.seconds}
+        shares = [f"{name} {100 * seconds / max(elapsed, 1e-9):.0f} %" for name, seconds in spent.items()]
+        front = len(front_of(records))
+        state = f"best {best_text}, front of {front}, {', '.join(shares)}{left}"
+        self.request.say(f"{records[number].describe()} | {state}")
+
+    def _finish(self) -> Study:
+        """The result, written down."""
+        trials = tuple(self.store.records())
+        request = self.request
+        study = Study(
+            output=self.folder,
+            space=request.space,
+            reward=request.reward,
+            basis=request.basis,
+            trials=trials,
+            times=dict(self.times),
+        )
+        if self.pace.tuned and request.reward.target is not None and request.reward.by == "throughput":
+            study = self._shipping(study)
+        best = study.best
+        save_spec(best.spec, self.folder / "best.yaml")
+        self._write(study)
+        return study
+
+    def _shipping(self, study: Study) -> Study:
+        """With the best network that keeps the speed in the form in which it would ship: few are looked at, and where
+        none of them keeps it, the best one stays.
+        """
+        trained = sorted((t for t in study.trials if t.value is not None), key=lambda t: -(t.value or 0.0))
+        first: Study | None = None
+        for trial in trained[:_LOOKED_AT]:
+            self.request.say(f"timing {trial.spec.name} in every form that it can ship in")
+            shipped = self.pace.shipped(trial.spec)
+            made = replace(study, shipped=shipped, chosen=trial.number)
+            if self.request.reward.form != "hard" or shipped.images_per_s >= self.request.reward.floor:
+                return made
+            first = first or made
+        return first or study

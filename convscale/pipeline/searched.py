@@ -1,0 +1,63 @@
+"""A baseline of the user's own before the rest of the way: ``fit``'s search."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from convscale.arch.spec import load_spec
+from convscale.conditions import BEST
+from convscale.errors import UserError, check_number
+from convscale.images.splits import DataSplits
+from convscale.nas.study import search
+from convscale.pipeline.request import FitRequest
+from convscale.show.search_report import write_search_report
+
+
+def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[str] | None = None) -> FitRequest:
+    """The request with the best network of a search as its one candidate.
+
+    The search's folder stands beside ``output``, its name ends in ``-search``. On ``resume`` a search that has a result
+    is not begun again.
+
+    Raises:
+        UserError: candidates or weights are given too, or there is no limit on speed to search under; and as
+            ``search``.
+    """
+    check_number("search", minutes, "a number of minutes above 0", 1e-6)
+    if asked.candidates is not None or asked.start.weights_dir is not None or asked.training.init is not None:
+        raise UserError("search looks for a network of its own; leave out candidates, weights and init")
+    floor = asked.constraint.floor(asked.basis().conditions.batch_size)
+    if not floor:
+        raise UserError("search needs a limit on speed: min_throughput or max_latency_ms")
+    folder = Path(f"{asked.output}-search")
+    best = folder / "best.yaml"
+    if asked.resume and best.is_file():
+        return replace(asked, candidates=[load_spec(best)])
+    c = asked.basis().conditions
+
+    def say(text: str) -> None:
+        if asked.progress is not None:
+            asked.progress({"kind": "note", "text": f"search: {text}"})
+
+    data = asked.data if isinstance(asked.data, DataSplits) else Path(asked.data)
+    study = search(
+        data,
+        space=space,
+        device=c.device,
+        min_throughput=floor,
+        minutes=minutes,
+        output=folder,
+        batch_size=c.batch_size,
+        precision=None if c.runtime == BEST else c.precision,
+        runtime=None if c.runtime == BEST else c.runtime,
+        confidence=asked.constraint.confidence,
+        image_size=asked.image_size,
+        seed=asked.training.seed,
+        resume=asked.resume,
+        overwrite=asked.overwrite,
+        say=say,
+    )
+    write_search_report(study.output)
+    return replace(asked, candidates=[study.best.spec])

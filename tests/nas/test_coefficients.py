@@ -1,0 +1,158 @@
+"""Coefficients of scaling: what a budget means, and rules as values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import convscale as cs
+from convscale.arch.rules import load_rule, save_rule
+from convscale.choice.facts import Speed
+from convscale.errors import UserError
+from convscale.images.splits import DataSplits
+from convscale.nas import coefficients
+from convscale.nas.coefficients import PUBLISHED, at_cost, directions, reach, spread
+from convscale.nas.pace import Counted, Pace
+from convscale.nas.trial import Job, Result
+
+COLUMNS = 120
+
+
+def test_the_grid_by_hand() -> None:
+    found = directions(4)
+    assert len(found) == 15  # ways to give four parts to three: 6 choose 2
+    assert all(sum(shares) == pytest.approx(1) for shares in found)
+    assert spread(found, 3) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+
+
+def test_multipliers_hold_the_invariant() -> None:
+    """EfficientNet, section 3.3: alpha * beta^2 * gamma^2 is the budget."""
+    for shares in directions(4):
+        alpha, beta, gamma = at_cost(2.0, shares)
+        assert alpha * beta**2 * gamma**2 == pytest.approx(2.0)
+        assert min(alpha, beta, gamma) >= 1
+
+
+def test_the_published_rule() -> None:
+    """1.2 * 1.1^2 * 1.15^2 = 1.92; its shares are what its logarithms say."""
+    assert PUBLISHED.alpha * PUBLISHED.beta**2 * PUBLISHED.gamma**2 == pytest.approx(1.92, abs=0.002)
+    assert at_cost(1.92027, PUBLISHED.shares) == pytest.approx((1.2, 1.1, 1.15), abs=1e-4)
+
+
+def test_a_budget_is_reached_where_rounding_lets_it() -> None:
+    nominal, cost = reach(lambda at: at**1.5, 2.0)
+    assert cost == pytest.approx(2.0, rel=0.02)
+    assert nominal == pytest.approx(2.0 ** (2 / 3), rel=0.02)
+    _, stepped = reach(lambda at: 1.0 + 0.6 * math.floor(2 * math.log(at)), 2.0)
+    assert stepped == pytest.approx(2.2)  # of 1, 1.6, 2.2 ... the nearest
+
+
+def test_a_rule_scales_like_its_coefficients(tmp_path: Path) -> None:
+    rule = cs.ScalingRule(alpha=1.3, beta=1.05, gamma=1.1, name="mine", cost="time", conditions="rtx-4090")
+    expected = cs.scale("efficientnet_b0", phi=2, alpha=1.3, beta=1.05, gamma=1.1)
+    assert cs.scale("efficientnet_b0", phi=2, rule=rule) == expected
+    for suffix in (".yaml", ".json"):
+        save_rule(rule, tmp_path / f"mine{suffix}")
+        assert load_rule(tmp_path / f"mine{suffix}") == rule
+        assert cs.scale("efficientnet_b0", phi=2, rule=str(tmp_path / f"mine{suffix}")) == expected
+
+
+def test_bad_rules_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ScalingRule.beta is 0.9; it must be from 1 to 64"):
+        cs.ScalingRule(alpha=1.2, beta=0.9, gamma=1.1)
+    (tmp_path / "bad.yaml").write_text("alpha: 1.2\nbeta: 1.1\n")
+    with pytest.raises(UserError, match=r"bad.yaml: rule lacks the field 'gamma'"):
+        cs.scale("efficientnet_b0", phi=1, rule=str(tmp_path / "bad.yaml"))
+    with pytest.raises(UserError, match="scaling rule 'compond' is unknown"):
+        cs.scale("efficientnet_b0", phi=1, rule="compond")
+
+
+@pytest.fixture
+def deeper_is_better(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Trainings whose accuracy is the network's depth, and a device on which time is depth x width^2 x side^2."""
+    jobs: list[Job] = []
+
+    def run(job: Job, splits: DataSplits) -> Result:
+        jobs.append(job)
+        depth = sum(cs.NetSpec.from_dict(dict(job.spec)).depths)
+        return Result(number=job.number, curve=(depth / 1000 + job.seed / 1e6,), seconds=1.0)
+
+    def pace(self: Pace, spec: cs.NetSpec) -> Counted:
+        seconds = sum(spec.depths) * spec.widths[-1] ** 2 * spec.input.size**2
+        speed = Speed(images_per_s=1 / seconds, low=0.0, high=1.0, kind="measured")
+        return Counted(speed=speed, params=1, macs=1)
+
+    monkeypatch.setattr(coefficients, "run_job", run)
+    monkeypatch.setattr(Pace, "__call__", pace)
+    return jobs
+
+
+def test_coefficients_by_time(colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]) -> None:
+    rule = cs.find_scaling("efficientnet_b0", colours, budget=2.0, image_size=224, output=tmp_path / "a")
+    assert rule.shares == pytest.approx((1, 0, 0))
+    depths = sum(cs.scale("efficientnet_b0", phi=1, rule=rule).depths) / 16
+    assert depths == pytest.approx(2.0, rel=0.1)
+    assert rule.cost == "time"
+    assert any("this one gains" in note for note in rule.notes)
+    assert load_rule(tmp_path / "a" / "rule.yaml") == rule
+    points = json.loads((tmp_path / "a" / "scaling.json").read_text())["points"]
+    assert len(points) == 16
+    trained = [len(point["accuracies"]) for point in points]
+    assert sorted(trained) == [1] * 12 + [3] * 4  # the best three, and EfficientNet's
+
+
+def test_coefficients_by_macs_and_what_goes_on(
+    colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
+) -> None:
+    ask = {"cost": "macs", "output": tmp_path / "a", "image_size": 32, "trials": 4}
+    rule = cs.find_scaling("mobilenetv2_050", colours, minutes=1e-6, **ask)
+    assert len(deeper_is_better) == 1
+    rule = cs.find_scaling("mobilenetv2_050", colours, resume=True, **ask)
+    assert len(deeper_is_better) == 4 + 2 * 3  # four ways, then the best three, of them EfficientNet's, twice more
+    assert rule.alpha * rule.beta**2 * rule.gamma**2 == pytest.approx(2.0)
+    with pytest.raises(UserError, match="was begun with another budget"):
+        cs.find_scaling("mobilenetv2_050", colours, resume=True, budget=3.0, **ask)
+
+
+def test_by_optunas_estimator(colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]) -> None:
+    ask = {"cost": "macs", "method": "bayes", "image_size": 32, "trials": 8}
+    rule = cs.find_scaling("mobilenetv2_050", colours, output=tmp_path / "a", **ask)
+    points = json.loads((tmp_path / "a" / "scaling.json").read_text())["points"]
+    assert len(points) == 8
+    assert rule.shares[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cost": "flops"}, "cost 'flops' is unknown"),
+        ({"budget": 1.0}, "budget is 1.0; it must be a number above 1"),
+        ({"trials": 1}, "trials is 1; ways to scale are compared"),
+        ({"model": "efficientnet_b00"}, "nearest: efficientnet_b0"),
+    ],
+)
+def test_bad_input_is_one_line(given: dict, message: str, colours: DataSplits, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        cs.find_scaling(
+            **{"model": "efficientnet_b0", "data": colours, "output": tmp_path / "a", **given}  # pyright: ignore
+        )
+
+
+def test_the_commands(
+    call: Callable[..., tuple[int, str, str]], colour_folder: Path, tmp_path: Path, deeper_is_better: list[Job]
+) -> None:
+    place = tmp_path / "a"
+    ask = ["search", "--scaling", "mobilenetv2_050", "--data-dir", colour_folder, "--output", place, "--img-size", "32"]
+    code, out, err = call(*ask, "--cost", "macs", "--trials", "3", "--json")
+    assert code == 0, err
+    rule = json.loads(out)
+    assert rule["alpha"] == pytest.approx(2.0)
+    code, out, err = call("scale", "mobilenetv2_050", "--phi", "1", "--rule", place / "rule.yaml", "--json")
+    assert code == 0, err
+    assert json.loads(out) == cs.scale("mobilenetv2_050", phi=1, rule=load_rule(place / "rule.yaml")).to_dict()
+    code, _, err = call(*ask, "--space", "small", "--trials", "3")
+    assert (code, err.count("\n")) == (2, 1)

@@ -1,0 +1,112 @@
+"""Children of a trained network: the same outputs in float64, or a line that says what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import convscale as cs
+from convscale.arch.parts import SILU, ActSpec, HeadSpec, InputSpec, NormSpec, StemSpec
+from convscale.errors import UserError
+from convscale.nas.choices import StageChoices
+from convscale.nas.inherit import grown, misfit
+from convscale.nas.space import SearchSpace
+from convscale.nn.net import ConvNet
+
+LEAKY = ActSpec(kind="leaky_relu", slope=1e-2)
+
+
+def space(kind: str, **given: Any) -> SearchSpace:
+    options = {"widths": (8, 20), "depths": (1, 3), "kernels": (3, 5), "expansions": (2.0, 3.0), **given}
+    return SearchSpace(
+        name=kind,
+        stages=(StageChoices(kinds=(kind,), **options), StageChoices(kinds=(kind,), stride=2, **options)),
+        stems=(StemSpec(widths=(8,), stride=2), StemSpec(widths=(20,), stride=2)),
+        heads=(HeadSpec(width=16), HeadSpec(width=24)),
+        image_sizes=(16,),
+        input=InputSpec(size=16),
+        norm=NormSpec(kind="inplace") if given.get("activations") == (LEAKY,) else NormSpec(),
+    )
+
+
+def trained(spec: cs.NetSpec) -> ConvNet:
+    """With weights and statistics as a training leaves them: none at its start value."""
+    torch.manual_seed(1)
+    net = cs.create_model(spec, num_classes=5).double()
+    assert isinstance(net, ConvNet)
+    for name, value in [*net.named_parameters(), *net.named_buffers()]:
+        if value.is_floating_point() and value.ndim == 1:
+            value.data = torch.rand_like(value) + 0.5 if "var" in name or "weight" in name else torch.randn_like(value)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("conv", {}),
+        ("basic", {"se": (0.25,)}),
+        ("basic", {"activations": (LEAKY,), "se": (0.25,), "downsamples": ("blur",), "shortcut": "avgpool"}),
+        ("bottleneck", {"se": (0.5,)}),
+        ("bottleneck", {"se": (0.5,), "se_where": ("output",), "bottleneck": 2.0}),
+        ("inverted_residual", {"se": (0.25,), "activations": (SILU,)}),
+        ("fused_inverted_residual", {"se": (0.25,), "activations": (SILU,)}),
+        ("depthwise_separable", {"se": (0.25,), "downsamples": ("maxpool",)}),
+    ],
+)
+def test_a_wider_deeper_child_computes_the_same(kind: str, given: dict[str, Any]) -> None:
+    found = space(kind, **given)
+    small, large = (
+        found.spec_of([0 if end == "small" else len(v.options) - 1 for v in found.variables])
+        for end in ("small", "large")
+    )
+    assert large.depths == (3, 3)
+    assert large.stem.widths == (20,)
+    parent = trained(small)
+    child = grown(parent, large, seed=3)
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    expected, got = parent(images), child(images)
+    assert expected.std() > 0.01  # not a network that has died
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    assert sum(p.numel() for p in child.parameters()) > 2 * sum(p.numel() for p in parent.parameters())
+
+
+def test_it_learns_on() -> None:
+    """The zero of an added block is a start, not an end: its weights get gradients."""
+    found = space("inverted_residual", activations=(SILU,))
+    parent = trained(found.spec_of([0] * len(found.variables)))
+    child = grown(parent, replace(found.spec_of([len(v.options) - 1 for v in found.variables])))
+    child.train()(torch.randn(8, 3, 16, 16, dtype=torch.float64)).square().mean().backward()
+    last = child.stages[1][2].last_unit().norm.weight  # pyright: ignore
+    assert last.abs().max() == 0
+    assert last.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kinds": ("basic",)}, r"stage 0 has kind 'basic', not 'conv'"),
+        ({"widths": (4, 6)}, r"stage 0 has 4 channels, fewer outside or inside than its parent's 8"),
+        ({"activations": (SILU,)}, r"stage 0 has activation ActSpec\(silu\), not ActSpec\(relu\)"),
+    ],
+)
+def test_what_does_not_fit_is_told(change: dict[str, Any], message: str) -> None:
+    parent = space("conv").sample(0)
+    parent = space("conv").spec_of([0] * len(space("conv").variables))
+    kind = change.pop("kinds", ("conv",))[0]
+    other = space(kind, **change)
+    child = other.spec_of([0] * len(other.variables))
+    with pytest.raises(UserError, match=rf"the weights of .* do not fit .*: {message}"):
+        grown(trained(parent), child)
+
+
+def test_a_block_that_would_change_it_is_no_child() -> None:
+    """A SiLU behind the add is no identity: x x sigmoid(x) a second time is another number."""
+    found = space("basic", activations=(SILU,))
+    genes = [0] * len(found.variables)
+    deeper = [1 if v.field == "depth" else 0 for v in found.variables]
+    assert "a block added there would change" in misfit(found.spec_of(genes), found.spec_of(deeper))
+    wider = [1 if v.field in ("width", "stem") else 0 for v in found.variables]
+    assert misfit(found.spec_of(genes), found.spec_of(wider)) == ""

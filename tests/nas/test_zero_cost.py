@@ -1,0 +1,69 @@
+"""Zero-cost scores by hand, on networks small enough for it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import convscale as cs
+from convscale.errors import UserError
+from convscale.nas.space import SearchSpace
+from convscale.nas.zero_cost import SCORES, naswot, zen, zero_cost, zico
+
+
+def test_naswot_counts_what_switches_alike() -> None:
+    """Four ReLUs; the images switch (1, 1, 0, 0) and (1, 0, 0, 1): two alike of four. K = [[4, 2], [2, 4]]."""
+    net = nn.Sequential(nn.Flatten(), nn.ReLU())
+    images = torch.tensor([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, -1.0, 1.0]]).view(2, 1, 2, 2)
+    assert naswot(net, images) == pytest.approx(math.log(4 * 4 - 2 * 2))
+
+
+def test_naswot_of_images_that_switch_alike_is_the_least() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.SiLU())
+    assert naswot(net, torch.ones(2, 1, 2, 2)) == -math.inf
+
+
+def test_zico_by_hand() -> None:
+    """One layer, two batches of one image: the gradients of a softmax of zeros are (p - y) x."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    nn.init.zeros_(net[1].weight)  # pyright: ignore[reportArgumentType]
+    batches = [
+        (torch.tensor([[1.0, 2.0]]).view(1, 1, 1, 2), torch.tensor([0])),
+        (torch.tensor([[3.0, 4.0]]).view(1, 1, 1, 2), torch.tensor([1])),
+    ]
+    # |g| is x / 2 for both classes: 0.5 and 1.5 (mean 1, deviation 0.5), 1 and 2 (mean 1.5, deviation 0.5).
+    assert zico(net, batches) == pytest.approx(math.log(2 * (1 / 0.5) + 2 * (1.5 / 0.5)))
+    with pytest.raises(UserError, match="zico has 1 batches"):
+        zico(net, batches[:1])
+
+
+def test_zen_is_the_answer_without_norms() -> None:
+    """The norms' terms give back what the norms took: with one channel a chain scores as the same chain without them
+    (Zen-NAS, theorem 1).
+    """
+
+    def chain(norm: bool) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for _ in range(3):
+            layers += [nn.Conv2d(1, 1, 3, padding=1, bias=False), *([nn.BatchNorm2d(1)] if norm else [])]
+        return nn.Sequential(*layers)
+
+    noise = torch.randn(64, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    scores = []
+    for norm in (True, False):
+        torch.manual_seed(0)
+        scores.append(zen(chain(norm), noise))
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
+
+
+def test_scores_of_a_spec(tiny: SearchSpace) -> None:
+    spec = tiny.sample(0)
+    found = {name: zero_cost(name, spec, num_classes=3) for name in SCORES}
+    assert found["size"] == pytest.approx(math.log(cs.count(cs.create_model(spec, num_classes=3), 12).params))
+    assert all(math.isfinite(value) for value in found.values())
+    assert zero_cost("naswot", spec, num_classes=3) == found["naswot"]
+    with pytest.raises(UserError, match=r"zero-cost score 'nasswot' is unknown"):
+        zero_cost("nasswot", spec)
