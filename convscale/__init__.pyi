@@ -20,6 +20,8 @@ from .errors import UserError as UserError
 from .images.check import check_data as check_data
 from .learn.evaluate import evaluate as evaluate
 from .learn.train import train as train
+from .maps.explain import explain as explain
+from .maps.result import Maps as Maps
 from .nn.net import create_model as create_model
 from .nn.norm import convert_norm as convert_norm
 from .nn.weights import export_weights as export_weights
@@ -46,6 +48,7 @@ __all__ = [
     "Conditions",
     "Confirmation",
     "Constraint",
+    "Maps",
     "Measurement",
     "NetSpec",
     "Prediction",
@@ -61,6 +64,7 @@ __all__ = [
     "count",
     "create_model",
     "evaluate",
+    "explain",
     "export",
     "export_fastest",
     "export_weights",

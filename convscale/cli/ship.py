@@ -70,6 +70,9 @@ def export_command(
         typer.Option("--card", help="A fact for the model card, as key=value: --card licence=CC-BY-4.0. Repeatable."),
     ] = None,
     bake: Annotated[bool, typer.Option("--bake", help="Put preprocessing and softmax into the network.")] = False,
+    with_features: Annotated[
+        bool, typer.Option("--with-features", help="Keep the last feature map as an output, for `explain`.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -90,19 +93,24 @@ def export_command(
         "bake": bake,
         "max_drop": max_drop,
         "thresholds": loaded.thresholds,
+        "temperatures": loaded.temperatures,
         "overwrite": overwrite,
         "card": _card(loaded.meta, data_dir, card),
         **images,
     }
     search = None
     if format == "fastest":
+        if with_features:
+            raise UserError("--with-features does not go with --format fastest; name a format")
         if half:
             raise UserError("--half does not go with --format fastest; name a format")
         artifact, search = export_fastest(
             loaded.net, output, int8=int8, on_form=None if as_json else _tell_form, **options
         )
     else:
-        artifact = export(loaded.net, output, format=format, half=half, int8=int8, **options)
+        artifact = export(
+            loaded.net, output, format=format, half=half, int8=int8, with_features=with_features, **options
+        )
     say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,14 @@ from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.features import Head, write_head
 from convscale.artifact.manifest import MODEL_FILES, Manifest
 from convscale.artifact.promise import Promise
 from convscale.conditions import Size, size_text
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json, write_text
 from convscale.formats.baked import Baked
+from convscale.formats.features import keeping_features
 from convscale.formats.fold import fold
 from convscale.formats.ir import write_ir
 from convscale.formats.onnx import OPSET, store_half, write_onnx
@@ -116,6 +119,10 @@ class ExportRequest:
     """Their classes."""
     promise: Promise | None = None
     """The speed it is to have on a device that is not here."""
+    temperatures: Sequence[float] | None = None
+    """For several labels per image: what each class's logit is divided by before the sigmoid; None: by 1."""
+    with_features: bool = False
+    """Its last feature map is an output, too."""
 
     @property
     def precision(self) -> str:
@@ -145,6 +152,8 @@ def export(
     overwrite: bool = False,
     shared: Shared | None = None,
     promise: Promise | None = None,
+    temperatures: Sequence[float] | None = None,
+    with_features: bool = False,
 ) -> Artifact:
     """Write a trained network as an artefact folder, and check it against the network before it gets its name.
 
@@ -176,6 +185,11 @@ def export(
         shared: what earlier exports of the same network, preprocessing and images have made.
         promise: a predicted speed to hold the artefact to on the day its device is there; it stands in the record and
             in the model card, and :func:`convscale.confirm` checks it.
+        temperatures: with ``thresholds``: for each class what its logit is divided by before the sigmoid, so that its
+            probabilities are calibrated (Guo et al. 2017); ``train`` fits them on validation. None: 1 for all.
+        with_features: the map in front of the pool becomes one more output, and the classifier's weights stand beside
+            the network, so that ``explain(artifact, images, method="cam")`` needs nothing else. The head must be an
+            average pool and a linear layer.
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
@@ -199,6 +213,8 @@ def export(
         verify_images=verify_images,
         verify_labels=verify_labels,
         promise=promise,
+        temperatures=temperatures,
+        with_features=with_features,
     )
     return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
 
@@ -274,6 +290,11 @@ def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: E
     given = request.thresholds
     if given is not None and not (len(given) == count and all(0 <= value <= 1 for value in given)):
         raise UserError(f"thresholds must be {count} probabilities, one for each class, got {list(given)}")
+    heat = request.temperatures
+    if heat is not None and given is None:
+        raise UserError("temperatures are for several labels per image; give thresholds too")
+    if heat is not None and not (len(heat) == count and all(math.isfinite(value) and value > 0 for value in heat)):
+        raise UserError(f"temperatures must be {count} numbers above 0, one for each class, got {list(heat)}")
     return names
 
 
@@ -293,6 +314,8 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
         "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
         **({} if request.promise is None else {"promise": request.promise.to_dict()}),
+        **({} if request.temperatures is None else {"temperatures": [float(value) for value in request.temperatures]}),
+        **({"features": True} if request.with_features else {}),
     }
 
 
@@ -366,25 +389,30 @@ def _write_model(
 ) -> None:
     """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
     form, half, int8 = manifest.format, manifest.precision == "fp16", manifest.precision == "int8"
-    baked, strided = manifest.baked, manifest.strided_stem
-    net: nn.Module = shared.folded(module, example)
+    baked, strided, outputs = manifest.baked, manifest.strided_stem, list(OUTPUTS[manifest.baked])
+    graph = shared.folded(module, example)
     if strided:
-        net = fold(net, example, strided_stem=True)
+        graph = fold(graph, example, strided_stem=True)
+    if manifest.features:
+        graph, weight, bias = keeping_features(graph)
+        write_head(folder, Head(weight=weight.float().cpu().numpy(), bias=bias.float().cpu().numpy()))
+        outputs.append("features")
+    net: nn.Module = graph
     if baked:
         net, example = (
-            Baked(net, preprocessing, several=manifest.thresholds is not None),
+            Baked(net, preprocessing, several=manifest.thresholds is not None, temperatures=manifest.temperatures),
             torch.from_numpy(noise_images(preprocessing, 2)),
         )
     if form == "torch":
         write_program(net, example, folder / "model.pt2")
         return
     onnx_path = folder / (FLOAT_FILE if int8 else "model.onnx")
-    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}.onnx"
+    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}{'-features' * manifest.features}.onnx"
     if shared.folder == folder:
-        write_onnx(net, example, onnx_path, outputs=OUTPUTS[baked])
+        write_onnx(net, example, onnx_path, outputs=tuple(outputs))
     else:
         if not kept.is_file():
-            write_onnx(net, example, kept, outputs=OUTPUTS[baked])
+            write_onnx(net, example, kept, outputs=tuple(outputs))
         shutil.copyfile(kept, onnx_path)
     if int8:
         return
