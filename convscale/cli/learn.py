@@ -80,6 +80,9 @@ def train_command(
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Checkpoint or training folder whose outputs are imitated.")
     ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option("--teacher-cache", help="Folder where the teacher's outputs are kept for others.")
+    ] = None,
     dataset: Dataset = None,
     workers: Workers = None,
     max_minutes: Annotated[float | None, typer.Option(help="The schedule ends by then.")] = None,
@@ -119,6 +122,7 @@ def train_command(
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             init=init,
             teacher=teacher,
+            teacher_cache=teacher_cache,
             resume=resume,
             overwrite=overwrite,
             workers=workers,

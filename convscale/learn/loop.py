@@ -18,9 +18,9 @@ from convscale.errors import UserError
 from convscale.learn.augment import erase, mix, mix_seed
 from convscale.learn.ema import Ema
 from convscale.learn.freeze import set_trainable
+from convscale.learn.imitate import Imitation, Where
 from convscale.learn.job import Job
 from convscale.learn.loader import Batch, check_bad_rate
-from convscale.learn.loss import distillation_loss
 from convscale.learn.optim import build_optimizer, set_lr
 from convscale.learn.probe import solve_head
 from convscale.learn.record import EpochRow, complete_row
@@ -47,6 +47,8 @@ class Best(TypedDict):
     """After which it was reached; 0: before the first, with a solved head."""
     thresholds: list[float] | None
     """For several labels: per class the probability above which it is present."""
+    temperatures: list[float] | None
+    """For several labels: per class what its logit is divided by."""
 
 
 class Trainer:
@@ -64,6 +66,7 @@ class Trainer:
             self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = Ema(job.net, job.recipe.ema_decay) if job.recipe.ema_decay else None
+        self.imitation = self._imitation()
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
         # whole groups of accumulated batches only
         self.steps_per_epoch = max(1, job.loader.steps_per_epoch // job.recipe.accumulate) * job.recipe.accumulate
@@ -78,7 +81,7 @@ class Trainer:
         self.updates = 0  # optimiser steps
         self.elapsed = 0.0
         self.history: list[EpochRow] = []
-        self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None}
+        self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = 0
@@ -132,6 +135,16 @@ class Trainer:
         self._note(f"before the first epoch: validation result {result.metric:.2%}")
         self.elapsed += job.processes.from_first(time.perf_counter() - started)
         self._save_best()
+
+    def _imitation(self) -> Imitation | None:
+        """What the teacher adds, where there is one."""
+        job = self.job
+        if job.teacher is None:
+            return None
+        several = job.loader.split.multilabel
+        return Imitation(
+            job.net, job.teacher, job.recipe, multilabel=several, autocast=self._autocast, cache=job.teacher_cache
+        )
 
     # -- one epoch
 
@@ -217,13 +230,8 @@ class Trainer:
                 f"{len(job.loader.split.classes)} classes"
             )
         loss = job.loss(outputs, labels)
-        if job.teacher is not None:
-            with torch.no_grad(), self._autocast():
-                taught = job.teacher(inputs)
-            imitation = distillation_loss(
-                outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel
-            )
-            loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * imitation
+        if self.imitation is not None:
+            loss = self.imitation.added(loss, outputs, inputs, Where(epoch=self.epoch, indices=batch.indices))
         value = loss.item()
         if job.processes.all_true(math.isfinite(value)):
             self.scaler.scale(loss / recipe.accumulate).backward()
@@ -322,6 +330,7 @@ class Trainer:
             device=job.device,
             precision=job.settings.precision,
             workers=job.loader.workers or None,
+            beta=job.recipe.threshold_beta,
         )
 
     def _keep_if_better(self, result: Validation) -> None:
@@ -333,6 +342,7 @@ class Trainer:
                 "loss": result.loss,
                 "epoch": self.epoch,
                 "thresholds": None if result.thresholds is None else list(result.thresholds),
+                "temperatures": None if result.temperatures is None else list(result.temperatures),
             }
             self.best_weights = {name: value.detach().clone() for name, value in self.watched.state_dict().items()}
 
@@ -384,6 +394,7 @@ class Trainer:
             "loss": best["loss"],
             "epoch": best["epoch"],
             "thresholds": best.get("thresholds"),
+            "temperatures": best.get("temperatures"),
         }
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])

@@ -44,6 +44,8 @@ class Trained:
     """How images become its inputs."""
     thresholds: tuple[float, ...] | None = None
     """For several labels per image."""
+    temperatures: tuple[float, ...] | None = None
+    """For several labels per image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +84,7 @@ class Finish:
                 self.asked.shipping,
                 card=card,
                 thresholds=trained.thresholds,
+                temperatures=trained.temperatures,
                 say=self.say,
             )
             measured = self._time(artifact)
@@ -152,6 +155,7 @@ class Finish:
             classes=self.splits.classes,
             preprocessing=trained.preprocessing,
             thresholds=trained.thresholds,
+            temperatures=trained.temperatures,
             verify_images=images,
             verify_labels=None if self.splits.multilabel else held.labels.numpy(),
             card=card,

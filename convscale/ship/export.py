@@ -177,7 +177,8 @@ def export(
         spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
         card: facts for the model card: ``data``, ``recipe``, ``accuracy``, ``speed``, ``licence`` and others.
         thresholds: of a network for several labels per image: for each class the probability above which it counts as
-            present. Probabilities are sigmoids then. None: one label per image.
+            present. Probabilities are sigmoids then, and thresholds are those of the network's own logits; with
+            ``temperatures`` the artefact's are moved along. None: one label per image.
         verify_images: uint8 (N, H, W, C) real images, resized, or batches of them; None: a little noise, and the record
             says so.
         verify_labels: their classes, for accuracies: (N,), or for several labels (N, classes) of zeros and ones.
@@ -309,7 +310,7 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
         "baked": request.bake,
         "strided_stem": request.strided_stem,
         "num_classes": num_classes,
-        "thresholds": None if request.thresholds is None else [float(value) for value in request.thresholds],
+        "thresholds": _calibrated_thresholds(request),
         "opset": OPSET if request.format == "onnx" else None,
         "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
@@ -317,6 +318,18 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
         **({} if request.temperatures is None else {"temperatures": [float(value) for value in request.temperatures]}),
         **({"features": True} if request.with_features else {}),
     }
+
+
+def _calibrated_thresholds(request: ExportRequest) -> list[float] | None:
+    """Thresholds of calibrated probabilities: the same logits are above them."""
+    if request.thresholds is None:
+        return None
+    given = [float(value) for value in request.thresholds]
+    if request.temperatures is None:
+        return given
+    inside = [min(max(value, 1e-12), 1 - 1e-12) for value in given]
+    logits = [math.log(value / (1 - value)) for value in inside]
+    return [1 / (1 + math.exp(-z / heat)) for z, heat in zip(logits, request.temperatures, strict=True)]
 
 
 def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld:
