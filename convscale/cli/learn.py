@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 Dataset = Annotated[
     str | None,
     typer.Option(
-        "--dataset", help="torchvision's name of the set in --data-dir (cifar10, food101 ...); else recognised."
+        "--dataset",
+        help="torchvision's name of the set in --data-dir (cifar10, food101 ...), or coco, voc, nus-wide, open-images; "
+        "else recognised.",
     ),
 ]
 Workers = Annotated[
