@@ -36,6 +36,18 @@ def overlaid(pixels: np.ndarray, values: np.ndarray, *, strength: float = 0.55) 
     return ((1 - share) * gray + share * heat(values)).round().clip(0, 255).astype(np.uint8)
 
 
+def data_uri(pixels: np.ndarray) -> str:
+    """uint8 (H, W, 3) as a PNG in a data URI."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def save_png(pixels: np.ndarray, path: str | os.PathLike[str]) -> Path:
     """Write uint8 (H, W, 3) as a PNG, whole or not at all."""
     from PIL import Image

@@ -108,7 +108,7 @@ class Finish:
         self.record.put(
             winner=replace(self.record.now.winner, test_top1=ev.mean_average_precision if several else ev.top1),
             evaluation=evaluation_record(ev),
-            wrong=() if several else mistakes(ev, held, self.splits.test),
+            wrong=() if several else mistakes(ev, held, self.splits.test, trained.net, trained.preprocessing),
             left_out=tuple(bad),
             doubtful=self._doubtful(trained),
         )

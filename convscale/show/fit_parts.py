@@ -317,6 +317,9 @@ class Mistake(Open):
     confidence: float | None = None
     image: str = ""
     """A data URI."""
+    map: str = ""
+    """A data URI: the picture as the network sees it, under the map of the class that it said; empty where there is
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True)
