@@ -266,16 +266,28 @@ def _open_images_table(place: Path, split: str) -> tuple[Path, dict[str, dict[st
     if path is None:
         return None
     found: dict[str, dict[str, float]] = {}
-    rows = csv.DictReader(io.StringIO(read_text(path, "label file", _TABLE), newline=""))
-    needed = {"ImageID", "LabelName", "Confidence"}
-    if not needed <= set(rows.fieldnames or ()):
-        raise UserError(f"{path} must have the columns {', '.join(sorted(needed))}")
+    rows = _csv_rows(path)
+    columns = {name: at for at, name in enumerate(next(rows, []))}
+    needed = ("Confidence", "ImageID", "LabelName")
+    if not set(needed) <= set(columns):
+        raise UserError(f"{path} must have the columns {', '.join(needed)}")
+    at = [columns[name] for name in needed]
     for number, row in enumerate(rows, 2):
-        value = row["Confidence"]
-        if value not in ("0", "1", "0.0", "1.0") or not row["ImageID"] or not row["LabelName"]:
+        value, image, name = [row[column] for column in at] if len(row) > max(at) else ("", "", "")
+        if value not in ("0", "1", "0.0", "1.0") or not image or not name:
             raise UserError(f"{path}, line {number}: Confidence is {short(value, 40)}; it must be 0 or 1, of an image")
-        found.setdefault(row["ImageID"], {})[row["LabelName"]] = float(value)
+        found.setdefault(image, {})[name] = float(value)
     return path, found
+
+
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    """Its rows that are not empty."""
+    try:
+        for row in csv.reader(io.StringIO(read_text(path, "label file", _TABLE), newline="")):
+            if row:
+                yield row
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV ({error})") from error
 
 
 def _open_images_names(place: Path, keys: Sequence[str]) -> tuple[str, ...]:
@@ -283,8 +295,7 @@ def _open_images_names(place: Path, keys: Sequence[str]) -> tuple[str, ...]:
     path = _only(place, r"(oidv\d+-)?class-descriptions.*\.csv")
     if path is None:
         return tuple(keys)
-    rows = csv.reader(io.StringIO(read_text(path, "class names"), newline=""))
-    called = {row[0]: row[1].strip() for row in rows if len(row) >= 2}
+    called = {row[0]: row[1].strip() for row in _csv_rows(path) if len(row) >= 2}
     names = [called.get(key) or key for key in keys]
     return tuple(name if names.count(name) == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True))
 
