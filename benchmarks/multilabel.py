@@ -215,6 +215,8 @@ def summarise_heads(records: list[dict[str, Any]]) -> str:
     for head in HEADS:
         for name in LOSSES:
             rows = [row for row in records if row["loss"] == name and row["head"] == head]
+            if not rows:
+                continue
             values = [[row[key] for row in rows] for key in keys]
             cells = [f"{statistics.mean(each):.1%} ({_spread(each):.1%})" for each in values]
             lines.append(f"| {head} | {name} | " + " | ".join(cells) + " |")

@@ -147,6 +147,7 @@ def train_command(
                 "seconds": run.seconds,
                 "cost": vars(run.cost),
                 "thresholds": _named(run.classes, run.thresholds),
+                "temperatures": _named(run.classes, run.temperatures),
                 "history": run.history,
             }
         )

@@ -145,7 +145,7 @@ def mistakes(
     be decoded; of ``net``, which takes images by ``how``, with the maps of what it said where they are exact.
     """
     worst = sorted(ev.wrong, key=lambda wrong: -wrong.confidence)[:SHOWN_MISTAKES]
-    maps = [""] * len(worst) if net is None or how is None else _maps(worst, read, net, how)
+    maps = [None] * len(worst) if net is None or how is None else _maps(worst, read, net, how)
     shown = []
     for wrong, drawn in zip(worst, maps, strict=True):
         name, pixels = _original(read, test, wrong.index)
@@ -162,8 +162,8 @@ def mistakes(
     return tuple(shown)
 
 
-def _maps(worst: Sequence[Wrong], read: Split, net: nn.Module, how: Preprocessing) -> list[str]:
-    """Mistakes under the maps of what was said, as data URIs; empty ones where the network has no exact maps."""
+def _maps(worst: Sequence[Wrong], read: Split, net: nn.Module, how: Preprocessing) -> Sequence[str | None]:
+    """Mistakes under the maps of what was said, as data URIs; None where the network has no exact maps."""
     if not worst:
         return []
     pixels = [read.read(wrong.index).numpy() for wrong in worst]
@@ -171,7 +171,7 @@ def _maps(worst: Sequence[Wrong], read: Split, net: nn.Module, how: Preprocessin
     try:
         maps = explain(net, how.normalize(torch.from_numpy(seen)), "cam", [wrong.predicted for wrong in worst])
     except UserError:  # layers stand between the pool and the classifier
-        return [""] * len(worst)
+        return [None] * len(worst)
     return [_picture(torch.from_numpy(overlaid(one, values))) for one, values in zip(seen, maps.values, strict=True)]
 
 

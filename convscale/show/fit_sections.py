@@ -300,7 +300,7 @@ def gallery(fit: FitRecord) -> Section | None:
 
 def looked(fit: FitRecord) -> Section | None:
     """The wrong examples under the map of what the network said."""
-    shown = _gallery([(mistake.map, mistake) for mistake in fit.wrong or ()], fit)
+    shown = _gallery([(mistake.map or "", mistake) for mistake in fit.wrong or ()], fit)
     if not shown:
         return None
     intro = paragraph(
