@@ -21,6 +21,8 @@ from .errors import UserError as UserError
 from .images.check import check_data as check_data
 from .learn.evaluate import evaluate as evaluate
 from .learn.train import train as train
+from .maps.explain import explain as explain
+from .maps.result import Maps as Maps
 from .nas.coefficients import find_scaling as find_scaling
 from .nas.result import Study as Study
 from .nas.space import SearchSpace as SearchSpace
@@ -52,6 +54,7 @@ __all__ = [
     "Conditions",
     "Confirmation",
     "Constraint",
+    "Maps",
     "Measurement",
     "NetSpec",
     "Prediction",
@@ -70,6 +73,7 @@ __all__ = [
     "count",
     "create_model",
     "evaluate",
+    "explain",
     "export",
     "export_fastest",
     "export_weights",

@@ -45,15 +45,19 @@ def average_precisions(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Args:
         logits: (N, classes); any scores that rank.
-        truth: zeros and ones (N, classes).
+        truth: zeros and ones (N, classes); an image for which a class is NaN (not known) is left out of that class.
 
     Returns:
         float64 (classes,), NaN for a class that no image has.
     """
     precisions = np.full(logits.shape[1], np.nan)
     for column in range(logits.shape[1]):
-        order = np.argsort(-logits[:, column], kind="stable")
-        scores, present = logits[order, column], truth[order, column] > 0
+        known = ~np.isnan(truth[:, column])
+        score, real = (
+            (logits[:, column], truth[:, column]) if known.all() else (logits[known, column], truth[known, column])
+        )
+        order = np.argsort(-score, kind="stable")
+        scores, present = score[order], real[order] > 0
         if not present.any():
             continue
         last = np.append(scores[1:] != scores[:-1], True)  # the last image of each score

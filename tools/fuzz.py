@@ -340,6 +340,26 @@ def _forged_artifact(name: str) -> Read:
     return from_bytes
 
 
+def _labelled(name: str, file: str, others: dict[str, bytes]) -> Read:
+    """A public set with several labels, one of whose files holds these bytes."""
+
+    def from_bytes(data: bytes, place: Path) -> object:
+        from convscale.images.labelled import open_labelled
+
+        for each, content in {**others, file: data}.items():
+            (place / each).parent.mkdir(parents=True, exist_ok=True)
+            (place / each).write_bytes(content)
+        return open_labelled(name, place, channels=3, max_pixels=10**6, notes=[])
+
+    return from_bytes
+
+
+def _head(path: Path) -> object:
+    from convscale.artifact.features import read_head
+
+    return read_head(path.parent, 2)
+
+
 def _onnx(path: Path) -> object:
     from convscale.artifact.checks import check_onnx
 
@@ -393,6 +413,13 @@ def _predictions(path: Path) -> object:
     return read_predictions(path)
 
 
+_VOC = {f"JPEGImages/{name}.jpg": b"" for name in ("a", "b")}
+_NUS = {f"Flickr/{name}.jpg": b"" for name in ("a", "b")} | {
+    f"ImageList/{part}Imagelist.txt": b"a.jpg\nb.jpg\n" for part in ("Train", "Test")
+}
+_NUS |= {f"TrainTestLabels/Labels_sky_{part}.txt": b"0\n1\n" for part in ("Train", "Test")}
+_OPEN = {"train/a.jpg": b"", "train/b.jpg": b""}
+
 READERS = (
     Reader(name="json", read=_json, text=True),
     Reader(name="json-lines", read=_file("x.jsonl", _lines), text=True),
@@ -412,6 +439,19 @@ READERS = (
     Reader(name="log", read=_file("log.jsonl", _log), text=True),
     Reader(name="manifest-csv", read=_file("x.csv", _manifest)),
     Reader(name="manifest-json", read=_file("x.jsonl", _manifest), text=True),
+    Reader(
+        name="labelled-coco",
+        read=_labelled(
+            "coco", "annotations/instances_train2017.json", {"train2017/a.jpg": b"", "train2017/b.jpg": b""}
+        ),
+        text=True,
+    ),
+    Reader(name="labelled-voc", read=_labelled("voc", "ImageSets/Main/cat_train.txt", _VOC)),
+    Reader(name="labelled-nus-wide", read=_labelled("nus-wide", "ImageList/TrainImagelist.txt", _NUS)),
+    Reader(
+        name="labelled-open-images", read=_labelled("open-images", "train-annotations-human-imagelabels.csv", _OPEN)
+    ),
+    Reader(name="artifact-head", read=_file("classifier.safetensors", _head)),
     Reader(name="rows-csv", read=_file("x.csv", _rows)),
     Reader(name="rows-json", read=_file("x.jsonl", _rows), text=True),
     Reader(name="kept", read=_kept),

@@ -123,8 +123,19 @@ class HeadSpec(Part):
     """After either convolution."""
     dropout: float = 0.0
     """The published dropout rate in front of the classifier; a recipe may use it, building a net does not."""
+    kind: Literal["gap", "ml_decoder"] = "gap"
+    """``gap``: pool and linear classifier; ``ml_decoder``: attention of fixed queries to the last map (Ridnik et al.
+    2021, arXiv 2111.12933), in the place of the pool and all that stands behind it."""
+    decoder_width: int = 768
+    """Of the decoder's tokens and queries."""
+    decoder_groups: int = 0
+    """Queries of the decoder; 0: 100, or one for each class where there are fewer."""
 
     def validate(self) -> None:
+        right = "a multiple of 24, at most 8192"
+        ok = 0 < self.decoder_width <= 8192 and self.decoder_width % 24 == 0
+        require(ok, "HeadSpec.decoder_width", self.decoder_width, right)
+        require(0 <= self.decoder_groups <= 10_000, "HeadSpec.decoder_groups", self.decoder_groups, "0 to 10000")
         require(self.width >= 0, "HeadSpec.width", self.width, "0 or more")
         require(self.pooled_width >= 0, "HeadSpec.pooled_width", self.pooled_width, "0 or more")
         require(0 <= self.dropout < 1, "HeadSpec.dropout", self.dropout, "in [0, 1)")

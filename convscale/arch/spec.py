@@ -79,6 +79,8 @@ class NetSpec(Part):
     @property
     def num_features(self) -> int:
         """Channels that the classifier takes (average pooling)."""
+        if self.head.kind == "ml_decoder":
+            return self.head.decoder_width
         return self.head.pooled_width or self.map_width
 
     @property
@@ -160,6 +162,7 @@ class NetSpec(Part):
         stem = f"{self.stem.kind}-{'-'.join(map(str, self.stem.widths))}/{self.stem.reduction}"
         head = f" head-{self.head.width}" if self.head.width else ""
         head += f" pooled-{self.head.pooled_width}" if self.head.pooled_width else ""
+        head += " ml_decoder" if self.head.kind == "ml_decoder" else ""
         return f"<NetSpec {self.name}: {self.input.size} px, {stem}, {stages}{head}, {self.norm.kind}>"
 
 

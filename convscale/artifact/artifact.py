@@ -17,6 +17,7 @@ import numpy as np
 from convscale._version import __version__
 from convscale.artifact.answers import NOT_FINITE, TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
 from convscale.artifact.checks import check_onnx
+from convscale.artifact.features import HEAD_FILE, Head, read_head
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError
@@ -66,6 +67,7 @@ class Artifact:
         except UserError as error:
             raise UserError(f"artefact {folder} has a damaged preprocessing.json: {error}; export it again") from error
         self.thresholds = manifest.thresholds
+        self.temperatures = manifest.temperatures
         if len(self.classes) != manifest.num_classes:
             raise UserError(
                 f"artefact {folder} names {len(self.classes)} classes, its network has {manifest.num_classes}; "
@@ -150,6 +152,8 @@ class Artifact:
             return self._outputs(images, 0)
         logits = self._outputs(images, 0)
         if self.thresholds is not None:
+            if self.temperatures is not None:
+                logits = logits / np.array(self.temperatures, np.float32)
             return 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without an overflow
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exp / exp.sum(axis=1, keepdims=True)
@@ -200,6 +204,30 @@ class Artifact:
     def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""
         return self._outputs(images, 1 if self.baked else 0, batch_size)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether :meth:`features` gives something: it was exported with its feature map."""
+        return self.manifest.features
+
+    def features(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
+        """The map in front of the pool, float32 (N, C, h, w); ``images`` as for calling.
+
+        Raises:
+            UserError: it was exported without; or as for calling.
+        """
+        if not self.keeps_features:
+            raise UserError(
+                f"artefact {self.folder} keeps no feature map; export it with --with-features (with_features=True)"
+            )
+        return self._outputs(images, 2 if self.baked else 1, batch_size)
+
+    @property
+    def head(self) -> Head:
+        """The classifier of the pooled features; UserError as for :meth:`features`."""
+        if not self.keeps_features:
+            raise UserError(f"artefact {self.folder} keeps no classifier; export it with --with-features")
+        return read_head(self.folder, self.manifest.num_classes)
 
     def input_batch(self, images: np.ndarray) -> np.ndarray:
         """Images as the network takes them: as they are where preprocessing is baked in, else normalised float32 (N, C,
@@ -270,6 +298,7 @@ def load_artifact(
         if not isinstance(entry, Mapping) or sha256(path) != entry.get("sha256"):
             raise UserError(f"artefact {folder} is damaged: the checksum of {name} is wrong; export it again")
     needed = (*MODEL_FILES[manifest.format], "classes.json", "preprocessing.json")
+    needed = (*needed, HEAD_FILE) if manifest.features else needed
     if missing := [name for name in needed if name not in manifest.files]:
         raise UserError(f"artefact {folder} has no checksum of {', '.join(missing)}; export it again")
     if manifest.format == "onnx":

@@ -58,6 +58,10 @@ class Manifest(Mapping[str, Any]):
     """The network's outputs."""
     thresholds: tuple[float, ...] | None
     """For several labels per image: each class's probability above which it counts as present; None: one label."""
+    temperatures: tuple[float, ...] | None
+    """For several labels per image: what each class's logit is divided by before the sigmoid; None: by 1."""
+    features: bool
+    """The last feature map is an output, and the classifier's weights stand beside the network."""
     model: str
     """The network's name; empty where it is not known."""
     strided_stem: bool
@@ -91,6 +95,9 @@ class Manifest(Mapping[str, Any]):
         thresholds = values.get("thresholds")
         try:
             num_classes, thresholds = check_whole("num_classes", values["num_classes"]), _numbers(thresholds)
+            temperatures = _numbers(values.get("temperatures"), "temperatures")
+            if temperatures is not None and (len(temperatures) != num_classes or min(temperatures) <= 0):
+                raise UserError(f"temperatures must be {num_classes} numbers above 0")
             runs = RunsIn(
                 name=check_text("runtime.name", runtime["name"]),
                 threads=_count("runtime.threads", runtime.get("threads")),
@@ -108,6 +115,8 @@ class Manifest(Mapping[str, Any]):
             runtime=runs,
             num_classes=num_classes,
             thresholds=thresholds,
+            temperatures=temperatures,
+            features=values.get("features") is True,
             model=str(values.get("model", "")),
             strided_stem=bool(values.get("strided_stem", False)),
             files=files,
@@ -134,13 +143,13 @@ def _count(name: str, value: object, most: int = MOST_THREADS) -> int | None:
     return check_whole(name, value)
 
 
-def _numbers(value: object) -> tuple[float, ...] | None:
-    """Thresholds, or None."""
+def _numbers(value: object, name: str = "thresholds") -> tuple[float, ...] | None:
+    """A list of numbers, or None."""
     if value is None:
         return None
     if not isinstance(value, list | tuple):
-        raise UserError(f"thresholds is {short(value)}; it must be a list of numbers")
-    return tuple(check_number("thresholds", each, "a list of numbers") for each in value)
+        raise UserError(f"{name} is {short(value)}; it must be a list of numbers")
+    return tuple(check_number(name, each, "a list of numbers") for each in value)
 
 
 def read_manifest(folder: Path) -> Manifest:

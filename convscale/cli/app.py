@@ -18,6 +18,7 @@ from convscale import words
 from convscale._version import __version__
 from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import check as cli_check
+from convscale.cli import explain as cli_explain
 from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
 from convscale.cli import measure as cli_measure
@@ -51,7 +52,7 @@ class Commands(TyperGroup):
     REST: ClassVar[dict[str, tuple[str, ...]]] = {
         "Networks": ("list", "show", "scale", "search", "count"),
         "Speed and serving": ("predict", "calibrate", "tune", "serve"),
-        "Data and training": ("check", "evaluate", "recipes"),
+        "Data and training": ("check", "evaluate", "explain", "recipes"),
         "To try it": ("demo",),
     }
 
@@ -272,6 +273,7 @@ def _options(
 cli_check.register(app)
 cli_learn.register(app)
 cli_ship.register(app)
+cli_explain.register(app)
 cli_speed.register(app)
 cli_calibrate.register(app)
 cli_report.register(app)

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 Dataset = Annotated[
     str | None,
     typer.Option(
-        "--dataset", help="torchvision's name of the set in --data-dir (cifar10, food101 ...); else recognised."
+        "--dataset",
+        help="torchvision's name of the set in --data-dir (cifar10, food101 ...), or coco, voc, nus-wide, open-images; "
+        "else recognised.",
     ),
 ]
 Workers = Annotated[
@@ -80,6 +82,9 @@ def train_command(
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Checkpoint or training folder whose outputs are imitated.")
     ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option("--teacher-cache", help="Folder where the teacher's outputs are kept for others.")
+    ] = None,
     dataset: Dataset = None,
     workers: Workers = None,
     max_minutes: Annotated[float | None, typer.Option(help="The schedule ends by then.")] = None,
@@ -120,6 +125,7 @@ def train_command(
             max_seconds=None if max_minutes is None else 60 * max_minutes,
             init=init,
             teacher=teacher,
+            teacher_cache=teacher_cache,
             resume=resume,
             overwrite=overwrite,
             workers=workers,
@@ -143,6 +149,7 @@ def train_command(
                 "seconds": run.seconds,
                 "cost": vars(run.cost),
                 "thresholds": _named(run.classes, run.thresholds),
+                "temperatures": _named(run.classes, run.temperatures),
                 "history": run.history,
             }
         )

@@ -85,6 +85,21 @@ def report_command(
     min_throughput: Annotated[
         float | None, typer.Option("--min-throughput", help="Images/s to draw as a line.")
     ] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option(
+            "--scaling",
+            help="The same pictures under the maps of this network scaled by depth, width, resolution and compound: "
+            "give trainings of them by --checkpoint, and --picture.",
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", help="With --scaling: a training's folder or a checkpoint. Repeatable."),
+    ] = None,
+    picture: Annotated[
+        list[Path] | None, typer.Option("--picture", help="With --scaling: a picture's file. Repeatable.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -99,12 +114,18 @@ def report_command(
     asked = bool(records or predict or layers or papers or ablation)
     if max_drop is not None and not others:
         raise UserError("--max-drop compares runs: give the old one and the new one")
-    if others:
+    if scaling is not None:
+        if run_dir is not None or asked:
+            raise UserError("--scaling makes a page of its own; give it with --checkpoint and --picture alone")
+        path = _scaling_report(scaling, checkpoints or [], picture or [], output or Path("scaling.html"))
+    elif checkpoints or picture:
+        raise UserError("--checkpoint and --picture go with --scaling")
+    elif others:
         if asked or run_dir is None:
             raise UserError("runs that are compared go with --max-drop, --output and --json alone")
         _compare([run_dir, *others], output or Path("comparison.html"), max_drop, as_json=as_json)
         return
-    if run_dir is not None:
+    elif run_dir is not None:
         if asked:
             raise UserError("give a run's folder, or --records, --predict, --layers, --papers and --ablation, not both")
         path = _run_report(run_dir, output)
@@ -246,6 +267,15 @@ def _run_report(run_dir: Path, output: Path | None) -> Path:
         if output.suffix == ".png":
             return save_fit_png(run_dir, output)
     return (write_train_report if training else write_fit_report)(run_dir, output)
+
+
+def _scaling_report(base: str, checkpoints: list[Path], pictures: list[Path], output: Path) -> Path:
+    """EfficientNet's figure 7, of a user's own trainings and pictures."""
+    from convscale.networks.names import spec_of
+    from convscale.show.scaling_maps import write_scaling_maps
+
+    check_output(output, PAGES)
+    return write_scaling_maps(spec_of(base), checkpoints, pictures, output)
 
 
 def _speed_report(wanted: _Wanted, output: Path) -> Path:

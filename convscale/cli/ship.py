@@ -92,6 +92,9 @@ def export_command(
     name: Annotated[
         str | None, typer.Option("--name", help="With --layout: the model's; its folder's when left out.")
     ] = None,
+    with_features: Annotated[
+        bool, typer.Option("--with-features", help="Keep the last feature map as an output, for `explain`.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -138,19 +141,31 @@ def export_command(
         "bake": bake,
         "max_drop": max_drop,
         "thresholds": loaded.thresholds,
+        "temperatures": loaded.temperatures,
         "overwrite": overwrite,
         "card": _card(loaded.meta, data_dir, card),
         **images,
     }
     search = None
     if format == "fastest":
+        if with_features:
+            raise UserError("--with-features does not go with --format fastest; name a format")
         if half:
             raise UserError("--half does not go with --format fastest; name a format")
         artifact, search = export_fastest(
             loaded.net, output, int8=eight, bf16=bf16, on_form=None if as_json else _tell_form, **options
         )
     else:
-        artifact = export(loaded.net, output, format=format, half=half, bf16=bf16, int8=eight, **options)
+        artifact = export(
+            loaded.net,
+            output,
+            format=format,
+            half=half,
+            bf16=bf16,
+            int8=eight,
+            with_features=with_features,
+            **options,
+        )
     say(f"exported {loaded.state}", err=as_json)
     if as_json:
         print_json(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -11,20 +13,34 @@ from convscale.images.preprocess import Preprocessing
 class Baked(nn.Module):
     """Pixels to probabilities: cast, permute, normalise, the network, softmax (``several`` labels per image: sigmoid).
 
-    Takes uint8 (N, H, W, C) and gives probabilities and logits, (N, classes) each.
+    Takes uint8 (N, H, W, C) and gives probabilities and logits, (N, classes) each; what else the network puts out comes
+    after them. With ``temperatures`` each class's probability is the sigmoid of its logit over its temperature; the
+    logits are the network's own.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    temperatures: torch.Tensor | None
 
-    def __init__(self, net: nn.Module, preprocessing: Preprocessing, *, several: bool = False) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        several: bool = False,
+        temperatures: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.net, self.several = net, several
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+        self.register_buffer("temperatures", None if temperatures is None else torch.tensor(list(temperatures)))
         self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pixels = images.permute(0, 3, 1, 2).float() / 255.0
-        logits = self.net(((pixels - self.mean) / self.std).to(self.dtype)).float()
-        return (torch.sigmoid(logits) if self.several else torch.softmax(logits, dim=1)), logits
+        outputs = self.net(((pixels - self.mean) / self.std).to(self.dtype))
+        raw, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        logits = raw.float()
+        calibrated = logits if self.temperatures is None else logits / self.temperatures
+        return (torch.sigmoid(calibrated) if self.several else torch.softmax(logits, dim=1)), logits, *others

@@ -242,7 +242,8 @@ def majority_share(labels: ArrayLike, train_labels: ArrayLike | None = None) -> 
     if not len(truth):
         return float("nan")
     if truth.ndim == 2:
-        shares = (truth > 0).mean(0)
+        known = np.maximum((~np.isnan(truth.astype(np.float64))).sum(0), 1)
+        shares = (truth > 0).sum(0) / known
         return float(shares[shares > 0].mean()) if (shares > 0).any() else float("nan")
     most_frequent = np.bincount(truth if train_labels is None else np.asarray(train_labels)).argmax()
     return float(np.mean(truth == most_frequent))

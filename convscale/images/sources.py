@@ -19,6 +19,7 @@ from convscale.images.decode import MAX_PIXELS, ImageError, check_image, largest
 from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, equal_files
 from convscale.images.folders import open_folders, open_for_evaluation, read_tree
 from convscale.images.idx import find_idx, open_idx
+from convscale.images.labelled import LABELLED, find_labelled, open_labelled
 from convscale.images.manifest import open_manifest
 from convscale.images.splits import DataSplits, FileSplit, Split, complete
 from convscale.images.threads import in_threads
@@ -48,7 +49,9 @@ def open_dataset(
         data_dir: a folder with ``train/`` and, beside it, ``val/`` and ``test/`` (or synonyms, in any case), each with
             one folder per class; a folder of class folders; a folder with idx files; a manifest (``.csv``, ``.jsonl``,
             ``.json``); or the root of one of torchvision's data sets.
-        dataset: torchvision's name of the set in ``data_dir`` (``cifar10``); None: recognised by its files.
+        dataset: torchvision's name of the set in ``data_dir`` (``cifar10``), or ``coco``, ``voc``, ``nus-wide`` or
+            ``open-images`` for a set with several labels per image as its makers pack it; None: recognised by its
+            files.
         channels: 1 (gray) or 3 (RGB); None: 1 for idx files, else 3.
         classes: a manifest's class list; None: what its train set has.
         seed: of what is carved from train.
@@ -71,8 +74,15 @@ def open_dataset(
     if not place.exists():
         raise UserError(f"data folder {place} does not exist")
     notes, tally = list[str](), Tally()
+    layout = dataset if dataset in LABELLED else None
+    if dataset is None and place.is_dir():
+        layout = find_labelled(place)
     name = dataset or (find_torchvision(place) if place.is_dir() else None)
-    if place.is_file():
+    if layout is not None and place.is_dir():
+        train, validation, test = open_labelled(
+            layout, place, channels=channels or 3, max_pixels=max_pixels, notes=notes
+        )
+    elif place.is_file():
         if place.suffix.lower() not in (".csv", ".jsonl", ".json"):
             raise UserError(f"{place} is a file; name a folder, or a manifest ending in .csv, .jsonl or .json")
         train, validation, test = open_manifest(
@@ -154,7 +164,8 @@ def open_evaluation(
         UserError: one line.
     """
     place, tally, notes = Path(data_dir), Tally(), list[str]()
-    if place.is_dir() and dataset is None and find_torchvision(place) is None and find_idx(place) is None:
+    known = find_torchvision(place) or find_idx(place) or find_labelled(place) if place.is_dir() else None
+    if place.is_dir() and dataset is None and known is None:
         look = partial(
             open_for_evaluation, place, classes=classes, channels=channels, max_pixels=max_pixels, tally=tally
         )

@@ -35,7 +35,7 @@ class Split:
     classes: tuple[str, ...]
     """Class names; an index into them is a label."""
     labels: torch.Tensor
-    """int64 (N,), or float32 (N, classes) of zeros and ones when an image can have several labels."""
+    """int64 (N,), or float32 (N, classes) of zeros and ones when an image can have several labels; NaN: not known."""
     channels: int
     """3 for RGB, 1 for gray."""
 
@@ -71,7 +71,7 @@ class Split:
     def class_counts(self) -> torch.Tensor:
         """int64 (classes,): images per class."""
         if self.multilabel:
-            return self.labels.sum(0).long()
+            return self.labels.nan_to_num().sum(0).long()
         return torch.bincount(self.labels, minlength=len(self.classes))
 
 

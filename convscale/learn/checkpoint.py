@@ -80,6 +80,14 @@ class Checkpoint:
         found = self.meta.get("metrics", {}).get("best", {}).get("thresholds")
         return None if found is None else tuple(found)
 
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """For several labels: what each class's logit is divided by before the sigmoid, fitted on validation; None: by
+        1.
+        """
+        found = self.meta.get("metrics", {}).get("best", {}).get("temperatures")
+        return None if found is None else tuple(found)
+
 
 def save_checkpoint(
     folder: str | os.PathLike[str],
@@ -345,9 +353,9 @@ def _about(place: Path) -> dict[str, Any]:
     best = about.get("metrics", {}).get("best", {})
     if not isinstance(best, dict):
         raise UserError(f"checkpoint {path}: metrics.best is {repr(best)[:40]}; it must be an object")
-    thresholds = best.get("thresholds")
-    if thresholds is not None and not _one_each(thresholds, classes):
-        raise UserError(f"checkpoint {path}: metrics.best.thresholds must be a finite number for each class")
+    for key in ("thresholds", "temperatures"):
+        if best.get(key) is not None and not _one_each(best[key], classes):
+            raise UserError(f"checkpoint {path}: metrics.best.{key} must be a finite number for each class")
     check_whole(f"checkpoint {path}: in_chans", about["in_chans"])
     if about["format_version"] > FORMAT_VERSION:
         raise UserError(

@@ -18,6 +18,7 @@ from convscale.images.check import majority_share
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
+from convscale.learn.loss import partial_bce
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
 from convscale.stats import average_precisions, mean_of_known, wilson
@@ -225,15 +226,16 @@ def _several_labels(
     images_per_s: float,
 ) -> Evaluation:
     del kept
-    probabilities, truth = logits.sigmoid(), labels.long()
+    probabilities = logits.sigmoid()
     precision = average_precisions(logits.numpy(), labels.numpy())
     best = logits.argmax(1)
-    right = int(labels[torch.arange(len(labels)), best].sum())
+    there = labels.nan_to_num()  # what is not known is no hit
+    right = int(there[torch.arange(len(labels)), best].sum())
     low, high = wilson(right, len(labels))
-    in_top5 = labels.gather(1, logits.topk(min(5, len(classes)), 1).indices).any(1)
+    in_top5 = there.gather(1, logits.topk(min(5, len(classes)), 1).indices).any(1)
     return Evaluation(
         n=len(labels),
-        loss=F.binary_cross_entropy_with_logits(logits, labels).item(),
+        loss=partial_bce(logits, labels).item(),
         top1=right / len(labels),
         top1_low=low,
         top1_high=high,
@@ -241,7 +243,7 @@ def _several_labels(
         baseline=majority_share(labels),
         per_class=tuple(precision.tolist()),
         confusion=torch.empty(0, 0, dtype=torch.long),
-        calibration_error=_binary_calibration_error(probabilities, truth),
+        calibration_error=binary_calibration_error(probabilities, labels),
         mean_average_precision=mean_of_known(precision),
         wrong=(),
         images_per_s=images_per_s,
@@ -250,32 +252,68 @@ def _several_labels(
     )
 
 
-def _binary_calibration_error(probabilities: torch.Tensor, truth: torch.Tensor) -> float:
-    from torchmetrics.functional.classification import binary_calibration_error
+def binary_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    """Expected calibration error over 15 bins of all classes' probabilities (N, classes) whose labels are known."""
+    from torchmetrics.functional.classification import binary_calibration_error as error_of
 
-    return float(binary_calibration_error(probabilities.flatten(), truth.flatten(), n_bins=15))
+    known = ~labels.isnan()
+    return float(error_of(probabilities[known], labels[known].long(), n_bins=15))
 
 
-def best_thresholds(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, ...]:
-    """For each class the probability above which to call it present so that F1 is highest on these (validation) images.
+def best_thresholds(logits: torch.Tensor, labels: torch.Tensor, beta: float = 1.0) -> tuple[float, ...]:
+    """For each class the probability above which to call it present so that F-beta is highest on these (validation)
+    images.
 
     Args:
         logits: (N, classes).
-        labels: float (N, classes) of zeros and ones.
+        labels: float (N, classes) of zeros and ones; NaN: not known.
+        beta: how much more finding all counts than being right.
 
     Returns:
         One threshold per class, halfway between the two neighbouring probabilities; 0.5 for a class without images.
     """
     thresholds = []
-    for column, truth in zip(logits.sigmoid().double().T, labels.T, strict=True):
+    for scores, real in zip(logits.sigmoid().double().T, labels.T, strict=True):
+        known = ~real.isnan()
+        column, truth = scores[known], real[known]
         if truth.sum() == 0:
             thresholds.append(0.5)
             continue
         order = column.argsort(descending=True)
         values, hits = column[order], truth[order].double().cumsum(0)
-        f1 = 2 * hits / (torch.arange(1, len(values) + 1) + truth.sum())
-        f1[:-1][values[:-1] == values[1:]] = -1  # ties can not be parted
-        at = int(f1.argmax())
+        told = torch.arange(1, len(values) + 1)
+        f = (1 + beta**2) * hits / (told + beta**2 * truth.sum())
+        f[:-1][values[:-1] == values[1:]] = -1  # ties can not be parted
+        at = int(f.argmax())
         following = values[at + 1] if at + 1 < len(values) else values[at] * 0
         thresholds.append(float((values[at] + following) / 2))
     return tuple(thresholds)
+
+
+_COLDEST, _HOTTEST, _HALVINGS = 0.05, 20.0, 40
+
+
+def best_temperatures(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, ...]:
+    """For each class what to divide its logit by so that its probabilities are calibrated on these (validation) images
+    (Guo et al. 2017, arXiv 1706.04599, section 4.2, class by class): where binary cross-entropy is least.
+
+    Args:
+        logits: (N, classes).
+        labels: float (N, classes) of zeros and ones; NaN: not known.
+
+    Returns:
+        One temperature per class in [0.05, 20]; 1 for a class that all or none of the images have.
+    """
+    z, truth = logits.double(), labels.double()
+    known = (~truth.isnan()).double()
+    truth = truth.nan_to_num()
+    low = torch.full((z.shape[1],), 1 / _HOTTEST, dtype=torch.float64)
+    high = torch.full_like(low, 1 / _COLDEST)
+    for _ in range(_HALVINGS):  # the loss is convex in 1 / temperature, so its slope changes sign once
+        middle = (low + high) / 2
+        slope = (z * (torch.sigmoid(z * middle) - truth) * known).sum(0)
+        low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
+    found = 2 / (low + high)
+    present, count = (truth * known).sum(0), known.sum(0)
+    found[(present == 0) | (present == count)] = 1.0
+    return tuple(found.tolist())

@@ -12,6 +12,7 @@ from torch import nn
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
+from convscale.learn.imitate import TeacherCache
 from convscale.learn.loader import TrainLoader
 from convscale.learn.loss import Loss
 from convscale.learn.progress import Progress
@@ -57,5 +58,7 @@ class Job:
     """Whether the run should save and end before its time."""
     processes: Processes = field(default_factory=Processes)
     """This process among those that train together."""
+    teacher_cache: TeacherCache | None = None
+    """The teacher's outputs on the disk; None: it is asked each time."""
     max_bad_rate: float = 0.01
     """Share of images that may be unreadable."""

@@ -91,7 +91,11 @@ class TrainLoader:
             return torch.randperm(len(self.split), generator=generator)
         counts = self.split.class_counts().double().clamp(min=1)
         labels = self.split.labels
-        weights = (labels.double() @ (1 / counts)).clamp(min=1e-9) if self.split.multilabel else (1 / counts)[labels]
+        weights = (
+            (labels.nan_to_num().double() @ (1 / counts)).clamp(min=1e-9)
+            if self.split.multilabel
+            else (1 / counts)[labels]
+        )
         return torch.multinomial(weights, len(self.split), replacement=True, generator=generator)
 
     def batches(self, epoch: int, start: int = 0, image_size: Size | None = None) -> Iterator[Batch]:

@@ -19,10 +19,10 @@ from convscale.errors import UserError
 from convscale.learn.augment import erase, mix, mix_seed
 from convscale.learn.ema import Ema
 from convscale.learn.freeze import keep_statistics, set_trainable
+from convscale.learn.imitate import Imitation, Where
 from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between, copied
 from convscale.learn.loader import Batch, check_bad_rate
-from convscale.learn.loss import distillation_loss
 from convscale.learn.optim import build_optimizer, follow_layout, set_lr
 from convscale.learn.probe import solve_head
 from convscale.learn.record import Best, EpochRow, complete_row
@@ -54,6 +54,7 @@ class Trainer:
             self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = Ema(job.net, job.recipe.ema_decay) if job.recipe.ema_decay else None
+        self.imitation = self._imitation()
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
         # whole groups of accumulated batches only
         self.steps_per_epoch = max(1, job.loader.steps_per_epoch // job.recipe.accumulate) * job.recipe.accumulate
@@ -68,7 +69,7 @@ class Trainer:
         self.updates = 0  # optimiser steps
         self.elapsed = 0.0
         self.history: list[EpochRow] = []
-        self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None}
+        self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = 0
@@ -141,6 +142,16 @@ class Trainer:
         self.watched.load_state_dict(last)
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self._save_state()
+
+    def _imitation(self) -> Imitation | None:
+        """What the teacher adds, where there is one."""
+        job = self.job
+        if job.teacher is None:
+            return None
+        several = job.loader.split.multilabel
+        return Imitation(
+            job.net, job.teacher, job.recipe, multilabel=several, autocast=self._autocast, cache=job.teacher_cache
+        )
 
     # -- one epoch
 
@@ -234,13 +245,8 @@ class Trainer:
                 f"{len(job.loader.split.classes)} classes"
             )
         loss = job.loss(outputs, labels)
-        if job.teacher is not None:
-            with torch.no_grad(), self._autocast():
-                taught = job.teacher(inputs)
-            imitation = distillation_loss(
-                outputs, taught.float(), temperature=recipe.distill_temperature, multilabel=job.loader.split.multilabel
-            )
-            loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * imitation
+        if self.imitation is not None:
+            loss = self.imitation.added(loss, outputs, inputs, Where(epoch=self.epoch, indices=batch.indices))
         self.scaler.scale(loss / recipe.accumulate).backward()
         return loss.detach()
 
@@ -341,6 +347,7 @@ class Trainer:
             device=job.device,
             precision=job.settings.precision,
             workers=job.loader.workers or None,
+            beta=job.recipe.threshold_beta,
         )
 
     def _keep_if_better(self, result: Validation) -> bool:
@@ -358,6 +365,7 @@ class Trainer:
                 "loss": result.loss,
                 "epoch": self.epoch,
                 "thresholds": None if result.thresholds is None else list(result.thresholds),
+                "temperatures": None if result.temperatures is None else list(result.temperatures),
             }
             self.best_weights = copied(self.watched)
         return better

@@ -18,6 +18,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
 from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_checkpoint, load_state
 from convscale.learn.distributed import Processes
+from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
 from convscale.learn.loss import build_loss
@@ -106,6 +107,7 @@ def prepare(
         checkpoint_seconds=request.checkpoint_seconds,
         keep=request.keep,
         teacher=teacher,
+        teacher_cache=_teacher_cache(request, recipe, teacher, train_split, preprocessing),
         progress=tell,
         stop=stop,
         processes=processes,
@@ -128,15 +130,28 @@ def _prepare_teacher(
 ) -> tuple[Recipe, nn.Module | None]:
     """The recipe with a weight for the teacher, and the teacher on its device."""
     recipe = request.recipe
+    named = {key: getattr(recipe, key) for key in ("distill_weight", "distill_kl", "distill_features")}
+    asked = {key: value for key, value in named.items() if value}
     if request.teacher is not None:
-        recipe = recipe if recipe.distill_weight else recipe.override({"distill_weight": 0.5})
+        recipe = recipe if asked else recipe.override({"distill_weight": 0.5})
         return recipe, open_teacher(request.teacher, splits.classes, preprocessing).to(device)
-    if recipe.distill_weight:
-        raise UserError(
-            f"distill_weight is {recipe.distill_weight:g}, but there is no teacher; give one (--teacher), or set it to "
-            "0"
-        )
+    for key, value in asked.items():
+        raise UserError(f"{key} is {value:g}, but there is no teacher; give one (--teacher), or set it to 0")
     return recipe, None
+
+
+def _teacher_cache(
+    request: TrainRequest, recipe: Recipe, teacher: nn.Module | None, train: Split, preprocessing: Preprocessing
+) -> TeacherCache | None:
+    """Where the teacher's outputs are kept, where that was asked for."""
+    if request.teacher_cache is None:
+        return None
+    if teacher is None:
+        raise UserError(f"teacher_cache is {request.teacher_cache}, but there is no teacher; give one, or leave it out")
+    if recipe.distill_features:
+        raise UserError("teacher_cache keeps outputs alone; set distill_features to 0, or leave it out")
+    key = cache_key(teacher, train, preprocessing, recipe, request.seed)
+    return TeacherCache(request.teacher_cache, key, len(train))
 
 
 def _prepare_splits(
@@ -232,6 +247,7 @@ def build_net(
             in_chans=splits.channels,
             drop_rate=recipe.drop_rate,
             drop_path_rate=recipe.drop_path_rate,
+            head=None if recipe.head == "own" else recipe.head,  # pyright: ignore[reportArgumentType] - checked
         )
     if init is None or init == "pretrained":
         if init and isinstance(net, nn.Module):

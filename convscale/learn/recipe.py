@@ -18,7 +18,9 @@ from convscale.files import write_text
 _CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon"),
     "schedule": ("onecycle", "cosine", "step", "exponential", "constant"),
-    "loss": ("cross-entropy", "bce", "asymmetric"),
+    "loss": ("cross-entropy", "bce", "asymmetric", "focal", "two-way", "zlpr"),
+    "partial": ("ignore", "negative"),
+    "head": ("own", "gap", "ml_decoder"),
     "precision": ("auto", "amp", "fp32", "bf16", "fp16"),
     "layout": ("auto", "nchw", "nhwc"),
     "augment": ("none", "shift-crop", "resized-crop"),
@@ -45,6 +47,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "asymmetric_negative": (0, 20),
     "asymmetric_positive": (0, 20),
     "asymmetric_margin": (0, 0.9),
+    "focal_gamma": (0, 20),
+    "focal_alpha": (0, 1),
+    "threshold_beta": (0.1, 10),
+    "schedule_epochs": (0, 100_000),
     "ema_decay": (0, 0.999999),
     "ema_every": (1, 1_000),
     "clip_norm": (0, 1e6),
@@ -68,6 +74,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "progressive": (0.1, 1),
     "distill_weight": (0, 1),
     "distill_temperature": (0.1, 100),
+    "distill_kl": (0, 1_000),
+    "distill_features": (0, 1_000_000),
 }
 
 
@@ -138,9 +146,14 @@ class Recipe:
     """What step and exponential multiply by."""
     decay_epochs: float = 2.4
     """Per how many epochs."""
+    schedule_epochs: int = 0
+    """The schedule is drawn for so many epochs, of which ``epochs`` are run; 0: for these."""
 
     loss: str = "cross-entropy"
-    """``cross-entropy``, ``bce`` (binary cross-entropy per class) or ``asymmetric`` (for several labels per image)."""
+    """``cross-entropy``, ``bce`` (binary cross-entropy per class), or for several labels per image ``asymmetric``,
+    ``focal``, ``two-way`` or ``zlpr``."""
+    partial: str = "ignore"
+    """What labels that are not known are: ``ignore`` leaves them out of the loss, ``negative`` takes them as absent."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""
     asymmetric_negative: float = 4.0
@@ -149,6 +162,15 @@ class Recipe:
     """Focusing exponent of present classes."""
     asymmetric_margin: float = 0.05
     """What is taken off an absent class's probability, down to 0."""
+    asymmetric_detach: bool = False
+    """No gradient through the focusing weights, as in the authors' script."""
+    focal_gamma: float = 2.0
+    """Focusing exponent of the focal loss."""
+    focal_alpha: float = 0.25
+    """Weight of present classes in it."""
+    threshold_beta: float = 1.0
+    """For several labels: each class's threshold is where F-beta is highest on validation; above 1 finding more counts
+    more than being right."""
     class_weights: bool = False
     """Weigh classes by the inverse of their frequency."""
     balanced: bool = False
@@ -157,6 +179,11 @@ class Recipe:
     """Share of the loss that comes from the teacher."""
     distill_temperature: float = 2.0
     """Softens teacher and student alike."""
+    distill_kl: float = 0.0
+    """So many times the teacher's divergence is added to the whole loss, in the place of ``distill_weight``'s share."""
+    distill_features: float = 0.0
+    """So many times the difference of what student and teacher find alike is added: of the similarities of a batch's
+    images by the features that the classifiers see (Tung and Mori 2019, arXiv 1907.09682)."""
 
     augment: str = "resized-crop"
     """``shift-crop`` (small images: pad and crop), ``resized-crop`` (random area and shape) or ``none``."""
@@ -193,6 +220,8 @@ class Recipe:
     """Dropout before the classifier, where the network is built here."""
     drop_path_rate: float = 0.0
     """Stochastic depth at the last block, where the network is built here."""
+    head: str = "own"
+    """``gap`` or ``ml_decoder``, where the network is built here from an own spec; ``own``: as the spec says."""
 
     ema_decay: float = 0.0
     """Decay of the moving average of the weights per step; 0: none. It warms up as min(decay, (1 + t) / (10 + t))."""
@@ -235,6 +264,22 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"recipe {self.name}: {name} must lie between {low:g} and {high:g}, got {value!r}")
+
+        if self.schedule_epochs and self.schedule_epochs < self.epochs:
+            raise UserError(
+                f"recipe {self.name}: schedule_epochs is {self.schedule_epochs}; it must be 0, or at least the "
+                f"{self.epochs} epochs"
+            )
+        if self.loss in ("two-way", "zlpr") and (self.mixup or self.cutmix):
+            raise UserError(
+                f"recipe {self.name}: loss {self.loss} ranks present classes above absent ones, so it takes no mixed "
+                "labels; set mixup and cutmix to 0"
+            )
+        if self.distill_kl and self.distill_weight:
+            raise UserError(
+                f"recipe {self.name}: distill_kl is {self.distill_kl:g} and distill_weight {self.distill_weight:g}; "
+                "give one of them"
+            )
 
     def override(self, settings: dict[str, Any] | Iterable[str]) -> Recipe:
         """With other values: a dictionary, or ``key=value`` texts as ``--set`` gives them.

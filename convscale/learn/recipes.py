@@ -273,6 +273,90 @@ RECIPES = {
             ema_decay=0.9997,
             precision="amp",
         ),
+        Recipe(
+            name="coco-asl",
+            source=(
+                "Asymmetric loss (Ridnik et al. 2021, arXiv 2009.14119), the authors' training script for MS-COCO: "
+                "Adam 1e-4 with true weight decay, an 80-epoch one-cycle (20 % up) stopped at 40, batch 128, 448 px, "
+                "RandAugment, cutout, averaged weights, no gradient through the focusing weights; TResNet-L 86.6 mAP, "
+                "TResNet-M at 224 px from ImageNet-21k 81.8. They squish images to a square; here crops of at least "
+                "three quarters of the picture are taken"
+            ),
+            epochs=40,
+            schedule_epochs=80,
+            batch_size=128,
+            image_size=448,
+            optimizer="adamw",
+            lr=1e-4,
+            weight_decay=1e-4,
+            schedule="onecycle",
+            warmup_epochs=16,
+            loss="asymmetric",
+            asymmetric_detach=True,
+            label_smoothing=0.0,
+            augment="resized-crop",
+            crop_scale=0.75,
+            policy="randaugment",
+            cutout=0.5,
+            ema_decay=0.9997,
+            precision="amp",
+        ),
+        Recipe(
+            name="ml-decoder",
+            source=(
+                "ML-Decoder (Ridnik et al. 2021, arXiv 2111.12933): the head in the place of the pool, trained as "
+                "coco-asl with batch 56 at 448 px; on MS-COCO TResNet-M at 224 px 84.2 mAP, TResNet-L at 448 px 90.0, "
+                "from ImageNet-1k weights about 79 with M (a user's)"
+            ),
+            head="ml_decoder",
+            epochs=40,
+            schedule_epochs=80,
+            batch_size=56,
+            image_size=448,
+            optimizer="adamw",
+            lr=1e-4,
+            weight_decay=1e-4,
+            schedule="onecycle",
+            warmup_epochs=16,
+            loss="asymmetric",
+            asymmetric_detach=True,
+            label_smoothing=0.0,
+            augment="resized-crop",
+            crop_scale=0.75,
+            policy="randaugment",
+            cutout=0.5,
+            ema_decay=0.9997,
+            precision="amp",
+        ),
+        Recipe(
+            name="usi",
+            source=(
+                "USI (Ridnik et al. 2022, arXiv 2204.03475): any network by one recipe with a teacher, cross-entropy "
+                "plus 5 times its divergence at temperature 1; AdamW 2e-3, cosine over 300 epochs, 8 x 128 images, "
+                "mixup 0.8, cutmix 1; with TResNet-L-v2 (83.9 %) as teacher TResNet-M 82.5 %, ResNet-50 81.0 %, "
+                "MobileNetV3-L 77.3 %. RandAugment 7 (of 10) is 21 (of 30) here; without its repeated augmentation"
+            ),
+            epochs=300,
+            batch_size=128,
+            accumulate=8,
+            optimizer="adamw",
+            lr=2e-3,
+            weight_decay=0.02,
+            schedule="cosine",
+            warmup_epochs=5,
+            start_factor=0.05,
+            final_factor=5e-4,
+            label_smoothing=0.0,
+            distill_kl=5.0,
+            distill_temperature=1.0,
+            augment="resized-crop",
+            policy="randaugment",
+            policy_magnitude=21,
+            mixup=0.8,
+            cutmix=1.0,
+            ema_decay=0.99996,
+            precision="amp",
+        ),
     )
 }
 """Name -> recipe."""

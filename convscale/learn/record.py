@@ -33,6 +33,8 @@ class Best(TypedDict):
     """After which it was reached; 0: before the first, with a solved head."""
     thresholds: list[float] | None
     """For several labels: per class the probability above which it is present."""
+    temperatures: list[float] | None
+    """For several labels: per class what its logit is divided by."""
 
 
 class EpochRow(TypedDict):

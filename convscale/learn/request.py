@@ -54,6 +54,8 @@ class TrainRequest:
     """How images become inputs; None: to be chosen."""
     teacher: nn.Module | str | os.PathLike[str] | None
     """Whose outputs are imitated."""
+    teacher_cache: Path | None
+    """Folder where its outputs are kept; None: nowhere."""
     resume: bool
     """Go on from the newest state in ``output``."""
     overwrite: bool
@@ -90,6 +92,8 @@ class TrainRequest:
             checked["max_seconds"] = check_number("max_seconds", self.max_seconds, right, math.ulp(0.0))
         if self.output is not None:
             checked["output"] = check_path("output", self.output)
+        if self.teacher_cache is not None:
+            checked["teacher_cache"] = check_path("teacher_cache", self.teacher_cache)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -23,6 +23,8 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
         it; until then the rate stands at its peak.
     """
     position = min(max(position, 0.0), 1.0)
+    if recipe.schedule_epochs:
+        position, epochs = position * epochs / recipe.schedule_epochs, float(recipe.schedule_epochs)
     if 0 < recipe.freeze_epochs < epochs:
         frozen = recipe.freeze_epochs / epochs
         if position < frozen:

@@ -49,6 +49,9 @@ class TrainRun:
     """The epoch it comes from; 0: the solved head, before the first."""
     thresholds: tuple[float, ...] | None
     """For several labels: per class the probability above which it counts as present, set on validation; else None."""
+    temperatures: tuple[float, ...] | None
+    """For several labels: per class what its logit is divided by before the sigmoid so that probabilities are
+    calibrated, fitted on validation; ``thresholds`` are for logits as they are. Else None."""
     classes: tuple[str, ...]
     """Class names."""
     preprocessing: Preprocessing
@@ -94,6 +97,7 @@ def train(
     init: str | os.PathLike[str] | None = None,
     preprocessing: Preprocessing | None = None,
     teacher: nn.Module | str | os.PathLike[str] | None = None,
+    teacher_cache: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -122,7 +126,10 @@ def train(
         preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's
             for small images in memory.
         teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated
-            by the recipe's distill_weight (0.5 where that is 0).
+            by the recipe's distill_weight, distill_kl or distill_features (a distill_weight of 0.5 where all are 0). A
+            network of timm's is a module too; ``convscale.learn.teacher.Teacher`` gives it its own normalisation.
+        teacher_cache: a folder where its outputs are kept, one row for each image and epoch: a second student of the
+            same teacher, data, augmentation and seed need not ask it again. Not with mixed images.
         resume: go on from the newest state in ``output`` when there is one.
         overwrite: replace an output folder that exists.
         workers: processes that decode files; None: one per core.
@@ -155,6 +162,7 @@ def train(
         init=init,
         preprocessing=preprocessing,
         teacher=teacher,
+        teacher_cache=None if teacher_cache is None else check_path("teacher_cache", teacher_cache),
         resume=resume,
         overwrite=overwrite,
         workers=workers,
@@ -206,10 +214,12 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
     if job.recipe.solve_head and not resumed:
         trainer.start_from_solved_head()
     trainer.run()
+    if trainer.imitation is not None:
+        trainer.imitation.close()
     finished = trainer.epoch >= job.recipe.epochs or not job.stop()
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
-    thresholds = trainer.best["thresholds"]
+    thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
     # pyright: ignore[reportCallIssue]
     net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
     return TrainRun(
@@ -218,6 +228,7 @@ def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
         best_metric=max(trainer.best["metric"], 0.0),
         best_epoch=trainer.best["epoch"],
         thresholds=None if thresholds is None else tuple(thresholds),
+        temperatures=None if temperatures is None else tuple(temperatures),
         classes=job.loader.split.classes,
         preprocessing=job.preprocessing,
         recipe=job.recipe,

@@ -12,7 +12,8 @@ from torch import nn
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
-from convscale.learn.evaluate import best_thresholds, predict_split
+from convscale.learn.evaluate import best_temperatures, best_thresholds, predict_split
+from convscale.learn.loss import partial_bce
 from convscale.stats import average_precisions, mean_of_known
 
 
@@ -28,6 +29,8 @@ class Validation:
     """Mean over the classes that are present; None but for several labels."""
     thresholds: tuple[float, ...] | None = None
     """Per class the probability above which it is present; None but for several labels."""
+    temperatures: tuple[float, ...] | None = None
+    """Per class what its logit is to be divided by; None but for several labels."""
 
     @property
     def metric(self) -> float:
@@ -44,8 +47,9 @@ def validate(
     device: torch.device,
     precision: str,
     workers: int | None,
+    beta: float = 1.0,
 ) -> Validation:
-    """Each process takes its share of the images, and all get the same result."""
+    """Each process takes its share of the images, and all get the same result; ``beta`` is of the thresholds' F."""
     own = split if processes.world == 1 else split.subset(range(processes.rank, len(split), processes.world))
     logits, labels = torch.empty(0, len(split.classes)), split.labels[:0]
     if len(own):
@@ -60,8 +64,14 @@ def validate(
         loss, right, count = processes.sum(sums)
         return Validation(loss=loss / count, top1=right / count)
     logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
-    loss = F.binary_cross_entropy_with_logits(logits, labels).item()
+    loss = partial_bce(logits, labels).item()
     average = mean_of_known(average_precisions(logits.numpy(), labels.numpy()))
     average = 0.0 if math.isnan(average) else average
-    top1 = labels[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
-    return Validation(loss=loss, top1=top1, average_precision=average, thresholds=best_thresholds(logits, labels))
+    top1 = labels.nan_to_num()[torch.arange(len(labels)), logits.argmax(1)].double().mean().item()
+    return Validation(
+        loss=loss,
+        top1=top1,
+        average_precision=average,
+        thresholds=best_thresholds(logits, labels, beta),
+        temperatures=best_temperatures(logits, labels),
+    )

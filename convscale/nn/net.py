@@ -19,6 +19,7 @@ from convscale.arch.tags import find_tag
 from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.nn.blocks import Block, ConvNormAct, build_block
+from convscale.nn.decoder import MLDecoder
 from convscale.nn.features import FeatureInfo, resolve_indices
 from convscale.nn.heads import PooledHead
 from convscale.nn.layers import POOLS, GlobalPool, SpaceToDepth
@@ -26,6 +27,7 @@ from convscale.nn.norm import BatchNormAct, InPlaceABN
 from convscale.nn.stems import make_stem
 
 NormKind = Literal["inplace", "batchnorm"]
+HeadKind = Literal["gap", "ml_decoder"]
 
 
 class Trunk(nn.Module):
@@ -111,7 +113,7 @@ class ConvNet(Trunk):
             else None
         )
         self.num_features, self.head_hidden_size = spec.map_width, spec.num_features
-        behind = head.pooled_width or head.pooled_norm
+        behind = (head.pooled_width or head.pooled_norm) and head.kind == "gap"
         self.pooled = PooledHead(head, spec.map_width, spec.norm) if behind else None
         self.feature_info = FeatureInfo.of(spec)
         self.drop_rate = drop_rate
@@ -133,11 +135,19 @@ class ConvNet(Trunk):
                 f"global_pool is {global_pool!r}; {self.spec.name} has a layer behind the pool that takes one value "
                 "per channel: avg, max or avgmax"
             )
+        head = self.spec.head
+        if head.kind == "ml_decoder" and global_pool != "avg":
+            raise UserError(f"global_pool is {global_pool!r}; an ml_decoder head has no pool, so leave it out")
         self.num_classes = num_classes
         self.global_pool = pool
-        self.classifier = (
-            nn.Linear(self.head_hidden_size * pool.feat_mult(), num_classes) if num_classes else nn.Identity()
-        )
+        if not num_classes:
+            self.classifier: nn.Module = nn.Identity()
+        elif head.kind == "ml_decoder":
+            self.classifier = MLDecoder(
+                self.num_features, num_classes, width=head.decoder_width, groups=head.decoder_groups
+            )
+        else:
+            self.classifier = nn.Linear(self.head_hidden_size * pool.feat_mult(), num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> the last map (N, num_features, h, w), before pooling."""
@@ -146,8 +156,11 @@ class ConvNet(Trunk):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits (N, num_classes), or with ``pre_logits`` the features that the classifier takes (N,
-        head_hidden_size).
+        head_hidden_size); of an ml_decoder head what its queries found (N, groups, head_hidden_size).
         """
+        if isinstance(self.classifier, MLDecoder):
+            x = x if self.head_drop is None else self.head_drop(x)
+            return self.classifier.decode(x) if pre_logits else self.classifier(x)
         x = self.global_pool(x)
         if self.pooled is not None:
             x = self.pooled(x)
@@ -189,7 +202,7 @@ class ConvNet(Trunk):
         return (last if self.head is None else self.head(last)), chosen
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """The last linear layer, or the decoder."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -205,7 +218,7 @@ class ConvNet(Trunk):
         self.pretrained_cfg["num_classes"] = num_classes
         if isinstance(self.classifier, nn.Linear):
             _initialise_linear(self.classifier, self.spec.init)
-        reference = old.weight if isinstance(old, nn.Linear) else next(self.parameters())
+        reference = next(old.parameters(), next(self.parameters()))
         self.classifier.to(device=reference.device, dtype=reference.dtype)
 
 
@@ -248,6 +261,7 @@ class ModelOptions(TypedDict, total=False):
     drop_path_rate: float
     global_pool: str
     norm: NormKind | None
+    head: HeadKind | None
     out_indices: Sequence[int] | int | None
 
 
@@ -278,6 +292,7 @@ def create_model(
     drop_path_rate: float = 0.0,
     global_pool: str = "avg",
     norm: NormKind | None = None,
+    head: HeadKind | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | int | None = None,
 ) -> ConvNet | FeatureNet:
@@ -295,8 +310,10 @@ def create_model(
             1603.09382).
         global_pool: ``avg``, ``max``, ``avgmax``, ``catavgmax`` or '' (with num_classes=0).
         norm: None (the spec's), ``inplace`` (InPlace-ABN where the activation inverts) or ``batchnorm``.
-        features_only: a backbone that returns a list of maps; it has no classifier, so ``num_classes``, ``drop_rate``
-            and ``global_pool`` do not go with it.
+        head: None (the spec's), ``gap`` (pool and linear classifier) or ``ml_decoder`` (ML-Decoder: fixed queries, one
+            for each of at most 100 groups of classes, attend to the last map; for several labels and many classes).
+        features_only: a backbone that returns a list of maps; it has no classifier, so ``num_classes``, ``drop_rate``,
+            ``head`` and ``global_pool`` do not go with it.
         out_indices: which maps of a backbone; None: all.
 
     Returns:
@@ -312,6 +329,11 @@ def create_model(
         if spec.norm.kind == "layernorm":
             raise UserError(f"norm is {norm!r}; {spec.name} has layer norms, so leave it out")
         spec = replace(spec, norm=replace(spec.norm, kind=norm))
+    if head is not None:
+        check_text("head", head, ("gap", "ml_decoder"))
+        if features_only is True:
+            raise UserError(f"head is {head!r}; features_only=True gives maps and no classifier, so leave it out")
+        spec = replace(spec, head=replace(spec.head, kind=head))
     check_flag("pretrained", pretrained)
     check_whole("in_chans", in_chans)
     if num_classes is not None:
@@ -366,8 +388,13 @@ def initialise(net: nn.Module, spec: NetSpec) -> None:
     """
     if next(net.parameters()).is_meta:
         return
+    own = {part for module in net.modules() if isinstance(module, MLDecoder) for part in module.modules()}
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, MLDecoder):
+            module.reset_parameters()
+        elif module in own:
+            continue
+        elif isinstance(module, nn.Conv2d):
             if spec.init == "convnext":
                 nn.init.trunc_normal_(module.weight, std=0.02)
             elif spec.init == "efficientnet":

@@ -18,6 +18,19 @@ from convscale.nn.placing import Placed, is_foreign, part_of, place, split_key, 
 from convscale.nn.state_dicts import StateDict, read_state_dict
 from convscale.words import safe
 
+_DECODER = (
+    "embed",
+    "norm_query",
+    "query",
+    "key",
+    "value",
+    "out",
+    "norm_attention",
+    "expand",
+    "contract",
+    "norm_output",
+)
+"""Parts of an ml_decoder head."""
 _OFFICIAL_EPS = 1e-5
 """InPlace-ABN as the TResNet authors trained it scales by |weight| + this."""
 
@@ -146,13 +159,15 @@ def _ours(
 ) -> tuple[Placed, dict[str, Tensor], list[str]]:
     """Where the network's weights stand in a source; they under our keys; the keys that a backbone has no place for."""
     own = net.state_dict()
-    tables = {name: make(spec) for name, make in keymaps.layouts(spec).items()}
+    tables = {name: _table(spec, name) for name in keymaps.layouts(spec)}
     if layout is not None:
         tables = {layout: _table(spec, layout)}
     expected = {name: their_keys(own, table) for name, table in tables.items()}
     placed = place(without_wrappers(source.tensors, own), expected, spec.name)
     table = tables[placed.layout]
-    translated, ignored = _translate(placed.tensors, table, set(own), is_backbone="classifier.weight" not in own)
+    translated, ignored = _translate(
+        placed.tensors, table, set(own), is_backbone=not any(key.startswith("classifier.") for key in own)
+    )
     return placed, translated, ignored
 
 
@@ -267,7 +282,10 @@ def _table(spec: NetSpec, layout: str) -> keymaps.Table:
     known = keymaps.layouts(spec)
     if layout not in known:
         raise UserError(f"layout {layout!r} is unknown for {spec.name}{nearest(layout, known)}")
-    return known[layout](spec)
+    table = known[layout](spec)
+    if spec.head.kind == "ml_decoder":  # its parts have our names in every layout
+        table |= {f"classifier.{part}": f"classifier.{part}" for part in _DECODER}
+    return table
 
 
 def _translate(
@@ -340,9 +358,9 @@ def _check(
     own = net.state_dict()
     fresh = []
     for layer in may_differ:
-        keys = [key for key in own if key.rpartition(".")[0] == layer]
+        keys = [key for key in own if key.startswith(f"{layer}.")]
         if any(key not in weights or weights[key].shape != own[key].shape for key in keys):
-            for key in [key for key in weights if key.rpartition(".")[0] == layer]:
+            for key in [key for key in weights if key.startswith(f"{layer}.")]:
                 del weights[key]
             fresh += keys
     behind_pool = [key for key in own if key.startswith("pooled.")]

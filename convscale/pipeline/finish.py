@@ -46,6 +46,8 @@ class Trained:
     """How images become its inputs."""
     thresholds: tuple[float, ...] | None = None
     """For several labels per image."""
+    temperatures: tuple[float, ...] | None = None
+    """For several labels per image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +86,7 @@ class Finish:
                 self.asked.shipping,
                 card=card,
                 thresholds=trained.thresholds,
+                temperatures=trained.temperatures,
                 say=self.say,
             )
             measured = self._time(artifact)
@@ -107,7 +110,7 @@ class Finish:
         self.record.put(
             winner=replace(self.record.now.winner, test_top1=ev.mean_average_precision if several else ev.top1),
             evaluation=evaluation_record(ev),
-            wrong=() if several else mistakes(ev, held, self.splits.test),
+            wrong=() if several else mistakes(ev, held, self.splits.test, trained.net, trained.preprocessing),
             left_out=tuple(bad),
             doubtful=self._doubtful(trained),
         )
@@ -156,6 +159,7 @@ class Finish:
             classes=self.splits.classes,
             preprocessing=trained.preprocessing,
             thresholds=trained.thresholds,
+            temperatures=trained.temperatures,
             verify_images=images,
             verify_labels=None if self.splits.multilabel else held.labels.numpy(),
             card=card,

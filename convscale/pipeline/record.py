@@ -8,18 +8,23 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.digest import data_digest
+from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, DataSplits, Split
-from convscale.learn.evaluate import Evaluation
+from convscale.learn.evaluate import Evaluation, Wrong
+from convscale.maps.draw import overlaid
+from convscale.maps.explain import explain
 from convscale.show.fit_parts import Candidate, Data, Mistake
 from convscale.show.fit_parts import Evaluation as EvaluationRecord
 from convscale.show.fit_record import FILE, FitRecord, read_fit
@@ -135,13 +140,16 @@ def evaluation_record(ev: Evaluation) -> EvaluationRecord:
     )
 
 
-def mistakes(ev: Evaluation, read: Split, test: Split) -> tuple[Mistake, ...]:
+def mistakes(
+    ev: Evaluation, read: Split, test: Split, net: nn.Module | None = None, how: Preprocessing | None = None
+) -> tuple[Mistake, ...]:
     """The most confident mistakes, with their pictures as PNG data: as in the test set, of which ``read`` is what could
-    be decoded.
+    be decoded; of ``net``, which takes images by ``how``, with the maps of what it said where they are exact.
     """
     worst = sorted(ev.wrong, key=lambda wrong: -wrong.confidence)[:SHOWN_MISTAKES]
+    maps = [None] * len(worst) if net is None or how is None else _maps(worst, read, net, how)
     shown = []
-    for wrong in worst:
+    for wrong, drawn in zip(worst, maps, strict=True):
         name, pixels = _original(read, test, wrong.index)
         shown.append(
             Mistake(
@@ -150,9 +158,23 @@ def mistakes(ev: Evaluation, read: Split, test: Split) -> tuple[Mistake, ...]:
                 predicted=read.classes[wrong.predicted],
                 confidence=wrong.confidence,
                 image=_picture(pixels),
+                map=drawn,
             )
         )
     return tuple(shown)
+
+
+def _maps(worst: Sequence[Wrong], read: Split, net: nn.Module, how: Preprocessing) -> Sequence[str | None]:
+    """Mistakes under the maps of what was said, as data URIs; None where the network has no exact maps."""
+    if not worst:
+        return []
+    pixels = [read.read(wrong.index).numpy() for wrong in worst]
+    seen = np.stack([each if each.shape[:2] == (how.height, how.width) else how.resize(each) for each in pixels])
+    try:
+        maps = explain(net, how.normalize(torch.from_numpy(seen)), "cam", [wrong.predicted for wrong in worst])
+    except UserError:  # layers stand between the pool and the classifier
+        return [None] * len(worst)
+    return [_picture(torch.from_numpy(overlaid(one, values))) for one, values in zip(seen, maps.values, strict=True)]
 
 
 def _original(held: Split, test: Split, index: int) -> tuple[str, torch.Tensor]:

@@ -93,6 +93,11 @@ class Training:
         """
         epochs = {} if self.epochs is None else {"epochs": self.epochs}
         made = get_recipe(recipe).override({**self.overrides, **epochs})
+        if made.head != "own":
+            raise UserError(
+                f"head={made.head} as a recipe key: networks are timed with the head that their spec says; give spec "
+                "files with head.kind, or use convscale train"
+            )
         return made.epochs if epochs else None
 
 

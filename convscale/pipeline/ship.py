@@ -66,6 +66,7 @@ def ship_fastest(
     *,
     card: Mapping[str, str],
     thresholds: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
     say: Callable[[str], object],
 ) -> tuple[Artifact, Fastest, Verification]:
     """Export in every form worth trying, tune each at the batch and threads of ``cond``, keep the fastest that passed.
@@ -78,6 +79,7 @@ def ship_fastest(
         test: the test set, whose images can all be decoded (``learn.loader.readable``).
         card: facts for the model card.
         thresholds: for several labels per image: above which probability each counts.
+        temperatures: for several labels per image: what their logits are divided by.
     """
     cond = basis.conditions
     images, labels = EvalImages(test, preprocessing), _one_label(test)
@@ -108,6 +110,7 @@ def ship_fastest(
         runtimes=None if how.runtime is None else (how.runtime,),
     )
     keywords |= {"classes": splits.classes, "preprocessing": preprocessing, "card": card, "thresholds": thresholds}
+    keywords |= {"temperatures": temperatures}
     found = export_winner(net, place, names, search, overwrite=True, on_form=tell, **keywords)
     artifact = load_artifact(place, device=cond.device)
     if how.int8:

@@ -275,7 +275,12 @@ class Fit:
         place = self.folder / "train"
         if self.record.now.history and place.is_dir():
             done = load_checkpoint(place)
-            return Trained(net=done.net.eval(), preprocessing=done.preprocessing, thresholds=done.thresholds)
+            return Trained(
+                net=done.net.eval(),
+                preprocessing=done.preprocessing,
+                thresholds=done.thresholds,
+                temperatures=done.temperatures,
+            )
         contender = next(c for c in self.contenders() if c.name == self.record.now.winner.name)
         minutes = self.asked.training.max_minutes
         options = self.training(contender)
@@ -303,4 +308,6 @@ class Fit:
             cost=run.describe(),
         )
         self.note(run.describe())
-        return Trained(net=run.net, preprocessing=run.preprocessing, thresholds=run.thresholds)
+        return Trained(
+            net=run.net, preprocessing=run.preprocessing, thresholds=run.thresholds, temperatures=run.temperatures
+        )

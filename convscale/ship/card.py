@@ -24,8 +24,14 @@ def model_card(
 ) -> str:
     """Markdown. Facts that nobody gave are named as not stated, so that nobody takes silence for an answer."""
     several = "" if manifest.get("thresholds") is None else ", any number of them to an image"
-    form = Form(format=manifest["format"], baked=manifest["baked"], thresholds=manifest.get("thresholds"))
+    form = Form(
+        format=manifest["format"],
+        baked=manifest["baked"],
+        thresholds=manifest.get("thresholds"),
+        temperatures=manifest.get("temperatures"),
+    )
     gives = "probabilities and logits" if manifest["baked"] else "logits"
+    gives += ", and the last feature map" if manifest.get("features") else ""
     lines = [
         f"# {markdown(str(manifest['model']))}",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import Artifact
+from convscale.artifact.features import Head, write_head
 from convscale.artifact.manifest import MODEL_FILES, Manifest
 from convscale.artifact.promise import Promise
 from convscale.conditions import Size, size_text
 from convscale.errors import UserError, first_line, nearest
 from convscale.files import write_json
 from convscale.formats.baked import Baked
+from convscale.formats.features import keeping_features
 from convscale.formats.fold import fold
 from convscale.formats.ir import write_ir
 from convscale.formats.onnx import OPSET, store_half, write_onnx
@@ -126,6 +129,10 @@ class ExportRequest:
     """Their classes."""
     promise: Promise | None = None
     """The speed it is to have on a device that is not here."""
+    temperatures: Sequence[float] | None = None
+    """For several labels per image: what each class's logit is divided by before the sigmoid; None: by 1."""
+    with_features: bool = False
+    """Its last feature map is an output, too."""
 
     @property
     def precision(self) -> str:
@@ -203,6 +210,11 @@ def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: E
     given = request.thresholds
     if given is not None and not (len(given) == count and all(0 <= value <= 1 for value in given)):
         raise UserError(f"thresholds must be {count} probabilities, one for each class, got {list(given)}")
+    heat = request.temperatures
+    if heat is not None and given is None:
+        raise UserError("temperatures are for several labels per image; give thresholds too")
+    if heat is not None and not (len(heat) == count and all(math.isfinite(value) and value > 0 for value in heat)):
+        raise UserError(f"temperatures must be {count} numbers above 0, one for each class, got {list(heat)}")
     return names
 
 
@@ -218,12 +230,26 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
         "baked": request.bake,
         "strided_stem": request.strided_stem,
         "num_classes": num_classes,
-        "thresholds": None if request.thresholds is None else [float(value) for value in request.thresholds],
+        "thresholds": _calibrated_thresholds(request),
         "opset": OPSET if request.format == "onnx" else None,
         "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
         "spec": spec.to_dict() if isinstance(spec, NetSpec) else spec,
         **({} if request.promise is None else {"promise": request.promise.to_dict()}),
+        **({} if request.temperatures is None else {"temperatures": [float(value) for value in request.temperatures]}),
+        **({"features": True} if request.with_features else {}),
     }
+
+
+def _calibrated_thresholds(request: ExportRequest) -> list[float] | None:
+    """Thresholds of calibrated probabilities: the same logits are above them."""
+    if request.thresholds is None:
+        return None
+    given = [float(value) for value in request.thresholds]
+    if request.temperatures is None:
+        return given
+    inside = [min(max(value, 1e-12), 1 - 1e-12) for value in given]
+    logits = [math.log(value / (1 - value)) for value in inside]
+    return [1 / (1 + math.exp(-z / heat)) for z, heat in zip(logits, request.temperatures, strict=True)]
 
 
 def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
@@ -305,25 +331,30 @@ def write_model(
 ) -> None:
     """The model file of a format, weights inside or beside it; for INT8 the float network it will be made from."""
     form, half, int8 = manifest.format, manifest.precision == "fp16", manifest.precision == "int8"
-    baked, strided = manifest.baked, manifest.strided_stem
-    net: nn.Module = shared.folded(module, example)
+    baked, strided, outputs = manifest.baked, manifest.strided_stem, list(OUTPUTS[manifest.baked])
+    graph = shared.folded(module, example)
     if strided:
-        net = fold(net, example, strided_stem=True)
+        graph = fold(graph, example, strided_stem=True)
+    if manifest.features:
+        graph, weight, bias = keeping_features(graph)
+        write_head(folder, Head(weight=weight.float().cpu().numpy(), bias=bias.float().cpu().numpy()))
+        outputs.append("features")
+    net: nn.Module = graph
     if baked:
         net, example = (
-            Baked(net, preprocessing, several=manifest.thresholds is not None),
+            Baked(net, preprocessing, several=manifest.thresholds is not None, temperatures=manifest.temperatures),
             torch.from_numpy(noise_images(preprocessing, 2)),
         )
     if form == "torch":
         write_program(net, example, folder / "model.pt2")
         return
     onnx_path = folder / (FLOAT_FILE if int8 else "model.onnx")
-    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}.onnx"
+    kept = shared.folder / f"shared{'-baked' * baked}{'-strided' * strided}{'-features' * manifest.features}.onnx"
     if shared.folder == folder:
-        write_onnx(net, example, onnx_path, outputs=OUTPUTS[baked])
+        write_onnx(net, example, onnx_path, outputs=tuple(outputs))
     else:
         if not kept.is_file():
-            write_onnx(net, example, kept, outputs=OUTPUTS[baked])
+            write_onnx(net, example, kept, outputs=tuple(outputs))
         shutil.copyfile(kept, onnx_path)
     if int8:
         return

@@ -87,6 +87,8 @@ def export(
     overwrite: bool = False,
     shared: Shared | None = None,
     promise: Promise | None = None,
+    temperatures: Sequence[float] | None = None,
+    with_features: bool = False,
 ) -> Artifact:
     """Write a trained network as an artefact folder, and check it against the network before it gets its name.
 
@@ -115,7 +117,8 @@ def export(
         spec: the ``NetSpec`` to keep beside it; None: ``net.spec`` where there is one.
         card: facts for the model card: ``data``, ``recipe``, ``accuracy``, ``speed``, ``licence`` and others.
         thresholds: of a network for several labels per image: for each class the probability above which it counts as
-            present. Probabilities are sigmoids then. None: one label per image.
+            present. Probabilities are sigmoids then, and thresholds are those of the network's own logits; with
+            ``temperatures`` the artefact's are moved along. None: one label per image.
         verify_images: uint8 (N, H, W, C) real images, resized, or batches of them; None: a little noise, and the record
             says so.
         verify_labels: their classes, for accuracies: (N,), or for several labels (N, classes) of zeros and ones.
@@ -123,6 +126,11 @@ def export(
         shared: what earlier exports of the same network, preprocessing and images have made.
         promise: a predicted speed to hold the artefact to on the day its device is there; it stands in the record and
             in the model card, and :func:`convscale.confirm` checks it.
+        temperatures: with ``thresholds``: for each class what its logit is divided by before the sigmoid, so that its
+            probabilities are calibrated (Guo et al. 2017); ``train`` fits them on validation. None: 1 for all.
+        with_features: the map in front of the pool becomes one more output, and the classifier's weights stand beside
+            the network, so that ``explain(artifact, images, method="cam")`` needs nothing else. The head must be an
+            average pool and a linear layer.
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
@@ -148,6 +156,8 @@ def export(
         verify_images=verify_images,
         verify_labels=verify_labels,
         promise=promise,
+        temperatures=temperatures,
+        with_features=with_features,
     )
     return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
 

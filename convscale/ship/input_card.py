@@ -23,6 +23,8 @@ class Form:
     """Normalising and softmax are parts of the network."""
     thresholds: Sequence[float] | None = None
     """For several labels per image."""
+    temperatures: Sequence[float] | None = None
+    """What their logits are divided by; None: 1."""
 
 
 def input_lines(form: Form, how: Preprocessing) -> list[str]:
@@ -107,6 +109,7 @@ def _code(form: Form, how: Preprocessing) -> list[str]:
         'classes = json.load(open("classes.json", encoding="utf-8"))',
         *([] if form.baked else constants),
         *([] if form.thresholds is None else [f"thresholds = np.array({list(form.thresholds)})"]),
+        *([f"temperatures = np.array({list(form.temperatures)})"] if form.temperatures and not form.baked else []),
         "",
         "",
         "def classify(path):",
@@ -131,7 +134,8 @@ def _code(form: Form, how: Preprocessing) -> list[str]:
 def _answer(form: Form) -> list[str]:
     """The lines that make the first output an answer."""
     if form.thresholds is not None:
-        sigmoid = [] if form.baked else ["    outputs = 0.5 * (1 + np.tanh(0.5 * outputs))  # the sigmoid"]
+        heat = " / temperatures" if form.temperatures else ""
+        sigmoid = [] if form.baked else [f"    outputs = 0.5 * (1 + np.tanh(0.5 * outputs{heat}))  # the sigmoid"]
         return [*sigmoid, "    return [classes[i] for i in np.flatnonzero(outputs > thresholds)]"]
     if form.baked:
         return ["    return classes[outputs.argmax()], outputs.max()"]

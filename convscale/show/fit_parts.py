@@ -312,6 +312,8 @@ class Doubtful(Open):
 class Mistake(Open):
     """A test image that it got wrong."""
 
+    omitted = ("map",)
+
     name: str | None = None
     true: object = None
     """A class's name or number."""
@@ -319,6 +321,8 @@ class Mistake(Open):
     confidence: float | None = None
     image: str = ""
     """A data URI."""
+    map: str | None = None
+    """A data URI: the picture as the network sees it, under the map of the class that it said."""
 
 
 @dataclass(frozen=True, kw_only=True)

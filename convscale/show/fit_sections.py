@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convscale import words
 from convscale.show import plots
-from convscale.show.fit_parts import Data, Predicted, Timed, Verification
+from convscale.show.fit_parts import Data, Mistake, Predicted, Timed, Verification
 from convscale.show.fit_record import FitRecord
 from convscale.show.page import (
     Column,
@@ -288,26 +288,46 @@ def confused(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
 
 def gallery(fit: FitRecord) -> Section | None:
     """Wrong examples as pictures, surest first."""
-    wrong = [mistake for mistake in fit.wrong or () if mistake.image.startswith("data:image/")]
-    if not wrong:
+    shown = _gallery([(mistake.image, mistake) for mistake in fit.wrong or ()], fit)
+    if not shown:
         return None
+    intro = paragraph(
+        "Test images that it gets wrong, the surest mistakes first: what is on the image, then what the network said.",
+        "note",
+    )
+    return Section(title="Wrong examples", body=intro + shown, anchor="wrong")
+
+
+def looked(fit: FitRecord) -> Section | None:
+    """The wrong examples under the map of what the network said."""
+    shown = _gallery([(mistake.map or "", mistake) for mistake in fit.wrong or ()], fit)
+    if not shown:
+        return None
+    intro = paragraph(
+        "The same images under the class activation map of what the network said: red speaks most for that class, gray "
+        "least.",
+        "note",
+    )
+    return Section(title="What it looked at", body=intro + shown, anchor="maps")
+
+
+def _gallery(pairs: Sequence[tuple[str, Mistake]], fit: FitRecord) -> str:
+    """Pictures of mistakes, the surest first; nothing where there are none."""
+    wrong = [(image, mistake) for image, mistake in pairs if image.startswith("data:image/")]
+    if not wrong:
+        return ""
     classes = fit.class_names()
 
     def named(value: object) -> str:
         known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes)
         return classes[value] if known else str(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
-    surest = sorted(wrong, key=lambda mistake: -(mistake.confidence or 0))[:GALLERY]
+    surest = sorted(wrong, key=lambda pair: -(pair[1].confidence or 0))[:GALLERY]
     rows = [
-        (one.image, one.name or "", named(one.true), named(one.predicted), words.percent(one.confidence, 0))
-        for one in surest
+        (image, one.name or "", named(one.true), named(one.predicted), words.percent(one.confidence, 0))
+        for image, one in surest
     ]
-    shown = pictures(rows, small=bool(fit.data.image_size) and (fit.data.image_size or 0) <= 64)
-    intro = paragraph(
-        "Test images that it gets wrong, the surest mistakes first: what is on the image, then what the network said.",
-        "note",
-    )
-    return Section(title="Wrong examples", body=intro + shown, anchor="wrong")
+    return pictures(rows, small=bool(fit.data.image_size) and (fit.data.image_size or 0) <= 64)
 
 
 def verification(fit: FitRecord) -> Section | None:

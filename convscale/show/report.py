@@ -39,6 +39,7 @@ def fit_page(fit: FitRecord, folder: Path) -> str:
         candidate_table(fit),
         sections.mistakes(fit, figures),
         sections.gallery(fit),
+        sections.looked(fit),
         sections.training(fit, figures),
         shipping(fit),
         speeds(fit),

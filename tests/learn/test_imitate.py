@@ -1,0 +1,143 @@
+"""A teacher's say: USI's loss by hand, features, and outputs kept on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import convscale as cs
+from convscale.errors import UserError
+from convscale.learn.imitate import Imitation, TeacherCache, Where
+from convscale.learn.loss import similarity_loss
+from convscale.learn.recipe import Recipe
+from tests.learn.nets import halves_data, small_net
+
+PLAIN = {"augment": "shift-crop", "batch_size": 24, "lr": 5e-3, "label_smoothing": 0.0, "precision": "fp32"}
+HERE = Where(epoch=0, indices=torch.arange(2))
+
+
+class Fixed(nn.Module):
+    def __init__(self, logits: list[list[float]]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits), requires_grad=False)
+        self.asked = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return self.logits[: len(x)]
+
+
+def test_usi_by_hand() -> None:
+    """Teacher (.8, .2) and (.5, .5), student (.5, .5) twice: KL = .8 log 1.6 + .2 log .4 for the first and 0 for the
+    second, mean of the batch, five times.
+    """
+    teacher = Fixed([[float(np.log(0.8)), float(np.log(0.2))], [0.0, 0.0]])
+    recipe = Recipe(name="x", distill_kl=5.0, distill_temperature=1.0)
+    imitation = Imitation(small_net(2), teacher, recipe, multilabel=False)
+    found = imitation.added(torch.tensor(0.7), torch.zeros(2, 2), torch.zeros(2, 1, 12, 12), HERE)
+    assert found.item() == pytest.approx(0.7 + 5 * (0.8 * np.log(1.6) + 0.2 * np.log(0.4)) / 2, rel=1e-6)
+
+
+def test_similarity_by_hand() -> None:
+    """Student: two equal images, similarities (1, 1) / sqrt 2 in each row. Teacher: unlike ones, (1, 0) and (0, 1)."""
+    same, unlike = torch.ones(2, 3), torch.eye(2, 5)
+    half = 2**-0.5
+    expected = ((1 - half) ** 2 + half**2) / 2
+    assert similarity_loss(same, unlike).item() == pytest.approx(expected, rel=1e-6)
+    assert similarity_loss(unlike, 7 * unlike).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    torch.manual_seed(1)
+    run = cs.train(small_net(), halves_data(), recipe="small-adamw", epochs=10, **PLAIN)
+    return run.net.eval().requires_grad_(False)
+
+
+def test_features_of_timms_teacher() -> None:
+    """Student ours, teacher timm's; afterwards no hook is left on either."""
+    torch.manual_seed(0)
+    timms = timm.create_model("resnet10t", num_classes=3, in_chans=1).eval().requires_grad_(False)
+    data = halves_data(48)
+    net = small_net()
+    options = {**PLAIN, "distill_features": 10.0, "distill_kl": 1.0}
+    run = cs.train(net, data, recipe="small-adamw", epochs=1, teacher=timms, **options)
+    assert np.isfinite(run.history[0]["train_loss"])
+    assert not any(module._forward_pre_hooks for module in (*net.modules(), *timms.modules()))
+
+
+def test_cached_outputs_train_the_same_bits(teacher: nn.Module, tmp_path: Path) -> None:
+    """With the cache written, with it read, and without: the same weights; a second student asks nothing."""
+    weights, asked = [], []
+    counted = Counted(teacher)
+    for cache in (None, tmp_path / "kept", tmp_path / "kept"):
+        torch.manual_seed(0)
+        counted.asked = 0
+        run = cs.train(
+            small_net(),
+            halves_data(),
+            recipe="small-adamw",
+            epochs=2,
+            teacher=counted,
+            teacher_cache=cache,
+            distill_kl=5.0,
+            distill_temperature=1.0,
+            **PLAIN,
+        )
+        weights.append(torch.cat([value.flatten().float() for value in run.net.state_dict().values()]))
+        asked.append(counted.asked)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert asked == [8, 8, 0]
+    (place,) = (tmp_path / "kept").iterdir()
+    table = np.load(place / "epoch-00001.npy")
+    assert table.shape == (96, 3)
+    assert np.isfinite(table).all()
+
+
+class Counted(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.asked = net, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return self.net(x)
+
+
+def test_a_row_that_was_cut_short_is_asked_again(tmp_path: Path) -> None:
+    teacher = Fixed([[1.0, 2.0], [3.0, 4.0]])
+    cache = TeacherCache(tmp_path, {"a": 1}, 2)
+    first = cache.outputs(teacher, torch.zeros(2, 1), HERE)
+    table = np.load(next(tmp_path.glob("*/epoch-00001.npy")), mmap_mode="r+")
+    table[1, 0] = np.nan
+    table.flush()
+    again = TeacherCache(tmp_path, {"a": 1}, 2)
+    assert torch.equal(again.outputs(teacher, torch.zeros(2, 1), HERE), first)
+    assert (again.asked, again.found) == (2, 0)
+    other = TeacherCache(tmp_path, {"a": 2}, 2)
+    assert other.folder != cache.folder
+    next(cache.folder.glob("epoch*")).write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="is damaged"):
+        TeacherCache(tmp_path, {"a": 1}, 2).outputs(teacher, torch.zeros(2, 1), HERE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher_cache": "kept"}, "but there is no teacher"),
+        ({"distill_kl": 5.0}, "distill_kl is 5, but there is no teacher"),
+        ({"teacher": small_net(), "teacher_cache": "kept", "mixup": 0.2}, "set mixup and cutmix to 0"),
+        ({"teacher": small_net(), "teacher_cache": "kept", "distill_features": 1.0}, "keeps outputs alone"),
+    ],
+)
+def test_bad_input_is_one_line(options: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        cs.train(small_net(), halves_data(), recipe="small-adamw", epochs=1, **PLAIN, **options)
+    assert not list(tmp_path.iterdir())
