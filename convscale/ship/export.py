@@ -16,10 +16,11 @@ from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.boxes import INSIDE
 from convscale.artifact.manifest import MODEL_FILES, Manifest
 from convscale.artifact.promise import Promise
 from convscale.conditions import Size, size_text
-from convscale.errors import UserError, first_line, nearest
+from convscale.errors import UserError, first_line
 from convscale.files import write_json, write_text
 from convscale.formats.baked import Baked
 from convscale.formats.fold import fold
@@ -30,24 +31,25 @@ from convscale.images.preprocess import Preprocessing
 from convscale.networks.inputs import example_input, preprocessing_of
 from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
-from convscale.runtimes.base import need_runtime, runtimes_of
+from convscale.runtimes.base import runtimes_of
+from convscale.ship.box_metrics import Truth
 from convscale.ship.card import model_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
-from convscale.ship.quantize import RANKING, check_calibration, quantize_file, rank_layers, search_float_layers, spread
+from convscale.ship.quantize import RANKING, quantize_file, rank_layers, search_float_layers, spread
+from convscale.ship.request import (
+    FLOAT_FILE,
+    ExportRequest,
+    Images,
+    Labels,
+    check_form,
+    class_labels,
+    need_space,
+    noise_images,
+)
 from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, reference_logits, verify
 
-FORMATS = tuple(MODEL_FILES)
-FLOAT_FILE = "float.onnx"
-"""The float network INT8 is made from; gone before the folder gets its name."""
 OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
 """Names of a network's outputs, without and with baked preprocessing."""
-NOISE_IMAGES = 8
-"""Images of seeded noise that stand in where none are given."""
-
-Images = np.ndarray | Sequence[np.ndarray]
-"""uint8 (N, H, W, C), or batches of that."""
-Labels = Sequence[int] | np.ndarray
-"""(N,), or for several labels (N, classes) of zeros and ones."""
 
 
 @dataclass(kw_only=True)
@@ -80,49 +82,6 @@ class Shared:
         return self.reference
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ExportRequest:
-    """What an artefact is to be: the arguments of :func:`export`, which says what they mean."""
-
-    format: str = "onnx"
-    """``onnx``, ``openvino`` or ``torch``."""
-    image_size: Size | None = None
-    """In pixels; None: the preprocessing's or the network's own."""
-    classes: Sequence[str] | None = None
-    """Names of the outputs; None: their numbers."""
-    preprocessing: Preprocessing | None = None
-    """None: as the network says."""
-    bake: bool = False
-    """Preprocessing and softmax become part of the network."""
-    half: bool = False
-    """Weights in half precision."""
-    strided_stem: bool = False
-    """A space-to-depth stem as one strided convolution."""
-    int8: bool = False
-    """Quantised to 8 bits."""
-    calibration_images: np.ndarray | None = None
-    """For INT8: uint8 (N, H, W, C)."""
-    max_drop: float = 0.5
-    """Accuracy points INT8 may lose."""
-    spec: NetSpec | Mapping[str, object] | None = None
-    """To keep beside it; None: the network's own."""
-    card: Mapping[str, str] | None = None
-    """Facts for the model card."""
-    thresholds: Sequence[float] | None = None
-    """For several labels per image; None: one label."""
-    verify_images: Images | None = None
-    """To check it on; None: noise."""
-    verify_labels: Labels | None = None
-    """Their classes."""
-    promise: Promise | None = None
-    """The speed it is to have on a device that is not here."""
-
-    @property
-    def precision(self) -> str:
-        """Of the stored weights."""
-        return "int8" if self.int8 else "fp16" if self.half else "fp32"
-
-
 def export(
     net: Network,
     out_dir: str | os.PathLike[str],
@@ -141,10 +100,11 @@ def export(
     card: Mapping[str, str] | None = None,
     thresholds: Sequence[float] | None = None,
     verify_images: Images | None = None,
-    verify_labels: Labels | None = None,
+    verify_labels: Labels | Sequence[Truth] | None = None,
     overwrite: bool = False,
     shared: Shared | None = None,
     promise: Promise | None = None,
+    nms: str = INSIDE,
 ) -> Artifact:
     """Write a trained network as an artefact folder, and check it against the network before it gets its name.
 
@@ -176,6 +136,11 @@ def export(
         shared: what earlier exports of the same network, preprocessing and images have made.
         promise: a predicted speed to hold the artefact to on the day its device is there; it stands in the record and
             in the model card, and :func:`convscale.confirm` checks it.
+        nms: of a detector: non-maximum suppression ``inside`` the network, whose output is a table of boxes for each
+            picture, or ``outside``: it gives candidates, and ``classify`` does the rest. Format ``torch`` has it
+            outside.
+            A detector's ``verify_images`` are squares (``convscale.detect.ship.squares``), its ``verify_labels`` their
+            boxes.
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
@@ -199,6 +164,7 @@ def export(
         verify_images=verify_images,
         verify_labels=verify_labels,
         promise=promise,
+        nms=nms,
     )
     return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
 
@@ -216,8 +182,12 @@ def export_as(
     Args:
         shared: what earlier exports of the same network, preprocessing and images have made.
     """
-    calibration = _check_form(request)
+    calibration = check_form(request)
     module, name = as_module(net)
+    if getattr(module, "detector_spec", None) is not None:
+        from convscale.ship.detectors import export_detector  # slow to import
+
+        return export_detector(module, out_dir, request, calibration, overwrite=overwrite)
     preprocessing = _preprocessing(module, request.preprocessing, request.image_size)
     if request.promise is not None and request.promise.image_size != preprocessing.image_size:
         raise UserError(
@@ -230,7 +200,7 @@ def export_as(
     record = _record(request, module, name, len(classes))
     images = noise_images(preprocessing) if request.verify_images is None else request.verify_images
     with staged_folder(out_dir, overwrite=overwrite) as folder:
-        _need_space(folder, module)
+        need_space(folder, module)
         write_json(folder / "classes.json", classes)
         write_json(folder / "preprocessing.json", preprocessing.to_dict())
         shared = shared or Shared(folder=folder)
@@ -248,7 +218,7 @@ def export_as(
             module,
             artifact,
             images,
-            request.verify_labels,
+            class_labels(request),
             source="noise" if request.verify_images is None else "given",
             max_drop=request.max_drop,
             reference=reference,
@@ -302,12 +272,6 @@ def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld
     return Withheld(f"artefact {Path(out_dir)} is withheld: {checked.reason}{where}", checked)
 
 
-def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
-    """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
-    shape = (count, preprocessing.height, preprocessing.width, preprocessing.channels)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
 def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: Size | None) -> Preprocessing:
     """The preprocessing to ship, checked against a size asked for beside it."""
     if given is None:
@@ -337,23 +301,6 @@ def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
             f"{tuple(logits.shape)}"
         )
     return logits.shape[1]
-
-
-def _check_form(request: ExportRequest) -> np.ndarray | None:
-    """The calibration images for INT8, None for float.
-
-    Raises:
-        UserError: an unknown format, a missing runtime, or a combination that does not exist.
-    """
-    if request.format not in FORMATS:
-        raise UserError(f"format {request.format!r} is unknown{nearest(request.format, FORMATS)}")
-    need_runtime(runtimes_of(request.format)[0])
-    if request.format == "torch" and (request.half or request.int8):
-        form = "int8" if request.int8 else "half"
-        raise UserError(f"format torch has no {form} form; use format onnx or openvino")
-    if request.half and request.int8:
-        raise UserError("half and int8 exclude each other; choose one")
-    return check_calibration(request.calibration_images) if request.int8 else None
 
 
 def _write_model(
@@ -404,7 +351,7 @@ def _quantise(
     request: ExportRequest,
 ) -> dict[str, object]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
-    folder, labels, max_drop = probe.folder, request.verify_labels, request.max_drop
+    folder, labels, max_drop = probe.folder, class_labels(request), request.max_drop
     source, target = folder / FLOAT_FILE, folder / MODEL_FILES[probe.format][0]
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
@@ -436,17 +383,3 @@ def _quantise(
         "layers": total,
         "steps": [step.to_dict() for step in steps],
     }
-
-
-def _need_space(folder: Path, module: nn.Module) -> None:
-    """
-    Raises:
-        UserError: the disk has no room for the weights twice (the file, and its temporary form).
-    """
-    need = 2 * sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) + 10_000_000
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(
-            f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or "
-            "name another folder"
-        )
