@@ -82,7 +82,7 @@ def boxes_of(outputs: Sequence[np.ndarray], cut: Cut, classes: int) -> list[Boxe
     Args:
         outputs: inside: (N, most, 6); outside: boxes (N, K, 4), scores (N, K) and labels (N, K).
         cut: how they are cut.
-        classes: labels outside 1 to that, and boxes that are not finite, are dropped.
+        classes: labels outside 1 to that, and boxes that are not finite or have no area, are dropped.
     """
     found = []
     for at in range(len(outputs[0])):
@@ -93,7 +93,13 @@ def boxes_of(outputs: Sequence[np.ndarray], cut: Cut, classes: int) -> list[Boxe
             boxes, scores, labels = (np.asarray(each[at]) for each in outputs[:3])
             boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
             labels = labels.astype(np.int64)
-        good = np.isfinite(boxes).all(1) & (scores > cut.score_threshold) & (labels >= 1) & (labels <= classes)
+        good = (
+            np.isfinite(boxes).all(1)
+            & (boxes[:, 2:] > boxes[:, :2]).all(1)
+            & (scores > cut.score_threshold)
+            & (labels >= 1)
+            & (labels <= classes)
+        )
         boxes, scores, labels = boxes[good], scores[good], labels[good]
         if cut.nms == OUTSIDE:
             kept = suppress(boxes, scores, labels, cut.nms_threshold, cut.max_detections)

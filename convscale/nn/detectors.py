@@ -108,9 +108,9 @@ class DetectorSpec:
         for name, least, most in (("neck_width", 8, 2048), ("head_depth", 1, 16), ("frozen_stages", 0, 64)):
             if check_whole(name, getattr(self, name), least) > most:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at most {most}")
-        if self.head == "fcos" and (self.neck_width % 32 or self.neck_width < 64):  # a group of 1 x 1 needs two values
+        if self.head == "fcos" and (self.neck_width % 32 or self.neck_width < 64):
             raise UserError(
-                f"neck_width is {self.neck_width}; with head fcos it must be a multiple of 32 of at least 64: its group "
+                f"neck_width is {self.neck_width}; with head fcos it must be a multiple of 32 from 64 on: its group "
                 "norms have 32 groups"
             )
         _check_side(self.image_size)
