@@ -119,11 +119,16 @@ def _picture(base: Path, image: dict[str, Any], annotations: list[dict[str, Any]
     return Annotated(
         path=os.path.join(base, image["file_name"]),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        classes=tuple(names.get(one.get("category_id", -1), "") for one in annotations),
+        classes=tuple(_name(one.get("category_id"), names) for one in annotations),
         crowd=np.array([bool(one.get("iscrowd", 0)) for one in annotations], bool),
         size=(height, width) if said else None,  # pyright: ignore[reportArgumentType]
         number=number if isinstance(number, int) and not isinstance(number, bool) else None,
     )
+
+
+def _name(number: object, names: dict[int, str]) -> str:
+    """Of a category; empty for none that is listed."""
+    return names.get(number, "") if isinstance(number, int) and not isinstance(number, bool) else ""
 
 
 def _box(value: object) -> list[float]:

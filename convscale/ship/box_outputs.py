@@ -30,9 +30,23 @@ def said_rows(output: Path) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
                 row = json_of(line, f"{output}, line {number}", _LINE)
                 if not isinstance(row, dict) or not isinstance(row.get("path"), str):
                     raise UserError(f"{output}, line {number} is no row of boxes")
-                yield row["path"], row.get("boxes", [])
+                boxes = row.get("boxes", [])
+                if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+                    raise UserError(f"{output}, line {number} has a box without class, score and four numbers")
+                yield row["path"], boxes
     except OSError as error:
         raise UserError(f"{output} can not be read: {error.strerror}") from error
+
+
+def _is_box(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("class"), str) or not _is_number(value.get("score")):
+        return False
+    box = value.get("box")
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def write_coco_results(output: Path, target: Path, classes: Sequence[str]) -> int:
@@ -45,6 +59,8 @@ def write_coco_results(output: Path, target: Path, classes: Sequence[str]) -> in
     rows = list(said_rows(output))
     stems = [Path(path).stem for path, _ in rows]
     numbered = all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems)
+    if unknown := next((each["class"] for _, boxes in rows for each in boxes if each["class"] not in classes), None):
+        raise UserError(f"{output} has the class {unknown[:60]!r}, which the artefact does not know")
     label_of = {name: number for number, name in enumerate(classes, 1)}
     results = [
         {
