@@ -218,3 +218,27 @@ def test_a_damaged_record_is_told(artifact: Artifact, change: dict[str, object],
     (tmp_path / "art" / "artifact.json").write_text(json.dumps(record))
     with pytest.raises(cs.UserError, match=said):
         cs.load_artifact(tmp_path / "art")
+
+
+@pytest.mark.parametrize(
+    ("after", "passed", "said"),
+    [(0.496, True, "INT8 loses 0.40 points of mAP on 9 pictures, 0.5 are allowed"), (0.49, False, "loses 1.00 points")],
+)
+def test_int8_may_lose_so_many_points_of_map(after: float, passed: bool, said: str) -> None:
+    checked = detectors.BoxVerification(
+        n=9, images="given", batch_sizes=(1,), boxes=5, sure=0.3, least_iou=0.5, found_again=0.2, made_up=0.8,
+        max_score=0.4, map_before=0.5, map_after=after, precision="int8", max_drop=0.5,
+    )  # fmt: skip
+    verdict, reason = detectors._judge(checked)
+    assert verdict is passed
+    assert said in reason
+
+
+def test_int8_without_truth_is_judged_by_its_boxes() -> None:
+    checked = detectors.BoxVerification(
+        n=9, images="given", batch_sizes=(1,), boxes=5, sure=0.3, least_iou=0.5, found_again=0.95, made_up=0.1,
+        max_score=0.4, precision="int8", max_drop=5.0,
+    )  # fmt: skip
+    verdict, reason = detectors._judge(checked)
+    assert not verdict
+    assert "INT8 loses 10.00 points of boxes above 0.3 (no truth)" in reason  # the worse of 5 lost and 10 made up
