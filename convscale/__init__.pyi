@@ -17,6 +17,9 @@ from .conditions import Conditions as Conditions
 from .conditions import Constraint as Constraint
 from .cost.counting import count as count
 from .cost.memory import saved_bytes as saved_bytes
+from .detect.data import open_boxes as open_boxes
+from .detect.evaluate import evaluate_detector as evaluate_detector
+from .detect.train import train_detector as train_detector
 from .errors import UserError as UserError
 from .images.check import check_data as check_data
 from .learn.evaluate import evaluate as evaluate
@@ -28,6 +31,8 @@ from .nas.result import Study as Study
 from .nas.space import SearchSpace as SearchSpace
 from .nas.spaces import get_space as get_space
 from .nas.study import search as search
+from .networks.detectors import create_detector as create_detector
+from .nn.detectors import DetectorSpec as DetectorSpec
 from .nn.net import create_model as create_model
 from .nn.norm import convert_norm as convert_norm
 from .nn.weights import export_weights as export_weights
@@ -54,6 +59,7 @@ __all__ = [
     "Conditions",
     "Confirmation",
     "Constraint",
+    "DetectorSpec",
     "Maps",
     "Measurement",
     "NetSpec",
@@ -71,8 +77,10 @@ __all__ = [
     "confirm",
     "convert_norm",
     "count",
+    "create_detector",
     "create_model",
     "evaluate",
+    "evaluate_detector",
     "explain",
     "export",
     "export_fastest",
@@ -86,6 +94,7 @@ __all__ = [
     "load_spec",
     "load_weights",
     "measure",
+    "open_boxes",
     "predict",
     "predict_largest_batch",
     "promise_of",
@@ -94,6 +103,7 @@ __all__ = [
     "scale",
     "search",
     "train",
+    "train_detector",
     "tune",
     "verify",
     "write_kit",

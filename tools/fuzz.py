@@ -199,6 +199,59 @@ def _rows(path: Path) -> object:
         return list(_paths_of(file, form, "path,class,probability,error\n", path))
 
 
+def _small_picture(path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20)).save(path)
+
+
+def _coco(path: Path) -> object:
+    from convscale.detect.data import open_boxes
+
+    _small_picture(path.parent / "a.png")
+    return open_boxes(path)
+
+
+def _yolo(data: bytes, place: Path) -> object:
+    from convscale.detect.data import open_boxes
+
+    _small_picture(place / "images" / "a.png")
+    (place / "labels").mkdir()
+    (place / "labels" / "a.txt").write_bytes(data)
+    (place / "classes.txt").write_text("cat\ndog\n")
+    return open_boxes(place)
+
+
+def _yolo_yaml(path: Path) -> object:
+    from convscale.detect.data import open_boxes
+
+    _small_picture(path.parent / "images" / "a.png")
+    return open_boxes(path)
+
+
+def _voc(data: bytes, place: Path) -> object:
+    from convscale.detect.data import open_boxes
+
+    _small_picture(place / "JPEGImages" / "a.png")
+    (place / "Annotations").mkdir()
+    (place / "Annotations" / "a.xml").write_bytes(data)
+    return open_boxes(place)
+
+
+def _detector(data: bytes, _place: Path) -> object:
+    from convscale.nn.detectors import DetectorSpec
+    from convscale.read import json_of
+
+    return DetectorSpec.from_dict(json_of(data, "a detector"))
+
+
+def _box_rows(path: Path) -> object:
+    from convscale.ship.box_outputs import write_coco_results
+
+    return write_coco_results(path, path.parent / "results.json", ("cat", "dog"))
+
+
 def _kept(data: bytes, _place: Path) -> object:
     from convscale import cache as kept
 
@@ -454,6 +507,12 @@ READERS = (
     Reader(name="artifact-head", read=_file("classifier.safetensors", _head)),
     Reader(name="rows-csv", read=_file("x.csv", _rows)),
     Reader(name="rows-json", read=_file("x.jsonl", _rows), text=True),
+    Reader(name="coco", read=_file("x.json", _coco), text=True),
+    Reader(name="yolo", read=_yolo),
+    Reader(name="yolo-yaml", read=_file("data.yaml", _yolo_yaml)),
+    Reader(name="voc", read=_voc),
+    Reader(name="detector", read=_detector, text=True),
+    Reader(name="box-rows", read=_file("x.jsonl", _box_rows), text=True),
     Reader(name="kept", read=_kept),
     Reader(name="picture", read=_picture),
     Reader(name="idx", read=_file("x", _idx)),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from convscale.artifact.boxes import Boxes
 from convscale.errors import UserError, check_whole
 from convscale.images.preprocess import Preprocessing
 
@@ -35,6 +36,8 @@ class Answer:
     """The likeliest classes, best first; of a network for several labels per image those above their thresholds."""
     probabilities: tuple[float, ...] = ()
     """Theirs."""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    """Of a detector: where each of the labels is, as x1, y1, x2, y2 in the upright picture's pixels; else empty."""
     error: str = ""
     """Why there is no answer; empty where there is one."""
     name: str = ""
@@ -61,6 +64,17 @@ class Said:
         return Answer(
             labels=tuple(self.classes[i] for i in chosen), probabilities=tuple(float(row[i]) for i in chosen), name=name
         )
+
+
+def box_answer(found: Boxes, classes: Sequence[str], top: int | None, name: str) -> Answer:
+    """What a detector says of a picture as an answer."""
+    most = len(found.labels) if top is None else min(top, len(found.labels))
+    return Answer(
+        labels=tuple(classes[int(label) - 1] for label in found.labels[:most]),
+        probabilities=tuple(float(score) for score in found.scores[:most]),
+        boxes=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found.boxes[:most]),
+        name=name,
+    )
 
 
 def pictures_of(given: Picture | Sequence[Picture]) -> Iterator[tuple[str, Picture]]:
@@ -115,6 +129,15 @@ def _is_pil(value: object) -> bool:
 def prepared(name: str, picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 (height, width, channels) as the network takes it, by the decoder that training used.
 
+    Raises:
+        ImageError: it can not be read.
+    """
+    return preprocessing.resize(decoded(name, picture, preprocessing.channels))
+
+
+def decoded(name: str, picture: Picture, channels: int) -> np.ndarray:
+    """A picture's pixels, upright, uint8 (H, W, channels).
+
     A PIL image goes through the same decoder as a lossless file, so that its orientation, palette and transparency are
     treated alike.
 
@@ -123,16 +146,15 @@ def prepared(name: str, picture: Picture, preprocessing: Preprocessing) -> np.nd
     """
     from convscale.images.decode import decode_image, read_image
 
-    channels = preprocessing.channels
     if isinstance(picture, str | os.PathLike):
-        return preprocessing.resize(read_image(picture, channels=channels))
+        return read_image(picture, channels=channels)
     if isinstance(picture, np.ndarray):
-        return preprocessing.resize(_with_channels(picture, channels))
+        return _with_channels(picture, channels)
     if isinstance(picture, bytes | bytearray | memoryview):
         data: bytes | bytearray = bytes(picture)
     else:
         data = _as_png(picture)
-    return preprocessing.resize(decode_image(bytearray(data), name=name or "image", channels=channels))
+    return decode_image(bytearray(data), name=name or "image", channels=channels)
 
 
 def _as_png(picture: Image) -> bytes:

@@ -15,13 +15,34 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from convscale._version import __version__
-from convscale.artifact.answers import NOT_FINITE, TOP, Answer, Picture, Said, checked_top, pictures_of, prepared
+from convscale.artifact.answers import (
+    NOT_FINITE,
+    TOP,
+    Answer,
+    Picture,
+    Said,
+    box_answer,
+    checked_top,
+    decoded,
+    pictures_of,
+    prepared,
+)
+from convscale.artifact.boxes import Boxes, boxes_of
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.features import HEAD_FILE, Head, read_head
-from convscale.artifact.manifest import MANIFEST, MODEL_FILES, SCHEMA, Manifest, read_manifest, read_part
+from convscale.artifact.manifest import (
+    DETECTOR_SCHEMA,
+    MANIFEST,
+    MODEL_FILES,
+    SCHEMA,
+    Manifest,
+    read_manifest,
+    read_part,
+)
 from convscale.conditions import Size, sides, size_text
-from convscale.errors import UserError
+from convscale.errors import UserError, check_whole
 from convscale.files import is_full, sha256, whole_folder, write_json, write_text
+from convscale.images.letterbox import fill_of, letterbox, out_of_square
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
 
@@ -57,6 +78,7 @@ class Artifact:
         self.threads = threads or manifest.runtime.threads
         # The tuned number of streams belongs to the tuned runtime.
         tuned = self.runtime == manifest.runtime.name and threads is None
+        self.cut = manifest.detection
         self.streams = manifest.runtime.streams or 1 if tuned else 1
         self.tuned = tuned and manifest.runtime.streams is not None
         self.device = device
@@ -79,6 +101,11 @@ class Artifact:
         self._runner: Runner | None = None
         self._closed = False
         self._opening = threading.Lock()
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether it gives boxes instead of probabilities."""
+        return self.cut is not None
 
     @property
     def model_path(self) -> Path:
@@ -143,11 +170,14 @@ class Artifact:
 
         Returns:
             float32 (N, classes): rows summing to 1; for several labels per image (``thresholds`` is set) each class's
-            own probability.
+            own probability. A detector gives a list with a dictionary for each image instead, as torchvision's do:
+            ``boxes`` float32 (n, 4) in the image's pixels, ``scores`` and ``labels`` (from 1).
 
         Raises:
             UserError: the images have another shape or type.
         """
+        if self.is_detector:
+            return [each.to_dict() for each in self.detect(images)]  # pyright: ignore[reportReturnType]
         if self.baked:
             return self._outputs(images, 0)
         logits = self._outputs(images, 0)
@@ -158,6 +188,26 @@ class Artifact:
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exp / exp.sum(axis=1, keepdims=True)
 
+    def detect(self, images: np.ndarray, *, batch_size: int | None = None) -> list[Boxes]:
+        """A detector's boxes of squares, the surest first.
+
+        Args:
+            images: uint8 (N, side, side, 3), fitted by ``convscale.images.letterbox``.
+            batch_size: images a call; None: the artefact's own.
+
+        Raises:
+            UserError: it is a classifier, or the images have another shape or type.
+        """
+        if self.cut is None:
+            raise UserError(f"artefact {self.folder} is a classifier's; it gives probabilities, not boxes")
+        self._check(images)
+        step = batch_size or self.batch_size
+        found: list[Boxes] = []
+        for start in range(0, len(images), step):
+            outputs = self.runner(self.input_batch(images[start : start + step]))
+            found += boxes_of(outputs, self.cut, len(self.classes))
+        return found
+
     def classify(self, pictures: Picture | Sequence[Picture], *, top: int | None = TOP) -> list[Answer]:
         """Labels with probabilities of pictures as people have them, read by the very decoder that training used.
 
@@ -165,7 +215,8 @@ class Artifact:
             pictures: a file, a file's bytes, a PIL image, a uint8 array (H, W, C) or (N, H, W, C), a folder, or a list
                 of any of them.
             top: labels of an answer at most; None: all. A network for several labels per image gives those above their
-                thresholds.
+                thresholds; a detector its ``boxes``, all that it finds unless another number than the usual is asked
+                for.
 
         Returns:
             One answer for each picture, in order. A picture that can not be read has an answer with its ``error``.
@@ -173,6 +224,8 @@ class Artifact:
         Raises:
             UserError: something that is no picture, a folder without any, or ``top`` below 1.
         """
+        if self.is_detector:
+            return self._box_answers(list(pictures_of(pictures)), None if top in (None, TOP) else top)
         said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
         given = list(pictures_of(pictures))
         answers: list[Answer] = []
@@ -200,6 +253,36 @@ class Artifact:
             row = next(rows)
             answers.append(said.answer(row, name) if np.isfinite(row).all() else Answer(error=NOT_FINITE, name=name))
         return answers
+
+    def _box_answers(self, given: Sequence[tuple[str, Picture]], top: int | None) -> list[Answer]:
+        """A detector's answers, batch by batch."""
+        most = None if top is None else check_whole("top", top)
+        answers: list[Answer] = []
+        for start in range(0, len(given), self.batch_size):
+            batch = given[start : start + self.batch_size]
+            pixels = [_pixels_or_error(name, picture, self.preprocessing.channels) for name, picture in batch]
+            found = iter(self.boxes_in([each for each in pixels if isinstance(each, np.ndarray)]))
+            for (name, _), each in zip(batch, pixels, strict=True):
+                if isinstance(each, str):
+                    answers.append(Answer(error=each, name=name))
+                else:
+                    answers.append(box_answer(next(found), self.classes, most, name))
+        return answers
+
+    def boxes_in(self, pictures: Sequence[np.ndarray]) -> list[Boxes]:
+        """A detector's boxes of whole pictures, uint8 (H, W, 3) of any sizes, in their pixels."""
+        if not pictures:
+            return []
+        side, fill = self.preprocessing.width, fill_of(self.preprocessing.mean)
+        squares = [letterbox(each, side, fill) for each in pictures]
+        return self.boxes_in_squares(squares, [(each.shape[0], each.shape[1]) for each in pictures])
+
+    def boxes_in_squares(self, squares: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Boxes]:
+        """The same of pictures that were fitted into squares already, whose own (height, width) are ``sizes``."""
+        if not squares:
+            return []
+        found = self.detect(np.stack(squares))
+        return [_in_picture(each, size, self.preprocessing.width) for each, size in zip(found, sizes, strict=True)]
 
     def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""
@@ -248,6 +331,8 @@ class Artifact:
             )
 
     def _outputs(self, images: np.ndarray, index: int, batch_size: int | None = None) -> np.ndarray:
+        if self.is_detector:
+            raise UserError(f"artefact {self.folder} is a detector's; it gives boxes, not logits: use detect")
         step = batch_size or self.batch_size
         self._check(images)
         parts = [self.runner(self.input_batch(images[i : i + step]))[index] for i in range(0, len(images), step)]
@@ -308,6 +393,23 @@ def load_artifact(
     return artifact
 
 
+def _pixels_or_error(name: str, picture: Picture, channels: int) -> np.ndarray | str:
+    """A picture's pixels, or why there are none."""
+    from convscale.images.decode import ImageError
+
+    try:
+        return decoded(name, picture, channels)
+    except ImageError as error:
+        return str(error).removeprefix(f"{name}: ")
+
+
+def _in_picture(found: Boxes, size: tuple[int, int], side: int) -> Boxes:
+    """Boxes in a square as they stand in its picture; those without area there are dropped."""
+    boxes = out_of_square(found.boxes, *size, side)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Boxes(boxes=boxes[keep], scores=found.scores[keep], labels=found.labels[keep])
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
     """The names of an artefact's outputs."""
     names = read_part(folder, "classes.json")
@@ -341,7 +443,8 @@ def seal(folder: Path, manifest: Mapping[str, object]) -> Manifest:
     for path in sorted(folder.iterdir()):
         if path.name != MANIFEST:
             files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    full = {"schema": SCHEMA, "convscale": __version__, **manifest, "files": files}
+    schema = SCHEMA if manifest.get("detection") is None else DETECTOR_SCHEMA
+    full = {"schema": schema, "convscale": __version__, **manifest, "files": files}
     write_json(folder / MANIFEST, full)
     return Manifest.from_dict(full, folder)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convscale.artifact.boxes import Cut
 from convscale.errors import MOST_WHOLE, UserError, check_number, check_text, check_whole, short
 from convscale.read import read_json
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from convscale.artifact.promise import Promise
 
 SCHEMA = 1
-"""Version of an artefact's layout; a reader refuses newer ones."""
+"""Version of a classifier's layout; a reader refuses newer ones."""
+DETECTOR_SCHEMA = 2
+"""Of a detector's: who does not know detectors must not take it for a classifier."""
 MANIFEST = "artifact.json"
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 """The model's files by format, the one that a runtime opens first."""
@@ -68,6 +71,8 @@ class Manifest(Mapping[str, Any]):
     """A space-to-depth stem was written as one strided convolution."""
     files: Mapping[str, Mapping[str, Any]]
     """Of each file its ``sha256`` and ``bytes``."""
+    detection: Cut | None
+    """How a detector's answers are cut; None: a classifier."""
     promise: Promise | None
     """The speed it was promised to have on a device that was not there; None: nothing was promised."""
     written: Mapping[str, Any]
@@ -104,6 +109,7 @@ class Manifest(Mapping[str, Any]):
                 batch_size=_count("runtime.batch_size", runtime.get("batch_size"), MOST_WHOLE),
                 streams=_count("runtime.streams", runtime.get("streams")),
             )
+            detection = None if values.get("detection") is None else Cut.from_dict(values["detection"])
             promise = None if values.get("promise") is None else _promise_of(values["promise"])
         except UserError as error:
             raise _damaged(folder, f"{error}; ") from error
@@ -120,6 +126,7 @@ class Manifest(Mapping[str, Any]):
             model=str(values.get("model", "")),
             strided_stem=bool(values.get("strided_stem", False)),
             files=files,
+            detection=detection,
             promise=promise,
             written=dict(values),
         )
@@ -170,10 +177,10 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_part(folder, MANIFEST)
     if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
         raise _damaged(folder)
-    if values["schema"] > SCHEMA:
+    if values["schema"] > DETECTOR_SCHEMA:
         raise UserError(
-            f"artefact {folder} has schema {values['schema']}, this version of convscale reads up to {SCHEMA}; "
-            "update convscale"
+            f"artefact {folder} has schema {values['schema']}, this version of convscale reads up to "
+            f"{DETECTOR_SCHEMA}; update convscale"
         )
     return Manifest.from_dict(values, folder)
 

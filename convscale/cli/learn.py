@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convscale import words
+from convscale.cli.detect import evaluate_boxes, train_boxes
 from convscale.cli.options import (
     Batch,
     DataDir,
@@ -26,7 +27,8 @@ from convscale.cli.options import (
     print_json,
     say,
 )
-from convscale.errors import UserError
+from convscale.cli.speed_options import TASKS, DetectorOptions, Head, Task
+from convscale.errors import UserError, check_text
 from convscale.files import json_numbers
 from convscale.networks.names import network_of
 
@@ -58,6 +60,9 @@ def train_command(
     data_dir: DataDir,
     output: Output,
     model: Model,
+    task: Task = "classification",
+    head: Head = "fcos",
+    detector: DetectorOptions = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +104,7 @@ def train_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on labelled images."""
+    """Train a model on labelled images, or a detector on images with boxes."""
     from convscale.images.sources import open_dataset
     from convscale.learn.progress import LiveProgress
     from convscale.learn.recipe import Recipe
@@ -110,32 +115,35 @@ def train_command(
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     overrides |= {key: value for key, value in flags.items() if value is not None}
-    net, splits = network_of(model), open_dataset(data_dir, dataset=dataset, max_bad_rate=max_bad_rate)
-    with LiveProgress() as live:
-        for note in splits.notes:
-            live({"kind": "note", "text": note})
-        run = train_net(
-            net,
-            splits,
-            recipe=recipe,
-            epochs=overrides.pop("epochs", epochs),
-            output=output,
-            device=device,
-            seed=seed,
-            max_seconds=None if max_minutes is None else 60 * max_minutes,
-            init=init,
-            teacher=teacher,
-            teacher_cache=teacher_cache,
-            resume=resume,
-            overwrite=overwrite,
-            workers=workers,
-            checkpoint_seconds=checkpoint_seconds,
-            keep=keep,
-            tensorboard=tensorboard,
-            track=track,
-            progress=live,
-            **overrides,
-        )
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "epochs": overrides.pop("epochs", epochs),
+        "output": output,
+        "device": device,
+        "seed": seed,
+        "max_seconds": None if max_minutes is None else 60 * max_minutes,
+        "init": init,
+        "resume": resume,
+        "overwrite": overwrite,
+        "workers": workers,
+        "checkpoint_seconds": checkpoint_seconds,
+        "keep": keep,
+        "tensorboard": tensorboard,
+        **overrides,
+    }
+    if check_text("--task", task, TASKS) == "detection":
+        if any(given is not None for given in (teacher, teacher_cache, dataset, track)):
+            raise UserError(
+                "--teacher, --teacher-cache, --dataset and --track do not go with --task detection; leave them out"
+            )
+        run = train_boxes(model, data_dir, head, detector, max_bad_rate, common)
+    else:
+        net, splits = network_of(model), open_dataset(data_dir, dataset=dataset, max_bad_rate=max_bad_rate)
+        with LiveProgress() as live:
+            for note in splits.notes:
+                live({"kind": "note", "text": note})
+            asked = {"teacher": teacher, "teacher_cache": teacher_cache, "track": track}
+            run = train_net(net, splits, progress=live, **asked, **common)
     if as_json:
         values = {
             "output": str(output),
@@ -186,7 +194,9 @@ def evaluate_command(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint on a split of the data: accuracy, per class, calibration, throughput."""
+    """Evaluate a checkpoint on a split of the data: accuracy, per class, calibration, throughput; of a detector, or its
+    artefact, mean average precision.
+    """
     from convscale.images.sources import open_evaluation
     from convscale.learn.checkpoint import load_checkpoint, network_for
     from convscale.learn.evaluate import evaluate as evaluate_net
@@ -196,7 +206,13 @@ def evaluate_command(
 
     if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
+    if (checkpoint / "artifact.json").is_file():
+        evaluate_boxes(None, checkpoint, data_dir, split, batch_size, device, workers, as_json)
+        return
     loaded = load_checkpoint(checkpoint, net=network_for(checkpoint, model))
+    if hasattr(loaded.net, "detector_spec"):
+        evaluate_boxes(loaded, checkpoint, data_dir, split, batch_size, device, workers, as_json)
+        return
     found = open_evaluation(
         data_dir, classes=loaded.classes, split=split, dataset=dataset, channels=loaded.preprocessing.channels
     )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from convscale import words
+from convscale.cli.detect import measure_boxes
 from convscale.cli.options import MISSED, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
+from convscale.cli.speed_options import TASKS, DetectorOptions, Head, Task
 from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
-from convscale.errors import UserError
+from convscale.errors import UserError, check_text
 from convscale.networks.names import network_of
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
@@ -202,6 +204,9 @@ def measure_command(
         Path | None,
         typer.Option("--output", help="With --promised: append the measurement to this JSON-lines file."),
     ] = None,
+    task: Task = "classification",
+    head: Head = "fcos",
+    detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
     """Measure throughput on this device, with its conditions and spread."""
@@ -229,6 +234,20 @@ def measure_command(
         _confirm(models, device, output or record, seconds, as_json)
         return
     device = device or "cpu"
+    if check_text("--task", task, TASKS) == "detection":
+        if sweep or protocol or record is not None or len(batch_size or []) > 1:
+            raise UserError("--sweep, --protocol, --record and several -b do not go with --task detection")
+        wanted = Conditions(
+            device=device,
+            mode=mode,
+            precision=precision,
+            layout=layout,
+            batch_size=(batch_size or [8])[0],
+            runtime=runtime or "onnxruntime",
+            threads=threads,
+        )
+        measure_boxes(models, head, img_size, detector, wanted, seconds, as_json)
+        return
     if sweep and (batch_size or protocol):
         raise UserError("--sweep chooses the batches itself; give it without -b and --protocol")
     if protocol and batch_size:

@@ -16,8 +16,8 @@ from convscale.cli.options import (
     Output,
     Overwrite,
     Resume,
-    ResumeCommand,
     Seed,
+    WordyCommand,
     print_json,
     say,
 )
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Put the command on the app."""
-    app.command("search", cls=ResumeCommand)(search_command)
+    app.command("search", cls=WordyCommand)(search_command)
 
 
 def search_command(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscale.artifact.manifest import MANIFEST
+from convscale.cli.detect import check_box_outputs, export_boxes, write_box_outputs
 from convscale.cli.options import (
     Device,
     ImgSize,
@@ -95,6 +96,9 @@ def export_command(
     with_features: Annotated[
         bool, typer.Option("--with-features", help="Keep the last feature map as an output, for `explain`.")
     ] = False,
+    nms: Annotated[
+        str, typer.Option("--nms", help="Of a detector: non-maximum suppression inside the network, or outside.")
+    ] = "inside",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -133,6 +137,15 @@ def export_command(
     if eight and data_dir is None:
         raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
     loaded = _to_export(checkpoint, model)
+    if hasattr(loaded.net, "detector_spec"):
+        if format == "fastest" or img_size is not None:
+            raise UserError("--format fastest and --img-size are not for detectors; name a format")
+        if bf16 or qat or with_features:
+            raise UserError("--bf16, --qat and --with-features are not for detectors; leave them out")
+        facts = _card(loaded.meta, data_dir, card)
+        form = {"format": format, "half": half, "int8": int8, "bake": bake, "nms": nms, "max_drop": max_drop}
+        export_boxes(loaded, output, data_dir, facts, {**form, "overwrite": overwrite}, as_json)
+        return
     preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
     images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, eight)
     options: dict[str, Any] = {
@@ -356,6 +369,13 @@ def classify_command(
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
     top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
+    coco: Annotated[
+        Path | None, typer.Option("--coco", help="Of a detector: its boxes as COCO's results, too; needs --output.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option("--draw", help="Of a detector: a folder for the images with boxes drawn.")
+    ] = None,
+    min_score: Annotated[float, typer.Option("--min-score", help="Boxes below it are not drawn.")] = 0.3,
     batch_size: Annotated[
         int | None, typer.Option("-b", "--batch-size", help="Images per call; the artefact's own when left out.")
     ] = None,
@@ -381,7 +401,7 @@ def classify_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Classify images: one row each, in order."""
+    """Classify images, or find boxes in them by a detector: one row each, in order."""
     from convscale.artifact.artifact import load_artifact
     from convscale.images.walk import Tally
     from convscale.ship.stream import classify, image_paths
@@ -409,6 +429,9 @@ def classify_command(
     target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
 
+    opened = load_artifact(model, device=device)
+    check_box_outputs(opened, output, coco, draw, min_score)
+
     def tell(count: int, errors: int) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{count:,} images, {errors:,} bad")
@@ -416,7 +439,7 @@ def classify_command(
 
     done = classify(
         paths,
-        load_artifact(model, device=device),
+        opened,
         target,
         format=form,
         top=top,
@@ -431,6 +454,8 @@ def classify_command(
     for note in left_out.report().notes():
         say(note, err=True)
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
+    if output is not None:
+        write_box_outputs(opened, output, coco, draw, min_score)
     if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
         raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
+from convscale.cli.detect import BoxesWanted, choose_boxes, predict_boxes
 from convscale.cli.options import (
     Attention,
     Commercial,
@@ -26,17 +27,21 @@ from convscale.cli.options import (
 )
 from convscale.cli.report import PICTURES, check_output, write_choice
 from convscale.cli.speed_options import (
+    TASKS,
     BatchOption,
     Compiled,
+    DetectorOptions,
     Device,
+    Head,
     Layout,
     Mode,
     PrecisionOption,
+    Task,
     progress_aside,
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint, Size, precision_text, size_text
-from convscale.errors import UserError
+from convscale.errors import UserError, check_text
 from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
@@ -86,6 +91,9 @@ def predict_command(
         Path | None,
         typer.Option("--save-workload", help="Also write the one network's workload there (.workload.json)."),
     ] = None,
+    task: Task = "classification",
+    head: Head = "fcos",
+    detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
     """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
@@ -116,6 +124,9 @@ def predict_command(
             f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first "
             "and use --calibration"
         )
+    if check_text("--task", task, TASKS) == "detection":
+        predict_boxes(models, head, img_size, detector, basis, as_json)
+        return
     networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
     predictions = [predicted(network, basis) for network in networks]
     if save is not None:
@@ -282,12 +293,15 @@ def choose_command(
         typer.Option("--kit", help="Also write what could win into this folder, with a script to measure it there."),
     ] = None,
     overwrite: Overwrite = False,
+    task: Task = "classification",
+    head: Head = "fcos",
+    detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
     """Choose the most accurate network that keeps a constraint on a device, of all that somebody released."""
     from dataclasses import replace
 
-    from convscale.choice.basis import Asked, basis_of
+    from convscale.choice.basis import Asked, at_hand, basis_of
     from convscale.choice.candidates import candidates_of
     from convscale.choice.carried import write_kit
     from convscale.choice.choose import choose_from, notes_on
@@ -298,6 +312,24 @@ def choose_command(
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
+    if check_text("--task", task, TASKS) == "detection":
+        others = (max_latency, max_memory, max_params, scale, save, records, measured, kit)
+        if min_throughput is None or any(value is not None for value in others) or len(img_sizes or []) > 1:
+            raise UserError("--task detection chooses by --min-throughput alone, at one --img-size")
+        here = at_hand(device) and calibration is None
+        asked = Asked(
+            device=device,
+            batch_size=batch_size,
+            precision=precision or ("fp32" if here else None),
+            runtime=runtime or ("onnxruntime" if here else None),
+            layout=layout,
+            compiled=compiled,
+            threads=threads,
+        )
+        boxes = BoxesWanted(models, head, img_sizes[0] if img_sizes else None, detector)
+        floor = Constraint(min_throughput=min_throughput).floor(1)
+        choose_boxes(boxes, basis_of(asked, calibration), floor, seconds, as_json)
+        return
     if save is not None:  # before minutes of measuring, not after
         check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
     if scale is not None and (max_memory is not None or max_params is not None or models or img_sizes):

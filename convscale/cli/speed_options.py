@@ -25,6 +25,15 @@ Compiled = Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's com
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 
 
+Task = Annotated[str, typer.Option("--task", help="classification, or detection: the network with a detector's head.")]
+TASKS = ("classification", "detection")
+Head = Annotated[str, typer.Option("--head", help="With --task detection: fcos, retinanet or ssdlite.")]
+DetectorOptions = Annotated[
+    list[str] | None,
+    typer.Option("--detector", help="With --task detection, more of it: --detector neck_width=64. Repeatable."),
+]
+
+
 def progress_aside(text: str) -> None:
     """To people on the side, so that standard output stays clean."""
     say(text, err=True)

@@ -38,6 +38,10 @@ def subject_of(network: Network, conditions: Conditions) -> tuple[nn.Module | No
         net, spec = shapes_of(network, fused=conditions.mode == "infer"), None
     else:
         net, spec = resolve(network)
+        if net is not None and hasattr(net, "detector_spec"):
+            from convscale.nn.modes import as_graph
+
+            net = as_graph(net)
     if conditions.precision not in PRECISIONS:
         raise UserError(
             f"precision {conditions.precision!r} is not counted: which layers hold 8 bits is settled when a network is "

@@ -44,3 +44,20 @@ class Baked(nn.Module):
         logits = raw.float()
         calibrated = logits if self.temperatures is None else logits / self.temperatures
         return (torch.sigmoid(calibrated) if self.several else torch.softmax(logits, dim=1)), logits, *others
+
+
+class BakedBoxes(nn.Module):
+    """Pixels to candidates of a detector: cast, permute, normalise, the network. Takes uint8 (N, side, side, 3)."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pixels = images.permute(0, 3, 1, 2).float() / 255.0
+        return self.net((pixels - self.mean) / self.std)

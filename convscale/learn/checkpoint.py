@@ -118,6 +118,7 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         "spec": _spec_dict(net),
         "foreign": _foreign_dict(net),
+        **_detector_dict(net),
         "in_chans": preprocessing.channels,
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
@@ -326,6 +327,7 @@ _PARTS: dict[str, tuple[type, ...]] = {
 """What every ``checkpoint.json`` says, and what kind of value."""
 _MAY: dict[str, tuple[type, ...]] = {
     "foreign": (dict, type(None)),
+    "detector": (dict,),
     "metrics": (dict,),
     "recipe": (dict,),
     "versions": (dict,),
@@ -407,6 +409,32 @@ def _build_foreign(name: str, origin: str, about: dict[str, Any], place: Path) -
     return module
 
 
+def _detector_dict(net: nn.Module) -> dict[str, object]:
+    """What a detector of ours is built from; nothing for any other network."""
+    spec = getattr(net, "detector_spec", None)
+    return {} if spec is None else {"detector": spec.to_dict()}
+
+
+def _build_detector(about: dict[str, Any], place: Path) -> nn.Module:
+    from convscale.networks.detectors import create_detector
+    from convscale.nn.detectors import DetectorSpec
+
+    try:
+        spec = DetectorSpec.from_dict(about["detector"])
+    except UserError as error:
+        raise UserError(f"checkpoint {place / 'checkpoint.json'}: detector: {error}") from error
+    if spec.num_classes != len(about["classes"]):
+        raise UserError(
+            f"checkpoint {place} names {len(about['classes'])} classes, its detector has {spec.num_classes}"
+        )
+    if isinstance(spec.backbone, str) and ":" in spec.backbone:
+        raise UserError(
+            f"checkpoint {place} is of a detector over a network that {spec.backbone} built; give the network: "
+            "load_checkpoint(path, net=...)"
+        )
+    return create_detector(spec)
+
+
 def _foreign_dict(net: nn.Module) -> dict[str, str] | None:
     """Who builds a network that other code built from a name."""
     origin = getattr(net, ORIGIN, None)
@@ -414,6 +442,8 @@ def _foreign_dict(net: nn.Module) -> dict[str, str] | None:
 
 
 def _build(about: dict[str, Any], place: Path) -> nn.Module:
+    if "detector" in about:
+        return _build_detector(about, place)
     if (foreign := about.get("foreign")) is not None:
         return _build_foreign(str(foreign["name"]), str(foreign["origin"]), about, place)
     if about["spec"] is None:

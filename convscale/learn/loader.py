@@ -69,6 +69,11 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if recipe.augment == "scale-jitter":
+            raise UserError(
+                f"recipe {recipe.name}: augment scale-jitter is for pictures with boxes (--task detection); use "
+                "resized-crop or none"
+            )
         global_batch = recipe.batch_size * world
         if global_batch > len(split):
             processes = f" x {world} processes" if world > 1 else ""

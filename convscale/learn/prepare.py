@@ -74,7 +74,7 @@ def prepare(
         world=processes.world,
     )
     if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
-        need_bytes = _state_bytes(net) * (request.keep + 1)
+        need_bytes = state_bytes(net) * (request.keep + 1)
         new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
         lock.take(folder)
         if request.tensorboard:
@@ -84,7 +84,7 @@ def prepare(
     if recipe.grad_checkpointing:
         _checkpoint_gradients(net)
     if resumed and folder is not None:
-        settings = _kept_settings(folder)
+        settings = kept_settings(folder)
     else:
         settings = _settings(net, recipe, loader, preprocessing, device)
     settings = processes.from_first(settings)
@@ -172,7 +172,7 @@ def _prepare_splits(
     return prepared[0], prepared[1]
 
 
-def _state_bytes(net: nn.Module) -> int:
+def state_bytes(net: nn.Module) -> int:
     """About what one training state takes: weights, their average and best, two moments each, and the best checkpoint
     beside it.
     """
@@ -193,7 +193,7 @@ def _checkpoint_gradients(net: nn.Module) -> None:
     net.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
 
 
-def _kept_settings(folder: Path) -> Settings:
+def kept_settings(folder: Path) -> Settings:
     place, _, state, _ = load_state(folder)
     kept = state.get("settings")
     if not isinstance(kept, dict) or not all(isinstance(kept.get(key), str) for key in ("precision", "layout")):

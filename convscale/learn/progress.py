@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,9 +158,9 @@ def epoch_line(event: EpochEvent) -> str:
     left``.
     """
     metric = f"mAP {event['val_map']:.2%}" if event["val_map"] is not None else f"top-1 {event['val_top1']:.2%}"
+    loss = f", validation loss {event['val_loss']:.3f}" if math.isfinite(event["val_loss"]) else ""
     return (
-        f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}, validation loss "
-        f"{event['val_loss']:.3f}, {metric} "
+        f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}{loss}, {metric} "
         f"(best {event['best']:.2%}), {event['images_per_s']:,.0f} images/s, {duration(event['seconds_left'])} left"
     )
 

@@ -17,13 +17,13 @@ from convscale.files import write_text
 
 _CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon"),
-    "schedule": ("onecycle", "cosine", "step", "exponential", "constant"),
+    "schedule": ("onecycle", "cosine", "step", "multistep", "exponential", "constant"),
     "loss": ("cross-entropy", "bce", "asymmetric", "focal", "two-way", "zlpr"),
     "partial": ("ignore", "negative"),
     "head": ("own", "gap", "ml_decoder"),
     "precision": ("auto", "amp", "fp32", "bf16", "fp16"),
     "layout": ("auto", "nchw", "nhwc"),
-    "augment": ("none", "shift-crop", "resized-crop"),
+    "augment": ("none", "shift-crop", "resized-crop", "scale-jitter"),
     "policy": ("none", "randaugment", "autoaugment", "trivialaugment"),
 }
 MOST_PIXELS = 10_000
@@ -59,6 +59,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "shift": (0, 0.5),
     "cutout": (0, 1),
     "crop_scale": (0.001, 1),
+    "scale_low": (0.05, 4),
+    "scale_high": (0.05, 4),
     "shrink": (0, 16),
     "policy_magnitude": (0, 30),
     "policy_ops": (1, 10),
@@ -135,7 +137,7 @@ class Recipe:
 
     schedule: str = "onecycle"
     """``onecycle`` and ``cosine`` (half a cosine), ``step`` and ``exponential`` (decay_rate per decay_epochs),
-    ``constant``."""
+    ``multistep`` (decay_rate at each of decay_at), ``constant``."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from ``start_factor`` x lr to lr; of a one-cycle when 0: a quarter of the run."""
     start_factor: float = 0.04
@@ -143,11 +145,13 @@ class Recipe:
     final_factor: float = 0.001
     """Last learning rate over the peak, for one-cycle and cosine."""
     decay_rate: float = 0.97
-    """What step and exponential multiply by."""
+    """What step, multistep and exponential multiply by."""
     decay_epochs: float = 2.4
     """Per how many epochs."""
     schedule_epochs: int = 0
     """The schedule is drawn for so many epochs, of which ``epochs`` are run; 0: for these."""
+    decay_at: str = ""
+    """Epochs after which multistep multiplies, as text: ``8,11``."""
 
     loss: str = "cross-entropy"
     """``cross-entropy``, ``bce`` (binary cross-entropy per class), or for several labels per image ``asymmetric``,
@@ -186,7 +190,8 @@ class Recipe:
     images by the features that the classifiers see (Tung and Mori 2019, arXiv 1907.09682)."""
 
     augment: str = "resized-crop"
-    """``shift-crop`` (small images: pad and crop), ``resized-crop`` (random area and shape) or ``none``."""
+    """``shift-crop`` (small images: pad and crop), ``resized-crop`` (random area and shape) or ``none``; for detection
+    ``scale-jitter`` (the whole picture at a random scale, then a crop) or ``none``."""
     flip: float = 0.5
     """Chance of a horizontal flip."""
     shift: float = 0.07
@@ -195,6 +200,10 @@ class Recipe:
     """Side of the square that is blanked, as a share of the image's."""
     crop_scale: float = 0.08
     """Smallest area of resized-crop, as a share of the image's."""
+    scale_low: float = 0.5
+    """Smallest scale of scale-jitter, over that at which the picture fits."""
+    scale_high: float = 1.5
+    """Largest scale of scale-jitter."""
     scaled_decode: bool = False
     """Let JPEGs be decoded at a half, a quarter or an eighth where the crop keeps enough pixels: faster, slightly
     different pixels."""
@@ -260,6 +269,13 @@ class Recipe:
                 f"recipe {self.name}: policy {self.policy} goes with augment resized-crop only, got {self.augment}; "
                 "use policy none"
             )
+        if self.scale_low > self.scale_high:
+            raise UserError(
+                f"recipe {self.name}: scale_low {self.scale_low:g} is above scale_high {self.scale_high:g}; it must "
+                "not be"
+            )
+        if self.schedule == "multistep" or self.decay_at:
+            self.decay_epochs_at()
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -280,6 +296,22 @@ class Recipe:
                 f"recipe {self.name}: distill_kl is {self.distill_kl:g} and distill_weight {self.distill_weight:g}; "
                 "give one of them"
             )
+
+    def decay_epochs_at(self) -> tuple[float, ...]:
+        """The epochs of ``decay_at``, ascending.
+
+        Raises:
+            UserError: they are no ascending numbers, or there are none.
+        """
+        try:
+            epochs = tuple(float(text) for text in self.decay_at.split(","))
+        except ValueError:
+            epochs = ()
+        if not epochs or list(epochs) != sorted(epochs) or not all(0 < epoch <= 100_000 for epoch in epochs):
+            raise UserError(
+                f"recipe {self.name}: decay_at must be ascending epochs such as 8,11, got {self.decay_at[:60]!r}"
+            )
+        return epochs
 
     def override(self, settings: dict[str, Any] | Iterable[str]) -> Recipe:
         """With other values: a dictionary, or ``key=value`` texts as ``--set`` gives them.

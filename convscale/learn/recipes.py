@@ -252,6 +252,51 @@ RECIPES = {
             precision="amp",
         ),
         Recipe(
+            name="detect-1x",
+            source=(
+                "The 1x schedule of Detectron (Girshick et al. 2018) and mmdetection on COCO train2017: 12 epochs of "
+                "SGD at batch 16 and lr 0.02 (0.01 for FCOS, Tian et al. 2019, arXiv 1904.01355, section 4), a tenth "
+                "after epochs 8 and 11, 500 steps of warm-up, flips alone; FCOS with ResNet-50 about 39 mAP at 800 px. "
+                "Published with 8 GPUs; weight decay is decoupled here. Not run by us on COCO"
+            ),
+            epochs=12,
+            batch_size=16,
+            optimizer="sgd",
+            lr=0.01,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="multistep",
+            decay_rate=0.1,
+            decay_at="8,11",
+            warmup_epochs=0.07,
+            start_factor=0.001,
+            label_smoothing=0.0,
+            augment="none",
+            flip=0.5,
+            precision="amp",
+        ),
+        Recipe(
+            name="detect-small",
+            source=(
+                "convscale's own, for boxes in a user's pictures, from scratch or from a pretrained backbone: "
+                "one-cycle AdamW, large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) between half and one and a "
+                "half times, flips, averaged weights"
+            ),
+            epochs=30,
+            batch_size=16,
+            optimizer="adamw",
+            lr=1e-3,
+            weight_decay=0.05,
+            schedule="onecycle",
+            label_smoothing=0.0,
+            augment="scale-jitter",
+            scale_low=0.5,
+            scale_high=1.5,
+            flip=0.5,
+            ema_decay=0.998,
+            clip_norm=10.0,
+        ),
+        Recipe(
             name="multilabel",
             source=(
                 "Asymmetric loss (Ridnik et al. 2021, arXiv 2009.14119) with the settings of its section 4: Adam, "

@@ -19,8 +19,9 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
         Linear from ``start_factor`` to 1 while warming up; then, with z the share of what follows: one-cycle and cosine
         ``max(final_factor, (1 + cos(pi z)) / 2)`` (Smith and Topin 2018; Loshchilov and Hutter 2017), exponential
         ``decay_rate ** (epoch / decay_epochs)``, step the same with a whole exponent, the epoch counted from the run's
-        start (Tan and Le 2019, section 5.2). Where the head is trained first, the schedule starts when all layers join
-        it; until then the rate stands at its peak.
+        start (Tan and Le 2019, section 5.2), multistep ``decay_rate`` to the number of
+        ``decay_at`` that have passed. Where the head is trained first, the schedule starts when all layers join it;
+        until then the rate stands at its peak.
     """
     position = min(max(position, 0.0), 1.0)
     if recipe.schedule_epochs:
@@ -40,5 +41,7 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
     if recipe.schedule in ("onecycle", "cosine"):
         rest = (position - warmup) / (1 - warmup)
         return max(recipe.final_factor, 0.5 * (1 + math.cos(math.pi * rest)))
+    if recipe.schedule == "multistep":
+        return recipe.decay_rate ** sum(position * epochs + 1e-9 >= at for at in recipe.decay_epochs_at())
     exponent = position * epochs / recipe.decay_epochs
     return recipe.decay_rate ** (math.floor(exponent + 1e-9) if recipe.schedule == "step" else exponent)

@@ -30,6 +30,19 @@ def evaluating(net: nn.Module) -> AbstractContextManager[nn.Module]:
     return in_mode(net, False)
 
 
+def as_graph(net: nn.Module) -> nn.Module:
+    """A network as what is counted, traced and timed with one batch: itself; of a detector of ours everything but
+    non-maximum suppression.
+    """
+    if getattr(net, "detector_spec", None) is None:
+        return net
+    from convscale.nn.detector_graph import DetectorGraph  # torchvision's detection is slow to import
+    from convscale.nn.detectors import Detector
+
+    assert isinstance(net, Detector), f"{type(net).__name__} is no detector of ours"
+    return DetectorGraph(net)
+
+
 def forward_logits(net: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Float32 logits (N, classes) of a module on its own device, in evaluation mode; its modes are put back."""
     parameter = next(net.parameters(), torch.empty(0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +15,9 @@ from torch import fx, nn
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import Artifact
 from convscale.artifact.features import Head, write_head
-from convscale.artifact.manifest import MODEL_FILES, Manifest
-from convscale.artifact.promise import Promise
+from convscale.artifact.manifest import Manifest
 from convscale.conditions import Size, size_text
-from convscale.errors import UserError, first_line, nearest
+from convscale.errors import UserError, first_line
 from convscale.files import write_json
 from convscale.formats.baked import Baked
 from convscale.formats.features import keeping_features
@@ -31,23 +29,12 @@ from convscale.images.preprocess import Preprocessing
 from convscale.networks.inputs import example_input, preprocessing_of
 from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
-from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
-from convscale.ship.qat import check_tunable
-from convscale.ship.quantize import check_calibration
+from convscale.runtimes.base import runtimes_of
+from convscale.ship.request import FLOAT_FILE, ExportRequest, Images, check_form, need_space, noise_images
 from convscale.ship.verify import reference_logits
 
-FORMATS = tuple(MODEL_FILES)
-FLOAT_FILE = "float.onnx"
-"""The float network INT8 is made from; gone before the folder gets its name."""
 OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
 """Names of a network's outputs, without and with baked preprocessing."""
-NOISE_IMAGES = 8
-"""Images of seeded noise that stand in where none are given."""
-
-Images = np.ndarray | Sequence[np.ndarray]
-"""uint8 (N, H, W, C), or batches of that."""
-Labels = Sequence[int] | np.ndarray
-"""(N,), or for several labels (N, classes) of zeros and ones."""
 
 
 @dataclass(kw_only=True)
@@ -88,59 +75,6 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ExportRequest:
-    """What an artefact is to be: the arguments of :func:`export`, which says what they mean."""
-
-    format: str = "onnx"
-    """``onnx``, ``openvino`` or ``torch``."""
-    image_size: Size | None = None
-    """In pixels; None: the preprocessing's or the network's own."""
-    classes: Sequence[str] | None = None
-    """Names of the outputs; None: their numbers."""
-    preprocessing: Preprocessing | None = None
-    """None: as the network says."""
-    bake: bool = False
-    """Preprocessing and softmax become part of the network."""
-    half: bool = False
-    """Weights in half precision."""
-    strided_stem: bool = False
-    """A space-to-depth stem as one strided convolution."""
-    bf16: bool = False
-    """Float operations are computed in bfloat16."""
-    int8: bool = False
-    """Quantised to 8 bits."""
-    qat: bool = False
-    """Where that loses too much, weights learn to be rounded first."""
-    int8_route: str | None = None
-    """The quantiser, a key of ``ROUTES``; None: the fastest that passes."""
-    calibration_images: np.ndarray | None = None
-    """For INT8: uint8 (N, H, W, C)."""
-    max_drop: float = 0.5
-    """Accuracy points INT8 may lose."""
-    spec: NetSpec | Mapping[str, object] | None = None
-    """To keep beside it; None: the network's own."""
-    card: Mapping[str, str] | None = None
-    """Facts for the model card."""
-    thresholds: Sequence[float] | None = None
-    """For several labels per image; None: one label."""
-    verify_images: Images | None = None
-    """To check it on; None: noise."""
-    verify_labels: Labels | None = None
-    """Their classes."""
-    promise: Promise | None = None
-    """The speed it is to have on a device that is not here."""
-    temperatures: Sequence[float] | None = None
-    """For several labels per image: what each class's logit is divided by before the sigmoid; None: by 1."""
-    with_features: bool = False
-    """Its last feature map is an output, too."""
-
-    @property
-    def precision(self) -> str:
-        """As the artefact's record has it."""
-        return "int8" if self.int8 else "bf16" if self.bf16 else "fp16" if self.half else "fp32"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Draft:
     """What an export is made of, checked before anything is written."""
 
@@ -160,7 +94,7 @@ class Draft:
     def write(self, folder: Path, shared: Shared) -> Artifact:
         """The folder's files without a check; for INT8 the float network it will be made from."""
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        _need_space(folder, self.module)
+        need_space(folder, self.module)
         write_json(folder / "classes.json", self.classes)
         write_json(folder / "preprocessing.json", self.preprocessing.to_dict())
         manifest = Manifest.from_dict({**self.record, "files": {}}, folder)
@@ -252,12 +186,6 @@ def _calibrated_thresholds(request: ExportRequest) -> list[float] | None:
     return [1 / (1 + math.exp(-z / heat)) for z, heat in zip(logits, request.temperatures, strict=True)]
 
 
-def noise_images(preprocessing: Preprocessing, count: int = NOISE_IMAGES) -> np.ndarray:
-    """Seeded uint8 noise (count, H, W, C) in the shape an artefact takes."""
-    shape = (count, preprocessing.height, preprocessing.width, preprocessing.channels)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
 def _preprocessing(module: nn.Module, given: Preprocessing | None, image_size: Size | None) -> Preprocessing:
     """The preprocessing to ship, checked against a size asked for beside it."""
     if given is None:
@@ -287,38 +215,6 @@ def _num_classes(module: nn.Module, example: torch.Tensor) -> int:
             f"{tuple(logits.shape)}"
         )
     return logits.shape[1]
-
-
-def check_form(request: ExportRequest) -> np.ndarray | None:
-    """The calibration images for INT8, None for float.
-
-    Raises:
-        UserError: an unknown format, a missing runtime, or a combination that does not exist.
-    """
-    if request.format not in FORMATS:
-        raise UserError(f"format {request.format!r} is unknown{nearest(request.format, FORMATS)}")
-    need_runtime(runtimes_of(request.format)[0])
-    if request.format == "torch" and (request.half or request.int8):
-        form = "int8" if request.int8 else "half"
-        raise UserError(f"format torch has no {form} form; use format onnx or openvino")
-    if request.half and (request.int8 or request.bf16):
-        raise UserError(f"half and {'int8' if request.int8 else 'bf16'} exclude each other; choose one")
-    if request.bf16 and (reason := no_bf16(request.format)):
-        raise UserError(reason)
-    if request.int8 and request.qat:
-        check_tunable(request.calibration_images)
-    return check_calibration(request.calibration_images, request.format) if request.int8 else None
-
-
-def no_bf16(format: str) -> str:
-    """Why there is no bf16 form of a format here; empty where there is one."""
-    usual = {form: runtime_of(runtimes_of(form)[0]) for form in FORMATS}
-    able = [form for form, runtime in usual.items() if "bf16" in runtime.precisions and not runtime.opens_modules]
-    if format not in able:
-        return f"format {format} has no bf16 form; use format {' or '.join(able)}"
-    if not usual[format].native("bf16"):
-        return "this processor has no bf16 instructions: emulated it is slower than fp32; leave bf16 out"
-    return ""
 
 
 def write_model(
@@ -363,17 +259,3 @@ def write_model(
         onnx_path.unlink()
     elif half:
         store_half(onnx_path)
-
-
-def _need_space(folder: Path, module: nn.Module) -> None:
-    """
-    Raises:
-        UserError: the disk has no room for the weights twice (the file, and its temporary form).
-    """
-    need = 2 * sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()]) + 10_000_000
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(
-            f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or "
-            "name another folder"
-        )

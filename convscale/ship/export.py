@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.boxes import INSIDE
 from convscale.artifact.manifest import MODEL_FILES
 from convscale.artifact.promise import Promise
 from convscale.artifact.reference import write_reference
@@ -24,21 +25,11 @@ from convscale.errors import UserError
 from convscale.files import write_json, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import available_cores
-from convscale.networks.resolve import Network
+from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import runtimes_of
+from convscale.ship.box_metrics import Truth
 from convscale.ship.card import model_card
-from convscale.ship.draft import (
-    FLOAT_FILE,
-    Draft,
-    ExportRequest,
-    Images,
-    Labels,
-    Shared,
-    check_form,
-    draft,
-    noise_images,
-    write_model,
-)
+from convscale.ship.draft import Draft, Shared, draft, write_model
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
 from convscale.ship.qat import fine_tune
 from convscale.ship.quantize import (
@@ -49,6 +40,15 @@ from convscale.ship.quantize import (
     routes_of,
     search_float_layers,
     spread,
+)
+from convscale.ship.request import (
+    FLOAT_FILE,
+    ExportRequest,
+    Images,
+    Labels,
+    check_form,
+    class_labels,
+    noise_images,
 )
 from convscale.ship.tune import Settings, first_look, in_turns, settings_of
 from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, verify
@@ -83,12 +83,13 @@ def export(
     card: Mapping[str, str] | None = None,
     thresholds: Sequence[float] | None = None,
     verify_images: Images | None = None,
-    verify_labels: Labels | None = None,
+    verify_labels: Labels | Sequence[Truth] | None = None,
     overwrite: bool = False,
     shared: Shared | None = None,
     promise: Promise | None = None,
     temperatures: Sequence[float] | None = None,
     with_features: bool = False,
+    nms: str = INSIDE,
 ) -> Artifact:
     """Write a trained network as an artefact folder, and check it against the network before it gets its name.
 
@@ -131,6 +132,10 @@ def export(
         with_features: the map in front of the pool becomes one more output, and the classifier's weights stand beside
             the network, so that ``explain(artifact, images, method="cam")`` needs nothing else. The head must be an
             average pool and a linear layer.
+        nms: of a detector: non-maximum suppression ``inside`` the network, whose output is a table of boxes for each
+            picture, or ``outside``: it gives candidates, and ``classify`` does the rest. Format ``torch`` has it
+            outside. A detector's ``verify_images`` are squares (``convscale.detect.ship.squares``), its
+            ``verify_labels`` their boxes.
 
     Raises:
         UserError: bad input, a network that can not be written in this format, an unknown preprocessing, an existing
@@ -158,6 +163,7 @@ def export(
         promise=promise,
         temperatures=temperatures,
         with_features=with_features,
+        nms=nms,
     )
     return export_as(net, out_dir, request, overwrite=overwrite, shared=shared)
 
@@ -171,6 +177,11 @@ def wants_qat(int8: object) -> bool:
     if not isinstance(int8, bool) and int8 != "qat":
         raise UserError(f"int8 must be true, false or 'qat', got {int8!r}")
     return int8 == "qat"
+
+
+def is_detector(net: Network) -> bool:
+    """Whether a network gives boxes."""
+    return isinstance(net, nn.Module) and getattr(net, "detector_spec", None) is not None
 
 
 def export_as(
@@ -189,6 +200,10 @@ def export_as(
         rival: the float form that an INT8 one of a stated route has to be faster than; None: that is looked at
             elsewhere.
     """
+    if is_detector(net):
+        from convscale.ship.detectors import export_detector  # slow to import
+
+        return export_detector(as_module(net)[0], out_dir, request, check_form(request), overwrite=overwrite)
     if request.int8 and request.int8_route is None:
         return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
     made = draft(net, request)
@@ -205,7 +220,7 @@ def export_as(
             module,
             artifact,
             images,
-            request.verify_labels,
+            class_labels(request),
             source="noise" if request.verify_images is None else "given",
             max_drop=request.max_drop,
             reference=reference,
@@ -330,7 +345,7 @@ def _quantise(
     made: Draft, probe: Artifact, shared: Shared, images: Images, request: ExportRequest
 ) -> dict[str, object]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
-    folder, labels, max_drop, route = probe.folder, request.verify_labels, request.max_drop, request.int8_route
+    folder, labels, max_drop, route = probe.folder, class_labels(request), request.max_drop, request.int8_route
     module, calibration = made.module, made.calibration
     assert route is not None, "a route was chosen"
     assert calibration is not None, "INT8 has images to calibrate by"

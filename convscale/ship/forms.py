@@ -21,9 +21,10 @@ from convscale.machine import available_cores
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
-from convscale.ship.draft import ExportRequest, Shared, no_bf16
+from convscale.ship.draft import Shared
 from convscale.ship.export import export_as, sketch, wants_qat
 from convscale.ship.quantize import routes_of
+from convscale.ship.request import ExportRequest, no_bf16
 from convscale.ship.tune import (
     BATCH_SIZES,
     Settings,

@@ -342,9 +342,13 @@ def _round_rows(weight: torch.Tensor) -> torch.Tensor:
     return torch.round(weight / scale) * scale
 
 
-def _logits(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """A network gives its logits; one with baked preprocessing probabilities and logits."""
-    return output if isinstance(output, torch.Tensor) else output[-1]
+def _logits(output: torch.Tensor | tuple[torch.Tensor, ...] | list[torch.Tensor]) -> torch.Tensor:
+    """A network gives its logits; one with baked preprocessing probabilities and logits; a detector scores before its
+    labels, which are whole numbers.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    return [each for each in output if each.is_floating_point()][-1]
 
 
 def _input_name(path: Path) -> str:

@@ -21,11 +21,12 @@ from typing import TextIO
 import numpy as np
 
 from convscale import words
-from convscale.artifact.answers import NOT_FINITE
+from convscale.artifact.answers import NOT_FINITE, box_answer
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, first_line, naming_extras, nearest
 from convscale.files import is_full
 from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, decode_image, preload, read_image
+from convscale.images.letterbox import Square, square_of
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import Tally, pictures_below
 from convscale.locks import OutputLock
@@ -54,6 +55,9 @@ class Row:
     labels: tuple[str, ...] | None = None
     """Of a network for several labels per image: the classes above their thresholds, in the network's order; else None.
     """
+    boxes: tuple[tuple[float, float, float, float], ...] | None = None
+    """Of a detector: for each of ``classes``, the surest first, where it is: x1, y1, x2, y2 in the upright picture's
+    pixels; else None."""
     error: str = ""
     """Why there is none; empty where there is."""
 
@@ -115,7 +119,7 @@ def classify_stream(
     """Rows for files, in their order. A few batches are decoded ahead by threads; nothing else is held.
 
     Args:
-        top: likeliest classes per row.
+        top: likeliest classes per row; a detector's rows have all of its boxes.
         batch_size: images per call; None: the artefact's.
         workers: decoding threads; None: one per core.
         max_pixels: larger pictures are refused before they are decoded.
@@ -125,7 +129,8 @@ def classify_stream(
     _check_options(top, artifact, batch_size, workers)
     paths = iter(paths)
     preload()
-    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    waiting: deque[tuple[str, Future[np.ndarray | Square]]] = deque()
+    decode = _decode_square if artifact.is_detector else _decode
     with ThreadPoolExecutor(workers) as pool:
 
         def fill() -> None:
@@ -133,7 +138,7 @@ def classify_stream(
                 path = next(paths, None)
                 if path is None:
                     return
-                waiting.append((path, pool.submit(_decode, path, artifact.preprocessing, max_pixels)))
+                waiting.append((path, pool.submit(decode, path, artifact.preprocessing, max_pixels)))
 
         try:
             fill()
@@ -168,7 +173,7 @@ def classify(
     Args:
         paths: see :func:`image_paths`.
         output: a file, or an open text stream.
-        format: ``csv`` or ``jsonl``; None: by the file's ending, CSV for a stream.
+        format: ``csv`` or ``jsonl``; None: by the file's ending, CSV for a stream; boxes are ``jsonl`` always.
         resume: keep the rows that ``output`` has and go on behind them.
         overwrite: replace an existing file.
         on_rows: called with the numbers of files and of bad ones so far, after each batch.
@@ -176,7 +181,7 @@ def classify(
     Raises:
         UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
     """
-    form = _format(output, format)
+    form = _format(output, format, boxes=artifact.is_detector)
     _check_options(top, artifact, batch_size, workers)  # before anything is written
     if not isinstance(output, (str, os.PathLike)):
         return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
@@ -311,7 +316,13 @@ def read_url(path: str) -> bytearray:
         raise ImageError(f"{path}: can not be read ({type(error).__name__}: {first_line(error)})") from error
 
 
-def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | str]:
+def _decode_square(path: str, preprocessing: Preprocessing, max_pixels: int) -> Square:
+    """A picture fitted into a detector's square."""
+    image = read_image(path, channels=3, max_pixels=max_pixels)
+    return square_of(image, preprocessing.width, preprocessing.mean)
+
+
+def _result(path: str, future: Future[np.ndarray | Square]) -> tuple[str, np.ndarray | Square | str]:
     """The pixels, or the reason why there are none, without the path it starts with."""
     try:
         return path, future.result()
@@ -323,7 +334,23 @@ def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | st
         return path, f"can not be read ({error})"
 
 
-def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: int, batch_size: int) -> Iterator[Row]:
+def _box_rows(decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact) -> Iterator[Row]:
+    squares = [each for _, each in decoded if isinstance(each, Square)]
+    found = iter(artifact.boxes_in_squares([each.pixels for each in squares], [each.size for each in squares]))
+    for path, each in decoded:
+        if isinstance(each, str):
+            yield Row(path=path, error=each)
+            continue
+        said = box_answer(next(found), artifact.classes, None, path)
+        yield Row(path=path, classes=said.labels, probabilities=said.probabilities, boxes=said.boxes)
+
+
+def _rows(
+    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, top: int, batch_size: int
+) -> Iterator[Row]:
+    if artifact.is_detector:
+        yield from _box_rows(decoded, artifact)
+        return
     images = [image for _, image in decoded if isinstance(image, np.ndarray)]
     probabilities = iter(artifact(np.stack(images)) if images else ())
     for path, image in decoded:
@@ -350,7 +377,12 @@ def _rows(decoded: list[tuple[str, np.ndarray | str]], artifact: Artifact, top: 
         )
 
 
-def _format(output: str | os.PathLike[str] | TextIO, format: str | None) -> str:
+def _format(output: str | os.PathLike[str] | TextIO, format: str | None, *, boxes: bool = False) -> str:
+    if boxes:
+        ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ""
+        if format == "csv" or ending == ".csv":
+            raise UserError("a detector's boxes have no form in csv; use a .jsonl file")
+        format = format or "jsonl"
     if format is None:
         ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ".csv"
         format = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}.get(ending, "csv")
@@ -390,6 +422,11 @@ def row_values(row: Row, several: bool) -> dict[str, object]:
     value: dict[str, object] = {"path": row.path}
     if row.error:
         value["error"] = row.error
+    elif row.boxes is not None:
+        value["boxes"] = [
+            {"class": name, "score": round(score, 6), "box": [round(side, 2) for side in box]}
+            for name, score, box in zip(row.classes, row.probabilities, row.boxes, strict=True)
+        ]
     else:
         value["classes"] = [
             {"class": c, "probability": round(p, 6)} for c, p in zip(row.classes, row.probabilities, strict=True)

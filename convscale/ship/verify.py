@@ -126,6 +126,8 @@ def verify(
     Raises:
         UserError: no images, of a wrong shape, or another number of labels.
     """
+    if getattr(net, "detector_spec", None) is not None:
+        raise UserError("this is a detector; convscale.ship.detectors.verify_boxes compares boxes")
     reference, candidate, max_abs, batch_abs = _both(net, artifact, images, batch_sizes, reference)
     n = len(reference)
     if labels is not None and len(labels) != n:

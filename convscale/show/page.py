@@ -180,6 +180,11 @@ def pictures(rows: Sequence[tuple[str, str, str, str, str]], *, small: bool) -> 
     return _part("gallery", rows, small)
 
 
+def drawings(rows: Sequence[tuple[str, str, str]]) -> str:
+    """(data URI, name, what is to be said) as larger pictures."""
+    return _part("drawings", rows)
+
+
 def page(
     *,
     title: str,

@@ -13,6 +13,7 @@ from convscale.files import json_numbers, write_text
 from convscale.learn.recipe import Recipe
 from convscale.learn.record import TrainRecord, metric_of, read_train_run
 from convscale.show import fit_sections, plots
+from convscale.show.detection import detection_sections
 from convscale.show.fit_parts import Epoch
 from convscale.show.fit_record import FitRecord
 from convscale.show.json_values import from_json
@@ -34,7 +35,8 @@ def write_train_report(run_dir: str | os.PathLike[str], output: str | os.PathLik
             raise UserError(f"{folder} has neither a fit.json nor a training run's {name}; there is nothing to report")
     record = read_train_run(folder)
     figures = Figures()
-    sections = [_curves(record, figures), _cost(record), _recipe(record.recipe), _trained(record)]
+    boxes = detection_sections(folder, figures)
+    sections = [_curves(record, figures), *boxes, _cost(record), _recipe(record.recipe), _trained(record)]
     best = record.best
     if best is None:
         result = "No epoch was finished."

@@ -28,6 +28,7 @@ from convscale.formats.onnx import write_onnx
 from convscale.machine import available_cores
 from convscale.networks.inputs import example_input, input_shape
 from convscale.networks.resolve import Network, as_module, find
+from convscale.nn.modes import as_graph
 from convscale.runtimes.base import Opening, Runner, check_runtime, need_runtime, open_runtime, runtime_of
 from convscale.runtimes.pytorch.runner import TorchRunner, torch_threads
 from convscale.speed.timing import DeviceEvents, Stopwatch, WallClock
@@ -148,6 +149,8 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
     # A name with a tag of weights is timed untrained: speed does not depend on them, and nothing is downloaded.
     named = find(net) if isinstance(net, str) else net
     module, name = as_module(named, fused=cond.mode == "infer")
+    if hasattr(module, "detector_spec"):
+        module, notes = as_graph(module), (*notes, "without non-maximum suppression")
     shape = input_shape(module, cond.image_size)
     cond = dataclasses.replace(cond, image_size=as_size(*shape[1:]))
     need = _needed_bytes(module, cond)

@@ -17,7 +17,6 @@ from convscale.machine import Environment
 from convscale.ship import draft as draft_module
 from convscale.ship import forms as module
 from convscale.ship import tune as tune_module
-from convscale.ship.draft import ExportRequest
 from convscale.ship.forms import (
     FLOAT,
     FORMS,
@@ -28,6 +27,7 @@ from convscale.ship.forms import (
     fastest_of,
     form_names,
 )
+from convscale.ship.request import ExportRequest
 from convscale.ship.tune import Settings, Trial, Tuning
 from convscale.ship.verify import Withheld
 

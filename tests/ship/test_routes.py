@@ -18,9 +18,9 @@ from convscale.errors import UserError
 from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import export as export_module
-from convscale.ship.draft import ExportRequest
 from convscale.ship.export import Slower, export, export_as
 from convscale.ship.quantize import ROUTES, quantize_file, routes_of
+from convscale.ship.request import ExportRequest
 from convscale.ship.tune import Settings, Trial
 from convscale.ship.verify import Verification, Withheld
 

@@ -1,0 +1,321 @@
+"""What the commands do for detectors: train, evaluate, export, classify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convscale import words
+from convscale.cli.options import overrides_of, print_json, say
+from convscale.cli.tables import Column, number_column, print_table
+from convscale.errors import UserError, check_number
+from convscale.files import json_numbers
+
+if TYPE_CHECKING:
+    from convscale.artifact.artifact import Artifact
+    from convscale.choice.basis import Basis
+    from convscale.conditions import Conditions
+    from convscale.learn.checkpoint import Checkpoint
+    from convscale.learn.train import TrainRun
+    from convscale.nn.detectors import Detector
+
+_WHOLE = ("neck_width", "head_depth", "frozen_stages", "max_detections")
+_NUMBERS = ("anchor_scale", "score_threshold", "nms_threshold")
+EVAL_BATCH = 16
+"""Pictures a call, where nothing else is asked for: a detector's maps are large."""
+
+
+def detector_options(pairs: list[str] | None) -> dict[str, Any]:
+    """``--detector key=value`` as options of ``create_detector``.
+
+    Raises:
+        UserError: an unknown key, or a value of another kind.
+    """
+    options: dict[str, Any] = {}
+    for key, text in overrides_of(pairs, flag="--detector").items():
+        if key == "norm":
+            options[key] = text
+            continue
+        if key not in (*_WHOLE, *_NUMBERS):
+            raise UserError(f"--detector {key} is unknown (known: {', '.join((*_WHOLE, *_NUMBERS, 'norm'))})")
+        try:
+            options[key] = int(text) if key in _WHOLE else float(text)
+        except ValueError:
+            kind = "a whole number" if key in _WHOLE else "a number"
+            raise UserError(f"--detector {key} is {text!r}; it must be {kind}") from None
+    return options
+
+
+def train_boxes(
+    model: str, data_dir: Path, head: str, pairs: list[str] | None, max_bad_rate: float, common: dict[str, Any]
+) -> TrainRun:
+    """``train --task detection``."""
+    from convscale.detect.data import open_boxes
+    from convscale.detect.train import train_detector
+    from convscale.learn.progress import LiveProgress
+    from convscale.networks.names import is_spec_file, network_of
+
+    options = detector_options(pairs)
+    named: Any = network_of(model) if is_spec_file(model) else model
+    splits = open_boxes(data_dir, max_bad_rate=max_bad_rate)
+    asked = common.pop("image_size", None)
+    image_size: Any = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
+    with LiveProgress() as live:
+        for note in (splits.describe(), *splits.notes):
+            live({"kind": "note", "text": note})
+        return train_detector(
+            named, splits, head=head, detector=options, image_size=image_size, progress=live, **common
+        )
+
+
+def evaluate_boxes(
+    loaded: Checkpoint | None,
+    place: Path,
+    data_dir: Path,
+    split: str | None,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """``evaluate`` on a detector's checkpoint, or on its artefact."""
+    from convscale.artifact.artifact import load_artifact
+    from convscale.detect.data import open_boxes
+    from convscale.detect.evaluate import evaluate_detector
+
+    if split == "all":
+        raise UserError("split 'all' is not for detectors (known: train, validation, test)")
+    net: Any = load_artifact(place, device=device) if loaded is None else loaded.net
+    classes = net.classes if loaded is None else loaded.classes
+    if loaded is None and not net.is_detector:
+        raise UserError(f"{place} is a classifier's artefact; evaluate its checkpoint instead")
+    splits = open_boxes(data_dir, classes=classes)
+    for note in splits.notes:
+        say(f"note: {note}", err=True)
+    ev = evaluate_detector(
+        net,
+        splits,
+        split=split or "test",
+        batch_size=EVAL_BATCH if batch_size == 256 else batch_size,
+        device=device,
+        workers=workers,
+    )
+    if as_json:
+        print_json(json_numbers(ev.to_dict()))
+        return
+    say(f"{ev.split}: {ev.describe()}")
+    sizes = (("small", ev.map_small), ("medium", ev.map_medium), ("large", ev.map_large))
+    say("mAP by size: " + ", ".join(f"{name} {_share(value)}" for name, value in sizes))
+    say(f"{ev.images_per_s:,.1f} images/s (whole evaluation)")
+    for note in ev.bad:
+        say(f"left out: {note}", err=True)
+    say("mAP and AP50 per class")
+    for name, value, at50 in zip(ev.classes, ev.per_class, ev.per_class_50, strict=True):
+        say(f"  {name:24} {_share(value):>9} {_share(at50):>9}")
+
+
+def _share(value: float) -> str:
+    return "no box" if value != value else f"{value:.2%}"
+
+
+def export_boxes(
+    loaded: Checkpoint,
+    output: Path,
+    data_dir: Path | None,
+    facts: dict[str, str],
+    form: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """``export`` of a detector."""
+    from convscale.detect.data import open_boxes
+    from convscale.detect.ship import squares
+    from convscale.images.letterbox import fill_of
+    from convscale.ship.detectors import describe
+    from convscale.ship.export import export
+
+    options: dict[str, Any] = {"classes": loaded.classes, "card": facts, **form}
+    if data_dir is not None:
+        splits = open_boxes(data_dir, classes=loaded.classes)
+        side, fill = loaded.preprocessing.width, fill_of(loaded.preprocessing.mean)
+        checked = splits.validation if form["int8"] else splits.test
+        options["verify_images"], options["verify_labels"] = squares(checked, side, fill)
+        if form["int8"]:
+            options["calibration_images"], _ = squares(splits.train, side, fill, most=300)
+    artifact = export(loaded.net, output, **options)
+    say(f"exported {loaded.state}", err=as_json)
+    verification = artifact.verification or {}
+    if as_json:
+        print_json({"output": str(output), "verification": verification, "int8": artifact.manifest.get("int8")})
+        return
+    assert artifact.cut is not None, "a detector's artefact has a cut"
+    say(
+        f"{output}: {artifact.format} {artifact.precision}, {len(artifact.classes)} classes, {artifact.image_size} px, "
+        f"non-maximum suppression {artifact.cut.nms}"
+    )
+    say(describe(verification))
+    if steps := artifact.manifest.get("int8", {}).get("steps"):
+        kept = steps[-1]["float_layers"]
+        say(f"8 bits cost {steps[-1]['drop_points']:.2f} points; {len(kept)} layers stay in float")
+
+
+def check_box_outputs(
+    artifact: Artifact, output: Path | None, coco: Path | None, draw: Path | None, min_score: float
+) -> None:
+    """
+    Raises:
+        UserError: results or drawings are asked for that can not be made.
+    """
+    check_number("--min-score", min_score, "a score from 0 to 1", 0, 1)
+    if coco is None and draw is None:
+        return
+    if not artifact.is_detector:
+        raise UserError("--coco and --draw are for detectors; this artefact is a classifier's")
+    if output is None:
+        raise UserError("--coco and --draw are made from the rows; name a file for those (--output boxes.jsonl)")
+    if coco is not None and coco.is_dir():
+        raise UserError(f"--coco {coco} is a folder; name a file")
+    if draw is not None and draw.exists() and not draw.is_dir():
+        raise UserError(f"--draw {draw} is a file; name a folder")
+
+
+def write_box_outputs(artifact: Artifact, output: Path, coco: Path | None, draw: Path | None, min_score: float) -> None:
+    """COCO's results and drawings of a finished run."""
+    from convscale.ship.box_outputs import draw_results, write_coco_results
+
+    if coco is not None:
+        count = write_coco_results(output, coco, artifact.classes)
+        say(f"{count:,} boxes in {coco}", err=True)
+    if draw is not None:
+        count = draw_results(output, draw, artifact.classes, min_score=min_score)
+        say(f"{count:,} images drawn into {draw}", err=True)
+
+
+# ---------------------------------------------------------------- speed
+
+_CLASSES = 20
+"""Of a detector that is timed untrained, where nothing is said: VOC's."""
+
+
+def _untrained(model: str, head: str, img_size: int | None, pairs: list[str] | None) -> Detector:
+    """The detector that a name stands for, to be timed."""
+    from convscale.networks.detectors import create_detector
+    from convscale.networks.names import is_spec_file, network_of
+
+    named: Any = network_of(model) if is_spec_file(model) else model
+    options = detector_options(pairs)
+    return create_detector(named, head, num_classes=_CLASSES, image_size=img_size, **options).eval()
+
+
+def measure_boxes(
+    models: list[str],
+    head: str,
+    img_size: int | None,
+    pairs: list[str] | None,
+    cond: Conditions,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """``measure --task detection``."""
+    from convscale.detect.speed import measure_detector
+
+    done = []
+    for model in models:
+        detector = _untrained(model, head, img_size, pairs)
+        done.append(measure_detector(detector, cond, min_seconds=seconds, max_seconds=max(10.0, 10 * seconds)))
+        if not as_json:
+            say(str(done[-1].whole))
+            for warning in (*done[-1].whole.warnings, *done[-1].whole.notes):
+                say(f"note: {warning}", 2)
+    if as_json:
+        print_json([each.to_dict() for each in done])
+        return
+    _print_parts([(each.whole.model, each.whole.images_per_s, each.parts_s) for each in done])
+
+
+def predict_boxes(
+    models: list[str], head: str, img_size: int | None, pairs: list[str] | None, basis: Basis, as_json: bool
+) -> None:
+    """``predict --task detection``."""
+    from convscale.detect.speed import predict_detector
+
+    cond = basis.conditions
+    rows = []
+    for model in models:
+        detector = _untrained(model, head, img_size, pairs)
+        found = predict_detector(
+            detector, cond, compiled=cond.runtime == "compiled", calibration=basis.read_calibration()
+        )
+        rows.append((detector.detector_spec.name, found))
+    if as_json:
+        print_json([{"name": name, **found.to_dict()} for name, found in rows])
+        return
+    for name, found in rows:
+        say(f"{name}: {found.whole}")
+    _print_parts([(name, found.whole.images_per_s, found.parts_s) for name, found in rows])
+    say("without non-maximum suppression, whose cost depends on what is found")
+    for doubt in dict.fromkeys(doubt for _, found in rows for doubt in found.whole.doubts):
+        say(f"doubt: {doubt}")
+
+
+def _print_parts(rows: list[tuple[str, float, Any]]) -> None:
+    """Where a call's time goes."""
+    names = list(dict.fromkeys(part for _, _, parts in rows for part in parts))
+    columns = [Column("detector"), number_column("images/s"), *(number_column(name) for name in names)]
+    print_table(
+        columns,
+        [[name, words.rate(rate), *(words.seconds(parts[part]) for part in names)] for name, rate, parts in rows],
+    )
+
+
+@dataclass(frozen=True)
+class BoxesWanted:
+    """What detector a backbone is chosen for."""
+
+    models: list[str] | None
+    head: str
+    img_size: int | None
+    pairs: list[str] | None
+
+
+def choose_boxes(wanted: BoxesWanted, basis: Basis, min_throughput: float, seconds: float, as_json: bool) -> None:
+    """``choose --task detection``."""
+    from convscale.detect.choose import choose_backbone
+
+    cond = basis.conditions
+    choice = choose_backbone(
+        min_throughput,
+        cond,
+        predicted=basis.predicted,
+        backbones=wanted.models,
+        head=wanted.head,
+        image_size=wanted.img_size or 256,
+        options=detector_options(wanted.pairs),
+        num_classes=_CLASSES,
+        seconds=seconds,
+        compiled=cond.runtime == "compiled",
+        calibration=basis.read_calibration(),
+        say=lambda text: None if as_json else say(text, err=True),
+    )
+    if as_json:
+        print_json(choice.to_dict())
+        return
+    best = choice.best
+    how = "predicted, without non-maximum suppression" if basis.predicted else "measured as shipped"
+    say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {wanted.head} ({how})")
+    print_table(
+        [Column("backbone"), number_column("top-1"), number_column("images/s"), Column("")],
+        [
+            [
+                each.backbone,
+                words.accuracy(each.top1),
+                words.UNKNOWN if each.speed is None else words.rate(each.images_per_s),
+                "chosen" if each is best else each.reason,
+            ]
+            for each in choice.options
+        ],
+    )
+    say(
+        "top-1 is the best published ImageNet figure of weights that saw nothing more: how good features are, not what "
+        "mAP a detector reaches on other data"
+    )

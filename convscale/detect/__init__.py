@@ -1,0 +1,1 @@
+"""Detection: boxes in pictures, on torchvision's detection: data, training, evaluation."""

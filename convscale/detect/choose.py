@@ -1,0 +1,132 @@
+"""Which backbone: the best published features among those whose detector keeps a speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convscale.conditions import Conditions
+from convscale.detect.speed import DetectorPrediction, DetectorSpeed, measure_detector, predict_detector
+from convscale.errors import UserError
+from convscale.networks.detectors import create_detector
+from convscale.networks.offered import weights_in
+from convscale.predictor.calibration import Calibration
+
+USUAL = (
+    *("tresnet_m", "resnet50d", "resnet50", "resnet34", "resnet18", "efficientnet_b1", "efficientnet_b0"),
+    *("tf_efficientnet_lite2", "tf_efficientnet_lite1", "tf_efficientnet_lite0", "mobilenetv2_120d", "mobilenetv2_100"),
+)
+"""Backbones that are tried where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOption:
+    """A backbone that was tried."""
+
+    backbone: str
+    """Its name."""
+    top1: float | None
+    """The best published ImageNet-1k top-1 of its weights that saw nothing more, in percent; None: none is known."""
+    speed: DetectorSpeed | DetectorPrediction | None
+    """None where it could not be had."""
+    reason: str = ""
+    """Why it is not chosen; empty where it keeps the speed."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Measured or predicted."""
+        return 0.0 if self.speed is None else self.speed.whole.images_per_s
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "backbone": self.backbone,
+            "top1": self.top1,
+            "images_per_s": self.images_per_s,
+            "reason": self.reason,
+            "parts_s": {} if self.speed is None else dict(self.speed.parts_s),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorChoice:
+    """What was chosen, and from what."""
+
+    best: DetectorOption
+    """The one with the best published features that keeps the speed."""
+    options: tuple[DetectorOption, ...]
+    """All that were tried, the best features first."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {"best": self.best.to_dict(), "options": [each.to_dict() for each in self.options]}
+
+
+def choose_backbone(
+    min_throughput: float,
+    cond: Conditions,
+    *,
+    predicted: bool,
+    backbones: Sequence[str] | None = None,
+    head: str = "fcos",
+    image_size: int = 256,
+    options: dict[str, Any] | None = None,
+    num_classes: int = 20,
+    seconds: float = 0.5,
+    compiled: bool = False,
+    calibration: Calibration | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> DetectorChoice:
+    """The backbone with the best published ImageNet accuracy whose detector keeps ``min_throughput``.
+
+    ImageNet accuracy says how good features are; the mAP that a detector reaches on other data is not known before it
+    is trained, and none is claimed.
+
+    Args:
+        min_throughput: images/s: measured as shipped, or predicted without non-maximum suppression.
+        cond: device, batch size, runtime.
+        predicted: whether the device is a named GPU that is not here.
+        backbones: names; None: a dozen usual ones.
+        head, image_size, options, num_classes: of the detector.
+        seconds: timed seconds of each part.
+        compiled, calibration: of predictions.
+        say: told about each.
+
+    Raises:
+        UserError: none keeps the speed; the fastest is named.
+    """
+    tried = []
+    for name in backbones or USUAL:
+        try:
+            detector = create_detector(
+                name, head, num_classes=num_classes, image_size=image_size, **(options or {})
+            ).eval()
+            speed: DetectorSpeed | DetectorPrediction
+            if predicted:
+                speed = predict_detector(detector, cond, compiled=compiled, calibration=calibration)
+            else:
+                speed = measure_detector(detector, cond, min_seconds=seconds, max_seconds=10 * seconds)
+        except UserError as error:
+            tried.append(DetectorOption(backbone=name, top1=published_top1(name), speed=None, reason=str(error)))
+            continue
+        found = speed.whole.images_per_s
+        say(f"{name}: {found:,.1f} images/s")
+        slow = f"{found:,.1f} images/s, {min_throughput:g} are wanted" if found < min_throughput else ""
+        tried.append(DetectorOption(backbone=name, top1=published_top1(name), speed=speed, reason=slow))
+    tried.sort(key=lambda each: (-(each.top1 or 0.0), -each.images_per_s))
+    best = next((each for each in tried if not each.reason), None)
+    if best is None:
+        fastest = max(tried, key=lambda each: each.images_per_s)
+        raise UserError(
+            f"no backbone keeps {min_throughput:g} images/s with head {head} at {image_size} px; the fastest, "
+            f"{fastest.backbone}, reaches {fastest.images_per_s:,.1f}; a smaller --img-size or another --head may"
+        )
+    return DetectorChoice(best=best, options=tuple(tried))
+
+
+def published_top1(name: str) -> float | None:
+    """The best published figure of a network's weights that saw ImageNet-1k alone, in percent."""
+    arch = name.removeprefix("timm/").partition(".")[0]
+    offered = [each for each in weights_in("all", f"{arch}.*") if not each.extra_data]
+    return max((result.top1 for each in offered for result in each.results), default=None)

@@ -1,0 +1,169 @@
+"""A detector's speed, its parts told apart: backbone, neck, heads, non-maximum suppression."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from convscale.conditions import Conditions
+from convscale.errors import UserError
+from convscale.formats.fold import fold
+from convscale.formats.onnx import write_onnx
+from convscale.formats.suppression import add_suppression
+from convscale.machine import Environment, available_cores
+from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
+from convscale.nn.detectors import Detector
+from convscale.predictor.calibration import Calibration
+from convscale.predictor.predict import Prediction, predict
+from convscale.runtimes.base import Opening, open_runtime, runtime_of
+from convscale.speed.timing import Measurement, time_callable
+
+PARTS = ("backbone", "neck", "heads", "nms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSpeed:
+    """A measured detector."""
+
+    whole: Measurement
+    """Pixels to finished boxes, non-maximum suppression inside."""
+    parts_s: Mapping[str, float]
+    """Seconds a call of each part: the difference to what ends before it, 0 where that is below the noise."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            **self.whole.to_dict(),
+            "images_per_s": self.whole.images_per_s,
+            "p99_s": self.whole.p99_s,
+            "parts_s": dict(self.parts_s),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorPrediction:
+    """A predicted detector, without non-maximum suppression."""
+
+    whole: Prediction
+    """Pixels to candidates."""
+    parts_s: Mapping[str, float]
+    """Seconds a call of backbone, neck and heads."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {**self.whole.to_dict(), "parts_s": dict(self.parts_s)}
+
+
+def measure_detector(
+    detector: Detector, cond: Conditions, *, min_seconds: float = 1.0, max_seconds: float = 30.0
+) -> DetectorSpeed:
+    """Time a detector as it would be shipped, and up to the end of each of its parts.
+
+    The input is seeded noise. Untrained heads give as many candidates as there can be, so that the time of non-maximum
+    suppression is an upper bound.
+
+    Args:
+        detector: trained or not; it is left as it is.
+        cond: on ``cpu``, in a runtime that opens ONNX files, fp32; its image size is the detector's.
+        min_seconds: the timed calls of each part together last at least so long.
+        max_seconds: and at most about so long.
+
+    Raises:
+        UserError: conditions that it can not be measured under, or a head that can not be shipped.
+    """
+    runtime = runtime_of(cond.runtime)
+    if runtime.opens_modules or cond.precision != "fp32" or cond.layout != "nchw" or cond.mode != "infer":
+        raise UserError(
+            "a detector is measured as it ships: runtime onnxruntime or openvino, fp32, nchw, infer; got "
+            f"{cond.runtime}, {cond.precision}, {cond.layout}, {cond.mode}"
+        )
+    graph, side = DetectorGraph(detector).eval().cpu(), detector.detector_spec.image_size
+    threads = cond.threads or available_cores()
+    cond = dataclasses.replace(cond, image_size=side, threads=threads)
+    how = Opening(threads=threads, device=cond.device, batch_size=None)
+    batch = np.random.default_rng(0).normal(size=(cond.batch_size, 3, side, side)).astype(np.float32)
+    times: dict[str, tuple[float, ...]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in _files(graph, detector, Path(folder)).items():
+            runner = open_runtime(path, cond.runtime, how)
+            prepared = runner.prepare(batch)
+            times[name] = time_callable(
+                lambda runner=runner, prepared=prepared: runner.run(prepared),
+                min_seconds=min_seconds,
+                max_seconds=max_seconds,
+            )
+    whole = Measurement(
+        times_s=times["nms"],
+        conditions=cond,
+        environment=Environment.here(cond.device),
+        model=detector.detector_spec.name,
+        notes=("non-maximum suppression inside, of noise: an upper bound where nothing was trained",),
+        peak_bytes=None,
+    )
+    return DetectorSpeed(whole=whole, parts_s=_differences({name: float(np.median(t)) for name, t in times.items()}))
+
+
+def _files(graph: DetectorGraph, detector: Detector, folder: Path) -> dict[str, Path]:
+    """ONNX files that end after each part."""
+    spec, found = detector.detector_spec, {}
+    example = torch.zeros(2, 3, spec.image_size, spec.image_size)
+    for name, part in graph.stages().items():
+        found[name] = folder / f"{name}.onnx"
+        write_onnx(fold(part, example), example, found[name], outputs=OUTPUTS if name == "heads" else ())
+    assert spec.score_threshold is not None, "a spec fills in its thresholds"
+    assert spec.nms_threshold is not None, "a spec fills in its thresholds"
+    assert spec.max_detections is not None, "a spec fills in its thresholds"
+    found["nms"] = folder / "nms.onnx"
+    found["nms"].write_bytes(found["heads"].read_bytes())
+    add_suppression(
+        found["nms"],
+        side=spec.image_size,
+        score_threshold=spec.score_threshold,
+        nms_threshold=spec.nms_threshold,
+        most=spec.max_detections,
+    )
+    return found
+
+
+def _differences(ends: Mapping[str, float]) -> dict[str, float]:
+    """What each part adds."""
+    before, parts = 0.0, {}
+    for name, seconds in ends.items():
+        parts[name], before = max(0.0, seconds - before), seconds
+    return parts
+
+
+def predict_detector(
+    detector: Detector, cond: Conditions, *, compiled: bool = False, calibration: Calibration | None = None
+) -> DetectorPrediction:
+    """Predict a detector's throughput on a named GPU: all but non-maximum suppression, whose cost depends on what is
+    found.
+
+    Raises:
+        UserError: an unknown device, or conditions that are not predicted.
+    """
+    if cond.mode != "infer":
+        raise UserError(f"a detector is predicted in mode infer, got {cond.mode}")
+    parts: dict[str, Prediction] = {}
+    modules: dict[str, nn.Module] = DetectorGraph(detector).eval().stages()
+    for name, module in modules.items():
+        parts[name] = predict(
+            module,
+            cond.device,
+            precision=cond.precision,
+            image_size=detector.detector_spec.image_size,
+            batch_size=cond.batch_size,
+            compiled=compiled,
+            layout=cond.layout,
+            calibration=calibration,
+            runtime=None if compiled else cond.runtime,
+        )
+    ends = {name: each.latency_s for name, each in parts.items()}
+    return DetectorPrediction(whole=parts["heads"], parts_s=_differences(ends))

@@ -1,0 +1,343 @@
+"""Pictures with boxes to a trained detector: ``train_detector``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from convscale.arch.spec import NetSpec
+from convscale.detect.boxes import BoxSplits
+from convscale.detect.data import open_boxes
+from convscale.detect.evaluate import own_size
+from convscale.detect.loader import BoxLoader
+from convscale.detect.pages import write_examples
+from convscale.detect.trainer import DetectionTrainer
+from convscale.errors import UserError, check_path, naming_extras
+from convscale.files import check_output_dir, new_output_dir
+from convscale.images.preprocess import Preprocessing
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
+from convscale.learn.cost import measure_cost
+from convscale.learn.distributed import Processes, join
+from convscale.learn.job import Job
+from convscale.learn.prepare import kept_settings, state_bytes
+from convscale.learn.progress import Event, Progress, logged
+from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe
+from convscale.learn.request import TrainRequest
+from convscale.learn.resume import restore
+from convscale.learn.settings import Settings, half_precision, usable_device
+from convscale.learn.stop import stop_signal
+from convscale.learn.train import TrainRun
+from convscale.locks import OutputLock
+from convscale.networks.detectors import create_detector
+from convscale.nn.detectors import DetectorSpec, is_detector
+from convscale.nn.norm import convert_sync
+
+USUAL = "detect-small"
+"""The recipe where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is asked for beside a ``TrainRequest``."""
+
+    head: str
+    image_size: int | None
+    options: Mapping[str, object]
+
+
+def train_detector(
+    net: nn.Module | NetSpec | DetectorSpec | str,
+    data: BoxSplits | str | os.PathLike[str],
+    *,
+    head: str = "fcos",
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    detector: Mapping[str, object] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    max_seconds: float | None = None,
+    progress: Progress | None = None,
+    init: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    checkpoint_seconds: float = 300.0,
+    keep: int = 2,
+    tensorboard: bool = False,
+    **overrides: object,
+) -> TrainRun:
+    """Train a detector on pictures with boxes, by the same loop as :func:`convscale.train`: crash-safe, resumed to the
+    bit on a CPU, averaged, on one or several processes.
+
+    Args:
+        net: a detector (``create_detector``; trained in place), any module that is called as torchvision's are (with
+            ``image_size``), a ``DetectorSpec``, or a backbone's name or spec, which gets ``head`` for the data's
+            classes.
+        data: an opened set, or a path for ``open_boxes``: COCO, YOLO or VOC.
+        head: ``fcos``, ``retinanet``, ``faster_rcnn`` or ``ssdlite``.
+        recipe: a named recipe (``detect-small``, ``detect-1x``), a YAML file, or a Recipe; None: a resumed run's own,
+            else ``detect-small``.
+        epochs: instead of the recipe's.
+        output: folder for checkpoints, log and examples; None: nothing is written.
+        image_size: side in pixels of the square that pictures are fitted into; None: the recipe's, or the detector's.
+        detector: more of ``create_detector``'s options (``neck_width``, ``norm`` ...), for a backbone's name.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of weights, order and augmentation.
+        max_seconds: the learning-rate schedule is driven so that it ends by then.
+        progress: called with a dictionary per step, epoch and note.
+        init: ``pretrained``: the backbone's released weights; a file of the backbone's weights; or a detector's
+            checkpoint or run to start from.
+        resume: go on from the newest state in ``output`` when there is one.
+        overwrite: replace an output folder that exists.
+        workers: processes that decode; None: one per core.
+        checkpoint_seconds: a training state is written after every epoch and at least this often.
+        keep: training states that are kept.
+        tensorboard: write the history for TensorBoard too.
+        overrides: recipe keys (``lr=0.01``).
+
+    Returns:
+        A ``TrainRun`` whose ``net`` is the detector with the best validation mAP, in eval mode; of each epoch
+        ``val_map`` is the mAP and ``val_top1`` the AP50.
+
+    Raises:
+        UserError: bad input, in one line.
+    """
+    with naming_extras("training a detector"):
+        import faster_coco_eval  # noqa: F401 - told before anything is trained
+    found = _recipe(recipe, output if resume else None).override(
+        {**overrides, **({} if epochs is None else {"epochs": epochs})}
+    )
+    request = TrainRequest(
+        net=cast(Any, net),
+        data=cast(Any, data),
+        recipe=found,
+        batch_is_asked="batch_size" in overrides,
+        output=None if output is None else check_path("output", output),
+        device=usable_device(device),
+        seed=seed,
+        max_seconds=max_seconds,
+        progress=progress,
+        init=init,
+        preprocessing=None,
+        teacher=None,
+        teacher_cache=None,
+        resume=resume,
+        overwrite=overwrite,
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+        keep=keep,
+        tensorboard=tensorboard,
+    )
+    splits = data if isinstance(data, BoxSplits) else open_boxes(data)
+    return _train(request, splits, _Asked(head=head, image_size=image_size, options=dict(detector or {})))
+
+
+def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:
+    if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
+        return get_recipe(Path(resumed) / "recipe.yaml")
+    return get_recipe(USUAL if recipe is None else recipe)
+
+
+def _train(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> TrainRun:
+    notes: list[str] = []
+    first = int(os.environ.get("RANK", "0")) == 0
+
+    def tell(event: Event) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        if request.progress is not None and first:
+            request.progress(event)
+
+    processes, device = join(request.device)
+    with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
+        job, resumed = _prepare(request, splits, asked, processes, device, tell, stop, lock)
+        return _run(job, splits, resumed=resumed, notes=notes)
+
+
+def _prepare(
+    request: TrainRequest,
+    splits: BoxSplits,
+    asked: _Asked,
+    processes: Processes,
+    device: torch.device,
+    tell: Progress,
+    stop: Callable[[], bool],
+    lock: OutputLock,
+) -> tuple[Job, bool]:
+    """Everything that a run needs, and whether it goes on from a saved state; all input is checked before anything is
+    written.
+    """
+    folder = request.output
+    if folder is not None:
+        check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
+        if processes.first:
+            lock.take(folder)
+    resumed = processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
+    if not splits.train.box_count:
+        raise UserError("the train set has no box; there is nothing to learn")
+    torch.manual_seed(request.seed)
+    recipe = request.recipe
+    net, preprocessing = _network(request, splits, asked)
+    if not request.batch_is_asked and recipe.batch_size > len(splits.train):
+        recipe = recipe.override({"batch_size": len(splits.train)})
+        tell({"kind": "note", "text": f"batch size lowered to {len(splits.train)}, the size of the train set"})
+    net = net.to(device)
+    side, fill = own_size(net, preprocessing.width)
+    loader = BoxLoader(
+        splits.train,
+        recipe,
+        image_size=side,
+        fill=fill,
+        seed=request.seed,
+        workers=request.workers,
+        rank=processes.rank,
+        world=processes.world,
+    )
+    if folder is not None and processes.first:
+        new_output_dir(
+            folder,
+            overwrite=request.overwrite,
+            resume=request.resume,
+            need_bytes=state_bytes(net) * (request.keep + 1),
+        )
+        lock.take(folder)
+        if request.tensorboard:
+            tell = logged(tell, folder / "tensorboard")
+    settings = kept_settings(folder) if resumed and folder is not None else _settings(recipe, device)
+    settings = processes.from_first(settings)
+    if processes.world > 1:
+        net = convert_sync(net)
+    memory_format = torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format
+    net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    job = Job(
+        net=net,
+        recipe=recipe,
+        loader=cast(Any, loader),
+        validation=cast(Any, splits.validation),
+        preprocessing=preprocessing,
+        loss=cast(Any, None),
+        settings=settings,
+        seed=request.seed,
+        device=device,
+        max_seconds=request.max_seconds,
+        output=folder,
+        checkpoint_seconds=request.checkpoint_seconds,
+        keep=request.keep,
+        teacher=None,
+        progress=tell,
+        stop=stop,
+        processes=processes,
+        max_bad_rate=splits.max_bad_rate,
+    )
+    return job, resumed
+
+
+def _network(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> tuple[nn.Module, Preprocessing]:
+    """The detector to train, and how pictures become its input."""
+    classes, given = len(splits.classes), request.net
+    of_recipe = _whole_side(request.recipe)
+    size = asked.image_size or of_recipe
+    if isinstance(given, nn.Module):
+        if _backbone_weights(request.init) is not False:
+            raise UserError(
+                "init needs a name where it is of a backbone; a detector that is given brings its own weights"
+            )
+        net = given
+    else:
+        options: dict[str, Any] = dict(asked.options)
+        spec = given if isinstance(given, DetectorSpec) else None
+        if spec is not None:
+            spec = replace(spec, image_size=size or spec.image_size)
+        net = create_detector(
+            cast(Any, spec or given),
+            asked.head,
+            num_classes=None if spec else classes,
+            image_size=size,
+            pretrained_backbone=_backbone_weights(request.init),
+            **options,
+        )
+    spec = getattr(net, "detector_spec", None)
+    if spec is not None and spec.num_classes != classes:
+        raise UserError(
+            f"the detector has {spec.num_classes} classes, the data {classes}; create_detector(..., "
+            f"num_classes={classes}) would be right"
+        )
+    if spec is not None and size is not None and size != spec.image_size:
+        raise UserError(f"image_size is {size}, the detector's is {spec.image_size}; give one of them")
+    if request.init is not None and Path(request.init).is_dir():
+        start = load_checkpoint(request.init)
+        if not is_detector(start.net) or start.classes != splits.classes:
+            raise UserError(f"{request.init} is no detector of the data's classes {list(splits.classes)}")
+        net.load_state_dict(start.net.state_dict())
+    side, _ = own_size(net, None if spec is not None else size)
+    mean, std = (spec.mean, spec.std) if spec is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return net, Preprocessing(image_size=side, channels=3, mean=mean, std=std, crop_pct=1.0)
+
+
+def _backbone_weights(init: str | os.PathLike[str] | None) -> bool | str | os.PathLike[str]:
+    """What a backbone starts from: released weights, a file of them, or nothing."""
+    if init is None or Path(init).is_dir():
+        return False
+    return True if init == "pretrained" else init
+
+
+def _whole_side(recipe: Recipe) -> int | None:
+    if recipe.image_size is not None and not isinstance(recipe.image_size, int):
+        raise UserError(f"recipe {recipe.name}: image_size is {recipe.image_size}; a detector's is one side")
+    if recipe.progressive != 1 or recipe.mixup or recipe.cutmix or recipe.policy != "none":
+        raise UserError(f"recipe {recipe.name}: progressive, mixup, cutmix and policy know no boxes; leave them out")
+    return recipe.image_size
+
+
+def _settings(recipe: Recipe, device: torch.device) -> Settings:
+    """Precision and layout; ``auto`` is the device's half precision on a GPU, single on a processor."""
+    precision = recipe.precision
+    if precision == "amp" or (precision == "auto" and device.type == "cuda"):
+        precision = half_precision(device) if device.type == "cuda" or recipe.precision == "amp" else "fp32"
+    if precision == "auto":
+        precision = "fp32"
+    layout = recipe.layout if recipe.layout != "auto" else ("nhwc" if device.type == "cuda" else "nchw")
+    return Settings(precision=precision, layout=layout)
+
+
+def _run(job: Job, splits: BoxSplits, *, resumed: bool, notes: list[str]) -> TrainRun:
+    trainer = DetectionTrainer(job, splits.validation, eval_batch=max(1, job.recipe.batch_size))
+    if job.output is not None:
+        if resumed:
+            place = restore(trainer, job.output)
+            job.progress({"kind": "note", "text": f"resumed from {place}"})
+        if job.processes.first:
+            job.recipe.save(job.output / "recipe.yaml")
+    trainer.run()
+    finished = trainer.epoch >= job.recipe.epochs or not job.stop()
+    weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
+    job.net.load_state_dict(weights)
+    net = job.net.to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+    if finished and job.output is not None and job.processes.first:
+        write_examples(net, splits.validation, job.output, image_size=job.preprocessing.width, device=job.device)
+    return TrainRun(
+        net=net,
+        history=trainer.history,
+        best_metric=max(trainer.best["metric"], 0.0),
+        best_epoch=trainer.best["epoch"],
+        thresholds=None,
+        temperatures=None,
+        classes=splits.classes,
+        preprocessing=job.preprocessing,
+        recipe=job.recipe,
+        settings=job.settings,
+        seconds=trainer.elapsed,
+        output=job.output,
+        notes=tuple(notes),
+        finished=finished,
+        cost=measure_cost(trainer),
+    )

@@ -1,0 +1,74 @@
+"""The training loop on pictures with boxes: the loop of ``learn``, with a detector's losses and mAP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from convscale.detect.boxes import BoxSplit
+from convscale.detect.evaluate import answers, truths_of
+from convscale.detect.loader import BoxBatch
+from convscale.learn.augment import mix_seed
+from convscale.learn.job import Job
+from convscale.learn.join import copied
+from convscale.learn.loader import Batch
+from convscale.learn.loop import Trainer
+from convscale.learn.validate import Validation
+from convscale.ship.box_metrics import Found, coco_metrics
+
+
+class DetectionTrainer(Trainer):
+    """Runs a job whose loader gives ``BoxBatch``; everything that is saved and restored is the base's."""
+
+    def __init__(self, job: Job, validation: BoxSplit, eval_batch: int) -> None:
+        super().__init__(job)
+        self.boxes, self.eval_batch = validation, eval_batch
+
+    def _backward(self, batch: Batch) -> torch.Tensor:
+        """Forward and backward of one batch; gives the sum of the losses."""
+        job = self.job
+        torch.manual_seed(mix_seed(4, job.seed, self.epoch, self.step, job.loader.rank))
+        images = batch.images.to(job.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        targets = [
+            {name: value.to(job.device, non_blocking=True) for name, value in each.items()}
+            for each in cast(BoxBatch, batch).targets
+        ]
+        with self._autocast():
+            losses = self.forward(list(images), targets)
+        loss = torch.stack([each.float() for each in losses.values()]).sum()
+        self.scaler.scale(loss / job.recipe.accumulate).backward()
+        return loss.detach()
+
+    def _validate(self) -> Validation:
+        """COCO's mean average precision, each process on its share of the pictures."""
+        job, whole = self.job, self.boxes
+        own = range(job.processes.rank, len(whole), job.processes.world)
+        found, _ = answers(
+            self.watched,
+            whole.subset(own),
+            image_size=job.preprocessing.width,
+            batch_size=self.eval_batch,
+            device=job.device,
+            precision=job.settings.precision if job.device.type == "cuda" else "fp32",
+            workers=job.loader.workers,
+        )
+        every: list[Sequence[Found]] = job.processes.gather(found)
+        merged: list[Found | None] = [None] * len(whole)
+        for rank, part in enumerate(every):
+            for at, each in zip(range(rank, len(whole), job.processes.world), part, strict=True):
+                merged[at] = each
+        metrics = coco_metrics(truths_of(whole), cast(list[Found], merged), len(whole.classes))
+        value = 0.0 if math.isnan(metrics.map) else metrics.map
+        top = 0.0 if math.isnan(metrics.ap50) else metrics.ap50
+        # a detector has no loss outside training: the metric alone decides
+        return Validation(loss=math.nan, top1=top, average_precision=value)
+
+    def _keep_if_better(self, result: Validation) -> bool:
+        """Note a validation result that beats all before it."""
+        if better := result.metric > self.best["metric"]:
+            self.best = {**self.best, "metric": result.metric, "loss": math.inf, "epoch": self.epoch}
+            self.best_weights = copied(self.watched)
+        return better

@@ -1,0 +1,112 @@
+"""Detection on the command line: trained, judged, shipped, told in one line where it does not go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from convscale.arch.spec import save_spec
+from convscale.cli.app import app
+from convscale.errors import UserError
+from tests.detect.sets import coco_set, small_spec
+
+SMALL = ("--img-size", "64", "--detector", "neck_width=16", "--detector", "head_depth=1", "--head", "retinanet")
+
+
+def run(*arguments: object) -> str:
+    """Standard output of a command that must succeed."""
+    result = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a spec and a run."""
+    folder = tmp_path_factory.mktemp("cli")
+    coco_set(folder / "set", 12)
+    save_spec(small_spec(), folder / "net.yaml")
+    data = ("--data-dir", folder / "set" / "all.json")
+    told = run(
+        *("train", "--task", "detection", "--model", folder / "net.yaml", *SMALL, *data, "--output", folder / "run"),
+        *("--epochs", 1, "-b", 5, "-j", 0, "--json"),
+    )
+    assert json.loads(told)["finished"]
+    return folder
+
+
+def test_train_evaluate_export_classify_report(place: Path) -> None:
+    data = ("--data-dir", place / "set" / "all.json")
+    judged = json.loads(run("evaluate", place / "run", *data, "--split", "validation", "-j", 0, "--json"))
+    row = json.loads((place / "run" / "log.jsonl").read_text())
+    assert judged["map"] == pytest.approx(row["val_map"])
+    assert judged["classes"] == ["red", "green"]
+    made = json.loads(run("export", place / "run", *data, "--output", place / "art", "--nms", "outside", "--json"))
+    assert made["verification"]["passed"]
+    assert made["verification"]["nms"] == "outside"
+    images = sorted((place / "set" / "images").iterdir())[:3]
+    out = place / "boxes.jsonl"
+    run(
+        "classify",
+        *images,
+        "--model",
+        place / "art",
+        "--output",
+        out,
+        "--coco",
+        place / "r.json",
+        "--draw",
+        place / "d",
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [str(path) for path in images]
+    assert len(json.loads((place / "r.json").read_text())) == sum(len(row["boxes"]) for row in rows)
+    assert sorted(path.stem for path in (place / "d").iterdir()) == sorted(path.stem for path in images)
+    shipped = json.loads(run("evaluate", place / "art", *data, "--split", "validation", "--json"))
+    assert shipped["map"] == pytest.approx(judged["map"], abs=1e-3)
+    run("report", place / "run")
+    page = (place / "run" / "report.html").read_text()
+    assert "Answered worst" in page
+    assert page.count("data:image/png;base64,") == 2  # one validation picture, the best and the worst
+
+
+def test_measure_tells_the_parts_apart(place: Path) -> None:
+    (told,) = json.loads(
+        run("measure", place / "net.yaml", "--task", "detection", *SMALL, "-b", 2, "--seconds", 0.05, "--json")
+    )
+    assert list(told["parts_s"]) == ["backbone", "neck", "heads", "nms"]
+    assert told["conditions"]["image_size"] == 64
+    assert told["conditions"]["runtime"] == "onnxruntime"
+    assert sum(told["parts_s"].values()) >= 0.99 * 2 / told["images_per_s"]
+
+
+def test_predict_and_choose_know_detectors(place: Path) -> None:
+    gpu = ("--device", "rtx-4090", "--task", "detection", *SMALL, "--json")
+    (told,) = json.loads(run("predict", place / "net.yaml", *gpu))
+    assert sum(told["parts_s"].values()) == pytest.approx(told["latency_s"])
+    assert told["low"] < told["images_per_s"] < told["high"]
+    chosen = json.loads(run("choose", *gpu, "--model", "resnet18", "--model", "poolnet", "--min-throughput", 1))
+    assert chosen["best"]["backbone"] == "resnet18"
+    assert chosen["best"]["top1"] > 69
+    assert "stands on those at 8, 16, 32" in chosen["options"][1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("measure", "resnet18", "--task", "boxes"), "--task 'boxes' is unknown"),
+        (("measure", "resnet18", "--task", "detection", "--sweep"), "do not go with --task detection"),
+        (("measure", "resnet18", "--task", "detection", "--runtime", "eager"), "a detector is measured as it ships"),
+        (("choose", "--task", "detection", "--max-latency", "3"), "chooses by --min-throughput alone"),
+        (("measure", "resnet18", "--task", "detection", "--detector", "neck=3"), "--detector neck is unknown"),
+        (("measure", "resnet18", "--task", "detection", "--detector", "neck_width=x"), "must be a whole number"),
+        (("train", "--task", "detection", "--model", "resnet18", "--data-dir", "/nowhere", "--output", "/tmp/x/y"),
+         "data /nowhere does not exist"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_is_told(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(app, list(arguments), catch_exceptions=False)

@@ -1,0 +1,222 @@
+"""Annotations of every form are read, checked, counted; what is wrong is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import convscale as cs
+from convscale.detect.data import turn_boxes
+from convscale.images.letterbox import fitted, into_square, letterbox, out_of_square
+from tests.detect.sets import coco_set
+
+
+def picture(path: Path, width: int = 40, height: int = 20, orientation: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.full((height, width, 3), 128, np.uint8)).save(path, exif=exif)
+
+
+def coco(folder: Path, images: list[dict], annotations: list[dict], categories: list[dict] | None = None) -> Path:
+    named = [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}] if categories is None else categories
+    file = folder / "boxes.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": named}))
+    return file
+
+
+def whole(opened: cs.DetectorSpec | object, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and labels of the picture of a name, whichever split it is in."""
+    for split in (opened.train, opened.validation, opened.test):  # pyright: ignore
+        for at, path in enumerate(split.paths):
+            if Path(path).name == name:
+                return split.boxes[at], split.labels[at]
+    raise KeyError(name)
+
+
+def test_cocos_boxes_and_ids_with_gaps(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b.jpg")
+    file = coco(
+        tmp_path,
+        [{"id": 5, "file_name": "a.jpg", "width": 40, "height": 20}, {"id": 9, "file_name": "b.jpg"}],
+        [
+            {"id": 1, "image_id": 5, "category_id": 90, "bbox": [2, 3, 10, 4]},
+            {"id": 2, "image_id": 5, "category_id": 3, "bbox": [30, 10, 20, 5], "iscrowd": 1},
+        ],
+    )
+    opened = cs.open_boxes(file)
+    assert opened.classes == ("cat", "dog")
+    boxes, labels = whole(opened, "a.jpg")
+    assert boxes.tolist() == [[2, 3, 12, 7], [30, 10, 40, 15]]  # x + width, y + height; what reaches out is cut
+    assert labels.tolist() == [2, 1]
+    assert whole(opened, "b.jpg")[0].shape == (0, 4)  # background is kept
+    notes = "\n".join(opened.notes)
+    assert "1 boxes reached outside their picture and were cut" in notes
+    assert "1 boxes are crowds" in notes
+
+
+def test_yolos_shares_become_pixels(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in "ab":
+            picture(tmp_path / "images" / split / f"{name}.jpg")
+    labels = tmp_path / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.1 0.1 0.2 0.1 0.2 0.3\n")
+    (tmp_path / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog}\n")
+    opened = cs.open_boxes(tmp_path)
+    boxes, found = whole(opened, "a.jpg")
+    # 40 x 20: centre (20, 10), sides 10 and 10; the second line is an outline from (4, 2) to (8, 6)
+    assert np.allclose(boxes, [[15, 5, 25, 15], [4, 2, 8, 6]])
+    assert found.tolist() == [2, 1]
+    assert len(opened.validation) == 2
+
+
+def test_vocs_pixels_count_from_one(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><filename>{name}.jpg</filename><size><width>40</width><height>20</height></size><object>"
+            "<name>dog</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>40</xmax><ymax>20</ymax>"
+            "</bndbox></object></annotation>"
+        )
+    main = tmp_path / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    (main / "train.txt").write_text("a\nb\n")
+    (main / "val.txt").write_text("c\n")
+    opened = cs.open_boxes(tmp_path)
+    boxes, labels = whole(opened, "c.jpg")
+    assert boxes.tolist() == [[0, 1, 40, 20]]  # the first pixel is 1, the last one is inside
+    assert labels.tolist() == [1]
+    assert opened.validation.crowd[0].tolist() == [True]
+
+
+def test_wrong_boxes_are_counted_named_and_left_out(tmp_path: Path) -> None:
+    images, annotations = [], []
+    for number in range(160):
+        picture(tmp_path / f"{number}.jpg")
+        images.append({"id": number, "file_name": f"{number}.jpg"})
+        annotations.append({"id": number, "image_id": number, "category_id": 3, "bbox": [1, 1, 8, 8]})
+    annotations[10]["bbox"] = [9, 1, -8, 8]
+    annotations[11]["category_id"] = 4
+    annotations[12]["bbox"] = [50, 1, 8, 8]
+    annotations[13]["bbox"] = [1, 2, 3]
+    annotations[14]["image_id"] = 1000
+    images[20] = {"id": 19, "file_name": "20.jpg"}
+    opened = cs.open_boxes(coco(tmp_path, images, annotations), max_bad_rate=0.05)
+    notes = "\n".join(opened.notes)
+    assert "left out: 1 boxes have no area (x2 <= x1 or y2 <= y1) (first: " in notes
+    assert "10.jpg: [9.0, 1.0, 1.0, 9.0]" in notes
+    assert "left out: 1 boxes are of a class that is not listed" in notes
+    assert "left out: 1 boxes lie wholly outside their picture" in notes
+    assert "left out: 1 boxes are not four finite numbers" in notes
+    assert "left out: 2 boxes are of a picture that is not listed" in notes  # of 1000, and of 20, whose id is gone
+    assert "left out: 1 picture ids stand there twice; the first counts (first: id 19)" in notes
+    assert sum(each.box_count for each in (opened.train, opened.validation, opened.test)) == 154
+
+
+def test_too_much_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(10)]
+    for number in range(7):
+        picture(tmp_path / f"{number}.jpg")
+    with pytest.raises(cs.UserError, match=r"3 of 10 pictures can not be used, at most 1.0% may be; most: 3 pictures "):
+        cs.open_boxes(coco(tmp_path, images, []))
+    annotations = [{"id": n, "image_id": 0, "category_id": 3, "bbox": [4, 4, 0, 3]} for n in range(3)]
+    with pytest.raises(cs.UserError, match=r"3 of 3 boxes can not be used.*have no area"):
+        cs.open_boxes(coco(tmp_path, images[:7], annotations))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"images": [], "annotations": [], "categories": []}, r"has 0 images"),
+        ({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}, r"has no categories"),
+        ({"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "x"}]}, r"not found"),
+        ({"images": 3}, r"images is 3; it must be a list"),
+        ([], r"holds a list, not an object"),
+    ],
+)
+def test_an_annotation_file_that_is_none_is_told(tmp_path: Path, told: object, said: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    with pytest.raises(cs.UserError, match=said):
+        cs.open_boxes(tmp_path / "a.json")
+
+
+def test_xml_with_entities_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "a.xml").write_text('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>')
+    with pytest.raises(cs.UserError, match="declares a document type"):
+        cs.open_boxes(tmp_path)
+
+
+def test_a_picture_above_the_cap_is_left_out(tmp_path: Path) -> None:
+    """20,000 x 20,000 pixels as a header says; nothing of it is decoded."""
+    for number in range(4):
+        picture(tmp_path / f"{number}.jpg")
+    data = bytearray((tmp_path / "3.jpg").read_bytes())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = (20_000).to_bytes(2, "big") * 2
+    (tmp_path / "3.jpg").write_bytes(data)
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(4)]
+    opened = cs.open_boxes(coco(tmp_path, images, []))
+    assert any("20000 x 20000 pixels (400 megapixels) is above the cap" in note for note in opened.notes)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_with_their_picture(tmp_path: Path, orientation: int) -> None:
+    """A white block on the stored picture is found where its turned box says, as Pillow turns the picture."""
+    from PIL import ImageOps
+
+    stored = np.zeros((30, 50, 3), np.uint8)
+    stored[4:10, 20:45] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "x.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.png")))[:, :, 0]
+    rows, columns = np.nonzero(upright)
+    expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert turn_boxes(np.array([[20.0, 4.0, 45.0, 10.0]]), orientation, (30, 50)).tolist() == [expected]
+
+
+def test_boxes_drawn_before_exif_are_turned(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", 40, 20, orientation=6)  # upright 20 x 40
+    picture(tmp_path / "b.jpg")
+    images = [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 20}, {"id": 2, "file_name": "b.jpg"}]
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 5]}
+    opened = cs.open_boxes(coco(tmp_path, images, [box]))
+    assert whole(opened, "a.jpg")[0].tolist() == [[15, 0, 20, 10]]  # the stored left end is the upright top
+    images[0] |= {"width": 20, "height": 40}
+    opened = cs.open_boxes(coco(tmp_path, images, [box]))
+    assert whole(opened, "a.jpg")[0].tolist() == [[0, 0, 10, 5]]
+
+
+def test_splits_are_carved_by_picture_and_stay(tmp_path: Path) -> None:
+    file = coco_set(tmp_path / "set", 30)
+    first, second = cs.open_boxes(file), cs.open_boxes(file)
+    parts = [set(each.paths) for each in (first.train, first.validation, first.test)]
+    assert [len(part) for part in parts] == [24, 3, 3]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+    assert first.test.paths == second.test.paths
+    assert first.classes == ("red", "green")  # by id: 1, 7
+
+
+def test_a_letterbox_keeps_the_shape() -> None:
+    assert fitted(300, 600, 128) == (64, 128)
+    assert fitted(1, 5000, 128) == (1, 128)
+    pixels = np.full((30, 60, 3), 7, np.uint8)
+    square = letterbox(pixels, 64, (1, 2, 3))
+    assert square.shape == (64, 64, 3)
+    assert (square[:32] == 7).all()
+    assert (square[32:] == [1, 2, 3]).all()
+    boxes = np.array([[6.0, 3.0, 30.0, 15.0]])
+    there = into_square(boxes, 30, 60, 64)
+    assert there.tolist() == pytest.approx(boxes * 64 / 60)
+    assert np.allclose(out_of_square(there, 30, 60, 64), boxes)
+    assert out_of_square(np.array([[0.0, 0.0, 64.0, 64.0]]), 30, 60, 64).tolist() == [[0, 0, 60, 30]]

@@ -1,0 +1,209 @@
+"""Detectors are built over any backbone, and are torchvision's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as FasterWeights
+from torchvision.models.detection import FCOS_ResNet50_FPN_Weights as FcosWeights
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights as RetinaWeights
+from torchvision.models.detection.fcos import FCOS
+from torchvision.ops import batched_nms
+
+import convscale as cs
+from convscale.artifact.boxes import suppress
+from convscale.nn.detector_graph import DetectorGraph
+from convscale.nn.detectors import HEADS
+from tests.detect.sets import small_detector, small_spec
+
+NORMS = 53_120
+"""Weights and biases of ResNet-50's batch norms, which torchvision's frozen ones do not count as parameters."""
+
+
+@pytest.mark.parametrize(
+    ("head", "classes", "weights"),
+    [("fcos", 91, FcosWeights), ("retinanet", 91, RetinaWeights), ("faster_rcnn", 90, FasterWeights)],
+)
+def test_parameters_are_those_that_torchvision_publishes(head: str, classes: int, weights: type) -> None:
+    """FCOS and RetinaNet of torchvision have an output for the background that they never learn; ours have none."""
+    with torch.device("meta"):
+        detector = cs.create_detector("resnet50", head=head, num_classes=classes, image_size=256)
+    count = sum(parameter.numel() for parameter in detector.parameters())
+    assert count == weights.COCO_V1.meta["num_params"] + NORMS  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_detector_is_called_as_torchvisions_are(head: str) -> None:
+    detector = small_detector(head)
+    images = [torch.rand(3, 50, 70), torch.rand(3, 64, 64)]
+    targets = [
+        {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([2])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},  # background alone
+    ]
+    losses = detector(images, targets)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    assert total > 0
+    total.backward()
+    first = next(detector.backbone.body.parameters())  # pyright: ignore
+    assert first.grad is not None
+    assert first.grad.abs().sum() > 0
+    with torch.no_grad():
+        answers = detector.eval()(images)
+    assert [sorted(each) for each in answers] == [["boxes", "labels", "scores"]] * 2
+    for answer, image in zip(answers, images, strict=True):
+        assert len(answer["labels"]) == 0 or (answer["labels"].min() >= 1 and answer["labels"].max() <= 2)
+        assert len(answer["boxes"]) == 0 or (
+            answer["boxes"].min() >= 0 and answer["boxes"][:, 2].max() <= image.shape[2]
+        )
+
+
+def test_the_head_is_torchvisions_own() -> None:
+    """The same weights in a plain FCOS of torchvision with a class more give the same boxes, labels one less."""
+    detector = small_detector("fcos").eval()
+    with torch.no_grad():
+        detector.head.classification_head.cls_logits.bias += 3  # pyright: ignore
+    plain = FCOS(
+        detector.backbone,  # pyright: ignore
+        2,
+        min_size=64,
+        max_size=64,
+        image_mean=list(detector.detector_spec.mean),
+        image_std=list(detector.detector_spec.std),
+        anchor_generator=detector.anchor_generator,  # pyright: ignore
+        head=detector.head,  # pyright: ignore
+        score_thresh=0.05,
+        size_divisible=64,
+    ).eval()
+    image = [torch.rand(3, 64, 64)]
+    with torch.no_grad():
+        ours, theirs = detector(image)[0], plain(image)[0]
+    assert len(ours["boxes"]) > 10
+    assert torch.equal(ours["boxes"], theirs["boxes"])
+    assert torch.equal(ours["labels"], theirs["labels"] + 1)
+
+
+@pytest.mark.parametrize("head", ["fcos", "retinanet", "ssdlite"])
+def test_the_graph_for_export_gives_the_detectors_own_boxes(head: str) -> None:
+    """For a whole batch at once what torchvision does picture by picture, bit for bit."""
+    torch.manual_seed(1)
+    detector = small_detector(head).eval()
+    for name, parameter in detector.head.named_parameters():  # pyright: ignore
+        if parameter.ndim == 1 and "cls" in name:
+            parameter.data += 2.0  # untrained scores are too low to be boxes
+    spec = detector.detector_spec
+    images = torch.rand(3, 3, 64, 64)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (spec.mean, spec.std))
+    with torch.no_grad():
+        expected = detector(images)
+        boxes, scores, labels = DetectorGraph(detector).eval()((images - mean) / std)
+    assert spec.score_threshold is not None
+    assert spec.nms_threshold is not None
+    assert spec.max_detections is not None
+    for at, each in enumerate(expected):
+        sure = scores[at] > spec.score_threshold
+        some = boxes[at][sure], scores[at][sure], labels[at][sure]
+        kept = suppress(*(part.numpy() for part in some), spec.nms_threshold, spec.max_detections)
+        assert len(each["boxes"]) > 10
+        assert torch.equal(some[0][kept], each["boxes"])
+        assert torch.equal(some[2][kept], each["labels"])
+
+
+def test_suppression_is_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(300, 2, generator=generator) * 80
+    boxes = torch.cat([corners, corners + 5 + torch.rand(300, 2, generator=generator) * 30], 1)
+    scores, labels = torch.rand(300, generator=generator), torch.randint(1, 4, (300,), generator=generator)
+    expected = batched_nms(boxes, scores, labels, 0.5)[:60]
+    assert suppress(boxes.numpy(), scores.numpy(), labels.numpy(), 0.5, 60).tolist() == expected.tolist()
+
+
+def test_a_detector_is_a_value() -> None:
+    detector = small_detector("retinanet", norm="frozen", anchor_scale=3.0)
+    told = json.loads(json.dumps(detector.detector_spec.to_dict()))
+    spec = cs.DetectorSpec.from_dict(told)
+    assert spec == detector.detector_spec
+    torch.manual_seed(3)
+    first = cs.create_detector(spec)
+    torch.manual_seed(3)
+    second = cs.create_detector(spec)
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    sides = first.anchor_generator.sizes[0]  # pyright: ignore
+    assert sides == pytest.approx((24.0, 24 * 2 ** (1 / 3), 24 * 2 ** (2 / 3)))  # three times the stride of 8
+
+
+def test_frozen_parts_do_not_learn_and_keep_their_statistics() -> None:
+    detector = small_detector("fcos", norm="frozen", frozen_stages=2).train()
+    body = detector.backbone.body  # pyright: ignore
+    assert not any(parameter.requires_grad for parameter in body.stem.parameters())
+    assert not any(parameter.requires_grad for parameter in body.stages[0].parameters())
+    assert any(parameter.requires_grad for parameter in body.stages[3].parameters())
+    before = {name: value.clone() for name, value in body.named_buffers()}
+    target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    detector([torch.rand(3, 64, 64)], [target])
+    assert all(torch.equal(value, before[name]) for name, value in body.named_buffers())
+
+
+def test_timms_networks_are_backbones_too() -> None:
+    pytest.importorskip("timm")
+    detector = cs.create_detector("timm/mobilenetv2_035", head="ssdlite", num_classes=3, image_size=64)
+    assert detector.backbone.strides == [16, 32]  # pyright: ignore
+    with torch.no_grad():
+        assert len(detector.eval()([torch.rand(3, 64, 64)])[0]["boxes"]) > 0
+
+
+def test_a_module_of_ones_own_is_a_backbone() -> None:
+    body = cs.create_model(small_spec(), features_only=True)
+    detector = cs.create_detector(body, head="fcos", num_classes=1, image_size=64, neck_width=64, head_depth=1)
+    assert detector.backbone.strides == [8, 16, 32]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "said"),
+    [
+        ("resnet18", {"head": "yolo"}, r"head 'yolo' is unknown"),
+        ("resnet18", {"image_size": 100}, r"image_size is 100; a detector's must be a multiple of 32"),
+        ("resnet18", {"num_classes": 0}, r"num_classes is 0; it must be a whole number of at least 1"),
+        ("resnet18", {"num_classes": None}, r"num_classes is missing"),
+        ("resnet18", {"norm": "group"}, r"norm is 'group'; it must be None, 'inplace', 'batchnorm' or 'frozen'"),
+        ("resnet18", {"neck": 3}, r"no option 'neck'"),
+        ("resnet18", {"neck_width": 48}, r"neck_width is 48; with head fcos it must be a multiple of 32"),
+        ("poolnet", {}, r"backbone poolnet has maps at strides .*; head fcos stands on those at 8, 16, 32"),
+        ("resnet81", {}, r"unknown model 'resnet81'"),
+        (3, {}, r"backbone is a int; it must be a name"),
+        (torch.nn.Identity(), {}, r"Identity is no backbone: it has no feature_info"),
+    ],
+)
+def test_what_can_not_be_built_is_told(backbone: object, options: dict[str, object], said: str) -> None:
+    given: dict[str, object] = {"num_classes": 2, **options}
+    with pytest.raises(cs.UserError, match=said):
+        cs.create_detector(backbone, **given)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "said"),
+    [
+        ([[40.0, 5.0, 10.0, 40.0]], [1], r"has the box \[40.0, 5.0, 10.0, 40.0\]; it must have x1 < x2"),
+        ([[5.0, 5.0, 10.0, 40.0]], [3], r"has labels 3 to 3; they must be 1 to 2"),
+        ([[5.0, 5.0, 10.0, 40.0]], [0], r"has labels 0 to 0; they must be 1 to 2"),
+        ([[5.0, 5.0, 10.0, 40.0]], [1, 1], r"must be a tensor of 1 labels"),
+    ],
+)
+def test_targets_that_are_none_are_told(boxes: list[list[float]], labels: list[int], said: str) -> None:
+    target = {"boxes": torch.tensor(boxes), "labels": torch.tensor(labels)}
+    with pytest.raises(cs.UserError, match=said):
+        small_detector()([torch.rand(3, 64, 64)], [target])
+    with pytest.raises(cs.UserError, match="needs targets"):
+        small_detector()([torch.rand(3, 64, 64)])
+
+
+def test_a_spec_from_outside_is_checked() -> None:
+    told = small_detector().detector_spec.to_dict()
+    with pytest.raises(cs.UserError, match="has no key 'width'"):
+        cs.DetectorSpec.from_dict({**told, "width": 3})
+    with pytest.raises(cs.UserError, match="lacks backbone"):
+        cs.DetectorSpec.from_dict({"num_classes": 3})
+    with pytest.raises(cs.UserError, match="score_threshold is 2"):
+        cs.DetectorSpec.from_dict({**told, "score_threshold": 2})

@@ -1,0 +1,149 @@
+"""A detector learns, goes on exactly after a stop, and is kept and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import convscale as cs
+from convscale.detect.boxes import BoxSplits
+from convscale.detect.loader import BoxLoader
+from convscale.learn.checkpoint import load_checkpoint
+from convscale.learn.loader import TrainLoader
+from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe
+from convscale.learn.schedule import lr_factor
+from convscale.learn.train import TrainRun
+from tests.detect.sets import coco_set, small_detector, small_spec
+from tests.learn.nets import halves_data
+
+SHORT = get_recipe("detect-small").override({"batch_size": 6, "epochs": 2})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> BoxSplits:
+    return cs.open_boxes(coco_set(tmp_path_factory.mktemp("set") / "set"))
+
+
+def trained(data: BoxSplits, output: Path | None = None, **options: object) -> TrainRun:
+    given: dict[str, object] = {"recipe": SHORT, "output": output, "workers": 0, **options}
+    size = {"image_size": 64, "detector": {"neck_width": 64, "head_depth": 1}}
+    return cs.train_detector(small_spec(), data, **size, **given)  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def run(data: BoxSplits, tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
+    return trained(data, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_leaves_its_checkpoints_log_and_examples(run: TrainRun, data: BoxSplits) -> None:
+    assert run.output is not None
+    assert [row["epoch"] for row in run.history] == [1, 2]
+    assert run.history[1]["train_loss"] < run.history[0]["train_loss"]
+    assert run.best_metric == max(0.0 if row["val_map"] is None else row["val_map"] for row in run.history)
+    figures = json.loads((run.output / "detection.json").read_text())
+    assert figures["map"] == pytest.approx(run.best_metric)
+    assert figures["classes"] == ["red", "green"]
+    drawn = sorted(path.name for path in (run.output / "examples").iterdir())
+    assert drawn == ["best-1.png", "best-2.png", "worst-1.png", "worst-2.png"]  # of two validation pictures
+    kept = load_checkpoint(run.output)
+    assert kept.classes == ("red", "green")
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept.net.state_dict().values(), run.net.state_dict().values(), strict=True)
+    )
+    first, second = (cs.evaluate_detector(net, data, workers=0) for net in (run.net, kept.net))
+    assert first.map == second.map
+    assert first.n == len(data.test)
+
+
+def test_a_stopped_run_goes_on_to_the_bit(run: TrainRun, data: BoxSplits, tmp_path: Path) -> None:
+    """Stopped in the middle of the second epoch, the run ends with the weights of one that was not stopped."""
+    steps = 0
+
+    def stop(event: dict) -> None:
+        nonlocal steps
+        steps += event["kind"] == "step"
+        if event["kind"] == "step" and steps == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = trained(data, tmp_path / "run", progress=stop)
+    assert not stopped.finished
+    resumed = trained(data, tmp_path / "run", resume=True)
+    assert resumed.finished
+    states = zip(run.net.state_dict().values(), resumed.net.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+    assert [row["train_loss"] for row in resumed.history] == [row["train_loss"] for row in run.history]
+
+
+def test_batches_depend_on_the_seed_alone(data: BoxSplits) -> None:
+    def batches(workers: int, start: int = 0, seed: int = 0) -> list[torch.Tensor]:
+        loader = BoxLoader(data.train, SHORT, image_size=64, fill=(1, 2, 3), seed=seed, workers=workers)
+        found = list(loader.batches(1, start))
+        return [
+            torch.cat([each.images.flatten().float(), *(t["boxes"].flatten() for t in each.targets)]) for each in found
+        ]
+
+    whole = batches(0)
+    assert all(map(torch.equal, whole, batches(2)))
+    assert torch.equal(whole[2], batches(0, start=2)[0])
+    assert not torch.equal(whole[0], batches(0, seed=1)[0])
+
+
+def test_augmented_boxes_stay_on_their_squares(data: BoxSplits) -> None:
+    """The colour of what is inside a box after scaling, cropping and flipping is its class's."""
+    loader = BoxLoader(data.train, SHORT, image_size=64, fill=(128, 128, 128), workers=0)
+    seen = 0
+    for epoch in range(3):
+        for batch in loader.batches(epoch):
+            for image, target in zip(batch.images, batch.targets, strict=True):
+                for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
+                    x1, y1, x2, y2 = box
+                    if x2 - x1 < 8 or y2 - y1 < 8 or len(target["labels"]) > 1:
+                        continue  # squares of one picture may lie on each other
+                    inner = image[int(y1) + 2 : int(y2) - 2, int(x1) + 2 : int(x2) - 2].float().mean((0, 1))
+                    assert inner.argmax() == label - 1, (box, label)
+                    assert inner[label - 1] > 200
+                    seen += 1
+    assert seen > 20
+
+
+def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
+    recipe = get_recipe("detect-1x")
+    at = [lr_factor(recipe, epoch / 12, 12) for epoch in (1, 7.99, 8, 10.99, 11, 11.99)]
+    assert at == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"augment": "resized-crop"}, "augment resized-crop knows no boxes"),
+        ({"mixup": 0.2}, "progressive, mixup, cutmix and policy know no boxes"),
+        ({"schedule": "multistep", "decay_at": "11,8"}, "decay_at must be ascending epochs"),
+        ({"scale_low": 2.0, "scale_high": 1.0}, "scale_low 2 is above scale_high 1"),
+        ({"batch_size": 100}, "batch_size 100 is larger than the train set"),
+    ],
+)
+def test_a_recipe_that_does_not_go_is_told(data: BoxSplits, change: dict[str, object], said: str) -> None:
+    with pytest.raises(cs.UserError, match=said):
+        trained(data, **change)
+
+
+def test_what_does_not_fit_the_data_is_told(data: BoxSplits, tmp_path: Path) -> None:
+    with pytest.raises(cs.UserError, match="the detector has 3 classes, the data 2"):
+        cs.train_detector(small_detector(num_classes=3), data, workers=0)
+    with pytest.raises(cs.UserError, match="does not say its image size; give image_size"):
+        cs.evaluate_detector(torch.nn.Identity(), data)
+    jittered = Recipe(name="x", augment="scale-jitter", batch_size=2)
+    with pytest.raises(cs.UserError, match="is for pictures with boxes"):
+        TrainLoader(halves_data().train, jittered, image_size=8)
+    background = data.train.subset(np.flatnonzero([len(each) == 0 for each in data.train.boxes]))
+    nothing = dataclasses.replace(data, train=background)
+    with pytest.raises(cs.UserError, match="the train set has no box"):
+        trained(nothing)
