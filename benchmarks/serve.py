@@ -286,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("results/serve.jsonl"))
     asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with it
     done = [json.loads(line) for line in asked.output.read_text().splitlines()] if asked.output.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
         artifact = exported(asked.model, asked.img_size, Path(folder) / "m")
