@@ -130,7 +130,7 @@ def classify_stream(
     paths = iter(paths)
     preload()
     waiting: deque[tuple[str, Future[np.ndarray | Square]]] = deque()
-    decode = _decode_square if artifact.is_detector else _decode
+    decode = _decode_square if _finds_boxes(artifact) else _decode
     with ThreadPoolExecutor(workers) as pool:
 
         def fill() -> None:
@@ -181,7 +181,7 @@ def classify(
     Raises:
         UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
     """
-    form = _format(output, format, boxes=artifact.is_detector)
+    form = _format(output, format, boxes=_finds_boxes(artifact))
     _check_options(top, artifact, batch_size, workers)  # before anything is written
     if not isinstance(output, (str, os.PathLike)):
         return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
@@ -216,6 +216,11 @@ class _Rows:
     workers: int | None
     on_rows: Callable[[int, int], object] | None
     count: int = 0
+
+
+def _finds_boxes(artifact: Artifact) -> bool:
+    """Whether it is a detector's; what only looks like an artefact is none."""
+    return bool(getattr(artifact, "is_detector", False))
 
 
 def _appended(path: Path) -> TextIO:
@@ -348,7 +353,7 @@ def _box_rows(decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Ar
 def _rows(
     decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, top: int, batch_size: int
 ) -> Iterator[Row]:
-    if artifact.is_detector:
+    if _finds_boxes(artifact):
         yield from _box_rows(decoded, artifact)
         return
     images = [image for _, image in decoded if isinstance(image, np.ndarray)]

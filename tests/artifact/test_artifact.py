@@ -60,7 +60,7 @@ def test_a_missing_file(folder: Path) -> None:
 
 def test_newer_schema(folder: Path) -> None:
     edit(folder, schema=99)
-    with pytest.raises(UserError, match="has schema 99, this version of convscale reads up to 1; update convscale"):
+    with pytest.raises(UserError, match="has schema 99, this version of convscale reads up to 2; update convscale"):
         load_artifact(folder)
 
 

@@ -73,6 +73,7 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
     assert page.count("data:image/png;base64,") == 2  # one validation picture, the best and the worst
 
 
+@pytest.mark.slow
 def test_measure_tells_the_parts_apart(place: Path) -> None:
     (told,) = json.loads(
         run("measure", place / "net.yaml", "--task", "detection", *SMALL, "-b", 2, "--seconds", 0.05, "--json")

@@ -34,7 +34,9 @@ def test_parameters_are_those_that_torchvision_publishes(head: str, classes: int
     assert count == weights.COCO_V1.meta["num_params"] + NORMS  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head", ["retinanet", *(pytest.param(h, marks=pytest.mark.slow) for h in ("fcos",)), *HEADS[2:]]
+)
 def test_a_detector_is_called_as_torchvisions_are(head: str) -> None:
     detector = small_detector(head)
     images = [torch.rand(3, 50, 70), torch.rand(3, 64, 64)]
