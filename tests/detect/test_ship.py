@@ -118,7 +118,7 @@ def test_other_heads_ship_with_suppression_outside(head: str, tmp_path: Path) ->
 
 def test_openvino_says_the_same(artifact: Artifact, detector: Detector, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    made = cs.export(detector, tmp_path / "art", format="openvino", classes=CLASSES, bake=True)
+    made = cs.export(detector, tmp_path / "art", format="openvino", classes=CLASSES)
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     for a, b in zip(made.detect(images), artifact.detect(images), strict=True):
         first, second = (Found(boxes=e.boxes, scores=e.scores, labels=e.labels).above(0.3) for e in (a, b))
