@@ -66,6 +66,13 @@ class BoxSplit:
         """How many boxes there are, crowds left out."""
         return int(sum((~each).sum() for each in self.crowd))
 
+    def label_bytes(self) -> bytes:
+        """All boxes with their classes, for a digest."""
+        parts: list[bytes] = []
+        for boxes, labels, crowd in zip(self.boxes, self.labels, self.crowd, strict=True):
+            parts += [b"%d " % len(labels), boxes.tobytes(), labels.tobytes(), crowd.tobytes()]
+        return b"".join(parts)
+
     def name(self, index: int) -> str:
         """What to call a picture in messages."""
         return self.paths[index]

@@ -49,6 +49,9 @@ class BoxLoader:
         world: processes that share every epoch.
     """
 
+    in_memory = False
+    """Pictures are read from files."""
+
     def __init__(
         self,
         split: BoxSplit,

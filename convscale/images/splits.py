@@ -56,6 +56,10 @@ class Split:
         """What to call the image in messages and reports: its path, or its number."""
         raise NotImplementedError
 
+    def label_bytes(self) -> bytes:
+        """All labels, for a digest."""
+        return self.labels.contiguous().numpy().tobytes()
+
     def read(self, index: int) -> torch.Tensor:
         """The image, uint8 (H, W, channels).
 

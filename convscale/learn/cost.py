@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convscale.learn.loader import TrainLoader
 from convscale.learn.progress import duration
 from convscale.machine import available_cores
 from convscale.nn.norm import InPlaceABN
@@ -80,7 +81,7 @@ def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
             )
         ways.append(
             "files that are nearer to the size they are trained at"
-            if recipe.shrink
+            if recipe.shrink or not isinstance(loader, TrainLoader)
             else "--set shrink=1.15 (reads smaller copies, made once)"
         )
         out.append(f"{waited:.0%} of the time went into waiting for images: {'; '.join(ways)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import convscale as cs
 from convscale.detect.data import turn_boxes
+from convscale.images.digest import data_digest
 from convscale.images.letterbox import fitted, into_square, letterbox, out_of_square
 from tests.detect.sets import coco_set
 
@@ -220,3 +222,14 @@ def test_a_letterbox_keeps_the_shape() -> None:
     assert there.tolist() == pytest.approx(boxes * 64 / 60)
     assert np.allclose(out_of_square(there, 30, 60, 64), boxes)
     assert out_of_square(np.array([[0.0, 0.0, 64.0, 64.0]]), 30, 60, 64).tolist() == [[0, 0, 60, 30]]
+
+
+def test_a_digest_follows_every_box(tmp_path: Path) -> None:
+    place = coco_set(tmp_path)
+    data = cs.open_boxes(place)
+    before = data_digest([data.train])
+    assert before == data_digest([cs.open_boxes(place).train])
+    moved = tuple(boxes + 1 for boxes in data.train.boxes)
+    assert data_digest([dataclasses.replace(data.train, boxes=moved)]) != before
+    other = tuple(3 - labels for labels in data.train.labels)
+    assert data_digest([dataclasses.replace(data.train, labels=other)]) != before
