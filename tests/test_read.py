@@ -221,6 +221,7 @@ ELSEWHERE = {
     "predictor/devices.py": "a file of the package",
     "predictor/fitted.py": "a file of the package",
     "predictor/traced.py": "a file of the package",
+    "nas/engines/local.py": "what another process of the same run says",
     "choice/speeds.py": "what another process of the same run says",
     "learn/checkpoint.py": "load_file behind check_tensors",
     "nn/state_dicts.py": "load_file behind check_tensors",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscale.artifact.manifest import MANIFEST
 from convscale.cli.detect import check_box_outputs, export_boxes, write_box_outputs
 from convscale.cli.options import (
     Device,
@@ -105,6 +104,8 @@ def export_command(
     """Export a checkpoint, or a network by its name, as an artefact, checked against it."""
     if name is not None and layout is None:
         raise UserError("--name goes with --layout; an artefact is called as its folder is")
+    from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
+
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
         _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
         return

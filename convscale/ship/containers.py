@@ -11,6 +11,7 @@ import convscale._version
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.files import write_text
+from convscale.runtimes.base import runtime_of, runtimes_of
 
 PACKAGES = (
     *("numpy", "pillow", "lazy_loader", "simplejpeg", "onnxruntime", "typer", "rich", "pyyaml"),
@@ -62,9 +63,10 @@ def requirements(artifact: Artifact) -> list[str]:
     Raises:
         UserError: something is not installed.
     """
-    wanted = [*PACKAGES, *(["openvino"] if artifact.runtime == "openvino" else [])]
-    if artifact.runtime == "openvino" and artifact.format == "openvino":
-        wanted.remove("onnxruntime")
+    own, usual = runtime_of(artifact.runtime), runtime_of(runtimes_of("onnx")[0])
+    wanted = list(dict.fromkeys([*PACKAGES, own.library]))
+    if own is not usual and artifact.format not in usual.formats:
+        wanted.remove(usual.library)
     lines: list[str] = []
     for package in wanted:
         try:

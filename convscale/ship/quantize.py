@@ -231,7 +231,13 @@ def _stay_in_float(graph: Any, float_values: set[str]) -> list[str]:
     below: set[str] = set()
     after = {"logits"}
     names = []
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
+        # ONNX Runtime multiplies by one matrix of 8 bits at a time: a weight of several stays in float.
+        if node.op_type == "MatMul" and any(ranks.get(name, 2) != 2 for name in node.input):
+            names.append(node.name)
+            below |= set(node.output)
+            continue
         if node.op_type in LAYERS or below & set(node.input):
             below |= set(node.output)
         past = bool(after & set(node.input))

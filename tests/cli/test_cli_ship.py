@@ -179,7 +179,7 @@ def point_outside(folder: Path) -> None:
     ("spoil", "text"),
     [
         (damage, "is damaged: the checksum of model.onnx is wrong"),
-        (make_newer, "has schema 99, this version of convscale reads up to 1; update convscale"),
+        (make_newer, "has schema 99, this version of convscale reads up to 2; update convscale"),
         (point_outside, "wants data from '../../secret.bin', outside its own folder; refused"),
     ],
 )

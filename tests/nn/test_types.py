@@ -23,4 +23,4 @@ def test_a_public_function_is_typed(function) -> None:
 def test_they_are_all_here() -> None:
     functions = {value.__name__ for value in PUBLIC if inspect.isfunction(value)}
     naming = {"get_spec", "list_models", "load_spec", "save_spec", "scale"}
-    assert functions == naming | {"convert_norm", "create_model", "export_weights", "load_weights"}
+    assert functions == naming | {"convert_norm", "create_detector", "create_model", "export_weights", "load_weights"}

@@ -173,7 +173,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"init": "nope"}, "init is 'nope'; it must be 'pretrained' or a file of weights"),
         ({"device": "cuda:99"}, "device 'cuda:99': "),
         ({"max_drop": float("nan")}, "max_drop is nan; it must be a number of accuracy points from 0 to 100"),
-        ({"int8": "yes"}, "int8 is 'yes'; it must be True or False"),
+        ({"int8": "yes"}, "int8 must be true, false or 'qat', got 'yes'"),
         ({"overrides": [1]}, r"overrides is \[1\]; it must map recipe keys to values"),
         ({"output": 5}, "output is 5; it must be a path"),
         ({"resume": "x"}, "resume is 'x'; it must be True or False"),

@@ -317,7 +317,7 @@ def test_scaled_members_take_over_where_no_weights_keep_the_speed(pictures, weig
     monkeypatch.setattr("convscale.pipeline.finding.families_for", lambda size: ("tresnet_m",))
     monkeypatch.setattr("convscale.pipeline.finding.members", lambda base, size: [tiny])
     fast = cs.predict(tiny, device="l4", precision="amp", image_size=96, batch_size=64, compiled=True)
-    asked = 0.95 * fast.low
+    asked = 1.15 * fast.low  # more than any released network is likely to keep at 96 px
     rows, record = found_by(pictures, tmp_path / "run", monkeypatch, min_throughput=asked, weights_dir=weights)
     assert rows["tiny", 96]["finalist"]
     assert rows["tiny", 96].get("weights") is None

@@ -59,13 +59,13 @@ def test_the_layers_add_up_to_the_prediction(
 
 
 def test_the_wait_for_the_host_is_a_row_of_its_own() -> None:
-    """8 us a launch in eager mode: at batch 1 an H100 has done its work long before."""
-    found = profile("resnet18", Conditions(device="h100-sxm", precision="amp", batch_size=1))
-    launches = count("resnet18", precision="amp").kernels
+    """20 us a module's operator in eager mode: at batch 1 an H100 has done its work long before."""
+    found = profile("resnet18", Conditions(device="h100-sxm", precision="fp32", batch_size=1))
+    launches = count("resnet18", precision="fp32").kernels
     work_s = sum(layer.time_s for layer in found.layers[:-1])
     assert found.layers[-1].name == WAITING
     assert sum(layer.launches for layer in found.layers) == launches
-    assert found.layers[-1].time_s == pytest.approx(8e-6 * launches - work_s)
+    assert found.layers[-1].time_s == pytest.approx(20e-6 * launches - work_s)
     assert found.layers[-1].time_s > 0.1 * work_s
     assert WAITING in found.parts()
 
@@ -79,10 +79,10 @@ def test_what_belongs_to_no_module_has_rows_that_say_so() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.relu(self.conv(x)).mean((2, 3))
 
-    conditions = Conditions(device="v100", mode="train", batch_size=64, image_size=64)
+    conditions = Conditions(device="v100", mode="train", batch_size=4096, image_size=64)  # too much work to wait
     found = {layer.name: layer for layer in profile(Net(), conditions).layers}
     assert list(found) == ["conv", ITSELF, BACKWARD, UPDATE]
-    macs = 64 * 64 * 64 * 8 * 27
+    macs = 4096 * 64 * 64 * 8 * 27
     assert (found["conv"].macs, found[BACKWARD].macs) == (macs, macs)  # the weight's gradient; the image needs none
     assert found[UPDATE].nbytes == 5 * 4 * 8 * 27  # weight, gradient and momentum read, weight and momentum written
 
