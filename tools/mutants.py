@@ -352,6 +352,11 @@ def write(record: Path, rows: dict[str, Row]) -> None:
     whole = record.with_name(f".{record.name}.tmp")
     whole.write_text("".join(json.dumps(asdict(rows[name])) + "\n" for name in sorted(rows)), encoding="utf-8")
     os.replace(whole, record)
+    if str(ROOT) not in sys.path:  # run as a script, the tool's own folder stands there
+        sys.path.append(str(ROOT))
+    from benchmarks.records import seal  # what stands there is what this run wrote
+
+    seal(record)
 
 
 def report(root: Path, mutants: Sequence[Mutant], rows: dict[str, Row]) -> tuple[str, bool]:
