@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import litserve as ls
+import litserve as ls  # pyright: ignore[reportMissingImports]  # of the group `bench`
 import numpy as np
 
 from benchmarks.serve_peers import image_of
