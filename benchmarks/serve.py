@@ -1,7 +1,7 @@
 """What serving costs: `convscale serve` beside its peers, on the loopback alone, within bounds of time and memory.
 
     python -m benchmarks.serve [--model tf_efficientnet_lite0] [--img-size 224] [--seconds 10] [--rounds 3]
-        [--only throughput latency load overload stops] [--output results/serve.jsonl]
+        [--only throughput latency load answers overload stops] [--output results/serve.jsonl]
 
 The network is exported with random weights and tuned here. Each server runs in a process of its own
 (`benchmarks.serve_peers`), the clients in another (`benchmarks.serve_load`), which checks every answer.
@@ -10,6 +10,7 @@ The network is exported with random weights and tuned here. Each server runs in 
   the same clients drive an endpoint that computes nothing, at the rate that was served: what is left of the machine.
 - latency: one client.
 - load: 70 % of our own throughput, the 99th percentile against the tuned batch's time.
+- answers: 100,000 of them under load, each compared with what the artefact says in-process.
 - overload: more clients than the queue holds, for a while: memory, wrong and lost answers, and the first good answer
   after it.
 - stops: SIGTERM under load, again and again: every request that was taken is answered.
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -41,7 +42,8 @@ from benchmarks.records import machine, replace_record
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.machine import busy
 
-PARTS = ("throughput", "latency", "load", "overload", "stops")
+PARTS = ("throughput", "latency", "load", "answers", "overload", "stops")
+ANSWERS = 100_000
 SERVERS = ("ours", "fastapi", "litserve", "ort")
 CLIENTS = 32
 KEYS = ("benchmark", "model", "image_size", "machine", "part")
@@ -224,6 +226,16 @@ def load(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
     return {"rate": 0.7 * most, "p99_ms": p99, "batch_ms": batch_ms, "of_batch": p99 / batch_ms, "seen": seen}
 
 
+def answers(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
+    """As many as are owed, from 32 clients, however long it takes."""
+    del rounds
+    seen: list[dict[str, Any]] = []
+    with bench.server("ours") as (_, port):
+        while sum(each["answers"] for each in seen) < ANSWERS:
+            seen.append(bench.ask("ours", port, clients=CLIENTS, seconds=max(seconds, 30.0)))
+    return {key: sum(each[key] for each in seen) for key in ("answers", "wrong", "refused", "lost", "shut")}
+
+
 def overload(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
     """Five times as many images at once as the queue and the batch hold."""
     del rounds
@@ -275,6 +287,16 @@ def stops(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
     return {"stops": count, "answers": good, "wrong": wrong, "lost": lost, "codes": codes}
 
 
+MEASURES: dict[str, Callable[[Bench, float, int], dict[str, Any]]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "load": load,
+    "answers": answers,
+    "overload": overload,
+    "stops": stops,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -302,9 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not asked.again and any(all(old.get(key) == row[key] for key in KEYS) for old in done):
                 print(f"{part}: is there")
                 continue
-            found = {"throughput": throughput, "latency": latency, "load": load, "overload": overload, "stops": stops}[
-                part
-            ](bench, asked.seconds, asked.rounds)
+            found = MEASURES[part](bench, asked.seconds, asked.rounds)
             record = {
                 **row,
                 "batch_size": artifact.batch_size,

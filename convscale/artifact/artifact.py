@@ -81,6 +81,8 @@ class Artifact:
         self.cut = manifest.detection
         self.streams = manifest.runtime.streams or 1 if tuned else 1
         self.tuned = tuned and manifest.runtime.streams is not None
+        self.divided = True
+        """Set to False before the first call, batches stay whole: who calls fills the streams, by as many threads."""
         self.device = device
         self.batch_size = manifest.runtime.batch_size or 32
         self.classes = _class_names(folder)
@@ -138,6 +140,7 @@ class Artifact:
                     threads=self.threads,
                     device=self.device,
                     streams=self.streams,
+                    divided=self.divided,
                     batch_size=self.batch_size if self.tuned else None,
                 )
                 self._runner = open_artifact(self, self.runtime, how)

@@ -62,6 +62,9 @@ class Opening:
     """How activations lie in memory."""
     streams: int = 1
     """Parts of a batch that run side by side, the threads shared among them."""
+    divided: bool = True
+    """A batch is cut into a part for each stream; False: it stays whole, and who calls fills the streams by calling
+    from several threads."""
     batch_size: int | None = None
     """The one that most calls will have; None: not known."""
     train: bool = False
@@ -114,13 +117,15 @@ class FileRunner(Runner[list[np.ndarray], Outputs]):
     """
 
     streams: int
+    parts: int
+    """Into which a batch is cut."""
     dtype: np.dtype
     """Of the network's input."""
 
     def prepare(self, batch: Batch) -> list[np.ndarray]:
         array = batch if isinstance(batch, np.ndarray) else batch.detach().cpu().numpy()
         array = np.ascontiguousarray(array, dtype=self.dtype)
-        return np.array_split(array, min(self.streams, max(1, len(array))))
+        return np.array_split(array, min(self.parts, max(1, len(array))))
 
 
 class Runtime(ABC):

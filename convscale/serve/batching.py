@@ -1,7 +1,7 @@
 """Requests that wait together go through the network together.
 
-One thread runs one artefact. While it runs, requests gather; when it is free, it takes as many as make up a batch. With
-less than a batch it waits for more only while another request is known to be on its way, and never longer than the
+One thread for each of an artefact's streams runs it. While they run, requests gather; one that is free takes as many as
+make up a batch. With less than a batch it waits for more only while another request is known to be on its way, and never longer than the
 stated delay: a client by itself never waits.
 """
 
@@ -71,11 +71,12 @@ class _Job:
 
 
 class Batcher:
-    """The queue before one artefact, and the thread that calls it.
+    """The queue before one artefact, and the threads that call it.
 
     Args:
         run: the artefact.
-        name: of the thread.
+        name: of the threads.
+        threads: that call ``run``, side by side.
         batch_size: images of a batch; a job of more goes alone.
         max_delay_s: how long less than a batch waits for a request that is on its way.
         most_waiting: images that may wait; a job that finds the queue empty is always taken.
@@ -83,7 +84,15 @@ class Batcher:
     """
 
     def __init__(
-        self, run: Run, *, name: str, batch_size: int, max_delay_s: float, most_waiting: int, watcher: Watcher
+        self,
+        run: Run,
+        *,
+        name: str,
+        batch_size: int,
+        max_delay_s: float,
+        most_waiting: int,
+        watcher: Watcher,
+        threads: int = 1,
     ) -> None:
         self.batch_size, self.max_delay_s, self.most_waiting = batch_size, max_delay_s, most_waiting
         self._run, self._watcher = run, watcher
@@ -94,8 +103,12 @@ class Batcher:
         self._closing = False
         self._rate = 0.0  # images/s, of the last batches
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name=f"batches of {name}", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batches of {name}, {number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -122,7 +135,7 @@ class Batcher:
         finally:
             with self._changed:
                 self._coming -= 1
-                self._changed.notify()
+                self._changed.notify_all()
 
     def submit(self, images: np.ndarray, timeout_s: float) -> asyncio.Future[Answered]:
         """Put images into the queue; to be called in an event loop. Cancelling the future drops the job.
@@ -139,17 +152,18 @@ class Batcher:
             future: asyncio.Future[Answered] = loop.create_future()
             self._jobs.append(_Job(images, future, loop, time.perf_counter() + timeout_s))
             self._waiting += len(images)
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def close(self) -> None:
         """Take nothing more, answer all that waits, and end. Blocks until then."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    # -- the thread
+    # -- the threads
 
     def _work(self) -> None:
         while (jobs := self._next_batch()) is not None:
@@ -168,7 +182,7 @@ class Batcher:
 
     def _wait_for_more(self) -> None:
         until = time.perf_counter() + self.max_delay_s
-        while self._waiting < self.batch_size and self._coming and not self._closing:
+        while 0 < self._waiting < self.batch_size and self._coming and not self._closing:
             # What is on its way for longer than the delay, from a slow client, is not waited for.
             left = min(until, self._last_coming + self.max_delay_s) - time.perf_counter()
             if left <= 0:
@@ -198,7 +212,8 @@ class Batcher:
             _deliver([(job, error) for job in jobs])
             return
         run_s = time.perf_counter() - start
-        self._rate = len(rows) / run_s if not self._rate else 0.8 * self._rate + 0.2 * len(rows) / run_s
+        rate = len(self._threads) * len(rows) / run_s
+        self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
         results: list[tuple[_Job, Answered | BaseException]] = []
         at = 0
         for job in jobs:

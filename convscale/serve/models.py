@@ -95,7 +95,7 @@ class Version:
     number: int
     """Counted up, or as its folder is called."""
     artifact: Artifact
-    """Called by the batcher's thread alone."""
+    """Called by the batcher's threads alone."""
     batcher: Batcher
     """Its queue."""
     takes: Takes
@@ -148,7 +148,10 @@ class Model:
         how = self._how
         artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
         batch_size = how.batch_size or artifact.batch_size
-        artifact.batch_size = batch_size
+        # Each stream has a thread of its own that takes batches from the queue: where a batch is cut into parts that run
+        # side by side, each batch waits for its slowest part.
+        batch_size = max(1, batch_size // artifact.streams)
+        artifact.batch_size, artifact.divided = batch_size, False
         checked = check_reference(artifact)
         height, width = sides(artifact.image_size)
         image = (height, width, artifact.preprocessing.channels)
@@ -165,9 +168,10 @@ class Model:
         batcher = Batcher(
             artifact,
             name=self.name,
+            threads=artifact.streams,
             batch_size=batch_size,
             max_delay_s=how.max_delay_s,
-            most_waiting=how.queue_batches * batch_size,
+            most_waiting=how.queue_batches * artifact.streams * batch_size,
             watcher=self._watcher,
         )
         return Version(number=number, artifact=artifact, batcher=batcher, takes=takes, checked=checked)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +59,13 @@ class Running:
         """Host and port."""
         host, _, port = self.url.removeprefix("http://").partition(":")
         return host, int(port)
+
+    def says(self, wanted: Callable[[dict[str, object]], bool], count: int = 1) -> list[dict[str, object]]:
+        """The wanted lines of its log, once there are ``count`` of them; those there are after ten seconds."""
+        end = time.monotonic() + 10
+        while len(lines := [line for line in list(self.said) if wanted(line)]) < count and time.monotonic() < end:
+            time.sleep(0.002)
+        return lines
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from tests.serve.conftest import Running, copied, pixels, running
 def ask(
     server: Running, path: str, body: bytes | None = None, method: str | None = None, **headers: str
 ) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and value of an answer."""
+    """Status, headers and value of an answer, once it stands in the log and the metrics."""
     with closing(http.client.HTTPConnection(*server.address, timeout=20)) as line:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         line.request(method or ("GET" if body is None else "POST"), path, body, named)
@@ -41,7 +41,10 @@ def ask(
         data = answer.read()
         kind = answer.headers.get("content-type", "")
         value = json.loads(data) if kind.startswith("application/json") else data
-        return answer.status, {name.lower(): text for name, text in answer.headers.items()}, value
+        found = {name.lower(): text for name, text in answer.headers.items()}
+        if number := found.get("x-request-id"):  # the line is written after the last byte has left
+            server.says(lambda line: line["event"] == "request" and line["request_id"] == number)
+        return answer.status, found, value
 
 
 def picture(image: np.ndarray, form: str = "PNG") -> bytes:
@@ -345,12 +348,8 @@ def test_a_client_that_leaves_and_one_that_is_late(artifact: Artifact, images: n
         good = ask(one, "/v2/models/m/infer", body, Inference_Header_Content_Length=str(size))
         assert good[0] == 200
         assert ran == [1, 1]
-        assert sorted(str(line["status"]) for line in one.said if line["event"] == "request") == [
-            "200",
-            "499",
-            "499",
-            "504",
-        ]
+        lines = one.says(lambda line: line["event"] == "request", 4)
+        assert sorted(str(line["status"]) for line in lines) == ["200", "499", "499", "504"]
 
 
 def test_answers_that_are_no_numbers_are_an_error(artifact: Artifact, images: np.ndarray) -> None:
@@ -395,7 +394,7 @@ def test_a_token_is_asked_for(artifact: Artifact, images: np.ndarray) -> None:
 def test_each_request_has_a_number_in_answer_and_log(server: Running, images: np.ndarray) -> None:
     path = "/v2/models/fashion/classify"
     assert ask(server, path, picture(images[0]), X_Request_Id="mine-1")[1]["x-request-id"] == "mine-1"
-    (line,) = [line for line in server.said if line.get("request_id") == "mine-1"]
+    (line,) = server.says(lambda line: line.get("request_id") == "mine-1")
     assert (line["model"], line["status"], line["images"], line["batch"]) == ("fashion", 200, 1, 1)
     assert {"queue_ms", "run_ms", "ms", "bytes"} <= set(line)
     made = ask(server, "/v2", X_Request_Id='"; forged')[1]["x-request-id"]
@@ -480,7 +479,7 @@ def test_a_new_version_takes_over_and_a_bad_one_does_not(tmp_path: Path) -> None
         status, _, value = ask(one, path, b"{}")
         assert (status, "refused" in value["error"], str(tmp_path) in value["error"]) == (409, True, False)
         assert model.current.number == 1
-        (refused,) = [line for line in one.said if line["event"] == "version refused"]
+        (refused,) = one.says(lambda line: line["event"] == "version refused")
         assert "something else of its reference images" in str(refused["why"])
         (tmp_path / "new").rename(top / "3")
         assert ask(one, path, b"{}")[0] == 200
