@@ -1,7 +1,7 @@
 """Requests that wait together go through the network together.
 
-One thread for each of an artefact's streams runs it. While they run, requests gather; one that is free takes as many as
-make up a batch. With less than a batch it waits for more only while another request is known to be on its way, and never longer than the
+An artefact runs a batch in each of its streams. While they run, requests gather; a stream that is free takes as many
+as make up a batch. With less than a batch it waits for more only while another request is known to be on its way, and never longer than the
 stated delay: a client by itself never waits.
 """
 
@@ -76,7 +76,8 @@ class Batcher:
     Args:
         run: the artefact.
         name: of the threads.
-        threads: that call ``run``, side by side.
+        streams: batches that run side by side. Of several, as many more wait in the runtime, whole ones alone, so that it
+            goes from one to the next without waiting for Python.
         batch_size: images of a batch; a job of more goes alone.
         max_delay_s: how long less than a batch waits for a request that is on its way.
         most_waiting: images that may wait; a job that finds the queue empty is always taken.
@@ -92,10 +93,12 @@ class Batcher:
         max_delay_s: float,
         most_waiting: int,
         watcher: Watcher,
-        threads: int = 1,
+        streams: int = 1,
     ) -> None:
         self.batch_size, self.max_delay_s, self.most_waiting = batch_size, max_delay_s, most_waiting
         self._run, self._watcher = run, watcher
+        self._streams = streams
+        self._running = 0  # batches
         self._jobs: deque[_Job] = deque()
         self._waiting = 0  # images in the queue
         self._coming = 0
@@ -105,7 +108,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"batches of {name}, {number}", daemon=True)
-            for number in range(threads)
+            for number in range(streams if streams == 1 else 2 * streams)
         ]
         for thread in self._threads:
             thread.start()
@@ -169,14 +172,18 @@ class Batcher:
         while (jobs := self._next_batch()) is not None:
             if jobs:
                 self._answer(jobs)
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
 
     def _next_batch(self) -> list[_Job] | None:
         """The jobs of a batch; None at the end."""
         with self._changed:
-            while not self._jobs:
-                if self._closing:
+            while not self._jobs or (self._running >= self._streams and self._waiting < self.batch_size):
+                if self._closing and not self._jobs:
                     return None
                 self._changed.wait()
+            self._running += 1
             self._wait_for_more()
             return self._take()
 
@@ -212,7 +219,7 @@ class Batcher:
             _deliver([(job, error) for job in jobs])
             return
         run_s = time.perf_counter() - start
-        rate = len(self._threads) * len(rows) / run_s
+        rate = self._running * len(rows) / run_s
         self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
         results: list[tuple[_Job, Answered | BaseException]] = []
         at = 0

@@ -148,8 +148,8 @@ class Model:
         how = self._how
         artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
         batch_size = how.batch_size or artifact.batch_size
-        # Each stream has a thread of its own that takes batches from the queue: where a batch is cut into parts that run
-        # side by side, each batch waits for its slowest part.
+        # Each stream takes batches of its own from the queue: where a batch is cut into parts that run side by side, it
+        # waits for the slowest of them.
         batch_size = max(1, batch_size // artifact.streams)
         artifact.batch_size, artifact.divided = batch_size, False
         checked = check_reference(artifact)
@@ -168,7 +168,7 @@ class Model:
         batcher = Batcher(
             artifact,
             name=self.name,
-            threads=artifact.streams,
+            streams=artifact.streams,
             batch_size=batch_size,
             max_delay_s=how.max_delay_s,
             most_waiting=how.queue_batches * artifact.streams * batch_size,

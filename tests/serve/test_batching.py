@@ -71,6 +71,39 @@ def test_what_waits_goes_together_and_each_gets_its_own() -> None:
     assert len(slow.threads) == 1
 
 
+def test_streams_run_side_by_side_and_whole_batches_alone_wait_in_the_runtime() -> None:
+    slow = Slow()
+    batcher, notes = made(slow, streams=2, batch_size=2)
+
+    async def clients() -> list[Answered]:
+        async def threads(count: int) -> None:
+            while len(slow.threads) < count:
+                await asyncio.sleep(0.001)
+
+        futures = [batcher.submit(image(1), 10)]
+        await threads(1)
+        futures.append(batcher.submit(image(2), 10))
+        await threads(2)
+        futures.append(batcher.submit(image(3), 10))
+        await asyncio.sleep(0.05)
+        assert (len(slow.threads), batcher.waiting) == (2, 1)  # less than a batch waits for a stream
+        futures.append(batcher.submit(image(4), 10))
+        await threads(3)
+        futures.append(batcher.submit(image(5, 2), 10))
+        await threads(4)
+        futures.append(batcher.submit(image(6, 2), 10))
+        await asyncio.sleep(0.05)
+        assert (len(slow.threads), batcher.waiting) == (4, 2)
+        slow.may.set()
+        return await asyncio.gather(*futures)
+
+    found = asyncio.run(clients())
+    batcher.close()
+    assert [each.rows[0].tolist() for each in found] == [[1], [2], [3], [4], [5], [6]]
+    assert [each.batch for each in found] == [1, 1, 2, 2, 2, 2]
+    assert sorted(notes.batches) == [1, 1, 2, 2, 2]
+
+
 def test_more_than_a_batch_goes_alone() -> None:
     slow = Slow()
     slow.may.set()
