@@ -38,8 +38,7 @@ class Seen:
 
 
 async def _client(plan: dict[str, Any], number: int, seen: Seen, until: float) -> None:
-    requests = [base64.b64decode(text) for text in plan["requests"]]
-    right = [np.array(row, np.float32) for row in plan["right"]]
+    requests, right = plan["requests"], plan["right"]
     clients, rate = plan["clients"], plan["rate"]
     at, due = number, time.perf_counter() + number / max(rate, 1e-9) if rate else 0.0
     reader = writer = None
@@ -91,6 +90,9 @@ def _is_right(body: bytes, right: np.ndarray, as_json: bool) -> bool:
 
 async def _main(plan: dict[str, Any]) -> Seen:
     seen = Seen()
+    # Once, before the clock starts: else the first clients are late, and catch up all at once.
+    plan["requests"] = [base64.b64decode(text) for text in plan["requests"]]
+    plan["right"] = [np.array(row, np.float32) for row in plan["right"]]
     until = time.perf_counter() + plan["seconds"]
     await asyncio.gather(*(_client(plan, number, seen, until) for number in range(plan["clients"])))
     return seen
@@ -99,9 +101,8 @@ async def _main(plan: dict[str, Any]) -> Seen:
 def main() -> None:
     """Ask, and print."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    start = time.perf_counter()
     seen = asyncio.run(_main(plan))
-    seconds = time.perf_counter() - start
+    seconds = plan["seconds"]
     ordered = sorted(seen.latencies_s) or [float("nan")]
     print(
         json.dumps(

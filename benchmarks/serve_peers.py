@@ -42,7 +42,8 @@ def serve_ours(folder: Path, port: int, *, empty: bool = False) -> None:
     answering = Answering(settings)
     if empty:
         classes = len(answering.models.all["m"].current.takes.classes)
-        answering.models.all["m"].current.batcher._run = lambda images: np.zeros((len(images), classes), np.float32)
+        batcher = answering.models.all["m"].current.batcher
+        batcher._run, batcher._alone = lambda images: np.zeros((len(images), classes), np.float32), None
     with bind("127.0.0.1", port) as sock:
         server_of(build(answering), settings, lambda: None).run(sockets=[sock])
 

@@ -1,8 +1,8 @@
 """Requests that wait together go through the network together.
 
-An artefact runs a batch in each of its streams. While they run, requests gather; a stream that is free takes as many
-as make up a batch. With less than a batch it waits for more only while another request is known to be on its way, and never longer than the
-stated delay: a client by itself never waits.
+An artefact runs a batch in each of its streams. While they run, requests gather; a stream that is free takes as many as
+make up a batch. With less than a batch it waits for more only while another request is known to be on its way, and
+never longer than the stated delay: a client by itself never waits.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class Batcher:
     Args:
         run: the artefact.
         name: of the threads.
-        streams: batches that run side by side. Of several, as many more wait in the runtime, whole ones alone, so that it
-            goes from one to the next without waiting for Python.
+        alone: the artefact for a request that nobody else runs or waits beside, where another form answers it sooner.
+        streams: batches that run side by side. Of several, as many more wait in the runtime, whole ones alone, so that
+            it goes from one to the next without waiting for Python.
         batch_size: images of a batch; a job of more goes alone.
         max_delay_s: how long less than a batch waits for a request that is on its way.
         most_waiting: images that may wait; a job that finds the queue empty is always taken.
@@ -93,10 +94,11 @@ class Batcher:
         max_delay_s: float,
         most_waiting: int,
         watcher: Watcher,
+        alone: Run | None = None,
         streams: int = 1,
     ) -> None:
         self.batch_size, self.max_delay_s, self.most_waiting = batch_size, max_delay_s, most_waiting
-        self._run, self._watcher = run, watcher
+        self._run, self._alone, self._watcher = run, alone, watcher
         self._streams = streams
         self._running = 0  # batches
         self._jobs: deque[_Job] = deque()
@@ -171,7 +173,8 @@ class Batcher:
     def _work(self) -> None:
         while (jobs := self._next_batch()) is not None:
             if jobs:
-                self._answer(jobs)
+                by_itself = len(jobs) == len(jobs[0].images) == self._running == 1 and not self._jobs
+                self._answer(jobs, self._alone if self._alone and by_itself else self._run)
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
@@ -210,11 +213,11 @@ class Batcher:
             count += len(job.images)
         return taken
 
-    def _answer(self, jobs: list[_Job]) -> None:
+    def _answer(self, jobs: list[_Job], run: Run) -> None:
         start = time.perf_counter()
         try:
             images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
-            rows = self._run(images)
+            rows = run(images)
         except Exception as error:  # whatever it is, who waits must hear of it, and the next batch goes on
             _deliver([(job, error) for job in jobs])
             return

@@ -153,10 +153,16 @@ class Model:
         batch_size = max(1, batch_size // artifact.streams)
         artifact.batch_size, artifact.divided = batch_size, False
         checked = check_reference(artifact)
+        alone: Artifact | None = None
+        if artifact.streams > 1:  # a lone image has all threads
+            alone = load_artifact(folder, runtime=how.runtime, threads=how.threads)
+            alone.streams = alone.batch_size = 1
         height, width = sides(artifact.image_size)
         image = (height, width, artifact.preprocessing.channels)
         for count in sorted({1, batch_size}):  # a runtime compiles a form for each, or takes its memory now
             artifact(np.zeros((count, *image), np.uint8))
+        if alone is not None:
+            alone(np.zeros((1, *image), np.uint8))
         takes = Takes(
             name=self.name,
             version=str(number),
@@ -168,6 +174,7 @@ class Model:
         batcher = Batcher(
             artifact,
             name=self.name,
+            alone=alone,
             streams=artifact.streams,
             batch_size=batch_size,
             max_delay_s=how.max_delay_s,

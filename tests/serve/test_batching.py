@@ -41,7 +41,7 @@ class Slow:
         return images[:, :1, 0, 0].astype(np.float32)
 
 
-def made(run: Callable[[np.ndarray], np.ndarray], **options: float) -> tuple[Batcher, Notes]:
+def made(run: Callable[[np.ndarray], np.ndarray], **options: object) -> tuple[Batcher, Notes]:
     notes = Notes()
     how = {"batch_size": 4, "max_delay_s": 0.0, "most_waiting": 8, **options}
     return Batcher(run, name="m", watcher=notes, **how), notes  # pyright: ignore[reportArgumentType]
@@ -102,6 +102,39 @@ def test_streams_run_side_by_side_and_whole_batches_alone_wait_in_the_runtime() 
     assert [each.rows[0].tolist() for each in found] == [[1], [2], [3], [4], [5], [6]]
     assert [each.batch for each in found] == [1, 1, 2, 2, 2, 2]
     assert sorted(notes.batches) == [1, 1, 2, 2, 2]
+
+
+def test_an_image_by_itself_goes_through_the_form_that_answers_it_sooner() -> None:
+    slow = Slow()
+    alone: list[int] = []
+
+    def sooner(images: np.ndarray) -> np.ndarray:
+        alone.append(int(images[0, 0, 0, 0]))
+        return slow(images)
+
+    batcher, _ = made(slow, streams=2, batch_size=2, alone=sooner)
+
+    async def clients() -> list[Answered]:
+        futures = [batcher.submit(image(1), 10)]
+        while not slow.threads:
+            await asyncio.sleep(0.001)
+        futures.append(batcher.submit(image(2), 10))  # beside another
+        while len(slow.threads) < 2:
+            await asyncio.sleep(0.001)
+        slow.may.set()
+        found = list(await asyncio.gather(*futures))
+        while batcher._running:
+            await asyncio.sleep(0.001)
+        found.append(await batcher.submit(image(3, 2), 10))  # two
+        while batcher._running:
+            await asyncio.sleep(0.001)
+        found.append(await batcher.submit(image(4), 10))
+        return found
+
+    found = asyncio.run(clients())
+    batcher.close()
+    assert [each.rows[0].tolist() for each in found] == [[1], [2], [3], [4]]
+    assert alone == [1, 4]
 
 
 def test_more_than_a_batch_goes_alone() -> None:

@@ -24,7 +24,7 @@ import tritonclient.http as triton
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from convscale.artifact.artifact import Artifact
+from convscale.artifact.artifact import Artifact, seal
 from convscale.serve.models import How, Named
 from convscale.serve.settings import Limits
 from tests.serve.conftest import Running, copied, pixels, running
@@ -352,6 +352,24 @@ def test_a_client_that_leaves_and_one_that_is_late(artifact: Artifact, images: n
         assert sorted(str(line["status"]) for line in lines) == ["200", "499", "499", "504"]
 
 
+def test_streams_answer_as_the_artefact_does(artifact: Artifact, images: np.ndarray, tmp_path: Path) -> None:
+    one = copied(tmp_path / "m")
+    manifest = {key: value for key, value in one.manifest.items() if key not in ("schema", "files")}
+    manifest["runtime"] = {"name": "onnxruntime", "threads": 2, "streams": 2, "batch_size": 4}
+    seal(one.folder, manifest)
+    with running(Named("m", one.folder)) as up:
+        current = up.answering.models.all["m"].current
+        alone = current.batcher._alone
+        assert isinstance(alone, Artifact)
+        assert (alone.streams, alone.threads, alone.batch_size) == (1, 2, 1)
+        assert (current.artifact.streams, current.artifact.batch_size, current.artifact.divided) == (2, 2, False)
+        assert len(current.artifact.runner.prepare(images[:2])) == 1  # not cut
+        with triton.InferenceServerClient(up.url.removeprefix("http://")) as client:
+            for image, right in zip(images, artifact(images), strict=True):
+                row = client.infer("m", tensor(image[None])).as_numpy("probabilities")
+                np.testing.assert_allclose(row[0], right, atol=1e-6)
+
+
 def test_answers_that_are_no_numbers_are_an_error(artifact: Artifact, images: np.ndarray) -> None:
     with running(Named("m", artifact.folder)) as one:
         batcher = one.answering.models.all["m"].current.batcher
@@ -470,8 +488,6 @@ def test_a_new_version_takes_over_and_a_bad_one_does_not(tmp_path: Path) -> None
         said = json.loads((wrong.folder / "reference.json").read_text())
         said["probabilities"][0] = said["probabilities"][0][::-1]
         (wrong.folder / "reference.json").write_text(json.dumps(said))
-        from convscale.artifact.artifact import seal
-
         kept = {key: value for key, value in wrong.manifest.items() if key not in ("schema", "files")}
         seal(wrong.folder, kept)
         (tmp_path / "wrong").rename(top / "2")
