@@ -300,7 +300,7 @@ def test_every_set_has_all_coefficients() -> None:
         assert all(value > 0 and np.isfinite(value) for value in fitted.coefficients.values())
         assert set(fitted.sigmas) == {"base", *GROUPS, *MARKS, "factor"}
         assert 0.005 < fitted.sigmas["base"] < 0.2
-        assert 0.8 < fitted.sigmas["factor"] < 1.8  # 1.28 if errors were normal
+        assert 0.8 < fitted.sigmas["factor"] < 2.2  # 1.28 if errors were normal; training has heavier tails
         assert set(fitted.devices) <= set(devices())
 
 
