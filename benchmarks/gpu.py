@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -51,8 +52,18 @@ STAGES = {
     "waits": 15,
 }
 """Seconds that each may take at most, in the order in which they run."""
-INFER = ("tresnet_m", "tresnet_l", "resnet50", "efficientnet_b0", "mobilenetv2_100", "convnext_tiny", "regnety_032")
-TRAIN = ("tresnet_m", "tresnet_m:batchnorm", "tresnet_l", "tresnet_xl", "resnet50")
+INFER = (
+    *("tresnet_m", "tresnet_l", "resnet50", "efficientnet_b0", "mobilenetv2_100", "convnext_tiny", "regnety_032"),
+    *("tresnet_xl", "resnet50d", "resnext50_32x4d", "seresnext50_32x4d", "efficientnet_b1", "mixnet_l", "resnet18"),
+    *("resnet101", "wide_resnet50_2", "efficientnet_b3", "efficientnet_lite0", "mobilenetv3_large_100", "regnetx_032"),
+    *("mobilenetv4_conv_medium", "convnextv2_tiny", "hgnetv2_b4", "efficientnetv2_s"),
+)
+TRAIN = (
+    *("tresnet_m", "tresnet_m:batchnorm", "tresnet_l", "tresnet_xl", "resnet50", "tresnet_l:batchnorm"),
+    *("resnet50d", "efficientnet_b1", "mixnet_l", "seresnext50_32x4d"),
+)
+"""The first are the most telling: a deadline cuts off the end."""
+LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 MAPS = ((64, 56), (128, 28), (1024, 14), (2048, 7), (48, 112))
 """Channels and side of five maps of TResNet-M."""
 
@@ -185,12 +196,13 @@ def kernels(card: Card) -> Iterator[Row]:
 
 
 def infer(card: Card) -> Iterator[Row]:
-    """Eager inference in mixed precision."""
-    for name in INFER[:2] if card.tiny else INFER:
-        net, images = card.net(name).eval(), card.images()
-        with torch.inference_mode(), card.amp():
-            taken = card.seconds(lambda net=net, images=images: net(images))
-        yield {"model": name, "batch": card.batch, "images_per_s": card.batch / taken}
+    """Eager inference in mixed precision, first in channels-last."""
+    for layout, form in LAYOUTS.items():
+        for name in INFER[:2] if card.tiny else INFER:
+            net, images = card.net(name).eval().to(memory_format=form), card.images().contiguous(memory_format=form)
+            with torch.inference_mode(), card.amp():
+                taken = card.seconds(lambda net=net, images=images: net(images), least=0.25)
+            yield {"model": name, "layout": layout, "batch": card.batch, "images_per_s": card.batch / taken}
 
 
 def _step(card: Card, net: nn.Module, batch: int) -> Callable[[], None]:
@@ -332,6 +344,11 @@ def predicted_as(card: Card) -> str | None:
     return next((device for word, device in CARDS.items() if word in card.name()), None)
 
 
+def key_of(model: str, layout: str) -> str:
+    """A prediction's name; channels-last is not said."""
+    return model if layout == "nhwc" else f"{model}, {layout}"
+
+
 def predict() -> None:
     """Write down beforehand what is expected of the cards."""
     import convscale as cs
@@ -341,16 +358,32 @@ def predict() -> None:
     found: dict[str, Any] = {}
     for device in CARDS.values():
         rows: dict[str, Any] = {"infer": {}, "compiled": {}, "train": {}, "largest_batch": {}}
-        for name in INFER:
+        for name, layout in itertools.product(INFER, ("nhwc", "nchw")):
             for key, fast in (("infer", False), ("compiled", True)):
-                told = cs.predict(name, device=device, precision="amp", layout="nhwc", compiled=fast)
-                rows[key][name] = [told.low, told.images_per_s, told.high]
+                told = cs.predict(
+                    name,
+                    device=device,
+                    precision="amp_bf16",
+                    layout=layout,
+                    compiled=fast,
+                    batch_size=256,
+                    image_size=224,
+                )
+                rows[key][key_of(name, layout)] = [round(told.low), round(told.images_per_s), round(told.high)]
         for name in TRAIN:
             plain, _, norm = name.partition(":")
             kind: Any = norm
             net: Any = cs.create_model(plain, norm=kind) if norm else plain
-            told = cs.predict(net, device=device, mode="train", precision="amp", layout="nhwc")
-            rows["train"][name] = [told.low, told.images_per_s, told.high]
+            told = cs.predict(
+                net,
+                device=device,
+                mode="train",
+                precision="amp_bf16",
+                layout="nhwc",
+                batch_size=128 if plain == "tresnet_xl" else 256,
+                image_size=224,
+            )
+            rows["train"][name] = [round(told.low), round(told.images_per_s), round(told.high)]
         rows["largest_batch"]["tresnet_m"] = predict_largest_batch(
             "tresnet_m", device, precision="amp", layout="nhwc"
         ).batch_size
@@ -394,7 +427,9 @@ def beside(rows: list[Row], told: dict[str, Any]) -> None:
     """Put predictions beside speeds."""
     for row in rows:
         key = row["stage"] if row["stage"] != "compiled" else "compiled" if row.get("mode") == "infer" else ""
-        if (expected := told.get(key, {}).get(row.get("model", ""))) and "images_per_s" in row:
+        if (
+            expected := told.get(key, {}).get(key_of(row.get("model", ""), row.get("layout", "nhwc")))
+        ) and "images_per_s" in row:
             row["predicted"] = expected
             row["measured_over_predicted"] = row["images_per_s"] / expected[1]
 

@@ -59,8 +59,9 @@ def test_without_a_card_it_says_so() -> None:
 def test_predictions_stand_beside_speeds() -> None:
     rows = [
         {"stage": "infer", "model": "resnet50", "images_per_s": 300.0},
+        {"stage": "infer", "model": "resnet50", "layout": "nchw", "images_per_s": 70.0},
         {"stage": "compiled", "mode": "infer", "model": "resnet50", "images_per_s": 800.0},
         {"stage": "compiled", "mode": "train", "model": "resnet50", "images_per_s": 10.0},
     ]
-    gpu.beside(rows, {"infer": {"resnet50": [100, 200, 400]}, "compiled": {"resnet50": [100, 400, 900]}})
-    assert [row.get("measured_over_predicted") for row in rows] == [1.5, 2.0, None]
+    gpu.beside(rows, {"infer": {"resnet50": [100, 200, 400], "resnet50, nchw": [50, 100, 200]}, "compiled": {"resnet50": [100, 400, 900]}})
+    assert [row.get("measured_over_predicted") for row in rows] == [1.5, 0.7, 2.0, None]
