@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convscale.cost.kernels import (
+    OWN_KERNELS,
     Kernel,
     eager_kernels,
     is_slice,
@@ -108,7 +109,9 @@ class _Fuser:
             self.position = position
             # In inference a batch norm is a multiplication and an addition for each channel: pointwise.
             folded_norm = "batch_norm" in op.name and op.phase == "forward" and self.traced.conditions.mode == "infer"
-            if op.name == "contiguous":
+            if op.name in OWN_KERNELS:
+                self._call(op)
+            elif op.name == "contiguous":
                 self._lay_out(op)
             elif op.kind in _FUSIBLE or (op.kind == "norm" and folded_norm):
                 self._extend(op)

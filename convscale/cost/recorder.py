@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convscale.cost.autocast import tensors_in
 from convscale.cost.operators import FREE, base_name, kind_of, macs_of
 from convscale.cost.trace import Operator, Use
+from convscale.nn.kernels import launch
+from convscale.nn.kernels.norm import PARTS
 
 _OVERWRITING = frozenset({"fill", "zero", "copy", "bernoulli", "uniform", "normal"})
 """Operators whose in-place form does not read what it overwrites."""
@@ -116,6 +118,12 @@ class Recorder(TorchDispatchMode):
         # 1. Run it on the meta device: shapes, types and strides come out, nothing is computed.
         args = self._to_meta(args)
         kwargs = {key: self._to_meta(value) for key, value in (kwargs or {}).items()}
+        if func._schema.name == launch.NAME:
+            self._note_launch(*args)
+            return None
+        if func._schema.name in PARTS:
+            with self:
+                return PARTS[func._schema.name](*args, **kwargs)
         backward = func._schema.name.endswith("_backward")
         out = _shortcut(func, name, args)
         if out is None:
@@ -184,6 +192,11 @@ class Recorder(TorchDispatchMode):
         uses = (self.use(tensor),), (self.use(copy),)
         self.operators.append(Operator("contiguous", "copy", self.scope[-1], self.phase, *uses, 0))
         return copy
+
+    def _note_launch(self, name: str, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
+        """One of our own kernels, by what it reads and writes."""
+        inputs, outputs = (tuple(self.use(tensor) for tensor in tensors) for tensors in (reads, writes))
+        self.operators.append(Operator(name, "norm", self.scope[-1], self.phase, inputs, outputs, 0))
 
     def _note(self, call: _Call) -> None:
         """Append the operator, or the operators, that a call is to a GPU."""

@@ -59,7 +59,11 @@ def pass_key(kind: str, spec: NetSpec | Foreign, conditions: Conditions, *, comp
         conditions: their image size, batch, mode, precision and layout decide a pass; device, runtime and threads do
             not.
         compiled: whether kernels are those behind a compiler.
+
+    Whether our own kernels are switched on (``CONVSCALE_KERNELS``) is a part of it.
     """
+    from convscale.nn.kernels.wanted import switched_on
+
     return key_of(
         kind,
         spec,
@@ -69,4 +73,5 @@ def pass_key(kind: str, spec: NetSpec | Foreign, conditions: Conditions, *, comp
         precision=conditions.precision,
         layout=conditions.layout,
         compiled=compiled,
+        kernels=switched_on() is True,
     )

@@ -88,12 +88,18 @@ def joint_statistics(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor
 
 
 def update_running(
-    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: Tensor, momentum: float
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor | int,
+    momentum: float,
 ) -> None:
-    """Move the running statistics towards a batch's, as BatchNorm does: the variance unbiased."""
+    """Move the running statistics towards a batch's, as BatchNorm does: the variance, of ``count`` values, unbiased."""
     if running_mean is None or running_var is None:
         return
-    unbiased = var * (count / (count - 1).clamp_min(1.0))
+    others = (count - 1).clamp_min(1.0) if isinstance(count, Tensor) else max(count - 1, 1)
+    unbiased = var * (count / others)
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
     running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 
@@ -147,7 +153,7 @@ class InPlaceNorm(torch.autograd.Function):
         if group is None and kernels_wanted(x):
             if use_batch:
                 mean, var = kernels.statistics(x)
-                update_running(running_mean, running_var, mean, var, mean.new_tensor(x.numel() // len(mean)), momentum)
+                update_running(running_mean, running_var, mean, var, x.numel() // len(mean), momentum)
             else:
                 assert running_mean is not None
                 assert running_var is not None

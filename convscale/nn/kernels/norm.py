@@ -3,10 +3,12 @@ its memory saving: a compiler that sees plain batch norm and leaky ReLU keeps an
 
 ``convscale::norm_act`` gives act(norm(x)) with what its backward pass needs; ``convscale::norm_act_backward`` makes the
 gradients from the output. A kernel does it where one is wanted (:mod:`convscale.nn.kernels.wanted`), else its twin.
+``PARTS`` has the plain functions behind the operators: a trace looks into them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,8 +50,7 @@ def backward(
     return how.backward(y, dy, bias, 1.0 / divisor(weight, y.dtype), weight * invstd, slope, use_batch)
 
 
-@torch.library.custom_op("convscale::norm_act", mutates_args=())
-def norm_act(
+def _norm_act(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -70,6 +71,9 @@ def norm_act(
     return normalise(x, mean, scale, bias.to(dtype), slope), mean, var
 
 
+norm_act = torch.library.custom_op("convscale::norm_act", mutates_args=())(_norm_act)
+
+
 @norm_act.register_fake
 def _(
     x: Tensor,
@@ -84,14 +88,21 @@ def _(
     return torch.empty_like(x), found, torch.empty_like(found)
 
 
-@torch.library.custom_op("convscale::norm_act_backward", mutates_args=())
-def norm_act_backward(
+def _norm_act_backward(
     y: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, var: Tensor, eps: float, slope: float | None, use_batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for the input, the weight and the bias."""
     dtype = sums_dtype(y.dtype)
     invstd = torch.rsqrt(var.to(dtype) + eps)
     return backward(y, dy, weight.to(dtype), bias.to(dtype), invstd, slope, use_batch)
+
+
+norm_act_backward = torch.library.custom_op("convscale::norm_act_backward", mutates_args=())(_norm_act_backward)
+PARTS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "convscale::norm_act": _norm_act,
+    "convscale::norm_act_backward": _norm_act_backward,
+}
+"""What each operator consists of, by its name."""
 
 
 @norm_act_backward.register_fake

@@ -2,7 +2,8 @@
 
 Maps (N, C, H, W) lie channels-last, as (M, C) with M = N H W, or as planes of H W values. Sums are taken in float32,
 per slice of rows or planes, and put together by the caller in float64. In half precision the forward pass moves 6 bytes
-an element (statistics read, then read and write), the backward pass 10 (both maps twice, and the gradient).
+an element (statistics read, then read and write), the backward pass 10 (both maps twice, and the gradient). Parameters
+come in the order that :mod:`convscale.nn.kernels.launch` asks for: what is read, what is written, sizes.
 """
 
 # Triton's own types are not known to a type checker.
@@ -80,10 +81,10 @@ def statistics_planes(x_ptr, shift_ptr, part_ptr, N, C, HW, IMAGES, BP: tl.const
 @triton.jit
 def normalise_rows(
     x_ptr,
-    y_ptr,
     mean_ptr,
     scale_ptr,
     bias_ptr,
+    y_ptr,
     M,
     C,
     SLOPE: tl.constexpr,
@@ -106,7 +107,7 @@ def normalise_rows(
 
 @triton.jit
 def normalise_planes(
-    x_ptr, y_ptr, mean_ptr, scale_ptr, bias_ptr, C, HW, SLOPE: tl.constexpr, ACT: tl.constexpr, BP: tl.constexpr
+    x_ptr, mean_ptr, scale_ptr, bias_ptr, y_ptr, C, HW, SLOPE: tl.constexpr, ACT: tl.constexpr, BP: tl.constexpr
 ):
     """The same over planes."""
     plane = tl.program_id(0).to(tl.int64)
@@ -177,7 +178,7 @@ def sums_planes(
 
 @triton.jit
 def gradient_rows(
-    y_ptr, dy_ptr, dx_ptr, bias_ptr, inverse_ptr, scale_ptr, mean0_ptr, mean1_ptr, M, C,
+    y_ptr, dy_ptr, bias_ptr, inverse_ptr, scale_ptr, mean0_ptr, mean1_ptr, dx_ptr, M, C,
     SLOPE: tl.constexpr, INV_SLOPE: tl.constexpr, ACT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dx = scale * (dz - mean0 - normalised * mean1)."""
@@ -200,7 +201,7 @@ def gradient_rows(
 
 @triton.jit
 def gradient_planes(
-    y_ptr, dy_ptr, dx_ptr, bias_ptr, inverse_ptr, scale_ptr, mean0_ptr, mean1_ptr, C, HW,
+    y_ptr, dy_ptr, bias_ptr, inverse_ptr, scale_ptr, mean0_ptr, mean1_ptr, dx_ptr, C, HW,
     SLOPE: tl.constexpr, INV_SLOPE: tl.constexpr, ACT: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The same over planes."""

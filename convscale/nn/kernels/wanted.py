@@ -26,14 +26,17 @@ def interpreted() -> bool:
 
 def kernels_wanted(x: torch.Tensor) -> bool:
     """Whether a map (N, C, H, W) goes through a kernel: on a GPU, of a type and a layout that kernels take, where they
-    are switched on or known to gain.
+    are switched on or known to gain. A map on the meta device stands for one on a GPU, in a trace: there the switch
+    alone decides.
     """
     said = switched_on()
-    if said is False or x.dtype not in KERNEL_TYPES or not has_triton() or not x.numel():
-        return False
-    if not (x.is_cuda or (interpreted() and x.device.type == "cpu")):
+    if said is False or x.dtype not in KERNEL_TYPES or not x.numel():
         return False
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        return False
+    if x.is_meta:
+        return said is True
+    if not has_triton() or not (x.is_cuda or (interpreted() and x.device.type == "cpu")):
         return False
     return said is True or (x.is_cuda and _generation(x.device) in GENERATIONS)
 
