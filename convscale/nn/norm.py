@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, nearest
+from convscale.nn import sync_cuda
 from convscale.nn.activations import ACTIVATIONS, apply_activation
 from convscale.nn.kernels.norm import norm_act as norm_operator
 from convscale.nn.kernels.norm_twin import sums_dtype
@@ -167,6 +168,12 @@ class _Norm(_NormBase):
         self, x: Tensor, momentum: float, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor]:
         weight, bias = self._affine()
+        if sync_cuda.takes(x):
+            with torch.no_grad():
+                mean, invstd, counts = sync_cuda.joint_statistics(x, self._running(), momentum, self.eps, group)
+            y = sync_cuda.SyncNormCuda.apply(x, weight, bias, mean, invstd, counts, self.eps, group)
+            assert isinstance(y, Tensor)
+            return y, mean, invstd
         with torch.no_grad():
             mean, var, count = joint_statistics(x, group)
             update_running(*self._running(), mean, var, count, momentum)
@@ -303,7 +310,7 @@ class InPlaceABN(_Norm):
         y, mean, var = norm_operator(x, *self._affine(), *given, self.eps, slope)
         if use_batch:
             with torch.no_grad():
-                update_running(*running, mean, var, mean.new_tensor(x.numel() // self.num_features), momentum)
+                update_running(*running, mean, var, x.numel() // self.num_features, momentum)
         return y
 
     def extra_repr(self) -> str:
