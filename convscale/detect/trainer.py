@@ -23,6 +23,8 @@ from convscale.ship.box_metrics import Found, coco_metrics
 class DetectionTrainer(Trainer):
     """Runs a job whose loader gives ``BoxBatch``; everything that is saved and restored is the base's."""
 
+    steady = False  # pictures without boxes leave out parts of a detector
+
     def __init__(self, job: Job, validation: BoxSplit, eval_batch: int) -> None:
         super().__init__(job)
         self.boxes, self.eval_batch = validation, eval_batch

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from convscale.errors import UserError
+from convscale.learn.recipe import Recipe
 
 Value = TypeVar("Value")
 
@@ -69,6 +70,26 @@ class Processes:
         out = [value] * self.world
         dist.all_gather_object(out, value)
         return out
+
+
+def spread_over(net: torch.nn.Module, recipe: Recipe, *, steady: bool) -> torch.nn.parallel.DistributedDataParallel:
+    """A network whose gradients are averaged over the processes while the backward pass runs.
+
+    Gradients lie in what is sent, so that nothing is copied. The graph is said to be static where it is: not while
+    layers are frozen, nor where some backward passes send nothing (accumulated batches) or a compiler cuts the graph.
+
+    Args:
+        net: on its device.
+        recipe: what is trained.
+        steady: every step uses the same parameters.
+    """
+    frozen = recipe.freeze_epochs > 0
+    return torch.nn.parallel.DistributedDataParallel(
+        net,
+        find_unused_parameters=frozen,
+        gradient_as_bucket_view=True,
+        static_graph=steady and not frozen and recipe.accumulate == 1 and not recipe.compile,
+    )
 
 
 def join(device: torch.device) -> tuple[Processes, torch.device]:

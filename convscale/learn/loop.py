@@ -5,29 +5,28 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from convscale.conditions import Size, as_size, sides
 from convscale.errors import UserError
-from convscale.learn.augment import erase, mix, mix_seed
+from convscale.learn.augment import mix_seed
+from convscale.learn.distributed import spread_over
 from convscale.learn.ema import Ema
 from convscale.learn.freeze import keep_statistics, set_trainable
 from convscale.learn.imitate import Imitation, Where
+from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between, copied
 from convscale.learn.loader import Batch, check_bad_rate
+from convscale.learn.on_device import InTurn, chosen_algorithms, in_time
 from convscale.learn.optim import build_optimizer, follow_layout, set_lr
 from convscale.learn.probe import solve_head
 from convscale.learn.record import Best, EpochRow, complete_row
 from convscale.learn.run_folder import RunFolder
-from convscale.learn.schedule import lr_factor
+from convscale.learn.schedule import image_size_at, lr_factor
 from convscale.learn.settings import AUTOCAST
 from convscale.learn.validate import Validation, validate
 
@@ -41,15 +40,16 @@ MAX_ROLLBACKS = 3
 class Trainer:
     """Runs a job. All that changes while it runs is in ``state()``."""
 
+    steady = True
+    """Every step uses the same parameters, but for those that the recipe freezes."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.net = job.net
         self.forward: nn.Module = job.net
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
-            self.forward = self.spread = nn.parallel.DistributedDataParallel(
-                job.net, find_unused_parameters=job.recipe.freeze_epochs > 0
-            )
+            self.forward = self.spread = spread_over(job.net, job.recipe, steady=self.steady)
         if job.recipe.compile:
             self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
@@ -103,7 +103,9 @@ class Trainer:
                 break
             if self._good is None or (self.step == 0 and self._bad_in_row == 0):
                 self._good = copy.deepcopy(self.state())
-            if not self._run_epoch():
+            with chosen_algorithms(self.job.device):
+                told_to_stop = not self._run_epoch()
+            if told_to_stop:
                 return
         if recipe.join_start and self.start_weights is not None and not self.joins:
             self._join_with_start()
@@ -162,20 +164,21 @@ class Trainer:
             set_trainable(self.net, frozen=self.epoch < self.job.recipe.freeze_epochs)
         if self.job.recipe.keep_statistics:
             keep_statistics(self.net)
-        batches = self.job.loader.batches(self.epoch, self.step, self._image_size())
-        while self.step < self.steps_per_epoch and self._position() < 1.0:
-            outcome = self._run_update(batches)
-            if outcome == "rolled back":
-                return True
-            if not self.job.processes.all_true(not self.job.stop()):
-                self._save_state()
-                return False
-            if self.job.output is not None and time.monotonic() - self._saved_at > self.job.checkpoint_seconds:
-                self._save_state()
+        size = image_size_at(self.epoch, self.job.loader.image_size, self.job.recipe)
+        with closing(in_time(self.job.loader.batches(self.epoch, self.step, size), self.job.device)) as batches:
+            while self.step < self.steps_per_epoch and self._position() < 1.0:
+                outcome = self._run_update(batches)
+                if outcome == "rolled back":
+                    return True
+                if not self.job.processes.all_true(not self.job.stop()):
+                    self._save_state()
+                    return False
+                if self.job.output is not None and time.monotonic() - self._saved_at > self.job.checkpoint_seconds:
+                    self._save_state()
         self._end_epoch()
         return True
 
-    def _run_update(self, batches: Iterator[Batch]) -> str:
+    def _run_update(self, batches: InTurn) -> str:
         """Batches up to and including one optimiser step."""
         started = time.perf_counter()
         recipe, taken, losses, waited, images = self.job.recipe, list[torch.Tensor](), list[float](), 0.0, 0
@@ -195,6 +198,8 @@ class Trainer:
                     taken.append(self._backward(batch))
                 images += len(batch.indices)
             self.step += 1
+            if self.step < self.steps_per_epoch:
+                waited += batches.prepare()  # what was enqueued is being computed
         if not shared:  # the last batch had no image that could be read
             self.job.processes.average(self.net)
         if taken:
@@ -220,22 +225,9 @@ class Trainer:
     def _backward(self, batch: Batch) -> torch.Tensor:
         """Forward and backward of one batch; gives its loss, which nobody waits for yet."""
         job, recipe = self.job, self.job.recipe
-        at = (job.seed, self.epoch, self.step, job.loader.rank)
-        torch.manual_seed(
-            mix_seed(4, *at)
-        )  # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
-        inputs = job.preprocessing.normalize(batch.images.to(job.device, non_blocking=True))
-        inputs = inputs.contiguous(
-            memory_format=torch.channels_last if job.settings.layout == "nhwc" else torch.contiguous_format
-        )
-        labels = batch.labels.to(job.device, non_blocking=True)
-        if recipe.erase:
-            seeds = [mix_seed(5, job.seed, self.epoch, index) for index in batch.indices.tolist()]
-            inputs = erase(inputs, seeds, chance=recipe.erase)
-        if recipe.mixup or recipe.cutmix:
-            targets = labels if labels.ndim == 2 else F.one_hot(labels, len(job.loader.split.classes)).float()
-            random = np.random.Generator(np.random.Philox(key=mix_seed(6, *at)))
-            inputs, labels = mix(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)
+        # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
+        torch.manual_seed(mix_seed(4, job.seed, self.epoch, self.step, job.loader.rank))
+        inputs, labels = network_inputs(job, batch, self.epoch, self.step)
         with self._autocast():
             outputs = self.forward(inputs)
         outputs = outputs.float()
@@ -457,16 +449,6 @@ class Trainer:
     def _seconds_left(self) -> float:
         done = self._position()
         return self.elapsed * (1 - done) / done if done > 0 else 0.0
-
-    def _image_size(self) -> Size:
-        """Progressive resizing: from the first epoch's share, linearly to the whole size at three quarters of the run,
-        in steps of 4 pixels.
-        """
-        whole, share = self.job.loader.image_size, self.job.recipe.progressive
-        if share == 1:
-            return whole
-        grown = share + (1 - share) * min(1.0, self.epoch / max(1.0, 0.75 * self.job.recipe.epochs))
-        return as_size(*(min(side, max(4, round(side * grown / 4) * 4)) for side in sides(whole)))
 
     def _autocast(self) -> torch.autocast:
         precision = self.job.settings.precision

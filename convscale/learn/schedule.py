@@ -1,9 +1,12 @@
-"""The learning rate as a function of where the run stands; no state, so a resumed run can not get it wrong."""
+"""The learning rate, and the images' size, as functions of where the run stands; no state, so a resumed run can not get
+them wrong.
+"""
 
 from __future__ import annotations
 
 import math
 
+from convscale.conditions import Size, as_size, sides
 from convscale.learn.recipe import Recipe
 
 
@@ -45,3 +48,14 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
         return recipe.decay_rate ** sum(position * epochs + 1e-9 >= at for at in recipe.decay_epochs_at())
     exponent = position * epochs / recipe.decay_epochs
     return recipe.decay_rate ** (math.floor(exponent + 1e-9) if recipe.schedule == "step" else exponent)
+
+
+def image_size_at(epoch: int, whole: Size, recipe: Recipe) -> Size:
+    """The images' size in pixels in an epoch (counted from 0), by progressive resizing: from the recipe's share of the
+    ``whole`` size, linearly to all of it at three quarters of the run, in steps of 4 pixels.
+    """
+    share = recipe.progressive
+    if share == 1:
+        return whole
+    grown = share + (1 - share) * min(1.0, epoch / max(1.0, 0.75 * recipe.epochs))
+    return as_size(*(min(side, max(4, round(side * grown / 4) * 4)) for side in sides(whole)))

@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from convscale.errors import UserError
 from convscale.learn.checkpoint import list_checkpoints
-from convscale.learn.distributed import join
+from convscale.learn.distributed import join, spread_over
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, train
 from tests.learn.nets import halves_data
@@ -127,6 +127,27 @@ def test_gradients_are_exchanged_once_a_step(folder: Path) -> None:
     assert first["exchanged"] == second["exchanged"] == 96 // (2 * 4 * 2)
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steady", "static"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"accumulate": 2}, True, False),
+        ({"freeze_epochs": 1}, True, False),
+        ({"compile": True}, True, False),
+    ],
+)
+def test_the_graph_is_static_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], steady: bool, static: bool
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda net, **options: asked.update(options) or net)
+    net = _net()
+    assert spread_over(net, RECIPE.override(overrides), steady=steady) is net
+    frozen = "freeze_epochs" in overrides
+    assert asked == {"find_unused_parameters": frozen, "gradient_as_bucket_view": True, "static_graph": static}
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
