@@ -46,11 +46,17 @@ OTHERS = (
 )
 """Kinds that move data; ``pointwise_mixed`` is a pointwise kernel whose inputs differ in shape, type or order, which
 PyTorch does not vectorise."""
-OWN_KERNELS = frozenset(
-    f"{name}_{form}" for name in ("statistics", "normalise", "sums", "gradient") for form in ("rows", "planes")
-)
-"""This library's own kernels, of in-place norms, by the names that :mod:`convscale.nn.kernels.launch` gives them. Each
-reads its inputs and writes its outputs once, so it counts as ``batch_norm``, and a compiler joins nothing to it."""
+OWN_KERNELS = {
+    **{
+        f"{name}_{form}": "norm"
+        for name in ("statistics", "normalise", "sums", "gradient")
+        for form in ("rows", "planes")
+    },
+    **dict.fromkeys(("blur_rows", "blur_gradient_rows"), "pool"),
+}
+"""This library's own kernels, of in-place norms and of the blur, by the names that :mod:`convscale.nn.kernels.launch`
+gives them, and their kinds. Each reads its inputs and writes its outputs once, so that a norm's counts as
+``batch_norm``, and a compiler joins nothing to it."""
 PHASES = ("forward", "input", "weight", "backward")
 """What a kernel makes: the forward map, an input's or a weight's gradient, any other gradient (or the update)."""
 

@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convscale.cost.autocast import tensors_in
+from convscale.cost.kernels import OWN_KERNELS
 from convscale.cost.operators import FREE, base_name, kind_of, macs_of
 from convscale.cost.trace import Operator, Use
 from convscale.nn.kernels import launch
@@ -196,7 +197,9 @@ class Recorder(TorchDispatchMode):
     def _note_launch(self, name: str, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> None:
         """One of our own kernels, by what it reads and writes."""
         inputs, outputs = (tuple(self.use(tensor) for tensor in tensors) for tensors in (reads, writes))
-        self.operators.append(Operator(name, "norm", self.scope[-1], self.phase, inputs, outputs, 0))
+        kind = OWN_KERNELS[name]
+        window = (3, 3) if kind == "pool" else ()
+        self.operators.append(Operator(name, kind, self.scope[-1], self.phase, inputs, outputs, 0, kernel=window))
 
     def _note(self, call: _Call) -> None:
         """Append the operator, or the operators, that a call is to a GPU."""

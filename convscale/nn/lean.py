@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from convscale.nn.kernels import blur as kernels
 from convscale.nn.kernels.norm_twin import per_channel, sums_dtype
 from convscale.nn.norm import BatchNormAct, InPlaceABN
 from convscale.nn.norm_ops import Gradients, autocast_dtype, being_traced, without_autocast
@@ -42,8 +43,8 @@ def _blur(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
 
 
 def blur(x: Tensor, kernel: Tensor, stride: int = 2) -> Tensor:
-    """Depthwise 3x3 convolution of (N, C, H, W) with one fixed kernel (1, 1, 3, 3) and reflect padding; keeps nothing
-    for the backward pass.
+    """Depthwise 3x3 convolution of (N, C, H, W) with ``BlurPool``'s kernel (1, 1, 3, 3) and reflect padding; keeps
+    nothing for the backward pass.
     """
     if _plain(x):
         return _blur(x, kernel, stride)
@@ -57,6 +58,9 @@ class _Blur(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
         ctx.size, ctx.stride = x.shape, stride
         ctx.save_for_backward(kernel)
+        ctx.by_kernel = kernels.takes(x, stride)
+        if ctx.by_kernel:
+            return kernels.blur(x, stride)
         with without_autocast(x.device.type):
             return _blur(x, kernel, stride)
 
@@ -65,6 +69,8 @@ class _Blur(torch.autograd.Function):
         (kernel,) = ctx.saved_tensors
         grad = grads[0]
         _, channels, height, width = ctx.size
+        if ctx.by_kernel and not torch.is_grad_enabled():  # the kernel has no derivative of its own
+            return kernels.backward(grad, (height, width), ctx.stride), None, None
         spare = [
             size + 2 - ((out - 1) * ctx.stride + 3) for size, out in zip((height, width), grad.shape[2:], strict=True)
         ]

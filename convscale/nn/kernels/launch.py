@@ -19,6 +19,10 @@ NAME = "convscale::launch"
 """The operator: ``launch(str kernel, Tensor[] reads, Tensor(a!)[] writes)``."""
 _LIBRARY = torch.library.Library("convscale", "FRAGMENT")
 _LIBRARY.define("launch(str kernel, Tensor[] reads, Tensor(a!)[] writes) -> ()")
+BLOCK_C = 64
+"""Channels of a block at most, where they lie beside each other."""
+BLOCK = 2048
+"""Values of a block."""
 UNITS = 132
 """Multiprocessors of the card that a tensor without values stands for: an H100's."""
 
@@ -38,7 +42,7 @@ def launch(
     sizes: Sequence[int],
     **constants: object,
 ) -> None:
-    """Run a kernel of :mod:`convscale.nn.kernels.norm_triton`.
+    """Run a kernel of :mod:`convscale.nn.kernels.norm_triton` or :mod:`convscale.nn.kernels.blur_triton`.
 
     Args:
         name: its name.
@@ -51,10 +55,11 @@ def launch(
     if reads[0].is_meta:
         torch.ops.convscale.launch(name, reads, writes)
         return
-    from convscale.nn.kernels import norm_triton
+    from convscale.nn.kernels import blur_triton, norm_triton
 
+    kernel = getattr(blur_triton if name.startswith("blur") else norm_triton, name)
     with torch.cuda.device_of(reads[0]):  # Triton launches on the current device, which may be another
-        getattr(norm_triton, name)[grid](*reads, *writes, *sizes, **constants)
+        kernel[grid](*reads, *writes, *sizes, **constants)
 
 
 def multiprocessors(x: Tensor) -> int:
@@ -67,6 +72,12 @@ def multiprocessors(x: Tensor) -> int:
 def parts_of(whole: int, part: int) -> int:
     """How many parts cover the whole."""
     return -(-whole // part)
+
+
+def tile(channels: int) -> tuple[int, int]:
+    """Channels and positions of a block, of a map that lies channels-last."""
+    columns = min(BLOCK_C, power_of_two(channels))
+    return columns, max(1, BLOCK // columns)
 
 
 def power_of_two(least: int) -> int:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convscale.nn.kernels.launch import launch, multiprocessors, parts_of, power_of_two
+from convscale.nn.kernels.launch import BLOCK, launch, multiprocessors, parts_of, power_of_two, tile
 
-BLOCK_C = 64
-"""Channels of a block at most, where they lie beside each other."""
-BLOCK = 2048
-"""Values of a block."""
 SLICES = 8
 """Slices of a reduction per multiprocessor at most."""
 
@@ -18,12 +14,6 @@ SLICES = 8
 def _in_rows(x: Tensor) -> bool:
     """Whether a map lies channels-last; one that lies both ways (H = W = 1) does."""
     return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _tile(channels: int) -> tuple[int, int]:
-    """Channels and rows of a block."""
-    columns = min(BLOCK_C, power_of_two(channels))
-    return columns, max(1, BLOCK // columns)
 
 
 def _plane_block(plane: int) -> int:
@@ -45,7 +35,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     n, c, h, w = x.shape
     shift = x[0, :, 0, 0].float().contiguous()
     if _in_rows(x):
-        m, (bc, bm) = n * h * w, _tile(c)
+        m, (bc, bm) = n * h * w, tile(c)
         blocks = parts_of(c, bc)
         count, each = _slices(parts_of(m, bm), blocks, x)
         part = torch.empty(count, 2, c, device=x.device, dtype=torch.float32)
@@ -68,7 +58,7 @@ def normalise(
     reads = [x, *(value.float().contiguous() for value in (mean, scale, bias))]
     options = {"SLOPE": 1.0 if slope is None else slope, "ACT": slope is not None}
     if _in_rows(x):
-        m, (bc, bm) = n * h * w, _tile(c)
+        m, (bc, bm) = n * h * w, tile(c)
         launch("normalise_rows", (parts_of(c, bc), parts_of(m, bm)), reads, [out], (m, c), **options, BM=bm, BC=bc)
     else:
         block = _plane_block(h * w)
@@ -87,7 +77,7 @@ def backward(
     options: dict[str, object] = {"SLOPE": 1.0, "INV_SLOPE": 1.0, "ACT": False}
     if slope is not None:
         options = {"SLOPE": slope, "INV_SLOPE": 1.0 / slope, "ACT": True}
-    m, (bc, bm), block = n * h * w, _tile(c), _plane_block(h * w)
+    m, (bc, bm), block = n * h * w, tile(c), _plane_block(h * w)
     options |= {"BM": bm, "BC": bc} if rows else {"BP": block}
     blocks = parts_of(c, bc)
     count, each = _slices(parts_of(m, bm), blocks, y) if rows else _slices(n, c, y)

@@ -30,6 +30,8 @@ POINTERS = {
         ["bias_ptr", "inverse_ptr", "scale_ptr", "mean0_ptr", "mean1_ptr"],
         ["C", "HW"],
     ),
+    "blur_rows": (["x", "y"], [], ["M", "C", "H", "W", "OH", "OW"]),
+    "blur_gradient_rows": (["dy", "dx"], [], ["M", "C", "H", "W", "OH", "OW"]),
 }
 """Of each kernel its maps, its vectors in float32, its sizes."""
 BYTES_PER_ELEMENT = {"statistics_rows": 2, "normalise_rows": 4, "sums_rows": 4, "gradient_rows": 6}
@@ -41,15 +43,18 @@ def compiled(name: str, card: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from convscale.nn.kernels import norm_triton
+    from convscale.nn.kernels import blur_triton, norm_triton
 
-    kernel = getattr(norm_triton, name)
+    blurs = name.startswith("blur")
+    kernel = getattr(blur_triton if blurs else norm_triton, name)
     maps, vectors, sizes = POINTERS[name]
     signature = (
         {f"{each}_ptr": "*bf16" for each in maps} | dict.fromkeys(vectors, "*fp32") | dict.fromkeys(sizes, "i32")
     )
     constants: dict[str, Any] = {"BM": 32, "BC": 64} if name.endswith("rows") else {"BP": 2048}
-    if "statistics" not in name:
+    if blurs:
+        constants |= {"STRIDE": 2} | ({"OUTPUTS": 2} if "gradient" in name else {})
+    elif "statistics" not in name:
         constants |= {"SLOPE": 1e-3, "ACT": True}
     if name.startswith(("sums", "gradient")):
         constants["INV_SLOPE"] = 1e3
@@ -89,7 +94,7 @@ def test_nothing_spills_and_memory_moves_16_bytes_at_a_time(name: str, card: int
     maps, _, _ = POINTERS[name]
     loads = sum(match[1] == "ld" for match in wide.finditer(ptx))
     stores = sum(match[1] == "st" for match in wide.finditer(ptx))
-    read = [each for each in maps if each in ("x", "y", "dy") and not (name.startswith("normalise") and each == "y")]
+    read = [each for each in maps if each in ("x", "dy") or (each == "y" and name.startswith(("sums", "gradient")))]
     assert loads >= len(read), "every map is read 16 bytes at a time"
     assert stores >= len(maps) - len(read), "every map is written 16 bytes at a time"
 
