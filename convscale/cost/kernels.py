@@ -52,6 +52,7 @@ OWN_KERNELS = {
         for name in ("statistics", "normalise", "sums", "gradient")
         for form in ("rows", "planes")
     },
+    **dict.fromkeys(("finish_statistics", "finish_sums"), "norm"),
     **dict.fromkeys(("blur_rows", "blur_gradient_rows"), "pool"),
 }
 """This library's own kernels, of in-place norms and of the blur, by the names that :mod:`convscale.nn.kernels.launch`

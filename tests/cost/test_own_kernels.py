@@ -21,6 +21,7 @@ from convscale.nn.norm import InPlaceABN
 from tests.cost.helpers import trace
 
 STEPS = ["statistics", "normalise", "sums", "gradient"]
+"""Launches that go over maps; after the first and the third one puts the sums of slices together."""
 
 
 @pytest.fixture
@@ -53,7 +54,11 @@ class Direct(Pair):
 def test_launches_by_hand(net: type[Pair], layout: str, form: str, precision: str, size: int) -> None:
     """With maps of half precision 6 bytes an element forward and 10 backward, beside vectors in float32."""
     traced = trace(net(), 8, batch_size=2, mode="train", layout=layout, precision=precision)
-    mine = [op for op in traced.operators if op.name in OWN_KERNELS]
+    every = [op for op in traced.operators if op.name in OWN_KERNELS]
+    assert [op.name for op in every if op.name.startswith("finish")] == ["finish_statistics", "finish_sums"]
+    assert every[1].inputs[0] == every[0].outputs[0], "what slices gave"
+    assert every[4].inputs == every[3].outputs
+    mine = [op for op in every if not op.name.startswith("finish")]
     assert [(op.name, op.kind) for op in mine] == [(f"{step}_{form}", "norm") for step in STEPS]
     assert [op.phase for op in mine] == ["forward", "forward", "backward", "backward"]
     whole, vector = 2 * 16 * 8 * 8 * size, 16 * 4
@@ -123,3 +128,4 @@ def test_tresnet_m_trains_at_batch_norms_bytes_and_less_memory(monkeypatch: pyte
     assert bytes_of["m"] <= 1.10 * bytes_of["p"]
     assert saved["m"] <= 0.75 * saved["p"]
     assert saved["m"] == pytest.approx(saved["b"], rel=0.01)
+    assert len(launched_kernels(mine)) < 1.6 * len(launched_kernels(plain)), "few launches over vectors beside maps"

@@ -27,6 +27,14 @@ def _slices(units: int, programs: int, x: Tensor) -> tuple[int, int]:
     return parts_of(units, each), each
 
 
+def _finish(channels: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and block (slices, channels) of the kernels that put slices together: many slices at a time, so that few
+    loads wait for each other.
+    """
+    columns = min(16, power_of_two(channels))
+    return (parts_of(channels, columns), 1), {"BS": 64, "BC": columns}
+
+
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) in float32 of a map (N, C, H, W).
 
@@ -44,9 +52,10 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         count, each = _slices(n, c, x)
         part = torch.empty(count, 2, c, device=x.device, dtype=torch.float32)
         launch("statistics_planes", (c, count), [x, shift], [part], (n, c, h * w, each), BP=_plane_block(h * w))
-    sums = part.double().sum(0) / (n * h * w)
-    mean = sums[0]
-    return (mean + shift).float(), (sums[1] - mean * mean).clamp_min(0).float()
+    mean, var = (torch.empty(c, device=x.device, dtype=torch.float32) for _ in range(2))
+    grid, block = _finish(c)
+    launch("finish_statistics", grid, [part, shift], [mean, var], (count, n * h * w, c), **block)
+    return mean, var
 
 
 def normalise(
@@ -86,12 +95,13 @@ def backward(
         launch("sums_rows", (blocks, count), [y, dy, bias, inverse], [part], (m, c, each * bm), **options)
     else:
         launch("sums_planes", (c, count), [y, dy, bias, inverse], [part], (n, c, h * w, each), **options)
-    sums = part.double().sum(0).float()
-    mean = sums / m if use_batch else torch.zeros_like(sums)
+    dbias, dweight, *means = (torch.empty(c, device=y.device, dtype=torch.float32) for _ in range(4))
+    grid, finish = _finish(c)
+    launch("finish_sums", grid, [part], [dbias, dweight, *means], (count, m, c), USE_BATCH=use_batch, **finish)
     dx = torch.empty_like(y)
-    reads = [y, dy, bias, inverse, scale, mean[0], mean[1]]
+    reads = [y, dy, bias, inverse, scale, *means]
     if rows:
         launch("gradient_rows", (blocks, parts_of(m, bm)), reads, [dx], (m, c), **options)
     else:
         launch("gradient_planes", (n * c, parts_of(h * w, block)), reads, [dx], (c, h * w), **options)
-    return dx, sums[1].clone(), sums[0].clone()  # an operator's results may not share memory
+    return dx, dweight, dbias

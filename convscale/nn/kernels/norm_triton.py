@@ -1,7 +1,7 @@
 """The in-place norm in Triton: statistics, normalisation with its activation, and the backward pass.
 
 Maps (N, C, H, W) lie channels-last, as (M, C) with M = N H W, or as planes of H W values. Sums are taken in float32,
-per slice of rows or planes, and put together by the caller in float64. In half precision the forward pass moves 6 bytes
+per slice of rows or planes, and put together in float64. In half precision the forward pass moves 6 bytes
 an element (statistics read, then read and write), the backward pass 10 (both maps twice, and the gradient). Parameters
 come in the order that :mod:`convscale.nn.kernels.launch` asks for: what is read, what is written, sizes.
 """
@@ -76,6 +76,28 @@ def statistics_planes(x_ptr, shift_ptr, part_ptr, N, C, HW, IMAGES, BP: tl.const
     out = part_ptr + part * 2 * C + c
     tl.store(out, tl.sum(s0, 0))
     tl.store(out + C, tl.sum(s1, 0))
+
+
+@triton.jit
+def finish_statistics(
+    part_ptr, shift_ptr, mean_ptr, var_ptr, SLICES, M, C, BS: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """Mean and biased variance (C,) of M values, from all slices' sums of x - shift and of its square, in float64."""
+    cols = tl.program_id(0) * BC + tl.arange(0, BC)
+    cmask = cols < C
+    s0 = tl.zeros((BS, BC), tl.float64)
+    s1 = tl.zeros((BS, BC), tl.float64)
+    for first in range(0, SLICES, BS):
+        part = first + tl.arange(0, BS)
+        mask = (part < SLICES)[:, None] & cmask[None, :]
+        at = part[:, None] * 2 * C + cols[None, :]
+        s0 += tl.load(part_ptr + at, mask=mask, other=0.0).to(tl.float64)
+        s1 += tl.load(part_ptr + at + C, mask=mask, other=0.0).to(tl.float64)
+    mean = tl.sum(s0, 0) / M
+    var = tl.maximum(tl.sum(s1, 0) / M - mean * mean, 0.0)
+    shift = tl.load(shift_ptr + cols, mask=cmask, other=0.0).to(tl.float64)
+    tl.store(mean_ptr + cols, (mean + shift).to(tl.float32), mask=cmask)
+    tl.store(var_ptr + cols, var.to(tl.float32), mask=cmask)
 
 
 @triton.jit
@@ -174,6 +196,32 @@ def sums_planes(
     out = part_ptr + part * 2 * C + c
     tl.store(out, tl.sum(s0, 0))
     tl.store(out + C, tl.sum(s1, 0))
+
+
+@triton.jit
+def finish_sums(
+    part_ptr, sum0_ptr, sum1_ptr, mean0_ptr, mean1_ptr, SLICES, M, C,
+    USE_BATCH: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Sums (C,) over all slices, and their means over M values: 0 where the statistics were not the batch's."""
+    cols = tl.program_id(0) * BC + tl.arange(0, BC)
+    cmask = cols < C
+    s0 = tl.zeros((BS, BC), tl.float64)
+    s1 = tl.zeros((BS, BC), tl.float64)
+    for first in range(0, SLICES, BS):
+        part = first + tl.arange(0, BS)
+        mask = (part < SLICES)[:, None] & cmask[None, :]
+        at = part[:, None] * 2 * C + cols[None, :]
+        s0 += tl.load(part_ptr + at, mask=mask, other=0.0).to(tl.float64)
+        s1 += tl.load(part_ptr + at + C, mask=mask, other=0.0).to(tl.float64)
+    sum0, sum1 = tl.sum(s0, 0), tl.sum(s1, 0)
+    tl.store(sum0_ptr + cols, sum0.to(tl.float32), mask=cmask)
+    tl.store(sum1_ptr + cols, sum1.to(tl.float32), mask=cmask)
+    mean0, mean1 = sum0 / M, sum1 / M
+    if not USE_BATCH:
+        mean0, mean1 = mean0 * 0.0, mean1 * 0.0
+    tl.store(mean0_ptr + cols, mean0.to(tl.float32), mask=cmask)
+    tl.store(mean1_ptr + cols, mean1.to(tl.float32), mask=cmask)
 
 
 @triton.jit

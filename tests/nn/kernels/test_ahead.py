@@ -30,6 +30,8 @@ POINTERS = {
         ["bias_ptr", "inverse_ptr", "scale_ptr", "mean0_ptr", "mean1_ptr"],
         ["C", "HW"],
     ),
+    "finish_statistics": ([], ["part_ptr", "shift_ptr", "mean_ptr", "var_ptr"], ["SLICES", "M", "C"]),
+    "finish_sums": ([], ["part_ptr", "sum0_ptr", "sum1_ptr", "mean0_ptr", "mean1_ptr"], ["SLICES", "M", "C"]),
     "blur_rows": (["x", "y"], [], ["M", "C", "H", "W", "OH", "OW"]),
     "blur_gradient_rows": (["dy", "dx"], [], ["M", "C", "H", "W", "OH", "OW"]),
 }
@@ -52,7 +54,9 @@ def compiled(name: str, card: int) -> Any:
         {f"{each}_ptr": "*bf16" for each in maps} | dict.fromkeys(vectors, "*fp32") | dict.fromkeys(sizes, "i32")
     )
     constants: dict[str, Any] = {"BM": 32, "BC": 64} if name.endswith("rows") else {"BP": 2048}
-    if blurs:
+    if name.startswith("finish"):
+        constants = {"BS": 64, "BC": 16} | ({"USE_BATCH": True} if "sums" in name else {})
+    elif blurs:
         constants |= {"STRIDE": 2} | ({"OUTPUTS": 2} if "gradient" in name else {})
     elif "statistics" not in name:
         constants |= {"SLOPE": 1e-3, "ACT": True}

@@ -73,6 +73,27 @@ def check(
         assert relative(mine, right) < loose * TOLERANCE[dtype], name
 
 
+def check_finish() -> None:
+    """More slices than are taken at a time, more channels than a block: sums of all, and what is made of them."""
+    from convscale.nn.kernels.launch import launch
+
+    slices, channels, values = 150, 21, 700
+    part = torch.rand(slices, 2, channels, generator=torch.Generator().manual_seed(0))
+    part[:, 1] += 3  # squares, so that the variance is not negative
+    sums = part.double().sum(0)
+    shift, options = torch.linspace(-5, 5, channels), {"BS": 64, "BC": 16}
+    one, two, three, four = (torch.empty(channels) for _ in range(4))
+    sizes = (slices, values, channels)
+    launch("finish_statistics", (2, 1), [part, shift], [one, two], sizes, **options)
+    mean = sums[0] / values
+    assert relative(one, mean + shift) < 1e-6
+    assert relative(two, sums[1] / values - mean**2) < 1e-6
+    for batch in (True, False):
+        launch("finish_sums", (2, 1), [part], [one, two, three, four], sizes, USE_BATCH=batch, **options)
+        assert relative(torch.stack([one, two]), sums) < 1e-6
+        assert relative(torch.stack([three, four]) + 1, sums / values * batch + 1) < 1e-6
+
+
 @pytest.mark.parametrize("batch", [True, False])
 @pytest.mark.parametrize("slope", [None, 1e-2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -84,7 +105,7 @@ def test_twins_equal_float64(dtype: torch.dtype, layout: torch.memory_format, sl
 
 SCRIPT = """
 import sys, torch
-from tests.nn.kernels.test_norm import SHAPES, check
+from tests.nn.kernels.test_norm import SHAPES, check, check_finish
 from convscale.nn.kernels import norm_launch, norm_twin
 
 def refuse(*_, **__):
@@ -92,6 +113,7 @@ def refuse(*_, **__):
 
 for name in ("statistics", "normalise", "backward"):
     setattr(norm_twin, name, refuse)
+check_finish()
 count = 0
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for layout in (torch.contiguous_format, torch.channels_last):
