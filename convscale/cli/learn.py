@@ -81,6 +81,12 @@ def train_command(
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last layout.")] = False,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="onecycle, cosine, step, multistep, exponential, constant or wsd.")
+    ] = None,
+    decay_share: Annotated[
+        float | None, typer.Option("--decay-share", help="With wsd: share of the run in which the rate decays.")
+    ] = None,
     model_ema: Annotated[bool, typer.Option("--model-ema", help="Average the weights.")] = False,
     sets: Sets = None,
     init: Annotated[str | None, typer.Option("--init", help="'pretrained', or weights to start from.")] = None,
@@ -96,6 +102,10 @@ def train_command(
     keep: Annotated[int, typer.Option(help="Training states to keep, the best checkpoint apart.")] = 2,
     checkpoint_seconds: Annotated[float, typer.Option(help="Save at least this often, and after every epoch.")] = 300.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")] = False,
+    branch: Annotated[
+        Path | None,
+        typer.Option("--branch", help="Decay (schedule wsd) from this training state of another run's stable phase."),
+    ] = None,
     track: Annotated[str | None, typer.Option("--track", help="Tell mlflow, wandb or trackio of the run, too.")] = None,
     max_bad_rate: MaxBadRate = 0.01,
     device: Device = "cpu",
@@ -114,6 +124,7 @@ def train_command(
     Recipe(name="given").override(overrides)  # unknown keys and impossible values are told before anything is read
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
+    flags |= {"schedule": schedule, "decay_share": decay_share}
     overrides |= {key: value for key, value in flags.items() if value is not None}
     common: dict[str, Any] = {
         "recipe": recipe,
@@ -132,9 +143,10 @@ def train_command(
         **overrides,
     }
     if check_text("--task", task, TASKS) == "detection":
-        if any(given is not None for given in (teacher, teacher_cache, dataset, track)):
+        if any(given is not None for given in (teacher, teacher_cache, dataset, track, branch)):
             raise UserError(
-                "--teacher, --teacher-cache, --dataset and --track do not go with --task detection; leave them out"
+                "--teacher, --teacher-cache, --dataset, --track and --branch do not go with --task detection; leave "
+                "them out"
             )
         run = train_boxes(model, data_dir, head, detector, max_bad_rate, common)
     else:
@@ -142,7 +154,7 @@ def train_command(
         with LiveProgress() as live:
             for note in splits.notes:
                 live({"kind": "note", "text": note})
-            asked = {"teacher": teacher, "teacher_cache": teacher_cache, "track": track}
+            asked = {"teacher": teacher, "teacher_cache": teacher_cache, "track": track, "branch": branch}
             run = train_net(net, splits, progress=live, **asked, **common)
     if as_json:
         values = {

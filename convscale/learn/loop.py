@@ -14,7 +14,7 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.learn.augment import mix_seed
 from convscale.learn.distributed import spread_over
-from convscale.learn.ema import Ema
+from convscale.learn.ema import build_ema
 from convscale.learn.freeze import keep_statistics, set_trainable
 from convscale.learn.imitate import Imitation, Where
 from convscale.learn.inputs import network_inputs
@@ -53,7 +53,7 @@ class Trainer:
         if job.recipe.compile:
             self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
-        self.ema = Ema(job.net, job.recipe.ema_decay) if job.recipe.ema_decay else None
+        self.ema = build_ema(job.net, job.recipe)
         self.imitation = self._imitation()
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
         # whole groups of accumulated batches only

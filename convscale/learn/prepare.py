@@ -85,6 +85,8 @@ def prepare(
         _checkpoint_gradients(net)
     if resumed and folder is not None:
         settings = kept_settings(folder)
+    elif request.branch is not None:
+        settings = kept_settings(request.branch)
     else:
         settings = _settings(net, recipe, loader, preprocessing, device)
     settings = processes.from_first(settings)

@@ -17,7 +17,7 @@ from convscale.files import write_text
 
 _CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon"),
-    "schedule": ("onecycle", "cosine", "step", "multistep", "exponential", "constant"),
+    "schedule": ("onecycle", "cosine", "step", "multistep", "exponential", "constant", "wsd"),
     "loss": ("cross-entropy", "bce", "asymmetric", "focal", "two-way", "zlpr"),
     "partial": ("ignore", "negative"),
     "head": ("own", "gap", "ml_decoder"),
@@ -43,6 +43,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "final_factor": (0, 1),
     "decay_rate": (1e-6, 1),
     "decay_epochs": (1e-6, 100_000),
+    "decay_share": (0, 1),
     "label_smoothing": (0, 0.99),
     "asymmetric_negative": (0, 20),
     "asymmetric_positive": (0, 20),
@@ -52,6 +53,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "threshold_beta": (0.1, 10),
     "schedule_epochs": (0, 100_000),
     "ema_decay": (0, 0.999999),
+    "ema_width": (0, 0.28),
     "ema_every": (1, 1_000),
     "clip_norm": (0, 1e6),
     "flip": (0, 1),
@@ -137,13 +139,14 @@ class Recipe:
 
     schedule: str = "onecycle"
     """``onecycle`` and ``cosine`` (half a cosine), ``step`` and ``exponential`` (decay_rate per decay_epochs),
-    ``multistep`` (decay_rate at each of decay_at), ``constant``."""
+    ``multistep`` (decay_rate at each of decay_at), ``constant``, ``wsd`` (warm-up, the peak, and over the last
+    ``decay_share`` of the run a decay: Hu et al. 2024, arXiv 2404.06395)."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from ``start_factor`` x lr to lr; of a one-cycle when 0: a quarter of the run."""
     start_factor: float = 0.04
     """First learning rate over the peak."""
     final_factor: float = 0.001
-    """Last learning rate over the peak, for one-cycle and cosine."""
+    """Last learning rate over the peak, for one-cycle, cosine and wsd."""
     decay_rate: float = 0.97
     """What step, multistep and exponential multiply by."""
     decay_epochs: float = 2.4
@@ -152,6 +155,8 @@ class Recipe:
     """The schedule is drawn for so many epochs, of which ``epochs`` are run; 0: for these."""
     decay_at: str = ""
     """Epochs after which multistep multiplies, as text: ``8,11``."""
+    decay_share: float = 0.2
+    """Share of the run in which wsd decays, at its end; 0: it stays at the peak, for others to branch from."""
 
     loss: str = "cross-entropy"
     """``cross-entropy``, ``bce`` (binary cross-entropy per class), or for several labels per image ``asymmetric``,
@@ -234,6 +239,9 @@ class Recipe:
 
     ema_decay: float = 0.0
     """Decay of the moving average of the weights per step; 0: none. It warms up as min(decay, (1 + t) / (10 + t))."""
+    ema_width: float = 0.0
+    """Above 0 the average is a power function of the step instead, so wide relative to the run: 0.05 and 0.1 are usual
+    (Karras et al. 2024, arXiv 2312.02696)."""
     ema_every: int = 1
     """Steps between updates of the average."""
     clip_norm: float = 0.0

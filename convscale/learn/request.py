@@ -70,6 +70,8 @@ class TrainRequest:
     """Write the history for TensorBoard too."""
     track: str | None = None
     """The experiment tracker that is told of the run; None: none."""
+    branch: Path | None = None
+    """A training state of the stable phase of another run, to decay from; None: none."""
 
     def __post_init__(self) -> None:
         for name in ("resume", "overwrite", "tensorboard"):
@@ -78,6 +80,8 @@ class TrainRequest:
             check_tracker(self.track)
             if self.output is None:
                 raise UserError(f"track {self.track!r} needs an output folder; give output")
+        if self.branch is not None:
+            self._check_branch(check_path("branch", self.branch))
         right = "a number of seconds of at least 0"
         checked: dict[str, object] = {
             "seed": checked_seed(self.seed),
@@ -96,6 +100,14 @@ class TrainRequest:
             checked["teacher_cache"] = check_path("teacher_cache", self.teacher_cache)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def _check_branch(self, place: Path) -> None:
+        if self.recipe.schedule != "wsd":
+            raise UserError(f"branch is {place}, and the schedule {self.recipe.schedule}; it must be wsd, which decays")
+        for name in ("init", "max_seconds"):
+            if getattr(self, name) is not None:
+                raise UserError(f"branch is {place}, which brings weights and position; leave {name} out")
+        object.__setattr__(self, "branch", place)
 
 
 def checked_seed(seed: object) -> int:

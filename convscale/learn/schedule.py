@@ -23,8 +23,10 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
         ``max(final_factor, (1 + cos(pi z)) / 2)`` (Smith and Topin 2018; Loshchilov and Hutter 2017), exponential
         ``decay_rate ** (epoch / decay_epochs)``, step the same with a whole exponent, the epoch counted from the run's
         start (Tan and Le 2019, section 5.2), multistep ``decay_rate`` to the number of
-        ``decay_at`` that have passed. Where the head is trained first, the schedule starts when all layers join it;
-        until then the rate stands at its peak.
+        ``decay_at`` that have passed; wsd 1 (Hu et al. 2024, arXiv 2404.06395, section 4), and over the last
+        ``decay_share`` of the run, z the share of these that is done, ``max(final_factor, 1 - sqrt(z))`` (Hägele et al.
+        2024, arXiv 2405.18392, equation 1). Where the head is trained first, the schedule starts when all layers join
+        it; until then the rate stands at its peak.
     """
     position = min(max(position, 0.0), 1.0)
     if recipe.schedule_epochs:
@@ -41,6 +43,9 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
         return recipe.start_factor + (1 - recipe.start_factor) * position / warmup
     if recipe.schedule == "constant":
         return 1.0
+    if recipe.schedule == "wsd":
+        start = max(1 - recipe.decay_share, warmup)
+        return 1.0 if position <= start else max(recipe.final_factor, 1 - math.sqrt((position - start) / (1 - start)))
     if recipe.schedule in ("onecycle", "cosine"):
         rest = (position - warmup) / (1 - warmup)
         return max(recipe.final_factor, 0.5 * (1 + math.cos(math.pi * rest)))

@@ -15,6 +15,7 @@ from convscale.errors import check_path
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
+from convscale.learn.branch import branch_off, check_branch, recipe_of_state
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
 from convscale.learn.job import Job
@@ -105,6 +106,7 @@ def train(
     keep: int = 2,
     tensorboard: bool = False,
     track: str | None = None,
+    branch: str | os.PathLike[str] | None = None,
     **overrides: object,
 ) -> TrainRun:
     """Train a network on labelled images.
@@ -138,6 +140,10 @@ def train(
         tensorboard: write the history for TensorBoard too, into ``output/tensorboard``.
         track: ``mlflow``, ``wandb`` or ``trackio``: tell this tracker of the run, too; where, its own environment
             variables say (MLflow without them: a SQLite file in ``output``).
+        branch: a training state of another run (``checkpoints/step-...``) whose schedule is ``wsd`` or ``constant`` and
+            whose rate stood at its peak: go on from there as that run, and decay by the schedule ``wsd``, ``epochs``
+            being counted from that run's start. What comes of it is bit for bit what a run of so many epochs would
+            have been. None: none.
         overrides: recipe keys (``lr=0.05``).
 
     Started by torchrun, the processes share every global batch of ``batch_size`` x processes images, and the norms'
@@ -146,7 +152,7 @@ def train(
     Raises:
         UserError: bad input, in one line.
     """
-    recipe = _recipe(recipe, output if resume else None).override(
+    recipe = _recipe(recipe, output if resume else None, branch).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
     request = TrainRequest(
@@ -170,7 +176,10 @@ def train(
         keep=keep,
         tensorboard=tensorboard,
         track=track,
+        branch=None if branch is None else check_path("branch", branch),
     )
+    if request.branch is not None:
+        check_branch(request.branch, recipe)
     return _train(request)
 
 
@@ -188,7 +197,7 @@ def _train(request: TrainRequest) -> TrainRun:
         finished = False
         try:
             with nullcontext() if job.teacher is None else evaluating(job.teacher):
-                run = _run(job, resumed=resumed, notes=notes)
+                run = _run(job, resumed=resumed, branch=request.branch, notes=notes)
             finished = run.finished
             return run
         finally:
@@ -196,22 +205,30 @@ def _train(request: TrainRequest) -> TrainRun:
                 tracking.end(finished=finished)
 
 
-def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:
-    """What was asked for; else the one that a resumed run wrote; else ``small``."""
+def _recipe(
+    recipe: Recipe | str | os.PathLike[str] | None,
+    resumed: str | os.PathLike[str] | None,
+    branch: str | os.PathLike[str] | None,
+) -> Recipe:
+    """What was asked for; else the one that a resumed run wrote, or that a branch grows from; else ``small``."""
     if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
         return get_recipe(Path(resumed) / "recipe.yaml")
+    if recipe is None and branch is not None:
+        return recipe_of_state(check_path("branch", branch))
     return get_recipe("small" if recipe is None else recipe)
 
 
-def _run(job: Job, *, resumed: bool, notes: list[str]) -> TrainRun:
+def _run(job: Job, *, resumed: bool, branch: Path | None, notes: list[str]) -> TrainRun:
     trainer = Trainer(job)
+    if branch is not None and not resumed:
+        branch_off(trainer, branch)
     if job.output is not None:
         if resumed:
             place = restore(trainer, job.output)
             job.progress({"kind": "note", "text": f"resumed from {place}"})
         if job.processes.first:
             job.recipe.save(job.output / "recipe.yaml")
-    if job.recipe.solve_head and not resumed:
+    if job.recipe.solve_head and not resumed and branch is None:
         trainer.start_from_solved_head()
     trainer.run()
     if trainer.imitation is not None:
