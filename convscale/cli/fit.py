@@ -132,6 +132,10 @@ def fit_command(
     brief_epochs: Annotated[int, typer.Option(help="Epochs of the comparison of finalists.")] = 1,
     max_minutes: Annotated[float | None, typer.Option(help="The full training ends by then.")] = None,
     sets: Sets = None,
+    track: Annotated[
+        str | None,
+        typer.Option("--track", help="Tell mlflow, wandb or trackio of the winner's training and its result."),
+    ] = None,
     max_bad_rate: MaxBadRate = 0.01,
     seed: Seed = 0,
     resume: Resume = False,
@@ -181,6 +185,7 @@ def fit_command(
             resume=resume,
             overwrite=overwrite,
             progress=live,
+            track=track,
             overrides=overrides_of(sets),
         )
     _finish(run, as_json)

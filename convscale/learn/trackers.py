@@ -6,6 +6,7 @@ fails is said once, and the training goes on.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -31,10 +32,17 @@ class Tracked:
     """Where a tracker that keeps files may put them."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """The recipe's keys, the network, the data's digest, the commit."""
+    again: str = ""
+    """Its id, where it was begun before and goes on; empty: it is a new one."""
 
 
 class Tracker(ABC):
     """A run in an experiment tracker."""
+
+    library = ""
+    """What must be installed; empty: nothing."""
+    id = ""
+    """By which the tracker knows the run."""
 
     @abstractmethod
     def __init__(self, run: Tracked) -> None:
@@ -52,11 +60,17 @@ class Tracker(ABC):
 class MlflowTracker(Tracker):
     """MLflow: where ``MLFLOW_TRACKING_URI`` says, else a SQLite file in the run's folder."""
 
+    library = "mlflow"
+
     def __init__(self, run: Tracked) -> None:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
         self._client = MlflowClient(tracking_uri=uri)
+        if run.again:
+            self.id = run.again
+            self._client.update_run(self.id, status="RUNNING")
+            return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         found = self._client.get_experiment_by_name(name)
         if found is None:
@@ -64,20 +78,22 @@ class MlflowTracker(Tracker):
             experiment = self._client.create_experiment(name, artifact_location=place)
         else:
             experiment = found.experiment_id
-        self._run = self._client.create_run(experiment, run_name=run.name).info.run_id
+        self.id = self._client.create_run(experiment, run_name=run.name).info.run_id
         for key, value in run.facts.items():
-            self._client.log_param(self._run, key, str(value)[:500])
+            self._client.log_param(self.id, key, str(value)[:500])
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         for key, value in values.items():
-            self._client.log_metric(self._run, key, value, step=epoch)
+            self._client.log_metric(self.id, key, value, step=epoch)
 
     def end(self, *, finished: bool) -> None:
-        self._client.set_terminated(self._run, status="FINISHED" if finished else "KILLED")
+        self._client.set_terminated(self.id, status="FINISHED" if finished else "KILLED")
 
 
 class WandbTracker(Tracker):
     """Weights & Biases; offline with ``WANDB_MODE=offline``, by its own variables otherwise."""
+
+    library = "wandb"
 
     def __init__(self, run: Tracked) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -87,7 +103,10 @@ class WandbTracker(Tracker):
             name=run.name,
             dir=str(run.folder),
             config=dict(run.facts),
+            id=run.again or None,
+            resume="allow" if run.again else None,
         )
+        self.id = str(self._run.id)
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         self._run.log(dict(values), step=epoch)
@@ -99,12 +118,21 @@ class WandbTracker(Tracker):
 class TrackioTracker(Tracker):
     """trackio: a local SQLite file (``TRACKIO_DIR``), shown by ``trackio show``."""
 
+    library = "trackio"
+
     def __init__(self, run: Tracked) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio = trackio
         facts = {key: value if isinstance(value, int | float) else str(value) for key, value in run.facts.items()}
-        trackio.init(project=os.environ.get("TRACKIO_PROJECT") or PROJECT, name=run.name, config=facts, embed=False)
+        self.id = run.again or run.name
+        trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
+            name=self.id,
+            config=facts,
+            embed=False,
+            resume="allow" if run.again else "never",
+        )
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         self._trackio.log(dict(values), step=epoch)
@@ -130,7 +158,7 @@ class Tracking:
         except ModuleNotFoundError as error:
             if error.name != kind:
                 raise
-            raise UserError(f"--track {kind} needs {kind}, which is not installed; pip install {kind}") from error
+            raise UserError(_missing(kind)) from error
         except UserError:
             raise
         except Exception as error:
@@ -143,6 +171,15 @@ class Tracking:
             values = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
             self._try(lambda: self._tracker.log(values, event["epoch"]))
         self._progress(event)
+
+    @property
+    def id(self) -> str:
+        """By which the tracker knows the run."""
+        return self._tracker.id
+
+    def tell(self, values: Mapping[str, float], epoch: int) -> None:
+        """Numbers that no epoch has: what came of the run in the end."""
+        self._try(lambda: self._tracker.log(values, epoch))
 
     def end(self, *, finished: bool) -> None:
         """Say how the run ended."""
@@ -159,6 +196,18 @@ class Tracking:
             self._progress(
                 {"kind": "note", "text": f"{self._kind} fails, and is told nothing more: {first_line(error)}"}
             )
+
+
+def need_tracker(kind: str) -> str:
+    """A tracker's name; UserError if it is unknown, or not installed."""
+    library = _KINDS[check_tracker(kind)].library
+    if library and importlib.util.find_spec(library) is None:
+        raise UserError(_missing(kind))
+    return kind
+
+
+def _missing(kind: str) -> str:
+    return f"--track {kind} needs {kind}, which is not installed; pip install {kind}"
 
 
 def check_tracker(kind: str) -> str:

@@ -34,12 +34,13 @@ from convscale.learn.recipe import Recipe
 from convscale.machine import Environment
 from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.contender import Contender, build
+from convscale.pipeline.contender import Contender, build, predicted_of
+from convscale.pipeline.heads import candidates_with_head, with_head
 from convscale.pipeline.record import RunRecord, written
-from convscale.pipeline.request import FitRequest
+from convscale.pipeline.request import FitRequest, Given
 from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_parts import Candidate as Row
-from convscale.show.fit_parts import Predicted, Probed, Timed
+from convscale.show.fit_parts import Probed, Timed
 from convscale.show.stated import Machine
 from convscale.speed.measuring import measure
 
@@ -168,7 +169,7 @@ class Finder:
                     sizes[o.name] = max(size, sizes.get(o.name, 0))
         hints = {o.name: _accuracy(o) for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
-        found = [c for name in names for c in candidates_of([name], (sizes[name],), offer=self.asked.offer)]
+        found = [c for name in names for c in self._candidates([name], (sizes[name],))]
         return [candidate for candidate in found if not candidate.why_not]
 
     def _members_instead(self) -> Kept | None:
@@ -192,11 +193,15 @@ class Finder:
         )
         return found
 
+    def _candidates(self, wanted: Given | None, sizes: Sequence[int] | None) -> list[Candidate]:
+        """What is offered, with the head that it would be trained with."""
+        return candidates_with_head(candidates_of(wanted, sizes, offer=self.asked.offer), self.asked.training.head)
+
     def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str | None]]:
         """Candidates whose weights can be had, with where; specs that were named have none."""
         wanted = self.asked.named
         sizes = None if self.asked.image_size is None else (self.asked.image_size,)
-        pool = candidates_of(wanted, sizes, offer=self.asked.offer)
+        pool = self._candidates(wanted, sizes)
         specs = {str(getattr(item, "name", "")) for item in wanted or () if not isinstance(item, str)}
         found: list[tuple[Candidate, Path | str | None]] = []
         for candidate in pool:
@@ -240,7 +245,7 @@ class Finder:
             params=o.facts.params,
             macs=o.facts.macs,
             measurement=self._timed(o.speed, o.spec, o.image_size) if o.speed.kind == "measured" else None,
-            predicted=self._predicted(o.speed) if o.speed.kind == "predicted" else None,
+            predicted=predicted_of(o.speed) if o.speed.kind == "predicted" else None,
             kept=o.verdict == "yes",
             reason=o.reason,
             published_top1=o.top1,
@@ -261,15 +266,6 @@ class Finder:
             iqr_rel=(speed.high - speed.low) / speed.images_per_s,
             warnings=speed.doubts,
             notes=(speed.how,) if speed.how else (),
-        )
-
-    def _predicted(self, speed: Speed) -> Predicted:
-        return Predicted(
-            images_per_s=speed.images_per_s,
-            low=speed.low,
-            high=speed.high,
-            bound_by=speed.bound_by or None,
-            doubts=speed.doubts,
         )
 
     def front(self, files: WeightFiles) -> Front | None:
@@ -347,10 +343,10 @@ class Finder:
         return Kept(contenders=contenders, missed="" if kept else self.shortfall(fastest[0].spec.name, fastest[2]))
 
     def _allowed(self, rising: Sequence[NetSpec]) -> list[NetSpec]:
-        """Members within the limits on parameters and memory."""
-        limits = self.constraint
+        """Members within the limits on parameters and memory, with the head that they would be trained with."""
+        limits, rising = self.constraint, [with_head(spec, self.asked.training.head) for spec in rising]
         if limits.max_params_m is None and limits.max_memory_gb is None:
-            return list(rising)
+            return rising
         batch = self.basis.conditions.batch_size
         allowed = []
         for spec in rising:
@@ -373,7 +369,7 @@ class Finder:
             if speed.kind == "measured":
                 row = replace(row, measurement=self._timed(speed, one.spec, one.image_size))
             else:
-                row = replace(row, predicted=self._predicted(speed))
+                row = replace(row, predicted=predicted_of(speed))
         else:
             net = build(one.spec, self.splits)
             made = measure(net, replace(self.plain, image_size=one.image_size), min_seconds=0.3, max_seconds=5.0)

@@ -24,9 +24,11 @@ from convscale.errors import UserError, check_flag, check_number, check_path, ch
 from convscale.files import sha256
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
+from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
+from convscale.learn.trackers import need_tracker
 from convscale.networks.foreign import Foreign
 from convscale.networks.names import size_of
 from convscale.networks.offered import Filter, matching
@@ -34,6 +36,7 @@ from convscale.networks.released import released
 from convscale.networks.resolve import Network, find, is_module, name_of, shapes_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.nn.state_dicts import read_state_dict
+from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.runtimes.base import file_runtimes
 
@@ -93,12 +96,17 @@ class Training:
         """
         epochs = {} if self.epochs is None else {"epochs": self.epochs}
         made = get_recipe(recipe).override({**self.overrides, **epochs})
-        if made.head != "own":
-            raise UserError(
-                f"head={made.head} as a recipe key: networks are timed with the head that their spec says; give spec "
-                "files with head.kind, or use convscale train"
-            )
         return made.epochs if epochs else None
+
+    @property
+    def head(self) -> str:
+        """The head that networks are timed, trained and shipped with: ``own``, ``gap`` or ``ml_decoder``.
+
+        Raises:
+            UserError: as ``checked_epochs``.
+        """
+        recipe = Recipe(name="none") if self.recipe is None else get_recipe(self.recipe)
+        return recipe.override(dict(self.overrides)).head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +191,8 @@ class FitRequest:
     """Replace ``output``."""
     progress: Progress | None = None
     """Called with every event."""
+    track: str | None = None
+    """The experiment tracker that is told of the run; None: none."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, DataSplits):
@@ -192,6 +202,8 @@ class FitRequest:
             check_flag(name, getattr(self, name))
         if self.progress is not None and not callable(self.progress):
             raise UserError(f"progress is {self.progress!r}; it must be a function that takes events")
+        if self.track is not None:
+            need_tracker(self.track)
         if self.image_size is not None:
             check_whole("image_size", self.image_size)
         if self.measured is not None:
@@ -301,7 +313,8 @@ class FitRequest:
         if self.named is None:
             return
         if not self.from_scratch(splits):
-            candidates_of(self.named, None if self.image_size is None else (self.image_size,), offer=self.offer)
+            sizes = None if self.image_size is None else (self.image_size,)
+            candidates_with_head(candidates_of(self.named, sizes, offer=self.offer), self.training.head)
             return
         for one in self.networks:
             if isinstance(one.spec, Foreign):
@@ -324,6 +337,7 @@ class FitRequest:
                     network = one if isinstance(one, NetSpec | Foreign) else find(cast(str, one))
                 if isinstance(network, NetSpec):
                     network = sized(network, self.image_size)
+                network = named_with_head(network, self.training.head)
                 found.setdefault(network.name, SizedSpec(network, self.image_size or size_of(network)))
         return tuple(found.values())
 

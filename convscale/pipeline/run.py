@@ -28,6 +28,7 @@ from convscale.pipeline.request import FitRequest, Given, Start, Training, as_ve
 from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
+from convscale.pipeline.tracked import tell_result, tracked
 from convscale.ship.export import wants_qat
 from convscale.show.fit_record import FitRecord
 from convscale.show.report import write_fit_report
@@ -103,6 +104,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    track: str | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> FitRun:
     """Choose, train, export, verify and report the most accurate network that keeps a speed on a device.
@@ -158,6 +160,8 @@ def fit(
         resume: go on in ``output``.
         overwrite: replace ``output``.
         progress: called with events; see ``learn.progress``.
+        track: ``mlflow``, ``wandb`` or ``trackio``: one run of this tracker for the whole fit, named as ``output``: the
+            winner's epochs, its result on the test set, the speed of what is shipped.
         overrides: recipe keys.
 
     Raises:
@@ -215,6 +219,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         progress=progress,
+        track=track,
     )
     return fit_request(asked if search is None else with_baseline(asked, search, space))
 
@@ -259,8 +264,10 @@ def _fit(
     run.check()
     run.find()
     run.compare()
-    trained = run.train_winner()
-    artifact = run.finish().ship(trained)
+    with tracked(asked.track, folder, run.facts() if asked.track else {}, run.tell) as told:
+        trained = run.train_winner(told)
+        artifact = run.finish().ship(trained)
+        tell_result(told, run.record.now)
     spent = {key: seconds for key, seconds in run.record.now.timings.items() if key != "total_s"}
     run.record.put(timings={**spent, "total_s": sum(spent.values())})
     write_fit_report(folder)

@@ -15,7 +15,8 @@ from convscale.files import json_numbers
 from convscale.images.check import check_data
 from convscale.images.splits import DataSplits, split_indices
 from convscale.learn.checkpoint import load_checkpoint
-from convscale.learn.progress import Event
+from convscale.learn.progress import Event, Progress
+from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
 from convscale.machine import busy
@@ -23,6 +24,7 @@ from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
 from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
 from convscale.pipeline.finish import Finish, Trained
+from convscale.pipeline.heads import OWN
 from convscale.pipeline.record import RunRecord, written
 from convscale.pipeline.request import FitRequest
 from convscale.show.fit_parts import Brief, Candidate, Epoch, FrontRow, Winner
@@ -128,7 +130,9 @@ class Fit:
         contenders = list(kept.contenders)
         with self.record.clocked("probe_s"):
             if pretrained := [one for one in contenders if one.weights is not None]:
-                recipe = get_recipe(self.recipe(pretrained[0])).override(dict(self.asked.training.overrides))
+                recipe = get_recipe(self.recipe(pretrained[0]))
+                # it is features that are judged
+                recipe = recipe.override({**self.asked.training.overrides, "head": OWN})
                 contenders = finder.probed(contenders, recipe)
         chosen = {(c.name, c.image_size) for c in contenders[:FINALISTS]}
         rows = (replace(row, finalist=(row.name, row.image_size) in chosen) for row in self.record.now.candidates)
@@ -215,8 +219,10 @@ class Fit:
     def _train_briefly(self, contender: Contender) -> Brief:
         epochs = self.asked.training.brief_epochs
         self.note(f"comparing: {contender.name}, {words.plural(epochs, 'epoch')}")
-        options = {"epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
-        run = train(contender.network, self._few(), progress=self._steps_only, **options, **self.training(contender))
+        options = {**self.training(contender), "epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
+        recipe = get_recipe(self.recipe(contender)).override(dict(self.asked.training.overrides))
+        options |= _whole_schedule(recipe, epochs)
+        run = train(contender.network, self._few(), progress=self._steps_only, **options)
         self.note(f"comparing: {contender.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
         return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
 
@@ -270,8 +276,27 @@ class Fit:
             say=self.note,
         )
 
-    def train_winner(self) -> Trained:
-        """The full training; a run that was interrupted goes on at its last state."""
+    def _winner(self) -> Contender:
+        return next(c for c in self.contenders() if c.name == self.record.now.winner.name)
+
+    def facts(self) -> dict[str, object]:
+        """What an experiment tracker is told of the run: the winner's recipe, the data, what was asked for."""
+        asked, winner, now = self.asked.training, self._winner(), self.record.now
+        epochs = {} if asked.epochs is None else {"epochs": asked.epochs}
+        recipe = get_recipe(self.recipe(winner)).override({**asked.overrides, **epochs})
+        return {
+            **recipe.to_dict(),
+            "model": winner.name,
+            "image_size": winner.image_size,
+            "seed": asked.seed,
+            "device": self.basis.conditions.device,
+            "min_throughput": self.min_throughput,
+            "data_digest": now.data.digest,
+            "commit": now.commit,
+        }
+
+    def train_winner(self, tell: Progress) -> Trained:
+        """The full training, told to ``tell``; a run that was interrupted goes on at its last state."""
         place = self.folder / "train"
         if self.record.now.history and place.is_dir():
             done = load_checkpoint(place)
@@ -281,7 +306,7 @@ class Fit:
                 thresholds=done.thresholds,
                 temperatures=done.temperatures,
             )
-        contender = next(c for c in self.contenders() if c.name == self.record.now.winner.name)
+        contender = self._winner()
         minutes = self.asked.training.max_minutes
         options = self.training(contender)
         if self.asked.resume and (place / "recipe.yaml").is_file():
@@ -295,7 +320,7 @@ class Fit:
                 max_seconds=None if minutes is None else 60 * minutes,
                 resume=self.asked.resume,
                 overwrite=True,
-                progress=self.tell,
+                progress=tell,
                 **options,
             )
         if not run.finished:
@@ -311,3 +336,10 @@ class Fit:
         return Trained(
             net=run.net, preprocessing=run.preprocessing, thresholds=run.thresholds, temperatures=run.temperatures
         )
+
+
+def _whole_schedule(recipe: Recipe, epochs: int) -> dict[str, object]:
+    """Recipe keys by which so few epochs go through all of a schedule that is drawn for many, not its first part."""
+    if not recipe.schedule_epochs:
+        return {}
+    return {"schedule_epochs": 0, "warmup_epochs": recipe.warmup_epochs * epochs / recipe.schedule_epochs}

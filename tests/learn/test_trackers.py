@@ -130,3 +130,16 @@ def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tracking(ROW)  # pyright: ignore[reportArgumentType]
     tracking.end(finished=True)
     assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_mlflow_goes_on_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first = Tracking("mlflow", Tracked(name="one", folder=tmp_path, facts={"lr": 0.1}), lambda _: None)
+    first.end(finished=False)
+    again = Tracking("mlflow", Tracked(name="one", folder=tmp_path, again=first.id), lambda _: None)
+    again.tell({"test_top1": 0.5}, 3)
+    again.end(finished=True)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("convscale").experiment_id])
+    assert (run.info.run_id, run.info.status, run.data.metrics) == (first.id, "FINISHED", {"test_top1": 0.5})

@@ -21,6 +21,7 @@ from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
 from convscale.pipeline.finding import Finder
 from convscale.pipeline.record import RunRecord
+from convscale.pipeline.request import Training
 from convscale.pipeline.steps import Fit
 from convscale.show.fit_parts import Brief, Probed
 from convscale.show.fit_parts import Candidate as Row
@@ -43,7 +44,7 @@ def _finder(
     record: RunRecord, constraint: Constraint, *, predicted: bool = False, size: int | None = 224, **asked: Any
 ) -> Finder:
     return Finder(
-        asked=SimpleNamespace(named=None, image_size=size, rows=None, **asked),  # type: ignore[arg-type]
+        asked=SimpleNamespace(**{"named": None, "image_size": size, "rows": None, "training": Training(), **asked}),  # type: ignore[arg-type]
         splits=SPLITS,
         basis=SimpleNamespace(**{**vars(BASIS), "predicted": predicted}),  # type: ignore[arg-type]
         constraint=constraint,
