@@ -17,6 +17,7 @@ from convscale.errors import UserError
 from convscale.formats.fold import fold
 from convscale.formats.onnx import write_onnx
 from convscale.formats.suppression import add_suppression
+from convscale.formats.two_stage import HEAD
 from convscale.machine import Environment, available_cores
 from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
 from convscale.nn.detectors import Detector
@@ -78,6 +79,7 @@ def measure_detector(
     Raises:
         UserError: conditions that it can not be measured under, or a head that can not be shipped.
     """
+    _one_stage(detector)
     runtime = runtime_of(cond.runtime)
     if runtime.opens_modules or cond.precision != "fp32" or cond.layout != "nchw" or cond.mode != "infer":
         raise UserError(
@@ -108,6 +110,15 @@ def measure_detector(
         peak_bytes=None,
     )
     return DetectorSpeed(whole=whole, parts_s=_differences({name: float(np.median(t)) for name, t in times.items()}))
+
+
+def _one_stage(detector: Detector) -> None:
+    """UserError for a head whose parts can not be told apart."""
+    if detector.detector_spec.head == HEAD:
+        raise UserError(
+            f"the speed of head {HEAD} depends on what its first stage finds: it is neither measured nor predicted; "
+            "fcos, retinanet and ssdlite are"
+        )
 
 
 def _files(graph: DetectorGraph, detector: Detector, folder: Path) -> dict[str, Path]:
@@ -149,6 +160,7 @@ def predict_detector(
     Raises:
         UserError: an unknown device, or conditions that are not predicted.
     """
+    _one_stage(detector)
     if cond.mode != "infer":
         raise UserError(f"a detector is predicted in mode infer, got {cond.mode}")
     parts: dict[str, Prediction] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from convscale.errors import UserError, first_line
 from convscale.nn.modes import evaluating
@@ -17,28 +19,35 @@ OPSET = 20
 
 
 def write_onnx(
-    net: nn.Module, example: torch.Tensor, path: str | os.PathLike[str], *, outputs: tuple[str, ...] = ("logits",)
+    net: nn.Module,
+    example: torch.Tensor | tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    outputs: tuple[str, ...] = ("logits",),
+    inputs: tuple[str, ...] = ("images",),
 ) -> None:
     """Write a network in eval mode as one ONNX file with a dynamic batch, by the exporter that stands on
     ``torch.export``.
 
     Args:
         net: a module or a graph from :func:`convscale.formats.fold.fold`.
-        example: (N, C, H, W), N at least 2; its size is the file's, its batch is not.
+        example: (N, C, H, W), N at least 2; its size is the file's, its batch is not. Or all arguments, tuples of such.
         outputs: a name for each output.
+        inputs: a name for each input.
 
     Raises:
         UserError: an operator has no ONNX form; it is named.
     """
+    given, batch = example if isinstance(example, tuple) else (example,), torch.export.Dim("batch", min=1)
     try:
         with evaluating(net), quiet(), torch.no_grad():
             torch.onnx.export(
                 net,
-                (example,),
+                given,
                 os.fspath(path),
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                input_names=["images"],
+                dynamic_shapes=tree_map(lambda _: {0: batch}, given),
+                input_names=list(inputs),
                 output_names=list(outputs),
                 opset_version=OPSET,
                 external_data=False,

@@ -18,7 +18,7 @@ def add_suppression(
 
     Boxes of different classes are moved apart by their label times the square's side, so that one suppression does for
     all classes, as torchvision does it. What is kept is written into a table of ``most`` rows for each picture, so that
-    the output has a fixed shape but for the batch.
+    the output has a fixed shape but for the batch. Other outputs stay, behind the table.
 
     Args:
         path: the file; it is replaced.
@@ -86,7 +86,9 @@ def add_suppression(
 
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param or "batch"
     graph.node.extend(nodes)
+    others = [each for each in graph.output if each.name not in ("boxes", "scores", "labels")]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [batch, most, 6]))
+    graph.output.extend(others)
     onnx.checker.check_model(model)
     onnx.save(model, os.fspath(path))

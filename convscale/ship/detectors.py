@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,14 @@ from convscale.formats.ir import write_ir
 from convscale.formats.onnx import OPSET, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.formats.suppression import add_suppression
+from convscale.formats.two_stage import HEAD, check_two_stages, write_two_stages
 from convscale.images.preprocess import Preprocessing
 from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
 from convscale.nn.detectors import Detector, DetectorSpec
 from convscale.nn.modes import evaluating
 from convscale.runtimes.base import runtimes_of
 from convscale.ship.box_metrics import Found, Truth, coco_metrics, matched
+from convscale.ship.box_verification import BoxesWithheld, BoxVerification
 from convscale.ship.detector_card import detector_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer
 from convscale.ship.quantize import RANKING, quantize_file, rank_layers, routes_of, search_float_layers, spread
@@ -50,67 +51,6 @@ MAX_SCORE = {"fp32": 1e-3, "fp16": 1e-2}
 LEAST_SIDE = 0.01
 """Pixels: boxes with a shorter side are not compared; rounding alone decides what they share."""
 CHUNK = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoxVerification:
-    """How a detector's artefact compares with the detector it was made from."""
-
-    n: int
-    """Pictures compared."""
-    images: str
-    """What they were: ``given`` or ``noise``."""
-    batch_sizes: tuple[int, ...]
-    """Batch sizes the artefact was run at."""
-    boxes: int
-    """Boxes of the trained detector above ``sure``."""
-    sure: float
-    """Score above which boxes are compared."""
-    least_iou: float
-    """IoU from which two boxes of a class are the same."""
-    found_again: float
-    """Share of the trained detector's boxes that the artefact gives too."""
-    made_up: float
-    """Share of the artefact's boxes that the trained detector does not give."""
-    max_score: float
-    """Largest difference between the best scores of a picture."""
-    map_before: float | None = None
-    """mAP of the trained detector in [0, 1]; None without truth."""
-    map_after: float | None = None
-    """Of the artefact."""
-    ap50_before: float | None = None
-    """AP at IoU 0.5 of the trained detector."""
-    ap50_after: float | None = None
-    """Of the artefact."""
-    precision: str = "fp32"
-    """The artefact's, which chooses the gate."""
-    nms: str = INSIDE
-    """Where non-maximum suppression is done."""
-    max_drop: float | None = None
-    """Points of mAP an INT8 artefact may lose."""
-    passed: bool = False
-    """Whether the gate lets it through."""
-    reason: str = ""
-    """Why, in one line."""
-
-    @property
-    def drop_points(self) -> float | None:
-        """mAP lost, in points."""
-        if self.map_before is None or self.map_after is None:
-            return None
-        return 100 * (self.map_before - self.map_after)
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-
-class BoxesWithheld(UserError):
-    """A detector's artefact did not pass the gate and was not put under its final name."""
-
-    def __init__(self, message: str, verification: BoxVerification) -> None:
-        super().__init__(message)
-        self.verification = verification
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +80,7 @@ def export_detector(
     """Write a detector as an artefact folder, and check its boxes before it gets its name.
 
     Args:
-        detector: FCOS, RetinaNet or SSDLite of ours; it is left as it is.
+        detector: one of ours; it is left as it is.
         out_dir: the folder to make; it appears whole or not at all.
         request: what it is to be; ``verify_images`` are squares, ``verify_labels`` their boxes.
         calibration: for INT8: squares of the training set.
@@ -158,7 +98,9 @@ def export_detector(
     device = next(detector.parameters()).device
     detector.cpu()
     try:
-        graph = DetectorGraph(detector)  # refuses what can not be shipped
+        if spec.head == HEAD:
+            check_two_stages(request.format, int8=calibration is not None or request.int8)
+        graph = None if spec.head == HEAD else DetectorGraph(detector)
         images, truths = _images(request, preprocessing)
         cut = Cut(
             nms=nms,
@@ -184,7 +126,7 @@ def export_detector(
             write_json(folder / "preprocessing.json", preprocessing.to_dict())
             manifest = Manifest.from_dict({**record, "files": {}}, folder)
             folded = _write(job, graph, folder)
-            if calibration is not None:
+            if calibration is not None and folded is not None:
                 record["int8"] = _quantise(job, folded, folder, manifest, calibration)
             checked = _verify(job, Artifact(folder, manifest))
             if not checked.passed:
@@ -276,9 +218,16 @@ def _found(boxes: Boxes) -> Found:
 # ---------------------------------------------------------------- files
 
 
-def _write(job: _Job, graph: DetectorGraph, folder: Path) -> fx.GraphModule:
-    """The model file of the format; for INT8 the float network that it will be made from. Gives the folded graph."""
+def _write(job: _Job, graph: DetectorGraph | None, folder: Path) -> fx.GraphModule | None:
+    """The model file of the format; for INT8 the float network that it will be made from. Gives the folded graph; None
+    where there are two stages.
+    """
     request, side = job.request, job.preprocessing.width
+    if graph is None:
+        path = folder / "model.onnx"
+        write_two_stages(job.detector, path, job.preprocessing if request.bake else None)
+        _finish(job, path)
+        return None
     example = torch.zeros(2, 3, side, side)
     with evaluating(graph):
         folded = fold(graph, example)
@@ -292,14 +241,20 @@ def _write(job: _Job, graph: DetectorGraph, folder: Path) -> fx.GraphModule:
     write_onnx(net, example, path, outputs=OUTPUTS)
     if request.int8:
         return folded
+    _finish(job, path)
+    return folded
+
+
+def _finish(job: _Job, path: Path) -> None:
+    """Half precision, suppression and the format, where they are wanted."""
+    request = job.request
     if request.format == "onnx" and request.half:
         store_half(path)
     if job.cut.nms == INSIDE:
         _suppress_inside(path, job)
     if request.format == "openvino":
-        write_ir(path, folder / "model.xml", half=request.half)
+        write_ir(path, path.with_name("model.xml"), half=request.half)
         path.unlink()
-    return folded
 
 
 def _suppress_inside(path: Path, job: _Job) -> None:

@@ -190,8 +190,6 @@ def test_a_detector_that_finds_nothing_says_so(
 
 
 def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(cs.UserError, match="head faster_rcnn can not be shipped"):
-        cs.export(small_detector("faster_rcnn"), tmp_path / "art")
     with pytest.raises(cs.UserError, match="nms 'both' is unknown"):
         cs.export(detector, tmp_path / "art", nms="both")
     with pytest.raises(cs.UserError, match="image_size is 96; a detector's is its own, 64"):
