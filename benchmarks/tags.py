@@ -54,6 +54,7 @@ def main() -> None:
                 "std": list(cfg.std),
                 "interpolation": cfg.interpolation,
                 "crop_pct": cfg.crop_pct,
+                **({} if cfg.crop_mode == "center" else {"crop_mode": cfg.crop_mode}),
                 "num_classes": cfg.num_classes,
                 "license": cfg.license,
                 "origin": cfg.origin_url,

@@ -48,6 +48,8 @@ class WeightsTag:
     """``bilinear`` or ``bicubic``."""
     crop_pct: float
     """Share of the resized shorter side that the centre crop keeps."""
+    crop_mode: str
+    """``center``, or ``squash``: resized to a square whatever their shape."""
     num_classes: int
     """Outputs of the classifier; 0: none."""
     license: str
@@ -78,6 +80,7 @@ def all_tags() -> dict[str, WeightsTag]:
             std=tuple(row["std"]),
             interpolation=row["interpolation"],
             crop_pct=row["crop_pct"],
+            crop_mode=row.get("crop_mode", "center"),
             num_classes=row["num_classes"],
             license=row["license"] or "unknown",
             results=results,

@@ -252,7 +252,7 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
     is_place = (Path(what).exists() or "/" in what.removeprefix("timm/")) and not is_spec_file(what)
     if is_place or model is not None:
         return load_checkpoint(what, net=network_for(what, model))
-    from convscale.networks.inputs import preprocessing_of
+    from convscale.networks.pictures import preprocessing_of
     from convscale.networks.resolve import as_module
 
     named = network_of(what)  # a spec's file, too

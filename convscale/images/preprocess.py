@@ -26,6 +26,7 @@ MOST_SIDE = 16_384
 LEAST_CROP = 0.01
 """Of the resized picture's side; what it is resized to grows with its inverse."""
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+CROP_MODES = ("center", "squash")
 _ELONGATED = 32
 """Times that a resized picture's longer side may be its shorter one before the crop is cut out first."""
 _CACHE_VALUES = 150_000
@@ -87,6 +88,9 @@ class Preprocessing:
     """The crop's sides as a share of the resized image's."""
     interpolation: str = "bilinear"
     """``bilinear``, ``bicubic`` (both antialiased) or ``nearest``."""
+    crop_mode: str = "center"
+    """``center``: a picture keeps its shape, and what juts out is cut off; ``squash``: it takes the crop's shape, so
+    that with a crop_pct of 1 all of it is seen (timm's crop modes)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_size(*sides(self.image_size)))
@@ -112,6 +116,8 @@ class Preprocessing:
             raise UserError(
                 f"interpolation {self.interpolation!r} is unknown{nearest(str(self.interpolation), INTERPOLATIONS)}"
             )
+        if not isinstance(self.crop_mode, str) or self.crop_mode not in CROP_MODES:
+            raise UserError(f"crop_mode {self.crop_mode!r} is unknown{nearest(str(self.crop_mode), CROP_MODES)}")
 
     @property
     def height(self) -> int:
@@ -126,12 +132,14 @@ class Preprocessing:
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that an image of ``height`` x ``width`` is resized to before the crop.
 
-        timm's rule (``transforms_imagenet_eval``, crop mode ``center``), so that released weights see the pixels that
-        their accuracy was published for. The crop's sides over ``crop_pct`` round down. For a square crop the image's
-        shorter side becomes that and the longer one follows, cut to whole pixels (torchvision's ``Resize``); for
-        another shape the image just covers it, sides rounded to nearest.
+        timm's rule (``transforms_imagenet_eval``), so that released weights see the pixels that their accuracy was
+        published for. The crop's sides over ``crop_pct`` round down. In crop mode ``squash`` the image takes these. In
+        ``center``, for a square crop, the image's shorter side becomes that and the longer one follows, cut to whole
+        pixels (torchvision's ``Resize``); for another shape the image just covers it, sides rounded to nearest.
         """
         target = [math.floor(side / self.crop_pct) for side in (self.height, self.width)]
+        if self.crop_mode == "squash":
+            return target[0], target[1]
         if target[0] == target[1]:
             shorter, longer = min(height, width), int(target[0] * max(height, width) / min(height, width))
             if shorter == target[0]:
@@ -257,8 +265,12 @@ class Preprocessing:
         return out
 
     def to_dict(self) -> dict[str, object]:
-        """As plain JSON values; ``from_dict`` is the inverse."""
+        """As plain JSON values; ``from_dict`` is the inverse. A crop mode other than ``center`` is said, so that
+        versions that know no other refuse it.
+        """
         values = dataclasses.asdict(self)
+        if self.crop_mode == "center":
+            del values["crop_mode"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod

@@ -33,6 +33,7 @@ from convscale.locks import OutputLock
 from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
 from convscale.networks.inputs import input_facts
+from convscale.networks.pictures import crop_mode_of
 from convscale.networks.resolve import find
 from convscale.nn.norm import convert_sync
 
@@ -311,4 +312,5 @@ def choose_preprocessing(net: nn.Module, splits: DataSplits, recipe: Recipe) -> 
         std=std,
         crop_pct=facts.crop_pct if recipe.augment == "resized-crop" else 1.0,
         interpolation=facts.interpolation,
+        crop_mode=crop_mode_of(net),
     )

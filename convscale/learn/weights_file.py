@@ -10,8 +10,8 @@ from convscale.arch.spec import NetSpec
 from convscale.errors import UserError
 from convscale.learn.checkpoint import ORIGIN, Checkpoint
 from convscale.networks.foreign import Foreign, build_foreign
-from convscale.networks.inputs import preprocessing_of
 from convscale.networks.names import network_of
+from convscale.networks.pictures import preprocessing_of
 from convscale.networks.resolve import Named
 from convscale.nn.state_dicts import read_state_dict
 from convscale.nn.weights import class_count, load_weights

@@ -26,7 +26,8 @@ from convscale.formats.ir import write_ir
 from convscale.formats.onnx import OPSET, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
-from convscale.networks.inputs import example_input, preprocessing_of
+from convscale.networks.inputs import example_input
+from convscale.networks.pictures import preprocessing_of
 from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
 from convscale.runtimes.base import runtimes_of

@@ -39,7 +39,9 @@ def input_lines(form: Form, how: Preprocessing) -> list[str]:
 def _steps(form: Form, how: Preprocessing) -> list[str]:
     gray = how.channels == 1
     target = _targets(how)
-    if how.height == how.width:
+    if how.crop_mode == "squash":
+        sides = f"the height becomes {target[0]} px and the width {target[1]} px, whatever the shape"
+    elif how.height == how.width:
         sides = (
             f"the shorter side becomes {target[0]} px, the longer one `int({target[0]} * longer / shorter)` (cut to "
             "whole pixels)"
@@ -93,7 +95,9 @@ def _code(form: Form, how: Preprocessing) -> list[str]:
         f"mean, std = np.array({list(how.mean)}), np.array({list(how.std)})",
         'scale, shift = (1 / (255 * std)).astype("float32").astype("float64"), (-mean / std).astype("float32")',
     ]
-    if height == width:
+    if how.crop_mode == "squash":
+        resize = [f"    size = {target[1]}, {target[0]}"]
+    elif height == width:
         resize = [f"    size = [int({target[0]} * side / min(image.size)) for side in image.size]"]
     else:
         resize = [

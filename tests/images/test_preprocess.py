@@ -43,7 +43,8 @@ def _assert_like_timm(preprocessing: Preprocessing) -> None:
     """Same sizes as timm's evaluation transform, and the pixels that Pillow gives there."""
     create_transform = pytest.importorskip("timm.data").create_transform
     size = (3, preprocessing.height, preprocessing.width)
-    timms = create_transform(size, interpolation=preprocessing.interpolation, crop_pct=preprocessing.crop_pct)
+    asked = {name: getattr(preprocessing, name) for name in ("interpolation", "crop_pct", "crop_mode")}
+    timms = create_transform(size, **asked)
     timms_resize, timms_crop = timms.transforms[:2]
     for photo in PHOTOS:
         resized = timms_resize(Image.fromarray(photo))
@@ -70,6 +71,41 @@ def test_rectangles_are_cut_as_timm_cuts_them(size: tuple[int, int], crop_pct: f
     _assert_like_timm(
         Preprocessing(image_size=size, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct, interpolation="bicubic")
     )
+
+
+@pytest.mark.parametrize("size", [224, (192, 256), (33, 31)])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_squashed_pictures_are_those_of_timm(size: int | tuple[int, int], crop_pct: float, interpolation: str) -> None:
+    squash = Preprocessing(
+        image_size=size,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        crop_mode="squash",
+    )
+    _assert_like_timm(squash)
+
+
+def test_nothing_of_a_squashed_picture_is_lost() -> None:
+    """A strip of 20 x 4000: its ends are seen, and it is resized whole."""
+    strip = np.zeros((20, 4000, 3), np.uint8)
+    strip[:, :400], strip[:, -400:] = 90, 200
+    squash = Preprocessing(image_size=10, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0, crop_mode="squash")
+    golden = np.asarray(Image.fromarray(strip).resize((10, 10), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(squash.resize(strip), golden)
+    # of the triangle around an end 300 parts of 350 lie in the bright tenth
+    ends = [golden[5, 0, 0], golden[5, 5, 0], golden[5, 9, 0]]
+    assert ends == [pytest.approx(90 * 6 / 7, abs=1), 0, pytest.approx(200 * 6 / 7, abs=1)]
+
+
+def test_a_crop_mode_is_said_where_it_is_not_the_usual_one() -> None:
+    """What reads no crop mode refuses the key, and texts from before it are read and written as they were."""
+    squash = Preprocessing(image_size=8, mean=(0, 0, 0), std=(1, 1, 1), crop_mode="squash")
+    assert squash.to_dict()["crop_mode"] == "squash"
+    assert Preprocessing.from_dict(json.loads(json.dumps(squash.to_dict()))) == squash
+    assert "crop_mode" not in Preprocessing(image_size=8, mean=(0, 0, 0), std=(1, 1, 1)).to_dict()
 
 
 def test_resize_gives_a_tensor_for_a_tensor_and_leaves_the_right_size_alone() -> None:
@@ -126,6 +162,8 @@ def test_dict_round_trip() -> None:
         ({"crop_pct": 1.5}, "crop_pct must lie in .* got 1.5"),
         ({"interpolation": "bilinaer"}, "interpolation 'bilinaer' is unknown .*bilinear"),
         ({"interpolation": ["bilinear"]}, "interpolation .* is unknown"),
+        ({"crop_mode": "border"}, "crop_mode 'border' is unknown"),
+        ({"crop_mode": ["squash"]}, "crop_mode .* is unknown"),
         ({"image_size": 16_385}, "image_size is 16385; it must be at most 16,384 pixels a side"),
         ({"crop_pct": 1e-300}, r"crop_pct is 1e-300; it must be a share from 0\.01 to 1|crop_pct must lie in"),
         ({"crop_pct": "1"}, "crop_pct is '1'; it must be a share"),

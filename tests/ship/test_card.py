@@ -130,22 +130,23 @@ def test_the_code_of_a_card_has_the_same_answers_on_300_pictures(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "crop_pct", "interpolation", "bake", "several"),
+    ("channels", "size", "crop_pct", "interpolation", "bake", "several", "crop_mode"),
     [
-        (1, 32, 0.9, "bicubic", False, False),
-        (3, (24, 40), 0.875, "bilinear", True, False),
-        (1, (40, 24), 0.95, "bilinear", True, True),
-        (3, 32, 1.0, "nearest", False, True),
+        (1, 32, 0.9, "bicubic", False, False, "center"),
+        (3, (24, 40), 0.875, "bilinear", True, False, "center"),
+        (1, (40, 24), 0.95, "bilinear", True, True, "center"),
+        (3, 32, 1.0, "nearest", False, True, "center"),
+        (3, (24, 40), 0.9, "bicubic", False, False, "squash"),
     ],
 )
 def test_gray_rectangular_baked_and_many_labels(
     channels: int, size: int | tuple[int, int], crop_pct: float, interpolation: str, bake: bool, several: bool,
-    tmp_path: Path,
+    crop_mode: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     net = _sharp(channels)
     preprocessing = Preprocessing(
         image_size=size, channels=channels, mean=(0.4,) * channels, std=(0.3,) * channels, crop_pct=crop_pct,
-        interpolation=interpolation,
+        interpolation=interpolation, crop_mode=crop_mode,
     )  # fmt: skip
     thresholds = [0.3, 0.5, 0.2, 0.9, 0.4] if several else None
     artifact = export(net, tmp_path / "art", preprocessing=preprocessing, bake=bake, thresholds=thresholds)
