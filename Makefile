@@ -57,7 +57,7 @@ $(READY): pyproject.toml constraints.txt
 	  { rm -rf .venv; echo "$(PYTHON) can not make a virtual environment (on Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "setting up .venv: some minutes and some gigabytes, once"
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,openvino,timm,search,detect,explain,serve,ray]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,openvino,timm,search,detect,explain,serve,ray,schedule-free]' --group dev
 	@touch $@
 
 clean:  ## Remove what was built; records, runs and results stay.

@@ -34,6 +34,7 @@ EXTRAS = {
     ),
     "openvino": ("openvino", "nncf"),
     "timm": ("timm",),
+    "schedule-free": ("schedulefree",),
     "search": ("optuna",),
     "ray": ("ray",),
     "detect": ("faster_coco_eval",),

@@ -57,8 +57,32 @@ def power_of(width: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-def build_ema(net: nn.Module, recipe: Recipe) -> Ema | None:
+class ScheduleFreeAverage(Ema):
+    """The weights that schedule-free optimisation is judged by (Defazio et al. 2024, arXiv 2405.15682): the trained
+    ones are y, between these, x, and the steps' own, z, which the optimiser keeps. Running statistics are those at y.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(net, 0.0)
+        self._optimizer = optimizer
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, steps: int = 1) -> None:
+        self.updates += 1
+        self.net.load_state_dict(net.state_dict())
+        ours, theirs = (dict(each.named_parameters()) for each in (self.net, net))
+        names = {param: name for name, param in theirs.items()}
+        for group in self._optimizer.param_groups:
+            share = 1 - 1 / group["betas"][0]  # y = (1 - beta) z + beta x
+            for param in group["params"]:
+                if (base := self._optimizer.state.get(param, {}).get("z")) is not None:
+                    ours[names[param]].copy_(torch.lerp(param, base.to(param), share))
+
+
+def build_ema(net: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer | None = None) -> Ema | None:
     """The recipe's average; None: it has none."""
+    if recipe.optimizer == "schedule-free" and optimizer is not None:
+        return ScheduleFreeAverage(net, optimizer)
     if recipe.ema_width:
         return Ema(net, 0.0, power_of(recipe.ema_width))
     return Ema(net, recipe.ema_decay) if recipe.ema_decay else None

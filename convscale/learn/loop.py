@@ -53,7 +53,7 @@ class Trainer:
         if job.recipe.compile:
             self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer = build_optimizer(job.net, job.recipe)
-        self.ema = build_ema(job.net, job.recipe)
+        self.ema = build_ema(job.net, job.recipe, self.optimizer)
         self.imitation = self._imitation()
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
         # whole groups of accumulated batches only

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convscale.errors import naming_extras
 from convscale.learn.recipe import Recipe
 from convscale.learn.settings import native_precisions
 
@@ -263,11 +264,23 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta2), epsilon=recipe.epsilon)
     if recipe.optimizer == "muon":
         return Muon(groups, lr=recipe.lr, momentum=recipe.momentum, betas=(0.9, recipe.beta2), epsilon=recipe.epsilon)
+    if recipe.optimizer == "schedule-free":
+        return _schedule_free(groups, recipe)
     if recipe.optimizer == "rmsprop":
         return RMSpropTF(groups, lr=recipe.lr, decay=recipe.beta2, momentum=recipe.momentum, epsilon=recipe.epsilon)
     for group in groups:
         group["decoupled_decay"] = group.pop("weight_decay")
     return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _schedule_free(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Schedule-free AdamW of the authors' library (Defazio et al. 2024, arXiv 2405.15682), where it trains."""
+    with naming_extras("optimizer schedule-free"):
+        from schedulefree import AdamWScheduleFree  # pyright: ignore[reportMissingImports]
+    betas = (recipe.momentum, recipe.beta2)
+    made = AdamWScheduleFree(groups, lr=recipe.lr, betas=betas, eps=recipe.epsilon)
+    made.train()
+    return made
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -16,7 +16,7 @@ from convscale.errors import UserError, nearest
 from convscale.files import write_text
 
 _CHOICES = {
-    "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon"),
+    "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon", "schedule-free"),
     "schedule": ("onecycle", "cosine", "step", "multistep", "exponential", "constant", "wsd"),
     "loss": ("cross-entropy", "bce", "asymmetric", "focal", "two-way", "zlpr"),
     "partial": ("ignore", "negative"),
@@ -110,8 +110,9 @@ class Recipe:
     resizing)."""
 
     optimizer: str = "sgd"
-    """``sgd`` (Nesterov momentum), ``adamw``, ``rmsprop`` (TensorFlow's form), ``lamb``, or ``muon`` (for
-    kernels of convolutions, with AdamW for the rest)."""
+    """``sgd`` (Nesterov momentum), ``adamw``, ``rmsprop`` (TensorFlow's form), ``lamb``, ``muon`` (for
+    kernels of convolutions, with AdamW for the rest), or ``schedule-free`` (AdamW of the extra of that name; schedule
+    constant, and no other average)."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
@@ -294,6 +295,8 @@ class Recipe:
                 f"recipe {self.name}: schedule_epochs is {self.schedule_epochs}; it must be 0, or at least the "
                 f"{self.epochs} epochs"
             )
+        if self.optimizer == "schedule-free":
+            self._check_schedule_free()
         if self.loss in ("two-way", "zlpr") and (self.mixup or self.cutmix):
             raise UserError(
                 f"recipe {self.name}: loss {self.loss} ranks present classes above absent ones, so it takes no mixed "
@@ -304,6 +307,17 @@ class Recipe:
                 f"recipe {self.name}: distill_kl is {self.distill_kl:g} and distill_weight {self.distill_weight:g}; "
                 "give one of them"
             )
+
+    def _check_schedule_free(self) -> None:
+        right = {"schedule": "constant", "ema_decay": 0, "ema_width": 0}
+        for name, value in right.items():
+            if getattr(self, name) != value:
+                raise UserError(
+                    f"recipe {self.name}: {name} is {getattr(self, name)}; optimizer schedule-free averages in the "
+                    f"place of a schedule, so it must be {value}"
+                )
+        if not self.momentum:
+            raise UserError(f"recipe {self.name}: momentum is 0; optimizer schedule-free needs one above 0")
 
     def decay_epochs_at(self) -> tuple[float, ...]:
         """The epochs of ``decay_at``, ascending.
