@@ -181,7 +181,7 @@ def write_two_stages(detector: Detector, path: str | os.PathLike[str], bake: Pre
 
 
 def _joined(first: Any, second: Any, shared: Sequence[str]) -> Any:
-    """One model: ``first``, whose own names get a prefix, then ``second``, which takes ``shared`` and the table of it."""
+    """One model: ``first``, whose own names get a prefix, then ``second``, which takes its table and ``shared``."""
     known = {name: name for name in ("", *shared, *(each.name for each in first.graph.input))} | {OUTPUT: _PROPOSALS}
     _rename(first.graph, lambda name: known.get(name, _FIRST + name))
     if first.functions or second.functions:
