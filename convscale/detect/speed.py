@@ -77,7 +77,7 @@ def measure_detector(
         max_seconds: and at most about so long.
 
     Raises:
-        UserError: conditions that it can not be measured under, or a head that can not be shipped.
+        UserError: conditions that it can not be measured under, or a head whose work depends on the pictures.
     """
     _one_stage(detector)
     runtime = runtime_of(cond.runtime)

@@ -39,8 +39,8 @@ class DetectorGraph(nn.Module):
         spec = detector.detector_spec
         if spec.head == "faster_rcnn":
             raise UserError(
-                "head faster_rcnn can not be shipped: its second stage depends on what the first finds; fcos, "
-                "retinanet and ssdlite can"
+                "head faster_rcnn is not counted, measured or predicted: its work depends on what its first stage finds; "
+                "fcos, retinanet and ssdlite are"
             )
         self.kind, self.side, self.most, self.classes = spec.head, spec.image_size, spec.candidates, spec.num_classes
         parts = cast(Any, detector)

@@ -35,8 +35,11 @@ _BOTH = ("cost", "predictor/workload.py", "networks/foreign.py", "networks/input
 _OWN = (*_BOTH, "nn", "arch/block.py", "arch/spec.py", "arch/parts.py", "arch/rows.py")
 """Code that decides what a trace of timm's networks, and of own ones, is. Which own networks there are does not matter:
 an own one is known by its whole spec."""
-_VALUES = ("nn/weights.py", "nn/keymaps.py", "nn/placing.py", "nn/state_dicts.py", "nn/as_trained.py")
-"""Code below these that decides which values a network's tensors have, which no trace depends on."""
+_VALUES = (
+    *("nn/weights.py", "nn/keymaps.py", "nn/placing.py", "nn/state_dicts.py", "nn/as_trained.py"),
+    *("nn/detectors.py", "nn/detector_graph.py"),
+)
+"""Code below these that no stored trace depends on: which values a network's tensors have, and detectors."""
 
 
 # ---------------------------------------------------------------- what an entry belongs to
