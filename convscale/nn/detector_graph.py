@@ -39,7 +39,7 @@ class DetectorGraph(nn.Module):
         spec = detector.detector_spec
         if spec.head == "faster_rcnn":
             raise UserError(
-                "head faster_rcnn is not counted, measured or predicted: its work depends on what its first stage finds; "
+                "head faster_rcnn is not counted, measured or predicted: its work depends on what it finds; "
                 "fcos, retinanet and ssdlite are"
             )
         self.kind, self.side, self.most, self.classes = spec.head, spec.image_size, spec.candidates, spec.num_classes
