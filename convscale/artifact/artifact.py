@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from convscale._version import __version__
 from convscale.artifact.answers import (
     NOT_FINITE,
     TOP,
@@ -30,27 +28,17 @@ from convscale.artifact.answers import (
 from convscale.artifact.boxes import Boxes, boxes_of
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.features import HEAD_FILE, Head, read_head
-from convscale.artifact.manifest import (
-    DETECTOR_SCHEMA,
-    MANIFEST,
-    MODEL_FILES,
-    SCHEMA,
-    Manifest,
-    read_manifest,
-    read_part,
-)
+from convscale.artifact.folder import CARD
+from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError, check_whole
-from convscale.files import is_full, sha256, whole_folder, write_json, write_text
+from convscale.files import sha256, write_json, write_text
 from convscale.images.letterbox import fill_of, letterbox, out_of_square
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
 
 if TYPE_CHECKING:
     from convscale.artifact.promise import Promise
-
-CARD = "README.md"
-"""The model card."""
 
 
 class Artifact:
@@ -440,18 +428,6 @@ def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
     return open_runtime(artifact.model_path, runtime, replace(how, precision=precision))
 
 
-def seal(folder: Path, manifest: Mapping[str, object]) -> Manifest:
-    """Write the manifest with the checksums of every file in the folder. Returns the manifest."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST:
-            files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    schema = SCHEMA if manifest.get("detection") is None else DETECTOR_SCHEMA
-    full = {"schema": schema, "convscale": __version__, **manifest, "files": files}
-    write_json(folder / MANIFEST, full)
-    return Manifest.from_dict(full, folder)
-
-
 def state_fact(artifact: Artifact, name: str, text: str) -> None:
     """Save an artefact's record, and state a fact in its model card in the place of what stood there.
 
@@ -491,38 +467,3 @@ def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
         write_text(path, with_promise(path.read_text(encoding="utf-8"), promise))
         artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
     return artifact
-
-
-@contextmanager
-def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder for an artefact that takes the name ``target`` on a clean exit; on any other it is
-    removed and ``target`` untouched.
-
-    Raises:
-        UserError: ``target`` is a file, holds something and ``overwrite`` is not asked for, or holds something other
-            than an artefact; or its disk is full or not writable.
-    """
-    target = Path(target)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"output {target} is a file; name a folder")
-    if target.is_dir() and any(target.iterdir()):
-        if not overwrite:
-            raise UserError(f"output folder {target} exists and is not empty; use --overwrite or another name")
-        if not (target / MANIFEST).is_file():
-            raise UserError(
-                f"output folder {target} holds something other than an artefact; it is not overwritten, use another "
-                "name"
-            )
-    began = False
-    try:
-        with whole_folder(target) as staging:
-            began = True
-            yield staging
-    except OSError as error:
-        if is_full(error):
-            raise UserError(
-                f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
-            ) from error
-        if not began:
-            raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
-        raise

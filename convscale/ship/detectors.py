@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.boxes import INSIDE, OUTSIDE, Boxes, Cut
+from convscale.artifact.folder import CARD, seal, staged_folder
 from convscale.artifact.manifest import MODEL_FILES, Manifest
 from convscale.errors import UserError, check_text
 from convscale.files import write_json, write_text

@@ -15,8 +15,9 @@ import numpy as np
 from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
-from convscale.artifact.artifact import CARD, Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.boxes import INSIDE
+from convscale.artifact.folder import CARD, seal, staged_folder
 from convscale.artifact.manifest import MODEL_FILES
 from convscale.artifact.promise import Promise
 from convscale.artifact.reference import write_reference

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from convscale.artifact.artifact import Artifact, load_artifact, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.folder import staged_folder
 from convscale.conditions import Size
 from convscale.errors import UserError, first_line, nearest
 from convscale.formats.fold import has_deep_stem

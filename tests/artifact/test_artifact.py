@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from convscale.artifact import artifact as module
-from convscale.artifact.artifact import Artifact, load_artifact, seal, staged_folder
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.folder import seal, staged_folder
+from convscale.artifact.manifest import SCHEMA
 from convscale.errors import UserError
 from convscale.ship.export import export
 
@@ -299,7 +300,7 @@ def test_output_is_a_file(tmp_path: Path) -> None:
 
 
 def test_schema_is_stated(onnx_art: Artifact) -> None:
-    assert onnx_art.manifest["schema"] == module.SCHEMA == 1
+    assert onnx_art.manifest["schema"] == SCHEMA == 1
 
 
 def test_a_hard_link_is_refused(folder: Path, tmp_path: Path) -> None:

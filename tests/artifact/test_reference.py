@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convscale.artifact.artifact import Artifact, load_artifact, seal
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.folder import seal
 from convscale.artifact.reference import ANSWERS, IMAGES, check_reference, read_reference, write_reference
 from convscale.errors import UserError
 

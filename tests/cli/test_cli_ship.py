@@ -163,7 +163,7 @@ def make_newer(folder: Path) -> None:
 
 def point_outside(folder: Path) -> None:
     """Data outside the folder, with checksums that hold."""
-    from convscale.artifact.artifact import seal
+    from convscale.artifact.folder import seal
 
     model = onnx.load(folder / "model.onnx")
     weight = model.graph.initializer[0]

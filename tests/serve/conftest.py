@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convscale.artifact.artifact import Artifact, load_artifact, seal
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.folder import seal
 from convscale.artifact.reference import write_reference
 from convscale.serve.answering import Answering
 from convscale.serve.app import build

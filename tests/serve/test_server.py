@@ -24,7 +24,8 @@ import tritonclient.http as triton
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from convscale.artifact.artifact import Artifact, seal
+from convscale.artifact.artifact import Artifact
+from convscale.artifact.folder import seal
 from convscale.serve.models import How, Named
 from convscale.serve.settings import Limits
 from tests.serve.conftest import Running, copied, pixels, running

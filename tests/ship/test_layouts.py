@@ -19,7 +19,8 @@ import openvino as ov
 import pytest
 import yaml
 
-from convscale.artifact.artifact import Artifact, load_artifact, seal
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.folder import seal
 from convscale.errors import UserError
 from convscale.ship.layouts import write_layout
 
