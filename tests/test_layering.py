@@ -34,6 +34,7 @@ TORCH_FREE_MODULES = (
     "convscale.ship.layouts",
     "convscale.ship.ray_engine",
     "convscale.ship.repository",
+    "convscale.ship.rows",
     "convscale.ship.shards",
     "convscale.ship.stream",
     "convscale.ship.tune",

@@ -16,7 +16,7 @@ from convscale import words
 from convscale.cli.options import say
 from convscale.errors import UserError
 from convscale.files import write_text
-from convscale.ship.stream import Row, _csv_line, _is_row_of, _json_line
+from convscale.ship.rows import Row, csv_line, is_row_of, json_line
 
 EVIL = "\x1b]0;mine\x07\x1b[31m"
 
@@ -58,7 +58,7 @@ def test_every_row_is_one_line_that_reads_back() -> None:
     ]
     for name in names:
         row = Row(path=name, classes=("@SUM(1)\n", "b\x1b"), probabilities=(0.75, 0.25), labels=("=1", "\n"))
-        line = _csv_line(row, 2, True)
+        line = csv_line(row, 2, True)
         assert line.count("\n") == 1
         assert line.isprintable() is False  # for its end alone
         assert line[:-1].isprintable()
@@ -66,14 +66,14 @@ def test_every_row_is_one_line_that_reads_back() -> None:
         (cells,) = csv.reader(io.StringIO(line, newline=""))
         assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
         assert cells[2:6] == ["'@SUM(1)\\n", "0.75", "b\\x1b", "0.25"]
-        assert _is_row_of(cells[0], name, "csv")
-        assert not _is_row_of(cells[0], name + "x", "csv")
-        text = _json_line(row, 2, True)
+        assert is_row_of(cells[0], name, "csv")
+        assert not is_row_of(cells[0], name + "x", "csv")
+        text = json_line(row, 2, True)
         assert text.count("\n") == 1
         assert text.isascii()
         assert json.loads(text)["path"] == name
-    assert _is_row_of("a\\nb", "a\nb", "csv")
-    assert _is_row_of("-x.jpg", "-x.jpg", "csv")  # a row of an earlier version
+    assert is_row_of("a\\nb", "a\nb", "csv")
+    assert is_row_of("-x.jpg", "-x.jpg", "csv")  # a row of an earlier version
 
 
 def test_terminals_get_no_escapes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from convscale.errors import UserError, check_whole
 from convscale.files import atomic_path
-from convscale.ship.stream import Row, row_values
+from convscale.ship.rows import Row, row_values
 
 FORMATS = ("jsonl", "parquet")
 SHARD = 1_000

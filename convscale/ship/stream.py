@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import glob
-import io
-import json
 import os
 import re
 import time
@@ -20,10 +17,9 @@ from typing import TextIO
 
 import numpy as np
 
-from convscale import words
 from convscale.artifact.answers import NOT_FINITE, box_answer
 from convscale.artifact.artifact import Artifact
-from convscale.errors import UserError, first_line, naming_extras, nearest
+from convscale.errors import UserError, first_line, naming_extras
 from convscale.files import is_full
 from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, decode_image, preload, read_image
 from convscale.images.letterbox import Square, square_of
@@ -31,35 +27,12 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import Tally, pictures_below
 from convscale.locks import OutputLock
 from convscale.machine import available_cores
-from convscale.read import Limits, json_of
+from convscale.ship.rows import Row, appended, csv_line, format_of, header_of, json_line, prepare_output
 
-FORMATS = ("csv", "jsonl")
-_ROW = Limits(size=2**20, surrogates=True)
-"""Of a row of an earlier run; names of files may hold any bytes."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+-]*://")
 """How fsspec's paths begin."""
 AHEAD = 4
 """Batches that are decoded ahead of the network; what bounds the memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What is said about one file."""
-
-    path: str
-    """As it was given."""
-    classes: tuple[str, ...] = ()
-    """The likeliest ones, best first."""
-    probabilities: tuple[float, ...] = ()
-    """Theirs."""
-    labels: tuple[str, ...] | None = None
-    """Of a network for several labels per image: the classes above their thresholds, in the network's order; else None.
-    """
-    boxes: tuple[tuple[float, float, float, float], ...] | None = None
-    """Of a detector: for each of ``classes``, the surest first, where it is: x1, y1, x2, y2 in the upright picture's
-    pixels; else None."""
-    error: str = ""
-    """Why there is none; empty where there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,17 +154,17 @@ def classify(
     Raises:
         UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
     """
-    form = _format(output, format, boxes=_finds_boxes(artifact))
+    form = format_of(output, format, boxes=_finds_boxes(artifact))
     _check_options(top, artifact, batch_size, workers)  # before anything is written
     if not isinstance(output, (str, os.PathLike)):
         return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
     path = Path(output)
     paths = iter(paths)
     with OutputLock() as lock:
-        header = _header(top, artifact.thresholds is not None)
-        done = _prepare(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
+        header = header_of(top, artifact.thresholds is not None)
+        done = prepare_output(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
         rows = _Rows(top, batch_size, workers, on_rows)
-        stream = _appended(path)
+        stream = appended(path)
         try:
             found = _write_rows(paths, artifact, stream, form, rows, begins_empty=path.stat().st_size == 0)
             stream.close()
@@ -223,22 +196,17 @@ def _finds_boxes(artifact: Artifact) -> bool:
     return bool(getattr(artifact, "is_detector", False))
 
 
-def _appended(path: Path) -> TextIO:
-    """A file to append rows to."""
-    return open(path, "a", encoding="utf-8", errors="surrogateescape", newline="")
-
-
 def _write_rows(
     paths: Iterable[str], artifact: Artifact, stream: TextIO, form: str, rows: _Rows, *, begins_empty: bool
 ) -> Classified:
     """Write a row for each path as it comes, and flush after each batch."""
     several = artifact.thresholds is not None
-    writer = _csv_line if form == "csv" else _json_line
+    writer = csv_line if form == "csv" else json_line
     start = time.perf_counter()
     errors = 0
     step = rows.batch_size or artifact.batch_size
     if form == "csv" and begins_empty:
-        stream.write(_header(rows.top, several))
+        stream.write(header_of(rows.top, several))
     made = classify_stream(paths, artifact, top=rows.top, batch_size=rows.batch_size, workers=rows.workers)
     for row in made:
         stream.write(writer(row, rows.top, several))
@@ -380,148 +348,3 @@ def _rows(
             probabilities=tuple(float(row[i]) for i in best),
             labels=labels,
         )
-
-
-def _format(output: str | os.PathLike[str] | TextIO, format: str | None, *, boxes: bool = False) -> str:
-    if boxes:
-        ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ""
-        if format == "csv" or ending == ".csv":
-            raise UserError("a detector's boxes have no form in csv; use a .jsonl file")
-        format = format or "jsonl"
-    if format is None:
-        ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ".csv"
-        format = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}.get(ending, "csv")
-    if format not in FORMATS:
-        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
-    return format
-
-
-def _header(top: int, several: bool) -> str:
-    names = [
-        "path",
-        *(["labels"] if several else []),
-        *(
-            name
-            for i in range(1, top + 1)
-            for name in ((f"class_{i}", f"probability_{i}") if top > 1 else ("class", "probability"))
-        ),
-        "error",
-    ]
-    return ",".join(names) + "\n"
-
-
-def _csv_line(row: Row, top: int, several: bool) -> str:
-    """One line, always: ends of lines in names are written as ``\\n``. No cell is a formula."""
-    cells = [words.csv_cell(row.path)]
-    if several:
-        cells.append(words.csv_cell(json.dumps(row.labels or [], ensure_ascii=False)))
-    for i in range(top):
-        cells += [words.csv_cell(row.classes[i]), f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([*cells, words.csv_cell(row.error)])
-    return text.getvalue()
-
-
-def row_values(row: Row, several: bool) -> dict[str, object]:
-    """A row as plain JSON values."""
-    value: dict[str, object] = {"path": row.path}
-    if row.error:
-        value["error"] = row.error
-    elif row.boxes is not None:
-        value["boxes"] = [
-            {"class": name, "score": round(score, 6), "box": [round(side, 2) for side in box]}
-            for name, score, box in zip(row.classes, row.probabilities, row.boxes, strict=True)
-        ]
-    else:
-        value["classes"] = [
-            {"class": c, "probability": round(p, 6)} for c, p in zip(row.classes, row.probabilities, strict=True)
-        ]
-        if several:
-            value["labels"] = list(row.labels or ())
-    return value
-
-
-def _json_line(row: Row, top: int, several: bool) -> str:
-    return json.dumps(row_values(row, several)) + "\n"
-
-
-def _is_row_of(found: str, path: str, form: str) -> bool:
-    """Whether a row's path is that of a file; up to 0.1.0 CSV only had the ends of lines written out."""
-    if form != "csv":
-        return found == path
-    return found in (words.csv_cell(path), path.replace("\r", "\\r").replace("\n", "\\n"))
-
-
-def _prepare(
-    output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool, lock: OutputLock
-) -> int:
-    """Make the output ready to be appended to, and lock it. Returns how many files it has rows for; as many are taken
-    from ``paths``.
-    """
-    try:
-        if output.is_dir():
-            raise UserError(f"output {output} is a folder; name a file")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lock.take(output, "output")
-        if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
-            output.write_text("")
-            lock.take(output, "output")
-            return 0
-    except OSError as error:
-        raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
-    if not resume:
-        raise UserError(f"output {output} exists; use --resume, --overwrite or another name")
-    _cut_torn_line(output)
-    done = 0
-    with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for path in _paths_of(file, form, header, output):
-            expected = next(paths, None)
-            if expected is None or not _is_row_of(path, expected, form):
-                raise UserError(
-                    f"output {output} has a row for {path} where the list has {expected}; resume with the same images, "
-                    "or name another output"
-                )
-            done += 1
-    return done
-
-
-class _Unfit(UserError):
-    """An output that a run can not go on in."""
-
-
-def _paths_of(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
-    """The paths of the rows of an earlier run."""
-    try:
-        if form == "csv":
-            rows = csv.reader(file)
-            head: Sequence[str] = next(rows, [])
-            if head and head[0] != "path":
-                raise _Unfit(f"output {output} is no table of convscale classify; name another")
-            if head and ",".join(head) + "\n" != header:
-                raise _Unfit(
-                    f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
-                    "another output"
-                )
-            yield from (row[0] for row in rows)
-        else:
-            yield from (json_of(line, "a row", _ROW)["path"] for line in file)
-    except _Unfit:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
-        raise UserError(f"output {output} is no table of convscale classify; name another") from error
-
-
-def _cut_torn_line(output: Path) -> None:
-    """Take off a last line that a crash left unfinished."""
-    with open(output, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            at = file.read(end - start).rfind(b"\n")
-            if at >= 0:
-                file.truncate(start + at + 1)
-                return
-            end = start
-        file.truncate(0)

@@ -19,8 +19,9 @@ from PIL import Image
 from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
 from convscale.ship.ray_engine import ClassifyShards
+from convscale.ship.rows import Row
 from convscale.ship.shards import Rows, listed, shards_of
-from convscale.ship.stream import Row, classify
+from convscale.ship.stream import classify
 
 COLUMNS = 200
 OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts" / "onnx_fp32"

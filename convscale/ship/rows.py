@@ -1,0 +1,198 @@
+"""Rows that say what an image file shows, as lines of CSV or JSON, and files of them that a later run goes on in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from convscale import words
+from convscale.errors import UserError, nearest
+from convscale.locks import OutputLock
+from convscale.read import Limits, json_of
+
+FORMATS = ("csv", "jsonl")
+_ROW = Limits(size=2**20, surrogates=True)
+"""Of a row of an earlier run; names of files may hold any bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is said about one file."""
+
+    path: str
+    """As it was given."""
+    classes: tuple[str, ...] = ()
+    """The likeliest ones, best first."""
+    probabilities: tuple[float, ...] = ()
+    """Theirs."""
+    labels: tuple[str, ...] | None = None
+    """Of a network for several labels per image: the classes above their thresholds, in the network's order; else None.
+    """
+    boxes: tuple[tuple[float, float, float, float], ...] | None = None
+    """Of a detector: for each of ``classes``, the surest first, where it is: x1, y1, x2, y2 in the upright picture's
+    pixels; else None."""
+    error: str = ""
+    """Why there is none; empty where there is."""
+
+
+def format_of(output: str | os.PathLike[str] | TextIO, format: str | None, *, boxes: bool = False) -> str:
+    """The form of an output: as it was asked for, or by the ending of its name.
+
+    Raises:
+        UserError: it is unknown, or boxes have none in it.
+    """
+    if boxes:
+        ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ""
+        if format == "csv" or ending == ".csv":
+            raise UserError("a detector's boxes have no form in csv; use a .jsonl file")
+        format = format or "jsonl"
+    if format is None:
+        ending = Path(output).suffix.lower() if isinstance(output, (str, os.PathLike)) else ".csv"
+        format = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}.get(ending, "csv")
+    if format not in FORMATS:
+        raise UserError(f"format {format!r} is unknown{nearest(format, FORMATS)}")
+    return format
+
+
+def header_of(top: int, several: bool) -> str:
+    """The first line of a table of CSV."""
+    names = [
+        "path",
+        *(["labels"] if several else []),
+        *(
+            name
+            for i in range(1, top + 1)
+            for name in ((f"class_{i}", f"probability_{i}") if top > 1 else ("class", "probability"))
+        ),
+        "error",
+    ]
+    return ",".join(names) + "\n"
+
+
+def csv_line(row: Row, top: int, several: bool) -> str:
+    """One line, always: ends of lines in names are written as ``\\n``. No cell is a formula."""
+    cells = [words.csv_cell(row.path)]
+    if several:
+        cells.append(words.csv_cell(json.dumps(row.labels or [], ensure_ascii=False)))
+    for i in range(top):
+        cells += [words.csv_cell(row.classes[i]), f"{row.probabilities[i]:.6g}"] if row.classes else ["", ""]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([*cells, words.csv_cell(row.error)])
+    return text.getvalue()
+
+
+def row_values(row: Row, several: bool) -> dict[str, object]:
+    """A row as plain JSON values."""
+    value: dict[str, object] = {"path": row.path}
+    if row.error:
+        value["error"] = row.error
+    elif row.boxes is not None:
+        value["boxes"] = [
+            {"class": name, "score": round(score, 6), "box": [round(side, 2) for side in box]}
+            for name, score, box in zip(row.classes, row.probabilities, row.boxes, strict=True)
+        ]
+    else:
+        value["classes"] = [
+            {"class": c, "probability": round(p, 6)} for c, p in zip(row.classes, row.probabilities, strict=True)
+        ]
+        if several:
+            value["labels"] = list(row.labels or ())
+    return value
+
+
+def json_line(row: Row, top: int, several: bool) -> str:
+    """One line of JSON."""
+    return json.dumps(row_values(row, several)) + "\n"
+
+
+def is_row_of(found: str, path: str, form: str) -> bool:
+    """Whether a row's path is that of a file; up to 0.1.0 CSV only had the ends of lines written out."""
+    if form != "csv":
+        return found == path
+    return found in (words.csv_cell(path), path.replace("\r", "\\r").replace("\n", "\\n"))
+
+
+def prepare_output(
+    output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool, lock: OutputLock
+) -> int:
+    """Make the output ready to be appended to, and lock it. Returns how many files it has rows for; as many are taken
+    from ``paths``.
+    """
+    try:
+        if output.is_dir():
+            raise UserError(f"output {output} is a folder; name a file")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock.take(output, "output")
+        if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
+            output.write_text("")
+            lock.take(output, "output")
+            return 0
+    except OSError as error:
+        raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
+    if not resume:
+        raise UserError(f"output {output} exists; use --resume, --overwrite or another name")
+    _cut_torn_line(output)
+    done = 0
+    with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for path in paths_in(file, form, header, output):
+            expected = next(paths, None)
+            if expected is None or not is_row_of(path, expected, form):
+                raise UserError(
+                    f"output {output} has a row for {path} where the list has {expected}; resume with the same images, "
+                    "or name another output"
+                )
+            done += 1
+    return done
+
+
+class _Unfit(UserError):
+    """An output that a run can not go on in."""
+
+
+def paths_in(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
+    """The paths of the rows of an earlier run."""
+    try:
+        if form == "csv":
+            rows = csv.reader(file)
+            head: Sequence[str] = next(rows, [])
+            if head and head[0] != "path":
+                raise _Unfit(f"output {output} is no table of convscale classify; name another")
+            if head and ",".join(head) + "\n" != header:
+                raise _Unfit(
+                    f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
+                    "another output"
+                )
+            yield from (row[0] for row in rows)
+        else:
+            yield from (json_of(line, "a row", _ROW)["path"] for line in file)
+    except _Unfit:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+        raise UserError(f"output {output} is no table of convscale classify; name another") from error
+
+
+def _cut_torn_line(output: Path) -> None:
+    """Take off a last line that a crash left unfinished."""
+    with open(output, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                file.truncate(start + at + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def appended(path: Path) -> TextIO:
+    """A file to append rows to."""
+    return open(path, "a", encoding="utf-8", errors="surrogateescape", newline="")
