@@ -18,6 +18,7 @@ from convscale import words
 from convscale._version import __version__
 from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import check as cli_check
+from convscale.cli import classify as cli_classify
 from convscale.cli import explain as cli_explain
 from convscale.cli import fit as cli_fit
 from convscale.cli import learn as cli_learn
@@ -273,6 +274,7 @@ def _options(
 cli_check.register(app)
 cli_learn.register(app)
 cli_ship.register(app)
+cli_classify.register(app)
 cli_explain.register(app)
 cli_speed.register(app)
 cli_calibrate.register(app)

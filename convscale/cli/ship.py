@@ -1,32 +1,30 @@
-"""The commands about shipping: export, tune, classify. ``register`` puts them on the command line."""
+"""The commands about shipping: export and tune. ``register`` puts them on the command line."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convscale.cli.detect import check_box_outputs, export_boxes, write_box_outputs
+from convscale.cli.detect import export_boxes
 from convscale.cli.options import (
     Device,
     ImgSize,
     Json,
     Output,
     Overwrite,
-    Resume,
     Threads,
     WordyCommand,
     overrides_of,
     print_json,
     say,
 )
-from convscale.errors import UserError, check_number, check_text
+from convscale.errors import UserError, check_text
 
 if TYPE_CHECKING:
     from convscale.images.preprocess import Preprocessing
@@ -38,7 +36,6 @@ def register(app: typer.Typer) -> None:
     """Put the commands on the app."""
     app.command("export", cls=WordyCommand)(export_command)
     app.command("tune")(tune_command)
-    app.command("classify")(classify_command)
 
 
 def export_command(
@@ -360,161 +357,3 @@ def tune_command(
         f"{best.images_per_s:,.1f} images/s, {1000 * best.latency_s:.1f} ms a call; {found.gain:.2f} times the usual "
         f"settings; kept in {artifact}"
     )
-
-
-def classify_command(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on standard input.")],
-    model: Annotated[Path, typer.Option("--model", help="Artefact folder.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", help="A .csv or .jsonl file; standard output when left out.")
-    ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
-    top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
-    coco: Annotated[
-        Path | None, typer.Option("--coco", help="Of a detector: its boxes as COCO's results, too; needs --output.")
-    ] = None,
-    draw: Annotated[
-        Path | None, typer.Option("--draw", help="Of a detector: a folder for the images with boxes drawn.")
-    ] = None,
-    min_score: Annotated[float, typer.Option("--min-score", help="Boxes below it are not drawn.")] = 0.3,
-    batch_size: Annotated[
-        int | None, typer.Option("-b", "--batch-size", help="Images per call; the artefact's own when left out.")
-    ] = None,
-    device: Device = "cpu",
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Decoding threads; one per core when left out.")
-    ] = None,
-    max_bad_rate: Annotated[
-        float | None,
-        typer.Option("--max-bad-rate", help="Exit with 2 where a larger share of images, and more than one, is bad."),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option("--engine", help="local; ray: on Ray Data, --output is a folder of parts.")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster; one of this machine when left out.")
-    ] = None,
-    actors: Annotated[
-        int | None, typer.Option("--actors", help="Of Ray: processes that hold the artefact; one per core.")
-    ] = None,
-    shard_size: Annotated[int, typer.Option("--shard-size", help="Of Ray: images of a part.")] = 1_000,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Classify images, or find boxes in them by a detector: one row each, in order."""
-    from convscale.artifact.artifact import load_artifact
-    from convscale.images.walk import Tally
-    from convscale.ship.stream import classify, image_paths
-
-    if max_bad_rate is not None:
-        check_number("--max-bad-rate", max_bad_rate, "a share from 0 to 1", 0, 1)
-    left_out = Tally()
-    check_text("engine", engine, ("local", "ray"))
-    if engine == "ray":
-        _classify_on_ray(
-            images,
-            model,
-            output,
-            _Ray(address=address, actors=actors, shard_size=shard_size),
-            format=format,
-            top=top,
-            batch_size=batch_size,
-            resume=resume,
-            overwrite=overwrite,
-        )
-        return
-    if address is not None or actors is not None:
-        raise UserError("--address and --actors go with --engine ray")
-    paths = image_paths(images, sys.stdin, left_out)
-    target = sys.stdout if output is None else output
-    form = format or ("jsonl" if as_json and output is None else None)
-
-    opened = load_artifact(model, device=device)
-    check_box_outputs(opened, output, coco, draw, min_score)
-
-    def tell(count: int, errors: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{count:,} images, {errors:,} bad")
-            sys.stderr.flush()
-
-    done = classify(
-        paths,
-        opened,
-        target,
-        format=form,
-        top=top,
-        batch_size=batch_size,
-        workers=workers,
-        resume=resume,
-        overwrite=overwrite,
-        on_rows=tell,
-    )
-    if sys.stderr.isatty():
-        sys.stderr.write("\r")
-    for note in left_out.report().notes():
-        say(note, err=True)
-    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
-    if output is not None:
-        write_box_outputs(opened, output, coco, draw, min_score)
-    if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
-        raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ray:
-    """The options of Ray."""
-
-    address: str | None
-    actors: int | None
-    shard_size: int
-
-
-def _classify_on_ray(
-    images: list[str],
-    model: Path,
-    output: Path | None,
-    how: _Ray,
-    *,
-    format: str | None,
-    top: int,
-    batch_size: int | None,
-    resume: bool,
-    overwrite: bool,
-) -> None:
-    """``classify`` on Ray Data; a Parquet file among the images is a listing, with a column ``path``."""
-    from convscale.artifact.artifact import load_artifact
-    from convscale.errors import naming_extras
-    from convscale.ship.ray_engine import Cluster, classify_on_ray
-    from convscale.ship.shards import listed
-    from convscale.ship.stream import image_paths
-
-    if output is None:
-        raise UserError("--engine ray needs --output, a folder for the parts")
-    with naming_extras("--engine ray"):
-        import ray  # noqa: F401
-    artifact = load_artifact(model)
-    place = str(output).replace(":/", "://", 1) if "://" not in str(output) and ":/" in str(output) else str(output)
-
-    def every() -> Iterator[str]:
-        for each in images:
-            if each.endswith(".parquet"):
-                yield from listed(each)
-            elif "://" in each:
-                yield each
-            else:
-                yield from image_paths([each], sys.stdin)
-
-    done = classify_on_ray(
-        every(),
-        artifact,
-        place,
-        cluster=Cluster(address=how.address, actors=how.actors, shard_size=how.shard_size),
-        format=format or "jsonl",
-        top=top,
-        batch_size=batch_size,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    kept = f", {done.resumed:,} done before" if done.resumed else ""
-    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)
