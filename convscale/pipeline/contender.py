@@ -10,13 +10,11 @@ import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
-from convscale.choice.facts import Speed
 from convscale.images.splits import DataSplits
 from convscale.networks.foreign import Foreign, build_foreign
 from convscale.networks.resolve import Named, find
 from convscale.nn.net import create_model
 from convscale.show.fit_parts import Candidate as Row
-from convscale.show.fit_parts import Predicted
 
 PRETRAINED = "pretrained"
 """Weights that the hub is asked for."""
@@ -77,14 +75,3 @@ def build(spec: Named, splits: DataSplits) -> nn.Module:
         if isinstance(spec, Foreign):
             return build_foreign(spec, num_classes=len(splits.classes), in_chans=splits.channels)
         return create_model(spec, num_classes=len(splits.classes), in_chans=splits.channels)
-
-
-def predicted_of(speed: Speed) -> Predicted:
-    """A predicted speed as a record holds it."""
-    return Predicted(
-        images_per_s=speed.images_per_s,
-        low=speed.low,
-        high=speed.high,
-        bound_by=speed.bound_by or None,
-        doubts=speed.doubts,
-    )

@@ -31,17 +31,15 @@ from convscale.images.splits import DataSplits
 from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
-from convscale.machine import Environment
-from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.contender import Contender, build, predicted_of
+from convscale.pipeline.candidate_rows import new_row, predicted_part, row_of_option, timed_part
+from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
-from convscale.pipeline.record import RunRecord, written
+from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Given
 from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_parts import Candidate as Row
 from convscale.show.fit_parts import Probed, Timed
-from convscale.show.stated import Machine
 from convscale.speed.measuring import measure
 
 REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
@@ -234,39 +232,7 @@ class Finder:
         others = [o for o in options if o.speed is not None and o.label not in chosen]
         others.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / self.floor)))
         shown = [*contenders, *others[: max(0, ROWS - len(contenders))]]
-        self.record.put(candidates=tuple(self._row_of_option(o, weights[o.name]) for o in shown))
-
-    def _row_of_option(self, o: Option, weights: Path | str | None) -> Row:
-        assert o.speed is not None
-        return Row(
-            name=o.name,
-            family=o.spec.family,
-            image_size=o.image_size,
-            params=o.facts.params,
-            macs=o.facts.macs,
-            measurement=self._timed(o.speed, o.spec, o.image_size) if o.speed.kind == "measured" else None,
-            predicted=predicted_of(o.speed) if o.speed.kind == "predicted" else None,
-            kept=o.verdict == "yes",
-            reason=o.reason,
-            published_top1=o.top1,
-            weights=None if weights is None else str(weights),
-            spec=o.spec.to_dict() if isinstance(o.spec, NetSpec) else None,
-            licence=o.candidate.licence,
-        )
-
-    def _timed(self, speed: Speed, spec: Named, image_size: int) -> Timed:
-        """A speed as a record holds it; its raw times are in ``speeds.jsonl``, or here where it came in a row."""
-        rows = self.asked.rows
-        if rows is not None:
-            return Timed.of(rows.of(spec, image_size))
-        return Timed(
-            conditions=written(replace(self.basis.conditions, image_size=image_size)),
-            environment=Machine.of(Environment.here(self.basis.conditions.device)),
-            images_per_s=speed.images_per_s,
-            iqr_rel=(speed.high - speed.low) / speed.images_per_s,
-            warnings=speed.doubts,
-            notes=(speed.how,) if speed.how else (),
-        )
+        self.record.put(candidates=tuple(row_of_option(o, weights[o.name], self.basis, self.asked.rows) for o in shown))
 
     def front(self, files: WeightFiles) -> Front | None:
         """What the device can do with the released weights that can be had; None: there are none with a figure."""
@@ -361,15 +327,15 @@ class Finder:
         before = self.record.row(one.spec.name, one.image_size)
         if before is not None and (before.measurement or before.predicted):
             return self._sure(before)
-        row = before or self._new_row(one, family)
+        row = before or new_row(one, family, self.splits)
         if self.basis.predicted:
             speed, failed = self._predicted_speed(one)
             if speed is None:
                 raise UserError(failed or f"{one.spec.name} can not be predicted")
             if speed.kind == "measured":
-                row = replace(row, measurement=self._timed(speed, one.spec, one.image_size))
+                row = replace(row, measurement=timed_part(speed, one.spec, one.image_size, self.basis, self.asked.rows))
             else:
-                row = replace(row, predicted=predicted_of(speed))
+                row = replace(row, predicted=predicted_part(speed))
         else:
             net = build(one.spec, self.splits)
             made = measure(net, replace(self.plain, image_size=one.image_size), min_seconds=0.3, max_seconds=5.0)
@@ -396,7 +362,7 @@ class Finder:
     def _tuned(self, one: SizedSpec, family: str) -> float:
         """Images/s in the form and settings in which it would ship."""
         name, size = one.spec.name, one.image_size
-        row = self.record.row(name, size) or self._new_row(one, family)
+        row = self.record.row(name, size) or new_row(one, family, self.splits)
         if row.tuned is None:
             made = time_forms(build(one.spec, self.splits), name, size, self.splits.channels, self.basis, 0.6)
             row = replace(row, tuned=replace(Timed.of(made), notes=(speed_of(made).how, *made.notes)))
@@ -409,22 +375,6 @@ class Finder:
         row = self.record.row(name, image_size)
         assert row is not None, "every contender has a row"
         return row
-
-    def _new_row(self, one: SizedSpec, family: str) -> Row:
-        cost = count(build(one.spec, self.splits), image_size=one.image_size)
-        own = one.spec if isinstance(one.spec, NetSpec) else None
-        lineage = own.lineage if own else None
-        return Row(
-            name=one.spec.name,
-            family=family,
-            image_size=one.image_size,
-            params=cost.params,
-            macs=cost.macs,
-            spec=own.to_dict() if own else None,
-            scaling=None
-            if lineage is None
-            else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
-        )
 
     def shortfall(self, name: str, speed: float) -> str:
         """By how much the fastest misses what was asked."""
