@@ -19,25 +19,21 @@ from convscale.detect.loader import BoxLoader
 from convscale.detect.pages import write_examples
 from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError, check_path, naming_extras
-from convscale.files import check_output_dir, new_output_dir
 from convscale.images.preprocess import Preprocessing
-from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
-from convscale.learn.cost import measure_cost
+from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.distributed import Processes, join
 from convscale.learn.job import Job
-from convscale.learn.prepare import kept_settings, state_bytes
-from convscale.learn.progress import Event, Progress, logged
+from convscale.learn.prepare import begin_folder, fit_batch, kept_settings, laid_out, take_folder
+from convscale.learn.progress import Progress, noted
 from convscale.learn.recipe import Recipe
-from convscale.learn.recipes import get_recipe
+from convscale.learn.recipes import recipe_of
 from convscale.learn.request import TrainRequest
-from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, half_precision, usable_device
 from convscale.learn.stop import stop_signal
-from convscale.learn.train import TrainRun
+from convscale.learn.train import TrainRun, begin, result_of
 from convscale.locks import OutputLock
 from convscale.networks.detectors import create_detector
 from convscale.nn.detectors import DetectorSpec, is_detector
-from convscale.nn.norm import convert_sync
 
 USUAL = "detect-small"
 """The recipe where none is named."""
@@ -113,7 +109,7 @@ def train_detector(
     """
     with naming_extras("training a detector"):
         import faster_coco_eval  # noqa: F401 - told before anything is trained
-    found = _recipe(recipe, output if resume else None).override(
+    found = recipe_of(recipe, output if resume else None, USUAL).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
     request = TrainRequest(
@@ -141,22 +137,9 @@ def train_detector(
     return _train(request, splits, _Asked(head=head, image_size=image_size, options=dict(detector or {})))
 
 
-def _recipe(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe:
-    if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
-        return get_recipe(Path(resumed) / "recipe.yaml")
-    return get_recipe(USUAL if recipe is None else recipe)
-
-
 def _train(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> TrainRun:
     notes: list[str] = []
-    first = int(os.environ.get("RANK", "0")) == 0
-
-    def tell(event: Event) -> None:
-        if event["kind"] == "note":
-            notes.append(event["text"])
-        if request.progress is not None and first:
-            request.progress(event)
-
+    tell = noted(request.progress, notes)
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = _prepare(request, splits, asked, processes, device, tell, stop, lock)
@@ -176,20 +159,14 @@ def _prepare(
     """Everything that a run needs, and whether it goes on from a saved state; all input is checked before anything is
     written.
     """
-    folder = request.output
-    if folder is not None:
-        check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
-        if processes.first:
-            lock.take(folder)
-    resumed = processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
+    folder, resumed = request.output, take_folder(request, processes, lock)
     if not splits.train.box_count:
         raise UserError("the train set has no box; there is nothing to learn")
     torch.manual_seed(request.seed)
     recipe = request.recipe
     net, preprocessing = _network(request, splits, asked)
-    if not request.batch_is_asked and recipe.batch_size > len(splits.train):
-        recipe = recipe.override({"batch_size": len(splits.train)})
-        tell({"kind": "note", "text": f"batch size lowered to {len(splits.train)}, the size of the train set"})
+    if not request.batch_is_asked:
+        recipe = fit_batch(recipe, len(splits.train), tell)
     net = net.to(device)
     side, fill = own_size(net, preprocessing.width)
     loader = BoxLoader(
@@ -203,23 +180,11 @@ def _prepare(
         world=processes.world,
     )
     if folder is not None and processes.first:
-        new_output_dir(
-            folder,
-            overwrite=request.overwrite,
-            resume=request.resume,
-            need_bytes=state_bytes(net) * (request.keep + 1),
-        )
-        lock.take(folder)
-        if request.tensorboard:
-            tell = logged(tell, folder / "tensorboard")
+        tell = begin_folder(request, folder, net, tell, lock)
     settings = kept_settings(folder) if resumed and folder is not None else _settings(recipe, device)
     settings = processes.from_first(settings)
-    if processes.world > 1:
-        net = convert_sync(net)
-    memory_format = torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format
-    net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     job = Job(
-        net=net,
+        net=laid_out(net, settings, processes),
         recipe=recipe,
         loader=cast(Any, loader),
         validation=cast(Any, splits.validation),
@@ -311,33 +276,9 @@ def _settings(recipe: Recipe, device: torch.device) -> Settings:
 
 def _run(job: Job, splits: BoxSplits, *, resumed: bool, notes: list[str]) -> TrainRun:
     trainer = DetectionTrainer(job, splits.validation, eval_batch=max(1, job.recipe.batch_size))
-    if job.output is not None:
-        if resumed:
-            place = restore(trainer, job.output)
-            job.progress({"kind": "note", "text": f"resumed from {place}"})
-        if job.processes.first:
-            job.recipe.save(job.output / "recipe.yaml")
+    begin(trainer, resumed=resumed)
     trainer.run()
-    finished = trainer.epoch >= job.recipe.epochs or not job.stop()
-    weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
-    job.net.load_state_dict(weights)
-    net = job.net.to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
-    if finished and job.output is not None and job.processes.first:
-        write_examples(net, splits.validation, job.output, image_size=job.preprocessing.width, device=job.device)
-    return TrainRun(
-        net=net,
-        history=trainer.history,
-        best_metric=max(trainer.best["metric"], 0.0),
-        best_epoch=trainer.best["epoch"],
-        thresholds=None,
-        temperatures=None,
-        classes=splits.classes,
-        preprocessing=job.preprocessing,
-        recipe=job.recipe,
-        settings=job.settings,
-        seconds=trainer.elapsed,
-        output=job.output,
-        notes=tuple(notes),
-        finished=finished,
-        cost=measure_cost(trainer),
-    )
+    run = result_of(trainer, notes)
+    if run.finished and job.output is not None and job.processes.first:
+        write_examples(run.net, splits.validation, job.output, image_size=job.preprocessing.width, device=job.device)
+    return run

@@ -52,19 +52,14 @@ def prepare(
 
     Whatever can be wrong with the input is found before anything is written.
     """
-    folder = request.output
-    if folder is not None:
-        folder = check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
-        if processes.first:
-            lock.take(folder)
-    resumed = processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
+    folder, resumed = request.output, take_folder(request, processes, lock)
     torch.manual_seed(request.seed)
     net = build_net(request.net, splits, request.recipe, request.init, tell=tell).to(device)
     preprocessing = request.preprocessing or choose_preprocessing(net, splits, request.recipe)
     recipe, teacher = _prepare_teacher(request, splits, preprocessing, device)
     train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell)
     if not request.batch_is_asked:
-        recipe = _fit_batch(recipe, len(train_split), tell)
+        recipe = fit_batch(recipe, len(train_split), tell)
     loader = TrainLoader(
         train_split,
         recipe,
@@ -75,11 +70,7 @@ def prepare(
         world=processes.world,
     )
     if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
-        need_bytes = state_bytes(net) * (request.keep + 1)
-        new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
-        lock.take(folder)
-        if request.tensorboard:
-            tell = logged(tell, folder / "tensorboard")
+        tell = begin_folder(request, folder, net, tell, lock)
         if request.track is not None:
             tell = Tracking(request.track, _tracked(request, folder, net, recipe, (train_split, validation)), tell)
     if recipe.grad_checkpointing:
@@ -91,12 +82,8 @@ def prepare(
     else:
         settings = _settings(net, recipe, loader, preprocessing, device)
     settings = processes.from_first(settings)
-    if processes.world > 1:
-        net = convert_sync(net)
-    memory_format = torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format
-    net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     job = Job(
-        net=net,
+        net=laid_out(net, settings, processes),
         recipe=recipe,
         loader=loader,
         validation=validation,
@@ -117,6 +104,34 @@ def prepare(
         max_bad_rate=splits.max_bad_rate,
     )
     return job, resumed
+
+
+def take_folder(request: TrainRequest, processes: Processes, lock: OutputLock) -> bool:
+    """See that the output folder, where there is to be one, can be written, and lock it; gives whether the run goes on
+    from a state in it.
+    """
+    folder = request.output
+    if folder is not None:
+        check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
+        if processes.first:
+            lock.take(folder)
+    return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
+
+
+def begin_folder(request: TrainRequest, folder: Path, net: nn.Module, tell: Progress, lock: OutputLock) -> Progress:
+    """Make the output folder, or empty it; gives ``tell``, which writes for TensorBoard too where that is asked for."""
+    need_bytes = state_bytes(net) * (request.keep + 1)
+    new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
+    lock.take(folder)
+    return logged(tell, folder / "tensorboard") if request.tensorboard else tell
+
+
+def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Module:
+    """The network in the settings' layout; of several processes the norms share their statistics."""
+    if processes.world > 1:
+        net = convert_sync(net)
+    memory_format = torch.channels_last if settings.layout == "nhwc" else torch.contiguous_format
+    return net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
 def _tracked(
@@ -182,7 +197,7 @@ def state_bytes(net: nn.Module) -> int:
     return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
-def _fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
+def fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
     """The recipe with a batch that is not larger than the set; only for a batch that nobody asked for."""
     if recipe.batch_size <= images:
         return recipe

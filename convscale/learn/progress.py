@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,19 @@ class LiveProgress:
 
     def _prefix(self) -> str:
         return f"{self.label}: " if self.label else ""
+
+
+def noted(progress: Progress | None, notes: list[str]) -> Progress:
+    """A progress function that keeps the notes, and passes every event on: of several processes the first one does."""
+    first = int(os.environ.get("RANK", "0")) == 0
+
+    def tell(event: Event) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        if progress is not None and first:
+            progress(event)
+
+    return tell
 
 
 def logged(progress: Progress, folder: Path) -> Progress:

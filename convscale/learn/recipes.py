@@ -431,6 +431,17 @@ def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         raise UserError(f"recipe {path}: {error}") from error
 
 
+def recipe_of(
+    recipe: Recipe | str | os.PathLike[str] | None,
+    resumed: str | os.PathLike[str] | None,
+    usual: Recipe | str,
+) -> Recipe:
+    """What was asked for; else the one that a resumed run wrote into its folder; else the usual one."""
+    if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
+        return get_recipe(Path(resumed) / "recipe.yaml")
+    return get_recipe(usual if recipe is None else recipe)
+
+
 def list_recipes() -> list[str]:
     """Names of all recipes."""
     from convscale.learn.recipes import RECIPES

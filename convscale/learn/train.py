@@ -21,9 +21,9 @@ from convscale.learn.distributed import join
 from convscale.learn.job import Job
 from convscale.learn.loop import Trainer
 from convscale.learn.prepare import prepare
-from convscale.learn.progress import Event, Progress, duration
+from convscale.learn.progress import Progress, duration, noted
 from convscale.learn.recipe import Recipe
-from convscale.learn.recipes import get_recipe
+from convscale.learn.recipes import recipe_of
 from convscale.learn.record import EpochRow
 from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
@@ -33,6 +33,9 @@ from convscale.learn.trackers import Tracking
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from convscale.nn.modes import evaluating
+
+USUAL = "small"
+"""The recipe where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,8 +189,7 @@ def train(
 def _train(request: TrainRequest) -> TrainRun:
     """Build what was asked for, and run it."""
     notes: list[str] = []
-    first = int(os.environ.get("RANK", "0")) == 0
-    tell = _teller(request.progress if first else None, notes)
+    tell = noted(request.progress, notes)
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
     splits = request.data if isinstance(request.data, DataSplits) else open_dataset(request.data)
     processes, device = join(request.device)
@@ -210,37 +212,32 @@ def _recipe(
     resumed: str | os.PathLike[str] | None,
     branch: str | os.PathLike[str] | None,
 ) -> Recipe:
-    """What was asked for; else the one that a resumed run wrote, or that a branch grows from; else ``small``."""
-    if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
-        return get_recipe(Path(resumed) / "recipe.yaml")
-    if recipe is None and branch is not None:
-        return recipe_of_state(check_path("branch", branch))
-    return get_recipe("small" if recipe is None else recipe)
+    """What was asked for; else the one that a resumed run wrote, or that a branch grows from; else the usual one."""
+    written = resumed is not None and (Path(resumed) / "recipe.yaml").is_file()
+    grown = recipe is None and branch is not None and not written
+    return recipe_of(recipe, resumed, recipe_of_state(check_path("branch", branch)) if grown else USUAL)
 
 
-def _run(job: Job, *, resumed: bool, branch: Path | None, notes: list[str]) -> TrainRun:
-    trainer = Trainer(job)
-    if branch is not None and not resumed:
-        branch_off(trainer, branch)
-    if job.output is not None:
-        if resumed:
-            place = restore(trainer, job.output)
-            job.progress({"kind": "note", "text": f"resumed from {place}"})
-        if job.processes.first:
-            job.recipe.save(job.output / "recipe.yaml")
-    if job.recipe.solve_head and not resumed and branch is None:
-        trainer.start_from_solved_head()
-    trainer.run()
-    if trainer.imitation is not None:
-        trainer.imitation.close()
-    finished = trainer.epoch >= job.recipe.epochs or not job.stop()
+def begin(trainer: Trainer, *, resumed: bool) -> None:
+    """Put a run where it was stopped, and write its recipe."""
+    job = trainer.job
+    if job.output is None:
+        return
+    if resumed:
+        place = restore(trainer, job.output)
+        job.progress({"kind": "note", "text": f"resumed from {place}"})
+    if job.processes.first:
+        job.recipe.save(job.output / "recipe.yaml")
+
+
+def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
+    """What a run gave that has ended or was told to stop; the network takes its best weights."""
+    job = trainer.job
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
-    # pyright: ignore[reportCallIssue]
-    net = job.net.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
     return TrainRun(
-        net=net,
+        net=job.net.to(memory_format=torch.contiguous_format).eval(),  # pyright: ignore[reportCallIssue]
         history=trainer.history,
         best_metric=max(trainer.best["metric"], 0.0),
         best_epoch=trainer.best["epoch"],
@@ -253,16 +250,21 @@ def _run(job: Job, *, resumed: bool, branch: Path | None, notes: list[str]) -> T
         seconds=trainer.elapsed,
         output=job.output,
         notes=tuple(notes),
-        finished=finished,
+        finished=trainer.epoch >= job.recipe.epochs or not job.stop(),
         cost=measure_cost(trainer),
     )
 
 
-def _teller(progress: Progress | None, notes: list[str]) -> Progress:
-    def tell(event: Event) -> None:
-        if event["kind"] == "note":
-            notes.append(event["text"])
-        if progress is not None:
-            progress(event)
-
-    return tell
+def _run(job: Job, *, resumed: bool, branch: Path | None, notes: list[str]) -> TrainRun:
+    trainer = Trainer(job)
+    if branch is not None and not resumed:
+        branch_off(trainer, branch)
+    begin(trainer, resumed=resumed)
+    if job.recipe.solve_head and not resumed and branch is None:
+        trainer.start_from_solved_head()
+    trainer.run()
+    if trainer.imitation is not None:
+        trainer.imitation.close()
+    run = result_of(trainer, notes)
+    run.net.requires_grad_(True)
+    return run
