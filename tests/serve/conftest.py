@@ -62,8 +62,8 @@ class Running:
         return host, int(port)
 
     def says(self, wanted: Callable[[dict[str, object]], bool], count: int = 1) -> list[dict[str, object]]:
-        """The wanted lines of its log, once there are ``count`` of them; those there are after ten seconds."""
-        end = time.monotonic() + 10
+        """The wanted lines of its log, once there are ``count`` of them; those there are after a minute."""
+        end = time.monotonic() + 60
         while len(lines := [line for line in list(self.said) if wanted(line)]) < count and time.monotonic() < end:
             time.sleep(0.002)
         return lines

@@ -246,7 +246,8 @@ def test_closing_answers_what_waits_and_takes_nothing_more() -> None:
     async def clients() -> list[Answered]:
         futures = [batcher.submit(image(value), 10) for value in range(6)]
         closing = asyncio.get_running_loop().run_in_executor(None, batcher.close)
-        await asyncio.sleep(0.05)
+        while not batcher._closing:
+            await asyncio.sleep(0.001)
         with pytest.raises(Closed):
             batcher.submit(image(9), 10)
         slow.may.set()
