@@ -17,7 +17,14 @@ from convscale.learn.loss import similarity_loss
 from convscale.learn.recipe import Recipe
 from tests.learn.nets import halves_data, small_net
 
-PLAIN = {"augment": "shift-crop", "batch_size": 24, "lr": 5e-3, "label_smoothing": 0.0, "precision": "fp32"}
+PLAIN = {
+    "augment": "shift-crop",
+    "batch_size": 24,
+    "lr": 5e-3,
+    "label_smoothing": 0.0,
+    "precision": "fp32",
+    "layout": "nchw",
+}
 HERE = Where(epoch=0, indices=torch.arange(2))
 
 

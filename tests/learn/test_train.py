@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import itertools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +92,13 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
     assert not _same_weights(first, other)
 
 
+@functools.cache
+def _undisturbed(recipe: Recipe) -> tuple[TrainRun, list[float]]:
+    """A run that nobody kills, and its losses: one for all the places at which others are killed."""
+    losses: list[float] = []
+    return train(_net(), halves_data(), recipe=recipe, seed=3, progress=_steps(losses)), losses
+
+
 @pytest.mark.parametrize("kill_at", [3, 6, 8, 17])
 @pytest.mark.parametrize(
     ("optimizer", "layout", "precision"),
@@ -109,8 +119,7 @@ def test_resume_is_exact(tmp_path: Path, kill_at: int, optimizer: str, layout: s
         {"optimizer": optimizer, "lr": 0.02, "epsilon": 1e-3, "layout": layout, "precision": precision}
     )
     options: dict[str, Any] = {"recipe": recipe, "seed": 3}
-    whole: list[float] = []
-    undisturbed = train(_net(), halves_data(), progress=_steps(whole), **options)
+    undisturbed, whole = _undisturbed(recipe)
     first, second = [], []
     folder = tmp_path / "run"
     with pytest.raises(Stop):
@@ -253,7 +262,10 @@ def test_many_bad_steps_roll_back_and_then_stop() -> None:
         train(Poison(range(10_000)), halves_data(160), recipe=QUICK)
 
 
-def test_a_time_limit_ends_the_schedule() -> None:
+def test_a_time_limit_ends_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of which each look takes a millisecond."""
+    looks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(looks) / 1000)
     rates: list[float] = []
     run = train(
         _net(),
