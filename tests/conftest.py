@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("CI", "true")  # or OpenVINO and NNCF fork a process for every event that they report home
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +27,25 @@ def _seed() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def briefly() -> Iterator[None]:
+    """Whatever is timed is timed for a moment: for tests of what follows from a speed, not of how it is taken."""
+    from convscale.learn import settings
+    from convscale.ship import tune
+    from convscale.speed import measuring
+
+    timed, called, stepped = tune._timed, measuring.time_callable, settings._images_per_s
+
+    def time_callable(*args: Any, min_seconds: float, max_seconds: float, **options: Any) -> tuple[float, ...]:
+        return called(*args, min_seconds=0.02 * min_seconds, max_seconds=0.02 * max_seconds, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "_timed", lambda call, seconds, least: timed(call, 0.02 * seconds, least))
+        patch.setattr(measuring, "time_callable", time_callable)
+        patch.setattr(settings, "_images_per_s", lambda *args: stepped(*args[:-1], 0.02 * args[-1]))
+        yield
 
 
 @pytest.fixture

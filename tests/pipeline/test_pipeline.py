@@ -1,5 +1,6 @@
 """The whole way on a few real images: Fashion-MNIST's first ones, two small networks, one epoch."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -25,14 +26,17 @@ from convscale.pipeline.run import fit
 from convscale.pipeline.ship import Shipping, ship_fastest
 
 DATA = next((folder for folder in DEMO_FOLDERS if folder.is_dir()), None)
-pytestmark = pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not installed (Debian: dataset-fashion-mnist)")
+pytestmark = [
+    pytest.mark.usefixtures("briefly"),
+    pytest.mark.skipif(DATA is None, reason="Fashion-MNIST is not installed (Debian: dataset-fashion-mnist)"),
+]
 
 
 @pytest.fixture(scope="module")
 def splits() -> DataSplits:
     full = open_dataset(DATA)
     return DataSplits(
-        train=full.train.subset(range(2000)),
+        train=full.train.subset(range(1000)),
         validation=full.validation.subset(range(300)),
         test=full.test.subset(range(500)),
         classes=full.classes,
@@ -49,11 +53,11 @@ def candidates():
     return [member(name, 28) for name in ("tresnet_m", "resnet50d")]
 
 
-OPTIONS = {"epochs": 3, "brief_epochs": 1, "batch_size": 4, "threads": 1, "overrides": {"batch_size": 64}}
+OPTIONS = {"epochs": 3, "brief_epochs": 1, "batch_size": 4, "threads": 1, "overrides": {"batch_size": 32}}
 
 
 @pytest.fixture(scope="module")
-def run(splits, tmp_path_factory):
+def run(briefly, splits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit") / "run"
     told = []
     made = fit(splits, min_throughput=1.0, output=folder, candidates=candidates(), progress=told.append, **OPTIONS)
@@ -74,7 +78,7 @@ def test_record_says_what_was_done(run):
         assert row["measurement"]["conditions"]["runtime"] == "onnxruntime"
     assert np.array(record["evaluation"]["confusion"]).sum() == record["evaluation"]["n"] == 500
     assert np.trace(record["evaluation"]["confusion"]) / 500 == pytest.approx(record["evaluation"]["top1"])
-    assert record["evaluation"]["top1"] > 0.4  # ten classes; three epochs on 2,000 images
+    assert record["evaluation"]["top1"] > 0.4  # ten classes; three epochs on 1,000 images
     assert record["verification"]["n"] == 500
     assert any("chosen: " in event.get("text", "") for event in told)
 
@@ -220,8 +224,14 @@ def test_existing_output_is_not_touched(splits, tmp_path):
 
 def test_what_was_timed_is_what_is_trained_and_shipped(splits, tmp_path):
     options = OPTIONS | {"epochs": 1}
-    made = fit(
+    few = dataclasses.replace(
         splits,
+        train=splits.train.subset(range(256)),
+        validation=splits.validation.subset(range(64)),
+        test=splits.test.subset(range(64)),
+    )
+    made = fit(
+        few,
         min_throughput=1.0,
         output=tmp_path / "run",
         candidates=[member("resnet50d", 64)],
