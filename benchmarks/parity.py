@@ -79,9 +79,9 @@ def _randomise_factors(peer: nn.Module) -> None:
                 nn.init.uniform_(parameter, 0.5, 1.5)
 
 
-def compare(name: str, *, both_sizes: bool = True) -> dict[str, Any]:
-    """The worst differences of one network over its sizes; keys as in the record."""
-    small, large = sizes(name)
+def compare(name: str, *, both_sizes: bool = True, sides: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The worst differences of one network over its sizes, or over those of ``sides``; keys as in the record."""
+    small, large = sides or sizes(name)
     peer = calibrated_peer(name, large)
     state = {key: value.clone() for key, value in peer.state_dict().items()}
     net = convscale.create_model(name).double()

@@ -44,7 +44,8 @@ def check(name: str, **options) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_parity(name):
-    check(name, both_sizes=name in ("resnet18", "tf_efficientnet_b0"))
+    sides = (48, 68) if name.startswith("tresnet") else (64, 65)  # the last leaves odd maps to the end
+    check(name, both_sizes=name in ("resnet18", "tf_efficientnet_b0"), sides=sides)
 
 
 @pytest.mark.slow
