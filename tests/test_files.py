@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from convscale.files import (
     whole_folder,
     write_text,
 )
+
+COLUMNS = 400
 
 
 def test_a_folder_of_pictures_is_never_overwritten(tmp_path: Path) -> None:
@@ -178,18 +181,18 @@ WRITERS = {
 
 @pytest.mark.parametrize("command", list(WRITERS))
 @pytest.mark.parametrize("place", ["file/x", "x" * 300, "loop/x", "sealed/x"])
-def test_a_place_that_can_not_be_written_is_one_line(tmp_path: Path, command: str, place: str) -> None:
+def test_a_place_that_can_not_be_written_is_one_line(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, command: str, place: str
+) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "sealed").mkdir(mode=0o555)
     if place.startswith("sealed") and os.access(tmp_path / "sealed", os.W_OK):
         pytest.skip("this user may write everywhere")
-    args = [word.format(tmp_path / place) for word in WRITERS[command]]
-    code = "import sys; from convscale.cli.app import main; sys.argv[0] = 'convscale'; main()"
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=240, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("convscale: ")
-    assert "can not be used" in done.stderr
+    code, _, err = call(*(word.format(tmp_path / place) for word in WRITERS[command]))
+    assert (code, err.count("\n")) == (2, 1), err
+    assert err.startswith("convscale: ")
+    assert "can not be used" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 

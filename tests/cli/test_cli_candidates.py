@@ -20,6 +20,7 @@ from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.speed.records import read_records
 
 COLUMNS = 120
+pytestmark = pytest.mark.usefixtures("briefly")
 FACTORY = """
 from torch import nn
 

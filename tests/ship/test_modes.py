@@ -60,6 +60,7 @@ def test_int8_keeps_the_modes(frozen: nn.Module, images: np.ndarray, tmp_path: P
         )
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_fastest_form_keeps_the_modes(frozen: nn.Module, images: np.ndarray, tmp_path: Path) -> None:
     export_fastest(frozen, tmp_path / "art", min_seconds=0.01, batch_sizes=(1,), verify_images=images)
 
