@@ -23,6 +23,7 @@ OLD = Path(__file__).parent / "old_files" / "v0_1"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
 COLUMNS = 200
 Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 @pytest.fixture(autouse=True)
