@@ -23,6 +23,7 @@ from convscale.ship import tune as tune_module
 COLOURS = {"blue": (30, 40, 200), "green": (40, 200, 50), "red": (220, 30, 40)}
 COLUMNS = 400
 Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 def write_pictures(folder: Path, train: int) -> Path:
@@ -43,10 +44,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(briefly: None, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small TResNet, trained for a moment."""
     folder = tmp_path_factory.mktemp("run") / "train"
-    spec = cs.scale(cs.get_spec("tresnet_m"), depth=0.25, width=0.25)
+    spec = cs.scale(cs.get_spec("tresnet_m"), depth=0.09, width=0.25)
     pre = Preprocessing(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
     cs.train(spec, pictures, recipe="small", epochs=6, batch_size=16, preprocessing=pre, output=folder, workers=0)
     return folder
@@ -78,6 +79,8 @@ def test_the_fastest_form_of_a_checkpoint(
     call: Call, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune_module, "_timed", lambda run, seconds, least: [run() or 0.01])
+    settings = tune_module.candidates  # at one batch size: each of the six would be compiled for every form
+    monkeypatch.setattr(tune_module, "candidates", lambda goal, names, cores, sizes: settings(goal, names, cores, (4,)))
     out = tmp_path / "a"
     options = ("--data-dir", pictures, "--format", "fastest", "--int8", "--max-drop", 100, "--card", "licence=CC0")
     code, text, err = call("export", checkpoint, "--output", out, *options)
