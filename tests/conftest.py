@@ -41,10 +41,13 @@ def briefly() -> Iterator[None]:
     def time_callable(*args: Any, min_seconds: float, max_seconds: float, **options: Any) -> tuple[float, ...]:
         return called(*args, min_seconds=0.02 * min_seconds, max_seconds=0.02 * max_seconds, **options)
 
+    def images_per_s(net: Any, inputs: Any, precision: str, layout: str, seconds: float) -> float:
+        return stepped(net, inputs, precision, layout, 0.02 * seconds)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "_timed", lambda call, seconds, least: timed(call, 0.02 * seconds, least))
         patch.setattr(measuring, "time_callable", time_callable)
-        patch.setattr(settings, "_images_per_s", lambda *args: stepped(*args[:-1], 0.02 * args[-1]))
+        patch.setattr(settings, "_images_per_s", images_per_s)
         yield
 
 

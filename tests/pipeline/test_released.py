@@ -16,6 +16,7 @@ from convscale.speed.records import Record, append_record
 
 TAGS = ("mobilenetv2_050.lamb_in1k", "resnet18.a1_in1k")
 COLOURS = ((220, 60, 40), (40, 200, 60), (50, 60, 210))
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ OPTIONS = {"image_size": 64, "threads": 1, "batch_size": 2, "epochs": 1, "runtim
 
 
 @pytest.fixture(scope="module")
-def run(pictures, weights, tmp_path_factory):
+def run(briefly, pictures, weights, tmp_path_factory):
     said = []
     folder = tmp_path_factory.mktemp("fit") / "run"
     made = fit(
