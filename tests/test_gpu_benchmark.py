@@ -63,5 +63,11 @@ def test_predictions_stand_beside_speeds() -> None:
         {"stage": "compiled", "mode": "infer", "model": "resnet50", "images_per_s": 800.0},
         {"stage": "compiled", "mode": "train", "model": "resnet50", "images_per_s": 10.0},
     ]
-    gpu.beside(rows, {"infer": {"resnet50": [100, 200, 400], "resnet50, nchw": [50, 100, 200]}, "compiled": {"resnet50": [100, 400, 900]}})
+    gpu.beside(
+        rows,
+        {
+            "infer": {"resnet50": [100, 200, 400], "resnet50, nchw": [50, 100, 200]},
+            "compiled": {"resnet50": [100, 400, 900]},
+        },
+    )
     assert [row.get("measured_over_predicted") for row in rows] == [1.5, 0.7, 2.0, None]

@@ -117,15 +117,15 @@ class FileRunner(Runner[list[np.ndarray], Outputs]):
     """
 
     streams: int
-    parts: int
-    """Into which a batch is cut."""
+    whole = False
+    """A batch is not cut."""
     dtype: np.dtype
     """Of the network's input."""
 
     def prepare(self, batch: Batch) -> list[np.ndarray]:
         array = batch if isinstance(batch, np.ndarray) else batch.detach().cpu().numpy()
         array = np.ascontiguousarray(array, dtype=self.dtype)
-        return np.array_split(array, min(self.parts, max(1, len(array))))
+        return np.array_split(array, 1 if self.whole else min(self.streams, max(1, len(array))))
 
 
 class Runtime(ABC):

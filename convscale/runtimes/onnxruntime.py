@@ -40,7 +40,7 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
 
         self.lock = nullcontext()  # sessions may be called by many threads, and give arrays of their own
         self.threads, self.streams = threads_and_streams(how)
-        self.parts = self.streams if how.divided else 1
+        self.whole = not how.divided
         provider = "CUDAExecutionProvider" if how.device.startswith("cuda") else "CPUExecutionProvider"
         if provider not in ort.get_available_providers():
             raise UserError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or use device cpu")
@@ -69,10 +69,10 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
         self.dtype = np.dtype("uint8" if "uint8" in kind else "float16" if "float16" in kind else "float32")
         self._turns = itertools.count()
         self._pool = None
-        if self.parts > 1:
+        if self.streams > 1 and not self.whole:
             from concurrent.futures import ThreadPoolExecutor  # slow to import
 
-            self._pool = ThreadPoolExecutor(self.parts)
+            self._pool = ThreadPoolExecutor(self.streams)
 
     def run(self, prepared: list[np.ndarray]) -> list[list[np.ndarray]]:
         if self._pool is None or len(prepared) == 1:

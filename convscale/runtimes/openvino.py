@@ -83,7 +83,8 @@ class OpenVinoRunner(FileRunner[Results]):
             import openvino as ov
 
         self.threads, self.streams = threads_and_streams(how)
-        self.parts = self.streams if how.divided else 1
+        self.whole = not how.divided
+        parts = 1 if self.whole else self.streams
         self._name = path.name
         self._config: dict[str, int | str] = {
             "INFERENCE_NUM_THREADS": self.threads,
@@ -98,7 +99,7 @@ class OpenVinoRunner(FileRunner[Results]):
         self.dtype = np.dtype(self._model.input(0).get_element_type().to_dtype())
         # Parts of different sizes would need a form each.
         stated = how.batch_size
-        self._part = stated // self.parts if stated and stated % self.parts == 0 else None
+        self._part = stated // parts if stated and stated % parts == 0 else None
         self._quantised = any(op.get_type_name() == "FakeQuantize" for op in self._model.get_ops())
         self.lock = nullcontext()  # each call has requests of its own
         self._compiling = threading.Lock()
