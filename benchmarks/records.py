@@ -50,6 +50,8 @@ CODE: dict[str, tuple[str, ...]] = {
     "predictor_public": _PREDICTED,
     "predictor_rivals": _PREDICTED,
     "predictor_v100": _PREDICTED,
+    "ray_classify": ("convscale/ship/ray_engine.py", "convscale/ship/shards.py", "convscale/ship/stream.py"),
+    "serve": ("convscale/serve", "convscale/runtimes"),
     "ship": _SHIPPED,
     "ship_peers": _SHIPPED,
     "ship_classify": (*_SHIPPED, "convscale/images/decode.py"),
