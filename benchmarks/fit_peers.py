@@ -1,7 +1,7 @@
 """``convscale fit`` as a new user types it, beside what an expert would do by hand in the same wall-clock time.
 
     python -m benchmarks.fit_peers [--sets stamps icons] [--splits 5] [--first 0] [--size 160] [--minutes 1]
-        [--threads 2] [--json] [--output results/fit_peers.jsonl] [--table results/fit_peers.md]
+        [--threads 2] [--no-ranking] [--json] [--output results/fit_peers.jsonl] [--table results/fit_peers.md]
 
 Sets: pictures of Debian's packages tuxpaint-stamps-default (stamps) and oxygen-icon-theme (icons, 128 px, links left
 out); folders with 15 pictures or more are the classes. Each split is drawn anew, class by class: 25 % test, 15 %
@@ -226,7 +226,7 @@ def run_split(name: str, seed: int, weights: Path, floor: float, args: argparse.
     found["published"] = run_published(data, weights, BEST_PUBLISHED, fit["seconds"], args, seed)
     found["probe"] = run_probe(data, weights, BEST_PUBLISHED, args.size)
     ranks: dict[str, Any] = {}
-    for tag in TAGS:
+    for tag in () if args.no_ranking else TAGS:
         probed, features, labels = features_of(data, weights, tag, args.size)
         full = run_published(data, weights, tag, fit["train_s"], args, seed)
         ranks[tag] = {"probe": probed, "logme": logme(features, labels), **full}
@@ -255,8 +255,10 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
         "| set | method | splits | test top-1, mean (sd) | fit against it, split by split (points) | seconds, median |",
         "|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(r["set"] for r in records):
-        some = [r for r in records if r["set"] == name]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for r in records:
+        groups.setdefault(f"{r['set']}, {r['conditions']['minutes']:g} min", []).append(r)
+    for name, some in groups.items():
         for method in METHODS:
             values = [r["methods"][method]["top1"] for r in some]
             gains = [r["methods"]["fit"]["top1"] - r["methods"][method]["top1"] for r in some]
@@ -270,9 +272,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
         "| set | ranked by | picks what fine-tuning all picks on validation | points of test lost by it, mean |",
     ]
     lines.append("|---|---|---|---|")
-    for name in dict.fromkeys(r["set"] for r in records):
-        some = [r for r in records if r["set"] == name]
-        for key in ("probe", "logme", "fit"):
+    for name, those in groups.items():
+        some = [r for r in those if r["ranking"]]
+        for key in () if not some else ("probe", "logme", "fit"):
             hits, lost = 0, []
             for r in some:
                 ranks = r["ranking"]
@@ -293,6 +295,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--minutes", type=float, default=1.0, help="of fit's full training, at most")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-ranking", action="store_true", help="leave out how well finalists are ranked")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path, help="Markdown file for the summary")
@@ -310,14 +313,14 @@ def main() -> None:
                 there = [r for r in before if (r["set"], r["split"], r["conditions"]) == (name, seed, conditions)]
                 records.append(there[0] if there else run_split(name, seed, weights, floor, args))
                 if args.output and not there:
-                    replace_record(args.output, records[-1], ("benchmark", "set", "split"))
+                    replace_record(args.output, records[-1], ("benchmark", "set", "split", "conditions"))
                 shown = {method: round(made["top1"], 4) for method, made in records[-1]["methods"].items()}
                 print(json.dumps(records[-1]) if args.json else f"{name} {seed}: {shown}", flush=True)
-    table = summarise(records)
+    table = summarise([*(r for r in before if r not in records), *records])
     if not args.json:
         print(table)
     if args.table:
-        head = f"`python -m benchmarks.fit_peers`, {args.size} px, {args.minutes:g} min of full training at most."
+        head = f"`python -m benchmarks.fit_peers`, {args.size} px; beside each set what the full training took at most."
         write_record(args.table, f"{head}\n\n{table}")
 
 
