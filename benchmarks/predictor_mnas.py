@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.predictor_rivals import figures
+from benchmarks.records import seal
 from convscale.conditions import Conditions
 from convscale.files import write_json
 from convscale.predictor.loading import workload_for
@@ -134,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if options.output:
         write_json(options.output, {"command": "python -m benchmarks.predictor_mnas", "records": records})
+        seal(options.output)
     print(json.dumps(records) if options.json else "\n".join(map(str, records)))
     return 0
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import seal
 from convscale.files import write_json
 from convscale.predictor.predict import predict
 
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = summary(rows)
     if options.output:
         write_json(options.output, {"command": "python -m benchmarks.predictor_public", "summary": lines})
+        seal(options.output)
     print(json.dumps(rows) if options.json else markdown(lines))
     return 0
 

@@ -132,9 +132,9 @@ def test_a_search_that_is_killed_goes_on_as_if_it_was_not(
 
 
 def test_minutes_count_per_call(colours: DataSplits, tiny: SearchSpace, tmp_path: Path, simple: None) -> None:
-    first = cs.search(colours, space=tiny, minutes=1e-3, output=tmp_path / "a", **QUICK)
+    first = cs.search(colours, space=tiny, minutes=1e-6, output=tmp_path / "a", **QUICK)
     assert sum(trial.state == "trained" for trial in first.trials) == 1
-    again = cs.search(colours, space=tiny, minutes=1e-3, output=tmp_path / "a", resume=True, **QUICK)
+    again = cs.search(colours, space=tiny, minutes=1e-6, output=tmp_path / "a", resume=True, **QUICK)
     assert sum(trial.state == "trained" for trial in again.trials) == 2
     assert again.trials[0] == first.trials[0]
 
