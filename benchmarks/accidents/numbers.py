@@ -27,6 +27,9 @@ NEEDED: dict[str, Callable[[Play], tuple[Word, ...]]] = {
     "choose": lambda play: ("--device", "h100"),
     "calibrate": lambda play: ("--output", play.here / "made"),
     "report": lambda play: ("--records", play.stage.records),
+    "explain": lambda play: (play.stage.data, "--model", play.stage.artifact, "--output", play.here / "made"),
+    "serve": lambda play: (play.stage.artifact,),
+    "search": lambda play: ("--data-dir", play.stage.data, "--output", play.here / "made"),
 }
 """What each command needs beside the option."""
 
@@ -100,7 +103,7 @@ def _settings(play: Play) -> None:
 
 def _large_batch(play: Play) -> None:
     """A batch that would not fit is a doubt of a prediction, not an error."""
-    play.done(play.forked("predict", "resnet18", "--device", "h100", "-b", "100000000"), "not fit|would not|memory")
+    play.done(play.forked("predict", "resnet18", "--device", "h100", "-b", "100000000"), "needs about .* has 80 GB")
 
 
 ACCIDENTS = [
