@@ -87,6 +87,7 @@ def test_timms_dataclass_is_read_as_its_dictionary_is() -> None:
 
 def test_channels_are_the_networks_own() -> None:
     assert input_facts(cs.create_model("tresnet_m", in_chans=1)).channels == 1
+    assert input_facts(cs.create_model("resnet18", in_chans=16)).channels == 16  # no space-to-depth of one
     assert input_facts(OneInput()).channels == 1
     with pytest.raises(cs.UserError, match=r"takes 1 channel\(s\), its pretrained_cfg has the mean of 3"):
         input_facts(cs.create_model("tresnet_m", in_chans=1)).preprocessing()

@@ -144,6 +144,10 @@ def test_roofline_by_hand() -> None:
     assert total == pytest.approx([2e12 / (1.12 * 71.2e12), 18e9 / 936.2e9], rel=1e-3)
     assert arithmetic[0] > traffic[0]
     assert arithmetic[1] == pytest.approx(0, abs=1e-9)
+    # Half of both, where no data sheet is a limit.
+    slow = {**flat(), "peak": 0.5, "bandwidth": 0.5}
+    halved = kernel_s(table_of([[(compute, 1), (memory, 1)]]), device, slow).total_s
+    assert halved == pytest.approx([4e12 / (1.12 * 71.2e12), 36e9 / 936.2e9], rel=1e-3)
 
 
 def test_ragged_channels_cost_their_padding() -> None:

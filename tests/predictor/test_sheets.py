@@ -101,6 +101,7 @@ def test_bandwidth_counts_in_powers_of_ten_and_the_cache_in_powers_of_two() -> N
     device = get_device("rtx-3090")
     far = table_of([[(Kernel("pointwise", in_bytes=468_100_000_000, out_bytes=468_100_000_000), 1)]])
     assert kernel_s(far, device, plain).total_s[0] == pytest.approx(1.0, rel=1e-6)  # 936.2e9 bytes at 936.2 GB/s
+    assert kernel_s(far, device, {**plain, "bandwidth": 0.5}).total_s[0] == pytest.approx(2.0, rel=1e-6)
     kept = {**plain, "cache.gain": 1.0, "cache.share": 1.0}
     cache = 6 * 2**20
     near = table_of([[(Kernel("pointwise", in_bytes=cache // 2, out_bytes=cache // 2), 1)]])
