@@ -87,8 +87,11 @@ def test_timms_dataclass_is_read_as_its_dictionary_is() -> None:
 
 def test_channels_are_the_networks_own() -> None:
     assert input_facts(cs.create_model("tresnet_m", in_chans=1)).channels == 1
-    assert input_facts(cs.create_model("resnet18", in_chans=16)).channels == 16  # no space-to-depth of one
     assert input_facts(OneInput()).channels == 1
+    packed = OneInput()
+    packed.conv = nn.Conv2d(32, 4, 3)
+    packed.in_chans = 8  # pyright: ignore[reportAttributeAccessIssue]
+    assert input_facts(packed).channels == 8  # by its first convolution it would be 2
     with pytest.raises(cs.UserError, match=r"takes 1 channel\(s\), its pretrained_cfg has the mean of 3"):
         input_facts(cs.create_model("tresnet_m", in_chans=1)).preprocessing()
 
