@@ -89,10 +89,13 @@ def _images(data: bytes, artifact: Artifact) -> np.ndarray | None:
     return np.frombuffer(data, np.uint8, offset=file.tell()).reshape(shape)
 
 
-def check_reference(artifact: Artifact) -> str:
+def check_reference(artifact: Artifact, *, at_once: int | None = None) -> str:
     """Run an artefact on its reference images, and compare.
 
     One without any is run on seeded noise: its answers must be probabilities.
+
+    Args:
+        at_once: images of a call; None: all.
 
     Returns:
         What was found, in words.
@@ -102,8 +105,8 @@ def check_reference(artifact: Artifact) -> str:
     """
     reference = read_reference(artifact)
     if reference is None:
-        return _check_noise(artifact)
-    found = artifact(reference.images)
+        return _check_noise(artifact, at_once)
+    found = _answers(artifact, reference.images, at_once)
     worst = float(np.abs(found - reference.probabilities).max())  # NaN stays NaN
     allowed = TOLERANCE.get(artifact.precision, max(TOLERANCE.values()))
     if not worst <= allowed:
@@ -114,10 +117,15 @@ def check_reference(artifact: Artifact) -> str:
     return f"{len(found)} reference images, probabilities differ by at most {worst:.1e}"
 
 
-def _check_noise(artifact: Artifact) -> str:
+def _answers(artifact: Artifact, images: np.ndarray, at_once: int | None) -> np.ndarray:
+    step = at_once or len(images)
+    return np.concatenate([artifact(images[start : start + step]) for start in range(0, len(images), step)])
+
+
+def _check_noise(artifact: Artifact, at_once: int | None) -> str:
     height, width = sides(artifact.image_size)
     shape = (2, height, width, artifact.preprocessing.channels)
-    found = artifact(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    found = _answers(artifact, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), at_once)
     whole = artifact.thresholds is not None or bool(np.abs(found.sum(axis=1) - 1).max() <= 1e-3)
     if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1.001 and whole):
         raise UserError(f"artefact {artifact.folder} gives no probabilities here; export it again")

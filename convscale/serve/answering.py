@@ -117,7 +117,7 @@ class Answering:
             else:
                 asked = read_request(body, length, model.takes)
         self.metrics.stage(name, "read", time.perf_counter() - start)
-        rows = await self._run(one, asked.images, model)
+        rows, model = await self._run(one, asked.images, model, named=version is not None)
         if not np.isfinite(rows).all():
             raise Problem(500, NOT_FINITE)
         made, said = write_answer(asked, rows, model.takes)
@@ -149,12 +149,12 @@ class Answering:
         return made
 
     async def classify(
-        self, one: Guarded, images: Sequence[np.ndarray | str], model: Version, top: int
-    ) -> list[dict[str, object]]:
-        """An answer for each picture, as plain values."""
+        self, one: Guarded, images: Sequence[np.ndarray | str], model: Version, top: int, *, named: bool
+    ) -> tuple[list[dict[str, object]], Version]:
+        """An answer for each picture, as plain values, and the version that gave them."""
         good = [image for image in images if isinstance(image, np.ndarray)]
-        rows = iter(await self._run(one, np.stack(good), model) if good else ())
-        artifact = model.artifact
+        found_rows, model = await self._run(one, np.stack(good), model, named=named) if good else ((), model)
+        rows, artifact = iter(found_rows), model.artifact
         said = Said(
             classes=artifact.classes, thresholds=artifact.thresholds, top=checked_top(top, len(artifact.classes))
         )
@@ -169,19 +169,22 @@ class Answering:
                 continue
             answer = said.answer(row, "")
             found.append({"labels": list(answer.labels), "probabilities": list(answer.probabilities)})
-        return found
+        return found, model
 
     # -- the queue
 
-    async def _run(self, one: Guarded, images: np.ndarray, model: Version) -> np.ndarray:
-        """Probabilities, float32 (N, classes).
+    async def _run(
+        self, one: Guarded, images: np.ndarray, model: Version, *, named: bool
+    ) -> tuple[np.ndarray, Version]:
+        """Probabilities, float32 (N, classes), and the version that gave them: another where that took over meanwhile,
+        unless the client ``named`` one.
 
         Raises:
             Problem: the queue is full, the answer is late, or the model fails.
             ClientLeft: nobody waits for it.
         """
         name = model.takes.name
-        future = self._submitted(one, images, model)
+        future, model = self._submitted(one, images, model, named=named)
         leaving = asyncio.ensure_future(one.receive())
         try:
             timeout = self.settings.limits.answer_s
@@ -211,19 +214,24 @@ class Answering:
             "run_ms": round(1000 * answered.run_s, 2),
             "batch": answered.batch,
         }
-        return answered.rows
+        return answered.rows, model
 
-    def _submitted(self, one: Guarded, images: np.ndarray, model: Version) -> asyncio.Future[Answered]:
+    def _submitted(
+        self, one: Guarded, images: np.ndarray, model: Version, *, named: bool
+    ) -> tuple[asyncio.Future[Answered], Version]:
         limit = self.settings.limits.answer_s
         try:
-            return model.batcher.submit(images, limit)
+            return model.batcher.submit(images, limit), model
         except Overloaded as error:
             self._refuse_full(one, error.retry_after_s)
         except Closed:  # another version has taken over meanwhile; it takes images of the same size, or refuses
             now = self.models.all[model.takes.name].current
-            if now is model or now.takes.image != model.takes.image or now.takes.classes != model.takes.classes:
+            same = (
+                now.takes.classes == model.takes.classes and now.artifact.preprocessing == model.artifact.preprocessing
+            )
+            if named or now is model or not same:
                 raise Problem(503, "the model changes; try again", {"retry-after": "1"}) from None
-            return self._submitted(one, images, now)
+            return self._submitted(one, images, now, named=named)
 
     def check_room(self, one: Guarded, model: Version) -> None:
         """Before a body is read that would not be taken."""

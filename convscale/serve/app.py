@@ -176,7 +176,7 @@ def _inference(app: "FastAPI", answering: Answering) -> None:
         with model.batcher.coming():
             pictures, several = await pictures_of(one, request, answering.settings.limits.pictures)
             images = await answering.decode(one, pictures, model)
-        found = await answering.classify(one, images, model, top)
+        found, model = await answering.classify(one, images, model, top, named=version is not None)
         if not several and "error" in found[0]:
             raise Problem(400, str(found[0]["error"]))
         said = {"model_name": model.takes.name, "model_version": model.takes.version, "answers": found}

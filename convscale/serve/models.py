@@ -153,16 +153,11 @@ class Model:
         batch_size = max(1, batch_size // artifact.streams)
         artifact.batch_size, artifact.divided = batch_size, False
         checked = check_reference(artifact)
-        alone: Artifact | None = None
-        if artifact.streams > 1:  # a lone image has all threads
-            alone = load_artifact(folder, runtime=how.runtime, threads=how.threads)
-            alone.streams = alone.batch_size = 1
+        alone = self._opened_alone(artifact) if artifact.streams > 1 else None
         height, width = sides(artifact.image_size)
         image = (height, width, artifact.preprocessing.channels)
         for count in sorted({1, batch_size}):  # a runtime compiles a form for each, or takes its memory now
             artifact(np.zeros((count, *image), np.uint8))
-        if alone is not None:
-            alone(np.zeros((1, *image), np.uint8))
         takes = Takes(
             name=self.name,
             version=str(number),
@@ -182,6 +177,19 @@ class Model:
             watcher=self._watcher,
         )
         return Version(number=number, artifact=artifact, batcher=batcher, takes=takes, checked=checked)
+
+    def _opened_alone(self, artifact: Artifact) -> Artifact:
+        """The same artefact again, in one stream that has all threads, for one image.
+
+        Raises:
+            UserError: another has taken its place meanwhile, or it says something else.
+        """
+        alone = load_artifact(artifact.folder, runtime=self._how.runtime, threads=self._how.threads)
+        if alone.manifest.files != artifact.manifest.files:
+            raise UserError(f"artefact {artifact.folder} changed while it was opened; open it again")
+        alone.streams = alone.batch_size = 1
+        check_reference(alone, at_once=1)
+        return alone
 
 
 class Models:

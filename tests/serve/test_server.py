@@ -24,8 +24,9 @@ import tritonclient.http as triton
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from convscale.artifact.artifact import Artifact
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import seal
+from convscale.errors import UserError
 from convscale.serve.models import How, Named
 from convscale.serve.settings import Limits
 from tests.serve.conftest import Running, copied, pixels, running
@@ -374,6 +375,26 @@ def test_streams_answer_as_the_artefact_does(artifact: Artifact, images: np.ndar
                 np.testing.assert_allclose(row[0], right, atol=1e-6)
 
 
+def test_both_forms_of_a_version_are_of_one_artefact(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another takes its place between the two: refused, not served half and half."""
+    one, other = copied(tmp_path / "m"), copied(tmp_path / "other")
+    for each, count in ((one, 4), (other, 6)):
+        manifest = {key: value for key, value in each.manifest.items() if key not in ("schema", "files")}
+        manifest["runtime"] = {"name": "onnxruntime", "threads": 2, "streams": 2, "batch_size": count}
+        seal(each.folder, manifest)
+    with open(other.folder / "classes.json", "a") as file:
+        file.write("\n")
+    seal(other.folder, {k: v for k, v in load_artifact(one.folder).manifest.items() if k not in ("schema", "files")})
+    places = iter((one.folder, other.folder))
+    monkeypatch.setattr(
+        "convscale.serve.models.load_artifact", lambda folder, **how: load_artifact(next(places), **how)
+    )
+    with pytest.raises(UserError, match="changed while it was opened"), running(Named("m", one.folder)):
+        pass
+
+
 def test_answers_that_are_no_numbers_are_an_error(artifact: Artifact, images: np.ndarray) -> None:
     with running(Named("m", artifact.folder)) as one:
         batcher = one.answering.models.all["m"].current.batcher
@@ -523,6 +544,33 @@ def test_a_new_version_takes_over_and_a_bad_one_does_not(tmp_path: Path) -> None
         (tmp_path / "broken").rename(top / "4")
         assert ask(one, path, b"{}")[0] == 409
         assert model.current.number == 3
+
+
+def test_an_answer_names_the_version_that_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that had found the old version, and came to its queue when the new one had taken over."""
+    place = tmp_path / "m"
+    old = copied(place)
+    new = copied(tmp_path / "next", "onnx_int8")
+    image = pixels(old, 1)
+    body, size = triton.InferenceServerClient.generate_request_body(tensor(image))
+    assert np.abs(old(image) - new(image)).max() > 1e-3
+    right = new(image)[0]
+    with running(Named("m", place)) as one:
+        before = one.answering.version("m", None)
+        place.rename(tmp_path / "aside")
+        (tmp_path / "next").rename(place)
+        assert ask(one, "/v2/repository/models/m/load", b"{}")[0] == 200
+        monkeypatch.setattr(one.answering, "version", lambda name, version: before)
+        status, headers, data = ask(one, "/v2/models/m/infer", body, Inference_Header_Content_Length=str(size))
+        length = int(headers["inference-header-content-length"])
+        assert (status, json.loads(data[:length])["model_version"]) == (200, "2")
+        np.testing.assert_allclose(np.frombuffer(data[length:], "<f4"), right, atol=1e-6)
+        status, _, said = ask(one, "/v2/models/m/classify", picture(image[0]))
+        assert (status, said["model_version"]) == (200, "2")
+        # who asks for a version gets that one's answer, or none
+        path = "/v2/models/m/versions/1"
+        assert ask(one, f"{path}/infer", body, Inference_Header_Content_Length=str(size))[0] == 503
+        assert ask(one, f"{path}/classify", picture(image[0]))[0] == 503
 
 
 def test_a_version_that_comes_is_taken_up_under_load(tmp_path: Path) -> None:
