@@ -5,8 +5,8 @@
 
 JPEG files are made on the spot (smooth noise, 256 x 192 px); the network has random weights and is exported to ONNX,
 float32. Both commands run whole, start included, in turns, with the same number of threads in all: Ray's two actors
-share them. Kills: an actor at half of the time and the driver at three quarters, again and again, each time resumed;
-the rows must be those of a run that nobody disturbed.
+share them. Kills: an actor or the driver, drawn at random after one to six further parts, again and again, each time
+resumed; the rows must be those of a run that nobody disturbed.
 """
 
 from __future__ import annotations

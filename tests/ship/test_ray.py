@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.ray_classify import actors_of
 from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
 from convscale.ship.ray_engine import ClassifyShards
@@ -171,31 +172,6 @@ def wait_for_parts(out: Path, count: int, process: subprocess.Popen[str]) -> Non
         time.sleep(0.02)
 
 
-def actors_below(process: subprocess.Popen[str]) -> list[int]:
-    """Processes of the actors that a driver's own cluster runs."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes()
-            session = os.getsid(int(entry.name)) if entry.name.isdigit() else 0
-        except (OSError, ValueError):
-            continue
-        if b"MapWorker" in words and session and _is_below(int(entry.name), process.pid):
-            found.append(int(entry.name))
-    return found
-
-
-def _is_below(pid: int, top: int) -> bool:
-    while pid > 1:
-        if pid == top:
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            return False
-    return False
-
-
 def test_an_actor_writes_the_rows_of_the_usual_engine(photos: Path, tmp_path: Path) -> None:
     paths = [str(path) for path in sorted(photos.iterdir())]
     shards = list(shards_of(paths, size=SIZE, format="jsonl", facts=""))
@@ -213,7 +189,7 @@ def test_nothing_is_lost_or_twice_when_an_actor_and_then_the_driver_is_killed(ph
     out = tmp_path / "rows"
     process = started(photos, out)
     wait_for_parts(out, 1, process)
-    (victim, *_) = actors_below(process)
+    (victim, *_) = actors_of(process.pid)
     os.kill(victim, signal.SIGKILL)
     wait_for_parts(out, 4, process)  # the others go on, and so does the killed one's successor
     os.killpg(process.pid, signal.SIGKILL)
