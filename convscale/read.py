@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeAlias
 
 from convscale.errors import UserError, first_line
@@ -52,6 +53,8 @@ LINES = Limits(size=512 * 2**20)
 """Of a file of lines, each of which is read by itself."""
 _HEADER = Limits(size=16 * 2**20, depth=4, nodes=1_000_000)
 _ALL_DIMENSIONS, _MOST_ELEMENTS = 8, 2**48
+NO_NPY = (OSError, EOFError, ValueError, SyntaxError, TokenError, TypeError, OverflowError, RecursionError, MemoryError)
+"""What NumPy raises of a .npy file that is none: it reads a header that is no literal as Python's source once more."""
 _BYTES_OF = {
     "BOOL": 1,
     "U8": 1,

@@ -14,7 +14,7 @@ import numpy as np
 from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.files import write_json
-from convscale.read import Limits, object_of, read_bytes, read_json
+from convscale.read import NO_NPY, Limits, object_of, read_bytes, read_json
 
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
@@ -79,7 +79,7 @@ def _images(data: bytes, artifact: Artifact) -> np.ndarray | None:
         if np.lib.format.read_magic(file) != (1, 0):
             return None
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+    except NO_NPY:
         return None
     right = (*sides(artifact.image_size), artifact.preprocessing.channels)
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[1:] != right or shape[0] < 1:

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.files import atomic_path, write_json
 from convscale.images.splits import FileSplit, Split
 from convscale.learn.loss import distillation_loss, similarity_loss
 from convscale.learn.recipe import Recipe
+from convscale.read import NO_NPY
 
 if TYPE_CHECKING:
     from convscale.images.preprocess import Preprocessing
@@ -177,8 +178,8 @@ class TeacherCache:
             return None
         try:
             table = np.load(self._path(epoch), mmap_mode="r+", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"teacher_cache {self._path(epoch)} is damaged: {error}; remove it") from error
+        except NO_NPY as error:
+            raise UserError(f"teacher_cache {self._path(epoch)} is damaged: {first_line(error)}; remove it") from error
         if not isinstance(table, np.memmap) or table.ndim != 2 or len(table) != self.rows or table.dtype != np.float32:
             raise UserError(
                 f"teacher_cache {self._path(epoch)} is damaged: it is no table of {self.rows} rows; remove it"

@@ -129,9 +129,11 @@ def test_a_row_that_was_cut_short_is_asked_again(tmp_path: Path) -> None:
     assert (again.asked, again.found) == (2, 0)
     other = TeacherCache(tmp_path, {"a": 2}, 2)
     assert other.folder != cache.folder
-    next(cache.folder.glob("epoch*")).write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="is damaged"):
-        TeacherCache(tmp_path, {"a": 1}, 2).outputs(teacher, torch.zeros(2, 1), HERE)
+    header = b"{'descr': '<f4', 'shape': (2, 2".ljust(117) + b"\n"
+    for damaged in (b"rubbish", b"", b"\x93NUMPY\x01\x00\x76\x00" + header):
+        next(cache.folder.glob("epoch*")).write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            TeacherCache(tmp_path, {"a": 1}, 2).outputs(teacher, torch.zeros(2, 1), HERE)
 
 
 @pytest.mark.parametrize(
