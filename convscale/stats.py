@@ -38,6 +38,17 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
+def standard_error(share: float, n: int) -> float:
+    """Of a share of ``n`` images: the binomial's deviation.
+
+    Raises:
+        UserError: ``n`` is below 1 or the share outside 0..1.
+    """
+    if n < 1 or not 0 <= share <= 1:
+        raise UserError(f"a share of n needs 0 <= share <= 1 and n >= 1, got {share} of {n}")
+    return math.sqrt(share * (1 - share) / n)
+
+
 def average_precisions(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Average precision of each class: the mean of the precisions at which its images are found, by falling score.
 

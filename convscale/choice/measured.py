@@ -28,6 +28,8 @@ from convscale.speed.timing import Measurement
 
 SLACK_KIN, SLACK = 1.6, 2.5
 """How far a guess may be off, as a factor: with a measured network of the same family, and without."""
+FEW = 4
+"""Among at most so many networks a second one that is measured for nothing but the scale costs more than it saves."""
 _MACS_PER_S, _BYTES_PER_S = 1e11, 2e10  # only their ratio matters: guesses are scaled by what was measured
 
 
@@ -231,9 +233,9 @@ def explore(
     """Measure up to ``budget`` networks, those that can change the answer first; options come back with speeds or
     guesses.
 
-    Two small networks set the scale of the guesses. Then, again and again, the most accurate network that is guessed to
-    keep the constraint and is better than the best that was measured to; when there is none left, those that only
-    might. What remains of the budget goes to the front.
+    Two small networks set the scale of the guesses, among few networks one does. Then, again and again, the most
+    accurate network that is guessed to keep the constraint and is better than the best that was measured to; when there
+    is none left, those that only might. What remains of the budget goes to the front.
     """
     networks: list[SizedSpec] = list(
         dict.fromkeys(sized_spec_of(o) for o in options if judge(o, constraint)[0] == "unknown")
@@ -242,7 +244,7 @@ def explore(
     speeds: dict[SizedSpec, Speed] = {}
     failed: set[SizedSpec] = set()
     by_size = sorted(networks, key=lambda network: _raw_s(facts[network]))
-    seeds = list(dict.fromkeys([by_size[0], by_size[len(by_size) // 3]])) if by_size else []
+    seeds = list(dict.fromkeys(by_size[:: max(1, len(by_size) // 3)][: 2 if len(by_size) > FEW else 1]))
     floor = constraint.floor(options[0].batch_size) if options else 0.0
     while len(speeds) + len(failed) < budget:
         current = [updated(o, facts, speeds) for o in options if sized_spec_of(o) not in failed]

@@ -129,7 +129,10 @@ def fit_command(
         str | None, typer.Option("--recipe", help="A named recipe or a YAML file; chosen by the data when left out.")
     ] = None,
     epochs: Epochs = None,
-    brief_epochs: Annotated[int, typer.Option(help="Epochs of the comparison of finalists.")] = 1,
+    brief_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of the comparison of finalists; left out: 1, if validation can tell them apart."),
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="The full training ends by then.")] = None,
     sets: Sets = None,
     track: Annotated[

@@ -6,7 +6,9 @@ solved head keeps them (Kumar et al. 2022, arXiv 2202.10054).
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -17,14 +19,16 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
-from convscale.learn.evaluate import evaluate
 from convscale.learn.loader import eval_batches
 from convscale.nn.modes import evaluating
+from convscale.stats import average_precisions, mean_of_known
 
 MOST_IMAGES = 20_000
 """Of the train set, spread evenly: more hardly change a linear head."""
 PROBE_IMAGES = 2_000
 """Of the train set, to compare networks by."""
+FOLDS = 5
+"""Parts of the images, where few of them are to judge a probe."""
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 """L2 penalties that are tried."""
 
@@ -58,6 +62,23 @@ def solve_head(
     Raises:
         UserError: the network has no such head.
     """
+    headed, head = _headed(net)
+    x, labels = _features(headed, _spread(train, MOST_IMAGES), preprocessing, device, workers)
+    seen, truth = _features(headed, validation, preprocessing, device, workers)
+    solved = _solve(x, labels, seen, truth, head.out_features, DECAYS)
+    weight = solved.weight / solved.std
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(solved.bias - weight @ solved.mean)
+    return solved.decay, solved.loss
+
+
+def _headed(net: nn.Module) -> tuple[_Headed, nn.Linear]:
+    """The network by timm's names for its parts, and its linear classifier.
+
+    Raises:
+        UserError: it has none.
+    """
     head = net.get_classifier() if hasattr(net, "get_classifier") else None  # pyright: ignore[reportCallIssue]
     if not isinstance(head, nn.Linear) or not hasattr(net, "forward_head"):
         raise UserError(
@@ -65,23 +86,7 @@ def solve_head(
             "convention); for others "
             "solve_head=false with freeze_epochs=1 trains the head first"
         )
-    headed = cast(_Headed, net)
-    some = _spread(train, MOST_IMAGES)
-    x, labels = _features(headed, some, preprocessing, device, workers)
-    seen, truth = _features(headed, validation, preprocessing, device, workers)
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
-    x, seen = (x - mean) / std, (seen - mean) / std
-    tried = []
-    weight, bias = torch.zeros(head.out_features, x.shape[1]), torch.zeros(head.out_features)
-    for decay in sorted(DECAYS, reverse=True):  # each starts from the one before
-        weight, bias = _fit(x, labels, weight, bias, decay)
-        tried.append((float(_loss(seen @ weight.T + bias, truth)), decay, weight, bias))
-    loss, decay, weight, bias = min(tried, key=lambda entry: entry[0])
-    weight = weight / std
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias - weight @ mean)
-    return decay, loss
+    return cast(_Headed, net), head
 
 
 class _Headed(Protocol):
@@ -112,6 +117,43 @@ def _features(
     return torch.cat(rows), split.labels[torch.cat(kept)]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Solved:
+    """A linear classifier on standardised features."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    decay: float
+    loss: float
+    """On validation."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of features."""
+        return ((x - self.mean) / self.std) @ self.weight.T + self.bias
+
+
+def _solve(
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    seen: torch.Tensor,
+    truth: torch.Tensor,
+    classes: int,
+    decays: Sequence[float],
+) -> _Solved:
+    """The classifier on features ``x`` with the penalty that has the lowest loss on features ``seen``."""
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
+    x, held = (x - mean) / std, (seen - mean) / std
+    weight, bias = torch.zeros(classes, x.shape[1]), torch.zeros(classes)
+    tried = []
+    for decay in sorted(decays, reverse=True):  # each starts from the one before
+        weight, bias = _fit(x, labels, weight, bias, decay)
+        tried.append((float(_loss(held @ weight.T + bias, truth)), decay, weight, bias))
+    loss, decay, weight, bias = min(tried, key=lambda entry: entry[0])
+    return _Solved(weight=weight, bias=bias, mean=mean, std=std, decay=decay, loss=loss)
+
+
 def _fit(
     x: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, decay: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,11 +181,13 @@ class Probe:
     """What a network's features are worth on a data set, before anything is trained."""
 
     top1: float
-    """Share of the validation images that the solved head gets right; mean average precision for several labels."""
+    """Share of the images that the solved head gets right; mean average precision for several labels."""
     train: int
     """Images that the head was solved on."""
     validation: int
-    """Images that it was judged on."""
+    """Images that it was judged on: the validation set, or where that is small all in turns."""
+    folds: int | None = None
+    """Heads that were solved, each judged on the images that it has not seen; None: one, judged on validation."""
     seconds: float
     """What it took, decoding included."""
 
@@ -158,12 +202,15 @@ def probe(
     workers: int | None = None,
     most: int = PROBE_IMAGES,
 ) -> Probe:
-    """Solve the head of ``net`` on some of the data, and see how right it is: a quick ranking of pretrained networks.
+    """Solve a head for ``net`` on some of the data, and see how right it is: a quick ranking of pretrained networks.
+
+    A validation set of few images tells little: below half of ``most`` it joins the train set, and five heads are
+    solved, each judged on the fifth that it has not seen (one label per image).
 
     Args:
-        net: as for ``solve_head``; its head changes.
+        net: as for ``solve_head``; it is left as it is.
         train: what to fit on; at most ``most`` images of it, spread evenly, are.
-        validation: what to judge on, at most half as many.
+        validation: what to judge on, at most half as many; it chooses the penalty.
         preprocessing: how images become inputs.
         device: where ``net`` is.
         workers: decoding processes; None: one per core.
@@ -173,11 +220,31 @@ def probe(
         UserError: the network has no such head, or no image can be read.
     """
     began = time.monotonic()
-    some, held = _spread(train, most), _spread(validation, max(1, most // 2))
-    solve_head(net, some, held, preprocessing, device=device, workers=workers)
-    judged = evaluate(net, held, preprocessing, device=device, workers=workers)
-    value = judged.mean_average_precision if train.multilabel else judged.top1
-    return Probe(top1=value, train=len(some), validation=judged.n, seconds=time.monotonic() - began)
+    headed, head = _headed(net)
+    x, labels = _features(headed, _spread(train, most), preprocessing, device, workers)
+    seen, truth = _features(headed, _spread(validation, max(1, most // 2)), preprocessing, device, workers)
+    solved = _solve(x, labels, seen, truth, head.out_features, DECAYS)
+    n, folds = len(x), None
+    if train.multilabel:
+        value = mean_of_known(average_precisions(solved(seen).numpy(), truth.numpy()))
+    elif len(seen) < most // 2 and len(x) + len(seen) >= FOLDS:
+        x, truth, folds = torch.cat((x, seen)), torch.cat((labels, truth)), FOLDS
+        value, n = _in_turns(x, truth, head.out_features, solved.decay), len(x) - math.ceil(len(x) / FOLDS)
+    else:
+        value = float((solved(seen).argmax(1) == truth).double().mean())
+    return Probe(top1=value, train=n, validation=len(truth), folds=folds, seconds=time.monotonic() - began)
+
+
+def _in_turns(x: torch.Tensor, labels: torch.Tensor, classes: int, decay: float) -> float:
+    """Share of right images under heads that have not seen them, of each class a share in each fold."""
+    fold = torch.empty(len(x), dtype=torch.long)
+    fold[labels.argsort(stable=True)] = torch.arange(len(x)) % FOLDS
+    right = 0
+    for number in range(FOLDS):
+        held = fold == number
+        solved = _solve(x[~held], labels[~held], x[held], labels[held], classes, (decay,))
+        right += int((solved(x[held]).argmax(1) == labels[held]).sum())
+    return right / len(x)
 
 
 def _spread(split: Split, most: int) -> Split:

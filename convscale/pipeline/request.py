@@ -40,6 +40,9 @@ from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.runtimes.base import file_runtimes
 
+BRIEF_EPOCHS = 1
+"""Of the comparison of finalists, where a number was not asked for."""
+
 Given: TypeAlias = "Network | Sequence[Network]"
 """Candidates as a user names them: one, or several."""
 
@@ -58,8 +61,8 @@ class Training:
     """``pretrained``: from released weights, whatever the data are."""
     epochs: int | None = None
     """Of the full training; None: the recipe's."""
-    brief_epochs: int = 1
-    """Of the comparison."""
+    brief_epochs: int | None = None
+    """Of the comparison of finalists; None: ``BRIEF_EPOCHS``, where the validation set can tell them apart."""
     max_minutes: float | None = None
     """The full training ends by then."""
     seed: int = 0
@@ -84,7 +87,8 @@ class Training:
         if self.max_minutes is not None:
             check_number("max_minutes", self.max_minutes, "a number of minutes above 0", math.ulp(0.0))
         values = {"epochs": epochs, "overrides": overrides, "seed": checked_seed(self.seed)}
-        values["brief_epochs"] = check_whole("brief_epochs", self.brief_epochs)
+        if self.brief_epochs is not None:
+            values["brief_epochs"] = check_whole("brief_epochs", self.brief_epochs)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -378,7 +382,7 @@ class FitRequest:
             "recipe": self.recipe_for(splits, pretrained=not scratch),
             "overrides": training.overrides,
             "epochs": training.checked_epochs(self.recipe_for(splits, pretrained=not scratch)),
-            "brief_epochs": training.brief_epochs,
+            "brief_epochs": training.brief_epochs or BRIEF_EPOCHS,
             "seed": training.seed,
             "strict": self.strict,
             **({} if self.measured is None else {"measured": sha256(self.measured)}),
@@ -412,7 +416,7 @@ def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] |
         "init": training.init,
         "overrides": training.overrides,
         "epochs": training.checked_epochs(recipe),
-        "brief_epochs": training.brief_epochs,
+        "brief_epochs": training.brief_epochs or BRIEF_EPOCHS,
         "seed": training.seed,
     }
 

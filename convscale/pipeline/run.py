@@ -95,7 +95,7 @@ def fit(
     init: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
     epochs: int | None = None,
-    brief_epochs: int = 1,
+    brief_epochs: int | None = None,
     max_minutes: float | None = None,
     seed: int = 0,
     measured: str | os.PathLike[str] | None = None,
@@ -111,9 +111,10 @@ def fit(
 
     Candidates are released weights, chosen among as ``choose`` does, in the form in which they would ship: by
     measurement where the device is this machine's, else by prediction. A linear head on their features ranks them on
-    the data; at most three are trained briefly, the best in full. Small images (up to 64 px a side) are learned from
-    scratch: of each scalable family the largest member that keeps the speed is found by bisection. What is shipped is
-    the fastest form that passed its gate, in the settings in which it is fastest.
+    the data; at most three are trained briefly where the validation set can tell them apart, the best in full. Small
+    images (up to 64 px a side) are learned from scratch: of each scalable family the largest member that keeps the
+    speed is found by bisection. What is shipped is the fastest form that passed its gate, in the settings in which it
+    is fastest.
 
     Where nothing keeps the constraint the fastest network is trained, and the run says by how much it misses
     (``FitRun.missed``).
@@ -150,7 +151,8 @@ def fit(
         init: ``pretrained``: released weights even for small images; or a file of weights of the one candidate.
         recipe: how to train; None: ``finetune`` from released weights, else ``small`` or ``pictures``.
         epochs: of the full training; None: the recipe's.
-        brief_epochs: of the comparison.
+        brief_epochs: of the comparison of finalists; None: 1, and none where the validation set is too small to tell
+            pretrained finalists apart better than their features do.
         max_minutes: the full training ends by then at the latest, its schedule with it.
         seed: of everything drawn.
         measured: JSON lines measured on the named device before training, as the script of a kit writes them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,24 @@ from convscale.learn.train import train
 from convscale.machine import busy
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
-from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
+from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept, by_promise, no_worse
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
 from convscale.pipeline.record import RunRecord, written
-from convscale.pipeline.request import FitRequest
+from convscale.pipeline.request import BRIEF_EPOCHS, FitRequest
 from convscale.show.fit_parts import Brief, Candidate, Epoch, FrontRow, Winner
 from convscale.show.fit_parts import Constraint as WrittenConstraint
 from convscale.show.json_values import from_json
+from convscale.stats import standard_error
 
 BRIEF_SECONDS = 40
 """An epoch of the comparison takes no longer than this; its schedule ends by then."""
 BRIEF_IMAGES = 20_000
 """An epoch of the comparison takes at most so many images, of each class its share: networks that all see the same are
 ranked by what they learn, not by where the clock stops them."""
+COARSE = 0.02
+"""Where the share of right validation images is known no better than this, by its standard error, an epoch of training
+tells pretrained finalists apart no better than their features do, and the time is better spent on the winner."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +94,11 @@ class Fit:
             "image_size": contender.image_size,  # what was timed is what is trained
             **asked.overrides,
         }
+
+    @property
+    def brief_epochs(self) -> int:
+        """Of the comparison of finalists, where there is one."""
+        return self.asked.training.brief_epochs or BRIEF_EPOCHS
 
     def recipe(self, contender: Contender) -> str:
         """The name of a contender's recipe."""
@@ -204,10 +214,14 @@ class Fit:
         )
 
     def compare(self) -> None:
-        """Train the finalists briefly and name the winner."""
+        """Train the finalists briefly, where that tells more of them than their features did, and name the winner."""
         if self.record.now.winner.name:
             return
         last = self.contenders()
+        rows = [row for row in self.record.now.candidates if row.finalist]
+        if (doubt := self._too_coarse(rows)) is not None:
+            self._name_by_features(rows, doubt)
+            return
         with self.record.clocked("brief_s"):
             for contender in last if len(last) > 1 else ():
                 row = self.record.row(contender.name, contender.image_size)
@@ -216,8 +230,42 @@ class Fit:
                     self.record.put_row(replace(row, brief=self._train_briefly(contender)))
         self._name_winner([c for c in self.record.now.candidates if c.finalist])
 
+    def _too_coarse(self, rows: Sequence[Candidate]) -> float | None:
+        """The standard error of the best probe on the validation set, where it is so large that a brief training would
+        tell no more than the probes did; None where it is worth its time, was asked for, or a finalist has no probe.
+        """
+        probes = [row.probe.top1 for row in rows if row.probe is not None and row.probe.top1 is not None]
+        if len(rows) < 2 or len(probes) < len(rows) or self.asked.training.brief_epochs or self.splits.multilabel:
+            return None
+        if any(row.brief is not None for row in rows):  # by a version that compared whatever there was
+            return None
+        doubt = standard_error(max(probes), len(self.splits.validation))
+        return doubt if doubt > COARSE else None
+
+    def _name_by_features(self, rows: Sequence[Candidate], doubt: float) -> None:
+        """The winner of those that no brief training would tell apart."""
+        first, *others = by_promise(rows, rows, self.splits.multilabel)
+        self.remark(
+            f"the finalists were not trained briefly: {words.plural(len(self.splits.validation), 'validation image')} "
+            f"tell no networks apart that are within {100 * doubt:.1f} points; --brief-epochs 1 does it all the same"
+        )
+        best, worth = max(_probed(row) for row in rows), no_worse(rows, self.splits.multilabel)
+        published = first.published_top1 is not None
+        by = "its published accuracy" if published else "them all the same: nobody published any for these image sizes"
+        reasons = {
+            row.name: f"keeps it; its features are {100 * (best - _probed(row)):.1f} points behind on this data"
+            if best - _probed(row) >= worth
+            else f"keeps it; its features are as good within {100 * worth:.1f} points, {first.name} comes first by {by}"
+            for row in others
+        }
+        of = f"features{' and published accuracy' * published}"
+        reason = f"by {of} the most promising of {len(rows)} finalists"
+        reasons[first.name] = f"of {len(rows)} finalists the most promising by {of}"
+        fast = "though it misses the speed" if self.record.now.missed else "and fast enough"
+        self._put_winner(first, f"{reason}, {fast}", reasons)
+
     def _train_briefly(self, contender: Contender) -> Brief:
-        epochs = self.asked.training.brief_epochs
+        epochs = self.brief_epochs
         self.note(f"comparing: {contender.name}, {words.plural(epochs, 'epoch')}")
         options = {**self.training(contender), "epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
         recipe = get_recipe(self.recipe(contender)).override(dict(self.asked.training.overrides))
@@ -248,13 +296,17 @@ class Fit:
             reasons = {winner.name: reason}
         else:
             winner = max(rows, key=lambda c: c.brief_top1 or 0.0)
-            best, epochs = winner.brief_top1 or 0.0, words.plural(self.asked.training.brief_epochs, "epoch")
+            best, epochs = winner.brief_top1 or 0.0, words.plural(self.brief_epochs, "epoch")
             reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, {fast}"
             reasons = {
                 c.name: f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {winner.name} after {epochs}"
                 for c in rows
             }
             reasons[winner.name] = f"most accurate on validation after {epochs}"
+        self._put_winner(winner, reason, reasons)
+
+    def _put_winner(self, winner: Candidate, reason: str, reasons: Mapping[str, str]) -> None:
+        """The winner, and of each finalist what became of it."""
         everyone = (
             replace(c, reason=reasons.get(c.name, c.reason)) if c.finalist else c for c in self.record.now.candidates
         )
@@ -343,3 +395,8 @@ def _whole_schedule(recipe: Recipe, epochs: int) -> dict[str, object]:
     if not recipe.schedule_epochs:
         return {}
     return {"schedule_epochs": 0, "warmup_epochs": recipe.warmup_epochs * epochs / recipe.schedule_epochs}
+
+
+def _probed(row: Candidate) -> float:
+    """The share of validation images that the head on its features gets right."""
+    return (row.probe.top1 if row.probe else None) or 0.0

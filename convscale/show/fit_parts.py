@@ -161,11 +161,16 @@ class Predicted(Open):
 class Probed(Open):
     """What a pretrained network's features are worth, before any training."""
 
+    omitted = ("folds",)
+
     top1: float | None = None
-    """Of the validation images, of 1; mean average precision for several labels."""
+    """Of the images that it was judged on, of 1; mean average precision for several labels."""
     train: int | None = None
     """Images that the head was solved on."""
     validation: int | None = None
+    """Images that it was judged on."""
+    folds: int | None = None
+    """Heads that were each judged on what they had not seen; None: one, on validation."""
     seconds: float | None = None
 
 

@@ -81,6 +81,33 @@ def test_nothing_of_training_is_left(tiny: nn.Module) -> None:
     assert list(folded.buffers()) == []
 
 
+@pytest.mark.parametrize(
+    ("limits", "golden"),
+    [((), [-1.0, -0.5, 0.5, 1.0]), ((-2.0,), [-2.0, -0.5, 0.5, 1.0]), ((0.0, 6.0), [0, 0, 0.5, 6])],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardtanh_is_a_clamp(limits: tuple[float, ...], golden: list[float], inplace: bool) -> None:
+    class Limited(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (torch.ops.aten.hardtanh_ if inplace else torch.ops.aten.hardtanh)(x * 1.0, *limits)
+
+    x = torch.tensor([-3.0, -0.5, 0.5, 9.0]).reshape(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    graph = fold(Limited(), x)
+    assert "clamp" in graph.code
+    assert "aten.hardtanh" not in graph.code
+    assert graph(x)[1].flatten().tolist() == golden
+
+
+def test_what_is_written_over_and_read_again_stays() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 1.0
+            return nn.functional.relu6(y, inplace=True) + y
+
+    x = torch.tensor([-3.0, 0.5, 2.0, 9.0]).reshape(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    assert fold(Twice(), x)(x)[0].flatten().tolist() == [0.0, 1.0, 4.0, 12.0]
+
+
 def test_a_convolution_used_twice_keeps_its_norm() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -70,6 +70,40 @@ def test_it_is_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(ours, golden.predict_proba(standard), atol=2e-4)
 
 
+def test_few_images_are_judged_in_turns_by_heads_that_have_not_seen_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside scikit-learn's heads on the same fifths: of each class in turn one image in each."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    monkeypatch.setattr(probe, "DECAYS", (0.1,))
+    parts = [_split(torch.arange(count) % 3, seed, name) for count, seed, name in ((63, 0, "train"), (27, 1, "held"))]
+    net = Pixels()
+    before = net.fc.weight.clone()
+    made = probe.probe(net, *parts, PLAIN, device=torch.device("cpu"))
+    x = np.concatenate([part.images.numpy().reshape(-1, 4) for part in parts]) / 255
+    labels = np.concatenate([part.labels.numpy() for part in parts])
+    fold = np.empty(90, int)
+    fold[np.argsort(labels, kind="stable")] = np.arange(90) % 5
+    right = 0
+    for number in range(5):
+        seen = fold != number
+        mean, std = x[seen].mean(0), x[seen].std(0, ddof=1)
+        model = linear_model.LogisticRegression(C=1 / (0.1 * seen.sum()), tol=1e-8, max_iter=1000)
+        model.fit((x[seen] - mean) / std, labels[seen])
+        right += int((model.predict((x[~seen] - mean) / std) == labels[~seen]).sum())
+    assert (made.top1, made.train, made.validation, made.folds) == (right / 90, 72, 90, 5)
+    assert 0.4 < made.top1 < 0.95  # so that a head that sees its own images would be found out
+    assert torch.equal(net.fc.weight, before)
+
+
+def test_a_large_validation_set_judges_alone() -> None:
+    parts = [_split(torch.arange(count) % 3, seed, name) for count, seed, name in ((90, 0, "train"), (30, 1, "held"))]
+    net = Pixels()
+    made = probe.probe(net, *parts, PLAIN, device=torch.device("cpu"), most=60)
+    solve_head(net, parts[0].subset(torch.linspace(0, 89, 60).long()), parts[1], PLAIN, device=torch.device("cpu"))
+    with torch.no_grad():
+        right = (net(PLAIN.normalize(parts[1].images)).argmax(1) == parts[1].labels).double().mean()
+    assert (made.top1, made.train, made.validation, made.folds) == (float(right), 60, 30, None)
+
+
 def test_several_labels_are_solved_one_by_one() -> None:
     labels = torch.eye(3)[torch.arange(90) % 3]
     labels[:, 2] = 1.0 - labels[:, 2]  # often present

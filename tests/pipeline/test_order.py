@@ -176,10 +176,15 @@ def _contender(name: str, published: float | None, weights: str | None = "pretra
     return Contender(name=name, spec=SPEC, image_size=224, family=name, weights=weights, published=published)
 
 
+def _probed(name: str, top1: float, published: float | None, validation: int = 100_000) -> Row:
+    probe = Probed(top1=top1, train=1, validation=validation)
+    return Row(name=name, image_size=224, probe=probe, published_top1=published, spec=SPEC.to_dict())
+
+
 def test_the_finalists_are_those_whose_features_suit_the_data_best(tmp_path: Path) -> None:
     """1.2 and 1.4 points behind are as good as each other, so what was published decides; 10 points are not."""
     table = [("far", 0.80, 99.0), ("first", 0.90, 60.0), ("third", 0.888, 70.0), ("second", 0.886, 80.0)]
-    rows = [Row(name=name, image_size=224, probe=Probed(top1=score, train=1, validation=1)) for name, score, _ in table]
+    rows = [_probed(*row) for row in table]
     finder = _finder(_record(tmp_path, rows), Constraint(min_throughput=1))
     contenders = [_contender(name, published) for name, _, published in table]
     made = finder.probed([_contender("scratch", None, None), *contenders], Recipe(name="x"))
@@ -192,10 +197,26 @@ def test_the_finalists_are_those_whose_features_suit_the_data_best(tmp_path: Pat
 def test_half_a_point_of_a_probe_says_nothing(tmp_path: Path) -> None:
     """0.4 points behind the best is no worse than it, so what was published decides; 0.6 points are."""
     table = [("best", 0.900, 70.0), ("near", 0.896, 80.0), ("behind", 0.894, 90.0)]
-    rows = [Row(name=name, image_size=224, probe=Probed(top1=score, train=1, validation=1)) for name, score, _ in table]
+    rows = [_probed(*row) for row in table]
     finder = _finder(_record(tmp_path, rows), Constraint(min_throughput=1))
     made = finder.probed([_contender(name, published) for name, _, published in table], Recipe(name="x"))
     assert [c.name for c in made] == ["near", "best", "behind"]
+
+
+@pytest.mark.parametrize(("images", "order"), [(112, ["near", "best", "far"]), (1_800, ["best", "near", "far"])])
+def test_a_standard_error_of_a_probe_says_nothing(tmp_path: Path, images: int, order: list[str]) -> None:
+    """The deviation of 80 % of 112 images is 3.8 points, of 1,800 0.94; 3 and 5 points behind are tried."""
+    table = [("best", 0.80, 70.0), ("near", 0.77, 80.0), ("far", 0.75, 90.0)]
+    finder = _finder(_record(tmp_path, [_probed(*row, images) for row in table]), Constraint(min_throughput=1))
+    made = finder.probed([_contender(name, published) for name, _, published in table], Recipe(name="x"))
+    assert [c.name for c in made] == order
+
+
+def test_where_nothing_is_published_for_a_size_features_decide_all_the_same(tmp_path: Path) -> None:
+    table = [("a", 0.78, None), ("b", 0.80, None), ("c", 0.79, None)]
+    finder = _finder(_record(tmp_path, [_probed(*row, 112) for row in table]), Constraint(min_throughput=1))
+    made = finder.probed([_contender(name, None) for name, *_ in table], Recipe(name="x"))
+    assert [c.name for c in made] == ["b", "c", "a"]
 
 
 def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[Contender, ...] = ()) -> Fit:
@@ -237,6 +258,68 @@ def test_the_comparison_takes_a_share_of_each_class(tmp_path: Path, monkeypatch:
     assert few.train.class_counts().tolist() == [round(24 / sum(whole) * count) for count in whole]
     assert few.validation is SPLITS.validation
     assert fit._few().train.labels.tolist() == few.train.labels.tolist()
+
+
+BRIEFLY = {"a": 0.71, "b": 0.83, "c": 0.79}
+
+
+def _compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int, epochs: int | None, probed: int = 3
+) -> tuple[RunRecord, list[str]]:
+    """Three finalists with these probes, compared; which of them were trained briefly."""
+    tables = [("a", 0.80, 75.0), ("b", 0.78, 77.0), ("c", 0.70, 78.0)]
+    rows = [dataclasses.replace(_probed(*row, validation), finalist=True) for row in tables]
+    rows[probed:] = [dataclasses.replace(row, probe=None) for row in rows[probed:]]
+    record = _record(tmp_path, rows)
+    held = SPLITS.validation.subset([0] * validation)
+    fit = dataclasses.replace(_fit(record, monkeypatch), splits=dataclasses.replace(SPLITS, validation=held))
+    vars(fit.asked.training).update(brief_epochs=epochs)
+    trained: list[str] = []
+
+    def train(self: Fit, contender: Contender) -> Brief:
+        trained.append(contender.name)
+        return Brief(epochs=1, top1=BRIEFLY[contender.name], seconds=1.0)
+
+    monkeypatch.setattr(Fit, "_train_briefly", train)
+    fit.compare()
+    return record, trained
+
+
+def test_finalists_that_validation_does_not_tell_apart_are_not_trained_briefly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 % of 100 images are known to 4 points: b is as good as a, and more is published of it; c is 10 behind."""
+    record, trained = _compared(tmp_path, monkeypatch, 100, None)
+    assert trained == []
+    assert record.now.winner.name == "b"
+    assert (
+        record.now.winner.reason
+        == "by features and published accuracy the most promising of 3 finalists, and fast enough"
+    )
+    assert {row.name: row.reason for row in record.now.candidates} == {
+        "a": "keeps it; its features are as good within 4.0 points, b comes first by its published accuracy",
+        "b": "of 3 finalists the most promising by features and published accuracy",
+        "c": "keeps it; its features are 10.0 points behind on this data",
+    }
+    assert record.now.choice_notes == (
+        "the finalists were not trained briefly: 100 validation images tell no networks apart that are within 4.0 "
+        "points; --brief-epochs 1 does it all the same",
+    )
+
+
+@pytest.mark.parametrize(
+    ("validation", "epochs", "probed"),
+    [(401, None, 3), (100, 1, 3), (100, None, 2)],
+    ids=["many images", "asked for", "one without a probe"],
+)
+def test_finalists_are_trained_briefly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int, epochs: int | None, probed: int
+) -> None:
+    """80 % of 401 images are known to just less than 2 points."""
+    record, trained = _compared(tmp_path, monkeypatch, validation, epochs, probed)
+    assert trained == ["a", "b", "c"]
+    assert record.now.winner.name == "b"
+    assert record.now.choice_notes == ()
 
 
 def test_the_winner_is_the_most_accurate_after_brief_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
