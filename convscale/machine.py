@@ -99,4 +99,6 @@ def busy() -> str:
     cores = available_cores()
     if load <= 0.5 * cores:
         return ""
-    return f"this machine is busy (load {load:.1f} on {cores} cores): speeds measured now may be too low"
+    return (
+        f"this machine is busy (load {load:.1f} on {cores} core{'s' * (cores > 1)}): speeds measured now may be too low"
+    )

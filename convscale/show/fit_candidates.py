@@ -22,6 +22,7 @@ def candidate_table(fit: FitRecord) -> Section | None:
         return None
     candidates = fit.fastest_first()
     released = any(c.published_top1 is not None or c.probe is not None for c in candidates)
+    brief = any(c.brief_top1 is not None for c in candidates)
     columns = [
         Column(title="Candidate", kind="name"),
         Column(title="images/s", kind="n"),
@@ -30,16 +31,15 @@ def candidate_table(fit: FitRecord) -> Section | None:
         Column(title="params", kind="n"),
         Column(title="MACs", kind="n"),
         *([Column(title="ImageNet", kind="n"), Column(title="features", kind="n long")] if released else []),
-        Column(title="brief training", kind="n long"),
+        *([Column(title="brief training", kind="n long")] if brief else []),
         Column(title="Why", kind="wide"),
     ]
-    states = {c.name: fit.state_of(c) for c in candidates}
     rows = [
         (
-            {"winner": "winner", "rejected": "dim"}.get(states[c.name], ""),
-            _candidate_cells(c, states[c.name], released=released),
+            {"winner": "winner", "rejected": "dim"}.get(state, ""),
+            _candidate_cells(c, state, released=released, brief=brief),
         )
-        for c in candidates
+        for c, state in ((c, fit.state_of(c)) for c in candidates)
     ]
     near = _around(candidates, fit.constraint.min_throughput)
     shown = table(columns, [rows[i] for i in near])
@@ -48,12 +48,14 @@ def candidate_table(fit: FitRecord) -> Section | None:
     warned: dict[str, list[str]] = {}
     for c in candidates:
         for text in c.timed.doubts if c.timed else ():
-            warned.setdefault(text, []).append(c.name)
+            warned.setdefault(text, []).append(fit.label_of(c))
     notes = "".join(paragraph(f"{', '.join(names)}: {text}", "note") for text, names in warned.items())
     if len(warned) > 3:
         notes = folded(f"{len(warned)} warnings about single speeds", notes)
+    folds = {c.probe.folds for c in candidates if c.probe and c.probe.folds}
+    judged = "; features are judged on all images in turns, a part at a time" if folds else ""
     intro = paragraph(
-        "Fastest first. Speed is that of the exported network; accuracy is on the validation images.", "note"
+        f"Fastest first. Speed is that of the exported network; accuracy is on the validation images{judged}.", "note"
     )
     return Section(title="Candidates", body=intro + _front(fit) + shown + notes, anchor="candidates")
 
@@ -84,7 +86,7 @@ def _front(fit: FitRecord) -> str:
     return table(columns, rows)
 
 
-def _candidate_cells(c: Candidate, state: str, *, released: bool) -> list[str]:
+def _candidate_cells(c: Candidate, state: str, *, released: bool, brief: bool) -> list[str]:
     """One row, as HTML cells."""
     scaled = ", ".join(f"{key} × {value:.4g}" for key, value in (c.scaling or {}).items() if value not in (None, 1))
     under = " · ".join(text for text in (c.family or "", scaled, c.licence or "") if text)
@@ -104,7 +106,7 @@ def _candidate_cells(c: Candidate, state: str, *, released: bool) -> list[str]:
         words.large(c.params),
         words.large(c.macs),
         *([words.accuracy(c.published_top1), words.percent(c.probe.top1 if c.probe else None)] if released else []),
-        trained,
+        *([trained] if brief else []),
         f"{tag(label, {'winner': 'good', 'rejected': 'bad'}.get(state, 'plain'))} {escape(why)}",
     ]
 

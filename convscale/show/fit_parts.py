@@ -233,6 +233,11 @@ class Candidate(Open):
         return self.brief.top1 if self.brief else None
 
     @property
+    def early_top1(self) -> float | None:
+        """What was known of its accuracy before the full training, of 1: after the brief one, else by its features."""
+        return self.brief_top1 if self.brief else self.probe.top1 if self.probe else None
+
+    @property
     def low(self) -> float:
         """Speed at the slower quartile of its times; 0 where it was not measured."""
         return self._quartiles()[0]

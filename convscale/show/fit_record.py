@@ -94,12 +94,14 @@ class FitRecord(Open):
 
     @property
     def chosen(self) -> Candidate | None:
-        """The candidate that was chosen."""
-        return next((c for c in self.candidates if c.name == self.winner.name), None)
+        """The candidate that was chosen: of one network at several image sizes the finalist."""
+        named = [c for c in self.candidates if c.name == self.winner.name]
+        return next((c for c in named if c.finalist), named[0] if named else None)
 
     def state_of(self, candidate: Candidate) -> str:
         """``winner``, ``finalist``, ``kept`` or ``rejected``."""
-        if candidate.name == self.winner.name:
+        chosen = self.chosen
+        if chosen is not None and (candidate.name, candidate.image_size) == (chosen.name, chosen.image_size):
             return "winner"
         if candidate.finalist:
             return "finalist"
@@ -107,6 +109,11 @@ class FitRecord(Open):
         if kept is None:
             kept = speed is not None and (asked is None or speed >= asked)
         return "kept" if kept else "rejected"
+
+    def label_of(self, candidate: Candidate) -> str:
+        """Its name, with the image size where the network is there at several."""
+        several = len({c.image_size for c in self.candidates if c.name == candidate.name}) > 1
+        return f"{candidate.name} @{candidate.image_size}" if several else candidate.name
 
     def fastest_first(self) -> list[Candidate]:
         """All candidates; those that were not timed last."""

@@ -207,9 +207,11 @@ def picture(fit: FitRecord, figures: Figures) -> Section | None:
         return None
     first = timed[0].measurement
     shared = str(replace((first.conditions if first else None) or Conditions(), image_size=None))
+    brief = any(c.brief_top1 is not None for c in timed)
+    early = "reached after brief training" if brief else "are worth by a linear head on their features"
+    known = f"what the finalists {early}, and the chosen one after" if plots.early_of(timed) else "the chosen one after"
     caption = (
-        "Above: what the finalists reached after brief training, and the chosen one after full training, with 95 % "
-        "intervals. Below: the "
+        f"Above: {known} full training, with 95 % intervals. Below: the "
         "speed of every candidate "
         f"that was timed, with its interquartile range. All timed with: {shared}; "
         f"{_machine_of(first)}."

@@ -33,37 +33,37 @@ def speed_accuracy(fit: FitRecord) -> Figure:
     from plotly.subplots import make_subplots
 
     found = [c for c in fit.fastest_first() if c.images_per_s]
-    states = {c.name: fit.state_of(c) for c in found}
+    early = early_of(found)
     asked = fit.constraint.min_throughput
     bars = 36 * max(3, len(found))
     # Without a trained candidate the upper panel would be empty; it shrinks to the room that the constraint's label
     # needs.
-    above = 300 if any(c.brief_top1 is not None for c in found) or fit.winner.validation_top1 is not None else 1
+    above = 300 if early or fit.winner.validation_top1 is not None else 1
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09 * 400 / (bars + above), row_heights=[above, bars]
     )
     # A wild upper quartile may leave the figure; the medians and the constraint may not.
     right = 1.06 * max([min(c.high, 1.3 * (c.images_per_s or 0)) for c in found] + [asked or 0, 1e-9])
-    under = _labelled_under(found, right)
+    under = _labelled_under(early, right)
     for state, (label, colour, marker, hatch) in STATES.items():
-        mine = [c for c in found if states[c.name] == state]
+        mine = [c for c in found if fit.state_of(c) == state]
         if not mine:
             continue
-        trained = [c for c in mine if c.brief_top1 is not None]
+        trained = [c for c in mine if c in early]
         if trained:
             figure.add_trace(
                 go.Scatter(
                     x=[c.images_per_s for c in trained],
-                    y=[100 * (c.brief_top1 or 0) for c in trained],
+                    y=[100 * (c.early_top1 or 0) for c in trained],
                     error_x={**_quartile_bars(trained), "color": colour, "thickness": 1.2},
-                    error_y=_interval_bars([c.brief_top1 or 0 for c in trained], fit.data.validation, colour),
+                    error_y=_interval_bars([(c.early_top1 or 0, _judged(c, fit)) for c in trained], colour),
                     mode="markers+text",
                     name=label,
                     marker={"color": colour, "size": 11 if state != "winner" else 16, "symbol": marker},
-                    text=[escape(words.shortened(c.name)) for c in trained],
+                    text=[escape(words.shortened(fit.label_of(c))) for c in trained],
                     meta={"narrow_text": [str(found.index(c) + 1) for c in trained]},
                     textposition=[
-                        f"{'bottom' if c.name in under else 'top'} "
+                        f"{'bottom' if c in under else 'top'} "
                         f"{'left' if (c.images_per_s or 0) > 0.6 * right else 'right'}"
                         for c in trained
                     ],
@@ -78,7 +78,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
         figure.add_trace(
             go.Bar(
                 x=[c.images_per_s for c in mine],
-                y=[c.name for c in mine],
+                y=[fit.label_of(c) for c in mine],
                 orientation="h",
                 name=label,
                 marker={
@@ -99,7 +99,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
             row=2,
             col=1,
         )
-    _label_bars(figure, found)
+    _label_bars(figure, [(fit.label_of(c), c.images_per_s) for c in found])
     _final_accuracy(figure, fit, found)
     if asked:
         figure.add_shape(
@@ -140,7 +140,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
     figure.update_yaxes(title_text="validation accuracy, %", row=1, col=1)
     figure.update_yaxes(
         categoryorder="array",
-        categoryarray=[c.name for c in reversed(found)],
+        categoryarray=[fit.label_of(c) for c in reversed(found)],
         showticklabels=False,
         showgrid=False,
         row=2,
@@ -169,23 +169,36 @@ def hover(c: Candidate, state: str) -> str:
     if c.brief is not None and c.brief.top1 is not None:
         epochs = words.plural(c.brief.epochs or 0, "epoch")
         lines.append(f"{words.percent(c.brief.top1)} of validation right after {epochs}")
+    elif c.probe is not None and c.probe.top1 is not None:
+        lines.append(f"{words.percent(c.probe.top1)} right by a linear head on its features")
     lines.append(f"{words.large(c.params)} params, {words.large(c.macs)} MACs")
     lines.append(escape(str((made.conditions if made else None) or Conditions())))
     lines.append(escape(words.shortened(str((made.environment if made else None) or Machine()), 60)))
     return "<br>".join(lines)
 
 
-def _labelled_under(found: Sequence[Candidate], right: float) -> set[str]:
-    """Names whose label stands under its point, since that of a near and better one stands above its own."""
-    trained = sorted((c for c in found if c.brief_top1 is not None), key=lambda c: -(c.brief_top1 or 0))
-    under: set[str] = set()
+def early_of(found: Sequence[Candidate]) -> list[Candidate]:
+    """Those that were trained briefly; where none was, the finalists by their features."""
+    brief = [c for c in found if c.brief_top1 is not None]
+    return brief or [c for c in found if c.finalist and c.early_top1 is not None]
+
+
+def _judged(c: Candidate, fit: FitRecord) -> int | None:
+    """Images that told what was known of a candidate before its full training."""
+    return fit.data.validation if c.brief or c.probe is None else c.probe.validation
+
+
+def _labelled_under(early: Sequence[Candidate], right: float) -> list[Candidate]:
+    """Those whose label stands under its point, since that of a near and better one stands above its own."""
+    trained = sorted(early, key=lambda c: -(c.early_top1 or 0))
+    under: list[Candidate] = []
     for better, c in pairwise(trained):
         near = (
             abs((better.images_per_s or 0) - (c.images_per_s or 0)) < 0.3 * right
-            and (better.brief_top1 or 0) - (c.brief_top1 or 0) < 0.02
+            and (better.early_top1 or 0) - (c.early_top1 or 0) < 0.02
         )
-        if near and better.name not in under:
-            under.add(c.name)
+        if near and better not in under:
+            under.append(c)
     return under
 
 
@@ -196,29 +209,30 @@ def _quartile_bars(found: Sequence[Candidate]) -> dict[str, object]:
     return {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
 
 
-def _interval_bars(shares: Sequence[float], n: int | None, colour: str) -> dict[str, object]:
-    """95 % Wilson intervals of shares of ``n`` images, in percent; no bars where the number is not known."""
-    if not n:
+def _interval_bars(shares: Sequence[tuple[float, int | None]], colour: str) -> dict[str, object]:
+    """95 % Wilson intervals of shares, each of so many images, in percent; no bars where a number is not known."""
+    known = [(share, n) for share, n in shares if n]
+    if len(known) < len(shares):
         return {"visible": False}
-    ends = [wilson(round(share * n), n) for share in shares]
-    high = [100 * max(0.0, end[1] - share) for end, share in zip(ends, shares, strict=True)]
-    low = [100 * max(0.0, share - end[0]) for end, share in zip(ends, shares, strict=True)]
+    ends = [wilson(round(share * n), n) for share, n in known]
+    high = [100 * max(0.0, end[1] - share) for end, (share, _) in zip(ends, known, strict=True)]
+    low = [100 * max(0.0, share - end[0]) for end, (share, _) in zip(ends, known, strict=True)]
     return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": colour, "thickness": 1}
 
 
-def _label_bars(figure: Figure, found: Sequence[Candidate]) -> None:
+def _label_bars(figure: Figure, found: Sequence[tuple[str, float | None]]) -> None:
     """Each bar's name above it, so that names take no width from the axis on a phone."""
-    for place, c in enumerate(found, start=1):
+    for place, (label, speed) in enumerate(found, start=1):
         figure.add_annotation(
             x=0,
-            y=c.name,
+            y=label,
             xref="x2",
             yref="y2",
             xanchor="left",
             yanchor="bottom",
             yshift=5,
             showarrow=False,
-            text=f"{place}&nbsp; {escape(words.shortened(c.name, 40))} · {words.rate(c.images_per_s)}",
+            text=f"{place}&nbsp; {escape(words.shortened(label, 40))} · {words.rate(speed)}",
             font={"size": 11, "color": "var(--ink)"},
             bgcolor="var(--card)",
             borderpad=0,
@@ -230,7 +244,7 @@ def _final_accuracy(figure: Figure, fit: FitRecord, found: Sequence[Candidate]) 
     import plotly.graph_objects as go
 
     final = fit.winner.validation_top1
-    winner = next((c for c in found if c.name == fit.winner.name), None)
+    winner = fit.chosen if fit.chosen in found else None
     if final is None or winner is None:
         return
     text = (
@@ -241,7 +255,7 @@ def _final_accuracy(figure: Figure, fit: FitRecord, found: Sequence[Candidate]) 
         go.Scatter(
             x=[winner.images_per_s],
             y=[100 * final],
-            error_y=_interval_bars([final], fit.data.validation, GREEN),
+            error_y=_interval_bars([(final, fit.data.validation)], GREEN),
             mode="markers",
             name="chosen, fully trained",
             marker={"color": GREEN, "size": 17, "symbol": "star-open", "line": {"width": 2}},
@@ -251,8 +265,13 @@ def _final_accuracy(figure: Figure, fit: FitRecord, found: Sequence[Candidate]) 
         row=1,
         col=1,
     )
-    if winner.brief_top1 is not None and abs(final - winner.brief_top1) > 0.005:
-        ends = {"x": winner.images_per_s, "ax": winner.images_per_s, "y": 100 * final, "ay": 100 * winner.brief_top1}
+    if winner in early_of(found) and abs(final - (winner.early_top1 or 0)) > 0.005:
+        ends = {
+            "x": winner.images_per_s,
+            "ax": winner.images_per_s,
+            "y": 100 * final,
+            "ay": 100 * (winner.early_top1 or 0),
+        }
         refs = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
         figure.add_annotation(
             **ends,

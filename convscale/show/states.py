@@ -22,7 +22,7 @@ class State(NamedTuple):
 
 STATES = {
     "winner": State("chosen", GREEN, "star", ""),
-    "finalist": State("finalist, trained briefly", BLUE, "circle", ""),
+    "finalist": State("finalist", BLUE, "circle", ""),
     "kept": State("fast enough, not trained", SKY, "diamond-open", "."),
     "rejected": State("too slow", RED, "x-thin", "/"),
 }

@@ -375,3 +375,46 @@ def test_the_confusion_plot_has_the_truth_on_its_left_and_the_first_class_on_top
         (1, 1, "4"),
     }
     assert list(map(list, figure["data"][0]["z"])) == [[0.5, 0.75**0.5], [0.0, 1.0]]
+
+
+def _at_two_sizes() -> dict[str, object]:
+    """A fit in which two networks were too slow at their own size and were compared at smaller ones, by features."""
+    record = fit_record()
+    rows = record["candidates"][:1] * 4
+    table = [("a", 128, 0.70, True), ("b", 96, 0.60, True), ("a", 224, None, False), ("b", 240, None, False)]
+    record["candidates"] = [
+        {
+            **{key: value for key, value in row.items() if key != "brief"},
+            "name": name,
+            "image_size": size,
+            "measurement": measurement(5_000.0 if kept else 1_000.0 + size, 0.02, size),
+            "kept": kept,
+            "finalist": kept,
+            "reason": None,
+            "probe": None if share is None else {"top1": share, "train": 80, "validation": 100, "folds": 5},
+        }
+        for row, (name, size, share, kept) in zip(rows, table, strict=True)
+    ]
+    record["winner"] = {**record["winner"], "name": "a"}
+    return record
+
+
+def test_one_network_at_two_sizes_is_two_candidates() -> None:
+    fit = typed(_at_two_sizes())
+    assert [fit.state_of(c) for c in fit.candidates] == ["winner", "finalist", "rejected", "rejected"]
+    assert fit.chosen is fit.candidates[0]
+    assert [fit.label_of(c) for c in fit.candidates] == ["a @128", "b @96", "a @224", "b @240"]
+    html = visible(fit_page(fit, Path("runs/example")))
+    rows = re.findall(r'<tr class="([^"]*)">', html[html.index('id="candidates"') : html.index('id="mistakes"')])
+    assert rows == ["winner", "", "dim", "dim"]
+    assert "brief training</th>" not in html
+    assert "linear head on their features" in html
+
+
+def test_without_brief_trainings_finalists_stand_where_their_features_do() -> None:
+    """70 of 100: Wilson's interval is 60.4 to 78.1 %."""
+    figure = plots.speed_accuracy(typed(_at_two_sizes()))
+    points = {tuple(trace.text): trace for trace in figure.data if trace.type == "scatter" and trace.text}
+    assert {labels: list(trace.y) for labels, trace in points.items()} == {("a @128",): [70.0], ("b @96",): [60.0]}
+    bars = points["a @128",].error_y
+    assert (70 - bars.arrayminus[0], 70 + bars.array[0]) == pytest.approx((60.4, 78.1), abs=0.05)
