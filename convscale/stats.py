@@ -39,14 +39,16 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def standard_error(share: float, n: int) -> float:
-    """Of a share of ``n`` images: the binomial's deviation.
+    """Of a share of ``n`` images: the binomial's deviation. All or none of few images are not known for sure, so the
+    share counts as no nearer to an end than one image in n + 1.
 
     Raises:
         UserError: ``n`` is below 1 or the share outside 0..1.
     """
     if n < 1 or not 0 <= share <= 1:
         raise UserError(f"a share of n needs 0 <= share <= 1 and n >= 1, got {share} of {n}")
-    return math.sqrt(share * (1 - share) / n)
+    inside = min(max(share, 1 / (n + 1)), n / (n + 1))
+    return math.sqrt(inside * (1 - inside) / n)
 
 
 def average_precisions(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:

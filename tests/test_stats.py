@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convscale.stats import average_precisions, chance_above, largest_true, mean_of_known, smallest_true
+from convscale.errors import UserError
+from convscale.stats import (
+    average_precisions,
+    chance_above,
+    largest_true,
+    mean_of_known,
+    smallest_true,
+    standard_error,
+)
 
 LOWS, SPANS, STARTS = st.integers(-50, 50), st.integers(0, 3000), st.integers(-60, 3100) | st.none()
 
@@ -98,3 +106,13 @@ def test_either_side_has_its_own_width() -> None:
     assert chance_above(110.0, 100.0, 50.0, 110.0) == pytest.approx(0.1, abs=2e-5)
     assert chance_above(100.0, 100.0, 100.0, 100.0) == 1.0
     assert chance_above(101.0, 100.0, 100.0, 100.0) == 0.0
+
+
+def test_standard_error_by_hand() -> None:
+    """The root of 0.8 x 0.2 / 100; all of six right counts as six of seven: the root of 6/7 x 1/7 / 6."""
+    assert standard_error(0.8, 100) == pytest.approx(0.04)
+    assert standard_error(1.0, 6) == pytest.approx(1 / 7)
+    assert standard_error(0.0, 6) == pytest.approx(1 / 7)
+    assert standard_error(0.5, 1) == pytest.approx(0.5)
+    with pytest.raises(UserError, match="n >= 1"):
+        standard_error(0.5, 0)

@@ -20,6 +20,7 @@ from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.loader import eval_batches
+from convscale.learn.loss import known_targets
 from convscale.nn.modes import evaluating
 from convscale.stats import average_precisions, mean_of_known
 
@@ -173,7 +174,8 @@ def _fit(
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels)
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).mean()
+    targets, known = known_targets(labels)
+    return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * known).sum(1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +229,7 @@ def probe(
     n, folds = len(x), None
     if train.multilabel:
         value = mean_of_known(average_precisions(solved(seen).numpy(), truth.numpy()))
+        value = 0.0 if math.isnan(value) else value  # no image of it has a label
     elif len(seen) < most // 2 and len(x) + len(seen) >= FOLDS:
         x, truth, folds = torch.cat((x, seen)), torch.cat((labels, truth)), FOLDS
         value, n = _in_turns(x, truth, head.out_features, solved.decay), len(x) - math.ceil(len(x) / FOLDS)

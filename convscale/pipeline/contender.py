@@ -45,8 +45,10 @@ class Contender:
         return self.name if self.weights is not None else self.spec
 
     @classmethod
-    def of(cls, row: Row, named: Mapping[str, NetSpec]) -> Contender:
-        """From what a record says of it; records of version 0.1 do not hold specs, so those that were named do."""
+    def of(cls, row: Row, named: Mapping[str, Named]) -> Contender:
+        """From what a record says of it, or as it was ``named``: a record holds no modules, and one of version 0.1 no
+        specs.
+        """
         place = row.weights if row.weights in (None, PRETRAINED) else Path(str(row.weights))
         if row.spec is not None:
             spec: Named = NetSpec.from_dict(dict(row.spec))

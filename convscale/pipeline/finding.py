@@ -32,6 +32,7 @@ from convscale.images.splits import DataSplits
 from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
+from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.candidate_rows import new_row, predicted_part, row_of_option, timed_part
 from convscale.pipeline.contender import Contender, build
@@ -56,6 +57,8 @@ PROBED = 10
 """Networks whose features are tried on the data."""
 FINALISTS = 3
 """Networks that are trained briefly."""
+NAMED = 5
+"""Networks that a note names at most."""
 LEAST_SIZE, SIZE_STEP = 96, 32
 """Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
 pixels, in steps of what most networks divide maps by."""
@@ -162,13 +165,17 @@ class Finder:
         speed: time is taken to be proportional to pixels, and what comes of it is measured or predicted anew.
         """
         sizes: dict[str, int] = {}
-        for o in options:
+        most, seen = self.constraint.max_params_m, set[str]()
+        for o in sorted(options, key=lambda o: o.image_size):  # the smallest that was too slow bounds the others
             known = o.images_per_s or o.facts.estimate
-            if known and self.floor:
+            if most and o.params_m > most:
+                continue
+            if known and self.floor and o.name not in seen:
+                seen.add(o.name)
                 side = o.image_size * math.sqrt(known / self.floor / 1.05)
                 size = min(int(side) // SIZE_STEP * SIZE_STEP, o.image_size - 1)
                 if size >= LEAST_SIZE:
-                    sizes[o.name] = max(size, sizes.get(o.name, 0))
+                    sizes[o.name] = size
         hints = {o.name: _accuracy(o) for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
         found = [c for name in names for c in self._candidates([name], (sizes[name],))]
@@ -204,17 +211,22 @@ class Finder:
         wanted = self.asked.named
         sizes = None if self.asked.image_size is None else (self.asked.image_size,)
         pool = self._candidates(wanted, sizes)
-        specs = {str(getattr(item, "name", "")) for item in wanted or () if not isinstance(item, str)}
         found: list[tuple[Candidate, Path | str | None]] = []
+        unreached: list[str] = []
         for candidate in pool:
-            has_weights, has_figure = bool(candidate.licence), bool(candidate.published)
-            if candidate.name in specs and not has_weights:
-                found.append((candidate, None))
+            if not candidate.licence:  # nobody released it: a spec, a module, a function, a bare architecture
+                if wanted is not None:
+                    found.append((candidate, None))
                 continue
-            if not has_weights or not (has_figure or wanted) or (files.given and candidate.name not in files.given):
+            if not (candidate.published or wanted) or (files.given and candidate.name not in files.given):
                 continue
             if (place := files.reach(candidate.name)) is not None:
                 found.append((candidate, place))
+            elif candidate.name not in unreached:
+                unreached.append(candidate.name)
+        if wanted is not None and unreached and found:
+            more = f" and {len(unreached) - NAMED} more" if len(unreached) > NAMED else ""
+            self.record.add_note(f"left out, since their weights can not be had: {', '.join(unreached[:NAMED])}{more}")
         return found
 
     def _contender(self, option: Option, weights: Path | str | None) -> Contender:
@@ -236,7 +248,10 @@ class Finder:
         others = [o for o in options if o.speed is not None and o.label not in chosen]
         others.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / self.floor)))
         shown = [*contenders, *others[: max(0, ROWS - len(contenders))]]
-        self.record.put(candidates=tuple(row_of_option(o, weights[o.name], self.basis, self.asked.rows) for o in shown))
+        rows = [row_of_option(o, weights[o.name], self.basis, self.asked.rows) for o in shown]
+        before = [self.record.row(o.name, o.image_size) for o in shown]  # of a run that was stopped while it probed
+        kept = [replace(row, probe=old.probe) if old else row for row, old in zip(rows, before, strict=True)]
+        self.record.put(candidates=tuple(kept))
 
     def front(self, files: WeightFiles) -> Front | None:
         """What the device can do with the released weights that can be had; None: there are none with a figure."""
@@ -269,7 +284,12 @@ class Finder:
             UserError: no member is small enough for a limit on parameters or memory.
         """
         if self.asked.named is not None:
-            return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in self.asked.networks])
+            within = [one for one in self.asked.networks if self._within(one.spec, one.image_size)]
+            if not within:
+                raise UserError(
+                    f"no network that was named keeps {self.constraint}; raise a limit or name a smaller one"
+                )
+            return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in within])
         found = []
         side = self.asked.size_for(self.splits)
         bases = families_for(side)
@@ -314,17 +334,18 @@ class Finder:
 
     def _allowed(self, rising: Sequence[NetSpec]) -> list[NetSpec]:
         """Members within the limits on parameters and memory, with the head that they would be trained with."""
-        limits, rising = self.constraint, [with_head(spec, self.asked.training.head) for spec in rising]
+        headed = [with_head(spec, self.asked.training.head) for spec in rising]
+        return [spec for spec in headed if self._within(spec, spec.input.size)]
+
+    def _within(self, spec: Named, image_size: int) -> bool:
+        """Whether a network keeps the limits on parameters and memory."""
+        limits = self.constraint
         if limits.max_params_m is None and limits.max_memory_gb is None:
-            return rising
-        batch = self.basis.conditions.batch_size
-        allowed = []
-        for spec in rising:
-            cost = count(spec, image_size=spec.input.size, batch_size=batch)
-            small = limits.max_params_m is None or cost.params <= limits.max_params_m * 1e6
-            if small and (limits.max_memory_gb is None or cost.peak_bytes <= limits.max_memory_gb * 2**30):
-                allowed.append(spec)
-        return allowed
+            return True
+        network = spec if isinstance(spec, NetSpec) else build(spec, self.splits)
+        cost = count(network, image_size=image_size, batch_size=self.basis.conditions.batch_size)
+        small = limits.max_params_m is None or cost.params <= limits.max_params_m * 1e6
+        return small and (limits.max_memory_gb is None or cost.peak_bytes <= limits.max_memory_gb * 2**30)
 
     def _speed(self, one: SizedSpec, family: str) -> float:
         """Images/s of a network as it comes, or the one predicted that it has with the confidence asked for."""
@@ -401,7 +422,7 @@ class Finder:
         """
         unweighted = [contender for contender in contenders if contender.weights is None]
         contenders = [contender for contender in contenders if contender.weights is not None]
-        scores: dict[str, float] = {}
+        scores: dict[tuple[str, int], float] = {}
         left_out: list[UserError] = []
         for number, contender in enumerate(contenders, start=1):
             row = self._row(contender.name, contender.image_size)
@@ -416,25 +437,25 @@ class Finder:
                     continue
                 self.record.put_row(row)
             assert row.probe is not None
-            scores[contender.name] = row.probe.top1 or 0.0
+            scores[contender.name, contender.image_size] = row.probe.top1 or 0.0
         if left_out and not scores and not unweighted:
             raise left_out[0]
-        contenders = [contender for contender in contenders if contender.name in scores]
+        contenders = [contender for contender in contenders if (contender.name, contender.image_size) in scores]
         best = max(scores.values(), default=0.0)
         ranked = by_promise(contenders, [self._row(c.name, c.image_size) for c in contenders], self.splits.multilabel)
         last = ranked[:FINALISTS]
         for contender in ranked[FINALISTS:]:
             row = self._row(contender.name, contender.image_size)
-            behind = 100 * (best - scores[contender.name])
+            behind = 100 * (best - scores[contender.name, contender.image_size])
             self.record.put_row(
                 replace(row, reason=f"keeps it; its features are {behind:.1f} points behind on this data")
             )
         return [*last, *unweighted]
 
     def _probe(self, contender: Contender, recipe: Recipe) -> Probed:
-        net = build_net(contender.network, self.splits, recipe, contender.init)
-        preprocessing = choose_preprocessing(net, self.splits, recipe.override({"image_size": contender.image_size}))
         where = torch.device(self.asked.training_device)
+        net = build_net(contender.network, self.splits, recipe, contender.init).to(where)
+        preprocessing = choose_preprocessing(net, self.splits, recipe.override({"image_size": contender.image_size}))
         made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
         on = "validation images" if made.folds is None else f"images in {made.folds} folds"
         self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} {on}, {made.seconds:.0f} s")

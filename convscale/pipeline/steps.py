@@ -21,8 +21,10 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
 from convscale.machine import busy
+from convscale.networks.foreign import Foreign
+from convscale.networks.resolve import Named, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.contender import Contender
+from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept, by_promise, no_worse
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
@@ -106,7 +108,11 @@ class Fit:
 
     def contenders(self) -> list[Contender]:
         """The finalists that the record names."""
-        named = {item.name: item for item in self.asked.named or () if isinstance(item, NetSpec)}
+        named: dict[str, Named] = {}
+        for item in self.asked.named or ():
+            one = Foreign(name_of(item), "module", item) if is_module(item) else item
+            if isinstance(one, NetSpec | Foreign):
+                named[one.name] = one
         return [Contender.of(row, named) for row in self.record.now.candidates if row.finalist]
 
     def check(self) -> None:
@@ -251,16 +257,17 @@ class Fit:
         )
         best, worth = max(_probed(row) for row in rows), no_worse(rows, self.splits.multilabel)
         published = first.published_top1 is not None
-        by = "its published accuracy" if published else "them all the same: nobody published any for these image sizes"
+        by = f"{self.label(first)} comes first by "
+        by += "its published accuracy" if published else "them all the same: nobody published any for these image sizes"
         reasons = {
-            row.name: f"keeps it; its features are {100 * (best - _probed(row)):.1f} points behind on this data"
+            key_of(row): f"keeps it; its features are {100 * (best - _probed(row)):.1f} points behind on this data"
             if best - _probed(row) >= worth
-            else f"keeps it; its features are as good within {100 * worth:.1f} points, {first.name} comes first by {by}"
+            else f"keeps it; its features are as good within {100 * worth:.1f} points, {by}"
             for row in others
         }
         of = f"features{' and published accuracy' * published}"
         reason = f"by {of} the most promising of {len(rows)} finalists"
-        reasons[first.name] = f"of {len(rows)} finalists the most promising by {of}"
+        reasons[key_of(first)] = f"of {len(rows)} finalists the most promising by {of}"
         fast = "though it misses the speed" if self.record.now.missed else "and fast enough"
         self._put_winner(first, f"{reason}, {fast}", reasons)
 
@@ -293,26 +300,30 @@ class Fit:
             winner = rows[0]
             alone = "the fastest there is" if self.record.now.missed else "the only candidate worth training"
             reason = alone if self.record.now.missed else f"{alone} {fast}"
-            reasons = {winner.name: reason}
+            reasons = {key_of(winner): reason}
         else:
             winner = max(rows, key=lambda c: c.brief_top1 or 0.0)
-            best, epochs = winner.brief_top1 or 0.0, words.plural(self.brief_epochs, "epoch")
+            label, best, epochs = self.label(winner), winner.brief_top1 or 0.0, words.plural(self.brief_epochs, "epoch")
             reason = f"the most accurate of {len(rows)} finalists on validation after {epochs}, {fast}"
             reasons = {
-                c.name: f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {winner.name} after {epochs}"
+                key_of(c): f"{100 * (best - (c.brief_top1 or 0.0)):.1f} points behind {label} after {epochs}"
                 for c in rows
             }
-            reasons[winner.name] = f"most accurate on validation after {epochs}"
+            reasons[key_of(winner)] = f"most accurate on validation after {epochs}"
         self._put_winner(winner, reason, reasons)
 
-    def _put_winner(self, winner: Candidate, reason: str, reasons: Mapping[str, str]) -> None:
+    def _put_winner(self, winner: Candidate, reason: str, reasons: Mapping[Key, str]) -> None:
         """The winner, and of each finalist what became of it."""
         everyone = (
-            replace(c, reason=reasons.get(c.name, c.reason)) if c.finalist else c for c in self.record.now.candidates
+            replace(c, reason=reasons.get(key_of(c), c.reason)) if c.finalist else c for c in self.record.now.candidates
         )
-        named = Winner(name=winner.name, reason=reason, weights=winner.weights)
+        named = Winner(name=winner.name, image_size=winner.image_size, reason=reason, weights=winner.weights)
         self.record.put(candidates=tuple(everyone), winner=named)
-        self.note(f"chosen: {winner.name}, {reason}")
+        self.note(f"chosen: {self.label(winner)}, {reason}")
+
+    def label(self, row: Candidate) -> str:
+        """A candidate's name, with its image size where that is needed to tell it."""
+        return self.record.now.label_of(row)
 
     # ------------------------------------------------------------ the one that was chosen
 
@@ -329,7 +340,9 @@ class Fit:
         )
 
     def _winner(self) -> Contender:
-        return next(c for c in self.contenders() if c.name == self.record.now.winner.name)
+        chosen = self.record.now.chosen
+        assert chosen is not None, "there is a winner"
+        return next(c for c in self.contenders() if (c.name, c.image_size) == (chosen.name, chosen.image_size))
 
     def facts(self) -> dict[str, object]:
         """What an experiment tracker is told of the run: the winner's recipe, the data, what was asked for."""
@@ -351,7 +364,9 @@ class Fit:
         """The full training, told to ``tell``; a run that was interrupted goes on at its last state."""
         place = self.folder / "train"
         if self.record.now.history and place.is_dir():
-            done = load_checkpoint(place)
+            spec = self._winner().spec
+            own = isinstance(spec, Foreign) and spec.origin != "timm"  # nobody but the user can build it
+            done = load_checkpoint(place, net=build(spec, self.splits) if own else None)
             return Trained(
                 net=done.net.eval(),
                 preprocessing=done.preprocessing,
@@ -395,6 +410,14 @@ def _whole_schedule(recipe: Recipe, epochs: int) -> dict[str, object]:
     if not recipe.schedule_epochs:
         return {}
     return {"schedule_epochs": 0, "warmup_epochs": recipe.warmup_epochs * epochs / recipe.schedule_epochs}
+
+
+Key = tuple[str, int | None]
+
+
+def key_of(row: Candidate) -> Key:
+    """What tells a candidate from all others: its name and image size."""
+    return row.name, row.image_size
 
 
 def _probed(row: Candidate) -> float:

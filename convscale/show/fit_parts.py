@@ -258,9 +258,11 @@ class Candidate(Open):
 class Winner(Open):
     """What was chosen, and how good it is."""
 
-    omitted = ("validation_top1", "test_top1", "weights")
+    omitted = ("image_size", "validation_top1", "test_top1", "weights")
 
     name: str | None = None
+    image_size: int | None = None
+    """Side in pixels; None: an older record, whose candidates have a name each."""
     reason: str | None = None
     validation_top1: float | None = None
     test_top1: float | None = None

@@ -94,9 +94,10 @@ class FitRecord(Open):
 
     @property
     def chosen(self) -> Candidate | None:
-        """The candidate that was chosen: of one network at several image sizes the finalist."""
-        named = [c for c in self.candidates if c.name == self.winner.name]
-        return next((c for c in named if c.finalist), named[0] if named else None)
+        """The candidate that was chosen."""
+        winner = self.winner
+        named = (c for c in self.candidates if c.name == winner.name)
+        return next((c for c in named if winner.image_size in (None, c.image_size)), None)
 
     def state_of(self, candidate: Candidate) -> str:
         """``winner``, ``finalist``, ``kept`` or ``rejected``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,28 @@ def test_several_labels_are_solved_one_by_one() -> None:
     with torch.no_grad():
         right = ((net(PLAIN.normalize(_split(labels[:60], 2, "test").images)) > 0) == labels[:60].bool()).float().mean()
     assert right > 0.95  # 0.67 by always saying what is more frequent
+
+
+def test_labels_that_are_not_known_count_for_nothing() -> None:
+    """The head of a class is solved from the images that say something of it, as if the others were not there."""
+    labels = torch.eye(3)[torch.arange(90) % 3]
+    partly = labels.clone()
+    partly[45:, 0] = torch.nan
+    splits = [_split(labels, 0, "train"), _split(labels[:30], 1, "validation")]
+    first = splits[0].subset(torch.arange(45))
+    splits[0] = dataclasses.replace(splits[0], labels=partly)
+    net, alone = Pixels(), Pixels()
+    solve_head(net, *splits, PLAIN, device=torch.device("cpu"))
+    assert torch.isfinite(net.fc.weight).all()
+    x = PLAIN.normalize(_split(labels[:60], 2, "test").images)
+    solve_head(alone, first, splits[1], PLAIN, device=torch.device("cpu"))
+    with torch.no_grad():
+        right = ((net(x) > 0) == labels[:60].bool()).float().mean(0)
+        apart = ((alone(x) > 0) == labels[:60].bool()).float().mean(0)
+    assert right.min() > 0.9
+    assert right[0] == pytest.approx(float(apart[0]), abs=0.04)  # penalties weigh a little more on half of the images
+    made = probe.probe(net, *splits, PLAIN, device=torch.device("cpu"))
+    assert made.top1 > 0.95
 
 
 def test_training_starts_from_it_and_never_ends_below() -> None:

@@ -8,14 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import convscale as cs
 from convscale.choice.candidates import Candidate
 from convscale.choice.decide import Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.conditions import Conditions, Constraint
+from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.learn.probe import Probe
 from convscale.learn.recipe import Recipe
+from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
@@ -320,6 +324,149 @@ def test_finalists_are_trained_briefly(
     assert trained == ["a", "b", "c"]
     assert record.now.winner.name == "b"
     assert record.now.choice_notes == ()
+
+
+def _at_two_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int) -> RunRecord:
+    """One network at two image sizes: the smaller, which stands second, is the better by features and when trained."""
+    rows = [
+        dataclasses.replace(_probed("a", 0.70, None, validation), finalist=True, image_size=288),
+        dataclasses.replace(_probed("a", 0.90, None, validation), finalist=True),
+    ]
+    record = _record(tmp_path, rows)
+    held = SPLITS.validation.subset([0] * validation)
+    fit = dataclasses.replace(_fit(record, monkeypatch), splits=dataclasses.replace(SPLITS, validation=held))
+    vars(fit.asked.training).update(brief_epochs=None)
+    share = {224: 0.9, 288: 0.7}
+    monkeypatch.setattr(Fit, "_train_briefly", lambda self, c: Brief(epochs=1, top1=share[c.image_size], seconds=1.0))
+    fit.compare()
+    chosen = record.now.chosen
+    assert chosen is not None
+    assert (record.now.winner.name, record.now.winner.image_size, chosen.image_size) == ("a", 224, 224)
+    assert fit._winner().image_size == 224
+    return record
+
+
+def test_of_one_network_at_two_sizes_the_better_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_features = _at_two_sizes(tmp_path / "few", monkeypatch, 50)
+    assert [row.reason for row in by_features.now.candidates] == [
+        "keeps it; its features are 20.0 points behind on this data",
+        "of 2 finalists the most promising by features",
+    ]
+    trained = _at_two_sizes(tmp_path / "many", monkeypatch, 5_000)
+    assert [row.reason for row in trained.now.candidates] == [
+        "20.0 points behind a @224 after 1 epoch",
+        "most accurate on validation after 1 epoch",
+    ]
+
+
+def test_a_network_of_the_users_own_stays_the_one_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the zoo has one of its name."""
+    net = cs.create_model("resnet18", num_classes=3)
+    row = Row(name="resnet18", image_size=224, finalist=True)
+    fit = _fit(_record(tmp_path, [row]), monkeypatch)
+    vars(fit.asked).update(named=(net,))
+    spec = fit.contenders()[0].spec
+    assert isinstance(spec, Foreign)
+    assert spec.module is net
+
+
+OWN = """
+from torch import nn
+
+def make(num_classes=7):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+def test_what_nobody_released_is_a_candidate_beside_what_somebody_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function of the user's and a bare architecture join; a name whose weights are out of reach is said."""
+    (tmp_path / "tf_efficientnet_lite0.in1k.pth").write_bytes(b"")
+    (tmp_path / "own_nets_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    named = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "own_nets_of_mine:make", SPEC)
+    record = _record(tmp_path / "run", [])
+    finder = _finder(record, Constraint(min_throughput=1.0), size=128, named=named, offer=Filter())
+    found = finder._reachable(WeightFiles(folder=tmp_path))
+    assert [(candidate.name, place is not None) for candidate, place in found] == [
+        ("tf_efficientnet_lite0.in1k", True),
+        ("own_nets_of_mine:make", False),
+        (SPEC.name, False),
+    ]
+    assert record.now.choice_notes == ("left out, since their weights can not be had: tf_efficientnet_lite1.in1k",)
+
+
+def test_limits_on_size_hold_for_networks_that_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MobileNetV2 at half its width has 2.0 M parameters, at full width 3.5 (timm's table)."""
+    specs = [SizedSpec(SPEC, 224), SizedSpec(cs.get_spec("mobilenetv2_100"), 224)]
+    monkeypatch.setattr(Finder, "_speed", lambda self, one, family: 500.0)
+    for limit, left in ((2.5, ["mobilenetv2_050"]), (4.0, ["mobilenetv2_100", "mobilenetv2_050"])):
+        rows = [Row(name=one.spec.name, image_size=224, params=1, macs=number) for number, one in enumerate(specs)]
+        record, limits = _record(tmp_path / str(limit), rows), Constraint(min_throughput=100, max_params_m=limit)
+        finder = _finder(record, limits, named=("x",), networks=specs)
+        assert [c.name for c in finder.scaled().contenders] == left
+    finder = _finder(record, Constraint(min_throughput=100, max_params_m=1.0), named=("x",), networks=specs)
+    with pytest.raises(UserError, match="no network that was named keeps"):
+        finder.scaled()
+
+
+def test_smaller_images_start_from_the_smallest_that_was_too_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 224 px 90 of 100 images/s were measured, so 192 px are tried, whatever 288 px is guessed at; and networks
+    above a limit on parameters take no place.
+    """
+    options = [_option("a", 75, 81.0, "no"), _option("a", 90, 80.0, "no"), _option("large", 90, 90.0, "no")]
+    options[0] = dataclasses.replace(options[0], candidate=dataclasses.replace(options[0].candidate, image_size=288))
+    facts = dataclasses.replace(options[2].facts, params=50_000_000)
+    options[2] = dataclasses.replace(options[2], facts=facts)
+    monkeypatch.setattr(
+        Finder,
+        "_candidates",
+        lambda self, names, sizes: [SimpleNamespace(name=names[0], image_size=sizes[0], why_not="")],
+    )
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=100, max_params_m=6), size=None)
+    assert [(c.name, c.image_size) for c in finder._smaller(options)] == [("a", 192)]
+
+
+def test_a_run_that_was_stopped_while_it_probed_keeps_its_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _record(tmp_path, [_probed("good", 0.8, 80.0)])
+    finder = _finder(record, Constraint(min_throughput=150))
+    options = [_option("good", 200, 80.0), _option("new", 300, 70.0)]
+    finder._write_options(options, options, {"good": "pretrained", "new": "pretrained"})
+    assert [row.probe.top1 if row.probe else None for row in record.now.candidates] == [0.8, None]
+
+
+def test_a_network_is_probed_where_its_images_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both on the device that trains: here ``meta``, in the place of a GPU."""
+    seen = {}
+
+    def probe(net: Any, train: Any, validation: Any, preprocessing: Any, *, device: torch.device) -> Probe:
+        seen.update(net=next(net.parameters()).device.type, images=device.type)
+        return Probe(top1=0.5, train=1, validation=1, seconds=0.0)
+
+    monkeypatch.setattr("convscale.pipeline.finding.probe", probe)
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=1), training_device="meta")
+    finder._probe(_contender("mobilenetv2_050", None, None), Recipe(name="x"))
+    assert seen == {"net": "meta", "images": "meta"}
+
+
+def test_a_search_looks_at_the_output_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "mine.txt").write_text("kept")
+
+    def search(*given: Any, **options: Any) -> None:
+        raise AssertionError("minutes of searching")
+
+    monkeypatch.setattr("convscale.pipeline.searched.search", search)
+    with pytest.raises(UserError, match="exists and is not empty"):
+        cs.fit(SPLITS, output=output, min_throughput=1.0, search=30.0)
 
 
 def test_the_winner_is_the_most_accurate_after_brief_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,7 +395,7 @@ def _at_two_sizes() -> dict[str, object]:
         }
         for row, (name, size, share, kept) in zip(rows, table, strict=True)
     ]
-    record["winner"] = {**record["winner"], "name": "a"}
+    record["winner"] = {**record["winner"], "name": "a", "image_size": 128}
     return record
 
 
