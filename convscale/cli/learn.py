@@ -118,14 +118,19 @@ def train_command(
     from convscale.images.sources import open_dataset
     from convscale.learn.progress import LiveProgress
     from convscale.learn.recipe import Recipe
+    from convscale.learn.recipes import get_recipe
+    from convscale.learn.train import USUAL
     from convscale.learn.train import train as train_net
 
     overrides = overrides_of(sets)
-    Recipe(name="given").override(overrides)  # unknown keys and impossible values are told before anything is read
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     flags |= {"schedule": schedule, "decay_share": decay_share}
     overrides |= {key: value for key, value in flags.items() if value is not None}
+    # Unknown keys and impossible values are told before anything is read; a resumed run has a recipe of its own.
+    told = overrides if epochs is None else {"epochs": epochs, **overrides}
+    own = recipe is None and (resume or branch is not None or task == "detection")
+    (Recipe(name="given") if own else get_recipe(recipe or USUAL)).override(told)
     common: dict[str, Any] = {
         "recipe": recipe,
         "epochs": overrides.pop("epochs", epochs),
@@ -232,6 +237,10 @@ def evaluate_command(
         say(f"note: {note}", err=True)
     split_read = found.split
     if predictions:
+        if found.split.split in ("train", "validation"):
+            raise UserError(
+                f"--predictions keeps what is said of the test set; the split that was read is {found.split.split}"
+            )
         if not (checkpoint / "log.jsonl").is_file() or found.split.multilabel:
             raise UserError(
                 f"--predictions keeps one label per image beside a training run; {checkpoint} is none, or has several"

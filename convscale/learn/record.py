@@ -11,13 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from convscale.errors import UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.recipe import Recipe
 from convscale.read import TRUSTED_NUMBERS, read_json, read_json_lines, read_yaml
 
+PREDICTIONS = "test_predictions.json"
+"""Beside a run: what its network says of each test image, see ``show.predictions``."""
 SCHEMA_VERSION = 1
 """Raised when an older convscale could not read a run's folder; ``checkpoint.json`` holds it as ``record_version``."""
 
@@ -95,6 +97,15 @@ def complete_row(row: Mapping[str, object], images: int) -> EpochRow:
     return cast(EpochRow, {key: every[key] for key in EpochRow.__annotations__})
 
 
+class Kept(NamedTuple):
+    """The network of a run that was kept: of an epoch, of none yet, or between the run's start and an epoch's."""
+
+    metric: float
+    """On validation: top-1, or mean average precision for several labels."""
+    epoch: int
+    """After which it was reached; 0: before the first, with a solved head."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainRecord:
     """A training run as its folder tells of it."""
@@ -119,6 +130,8 @@ class TrainRecord:
     """Of the images' names and labels, train and validation; the same for the same data."""
     commit: str | None = None
     """What the repository that it was started in stood at."""
+    kept: Kept | None = None
+    """The network that was kept, as the newest checkpoint says; None where it says nothing."""
 
     @property
     def best(self) -> EpochRow | None:
@@ -166,9 +179,20 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
             model=_model_of(about),
             data_digest=_text(about.get("data_digest")),
             commit=_text(about.get("commit")),
+            kept=_kept(about),
         )
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{place}: its log can not be read ({first_line(error)})") from error
+
+
+def _kept(about: Mapping[str, Any]) -> Kept | None:
+    """What a checkpoint says of the best network so far."""
+    metrics = about.get("metrics")
+    best = metrics.get("best") if isinstance(metrics, Mapping) else None
+    metric, epoch = (best.get("metric"), best.get("epoch")) if isinstance(best, Mapping) else (None, None)
+    if not isinstance(metric, int | float) or isinstance(metric, bool) or not isinstance(epoch, int) or metric < 0:
+        return None  # it is -1 before the first
+    return Kept(float(metric), epoch)
 
 
 def _step(about: Path) -> tuple[int, str]:

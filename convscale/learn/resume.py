@@ -10,8 +10,13 @@ from convscale.errors import UserError, check_number, check_whole, first_line, s
 from convscale.learn.checkpoint import load_state, load_weights_into
 from convscale.learn.loop import Trainer
 
-_FIXED = ("batch_size", "accumulate", "optimizer", "balanced")
-"""Keys of a recipe whose change would make a saved position or state mean something else."""
+_FIXED = (
+    *("batch_size", "accumulate", "optimizer", "balanced", "precision", "layout"),
+    *("weight_decay", "momentum", "beta2", "epsilon", "layer_decay", "others_lr"),
+)
+"""Keys of a recipe whose change would make a saved position or state mean something else, or that the saved state
+brings back as they were.
+"""
 
 
 def restore(trainer: Trainer, output: Path) -> Path:
@@ -77,6 +82,11 @@ def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
             raise UserError(
                 f"{output} was trained with {key} {changed[key]}, not {recipe[key]}; a resumed run keeps it"
             )
+    if (averages := _averages(about["recipe"])) != _averages(recipe):
+        raise UserError(
+            f"{output} was trained {'with' if averages else 'without'} averaged weights (ema_decay, ema_width); a "
+            "resumed run keeps that"
+        )
     steps = about.get("steps_per_epoch", trainer.steps_per_epoch)
     if steps != trainer.steps_per_epoch:
         raise UserError(
@@ -85,3 +95,8 @@ def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
         )
     for key, value in changed.items():
         trainer.job.progress({"kind": "note", "text": f"resumed with another {key}: {recipe[key]} instead of {value}"})
+
+
+def _averages(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe keeps averaged weights."""
+    return bool(recipe.get("ema_decay") or recipe.get("ema_width"))

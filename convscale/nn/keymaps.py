@@ -364,6 +364,11 @@ class Layout:
     """Whether they were trained with TensorFlow's SAME padding."""
 
 
+def _is_torchvisions(spec: NetSpec) -> bool:
+    """Whether torchvision builds such an EfficientNet: with squeeze-and-excitation, padded on both sides."""
+    return _first(spec).se is not None and spec.padding == "symmetric"
+
+
 _MOBILE = ("efficientnet", "mobilenet", "mnasnet", "mixnet", "mobilenetv4")
 LAYOUTS = [
     Layout(name="timm", families=("tresnet",), table=timm_tresnet),
@@ -384,7 +389,14 @@ LAYOUTS = [
         name="torchvision",
         families=("efficientnet",),
         table=torchvision_efficientnet,
-        only=lambda spec: _first(spec).se is not None,
+        only=lambda spec: _is_torchvisions(spec) and spec.stages[0].depth < 3,
+    ),
+    Layout(  # B5 to B7, whose norms are TensorFlow's there
+        name="torchvision",
+        families=("efficientnet",),
+        table=torchvision_efficientnet,
+        only=lambda spec: _is_torchvisions(spec) and spec.stages[0].depth >= 3,
+        eps=1e-3,
     ),
     Layout(
         name="torchvision",

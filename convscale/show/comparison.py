@@ -68,7 +68,9 @@ class Compared:
 def compare(old: Whole, new: Whole) -> Compared:
     """What differs between two runs."""
     a, b = old.run, new.run
-    comparable = a.accuracy is not None and b.accuracy is not None and a.metric == b.metric
+    told = (old.predictions, new.predictions)
+    same = any(each is None for each in told) or len({each.digest for each in told if each}) == 1
+    comparable = a.accuracy is not None and b.accuracy is not None and a.metric == b.metric and same
     drop = 100 * (a.accuracy - b.accuracy) if comparable and a.accuracy is not None and b.accuracy is not None else None
     counts, why = _discordant(old.predictions, new.predictions)
     keys = [*old.recipe, *(key for key in new.recipe if key not in old.recipe)]

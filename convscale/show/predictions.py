@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from convscale.errors import UserError
 from convscale.files import write_text
+from convscale.learn.record import PREDICTIONS
 from convscale.read import json_of, object_of, read_text
 
 if TYPE_CHECKING:
     from convscale.images.splits import Split
     from convscale.learn.evaluate import Evaluation
 
-FILE = "test_predictions.json"
+FILE = PREDICTIONS
 SCHEMA = 1
 
 

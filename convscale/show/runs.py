@@ -203,7 +203,8 @@ def _training(folder: Path) -> Whole:
     last = record.history[-1] if record.history else None
     rates = [row["images_per_s"] for row in record.history if math.isfinite(row["images_per_s"])]
     several = record.multilabel
-    metric, share, images = ("mAP, validation" if several else "top-1, validation"), best and metric_of(best), None
+    metric, images = "mAP, validation" if several else "top-1, validation", None
+    share = record.kept.metric if record.kept else best and metric_of(best)
     interval = None
     if kept is not None and kept.labels:
         metric, images, good = "top-1, test", len(kept.labels), sum(kept.right)

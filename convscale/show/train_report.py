@@ -11,7 +11,7 @@ from convscale.conditions import size_text
 from convscale.errors import UserError
 from convscale.files import json_numbers, write_text
 from convscale.learn.recipe import Recipe
-from convscale.learn.record import TrainRecord, metric_of, read_train_run
+from convscale.learn.record import Kept, TrainRecord, metric_of, read_train_run
 from convscale.show import fit_sections, plots
 from convscale.show.detection import detection_sections
 from convscale.show.fit_parts import Epoch
@@ -38,11 +38,13 @@ def write_train_report(run_dir: str | os.PathLike[str], output: str | os.PathLik
     boxes = detection_sections(folder, figures)
     sections = [_curves(record, figures), *boxes, _cost(record), _recipe(record.recipe), _trained(record)]
     best = record.best
-    if best is None:
+    kept = record.kept or (Kept(metric_of(best), best["epoch"]) if best else None)
+    if kept is None:
         result = "No epoch was finished."
     else:
         name = "mean average precision" if record.multilabel else "top-1"
-        result = f"Best on validation: {name} {words.percent(metric_of(best), 2)} in epoch {best['epoch']}."
+        when = f"in epoch {kept.epoch}" if kept.epoch else "before the first epoch, with the head that was solved"
+        result = f"Best on validation: {name} {words.percent(kept.metric, 2)} {when}."
     text = page(
         title=folder.resolve().name,
         kicker=f"convscale train · {record.recipe.name}",

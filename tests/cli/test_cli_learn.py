@@ -280,6 +280,25 @@ def test_bad_requests_are_one_line_and_write_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("--schedule", "constant", "--set", "optimizer=schedule-free", "--set", "ema_decay=0"),
+        ("--epochs", 5, "--set", "schedule_epochs=8"),
+    ],
+)
+def test_keys_are_judged_beside_the_flags_and_the_recipe_that_they_change(
+    call: Any, tmp_path: Path, keys: tuple[object, ...]
+) -> None:
+    """Not beside the defaults of a recipe that nobody asked for: it is the data that are missing here."""
+    code, _, err = call(
+        "train", "--model", "mobilenetv2_050", *keys, "--data-dir", tmp_path / "none", "--output", tmp_path / "run"
+    )
+    assert code == 2
+    assert "none" in err, err
+    assert "schedule" not in err, err
+
+
 def test_epochs_may_be_set_as_a_recipe_key(call: Any, folder: Path, tmp_path: Path) -> None:
     code, out, err = call(
         "train",

@@ -127,6 +127,14 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
         train(_net(), data, recipe=QUICK, batch_size=8, **again)
     with pytest.raises(UserError, match="was trained with optimizer sgd, not adamw"):
         train(_net(), data, recipe=QUICK, optimizer="adamw", **again)
+    for key, value, said in (
+        ("weight_decay", 0.5, "weight_decay 0.0005, not 0.5"),
+        ("precision", "bf16", "precision fp32, not bf16"),
+        ("ema_decay", 0.0, "averaged weights"),
+    ):
+        with pytest.raises(UserError, match=said):  # the saved state would bring the old one back
+            train(_net(), data, recipe=QUICK.override({key: value}), **again)
+    (folder / "test_predictions.json").write_text("of the network so far")
     with pytest.raises(
         UserError, match="was trained with 6 steps per epoch, now there would be 5; have images come or gone"
     ):
@@ -143,6 +151,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     assert run.recipe == QUICK.override({"lr": 0.01})
     assert "resumed with another lr: 0.01 instead of 0.05" in run.notes
     assert run.history[-1]["epoch"] == 3
+    assert not (folder / "test_predictions.json").exists()
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:

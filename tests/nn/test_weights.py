@@ -48,6 +48,7 @@ def relative(a, b) -> float:
         ("regnety_004", "regnet_y_400mf", None),
         ("regnetx_004_tv", "regnet_x_400mf", None),
         ("efficientnet_b0", "efficientnet_b0", None),
+        ("efficientnet_b5", "efficientnet_b5", 1e-3),
         ("efficientnetv2_s", "efficientnet_v2_s", 1e-3),
         ("mobilenetv2_100", "mobilenet_v2", None),
         ("mobilenetv3_large_100", "mobilenet_v3_large", 1e-3),

@@ -15,6 +15,7 @@ from convscale.machine import code_commit
 from convscale.show.comparison import compare, verdict
 from convscale.show.predictions import FILE, Predictions, read_predictions
 from convscale.show.runs import runs_below, whole_run
+from convscale.show.train_report import write_train_report
 from convscale.stats import mcnemar
 
 COLUMNS = 200
@@ -64,7 +65,7 @@ def test_runs_are_compared_image_by_image(runs: Path) -> None:
         "(McNemar's exact test: p = 0.039)"
     )
     other = compare(old, replace(new, predictions=predictions([0] * 40, labels, "e")))
-    assert (other.p, other.why_not) == (None, "they were tested on other images")
+    assert (other.p, other.why_not, other.drop_points) == (None, "they were tested on other images", None)
     assert compare(old, replace(new, predictions=None)).p is None
 
 
@@ -114,6 +115,19 @@ def test_every_kind_of_run_is_told_of(runs: Path) -> None:
     )
     assert train.images_per_s == pytest.approx(sum(row["images_per_s"] for row in rows) / len(rows))
     assert found["artefacts/openvino_fp32"].network == "tiny_resnet18"
+
+
+def test_the_network_that_was_kept_is_told_of_not_the_best_epoch(runs: Path) -> None:
+    """A solved head that no epoch beat, or what was joined with the start, has no row in the log."""
+    run = runs / "trainings" / "finished"
+    (about,) = (run / "checkpoints").glob("step-*/checkpoint.json")
+    value = json.loads(about.read_text())
+    value["metrics"] = {"best": {"metric": 0.9375, "loss": 0.1, "epoch": 0}}
+    about.write_text(json.dumps(value))
+    (told,) = [each for each in runs_below(runs) if each.path == run]
+    assert (told.metric, told.accuracy) == ("top-1, validation", 0.9375)
+    page = write_train_report(run).read_text(encoding="utf-8")
+    assert "Best on validation: top-1 93.75 % before the first epoch" in page
 
 
 def test_a_damaged_run_is_a_row_too(runs: Path) -> None:
@@ -223,5 +237,9 @@ def test_evaluate_keeps_what_it_says_of_each_image(
             assert count == sum((a, b) == (i, j) for a, b in zip(kept.labels, kept.predicted, strict=True))
     (told,) = [each for each in runs_below(runs) if each.path == run]
     assert (told.metric, told.accuracy, told.images) == ("top-1, test", pytest.approx(value["top1"]), value["n"])
+    before = (run / FILE).read_bytes()
+    code, _, err = call("evaluate", run, *data, "--predictions", "--split", "train")
+    assert (code, "the split that was read is train" in err) == (2, True), err
+    assert (run / FILE).read_bytes() == before
     code, _, err = call("evaluate", run / "checkpoints", *data, "--predictions")
     assert (code, "keeps one label per image beside a training run" in err or "no checkpoint" in err) == (2, True), err
