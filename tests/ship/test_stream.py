@@ -214,6 +214,16 @@ def test_an_output_that_is_a_pipe_is_refused(folder: Path, tmp_path: Path) -> No
     assert classify([str(folder / "00.png")], Colours(), "/dev/null", format="csv").images == 1
 
 
+def test_a_file_behind_a_url_is_not_read_beyond_a_pictures_size(
+    folder: Path, artifact: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fsspec").filesystem("memory").pipe("/huge.png", (folder / "00.png").read_bytes())
+    for place in ("convscale.images.decode", "convscale.ship.stream"):
+        monkeypatch.setattr(f"{place}.MAX_BYTES", 20)
+    (row,) = classify_stream(["memory://huge.png"], artifact)
+    assert row.error == "the file has 0 MB, above the cap of 0"
+
+
 def test_existing_output(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("precious")
     with pytest.raises(UserError, match="exists; use --resume, --overwrite"):
