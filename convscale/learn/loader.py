@@ -417,6 +417,8 @@ def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -
     try:
         for images, kept, bad in loader:
             yield from _as_batch(samples, images, kept, bad)
+    except UserError as error:
+        raise as_raised(error) from None
     except (RuntimeError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1] if lines[0].startswith(_CAUGHT) else lines[0]
@@ -427,6 +429,14 @@ def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -
             )
             raise UserError(f"a data loader process ended ({reason}); {advice}") from error
         raise
+
+
+def as_raised(error: UserError) -> UserError:
+    """What a worker raised, without the traceback that torch has put into its message."""
+    kind, text = type(error), str(error)
+    if not text.startswith(_CAUGHT):
+        return error
+    return kind(text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip())
 
 
 def _as_batch(samples: _Samples, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
