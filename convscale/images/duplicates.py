@@ -342,12 +342,12 @@ def _fingerprints(pictures: _Pictures, chosen: Ints) -> _Fingerprints:
 
     looks = list(in_threads(look, chosen.tolist(), workers=available_cores(), chunk=16))
     kept = [(index, seen) for index, seen in zip(chosen.tolist(), looks, strict=True) if not isinstance(seen, str)]
-    colours = np.array([seen for _, seen in kept], dtype=np.float32).reshape(len(kept), -1, 3)
+    colours = np.array([seen for _, seen in kept], dtype=np.float32).reshape(len(kept), _SIDE * _SIDE, 3)
     luminance = colours @ _LUMINANCE
     return _Fingerprints(
         indices=np.array([index for index, _ in kept], dtype=np.int64),
         luminance=luminance,
-        chroma=(colours - luminance[:, :, None]).reshape(len(kept), -1).astype(np.float32, copy=False),
+        chroma=(colours - luminance[:, :, None]).reshape(len(kept), 3 * _SIDE * _SIDE).astype(np.float32, copy=False),
         bad=tuple(seen for seen in looks if isinstance(seen, str)),
     )
 

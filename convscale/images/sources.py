@@ -21,7 +21,7 @@ from convscale.images.folders import open_folders, open_for_evaluation, read_tre
 from convscale.images.idx import find_idx, open_idx
 from convscale.images.labelled import LABELLED, find_labelled, open_labelled
 from convscale.images.manifest import open_manifest
-from convscale.images.splits import DataSplits, FileSplit, Split, complete
+from convscale.images.splits import SPLITS, DataSplits, FileSplit, Split, complete
 from convscale.images.threads import in_threads
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
 from convscale.images.walk import Tally
@@ -42,6 +42,7 @@ def open_dataset(
     max_bad_rate: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     compare: bool = True,
+    listing: bool = False,
 ) -> DataSplits:
     """Labelled images as train, validation and test set.
 
@@ -62,6 +63,8 @@ def open_dataset(
         max_pixels: larger pictures count as unreadable.
         compare: look for files with equal contents in two splits or with two labels, and say so in the notes (at most
             20,000 files of equal size are read).
+        listing: open for a look alone: any number of files may be unreadable, even all of a class or a split, and what
+            then can not be carved is empty.
 
     Raises:
         UserError: one line: a missing or empty folder, one class, class folders that differ between splits, too many
@@ -107,8 +110,13 @@ def open_dataset(
     preflight = tally.report()
     notes += preflight.notes()
     unreadable = list[str]()
-    checked = [_drop_unreadable(split, max_bad_rate, notes, unreadable) for split in (train, validation, test)]
+    most = None if listing else max_bad_rate
+    checked = [_drop_unreadable(split, most, notes, unreadable) for split in (train, validation, test)]
     assert checked[0] is not None
+    if listing and unreadable and not _can_be_carved(checked[0], checked.count(None)):
+        checked = [
+            checked[0].subset([], name) if split is None else split for split, name in zip(checked, SPLITS, strict=True)
+        ]
     made = complete(
         checked[0],
         checked[1],
@@ -205,8 +213,18 @@ def _copies(made: DataSplits) -> list[str]:
     return [line for line in lines if line]
 
 
-def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str], unreadable: list[str]) -> Split | None:
-    """Leave out files whose header is unreadable, as long as they are few; what is wrong goes to ``unreadable``."""
+def _can_be_carved(train: Split, missing: int) -> bool:
+    """Whether a train set has enough images for the splits that are missing."""
+    counts = [len(train)] if train.multilabel else train.class_counts().tolist()
+    return max(counts, default=0) > missing
+
+
+def _drop_unreadable(
+    split: Split | None, max_bad_rate: float | None, notes: list[str], unreadable: list[str]
+) -> Split | None:
+    """Leave out files whose header is unreadable, as long as they are few (None: however many); what is wrong goes to
+    ``unreadable``.
+    """
     if not isinstance(split, FileSplit):
         return split
 
@@ -227,7 +245,7 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str],
     unreadable += bad
     if not bad:
         return split
-    if len(bad) > max(1, max_bad_rate * len(split)):
+    if max_bad_rate is not None and len(bad) > max(1, max_bad_rate * len(split)):
         share = f"{len(bad)} of {len(split)} {split.split} images ({len(bad) / len(split):.1%})"
         raise UserError(f"{share} are unreadable, at most {max_bad_rate:.1%} (or one) are skipped; first: {bad[0]}")
     notes.append(f"{len(bad)} of {len(split)} {split.split} images are unreadable and left out; first: {bad[0]}")
@@ -237,8 +255,10 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str],
         for name, before, after in zip(split.classes, split.class_counts(), kept.class_counts(), strict=True)
         if before > 0 and after == 0
     ]
-    if gone and split.split == "train":
+    if gone and split.split == "train" and max_bad_rate is not None:
         raise UserError(f"no readable image is left of class(es) {_some(gone)}; first problem: {bad[0]}")
+    if not len(kept) and max_bad_rate is not None:
+        raise UserError(f"no readable image is left of the {split.split} set; first: {bad[0]}")
     return kept
 
 

@@ -180,8 +180,11 @@ def into_memory(
     A set in memory is resized only; one that would take more than ``MEMORY_BYTES`` comes back as it was.
 
     Raises:
-        UserError: more than ``max_bad_rate`` of the images (and more than one) can not be decoded.
+        UserError: more than ``max_bad_rate`` of the images (and more than one), or all, can not be decoded; or there is
+            none.
     """
+    if not len(split):
+        raise UserError(f"the {split.split} set has no image")
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
     if split.images is None and len(split) * image_bytes > MEMORY_BYTES:
         return split, ()
@@ -257,12 +260,16 @@ class EvalImages(Sequence[np.ndarray]):
 
 
 def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: float, split: str) -> None:
-    """Raise UserError when more than ``max_bad_rate`` of ``total`` images (and more than one) were unreadable."""
+    """Raise UserError when more than ``max_bad_rate`` of ``total`` images (and more than one) were unreadable, or
+    all.
+    """
     if len(bad) > max(1, max_bad_rate * total):
         raise UserError(
             f"{len(bad)} of {total} {split} images ({len(bad) / total:.1%}) can not be decoded, at most "
             f"{max_bad_rate:.1%} may be; first: {bad[0]}"
         )
+    if bad and len(bad) >= total:
+        raise UserError(f"no readable image is left of the {split} set; first: {bad[0]}")
 
 
 _WORKER_TROUBLE = (

@@ -200,6 +200,25 @@ def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
         into_memory(data.train, plain)
 
 
+def test_a_set_without_an_image_left_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, plain = (
+        _train_split(folder).subset([0], "validation"),
+        Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1)),
+    )
+    path = Path(one.name(0))
+    path.write_bytes(path.read_bytes()[:500])
+    for held in (10**9, 1):
+        monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", held)
+        for read in (into_memory, readable) if held > 1 else (readable,):
+            with pytest.raises(
+                UserError,
+                match=rf"^no readable image is left of the validation set; first: {path}: JPEG image is trunc",
+            ):
+                read(one, plain)
+    with pytest.raises(UserError, match=r"^the validation set has no image$"):
+        into_memory(one.subset([]), plain)
+
+
 def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = _train_split(folder)
     monkeypatch.setattr("convscale.learn.loader.read_bytes", lambda _: os._exit(9))  # in the worker, which inherits it
