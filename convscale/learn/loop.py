@@ -286,6 +286,8 @@ class Trainer:
         self.restore(copy.deepcopy(self._good))
         self.rollbacks, self.lr_scale, self.skipped, self.elapsed = rollbacks, lr_scale, skipped, elapsed
         self._note(f"{cause}: back to the start of epoch {self.epoch + 1} at half the learning rate")
+        if self.folder is not None:
+            self.folder.go_back(self.batches(), self.watched, self._metrics(), self.state())
         return True
 
     def _end_epoch(self) -> None:
@@ -420,12 +422,12 @@ class Trainer:
     def _save_state(self) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
-        self.folder.save_state(self._batches(), self.watched, self._metrics(), self.state())
+        self.folder.save_state(self.batches(), self.watched, self._metrics(), self.state())
         self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:
         if self.folder is not None:
-            self.folder.save_best(self._batches(), self.watched, self._metrics())
+            self.folder.save_best(self.batches(), self.watched, self._metrics())
 
     def _metrics(self) -> dict[str, object]:
         """What a checkpoint says of the run so far."""
@@ -437,7 +439,7 @@ class Trainer:
             "skipped_steps": self.skipped,
         }
 
-    def _batches(self) -> int:
+    def batches(self) -> int:
         """Batches done since the run's start, and one more for what comes after the last."""
         return self.epoch * self.steps_per_epoch + self.step + self.joins
 

@@ -226,6 +226,8 @@ def begin(trainer: Trainer, *, resumed: bool) -> None:
     if resumed:
         place = restore(trainer, job.output)
         job.progress({"kind": "note", "text": f"resumed from {place}"})
+        if trainer.folder is not None:
+            trainer.folder.take_up(place, trainer.batches())
     if job.processes.first:
         job.recipe.save(job.output / "recipe.yaml")
 
