@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_large_files_are_copied_once(split: FileSplit, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"smaller copies can not be written to .* CONVSCALE_CACHE"):
         shrink_split(split, 75, folder=tmp_path / "file")
+
+
+def test_a_name_that_is_no_text_and_a_picture_that_is_too_long(split: FileSplit, tmp_path: Path) -> None:
+    odd, long = str(tmp_path / "\udce9.jpg"), str(tmp_path / "long.png")
+    Path(odd).write_bytes(Path(split.paths[0]).read_bytes())
+    Image.new("L", (131_200, 2)).save(long)
+    some = dataclasses.replace(split, paths=(odd, long, split.paths[0], split.paths[2]))
+    copies = tmp_path / "copies"
+    small, _ = shrink_split(some, 1, folder=copies)
+    assert small.paths[1] == long
+    assert read_image(small.paths[0]).shape == (1, 1, 3)
+    assert {Path(small.paths[at]).parent for at in (0, 2, 3)} == {copies}
+    assert len(list(copies.iterdir())) == 3
 
 
 def test_a_run_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
