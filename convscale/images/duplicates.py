@@ -176,8 +176,7 @@ class _Pictures:
         self.splits = splits
         self.starts = np.cumsum([0, *(len(split) for split in splits)])
         self.split = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
-        labels = np.concatenate([np.asarray(split.labels) for split in splits])
-        self.label: Ints = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+        self.label = _label_groups(splits)
 
     def at(self, index: int) -> tuple[Split, int]:
         """A picture's split, and its number there."""
@@ -187,8 +186,23 @@ class _Pictures:
     def describe(self, index: int) -> PictureLabel:
         split, number = self.at(index)
         labels = np.asarray(split.labels[number])
-        present = np.flatnonzero(labels) if split.multilabel else [int(labels)]
+        present = np.flatnonzero(labels == 1) if split.multilabel else [int(labels)]
         return PictureLabel(split.split, split.name(number), "|".join(split.classes[label] for label in present))
+
+
+def _label_groups(splits: Sequence[Split]) -> Ints:
+    """int64 (pictures,): equal where the labels are; of several, those that are present: what is not known is no
+    difference. A few rows are looked at at a time, as the table may be large.
+    """
+    known: dict[object, int] = {}
+    groups = list[int]()
+    for split in splits:
+        labels = np.asarray(split.labels)
+        for start in range(0, len(labels), _BLOCK):
+            rows = labels[start : start + _BLOCK]
+            keys = map(bytes, np.packbits(rows == 1, axis=1)) if split.multilabel else rows.tolist()
+            groups += [known.setdefault(key, len(known)) for key in keys]
+    return np.array(groups, dtype=np.int64)
 
 
 class _Tally:
