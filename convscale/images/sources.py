@@ -7,7 +7,7 @@ re-makes the indices.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from convscale.images.threads import in_threads
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
 from convscale.images.walk import Tally
 
+_CARVED = 0.1
+"""Share of train that is carved for a set that is missing, where nothing else is asked for."""
 _LOOKED_AT = 8
 """Files of 16 bits that are decoded for the largest value in them."""
 
@@ -37,8 +39,8 @@ def open_dataset(
     channels: int | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
+    validation_fraction: float = _CARVED,
+    test_fraction: float = _CARVED,
     max_bad_rate: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     compare: bool = True,
@@ -152,12 +154,14 @@ def open_evaluation(
     channels: int = 3,
     max_bad_rate: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    trained_on: Mapping[str, object] | None = None,
 ) -> ToEvaluate:
     """The pictures of one split, or all: as ``open_dataset`` has them, and from folders that no training could use.
 
     A folder of splits needs only the one that is asked for. A folder of classes whose own name is ``test`` is a test
     set. Any other folder of classes is what a network may have been trained on, so its test set is what training carves
     from it; where nothing can be carved, or classes are missing, it was not trained on, and all its images are taken.
+    What ``trained_on`` says goes before a name: a folder called ``test`` that was trained on is carved, too.
 
     Args:
         data_dir: as for ``open_dataset``.
@@ -167,6 +171,7 @@ def open_evaluation(
         channels: 1 (gray) or 3 (RGB).
         max_bad_rate: share of the files (but at least one) that may have an unreadable header.
         max_pixels: larger pictures count as unreadable.
+        trained_on: what the network was trained on, as ``DataSplits.digests`` said; None: not known.
 
     Raises:
         UserError: one line.
@@ -177,8 +182,9 @@ def open_evaluation(
         look = partial(
             open_for_evaluation, place, classes=classes, channels=channels, max_pixels=max_pixels, tally=tally
         )
-        found = look(split)
-        if found is None and not read_tree(place).folders:
+        found, flat = look(split), not read_tree(place).folders
+        by_name = found is not None and flat and split != "all"
+        if found is None and flat:
             everything = look("all")
             counts = [0] if everything is None else everything[0].class_counts().tolist()
             if min(counts) == 0 or max(counts) < 3:
@@ -191,7 +197,11 @@ def open_evaluation(
             notes += tally.report().notes()
             chosen = _drop_unreadable(found[0], max_bad_rate, notes, [])
             assert chosen is not None
-            return ToEvaluate(split=chosen, train_labels=found[1], notes=tuple(notes))
+            if by_name:
+                advice = "if the network was trained on some of them, give the folder another name"
+                notes.append(f"all images are taken: {place} is a {chosen.split} set by its name; {advice}")
+            if not by_name or not _was_carved(chosen, trained_on):
+                return ToEvaluate(split=chosen, train_labels=found[1], notes=tuple(notes))
     splits = open_dataset(
         data_dir, dataset=dataset, channels=channels, max_bad_rate=max_bad_rate, max_pixels=max_pixels, compare=False
     )
@@ -200,7 +210,40 @@ def open_evaluation(
             f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
         )
     chosen = splits.whole() if split == "all" else getattr(splits, split or "test")
-    return ToEvaluate(split=chosen, train_labels=splits.train.labels, notes=splits.notes)
+    notes = [*splits.notes, *not_as_trained(splits, trained_on, split or "test")]
+    return ToEvaluate(split=chosen, train_labels=splits.train.labels, notes=tuple(notes))
+
+
+def not_as_trained(splits: DataSplits, trained_on: Mapping[str, object] | None, split: str) -> list[str]:
+    """A note where a split was carved from other images than a network was trained on, and so may hold some of those.
+
+    Args:
+        splits: as they are carved now.
+        trained_on: what ``DataSplits.digests`` said at the training; None: not known.
+        split: the one that is looked at.
+    """
+    if not trained_on or trained_on.get("carved") != list(splits.carved) or split not in (*splits.carved, "train"):
+        return []
+    now = splits.digests()
+    if not splits.carved or all(now[name] == trained_on.get(name) for name in ("train", *splits.carved)):
+        return []
+    return [
+        "this is not the data that the network was trained on: images or labels have come, gone or changed, so another "
+        f"{split} set is carved, and the network may have been trained on some of it; give the data as it was, or "
+        "images of their own (a folder test/)"
+    ]
+
+
+def _was_carved(whole: Split, trained_on: Mapping[str, object] | None) -> bool:
+    """Whether a network was trained on a part of just these images, and the rest carved from them."""
+    if not trained_on or trained_on.get("carved") != ["validation", "test"] or not isinstance(whole, FileSplit):
+        return False
+    try:
+        train = replace(whole, split="train")
+        made = complete(train, None, None, seed=0, validation_fraction=_CARVED, test_fraction=_CARVED)
+    except UserError:  # too few: it was not
+        return False
+    return made.digests() == trained_on
 
 
 def _copies(made: DataSplits) -> list[str]:

@@ -350,6 +350,8 @@ _MAY: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
     "seed": (int,),
     "steps_per_epoch": (int,),
+    "data_digest": (str, type(None)),
+    "splits": (dict,),
 }
 """What it may say."""
 
@@ -384,7 +386,7 @@ def _about(place: Path) -> dict[str, Any]:
     return about
 
 
-_WORDS = {int: "a whole number", dict: "an object", list: "a list"}
+_WORDS = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
 
 
 def _one_each(values: object, classes: list[str]) -> bool:

@@ -104,6 +104,7 @@ class RunFolder:
             "metrics": json_numbers(metrics),
             "data_digest": self._digest,
             "commit": self._commit,
+            **({} if self.job.data is None else {"splits": self.job.data}),
         }
         classes, preprocessing = self.job.loader.split.classes, self.job.preprocessing
         save_checkpoint(target, net, classes=classes, preprocessing=preprocessing, meta=meta, state=state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -195,6 +195,7 @@ def _train(request: TrainRequest) -> TrainRun:
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop, lock=lock)
+        job = replace(job, data=None if job.output is None else splits.digests())
         tracking = job.progress if isinstance(job.progress, Tracking) else None
         finished = False
         try:

@@ -361,15 +361,34 @@ def test_a_checkpoint_teaches(tmp_path: Path) -> None:
         )
 
 
-def _write_state(state: Path, text: dict[str, Any]) -> None:
-    """A training state, with its checksum."""
-    (state / "state.json").write_text(json.dumps(text))
+def _write_state(state: Path, text: dict[str, Any], name: str = "state.json") -> None:
+    """A training state, or what its checkpoint says of itself, with its checksum."""
+    (state / name).write_text(json.dumps(text))
     sums = state / "SHA256SUMS"
-    digest = hashlib.sha256((state / "state.json").read_bytes()).hexdigest()
-    lines = [
-        f"{digest}  state.json" if line.endswith("  state.json") else line for line in sums.read_text().splitlines()
-    ]
+    digest = hashlib.sha256((state / name).read_bytes()).hexdigest()
+    lines = [f"{digest}  {name}" if line.endswith(f"  {name}") else line for line in sums.read_text().splitlines()]
     sums.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("lacking", [(), ("splits",), ("splits", "data_digest")])
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    data = halves_data()
+    recipe, folder = QUICK.override({"ema_decay": 0}), tmp_path / "run"
+    train(_net(), data, recipe=recipe, epochs=1, output=folder)
+    (state,) = list_checkpoints(folder)
+    about = json.loads((state / "checkpoint.json").read_text())
+    assert about["splits"] == data.digests()
+    _write_state(state, {key: about[key] for key in about if key not in lacking}, "checkpoint.json")
+    again: dict[str, Any] = {"recipe": recipe, "epochs": 2, "output": folder, "resume": True}
+    for name, what in (("train", "another train set"), ("validation", "another validation set")):
+        dealt = getattr(data, name).subset([*range(1, len(getattr(data, name))), 0])
+        other = dataclasses.replace(data, **{name: dealt})
+        what = "other train and validation sets" if lacking else what
+        if len(lacking) < 2:
+            with pytest.raises(UserError, match=f"run was trained on {what} than this data has: .* begin another run$"):
+                train(_net(), other, **again)
+    data = dataclasses.replace(data, test=data.test.subset([0, 1]))  # which is not trained on
+    assert len(train(_net(), data if len(lacking) < 2 else other, **again).history) == 2
 
 
 def test_a_state_that_can_not_be_used_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
