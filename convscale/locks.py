@@ -14,6 +14,8 @@ from convscale.errors import UserError
 _HELD: set[int] = set()
 """Open files whose locks this process holds."""
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+"""How what is locked is opened: a pipe would wait for its writer."""
 _OLD_S = 86_400.0
 """Where nothing can be locked, what has not changed for so long is nobody's."""
 
@@ -41,7 +43,7 @@ class OutputLock:
         if self._fd is not None or not os.path.exists(path):
             return
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = os.open(path, _OPEN)
         except OSError:  # who writes will say why
             return
         try:
@@ -75,7 +77,7 @@ def is_abandoned(path: Path) -> bool:
     locks.
     """
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = os.open(path, _OPEN)
     except OSError:
         return False
     try:

@@ -64,6 +64,14 @@ def test_one_process_is_two_runs_too(tmp_path: Path) -> None:
     OutputLock().take(tmp_path / "not there yet")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    taking = "import sys; from convscale.locks import OutputLock, is_abandoned as old; OutputLock().take(sys.argv[1]);"
+    done = subprocess.run([sys.executable, "-c", f"{taking} print(old(sys.argv[1]))", str(pipe)], timeout=30)
+    assert done.returncode == 0
+
+
 def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
     """A loader's worker outlives a killed training by seconds; the training must be able to go on at once."""
     ready, wait = os.pipe(), os.pipe()

@@ -34,7 +34,7 @@ def check_command(
     from convscale.images.check import check_data
     from convscale.images.sources import open_dataset
 
-    splits = open_dataset(data_dir, dataset=dataset, max_bad_rate=1.0, compare=False)
+    splits = open_dataset(data_dir, dataset=dataset, compare=False, listing=True)
     found = check_data(splits, img_size, every=not quick)
     if as_json:
         print_json({"classes": list(splits.classes), **found.to_dict()})

@@ -231,7 +231,12 @@ def evaluate_command(
         evaluate_boxes(loaded, checkpoint, data_dir, split, batch_size, device, workers, as_json)
         return
     found = open_evaluation(
-        data_dir, classes=loaded.classes, split=split, dataset=dataset, channels=loaded.preprocessing.channels
+        data_dir,
+        classes=loaded.classes,
+        split=split,
+        dataset=dataset,
+        channels=loaded.preprocessing.channels,
+        trained_on=loaded.meta.get("splits"),
     )
     for note in found.notes:
         say(f"note: {note}", err=True)

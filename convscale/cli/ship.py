@@ -145,7 +145,7 @@ def export_command(
         export_boxes(loaded, output, data_dir, facts, {**form, "overwrite": overwrite}, as_json)
         return
     preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
-    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded.classes, preprocessing, eight)
+    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded, preprocessing, eight)
     options: dict[str, Any] = {
         "classes": loaded.classes,
         "preprocessing": preprocessing,
@@ -288,25 +288,26 @@ def _tell_form(name: str, result: Tuning | UserError) -> None:
     )
 
 
-def _check_images(
-    data_dir: Path, classes: tuple[str, ...], preprocessing: Preprocessing, int8: bool | str
-) -> dict[str, Any]:
+def _check_images(data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessing, int8: bool | str) -> dict[str, Any]:
     """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by
     it.
     """
     import numpy as np
 
-    from convscale.images.sources import open_dataset
+    from convscale.images.sources import not_as_trained, open_dataset
     from convscale.learn.loader import EvalImages, readable
     from convscale.ship.qat import MOST_IMAGES
     from convscale.ship.quantize import CALIBRATION, spread
 
     splits = open_dataset(data_dir, channels=preprocessing.channels)
-    if splits.classes != classes:
+    if splits.classes != loaded.classes:
         raise UserError(
-            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
+            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"
         )
-    checks, bad = readable(splits.validation if int8 else splits.test, preprocessing)
+    chosen = splits.validation if int8 else splits.test
+    for note in not_as_trained(splits, loaded.meta.get("splits"), chosen.split):
+        say(f"note: {note}", err=True)
+    checks, bad = readable(chosen, preprocessing)
     for problem in bad:
         say(f"left out: {problem}", err=True)
     out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}

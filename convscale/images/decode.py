@@ -36,6 +36,9 @@ FORMATS = (*_PLUGINS, *MORE_PLUGINS)
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", *MORE_EXTENSIONS)
 MAX_PIXELS = 80_000_000
 """Largest picture that is decoded: 80 megapixels (240 MB as RGB). A small PNG can claim hundreds."""
+MAX_BYTES = 2_000_000_000
+"""Largest file that is looked at; one of a picture of ``MAX_PIXELS`` with 16 bits, not compressed at all, is a third of
+it."""
 BYTES_PER_PIXEL = 24
 """Memory that decoding takes at most for each pixel, beside the file itself; RGB alone is 3."""
 
@@ -129,7 +132,7 @@ def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
     """Read a picture's header without decoding it.
 
     Raises:
-        ImageError: missing, empty, no known format, or more than ``max_pixels``.
+        ImageError: missing, empty, larger than ``MAX_BYTES``, no known format, or more than ``max_pixels``.
     """
     try:
         with _open_regular(path) as file:
@@ -173,7 +176,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytearray:
     """A file's bytes.
 
     Raises:
-        ImageError: it is missing, may not be read, or is no regular file.
+        ImageError: it is missing, may not be read, is no regular file, or is larger than ``MAX_BYTES``.
         SystemTrouble: the system is at the end of its means, or the disk fails.
     """
     try:
@@ -189,11 +192,25 @@ def read_bytes(path: str | os.PathLike[str]) -> bytearray:
 
 
 def _open_regular(path: str | os.PathLike[str]) -> io.FileIO:
-    """Open a regular file. A pipe would wait for its writer, a device may do anything: neither is opened."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    """Open a regular file that is no larger than a picture's. A pipe would wait for its writer, a device may do
+    anything: neither is opened.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise ImageError(f"{path}: no regular file, but a folder, a pipe, a socket or a device")
+    check_size(found.st_size, path)
     # Without waiting, for what takes the file's place meanwhile; a regular file is read as ever.
     return io.FileIO(path, "r", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
+def check_size(size: int, name: str | os.PathLike[str]) -> None:
+    """Refuse a file of more bytes than any picture has, before it is read.
+
+    Raises:
+        ImageError: it has more than ``MAX_BYTES``.
+    """
+    if size > MAX_BYTES:
+        raise ImageError(f"{name}: the file has {size / 1e6:,.0f} MB, above the cap of {MAX_BYTES / 1e6:,.0f}")
 
 
 def largest_value(path: str | os.PathLike[str]) -> int | None:

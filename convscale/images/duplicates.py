@@ -176,8 +176,7 @@ class _Pictures:
         self.splits = splits
         self.starts = np.cumsum([0, *(len(split) for split in splits)])
         self.split = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
-        labels = np.concatenate([np.asarray(split.labels) for split in splits])
-        self.label: Ints = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+        self.label = _label_groups(splits)
 
     def at(self, index: int) -> tuple[Split, int]:
         """A picture's split, and its number there."""
@@ -187,8 +186,23 @@ class _Pictures:
     def describe(self, index: int) -> PictureLabel:
         split, number = self.at(index)
         labels = np.asarray(split.labels[number])
-        present = np.flatnonzero(labels) if split.multilabel else [int(labels)]
+        present = np.flatnonzero(labels == 1) if split.multilabel else [int(labels)]
         return PictureLabel(split.split, split.name(number), "|".join(split.classes[label] for label in present))
+
+
+def _label_groups(splits: Sequence[Split]) -> Ints:
+    """int64 (pictures,): equal where the labels are; of several, those that are present: what is not known is no
+    difference. A few rows are looked at at a time, as the table may be large.
+    """
+    known: dict[object, int] = {}
+    groups = list[int]()
+    for split in splits:
+        labels = np.asarray(split.labels)
+        for start in range(0, len(labels), _BLOCK):
+            rows = labels[start : start + _BLOCK]
+            keys = map(bytes, np.packbits(rows == 1, axis=1)) if split.multilabel else rows.tolist()
+            groups += [known.setdefault(key, len(known)) for key in keys]
+    return np.array(groups, dtype=np.int64)
 
 
 class _Tally:
@@ -342,12 +356,12 @@ def _fingerprints(pictures: _Pictures, chosen: Ints) -> _Fingerprints:
 
     looks = list(in_threads(look, chosen.tolist(), workers=available_cores(), chunk=16))
     kept = [(index, seen) for index, seen in zip(chosen.tolist(), looks, strict=True) if not isinstance(seen, str)]
-    colours = np.array([seen for _, seen in kept], dtype=np.float32).reshape(len(kept), -1, 3)
+    colours = np.array([seen for _, seen in kept], dtype=np.float32).reshape(len(kept), _SIDE * _SIDE, 3)
     luminance = colours @ _LUMINANCE
     return _Fingerprints(
         indices=np.array([index for index, _ in kept], dtype=np.int64),
         luminance=luminance,
-        chroma=(colours - luminance[:, :, None]).reshape(len(kept), -1).astype(np.float32, copy=False),
+        chroma=(colours - luminance[:, :, None]).reshape(len(kept), 3 * _SIDE * _SIDE).astype(np.float32, copy=False),
         bad=tuple(seen for seen in looks if isinstance(seen, str)),
     )
 

@@ -7,7 +7,7 @@ re-makes the indices.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,13 @@ from convscale.images.folders import open_folders, open_for_evaluation, read_tre
 from convscale.images.idx import find_idx, open_idx
 from convscale.images.labelled import LABELLED, find_labelled, open_labelled
 from convscale.images.manifest import open_manifest
-from convscale.images.splits import DataSplits, FileSplit, Split, complete
+from convscale.images.splits import SPLITS, DataSplits, FileSplit, Split, complete
 from convscale.images.threads import in_threads
 from convscale.images.torchvision_sets import find_torchvision, open_torchvision
 from convscale.images.walk import Tally
 
+_CARVED = 0.1
+"""Share of train that is carved for a set that is missing, where nothing else is asked for."""
 _LOOKED_AT = 8
 """Files of 16 bits that are decoded for the largest value in them."""
 
@@ -37,11 +39,12 @@ def open_dataset(
     channels: int | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
+    validation_fraction: float = _CARVED,
+    test_fraction: float = _CARVED,
     max_bad_rate: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     compare: bool = True,
+    listing: bool = False,
 ) -> DataSplits:
     """Labelled images as train, validation and test set.
 
@@ -62,6 +65,8 @@ def open_dataset(
         max_pixels: larger pictures count as unreadable.
         compare: look for files with equal contents in two splits or with two labels, and say so in the notes (at most
             20,000 files of equal size are read).
+        listing: open for a look alone: any number of files may be unreadable, even all of a class or a split, and what
+            then can not be carved is empty.
 
     Raises:
         UserError: one line: a missing or empty folder, one class, class folders that differ between splits, too many
@@ -107,8 +112,13 @@ def open_dataset(
     preflight = tally.report()
     notes += preflight.notes()
     unreadable = list[str]()
-    checked = [_drop_unreadable(split, max_bad_rate, notes, unreadable) for split in (train, validation, test)]
+    most = None if listing else max_bad_rate
+    checked = [_drop_unreadable(split, most, notes, unreadable) for split in (train, validation, test)]
     assert checked[0] is not None
+    if listing and unreadable and not _can_be_carved(checked[0], checked.count(None)):
+        checked = [
+            checked[0].subset([], name) if split is None else split for split, name in zip(checked, SPLITS, strict=True)
+        ]
     made = complete(
         checked[0],
         checked[1],
@@ -144,12 +154,14 @@ def open_evaluation(
     channels: int = 3,
     max_bad_rate: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    trained_on: Mapping[str, object] | None = None,
 ) -> ToEvaluate:
     """The pictures of one split, or all: as ``open_dataset`` has them, and from folders that no training could use.
 
     A folder of splits needs only the one that is asked for. A folder of classes whose own name is ``test`` is a test
     set. Any other folder of classes is what a network may have been trained on, so its test set is what training carves
     from it; where nothing can be carved, or classes are missing, it was not trained on, and all its images are taken.
+    What ``trained_on`` says goes before a name: a folder called ``test`` that was trained on is carved, too.
 
     Args:
         data_dir: as for ``open_dataset``.
@@ -159,6 +171,7 @@ def open_evaluation(
         channels: 1 (gray) or 3 (RGB).
         max_bad_rate: share of the files (but at least one) that may have an unreadable header.
         max_pixels: larger pictures count as unreadable.
+        trained_on: what the network was trained on, as ``DataSplits.digests`` said; None: not known.
 
     Raises:
         UserError: one line.
@@ -169,8 +182,9 @@ def open_evaluation(
         look = partial(
             open_for_evaluation, place, classes=classes, channels=channels, max_pixels=max_pixels, tally=tally
         )
-        found = look(split)
-        if found is None and not read_tree(place).folders:
+        found, flat = look(split), not read_tree(place).folders
+        by_name = found is not None and flat and split != "all"
+        if found is None and flat:
             everything = look("all")
             counts = [0] if everything is None else everything[0].class_counts().tolist()
             if min(counts) == 0 or max(counts) < 3:
@@ -183,7 +197,11 @@ def open_evaluation(
             notes += tally.report().notes()
             chosen = _drop_unreadable(found[0], max_bad_rate, notes, [])
             assert chosen is not None
-            return ToEvaluate(split=chosen, train_labels=found[1], notes=tuple(notes))
+            if by_name:
+                advice = "if the network was trained on some of them, give the folder another name"
+                notes.append(f"all images are taken: {place} is a {chosen.split} set by its name; {advice}")
+            if not by_name or not _was_carved(chosen, trained_on):
+                return ToEvaluate(split=chosen, train_labels=found[1], notes=tuple(notes))
     splits = open_dataset(
         data_dir, dataset=dataset, channels=channels, max_bad_rate=max_bad_rate, max_pixels=max_pixels, compare=False
     )
@@ -192,7 +210,40 @@ def open_evaluation(
             f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
         )
     chosen = splits.whole() if split == "all" else getattr(splits, split or "test")
-    return ToEvaluate(split=chosen, train_labels=splits.train.labels, notes=splits.notes)
+    notes = [*splits.notes, *not_as_trained(splits, trained_on, split or "test")]
+    return ToEvaluate(split=chosen, train_labels=splits.train.labels, notes=tuple(notes))
+
+
+def not_as_trained(splits: DataSplits, trained_on: Mapping[str, object] | None, split: str) -> list[str]:
+    """A note where a split was carved from other images than a network was trained on, and so may hold some of those.
+
+    Args:
+        splits: as they are carved now.
+        trained_on: what ``DataSplits.digests`` said at the training; None: not known.
+        split: the one that is looked at.
+    """
+    if not trained_on or trained_on.get("carved") != list(splits.carved) or split not in (*splits.carved, "train"):
+        return []
+    now = splits.digests()
+    if not splits.carved or all(now[name] == trained_on.get(name) for name in ("train", *splits.carved)):
+        return []
+    return [
+        "this is not the data that the network was trained on: images or labels have come, gone or changed, so another "
+        f"{split} set is carved, and the network may have been trained on some of it; give the data as it was, or "
+        "images of their own (a folder test/)"
+    ]
+
+
+def _was_carved(whole: Split, trained_on: Mapping[str, object] | None) -> bool:
+    """Whether a network was trained on a part of just these images, and the rest carved from them."""
+    if not trained_on or trained_on.get("carved") != ["validation", "test"] or not isinstance(whole, FileSplit):
+        return False
+    try:
+        train = replace(whole, split="train")
+        made = complete(train, None, None, seed=0, validation_fraction=_CARVED, test_fraction=_CARVED)
+    except UserError:  # too few: it was not
+        return False
+    return made.digests() == trained_on
 
 
 def _copies(made: DataSplits) -> list[str]:
@@ -205,8 +256,18 @@ def _copies(made: DataSplits) -> list[str]:
     return [line for line in lines if line]
 
 
-def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str], unreadable: list[str]) -> Split | None:
-    """Leave out files whose header is unreadable, as long as they are few; what is wrong goes to ``unreadable``."""
+def _can_be_carved(train: Split, missing: int) -> bool:
+    """Whether a train set has enough images for the splits that are missing."""
+    counts = [len(train)] if train.multilabel else train.class_counts().tolist()
+    return max(counts, default=0) > missing
+
+
+def _drop_unreadable(
+    split: Split | None, max_bad_rate: float | None, notes: list[str], unreadable: list[str]
+) -> Split | None:
+    """Leave out files whose header is unreadable, as long as they are few (None: however many); what is wrong goes to
+    ``unreadable``.
+    """
     if not isinstance(split, FileSplit):
         return split
 
@@ -227,7 +288,7 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str],
     unreadable += bad
     if not bad:
         return split
-    if len(bad) > max(1, max_bad_rate * len(split)):
+    if max_bad_rate is not None and len(bad) > max(1, max_bad_rate * len(split)):
         share = f"{len(bad)} of {len(split)} {split.split} images ({len(bad) / len(split):.1%})"
         raise UserError(f"{share} are unreadable, at most {max_bad_rate:.1%} (or one) are skipped; first: {bad[0]}")
     notes.append(f"{len(bad)} of {len(split)} {split.split} images are unreadable and left out; first: {bad[0]}")
@@ -237,8 +298,10 @@ def _drop_unreadable(split: Split | None, max_bad_rate: float, notes: list[str],
         for name, before, after in zip(split.classes, split.class_counts(), kept.class_counts(), strict=True)
         if before > 0 and after == 0
     ]
-    if gone and split.split == "train":
+    if gone and split.split == "train" and max_bad_rate is not None:
         raise UserError(f"no readable image is left of class(es) {_some(gone)}; first problem: {bad[0]}")
+    if not len(kept) and max_bad_rate is not None:
+        raise UserError(f"no readable image is left of the {split.split} set; first: {bad[0]}")
     return kept
 
 

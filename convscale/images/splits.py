@@ -11,6 +11,7 @@ import torch
 
 from convscale.errors import UserError
 from convscale.images.decode import MAX_PIXELS, read_image
+from convscale.images.digest import data_digest
 from convscale.images.walk import NOTHING, Preflight
 
 SPLITS = ("train", "validation", "test")
@@ -156,6 +157,9 @@ class DataSplits:
     """What is wrong with each file whose header can not be read; they are in no split."""
     max_bad_rate: float = 0.01
     """Share of the train images that may turn out to be unreadable while they are decoded."""
+    carved: tuple[str, ...] = ()
+    """``validation`` and ``test`` where they were carved from the train set: one image more or less in that makes
+    others of them."""
 
     @property
     def channels(self) -> int:
@@ -170,6 +174,11 @@ class DataSplits:
     def whole(self) -> Split:
         """Every image of the three splits as one."""
         return joined((self.train, self.validation, self.test), "all")
+
+    def digests(self) -> dict[str, object]:
+        """Of each split, what its images and labels are known by, and which were ``carved``; plain JSON values."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {**{name: data_digest((part,)) for name, part in parts.items()}, "carved": list(self.carved)}
 
     def describe(self) -> str:
         """One line: sizes and classes."""
@@ -279,7 +288,13 @@ def complete(
             f"no {' and no '.join(missing)} set found: {carved_sizes} carved from train (stratified, seed {seed})"
         )
     return DataSplits(
-        train=train, validation=validation, test=test, classes=train.classes, notes=tuple(notes), preflight=preflight
+        train=train,
+        validation=validation,
+        test=test,
+        classes=train.classes,
+        notes=tuple(notes),
+        preflight=preflight,
+        carved=tuple(missing),
     )
 
 

@@ -29,7 +29,7 @@ from torch import nn
 
 from convscale._version import __version__
 from convscale.errors import UserError, check_whole, first_line
-from convscale.files import is_full, sha256, whole_folder
+from convscale.files import fsync_dir, is_full, sha256, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
 from convscale.locks import is_abandoned
@@ -258,6 +258,23 @@ def prune(run: str | os.PathLike[str], *, keep: int, kind: str = "step") -> None
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def drop_from(run: str | os.PathLike[str], batches: int, *, kind: str = "step", keep: Path | None = None) -> None:
+    """Remove the checkpoints of a kind after so many batches and more, which a run has gone back behind; ``keep`` stays
+    and takes the number.
+    """
+    for place in list_checkpoints(run, (kind,)):
+        if place != keep and batches_of(place) >= batches:
+            shutil.rmtree(place, ignore_errors=True)
+    if keep is not None and batches_of(keep) != batches:
+        os.rename(keep, keep.with_name(f"{kind}-{batches:08d}"))
+        fsync_dir(keep.parent)
+
+
+def batches_of(place: Path) -> int:
+    """After how many batches of its run a checkpoint was written, by its name."""
+    return int(place.name.rpartition("-")[2])
+
+
 def verify_checkpoint(place: Path) -> str | None:
     """What is wrong with a checkpoint folder's files; None when every checksum is right."""
     try:
@@ -333,6 +350,8 @@ _MAY: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
     "seed": (int,),
     "steps_per_epoch": (int,),
+    "data_digest": (str, type(None)),
+    "splits": (dict,),
 }
 """What it may say."""
 
@@ -367,7 +386,7 @@ def _about(place: Path) -> dict[str, Any]:
     return about
 
 
-_WORDS = {int: "a whole number", dict: "an object", list: "a list"}
+_WORDS = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
 
 
 def _one_each(values: object, classes: list[str]) -> bool:

@@ -152,7 +152,29 @@ def predict_split(
 ) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
     """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and
     seconds.
+
+    Raises:
+        UserError: no image can be decoded.
     """
+    logits, kept, bad, seconds = predict_readable(
+        net, split, preprocessing, batch_size=batch_size, device=device, precision=precision, workers=workers
+    )
+    if not len(kept):
+        raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
+    return logits, kept, bad, seconds
+
+
+def predict_readable(
+    net: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    workers: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
+    """``predict_split``, of any number of images that can be decoded."""
     batch_size = check_whole("batch_size", batch_size)
     workers = None if workers is None else check_whole("workers", workers, 0)
     where = usable_device(device)
@@ -174,7 +196,7 @@ def predict_split(
     finally:
         net.to(home)
     if not logits:
-        raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
+        return torch.empty(0, len(split.classes)), torch.empty(0, dtype=torch.long), bad, time.perf_counter() - started
     return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started
 
 

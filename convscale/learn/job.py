@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,3 +62,5 @@ class Job:
     """The teacher's outputs on the disk; None: it is asked each time."""
     max_bad_rate: float = 0.01
     """Share of images that may be unreadable."""
+    data: Mapping[str, object] | None = None
+    """What the data is known by, as it was opened (``DataSplits.digests``); None: by the sets that are trained on."""

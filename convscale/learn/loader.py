@@ -180,8 +180,11 @@ def into_memory(
     A set in memory is resized only; one that would take more than ``MEMORY_BYTES`` comes back as it was.
 
     Raises:
-        UserError: more than ``max_bad_rate`` of the images (and more than one) can not be decoded.
+        UserError: more than ``max_bad_rate`` of the images (and more than one), or all, can not be decoded; or there is
+            none.
     """
+    if not len(split):
+        raise UserError(f"the {split.split} set has no image")
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
     if split.images is None and len(split) * image_bytes > MEMORY_BYTES:
         return split, ()
@@ -257,12 +260,16 @@ class EvalImages(Sequence[np.ndarray]):
 
 
 def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: float, split: str) -> None:
-    """Raise UserError when more than ``max_bad_rate`` of ``total`` images (and more than one) were unreadable."""
+    """Raise UserError when more than ``max_bad_rate`` of ``total`` images (and more than one) were unreadable, or
+    all.
+    """
     if len(bad) > max(1, max_bad_rate * total):
         raise UserError(
             f"{len(bad)} of {total} {split} images ({len(bad) / total:.1%}) can not be decoded, at most "
             f"{max_bad_rate:.1%} may be; first: {bad[0]}"
         )
+    if bad and len(bad) >= total:
+        raise UserError(f"no readable image is left of the {split} set; first: {bad[0]}")
 
 
 _WORKER_TROUBLE = (
@@ -417,6 +424,8 @@ def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -
     try:
         for images, kept, bad in loader:
             yield from _as_batch(samples, images, kept, bad)
+    except UserError as error:
+        raise as_raised(error) from None
     except (RuntimeError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1] if lines[0].startswith(_CAUGHT) else lines[0]
@@ -427,6 +436,14 @@ def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -
             )
             raise UserError(f"a data loader process ended ({reason}); {advice}") from error
         raise
+
+
+def as_raised(error: UserError) -> UserError:
+    """What a worker raised, without the traceback that torch has put into its message."""
+    kind, text = type(error), str(error)
+    if not text.startswith(_CAUGHT):
+        return error
+    return kind(text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip())
 
 
 def _as_batch(samples: _Samples, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:

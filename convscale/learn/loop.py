@@ -77,7 +77,8 @@ class Trainer:
         self.start_weights: dict[str, torch.Tensor] | None = None
         self.joins = 0  # the last weights were joined with those of the start
         self._bad_in_row = 0
-        self._bad_images: dict[str, None] = {}
+        self._bad_images: dict[str, None] = {}  # of the train set
+        self._told = set[str]()
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
         self._good: dict[str, Any] | None = None
         self._statistics = [
@@ -182,7 +183,7 @@ class Trainer:
         """Batches up to and including one optimiser step."""
         started = time.perf_counter()
         recipe, taken, losses, waited, images = self.job.recipe, list[torch.Tensor](), list[float](), 0.0, 0
-        lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), self._epochs())
+        lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), float(recipe.epochs))
         set_lr(self.optimizer, lr)
         _copy(self._statistics, self._statistics_before)
         shared = True  # the gradients that lie there are the mean of all processes
@@ -285,6 +286,8 @@ class Trainer:
         self.restore(copy.deepcopy(self._good))
         self.rollbacks, self.lr_scale, self.skipped, self.elapsed = rollbacks, lr_scale, skipped, elapsed
         self._note(f"{cause}: back to the start of epoch {self.epoch + 1} at half the learning rate")
+        if self.folder is not None:
+            self.folder.go_back(self.batches(), self.watched, self._metrics(), self.state())
         return True
 
     def _end_epoch(self) -> None:
@@ -331,7 +334,7 @@ class Trainer:
 
     def _validate(self) -> Validation:
         job = self.job
-        return validate(
+        result = validate(
             self.watched,
             job.validation,
             job.preprocessing,
@@ -340,7 +343,10 @@ class Trainer:
             precision=job.settings.precision,
             workers=job.loader.workers or None,
             beta=job.recipe.threshold_beta,
+            max_bad_rate=job.max_bad_rate,
         )
+        self._tell_bad(result.bad)
+        return result
 
     def _keep_if_better(self, result: Validation) -> bool:
         """Note a validation result that beats all before it; one with a loss that is not finite never does.
@@ -411,16 +417,17 @@ class Trainer:
         self.best = {key: best.get(key) for key in Best.__annotations__}  # pyright: ignore[reportAttributeAccessIssue]
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
         self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
+        self._told |= self._bad_images.keys()
 
     def _save_state(self) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
-        self.folder.save_state(self._batches(), self.watched, self._metrics(), self.state())
+        self.folder.save_state(self.batches(), self.watched, self._metrics(), self.state())
         self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:
         if self.folder is not None:
-            self.folder.save_best(self._batches(), self.watched, self._metrics())
+            self.folder.save_best(self.batches(), self.watched, self._metrics())
 
     def _metrics(self) -> dict[str, object]:
         """What a checkpoint says of the run so far."""
@@ -432,14 +439,11 @@ class Trainer:
             "skipped_steps": self.skipped,
         }
 
-    def _batches(self) -> int:
+    def batches(self) -> int:
         """Batches done since the run's start, and one more for what comes after the last."""
         return self.epoch * self.steps_per_epoch + self.step + self.joins
 
     # -- small helpers
-
-    def _epochs(self) -> float:
-        return float(self.job.recipe.epochs)
 
     def _position(self) -> float:
         """Share of the run that is done, by steps or by time, whichever is further."""
@@ -457,12 +461,16 @@ class Trainer:
         )
 
     def _count_bad(self, batch: Batch) -> None:
-        for problem in batch.bad:
-            if problem not in self._bad_images:
-                self._bad_images[problem] = None
-                self._note(f"left out: {problem}")
+        self._bad_images |= dict.fromkeys(batch.bad)
+        self._tell_bad(batch.bad)
         if batch.bad:
             check_bad_rate(list(self._bad_images), len(self.job.loader.split), self.job.max_bad_rate, "train")
+
+    def _tell_bad(self, bad: tuple[str, ...]) -> None:
+        for problem in bad:
+            if problem not in self._told:
+                self._told.add(problem)
+                self._note(f"left out: {problem}")
 
     def _tell_step(self, losses: list[float], lr: float) -> None:
         seconds = max(self._sums["seconds"], 1e-9)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError, check_number, check_whole, first_line, short
+from convscale.images.digest import data_digest
 from convscale.learn.checkpoint import load_state, load_weights_into
 from convscale.learn.loop import Trainer
 
@@ -60,6 +61,20 @@ def _check_position(numbers: Mapping[str, Any]) -> None:
                 raise ValueError(f"numbers.{part}.{key} is {short(value)}; it must be a number")
 
 
+def _other_data(about: Mapping[str, Any], trainer: Trainer, changed: Mapping[str, object]) -> str:
+    """Which set a state was trained or validated on that is not the run's; empty: none, or that is not known."""
+    job, written = trainer.job, about.get("splits")
+    if written is not None and job.data is not None:  # as the data was opened: before it was shrunk or held in memory
+        return next(
+            (f"another {name} set" for name in ("train", "validation") if written.get(name) != job.data[name]), ""
+        )
+    named = job.recipe.shrink or "shrink" in changed or "image_size" in changed  # images may have other names now
+    if "data_digest" not in about or named:
+        return ""
+    same = about["data_digest"] == data_digest((job.loader.split, job.validation))
+    return "" if same else "other train and validation sets"
+
+
 def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
     """A resumed run has the seed, classes and steps it was started with; other changes are said."""
     job = trainer.job
@@ -92,6 +107,11 @@ def _check_same(about: dict[str, Any], trainer: Trainer, output: Path) -> None:
         raise UserError(
             f"{output} was trained with {steps} steps per epoch, now there would be {trainer.steps_per_epoch}; have "
             "images come or gone?"
+        )
+    if other := _other_data(about, trainer, changed):
+        raise UserError(
+            f"{output} was trained on {other} than this data has: images or labels have come, gone or changed; a "
+            "resumed run keeps its data: give it as it was, or begin another run"
         )
     for key, value in changed.items():
         trainer.job.progress({"kind": "note", "text": f"resumed with another {key}: {recipe[key]} instead of {value}"})

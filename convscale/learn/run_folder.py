@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from convscale.files import json_numbers, write_text
 from convscale.images.digest import data_digest
-from convscale.learn.checkpoint import prune, save_checkpoint, verify_checkpoint
+from convscale.learn.checkpoint import (
+    batches_of,
+    drop_from,
+    list_checkpoints,
+    prune,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from convscale.learn.job import Job
 from convscale.learn.record import SCHEMA_VERSION, EpochRow
 from convscale.machine import code_commit
@@ -31,11 +40,9 @@ class RunFolder:
         self._digest = data_digest((job.loader.split, job.validation))
         self._commit = code_commit()
 
-    def save_state(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, object]) -> None:
+    def save_state(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any]) -> None:
         """A training state after so many batches of the run, of which the last few are kept."""
-        settings = self.job.settings
-        state = {**state, "settings": {"precision": settings.precision, "layout": settings.layout}}
-        if self._save(f"step-{batches:08d}", net, metrics, state):
+        if self._save(f"step-{batches:08d}", net, metrics, self._with_settings(state)):
             prune(self.folder, keep=self.job.keep)
 
     def save_best(self, batches: int, net: nn.Module, metrics: dict[str, object]) -> None:
@@ -43,12 +50,48 @@ class RunFolder:
         self._save(f"best-{batches:08d}", net, metrics, None)
         prune(self.folder, keep=1, kind="best")
 
+    def go_back(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any]) -> None:
+        """Let the folder stand where a rollback has put the run: nothing is left of what was written since."""
+        self._save_anew("step", batches, net, metrics, self._with_settings(state))
+        prune(self.folder, keep=self.job.keep)
+        weights, epoch = state["best_weights"], state["numbers"]["best"]["epoch"]
+        if any(batches_of(place) > batches for place in list_checkpoints(self.folder, ("best",))):
+            if weights is None:
+                drop_from(self.folder, batches + 1, kind="best")
+            else:
+                best = copy.deepcopy(net)
+                best.load_state_dict(weights)
+                self._save_anew("best", epoch * self.steps_per_epoch, best, metrics | {"epoch": epoch}, None)
+        self.write_log(state["numbers"]["history"])
+
+    def take_up(self, place: Path, batches: int) -> None:
+        """Give the state that a run goes on from its own number, where a rollback was cut short before it had it."""
+        if batches_of(place) > batches:
+            drop_from(self.folder, batches, keep=place)
+
+    def _save_anew(
+        self, kind: str, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any] | None
+    ) -> None:
+        """A checkpoint in the place of all of its kind after so many batches and more.
+
+        It is written as the newest of all, and takes its number when the others are gone: at every moment the newest is
+        whole, and none that was given up stands before it.
+        """
+        newest = max(map(batches_of, list_checkpoints(self.folder, (kind,))), default=batches - 1)
+        name = f"{kind}-{max(batches, newest + 1):08d}"
+        self._save(name, net, metrics, state)
+        drop_from(self.folder, batches, kind=kind, keep=self.folder / "checkpoints" / name)
+
+    def _with_settings(self, state: dict[str, Any]) -> dict[str, Any]:
+        settings = self.job.settings
+        return {**state, "settings": {"precision": settings.precision, "layout": settings.layout}}
+
     def write_log(self, history: Sequence[EpochRow]) -> None:
         """The whole history, a line for each epoch."""
         lines = "".join(json.dumps(json_numbers(row)) + "\n" for row in history)
         write_text(self.folder / "log.jsonl", lines)
 
-    def _save(self, name: str, net: nn.Module, metrics: dict[str, object], state: dict[str, object] | None) -> bool:
+    def _save(self, name: str, net: nn.Module, metrics: dict[str, object], state: dict[str, Any] | None) -> bool:
         """Write a checkpoint, unless it stands there undamaged."""
         target = self.folder / "checkpoints" / name
         if _whole(target):
@@ -61,6 +104,7 @@ class RunFolder:
             "metrics": json_numbers(metrics),
             "data_digest": self._digest,
             "commit": self._commit,
+            **({} if self.job.data is None else {"splits": self.job.data}),
         }
         classes, preprocessing = self.job.loader.split.classes, self.job.preprocessing
         save_checkpoint(target, net, classes=classes, preprocessing=preprocessing, meta=meta, state=state)

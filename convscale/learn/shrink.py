@@ -22,6 +22,8 @@ from convscale.machine import available_cores
 
 QUALITY = 90
 """Of the copies, as JPEG."""
+_LONGEST = 65_500
+"""Pixels that a side of a JPEG may have at most, as libjpeg writes it."""
 
 
 def shrink_split(
@@ -62,7 +64,9 @@ def shrink_split(
 
 
 def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:
-    """The path of a file's copy, which is made when it is missing; the file itself where it is small or unreadable."""
+    """The path of a file's copy, which is made when it is missing; the file itself where it is small or
+    unreadable, or a copy would be too long for a JPEG.
+    """
     from PIL import Image
 
     try:
@@ -71,7 +75,7 @@ def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:
             return path
         state = os.stat(path)
         key = f"{os.path.abspath(path)}|{state.st_size}|{state.st_mtime_ns}|{side}|{split.channels}|{QUALITY}"
-        copy = place / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.jpg"
+        copy = place / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}.jpg"
         if copy.exists():
             return str(copy)
         pixels = read_image(path, channels=split.channels, max_pixels=split.max_pixels, min_side=side)
@@ -80,6 +84,8 @@ def _copy_of(path: str, split: FileSplit, side: int, place: Path) -> str:
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     size = (side * width // shorter, side * height // shorter)
+    if max(size) > _LONGEST:
+        return path
     image = Image.fromarray(pixels[:, :, 0] if split.channels == 1 else pixels)
     small = image.resize(size, Image.Resampling.BILINEAR)
     with atomic_path(copy) as temporary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -195,6 +195,7 @@ def _train(request: TrainRequest) -> TrainRun:
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop, lock=lock)
+        job = replace(job, data=None if job.output is None else splits.digests())
         tracking = job.progress if isinstance(job.progress, Tracking) else None
         finished = False
         try:
@@ -226,6 +227,8 @@ def begin(trainer: Trainer, *, resumed: bool) -> None:
     if resumed:
         place = restore(trainer, job.output)
         job.progress({"kind": "note", "text": f"resumed from {place}"})
+        if trainer.folder is not None:
+            trainer.folder.take_up(place, trainer.batches())
     if job.processes.first:
         if resumed and trainer.epoch < job.recipe.epochs:  # it will be another network's
             (job.output / PREDICTIONS).unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from torch import nn
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
-from convscale.learn.evaluate import best_temperatures, best_thresholds, predict_split
+from convscale.learn.evaluate import best_temperatures, best_thresholds, predict_readable
+from convscale.learn.loader import check_bad_rate
 from convscale.learn.loss import partial_bce
 from convscale.stats import average_precisions, mean_of_known
 
@@ -31,6 +32,8 @@ class Validation:
     """Per class the probability above which it is present; None but for several labels."""
     temperatures: tuple[float, ...] | None = None
     """Per class what its logit is to be divided by; None but for several labels."""
+    bad: tuple[str, ...] = ()
+    """What was wrong with images that were left out."""
 
     @property
     def metric(self) -> float:
@@ -48,13 +51,22 @@ def validate(
     precision: str,
     workers: int | None,
     beta: float = 1.0,
+    max_bad_rate: float = 0.01,
 ) -> Validation:
-    """Each process takes its share of the images, and all get the same result; ``beta`` is of the thresholds' F."""
+    """Each process takes its share of the images, and all get the same result; ``beta`` is of the thresholds' F.
+
+    Raises:
+        UserError: more than ``max_bad_rate`` of the images (and more than one), or all, can not be decoded.
+    """
     own = split if processes.world == 1 else split.subset(range(processes.rank, len(split), processes.world))
-    logits, labels = torch.empty(0, len(split.classes)), split.labels[:0]
+    logits, labels, own_bad = torch.empty(0, len(split.classes)), split.labels[:0], list[str]()
     if len(own):
-        logits, kept, _, _ = predict_split(net, own, preprocessing, device=device, precision=precision, workers=workers)
+        logits, kept, own_bad, _ = predict_readable(
+            net, own, preprocessing, device=device, precision=precision, workers=workers
+        )
         labels = own.labels[kept]
+    bad = tuple(problem for each in processes.gather(own_bad) for problem in each)
+    check_bad_rate(bad, len(split), max_bad_rate, split.split)  # by all processes alike: none waits for another
     if not split.multilabel:
         sums = [
             F.cross_entropy(logits, labels, reduction="sum").item(),
@@ -62,7 +74,7 @@ def validate(
             float(len(labels)),
         ]
         loss, right, count = processes.sum(sums)
-        return Validation(loss=loss / count, top1=right / count)
+        return Validation(loss=loss / count, top1=right / count, bad=bad)
     logits, labels = (torch.cat(parts) for parts in zip(*processes.gather((logits, labels)), strict=True))
     loss = partial_bce(logits, labels).item()
     average = mean_of_known(average_precisions(logits.numpy(), labels.numpy()))
@@ -74,4 +86,5 @@ def validate(
         average_precision=average,
         thresholds=best_thresholds(logits, labels, beta),
         temperatures=best_temperatures(logits, labels),
+        bad=bad,
     )

@@ -66,8 +66,7 @@ class WeightFiles:
                 return file
         repository = hub_id(name)
         places = [folder / name, folder / repository.rpartition("/")[2]]
-        snapshots = folder / f"models--{repository.replace('/', '--')}" / "snapshots"
-        places += sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+        places += _snapshots(folder / f"models--{repository.replace('/', '--')}")
         return next((place / file for place in places for file in HUB_FILES if (place / file).is_file()), None)
 
     @staticmethod
@@ -123,6 +122,17 @@ def hub_id(name: str) -> str:
     """The hub's repository of the weights called ``arch.tag``: as the own table says, else timm's of that name."""
     tag = find_tag(name)
     return f"timm/{name}" if tag is None else tag.hf_hub_id
+
+
+def _snapshots(cached: Path) -> list[Path]:
+    """A repository's states in a folder laid out as the hub's cache: what its main branch stood at first."""
+    snapshots, named = cached / "snapshots", cached / "refs" / "main"
+    try:
+        main = named.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        main = ""
+    found = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+    return sorted(found, key=lambda place: place.name != main)
 
 
 def _without_suffix(name: str) -> str:

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +20,8 @@ from convscale.read import Limits, json_of
 FORMATS = ("csv", "jsonl")
 _ROW = Limits(size=2**20, surrogates=True)
 """Of a row of an earlier run; names of files may hold any bytes."""
+_SAID = ("classes", "boxes", "error")
+"""What a row of JSON has one of, behind its path; a user's own list of files has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +125,13 @@ def prepare_output(
     output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool, lock: OutputLock
 ) -> int:
     """Make the output ready to be appended to, and lock it. Returns how many files it has rows for; as many are taken
-    from ``paths``.
+    from ``paths``. What is no table of such rows stays as it is.
     """
     try:
         if output.is_dir():
             raise UserError(f"output {output} is a folder; name a file")
+        if output.exists() and not (output.is_file() or output.is_char_device()):
+            raise UserError(f"output {output} is no regular file; name another, or none for standard output")
         output.parent.mkdir(parents=True, exist_ok=True)
         lock.take(output, "output")
         if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
@@ -137,10 +142,12 @@ def prepare_output(
         raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
     if not resume:
         raise UserError(f"output {output} exists; use --resume, --overwrite or another name")
-    _cut_torn_line(output)
+    if (end := _end_of_whole_lines(output)) == 0:
+        _check_torn(output, form, header)
     done = 0
     with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for path in paths_in(file, form, header, output):
+        whole = takewhile(lambda line: line.endswith("\n"), file)
+        for path in paths_in(whole, form, header, output):
             expected = next(paths, None)
             if expected is None or not is_row_of(path, expected, form):
                 raise UserError(
@@ -148,6 +155,7 @@ def prepare_output(
                     "or name another output"
                 )
             done += 1
+    os.truncate(output, end)
     return done
 
 
@@ -155,42 +163,76 @@ class _Unfit(UserError):
     """An output that a run can not go on in."""
 
 
-def paths_in(file: TextIO, form: str, header: str, output: Path) -> Iterator[str]:
+def paths_in(lines: Iterable[str], form: str, header: str, output: Path) -> Iterator[str]:
     """The paths of the rows of an earlier run."""
     try:
         if form == "csv":
-            rows = csv.reader(file)
-            head: Sequence[str] = next(rows, [])
-            if head and head[0] != "path":
-                raise _Unfit(f"output {output} is no table of convscale classify; name another")
-            if head and ",".join(head) + "\n" != header:
+            rows = csv.reader(lines)
+            head: Sequence[str] | None = next(rows, None)
+            if head is None:  # not one whole line
+                return
+            if head[:1] != ["path"]:
+                raise _no_table(output)
+            if ",".join(head) + "\n" != header:
                 raise _Unfit(
                     f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
                     "another output"
                 )
             yield from (row[0] for row in rows)
         else:
-            yield from (json_of(line, "a row", _ROW)["path"] for line in file)
+            for line in lines:
+                row = json_of(line, "a row", _ROW)
+                if not any(key in row for key in _SAID):
+                    raise _no_table(output)
+                yield row["path"]
     except _Unfit:
         raise
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
-        raise UserError(f"output {output} is no table of convscale classify; name another") from error
+        raise _no_table(output) from error
 
 
-def _cut_torn_line(output: Path) -> None:
-    """Take off a last line that a crash left unfinished."""
-    with open(output, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
+def _no_table(output: Path) -> _Unfit:
+    return _Unfit(f"output {output} is no table of convscale classify; name another")
+
+
+def _end_of_whole_lines(output: Path) -> int:
+    """Where a last line begins that a crash left unfinished; the file's size where there is none."""
+    with open(output, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
         while end > 0:
             start = max(0, end - 65536)
             file.seek(start)
             at = file.read(end - start).rfind(b"\n")
             if at >= 0:
-                file.truncate(start + at + 1)
-                return
+                return start + at + 1
             end = start
-        file.truncate(0)
+    return 0
+
+
+def _check_torn(output: Path, form: str, header: str) -> None:
+    """Refuse a file without a whole line where no run of ours has begun what is in it: it would be cut off.
+
+    Raises:
+        UserError: none has.
+    """
+    with open(output, "rb") as file:
+        torn = file.read(_ROW.size + 1)
+    if form == "csv":
+        begun = header.encode().startswith(torn)
+    else:
+        begin = b'{"path": "'
+        begun = begin.startswith(torn) or (torn.startswith(begin) and _may_be_row(torn))
+    if not begun:
+        raise _no_table(output)
+
+
+def _may_be_row(torn: bytes) -> bool:
+    """Whether a line of JSON is not whole, or a row of ours that only lacks its end of line."""
+    try:
+        row = json_of(torn.decode("utf-8", "surrogateescape"), "a row", _ROW)
+    except UserError:
+        return len(torn) <= _ROW.size
+    return any(key in row for key in _SAID)
 
 
 def appended(path: Path) -> TextIO:

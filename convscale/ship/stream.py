@@ -21,7 +21,16 @@ from convscale.artifact.answers import NOT_FINITE, box_answer
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError, first_line, naming_extras
 from convscale.files import is_full
-from convscale.images.decode import EXTENSIONS, MAX_PIXELS, ImageError, decode_image, preload, read_image
+from convscale.images.decode import (
+    EXTENSIONS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    ImageError,
+    check_size,
+    decode_image,
+    preload,
+    read_image,
+)
 from convscale.images.letterbox import Square, square_of
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import Tally, pictures_below
@@ -278,13 +287,17 @@ def read_url(path: str) -> bytearray:
     """The bytes behind one of fsspec's paths, such as ``s3://bucket/a.jpg``.
 
     Raises:
-        ImageError: they can not be read.
+        ImageError: they can not be read, or are more than ``MAX_BYTES``.
     """
     with naming_extras(f"reading {path}"):
         import fsspec
     try:
         with fsspec.open(path, "rb") as file:
-            return bytearray(file.read())  # pyright: ignore[reportAttributeAccessIssue]
+            data = bytearray(file.read(MAX_BYTES + 1))  # pyright: ignore[reportAttributeAccessIssue]
+        check_size(len(data), path)
+        return data
+    except ImageError:
+        raise
     except Exception as error:  # a file system raises what it likes
         raise ImageError(f"{path}: can not be read ({type(error).__name__}: {first_line(error)})") from error
 

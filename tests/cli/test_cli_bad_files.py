@@ -43,6 +43,28 @@ def test_check_lists_every_bad_file(call, folder: Path) -> None:
     assert found["left_out"]["left_out"][0]["count"] == 1
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_check_lists_the_files_where_none_of_a_class_or_a_set_can_be_read(call, folder: Path, whole: bool) -> None:
+    for path in folder.glob("*/*.png" if whole else "b/*.png"):
+        path.write_bytes(b"")
+    code, out, err = call("check", folder)
+    assert (code, err) == (0, "")
+    listed = {line.split(": ")[1] for line in out.splitlines() if line.startswith("bad: ")}
+    assert {str(path) for path in folder.glob("b/*.png")} < listed
+    assert len(listed) == (40 if whole else 20 + 3)
+    assert out.startswith("0 train, 0 validation, 0 test images, 2 classes\n") == whole
+    with pytest.raises(UserError, match="no readable image is left of" if not whole else "no readable image"):
+        open_dataset(folder, max_bad_rate=1.0)
+
+
+def test_check_lists_files_whose_headers_alone_are_whole(call, folder: Path) -> None:
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    code, out, err = call("check", folder)
+    assert (code, err) == (0, "")
+    assert sum(line.startswith("bad: ") for line in out.splitlines()) == 40
+
+
 def test_a_quick_check_decodes_fewer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from convscale.images import check
 

@@ -57,6 +57,11 @@ def test_a_rectangle_is_trained_kept_and_evaluated(call: Any, folder: Path, tmp_
     code, out, err = call("evaluate", tmp_path / "run", "--data-dir", folder)
     assert code == 0, err
     assert "top-1" in out
+    assert "is not the data that the network was trained on" not in err
+    (folder / "dark" / "3.png").unlink()
+    code, _, err = call("evaluate", tmp_path / "run", "--data-dir", folder)
+    assert code == 0, err
+    assert "note: this is not the data that the network was trained on" in err
     rectangle[rectangle.index("--img-size") + 1] = "32by64"
     code, _, err = call("train", "--data-dir", folder, "--output", tmp_path / "other", *rectangle)
     assert code == 2

@@ -9,6 +9,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -289,3 +291,23 @@ def test_qat_on_ten_images_is_refused(call, tmp_path: Path) -> None:
     assert code == 2
     assert err.splitlines()[-1].endswith("needs at least 64 calibration images of the training set, got 10")
     assert not (tmp_path / "art").exists()
+
+
+def test_it_is_said_where_images_are_carved_that_may_have_been_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from convscale.cli.ship import _check_images
+    from convscale.images.sources import open_dataset
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            Image.new("RGB", (32, 32), (number * 10, 60, 90)).save(tmp_path / name / f"{number}.png")
+    loaded: Any = SimpleNamespace(classes=("a", "b"), meta={"splits": open_dataset(tmp_path).digests()})
+    preprocessing = Preprocessing(image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+    _check_images(tmp_path, loaded, preprocessing, False)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "a" / "7.png").unlink()
+    for int8, split in ((False, "test"), (True, "validation")):
+        _check_images(tmp_path, loaded, preprocessing, int8)
+        assert f"come, gone or changed, so another {split} set is carved" in " ".join(capsys.readouterr().err.split())

@@ -228,6 +228,27 @@ def test_several_labels(tree: Path) -> None:
     assert "b/1.png (all|b) and " in lines
 
 
+def test_labels_that_are_not_known_are_no_difference() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    nan = float("nan")
+    rows = {
+        "train": [[1, nan, 0], [1, 0, 0], [nan, nan, nan]],
+        "validation": [[1, nan, 0], [1, nan, nan], [nan, nan, nan]],
+        "test": [[1, nan, nan], [0, 1, nan], [nan, nan, 1]],
+    }
+    made = {
+        name: ArraySplit(
+            split=name, classes=("x", "y", "z"), labels=torch.tensor(each), channels=3, pixels=torch.from_numpy(pixels)
+        )
+        for name, each in rows.items()
+    }
+    found = check_data(DataSplits(**made, classes=("x", "y", "z"))).duplicates
+    assert (found.across_splits.exact, found.two_labels.exact) == (9, 4)  # two pairs each of the second and the third
+    assert found.two_labels.describe("twice", labels=True).endswith(
+        ": train#1 (x) and test#1 (y); train#2 (no label) and test#2 (z) ..."
+    )
+
+
 def test_undecodable_pictures_are_counted(tree: Path) -> None:
     whole = save(tree / "train" / "a" / "cut.jpg", photo("astronaut")).read_bytes()
     (tree / "train" / "a" / "cut.jpg").write_bytes(whole[:20_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import sys
 import zlib
@@ -224,6 +225,19 @@ def test_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         check_image(path)
     with pytest.raises(ImageError, match="600 megapixels"):
         read_image(path)
+
+
+def test_a_file_larger_than_any_picture_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "huge.png"
+    path.write_bytes(_encode(PICTURE, "PNG"))
+    os.truncate(path, 1 << 40)  # takes no space, and no machine has so much memory
+    for look in (check_image, read_image):
+        with pytest.raises(ImageError, match=r"huge\.png: the file has 1,099,512 MB, above the cap of 2,000"):
+            look(path)
+    size = len(_encode(PICTURE, "PNG"))
+    os.truncate(path, size)
+    monkeypatch.setattr("convscale.images.decode.MAX_BYTES", size)
+    assert np.array_equal(read_image(path), _picture())
 
 
 def test_content_counts_not_the_extension(tmp_path: Path) -> None:

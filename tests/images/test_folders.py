@@ -119,6 +119,57 @@ def test_the_carved_test_set_is_that_of_training(make_tree: MakeTree) -> None:
     assert found.train_labels.tolist() == data.train.labels.tolist()
 
 
+def test_another_carved_set_than_that_of_training_is_said(make_tree: MakeTree) -> None:
+    root = make_tree({"a": 20, "b": 20, "c": 10})
+    trained = open_dataset(root).digests()
+    assert trained["carved"] == ["validation", "test"]
+    for given in (trained, None):
+        notes = open_evaluation(root, classes=CLASSES, trained_on=given).notes
+        assert notes == open_dataset(root, compare=False).notes
+    (root / "a" / "007.jpg").unlink()
+    for split in (None, "test", "validation", "train"):
+        *_, said = open_evaluation(root, classes=CLASSES, split=split, trained_on=trained).notes
+        assert said.startswith("this is not the data that the network was trained on: images or labels have come, gone")
+        assert f"so another {split or 'test'} set is carved, and" in said
+    assert open_evaluation(root, classes=CLASSES, split="all", trained_on=trained).notes == ()
+    assert len(open_evaluation(root, classes=CLASSES).notes) == 1  # nothing is known of an older checkpoint's
+
+
+def test_only_sets_that_are_carved_can_become_others(make_tree: MakeTree) -> None:
+    root = make_tree({"train": {"a": 20, "b": 20, "c": 10}, "test": {"a": 3, "b": 3, "c": 3}})
+    trained = open_dataset(root).digests()
+    assert trained["carved"] == ["validation"]
+    (root / "test" / "a" / "000.jpg").unlink()
+    assert open_dataset(root).digests() == trained | {"test": open_dataset(root).digests()["test"]}
+    assert open_dataset(root).digests() != trained
+    assert open_evaluation(root, classes=CLASSES, trained_on=trained).notes == ()
+    assert len(open_evaluation(root, classes=CLASSES, split="validation", trained_on=trained).notes) == 1
+    (root / "train" / "b" / "000.jpg").rename(root / "train" / "b" / "100.jpg")
+    assert open_evaluation(root, classes=CLASSES, trained_on=trained).notes == ()
+    assert len(open_evaluation(root, classes=CLASSES, split="validation", trained_on=trained).notes) == 2
+    other = make_tree({"a": 20, "b": 20, "c": 10}, root="other")  # what is carved there was not trained on
+    assert len(open_evaluation(other, classes=CLASSES, trained_on=trained).notes) == 1
+
+
+def test_a_folder_called_test_is_taken_whole_unless_it_was_trained_on(make_tree: MakeTree) -> None:
+    root = make_tree({"test": {"a": 20, "b": 20, "c": 10}}) / "test"
+    found = open_evaluation(root, classes=CLASSES)
+    assert len(found.split) == 50
+    assert found.notes == (
+        f"all images are taken: {root} is a test set by its name; if the network was trained on some of them, give the "
+        "folder another name",
+    )
+    data = open_dataset(root)
+    carved = open_evaluation(root, classes=CLASSES, trained_on=data.digests())
+    assert [carved.split.name(n) for n in range(len(carved.split))] == [
+        data.test.name(n) for n in range(len(data.test))
+    ]
+    assert carved.notes == data.notes
+    for few in ({"a": 1, "b": 1, "c": 1}, {"a": 20, "b": 20, "c": 11}):
+        other = make_tree({"test": few}, root=f"with-{few['c']}") / "test"
+        assert len(open_evaluation(other, classes=CLASSES, trained_on=data.digests()).split) == sum(few.values())
+
+
 def test_what_can_not_be_evaluated(make_tree: MakeTree) -> None:
     root = make_tree({"test": {"a": 2, "zebra": 2}})
     with pytest.raises(UserError, match=r"class folder\(s\) zebra are not among the checkpoint's 3 classes: a, b, c"):

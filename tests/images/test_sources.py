@@ -68,6 +68,18 @@ def test_unreadable_images_are_counted_and_skipped_up_to_a_rate(make_tree) -> No
     assert "4 of 60" in open_dataset(root, max_bad_rate=0.1).notes[0]
 
 
+def test_a_set_that_loses_all_of_its_images_is_told(make_tree) -> None:
+    root = make_tree({"train": {"a": 3, "b": 3}, "val": {"a": 1, "b": 0}, "test": {"a": 1, "b": 1}})
+    (root / "val" / "a" / "000.jpg").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"^no readable image is left of the validation set; first: .*val/a/000.jpg: the file is empty$"
+    ):
+        open_dataset(root)
+    splits = open_dataset(root, listing=True)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 0, 2)
+    assert len(splits.unreadable) == 1
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [

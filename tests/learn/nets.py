@@ -26,6 +26,22 @@ def small_net(classes: int = 3, channels: int = 1) -> nn.Module:
     )
 
 
+class Poison(nn.Module):
+    """Gives NaN for some calls in training."""
+
+    def __init__(self, bad: range) -> None:
+        super().__init__()
+        self.body, self.bad, self.calls = small_net(), bad, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.body(x)
+        if self.training:
+            self.calls += 1
+            if self.calls - 1 in self.bad:
+                out = out * float("nan")
+        return out
+
+
 def halves(count: int, seed: int = 0, split: str = "train") -> ArraySplit:
     """12 x 12 gray images of noise: nothing, the left half, or the top half is bright; a net learns it in seconds."""
     generator = torch.Generator().manual_seed(seed)

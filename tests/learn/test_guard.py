@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -19,14 +20,14 @@ from torch import nn
 
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
-from convscale.learn.checkpoint import list_checkpoints, save_checkpoint, verify_checkpoint
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify_checkpoint
 from convscale.learn.cost import RunCost
 from convscale.learn.freeze import set_trainable
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.teacher import open_teacher
 from convscale.learn.train import train
-from tests.learn.nets import CLASSES, halves_data, small_net
+from tests.learn.nets import CLASSES, Poison, halves_data, small_net
 
 QUICK = Recipe(
     name="quick", epochs=3, batch_size=16, lr=0.05, augment="shift-crop", ema_decay=0.9, precision="fp32", layout="nchw"
@@ -36,6 +37,11 @@ QUICK = Recipe(
 def _net() -> nn.Module:
     torch.manual_seed(5)
     return small_net()
+
+
+def _poison(bad: range) -> nn.Module:
+    torch.manual_seed(5)
+    return Poison(bad)
 
 
 class Stop(Exception):
@@ -184,6 +190,68 @@ def test_a_damaged_state_is_written_again(tmp_path: Path) -> None:
     assert all(verify_checkpoint(place) is None for place in list_checkpoints(folder))
 
 
+@pytest.mark.parametrize("keep", [1, 2, 9])
+def test_what_a_rollback_gave_up_is_not_resumed(tmp_path: Path, keep: int) -> None:
+    folder, bad = tmp_path / "run", range(12, 20)  # of 10 steps an epoch: the last eight of the second
+    undisturbed = train(_poison(bad), halves_data(160), recipe=QUICK)
+    options: dict[str, Any] = {"output": folder, "checkpoint_seconds": 0, "keep": keep}
+    with pytest.raises(Stop):  # in the second step after the rollback
+        train(_poison(bad), halves_data(160), recipe=QUICK, progress=_kill_at(21), **options)
+    states = list_checkpoints(folder)
+    assert [place.name for place in states[:2]] == ["step-00000011", "step-00000010"][: min(keep, 2)]
+    assert [_rollbacks(place) for place in states] == [(1, 0.5), (1, 0.5), *[(0, 1.0)] * 6][:keep]
+    resumed = train(_poison(range(0)), halves_data(160), recipe=QUICK, resume=True, **options)
+    assert [row["skipped_steps"] for row in resumed.history] == [0, 8, 8]
+    for name, value in undisturbed.net.state_dict().items():
+        assert torch.equal(value, resumed.net.state_dict()[name]), name
+
+
+def _rollbacks(place: Path) -> tuple[int, float]:
+    assert verify_checkpoint(place) is None
+    numbers = json.loads((place / "state.json").read_text())["numbers"]
+    return numbers["rollbacks"], numbers["lr_scale"]
+
+
+def test_what_a_rollback_wrote_gets_its_number_when_the_run_goes_on(tmp_path: Path) -> None:
+    train(_net(), halves_data(), recipe=QUICK, epochs=1, output=tmp_path / "run")
+    (state,) = list_checkpoints(tmp_path / "run")
+    shutil.copytree(state, state.with_name("step-00000008"))  # given up, and not yet removed
+    state.rename(state.with_name("step-00000009"))
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", resume=True, progress=_kill_at(1))
+    assert [place.name for place in list_checkpoints(tmp_path / "run")] == ["step-00000006"]
+    assert _rollbacks(tmp_path / "run" / "checkpoints" / "step-00000006") == (0, 1.0)
+
+
+def test_a_rollback_behind_an_epoch_takes_its_best_network_back(tmp_path: Path) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def progress(event: dict[str, Any]) -> None:
+        if event["kind"] == "epoch" or "back to the start" in event.get("text", ""):
+            seen.append(tuple(place.name for place in list_checkpoints(tmp_path / "run", ("best",))))
+        if event["kind"] == "step" and len(seen) == 3:
+            raise Stop
+
+    recipe = QUICK.override({"lr": 0.002, "ema_decay": 0})
+    with pytest.raises(Stop):  # the eighth bad step is the first of the third epoch
+        train(
+            _poison(range(13, 21)),
+            halves_data(160),
+            recipe=recipe,
+            output=tmp_path / "run",
+            checkpoint_seconds=0,
+            progress=progress,
+        )
+    assert seen == [("best-00000010",), ("best-00000020",), ("best-00000020",)]
+    assert [place.name for place in list_checkpoints(tmp_path / "run", ("best",))] == ["best-00000010"]
+    best = load_checkpoint(tmp_path / "run", net=_poison(range(0)))
+    assert (best.epoch, best.meta["metrics"]["best"]["epoch"]) == (1, 1)
+    assert [_rollbacks(place) for place in list_checkpoints(tmp_path / "run")] == [
+        (1, 0.5)
+    ]  # both before were given up
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_scaler_resumes_exactly(tmp_path: Path) -> None:
     recipe = QUICK.override({"precision": "fp16", "lr": 0.02})
     whole: list[float] = []
@@ -302,15 +370,34 @@ def test_a_checkpoint_teaches(tmp_path: Path) -> None:
         )
 
 
-def _write_state(state: Path, text: dict[str, Any]) -> None:
-    """A training state, with its checksum."""
-    (state / "state.json").write_text(json.dumps(text))
+def _write_state(state: Path, text: dict[str, Any], name: str = "state.json") -> None:
+    """A training state, or what its checkpoint says of itself, with its checksum."""
+    (state / name).write_text(json.dumps(text))
     sums = state / "SHA256SUMS"
-    digest = hashlib.sha256((state / "state.json").read_bytes()).hexdigest()
-    lines = [
-        f"{digest}  state.json" if line.endswith("  state.json") else line for line in sums.read_text().splitlines()
-    ]
+    digest = hashlib.sha256((state / name).read_bytes()).hexdigest()
+    lines = [f"{digest}  {name}" if line.endswith(f"  {name}") else line for line in sums.read_text().splitlines()]
     sums.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("lacking", [(), ("splits",), ("splits", "data_digest")])
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    data = halves_data()
+    recipe, folder = QUICK.override({"ema_decay": 0}), tmp_path / "run"
+    train(_net(), data, recipe=recipe, epochs=1, output=folder)
+    (state,) = list_checkpoints(folder)
+    about = json.loads((state / "checkpoint.json").read_text())
+    assert about["splits"] == data.digests()
+    _write_state(state, {key: about[key] for key in about if key not in lacking}, "checkpoint.json")
+    again: dict[str, Any] = {"recipe": recipe, "epochs": 2, "output": folder, "resume": True}
+    for name, what in (("train", "another train set"), ("validation", "another validation set")):
+        dealt = getattr(data, name).subset([*range(1, len(getattr(data, name))), 0])
+        other = dataclasses.replace(data, **{name: dealt})
+        what = "other train and validation sets" if lacking else what
+        if len(lacking) < 2:
+            with pytest.raises(UserError, match=f"run was trained on {what} than this data has: .* begin another run$"):
+                train(_net(), other, **again)
+    data = dataclasses.replace(data, test=data.test.subset([0, 1]))  # which is not trained on
+    assert len(train(_net(), data if len(lacking) < 2 else other, **again).history) == 2
 
 
 def test_a_state_that_can_not_be_used_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

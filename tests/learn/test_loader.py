@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import torch
 from PIL import Image
 
 from convscale.conditions import Size, sides
-from convscale.errors import UserError
+from convscale.errors import SystemTrouble, UserError, stop_if_system
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import ArraySplit, FileSplit, Split
+from convscale.images.splits import ArraySplit, FileSplit
 from convscale.learn.augment import crop_box, mix_seed
 from convscale.learn.loader import Batch, EvalImages, TrainLoader, eval_batches, into_memory, measure_mean_std, readable
 from convscale.learn.recipe import Recipe
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def _train_split(folder: Path) -> Split:
+def _train_split(folder: Path) -> FileSplit:
     data = open_dataset(folder)
     assert isinstance(data.train, FileSplit)
     return data.train
@@ -199,6 +200,25 @@ def test_unreadable_images_are_left_out_and_reported(folder: Path) -> None:
         into_memory(data.train, plain)
 
 
+def test_a_set_without_an_image_left_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, plain = (
+        _train_split(folder).subset([0], "validation"),
+        Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1)),
+    )
+    path = Path(one.name(0))
+    path.write_bytes(path.read_bytes()[:500])
+    for held in (10**9, 1):
+        monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", held)
+        for read in (into_memory, readable) if held > 1 else (readable,):
+            with pytest.raises(
+                UserError,
+                match=rf"^no readable image is left of the validation set; first: {path}: JPEG image is trunc",
+            ):
+                read(one, plain)
+    with pytest.raises(UserError, match=r"^the validation set has no image$"):
+        into_memory(one.subset([]), plain)
+
+
 def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = _train_split(folder)
     monkeypatch.setattr("convscale.learn.loader.read_bytes", lambda _: os._exit(9))  # in the worker, which inherits it
@@ -227,6 +247,23 @@ def test_another_error_of_a_worker_is_not_taken_for_full_memory(folder: Path, mo
     monkeypatch.setattr("convscale.learn.loader.read_bytes", broken)
     with pytest.raises(RuntimeError, match="sizes differ"):
         list(TrainLoader(_train_split(folder), FILES, image_size=16, workers=2).batches(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_trouble_of_the_system_in_a_worker_is_told_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def fail(path: str) -> bytearray:
+        stop_if_system(OSError(errno.ESTALE, "stale"), path)
+        raise AssertionError
+
+    split = _train_split(folder)
+    monkeypatch.setattr("convscale.learn.loader.read_bytes", fail)
+    with pytest.raises(SystemTrouble) as caught:
+        list(TrainLoader(split, FILES, image_size=16, workers=workers).batches(0))
+    path, _, said = str(caught.value).partition(": ")
+    assert path in split.paths
+    assert said == "the network folder it is in went away: mount it again"
 
 
 def test_evaluation_reads_every_image_once_in_order(folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +57,19 @@ def test_large_files_are_copied_once(split: FileSplit, tmp_path: Path) -> None:
         shrink_split(split, 75, folder=tmp_path / "file")
 
 
+def test_a_name_that_is_no_text_and_a_picture_that_is_too_long(split: FileSplit, tmp_path: Path) -> None:
+    odd, long = str(tmp_path / "\udce9.jpg"), str(tmp_path / "long.png")
+    Path(odd).write_bytes(Path(split.paths[0]).read_bytes())
+    Image.new("L", (131_200, 2)).save(long)
+    some = dataclasses.replace(split, paths=(odd, long, split.paths[0], split.paths[2]))
+    copies = tmp_path / "copies"
+    small, _ = shrink_split(some, 1, folder=copies)
+    assert small.paths[1] == long
+    assert read_image(small.paths[0]).shape == (1, 1, 3)
+    assert {Path(small.paths[at]).parent for at in (0, 2, 3)} == {copies}
+    assert len(list(copies.iterdir())) == 3
+
+
 def test_a_run_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVSCALE_CACHE", str(tmp_path / "cache"))
     for name, base in (("dark", 0), ("light", 150)):
@@ -63,7 +78,11 @@ def test_a_run_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             pixels = np.random.default_rng(number).integers(base, base + 100, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.jpg")
     recipe = Recipe(name="x", epochs=1, batch_size=6, image_size=16, shrink=1.25, precision="fp32", layout="nchw")
-    run = train(small_net(2, channels=3), tmp_path / "data", recipe=recipe, workers=0)
+    options: dict[str, Any] = {"recipe": recipe, "workers": 0, "output": tmp_path / "run"}
+    run = train(small_net(2, channels=3), tmp_path / "data", **options)
     assert any("train images are read from copies of 20 px" in note for note in run.notes)
     assert len(list((tmp_path / "cache" / "shrunk").glob("*.jpg"))) == 20  # 24 less 2 for validation and 2 for test
     assert not list((tmp_path / "cache" / "shrunk").glob(".*"))
+    for path in (tmp_path / "data").glob("*/*.jpg"):  # the copies get other names: the data is the same
+        os.utime(path, (1, 1))
+    assert len(train(small_net(2, channels=3), tmp_path / "data", **options, epochs=2, resume=True).history) == 2

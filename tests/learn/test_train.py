@@ -26,7 +26,7 @@ from convscale.learn.progress import LiveProgress, duration
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, train
 from convscale.learn.validate import Validation
-from tests.learn.nets import CLASSES, halves_data, small_net
+from tests.learn.nets import CLASSES, Poison, halves_data, small_net
 
 QUICK = Recipe(
     name="quick",
@@ -228,22 +228,6 @@ def test_accumulated_batches_are_one_large_batch() -> None:
     other.load_state_dict(state)
     large = train(other, halves_data(16), recipe=recipe.override({"batch_size": 16}))
     torch.testing.assert_close(small.net[1].weight, large.net[1].weight, rtol=1e-5, atol=1e-7)
-
-
-class Poison(nn.Module):
-    """Gives NaN for some calls in training."""
-
-    def __init__(self, bad: range) -> None:
-        super().__init__()
-        self.body, self.bad, self.calls = small_net(), bad, 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.body(x)
-        if self.training:
-            self.calls += 1
-            if self.calls - 1 in self.bad:
-                out = out * float("nan")
-        return out
 
 
 def test_a_bad_step_is_skipped_and_counted() -> None:

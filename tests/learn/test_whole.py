@@ -73,6 +73,25 @@ def test_too_many_unreadable_images_end_the_run(folder: Path) -> None:
         train(small_net(channels=3), folder, recipe=recipe, workers=0)
 
 
+def test_bad_validation_images_are_told_once_and_counted_where_they_are_not_held(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", 1)
+    data = open_dataset(folder, max_bad_rate=0.4)  # 6 images for validation
+    recipe = Recipe(name="x", epochs=2, batch_size=8, augment="resized-crop", image_size=16, **PLAIN)
+    for number in range(3):
+        path = Path(data.validation.name(number))
+        path.write_bytes(path.read_bytes()[:400])
+        if number == 1:
+            run = train(small_net(channels=3), data, recipe=recipe, workers=0)
+            told = [note for note in run.notes if note.startswith("left out: ")]
+            assert told == [f"left out: {data.validation.name(each)}: JPEG image is truncated" for each in (0, 1)]
+    with pytest.raises(
+        UserError, match=r"^3 of 6 validation images \(50\.0%\) can not be decoded, at most 40\.0% may be"
+    ):
+        train(small_net(channels=3), data, recipe=recipe, workers=0)
+
+
 def test_several_labels(tmp_path: Path) -> None:
     names, lines = ("left", "middle", "top"), []
     for number in range(120):

@@ -33,6 +33,21 @@ def test_a_folder_is_searched_by_tag_and_as_the_hubs_cache(tmp_path, place, monk
     assert files.check_folder(all_tags()) == ()
 
 
+def test_of_several_snapshots_the_one_of_the_main_branch_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(WeightFiles, "_cached", staticmethod(lambda tag: None))
+    cached = tmp_path / f"models--timm--{TAG}"
+    for commit in ("0a", "1b", "2c"):
+        (cached / "snapshots" / commit).mkdir(parents=True)
+        (cached / "snapshots" / commit / "model.safetensors").write_bytes(b"x")
+    files = WeightFiles(folder=tmp_path)
+    assert files.find(TAG) == cached / "snapshots" / "0a" / "model.safetensors"
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1b")
+    assert files.find(TAG) == cached / "snapshots" / "1b" / "model.safetensors"
+    (cached / "snapshots" / "1b" / "model.safetensors").unlink()
+    assert files.find(TAG) == cached / "snapshots" / "0a" / "model.safetensors"
+
+
 def test_files_of_other_names_are_told(tmp_path):
     (tmp_path / "mine.pth").write_bytes(b"x")
     files = WeightFiles(folder=tmp_path)

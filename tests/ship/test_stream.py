@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -166,6 +167,61 @@ def test_resume_with_other_files_is_refused(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="no table of convscale classify"):
         classify([str(folder / "01.png")], Colours(), tmp_path / "diary.csv", resume=True)
     assert out.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.json", '{"my":"notes"}'),
+        ("notes.json", "[]"),
+        ("list.json", '{"path": "PATH", "label": "red"}'),
+        ("list.json", '{"path": "PATH", "label": "red"}\n{"path": "x'),
+        ("notes.jsonl", "dear diary\ntoday"),
+        ("notes.csv", "dear diary"),
+        ("notes.csv", "\ndear diary"),
+        ("list.csv", "path,label"),
+        ("list.csv", "path,label\na.png,red"),
+        ("list.csv", "path,class,probability,error\nother.png,red,1,\nlast"),
+    ],
+)
+def test_resume_leaves_a_file_of_the_users_own_untouched(folder: Path, tmp_path: Path, name: str, text: str) -> None:
+    path, out = str(folder / "00.png"), tmp_path / name
+    out.write_text(text.replace("PATH", path))
+    before = out.read_bytes()
+    with pytest.raises(UserError, match=r"is no table of convscale classify|has other columns than|has a row for"):
+        classify([path], Colours(), out, resume=True)
+    assert out.read_bytes() == before
+
+
+def test_resume_goes_on_behind_any_first_line_of_ours(folder: Path, tmp_path: Path) -> None:
+    path = str(folder / "00.png")
+    for name in ("out.csv", "out.jsonl"):
+        out = tmp_path / name
+        classify([path], Colours(), out)
+        whole = out.read_bytes()
+        for size in range(len(whole) + 1):
+            out.write_bytes(whole[:size])
+            assert classify([path], Colours(), out, resume=True).resumed == (size == len(whole))
+            assert out.read_bytes() == whole
+
+
+def test_an_output_that_is_a_pipe_is_refused(folder: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "out.csv"
+    os.mkfifo(pipe)
+    for options in ({"resume": True}, {"overwrite": True}, {}):
+        with pytest.raises(UserError, match=r"out\.csv is no regular file; name another"):
+            classify([str(folder / "00.png")], Colours(), pipe, **options)
+    assert classify([str(folder / "00.png")], Colours(), "/dev/null", format="csv").images == 1
+
+
+def test_a_file_behind_a_url_is_not_read_beyond_a_pictures_size(
+    folder: Path, artifact: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fsspec").filesystem("memory").pipe("/huge.png", (folder / "00.png").read_bytes())
+    for place in ("convscale.images.decode", "convscale.ship.stream"):
+        monkeypatch.setattr(f"{place}.MAX_BYTES", 20)
+    (row,) = classify_stream(["memory://huge.png"], artifact)
+    assert row.error == "the file has 0 MB, above the cap of 0"
 
 
 def test_existing_output(folder: Path, tmp_path: Path) -> None:
