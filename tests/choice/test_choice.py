@@ -369,6 +369,17 @@ def test_merged_networks_are_said_to_be_merged() -> None:
     assert trained.params / 1e6 == pytest.approx(9.11, abs=0.006)
 
 
+def test_autocast_in_bfloat16_is_counted_where_it_is_measured() -> None:
+    """In half the bytes: the peak is under that of single precision, the work is the same."""
+    half, other = (
+        choice_speeds.examine(SizedSpec(SPEC, 64), basis_of(Asked(runtime="eager", precision=precision)))
+        for precision in ("amp_bf16", "fp32")
+    )
+    assert (half.failed, half.speed) == ("", None)
+    assert (half.params, half.macs) == (other.params, other.macs)
+    assert half.memory_bytes < other.memory_bytes
+
+
 def test_attention_is_a_doubt() -> None:
     network = SizedSpec(Foreign("vit_tiny_patch16_224", "timm"), 224)
     facts = choice_speeds.examine(network, basis_of(Asked(device="rtx-4090")))
