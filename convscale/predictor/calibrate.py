@@ -16,7 +16,7 @@ from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import SHARED, Calibration
-from convscale.predictor.devices import get_device
+from convscale.predictor.devices import get_device, was_on
 from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS
 from convscale.predictor.fitting import NOISE, Part, fit
 from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MANY = 12
 """From how many measured networks on all coefficients are fitted; below, the card's own rates."""
+_OWN = ("convscale", "kit", "")
+"""Sources of records that were made here, by ``measure``, ``confirm`` or a kit; others are tables."""
 _RIDGE = 0.3
 _NO_SHEET = 1e-6
 """A card that was measured may be faster than its data sheet: clocks differ, and a CPU's sheet is of another CPU."""
@@ -51,11 +53,21 @@ class Observation:
 def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observation], list[str]]:
     """Turn records, or the rows of a timm CSV, into observations on ``device``; names that nothing here can build are
     returned beside them.
+
+    Raises:
+        UserError: a record is of another device; a table does not say its device.
     """
+    card = get_device(device)
     observations: list[Observation] = []
     unknown: list[str] = []
     nets: dict[str, Network | None] = {}
     for record in records:
+        measured = record.measurement
+        name = measured.environment.device_name
+        if record.source in _OWN and not was_on(card.name, measured.conditions.device, name):
+            raise UserError(
+                f"{record.model} was measured on {name!r}, the calibration is for {card.title}; give only rows of that"
+            )
         key = record.model if record.spec is None else json.dumps(record.spec, sort_keys=True)
         if key not in nets:
             nets[key] = _net_named(record.model) if record.spec is None else _net_of(record.spec)
@@ -63,8 +75,7 @@ def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observ
         if net is None:
             unknown.append(record.model)
             continue
-        measured = record.measurement
-        conditions = dataclasses.replace(measured.conditions, device=get_device(device).name)
+        conditions = dataclasses.replace(measured.conditions, device=card.name)
         observations.append(Observation(net=net, conditions=conditions, images_per_s=measured.images_per_s))
     return observations, unknown
 
