@@ -31,6 +31,8 @@ from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter, in_zoo
+from convscale.predictor.calibration import Calibration, save_calibration
+from convscale.predictor.roofline import PRIOR
 from convscale.speed.timing import Measurement
 
 SPEC = cs.get_spec("mobilenetv2_050")
@@ -532,6 +534,42 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
     assert (found.following.value, found.following.speed.kind) == (found.value + 1, "measured")
     assert found.following.speed.images_per_s < 1500
     assert not largest_under("resnet18", basis, constraint, along, Effort(confirm=False)).confirmed
+
+
+def test_what_a_calibration_predicted_is_measured_with_its_threads(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prediction of one thread, measured on all cores, was kept by a network that misses it."""
+
+    def calibrated(device: str, threads: int | None, **asked: Any) -> Basis:
+        made = Calibration(
+            device=device,
+            mode="infer",
+            runtime="eager",
+            layout="nchw",
+            precision="fp32" if device == "cpu" else "amp",
+            threads=threads,
+            count=1,
+            coefficients=dict(PRIOR),
+            covariance=[[0.01, 0.0, 0.0]] * 3,
+        )
+        path = fake / f"{device}-{threads}.json"
+        save_calibration(made, path)
+        return basis_of(Asked(device=device, **asked), path)
+
+    assert calibrated("cpu", None).conditions.threads is None
+    assert calibrated("cpu", 3, threads=3).conditions.threads == 3
+    assert calibrated("l4", 8).conditions.threads is None, "what a GPU is measured with does not matter"
+    asked: list[int | None] = []
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        asked.append(basis.conditions.threads)
+        return timed(8, 1e4, network.image_size, network.spec.name)
+
+    monkeypatch.setattr(choice_scaling, "time_network", time_network)
+    found = largest_under(
+        "resnet18", calibrated("cpu", 3), Constraint(min_throughput=1500), Direction(along="resolution"), Effort()
+    )
+    assert found.basis.conditions.threads == 3
+    assert asked == [3]
 
 
 @pytest.mark.parametrize(
