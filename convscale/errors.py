@@ -27,6 +27,10 @@ class Stopped(UserError):
     """A run was told to stop and saved its state; the command line exits with 130, as after Ctrl-C."""
 
 
+class DoesNotFit(UserError):
+    """Memory does not hold a network at the batch asked for."""
+
+
 EXTRAS = {
     "train": (
         *("torch", "torchvision", "torchmetrics", "tensorboard", "scipy", "safetensors", "huggingface_hub"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -109,7 +109,8 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
     """The basis of a comparison, with what was left out filled in.
 
     On a named GPU: batch 256, ``amp``, eager PyTorch; on this machine's processor: batch 8, ``fp32``, the fastest of
-    what is installed (eager for training); on its GPU: batch 8, ``amp``, eager.
+    what is installed (eager for training); on its GPU: batch 8, ``amp``, eager. A processor's threads are those of the
+    calibration.
 
     Args:
         asked: as a person gave them. Runtime ``best`` means each network in the form and the runtime in which it is
@@ -137,6 +138,8 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
     made = Basis(conditions=conditions, calibration=None if calibration is None else str(calibration))
     if (known := made.read_calibration()) is not None:
         known.require(conditions)
+        if device == "cpu" and conditions.threads is None:  # a prediction is of those that it was calibrated with
+            made = replace(made, conditions=replace(conditions, threads=known.threads))
     return made
 
 

@@ -19,7 +19,7 @@ from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.measured import Bench, speed_of, time_network
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
-from convscale.errors import UserError, nearest
+from convscale.errors import DoesNotFit, UserError, nearest
 from convscale.predictor.devices import devices
 from convscale.stats import largest_true
 from convscale.words import exact
@@ -179,7 +179,7 @@ def largest_under(
     walk = _Walk(as_spec(base), basis, direction, effort)
     last = len(walk.values) - 1
     start = walk.values.index({"phi": 0.0, "resolution": float(walk.base.input.size)}.get(direction.along, 1.0))
-    index = crossing(last, lambda i: walk.speed(i).images_per_s >= floor, start=start, same=walk.same)
+    index = crossing(last, lambda i: walk.keeps(i, floor), start=start, same=walk.same)
     if index is None:
         smallest = walk.member(0)
         raise UserError(
@@ -193,6 +193,7 @@ def largest_under(
     if sure is None and basis.predicted:
         sure = crossing(index, lambda i: walk.speed(i).low >= floor, start=index, same=walk.same)
     after = next((i for i in range(index + 1, last + 1) if not walk.same(index, i)), None)
+    after = None if after is None or walk.spec(after) in walk.too_large else after
     return Largest(
         along=direction.along,
         found=walk.member(index),
@@ -260,6 +261,7 @@ class _Walk:
         self.values = _values(base, direction.along, fine=basis.predicted)
         self.specs: dict[int, NetSpec] = {}
         self.speeds: dict[NetSpec, Speed] = {}
+        self.too_large: dict[NetSpec, str] = {}
 
     def spec(self, index: int) -> NetSpec:
         """The member at an index."""
@@ -282,11 +284,29 @@ class _Walk:
         return self.spec(a) == self.spec(b)
 
     def speed(self, index: int) -> Speed:
-        """The speed of the member at an index."""
+        """The speed of the member at an index.
+
+        Raises:
+            DoesNotFit: it was to be measured, and memory does not hold it.
+        """
         spec = self.spec(index)
+        if spec in self.too_large:
+            raise DoesNotFit(self.too_large[spec])
         if spec not in self.speeds:
-            self.speeds[spec] = self._speed(SizedSpec(spec, spec.input.size))
+            try:
+                self.speeds[spec] = self._speed(SizedSpec(spec, spec.input.size))
+            except DoesNotFit as error:
+                self.too_large[spec] = str(error)
+                raise
         return self.speeds[spec]
+
+    def keeps(self, index: int, floor: float) -> bool:
+        """Whether the member at an index keeps a speed; one that memory does not hold keeps none."""
+        try:
+            return self.speed(index).images_per_s >= floor
+        except DoesNotFit as error:
+            self.effort.say(str(error))
+            return False
 
     def _speed(self, network: SizedSpec) -> Speed:
         label = f"{network.spec.name} @{network.image_size}"
@@ -305,17 +325,27 @@ class _Walk:
         last that did not keep it.
 
         After a few tries the smallest tried is given, whether it keeps it or not.
+
+        Raises:
+            DoesNotFit: memory does not hold even that.
         """
         slow = None
         basis = Basis(conditions=replace(self.basis.conditions, device=device))
         for left in range(CONFIRMATIONS, 0, -1):
             spec = self.spec(index)
             self.effort.say(f"measuring {spec.name} @{spec.input.size}")
-            speed = speed_of(time_network(SizedSpec(spec, spec.input.size), basis, self.effort.seconds))
             smaller = next((i for i in range(index - 1, -1, -1) if not self.same(i, index)), None)
-            if speed.images_per_s >= floor or smaller is None or left == 1:
-                return index, speed, slow
-            slow = Member(spec=spec, value=self.values[index], speed=speed)
+            try:
+                speed = speed_of(time_network(SizedSpec(spec, spec.input.size), basis, self.effort.seconds))
+            except DoesNotFit as error:
+                if smaller is None or left == 1:
+                    raise
+                self.effort.say(str(error))
+                self.too_large[spec] = str(error)
+            else:
+                if speed.images_per_s >= floor or smaller is None or left == 1:
+                    return index, speed, slow
+                slow = Member(spec=spec, value=self.values[index], speed=speed)
             index = smaller
         raise AssertionError
 

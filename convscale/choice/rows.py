@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convscale.arch.spec import NetSpec
-from convscale.choice.basis import Asked, Basis, at_hand, device_title
+from convscale.choice.basis import Asked, Basis, device_title
 from convscale.choice.decide import Judged, Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.measured import speed_of
 from convscale.errors import UserError
 from convscale.networks.resolve import Named, find
-from convscale.predictor.devices import get_device
+from convscale.predictor.devices import was_on
 from convscale.predictor.traced import network_key
 from convscale.speed.records import Record, read_records
 from convscale.speed.timing import Measurement
@@ -112,7 +111,7 @@ def _check_row(record: Record, basis: Basis, path: str | os.PathLike[str]) -> No
     """
     c, under = basis.conditions, record.measurement.conditions
     name = record.measurement.environment.device_name
-    if not _same_device(c.device, under.device, name):
+    if not was_on(c.device, under.device, name):
         raise UserError(f"{path}: {record.model} was measured on {name!r}, the choice is for {device_title(c.device)}")
     for field in ("batch_size", "precision", "runtime", "mode", "layout"):
         if (here := getattr(under, field)) != (wanted := getattr(c, field)):
@@ -120,14 +119,6 @@ def _check_row(record: Record, basis: Basis, path: str | os.PathLike[str]) -> No
             raise UserError(f"{path}: {record.model} was measured in {what} {here}, asked is {what} {wanted}")
     if c.threads is not None and under.threads != c.threads:
         raise UserError(f"{path}: {record.model} was measured with {under.threads} threads, asked are {c.threads}")
-
-
-def _same_device(wanted: str, device: str, name: str) -> bool:
-    """Whether a row's device is the one wanted: by name, or by what its driver calls it."""
-    if device == wanted:
-        return True
-    driver = "" if wanted == "cpu" else get_device(wanted).driver
-    return at_hand(device) and device != "cpu" and re.fullmatch(driver, name, re.IGNORECASE) is not None
 
 
 def measured_key(network: Named) -> str:

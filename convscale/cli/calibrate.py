@@ -23,7 +23,6 @@ from convscale.networks.names import network_of
 if TYPE_CHECKING:
     from convscale.conditions import Conditions
     from convscale.predictor.calibrate import Observation
-    from convscale.speed.records import Record
 
 
 def register(app: typer.Typer) -> None:
@@ -120,7 +119,9 @@ def calibrate_command(
     elif measurements:
         records = [record for path in measurements for record in read_records(path)]
     else:
-        records = _measure_models(models or list(CALIBRATION_MODELS), conditions, seconds)
+        observations = _measure_models(models or list(CALIBRATION_MODELS), conditions, seconds)
+        _finish(observations, [], card, output, as_json)
+        return
     observations, unknown = observations_of(records, card)
     if not observations:
         raise UserError(f"nothing to calibrate with: no known model among {', '.join(unknown[:3]) or 'no rows'}")
@@ -188,15 +189,15 @@ def _sweep(
     return card, measure_sweep(conditions, seconds=SECONDS if seconds is None else seconds, say=progress_aside)
 
 
-def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Record]:
-    """Records of the networks, timed here one after the other."""
+def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Observation]:
+    """The networks timed here one after the other: spec files and functions of the user's own as well as names."""
+    from convscale.predictor.calibrate import Observation
     from convscale.speed.measuring import measure
-    from convscale.speed.records import Record
 
-    records = []
+    found = []
     for number, name in enumerate(models, start=1):
         net = network_of(name)
         measured = measure(net, conditions, min_seconds=seconds, max_seconds=10 * seconds)
         progress_aside(f"{number}/{len(models)}: {net.name} {words.rate(measured.images_per_s)} images/s")
-        records.append(Record(model=net.name, measurement=measured))
-    return records
+        found.append(Observation(net=net, conditions=measured.conditions, images_per_s=measured.images_per_s))
+    return found

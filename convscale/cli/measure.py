@@ -41,7 +41,9 @@ def count_command(
         int, typer.Option("-b", "--batch-size", help="Images per call: bytes are of the whole batch.")
     ] = 1,
     mode: Mode = "infer",
-    precision: Annotated[str, typer.Option("--precision", help="fp32, amp (CUDA's autocast), bf16 or fp16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, amp (CUDA's autocast), amp_bf16, bf16 or fp16.")
+    ] = "fp32",
     layout: Annotated[str, typer.Option("--layout", help="nchw or nhwc.")] = "nchw",
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Bytes and kernels as a compiler fuses them instead of eager.")
@@ -52,12 +54,17 @@ def count_command(
     as_json: Json = False,
 ) -> None:
     """Count parameters, multiply-accumulates, activations, bytes and memory."""
+    from dataclasses import replace
+
     from convscale.cost.counting import count
     from convscale.predictor.largest_batch import predict_largest_batch
+    from convscale.predictor.loading import counted_as
 
     counted = []
     for net in map(network_of, models):
-        cost = count(net, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
+        known = counted_as(precision)
+        cost = count(net, img_size, batch_size, mode=mode, precision=known, layout=layout, compiled=compiled)
+        cost = replace(cost, precision=precision)
         largest = None
         if device is not None:
             largest = predict_largest_batch(

@@ -15,8 +15,10 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
 from convscale.errors import UserError
+from convscale.networks.foreign import Foreign, build_foreign, timm_has
+from convscale.networks.resolve import find
 from convscale.predictor.calibration import SHARED, Calibration
-from convscale.predictor.devices import get_device
+from convscale.predictor.devices import get_device, was_on
 from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS
 from convscale.predictor.fitting import NOISE, Part, fit
 from convscale.predictor.interval import RATES, network_sigma, rate_covariance, rate_shares, rate_sigmas
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 MANY = 12
 """From how many measured networks on all coefficients are fitted; below, the card's own rates."""
+_OWN = ("convscale", "kit", "")
+"""Sources of records that were made here, by ``measure``, ``confirm`` or a kit; others are tables."""
 _RIDGE = 0.3
 _NO_SHEET = 1e-6
 """A card that was measured may be faster than its data sheet: clocks differ, and a CPU's sheet is of another CPU."""
@@ -50,21 +54,32 @@ class Observation:
 
 def observations_of(records: Iterable[Record], device: str) -> tuple[list[Observation], list[str]]:
     """Turn records, or the rows of a timm CSV, into observations on ``device``; names that nothing here can build are
-    returned beside them.
+    returned beside them. So are functions of the user's own: a file of rows has no code run that it names. Give those
+    to :func:`calibrate` as observations.
+
+    Raises:
+        UserError: a record is of another device; a table does not say its device.
     """
+    card = get_device(device)
     observations: list[Observation] = []
     unknown: list[str] = []
-    nets: dict[str, Network | None] = {}
+    nets: dict[tuple[str, bool], Network | None] = {}
     for record in records:
-        key = record.model if record.spec is None else json.dumps(record.spec, sort_keys=True)
+        measured, own = record.measurement, record.source in _OWN
+        name = measured.environment.device_name
+        if own and not was_on(card.name, measured.conditions.device, name):
+            raise UserError(
+                f"{record.model} was measured on {name!r}, the calibration is for {card.title}; give only rows of that"
+            )
+        key = record.model if record.spec is None else json.dumps(record.spec, sort_keys=True), own
         if key not in nets:
-            nets[key] = _net_named(record.model) if record.spec is None else _net_of(record.spec)
+            found = _net_measured if own else _net_named
+            nets[key] = found(record.model) if record.spec is None else _net_of(record.spec)
         net = nets[key]
         if net is None:
             unknown.append(record.model)
             continue
-        measured = record.measurement
-        conditions = dataclasses.replace(measured.conditions, device=get_device(device).name)
+        conditions = dataclasses.replace(measured.conditions, device=card.name)
         observations.append(Observation(net=net, conditions=conditions, images_per_s=measured.images_per_s))
     return observations, unknown
 
@@ -77,19 +92,28 @@ def _net_of(spec: Mapping[str, Any]) -> NetSpec | None:
         return None
 
 
+def _net_measured(name: str) -> Network | None:
+    """What a record made here is of, in the form that was timed: timm's for inference with its branches merged."""
+    try:
+        found = find(name)
+    except UserError:
+        return None
+    if isinstance(found, NetSpec):
+        return found
+    return found if found.origin == "timm" and timm_has(found.name) else None
+
+
 def _net_named(name: str) -> Network | None:
-    """Our spec of that name, else timm's network where timm is installed, else None."""
+    """Of a table's name: our spec, else timm's network as it is trained where timm is installed, else None."""
     try:
         return get_spec(name)
     except UserError:
         pass
+    if "/" in name or ":" in name:  # an address, which timm would go to
+        return None
     try:
-        import timm
-        import torch
-
-        with torch.device("meta"):
-            return timm.create_model(name)
-    except (ImportError, RuntimeError, NotImplementedError):
+        return build_foreign(Foreign(name, "timm"), meta=True)
+    except UserError:
         return None
 
 

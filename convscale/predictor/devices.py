@@ -108,6 +108,21 @@ def get_device(name: str) -> Device:
     raise UserError(f"device {name!r} is unknown{nearest(asked, devices())}")
 
 
+def was_on(device: str, stated: str, driver_name: str) -> bool:
+    """Whether a measurement is of a device: by the name that it states, or by what the driver calls its GPU.
+
+    Args:
+        device: a known device's name.
+        stated: the measurement's device: a known name, ``cpu``, ``cuda`` or ``cuda:N``.
+        driver_name: the name that the driver gave it.
+    """
+    if stated == device:
+        return True
+    driver = get_device(device).driver
+    cuda = stated.partition(":")[0] == "cuda"
+    return cuda and bool(driver) and re.fullmatch(driver, driver_name, re.IGNORECASE) is not None
+
+
 def _plain(name: str) -> str:
     """A name in lower case with hyphens, without its maker's."""
     return re.sub(r"[\s_-]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")

@@ -13,6 +13,7 @@ from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import Device
 from convscale.predictor.fitted import stand_in
 from convscale.predictor.latency import CallTimes, basis_of, call_time
+from convscale.predictor.loading import eight_bits, traced_as
 from convscale.predictor.roofline import BINDINGS
 from convscale.predictor.workload import workload_of
 
@@ -95,7 +96,7 @@ def profile(
 
     Args:
         net_or_spec: a module, a spec or a model's name.
-        conditions: device, mode, precision, layout, batch and runtime (``eager`` or ``compiled``).
+        conditions: device, mode, precision, layout, batch and runtime, as ``predict`` takes them.
         image_size: side in pixels, or (height, width); None: the conditions', else the network's own.
         name: the network's name, where it does not say it.
         calibration: what ``calibrate`` made of measurements on the device, or its file.
@@ -110,15 +111,17 @@ def profile(
     if image_size is not None:
         conditions = replace(conditions, image_size=image_size)
     basis = basis_of(conditions, calibration)
-    traced = trace_of(net_or_spec, basis.conditions)
+    precision = basis.conditions.precision
+    traced = trace_of(net_or_spec, replace(basis.conditions, precision=traced_as(precision)))
     work = workload_of(traced, compiled=stand_in(conditions.runtime) == "compiled", by_layer=True)
+    work = eight_bits(work) if precision == "int8" else work
     time = call_time(work.kernels, basis)
     return Profile(
         name=name or _name_of(net_or_spec),
         device=basis.device.title,
         conditions=replace(basis.conditions, image_size=traced.conditions.image_size).to_dict(),
         layers=_layers([kernel for kernel, _ in work.kernels], time),
-        peak_tflops=_peak_tflops(basis.device, conditions.precision),
+        peak_tflops=_peak_tflops(basis.device, precision),
         bandwidth_bytes_s=basis.device.bandwidth_gb_s * 1e9,
     )
 
@@ -130,6 +133,8 @@ def _name_of(network: Network) -> str:
 
 def _peak_tflops(device: Device, precision: str) -> float:
     """The rate that a precision can reach on a device, as ``basis_of`` gives it."""
+    if precision == "int8":
+        return device.int8_tops
     return device.tf32_tflops if precision == "fp32" else device.tensor_tflops
 
 

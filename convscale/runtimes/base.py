@@ -69,6 +69,9 @@ class Opening:
     """The one that most calls will have; None: not known."""
     train: bool = False
     """In training mode."""
+    static: bool = False
+    """A compiler makes code for each shape of a batch, from nothing, as a timing wants it; False: once shapes differ,
+    one for all."""
 
 
 class Runner(ABC, Generic[Prepared, Outputs]):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from convscale.conditions import Conditions
-from convscale.errors import UserError, nearest
+from convscale.errors import DoesNotFit, UserError, nearest
 from convscale.machine import Environment
 from convscale.speed.subjects import Measured, Subject, in_memory, once, subjects, twice
 from convscale.speed.timing import Measurement, Stopwatch, time_callable
@@ -129,7 +129,7 @@ def _measured(
     while (found := in_memory(subject, cond.batch_size, timed)) is None:
         half = cond.batch_size // 2
         if half < 1:
-            raise UserError(
+            raise DoesNotFit(
                 f"{subject.name} does not fit in the memory of {cond.device} at {cond.image_size} px, even one image "
                 "at a time"
             )

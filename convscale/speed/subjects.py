@@ -134,7 +134,9 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
     )
     if isinstance(net, Artifact):
         streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
-        how = Opening(threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size)
+        how = Opening(
+            threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size, static=True
+        )
         runner = open_artifact(net, cond.runtime, how)
         shape = (*sides(net.image_size), net.preprocessing.channels)
 
@@ -186,7 +188,14 @@ def _open_module(module: nn.Module, cond: Conditions) -> Runner:
 
 def _opening(cond: Conditions, *, train: bool = False) -> Opening:
     """How a module is opened under conditions."""
-    return Opening(threads=cond.threads, device=cond.device, precision=cond.precision, layout=cond.layout, train=train)
+    return Opening(
+        threads=cond.threads,
+        device=cond.device,
+        precision=cond.precision,
+        layout=cond.layout,
+        train=train,
+        static=True,
+    )
 
 
 def _needed_bytes(module: nn.Module, cond: Conditions) -> Callable[[int], int]:
@@ -225,7 +234,7 @@ def _training(module: nn.Module, cond: Conditions, batch_size: int) -> tuple[Cal
     optimiser = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     images = runner.prepare(example_input(module, cond.image_size, batch_size=batch_size).float())
     with torch.no_grad(), torch_threads(runner.threads):
-        outputs = runner.forward(images[:2] if batch_size > 1 else images.expand(2, -1, -1, -1))
+        outputs = runner.plain(images[:2] if batch_size > 1 else images.expand(2, -1, -1, -1))
         classes = _logits(outputs, module).shape[1]
     labels = torch.arange(batch_size, device=images.device) % classes
 

@@ -27,10 +27,13 @@ from convscale.choice.measured import Bench, explore, sized_spec_of
 from convscale.choice.speeds import facts_of
 from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
-from convscale.errors import UserError
+from convscale.errors import DoesNotFit, UserError
 from convscale.machine import Environment
 from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter, in_zoo
+from convscale.predictor.calibration import Calibration, save_calibration
+from convscale.predictor.roofline import PRIOR
+from convscale.speed import measuring
 from convscale.speed.timing import Measurement
 
 SPEC = cs.get_spec("mobilenetv2_050")
@@ -369,6 +372,17 @@ def test_merged_networks_are_said_to_be_merged() -> None:
     assert trained.params / 1e6 == pytest.approx(9.11, abs=0.006)
 
 
+def test_autocast_in_bfloat16_is_counted_where_it_is_measured() -> None:
+    """In half the bytes: the peak is under that of single precision, the work is the same."""
+    half, other = (
+        choice_speeds.examine(SizedSpec(SPEC, 64), basis_of(Asked(runtime="eager", precision=precision)))
+        for precision in ("amp_bf16", "fp32")
+    )
+    assert (half.failed, half.speed) == ("", None)
+    assert (half.params, half.macs) == (other.params, other.macs)
+    assert half.memory_bytes < other.memory_bytes
+
+
 def test_attention_is_a_doubt() -> None:
     network = SizedSpec(Foreign("vit_tiny_patch16_224", "timm"), 224)
     facts = choice_speeds.examine(network, basis_of(Asked(device="rtx-4090")))
@@ -521,6 +535,80 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
     assert (found.following.value, found.following.speed.kind) == (found.value + 1, "measured")
     assert found.following.speed.images_per_s < 1500
     assert not largest_under("resnet18", basis, constraint, along, Effort(confirm=False)).confirmed
+
+
+def test_what_a_calibration_predicted_is_measured_with_its_threads(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prediction of one thread, measured on all cores, was kept by a network that misses it."""
+
+    def calibrated(device: str, threads: int | None, **asked: Any) -> Basis:
+        made = Calibration(
+            device=device,
+            mode="infer",
+            runtime="eager",
+            layout="nchw",
+            precision="fp32" if device == "cpu" else "amp",
+            threads=threads,
+            count=1,
+            coefficients=dict(PRIOR),
+            covariance=[[0.01, 0.0, 0.0]] * 3,
+        )
+        path = fake / f"{device}-{threads}.json"
+        save_calibration(made, path)
+        return basis_of(Asked(device=device, **asked), path)
+
+    assert calibrated("cpu", None).conditions.threads is None
+    assert calibrated("cpu", 3, threads=3).conditions.threads == 3
+    assert calibrated("l4", 8).conditions.threads is None, "what a GPU is measured with does not matter"
+    asked: list[int | None] = []
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        asked.append(basis.conditions.threads)
+        return timed(8, 1e4, network.image_size, network.spec.name)
+
+    monkeypatch.setattr(choice_scaling, "time_network", time_network)
+    found = largest_under(
+        "resnet18", calibrated("cpu", 3), Constraint(min_throughput=1500), Direction(along="resolution"), Effort()
+    )
+    assert found.basis.conditions.threads == 3
+    assert asked == [3]
+
+
+def full_above(size: int, message: str = "memory does not hold it") -> Any:
+    """Times networks at 10,000 images/s; those of larger images do not fit in memory."""
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        if network.image_size > size:
+            raise DoesNotFit(message)
+        return timed(8, 1e4, network.image_size, network.spec.name)
+
+    return time_network
+
+
+def test_what_does_not_fit_in_memory_is_not_the_largest(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_measured, "time_network", full_above(250))
+    said: list[str] = []
+    basis, along = basis_of(Asked(runtime="onnxruntime")), Direction(along="resolution")
+    found = largest_under("resnet18", basis, Constraint(min_throughput=1500), along, Effort(say=said.append))
+    assert (found.value, found.following, found.tried) == (240, None, 2)  # 224 is its own size, 256 the next step
+    assert "memory does not hold it" in said
+    monkeypatch.setattr(choice_measured, "time_network", full_above(0, "not even this"))
+    with pytest.raises(UserError, match="not even this"):
+        largest_under("resnet18", basis, Constraint(min_throughput=1500), along, Effort())
+
+
+def test_a_prediction_that_does_not_fit_in_memory_here_is_taken_back(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution").value
+    monkeypatch.setattr(choice_scaling, "own_device", lambda basis: "cuda")
+    monkeypatch.setattr(choice_scaling, "time_network", full_above(int(predicted) - 2))
+    found = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
+    assert (found.value, found.following) == (predicted - 2, None)
+    assert found.confirmed is not None
+    assert found.confirmed.images_per_s == pytest.approx(1e4)
+    monkeypatch.setattr(choice_scaling, "time_network", full_above(0, "not even this"))
+    with pytest.raises(UserError, match="not even this"):
+        largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
 
 
 @pytest.mark.parametrize(
@@ -756,6 +844,29 @@ def test_records_of_other_conditions_are_not_reused(fake: Path, monkeypatch: pyt
         assert speed is not None
         assert speed.images_per_s == pytest.approx(50)
     assert len(calls) == 2
+
+
+def test_a_batch_that_was_halved_is_no_speed_of_the_batch_asked_for(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(spec: NetSpec, conditions: Conditions, **limits: float) -> Measurement:
+        size = conditions.image_size
+        assert isinstance(size, int)
+        return timed(8 if size == 32 else 4, 50, size, spec.name)
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    basis, path = basis_of(Asked(runtime="onnxruntime")), fake / "records.jsonl"
+    small, large = SizedSpec(SPEC, 32), SizedSpec(SPEC, 64)
+    bench = Bench(basis, facts_of([small, large], basis), records=path)
+    said = "mobilenetv2_050 @64 does not fit in memory at batch 8"
+    with pytest.raises(UserError, match=said):
+        bench(large)
+    speed = bench(small)
+    assert speed is not None
+    assert speed.images_per_s == pytest.approx(50)
+    assert bench(large) is None
+    assert bench.failed[large].startswith(said)
+    assert [record.measurement.conditions.image_size for record in choice_measured_records(path)] == [32]
 
 
 def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,16 @@ def test_count_says_what_training_keeps_and_what_a_card_holds(call):
     assert max(map(len, out.splitlines())) <= 60
 
 
+def test_autocast_in_bfloat16_is_counted_as_autocast_in_float16(call):
+    def row(precision: str) -> dict:
+        return json.loads(call("count", "resnet18", "--precision", precision, "--device", "a10", "--json")[1])[0]
+
+    half, other = row("amp"), row("amp_bf16")
+    assert other["precision"] == "amp_bf16"
+    assert other["peak_bytes"] == half["peak_bytes"] < row("fp32")["peak_bytes"]
+    assert other["largest_batch"]["batch_size"] == half["largest_batch"]["batch_size"]
+
+
 def test_measure_sweeps_batches_and_writes_timms_table(call, tmp_path):
     table = tmp_path / "infer.csv"
     args = (

@@ -44,6 +44,13 @@ def test_inference_holds_more_than_training() -> None:
     )
 
 
+def test_bfloat16_holds_as_many_as_float16_and_is_told_by_its_name() -> None:
+    half, other = (predict_largest_batch("resnet18", "t4", precision=p) for p in ("amp", "amp_bf16"))
+    assert (other.batch_size, other.cost.peak_bytes) == (half.batch_size, half.cost.peak_bytes)
+    assert other.cost.precision == "amp_bf16"
+    assert "(train, amp_bf16, nchw)" in str(other)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_largest_within_equals_brute_force(seed: int) -> None:
     """A peak is the highest of several lines in the batch."""

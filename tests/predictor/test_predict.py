@@ -18,14 +18,18 @@ from convscale.conditions import Conditions
 from convscale.cost.fusion import fused_kernels, kernels_of
 from convscale.cost.kernels import Kernel, eager_kernels, prefers_channels_last
 from convscale.errors import UserError
-from convscale.predictor.calibrate import Observation, calibrate
+from convscale.machine import Environment
+from convscale.predictor.calibrate import Observation, calibrate, observations_of
 from convscale.predictor.calibration import RENAMED, Calibration, load_calibration, save_calibration
 from convscale.predictor.devices import devices, get_device
 from convscale.predictor.fitted import fitted_sets
 from convscale.predictor.interval import GROUPS, MARKS
+from convscale.predictor.loading import workload_for
 from convscale.predictor.predict import predict, predict_workload
 from convscale.predictor.roofline import PRIOR, kernel_s, net_s, table_of
 from convscale.predictor.workload import load_workload
+from convscale.speed.records import Record
+from convscale.speed.timing import Measurement
 from tests.cost.helpers import trace
 
 
@@ -368,6 +372,40 @@ def test_many_measurements_refit_a_cpu() -> None:
     net = nn.Sequential(nn.Conv2d(3, 104, 3, padding=1), nn.Conv2d(104, 104, 3, padding=1))
     result = predict(net, device="cpu", precision="fp32", image_size=96, batch_size=1, calibration=made)
     assert result.images_per_s == pytest.approx(truth(104, 96), rel=0.15)
+
+
+def record_of(name: str, source: str = "convscale", mode: str = "infer") -> Record:
+    measurement = Measurement(
+        times_s=(0.1,) * 5,
+        conditions=Conditions(device="cpu", batch_size=2, image_size=64, mode=mode),
+        environment=Environment(device_name="a processor", cores=2),
+    )
+    return Record(model=name, measurement=measurement, source=source)
+
+
+@pytest.mark.parametrize(
+    ("source", "mode", "params"),
+    [("convscale", "infer", 8.31), ("kit", "infer", 8.31), ("convscale", "train", 9.11), ("timm.csv", "infer", 9.11)],
+)
+def test_a_measured_network_is_traced_in_the_form_that_was_timed(source: str, mode: str, params: float) -> None:
+    """RepVGG-A0 has 8.31 M parameters merged, as ``measure`` and kits time it, and 9.11 M as trained."""
+    (observation,), unknown = observations_of([record_of("repvgg_a0", source, mode)], "cpu")
+    assert unknown == []
+    assert workload_for(observation.net, observation.conditions).params / 1e6 == pytest.approx(params, abs=0.006)
+
+
+@pytest.mark.parametrize("source", ["convscale", "timm.csv"])
+def test_names_that_nothing_builds_are_left_out_and_run_no_code(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm refused such names with errors of all kinds, and asked the network for some."""
+    (tmp_path / "mynets.py").write_text("raise SystemExit('a row of a file ran this')")
+    monkeypatch.chdir(tmp_path)
+    names = ["mynets:make", "someone/net", "hf-hub:someone/net", "http://[", "resnet18.no_such_tag", "nobody_knows_it"]
+    found, unknown = observations_of([record_of(name, source) for name in [*names, "resnet18"]], "cpu")
+    assert unknown == names
+    assert [getattr(each.net, "name", "") for each in found] == ["resnet18"]
+    assert "mynets" not in sys.modules
 
 
 def calibration_of_t4() -> Calibration:

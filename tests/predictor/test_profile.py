@@ -21,13 +21,13 @@ from convscale.predictor.profile import BACKWARD, ITSELF, UPDATE, WAITING, Profi
 def both(net: str, conditions: Conditions, calibrated: bool = False) -> tuple[Prediction, Profile]:
     """The prediction and the profile, by the sheet or by a measurement at two thirds of the predicted speed."""
     c = conditions
-    loose = (c.device, c.mode, c.precision, c.image_size, c.batch_size, c.runtime == "compiled", c.layout)
+    loose = (c.device, c.mode, c.precision, c.image_size, c.batch_size, False, c.layout)
     made = None
     if calibrated:
-        plain = predict(net, *loose)
+        plain = predict(net, *loose, runtime=c.runtime)
         measured = Observation(net=net, conditions=plain.conditions, images_per_s=plain.images_per_s / 1.5)
         made = calibrate([measured])
-    return predict(net, *loose, calibration=made), profile(net, conditions, calibration=made)
+    return predict(net, *loose, made, c.runtime), profile(net, conditions, calibration=made)
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -42,6 +42,8 @@ def both(net: str, conditions: Conditions, calibrated: bool = False) -> tuple[Pr
         ("b200", "amp", "train", "nchw", "eager", 1),
         ("l4", "fp32", "train", "nchw", "compiled", 16),
         ("cpu", "fp32", "infer", "nchw", "compiled", 1),
+        ("a10", "amp_bf16", "infer", "nchw", "eager", 64),
+        ("l4", "int8", "infer", "nchw", "tensorrt", 64),
     ],
 )
 def test_the_layers_add_up_to_the_prediction(
@@ -88,14 +90,19 @@ def test_what_belongs_to_no_module_has_rows_that_say_so() -> None:
 
 
 def test_roofs_are_the_rates_that_the_precision_reaches() -> None:
-    def roof(device: str, precision: str) -> float:
-        return profile("resnet18", Conditions(device=device, precision=precision, batch_size=8)).peak_tflops
+    def roof(device: str, precision: str, runtime: str = "eager") -> float:
+        conditions = Conditions(device=device, precision=precision, batch_size=8, runtime=runtime)
+        found = profile("resnet18", conditions)
+        assert found.conditions["precision"] == precision
+        return found.peak_tflops
 
     sheet = get_device("v100")
     assert roof("v100", "amp") == sheet.tensor_tflops
     assert roof("v100", "fp32") == sheet.tf32_tflops
     assert roof("v100", "bf16") == sheet.fp32_tflops  # on its general cores
-    assert roof("a10", "bf16") == get_device("a10").tensor_tflops
+    assert roof("a10", "bf16") == roof("a10", "amp_bf16") == get_device("a10").tensor_tflops
+    assert roof("v100", "amp_bf16") == sheet.fp32_tflops
+    assert roof("l4", "int8", "tensorrt") == get_device("l4").int8_tops
 
 
 def test_a_calibrations_file_does_as_well(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,49 @@ def test_compiled(runtime: str) -> None:
     with torch.no_grad():
         expected = net(x).numpy()
         assert np.allclose(open_runtime(net, runtime, Opening(threads=1))(x)[0], expected, atol=1e-5)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[object]]]:
+    """The images' batch sizes of every graph that is compiled; no code is generated."""
+    found: list[list[object]] = []
+    real = torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        found.append([x.shape[0] if isinstance(x, torch.Tensor) else x for x in inputs if getattr(x, "ndim", 4) == 4])
+        return graph.forward
+
+    def compile(net: nn.Module, *, options: object = None, **given: object) -> object:
+        return real(net, backend=backend, **given)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    yield found
+    torch._dynamo.reset()
+
+
+class Pooled(nn.Module):
+    """Without weights of four dimensions, so that a graph's only map is its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu().mean((2, 3))
+
+
+def test_what_is_timed_is_compiled_for_its_own_shape(graphs: list[list[object]]) -> None:
+    """PyTorch's own way is one graph for all sizes from the second on, and none beyond eight."""
+    if "compiled" not in installed_runtimes():
+        pytest.skip("no C++ compiler")
+    sizes = list(range(2, 14))
+    for _ in range(2):  # a second runner of the same network takes nothing from the first
+        run = open_runtime(Pooled(), "compiled", Opening(threads=1, static=True))
+        for size in (*sizes, *sizes):
+            run(torch.zeros(size, 3, 4, 4))
+    assert graphs == [[size] for size in sizes] * 2
+    graphs.clear()
+    torch._dynamo.reset()
+    run = open_runtime(Pooled(), "compiled", Opening(threads=1))
+    for size in sizes:
+        run(torch.zeros(size, 3, 4, 4))
+    assert len(graphs) == 2, "an artefact that is served takes batches of any size"
 
 
 def test_nhwc_and_bf16(tiny: nn.Module) -> None:

@@ -142,6 +142,23 @@ def test_a_spec_in_a_record_is_built_where_the_name_is_unknown() -> None:
     assert unknown == ["mine"]
 
 
+@pytest.mark.parametrize("source", ["convscale", "kit"])
+def test_a_record_of_another_device_calibrates_nothing(source: str) -> None:
+    record = Record(model="resnet18", measurement=measured(0.1), source=source)
+    for device, title in (("rtx-4090", "NVIDIA GeForce RTX 4090"), ("cpu", "")):
+        with pytest.raises(UserError) as caught:
+            observations_of([record], device)
+        assert f"resnet18 was measured on 'NVIDIA L4', the calibration is for {title}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    (observation,), _ = observations_of([record], "NVIDIA L4")
+    assert observation.conditions.device == "l4"
+    here = replace(record, measurement=replace(record.measurement, conditions=Conditions(device="cpu")))
+    with pytest.raises(UserError, match="resnet18 was measured on 'NVIDIA L4', the calibration is for NVIDIA L4"):
+        observations_of([here], "l4")  # what its processor did is not the card's
+    (told,), _ = observations_of([replace(here, source="table.csv")], "l4")  # a table's device is told
+    assert told.conditions.device == "l4"
+
+
 def test_without_a_promise(folder: Path) -> None:
     with pytest.raises(UserError, match=r"carries no promise; `convscale measure .*` measures it"):
         confirm(folder)

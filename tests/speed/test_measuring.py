@@ -73,6 +73,25 @@ def test_training_really_trains(monkeypatch: pytest.MonkeyPatch, tiny: nn.Module
     assert not any(p.shape == start.shape and torch.equal(p, start) for p in made[0])
 
 
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_timed_network_is_compiled_for_its_batch_alone(
+    mode: str, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first call with two images made code for all sizes, and that was timed."""
+    seen: list[int] = []
+    given: list[dict[str, object]] = []
+
+    def compile(net: nn.Module, **options: object) -> object:
+        given.append(options)
+        return lambda x: seen.append(len(x)) or net(x)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch_runner, "installed_runtimes", lambda: ("compiled",))
+    measure(tiny, mode=mode, runtime="compiled", batch_size=5, threads=1, **QUICK)
+    assert set(seen) == {5}
+    assert [options["dynamic"] for options in given] == [False]
+
+
 def test_export_and_time_runs_what_is_shipped(tiny: nn.Module) -> None:
     m = export_and_time(tiny, batch_size=2, threads=1, image_size=24, **QUICK)
     assert (m.conditions.runtime, m.conditions.image_size) == ("onnxruntime", 24)

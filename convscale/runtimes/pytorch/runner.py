@@ -34,7 +34,7 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.module = net
         self.net: Callable[[torch.Tensor], Outputs] = (
-            net if runtime == "eager" else _compiled(net, frozen=runtime == "compiled-frozen")
+            net if runtime == "eager" else _compiled(net, frozen=runtime == "compiled-frozen", static=how.static)
         )
         if self._device.type == "cuda":
             self.synchronize = lambda: torch.cuda.synchronize(self._device)
@@ -54,6 +54,11 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
         """One forward pass under the precision's autocast, with gradients where they are on."""
         with self._autocast():
             return self.net(prepared)
+
+    def plain(self, prepared: torch.Tensor) -> Outputs:
+        """As :meth:`forward`, operator by operator: nothing is compiled for a batch that is only looked at."""
+        with self._autocast():
+            return self.module(prepared)
 
     def parameters(self) -> list[nn.Parameter]:
         """The module's parameters, as they are on the device."""
@@ -85,10 +90,20 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compiled(net: nn.Module, *, frozen: bool) -> Callable[[torch.Tensor], Outputs]:
-    """``torch.compile``; with freezing, weights become constants and are laid out for the processor."""
+def _compiled(net: nn.Module, *, frozen: bool, static: bool) -> Callable[[torch.Tensor], Outputs]:
+    """``torch.compile``; with freezing, weights become constants and are laid out for the processor.
+
+    Static code is new code: PyTorch hands on what it compiled for other networks of the same class, and from the
+    second shape on code for all shapes, which is slower; after eight it compiles no more. So what this process compiled
+    before is dropped, and the limit raised to the one that PyTorch has for all networks together.
+    """
     if "compiled" not in installed_runtimes() and next(net.parameters(), torch.empty(0)).device.type == "cpu":
         raise UserError(
             "runtime compiled needs a C++ compiler on a CPU; install g++, or use runtime eager or onnxruntime"
         )
-    return torch.compile(net, options={"freezing": True}) if frozen else torch.compile(net)
+    if static:
+        from torch import _dynamo  # slow to import
+
+        _dynamo.reset()
+        _dynamo.config.recompile_limit = _dynamo.config.accumulated_recompile_limit
+    return torch.compile(net, dynamic=False if static else None, options={"freezing": True} if frozen else None)
