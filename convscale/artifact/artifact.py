@@ -107,6 +107,24 @@ class Artifact:
         """Side of the square images it takes, in pixels, or their (height, width)."""
         return self.preprocessing.image_size
 
+    def floats_in(self, runtime: str) -> str:
+        """What float operations are computed in by a runtime here: as the record says where that can be done, else
+        float32, which is nearer to the trained network.
+        """
+        known, wanted = runtime_of(runtime), self.manifest.computes
+        return wanted if wanted in known.precisions and known.native(wanted) else "fp32"
+
+    def computed_in(self, runtime: str) -> str:
+        """``precision`` as a runtime has it here, for what is measured: bfloat16 is float32 where there is none."""
+        return self.floats_in(runtime) if self.precision == "bf16" else self.precision
+
+    def fallbacks(self, runtime: str) -> tuple[str, ...]:
+        """What a reader of a measurement in a runtime must know of ``floats_in``, as sentences; mostly nothing."""
+        wanted, found = self.manifest.computes, self.floats_in(runtime)
+        return (
+            () if found == wanted else (f"{runtime} has no {wanted} here: float operations were computed in {found}",)
+        )
+
     @property
     def verification(self) -> dict[str, Any] | None:
         """What was checked at export, as plain values; None where nothing was."""
@@ -419,13 +437,8 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format, computing as its record says where that can
-    be done here, else in float32, which is nearer to the trained network.
-    """
-    known = runtime_of(runtime)
-    wanted = artifact.manifest.computes
-    precision = wanted if wanted in known.precisions and known.native(wanted) else "fp32"
-    return open_runtime(artifact.model_path, runtime, replace(how, precision=precision))
+    """Open an artefact's model file in a runtime that can run its format, computing as ``Artifact.floats_in`` says."""
+    return open_runtime(artifact.model_path, runtime, replace(how, precision=artifact.floats_in(runtime)))
 
 
 def state_fact(artifact: Artifact, name: str, text: str) -> None:
