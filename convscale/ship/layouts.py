@@ -211,7 +211,7 @@ def check_file(path: Path, artifact: Artifact, sample: Sample) -> tuple[str, ...
         runtime = runtime_of(name)
         if runtime.opens_modules or not runtime.installed():
             continue
-        found = open_runtime(path, name, Opening(threads=1))(sample.inputs)
+        found = open_runtime(path, name, Opening(threads=1, precision=artifact.floats_in(name)))(sample.inputs)
         for one, other in zip(found, sample.outputs, strict=True):
             worst = float(np.abs(np.asarray(one, np.float32) - other).max())
             if not worst <= allowed * max(1.0, float(np.abs(other).max())):
@@ -261,7 +261,14 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
     (warm / "one").write_bytes(sample.inputs[:1].tobytes())
     backend = "onnxruntime" if artifact.format == "onnx" else "openvino"
     text = triton_config(
-        name, backend, source, outputs, batch_size=artifact.batch_size, threads=threads, streams=streams
+        name,
+        backend,
+        source,
+        outputs,
+        batch_size=artifact.batch_size,
+        threads=threads,
+        streams=streams,
+        computes=artifact.manifest.computes,
     )
     write_text(model / "config.pbtxt", text)
     _write_sample(artifact, model / "reference", sample, outputs)
@@ -275,7 +282,8 @@ def _write_ovms(artifact: Artifact, name: str, folder: Path, sample: Sample) -> 
     source, outputs = ports_of(artifact)
     path, _ = _copy_model(artifact, folder / name / "1")
     threads, streams = _threads(artifact)
-    write_json(folder / "config.json", ovms_config(name, threads=threads, streams=streams))
+    config = ovms_config(name, threads=threads, streams=streams, computes=artifact.manifest.computes)
+    write_json(folder / "config.json", config)
     _write_labels(artifact, folder / name / "labels.txt")
     _write_sample(artifact, folder / name / "reference", sample, outputs)
     write_text(folder / name / "reference" / "check.py", check_script(name, source, outputs))

@@ -110,6 +110,43 @@ def test_openvino_files_for_both_servers(tmp_path: Path) -> None:
     assert found == pytest.approx(np.load(reference / "probabilities.npy"), abs=1e-3)
 
 
+@pytest.mark.parametrize(("computes", "hint", "other"), [("fp32", "f32", ""), ("bf16", "bf16", "YES")])
+def test_servers_compute_as_the_record_says(computes: str, hint: str, other: str, tmp_path: Path) -> None:
+    artifact = load_artifact(shutil.copytree(OLD / "openvino_fp32", tmp_path / "m"))
+    artifact.keep(precision=computes, computes=computes)
+    artifact = load_artifact(tmp_path / "m")
+    write_layout(artifact, "ovms", tmp_path / "ovms")
+    (entry,) = json.loads((tmp_path / "ovms" / "config.json").read_text())["model_config_list"]
+    assert entry["config"]["plugin_config"]["INFERENCE_PRECISION_HINT"] == hint
+    write_layout(artifact, "triton", tmp_path / "triton")
+    config = parsed(tmp_path / "triton" / "m" / "config.pbtxt")
+    assert config.parameters["HINT_BF16"].string_value == other
+
+
+def test_a_layout_is_of_the_artefact_that_was_asked_for(
+    tuned: Artifact, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --layout, --qat, --bf16 and --with-features were dropped in silence."""
+    asked: list[dict[str, Any]] = []
+    data = {"calibration_images": np.zeros(0), "verify_images": np.zeros(0), "verify_labels": np.zeros(0)}
+    monkeypatch.setattr("convscale.cli.ship._check_images", lambda *_: data)
+
+    def export(net: object, out: Path, **options: Any) -> Artifact:
+        asked.append({name: options[name] for name in ("int8", "bf16", "half", "bake", "with_features", "format")})
+        return load_artifact(shutil.copytree(tuned.folder, out))
+
+    monkeypatch.setattr("convscale.ship.export.export", export)
+    words = ("--data-dir", tmp_path, "--int8", "qat", "--bf16", "--with-features", "--bake", "--format", "openvino")
+    net = ("export", "mobilenetv2_050", "--img-size", 32, *words)
+    code, _, err = call(*net, "--output", tmp_path / "plain")
+    assert code == 0, err
+    code, _, err = call(*net, "--output", tmp_path / "repo", "--layout", "triton")
+    assert code == 0, err
+    assert (tmp_path / "repo" / "repo" / "1" / "model.onnx").is_file()
+    right = {"int8": "qat", "bf16": True, "half": False, "bake": True, "with_features": True, "format": "openvino"}
+    assert asked == [right, right]
+
+
 @pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
 def test_kserve_is_valid_yaml_with_what_it_needs(tuned: Artifact, tmp_path: Path, layout: str) -> None:
     write_layout(tuned, layout, tmp_path / "repo", name="My_Model.V2")
@@ -167,6 +204,10 @@ def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, s
         (("resnet18", "--layout", "seldon"), "layout 'seldon' is unknown"),
         ((tuned.folder, "--layout", "triton", "--name", "a/b"), "model name 'a/b' can not stand in an address"),
         ((tuned.folder, "--name", "a"), "--name goes with --layout"),
+        (
+            (tuned.folder, "--layout", "triton", "--int8"),
+            "--int8 is for a checkpoint; an artefact is laid out as it is",
+        ),
     ):
         code, out, err = call("export", *arguments, "--output", tmp_path / "repo")
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
