@@ -22,8 +22,11 @@ import tritonclient.http as triton
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
-from convscale.serve.models import named, newest
-from convscale.serve.settings import TOKEN
+from convscale.serve.answering import Answering
+from convscale.serve.app import build
+from convscale.serve.models import Named, named, newest
+from convscale.serve.server import server_of
+from convscale.serve.settings import TOKEN, Settings
 from tests.serve.conftest import pixels
 
 COLUMNS = 200
@@ -98,6 +101,28 @@ def test_told_to_stop_under_load_it_answers_what_it_took(artifact: Artifact, wor
     assert [line["status"] for line in lines if line["path"].endswith("/infer")] == [200] * counts["good"]
     counted = metrics.partition('convscale_requests_total{endpoint="infer",model="m",status="200"} ')[2]
     assert 44 <= float(counted.partition("\n")[0]) <= counts["good"]  # of all processes together
+
+
+def test_signals_that_come_together_are_one_stop(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C and systemd tell each worker, and their parent tells it once more: what was accepted was cancelled."""
+    settings = Settings(models=(Named("m", artifact.folder),), drain_s=0.5, log="none")
+    answering = Answering(settings)
+    try:
+        guard = build(answering)
+        server = server_of(guard, settings, lambda: None)
+        now = [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        for moment, number in ((100.0, signal.SIGINT), (100.9, signal.SIGTERM)):
+            now[0] = moment
+            server.handle_exit(number, None)
+            assert (guard.draining, server.force_exit, server.should_exit) == (True, False, False)
+            assert server.stop_at == 100.5  # pyright: ignore[reportAttributeAccessIssue]
+        now[0] = 101.1
+        server.handle_exit(signal.SIGINT, None)
+        assert (server.force_exit, server.should_exit) == (True, True)
+    finally:
+        monkeypatch.undo()
+        answering.close()
 
 
 def _get(address: tuple[str, int], path: str) -> str:
