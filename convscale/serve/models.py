@@ -153,6 +153,8 @@ class Model:
     def _open(self, number: int, folder: Path) -> Version:
         how = self._how
         artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
+        if artifact.is_detector:
+            raise UserError(f"artefact {folder} is a detector's; serve takes classifiers")
         batch_size = how.batch_size or artifact.batch_size
         # Each stream takes batches of its own from the queue: where a batch is cut into parts that run side by side, it
         # waits for the slowest of them.

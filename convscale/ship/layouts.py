@@ -79,11 +79,13 @@ def write_layout(
         overwrite: replace a layout that stands there.
 
     Raises:
-        UserError: an unknown layout, a format that the server can not load, a folder that holds something else, or a
-            model file that says something else in a runtime of the server.
+        UserError: an unknown layout, a detector's artefact, a format that the server can not load, a folder that holds
+            something else, or a model file that says something else in a runtime of the server.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r} is unknown{nearest(str(layout), LAYOUTS)}")
+    if artifact.is_detector:
+        raise UserError(f"artefact {artifact.folder} is a detector's; --layout takes classifiers")
     if artifact.format == "torch":
         raise UserError(
             f"--layout {layout} needs an ONNX or OpenVINO form, artefact {artifact.folder} is of format torch; export "

@@ -27,7 +27,7 @@ from convscale.serve.app import build
 from convscale.serve.models import Named, named, newest
 from convscale.serve.server import server_of
 from convscale.serve.settings import TOKEN, Settings
-from tests.serve.conftest import pixels
+from tests.serve.conftest import as_detector, copied, pixels
 
 COLUMNS = 200
 
@@ -148,6 +148,7 @@ def test_bad_input_is_one_line(
     newer = shutil.copytree(folder, tmp_path / "newer")
     record = json.loads((newer / "artifact.json").read_text())
     (newer / "artifact.json").write_text(json.dumps({**record, "schema": 99}))
+    boxes = as_detector(copied(tmp_path / "boxes"))
     (tmp_path / "empty").mkdir()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -161,6 +162,7 @@ def test_bad_input_is_one_line(
             ((folder, "--host", "nowhere.invalid"), "host 'nowhere.invalid' is unknown"),
             ((damaged, "--port", 0), "the checksum of classes.json is wrong"),
             ((newer, "--port", 0), "has schema 99"),
+            ((boxes, "--port", 0), f"artefact {boxes} is a detector's; serve takes classifiers"),
             ((tmp_path / "empty", "--port", 0), "is no artefact"),
             ((tmp_path / "none", "--port", 0), "does not exist"),
             ((folder, "--workers", 0), "--workers is 0"),

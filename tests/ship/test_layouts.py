@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import seal
 from convscale.errors import UserError
 from convscale.ship.layouts import write_layout
+from tests.serve.conftest import as_detector
 
 COLUMNS = 200
 OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts"
@@ -216,6 +218,21 @@ def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, s
     code, _, err = call("export", tuned.folder, "--layout", "ovms", "--output", tmp_path / "full", "--overwrite")
     assert (code, "holds something other than a layout" in err) == (2, True)
     assert (tmp_path / "full" / "mine").read_text() == "x"
+
+
+@pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
+def test_a_detector_is_told_in_one_line(
+    layout: str, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = as_detector(load_artifact(shutil.copytree(OLD / "onnx_fp32", tmp_path / "boxes")))
+    network = SimpleNamespace(net=SimpleNamespace(detector_spec=object()))
+    monkeypatch.setattr("convscale.cli.ship._to_export", lambda *_: network)
+    for what in (artefact, "mine"):  # one that is there, and one that would take minutes to make
+        code, out, err = call("export", what, "--layout", layout, "--output", tmp_path / "repo")
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert "detector" in err
+        assert "--layout takes classifiers" in err
+        assert not (tmp_path / "repo").exists()
 
 
 def test_the_command_says_what_to_start_and_replaces_only_when_told(
