@@ -107,6 +107,17 @@ class Artifact:
         """Side of the square images it takes, in pixels, or their (height, width)."""
         return self.preprocessing.image_size
 
+    @property
+    def checked_in(self) -> tuple[str, ...]:
+        """The runtimes that it may ship in: those of its format. Each rounds 8 bits in its own way, so in INT8 those
+        in which it passed its gate; a record that names none is of a version that asked the usual one alone.
+        """
+        known, about = runtimes_of(self.format), self.manifest.get("int8")
+        if self.precision != "int8" or not isinstance(about, Mapping):
+            return known
+        said = about.get("passed_in")
+        return tuple(name for name in known if isinstance(said, list) and name in said) or known[:1]
+
     def floats_in(self, runtime: str) -> str:
         """What float operations are computed in by a runtime here: as the record says where that can be done, else
         float32, which is nearer to the trained network.

@@ -26,6 +26,7 @@ from convscale.machine import available_cores
 from convscale.runtimes.base import Opening, open_runtime, runtime_of, runtimes_of
 from convscale.ship.containers import write_container
 from convscale.ship.repository import Port, check_script, kserve_text, ovms_config, triton_config
+from convscale.ship.tune import not_passed
 from convscale.words import safe
 
 LAYOUTS = ("triton", "ovms", "docker")
@@ -280,7 +281,13 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
 
 
 def _write_ovms(artifact: Artifact, name: str, folder: Path, sample: Sample) -> tuple[str, ...]:
-    """``config.json`` and ``NAME/1/model.xml``."""
+    """``config.json`` and ``NAME/1/model.xml``.
+
+    Raises:
+        UserError: OpenVINO runs it there, and its INT8 has not passed in that.
+    """
+    if "openvino" not in artifact.checked_in:
+        raise UserError(not_passed(artifact, "openvino"))
     source, outputs = ports_of(artifact)
     path, _ = _copy_model(artifact, folder / name / "1")
     threads, streams = _threads(artifact)

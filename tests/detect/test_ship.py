@@ -246,6 +246,30 @@ def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact,
         artifact(np.zeros((1, 32, 64, 3), np.uint8))
 
 
+@pytest.mark.parametrize("passes", [True, False])
+def test_int8_boxes_are_checked_in_each_runtime_too(
+    passes: bool, detector: Detector, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing and quantising take long, and are left out: what counts is which runtimes are asked."""
+    said = {"route": "nncf", "calibration_images": 32, "max_drop": 0.5, "layers": 1, "steps": [{"float_layers": []}]}
+    real, asked = detectors._verify, []
+
+    def verify(job: object, made: Artifact) -> object:
+        asked.append(made.runtime)
+        found = real(job, made)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(found, passed=passes or made.runtime == "onnxruntime")
+
+    monkeypatch.setattr(
+        detectors, "_write", lambda job, graph, folder: shutil.copy(artifact.model_path, folder / "model.onnx")
+    )
+    monkeypatch.setattr(detectors, "_quantise", lambda *_: said)
+    monkeypatch.setattr(detectors, "_verify", verify)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+    made = cs.export(detector, tmp_path / "art", int8=True, calibration_images=noise)
+    assert asked == ["onnxruntime", "openvino"]
+    assert made.checked_in == (("onnxruntime", "openvino") if passes else ("onnxruntime",))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -249,6 +249,15 @@ def test_the_command_says_what_to_start_and_replaces_only_when_told(
     assert "fashion/1/model.onnx" in value["files"]
 
 
+def test_int8_is_not_laid_out_for_a_server_whose_runtime_it_did_not_pass_in(tmp_path: Path) -> None:
+    artifact = load_artifact(shutil.copytree(OLD / "onnx_int8", tmp_path / "m"))
+    with pytest.raises(UserError, match="artefact m passed its INT8 gate in onnxruntime, not in openvino"):
+        write_layout(artifact, "ovms", tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+    artifact.keep(int8={**artifact.manifest["int8"], "passed_in": ["onnxruntime", "openvino"]})
+    assert "openvino" in write_layout(artifact, "ovms", tmp_path / "repo").checked
+
+
 def test_a_file_that_says_something_else_is_not_laid_out(
     tuned: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
