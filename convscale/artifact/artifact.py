@@ -108,6 +108,35 @@ class Artifact:
         return self.preprocessing.image_size
 
     @property
+    def checked_in(self) -> tuple[str, ...]:
+        """The runtimes that it may ship in: those of its format. Each rounds 8 bits in its own way, so in INT8 those
+        in which it passed its gate; a record that names none is of a version that asked the usual one alone.
+        """
+        known, about = runtimes_of(self.format), self.manifest.get("int8")
+        if self.precision != "int8" or not isinstance(about, Mapping):
+            return known
+        said = about.get("passed_in")
+        return tuple(name for name in known if isinstance(said, list) and name in said) or known[:1]
+
+    def floats_in(self, runtime: str) -> str:
+        """What float operations are computed in by a runtime here: as the record says where that can be done, else
+        float32, which is nearer to the trained network.
+        """
+        known, wanted = runtime_of(runtime), self.manifest.computes
+        return wanted if wanted in known.precisions and known.native(wanted) else "fp32"
+
+    def computed_in(self, runtime: str) -> str:
+        """``precision`` as a runtime has it here, for what is measured: bfloat16 is float32 where there is none."""
+        return self.floats_in(runtime) if self.precision == "bf16" else self.precision
+
+    def fallbacks(self, runtime: str) -> tuple[str, ...]:
+        """What a reader of a measurement in a runtime must know of ``floats_in``, as sentences; mostly nothing."""
+        wanted, found = self.manifest.computes, self.floats_in(runtime)
+        return (
+            () if found == wanted else (f"{runtime} has no {wanted} here: float operations were computed in {found}",)
+        )
+
+    @property
     def verification(self) -> dict[str, Any] | None:
         """What was checked at export, as plain values; None where nothing was."""
         return read_part(self.folder, "verification.json") if (self.folder / "verification.json").is_file() else None
@@ -419,13 +448,8 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format, computing as its record says where that can
-    be done here, else in float32, which is nearer to the trained network.
-    """
-    known = runtime_of(runtime)
-    wanted = artifact.manifest.computes
-    precision = wanted if wanted in known.precisions and known.native(wanted) else "fp32"
-    return open_runtime(artifact.model_path, runtime, replace(how, precision=precision))
+    """Open an artefact's model file in a runtime that can run its format, computing as ``Artifact.floats_in`` says."""
+    return open_runtime(artifact.model_path, runtime, replace(how, precision=artifact.floats_in(runtime)))
 
 
 def state_fact(artifact: Artifact, name: str, text: str) -> None:

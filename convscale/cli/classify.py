@@ -72,6 +72,8 @@ def classify_command(
     left_out = Tally()
     check_text("engine", engine, ("local", "ray"))
     if engine == "ray":
+        if coco is not None or draw is not None:
+            raise UserError("--coco and --draw go with --engine local")
         _classify_on_ray(
             images,
             model,
@@ -91,7 +93,7 @@ def classify_command(
     form = format or ("jsonl" if as_json and output is None else None)
 
     opened = load_artifact(model, device=device)
-    check_box_outputs(opened, output, coco, draw, min_score)
+    since_ns = check_box_outputs(opened, output, coco, draw, min_score, resume=resume, overwrite=overwrite)
 
     def tell(count: int, errors: int) -> None:
         if sys.stderr.isatty():
@@ -116,7 +118,7 @@ def classify_command(
         say(note, err=True)
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
     if output is not None:
-        write_box_outputs(opened, output, coco, draw, min_score)
+        write_box_outputs(opened, output, coco, draw, min_score, since_ns=since_ns)
     if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
         raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")
 

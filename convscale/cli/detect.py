@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,15 +161,24 @@ def export_boxes(
 
 
 def check_box_outputs(
-    artifact: Artifact, output: Path | None, coco: Path | None, draw: Path | None, min_score: float
-) -> None:
-    """
+    artifact: Artifact,
+    output: Path | None,
+    coco: Path | None,
+    draw: Path | None,
+    min_score: float,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> int:
+    """The time, in nanoseconds since 1970, from which on drawings can be of the rows that a run will have: with
+    ``resume`` that of the rows that are there, since nothing is drawn before all are.
+
     Raises:
         UserError: results or drawings are asked for that can not be made.
     """
     check_number("--min-score", min_score, "a score from 0 to 1", 0, 1)
     if coco is None and draw is None:
-        return
+        return 0
     if not artifact.is_detector:
         raise UserError("--coco and --draw are for detectors; this artefact is a classifier's")
     if output is None:
@@ -177,17 +187,22 @@ def check_box_outputs(
         raise UserError(f"--coco {coco} is a folder; name a file")
     if draw is not None and draw.exists() and not draw.is_dir():
         raise UserError(f"--draw {draw} is a file; name a folder")
+    if draw is not None and draw.is_dir() and any(draw.iterdir()) and not (resume or overwrite):
+        raise UserError(f"--draw {draw} exists and is not empty; use --resume, --overwrite or another name")
+    return output.stat().st_mtime_ns if resume and output.is_file() else time.time_ns()
 
 
-def write_box_outputs(artifact: Artifact, output: Path, coco: Path | None, draw: Path | None, min_score: float) -> None:
-    """COCO's results and drawings of a finished run."""
+def write_box_outputs(
+    artifact: Artifact, output: Path, coco: Path | None, draw: Path | None, min_score: float, *, since_ns: int
+) -> None:
+    """COCO's results and drawings of a finished run; drawings from before ``since_ns`` are made again."""
     from convscale.ship.box_outputs import draw_results, write_coco_results
 
     if coco is not None:
         count = write_coco_results(output, coco, artifact.classes)
         say(f"{count:,} boxes in {coco}", err=True)
     if draw is not None:
-        count = draw_results(output, draw, artifact.classes, min_score=min_score)
+        count = draw_results(output, draw, artifact.classes, min_score=min_score, since_ns=since_ns)
         say(f"{count:,} images drawn into {draw}", err=True)
 
 

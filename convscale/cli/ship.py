@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,37 +105,72 @@ def export_command(
     from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
 
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
+        given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
+        given |= {"--with-features": with_features, "--data-dir": data_dir, "--img-size": img_size, "--card": card}
+        if lost := [flag for flag, value in given.items() if value]:
+            raise UserError(f"{lost[0]} is for a checkpoint; an artefact is laid out as it is")
         _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
         return
     if layout is not None:
         _check_layout(layout, format)
-        with TemporaryDirectory() as aside:
-            with redirect_stdout(sys.stderr):
-                export_command(
-                    checkpoint,
-                    Path(aside) / "artifact",
-                    format=format,
-                    data_dir=data_dir,
-                    img_size=img_size,
-                    half=half,
-                    int8=int8,
-                    max_drop=max_drop,
-                    model=model,
-                    card=card,
-                    bake=bake,
-                )
-            name = name or output.resolve().name
-            _lay_out(Path(aside) / "artifact", layout, output, name, overwrite=overwrite, as_json=as_json)
+    if (qat or int8) and data_dir is None:
+        raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
+    loaded = _to_export(checkpoint, model)
+    # With a layout the artefact is the same, whatever is asked of it; it only lies elsewhere.
+    write = partial(
+        _export,
+        loaded,
+        data_dir=data_dir,
+        format=format,
+        img_size=img_size,
+        half=half,
+        int8=int8,
+        qat=qat,
+        bf16=bf16,
+        max_drop=max_drop,
+        card=card,
+        bake=bake,
+        with_features=with_features,
+        nms=nms,
+    )
+    if layout is None:
+        write(output, overwrite=overwrite, as_json=as_json)
         return
+    if hasattr(loaded.net, "detector_spec"):
+        raise UserError("--layout takes classifiers, and this is a detector; leave --layout out")
+    with TemporaryDirectory() as aside:
+        with redirect_stdout(sys.stderr):
+            write(Path(aside) / "artifact", overwrite=False, as_json=False)
+        name = name or output.resolve().name
+        _lay_out(Path(aside) / "artifact", layout, output, name, overwrite=overwrite, as_json=as_json)
+
+
+def _export(
+    loaded: Checkpoint,
+    output: Path,
+    *,
+    data_dir: Path | None,
+    format: str,
+    img_size: int | None,
+    half: bool,
+    int8: bool,
+    qat: bool,
+    bf16: bool,
+    max_drop: float,
+    card: list[str] | None,
+    bake: bool,
+    with_features: bool,
+    nms: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """A checkpoint as an artefact, as the options of ``export`` ask for it."""
     from dataclasses import replace
 
     from convscale.ship.export import export
     from convscale.ship.forms import export_fastest
 
     eight: bool | str = "qat" if qat else int8
-    if eight and data_dir is None:
-        raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
-    loaded = _to_export(checkpoint, model)
     if hasattr(loaded.net, "detector_spec"):
         if format == "fastest" or img_size is not None:
             raise UserError("--format fastest and --img-size are not for detectors; name a format")

@@ -8,7 +8,7 @@ import asyncio
 import gzip
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -26,6 +26,8 @@ from convscale.serve.settings import Settings
 
 LARGE = 65_536
 """Bytes of JSON or of something packed that are not read in the event loop's own thread."""
+_PIECE = 262_144
+"""Bytes that are unpacked at once."""
 _WORTH_PACKING = 1_024
 """Bytes of an answer."""
 
@@ -278,21 +280,42 @@ async def unpacked(one: Guarded, headers: Mapping[str, str], body: bytes) -> byt
         return body
     if encoding not in ("gzip", "deflate"):
         raise Problem(415, f"content encoding {encoding[:40]!r} is unknown; gzip, deflate or none would be right")
-    return await in_pool(_inflated, body, encoding, one.guard.settings.limits.body)
+    most, parts, total = one.guard.settings.limits.body, list[bytes](), 0
+    inflating = _inflated(body, encoding)
+    while True:
+        one.hold(len(body) + total + _PIECE)  # before it is made: whatever many requests claim, their memory is counted
+        piece = await in_pool(next, inflating, None)
+        if piece is None:
+            break
+        parts.append(piece)
+        total += len(piece)
+        if total > most:
+            raise Problem(413, f"the request has more than {most:,} bytes; send fewer images at once")
+    one.hold(total)  # the packed body goes
+    return b"".join(parts)
 
 
-def _inflated(body: bytes, encoding: str, most: int) -> bytes:
-    """Never more than ``most`` bytes, whatever the packed ones claim."""
+def _inflated(body: bytes, encoding: str) -> Iterator[bytes]:
+    """What is in a packed body, in pieces of at most ``_PIECE`` bytes, whatever it claims.
+
+    Raises:
+        Problem: it is damaged.
+    """
     opened = zlib.decompressobj(31 if encoding == "gzip" else 15)
-    try:
-        data = opened.decompress(body, most + 1)
-    except zlib.error as error:
-        raise Problem(400, f"the body is no {encoding}: {error}") from error
-    if len(data) > most:
-        raise Problem(413, f"the request has more than {most:,} bytes; send fewer images at once")
-    if not opened.eof or opened.unused_data:
+    at = 0
+    while not opened.eof:
+        source = opened.unconsumed_tail or body[at : at + LARGE]
+        at += 0 if opened.unconsumed_tail else len(source)
+        try:
+            piece = opened.decompress(source, _PIECE)
+        except zlib.error as error:
+            raise Problem(400, f"the body is no {encoding}: {error}") from error
+        if piece:
+            yield piece
+        elif not source:
+            break
+    if not opened.eof or opened.unused_data or at < len(body):
         raise Problem(400, f"the body is no {encoding}: it is cut off, or something follows it")
-    return data
 
 
 def _packed(body: bytes, headers: dict[str, str], accepted: str) -> tuple[bytes, dict[str, str]]:

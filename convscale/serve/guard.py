@@ -80,13 +80,13 @@ class Guard:
             return
         await Guarded(self, scope, receive, send).answer()
 
-    def take(self, count: int) -> None:
-        """Reserve memory for a body.
+    def take(self, count: int, held: int) -> None:
+        """Reserve memory for a body, of which ``held`` bytes are reserved already. A lone one always has room.
 
         Raises:
             Problem: too much is being answered already.
         """
-        if self._bodies and self._bodies + count > self.settings.limits.bodies:
+        if self._bodies > held and self._bodies + count > self.settings.limits.bodies:
             raise Problem(503, "the server is busy with other requests; try again", {"retry-after": "1"})
         self._bodies += count
 
@@ -154,8 +154,19 @@ class Guarded:
 
     def _reserve(self, count: int) -> None:
         if count > self.reserved:
-            self.guard.take(count - self.reserved)
-            self.reserved = count
+            self.hold(count)
+
+    def hold(self, count: int) -> None:
+        """Have so many bytes reserved, no more and no less; :meth:`answer` gives them back.
+
+        Raises:
+            Problem: too much is being answered already.
+        """
+        if count > self.reserved:
+            self.guard.take(count - self.reserved, self.reserved)
+        else:
+            self.guard.give(self.reserved - count)
+        self.reserved = count
 
     def _too_large(self) -> Problem:
         most = self.guard.settings.limits.body

@@ -80,12 +80,18 @@ def newest(folder: Path) -> tuple[int, Path]:
 
 
 def _identity(folder: Path) -> tuple[object, ...]:
-    """Changes whenever another artefact takes a folder's place."""
+    """Changes whenever another artefact takes a folder's place, or any file of it comes or changes: a folder may be
+    seen while it is still being copied.
+    """
+    found: list[tuple[object, ...]] = []
     try:
-        about = os.stat(folder / MANIFEST)
-    except OSError:
-        return (folder,)
-    return folder, about.st_ino, about.st_size, about.st_mtime_ns
+        with os.scandir(folder) as files:
+            for each in files:
+                about = each.stat(follow_symlinks=False)
+                found.append((each.name, about.st_ino, about.st_size, about.st_mtime_ns))
+    except OSError:  # it goes, or a file of it does, at this moment
+        found.append(("",))
+    return folder, *sorted(found, key=str)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,6 +153,8 @@ class Model:
     def _open(self, number: int, folder: Path) -> Version:
         how = self._how
         artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
+        if artifact.is_detector:
+            raise UserError(f"artefact {folder} is a detector's; serve takes classifiers")
         batch_size = how.batch_size or artifact.batch_size
         # Each stream takes batches of its own from the queue: where a batch is cut into parts that run side by side, it
         # waits for the slowest of them.

@@ -41,6 +41,8 @@ _START_S = 600.0
 """Until a worker has opened its models."""
 _SOON_S = 10.0
 """A worker that ends so soon after it began is not started again."""
+_SAME_STOP_S = 1.0
+"""Signals that come together are one stop: a terminal or systemd tells each worker, and so does their parent."""
 _LINGER_S = 0.5
 """Until a connection that was refused is closed."""
 _FULL = b'{"error": "too many connections are open; try again"}'
@@ -147,6 +149,7 @@ def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -
         """Goes on for a moment when it is told to stop."""
 
         stop_at = float("inf")
+        _told_at = 0.0
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             """Listen, and say so."""
@@ -154,11 +157,12 @@ def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -
             started()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            """The first time drain, then end at once."""
-            if guard.draining:
+            """The first time drain; told once more later on, end at once."""
+            now = time.monotonic()
+            if not guard.draining:
+                guard.draining, self._told_at, self.stop_at = True, now, now + settings.drain_s
+            elif now - self._told_at > _SAME_STOP_S:
                 self.should_exit = self.force_exit = True
-            guard.draining = True
-            self.stop_at = time.monotonic() + settings.drain_s
 
         async def on_tick(self, counter: int) -> bool:
             """Whether to end."""

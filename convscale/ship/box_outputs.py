@@ -82,7 +82,9 @@ def write_coco_results(output: Path, target: Path, classes: Sequence[str]) -> in
     return len(results)
 
 
-def draw_results(output: Path, folder: Path, classes: Sequence[str], *, min_score: float = 0.3) -> int:
+def draw_results(
+    output: Path, folder: Path, classes: Sequence[str], *, min_score: float = 0.3, since_ns: int = 0
+) -> int:
     """Draw the boxes of a ``.jsonl`` file into copies of its pictures; copies that are there are left, so that a run
     that was stopped goes on.
 
@@ -91,24 +93,26 @@ def draw_results(output: Path, folder: Path, classes: Sequence[str], *, min_scor
         folder: for the copies: ``NAME.png``, with a number before it where two pictures have one name.
         classes: their order gives the colours.
         min_score: boxes of lower scores are not drawn.
+        since_ns: copies older than this, in nanoseconds since 1970, are of other boxes and made again.
 
     Returns:
         How many pictures were drawn.
+
+    Raises:
+        UserError: a copy would take the place of one of the pictures; before any is drawn.
     """
     from PIL import Image
 
     check_number("min_score", min_score, "a score from 0 to 1", 0, 1)
     folder.mkdir(parents=True, exist_ok=True)
     colour_of = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(classes)}
-    used: set[str] = set()
+    targets = _copies([path for path, _ in said_rows(output)], folder)
     drawn = 0
-    for number, (path, boxes) in enumerate(said_rows(output), 1):
-        name = f"{Path(path).stem}.png"
-        name = f"{number}-{name}" if name in used else name
-        used.add(name)
-        target = folder / name
+    for target, (path, boxes) in zip(targets, said_rows(output), strict=True):
         if target.exists():
-            continue
+            if target.stat().st_mtime_ns >= since_ns:
+                continue
+            target.unlink()  # or it would stay where the picture can not be read any more
         shown = [each for each in boxes if each["score"] >= min_score]
         try:
             pixels = read_image(os.fspath(path))
@@ -121,3 +125,18 @@ def draw_results(output: Path, folder: Path, classes: Sequence[str], *, min_scor
             Image.fromarray(draw_boxes(pixels, table, texts, colours=colours, most=1280)).save(place, format="PNG")
         drawn += 1
     return drawn
+
+
+def _copies(paths: Sequence[str], folder: Path) -> list[Path]:
+    """Where the copy of each picture goes."""
+    pictures = {os.path.realpath(path) for path in paths}
+    used: set[str] = set()
+    found: list[Path] = []
+    for number, path in enumerate(paths, 1):
+        name = f"{Path(path).stem}.png"
+        name = f"{number}-{name}" if name in used else name
+        used.add(name)
+        found.append(folder / name)
+        if os.path.realpath(found[-1]) in pictures:
+            raise UserError(f"{found[-1]} is one of the pictures; draw into another folder than theirs")
+    return found

@@ -231,7 +231,7 @@ def _measured(art: Artifact, promise: Promise, device: str, min_seconds: float, 
         times_s=times,
         conditions=Conditions(
             device=device,
-            precision=art.precision,
+            precision=art.computed_in(art.runtime),
             batch_size=promise.batch_size,
             image_size=art.image_size,
             runtime=art.runtime,
@@ -250,9 +250,9 @@ def _call(runner: Any, batch: np.ndarray) -> Callable[[], object]:
 
 def _differences(art: Artifact, promise: Promise) -> tuple[str, ...]:
     """What a reader must know before he compares the two."""
-    found = []
-    if not any({art.precision, promise.precision} <= same for same in SAME_RATE):
-        found.append(f"promised in {promise.precision}, the artefact is in {art.precision}")
+    found, computed = list(art.fallbacks(art.runtime)), art.computed_in(art.runtime)
+    if not any({computed, promise.precision} <= same for same in SAME_RATE):
+        found.append(f"promised in {promise.precision}, the artefact is in {computed}")
     if art.precision == "fp16" and art.format == "onnx":
         found.append("the artefact stores half precision and computes in single")
     if promise.layout != "nchw":

@@ -38,6 +38,7 @@ from convscale.ship.detector_card import detector_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer
 from convscale.ship.quantize import RANKING, quantize_file, rank_layers, routes_of, search_float_layers, spread
 from convscale.ship.request import FLOAT_FILE, ExportRequest, need_space, noise_images
+from convscale.ship.verify import passed_in
 
 SURE = 0.3
 """Score of the boxes that are compared."""
@@ -127,11 +128,16 @@ def export_detector(
             write_json(folder / "preprocessing.json", preprocessing.to_dict())
             manifest = Manifest.from_dict({**record, "files": {}}, folder)
             folded = _write(job, graph, folder)
+            int8 = None
             if calibration is not None and folded is not None:
-                record["int8"] = _quantise(job, folded, folder, manifest, calibration)
-            checked = _verify(job, Artifact(folder, manifest))
+                int8 = _quantise(job, folded, folder, manifest, calibration)
+            artifact = Artifact(folder, manifest)
+            checked = _verify(job, artifact)
             if not checked.passed:
                 raise BoxesWithheld(f"artefact {Path(out_dir)} is withheld: {checked.reason}", checked)
+            if int8 is not None:
+                passed = passed_in(artifact, lambda other: _verify(job, other).passed)
+                record["int8"] = {**int8, "passed_in": passed}
             write_json(folder / "verification.json", checked.to_dict())
             card = detector_card(record, names, preprocessing, checked.to_dict(), request.card or {})
             write_text(folder / CARD, card)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -52,7 +53,7 @@ from convscale.ship.request import (
     noise_images,
 )
 from convscale.ship.tune import Settings, first_look, in_turns, settings_of
-from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, verify
+from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, passed_in, verify
 from convscale.words import exact
 
 PAYS_BATCH = 8
@@ -214,22 +215,27 @@ def export_as(
         shared = shared or Shared(folder=folder)
         artifact = made.write(folder, shared)
         reference = shared.logits(module, artifact, images)
-        if made.calibration is not None:
-            record["int8"] = _quantise(made, artifact, shared, images, request)
-            artifact = Artifact(folder, artifact.manifest)  # the file is another now
-        checked = verify(
+        gate = partial(
+            verify,
             module,
-            artifact,
-            images,
-            class_labels(request),
+            images=images,
+            labels=class_labels(request),
             source="noise" if request.verify_images is None else "given",
             max_drop=request.max_drop,
             reference=reference,
         )
+        int8 = None
+        if made.calibration is not None:
+            int8 = _quantise(made, artifact, shared, images, request)
+            artifact = Artifact(folder, artifact.manifest)  # the file is another now
+        checked = gate(artifact)
         if not checked.passed:
             raise withheld(out_dir, checked)
         if rival is not None:
             _check_pays(artifact, rival, out_dir)
+        if int8 is not None:
+            passed = passed_in(artifact, lambda other: gate(other, find_drift=False).passed)
+            record["int8"] = {**int8, "passed_in": passed}
         write_json(folder / "verification.json", checked.to_dict())
         write_reference(folder, artifact, images)
         card = model_card(record, made.classes, preprocessing, checked, request.card or {})

@@ -34,6 +34,7 @@ from convscale.ship.tune import (
     cost,
     first_look,
     in_turns,
+    not_passed,
     settings_of,
     tune,
     usual_batch,
@@ -132,10 +133,14 @@ class Search:
         """
         threads = self.threads or available_cores()
         batch = min(LOOK_BATCH, usual_batch(self.goal, self.batch_sizes))
-        known = [name for name in runtimes_of(artifact.format) if name in installed_runtimes()]
+        installed = [name for name in runtimes_of(artifact.format) if name in installed_runtimes()]
+        asked = [name for name in installed if name in (self.runtimes or installed)]
+        known = [name for name in asked if name in artifact.checked_in]
         found: list[float] = []
         reason = UserError(f"no runtime for format {artifact.format} is installed")
-        for name in [name for name in known if name in (self.runtimes or known)]:
+        if asked and not known:
+            reason = UserError(not_passed(artifact, asked[0]))
+        for name in known:
             streams = threads if self.goal == "throughput" and batch >= threads and runtime_of(name).streams else 1
             how = Settings(runtime=name, threads=threads, streams=streams, batch_size=batch)
             try:
@@ -290,7 +295,13 @@ def export_forms(
                 forms[name] = reason
                 continue
             form = FORMS[name].of(request)
-            forms[name] = _tried(name, partial(export_as, net, place / name, form, shared=shared))
+            made = forms[name] = _tried(name, partial(export_as, net, place / name, form, shared=shared))
+            if name in looks and search is not None and isinstance(made, Artifact) and _lost_runtimes(made):
+                looked = _tried(name, partial(search.first_look, made))
+                if isinstance(looked, UserError):
+                    forms[name] = looked
+                else:
+                    looks[name] = looked
     return {name: forms[name] for name in FORMS if name in forms}
 
 
@@ -317,6 +328,11 @@ def _look(net: Network, folder: Path, request: ExportRequest, shared: Shared, se
         return search.first_look(sketch(net, folder, request, shared))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lost_runtimes(made: Artifact) -> bool:
+    """Whether its sketch was looked at in a runtime that it did not pass in."""
+    return any(name in installed_runtimes() and name not in made.checked_in for name in runtimes_of(made.format))
 
 
 def _too_slow(name: str, looks: Mapping[str, float], passed: Mapping[str, float]) -> TooSlow | None:

@@ -26,6 +26,7 @@ from convscale.machine import available_cores
 from convscale.runtimes.base import Opening, open_runtime, runtime_of, runtimes_of
 from convscale.ship.containers import write_container
 from convscale.ship.repository import Port, check_script, kserve_text, ovms_config, triton_config
+from convscale.ship.tune import not_passed
 from convscale.words import safe
 
 LAYOUTS = ("triton", "ovms", "docker")
@@ -79,11 +80,13 @@ def write_layout(
         overwrite: replace a layout that stands there.
 
     Raises:
-        UserError: an unknown layout, a format that the server can not load, a folder that holds something else, or a
-            model file that says something else in a runtime of the server.
+        UserError: an unknown layout, a detector's artefact, a format that the server can not load, a folder that holds
+            something else, or a model file that says something else in a runtime of the server.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r} is unknown{nearest(str(layout), LAYOUTS)}")
+    if artifact.is_detector:
+        raise UserError(f"artefact {artifact.folder} is a detector's; --layout takes classifiers")
     if artifact.format == "torch":
         raise UserError(
             f"--layout {layout} needs an ONNX or OpenVINO form, artefact {artifact.folder} is of format torch; export "
@@ -211,7 +214,7 @@ def check_file(path: Path, artifact: Artifact, sample: Sample) -> tuple[str, ...
         runtime = runtime_of(name)
         if runtime.opens_modules or not runtime.installed():
             continue
-        found = open_runtime(path, name, Opening(threads=1))(sample.inputs)
+        found = open_runtime(path, name, Opening(threads=1, precision=artifact.floats_in(name)))(sample.inputs)
         for one, other in zip(found, sample.outputs, strict=True):
             worst = float(np.abs(np.asarray(one, np.float32) - other).max())
             if not worst <= allowed * max(1.0, float(np.abs(other).max())):
@@ -261,7 +264,14 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
     (warm / "one").write_bytes(sample.inputs[:1].tobytes())
     backend = "onnxruntime" if artifact.format == "onnx" else "openvino"
     text = triton_config(
-        name, backend, source, outputs, batch_size=artifact.batch_size, threads=threads, streams=streams
+        name,
+        backend,
+        source,
+        outputs,
+        batch_size=artifact.batch_size,
+        threads=threads,
+        streams=streams,
+        computes=artifact.manifest.computes,
     )
     write_text(model / "config.pbtxt", text)
     _write_sample(artifact, model / "reference", sample, outputs)
@@ -271,11 +281,18 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
 
 
 def _write_ovms(artifact: Artifact, name: str, folder: Path, sample: Sample) -> tuple[str, ...]:
-    """``config.json`` and ``NAME/1/model.xml``."""
+    """``config.json`` and ``NAME/1/model.xml``.
+
+    Raises:
+        UserError: OpenVINO runs it there, and its INT8 has not passed in that.
+    """
+    if "openvino" not in artifact.checked_in:
+        raise UserError(not_passed(artifact, "openvino"))
     source, outputs = ports_of(artifact)
     path, _ = _copy_model(artifact, folder / name / "1")
     threads, streams = _threads(artifact)
-    write_json(folder / "config.json", ovms_config(name, threads=threads, streams=streams))
+    config = ovms_config(name, threads=threads, streams=streams, computes=artifact.manifest.computes)
+    write_json(folder / "config.json", config)
     _write_labels(artifact, folder / name / "labels.txt")
     _write_sample(artifact, folder / name / "reference", sample, outputs)
     write_text(folder / name / "reference" / "check.py", check_script(name, source, outputs))

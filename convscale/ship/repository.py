@@ -66,6 +66,7 @@ def triton_config(
     batch_size: int,
     threads: int,
     streams: int,
+    computes: str = "fp32",
 ) -> str:
     """``config.pbtxt``: a ``ModelConfig`` in protobuf's text format.
 
@@ -74,13 +75,17 @@ def triton_config(
         batch_size: the tuned one, which is preferred and the largest.
         threads: compute threads in all.
         streams: parts side by side: instances of ONNX Runtime, streams of OpenVINO.
+        computes: what float is computed in, ``fp32`` or ``bf16``, which OpenVINO alone knows.
     """
+    parameters: dict[str, object]
     if backend == "onnxruntime":
         instances = streams
         parameters = {"intra_op_thread_count": max(1, threads // streams), "inter_op_thread_count": 1}
     else:
         instances = 1
         parameters = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
+        if computes == "bf16":
+            parameters["HINT_BF16"] = "YES"
     config: dict[str, _Value] = {
         "name": name,
         "backend": backend,
@@ -137,9 +142,12 @@ def _lines(values: Mapping[str, _Value], indent: str = "") -> list[str]:
     return lines
 
 
-def ovms_config(name: str, *, threads: int, streams: int) -> dict[str, object]:
-    """``config.json`` of a repository that is mounted at ``/models``; float stays float where bfloat16 is native."""
-    plugin = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": str(streams), "INFERENCE_PRECISION_HINT": "f32"}
+def ovms_config(name: str, *, threads: int, streams: int, computes: str = "fp32") -> dict[str, object]:
+    """``config.json`` of a repository that is mounted at ``/models``; ``computes`` is said where it is ``fp32``, too:
+    OpenVINO's own default is bfloat16 where that is native.
+    """
+    hint = {"fp32": "f32", "bf16": "bf16"}[computes]
+    plugin = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": str(streams), "INFERENCE_PRECISION_HINT": hint}
     model = {
         "name": name,
         "base_path": f"/models/{name}",

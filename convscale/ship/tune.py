@@ -92,7 +92,7 @@ class Tuning:
     environment: Environment
     """The machine and versions."""
     failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Runtimes that could not run it, and why."""
+    """Runtimes that could not run it, or in which its INT8 has not passed, and why."""
 
     @property
     def gain(self) -> float:
@@ -121,7 +121,7 @@ def tune(
     on_trial: Callable[[Trial], object] | None = None,
 ) -> Tuning:
     """Time an artefact in every installed runtime of its format, with threads, streams and batches, and keep the
-    fastest in its record.
+    fastest in its record. One in 8 bits in those alone in which it passed its gate.
 
     Args:
         artifact: one, or its folder.
@@ -135,8 +135,8 @@ def tune(
         on_trial: called after each setting, to show progress.
 
     Raises:
-        UserError: an unknown goal, a runtime that is missing or does not run this format, no batch size, or no runtime
-            that can run it.
+        UserError: an unknown goal, a runtime that is missing, does not run this format or has not passed this INT8, no
+            batch size, or no runtime that can run it.
     """
     artifact = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     if goal not in GOALS:
@@ -148,9 +148,13 @@ def tune(
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UserError(f"an artefact of format {artifact.format} runs in {' or '.join(known)}, not in {unknown[0]}")
     usable = [name for name in installed_runtimes() if runtime_of(name).runs_on(artifact.device)]
-    chosen = [name for name in known if name in usable and (not runtimes or name in runtimes)]
+    asked = [name for name in known if not runtimes or name in runtimes]
+    unheld = {name: not_passed(artifact, name) for name in asked if name not in artifact.checked_in}
+    chosen = [name for name in asked if name in usable and name not in unheld]
+    if not chosen and all(name in unheld for name in asked):
+        raise UserError(unheld[asked[0]])
     if not chosen:
-        raise UserError(f"none of the runtimes {', '.join(runtimes or known)} is installed here")
+        raise UserError(f"none of the runtimes {', '.join(n for n in asked if n not in unheld)} is installed here")
     trials: list[Trial] = []
     opened: Opened = {}
     failed: dict[str, str] = {}
@@ -182,7 +186,7 @@ def tune(
         best=best,
         usual=usual_again,
         environment=Environment.here(artifact.device),
-        failed=failed,
+        failed=failed | {name: why for name, why in unheld.items() if name in usable},
     )
     if save:
         s = found.best.settings
@@ -190,6 +194,12 @@ def tune(
         artifact.keep(runtime=runtime, tuning=found.to_dict())
         state_fact(artifact, "speed", describe(found, artifact.image_size))
     return found
+
+
+def not_passed(artifact: Artifact, runtime: str) -> str:
+    """Why an INT8 artefact is not run in a runtime."""
+    held, name = " and ".join(artifact.checked_in), artifact.folder.name
+    return f"artefact {name} passed its INT8 gate in {held}, not in {runtime}; run it in {held}, or export it again"
 
 
 def describe(found: Tuning, image_size: Size) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.nn.modes import forward_logits
+from convscale.runtimes.base import installed_runtimes, runtimes_of
 from convscale.stats import average_precisions, mean_of_known, wilson
 
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.999, "bf16": 0.99}
@@ -171,6 +172,25 @@ def verify(
 
         found["drift_layer"] = first_drift(net, artifact, _first(images))
     return Verification(**found, passed=passed, reason=reason)
+
+
+def passed_in(artifact: Artifact, passes: Callable[[Artifact], bool]) -> list[str]:
+    """The runtimes here in which an INT8 artefact passes its gate, its own, in which it did, first. Each has 8-bit
+    kernels of its own, so it may ship in these alone.
+
+    Args:
+        passes: whether it does, opened in another runtime.
+    """
+    found = [artifact.runtime]
+    for name in runtimes_of(artifact.format):
+        if name == artifact.runtime or name not in installed_runtimes():
+            continue
+        try:
+            if passes(Artifact(artifact.folder, artifact.manifest, runtime=name)):
+                found.append(name)
+        except Exception:  # a runtime may refuse what a quantiser made, as it likes; then it does not ship in that one
+            continue
+    return found
 
 
 def _mean_average_precision(logits: np.ndarray, truth: np.ndarray) -> float | None:

@@ -106,9 +106,12 @@ def _of_artifact(net: Artifact, cond: Conditions, stated: set[str]) -> Condition
     Raises:
         UserError: a precision, layout or size that is not the artefact's: it was written in one.
     """
-    if "precision" in stated and cond.precision != net.precision:
+    runtime = cond.runtime if "runtime" in stated else net.runtime
+    precision = net.computed_in(runtime)
+    if "precision" in stated and cond.precision != precision:
+        where = "" if precision == net.precision else f", and computed in {precision} by {runtime} here"
         raise UserError(
-            f"the artefact is in {net.precision}, got precision {cond.precision!r}; export it in that, or leave "
+            f"the artefact is in {net.precision}{where}, got precision {cond.precision!r}; export it in that, or leave "
             "precision out"
         )
     if "layout" in stated and cond.layout != "nchw":
@@ -117,10 +120,10 @@ def _of_artifact(net: Artifact, cond: Conditions, stated: set[str]) -> Condition
         raise UserError(f"the artefact takes {size_text(net.image_size)} px, got image_size {cond.image_size}")
     return dataclasses.replace(
         cond,
-        precision=net.precision,
+        precision=precision,
         layout="nchw",
         image_size=net.image_size,
-        runtime=cond.runtime if "runtime" in stated else net.runtime,
+        runtime=runtime,
         threads=cond.threads if "threads" in stated else net.threads,
     )
 
@@ -143,6 +146,7 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
         def pixels(batch_size: int) -> Any:
             return net.input_batch(np.random.default_rng(0).integers(0, 256, (batch_size, *shape), dtype=np.uint8))
 
+        notes = (*notes, *net.fallbacks(cond.runtime))
         notes = (*notes, f"{streams} streams share the threads") if streams > 1 else notes
         name = net.manifest.model
         return Subject(

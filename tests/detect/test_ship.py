@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,49 @@ def test_rows_results_and_drawings(artifact: Artifact, data: BoxSplits, tmp_path
         cs.classify(paths, artifact, tmp_path / "boxes.csv")
 
 
+def test_drawings_are_of_the_rows_beside_them(artifact: Artifact, data: BoxSplits, tmp_path: Path) -> None:
+    """--overwrite left the drawings of the run before."""
+    from typer.testing import CliRunner
+
+    from convscale.cli.app import app
+
+    paths, out, drawn = data.train.paths[:3], tmp_path / "boxes.jsonl", tmp_path / "drawn"
+    copies = [drawn / f"{Path(path).stem}.png" for path in paths]
+
+    def run(*more: str, draw: Path = drawn) -> None:
+        words = ("classify", *paths, "--model", artifact.folder, "--output", out, "--draw", draw, *more)
+        CliRunner().invoke(app, [str(each) for each in words], catch_exceptions=False)
+
+    def spoil() -> None:
+        for copy in copies:
+            copy.write_bytes(b"of the run before")
+
+    run()
+    right, rows = [copy.read_bytes() for copy in copies], out.read_bytes()
+    spoil()
+    run("--overwrite")
+    assert [copy.read_bytes() for copy in copies] == right
+    copies[0].write_bytes(b"drawn since")
+    copies[1].unlink()  # a run that was stopped there
+    run("--resume")
+    assert [copy.read_bytes() for copy in copies] == [b"drawn since", *right[1:]]
+    spoil()
+    time.sleep(0.02)  # longer than the clock of files takes
+    out.write_bytes(rows[: len(rows) // 2])  # --overwrite, stopped before anything was drawn
+    run("--resume")
+    assert ([copy.read_bytes() for copy in copies], out.read_bytes()) == (right, rows)
+    out.unlink()
+    with pytest.raises(cs.UserError, match=r"drawn exists and is not empty; use --resume, --overwrite or another name"):
+        run()
+    before = Path(paths[0]).read_bytes()
+    assert Path(paths[0]).suffix == ".png"
+    with pytest.raises(cs.UserError, match="is one of the pictures; draw into another folder than theirs"):
+        run("--overwrite", draw=Path(paths[0]).parent)
+    assert Path(paths[0]).read_bytes() == before
+    with pytest.raises(cs.UserError, match="--coco and --draw go with --engine local"):
+        run("--engine", "ray")
+
+
 def test_a_detector_that_finds_nothing_says_so(
     detector: Detector, artifact: Artifact, data: BoxSplits, tmp_path: Path
 ) -> None:
@@ -200,6 +244,30 @@ def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact,
         artifact.logits(np.zeros((1, 64, 64, 3), np.uint8))
     with pytest.raises(cs.UserError, match=r"images must be a uint8 array \(N, 64, 64, 3\)"):
         artifact(np.zeros((1, 32, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_int8_boxes_are_checked_in_each_runtime_too(
+    passes: bool, detector: Detector, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing and quantising take long, and are left out: what counts is which runtimes are asked."""
+    said = {"route": "nncf", "calibration_images": 32, "max_drop": 0.5, "layers": 1, "steps": [{"float_layers": []}]}
+    real, asked = detectors._verify, []
+
+    def verify(job: object, made: Artifact) -> object:
+        asked.append(made.runtime)
+        found = real(job, made)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(found, passed=passes or made.runtime == "onnxruntime")
+
+    monkeypatch.setattr(
+        detectors, "_write", lambda job, graph, folder: shutil.copy(artifact.model_path, folder / "model.onnx")
+    )
+    monkeypatch.setattr(detectors, "_quantise", lambda *_: said)
+    monkeypatch.setattr(detectors, "_verify", verify)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+    made = cs.export(detector, tmp_path / "art", int8=True, calibration_images=noise)
+    assert asked == ["onnxruntime", "openvino"]
+    assert made.checked_in == (("onnxruntime", "openvino") if passes else ("onnxruntime",))
 
 
 @pytest.mark.parametrize(

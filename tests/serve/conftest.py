@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.boxes import Cut
 from convscale.artifact.folder import seal
 from convscale.artifact.reference import write_reference
 from convscale.serve.answering import Answering
@@ -34,6 +35,13 @@ def copied(target: Path, form: str = "onnx_fp32", *, reference: bool = True) -> 
         write_reference(target, artifact, pixels(artifact, 6))
         seal(target, {key: value for key, value in artifact.manifest.items() if key not in ("schema", "files")})
     return load_artifact(target)
+
+
+def as_detector(artifact: Artifact) -> Path:
+    """Its folder; the record says from now on that it gives boxes."""
+    cut = Cut(nms="inside", score_threshold=0.1, nms_threshold=0.5, max_detections=10, head="fcos", backbone="net")
+    artifact.keep(detection=cut.to_dict())
+    return artifact.folder
 
 
 def pixels(artifact: Artifact, count: int, seed: int = 0) -> np.ndarray:

@@ -22,9 +22,12 @@ import tritonclient.http as triton
 
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
-from convscale.serve.models import named, newest
-from convscale.serve.settings import TOKEN
-from tests.serve.conftest import pixels
+from convscale.serve.answering import Answering
+from convscale.serve.app import build
+from convscale.serve.models import Named, named, newest
+from convscale.serve.server import server_of
+from convscale.serve.settings import TOKEN, Settings
+from tests.serve.conftest import as_detector, copied, pixels
 
 COLUMNS = 200
 
@@ -100,6 +103,28 @@ def test_told_to_stop_under_load_it_answers_what_it_took(artifact: Artifact, wor
     assert 44 <= float(counted.partition("\n")[0]) <= counts["good"]  # of all processes together
 
 
+def test_signals_that_come_together_are_one_stop(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C and systemd tell each worker, and their parent tells it once more: what was accepted was cancelled."""
+    settings = Settings(models=(Named("m", artifact.folder),), drain_s=0.5, log="none")
+    answering = Answering(settings)
+    try:
+        guard = build(answering)
+        server = server_of(guard, settings, lambda: None)
+        now = [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        for moment, number in ((100.0, signal.SIGINT), (100.9, signal.SIGTERM)):
+            now[0] = moment
+            server.handle_exit(number, None)
+            assert (guard.draining, server.force_exit, server.should_exit) == (True, False, False)
+            assert server.stop_at == 100.5  # pyright: ignore[reportAttributeAccessIssue]
+        now[0] = 101.1
+        server.handle_exit(signal.SIGINT, None)
+        assert (server.force_exit, server.should_exit) == (True, True)
+    finally:
+        monkeypatch.undo()
+        answering.close()
+
+
 def _get(address: tuple[str, int], path: str) -> str:
     with closing(http.client.HTTPConnection(*address, timeout=20)) as line:
         line.request("GET", path)
@@ -123,6 +148,7 @@ def test_bad_input_is_one_line(
     newer = shutil.copytree(folder, tmp_path / "newer")
     record = json.loads((newer / "artifact.json").read_text())
     (newer / "artifact.json").write_text(json.dumps({**record, "schema": 99}))
+    boxes = as_detector(copied(tmp_path / "boxes"))
     (tmp_path / "empty").mkdir()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -136,6 +162,7 @@ def test_bad_input_is_one_line(
             ((folder, "--host", "nowhere.invalid"), "host 'nowhere.invalid' is unknown"),
             ((damaged, "--port", 0), "the checksum of classes.json is wrong"),
             ((newer, "--port", 0), "has schema 99"),
+            ((boxes, "--port", 0), f"artefact {boxes} is a detector's; serve takes classifiers"),
             ((tmp_path / "empty", "--port", 0), "is no artefact"),
             ((tmp_path / "none", "--port", 0), "does not exist"),
             ((folder, "--workers", 0), "--workers is 0"),

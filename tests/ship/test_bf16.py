@@ -10,11 +10,14 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.manifest import Manifest
+from convscale.artifact.promise import Promise
 from convscale.errors import UserError
 from convscale.runtimes.base import Opening, open_runtime
 from convscale.runtimes.openvino import OpenVino
+from convscale.ship.confirm import confirm
 from convscale.ship.export import export
 from convscale.ship.verify import MAX_RELATIVE, Verification, Withheld, _judge
+from convscale.speed.measuring import measure
 
 native = pytest.mark.skipif(not OpenVino().native("bf16"), reason="this processor has no bfloat16")
 
@@ -50,6 +53,34 @@ def test_an_artefact_from_elsewhere_computes_in_float32_there(
     exact = export(tiny, tmp_path / "b", format="openvino", verify_images=images).logits(images)
     monkeypatch.setattr("convscale.runtimes.openvino._has_bf16", lambda: False)
     assert np.abs(load_artifact(tmp_path / "a").logits(images) - exact).max() < 1e-5
+
+
+@pytest.mark.parametrize(("has", "computed"), [(False, "fp32"), (True, "bf16")])
+def test_what_was_computed_is_what_is_recorded(
+    has: bool, computed: str, tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float32 time that is recorded as bfloat16's would calibrate predictions of another precision."""
+    promise = Promise(
+        device="cpu", runtime="openvino", precision="bf16", batch_size=2, image_size=32, threads=1,
+        images_per_s=100.0, low=50.0, high=200.0,
+    )  # fmt: skip
+    art = export(tiny, tmp_path / "a", format="openvino", verify_images=images, promise=promise)
+    art.keep(precision="bf16", computes="bf16")  # as one from a machine that has it
+    art = load_artifact(tmp_path / "a")
+    monkeypatch.setattr("convscale.runtimes.openvino._has_bf16", lambda: has)
+    assert (art.computed_in("openvino"), art.computed_in("onnxruntime")) == (computed, "fp32")
+    fallback = () if has else ("openvino has no bf16 here: float operations were computed in fp32",)
+    quick = {"threads": 1, "batch_size": 2, "min_seconds": 0.01, "max_seconds": 0.5}
+    found = measure(art, **quick)  # pyright: ignore[reportArgumentType]
+    assert (found.conditions.precision, found.notes) == (computed, fallback)
+    confirmed = confirm(art, min_seconds=0.01)
+    assert confirmed.measurement.conditions.precision == computed
+    assert confirmed.notes == (*fallback, *(() if has else ("promised in bf16, the artefact is in fp32",)))
+    if has:
+        assert measure(art, precision="bf16", **quick).conditions.precision == "bf16"  # pyright: ignore
+        return
+    with pytest.raises(UserError, match="is in bf16, and computed in fp32 by openvino here, got precision 'bf16'"):
+        measure(art, precision="bf16", **quick)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.ship import draft as draft_module
+from convscale.ship import export as export_module
 from convscale.ship import forms as module
 from convscale.ship import tune as tune_module
 from convscale.ship.forms import (
@@ -29,7 +31,7 @@ from convscale.ship.forms import (
 )
 from convscale.ship.request import ExportRequest
 from convscale.ship.tune import Settings, Trial, Tuning
-from convscale.ship.verify import Withheld
+from convscale.ship.verify import Verification, Withheld
 
 SECONDS = {"onnx-fp32": 1.0, "openvino-fp32": 0.9, "onnx-int8": 0.5, "onnx-int8-ort": 0.8, "openvino-int8": 0.55}
 """Of a call at first sight, by form."""
@@ -264,6 +266,47 @@ def test_a_look_is_timed_in_the_best_runtime(onnx_art: Artifact, monkeypatch: py
     ]
     assert Search(threads=2, goal="latency", runtimes=("onnxruntime",)).first_look(onnx_art) == 2.0
     assert (asked[-1].streams, asked[-1].batch_size) == (1, 1)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_gate_of_int8_is_held_in_each_runtime_that_it_may_ship_in(
+    passes: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was held in ONNX Runtime, and the tuned artefact ran in OpenVINO."""
+    real, held, looked = export_module.verify, [], []
+
+    def verify(net: nn.Module, artifact: Artifact, *args: object, **options: object) -> Verification:
+        found = real(net, artifact, *args, **options)  # pyright: ignore[reportArgumentType]
+        if artifact.precision == "int8" and options.get("source"):  # not a try on the way
+            held.append((artifact.runtime, found.n, found.max_drop, found.passed))
+        return found if artifact.runtime == "onnxruntime" or passes else dataclasses.replace(found, passed=False)
+
+    def first_look(artifact: Artifact, settings: Settings) -> float:
+        looked.append((artifact.folder.name, settings.runtime))
+        return {"onnxruntime": 0.9, "openvino": 0.5}[settings.runtime]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(export_module, "verify", verify)
+    monkeypatch.setattr(module, "first_look", first_look)
+    names, form = [FLOAT, "onnx-int8-ort"], "onnx-int8-ort"
+    forms = export_forms(
+        tiny, tmp_path, names, search=Search(threads=1), calibration_images=images, verify_images=images, max_drop=100.0
+    )
+    art = forms[form]
+    assert isinstance(art, Artifact)
+    assert held == [("onnxruntime", 40, 100.0, True), ("openvino", 40, 100.0, True)]
+    both = ["onnxruntime", "openvino"]
+    assert art.manifest["int8"]["passed_in"] == (both if passes else both[:1])
+    assert load_artifact(art.folder).checked_in == tuple(both if passes else both[:1])
+    sketched = [(name, runtime) for name in (FLOAT, f"look-{form}") for runtime in both]
+    # What was looked at where it does not pass is looked at once more.
+    assert looked == [*sketched, *([] if passes else [(form, "onnxruntime")])]
+    search = Search(threads=1, runtimes=("openvino",))
+    if not passes:
+        with pytest.raises(UserError, match="onnx-int8-ort passed its INT8 gate in onnxruntime, not in openvino"):
+            search.first_look(art)
+        return
+    assert search.first_look(art) == 0.5
 
 
 def test_strided_stem_is_shipped_as_one_convolution(tmp_path: Path) -> None:

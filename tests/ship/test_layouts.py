@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import seal
 from convscale.errors import UserError
 from convscale.ship.layouts import write_layout
+from tests.serve.conftest import as_detector
 
 COLUMNS = 200
 OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts"
@@ -110,6 +112,43 @@ def test_openvino_files_for_both_servers(tmp_path: Path) -> None:
     assert found == pytest.approx(np.load(reference / "probabilities.npy"), abs=1e-3)
 
 
+@pytest.mark.parametrize(("computes", "hint", "other"), [("fp32", "f32", ""), ("bf16", "bf16", "YES")])
+def test_servers_compute_as_the_record_says(computes: str, hint: str, other: str, tmp_path: Path) -> None:
+    artifact = load_artifact(shutil.copytree(OLD / "openvino_fp32", tmp_path / "m"))
+    artifact.keep(precision=computes, computes=computes)
+    artifact = load_artifact(tmp_path / "m")
+    write_layout(artifact, "ovms", tmp_path / "ovms")
+    (entry,) = json.loads((tmp_path / "ovms" / "config.json").read_text())["model_config_list"]
+    assert entry["config"]["plugin_config"]["INFERENCE_PRECISION_HINT"] == hint
+    write_layout(artifact, "triton", tmp_path / "triton")
+    config = parsed(tmp_path / "triton" / "m" / "config.pbtxt")
+    assert config.parameters["HINT_BF16"].string_value == other
+
+
+def test_a_layout_is_of_the_artefact_that_was_asked_for(
+    tuned: Artifact, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --layout, --qat, --bf16 and --with-features were dropped in silence."""
+    asked: list[dict[str, Any]] = []
+    data = {"calibration_images": np.zeros(0), "verify_images": np.zeros(0), "verify_labels": np.zeros(0)}
+    monkeypatch.setattr("convscale.cli.ship._check_images", lambda *_: data)
+
+    def export(net: object, out: Path, **options: Any) -> Artifact:
+        asked.append({name: options[name] for name in ("int8", "bf16", "half", "bake", "with_features", "format")})
+        return load_artifact(shutil.copytree(tuned.folder, out))
+
+    monkeypatch.setattr("convscale.ship.export.export", export)
+    words = ("--data-dir", tmp_path, "--int8", "qat", "--bf16", "--with-features", "--bake", "--format", "openvino")
+    net = ("export", "mobilenetv2_050", "--img-size", 32, *words)
+    code, _, err = call(*net, "--output", tmp_path / "plain")
+    assert code == 0, err
+    code, _, err = call(*net, "--output", tmp_path / "repo", "--layout", "triton")
+    assert code == 0, err
+    assert (tmp_path / "repo" / "repo" / "1" / "model.onnx").is_file()
+    right = {"int8": "qat", "bf16": True, "half": False, "bake": True, "with_features": True, "format": "openvino"}
+    assert asked == [right, right]
+
+
 @pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
 def test_kserve_is_valid_yaml_with_what_it_needs(tuned: Artifact, tmp_path: Path, layout: str) -> None:
     write_layout(tuned, layout, tmp_path / "repo", name="My_Model.V2")
@@ -167,6 +206,10 @@ def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, s
         (("resnet18", "--layout", "seldon"), "layout 'seldon' is unknown"),
         ((tuned.folder, "--layout", "triton", "--name", "a/b"), "model name 'a/b' can not stand in an address"),
         ((tuned.folder, "--name", "a"), "--name goes with --layout"),
+        (
+            (tuned.folder, "--layout", "triton", "--int8"),
+            "--int8 is for a checkpoint; an artefact is laid out as it is",
+        ),
     ):
         code, out, err = call("export", *arguments, "--output", tmp_path / "repo")
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
@@ -175,6 +218,21 @@ def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, s
     code, _, err = call("export", tuned.folder, "--layout", "ovms", "--output", tmp_path / "full", "--overwrite")
     assert (code, "holds something other than a layout" in err) == (2, True)
     assert (tmp_path / "full" / "mine").read_text() == "x"
+
+
+@pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
+def test_a_detector_is_told_in_one_line(
+    layout: str, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = as_detector(load_artifact(shutil.copytree(OLD / "onnx_fp32", tmp_path / "boxes")))
+    network = SimpleNamespace(net=SimpleNamespace(detector_spec=object()))
+    monkeypatch.setattr("convscale.cli.ship._to_export", lambda *_: network)
+    for what in (artefact, "mine"):  # one that is there, and one that would take minutes to make
+        code, out, err = call("export", what, "--layout", layout, "--output", tmp_path / "repo")
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert "detector" in err
+        assert "--layout takes classifiers" in err
+        assert not (tmp_path / "repo").exists()
 
 
 def test_the_command_says_what_to_start_and_replaces_only_when_told(
@@ -189,6 +247,15 @@ def test_the_command_says_what_to_start_and_replaces_only_when_told(
     value = json.loads(out)
     assert (code, value["name"], value["checked"]) == (0, "fashion", ["onnxruntime", "openvino"])
     assert "fashion/1/model.onnx" in value["files"]
+
+
+def test_int8_is_not_laid_out_for_a_server_whose_runtime_it_did_not_pass_in(tmp_path: Path) -> None:
+    artifact = load_artifact(shutil.copytree(OLD / "onnx_int8", tmp_path / "m"))
+    with pytest.raises(UserError, match="artefact m passed its INT8 gate in onnxruntime, not in openvino"):
+        write_layout(artifact, "ovms", tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+    artifact.keep(int8={**artifact.manifest["int8"], "passed_in": ["onnxruntime", "openvino"]})
+    assert "openvino" in write_layout(artifact, "ovms", tmp_path / "repo").checked
 
 
 def test_a_file_that_says_something_else_is_not_laid_out(

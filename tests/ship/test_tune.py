@@ -123,6 +123,36 @@ def test_a_runtime_that_can_not_run_it_is_passed_over(
         tune(art, threads=2, batch_sizes=(4,), runtimes=["onnxruntime"], save=False)
 
 
+@pytest.mark.parametrize(
+    ("said", "ships_in"),
+    [
+        ({"passed_in": ["onnxruntime"]}, "onnxruntime"),
+        ({}, "onnxruntime"),  # of a version that held the gate in the usual runtime alone
+        ({"passed_in": 3}, "onnxruntime"),
+        ({"passed_in": ["onnxruntime", "openvino"]}, "openvino"),
+    ],
+)
+def test_int8_ships_only_in_a_runtime_in_which_it_passed(
+    said: dict[str, object], ships_in: str, art: Artifact, made_up: dict[Settings, float]
+) -> None:
+    art.keep(precision="int8", int8=said)
+    art = load_artifact(art.folder)
+    found = tune(art, threads=2, batch_sizes=(1, 4, 32))
+    # OpenVINO's two streams are twice as fast.
+    assert found.best.settings.runtime == load_artifact(art.folder).runtime == ships_in
+    if ships_in == "openvino":
+        assert found.failed == {}
+        assert tune(art, runtimes=["openvino"], save=False).best.settings.runtime == "openvino"
+        return
+    why = "artefact copy passed its INT8 gate in onnxruntime, not in openvino"
+    assert found.failed == {"openvino": f"{why}; run it in onnxruntime, or export it again"}
+    assert {trial.settings.runtime for trial in found.trials} == {"onnxruntime"}
+    with pytest.raises(UserError, match=why):
+        tune(art, runtimes=["openvino"])
+    both = tune(art, threads=2, runtimes=["openvino", "onnxruntime"], save=False)
+    assert both.best.settings.runtime == "onnxruntime"
+
+
 def test_the_model_card_states_the_tuned_speed(art: Artifact, made_up: dict[Settings, float]) -> None:
     before = (art.folder / "README.md").read_text().splitlines()
     assert "- **Speed**: not stated" in before
