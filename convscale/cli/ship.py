@@ -306,13 +306,15 @@ def _check_images(
         raise UserError(
             f"the data's classes {list(splits.classes)} are not the checkpoint's {list(classes)}, in this order"
         )
-    checks, bad = readable(splits.validation if int8 else splits.test, preprocessing)
+    rate = splits.max_bad_rate
+    checks, bad = readable(splits.validation if int8 else splits.test, preprocessing, max_bad_rate=rate)
     for problem in bad:
         say(f"left out: {problem}", err=True)
     out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}
     if int8:
         most = MOST_IMAGES if int8 == "qat" else CALIBRATION
-        some, _ = readable(splits.train.subset(spread(len(splits.train), most).tolist()), preprocessing)
+        chosen = splits.train.subset(spread(len(splits.train), most).tolist())
+        some, _ = readable(chosen, preprocessing, max_bad_rate=rate)
         out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
     return out
 
