@@ -101,13 +101,15 @@ class Store:
         self.study.tell(number, 0.0)
 
     def tell(self, number: int, result: Result, ratio: float, factor: float) -> None:
-        """End a trial with its curve; a failed one stays without a value."""
+        """End a trial with its curve; a failed one stays without a value. What was trained breaks no constraint: where
+        the target is to be kept it keeps it, and else going past it is paid for in the value.
+        """
         trial = self._trial(number)
         trial.set_user_attr("result", result.to_dict())
         if result.failed:
             self.study.tell(number, state=self.optuna.trial.TrialState.FAIL)
             return
-        trial.set_constraint("cost", ratio - 1 if ratio else 0.0)
+        trial.set_constraint("cost", min(0.0, ratio - 1))
         for epoch, accuracy in enumerate(result.curve, start=1):
             trial.report(accuracy * factor, epoch)
         if result.pruned:

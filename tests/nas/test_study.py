@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import convscale as cs
@@ -14,6 +17,7 @@ from convscale.arch.spec import load_spec
 from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.learn.recipe import Recipe
 from convscale.nas import walk
 from convscale.nas.engines import local
 from convscale.nas.engines.local import Here, Processes
@@ -24,6 +28,9 @@ from convscale.nas.result import Study, read_study
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job, Result
 from convscale.show.search_report import write_search_report
+
+if TYPE_CHECKING:
+    import optuna
 
 COLUMNS = 120
 QUICK = {"epochs": 2, "recipe": "small-adamw", "device": "rtx-4090", "zero_cost": None}
@@ -42,6 +49,30 @@ def by_macs(self: Pace, spec: cs.NetSpec) -> Counted:
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds by ``by_macs``."""
     monkeypatch.setattr(Pace, "__call__", by_macs)
+
+
+def by_name(job: Job, splits: DataSplits | None = None) -> Result:
+    """A training whose curve is drawn by the network's spec, and which is given up as real ones are."""
+    rng = np.random.default_rng(zlib.crc32(json.dumps(dict(job.spec), sort_keys=True).encode()))
+    curve = np.sort(rng.uniform(0.2, 0.9, Recipe.from_dict(dict(job.recipe)).epochs)).tolist()
+    ends = [at for at, value in enumerate(curve, 1) if value * job.factor < job.rungs.get(str(at), 0.0)]
+    return Result(number=job.number, curve=tuple(curve[: ends[0]] if ends else curve), pruned=ends[0] if ends else 0)
+
+
+@pytest.fixture
+def untrained(simple: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained: ``by_name``."""
+    monkeypatch.setattr(local, "run_job", by_name)
+
+
+def journal_of(study: Study) -> optuna.Study:
+    """A study as Optuna has it."""
+    import optuna
+
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(study.output / "journal.log"))  # pyright: ignore
+    )
+    return optuna.load_study(study_name="convscale", storage=storage)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +109,7 @@ def test_those_behind_are_given_up(study: Study) -> None:
 
 
 def test_the_journal_holds_constraints_for_optuna(study: Study) -> None:
-    import optuna
-
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(study.output / "journal.log"))  # pyright: ignore
-    )
-    loaded = optuna.load_study(study_name="convscale", storage=storage)
+    loaded = journal_of(study)
     states = {trial.number: trial.state for trial in study.trials}
     for trial in loaded.get_trials():
         unfit = trial.constraints.get("cost", 0.0) > 0
@@ -214,6 +240,19 @@ def test_rewards_by_hand() -> None:
     assert macs.ratio(1.0, 800_000_000) == 2.0
     assert not Reward(target=100.0).keeps(1.01)
     assert Reward(target=100.0).keeps(1.0)
+
+
+@pytest.mark.parametrize("form", ["soft", "hard-like"])
+def test_a_soft_target_is_no_constraint(
+    form: str, colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
+) -> None:
+    """What goes past it pays for that in its value; Optuna is not told that it can not be had."""
+    ask = {"space": tiny, "min_throughput": 8_000, "reward": form, "trials": 8, **QUICK}
+    found = cs.search(colours, output=tmp_path / "a", **ask)
+    past = [trial.number for trial in found.trials if (trial.images_per_s or 0) < 8_000]
+    assert past
+    assert len(past) < 8
+    assert all(trial.constraints["cost"] <= 0 for trial in journal_of(found).get_trials())
 
 
 def test_the_front(tiny: SearchSpace) -> None:
