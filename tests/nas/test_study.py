@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,6 +156,83 @@ def test_a_search_that_is_killed_goes_on_as_if_it_was_not(
     same = [trial for trial in study.trials if trial.number < len(again.trials)]
     assert [t.genes for t in again.trials] == [t.genes for t in same]
     assert [t.result and t.result.curve for t in again.trials] == [t.result and t.result.curve for t in same]
+
+
+PARAM, STATE, NOTE = 5, 6, 8
+"""Lines of Optuna's journal: a parameter, the beginning or the end of a trial, what is known of it."""
+ADDED = ("round", "rungs", "same")
+"""What an older version did not note of a trial."""
+LONGER = {**QUICK, "min_throughput": 8_000, "trials": 14}
+
+
+@pytest.fixture(scope="module")
+def wholes(colours: DataSplits, tiny: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Study]:
+    """Searches that nobody stopped, by sampler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "__call__", by_macs)
+        patch.setattr(local, "run_job", by_name)
+        place = tmp_path_factory.mktemp("wholes")
+        return {
+            sampler: cs.search(colours, space=tiny, sampler=sampler, output=place / sampler, **LONGER)
+            for sampler in ("guided", "tpe")
+        }
+
+
+@pytest.mark.parametrize(
+    ("sampler", "line", "count"),
+    [
+        ("guided", STATE, 60),  # two of the third round's four trials are told
+        ("guided", PARAM, 157),  # trial 22, which is enqueued, has three of its seven parameters
+        ("guided", NOTE, 11),  # trial 6 is known to be too slow, and has not ended
+        ("tpe", STATE, 20),  # two of the last round's four trials are told
+        ("tpe", STATE, 16),  # of a round that is asked for, one was trained before, and has that one's curve
+        ("tpe", NOTE, 27),  # the same, and is known to be that one, and has not ended
+        ("tpe", PARAM, 38),  # trial 5, drawn at random, has three of its parameters
+        ("tpe", PARAM, 136),  # trial 19, which the estimator draws, too
+    ],
+)
+def test_a_search_that_is_cut_asks_and_prunes_what_it_would_have(
+    sampler: str, line: int, count: int, wholes: dict[str, Study], colours: DataSplits, tiny: SearchSpace,
+    tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from optuna.storages.journal import JournalFileBackend
+
+    def append(self: JournalFileBackend, logs: list[dict]) -> None:
+        nonlocal seen
+        append_logs(self, logs)
+        seen += sum(each["op_code"] == line for each in logs)
+        if seen >= count:
+            raise KeyboardInterrupt
+
+    ask = {"space": tiny, "sampler": sampler, "output": tmp_path / "cut", **LONGER}
+    seen, append_logs = 0, JournalFileBackend.append_logs
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", append)
+        with pytest.raises(KeyboardInterrupt):
+            cs.search(colours, **ask)
+    again, whole = cs.search(colours, resume=True, **ask), wholes[sampler]
+    assert any(trial.state == "pruned" for trial in whole.trials)
+    assert again.trials == whole.trials
+    drawn = [[trial.params for trial in journal_of(each).get_trials()] for each in (again, whole)]
+    assert drawn[0] == drawn[1]
+
+
+def test_what_an_older_version_left_goes_on(
+    wholes: dict[str, Study], colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
+) -> None:
+    """It noted no rounds; two of its last round's trials were not told yet."""
+    place = shutil.copytree(wholes["guided"].output, tmp_path / "older")
+    lines = [json.loads(line) for line in (place / "journal.log").read_text(encoding="utf-8").splitlines()]
+    ends = [at for at, line in enumerate(lines) if line["op_code"] == STATE]
+    for line in lines:
+        if "asked" in line.get("user_attr", {}):
+            line["user_attr"]["asked"] = {k: v for k, v in line["user_attr"]["asked"].items() if k not in ADDED}
+    kept = "".join(json.dumps(line) + "\n" for line in lines[: ends[59] + 1])
+    (place / "journal.log").write_text(kept, encoding="utf-8")
+    again = cs.search(colours, space=tiny, sampler="guided", output=place, resume=True, **LONGER)
+    done = [trial for trial in again.trials if trial.state in ("trained", "pruned")]
+    assert len(done) == 14
+    assert [trial.genes for trial in again.trials[:31]] == [trial.genes for trial in wholes["guided"].trials[:31]]
 
 
 def test_minutes_count_per_call(colours: DataSplits, tiny: SearchSpace, tmp_path: Path, simple: None) -> None:
