@@ -343,13 +343,14 @@ def _check_images(data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessi
     chosen = splits.validation if int8 else splits.test
     for note in not_as_trained(splits, loaded.meta.get("splits"), chosen.split):
         say(f"note: {note}", err=True)
-    checks, bad = readable(chosen, preprocessing)
+    checks, bad = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
     for problem in bad:
         say(f"left out: {problem}", err=True)
     out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}
     if int8:
         most = MOST_IMAGES if int8 == "qat" else CALIBRATION
-        some, _ = readable(splits.train.subset(spread(len(splits.train), most).tolist()), preprocessing)
+        chosen = splits.train.subset(spread(len(splits.train), most).tolist())
+        some, _ = readable(chosen, preprocessing, max_bad_rate=rate)
         out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
     return out
 

@@ -20,7 +20,7 @@ from convscale.detect.pages import write_examples
 from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError, check_path, naming_extras
 from convscale.images.preprocess import Preprocessing
-from convscale.learn.checkpoint import load_checkpoint
+from convscale.learn.checkpoint import load_checkpoint, load_weights_into
 from convscale.learn.distributed import Processes, join
 from convscale.learn.job import Job
 from convscale.learn.prepare import begin_folder, fit_batch, kept_settings, laid_out, take_folder
@@ -242,7 +242,7 @@ def _network(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> tuple[n
         start = load_checkpoint(request.init)
         if not is_detector(start.net) or start.classes != splits.classes:
             raise UserError(f"{request.init} is no detector of the data's classes {list(splits.classes)}")
-        net.load_state_dict(start.net.state_dict())
+        load_weights_into(net, start.path)
     side, _ = own_size(net, None if spec is not None else size)
     mean, std = (spec.mean, spec.std) if spec is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return net, Preprocessing(image_size=side, channels=3, mean=mean, std=std, crop_pct=1.0)

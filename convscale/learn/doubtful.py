@@ -60,7 +60,7 @@ class Probabilities(NamedTuple):
     values: NDArray[np.float32]
     """(N, classes)."""
     labels: NDArray[np.generic]
-    """(N,) whole numbers, or (N, classes) zeros and ones."""
+    """(N,) whole numbers, or (N, classes) zeros and ones; NaN: not known."""
     indices: NDArray[np.int64]
     """(N,): in the split."""
     names: tuple[str, ...]
@@ -139,11 +139,12 @@ def doubtful_labels(
 
     An image is in doubt where the network prefers another class to its label, and that class's probability reaches the
     mean that it has over the images labelled with it. Doubts are ordered by the probability of the given label, over
-    its mean for that class. For several labels each class is judged by itself: present against absent.
+    its mean for that class. For several labels each class is judged by itself, present against absent, by the images of
+    which that is known.
 
     Args:
         net_probabilities: (N, classes), in [0, 1].
-        labels: whole numbers (N,), or zeros and ones (N, classes).
+        labels: whole numbers (N,), or zeros and ones (N, classes); NaN: not known.
         classes: their names.
         names: of the images.
         count: doubts at most.
@@ -156,8 +157,10 @@ def doubtful_labels(
     numbers = np.arange(len(probabilities)) if indices is None else np.asarray(indices)
     count = check_whole("count", count)
     _check(probabilities, truth, len(classes), len(names), len(numbers))
-    several = truth.ndim == 2
-    doubts = _several_labels(probabilities, truth > 0) if several else _one_label(probabilities, truth.astype(np.int64))
+    if truth.ndim == 2:
+        doubts = _several_labels(probabilities, truth.astype(np.float64))
+    else:
+        doubts = _one_label(probabilities, truth.astype(np.int64))
     return tuple(
         DoubtfulLabel(
             index=int(numbers[doubt.row]),
@@ -207,14 +210,16 @@ def _one_label(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) ->
     ]
 
 
-def _several_labels(probabilities: NDArray[np.float64], present: NDArray[np.bool_]) -> list[_Doubt]:
-    """Each class by itself: it is there, or it is not."""
+def _several_labels(probabilities: NDArray[np.float64], truth: NDArray[np.float64]) -> list[_Doubt]:
+    """Each class by itself: it is there, or it is not; of an image whose label is not known nothing is said."""
     doubts: list[_Doubt] = []
     for label in range(probabilities.shape[1]):
-        given = present[:, label].astype(np.int64)
-        two = np.stack([1 - probabilities[:, label], probabilities[:, label]], axis=1)
+        known = np.flatnonzero(~np.isnan(truth[:, label]))
+        given = (truth[known, label] > 0).astype(np.int64)
+        two = np.stack([1 - probabilities[known, label], probabilities[known, label]], axis=1)
         doubts += [
             doubt._replace(
+                row=int(known[doubt.row]),
                 given=label if doubt.given == 1 else None,
                 suggested=label if doubt.suggested == 1 else None,
             )

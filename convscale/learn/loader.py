@@ -207,21 +207,23 @@ def into_memory(
     ), tuple(bad)
 
 
-def readable(split: Split, preprocessing: Preprocessing) -> tuple[Split, tuple[str, ...]]:
+def readable(
+    split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01
+) -> tuple[Split, tuple[str, ...]]:
     """The images that can be decoded, in memory at the network's size where they fit, else as files; and what was wrong
     with the others.
 
     Raises:
         UserError: as for ``into_memory``.
     """
-    held, bad = into_memory(split, preprocessing)
+    held, bad = into_memory(split, preprocessing, max_bad_rate=max_bad_rate)
     if held.images is not None:
         return held, bad
     kept, problems = [], []
     for batch in eval_batches(split, preprocessing):
         kept.append(batch.indices)
         problems += batch.bad
-    check_bad_rate(problems, len(split), 0.01, split.split)
+    check_bad_rate(problems, len(split), max_bad_rate, split.split)
     return (split.subset(torch.cat(kept)) if problems else split), tuple(problems)
 
 

@@ -183,7 +183,7 @@ def _prepare_splits(
             split, note = shrink_split(split, round(recipe.shrink * max(preprocessing.height, preprocessing.width)))
             tell({"kind": "note", "text": note})
         if recipe.augment == "shift-crop" or split is splits.validation:
-            split, bad = into_memory(split, preprocessing)
+            split, bad = into_memory(split, preprocessing, max_bad_rate=splits.max_bad_rate)
         for problem in bad:
             tell({"kind": "note", "text": f"left out: {problem}"})
         prepared.append(split)

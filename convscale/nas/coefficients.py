@@ -70,7 +70,12 @@ class Point:
     @property
     def accuracy(self) -> float:
         """Mean over the seeds; -1 before the first."""
-        return sum(self.accuracies) / len(self.accuracies) if self.accuracies else -1.0
+        return self.over(len(self.accuracies))
+
+    def over(self, seeds: int) -> float:
+        """Mean over the first so many seeds, which all points share; -1 before the first."""
+        some = self.accuracies[:seeds]
+        return sum(some) / len(some) if some else -1.0
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -294,30 +299,36 @@ class _Scaling:
             assert at is not None
             if not self.points[at].accuracies:
                 self._train(at, asked.seed)
-        order = sorted(range(len(self.points)), key=lambda at: -self.points[at].accuracy)
-        own = [at for at, point in enumerate(self.points) if point.shares == PUBLISHED.shares]
         for extra in range(1, FINAL_SEEDS):
-            for at in dict.fromkeys([*order[:FINALISTS], *own]):
+            for at in self._finalists():
                 if self._more() and len(self.points[at].accuracies) == extra:
                     self._train(at, asked.seed + extra)
         return self._rule()
 
+    def _finalists(self) -> list[int]:
+        """The best by the first seed, the one that all have, and EfficientNet's direction."""
+        order = sorted(range(len(self.points)), key=lambda at: -self.points[at].over(1))
+        own = [at for at, point in enumerate(self.points) if point.shares == PUBLISHED.shares]
+        return [at for at in dict.fromkeys([*order[:FINALISTS], *own]) if self.points[at].accuracies]
+
     def _directions(self) -> Iterator[tuple[float, float, float]]:
-        """EfficientNet's, then the grid's, then those that Optuna's estimator proposes."""
+        """EfficientNet's, then the grid's, then those that Optuna's estimator proposes, an earlier call's first."""
         asked = self.asked
         grid = [PUBLISHED.shares, *directions()]
         count = len(grid) if asked.trials is None else asked.trials
         first = count if asked.method == "grid" else min(count, 6)
         yield from spread(grid, first)
         if asked.method == "bayes":
-            for _ in range(count - first):
+            laid_out = [point.shares for point in self.points if not point.accuracies]
+            yield from laid_out[: max(0, count - len(self._trained()))]
+            for _ in range(count - len(self.points)):
                 yield self._proposed()
         elif count > len(grid):  # a finer grid, without those that were there
             finer = [point for point in directions(2 * STEPS) if point not in grid]
             yield from spread(finer, count - len(grid))
 
     def _proposed(self) -> tuple[float, float, float]:
-        """By a tree-structured Parzen estimator over what was trained."""
+        """By a tree-structured Parzen estimator over what was trained, by the first seed."""
         import warnings
 
         import optuna
@@ -335,9 +346,7 @@ class _Scaling:
             for point in self.points:
                 if point.accuracies:
                     study.add_trial(
-                        optuna.trial.create_trial(
-                            params=_unit(point.shares), distributions=ranges, value=point.accuracy
-                        )
+                        optuna.trial.create_trial(params=_unit(point.shares), distributions=ranges, value=point.over(1))
                     )
             params = study.ask(ranges).params
         width = (1 - params["depth"]) * params["rest"]
@@ -422,9 +431,10 @@ class _Scaling:
     # ------------------------------------------------------------ the end
 
     def _rule(self) -> ScalingRule:
-        """The best point as a rule, with what there is to say of it."""
-        asked, trained = self.asked, self._trained()
-        best = max(trained, key=lambda point: point.accuracy)
+        """The best finalist by the seeds that all of them have, as a rule, with what there is to say of it."""
+        asked, last = self.asked, [self.points[at] for at in self._finalists()]
+        seeds = min(len(point.accuracies) for point in last)
+        best = max(last, key=lambda point: point.over(seeds))
         conditions = "multiply-accumulates per image" if asked.cost == "macs" else self._stated()
         rule = ScalingRule(
             alpha=max(1.0, best.alpha),
@@ -460,9 +470,11 @@ class _Scaling:
         own = self._at(PUBLISHED.shares)
         if own is not None and self.points[own].accuracies:
             theirs = self.points[own]
+            seeds = min(len(best.accuracies), len(theirs.accuracies))
+            gain = 100 * (best.over(seeds) - theirs.over(seeds))
             notes.append(
                 f"EfficientNet's direction at {theirs.cost:.2f} times the cost: {100 * theirs.accuracy:.2f} % over "
-                f"{len(theirs.accuracies)} seeds; this one gains {100 * (best.accuracy - theirs.accuracy):+.2f} points"
+                f"{len(theirs.accuracies)} seeds; this one gains {gain:+.2f} points"
             )
         plain = scale(asked.base, phi=math.log(asked.budget, 2))
         notes.append(f"EfficientNet's own coefficients cost {self._cost(plain):.2f} times as much in {asked.cost}")

@@ -85,10 +85,29 @@ class Store:
 
     def ask_tpe(self, seed: int) -> tuple[int, Genes]:
         """Begin a trial of what Optuna's tree-structured Parzen estimator proposes; its number and genes."""
+        self._use_tpe(seed)
+        return self.begin()
+
+    def _use_tpe(self, seed: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate is called experimental
             self.study.sampler = self.optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
-        return self.begin()
+
+    def go_on_asking(self, number: int, seed: int) -> Genes:
+        """Give a trial that a run was killed while beginning the parameters that it lacks, those that it would have
+        had: what was enqueued, else what the estimator draws by the same seed; its genes.
+        """
+        self._use_tpe(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial, begun = self._trial(number), self._trials()[number]
+            fixed = begun.system_attrs.get("fixed_params", {})
+            for name, distribution in self.distributions.items():
+                drawn = name in begun.params and name not in fixed and not distribution.single()
+                if drawn and name not in trial.relative_params:  # drawn once more, so that the next ones are the same
+                    self.study.sampler.sample_independent(self.study, begun, name, distribution)
+                trial._suggest(name, distribution)
+        return self.space.canonical([int(trial.params[v.name]) for v in self.space.variables])
 
     def note(self, number: int, asked: Mapping[str, object]) -> None:
         """Write down what is known of a trial before it is trained, in one line of the journal."""
@@ -96,20 +115,25 @@ class Store:
 
     def tell_unfit(self, number: int, ratio: float) -> None:
         """End a trial that is too slow: it breaks the constraint and reports nothing, so that no pruner sees it."""
-        trial = self._trial(number)
-        trial.set_constraint("cost", ratio - 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a run that was killed had said so already
+            self._trial(number).set_constraint("cost", ratio - 1)
         self.study.tell(number, 0.0)
 
     def tell(self, number: int, result: Result, ratio: float, factor: float) -> None:
-        """End a trial with its curve; a failed one stays without a value."""
+        """End a trial with its curve; a failed one stays without a value. What was trained breaks no constraint: where
+        the target is to be kept it keeps it, and else going past it is paid for in the value.
+        """
         trial = self._trial(number)
         trial.set_user_attr("result", result.to_dict())
         if result.failed:
             self.study.tell(number, state=self.optuna.trial.TrialState.FAIL)
             return
-        trial.set_constraint("cost", ratio - 1 if ratio else 0.0)
-        for epoch, accuracy in enumerate(result.curve, start=1):
-            trial.report(accuracy * factor, epoch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a run that was killed had said so already
+            trial.set_constraint("cost", min(0.0, ratio - 1))
+            for epoch, accuracy in enumerate(result.curve, start=1):
+                trial.report(accuracy * factor, epoch)
         if result.pruned:
             self.study.tell(number, state=self.optuna.trial.TrialState.PRUNED)
         else:
@@ -132,19 +156,24 @@ class Store:
 
     def asked(self, number: int) -> dict[str, Any]:
         """What was noted of a trial; empty where a run was killed before."""
-        return dict(self._trials()[number].user_attrs.get("asked", {}))
+        return self.all_asked()[number]
+
+    def all_asked(self) -> list[dict[str, Any]]:
+        """What was noted of each trial."""
+        return [dict(trial.user_attrs.get("asked", {})) for trial in self._trials()]
 
     def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
         asked, attrs = trial.user_attrs.get("asked", {}), trial.user_attrs
         result = Result.from_dict(attrs["result"]) if "result" in attrs else None
         # A trial that waits, or that was killed while it began, may not have all of its parameters yet.
-        genes = asked.get("genes") or [int(trial.params.get(v.name, 0)) for v in self.space.variables]
+        begun = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        genes = asked.get("genes") or [int(begun.get(v.name, 0)) for v in self.space.variables]
         genes = self.space.canonical([int(gene) for gene in genes])
         kept, unfit = trial.state.name, bool(asked.get("unfit"))
         state = {"COMPLETE": "trained", "PRUNED": "pruned", "FAIL": "failed"}.get(kept, "running")
         reason = str(asked.get("reason", ""))
         if unfit:
-            state = "too slow" if kept == "COMPLETE" else "failed"
+            state = {"COMPLETE": "too slow", "FAIL": "failed"}.get(kept, "running")
         elif result is not None and result.failed:
             reason = result.failed
         elif result is not None and result.pruned:

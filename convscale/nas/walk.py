@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,24 @@ ROUND = 4
 """Trials that are asked for together, whatever the number of workers: so the same seed gives the same trials."""
 JUDGES = 6
 """Trials that a rung has seen before it gives one up."""
+_OVER = ("trained", "pruned", "failed")
+"""States of trials that count."""
 _IN_VAIN = 60
 """Candidates in a row that are too slow, after which the search ends."""
 _LOOKED_AT = 4
 """Of the best networks in the form that ships."""
 _DRAWN = 6
 """Networks scored for each of the first trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    """What trials that are asked for together share."""
+
+    done: int
+    """Trials that were over when the first of them was asked for."""
+    rungs: dict[str, float]
+    """The least value at each rung, by these trials."""
 
 
 class Walk:
@@ -144,24 +156,56 @@ class Walk:
         return [number for number in running if self.store.asked(number)]
 
     def _fill(self) -> list[int]:
-        """Ask until a whole round waits to be trained; the numbers that waited already."""
-        effort = self.request.effort
+        """Ask until a whole round waits to be trained; the numbers that waited already. Of a round that was cut off the
+        rest is trained first: none of its trials may know more than the first of them did.
+        """
+        for number in self._pending():  # noted by a run that was killed before it told them
+            self._end_untrained(number)
+        cut = self._pending()
+        now = self._half_asked()
+        if now is None:
+            done = [trial for trial in self.store.records() if trial.state in _OVER]
+            now = _Round(done=len(done), rungs=self._rungs())
+        else:
+            cut = []
         if self.store.waits:
-            self._settle(*self.store.begin())
-        records = self.store.records()
-        for trial in records:  # asked for by a run that was killed before it knew the speed
+            self._settle(*self.store.begin(), now)
+        for trial in self.store.records():  # asked for by a run that was killed before it knew the speed
             if trial.state == "running" and not self.store.asked(trial.number):
-                self._settle(trial.number, trial.genes)
+                self._settle(trial.number, self.store.go_on_asking(trial.number, self._tpe_seed(trial.number)), now)
         waited = self._pending()
-        done = len([trial for trial in records if trial.state in ("trained", "pruned", "failed")])
-        wanted = ROUND if effort.trials is None else min(ROUND, effort.trials - done)
-        if waited and len(waited) >= min(wanted, ROUND):
+        if cut:
             return waited
-        vain = 0
-        while len(self._pending()) < wanted and vain < _IN_VAIN and (vain < ROUND or self._more()):
-            number, genes = self._next()
-            vain = 0 if self._settle(number, genes) else vain + 1
+        trials = self.request.effort.trials
+        wanted = ROUND if trials is None else min(ROUND, trials - now.done)
+        before, vain = self._vain(now), 0
+        while len(self._pending()) < wanted and before + vain < _IN_VAIN and (vain < ROUND or self._more()):
+            if self._settle(*self._next(), now):
+                before = vain = 0
+            else:
+                vain += 1
         return waited
+
+    def _half_asked(self) -> _Round | None:
+        """The newest round where none of its trials was trained yet: an earlier call may have been killed while it
+        asked.
+        """
+        records, asked = self.store.records(), self.store.all_asked()
+        last = next((one for one in reversed(asked) if one), {})
+        if "round" not in last:  # there is none, or an older version asked
+            return None
+        for trial, one in zip(records, asked, strict=True):
+            if one.get("round") == last["round"] and "same" not in one and trial.state in _OVER:
+                return None
+        return _Round(done=int(last["round"]), rungs=dict(last["rungs"]))
+
+    def _vain(self, now: _Round) -> int:
+        """Candidates in a row, the newest ones of a round, that are not to be trained."""
+        both = zip(self.store.records(), self.store.all_asked(), strict=True)
+        own = [trial for trial, asked in both if asked.get("round") == now.done]
+        waits = [at for at, trial in enumerate(own) if trial.state == "running"]
+        # A search that ended in vain, and that is gone on with, may look as long again.
+        return len(own) - 1 - waits[-1] if waits else len(own) % _IN_VAIN
 
     def _next(self) -> tuple[int, Genes]:
         """A new trial: its number and genes."""
@@ -171,7 +215,7 @@ class Walk:
         if effort.zero_cost is not None and len(trained) < ROUND:
             genes = self._scored(tried, number)
         elif effort.sampler == "tpe":
-            return self.store.ask_tpe((effort.seed * 1_000_003 + number) % 2**32)
+            return self.store.ask_tpe(self._tpe_seed(number))
         else:
             genes = propose(
                 self.request.space,
@@ -182,6 +226,9 @@ class Walk:
                 floor=self.request.reward.floor,
             )
         return self.store.ask(genes)
+
+    def _tpe_seed(self, number: int) -> int:
+        return (self.request.effort.seed * 1_000_003 + number) % 2**32
 
     def _scored(self, tried: Sequence[Tried], number: int) -> Genes:
         """Of some networks drawn the one with the highest score that keeps the speed; else the fastest of them."""
@@ -210,13 +257,12 @@ class Walk:
         spec = self.request.space.spec_of(genes)
         return zero_cost(name, spec, num_classes=len(splits.classes), in_chans=splits.channels)
 
-    def _settle(self, number: int, genes: Genes) -> bool:
+    def _settle(self, number: int, genes: Genes, now: _Round) -> bool:
         """Find a trial's speed and write it down; whether it is to be trained."""
         request, space = self.request, self.request.space
         spec = space.spec_of(genes)
-        same = next(
-            (t for t in self._trained() if t.genes == genes and t.number != number and t.result is not None), None
-        )
+        done = [trial for trial in self._trained() if trial.number != number and trial.result is not None]
+        same = next((trial for trial in done if trial.genes == genes), None)
         counted = self.pace(spec)
         ratio = self._ratio(counted)
         seed = (request.effort.seed * 1_000_003 + number) % 2**31
@@ -229,14 +275,24 @@ class Walk:
             seed=seed,
             parent=self._parent(number, genes, spec) if request.effort.inherit else None,
         )
+        values |= {"round": now.done, "rungs": now.rungs}
         if not request.reward.keeps(ratio):
-            self.store.note(number, {**values, "unfit": True, "reason": self._too_much(counted)})
-            self.store.tell_unfit(number, ratio)
-            return False
+            values |= {"unfit": True, "reason": self._too_much(counted)}
+        elif same is not None:  # an estimator may ask for what was trained already
+            values |= {"same": same.number}
         self.store.note(number, values)
-        if same is not None and same.result is not None:  # an estimator may ask for what was trained already
-            self.store.tell(number, replace(same.result, number=number), ratio, request.reward.factor(ratio))
+        return not self._end_untrained(number)
+
+    def _end_untrained(self, number: int) -> bool:
+        """End a trial that is not to be trained: it is too slow, or it was trained already; whether it is one."""
+        asked = self.store.asked(number)
+        if asked.get("unfit"):
+            self.store.tell_unfit(number, float(asked["ratio"]))
+            return True
+        same = None if "same" not in asked else self.store.records()[int(asked["same"])].result
+        if same is None:
             return False
+        self.store.tell(number, replace(same, number=number), float(asked["ratio"]), float(asked["factor"]))
         return True
 
     def _parent(self, number: int, genes: Genes, spec: NetSpec) -> int | None:
@@ -297,7 +353,7 @@ class Walk:
             most_images=request.effort.most_images,
             threads=self._threads(),
             factor=float(asked["factor"]),
-            rungs=self._rungs(),
+            rungs=asked["rungs"] if "rungs" in asked else self._rungs(),  # an older version did not note them
             save=str(self._weights(number)) if request.effort.inherit else None,
             parent=None if parent is None else self.store.asked(parent)["spec"],
             parent_weights=None if parent is None else str(self._weights(parent)),

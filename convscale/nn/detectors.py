@@ -204,7 +204,7 @@ class Trunk(nn.Module):
         self.body, self.places = body, places if all_maps else list(range(len(places)))
         channels = [info.channels()[place] for place in places]
         self.strides = [info.reduction()[place] for place in places]
-        self.norm_is_frozen = spec.norm == "frozen"
+        self.norm_is_frozen, self.frozen_stages = spec.norm == "frozen", spec.frozen_stages
         self.out_channels: int | list[int]
         if spec.head == "ssdlite":
             self.neck: nn.Module = Extras(channels[-1], spec.image_size)
@@ -213,7 +213,8 @@ class Trunk(nn.Module):
             top = LastLevelMaxPool() if spec.head == "faster_rcnn" else LastLevelP6P7(spec.neck_width, spec.neck_width)
             self.neck = FeaturePyramidNetwork(channels, spec.neck_width, extra_blocks=top)
             self.out_channels = spec.neck_width
-        self._frozen = self._freeze(spec.frozen_stages)
+        for module in self._frozen():
+            module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         maps = self.body(x)
@@ -223,19 +224,17 @@ class Trunk(nn.Module):
     def train(self, mode: bool = True) -> Trunk:
         """Frozen parts stay in evaluation mode: their running statistics do not move."""
         super().train(mode)
-        for module in self._frozen:
+        for module in self._frozen():
             module.train(False)
         return self
 
-    def _freeze(self, stages: int) -> list[nn.Module]:
-        """Take gradients from what does not learn; gives the modules."""
+    def _frozen(self) -> list[nn.Module]:
+        """What does not learn, as it stands now: a norm may have been replaced by another that took its parameters."""
         frozen: list[nn.Module] = []
-        if stages:
-            frozen += _first_parts(self.body, stages)
+        if self.frozen_stages:
+            frozen += _first_parts(self.body, self.frozen_stages)
         if self.norm_is_frozen:
             frozen += [module for module in self.body.modules() if hasattr(module, "running_mean")]
-        for module in frozen:
-            module.requires_grad_(False)
         return frozen
 
 

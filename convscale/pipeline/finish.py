@@ -96,7 +96,7 @@ class Finish:
         return artifact
 
     def _judge(self, trained: Trained) -> tuple[Split, Evaluation]:
-        held, bad = readable(self.splits.test, trained.preprocessing)
+        held, bad = readable(self.splits.test, trained.preprocessing, max_bad_rate=self.splits.max_bad_rate)
         for problem in bad:
             self.say(f"left out of the test set: {problem}")
         ev = evaluate(

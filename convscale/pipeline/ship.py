@@ -85,9 +85,10 @@ def ship_fastest(
     images, labels = EvalImages(test, preprocessing), _one_label(test)
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
-        held, _ = readable(splits.validation, preprocessing)
+        held, _ = readable(splits.validation, preprocessing, max_bad_rate=splits.max_bad_rate)
         most = MOST_IMAGES if how.qat else CALIBRATION
-        some, _ = readable(splits.train.subset(spread(len(splits.train), most).tolist()), preprocessing)
+        chosen = splits.train.subset(spread(len(splits.train), most).tolist())
+        some, _ = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
         keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": _one_label(held)}
         keywords |= {
             "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import convscale as cs
 from convscale.artifact.boxes import suppress
 from convscale.nn.detector_graph import DetectorGraph
 from convscale.nn.detectors import HEADS
+from convscale.nn.norm import BatchNormAct, convert_sync
 from tests.detect.sets import small_detector, small_spec
 
 NORMS = 53_120
@@ -142,6 +144,48 @@ def test_frozen_parts_do_not_learn_and_keep_their_statistics() -> None:
     assert not any(parameter.requires_grad for parameter in body.stem.parameters())
     assert not any(parameter.requires_grad for parameter in body.stages[0].parameters())
     assert any(parameter.requires_grad for parameter in body.stages[3].parameters())
+    before = {name: value.clone() for name, value in body.named_buffers()}
+    target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    detector([torch.rand(3, 64, 64)], [target])
+    assert all(torch.equal(value, before[name]) for name, value in body.named_buffers())
+
+
+def test_frozen_norms_stay_frozen_when_processes_share_their_statistics() -> None:
+    """Over several processes bare batch norms, timm's and torchvision's for instance, are replaced after the detector
+    was built."""
+
+    class Body(torch.nn.Module):
+        """Maps at strides 8, 16 and 32."""
+
+        feature_info = SimpleNamespace(channels=lambda: [8, 8, 8], reduction=lambda: [8, 16, 32])
+
+        def __init__(self) -> None:
+            super().__init__()
+            parts = [(3, 4), (8, 2), (8, 2), (8, 2)]
+            self.stem, *stages = (
+                torch.nn.Sequential(torch.nn.Conv2d(channels, 8, 3, stride, 1), torch.nn.BatchNorm2d(8))
+                for channels, stride in parts
+            )
+            self.stages = torch.nn.ModuleList(stages)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            maps = [self.stem(x)]
+            for stage in self.stages:
+                maps.append(stage(maps[-1]))
+            return maps[1:]
+
+    options = {"num_classes": 1, "image_size": 64, "neck_width": 64, "head_depth": 1, "frozen_stages": 1}
+    detector = cs.create_detector(Body(), head="fcos", norm="frozen", **options)  # pyright: ignore
+    detector.backbone = convert_sync(detector.backbone)
+    detector.train()
+    body = detector.backbone.body  # pyright: ignore
+    norms = [module for module in body.modules() if hasattr(module, "running_mean")]
+    assert len(norms) == 1 + len(body.stages)
+    assert all(isinstance(norm, BatchNormAct) for norm in norms)
+    assert not any(norm.training for norm in norms)
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+    assert not body.stem[0].training
+    assert all(stage[0].training and stage[0].weight.requires_grad for stage in body.stages)
     before = {name: value.clone() for name, value in body.named_buffers()}
     target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
     detector([torch.rand(3, 64, 64)], [target])

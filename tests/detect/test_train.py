@@ -15,7 +15,8 @@ import torch
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.loader import BoxLoader
-from convscale.learn.checkpoint import load_checkpoint
+from convscale.images.preprocess import Preprocessing
+from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
 from convscale.learn.loader import TrainLoader
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -147,3 +148,20 @@ def test_what_does_not_fit_the_data_is_told(data: BoxSplits, tmp_path: Path) -> 
     nothing = dataclasses.replace(data, train=background)
     with pytest.raises(cs.UserError, match="the train set has no box"):
         trained(nothing)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head_depth": 2}, r"is of another architecture: it has head\.\S+ and \d+ more"),
+        ({"neck_width": 96}, r"backbone\.neck\.\S+ is \(96, .*\), the network's \(64, .*\)"),
+    ],
+)
+def test_a_start_from_another_detector_is_told_in_one_line(
+    data: BoxSplits, tmp_path: Path, options: dict[str, object], said: str
+) -> None:
+    how = Preprocessing(image_size=64, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0)
+    save_checkpoint(tmp_path / "other", small_detector(**options), classes=data.classes, preprocessing=how)
+    with pytest.raises(cs.UserError, match=said) as caught:
+        trained(data, init=tmp_path / "other")
+    assert "\n" not in str(caught.value)

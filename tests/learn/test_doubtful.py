@@ -71,6 +71,22 @@ def test_several_labels_by_hand() -> None:
     assert found[1].describe() == "z: labelled a, looks like none (95% sure, 5% of the label)"
 
 
+def test_labels_that_are_not_known_are_no_doubts() -> None:
+    """Of class a the first and the fourth image's labels are not known: they are none of the doubts, and move no
+    threshold; the others are found under their own numbers."""
+    probabilities = np.array([[0.99], [0.95], [0.9], [0.99], [0.9], [0.0], [0.01], [0.05]])
+    labels = np.array([np.nan, 0, 1, np.nan, 1, 0, 0, 1])[:, None]
+    found = doubtful_labels(probabilities, labels, ("a",), [*"abcdefgh"])
+    assert [(each.index, each.name, each.given, each.suggested) for each in found] == [
+        (1, "b", None, "a"),
+        (7, "h", "a", None),
+    ]
+    known = [1, 2, 4, 5, 6, 7]
+    names = [*"bcefgh"]
+    assert found == doubtful_labels(probabilities[known], labels[known], ("a",), names, indices=known)
+    assert doubtful_labels([[0.9], [0.1]], [[np.nan], [np.nan]], ("a",), ["x", "y"]) == ()
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "names", "message"),
     [

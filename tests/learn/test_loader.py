@@ -219,6 +219,21 @@ def test_a_set_without_an_image_left_is_told(folder: Path, monkeypatch: pytest.M
         into_memory(one.subset([]), plain)
 
 
+@pytest.mark.parametrize("memory", [1, 10**9])
+def test_as_many_may_be_unreadable_as_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    """In memory, and read in batches."""
+    split, plain = open_dataset(folder).train, Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    for number in (3, 5, 6):
+        broken = Path(split.name(number))
+        broken.write_bytes(broken.read_bytes()[:500])
+    monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", memory)
+    held, bad = readable(split, plain, max_bad_rate=0.25)
+    assert [problem.split(": ")[0] for problem in bad] == [split.name(number) for number in (3, 5, 6)]
+    assert held.labels.tolist() == [int(label) for at, label in enumerate(split.labels) if at not in (3, 5, 6)]
+    with pytest.raises(UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 20.0% may be"):
+        readable(split, plain, max_bad_rate=0.2)
+
+
 def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = _train_split(folder)
     monkeypatch.setattr("convscale.learn.loader.read_bytes", lambda _: os._exit(9))  # in the worker, which inherits it

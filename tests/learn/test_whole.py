@@ -92,6 +92,16 @@ def test_bad_validation_images_are_told_once_and_counted_where_they_are_not_held
         train(small_net(channels=3), data, recipe=recipe, workers=0)
 
 
+def test_as_many_of_validation_may_be_unreadable_as_is_said(folder: Path) -> None:
+    recipe = Recipe(name="x", epochs=1, batch_size=8, augment="resized-crop", image_size=16, **PLAIN)
+    for name in (open_dataset(folder).validation.name(at) for at in (0, 1)):
+        Path(name).write_bytes(Path(name).read_bytes()[:400])
+    run = train(small_net(channels=3), open_dataset(folder, max_bad_rate=0.5), recipe=recipe, workers=0)
+    assert sum("JPEG image is truncated" in note for note in run.notes) == 2
+    with pytest.raises(UserError, match=r"2 of \d+ validation images .* can not be decoded, at most 1\.0% may be"):
+        train(small_net(channels=3), folder, recipe=recipe, workers=0)
+
+
 def test_several_labels(tmp_path: Path) -> None:
     names, lines = ("left", "middle", "top"), []
     for number in range(120):

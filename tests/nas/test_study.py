@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import convscale as cs
@@ -14,6 +18,7 @@ from convscale.arch.spec import load_spec
 from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.learn.recipe import Recipe
 from convscale.nas import walk
 from convscale.nas.engines import local
 from convscale.nas.engines.local import Here, Processes
@@ -24,6 +29,9 @@ from convscale.nas.result import Study, read_study
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job, Result
 from convscale.show.search_report import write_search_report
+
+if TYPE_CHECKING:
+    import optuna
 
 COLUMNS = 120
 QUICK = {"epochs": 2, "recipe": "small-adamw", "device": "rtx-4090", "zero_cost": None}
@@ -42,6 +50,30 @@ def by_macs(self: Pace, spec: cs.NetSpec) -> Counted:
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds by ``by_macs``."""
     monkeypatch.setattr(Pace, "__call__", by_macs)
+
+
+def by_name(job: Job, splits: DataSplits | None = None) -> Result:
+    """A training whose curve is drawn by the network's spec, and which is given up as real ones are."""
+    rng = np.random.default_rng(zlib.crc32(json.dumps(dict(job.spec), sort_keys=True).encode()))
+    curve = np.sort(rng.uniform(0.2, 0.9, Recipe.from_dict(dict(job.recipe)).epochs)).tolist()
+    ends = [at for at, value in enumerate(curve, 1) if value * job.factor < job.rungs.get(str(at), 0.0)]
+    return Result(number=job.number, curve=tuple(curve[: ends[0]] if ends else curve), pruned=ends[0] if ends else 0)
+
+
+@pytest.fixture
+def untrained(simple: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained: ``by_name``."""
+    monkeypatch.setattr(local, "run_job", by_name)
+
+
+def journal_of(study: Study) -> optuna.Study:
+    """A study as Optuna has it."""
+    import optuna
+
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(study.output / "journal.log"))  # pyright: ignore
+    )
+    return optuna.load_study(study_name="convscale", storage=storage)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +110,7 @@ def test_those_behind_are_given_up(study: Study) -> None:
 
 
 def test_the_journal_holds_constraints_for_optuna(study: Study) -> None:
-    import optuna
-
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(study.output / "journal.log"))  # pyright: ignore
-    )
-    loaded = optuna.load_study(study_name="convscale", storage=storage)
+    loaded = journal_of(study)
     states = {trial.number: trial.state for trial in study.trials}
     for trial in loaded.get_trials():
         unfit = trial.constraints.get("cost", 0.0) > 0
@@ -129,6 +156,83 @@ def test_a_search_that_is_killed_goes_on_as_if_it_was_not(
     same = [trial for trial in study.trials if trial.number < len(again.trials)]
     assert [t.genes for t in again.trials] == [t.genes for t in same]
     assert [t.result and t.result.curve for t in again.trials] == [t.result and t.result.curve for t in same]
+
+
+PARAM, STATE, NOTE = 5, 6, 8
+"""Lines of Optuna's journal: a parameter, the beginning or the end of a trial, what is known of it."""
+ADDED = ("round", "rungs", "same")
+"""What an older version did not note of a trial."""
+LONGER = {**QUICK, "min_throughput": 8_000, "trials": 14}
+
+
+@pytest.fixture(scope="module")
+def wholes(colours: DataSplits, tiny: SearchSpace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Study]:
+    """Searches that nobody stopped, by sampler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "__call__", by_macs)
+        patch.setattr(local, "run_job", by_name)
+        place = tmp_path_factory.mktemp("wholes")
+        return {
+            sampler: cs.search(colours, space=tiny, sampler=sampler, output=place / sampler, **LONGER)
+            for sampler in ("guided", "tpe")
+        }
+
+
+@pytest.mark.parametrize(
+    ("sampler", "line", "count"),
+    [
+        ("guided", STATE, 60),  # two of the third round's four trials are told
+        ("guided", PARAM, 157),  # trial 22, which is enqueued, has three of its seven parameters
+        ("guided", NOTE, 11),  # trial 6 is known to be too slow, and has not ended
+        ("tpe", STATE, 20),  # two of the last round's four trials are told
+        ("tpe", STATE, 16),  # of a round that is asked for, one was trained before, and has that one's curve
+        ("tpe", NOTE, 27),  # the same, and is known to be that one, and has not ended
+        ("tpe", PARAM, 38),  # trial 5, drawn at random, has three of its parameters
+        ("tpe", PARAM, 136),  # trial 19, which the estimator draws, too
+    ],
+)
+def test_a_search_that_is_cut_asks_and_prunes_what_it_would_have(
+    sampler: str, line: int, count: int, wholes: dict[str, Study], colours: DataSplits, tiny: SearchSpace,
+    tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from optuna.storages.journal import JournalFileBackend
+
+    def append(self: JournalFileBackend, logs: list[dict]) -> None:
+        nonlocal seen
+        append_logs(self, logs)
+        seen += sum(each["op_code"] == line for each in logs)
+        if seen >= count:
+            raise KeyboardInterrupt
+
+    ask = {"space": tiny, "sampler": sampler, "output": tmp_path / "cut", **LONGER}
+    seen, append_logs = 0, JournalFileBackend.append_logs
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", append)
+        with pytest.raises(KeyboardInterrupt):
+            cs.search(colours, **ask)
+    again, whole = cs.search(colours, resume=True, **ask), wholes[sampler]
+    assert any(trial.state == "pruned" for trial in whole.trials)
+    assert again.trials == whole.trials
+    drawn = [[trial.params for trial in journal_of(each).get_trials()] for each in (again, whole)]
+    assert drawn[0] == drawn[1]
+
+
+def test_what_an_older_version_left_goes_on(
+    wholes: dict[str, Study], colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
+) -> None:
+    """It noted no rounds; two of its last round's trials were not told yet."""
+    place = shutil.copytree(wholes["guided"].output, tmp_path / "older")
+    lines = [json.loads(line) for line in (place / "journal.log").read_text(encoding="utf-8").splitlines()]
+    ends = [at for at, line in enumerate(lines) if line["op_code"] == STATE]
+    for line in lines:
+        if "asked" in line.get("user_attr", {}):
+            line["user_attr"]["asked"] = {k: v for k, v in line["user_attr"]["asked"].items() if k not in ADDED}
+    kept = "".join(json.dumps(line) + "\n" for line in lines[: ends[59] + 1])
+    (place / "journal.log").write_text(kept, encoding="utf-8")
+    again = cs.search(colours, space=tiny, sampler="guided", output=place, resume=True, **LONGER)
+    done = [trial for trial in again.trials if trial.state in ("trained", "pruned")]
+    assert len(done) == 14
+    assert [trial.genes for trial in again.trials[:31]] == [trial.genes for trial in wholes["guided"].trials[:31]]
 
 
 def test_minutes_count_per_call(colours: DataSplits, tiny: SearchSpace, tmp_path: Path, simple: None) -> None:
@@ -214,6 +318,19 @@ def test_rewards_by_hand() -> None:
     assert macs.ratio(1.0, 800_000_000) == 2.0
     assert not Reward(target=100.0).keeps(1.01)
     assert Reward(target=100.0).keeps(1.0)
+
+
+@pytest.mark.parametrize("form", ["soft", "hard-like"])
+def test_a_soft_target_is_no_constraint(
+    form: str, colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
+) -> None:
+    """What goes past it pays for that in its value; Optuna is not told that it can not be had."""
+    ask = {"space": tiny, "min_throughput": 8_000, "reward": form, "trials": 8, **QUICK}
+    found = cs.search(colours, output=tmp_path / "a", **ask)
+    past = [trial.number for trial in found.trials if (trial.images_per_s or 0) < 8_000]
+    assert past
+    assert len(past) < 8
+    assert all(trial.constraints["cost"] <= 0 for trial in journal_of(found).get_trials())
 
 
 def test_the_front(tiny: SearchSpace) -> None:

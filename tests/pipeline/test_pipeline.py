@@ -4,10 +4,12 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import convscale as cs
 from convscale.arch.multipliers import scale_to
@@ -20,6 +22,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.loader import into_memory
+from convscale.pipeline import finish
 from convscale.pipeline.contender import build
 from convscale.pipeline.demo import DEMO_FOLDERS, fashion_mnist
 from convscale.pipeline.run import fit
@@ -127,6 +130,49 @@ def test_int8_is_chosen_on_validation_and_reported_on_the_test_set(splits, tmp_p
     assert checked.precision == artifact.precision
     assert artifact.runtime == "onnxruntime"
     assert [line.split(":")[0] for line in said] == ["onnx-fp32", "onnx-int8", "onnx-int8-ort"]
+
+
+def test_as_many_of_test_and_validation_may_be_unreadable_as_is_said(tmp_path, monkeypatch):
+    """Two of each are cut off behind their headers, which is more than 1 %."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for number in range(count):
+            path = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+            if number in (2, 3):
+                path.write_bytes(path.read_bytes()[:800])
+    data = open_dataset(tmp_path / "data", max_bad_rate=0.5)
+    pre = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0)
+    given, said = {}, []
+
+    class Enough(Exception):
+        pass
+
+    def judge(net, held, *others, **options):
+        given["test"] = len(held)
+        raise Enough
+
+    def ship(*others, verify_images, calibration_images, **options):
+        given["validation"], given["train"] = sum(map(len, verify_images)), len(calibration_images)
+        raise Enough
+
+    monkeypatch.setattr(finish, "evaluate", judge)
+    monkeypatch.setattr("convscale.pipeline.ship.export_winner", ship)
+    net = torch.nn.Identity()
+    last = finish.Finish(
+        asked=SimpleNamespace(training_device="cpu"), record=None, splits=data, folder=tmp_path, basis=None,
+        min_throughput=0.0, say=said.append,
+    )  # fmt: skip
+    with pytest.raises(Enough):
+        last._judge(finish.Trained(net=net, preprocessing=pre))
+    with pytest.raises(Enough):
+        ship_fastest(
+            net, tmp_path / "artifact", data, data.test, pre, Basis(conditions=Conditions(runtime="onnxruntime")),
+            Shipping(runtime="onnxruntime", int8=True, max_drop=1.0), card={}, say=said.append,
+        )  # fmt: skip
+    assert given == {"test": 4, "validation": 4, "train": 10}
+    assert [line.split(": ")[0] for line in said] == ["left out of the test set"] * 2
 
 
 def test_report_is_one_file_that_names_the_winner(run):
