@@ -350,7 +350,7 @@ def _check_images(data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessi
     if int8:
         most = MOST_IMAGES if int8 == "qat" else CALIBRATION
         chosen = splits.train.subset(spread(len(splits.train), most).tolist())
-        some, _ = readable(chosen, preprocessing, max_bad_rate=rate)
+        some, _ = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
         out["calibration_images"] = np.concatenate(list(EvalImages(some, preprocessing)))
     return out
 

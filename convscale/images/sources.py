@@ -114,13 +114,14 @@ def open_dataset(
     unreadable = list[str]()
     most = None if listing else max_bad_rate
     checked = [_drop_unreadable(split, most, notes, unreadable) for split in (train, validation, test)]
-    assert checked[0] is not None
-    if listing and unreadable and not _can_be_carved(checked[0], checked.count(None)):
+    whole = checked[0]
+    assert whole is not None
+    if listing and unreadable and not _can_be_carved(whole, checked.count(None)):
         checked = [
-            checked[0].subset([], name) if split is None else split for split, name in zip(checked, SPLITS, strict=True)
+            whole.subset([], name) if split is None else split for split, name in zip(checked, SPLITS, strict=True)
         ]
     made = complete(
-        checked[0],
+        whole,
         checked[1],
         checked[2],
         seed=seed,
