@@ -251,7 +251,7 @@ def test_int8_boxes_are_checked_in_each_runtime_too(
     passes: bool, detector: Detector, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writing and quantising take long, and are left out: what counts is which runtimes are asked."""
-    said = {"route": "nncf", "calibration_images": 32, "max_drop": 0.5, "layers": 1, "steps": [{"float_layers": []}]}
+    said = {"calibration_images": 32, "steps": [{"float_layers": [], "drop_points": 0.0}]}
     real, asked = detectors._verify, []
 
     def verify(job: object, made: Artifact) -> object:
