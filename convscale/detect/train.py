@@ -260,6 +260,11 @@ def _whole_side(recipe: Recipe) -> int | None:
         raise UserError(f"recipe {recipe.name}: image_size is {recipe.image_size}; a detector's is one side")
     if recipe.progressive != 1 or recipe.mixup or recipe.cutmix or recipe.policy != "none":
         raise UserError(f"recipe {recipe.name}: progressive, mixup, cutmix and policy know no boxes; leave them out")
+    if recipe.freeze_epochs:  # it would thaw frozen norms and stages too
+        raise UserError(
+            f"recipe {recipe.name}: freeze_epochs is {recipe.freeze_epochs}; a detector has no classifier to train "
+            "alone: frozen_stages and norm='frozen' keep parts of its backbone"
+        )
     return recipe.image_size
 
 

@@ -244,7 +244,8 @@ def _of_detector(net: nn.Module, batch: torch.Tensor, method: str, target: objec
         found = [one for some in batch.split(batch_size) for one in net(list(some))]
     surest = [int(one["labels"][one["scores"].argmax()]) if len(one["scores"]) else NOTHING for one in found]
     known = max([int(one["labels"].max()) for one in found if len(one["labels"])], default=0)
-    asked = None if target is None else targets_of(target, np.zeros((len(batch), _labels(net, known))))
+    first, labels = _labels(net, known)
+    asked = None if target is None else targets_of(target, np.zeros((len(batch), labels)), first=first)
     targets = np.array(surest, np.int64) if asked is None else asked
     seen = targets != NOTHING
     size = (int(batch.shape[2]), int(batch.shape[3]))
@@ -266,15 +267,24 @@ def _of_detector(net: nn.Module, batch: torch.Tensor, method: str, target: objec
     return made(method, raw, targets, size)
 
 
-def _labels(net: nn.Module, known: int) -> int:
-    """Labels of a detector, the background at 0 among them."""
-    for path in ("head.classification_head.num_classes", "roi_heads.box_predictor.cls_score.out_features"):
+def _labels(net: nn.Module, known: int) -> tuple[int, int]:
+    """The first of a detector's labels, and one more than the last: ours count from 1; of others the background at 0 is
+    among them.
+    """
+    spec = getattr(net, "detector_spec", None)
+    if spec is not None:
+        return 1, spec.num_classes + 1
+    for path in (
+        "head.classification_head.num_classes",
+        "head.classification_head.num_columns",
+        "roi_heads.box_predictor.cls_score.out_features",
+    ):
         value: object = net
         for name in path.split("."):
             value = getattr(value, name, None)
         if isinstance(value, int):
-            return value
-    return known + 1
+            return 0, value
+    return 0, known + 1
 
 
 # ---------------------------------------------------------------- anything else

@@ -73,12 +73,13 @@ def resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return plane
 
 
-def targets_of(target: object, outputs: np.ndarray) -> np.ndarray:
+def targets_of(target: object, outputs: np.ndarray, *, first: int = 0) -> np.ndarray:
     """The class of each image's map.
 
     Args:
         target: None: the likeliest; a class's number for all; or one for each image.
         outputs: (N, classes).
+        first: the lowest number that may be asked for.
 
     Returns:
         int64 (N,).
@@ -90,11 +91,11 @@ def targets_of(target: object, outputs: np.ndarray) -> np.ndarray:
     if target is None:
         return outputs.argmax(1).astype(np.int64)
     given = target.tolist() if hasattr(target, "tolist") else target  # pyright: ignore[reportAttributeAccessIssue]
-    right = f"a class's number from 0 to {classes - 1}, or a list of {count}, one for each image"
+    right = f"a class's number from {first} to {classes - 1}, or a list of {count}, one for each image"
     if isinstance(given, str | bytes) or not isinstance(given, Integral | Sequence):
         raise UserError(f"target is {short(target)}; it must be {right}")
     rows = list(given) if isinstance(given, Sequence) else [given] * count
     whole = all(isinstance(one, Integral) and not isinstance(one, bool) for one in rows)
-    if len(rows) != count or not whole or not all(0 <= one < classes for one in rows):
+    if len(rows) != count or not whole or not all(first <= one < classes for one in rows):
         raise UserError(f"target is {short(target)}; it must be {right}")
     return np.array(rows, np.int64)

@@ -18,6 +18,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.ship import squares
 from convscale.images.letterbox import fill_of, letterbox, out_of_square
+from convscale.maps.files import Explainer
 from convscale.nn.detectors import Detector
 from convscale.ship import detectors
 from convscale.ship.box_metrics import Found, matched
@@ -242,6 +243,8 @@ def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact,
         cs.export(detector, tmp_path / "art", classes=["a", "b", "c"])
     with pytest.raises(cs.UserError, match="it gives boxes, not logits"):
         artifact.logits(np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(cs.UserError, match="is a detector's, which gives boxes alone; explain its checkpoint"):
+        Explainer.open(artifact.folder)
     with pytest.raises(cs.UserError, match=r"images must be a uint8 array \(N, 64, 64, 3\)"):
         artifact(np.zeros((1, 32, 64, 3), np.uint8))
 

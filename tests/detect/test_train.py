@@ -126,6 +126,7 @@ def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
     [
         ({"augment": "resized-crop"}, "augment resized-crop knows no boxes"),
         ({"mixup": 0.2}, "progressive, mixup, cutmix and policy know no boxes"),
+        ({"freeze_epochs": 1}, "freeze_epochs is 1; a detector has no classifier to train alone"),
         ({"schedule": "multistep", "decay_at": "11,8"}, "decay_at must be ascending epochs"),
         ({"scale_low": 2.0, "scale_high": 1.0}, "scale_low 2 is above scale_high 1"),
         ({"batch_size": 100}, "batch_size 100 is larger than the train set"),

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ import torchvision
 from torch import nn
 
 import convscale as cs
+from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import save_checkpoint
+from convscale.maps.draw import overlaid
 from convscale.maps.result import resized
 from convscale.maps.scores import faithfulness, randomised, rank_agreement, sanity
+from tests.detect.sets import small_detector
 
 COLUMNS = 120
 SIDE = 32
@@ -326,6 +330,83 @@ def test_detectors_are_explained_by_their_surest_box() -> None:
     assert not nothing.values.any()
     with pytest.raises(cs.UserError, match="no exact class activation map"):
         cs.explain(net, x)
+
+
+@pytest.mark.parametrize("head", ["fcos", "ssdlite", "faster_rcnn"])
+def test_a_detectors_classes_are_its_labels(head: str) -> None:
+    """All three of them, whether or not a picture shows them; 0 is none."""
+    torch.manual_seed(0)
+    net = small_detector(head, num_classes=3, score_threshold=0.9)
+    x = torch.rand(2, 3, 64, 64)
+    assert cs.explain(net, x, "occlusion", target=[1, 3], grid=2).targets.tolist() == [1, 3]
+    for target in (0, 4):
+        with pytest.raises(cs.UserError, match=rf"target is {target}; it must be a class's number from 1 to 3"):
+            cs.explain(net, x, "occlusion", target=target, grid=2)
+
+
+def test_torchvisions_ssdlite_says_its_labels() -> None:
+    """Without what is ours it is torchvision's."""
+    net = small_detector("ssdlite", num_classes=3, score_threshold=0.9)
+    del net.detector_spec
+    maps = cs.explain(net, torch.rand(1, 3, 64, 64), "occlusion", target=3, grid=2)
+    assert maps.targets.tolist() == [3]
+    assert not maps.values.any()
+
+
+@pytest.mark.parametrize("target", [None, "red"])
+def test_command_takes_a_detector(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, target: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are fitted into its square and not normalised; the last class is named by its label."""
+    from PIL import Image
+
+    monkeypatch.setattr("convscale.maps.files.explain", partial(cs.explain, grid=3))
+
+    torch.manual_seed(0)
+    net = small_detector(score_threshold=0.0, nms_threshold=1.0, max_detections=1000)
+    with torch.no_grad():
+        net.head.classification_head.cls_logits.bias[1] += 1  # pyright: ignore
+    spec = net.detector_spec
+    how = Preprocessing(image_size=64, channels=3, mean=spec.mean, std=spec.std, crop_pct=1.0)
+    place = save_checkpoint(tmp_path / "c", net, classes=("red", "green"), preprocessing=how)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    asked = [] if target is None else ["--target", target]
+    code, said, err = call(
+        "explain", tmp_path / "a.png", "--model", place, "--output", tmp_path / "m", "--json", *asked
+    )
+    assert code == 0, err
+    row = json.loads(said)["maps"][0]
+    label = {None: 2, "red": 1}[target]
+    assert row["target"] == ("red", "green")[label - 1]
+    square = letterbox(pixels, 64, fill_of(spec.mean))
+    batch = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
+    maps = cs.explain(net, batch, "occlusion", None if target is None else label, grid=3)
+    assert maps.targets.tolist() == [label]
+    assert maps.values.any()
+    with Image.open(tmp_path / "m" / row["map"]) as drawn:
+        assert np.array_equal(np.asarray(drawn), overlaid(square, maps.values[0]))
+
+
+def test_command_says_what_a_detector_lacks(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """A picture in which it finds nothing has no class; there is no class 0."""
+    from PIL import Image
+
+    net = small_detector(score_threshold=1.0)
+    how = Preprocessing(image_size=64, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0)
+    place = save_checkpoint(tmp_path / "c", net, classes=("red", "green"), preprocessing=how)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    code, said, err = call("explain", tmp_path / "a.png", "--model", place, "--output", tmp_path / "m", "--json")
+    assert code == 0, err
+    assert json.loads(said)["maps"] == [
+        {"path": str(tmp_path / "a.png"), "map": "00001-a.png", "method": "occlusion"},
+    ]
+    for target in ("0", "3", "gren"):
+        code, _, err = call(
+            "explain", tmp_path / "a.png", "--model", place, "--output", tmp_path / "n", "--target", target
+        )
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"target '{target}' is neither a class nor a number from 1 to 2" in err
 
 
 @pytest.fixture
