@@ -540,7 +540,7 @@ def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
 def test_what_a_calibration_predicted_is_measured_with_its_threads(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prediction of one thread, measured on all cores, was kept by a network that misses it."""
 
-    def calibrated(device: str, threads: int | None, **asked: Any) -> Basis:
+    def calibrated(device: str, threads: int | None) -> Basis:
         made = Calibration(
             device=device,
             mode="infer",
@@ -554,10 +554,9 @@ def test_what_a_calibration_predicted_is_measured_with_its_threads(fake: Path, m
         )
         path = fake / f"{device}-{threads}.json"
         save_calibration(made, path)
-        return basis_of(Asked(device=device, **asked), path)
+        return basis_of(Asked(device=device), path)
 
     assert calibrated("cpu", None).conditions.threads is None
-    assert calibrated("cpu", 3, threads=3).conditions.threads == 3
     assert calibrated("l4", 8).conditions.threads is None, "what a GPU is measured with does not matter"
     asked: list[int | None] = []
 
