@@ -121,7 +121,7 @@ def choose(
     if measured is not None:
         found, asked = read_rows(measured, asked)
     basis = basis_of(asked, calibration)
-    rows = None if found is None or measured is None else rows_of(found, basis, measured)
+    rows = None if found is None or measured is None else rows_of(found, basis, measured, candidates)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
     offer = Filter(

@@ -15,6 +15,7 @@ from convscale.choice.decide import Judged, Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.measured import speed_of
 from convscale.errors import UserError
+from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, find
 from convscale.predictor.devices import was_on
 from convscale.predictor.traced import network_key
@@ -60,8 +61,15 @@ def asked_by_rows(asked: Asked, records: Sequence[Record], path: str | os.PathLi
     return replace(asked, runtime=names[0])
 
 
-def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str]) -> Rows:
+def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str], named: object = None) -> Rows:
     """Records as rows of a basis.
+
+    Args:
+        records: of a file.
+        basis: what they must have been measured under.
+        path: the file, for messages.
+        named: the candidates as the user names them. A function that builds a network (``package.module:function``) is
+            called for a row only where it is among them: a file does not choose what code runs.
 
     Raises:
         UserError: the basis is not a predicted one, or a row is of another device, batch, precision, runtime, layout,
@@ -76,7 +84,7 @@ def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str
     unknown: list[str] = []
     for record in records:
         _check_row(record, basis, path)
-        spec, size = _network_of(record), record.measurement.conditions.image_size
+        spec, size = _network_of(record, names_in(named)), record.measurement.conditions.image_size
         if spec is None or not isinstance(size, int):
             unknown.append(record.model)
         else:
@@ -96,12 +104,23 @@ def read_rows(path: str | os.PathLike[str], asked: Asked) -> tuple[list[Record],
     return records, asked_by_rows(asked, records, path)
 
 
-def _network_of(record: Record) -> Named | None:
+def names_in(named: object) -> frozenset[str]:
+    """The texts among candidates as a user gives them: one, several, or none."""
+    if isinstance(named, str):
+        return frozenset((named,))
+    return (
+        frozenset(item for item in named if isinstance(item, str)) if isinstance(named, list | tuple) else frozenset()
+    )
+
+
+def _network_of(record: Record, named: frozenset[str]) -> Named | None:
     """What a row is of: its spec, or what its name stands for; None where nothing here builds that."""
     try:
-        return find(record.model) if record.spec is None else NetSpec.from_dict(dict(record.spec))
+        found = find(record.model) if record.spec is None else NetSpec.from_dict(dict(record.spec))
     except UserError:
         return None
+    own = isinstance(found, Foreign) and found.origin == "factory"
+    return None if own and record.model not in named else found
 
 
 def _check_row(record: Record, basis: Basis, path: str | os.PathLike[str]) -> None:

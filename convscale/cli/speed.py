@@ -354,7 +354,7 @@ def choose_command(
     elif kit is not None and runtime is None and not compiled:
         asked = replace(asked, runtime="onnxruntime")  # what a kit is measured in
     basis = basis_of(asked, calibration)
-    rows = None if found is None or measured is None else rows_of(found, basis, measured)
+    rows = None if found is None or measured is None else rows_of(found, basis, measured, models)
     if kit is not None:
         if not basis.predicted:
             raise UserError(f"--kit is for a device that is not here, got {device!r}; `convscale choose` measures here")

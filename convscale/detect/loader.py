@@ -18,7 +18,7 @@ from convscale.errors import UserError
 from convscale.images.decode import ImageError, preload
 from convscale.images.letterbox import into_square, letterbox
 from convscale.learn.augment import generator_for, mix_seed
-from convscale.learn.loader import Batch
+from convscale.learn.loader import Batch, as_raised
 from convscale.learn.recipe import Recipe
 from convscale.machine import available_cores
 
@@ -197,6 +197,8 @@ def _run(samples: _Samples, chunks: list[list[int]], workers: int) -> Iterator[B
     )
     try:
         yield from loader
+    except UserError as error:
+        raise as_raised(error) from None
     except (RuntimeError, OSError) as error:
         text = str(error).lower()
         if any(sign in text for sign in ("shm", "shared memory", "killed", "exited unexpectedly", "no space")):

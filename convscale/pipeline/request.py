@@ -242,7 +242,7 @@ class FitRequest:
         """
         if self.measured is None:
             return None
-        return rows_of(read_rows(self.measured, self.where)[0], self.basis(), self.measured)
+        return rows_of(read_rows(self.measured, self.where)[0], self.basis(), self.measured, self.named)
 
     @cached_property
     def named(self) -> tuple[Network, ...] | None:

@@ -95,6 +95,25 @@ def test_a_measured_network_goes_by_its_row_and_the_others_are_set_by_it(tmp_pat
     json.dumps(c.to_dict())
 
 
+def test_a_file_does_not_choose_what_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a function that builds a network counts only where the user names that function."""
+    (tmp_path / "nets_of_a_row.py").write_text(
+        "from pathlib import Path\nfrom torch import nn\nPath('ran').write_text('')\n\n\ndef make(num_classes=5):\n"
+        "    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), *pool, nn.Linear(4, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rows, own = tmp_path / "rows.jsonl", "nets_of_a_row:make"
+    append_record(rows, row("resnet18", 1_000.0))
+    append_record(rows, replace(row("resnet18", 9_000.0), model=own, spec=None))
+    cs.choose(**ASKED, measured=rows, max_params_m=1000)
+    assert not (tmp_path / "ran").exists()
+    found = cs.choose(**{**ASKED, "candidates": ["resnet18", own]}, measured=rows, max_params_m=1000)
+    assert (tmp_path / "ran").exists()
+    assert {o.spec.name: o.images_per_s for o in found.options}[own] == pytest.approx(9_000.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
