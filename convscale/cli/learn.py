@@ -126,9 +126,11 @@ def train_command(
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     flags |= {"schedule": schedule, "decay_share": decay_share}
-    overrides |= {key: value for key, value in flags.items() if value is not None}
-    # Unknown keys and impossible values are told before anything is read; a resumed run has a recipe of its own.
-    told = overrides if epochs is None else {"epochs": epochs, **overrides}
+    stated = {key: value for key, value in {"epochs": epochs, **flags}.items() if value is not None}
+    # Unknown keys and impossible values are told before anything is read, those of a key that a flag states too; a
+    # resumed run has a recipe of its own.
+    told = {**stated, **overrides}
+    overrides |= {key: value for key, value in stated.items() if key != "epochs"}
     own = recipe is None and (resume or branch is not None or task == "detection")
     (Recipe(name="given") if own else get_recipe(recipe or USUAL)).override(told)
     common: dict[str, Any] = {

@@ -268,6 +268,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(call: Any, folder: Path
         (("train", "--model", "mobilenetv2_050", "--set", "seed=1"), "has no key 'seed'"),
         (("train", "--model", "mobilenetv2_050", "--set", "epochs=no"), "epochs must be a whole number"),
         (("train", "--model", "mobilenetv2_050", "--set", "epsilon=-1"), "epsilon must lie between 0 and 1"),
+        (("train", "--model", "mobilenetv2_050", "-b", 8, "--set", "batch_size=99999999999"), "batch_size must"),
         (("train", "--model", "mobilenetv2_050", "--keep", "0"), "keep is 0"),
         (("fit", "--min-throughput", "1", "--set", "image_size=64"), "use image_size= (--img-size)"),
         (("fit", "--min-throughput", "1", "--brief-epochs", "0"), "brief_epochs is 0"),
