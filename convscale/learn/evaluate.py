@@ -149,32 +149,18 @@ def predict_split(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     workers: int | None = None,
+    some: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
-    """Logits float32 (N, classes) on the CPU, the indices they belong to, what was wrong with other images, and
-    seconds.
+    """Logits float32 (N, classes) on the CPU, the indices int64 (N,) they belong to, what was wrong with other images,
+    and seconds.
+
+    Args:
+        net, split, preprocessing, batch_size, device, precision, workers: as for ``evaluate``.
+        some: at least one image must be decoded; False: there may be none, N is 0 then.
 
     Raises:
-        UserError: no image can be decoded.
+        UserError: no image can be decoded, and some must be.
     """
-    logits, kept, bad, seconds = predict_readable(
-        net, split, preprocessing, batch_size=batch_size, device=device, precision=precision, workers=workers
-    )
-    if not len(kept):
-        raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
-    return logits, kept, bad, seconds
-
-
-def predict_readable(
-    net: nn.Module,
-    split: Split,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    precision: str = "fp32",
-    workers: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
-    """``predict_split``, of any number of images that can be decoded."""
     batch_size = check_whole("batch_size", batch_size)
     workers = None if workers is None else check_whole("workers", workers, 0)
     where = usable_device(device)
@@ -195,6 +181,8 @@ def predict_readable(
                 kept.append(batch.indices)
     finally:
         net.to(home)
+    if not logits and some:
+        raise UserError(f"no image of the {split.split} split can be decoded; first: {bad[0]}")
     if not logits:
         return torch.empty(0, len(split.classes)), torch.empty(0, dtype=torch.long), bad, time.perf_counter() - started
     return torch.cat(logits), torch.cat(kept), bad, time.perf_counter() - started

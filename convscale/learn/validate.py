@@ -12,7 +12,7 @@ from torch import nn
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
-from convscale.learn.evaluate import best_temperatures, best_thresholds, predict_readable
+from convscale.learn.evaluate import best_temperatures, best_thresholds, predict_split
 from convscale.learn.loader import check_bad_rate
 from convscale.learn.loss import partial_bce
 from convscale.stats import average_precisions, mean_of_known
@@ -61,8 +61,8 @@ def validate(
     own = split if processes.world == 1 else split.subset(range(processes.rank, len(split), processes.world))
     logits, labels, own_bad = torch.empty(0, len(split.classes)), split.labels[:0], list[str]()
     if len(own):
-        logits, kept, own_bad, _ = predict_readable(
-            net, own, preprocessing, device=device, precision=precision, workers=workers
+        logits, kept, own_bad, _ = predict_split(
+            net, own, preprocessing, device=device, precision=precision, workers=workers, some=False
         )
         labels = own.labels[kept]
     bad = tuple(problem for each in processes.gather(own_bad) for problem in each)
