@@ -287,7 +287,7 @@ class Trainer:
         self.rollbacks, self.lr_scale, self.skipped, self.elapsed = rollbacks, lr_scale, skipped, elapsed
         self._note(f"{cause}: back to the start of epoch {self.epoch + 1} at half the learning rate")
         if self.folder is not None:
-            self.folder.go_back(self.batches(), self.watched, self._metrics(), self.state())
+            self.folder.go_back(self.batches(), self.watched, self.metrics(), self.state())
         return True
 
     def _end_epoch(self) -> None:
@@ -422,14 +422,14 @@ class Trainer:
     def _save_state(self) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
-        self.folder.save_state(self.batches(), self.watched, self._metrics(), self.state())
+        self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state())
         self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:
         if self.folder is not None:
-            self.folder.save_best(self.batches(), self.watched, self._metrics())
+            self.folder.save_best(self.batches(), self.watched, self.metrics())
 
-    def _metrics(self) -> dict[str, object]:
+    def metrics(self) -> dict[str, object]:
         """What a checkpoint says of the run so far."""
         return {
             "history": self.history,

@@ -22,7 +22,7 @@ from convscale.learn.checkpoint import (
     verify_checkpoint,
 )
 from convscale.learn.job import Job
-from convscale.learn.record import SCHEMA_VERSION, EpochRow
+from convscale.learn.record import PREDICTIONS, SCHEMA_VERSION, EpochRow
 from convscale.machine import code_commit
 
 
@@ -54,20 +54,31 @@ class RunFolder:
         """Let the folder stand where a rollback has put the run: nothing is left of what was written since."""
         self._save_anew("step", batches, net, metrics, self._with_settings(state))
         prune(self.folder, keep=self.job.keep)
-        weights, epoch = state["best_weights"], state["numbers"]["best"]["epoch"]
-        if any(batches_of(place) > batches for place in list_checkpoints(self.folder, ("best",))):
-            if weights is None:
-                drop_from(self.folder, batches + 1, kind="best")
-            else:
-                best = copy.deepcopy(net)
-                best.load_state_dict(weights)
-                self._save_anew("best", epoch * self.steps_per_epoch, best, metrics | {"epoch": epoch}, None)
+        self._best_as_known(batches, net, metrics, state)
         self.write_log(state["numbers"]["history"])
 
-    def take_up(self, place: Path, batches: int) -> None:
-        """Give the state that a run goes on from its own number, where a rollback was cut short before it had it."""
+    def take_up(
+        self, place: Path, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any]
+    ) -> None:
+        """Put right what a rollback, or an epoch's end, left that was cut short before the state in ``place`` was all.
+
+        The state gets its own number, and a best network of later gives way to the one that the state knows.
+        """
         if batches_of(place) > batches:
             drop_from(self.folder, batches, keep=place)
+        self._best_as_known(batches, net, metrics, state)
+
+    def _best_as_known(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any]) -> None:
+        """Let no best network of after so many batches stand: every earlier one would be taken for an older."""
+        if not any(batches_of(place) > batches for place in list_checkpoints(self.folder, ("best",))):
+            return
+        weights, epoch = state["best_weights"], state["numbers"]["best"]["epoch"]
+        if weights is None:
+            drop_from(self.folder, batches + 1, kind="best")
+        else:
+            best = copy.deepcopy(net)
+            best.load_state_dict(weights)
+            self._save_anew("best", epoch * self.steps_per_epoch, best, metrics | {"epoch": epoch}, None)
 
     def _save_anew(
         self, kind: str, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any] | None
@@ -96,6 +107,7 @@ class RunFolder:
         target = self.folder / "checkpoints" / name
         if _whole(target):
             return False
+        (self.folder / PREDICTIONS).unlink(missing_ok=True)  # they are of the network that stood here before
         meta = {
             "record_version": SCHEMA_VERSION,
             "recipe": self.job.recipe.to_dict(),

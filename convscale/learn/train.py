@@ -24,7 +24,7 @@ from convscale.learn.prepare import prepare
 from convscale.learn.progress import Progress, duration, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import recipe_of
-from convscale.learn.record import PREDICTIONS, EpochRow
+from convscale.learn.record import EpochRow
 from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
@@ -228,10 +228,8 @@ def begin(trainer: Trainer, *, resumed: bool) -> None:
         place = restore(trainer, job.output)
         job.progress({"kind": "note", "text": f"resumed from {place}"})
         if trainer.folder is not None:
-            trainer.folder.take_up(place, trainer.batches())
+            trainer.folder.take_up(place, trainer.batches(), trainer.watched, trainer.metrics(), trainer.state())
     if job.processes.first:
-        if resumed and trainer.epoch < job.recipe.epochs:  # it will be another network's
-            (job.output / PREDICTIONS).unlink(missing_ok=True)
         job.recipe.save(job.output / "recipe.yaml")
 
 

@@ -163,7 +163,9 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
 def test_a_run_that_stopped_early_stays_stopped(tmp_path: Path) -> None:
     recipe = QUICK.override({"lr": 1e-9, "early_stop": 2, "epochs": 50, "ema_decay": 0})
     first = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run")
+    (tmp_path / "run" / "test_predictions.json").write_text("of this network")
     again = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "test_predictions.json").read_text() == "of this network"
     assert 2 < len(first.history) < 50
     assert [row["epoch"] for row in again.history] == [row["epoch"] for row in first.history]
     assert any("stopped early" in note for note in again.notes)
@@ -221,6 +223,18 @@ def test_what_a_rollback_wrote_gets_its_number_when_the_run_goes_on(tmp_path: Pa
         train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", resume=True, progress=_kill_at(1))
     assert [place.name for place in list_checkpoints(tmp_path / "run")] == ["step-00000006"]
     assert _rollbacks(tmp_path / "run" / "checkpoints" / "step-00000006") == (0, 1.0)
+
+
+def test_a_best_network_that_was_given_up_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    train(_net(), halves_data(), recipe=QUICK, epochs=1, output=tmp_path / "run")
+    (best,) = list_checkpoints(tmp_path / "run", ("best",))
+    known = load_checkpoint(tmp_path / "run", net=_net()).net.state_dict()
+    best.rename(best.with_name("best-00000012"))  # a kill came before the rollback had put the earlier one back
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", resume=True, progress=_kill_at(1))
+    assert [place.name for place in list_checkpoints(tmp_path / "run", ("best",))] == ["best-00000006"]
+    for name, value in load_checkpoint(tmp_path / "run", net=_net()).net.state_dict().items():
+        assert torch.equal(value, known[name]), name
 
 
 def test_a_rollback_behind_an_epoch_takes_its_best_network_back(tmp_path: Path) -> None:
