@@ -130,6 +130,15 @@ def test_the_network_that_was_kept_is_told_of_not_the_best_epoch(runs: Path) -> 
     assert "Best on validation: top-1 93.75 % before the first epoch" in page
 
 
+def test_a_training_that_ended_early_says_how_far_it_came(runs: Path) -> None:
+    """Its minutes were over, or it no longer gained: it is not unfinished."""
+    recipe = runs / "trainings" / "finished" / "recipe.yaml"
+    lines = recipe.read_text().splitlines()
+    recipe.write_text("\n".join("epochs: 12" if line.startswith("epochs:") else line for line in lines))
+    (told,) = [run for run in runs_below(runs) if run.kind == "train"]
+    assert told.state == "3 of 12 epochs"
+
+
 def test_a_damaged_run_is_a_row_too(runs: Path) -> None:
     (runs / "fits/finished/fit.json").write_text("{")
     (broken,) = [run for run in runs_below(runs) if run.path.name == "finished" and run.kind == "fit"]
