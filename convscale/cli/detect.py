@@ -16,7 +16,7 @@ from convscale.files import json_numbers
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
     from convscale.choice.basis import Basis
-    from convscale.conditions import Conditions
+    from convscale.conditions import Conditions, Constraint
     from convscale.learn.checkpoint import Checkpoint
     from convscale.learn.train import TrainRun
     from convscale.nn.detectors import Detector
@@ -293,16 +293,23 @@ class BoxesWanted:
     pairs: list[str] | None
 
 
-def choose_boxes(wanted: BoxesWanted, basis: Basis, min_throughput: float, seconds: float, as_json: bool) -> None:
+def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: float, as_json: bool) -> None:
     """``choose --task detection``."""
     from convscale.detect.choose import choose_backbone
+    from convscale.networks.names import is_spec_file, spec_of
 
+    if patterns := [name for name in wanted.models or () if any(sign in name for sign in "*?[")]:
+        raise UserError(
+            f"--model {patterns[0]!r} is a pattern; --task detection takes names and spec files (`convscale list "
+            f"{patterns[0]!r}` gives the names)"
+        )
     cond = basis.conditions
     choice = choose_backbone(
-        min_throughput,
+        asked.floor(cond.batch_size),
         cond,
         predicted=basis.predicted,
-        backbones=wanted.models,
+        confidence=asked.confidence,
+        backbones=[spec_of(name) if is_spec_file(name) else name for name in wanted.models or ()],
         head=wanted.head,
         image_size=wanted.img_size or 256,
         options=detector_options(wanted.pairs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -209,6 +210,21 @@ def test_bad_comparisons_are_told(
     ):
         code, _, err = call("report", *arguments)
         assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
+
+
+def test_the_run_that_can_not_be_compared_is_named_and_no_good_news(
+    pair: tuple[Path, Path], runs: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    old, new = pair
+    unlike, page = runs / "fits" / "interrupted", tmp_path / "x.html"
+    code, _, err = call("report", old, new, unlike, "--max-drop", 50, "--output", page)
+    assert code == 2
+    assert f"{unlike}: their accuracies can not be compared" in err
+    assert call("report", old, old, unlike, "--output", page)[0] == 0
+    frames = re.findall(
+        r'class="alert (\w*)">[^<]*: (both are equally accurate|their accuracies can not)', page.read_text()
+    )
+    assert frames == [("good", "both are equally accurate"), ("warn", "their accuracies can not")]
 
 
 # ---------------------------------------------------------------- the commit
