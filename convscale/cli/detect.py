@@ -58,6 +58,10 @@ def train_boxes(
     from convscale.networks.names import is_spec_file, network_of
 
     options = detector_options(pairs)
+    if "head" in common:
+        raise UserError(
+            f"--set head={common['head']} puts a head on a classifier; a detector's is chosen by --head (--head {head})"
+        )
     named: Any = network_of(model) if is_spec_file(model) else model
     splits = open_boxes(data_dir, max_bad_rate=max_bad_rate)
     asked = common.pop("image_size", None)
@@ -79,8 +83,9 @@ def evaluate_boxes(
     device: str,
     workers: int | None,
     as_json: bool,
+    lost: list[str],
 ) -> None:
-    """``evaluate`` on a detector's checkpoint, or on its artefact."""
+    """``evaluate`` on a detector's checkpoint, or on its artefact; the options in ``lost`` are not for these."""
     from convscale.artifact.artifact import load_artifact
     from convscale.detect.data import open_boxes
     from convscale.detect.evaluate import evaluate_detector
@@ -91,6 +96,9 @@ def evaluate_boxes(
     classes = net.classes if loaded is None else loaded.classes
     if loaded is None and not net.is_detector:
         raise UserError(f"{place} is a classifier's artefact; evaluate its checkpoint instead")
+    if lost:
+        what = "an artefact, which has its network" if lost[0] == "--model" else "detectors, whose measure is mAP"
+        raise UserError(f"{lost[0]} is not for {what}; leave it out")
     splits = open_boxes(data_dir, classes=classes)
     for note in splits.notes:
         say(f"note: {note}", err=True)
