@@ -388,14 +388,14 @@ def choose_command(
     )
     pool = candidates_of(named, img_sizes, accuracy, offer)
     choice = choose_from(pool, basis, constraint, effort, budget=budget, notes=notes_on(offer, named), rows=rows)
+    if not as_json:  # before what is written: a kit or a picture that can not be made must not cost the choice
+        print_choice(choice, show_all)
     written = None if kit is None else write_kit(choice, kit, overwrite=overwrite, progress=progress_aside)
     if as_json:
         print_json({**choice.to_dict(), **({} if written is None else {"kit": written.to_dict()})})
-    else:
-        print_choice(choice, show_all)
-        if written is not None:
-            say(f"kit: {written}")
-    if save is not None:  # last: a picture that can not be drawn must not cost the choice
+    elif written is not None:
+        say(f"kit: {written}")
+    if save is not None:
         write_choice(choice, save)
         if not as_json:
             say(f"report: {save}")
