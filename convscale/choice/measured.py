@@ -21,6 +21,7 @@ from convscale.errors import DoesNotFit, UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import Environment, available_cores
 from convscale.networks.inputs import input_facts
+from convscale.networks.names import spec_beside
 from convscale.networks.resolve import Network
 from convscale.runtimes.base import file_runtimes, installed_runtimes
 from convscale.speed.records import Record, append_record, read_records
@@ -75,7 +76,13 @@ class Bench:
         self.timed += 1
         if self.path is not None:
             counts = self.facts[network]
-            record = Record(model=network.spec.name, measurement=measurement, params=counts.params, macs=counts.macs)
+            record = Record(
+                model=network.spec.name,
+                measurement=measurement,
+                params=counts.params,
+                macs=counts.macs,
+                spec=spec_beside(network.spec),
+            )
             append_record(self.path, record)
         return speed_of(measurement)
 

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
 from convscale.cli.options import Device, Json, Overwrite, Resume, say
 from convscale.errors import UserError, check_number, check_text
+
+if TYPE_CHECKING:
+    from convscale.ship.stream import Classified
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +77,9 @@ def classify_command(
     if engine == "ray":
         if coco is not None or draw is not None:
             raise UserError("--coco and --draw go with --engine local")
-        _classify_on_ray(
+        if device != "cpu" or workers is not None:
+            raise UserError("--device and --workers go with --engine local; --actors says how many processes Ray has")
+        done = _classify_on_ray(
             images,
             model,
             output,
@@ -85,6 +90,7 @@ def classify_command(
             resume=resume,
             overwrite=overwrite,
         )
+        _check_bad_rate(done.errors, done.images, max_bad_rate)
         return
     if address is not None or actors is not None:
         raise UserError("--address and --actors go with --engine ray")
@@ -119,8 +125,16 @@ def classify_command(
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
     if output is not None:
         write_box_outputs(opened, output, coco, draw, min_score, since_ns=since_ns)
-    if max_bad_rate is not None and done.errors > max(1, max_bad_rate * done.images):
-        raise UserError(f"{done.errors:,} of {done.images:,} images are bad, at most {max_bad_rate:.1%} may be")
+    _check_bad_rate(done.errors, done.images, max_bad_rate)
+
+
+def _check_bad_rate(bad: int, images: int, most: float | None) -> None:
+    """
+    Raises:
+        UserError: more images than one, and a larger share of them than was asked for, are bad.
+    """
+    if most is not None and bad > max(1, most * images):
+        raise UserError(f"{bad:,} of {images:,} images are bad, at most {most:.1%} may be")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +157,7 @@ def _classify_on_ray(
     batch_size: int | None,
     resume: bool,
     overwrite: bool,
-) -> None:
+) -> Classified:
     """``classify`` on Ray Data; a Parquet file among the images is a listing, with a column ``path``."""
     from convscale.artifact.artifact import load_artifact
     from convscale.errors import naming_extras
@@ -180,3 +194,4 @@ def _classify_on_ray(
     )
     kept = f", {done.resumed:,} done before" if done.resumed else ""
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)
+    return done

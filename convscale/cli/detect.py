@@ -16,7 +16,7 @@ from convscale.files import json_numbers
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
     from convscale.choice.basis import Basis
-    from convscale.conditions import Conditions
+    from convscale.conditions import Conditions, Constraint
     from convscale.learn.checkpoint import Checkpoint
     from convscale.learn.train import TrainRun
     from convscale.nn.detectors import Detector
@@ -58,6 +58,10 @@ def train_boxes(
     from convscale.networks.names import is_spec_file, network_of
 
     options = detector_options(pairs)
+    if "head" in common:
+        raise UserError(
+            f"--set head={common['head']} puts a head on a classifier; a detector's is chosen by --head (--head {head})"
+        )
     named: Any = network_of(model) if is_spec_file(model) else model
     splits = open_boxes(data_dir, max_bad_rate=max_bad_rate)
     asked = common.pop("image_size", None)
@@ -79,8 +83,9 @@ def evaluate_boxes(
     device: str,
     workers: int | None,
     as_json: bool,
+    lost: list[str],
 ) -> None:
-    """``evaluate`` on a detector's checkpoint, or on its artefact."""
+    """``evaluate`` on a detector's checkpoint, or on its artefact; the options in ``lost`` are not for these."""
     from convscale.artifact.artifact import load_artifact
     from convscale.detect.data import open_boxes
     from convscale.detect.evaluate import evaluate_detector
@@ -91,6 +96,9 @@ def evaluate_boxes(
     classes = net.classes if loaded is None else loaded.classes
     if loaded is None and not net.is_detector:
         raise UserError(f"{place} is a classifier's artefact; evaluate its checkpoint instead")
+    if lost:
+        what = "an artefact, which has its network" if lost[0] == "--model" else "detectors, whose measure is mAP"
+        raise UserError(f"{lost[0]} is not for {what}; leave it out")
     splits = open_boxes(data_dir, classes=classes)
     for note in splits.notes:
         say(f"note: {note}", err=True)
@@ -293,16 +301,23 @@ class BoxesWanted:
     pairs: list[str] | None
 
 
-def choose_boxes(wanted: BoxesWanted, basis: Basis, min_throughput: float, seconds: float, as_json: bool) -> None:
+def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: float, as_json: bool) -> None:
     """``choose --task detection``."""
     from convscale.detect.choose import choose_backbone
+    from convscale.networks.names import is_spec_file, spec_of
 
+    if patterns := [name for name in wanted.models or () if any(sign in name for sign in "*?[")]:
+        raise UserError(
+            f"--model {patterns[0]!r} is a pattern; --task detection takes names and spec files (`convscale list "
+            f"{patterns[0]!r}` gives the names)"
+        )
     cond = basis.conditions
     choice = choose_backbone(
-        min_throughput,
+        asked.floor(cond.batch_size),
         cond,
         predicted=basis.predicted,
-        backbones=wanted.models,
+        confidence=asked.confidence,
+        backbones=[spec_of(name) if is_spec_file(name) else name for name in wanted.models or ()],
         head=wanted.head,
         image_size=wanted.img_size or 256,
         options=detector_options(wanted.pairs),

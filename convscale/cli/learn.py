@@ -225,12 +225,15 @@ def evaluate_command(
 
     if split is not None and split not in SPLITS:
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
+    of_classes = {"--predictions": predictions, "--confusion": confusion, "--dataset": dataset}
+    lost = [flag for flag, given in of_classes.items() if given]
     if (checkpoint / "artifact.json").is_file():
-        evaluate_boxes(None, checkpoint, data_dir, split, batch_size, device, workers, as_json)
+        lost += ["--model"] if model is not None else []
+        evaluate_boxes(None, checkpoint, data_dir, split, batch_size, device, workers, as_json, lost)
         return
     loaded = load_checkpoint(checkpoint, net=network_for(checkpoint, model))
     if hasattr(loaded.net, "detector_spec"):
-        evaluate_boxes(loaded, checkpoint, data_dir, split, batch_size, device, workers, as_json)
+        evaluate_boxes(loaded, checkpoint, data_dir, split, batch_size, device, workers, as_json, lost)
         return
     found = open_evaluation(
         data_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -15,7 +16,7 @@ from convscale.cli.speed_options import TASKS, DetectorOptions, Head, Task
 from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
 from convscale.errors import UserError, check_text
-from convscale.networks.names import network_of
+from convscale.networks.names import network_of, spec_beside
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 
@@ -341,18 +342,15 @@ def _recorded(net: Measured, found: Measurement, path: Path | None) -> Record:
     """
     from dataclasses import replace
 
-    from convscale.arch.spec import NetSpec
-    from convscale.arch.zoo import list_models
     from convscale.artifact.artifact import Artifact
     from convscale.cost.counting import count
     from convscale.speed.records import Record, append_record
 
-    made = Record(model=found.model, measurement=found)
+    made = Record(model=found.model, measurement=found, spec=spec_beside(net))
     if not isinstance(net, Artifact):
-        cost = count(net, found.conditions.image_size)
-        made = replace(made, params=cost.params, macs=cost.macs, activations=cost.activations)
-    if isinstance(net, NetSpec) and net.name not in list_models():  # its name alone does not say what to build
-        made = replace(made, spec=net.to_dict())
+        with suppress(UserError):  # it can not be traced; what was measured stays
+            cost = count(net, found.conditions.image_size)
+            made = replace(made, params=cost.params, macs=cost.macs, activations=cost.activations)
     if path is not None:
         append_record(path, made)
     return made

@@ -167,8 +167,11 @@ def _compare(folders: list[Path], output: Path, max_drop: float | None, *, as_js
         raise UserError(f"{len(folders)} runs are given; at most {MOST_RUNS} are compared at once")
     runs = [whole_run(folder) for folder in folders]
     found = [compare(runs[0], run) for run in runs[1:]]
-    if max_drop is not None and any(one.drop_points is None for one in found):
-        raise UserError("--max-drop needs runs with accuracies of the same kind; " + verdict(found[0]))
+    unlike = next(((run, one) for run, one in zip(runs[1:], found, strict=True) if one.drop_points is None), None)
+    if max_drop is not None and unlike is not None:
+        raise UserError(
+            f"--max-drop needs runs with accuracies of the same kind; {unlike[0].run.path}: {verdict(unlike[1])}"
+        )
     write_comparison(runs, found, output)
     worse = [one.new for one in found if max_drop is not None and (one.drop_points or 0) > max_drop + 1e-9]
     if as_json:
@@ -286,6 +289,11 @@ def _speed_report(wanted: _Wanted, output: Path) -> Path:
     from convscale.show.studies import ABLATION, papers_example, tresnet_ablation
 
     check_output(output, PICTURES)
+    if output.suffix == ".png" and (wanted.layers or wanted.papers or wanted.ablation):
+        raise UserError(
+            "a .png shows accuracy against throughput alone; give --layers, --papers and --ablation with an .html file"
+        )
+    check_browser(output)  # before minutes of predicting, not after
     measured = [record for path in wanted.records for record in _read(path, wanted.conditions)]
     if wanted.records and not measured:
         raise UserError(f"{', '.join(map(str, wanted.records))}: no record in it")
@@ -293,11 +301,6 @@ def _speed_report(wanted: _Wanted, output: Path) -> Path:
     elsewhere = {spec.name for spec in ABLATION.values()} if wanted.ablation else set()
     points = [*(record for record in measured if record.model not in elsewhere), *_predictions(wanted)]
     if output.suffix == ".png":
-        if wanted.layers or wanted.papers or wanted.ablation:
-            raise UserError(
-                "a .png shows accuracy against throughput alone; give --layers, --papers and --ablation with an .html "
-                "file"
-            )
         return save_speed_png(points_of(points), output, min_throughput=wanted.min_throughput)
     comparisons = [papers_example()] if wanted.papers else []
     comparisons += [tresnet_ablation(records=measured)] if wanted.ablation else []
@@ -347,6 +350,17 @@ def check_output(path: Path, known: tuple[str, ...]) -> None:
         raise UserError(f"--output {path} must end in {' or '.join(known)}")
 
 
+def check_browser(path: Path) -> None:
+    """
+    Raises:
+        UserError: the file is a picture, and there is no browser to draw it.
+    """
+    if path.suffix == ".png":
+        from convscale.show.picture import browser
+
+        browser()
+
+
 def write_choice(choice: Choice, path: Path) -> None:
     """The choice's options as accuracy against throughput with the constraint drawn in: a page, or a picture.
 
@@ -380,6 +394,7 @@ def _read(path: Path, asked: Asked) -> list[Record]:
     card = get_device(asked.device)
     stated = Conditions(
         device=card.name,
+        mode=asked.mode,
         precision=asked.precision or "amp",
         layout=asked.layout,
         runtime="compiled" if asked.compiled else "eager",

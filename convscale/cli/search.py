@@ -123,11 +123,17 @@ def search_command(
     if scaling is not None:
         if min_throughput is not None or space is not None:
             raise UserError("--scaling takes a baseline and a --budget; leave out --space and --min-throughput")
+        of_baselines = {"--engine": engine != "local", "--workers": workers != 1, "--address": address is not None}
+        of_baselines |= {"--sampler": sampler != "guided", "--zero-cost": zero_cost != "size", "--inherit": inherit}
+        of_baselines |= {"--reward": reward != "hard", "--reward-by": reward_by != "throughput"}
+        of_baselines |= {"--target-macs": target_macs is not None, "--confidence": confidence != 0.8}
+        if lost := [flag for flag, given in of_baselines.items() if given]:
+            raise UserError(f"{lost[0]} goes with a search for a baseline; leave it out with --scaling")
         shared["batch_size"] = 64 if batch_size is None else batch_size
         _scaling(scaling, data_dir, 2.0 if budget is None else budget, cost or "time", method, shared, as_json)
         return
-    if budget is not None or cost is not None:
-        raise UserError("--budget and --cost are of --scaling; give the baseline to scale with it")
+    if budget is not None or cost is not None or method != "grid":
+        raise UserError("--budget, --cost and --method are of --scaling; give the baseline to scale with it")
     from convscale.nas.study import search
 
     study = search(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -112,7 +111,8 @@ def export_command(
         _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
         return
     if layout is not None:
-        _check_layout(layout, format)
+        name = name or output.resolve().name
+        _check_layout(layout, format, output, name, overwrite=overwrite)
     if (qat or int8) and data_dir is None:
         raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
     loaded = _to_export(checkpoint, model)
@@ -141,7 +141,6 @@ def export_command(
     with TemporaryDirectory() as aside:
         with redirect_stdout(sys.stderr):
             write(Path(aside) / "artifact", overwrite=False, as_json=False)
-        name = name or output.resolve().name
         _lay_out(Path(aside) / "artifact", layout, output, name, overwrite=overwrite, as_json=as_json)
 
 
@@ -176,7 +175,7 @@ def _export(
             raise UserError("--format fastest and --img-size are not for detectors; name a format")
         if bf16 or qat or with_features:
             raise UserError("--bf16, --qat and --with-features are not for detectors; leave them out")
-        facts = _card(loaded.meta, data_dir, card)
+        facts = _card(loaded, data_dir, card)
         form = {"format": format, "half": half, "int8": int8, "bake": bake, "nms": nms, "max_drop": max_drop}
         export_boxes(loaded, output, data_dir, facts, {**form, "overwrite": overwrite}, as_json)
         return
@@ -190,7 +189,7 @@ def _export(
         "thresholds": loaded.thresholds,
         "temperatures": loaded.temperatures,
         "overwrite": overwrite,
-        "card": _card(loaded.meta, data_dir, card),
+        "card": _card(loaded, data_dir, card),
         **images,
     }
     search = None
@@ -240,13 +239,16 @@ def _export(
         say(f"  {', '.join(kept)}") if kept else None
 
 
-def _check_layout(layout: str, format: str) -> None:
+def _check_layout(layout: str, format: str, output: Path, name: str, *, overwrite: bool) -> None:
     """Before a network is exported for it."""
-    from convscale.ship.layouts import LAYOUTS
+    from convscale.artifact.naming import check_model_name
+    from convscale.ship.layouts import LAYOUTS, check_folder
 
     check_text("layout", layout, LAYOUTS)
     if format == "torch":
         raise UserError(f"--layout {layout} needs an ONNX or OpenVINO form; give --format onnx or openvino, not torch")
+    check_model_name(name)
+    check_folder(output, overwrite=overwrite)
 
 
 def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, overwrite: bool, as_json: bool) -> None:
@@ -298,15 +300,15 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
     return Checkpoint(net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=Path(name))
 
 
-def _card(about: Mapping[str, Any], data_dir: Path | None, given: list[str] | None) -> dict[str, str]:
+def _card(loaded: Checkpoint, data_dir: Path | None, given: list[str] | None) -> dict[str, str]:
     """Facts for the model card: what the checkpoint says of itself, and over it what was given as key=value."""
-    best = (about.get("metrics") or {}).get("best") or {}
     facts = {
-        "recipe": str((about.get("recipe") or {}).get("name") or ""),
+        "recipe": str((loaded.meta.get("recipe") or {}).get("name") or ""),
         "data": "" if data_dir is None else data_dir.name,
     }
-    if best.get("metric") is not None:
-        facts["accuracy"] = f"{best['metric']:.2%} on validation, in epoch {best.get('epoch')}"
+    if loaded.reached is not None:
+        metric, epoch = loaded.reached
+        facts["accuracy"] = f"{metric:.2%} on validation, in epoch {epoch}"
     facts |= {key: str(value) for key, value in overrides_of(given, flag="--card").items()}
     return {key: value for key, value in facts.items() if value}
 

@@ -25,7 +25,7 @@ from convscale.cli.options import (
     print_json,
     say,
 )
-from convscale.cli.report import PICTURES, check_output, write_choice
+from convscale.cli.report import PICTURES, check_browser, check_output, write_choice
 from convscale.cli.speed_options import (
     TASKS,
     BatchOption,
@@ -99,7 +99,9 @@ def predict_command(
     if any(model.endswith(SUFFIX) for model in models):
         if not all(model.endswith(SUFFIX) for model in models):
             raise UserError(f"give names of networks or {SUFFIX} files, not both")
-        if any(value is not None for value in (batch_size, img_size, precision, calibration, runtime, save)):
+        given = [value is not None for value in (batch_size, img_size, precision, calibration, runtime, save, detector)]
+        given += [compiled, layout != "nchw", mode != "infer", task != "classification", head != "fcos"]
+        if any(given):
             raise UserError("a workload file holds for its own conditions: give --device and nothing else")
         _predict_files(models, device, as_json)
         return
@@ -119,6 +121,8 @@ def predict_command(
             "and use --calibration"
         )
     if check_text("--task", task, TASKS) == "detection":
+        if save is not None:
+            raise UserError("--save-workload writes a classifier's workload; leave it out with --task detection")
         predict_boxes(models, head, img_size, detector, basis, as_json)
         return
     networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
@@ -310,22 +314,30 @@ def choose_command(
         others = (max_latency, max_memory, max_params, scale, save, records, measured, kit)
         if min_throughput is None or any(value is not None for value in others) or len(img_sizes or []) > 1:
             raise UserError("--task detection chooses by --min-throughput alone, at one --img-size")
+        meant = {"--licence": licences, "--commercial": commercial, "--zoo": zoo != "all", "--attention": attention}
+        meant |= {"--no-extra-data": no_extra_data, "--accuracy": accuracy != "imagenet", "--budget": budget != 20}
+        if lost := [flag for flag, value in meant.items() if value]:
+            raise UserError(
+                f"{lost[0]} is for classifiers; --task detection chooses among backbones: name them (--model)"
+            )
         here = at_hand(device) and calibration is None
         asked = Asked(
             device=device,
             batch_size=batch_size,
             precision=precision or ("fp32" if here else None),
             runtime=runtime or ("onnxruntime" if here else None),
+            mode=mode,
             layout=layout,
             compiled=compiled,
             threads=threads,
         )
         boxes = BoxesWanted(models, head, img_sizes[0] if img_sizes else None, detector)
-        floor = Constraint(min_throughput=min_throughput).floor(1)
-        choose_boxes(boxes, basis_of(asked, calibration), floor, seconds, as_json)
+        wanted = Constraint(min_throughput=min_throughput, confidence=confidence)
+        choose_boxes(boxes, basis_of(asked, calibration), wanted, seconds, as_json)
         return
     if save is not None:  # before minutes of measuring, not after
         check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
+        check_browser(save)
     if scale is not None and (max_memory is not None or max_params is not None or models or img_sizes):
         raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")
     constraint = Constraint(
@@ -376,16 +388,16 @@ def choose_command(
     )
     pool = candidates_of(named, img_sizes, accuracy, offer)
     choice = choose_from(pool, basis, constraint, effort, budget=budget, notes=notes_on(offer, named), rows=rows)
-    if save is not None:
-        write_choice(choice, save)
+    if not as_json:  # before what is written: a kit or a picture that can not be made must not cost the choice
+        print_choice(choice, show_all)
     written = None if kit is None else write_kit(choice, kit, overwrite=overwrite, progress=progress_aside)
     if as_json:
         print_json({**choice.to_dict(), **({} if written is None else {"kit": written.to_dict()})})
-    else:
-        print_choice(choice, show_all)
-        if written is not None:
-            say(f"kit: {written}")
-        if save is not None:
+    elif written is not None:
+        say(f"kit: {written}")
+    if save is not None:
+        write_choice(choice, save)
+        if not as_json:
             say(f"report: {save}")
 
 

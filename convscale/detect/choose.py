@@ -6,12 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convscale.conditions import Conditions
+from convscale.arch.spec import NetSpec
+from convscale.conditions import Conditions, Constraint
 from convscale.detect.speed import DetectorPrediction, DetectorSpeed, measure_detector, predict_detector
 from convscale.errors import UserError
 from convscale.networks.detectors import create_detector
+from convscale.networks.names import is_spec_of
 from convscale.networks.offered import weights_in
 from convscale.predictor.calibration import Calibration
+from convscale.predictor.predict import Prediction
+from convscale.stats import chance_above
+from convscale.words import odds
 
 USUAL = (
     *("tresnet_m", "resnet50d", "resnet50", "resnet34", "resnet18", "efficientnet_b1", "efficientnet_b0"),
@@ -68,7 +73,7 @@ def choose_backbone(
     cond: Conditions,
     *,
     predicted: bool,
-    backbones: Sequence[str] | None = None,
+    backbones: Sequence[str | NetSpec] | None = None,
     head: str = "fcos",
     image_size: int = 256,
     options: dict[str, Any] | None = None,
@@ -76,6 +81,7 @@ def choose_backbone(
     seconds: float = 0.5,
     compiled: bool = False,
     calibration: Calibration | None = None,
+    confidence: float = 0.8,
     say: Callable[[str], object] = lambda text: None,
 ) -> DetectorChoice:
     """The backbone with the best published ImageNet accuracy whose detector keeps ``min_throughput``.
@@ -87,20 +93,27 @@ def choose_backbone(
         min_throughput: images/s: measured as shipped, or predicted without non-maximum suppression.
         cond: device, batch size, runtime.
         predicted: whether the device is a named GPU that is not here.
-        backbones: names; None: a dozen usual ones.
+        backbones: names or specs; None: a dozen usual ones.
         head, image_size, options, num_classes: of the detector.
         seconds: timed seconds of each part.
         compiled, calibration: of predictions.
+        confidence: probability with which a predicted speed must keep ``min_throughput``, 0.5 to 0.99.
         say: told about each.
 
     Raises:
-        UserError: none keeps the speed; the fastest is named.
+        UserError: another mode than ``infer``, no detector could be built or timed (the first's reason is told), or
+            none keeps the speed: the fastest is named.
     """
+    if cond.mode != "infer":
+        raise UserError(f"a detector's backbone is chosen in mode infer, got {cond.mode}")
+    floor = Constraint(min_throughput=min_throughput, confidence=confidence)
     tried = []
-    for name in backbones or USUAL:
+    for backbone in backbones or USUAL:
+        name = backbone if isinstance(backbone, str) else backbone.name
+        top1 = published_top1(name) if isinstance(backbone, str) or is_spec_of(name, backbone) else None
         try:
             detector = create_detector(
-                name, head, num_classes=num_classes, image_size=image_size, **(options or {})
+                backbone, head, num_classes=num_classes, image_size=image_size, **(options or {})
             ).eval()
             speed: DetectorSpeed | DetectorPrediction
             if predicted:
@@ -108,21 +121,38 @@ def choose_backbone(
             else:
                 speed = measure_detector(detector, cond, min_seconds=seconds, max_seconds=10 * seconds)
         except UserError as error:
-            tried.append(DetectorOption(backbone=name, top1=published_top1(name), speed=None, reason=str(error)))
+            tried.append(DetectorOption(backbone=name, top1=top1, speed=None, reason=str(error)))
             continue
-        found = speed.whole.images_per_s
-        say(f"{name}: {found:,.1f} images/s")
-        slow = f"{found:,.1f} images/s, {min_throughput:g} are wanted" if found < min_throughput else ""
-        tried.append(DetectorOption(backbone=name, top1=published_top1(name), speed=speed, reason=slow))
+        say(f"{name}: {speed.whole.images_per_s:,.1f} images/s")
+        tried.append(DetectorOption(backbone=name, top1=top1, speed=speed, reason=_too_slow(speed, floor)))
+    if all(each.speed is None for each in tried):
+        raise UserError(f"no detector could be timed; the first, {tried[0].backbone}: {tried[0].reason}")
     tried.sort(key=lambda each: (-(each.top1 or 0.0), -each.images_per_s))
     best = next((each for each in tried if not each.reason), None)
     if best is None:
         fastest = max(tried, key=lambda each: each.images_per_s)
         raise UserError(
             f"no backbone keeps {min_throughput:g} images/s with head {head} at {image_size} px; the fastest, "
-            f"{fastest.backbone}, reaches {fastest.images_per_s:,.1f}; a smaller --img-size or another --head may"
+            f"{fastest.backbone}, reaches {fastest.reason}; a smaller --img-size or another --head may"
         )
     return DetectorChoice(best=best, options=tuple(tried))
+
+
+def _too_slow(speed: DetectorSpeed | DetectorPrediction, floor: Constraint) -> str:
+    """Why a detector does not keep the speed: a measured one by its median, a predicted one by how likely it does, as a
+    classifier; empty where it does.
+    """
+    whole, wanted = speed.whole, floor.min_throughput or 0.0
+    if isinstance(whole, Prediction):
+        chance = chance_above(wanted, whole.images_per_s, whole.low, whole.high)
+        if chance >= floor.confidence:
+            return ""
+        likely = f" with {odds(floor.confidence)} (it is {odds(chance)} likely)"
+    elif whole.images_per_s >= wanted:
+        return ""
+    else:
+        likely = ""
+    return f"{whole.images_per_s:,.1f} images/s, {wanted:g} are wanted{likely}"
 
 
 def published_top1(name: str) -> float | None:

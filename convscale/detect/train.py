@@ -112,6 +112,10 @@ def train_detector(
     found = recipe_of(recipe, output if resume else None, USUAL).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
+    if found.head != "own":
+        raise UserError(
+            f"recipe {found.name} puts the head {found.head} on a classifier; a detector has heads of its own"
+        )
     request = TrainRequest(
         net=cast(Any, net),
         data=cast(Any, data),

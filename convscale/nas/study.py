@@ -122,6 +122,9 @@ def search(
         target=min_throughput if reward_by == "throughput" else target_macs_m,
         exponent=reward_weight,
     )
+    for name, value, by in (("min_throughput", min_throughput, "throughput"), ("target_macs_m", target_macs_m, "macs")):
+        if value is not None and reward_by != by:
+            raise UserError(f"{name} goes with reward_by {by}, got {name} {value!r} and reward_by {reward_by}")
     check_text("engine", engine, ENGINES)
     if address is not None:
         if engine != "ray":

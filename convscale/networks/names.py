@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convscale.arch.spec import NetSpec, load_spec
-from convscale.arch.zoo import get_spec
+from convscale.arch.zoo import ARCHITECTURES, get_spec
 from convscale.errors import UserError
 from convscale.networks.foreign import Foreign
 from convscale.networks.released import released
@@ -42,6 +42,23 @@ def spec_of(name: str) -> NetSpec:
                 "--zoo own`) or a spec file"
             ) from None
         raise
+
+
+def is_spec_of(name: str, spec: NetSpec) -> bool:
+    """Whether a spec is what the zoo has under a name, so that what is published under the name holds for it."""
+    try:
+        return get_spec(name) == spec
+    except UserError:
+        return False
+
+
+def spec_beside(net: object) -> dict[str, object] | None:
+    """A spec as JSON values, where its name alone does not say what to build: it is not of the zoo, or was edited and
+    kept the zoo's name. None for any other network.
+    """
+    if not isinstance(net, NetSpec) or (net.name in ARCHITECTURES and is_spec_of(net.name, net)):
+        return None
+    return net.to_dict()
 
 
 def size_of(network: Named) -> int:

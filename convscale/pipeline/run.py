@@ -15,6 +15,7 @@ from torch import nn
 from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Asked, at_hand, check_device
 from convscale.conditions import Constraint
+from convscale.errors import UserError
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
@@ -169,6 +170,8 @@ def fit(
     Raises:
         UserError: bad input, an artefact that does not agree, or with ``strict`` a constraint that nothing keeps.
     """
+    if space is not None and search is None:
+        raise UserError(f"space {str(space)!r} is what a search looks through; give search, its minutes, too")
     given = None if init in (None, "pretrained") else Path(init)  # pyright: ignore[reportArgumentType]
     named_gpu = not at_hand(check_device(device))
     asked = FitRequest(

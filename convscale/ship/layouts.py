@@ -103,12 +103,10 @@ def write_layout(
     return Laid(folder=Path(output), layout=layout, name=called, files=tuple(files), checked=checked)
 
 
-@contextmanager
-def _new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder that takes its name when it is whole.
-
+def check_folder(target: Path, *, overwrite: bool) -> None:
+    """
     Raises:
-        UserError: something stands there that may not be replaced, or it can not be written.
+        UserError: something stands where a layout is to be written that may not be replaced.
     """
     if target.exists() and not target.is_dir():
         raise UserError(f"output {target} is a file; name a folder")
@@ -119,6 +117,16 @@ def _new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             raise UserError(
                 f"output folder {target} holds something other than a layout of convscale; use another name"
             )
+
+
+@contextmanager
+def _new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder that takes its name when it is whole.
+
+    Raises:
+        UserError: something stands there that may not be replaced, or it can not be written.
+    """
+    check_folder(target, overwrite=overwrite)
     try:
         with whole_folder(target) as staging:
             yield staging

@@ -132,7 +132,7 @@ def write_comparison(runs: Sequence[Whole], found: Sequence[Compared], path: Pat
     figures = Figures()
     names = names_of(runs)
     head = "".join(
-        alert(f"{name}: {verdict(one)}.", "warn" if (one.drop_points or 0) > 0 else "good")
+        alert(f"{name}: {verdict(one)}.", "good" if one.drop_points is not None and one.drop_points <= 0 else "warn")
         for name, one in zip(names[1:], found, strict=True)
     )
     sections = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from convscale import words
 from convscale.artifact.manifest import MANIFEST, read_manifest, read_part
 from convscale.errors import UserError
 from convscale.learn.record import metric_of, read_train_run
@@ -19,6 +20,7 @@ from convscale.show.fit_record import FitRecord, read_fit
 from convscale.show.json_values import from_json
 from convscale.show.predictions import FILE as PREDICTIONS
 from convscale.show.predictions import Predictions, read_predictions
+from convscale.show.stated import Conditions
 from convscale.stats import wilson
 
 KINDS = ("fit", "train", "search", "ship")
@@ -61,7 +63,7 @@ class Run:
     commit: str | None = None
     """What the repository stood at."""
     state: str = ""
-    """``done``, ``unfinished``, or why it can not be read."""
+    """``done``, how far it came (``7 of 12 epochs``, ``unfinished``), or why it can not be read."""
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -228,7 +230,7 @@ def _training(folder: Path) -> Whole:
         data_digest=record.data_digest,
         seconds=None if last is None else last["seconds"],
         commit=record.commit,
-        state="done" if last is not None and last["epoch"] >= record.recipe.epochs else "unfinished",
+        state=_how_far(0 if last is None else last["epoch"], record.recipe.epochs),
     )
     return Whole(
         run=run,
@@ -239,6 +241,13 @@ def _training(folder: Path) -> Whole:
         per_class=() if kept is None else _per_class(kept),
         predictions=kept,
     )
+
+
+def _how_far(epochs: int, wanted: int) -> str:
+    """Nothing in the folder tells a training that ended early (its minutes were over, it no longer gained) from one
+    that was cut off, so neither is said.
+    """
+    return "done" if epochs >= wanted else f"{epochs} of {words.plural(wanted, 'epoch')}"
 
 
 def _finite(row: Mapping[str, object]) -> dict[str, object]:
@@ -259,28 +268,35 @@ def _per_class(kept: Predictions) -> tuple[float | None, ...]:
 
 
 def _of_study(folder: Path) -> Run:
-    """A search, as far as its record says: fields of later versions are passed over."""
-    value = object_of(read_json(folder / "study.json", "study"), "study.json")
-    best = value.get("best")
-    best = best if isinstance(best, dict) else {}
+    """A search, as far as its record says: what is missing, or of another kind, is passed over."""
+    path = folder / "study.json"
+    value = object_of(read_json(path, "study"), "study.json")
 
-    def number(source: Mapping[str, object], *names: str) -> float | None:
-        found = next((source[name] for name in names if name in source), None)
+    def inside(source: Mapping[str, object], key: str) -> Mapping[str, object]:
+        found = source.get(key)
+        return found if isinstance(found, dict) else {}
+
+    def number(source: Mapping[str, object], key: str) -> float | None:
+        found = source.get(key)
         return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
-    spec = best.get("spec")
-    named = spec.get("name") if isinstance(spec, dict) else best.get("name")
+    result = inside(value, "result")
+    best = inside(result, "best")
+    speed = inside(result, "shipped") or inside(best, "speed")
+    under = inside(result, "conditions")
+    how = [str(Conditions.of(under)) if under else "", *(str(speed.get(key) or "") for key in ("how", "kind"))]
     return Run(
         path=folder,
         kind="search",
-        when=str(value.get("created") or ""),
-        network=str(named or ""),
-        metric="top-1, validation",
-        accuracy=number(best, "accuracy", "top1", "metric"),
-        images_per_s=number(best, "images_per_s"),
-        data_digest=value["data_digest"] if isinstance(value.get("data_digest"), str) else None,
-        seconds=number(value, "seconds"),
-        commit=value["commit"] if isinstance(value.get("commit"), str) else None,
+        when=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        network=str(best.get("name") or ""),
+        image_size=inside(inside(best, "spec"), "input").get("size"),
+        metric="top-1, validation" if best else "",
+        accuracy=number(best, "accuracy"),
+        images_per_s=number(speed, "images_per_s"),
+        conditions="; ".join(part for part in how if part),
+        data=Path(data).name if isinstance(data := inside(value, "asked").get("data"), str) else "",
+        seconds=number(inside(value, "times"), "all"),
         state="done" if best else "unfinished",
     )
 

@@ -132,11 +132,11 @@ def _networks(found: Sequence[_Scaled]) -> str:
     """What each network is, and what its training reached."""
     rows = []
     for each in found:
-        spec, best = each.loaded.net.spec, (each.loaded.meta.get("metrics") or {}).get("best") or {}
+        spec, validated = each.loaded.net.spec, each.loaded.reached
         assert isinstance(spec, NetSpec), "it was looked at before"
         size = each.loaded.preprocessing.image_size
         macs = count(each.loaded.net, image_size=size if isinstance(size, int) else None).macs
-        reached = words.percent(best.get("metric"), 1) if best.get("metric") is not None else words.UNKNOWN
+        reached = words.percent(None if validated is None else validated[0], 1)
         cells = [spec.name, each.factors, f"{size_text(size)} px", words.number(macs / 1e6), reached]
         rows.append(("", [cell(each.kind), *map(cell, cells)]))
     titles = ("scaled", "network", "factors", "size", "M MACs", "validation")

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from convscale import words
+from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import ARCHITECTURES, get_tag
 from convscale.choice.basis import device_title
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
+from convscale.networks.names import is_spec_of
 from convscale.networks.released import released
 from convscale.show.fit_parts import Timed
 from convscale.show.stated import Conditions
@@ -126,7 +128,7 @@ def from_record(record: Record) -> SpeedPoint:
     m = record.measurement
     named = m.conditions.device not in ("cpu", "") and not m.conditions.device.startswith("cuda")
     low, high = Timed.of(m).quartiles or (None, None)
-    accuracy = published_accuracy(record.model, m.conditions.image_size)
+    accuracy = published_accuracy(record.model, m.conditions.image_size) if _is_named(record) else PublishedAccuracy()
     return SpeedPoint(
         name=record.model,
         images_per_s=m.images_per_s,
@@ -141,6 +143,16 @@ def from_record(record: Record) -> SpeedPoint:
         macs=record.macs,
         notes=(*m.warnings, *m.notes),
     )
+
+
+def _is_named(record: Record) -> bool:
+    """Whether a record is of what its name stands for: a spec in it may be another network's that kept the name."""
+    if record.spec is None:
+        return True
+    try:
+        return is_spec_of(record.model, NetSpec.from_dict(dict(record.spec)))
+    except UserError:
+        return False
 
 
 def from_prediction(

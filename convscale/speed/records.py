@@ -141,14 +141,14 @@ def read_timm_csv(path: str | os.PathLike[str], *, conditions: Conditions, envir
     trust, so the caller says it.
 
     Args:
-        conditions: device, precision, layout and runtime of the table; mode, batch and size are taken from its rows.
+        conditions: device, mode, precision, layout and runtime of the table; batch and size are taken from its rows.
         environment: the machine and versions of the table.
 
     Returns:
         One record a row with a speed; each has one time, ``batch / images per second``.
 
     Raises:
-        UserError: the file is missing, lacks columns (they are named) or a row is not numbers.
+        UserError: the file is missing, is of another mode, lacks columns (they are named) or a row is not numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -158,11 +158,10 @@ def read_timm_csv(path: str | os.PathLike[str], *, conditions: Conditions, envir
         columns, rows = reader.fieldnames or [], list(reader)
     except csv.Error as error:
         raise UserError(f"benchmark table {path} is no CSV: {error}") from error
-    mode = (
-        "train"
-        if any(name.startswith("train_") for name in columns) and "infer_samples_per_sec" not in columns
-        else "infer"
-    )
+    mode = conditions.mode
+    other = {"infer": "train", "train": "infer"}[mode]
+    if f"{mode}_samples_per_sec" not in columns and f"{other}_samples_per_sec" in columns:
+        raise UserError(f"benchmark table {path} is of mode {other} alone, asked is mode {mode}; give --mode {other}")
     needed = ("model", f"{mode}_samples_per_sec", f"{mode}_batch_size", f"{mode}_img_size")
     if missing := [name for name in needed if name not in columns]:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from convscale.arch.zoo import ARCHITECTURES
 from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Basis
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.cost import counting
+from convscale.errors import UserError
+from convscale.predictor.calibrate import observations_of
 from convscale.speed.records import read_records
 
 COLUMNS = 120
@@ -206,3 +210,37 @@ def test_a_network_of_a_file_is_measured_and_calibrates(call: Any, tmp_path: Pat
     assert code == 0, err
     value = json.loads(out)
     assert (value["count"], value["unknown"]) == (1, [])
+
+
+def test_an_edited_network_that_kept_its_name_is_recorded_with_its_spec(call: Any, tmp_path: Path) -> None:
+    """Or it would be drawn with, and calibrated as, the zoo's network of that name."""
+    spec = replace(cs.scale("resnet18", width=0.1, depth=0.1, image_size=32), name="resnet18", lineage=None)
+    cs.save_spec(spec, tmp_path / "edited.yaml")
+    record = tmp_path / "edited.jsonl"
+    options = ("--runtime", "eager", "-b", "1", "--seconds", "0.01", "--record", record)
+    assert call("measure", tmp_path / "edited.yaml", *options)[0] == 0
+    (edited,) = read_records(record)
+    assert edited.model == "resnet18"
+    assert edited.spec is not None
+    assert cs.NetSpec.from_dict(dict(edited.spec)) == spec
+    (seen,) = observations_of([edited], "cpu")[0]
+    assert seen.net == spec
+
+
+def test_a_network_that_can_not_be_counted_keeps_its_measurement(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(*_: object) -> None:
+        raise UserError("its forward can not be traced")
+
+    monkeypatch.setattr(counting, "count", count)
+    spec = cs.scale("resnet18", width=0.1, depth=0.1, image_size=32)
+    cs.save_spec(spec, tmp_path / "mine.yaml")
+    record = tmp_path / "mine.jsonl"
+    code, out, err = call(
+        *("measure", tmp_path / "mine.yaml", "--runtime", "eager", "-b", "1", "--seconds", "0.01", "--record", record)
+    )
+    assert code == 0, err
+    assert "images/s" in out
+    (kept,) = read_records(record)
+    assert (kept.params, kept.macs, kept.activations) == (None, None, None)

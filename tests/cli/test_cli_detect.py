@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -104,6 +105,8 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
         (("choose", "--task", "detection", "--max-latency", "3"), "chooses by --min-throughput alone"),
         (("measure", "resnet18", "--task", "detection", "--detector", "neck=3"), "--detector neck is unknown"),
         (("measure", "resnet18", "--task", "detection", "--detector", "neck_width=x"), "must be a whole number"),
+        (("train", "--task", "detection", "--model", "resnet18", "--set", "head=ml_decoder", "--data-dir", "/nowhere",
+          "--output", "x"), "--set head=ml_decoder puts a head on a classifier; a detector's is chosen by --head"),
         (("train", "--task", "detection", "--model", "resnet18", "--data-dir", "/nowhere", "--output", "/tmp/x/y"),
          "data /nowhere does not exist"),
     ],
@@ -111,3 +114,28 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
 def test_what_does_not_go_is_told(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
         CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+@pytest.mark.parametrize("option", [("--predictions",), ("--confusion",), ("--dataset", "coco")])
+@pytest.mark.parametrize("shipped", [True, False])
+def test_what_evaluates_classifiers_is_refused_for_detectors(
+    option: tuple[str, ...], shipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = SimpleNamespace(net=SimpleNamespace(detector_spec=object()), classes=("red", "green"))
+    artefact = SimpleNamespace(is_detector=True, classes=("red", "green"))
+    monkeypatch.setattr("convscale.learn.checkpoint.load_checkpoint", lambda *_, **__: loaded)
+    monkeypatch.setattr("convscale.artifact.artifact.load_artifact", lambda *_, **__: artefact)
+    if shipped:
+        (tmp_path / "artifact.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^{option[0]} is not for detectors, whose measure is mAP; leave it out$"):
+        CliRunner().invoke(app, ["evaluate", str(tmp_path), "--data-dir", "/nowhere", *option], catch_exceptions=False)
+
+
+def test_a_network_is_not_given_to_an_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artefact = SimpleNamespace(is_detector=True, classes=("red", "green"))
+    monkeypatch.setattr("convscale.artifact.artifact.load_artifact", lambda *_, **__: artefact)
+    (tmp_path / "artifact.json").write_text("{}")
+    with pytest.raises(UserError, match="--model is not for an artefact, which has its network"):
+        CliRunner().invoke(
+            app, ["evaluate", str(tmp_path), "--data-dir", "/nowhere", "--model", "a:b"], catch_exceptions=False
+        )

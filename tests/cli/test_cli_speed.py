@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import convscale as cs
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
-from convscale.choice.basis import Basis
+from convscale.choice.basis import Asked, Basis
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import report as cli_report
@@ -23,6 +24,8 @@ from convscale.cli import speed as cli_speed
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import Environment, available_cores
+from convscale.predictor import calibrate as predictor_calibrate
+from convscale.show import speed_plots
 from convscale.speed.records import append_record
 from convscale.speed.timing import Measurement
 
@@ -147,6 +150,33 @@ def test_choose_fits_a_narrow_terminal(run: Any) -> None:
     assert max(map(len, text.splitlines())) <= 60
 
 
+def test_a_picture_that_can_not_be_drawn_does_not_cost_the_choice(
+    run: Any, app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ask = ["choose", "--device", "v100", "--min-throughput", "2600", "--model", "tresnet_m"]
+    ask += ["--output", str(tmp_path / "x.png")]
+    looked: list[str] = []
+    monkeypatch.setattr(shutil, "which", lambda name: looked.append(name) or "/usr/bin/true")
+
+    def undrawn(*_: object, **__: object) -> None:
+        raise UserError("the browser did not draw the picture")
+
+    monkeypatch.setattr(speed_plots, "save_speed_png", undrawn)
+    result = CliRunner().invoke(app, ask)
+    assert str(result.exception) == "the browser did not draw the picture"
+    assert result.stdout.startswith("tresnet_m.miil_in21k_ft_in1k @224: the most accurate of")
+    assert looked
+
+    def examine(*_: object) -> NetworkFacts:
+        raise AssertionError("nothing is to be examined where there is no browser")
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(choice_speeds, "examine", examine)
+    result = CliRunner().invoke(app, ask)
+    assert isinstance(result.exception, UserError)
+    assert "a .png is drawn by a browser, and none is installed" in str(result.exception)
+
+
 def test_choose_gives_json(run: Any) -> None:
     value = json.loads(run("choose", "--device", "v100", "--min-throughput", "2600", "--model", "tresnet_m", "--json"))
     assert value["kind"] == "predicted"
@@ -210,6 +240,17 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
         (
             ["predict", "resnet50", "--device", "v100", "-b", "0"],
             "batch_size must be a whole number of at least 1, got 0",
+        ),
+        *(
+            (["predict", "a.workload.json", "--device", "v100", *option], "holds for its own conditions: give --device")
+            for option in (
+                *(["--compiled"], ["--layout", "nhwc"], ["--mode", "train"], ["--task", "detection"]),
+                *(["--head", "retinanet"], ["--detector", "neck_width=8"], ["-b", "8"]),
+            )
+        ),
+        (
+            ["predict", "resnet18", "--device", "v100", "--task", "detection", "--save-workload", "a.workload.json"],
+            "--save-workload writes a classifier's workload",
         ),
         (["choose", "--device", "v100"], "give a constraint"),
         (
@@ -374,3 +415,29 @@ def test_a_record_of_a_newer_schema_is_refused(run: Any, tmp_path: Path) -> None
     records.write_text(records.read_text().replace('"schema": 1', '"schema": 99'))
     with pytest.raises(UserError, match="schema 99, this version of convscale reads up to 1"):
         run("report", "--records", str(records), "--output", str(tmp_path / "x.html"))
+
+
+BOTH = (
+    "model,infer_samples_per_sec,infer_batch_size,infer_img_size,train_samples_per_sec,train_batch_size,train_img_size"
+)
+
+
+def test_a_table_of_both_modes_is_read_in_the_one_asked_for(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "both.csv"
+    table.write_text(f"{BOTH}\nresnet18,3000,256,224,900,64,192\n")
+    seen: list[Any] = []
+
+    def observations(records: Any, card: str) -> Any:
+        seen.extend(record.measurement for record in records)
+        return [], ["resnet18"]
+
+    monkeypatch.setattr(predictor_calibrate, "observations_of", observations)
+    for mode in ("infer", "train"):
+        with pytest.raises(UserError, match="nothing to calibrate with"):
+            run("calibrate", "--device", "a10", "--csv", str(table), "--mode", mode)
+    asked = Asked(device="a10", mode="train")
+    seen += [record.measurement for record in cli_report._read(table, asked)]
+    told = [(m.conditions.mode, round(m.images_per_s), m.conditions.batch_size, m.conditions.image_size) for m in seen]
+    assert told == [("infer", 3000, 256, 224), ("train", 900, 64, 192), ("train", 900, 64, 192)]

@@ -15,6 +15,7 @@ import torch
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.loader import BoxLoader
+from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
 from convscale.learn.loader import TrainLoader
@@ -166,3 +167,8 @@ def test_a_start_from_another_detector_is_told_in_one_line(
     with pytest.raises(cs.UserError, match=said) as caught:
         trained(data, init=tmp_path / "other")
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_with_a_classifier_s_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="puts the head ml_decoder on a classifier; a detector has heads of its own"):
+        cs.train_detector("resnet18", tmp_path / "none", recipe="ml-decoder")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from convscale.cli.ship import _card
 from convscale.errors import UserError
 from convscale.files import whole_folder
 from convscale.images.preprocess import Preprocessing
@@ -270,3 +271,22 @@ def test_a_forged_training_state_is_one_line(tmp_path: Path, value: object, said
     _forge(place, "state.json", value)
     with pytest.raises(UserError, match=said):
         load_state(tmp_path)
+
+
+def test_only_the_best_weights_are_said_to_have_reached_its_result(tmp_path: Path) -> None:
+    """A training state tells what the best of its run reached, and -1 before the first validation."""
+
+    def reached(name: str, metric: float) -> tuple[float, int | None] | None:
+        meta: dict[str, object] = {"metrics": {"epoch": 7, "best": {"metric": metric, "epoch": 3}}}
+        place = tmp_path / "checkpoints" / name
+        save_checkpoint(place, small_net(), classes=CLASSES, preprocessing=PREPROCESSING, meta=meta)
+        loaded = load_checkpoint(place, net=small_net())
+        card = _card(loaded, None, None)
+        said = None if loaded.reached is None else f"{metric:.2%} on validation, in epoch 3"
+        assert card.get("accuracy") == said
+        return loaded.reached
+
+    assert reached("best-00000030", 0.75) == (0.75, 3)
+    assert reached("step-00000070", 0.75) is None
+    assert reached("best-00000001", -1.0) is None
+    assert reached("copied", 0.75) is None

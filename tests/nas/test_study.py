@@ -289,6 +289,10 @@ def test_a_study_of_another_space(study: Study, colours: DataSplits, tiny: Searc
         ({"sampler": "tpee"}, r"sampler 'tpee' is unknown \(nearest: tpe\)"),
         ({"reward": "soft"}, "reward soft by throughput needs min_throughput"),
         ({"reward_by": "macs"}, "reward hard by macs needs target_macs_m"),
+        (
+            {"target_macs_m": 400},
+            "target_macs_m goes with reward_by macs, got target_macs_m 400 and reward_by throughput",
+        ),
         ({"engine": "spark"}, "engine 'spark' is unknown"),
         ({"engine": "ray", "address": "127.0.0.1:1"}, "no Ray cluster answers at 127.0.0.1:1"),
         ({"address": "127.0.0.1:1"}, "is of a Ray cluster; give it with engine ray"),
@@ -443,7 +447,7 @@ def test_the_command(
     assert (code, err.count("\n")) == (2, 1)
     code, _, err = call(*common, *quick, "--trials", "2", "--budget", "2")
     assert code == 2
-    assert "--budget and --cost are of --scaling" in err
+    assert "--budget, --cost and --method are of --scaling" in err
 
 
 def test_speeds_as_they_would_ship(tiny: SearchSpace, colours: DataSplits, tmp_path: Path, simple: None) -> None:

@@ -220,6 +220,29 @@ def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, s
     assert (tmp_path / "full" / "mine").read_text() == "x"
 
 
+def test_where_a_layout_goes_is_checked_before_the_export(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes minutes with --qat."""
+
+    def export(*_: object) -> None:
+        raise AssertionError("nothing is to be exported")
+
+    monkeypatch.setattr("convscale.cli.ship._to_export", export)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for output, more, said in (
+        ("full", (), "exists and is not empty; use --overwrite"),
+        ("full", ("--overwrite",), "holds something other than a layout"),
+        ("file", (), "is a file; name a folder"),
+        ("a b", (), "model name 'a b' can not stand in an address"),
+        ("new", ("--name", "a/b"), "model name 'a/b' can not stand in an address"),
+    ):
+        code, _, err = call("export", "resnet18", "--layout", "triton", "--output", tmp_path / output, *more)
+        assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
+
+
 @pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
 def test_a_detector_is_told_in_one_line(
     layout: str, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from PIL import Image
 from benchmarks.ray_classify import actors_of
 from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
+from convscale.ship import ray_engine
 from convscale.ship.ray_engine import ClassifyShards
 from convscale.ship.rows import Row
 from convscale.ship.shards import Rows, listed, shards_of
-from convscale.ship.stream import classify
+from convscale.ship.stream import Classified, classify
 
 COLUMNS = 200
 OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts" / "onnx_fp32"
@@ -131,6 +133,21 @@ def test_bad_input_is_one_line(
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, err = call("classify", photos, "--model", OLD, "--engine", "ray", "--output", tmp_path / "new")
     assert (code, 'pip install "convscale[ray]"' in err) == (2, True), err
+
+
+def test_bad_images_and_options_count_on_ray_too(
+    photos: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    done = Classified(images=40, errors=3, seconds=2.0, resumed=0)
+    monkeypatch.setattr(ray_engine, "classify_on_ray", lambda *_, **__: done)
+    ask = ("classify", photos, "--model", OLD, "--engine", "ray", "--output", tmp_path / "out")
+    code, _, err = call(*ask, "--max-bad-rate", 0.05)
+    assert (code, err.splitlines()[-1]) == (2, "convscale: 3 of 40 images are bad, at most 5.0% may be")
+    assert call(*ask, "--max-bad-rate", 0.1)[0] == call(*ask)[0] == 0
+    for more in (("--device", "cuda"), ("--workers", 2)):
+        code, _, err = call(*ask, *more)
+        assert (code, "--device and --workers go with --engine local" in err, len(err.splitlines())) == (2, True, 1)
 
 
 SLOWED = """

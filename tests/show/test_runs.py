@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -130,6 +131,15 @@ def test_the_network_that_was_kept_is_told_of_not_the_best_epoch(runs: Path) -> 
     assert "Best on validation: top-1 93.75 % before the first epoch" in page
 
 
+def test_a_training_that_ended_early_says_how_far_it_came(runs: Path) -> None:
+    """Its minutes were over, or it no longer gained: it is not unfinished."""
+    recipe = runs / "trainings" / "finished" / "recipe.yaml"
+    lines = recipe.read_text().splitlines()
+    recipe.write_text("\n".join("epochs: 12" if line.startswith("epochs:") else line for line in lines))
+    (told,) = [run for run in runs_below(runs) if run.kind == "train"]
+    assert told.state == "3 of 12 epochs"
+
+
 def test_a_damaged_run_is_a_row_too(runs: Path) -> None:
     (runs / "fits/finished/fit.json").write_text("{")
     (broken,) = [run for run in runs_below(runs) if run.path.name == "finished" and run.kind == "fit"]
@@ -200,6 +210,21 @@ def test_bad_comparisons_are_told(
     ):
         code, _, err = call("report", *arguments)
         assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
+
+
+def test_the_run_that_can_not_be_compared_is_named_and_no_good_news(
+    pair: tuple[Path, Path], runs: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    old, new = pair
+    unlike, page = runs / "fits" / "interrupted", tmp_path / "x.html"
+    code, _, err = call("report", old, new, unlike, "--max-drop", 50, "--output", page)
+    assert code == 2
+    assert f"{unlike}: their accuracies can not be compared" in err
+    assert call("report", old, old, unlike, "--output", page)[0] == 0
+    frames = re.findall(
+        r'class="alert (\w*)">[^<]*: (both are equally accurate|their accuracies can not)', page.read_text()
+    )
+    assert frames == [("good", "both are equally accurate"), ("warn", "their accuracies can not")]
 
 
 # ---------------------------------------------------------------- the commit

@@ -60,6 +60,19 @@ def test_page(places: dict[str, Path], call: Callable[..., tuple[int, str, str]]
     assert "64 px" in text
 
 
+def test_a_training_state_has_no_accuracy(places: dict[str, Path], tmp_path: Path) -> None:
+    """What its run's best weights reached is not what it reached."""
+    spec, found = cs.load_spec(places["spec"]), {}
+    for name in ("best-00000010", "step-00000020"):
+        how = Preprocessing(image_size=spec.input.size, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+        meta: dict[str, object] = {"metrics": {"best": {"metric": 0.875, "epoch": 1}}}
+        net = cs.create_model(spec, num_classes=2)
+        place = save_checkpoint(tmp_path / name, net, classes=("cat", "dog"), preprocessing=how, meta=meta)
+        page = write_scaling_maps(spec, [place], [places["picture"]], tmp_path / "x.html")
+        found[name] = "87.5" in page.read_text(encoding="utf-8")
+    assert found == {"best-00000010": True, "step-00000020": False}
+
+
 def test_what_it_refuses(places: dict[str, Path], call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     page, base = tmp_path / "x.html", cs.load_spec(places["spec"])
     with pytest.raises(UserError, match="not from resnet18"):

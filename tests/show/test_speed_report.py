@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from convscale.arch.zoo import get_tag
+from convscale.arch.zoo import get_spec, get_tag
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import Environment
@@ -169,6 +169,18 @@ def test_a_record_becomes_a_measured_point() -> None:
     single = from_record(record(times=(0.1,)))
     assert single.low is None
     assert "spread is not known" in single.notes[0]
+
+
+def test_an_edited_network_has_no_published_accuracy() -> None:
+    """Its record holds a spec, which is not the one that its name stands for."""
+    zoo = get_spec("resnet18")
+    assert from_record(record("resnet18")).top1 is not None
+    same = from_record(replace(record("resnet18"), spec=zoo.to_dict()))
+    assert (same.top1, same.weights) == (from_record(record("resnet18")).top1, from_record(record("resnet18")).weights)
+    edited = replace(zoo, stem=replace(zoo.stem, kernel=5))
+    for spec in (edited.to_dict(), {"name": "resnet18"}):
+        point = from_record(replace(record("resnet18"), spec=spec))
+        assert (point.name, point.top1, point.weights, point.accuracy_source) == ("resnet18", None, "", "")
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,24 @@ def test_timm_inference_table(tmp_path: Path) -> None:
 def test_timm_training_table(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text(TRAIN)
-    (r,) = read_timm_csv(path, conditions=Conditions(device="rtx-3090"), environment=ENV)
+    (r,) = read_timm_csv(path, conditions=Conditions(device="rtx-3090", mode="train"), environment=ENV)
     assert (r.measurement.conditions.mode, r.macs) == ("train", None)
     assert r.measurement.latency_s == pytest.approx(0.32)
+
+
+def test_a_timm_table_is_read_in_the_mode_asked_for(tmp_path: Path) -> None:
+    both, infer = tmp_path / "both.csv", tmp_path / "infer.csv"
+    infer.write_text(INFER)
+    both.write_text("model,infer_samples_per_sec,infer_batch_size,infer_img_size,train_samples_per_sec,")
+    with both.open("a") as file:
+        file.write("train_batch_size,train_img_size\nresnet50,2000,1024,224,800,256,192\n")
+    for mode, speed, batch, size in (("infer", 2000, 1024, 224), ("train", 800, 256, 192)):
+        (r,) = read_timm_csv(both, conditions=Conditions(mode=mode), environment=ENV)
+        c = r.measurement.conditions
+        assert (c.mode, c.batch_size, c.image_size) == (mode, batch, size)
+        assert r.measurement.images_per_s == pytest.approx(speed)
+    with pytest.raises(UserError, match="is of mode infer alone, asked is mode train; give --mode infer"):
+        read_timm_csv(infer, conditions=Conditions(mode="train"), environment=ENV)
 
 
 def test_timm_table_missing_columns(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Which backbone: by how likely a prediction keeps the speed, and why where none does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from convscale.arch.spec import NetSpec, save_spec
+from convscale.cli.app import app
+from convscale.conditions import Conditions
+from convscale.detect import choose as choosing
+from convscale.detect.choose import choose_backbone
+from convscale.detect.speed import DetectorPrediction
+from convscale.errors import UserError
+from convscale.predictor.predict import Prediction
+from tests.detect.sets import small_spec
+
+GPU = Conditions(device="rtx-4090", precision="amp", batch_size=8)
+MINE = small_spec().name
+SPEEDS = {"resnet50": 1000.0, "resnet18": 2000.0, MINE: 3000.0}
+"""The middle of the prediction of each; the ends of its interval are a factor of 1.2 away."""
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors are names, and predictions are ``SPEEDS``."""
+
+    def create(backbone: NetSpec | str, *_: object, **__: object) -> object:
+        name = backbone if isinstance(backbone, str) else backbone.name
+        if name not in SPEEDS:
+            raise UserError(f"unknown model {name!r}")
+        return SimpleNamespace(eval=lambda: name)
+
+    def predicted(name: str, cond: Conditions, **_: object) -> DetectorPrediction:
+        middle = SPEEDS[name]
+        whole = Prediction(
+            images_per_s=middle,
+            low=middle / 1.2,
+            high=middle * 1.2,
+            latency_s=cond.batch_size / middle,
+            bound_by="memory",
+            shares={},
+            doubts=(),
+            conditions=cond,
+            peak_bytes=1,
+        )
+        return DetectorPrediction(whole=whole, parts_s={})
+
+    monkeypatch.setattr(choosing, "create_detector", create)
+    monkeypatch.setattr(choosing, "predict_detector", predicted)
+
+
+def test_a_predicted_speed_keeps_by_its_chance(made_up: None) -> None:
+    """The middle of a prediction is as often too high as too low."""
+    ask: dict[str, Any] = {"predicted": True, "backbones": ["resnet18", "resnet50"]}
+    # ln(1000 / 950) over ln(1.2) / 1.2816 is 0.36 deviations: 64 %
+    assert choose_backbone(950, GPU, **ask, confidence=0.6).best.backbone == "resnet50"
+    found = choose_backbone(950, GPU, **ask)
+    assert found.best.backbone == "resnet18"
+    assert found.options[0].backbone == "resnet50"
+    assert found.options[0].reason == "1,000.0 images/s, 950 are wanted with 80 % (it is 64 % likely)"
+    assert choose_backbone(840, GPU, **ask, confidence=0.8).best.backbone == "resnet50"  # 0.96 deviations: 83 %
+    with pytest.raises(UserError, match=r"no backbone keeps 2000 .* the fastest, resnet18, reaches 2,000\.0 images/s"):
+        choose_backbone(2000, GPU, **ask)
+    with pytest.raises(UserError, match=r"confidence is 0\.2; it must be a probability from 0\.5 to 0\.99"):
+        choose_backbone(950, GPU, **ask, confidence=0.2)
+
+
+def test_where_no_detector_can_be_timed_the_first_says_why(made_up: None) -> None:
+    with pytest.raises(UserError, match="no detector could be timed; the first, resnet34: unknown model 'resnet34'"):
+        choose_backbone(1, GPU, predicted=True, backbones=["resnet34", "resnet101"])
+    found = choose_backbone(1, GPU, predicted=True, backbones=["resnet34", "resnet18"])
+    assert (found.best.backbone, found.options[0].reason) == ("resnet18", "unknown model 'resnet34'")
+    with pytest.raises(UserError, match="is chosen in mode infer, got train"):
+        choose_backbone(1, replace(GPU, mode="train"), predicted=True)
+
+
+def test_the_command_line_hands_it_on(made_up: None, tmp_path: Path) -> None:
+    def run(*options: str) -> dict[str, Any]:
+        base = ("choose", "--task", "detection", "--device", "rtx-4090", "--json")
+        result = CliRunner().invoke(app, [*base, *options], catch_exceptions=False)
+        return json.loads(result.stdout)
+
+    two = ("--model", "resnet18", "--model", "resnet50", "--min-throughput", "950")
+    assert run(*two)["best"]["backbone"] == "resnet18"
+    assert run(*two, "--confidence", "0.6")["best"]["backbone"] == "resnet50"
+    save_spec(small_spec(), tmp_path / "net.yaml")
+    chosen = run("--model", str(tmp_path / "net.yaml"), "--min-throughput", "10")["best"]
+    assert (chosen["backbone"], chosen["top1"]) == (MINE, None)
+    for options, said in (
+        (("--model", "resnet*"), r"'resnet\*' is a pattern; --task detection takes names"),
+        (("--mode", "train"), "is chosen in mode infer, got train"),
+        (("--licence", "apache-2.0"), "--licence is for classifiers"),
+        (("--commercial",), "--commercial is for classifiers"),
+        (("--zoo", "own"), "--zoo is for classifiers"),
+        (("--no-extra-data",), "--no-extra-data is for classifiers"),
+        (("--attention",), "--attention is for classifiers"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(*options, "--min-throughput", "10")

@@ -1,0 +1,73 @@
+"""A search in `list --runs`, and options of one that belong to another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import convscale as cs
+from convscale.images.splits import DataSplits
+from convscale.nas.engines import local
+from convscale.nas.pace import Pace
+from convscale.nas.space import SearchSpace
+from convscale.show.runs import runs_below
+from tests.nas.test_study import QUICK, by_macs, by_name
+
+COLUMNS = 200
+
+
+def test_a_search_is_listed_with_its_result(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "__call__", by_macs)
+    monkeypatch.setattr(local, "run_job", by_name)
+    study = cs.search(colours, space=tiny, trials=4, output=tmp_path / "search", **QUICK)
+    (told,) = runs_below(tmp_path)
+    assert (told.kind, told.state, told.network) == ("search", "done", study.best.spec.name)
+    assert (told.accuracy, told.metric) == (study.best.accuracy, "top-1, validation")
+    assert told.images_per_s == study.best.images_per_s
+    assert (told.image_size, told.seconds) == (12, pytest.approx(study.times["all"]))
+    assert told.conditions.startswith("eager, amp, nchw, batch 256, rtx-4090; measured")
+    path = study.output / "study.json"
+    value = json.loads(path.read_text())
+    value["result"]["shipped"] = {**value["result"]["best"]["speed"], "images_per_s": 7.5, "how": "openvino_int8"}
+    value["asked"]["data"] = "/data/colours"
+    path.write_text(json.dumps(value))
+    (told,) = runs_below(tmp_path)
+    assert (told.images_per_s, told.data) == (7.5, "colours")
+    assert told.conditions.endswith("rtx-4090; openvino_int8; measured")
+    path.write_text(json.dumps({**value, "result": None}))  # as it stands while the search runs
+    (told,) = runs_below(tmp_path)
+    assert (told.state, told.network, told.accuracy) == ("unfinished", "", None)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(("--engine", "ray"), ("--workers", "8"), ("--address", "auto"), ("--confidence", "0.9"), ("--inherit",)),
+        *(("--sampler", "tpe"), ("--reward", "soft"), ("--reward-by", "macs"), ("--target-macs", "400")),
+        ("--zero-cost", "zen"),
+    ],
+)
+def test_what_searches_for_a_baseline_is_refused_beside_scaling(
+    option: tuple[str, ...], call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, err = call(
+        *("search", "--scaling", "resnet18", "--data-dir", tmp_path / "none", "--output", tmp_path / "x", *option)
+    )
+    said = f"{option[0]} goes with a search for a baseline; leave it out with --scaling"
+    assert (code, err) == (2, f"convscale: {said}\n")
+
+
+def test_a_way_to_scale_or_a_space_without_its_search_is_refused(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    place = ("--data-dir", tmp_path / "none", "--output", tmp_path / "x")
+    code, _, err = call("search", *place, "--method", "bayes")
+    assert (code, "--budget, --cost and --method are of --scaling" in err) == (2, True)
+    code, _, err = call("fit", *place, "--min-throughput", 100, "--space", "tresnet")
+    assert code == 2
+    assert "space 'tresnet' is what a search looks through; give search, its minutes, too" in err
