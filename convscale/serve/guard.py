@@ -31,6 +31,9 @@ REQUEST_ID = b"x-request-id"
 _ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What needs no token: the page, and what an orchestrator asks."""
+BUSY = "the server is busy with other requests; try again"
+THROWN = "body thrown away"
+"""In a request's state: its body was, since too much came at once."""
 LEFT = 499
 """The status in the log of a client that did not wait for its answer; nobody receives it."""
 
@@ -87,7 +90,7 @@ class Guard:
             Problem: too much is being answered already.
         """
         if self._bodies > held and self._bodies + count > self.settings.limits.bodies:
-            raise Problem(503, "the server is busy with other requests; try again", {"retry-after": "1"})
+            raise Problem(503, BUSY, {"retry-after": "1"})
         self._bodies += count
 
     def give(self, count: int) -> None:
@@ -146,11 +149,16 @@ class Guarded:
             kind, _, shown = self.headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not hmac.compare_digest(shown.strip(), token.encode()):
                 raise Problem(401, "a token is needed: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+        self._check_kept()
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limits.body:
             raise self._too_large()
         if announced.isdigit() and int(announced):
             self._reserve(int(announced))
+
+    def _check_kept(self) -> None:
+        if self.scope["state"].get(THROWN):
+            raise Problem(503, BUSY, {"retry-after": "1"})
 
     def _reserve(self, count: int) -> None:
         if count > self.reserved:
@@ -188,6 +196,7 @@ class Guarded:
             raise ClientLeft
         self.size += len(message.get("body", b""))
         self.whole = not message.get("more_body", False)
+        self._check_kept()
         if self.size > self.guard.settings.limits.body:
             raise self._too_large()
         self._reserve(self.size)

@@ -28,7 +28,7 @@ from convscale.errors import UserError
 from convscale.machine import available_cores
 from convscale.serve.answering import Answering
 from convscale.serve.app import build
-from convscale.serve.guard import Guard
+from convscale.serve.guard import THROWN, Guard
 from convscale.serve.metrics import SHARED
 from convscale.serve.settings import Limits, Settings
 
@@ -214,6 +214,8 @@ def _connections(limits: Limits) -> type[asyncio.Protocol]:
 
         _asking: asyncio.TimerHandle | None = None
         _refused = False
+        come = 0
+        """Bytes that came on any connection since those that nobody has read were counted."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore
             """Let it in, if there is room."""
@@ -236,6 +238,9 @@ def _connections(limits: Limits) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
                 self._answered()
+                Bounded.come += len(data)
+                if Bounded.come > limits.unread:
+                    self._make_room()
             elif self._asking is None:
                 self._await_request()
 
@@ -243,6 +248,19 @@ def _connections(limits: Limits) -> type[asyncio.Protocol]:
             """The end."""
             self._answered()
             super().connection_lost(exc)
+
+        def _make_room(self) -> None:
+            """Throw the body away that has just come, where with those of others it is too much to be held.
+
+            A system hands over a body's first 256 kB at once: before any request is looked at, a crowd's would be here.
+            """
+            cycle = self.cycle
+            held = sum(len(each.cycle.body) for each in self.connections if each.cycle is not None)  # pyright: ignore
+            if held > limits.unread and held > len(cycle.body):  # a lone one always has room
+                cycle.scope["state"][THROWN] = True
+                held -= len(cycle.body)
+                cycle.body = bytearray()
+            Bounded.come = held
 
         def _await_request(self) -> None:
             self._asking = self.loop.call_later(limits.header_s, self._too_slow)

@@ -28,6 +28,8 @@ class Limits:
     """Bytes of a request, unpacked."""
     bodies: int = 512 * 2**20
     """Bytes of all requests that are being answered."""
+    unread: int = 16 * 2**20
+    """Bytes of bodies that have come and wait for the server to read them; more are thrown away, and refused."""
     pixels: int = 40_000_000
     """Of a picture, before it is decoded."""
     pictures: int = 64
@@ -44,7 +46,7 @@ class Limits:
     """Until a client has taken its answer."""
 
     def __post_init__(self) -> None:
-        for name in ("body", "pixels", "pictures", "connections"):
+        for name in ("body", "unread", "pixels", "pictures", "connections"):
             check_whole(f"limit of {name}", getattr(self, name))
         for name in ("header_s", "body_s", "answer_s", "send_s"):
             check_number(f"limit {name}", getattr(self, name), "seconds above 0, at most a day", 1e-3, 86_400)

@@ -31,6 +31,7 @@ from convscale.networks.pictures import preprocessing_of
 from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
 from convscale.runtimes.base import runtimes_of
+from convscale.ship.layers import Layer
 from convscale.ship.request import FLOAT_FILE, ExportRequest, Images, check_form, need_space, noise_images
 from convscale.ship.verify import reference_logits
 
@@ -54,6 +55,8 @@ class Shared:
     """It again, its weights having learnt to be rounded, by the quantiser that rounds them."""
     reference: np.ndarray | None = None
     """Its logits of the images that artefacts are checked on."""
+    ranking: dict[bool, list[Layer]] = field(default_factory=dict)
+    """Its layers, most sensitive to rounding first, without and with what is baked: no quantiser changes that."""
     quantised: dict[tuple[object, ...], Path] = field(default_factory=dict)
     """Folders of quantised files without a layer in float, by format, route, what is baked and strided, and the number
     of calibration images."""

@@ -359,10 +359,12 @@ def _quantise(
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
     def ranked() -> Sequence[Layer]:
-        graph, layers, batch = shipped_graph(
-            module, probe.preprocessing, calibration[spread(len(calibration), RANKING)], baked=probe.baked
-        )
-        return rank_layers(graph, batch, layers)
+        if probe.baked not in untuned.ranking:
+            graph, layers, batch = shipped_graph(
+                module, probe.preprocessing, calibration[spread(len(calibration), RANKING)], baked=probe.baked
+            )
+            untuned.ranking[probe.baked] = rank_layers(graph, batch, layers)
+        return untuned.ranking[probe.baked]
 
     def attempt(kept: Sequence[Layer]) -> float:
         _quantised(probe, shared, route, calibration, [layer.file_value for layer in kept])

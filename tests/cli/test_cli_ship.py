@@ -233,6 +233,7 @@ def test_bad_exports_leave_nothing(
     refused(call(*export, "--card", "licence"), "--card takes key=value, got 'licence'")
     refused(call(*export, "--bf16"), "format onnx has no bf16 form; use format openvino")
     monkeypatch.setattr(tune_module, "_timed", lambda run, seconds, least: [run() or 0.01])
+    monkeypatch.setattr("convscale.ship.export.routes_of", lambda form: ("onnxruntime",))
     refused(call(*export, "--data-dir", pictures, "--int8", "--max-drop", -1), "a is withheld: INT8 loses")
     monkeypatch.setattr("convscale.runtimes.base.find_spec", lambda name: None)
     refused(call(*export, "--format", "openvino"), "runtime openvino is not installed; pip install openvino")

@@ -69,9 +69,8 @@ def test_the_file_takes_any_batch_and_holds_both_stages(artifact: Artifact) -> N
     assert np.allclose(whole[3], alone[0], atol=1e-3)
 
 
-def test_its_boxes_are_torchvisions(detector: Detector, tmp_path: Path) -> None:
+def test_its_boxes_are_torchvisions(detector: Detector, artifact: Artifact) -> None:
     """FasterRCNN.forward itself, on pictures of noise: every box above 0.3, its score and label."""
-    artifact = cs.export(detector, tmp_path / "art")
     pixels = np.random.default_rng(1).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
     pixels[:, 10:40, 20:50] = (230, 20, 20)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from convscale.learn.trackers import Tracked, Tracker
 from convscale.pipeline.run import FitRun, fit
 from tests.learn.nets import halves_data
 
+pytestmark = pytest.mark.usefixtures("briefly")
 SPECS = [
     scale_to(for_image_size(get_spec(name), 12), width=0.25, depth=0.25, name=f"{name}-small")
     for name in ("resnet18", "resnet50d")

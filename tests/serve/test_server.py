@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import http.client
@@ -285,6 +286,71 @@ def test_connections_are_bounded_and_idle_ones_do_no_harm(artifact: Artifact, im
         end = time.monotonic() + 60
         while ask(one, "/v2/health/live")[0] != 200:
             assert time.monotonic() < end
+
+
+def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
+    """Of four bodies of 60 kB that come before the server looks at any, two are held; later all is as ever."""
+    import uvicorn
+    from uvicorn.server import ServerState
+
+    from convscale.serve.guard import Guard, Log, Message, Receive, Scope, Send
+    from convscale.serve.metrics import Metrics
+    from convscale.serve.server import _connections
+    from convscale.serve.settings import Settings
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        size, more = 0, True
+        while more:
+            message: Message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        body = str(size).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": body})
+
+    class Wire(asyncio.Transport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.said = b""
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            self.said += data
+
+        def is_closing(self) -> bool:
+            return False
+
+        def close(self) -> None: ...
+
+        def pause_reading(self) -> None: ...
+
+        def resume_reading(self) -> None: ...
+
+    async def asked() -> list[list[bytes]]:
+        limits = Limits(unread=130_000)
+        config = uvicorn.Config(
+            Guard(app, Settings(models=(), limits=limits), Metrics(), Log("none")),  # pyright: ignore
+            log_config=None,
+        )
+        config.load()
+        made, state = _connections(limits), ServerState()
+        lines = [made(config=config, server_state=state, app_state={}) for _ in range(4)]  # pyright: ignore
+        found: list[list[bytes]] = []
+        for count in (4, 1):
+            wires = [Wire() for _ in range(count)]
+            for line, wire in zip(lines, wires, strict=False):
+                line.connection_made(wire)
+                line.data_received(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n" + bytes(60_000))
+            for _ in range(200):
+                await asyncio.sleep(0.005)
+                if all(wire.said for wire in wires):
+                    break
+            found.append([wire.said[9:12] + b" " + wire.said[-5:] for wire in wires])
+        for line in lines:
+            line.connection_lost(None)
+        return found
+
+    first, later = asyncio.run(asked())
+    assert first == [b"200 60000", b"200 60000", b'503 ain"}', b'503 ain"}']
+    assert later == [b"200 60000"]
 
 
 def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, images: np.ndarray) -> None:
