@@ -256,6 +256,7 @@ def _fit(
         basis=asked.basis(),
         files=files,
     )
+    run.record.check_data(splits)
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),
