@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, median
-from typing import TypeVar
 
 import torch
 
@@ -37,6 +36,7 @@ from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.candidate_rows import new_row, predicted_part, row_of_option, timed_part
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
+from convscale.pipeline.ranking import by_promise
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Given
 from convscale.runtimes.base import file_runtimes
@@ -44,7 +44,6 @@ from convscale.show.fit_parts import Candidate as Row
 from convscale.show.fit_parts import Probed, Timed
 from convscale.show.json_values import from_json
 from convscale.speed.measuring import measure
-from convscale.stats import standard_error
 
 REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
 """From scratch, where no speed is asked for: this share of this network's speed on the device is. Small images give it
@@ -62,9 +61,6 @@ NAMED = 5
 LEAST_SIZE, SIZE_STEP = 96, 32
 """Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
 pixels, in steps of what most networks divide maps by."""
-WORTH_POINTS = 0.5
-"""A probe within this many points of another's, or within a standard error, is no worse: what was published decides
-between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,33 +456,6 @@ class Finder:
         on = "validation images" if made.folds is None else f"images in {made.folds} folds"
         self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} {on}, {made.seconds:.0f} s")
         return from_json(Probed, asdict(made), "probe")
-
-
-T = TypeVar("T")
-
-
-def no_worse(rows: Sequence[Row], multilabel: bool) -> float:
-    """How far a probe may lie behind the best of these and be no worse, as a share: ``WORTH_POINTS`` or a standard
-    error.
-    """
-    first = max((row.probe for row in rows if row.probe), key=lambda one: one.top1 or 0.0, default=Probed())
-    least = WORTH_POINTS / 100
-    # to what a mean average precision is known is not said by the number of images
-    return least if multilabel else max(least, standard_error(first.top1 or 0.0, first.validation or 1))
-
-
-def by_promise(things: Sequence[T], rows: Sequence[Row], multilabel: bool) -> list[T]:
-    """What belongs to probed rows, the most promising first: by features; where those of two are as good by what was
-    published for their image size, and where nothing was by the features after all.
-    """
-    probes = [(row.probe.top1 if row.probe else None) or 0.0 for row in rows]
-    best, worth = max(probes, default=0.0), no_worse(rows, multilabel)
-
-    def promise(number: int) -> tuple[int, float, float]:
-        behind = best - probes[number]
-        return math.floor(behind / worth + 1e-9), -(rows[number].published_top1 or 0.0), behind
-
-    return [things[number] for number in sorted(range(len(things)), key=promise)]
 
 
 def _accuracy(option: Option) -> float:
