@@ -174,7 +174,9 @@ class Finder:
                     sizes[o.name] = size
         hints = {o.name: _accuracy(o) for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
-        found = [c for name in names for c in self._candidates([name], (sizes[name],))]
+        # what nobody released is not in the zoo by its name, where another may have it
+        given = {o.name: o.name if o.candidate.licence else o.spec for o in options}
+        found = [c for name in names for c in self._candidates([given[name]], (sizes[name],))]
         return [candidate for candidate in found if not candidate.why_not]
 
     def _members_instead(self) -> Kept | None:

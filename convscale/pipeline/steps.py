@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -278,7 +279,12 @@ class Fit:
         options = {**self.training(contender), "epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
         recipe = get_recipe(self.recipe(contender)).override(dict(self.asked.training.overrides))
         options |= _whole_schedule(recipe, epochs)
-        run = train(contender.network, self._few(), progress=self._steps_only, **options)
+        network = contender.network
+        if (
+            isinstance(network, Foreign) and network.module is not None
+        ):  # it would be trained itself, and the full training go on from there
+            network = replace(network, module=copy.deepcopy(network.module))
+        run = train(network, self._few(), progress=self._steps_only, **options)
         self.note(f"comparing: {contender.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
         return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
 
