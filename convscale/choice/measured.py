@@ -17,7 +17,7 @@ from convscale.choice.decide import Option, beats, front_of, judge, merit
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.speeds import Say
 from convscale.conditions import Constraint
-from convscale.errors import DoesNotFit, UserError, first_line
+from convscale.errors import UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import Environment, available_cores
 from convscale.networks.inputs import input_facts
@@ -119,18 +119,12 @@ def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
     Raises:
         DoesNotFit: memory does not hold it at the basis's batch: with another it would be another speed.
     """
-    from convscale.speed.measuring import measure
+    from convscale.speed.measuring import measure, whole_batch
 
     if basis.tuned:
         return time_fastest(network, basis, seconds)
     cond = replace(basis.conditions, image_size=network.image_size)
-    made = measure(network.spec, cond, min_seconds=seconds, max_seconds=10 * seconds)
-    if made.conditions.batch_size != cond.batch_size:
-        raise DoesNotFit(
-            f"{network.spec.name} @{network.image_size} does not fit in memory at batch {cond.batch_size}; take a "
-            "smaller one"
-        )
-    return made
+    return whole_batch(measure(network.spec, cond, min_seconds=seconds, max_seconds=10 * seconds), cond.batch_size)
 
 
 def chosen_among(basis: Basis) -> str:

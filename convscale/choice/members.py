@@ -16,7 +16,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.cache import key_of, load, save
 from convscale.choice.candidates import SMALL_IMAGE
-from convscale.errors import UserError
+from convscale.errors import DoesNotFit, UserError
 
 FIT_FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
 """Baselines whose scaled members `fit` tries by itself: the two papers' and the strongest plain one."""
@@ -163,11 +163,12 @@ def largest_member(
     Args:
         rising: members from small to large.
         floor: images/s to keep.
-        plain: images/s of a member in one runtime as it comes.
+        plain: images/s of a member in one runtime as it comes; raises ``DoesNotFit`` where memory does not hold it.
         tuned: images/s of a member in the form and settings in which it would ship; None: ``plain`` is what ships.
 
     Raises:
         UserError: no members.
+        DoesNotFit: memory does not hold even the smallest.
     """
     if not rising:
         raise UserError("there are no members to choose from")
@@ -176,7 +177,12 @@ def largest_member(
     def speed(index: int) -> float:
         member = rising[index]
         if member not in tried:
-            tried[member] = plain(member)
+            try:
+                tried[member] = plain(member)
+            except DoesNotFit:
+                if index == 0:
+                    raise
+                tried[member] = 0.0  # it keeps no speed
         return tried[member]
 
     def found(index: int, value: float, keeps: bool) -> Found:
@@ -187,7 +193,7 @@ def largest_member(
         return found(0, speed(0), False) if index is None else found(index, speed(index), True)
     shipped: dict[int, float] = {}
     at = _largest_keeping(len(rising), speed, floor) or 0
-    while at not in shipped and len(shipped) < _TUNED_TRIES:
+    while at not in shipped and len(shipped) < _TUNED_TRIES and speed(at) > 0:
         shipped[at] = tuned(rising[at])
         factor = shipped[at] / speed(at)
         if shipped[at] < _SURE * floor:
@@ -216,7 +222,9 @@ def _largest_keeping(count: int, speed: Callable[[int], float], floor: float) ->
             low = at
         else:
             high = at
-        if low >= 0 and high < count:
+        if value <= 0:  # how much too large it is is not known
+            at = (low + high) // 2
+        elif low >= 0 and high < count and speed(high) > 0:
             share = math.log(speed(low) / floor) / max(1e-9, math.log(speed(low) / speed(high)))
             at = low + round(share * (high - low))
         else:  # one end is open: go as far as members of 5 % more work each would take

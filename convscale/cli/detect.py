@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
     from convscale.choice.basis import Basis
     from convscale.conditions import Conditions, Constraint
+    from convscale.detect.boxes import BoxSplits
     from convscale.learn.checkpoint import Checkpoint
     from convscale.learn.train import TrainRun
     from convscale.nn.detectors import Detector
@@ -100,12 +101,13 @@ def evaluate_boxes(
         what = "an artefact, which has its network" if lost[0] == "--model" else "detectors, whose measure is mAP"
         raise UserError(f"{lost[0]} is not for {what}; leave it out")
     splits = open_boxes(data_dir, classes=classes)
-    for note in splits.notes:
+    looked_at = split or "test"
+    for note in (*splits.notes, *_not_as_trained(splits, loaded, looked_at)):
         say(f"note: {note}", err=True)
     ev = evaluate_detector(
         net,
         splits,
-        split=split or "test",
+        split=looked_at,
         batch_size=EVAL_BATCH if batch_size == 256 else batch_size,
         device=device,
         workers=workers,
@@ -122,6 +124,15 @@ def evaluate_boxes(
     say("mAP and AP50 per class")
     for name, value, at50 in zip(ev.classes, ev.per_class, ev.per_class_50, strict=True):
         say(f"  {name:24} {_share(value):>9} {_share(at50):>9}")
+
+
+def _not_as_trained(splits: BoxSplits, loaded: Checkpoint | None, split: str) -> list[str]:
+    """A note where another set is carved than the one of a checkpoint's training; an artefact does not say its own."""
+    from convscale.images.sources import not_as_trained
+
+    if loaded is None:
+        return []
+    return not_as_trained(splits, loaded.meta.get("splits"), split, loaded.meta.get("data_digest"))
 
 
 def _share(value: float) -> str:
@@ -148,6 +159,8 @@ def export_boxes(
         splits = open_boxes(data_dir, classes=loaded.classes)
         side, fill = loaded.preprocessing.width, fill_of(loaded.preprocessing.mean)
         checked = splits.validation if form["int8"] else splits.test
+        for note in _not_as_trained(splits, loaded, checked.split):
+            say(f"note: {note}", err=True)
         options["verify_images"], options["verify_labels"] = squares(checked, side, fill)
         if form["int8"]:
             options["calibration_images"], _ = squares(splits.train, side, fill, most=300)

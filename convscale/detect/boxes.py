@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from convscale.images.decode import read_image
+from convscale.images.digest import data_digest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,11 +119,22 @@ class BoxSplits:
     """Share of pictures that may be unreadable."""
     origin: Path = field(default_factory=Path)
     """Where it was read from."""
+    carved: tuple[str, ...] = ()
+    """``validation`` and ``test`` where they were carved from the train set: one picture more or less in that makes
+    others of them."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names."""
         return self.train.classes
+
+    def digests(self, *, older: bool = False) -> dict[str, object]:
+        """Of each split, what its pictures and boxes are known by (``data_digest``), and which were ``carved``; plain
+        JSON values.
+        """
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        digests = {name: data_digest((part,), older=older) for name, part in parts.items()}
+        return {**digests, "carved": list(self.carved)}
 
     def describe(self) -> str:
         """How many pictures, boxes and classes there are, in words."""

@@ -64,7 +64,7 @@ def open_boxes(
     pictures = sum(len(each) for each in found.values())
     boxes = sum(len(one.boxes) for each in found.values() for one in each)
     faults.check(str(place), pictures, boxes, max_bad_rate)
-    made, notes = _complete(splits, place, seed)
+    made, carved, notes = _complete(splits, place, seed)
     return BoxSplits(
         train=made["train"],
         validation=made["validation"],
@@ -73,6 +73,7 @@ def open_boxes(
         notes=(*faults.notes(), *notes),
         max_bad_rate=max_bad_rate,
         origin=place,
+        carved=carved,
     )
 
 
@@ -205,8 +206,12 @@ def _header(path: str) -> tuple[tuple[int, int], int] | str:
     return size, header.orientation
 
 
-def _complete(splits: dict[str, BoxSplit], place: Path, seed: int) -> tuple[dict[str, BoxSplit], list[str]]:
-    """All three splits; what is missing is carved from train, the same each time."""
+def _complete(
+    splits: dict[str, BoxSplit], place: Path, seed: int
+) -> tuple[dict[str, BoxSplit], tuple[str, ...], list[str]]:
+    """All three splits, which of them are carved, and notes; what is missing is carved from train, the same each
+    time.
+    """
     notes: list[str] = []
     if "train" not in splits or not len(splits["train"]):
         known = [name for name, each in splits.items() if len(each)]
@@ -228,4 +233,4 @@ def _complete(splits: dict[str, BoxSplit], place: Path, seed: int) -> tuple[dict
         notes.append(f"carved {count:,} images from train as {name} set")
     if missing:
         splits["train"] = train.subset(np.sort(order))
-    return splits, notes
+    return splits, tuple(missing), notes

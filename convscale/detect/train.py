@@ -206,6 +206,8 @@ def _prepare(
         stop=stop,
         processes=processes,
         max_bad_rate=splits.max_bad_rate,
+        data=None if folder is None else splits.digests(),
+        data_older=splits.digests(older=True) if resumed and folder is not None else None,
     )
     return job, resumed
 

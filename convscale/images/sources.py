@@ -16,6 +16,7 @@ import torch
 
 from convscale.errors import UserError, check_number
 from convscale.images.decode import MAX_PIXELS, ImageError, check_image, largest_value, preload
+from convscale.images.digest import Carved, is_digest_of, same_digests
 from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, equal_files
 from convscale.images.folders import open_folders, open_for_evaluation, read_tree
 from convscale.images.idx import find_idx, open_idx
@@ -215,18 +216,26 @@ def open_evaluation(
     return ToEvaluate(split=chosen, train_labels=splits.train.labels, notes=tuple(notes))
 
 
-def not_as_trained(splits: DataSplits, trained_on: Mapping[str, object] | None, split: str) -> list[str]:
+def not_as_trained(
+    splits: Carved, trained_on: Mapping[str, object] | None, split: str, digest: object = None
+) -> list[str]:
     """A note where a split was carved from other images than a network was trained on, and so may hold some of those.
 
     Args:
         splits: as they are carved now.
-        trained_on: what ``DataSplits.digests`` said at the training; None: not known.
+        trained_on: what ``digests`` said at the training; None: not known.
         split: the one that is looked at.
+        digest: where that is not known, the one of the train and validation sets together; None: that is not, either.
     """
-    if not trained_on or trained_on.get("carved") != list(splits.carved) or split not in (*splits.carved, "train"):
+    if not splits.carved or split not in (*splits.carved, "train"):
         return []
-    now = splits.digests()
-    if not splits.carved or all(now[name] == trained_on.get(name) for name in ("train", *splits.carved)):
+    if trained_on:
+        if trained_on.get("carved") != list(splits.carved):
+            return []
+        same = same_digests(trained_on, splits, ("train", *splits.carved))
+    else:
+        same = digest is None or is_digest_of(digest, (splits.train, splits.validation))
+    if same:
         return []
     return [
         "this is not the data that the network was trained on: images or labels have come, gone or changed, so another "

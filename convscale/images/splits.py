@@ -175,10 +175,13 @@ class DataSplits:
         """Every image of the three splits as one."""
         return joined((self.train, self.validation, self.test), "all")
 
-    def digests(self) -> dict[str, object]:
-        """Of each split, what its images and labels are known by, and which were ``carved``; plain JSON values."""
+    def digests(self, *, older: bool = False) -> dict[str, object]:
+        """Of each split, what its images and labels are known by (``data_digest``), and which were ``carved``; plain
+        JSON values.
+        """
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {**{name: data_digest((part,)) for name, part in parts.items()}, "carved": list(self.carved)}
+        digests = {name: data_digest((part,), older=older) for name, part in parts.items()}
+        return {**digests, "carved": list(self.carved)}
 
     def describe(self) -> str:
         """One line: sizes and classes."""

@@ -64,3 +64,5 @@ class Job:
     """Share of images that may be unreadable."""
     data: Mapping[str, object] | None = None
     """What the data is known by, as it was opened (``DataSplits.digests``); None: by the sets that are trained on."""
+    data_older: Mapping[str, object] | None = None
+    """The same as earlier versions wrote it, where a run goes on that one of them may have begun."""

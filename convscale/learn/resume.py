@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError, check_number, check_whole, first_line, short
-from convscale.images.digest import data_digest
+from convscale.images.digest import is_digest_of
 from convscale.learn.checkpoint import load_state, load_weights_into
 from convscale.learn.loop import Trainer
 
@@ -65,13 +65,15 @@ def _other_data(about: Mapping[str, Any], trainer: Trainer, changed: Mapping[str
     """Which set a state was trained or validated on that is not the run's; empty: none, or that is not known."""
     job, written = trainer.job, about.get("splits")
     if written is not None and job.data is not None:  # as the data was opened: before it was shrunk or held in memory
-        return next(
-            (f"another {name} set" for name in ("train", "validation") if written.get(name) != job.data[name]), ""
-        )
+        known = (job.data, job.data_older or {})
+        for name in ("train", "validation"):
+            if all(written.get(name) != digests.get(name) for digests in known):
+                return f"another {name} set"
+        return ""
     named = job.recipe.shrink or "shrink" in changed or "image_size" in changed  # images may have other names now
     if "data_digest" not in about or named:
         return ""
-    same = about["data_digest"] == data_digest((job.loader.split, job.validation))
+    same = is_digest_of(about["data_digest"], (job.loader.split, job.validation))
     return "" if same else "other train and validation sets"
 
 

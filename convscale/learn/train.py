@@ -195,7 +195,9 @@ def _train(request: TrainRequest) -> TrainRun:
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop, lock=lock)
-        job = replace(job, data=None if job.output is None else splits.digests())
+        if job.output is not None:
+            older = splits.digests(older=True) if resumed else None
+            job = replace(job, data=splits.digests(), data_older=older)
         tracking = job.progress if isinstance(job.progress, Tracking) else None
         finished = False
         try:

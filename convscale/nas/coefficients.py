@@ -20,6 +20,7 @@ from convscale.arch.zoo import as_spec
 from convscale.choice.basis import Asked, basis_of
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.files import check_output_dir, json_numbers, new_output_dir, write_json
+from convscale.images.digest import data_digest
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
@@ -186,6 +187,7 @@ def find_scaling(
             training=training,
             most_images=check_whole("most_images", most_images),
             seed=seed,
+            data_digest=data_digest((splits.train, splits.validation)),
             deadline=None if minutes is None else time.monotonic() + 60 * minutes,
             say=say or (lambda text: None),
         )
@@ -214,12 +216,13 @@ class _Asked:
     training: str
     most_images: int
     seed: int
+    data_digest: str
     deadline: float | None
     say: Say = field(compare=False)
 
     def written(self) -> dict[str, object]:
         """What must be the same to go on."""
-        names = ("budget", "cost", "method", "most_images", "seed")
+        names = ("budget", "cost", "method", "most_images", "seed", "data_digest")
         return {
             "base": self.base.to_dict(),
             "recipe": dict(self.recipe),
@@ -281,8 +284,10 @@ class _Scaling:
             if not isinstance(before, dict):
                 raise UserError(f"study of scaling {path} is damaged: it does not say what was asked for")
             now = json_numbers(asked.written())
+            before = {"data_digest": now["data_digest"], **before}  # which earlier versions did not write
             if differs := next((key for key in now if before.get(key) != now[key]), ""):
-                raise UserError(f"the study in {folder} was begun with another {differs}; ask for the same again")
+                what = {"data_digest": "train or validation set"}.get(differs, differs)
+                raise UserError(f"the study in {folder} was begun with another {what}; ask for the same again")
             self.points = [Point.from_dict(point) for point in kept["points"]]
             pace.runtime = str(kept.get("runtime", ""))
 

@@ -75,6 +75,7 @@ class Pace:
 
         Raises:
             UserError: it can not be traced or timed.
+            DoesNotFit: memory does not hold it at the batch asked for.
         """
         if spec not in self._known:
             began = time.perf_counter()
@@ -101,18 +102,18 @@ class Pace:
     def _measured(self, spec: NetSpec) -> Counted:
         from convscale.cost.counting import count
         from convscale.nn.net import create_model
-        from convscale.speed.measuring import measure
+        from convscale.speed.measuring import measure, whole_batch
 
         net = create_model(spec, num_classes=self.classes, in_chans=self.channels)
         cost = count(net, image_size=spec.input.size)
         named = [self.runtime] if self.runtime else self._runtimes()
-        timed = [
-            measure(net, self._conditions(spec, runtime), min_seconds=_SECONDS, max_seconds=_MOST_SECONDS)
-            for runtime in named
-        ]
+        timed = []
+        for runtime in named:
+            under = self._conditions(spec, runtime)
+            made = measure(net, under, min_seconds=_SECONDS, max_seconds=_MOST_SECONDS)
+            timed.append(whole_batch(replace(made, model=spec.name), under.batch_size))
         best = max(timed, key=lambda one: one.images_per_s)
         self.runtime = best.conditions.runtime
-        best = replace(best, model=spec.name)
         record = Record(model=spec.name, measurement=best, params=cost.params, macs=cost.macs, spec=spec.to_dict())
         append_record(self.records, record)
         return Counted(speed=speed_of(best), params=cost.params, macs=cost.macs)

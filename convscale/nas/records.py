@@ -172,6 +172,8 @@ def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str
     """The first thing in which two requests differ, for a message; empty: none."""
     for key, value in asked.items():
         if key in before and before[key] != value:
+            if key == "data_digest":
+                return "other data: images or labels have come, gone or changed"
             return f"{key} {before[key]!r}, not {value!r}"
     return ""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from convscale.choice.basis import Basis
 from convscale.errors import UserError, check_flag, check_number, check_text, check_whole
+from convscale.images.digest import data_digest
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -91,6 +93,11 @@ class Request:
     confidence: float
     say: Say
 
+    @cached_property
+    def data_digest(self) -> str:
+        """Of the images and labels that are trained and judged on."""
+        return data_digest((self.splits.train, self.splits.validation))
+
     def written(self) -> dict[str, object]:
         """What must be the same for a search to go on."""
         effort = self.effort
@@ -98,6 +105,7 @@ class Request:
             "space": self.space.name,
             "space_digest": self.space.digest,
             "data": self.data,
+            "data_digest": self.data_digest,
             "classes": list(self.splits.classes),
             "reward": str(self.reward),
             "conditions": self.basis.conditions.to_dict(),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 _NAME = "convscale"
+_NO_SPEED = 2.0
+"""Cost over target of a network that memory does not hold: above 1 is all that is known of it."""
 
 
 class Store:
@@ -216,6 +218,12 @@ def asked_values(
         "seed": seed,
         "parent": parent,
     }
+
+
+def too_large(*, genes: Genes, spec: NetSpec, reason: str) -> dict[str, object]:
+    """What is noted of a trial whose network memory does not hold: it has no speed, so it keeps none."""
+    named = {**spec.to_dict(), "name": spec.name}
+    return {"genes": list(genes), "spec": named, "unfit": True, "ratio": _NO_SPEED, "reason": reason}
 
 
 def _mend(path: Path) -> None:

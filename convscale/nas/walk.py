@@ -11,7 +11,7 @@ from typing import Any
 from convscale._version import __version__
 from convscale.arch.spec import NetSpec, save_spec
 from convscale.choice.decide import describe_speed
-from convscale.errors import UserError, first_line
+from convscale.errors import DoesNotFit, UserError, first_line
 from convscale.files import json_numbers, write_json
 from convscale.nas.engines.base import Engine
 from convscale.nas.inherit import misfit
@@ -22,7 +22,7 @@ from convscale.nas.result import RECORD, SCHEMA, Study
 from convscale.nas.sampling import Tried, propose
 from convscale.nas.smallest import smallest_of
 from convscale.nas.space import Genes
-from convscale.nas.store import Store, asked_values
+from convscale.nas.store import Store, asked_values, too_large
 from convscale.nas.trial import Job
 from convscale.read import read_json
 
@@ -242,12 +242,14 @@ class Walk:
         ranked = sorted(drawn, key=lambda genes: -self._score(genes))
         best: tuple[float, Genes] | None = None
         for genes in ranked:
-            ratio = self._ratio(self.pace(space.spec_of(genes)))
+            try:
+                ratio = self._ratio(self.pace(space.spec_of(genes)))
+            except DoesNotFit:
+                continue
             if self.request.reward.keeps(ratio):
                 return genes
             best = min(best or (ratio, genes), (ratio, genes))
-        assert best is not None
-        return best[1]
+        return best[1] if best else ranked[-1]
 
     def _score(self, genes: Genes) -> float:
         from convscale.nas.zero_cost import zero_cost
@@ -263,7 +265,12 @@ class Walk:
         spec = space.spec_of(genes)
         done = [trial for trial in self._trained() if trial.number != number and trial.result is not None]
         same = next((trial for trial in done if trial.genes == genes), None)
-        counted = self.pace(spec)
+        try:
+            counted = self.pace(spec)
+        except DoesNotFit as error:
+            unfit = too_large(genes=genes, spec=spec, reason=str(error))
+            self.store.note(number, {**unfit, "round": now.done, "rungs": now.rungs})
+            return not self._end_untrained(number)
         ratio = self._ratio(counted)
         seed = (request.effort.seed * 1_000_003 + number) % 2**31
         values = asked_values(

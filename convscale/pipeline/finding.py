@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, median
-from typing import TypeVar
 
 import torch
 
@@ -27,7 +26,7 @@ from convscale.choice.rows import by_rows
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
-from convscale.errors import UserError
+from convscale.errors import DoesNotFit, UserError
 from convscale.images.splits import DataSplits
 from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
@@ -37,14 +36,14 @@ from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.candidate_rows import new_row, predicted_part, row_of_option, timed_part
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
+from convscale.pipeline.ranking import by_promise
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Given
 from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_parts import Candidate as Row
 from convscale.show.fit_parts import Probed, Timed
 from convscale.show.json_values import from_json
-from convscale.speed.measuring import measure
-from convscale.stats import standard_error
+from convscale.speed.measuring import measure, whole_batch
 
 REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
 """From scratch, where no speed is asked for: this share of this network's speed on the device is. Small images give it
@@ -62,9 +61,6 @@ NAMED = 5
 LEAST_SIZE, SIZE_STEP = 96, 32
 """Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
 pixels, in steps of what most networks divide maps by."""
-WORTH_POINTS = 0.5
-"""A probe within this many points of another's, or within a standard error, is no worse: what was published decides
-between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +174,19 @@ class Finder:
                     sizes[o.name] = size
         hints = {o.name: _accuracy(o) for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
-        found = [c for name in names for c in self._candidates([name], (sizes[name],))]
+        # what nobody released is not in the zoo by its name, where another may have it
+        given = {o.name: o.name if o.candidate.licence else o.spec for o in options}
+        found = [c for name in names for c in self._candidates([given[name]], (sizes[name],))]
         return [candidate for candidate in found if not candidate.why_not]
 
     def _members_instead(self) -> Kept | None:
         """Scaled members that keep a speed which no released weights keep; None: they do not, either."""
-        smallest, tuning = [], 2.0 if self.basis.tuned else 1.0  # what tuning may bring
+        first, tuning = [], 2.0 if self.basis.tuned else 1.0  # what tuning may bring
         side = self.asked.size_for(self.splits)
         for base in families_for(side):  # three timings say whether looking for the largest is worth minutes
             if rising := self._allowed(members(base, side)):
-                one = at_own_size(rising[0])
-                smallest.append((one, base, self._speed(one, base)))
+                first.append((at_own_size(rising[0]), base))
+        smallest = self._timed(first)
         if not any(tuning * speed >= self.floor for *_, speed in smallest):
             if smallest:
                 self._judged(smallest)
@@ -270,9 +268,9 @@ class Finder:
             speed = facts.speed.images_per_s if facts.speed else 0.0
         else:
             net = build(spec, self.splits)
-            speed = median(
-                measure(net, replace(self.plain, image_size=size), min_seconds=0.5).images_per_s for _ in range(3)
-            )
+            cond = replace(self.plain, image_size=size)
+            times = (whole_batch(measure(net, cond, min_seconds=0.5), cond.batch_size) for _ in range(3))
+            speed = median(made.images_per_s for made in times)
         return float(f"{REFERENCE_SHARE * speed:.2g}")
 
     # ------------------------------------------------------------ scaled members and named specs
@@ -281,7 +279,7 @@ class Finder:
         """Of each family the largest member that keeps the constraint, without weights; or named networks as they are.
 
         Raises:
-            UserError: no member is small enough for a limit on parameters or memory.
+            UserError: no member is small enough for a limit on parameters or memory, or for this machine's memory.
         """
         if self.asked.named is not None:
             within = [one for one in self.asked.networks if self._within(one.spec, one.image_size)]
@@ -289,8 +287,11 @@ class Finder:
                 raise UserError(
                     f"no network that was named keeps {self.constraint}; raise a limit or name a smaller one"
                 )
-            return self._judged([(one, one.spec.name, self._speed(one, one.spec.name)) for one in within])
-        found = []
+            if not (timed := self._timed([(one, one.spec.name) for one in within])):
+                batch = self.basis.conditions.batch_size
+                raise DoesNotFit(f"no network that was named fits in memory at batch {batch}; take a smaller batch")
+            return self._judged(timed)
+        found, too_large = [], None
         side = self.asked.size_for(self.splits)
         bases = families_for(side)
         for base in bases:
@@ -298,16 +299,34 @@ class Finder:
             if not rising:
                 self.say(f"no member of {base} keeps {self.constraint}")
                 continue
-            one = largest_member(
-                rising,
-                self.floor,
-                lambda spec, base=base: self._speed(at_own_size(spec), base),
-                (lambda spec, base=base: self._tuned(at_own_size(spec), base)) if self.basis.tuned else None,
-            )
+            try:
+                one = largest_member(
+                    rising,
+                    self.floor,
+                    lambda spec, base=base: self._speed(at_own_size(spec), base),
+                    (lambda spec, base=base: self._tuned(at_own_size(spec), base)) if self.basis.tuned else None,
+                )
+            except DoesNotFit as error:
+                too_large = error
+                self.say(f"left out: {base}: {error}")
+                continue
             found.append((at_own_size(one.spec), base, one.images_per_s))
         if not found:
-            raise UserError(f"no member of {', '.join(bases)} keeps {self.constraint}; raise a limit")
+            raise too_large or UserError(f"no member of {', '.join(bases)} keeps {self.constraint}; raise a limit")
         return self._judged(found)
+
+    def _timed(self, pool: Sequence[tuple[SizedSpec, str]]) -> list[tuple[SizedSpec, str, float]]:
+        """Networks and their families with their speeds; those that memory does not hold are left out, which is
+        noted.
+        """
+        found = []
+        for one, family in pool:
+            try:
+                found.append((one, family, self._speed(one, family)))
+            except DoesNotFit as error:
+                self.record.add_note(f"left out: {error}")
+                self.say(f"left out: {error}")
+        return found
 
     def _judged(self, found: Sequence[tuple[SizedSpec, str, float]]) -> Kept:
         """Those that keep the speed, and what became of each in the record."""
@@ -348,7 +367,11 @@ class Finder:
         return small and (limits.max_memory_gb is None or cost.peak_bytes <= limits.max_memory_gb * 2**30)
 
     def _speed(self, one: SizedSpec, family: str) -> float:
-        """Images/s of a network as it comes, or the one predicted that it has with the confidence asked for."""
+        """Images/s of a network as it comes, or the one predicted that it has with the confidence asked for.
+
+        Raises:
+            DoesNotFit: it was to be measured, and memory does not hold it at the batch asked for.
+        """
         before = self.record.row(one.spec.name, one.image_size)
         if before is not None and (before.measurement or before.predicted):
             return self._sure(before)
@@ -363,8 +386,9 @@ class Finder:
                 row = replace(row, predicted=predicted_part(speed))
         else:
             net = build(one.spec, self.splits)
-            made = measure(net, replace(self.plain, image_size=one.image_size), min_seconds=0.3, max_seconds=5.0)
-            row = replace(row, measurement=Timed.of(made))
+            cond = replace(self.plain, image_size=one.image_size)
+            made = replace(measure(net, cond, min_seconds=0.3, max_seconds=5.0), model=one.spec.name)
+            row = replace(row, measurement=Timed.of(whole_batch(made, cond.batch_size)))
         self.record.put_row(row)
         self.say(f"{one.spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")
         return self._sure(row)
@@ -460,33 +484,6 @@ class Finder:
         on = "validation images" if made.folds is None else f"images in {made.folds} folds"
         self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} {on}, {made.seconds:.0f} s")
         return from_json(Probed, asdict(made), "probe")
-
-
-T = TypeVar("T")
-
-
-def no_worse(rows: Sequence[Row], multilabel: bool) -> float:
-    """How far a probe may lie behind the best of these and be no worse, as a share: ``WORTH_POINTS`` or a standard
-    error.
-    """
-    first = max((row.probe for row in rows if row.probe), key=lambda one: one.top1 or 0.0, default=Probed())
-    least = WORTH_POINTS / 100
-    # to what a mean average precision is known is not said by the number of images
-    return least if multilabel else max(least, standard_error(first.top1 or 0.0, first.validation or 1))
-
-
-def by_promise(things: Sequence[T], rows: Sequence[Row], multilabel: bool) -> list[T]:
-    """What belongs to probed rows, the most promising first: by features; where those of two are as good by what was
-    published for their image size, and where nothing was by the features after all.
-    """
-    probes = [(row.probe.top1 if row.probe else None) or 0.0 for row in rows]
-    best, worth = max(probes, default=0.0), no_worse(rows, multilabel)
-
-    def promise(number: int) -> tuple[int, float, float]:
-        behind = best - probes[number]
-        return math.floor(behind / worth + 1e-9), -(rows[number].published_top1 or 0.0), behind
-
-    return [things[number] for number in sorted(range(len(things)), key=promise)]
 
 
 def _accuracy(option: Option) -> float:

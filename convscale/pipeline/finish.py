@@ -231,7 +231,7 @@ class Finish:
             artifact=Shipped(
                 path=artifact.folder.name,
                 format=artifact.format,
-                precision=artifact.precision,
+                precision=artifact.computed_in(artifact.runtime),
                 opset=artifact.manifest.get("opset"),
                 bytes=sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
                 measurement=None if measured is None else Timed.of(measured),

@@ -19,7 +19,7 @@ from torch import nn
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.images.digest import data_digest
+from convscale.images.digest import data_digest, is_digest_of
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, DataSplits, Split
 from convscale.learn.evaluate import Evaluation, Wrong
@@ -61,6 +61,19 @@ class RunRecord:
                     f"{folder} was made by another request ({old.command or 'unknown'}); repeat it, or use --overwrite"
                 )
             self.now = old
+
+    def check_data(self, splits: DataSplits) -> None:
+        """
+        Raises:
+            UserError: the run was begun on other images or labels, of which now some would be tested that were trained
+                on.
+        """
+        told = self.now.data.digest
+        if told is not None and not is_digest_of(told, (splits.train, splits.validation, splits.test)):
+            raise UserError(
+                f"{self.folder} was begun on other data: images or labels have come, gone or changed; a resumed run "
+                "keeps its data: give it as it was, or begin another run"
+            )
 
     def put(self, **values: object) -> None:
         """Set parts of the record, and save it."""

@@ -259,6 +259,7 @@ def _fit(
         basis=asked.basis(),
         files=files,
     )
+    run.record.check_data(splits)
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(),

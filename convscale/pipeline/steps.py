@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,9 +26,10 @@ from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, build
-from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept, by_promise, no_worse
+from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
+from convscale.pipeline.ranking import by_promise, no_worse
 from convscale.pipeline.record import RunRecord, written
 from convscale.pipeline.request import BRIEF_EPOCHS, FitRequest
 from convscale.show.fit_parts import Brief, Candidate, Epoch, FrontRow, Winner
@@ -277,7 +279,12 @@ class Fit:
         options = {**self.training(contender), "epochs": epochs, "max_seconds": BRIEF_SECONDS * epochs}
         recipe = get_recipe(self.recipe(contender)).override(dict(self.asked.training.overrides))
         options |= _whole_schedule(recipe, epochs)
-        run = train(contender.network, self._few(), progress=self._steps_only, **options)
+        network = contender.network
+        if (
+            isinstance(network, Foreign) and network.module is not None
+        ):  # it would be trained itself, and the full training go on from there
+            network = replace(network, module=copy.deepcopy(network.module))
+        run = train(network, self._few(), progress=self._steps_only, **options)
         self.note(f"comparing: {contender.name} reached {run.best_metric:.2%} on validation in {run.seconds:.0f} s")
         return Brief(epochs=epochs, top1=run.best_metric, seconds=run.seconds)
 

@@ -23,7 +23,7 @@ from convscale.conditions import sides
 from convscale.errors import UserError, nearest
 from convscale.files import MARK, told, whole_folder, write_json, write_text
 from convscale.machine import available_cores
-from convscale.runtimes.base import Opening, open_runtime, runtime_of, runtimes_of
+from convscale.runtimes.base import Opening, open_runtime, runtime_of
 from convscale.ship.containers import write_container
 from convscale.ship.repository import Port, check_script, kserve_text, ovms_config, triton_config
 from convscale.ship.tune import not_passed
@@ -211,14 +211,15 @@ def check_file(path: Path, artifact: Artifact, sample: Sample) -> tuple[str, ...
     """Open a model file as the servers do, and compare.
 
     Returns:
-        The runtimes that were asked: those of its format that are installed and run files.
+        The runtimes that were asked: those that it may ship in, in INT8 where it has passed its gate, that are
+        installed and run files.
 
     Raises:
         UserError: one of them says something else than the artefact.
     """
     asked: list[str] = []
     allowed = TOLERANCE.get(artifact.precision, max(TOLERANCE.values()))
-    for name in runtimes_of(artifact.format):
+    for name in artifact.checked_in:
         runtime = runtime_of(name)
         if runtime.opens_modules or not runtime.installed():
             continue

@@ -292,8 +292,12 @@ def read_url(path: str) -> bytearray:
     with naming_extras(f"reading {path}"):
         import fsspec
     try:
-        with fsspec.open(path, "rb") as file:
-            data = bytearray(file.read(MAX_BYTES + 1))  # pyright: ignore[reportAttributeAccessIssue]
+        data = bytearray()
+        with fsspec.open(path, "rb") as file:  # a server's stream gives what has come so far, and nothing at its end
+            while len(data) <= MAX_BYTES and (
+                more := file.read(MAX_BYTES + 1 - len(data))  # pyright: ignore[reportAttributeAccessIssue]
+            ):
+                data += more
         check_size(len(data), path)
         return data
     except ImageError:

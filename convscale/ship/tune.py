@@ -191,7 +191,8 @@ def tune(
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
-        artifact.keep(runtime=runtime, tuning=found.to_dict())
+        computed = artifact.computed_in(s.runtime)  # here, whatever the file is in
+        artifact.keep(runtime=runtime, tuning={**found.to_dict(), "precision": computed})
         state_fact(artifact, "speed", describe(found, artifact.image_size))
     return found
 

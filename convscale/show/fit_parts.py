@@ -419,6 +419,7 @@ class Shipped(Open):
     """Folder, below the run's."""
     format: str | None = None
     precision: str | None = None
+    """What it is computed in where it was timed."""
     opset: int | None = None
     bytes: int | None = None
     measurement: Timed | None = None

@@ -310,6 +310,7 @@ def _of_artifact(folder: Path) -> Run:
     best = best if isinstance(best, dict) else {}
     environment = tuning.get("environment") if isinstance(tuning, dict) else None
     device = environment.get("device_name") if isinstance(environment, dict) else None
+    precision = str(tuning.get("precision") or manifest.precision) if isinstance(tuning, dict) else ""
     preprocessing = read_part(folder, "preprocessing.json")
     speed = best.get("images_per_s")
     return Run(
@@ -323,7 +324,7 @@ def _of_artifact(folder: Path) -> Run:
         interval=(interval[0], interval[1]) if isinstance(interval, list) and len(interval) == 2 else None,
         images=checked.get("n"),
         images_per_s=speed if isinstance(speed, int | float) else None,
-        conditions=_tuned(best, manifest.precision, device) if best else "",
+        conditions=_tuned(best, precision, device) if best else "",
         state="done",
     )
 

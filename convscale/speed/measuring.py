@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from convscale.conditions import Conditions
+from convscale.conditions import Conditions, size_text
 from convscale.errors import DoesNotFit, UserError, nearest
 from convscale.machine import Environment
 from convscale.speed.subjects import Measured, Subject, in_memory, once, subjects, twice
@@ -62,6 +62,18 @@ def measure(
         for subject in subjects(net, cond, keywords)
     ]
     return _fastest(timed)
+
+
+def whole_batch(made: Measurement, batch_size: int) -> Measurement:
+    """A measurement, where it is of the batch that was asked for: at another one it would be another speed.
+
+    Raises:
+        DoesNotFit: memory does not hold that batch.
+    """
+    if made.conditions.batch_size != batch_size:
+        size = size_text(made.conditions.image_size or 0)
+        raise DoesNotFit(f"{made.model} @{size} does not fit in memory at batch {batch_size}; take a smaller one")
+    return made
 
 
 def sweep(

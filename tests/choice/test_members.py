@@ -8,6 +8,7 @@ import pytest
 import convscale as cs
 from convscale.arch.small import for_image_size
 from convscale.choice.members import _largest_keeping, largest_member, members
+from convscale.errors import DoesNotFit
 
 FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
 
@@ -98,3 +99,22 @@ def test_a_member_that_is_too_slow_once_tuned_gives_way_to_a_smaller_one():
     found = largest_member(rising, 1000, lambda spec: plain[spec], lambda spec: 0.7 * plain[spec])
     assert found.keeps
     assert 1000 <= found.images_per_s <= 1000 / 0.85
+
+
+@pytest.mark.parametrize("holds", [1, 2, 9, 1000])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_member_that_memory_does_not_hold_keeps_no_speed(holds, tuned):
+    rising = members("resnet50d", 28)
+    order = {spec: index for index, spec in enumerate(rising)}
+
+    def plain(spec):
+        if order[spec] >= holds:
+            raise DoesNotFit("too large")
+        return 8000 * 1.07 ** -order[spec]
+
+    found = largest_member(rising, 10, plain, plain if tuned else None)
+    assert found.keeps
+    assert order[found.spec] == min(holds, len(rising)) - 1
+    if holds <= order[rising[-1]]:
+        with pytest.raises(DoesNotFit, match="too large"):
+            largest_member(rising[-1:], 10, plain)

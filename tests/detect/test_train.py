@@ -57,6 +57,7 @@ def test_a_run_leaves_its_checkpoints_log_and_examples(run: TrainRun, data: BoxS
     assert drawn == ["best-1.png", "best-2.png", "worst-1.png", "worst-2.png"]  # of two validation pictures
     kept = load_checkpoint(run.output)
     assert kept.classes == ("red", "green")
+    assert kept.meta["splits"] == data.digests()
     assert all(
         torch.equal(a, b) for a, b in zip(kept.net.state_dict().values(), run.net.state_dict().values(), strict=True)
     )

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify_checkpoint
 from convscale.learn.cost import RunCost
 from convscale.learn.freeze import set_trainable
@@ -412,6 +414,28 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, lacking: tuple[str
                 train(_net(), other, **again)
     data = dataclasses.replace(data, test=data.test.subset([0, 1]))  # which is not trained on
     assert len(train(_net(), data if len(lacking) < 2 else other, **again).history) == 2
+
+
+def test_a_run_of_an_older_version_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which knew images beside their manifest without the folder's name, where it was named from within it."""
+    place, folder = tmp_path / "set", tmp_path / "run"
+    place.mkdir()
+    lines = ["path,label,split"]
+    for number in range(15):
+        label, split = number % 3, "train" if number < 9 else "validation" if number < 12 else "test"
+        Image.new("L", (12, 12), 70 * label + number).save(place / f"{number}.png")
+        lines.append(f"{number}.png,{CLASSES[label]},{split}")
+    (place / "labels.csv").write_text("\n".join(lines))
+    again: dict[str, Any] = {"recipe": QUICK.override({"ema_decay": 0}), "output": folder, "resume": True}
+    monkeypatch.chdir(place)
+    train(_net(), open_dataset("labels.csv", channels=1), **again | {"epochs": 1})
+    data = open_dataset("labels.csv", channels=1)
+    (state,) = list_checkpoints(folder)
+    about = json.loads((state / "checkpoint.json").read_text())
+    assert about["splits"] == data.digests() != data.digests(older=True)
+    _write_state(state, about | {"splits": data.digests(older=True)}, "checkpoint.json")
+    monkeypatch.chdir(tmp_path)
+    assert len(train(_net(), open_dataset("set/labels.csv", channels=1), **again | {"epochs": 2}).history) == 2
 
 
 def test_a_state_that_can_not_be_used_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

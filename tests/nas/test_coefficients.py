@@ -117,6 +117,15 @@ def test_coefficients_by_macs_and_what_goes_on(
     assert rule.alpha * rule.beta**2 * rule.gamma**2 == pytest.approx(2.0)
     with pytest.raises(UserError, match="was begun with another budget"):
         cs.find_scaling("mobilenetv2_050", colours, resume=True, budget=3.0, **ask)
+    other = dataclasses.replace(colours, train=colours.train.subset(range(1, len(colours.train))))
+    with pytest.raises(UserError, match="was begun with another train or validation set; ask for the same again"):
+        cs.find_scaling("mobilenetv2_050", other, resume=True, **ask)
+    path = tmp_path / "a" / "scaling.json"
+    kept = json.loads(path.read_text())
+    del kept["asked"]["data_digest"]  # as earlier versions wrote it
+    path.write_text(json.dumps(kept))
+    cs.find_scaling("mobilenetv2_050", other, resume=True, **ask)
+    assert len(deeper_is_better) == 4 + 2 * 3
 
 
 @pytest.fixture

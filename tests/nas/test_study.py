@@ -279,6 +279,9 @@ def test_a_study_of_another_space(study: Study, colours: DataSplits, tiny: Searc
         cs.search(colours, space=other, **ask)
     with pytest.raises(UserError, match=r"was begun with seed 0, not 1"):
         cs.search(colours, space=tiny, seed=1, **ask)
+    moved = replace(colours, validation=colours.validation.subset(range(1, len(colours.validation))))
+    with pytest.raises(UserError, match="was begun with other data: images or labels have come, gone or changed; ask"):
+        cs.search(moved, space=tiny, **ask)
 
 
 @pytest.mark.parametrize(

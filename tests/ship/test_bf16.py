@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.manifest import Manifest
 from convscale.artifact.promise import Promise
 from convscale.errors import UserError
+from convscale.pipeline.finish import Finish
+from convscale.pipeline.record import RunRecord
 from convscale.runtimes.base import Opening, open_runtime
 from convscale.runtimes.openvino import OpenVino
 from convscale.ship.confirm import confirm
 from convscale.ship.export import export
+from convscale.ship.tune import tune
 from convscale.ship.verify import MAX_RELATIVE, Verification, Withheld, _judge
+from convscale.show.runs import runs_below
 from convscale.speed.measuring import measure
 
 native = pytest.mark.skipif(not OpenVino().native("bf16"), reason="this processor has no bfloat16")
@@ -76,6 +81,15 @@ def test_what_was_computed_is_what_is_recorded(
     confirmed = confirm(art, min_seconds=0.01)
     assert confirmed.measurement.conditions.precision == computed
     assert confirmed.notes == (*fallback, *(() if has else ("promised in bf16, the artefact is in fp32",)))
+    tune(art, batch_sizes=(2,), threads=1, min_seconds=0.01)
+    assert runs_below(tmp_path)[0].conditions.startswith(f"openvino, {computed}, batch 2, 1 threads, 1 streams; ")
+    record = RunRecord(tmp_path, {}, resume=False)
+    unused: Any = None
+    finish = Finish(
+        asked=unused, record=record, splits=unused, folder=tmp_path, basis=unused, min_throughput=0.0, say=unused
+    )
+    finish._keep(art, Verification.from_dict(art.verification or {}), None, None)
+    assert record.now.artifact.precision == computed
     if has:
         assert measure(art, precision="bf16", **quick).conditions.precision == "bf16"  # pyright: ignore
         return

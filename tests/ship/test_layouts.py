@@ -277,6 +277,7 @@ def test_int8_is_not_laid_out_for_a_server_whose_runtime_it_did_not_pass_in(tmp_
     with pytest.raises(UserError, match="artefact m passed its INT8 gate in onnxruntime, not in openvino"):
         write_layout(artifact, "ovms", tmp_path / "repo")
     assert not (tmp_path / "repo").exists()
+    assert write_layout(artifact, "triton", tmp_path / "triton").checked == ("onnxruntime",)  # openvino is not asked
     artifact.keep(int8={**artifact.manifest["int8"], "passed_in": ["onnxruntime", "openvino"]})
     assert "openvino" in write_layout(artifact, "ovms", tmp_path / "repo").checked
 

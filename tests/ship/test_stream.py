@@ -9,7 +9,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from convscale.images.decode import read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.locks import OutputLock
 from convscale.ship import stream as module
-from convscale.ship.stream import classify, classify_stream, image_paths
+from convscale.ship.stream import classify, classify_stream, image_paths, read_url
 
 
 class Colours:
@@ -222,6 +225,57 @@ def test_a_file_behind_a_url_is_not_read_beyond_a_pictures_size(
         monkeypatch.setattr(f"{place}.MAX_BYTES", 20)
     (row,) = classify_stream(["memory://huge.png"], artifact)
     assert row.error == "the file has 0 MB, above the cap of 0"
+
+
+class InPieces(BaseHTTPRequestHandler):
+    """A server that says no length, and sends in three pieces; a name of digits is that many bytes, any other a file's
+    in the working folder.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        name = self.path.removeprefix("/")
+        data = b"x" * int(name) if name.isdigit() else Path(name).read_bytes()
+        third = len(data) // 3
+        with suppress(BrokenPipeError, ConnectionResetError):  # whoever asks for the length alone goes away
+            for piece in (data[:third], data[third : 2 * third], data[2 * third :]):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self.wfile.flush()
+                time.sleep(0.02)
+            self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def test_a_picture_that_comes_in_pieces_is_read_whole(
+    folder: Path, artifact: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("fsspec")
+    monkeypatch.chdir(folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), InPieces)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert bytes(read_url(f"{place}/01.png")) == Path("01.png").read_bytes()
+        (row,) = classify_stream([f"{place}/01.png"], artifact)
+        assert (row.error, row.classes) == ("", ("green",))
+        for name in ("convscale.images.decode", "convscale.ship.stream"):
+            monkeypatch.setattr(f"{name}.MAX_BYTES", 300)
+        assert len(read_url(f"{place}/300")) == 300
+        with pytest.raises(UserError, match="the file has 0 MB, above the cap of 0"):
+            read_url(f"{place}/900")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_existing_output(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Sets of pictures with boxes that are carved from the train set: another one than that of the training is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import convscale as cs
+from convscale.cli.detect import evaluate_boxes, export_boxes
+from convscale.errors import Stopped
+from convscale.images.digest import data_digest
+from convscale.images.preprocess import Preprocessing
+from tests.detect.sets import coco_set
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return coco_set(tmp_path)
+
+
+def _without_a_picture(file: Path) -> None:
+    told = json.loads(file.read_text())
+    told["images"] = [each for each in told["images"] if each["id"] != 7]
+    told["annotations"] = [each for each in told["annotations"] if each["image_id"] != 7]
+    file.write_text(json.dumps(told))
+
+
+def test_what_is_carved_is_known(file: Path, tmp_path: Path) -> None:
+    data = cs.open_boxes(file)
+    assert data.carved == ("validation", "test")
+    assert data.digests() == {
+        **{name: data_digest((getattr(data, name),)) for name in ("train", "validation", "test")},
+        "carved": ["validation", "test"],
+    }
+    for split in ("train", "val"):
+        coco_set(tmp_path / "both" / split, 6).rename(tmp_path / "both" / split / "_annotations.coco.json")
+        (tmp_path / "both" / split / "images").rename(tmp_path / "both" / split / "moved")
+        for picture in (tmp_path / "both" / split / "moved").iterdir():
+            picture.rename(tmp_path / "both" / split / picture.name)
+    assert cs.open_boxes(tmp_path / "both").carved == ("test",)
+
+
+@pytest.mark.parametrize("known", ["splits", "data_digest"])
+def test_another_carved_set_than_that_of_training_is_said(
+    file: Path, known: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a checkpoint that was written before the splits were known each by itself."""
+
+    def stop(*given: Any, **options: Any) -> None:
+        raise Stopped("enough")
+
+    monkeypatch.setattr("convscale.detect.evaluate.evaluate_detector", stop)
+    monkeypatch.setattr("convscale.ship.export.export", stop)
+    data = cs.open_boxes(file)
+    meta = {"splits": data.digests(), "data_digest": data_digest((data.train, data.validation))}
+    preprocessing = Preprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    loaded: Any = SimpleNamespace(
+        net=None, classes=data.classes, meta={known: meta[known]}, preprocessing=preprocessing
+    )
+
+    def said() -> list[int]:
+        """The number of notes of ``evaluate`` on three splits, and of ``export``."""
+        found = []
+        for split in ("test", None, "validation"):
+            with pytest.raises(Stopped):
+                evaluate_boxes(loaded, file, file, split, 1, "cpu", 0, False)
+            text = " ".join(capsys.readouterr().err.split())
+            found.append(text.count(f"so another {split or 'test'} set is carved"))
+        with pytest.raises(Stopped):
+            export_boxes(loaded, file.parent / "out", file, {}, {"int8": False}, False)
+        found.append(" ".join(capsys.readouterr().err.split()).count("so another test set is carved"))
+        return found
+
+    assert said() == [0, 0, 0, 0]
+    _without_a_picture(file)
+    assert said() == [1, 1, 1, 1]
