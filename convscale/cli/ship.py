@@ -302,12 +302,14 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
 
 def _card(loaded: Checkpoint, data_dir: Path | None, given: list[str] | None) -> dict[str, str]:
     """Facts for the model card: what the checkpoint says of itself, and over it what was given as key=value."""
+    from convscale.learn.record import reached
+
     facts = {
         "recipe": str((loaded.meta.get("recipe") or {}).get("name") or ""),
         "data": "" if data_dir is None else data_dir.name,
     }
-    if loaded.reached is not None:
-        metric, epoch = loaded.reached
+    if (found := reached(loaded.meta, loaded.path.name)) is not None:
+        metric, epoch = found
         facts["accuracy"] = f"{metric:.2%} on validation, in epoch {epoch}"
     facts |= {key: str(value) for key, value in overrides_of(given, flag="--card").items()}
     return {key: value for key, value in facts.items() if value}

@@ -75,17 +75,6 @@ class Checkpoint:
         return f"{self.path}, {kind}" + (f", epoch {self.epoch}" if self.epoch is not None else "")
 
     @property
-    def reached(self) -> tuple[float, int | None] | None:
-        """What these very weights reached on validation, and in which epoch; None where that is not known: a training
-        state says what the best weights of its run reached, which need not be its own.
-        """
-        best = (self.meta.get("metrics") or {}).get("best") or {}
-        metric, name = best.get("metric"), _NAME.fullmatch(self.path.name)
-        if name is None or name[1] != "best" or not isinstance(metric, int | float) or not metric >= 0:
-            return None  # it is -1 before the first validation
-        return float(metric), best.get("epoch")
-
-    @property
     def thresholds(self) -> tuple[float, ...] | None:
         """For several labels: per class the probability above which it is present, set on validation; else None."""
         found = self.meta.get("metrics", {}).get("best", {}).get("thresholds")

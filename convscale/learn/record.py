@@ -228,3 +228,18 @@ def _number(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} must be a number, got {value!r}")
     return float(value)
+
+
+def reached(meta: Mapping[str, Any], folder: str) -> tuple[float, int | None] | None:
+    """What a checkpoint's very weights reached on validation, and in which epoch; None where that is not known: a
+    training state says what the best weights of its run reached, which need not be its own.
+
+    Args:
+        meta: what the checkpoint says of itself.
+        folder: its name.
+    """
+    best = (meta.get("metrics") or {}).get("best") or {}
+    metric = best.get("metric")
+    if not folder.startswith("best-") or not isinstance(metric, int | float) or not metric >= 0:
+        return None  # it is -1 before the first validation
+    return float(metric), best.get("epoch")

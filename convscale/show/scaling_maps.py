@@ -22,6 +22,7 @@ from convscale.errors import UserError
 from convscale.files import write_text
 from convscale.images.decode import ImageError
 from convscale.learn.checkpoint import Checkpoint, load_checkpoint
+from convscale.learn.record import reached
 from convscale.maps.draw import data_uri, overlaid
 from convscale.maps.explain import explain
 from convscale.show.page import Column, Figures, Section, cell, page, paragraph, table
@@ -132,12 +133,12 @@ def _networks(found: Sequence[_Scaled]) -> str:
     """What each network is, and what its training reached."""
     rows = []
     for each in found:
-        spec, validated = each.loaded.net.spec, each.loaded.reached
+        spec, validated = each.loaded.net.spec, reached(each.loaded.meta, each.loaded.path.name)
         assert isinstance(spec, NetSpec), "it was looked at before"
         size = each.loaded.preprocessing.image_size
         macs = count(each.loaded.net, image_size=size if isinstance(size, int) else None).macs
-        reached = words.percent(None if validated is None else validated[0], 1)
-        cells = [spec.name, each.factors, f"{size_text(size)} px", words.number(macs / 1e6), reached]
+        best = words.percent(None if validated is None else validated[0], 1)
+        cells = [spec.name, each.factors, f"{size_text(size)} px", words.number(macs / 1e6), best]
         rows.append(("", [cell(each.kind), *map(cell, cells)]))
     titles = ("scaled", "network", "factors", "size", "M MACs", "validation")
     return table([Column(title=title) for title in titles], rows)

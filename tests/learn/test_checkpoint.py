@@ -17,6 +17,7 @@ from convscale.files import whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn import checkpoint as module
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint
+from convscale.learn.record import reached
 from convscale.learn.tree import from_plain, to_plain
 from tests.learn.nets import CLASSES, small_net
 
@@ -276,17 +277,18 @@ def test_a_forged_training_state_is_one_line(tmp_path: Path, value: object, said
 def test_only_the_best_weights_are_said_to_have_reached_its_result(tmp_path: Path) -> None:
     """A training state tells what the best of its run reached, and -1 before the first validation."""
 
-    def reached(name: str, metric: float) -> tuple[float, int | None] | None:
+    def found(name: str, metric: float) -> tuple[float, int | None] | None:
         meta: dict[str, object] = {"metrics": {"epoch": 7, "best": {"metric": metric, "epoch": 3}}}
         place = tmp_path / "checkpoints" / name
         save_checkpoint(place, small_net(), classes=CLASSES, preprocessing=PREPROCESSING, meta=meta)
         loaded = load_checkpoint(place, net=small_net())
         card = _card(loaded, None, None)
-        said = None if loaded.reached is None else f"{metric:.2%} on validation, in epoch 3"
+        told = reached(loaded.meta, place.name)
+        said = None if told is None else f"{metric:.2%} on validation, in epoch 3"
         assert card.get("accuracy") == said
-        return loaded.reached
+        return told
 
-    assert reached("best-00000030", 0.75) == (0.75, 3)
-    assert reached("step-00000070", 0.75) is None
-    assert reached("best-00000001", -1.0) is None
-    assert reached("copied", 0.75) is None
+    assert found("best-00000030", 0.75) == (0.75, 3)
+    assert found("step-00000070", 0.75) is None
+    assert found("best-00000001", -1.0) is None
+    assert found("copied", 0.75) is None
