@@ -13,9 +13,9 @@ int8: ONNX Runtime's static quantiser (unsigned activations, per channel) in ONN
     --group bench`; a failure stands in the table with its reason).
 
 Where a runtime has free streams, one stream and one per thread are tried for peers as for ours, at the stated batch.
-Ours is the fastest of our forms of that row. Weights are random: speed does not depend on them, and
-INT8 is let through whatever it says; ``python -m benchmarks.ship_gate`` judges its answers. The machine's own peaks, of
-large matrix products in the three types, are timed in the same turns.
+Ours is the fastest of our forms of that row. Weights are random, the same for all, with the norms' statistics those of
+some images: speed does not depend on them, and INT8 is let through whatever it says; ``python -m benchmarks.ship_gate``
+judges its answers. The machine's own peaks, of large matrix products in the three types, are timed in the same turns.
 
 What is in the records is not run again without ``--again``.
 """
@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from torch import nn
 
 import convscale as cs
 from benchmarks.records import in_turns, replace_record, write_record
@@ -101,13 +102,13 @@ def prepare(model: str, size: int, folder: Path) -> None:
     """The peers' files by hand, and our forms, unless an earlier run left them."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / "peer.onnx"
-    torch.manual_seed(0)
-    _once(plain, lambda to: write_onnx(timm.create_model(model).eval(), torch.randn(2, 3, size, size), to))
+    _once(folder / "weights.pth", lambda to: torch.save(settled(model, size).state_dict(), to))
+    _once(plain, lambda to: write_onnx(timms(model, folder), torch.randn(2, 3, size, size), to))
     _once(folder / "peer-ort.onnx", partial(_static_by_hand, plain, size=size))
     for preset in ("performance", "mixed"):
         _once(folder / f"peer-nncf-{preset}.xml", partial(_nncf_by_hand, plain, size=size, preset=preset))
-    torch.manual_seed(0)
     net = cs.create_model(model)
+    cs.load_weights(net, folder / "weights.pth")
     names = [n for n in form_names(net, int8=True, bf16=True, image_size=size) if FORMS[n].format != "torch"]
     missing = [name for name in names if not (folder / "forms" / name).is_dir()]
     if missing:
@@ -122,6 +123,30 @@ def prepare(model: str, size: int, folder: Path) -> None:
             calibration_images=np.ascontiguousarray(pictures),
             max_drop=100.0,
         )
+
+
+def settled(model: str, size: int) -> nn.Module:
+    """timm's network with random weights, its norms knowing the statistics of some images, as a trained one's do: else
+    values grow or vanish from layer to layer, and what half precision makes of them says nothing.
+    """
+    torch.manual_seed(0)
+    net = timm.create_model(model).train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for some in np.split(calibration(size)[:32].astype(np.float32), 2):
+            net(torch.from_numpy(some))
+    return net.eval()
+
+
+def timms(model: str, folder: Path) -> nn.Module:
+    """timm's network with the weights that ours has too."""
+    net = timm.create_model(model).eval()
+    net.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
+    return net
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> None:
@@ -212,7 +237,7 @@ def in_file_runtime(cell: Cell, path: Path, runtime: str, precisions: Sequence[s
 def in_torch(cell: Cell, *, compiled: str, precision: str) -> tuple[Call, str]:
     """timm's network in PyTorch; ``compiled``: ``eager``, ``compiled`` or ``compiled-frozen``."""
     runner = open_runtime(
-        timm.create_model(cell.model).eval(),
+        timms(cell.model, cell.folder),
         compiled,
         Opening(threads=cell.threads, precision=precision, layout="nhwc" if compiled == "compiled" else "nchw"),
     )
@@ -235,7 +260,7 @@ def in_inductor(cell: Cell) -> tuple[Call, str]:
 
     example = (torch.from_numpy(cell.images()).contiguous(memory_format=torch.channels_last),)
     with torch.no_grad():
-        graph = torch.export.export(timm.create_model(cell.model).eval(), example).module()
+        graph = torch.export.export(timms(cell.model, cell.folder), example).module()
         quantizer = x86.X86InductorQuantizer()
         quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
         ready = prepare_pt2e(graph, quantizer)
