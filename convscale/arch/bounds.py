@@ -142,12 +142,8 @@ def check_fits(net: _Net) -> None:
     Raises:
         UserError: the message names the stage, and what would be right.
     """
-    stem, side = net.stem, net.input.size
-    if stem.kind in ("patch", "space_to_depth"):
-        side //= stem.stride
-    elif stem.stride > 1:
-        side = math.ceil(side / stem.stride)
-    side = math.ceil(side / 2) if stem.pool else side
+    stem = net.stem
+    side = side_after_stem(stem, net.input.size)
     if side < 1:
         raise UserError(f"{net.name} can not run at its own size, {net.input.size} px; the stem takes {stem.stride} px")
     channels = stem.widths[-1]
@@ -162,17 +158,37 @@ def check_fits(net: _Net) -> None:
                 channels, stride = run.block.width, 1
 
 
+def side_after_stem(stem: _Stem, size: int) -> int:
+    """The side of the maps that the stages get."""
+    if stem.kind in ("patch", "space_to_depth"):
+        size //= stem.stride
+    elif stem.stride > 1:
+        size = math.ceil(size / stem.stride)
+    return math.ceil(size / 2) if stem.pool else size
+
+
+def can_halve(downsample: str, projects: bool, side: int) -> bool:
+    """Whether a block, whose shortcut ``projects`` or not, can take a stride of 2 on maps of that side in this way."""
+    if downsample in (*DROPS_BORDERS, "blur") and side < 2:
+        return False
+    return not (downsample in ("avgpool", "maxpool") and projects and side % 2)
+
+
+def halved(downsample: str, side: int) -> int:
+    """The side behind a stride of 2."""
+    return side // 2 if downsample in DROPS_BORDERS else math.ceil(side / 2)
+
+
 def _after(where: str, block: _Block, side: int, stride: int) -> int:
     """The map's side behind a block."""
     if stride == 1:
         return side
-    if block.downsample in (*DROPS_BORDERS, "blur") and side < 2:
-        raise UserError(f"{where} gets maps of 1 px, and its {block.downsample} takes 2; a larger size would be right")
-    if block.downsample in ("avgpool", "maxpool") and block.traits.projects and side % 2:
-        raise UserError(
-            f"{where} gets maps of {side} px, which its {block.downsample} halves and its shortcut does not"
-        )
-    return side // 2 if block.downsample in DROPS_BORDERS else math.ceil(side / 2)
+    how = block.downsample
+    if not can_halve(how, block.traits.projects, side):
+        if side < 2:
+            raise UserError(f"{where} gets maps of 1 px, and its {how} takes 2; a larger size would be right")
+        raise UserError(f"{where} gets maps of {side} px, which its {how} halves and its shortcut does not")
+    return halved(how, side)
 
 
 def _check_channels(where: str, block: _Block, channels: int) -> None:

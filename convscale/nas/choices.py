@@ -9,6 +9,7 @@ from itertools import product
 from typing import Literal
 
 from convscale.arch.block import BLOCK_KINDS, BlockSpec, RunSpec, SESpec, StageSpec
+from convscale.arch.bounds import can_halve, halved
 from convscale.arch.codec import require
 from convscale.arch.parts import IDENTITY, RELU, ActSpec, Part, require_positive
 
@@ -105,16 +106,34 @@ class StageChoices(Part):
             return self.stride == 2
         return True
 
-    def count(self) -> int:
-        """How many different stages there are."""
-        total = 0
+    def fitting(self, kind: object, side: int) -> tuple[object, ...]:
+        """Of the ways to take a stride of 2 those that a kind of block has on maps of that side: pooling does not halve
+        an odd one as a shortcut does.
+        """
+        projects = BLOCK_KINDS[str(kind)].projects
+        return tuple(how for how in self.downsamples if can_halve(how, projects, side))
+
+    def side_after(self, chosen: Mapping[str, object], side: int) -> int:
+        """The side of its maps."""
+        return halved(str(chosen["downsample"]), side) if self.stride == 2 else side
+
+    def count(self, side: int = 1 << 20) -> int:
+        """How many different stages there are, for maps of that side in pixels."""
+        return sum(self.counts(side).values())
+
+    def counts(self, side: int) -> dict[int, int]:
+        """How many different stages there are, by the side of their maps."""
+        found: dict[int, int] = {}
         for kind, depth, se in product(self.kinds, self.depths, self.se):
             chosen = {"kind": kind, "depth": depth, "se": se}
             if se != self.se[0] and not self.active("se", chosen):
                 continue
-            free = ("kernel", "expansion", "width", "se_where", "activation", "skip", "downsample")
-            total += math.prod(len(self.options(name)) for name in free if self.active(name, chosen))
-        return total
+            free = ("kernel", "expansion", "width", "se_where", "activation", "skip")
+            alike = math.prod(len(self.options(name)) for name in free if self.active(name, chosen))
+            for how in self.fitting(kind, side) if self.stride == 2 else self.downsamples[:1]:
+                after = self.side_after({"downsample": how}, side)
+                found[after] = found.get(after, 0) + alike
+        return found
 
     def stage(self, chosen: Mapping[str, object], *, tap: bool) -> StageSpec:
         """The stage of a choice: option by name of ``FIELDS``."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Literal, overload
 
 import numpy as np
 
+from convscale.arch.bounds import side_after_stem
 from convscale.arch.codec import from_plain, require, to_plain
 from convscale.arch.parts import HeadSpec, InputSpec, NormSpec, Part, ScalingRules, StemSpec
 from convscale.arch.spec import NetSpec
@@ -92,19 +94,33 @@ class SearchSpace(Part):
         self._check_corners()
 
     def _check_corners(self) -> None:
-        """Every stem at every size, with every way to shrink a map: sides follow from these alone. Widths and depths at
-        their largest, which bounds what a network may cost.
+        """Every stem at every size, with every kind of block and way to shrink a map: sides follow from these alone.
+        Widths and depths at their largest, which bounds what a network may cost. An option that no network can have is
+        refused.
         """
         first = {variable.name: 0 for variable in self.variables}
         largest = {v.name: _largest(v.options) for v in self.variables if v.field in ("width", "depth")}
-        shrinking = [v for v in self.variables if v.field in ("kind", "downsample")]
-        for stem, size in ((a, b) for a in self.stems for b in self.image_sizes):
-            whole = {"stem": self.stems.index(stem), "image_size": self.image_sizes.index(size)}
-            for variable in (None, *shrinking):
-                for index in range(1 if variable is None else len(variable.options)):
-                    extra = {} if variable is None else {variable.name: index}
-                    genes = {**first, **largest, **whole, **extra}
-                    self._built(tuple(genes[v.name] for v in self.variables)).check_size(size)
+        ways: list[dict[str, int]] = [{}]
+        for at in range(len(self.stages)):
+            shrinking = [v for v in self.variables if v.stage == at and v.field in ("kind", "downsample")]
+            for index in product(*(range(len(v.options)) for v in shrinking)):
+                ways.append({v.name: i for v, i in zip(shrinking, index, strict=True)})
+        unused: dict[tuple[str, int], Genes] = {}
+        used: set[tuple[str, int]] = set()
+        for (stem, _), (at, size) in product(enumerate(self.stems), enumerate(self.image_sizes)):
+            for extra in ways:
+                whole = {**first, **largest, "stem": stem, "image_size": at, **extra}
+                genes = tuple(whole[v.name] for v in self.variables)
+                made = self.canonical(genes)
+                self._built(made).check_size(size)
+                for variable, asked, kept in zip(self.variables, genes, made, strict=True):
+                    if asked == kept:
+                        used.add((variable.name, asked))
+                    elif variable.field == "downsample":
+                        unused[variable.name, asked] = genes
+        for option, genes in unused.items():
+            if option not in used:
+                self._built(genes)  # which says why
 
     # ------------------------------------------------------------ what there is
 
@@ -130,8 +146,17 @@ class SearchSpace(Part):
     @property
     def size(self) -> int:
         """How many different networks there are, limits on MACs and parameters left out of account."""
-        whole = len(self.stems) * len(self.heads) * len(self.image_sizes)
-        return whole * math.prod(stage.count() for stage in self.stages)
+        total = 0
+        for stem, size in product(self.stems, self.image_sizes):
+            ways = {side_after_stem(stem, size): 1}
+            for stage in self.stages:
+                found: Counter[int] = Counter()
+                for side, count in ways.items():
+                    for after, more in stage.counts(side).items():
+                        found[after] += count * more
+                ways = found
+            total += sum(ways.values())
+        return len(self.heads) * total
 
     def __len__(self) -> int:
         if self.size > sys.maxsize:
@@ -147,13 +172,33 @@ class SearchSpace(Part):
     # ------------------------------------------------------------ genes
 
     def canonical(self, genes: Sequence[int]) -> Genes:
-        """The genes with every choice that has no effect at its first option."""
+        """The genes with every choice that has no effect at its first option, and every way to shrink a map that its
+        block does not have at that side at the first one that it has.
+        """
         made = []
         chosen = self._chosen(genes)
+        side = side_after_stem(*self._start(genes))
+        for stage, about in zip(self.stages, chosen, strict=True):
+            ways = stage.fitting(about["kind"], side) if stage.stride == 2 else ()
+            if ways and about["downsample"] not in ways:
+                about["downsample"] = ways[0]
+            side = stage.side_after(about, side)
         for gene, variable in zip(genes, self.variables, strict=True):
-            kept = variable.stage is None or self.stages[variable.stage].active(variable.field, chosen[variable.stage])
-            made.append(int(gene) if kept else 0)
+            if variable.stage is None:
+                made.append(int(gene))
+                continue
+            about = chosen[variable.stage]
+            kept = self.stages[variable.stage].active(variable.field, about)
+            made.append(variable.options.index(about[variable.field]) if kept else 0)
         return tuple(made)
+
+    def _start(self, genes: Sequence[int]) -> tuple[StemSpec, int]:
+        """The stem and the image size."""
+        whole = {v.name: v.options[gene] for gene, v in zip(genes, self.variables, strict=True) if v.stage is None}
+        stem, size = whole.get("stem", self.stems[0]), whole.get("image_size", self.image_sizes[0])
+        assert isinstance(stem, StemSpec)
+        assert isinstance(size, int)
+        return stem, size
 
     def _chosen(self, genes: Sequence[int]) -> list[dict[str, object]]:
         """Each stage's options by name."""
@@ -169,11 +214,8 @@ class SearchSpace(Part):
 
     def _built(self, genes: Genes) -> NetSpec:
         whole = {v.name: v.options[gene] for gene, v in zip(genes, self.variables, strict=True) if v.stage is None}
-        size = whole.get("image_size", self.image_sizes[0])
-        stem, head = whole.get("stem", self.stems[0]), whole.get("head", self.heads[0])
-        assert isinstance(stem, StemSpec)
+        (stem, size), head = self._start(genes), whole.get("head", self.heads[0])
         assert isinstance(head, HeadSpec)
-        assert isinstance(size, int)
         last = [at + 1 == len(self.stages) or self.stages[at + 1].stride == 2 for at in range(len(self.stages))]
         stages = [
             stage.stage(chosen, tap=tap)

@@ -62,6 +62,26 @@ def test_the_count_is_that_of_different_networks() -> None:
     assert len({MIXED.spec_of(genes) for genes in some}) == len(some)
 
 
+def test_odd_maps_are_halved_only_as_their_blocks_can() -> None:
+    """Max-pooling makes 3 of 7 px, a projected shortcut 4: a basic block has a plain stride there."""
+    plain = StageChoices(kinds=("conv", "basic"), widths=(8,), depths=(1,))
+    halving = replace(plain, depths=(1, 2), downsamples=("maxpool", "stride"), stride=2)
+    stems = tuple(StemSpec(widths=(8,), stride=stride) for stride in (1, 2))
+    space = SearchSpace(name="odd", stages=(plain, halving, halving), stems=stems, image_sizes=(14,))
+    every = {space.canonical(genes) for genes in product(*(range(size) for size in space.sizes))}
+    # behind a stride of 1: 14 px, 2 kinds x 2 depths x 2 ways; 7 px, 4 with conv and 2 with basic: 2 x 8 x 6. Behind 2:
+    # of 7 px conv makes 4 or 3 px, basic 4; 4 px give 8 and 3 px 6: 2 x (4 x 8 + 2 x 6).
+    assert len(every) == len(space) == 2 * 8 * 6 + 2 * (4 * 8 + 2 * 6)
+    made = {space.spec_of(genes) for genes in every}
+    assert len(made) == len(every)
+    assert all(spec in space and space.spec_of(space.genes_of(spec)) == spec for spec in made)
+    for seed in range(40):
+        assert space.mutate(space.sample(seed), seed) in made
+    only = replace(halving, downsamples=("maxpool",))
+    with pytest.raises(UserError, match="gets maps of 7 px, which its maxpool halves and its shortcut does not"):
+        SearchSpace(name="odd", stages=(plain, only, only), stems=stems[:1], image_sizes=(14,))
+
+
 def test_mnasnet_as_published() -> None:
     mnasnet = cs.get_space("mnasnet")
     # MobileNetV2's filters (table 2 there) x {0.75, 1, 1.25}, in eights as its code rounds them: 96 gives 72, 96, 120.
@@ -100,6 +120,7 @@ def test_named_spaces_draw_encode_and_build(name: str) -> None:
 
 def test_specs_are_built_and_counted() -> None:
     small = cs.get_space("small").at_size(28)
+    assert all(spec in small for spec in small.sample(0, count=200))
     spec = small.sample(2)
     net = cs.create_model(spec, num_classes=10, in_chans=1)
     import torch
@@ -195,7 +216,8 @@ def test_what_could_not_run_is_told_when_the_space_is_made() -> None:
     pools = StageChoices(kinds=("basic",), widths=(8,), depths=(1,), downsamples=("stride", "maxpool"), stride=2)
     assert len(space(pools)) == 2
     with pytest.raises(UserError, match="maxpool halves and its shortcut does not"):
-        space(pools, image_sizes=(32, 34))  # 34 px: a map of 17
+        space(pools, image_sizes=(34,))  # a map of 17
+    assert len(space(pools, image_sizes=(32, 34))) == 2 + 1
 
 
 def test_unknown_names() -> None:
