@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from convscale.errors import UserError, check_number, nearest
+from convscale.errors import MOST_THREADS, MOST_WHOLE, UserError, check_number, nearest, short
 from convscale.words import exact
 
 MODES = ("infer", "train")
@@ -28,6 +28,8 @@ def sides(size: Size) -> tuple[int, int]:
     both = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(both) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in both):
         raise UserError(f"image_size must be a whole number of pixels of at least 1, or (height, width), got {size!r}")
+    if max(both) > MOST_WHOLE:
+        raise UserError(f"image_size is {short(size)}; it must be at most {MOST_WHOLE} pixels")
     return both
 
 
@@ -90,8 +92,10 @@ class Conditions:
             value = getattr(self, field)
             if value is None and field != "batch_size":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{field} must be a whole number of at least 1, got {value!r}")
+            most = MOST_THREADS if field == "threads" else MOST_WHOLE
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                above = f" and at most {most}" if isinstance(value, int) and value > most else ""
+                raise UserError(f"{field} must be a whole number of at least 1{above}, got {short(value)}")
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 
+MOST_THREADS = 1_024
+"""Of threads and of processes that are asked for."""
 MOST_WHOLE = 2**31 - 1
 """No whole number that a user gives may be larger."""
 
@@ -44,6 +46,9 @@ EXTRAS = {
     "detect": ("faster_coco_eval",),
     "explain": ("captum",),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
 """What each extra of the package installs, by the names they are imported by."""
 

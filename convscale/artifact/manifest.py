@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convscale.artifact.boxes import Cut
-from convscale.errors import MOST_WHOLE, UserError, check_number, check_text, check_whole, short
+from convscale.errors import MOST_THREADS, MOST_WHOLE, UserError, check_number, check_text, check_whole, short
 from convscale.read import read_json
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), 
 COMPUTES = ("fp32", "bf16")
 """What an artefact's float operations are computed in."""
 
-MOST_THREADS = 1_024
-"""Compute threads, and parts of a batch side by side, that a record may ask for."""
 _REQUIRED = ("format", "precision", "baked", "runtime", "num_classes", "files")
 
 

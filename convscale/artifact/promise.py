@@ -157,10 +157,10 @@ def promise_section(promise: Promise) -> list[str]:
         "",
         *(f"- Doubt: {doubt}." for doubt in promise.doubts),
         *([""] if promise.doubts else []),
-        "On the day the device is there, check it:",
+        "On the day the device is there, check it; what is measured is written for `convscale calibrate`:",
         "",
         "```sh",
-        f'convscale measure "this folder" --promised{device}',
+        f'convscale measure "this folder" --promised{device} --output measured.jsonl',
         "```",
         "",
     ]

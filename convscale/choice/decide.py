@@ -78,6 +78,11 @@ class Option:
         return None if self.speed is None else self.speed.high
 
     @property
+    def licence(self) -> str:
+        """Of its weights; empty where there are none."""
+        return self.candidate.licence
+
+    @property
     def latency_ms(self) -> float | None:
         """Milliseconds per call of the batch."""
         return None if self.speed is None else self.batch_size * 1e3 / self.speed.images_per_s

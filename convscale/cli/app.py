@@ -290,6 +290,7 @@ _OUT_OF_MEMORY = (
     "Cannot allocate memory",
     "cannot allocate memory",
     "failed to map segment",
+    "Storage size calculation overflowed",
 )
 """How libraries say it."""
 
@@ -309,8 +310,8 @@ def _refuse(error: UserError) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 2 on bad input or where the file system or the memory does not let it, 130
-    when interrupted.
+    """Run the command line: exit code 0, 2 on bad input or where the file system or the memory does not let it, 3
+    where what came out is not what was asked for, 130 when interrupted.
     """
     try:
         with naming_extras("this command"):

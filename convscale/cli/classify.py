@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
-from convscale.cli.options import Device, Json, Overwrite, Resume, say
+from convscale.cli.options import Device, Json, Overwrite, Resume, print_json, say
 from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def classify_command(
             resume=resume,
             overwrite=overwrite,
         )
+        _tell_done(done, output, as_json=as_json)
         _check_bad_rate(done.errors, done.images, max_bad_rate)
         return
     if address is not None or actors is not None:
@@ -125,7 +126,15 @@ def classify_command(
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
     if output is not None:
         write_box_outputs(opened, output, coco, draw, min_score, since_ns=since_ns)
+    _tell_done(done, output, as_json=as_json)
     _check_bad_rate(done.errors, done.images, max_bad_rate)
+
+
+def _tell_done(done: Classified, output: Path | None, *, as_json: bool) -> None:
+    """What a run came to, for machines, where standard output does not hold the rows."""
+    if as_json and output is not None:
+        said = {"output": str(output), "images": done.images, "errors": done.errors, "resumed": done.resumed}
+        print_json({**said, "seconds": done.seconds, "images_per_s": done.images_per_s})
 
 
 def _check_bad_rate(bad: int, images: int, most: float | None) -> None:

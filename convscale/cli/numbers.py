@@ -6,10 +6,8 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
-from convscale.errors import MOST_WHOLE, UserError
+from convscale.errors import MOST_THREADS, MOST_WHOLE, UserError
 
-MOST_THREADS = 1_024
-"""Of threads and of processes that are asked for."""
 _COUNTED = ("threads", "workers")
 
 

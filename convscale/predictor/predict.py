@@ -21,6 +21,7 @@ from convscale.predictor.latency import Basis, basis_of, call_times
 from convscale.predictor.loading import traced_as, workload_for
 from convscale.predictor.roofline import Table, table_of
 from convscale.predictor.workload import Workload
+from convscale.predictor.workload import load_workload as load_workload
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network

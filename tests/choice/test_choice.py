@@ -348,7 +348,7 @@ def test_filters_leave_candidates_out(fake: Path, monkeypatch: pytest.MonkeyPatc
         return choose(device="rtx-4090", min_throughput=1, **keywords)
 
     nano = "convnextv2_nano*"
-    assert {o.candidate.licence for o in chosen(candidates=nano).options} == {"cc-by-nc-4.0"}
+    assert {o.licence for o in chosen(candidates=nano).options} == {"cc-by-nc-4.0"}
     with pytest.raises(UserError, match="are left out by --commercial"):
         chosen(candidates=nano, commercial=True)
     assert {o.candidate.extra_data for o in chosen(extra_data=False).options} == {""}

@@ -124,9 +124,12 @@ def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: 
     assert [Path(row["path"]).parent.name for row in said] == [name for name in sorted(COLOURS) for _ in range(8)]
     assert all(len(row["classes"]) == 2 for row in said)
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:10]))
-    code, _, err = call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2, "--resume")
+    again = ("--output", rows, "--top", 2, "--resume", "--json")
+    code, out, err = call("classify", pictures / "test", "--model", artifact, *again)
     assert (code, len(rows.read_text().splitlines())) == (0, 24)
     assert "14 images" in err
+    told = json.loads(out)
+    assert (told["images"], told["errors"], told["resumed"], told["output"]) == (14, 0, 10, str(rows))
     refused(
         call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2),
         "exists; use --resume, --overwrite",
