@@ -85,7 +85,7 @@ class Artifact:
                 f"artefact {folder} names {len(self.classes)} classes, its network has {manifest.num_classes}; "
                 "export it again"
             )
-        if self.runtime not in (known := runtimes_of(self.format)):
+        if self.runtime not in (known := runtimes_of(self.format, self.device)):
             raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
         need_runtime(self.runtime)
         self._runner: Runner | None = None
@@ -112,7 +112,7 @@ class Artifact:
         """The runtimes that it may ship in: those of its format. Each rounds 8 bits in its own way, so in INT8 those
         in which it passed its gate; a record that names none is of a version that asked the usual one alone.
         """
-        known, about = runtimes_of(self.format), self.manifest.get("int8")
+        known, about = runtimes_of(self.format, self.device), self.manifest.get("int8")
         if self.precision != "int8" or not isinstance(about, Mapping):
             return known
         said = about.get("passed_in")
@@ -448,8 +448,12 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
-    """Open an artefact's model file in a runtime that can run its format, computing as ``Artifact.floats_in`` says."""
-    return open_runtime(artifact.model_path, runtime, replace(how, precision=artifact.floats_in(runtime)))
+    """Open an artefact's model file in a runtime that can run its format, computing as ``Artifact.floats_in`` says; one
+    in half precision in that, where the runtime has to be told.
+    """
+    half = artifact.precision == "fp16" and "fp16" in runtime_of(runtime).precisions
+    precision = "fp16" if half else artifact.floats_in(runtime)
+    return open_runtime(artifact.model_path, runtime, replace(how, precision=precision))
 
 
 def state_fact(artifact: Artifact, name: str, text: str) -> None:

@@ -185,7 +185,8 @@ def measure_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training) or openvino.",
+            help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training), openvino or, on a GPU, "
+            "tensorrt.",
         ),
     ] = None,
     mode: Mode = "infer",

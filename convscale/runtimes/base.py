@@ -207,14 +207,15 @@ def runtimes() -> tuple[Runtime, ...]:
     return tuple(sorted(_REGISTRY, key=lambda runtime: runtime.order))
 
 
-def runtimes_of(format: str) -> tuple[str, ...]:
-    """Names of the runtimes that can run artefacts of a format, the usual one first."""
-    return tuple(runtime.name for runtime in runtimes() if format in runtime.formats)
+def runtimes_of(format: str, device: str = "cpu") -> tuple[str, ...]:
+    """Names of the runtimes that can run artefacts of a format on a processor, or on a device, the usual one first."""
+    here = [runtime for runtime in runtimes() if runtime.runs_on("cpu") or runtime.runs_on(device)]
+    return tuple(runtime.name for runtime in here if format in runtime.formats)
 
 
 def file_runtimes() -> tuple[str, ...]:
-    """Names of the runtimes that open model files alone, the usual one first."""
-    return tuple(runtime.name for runtime in runtimes() if not runtime.opens_modules)
+    """Names of the runtimes that open model files alone and run on a processor, the usual one first."""
+    return tuple(runtime.name for runtime in runtimes() if not runtime.opens_modules and runtime.runs_on("cpu"))
 
 
 def installed_runtimes() -> tuple[str, ...]:

@@ -12,6 +12,8 @@ import numpy as np
 from convscale.errors import UserError, first_line
 from convscale.runtimes.base import Batch, FileRunner, Opening, Runtime, register, run_error, threads_and_streams
 
+CUDA = "CUDAExecutionProvider"
+
 
 @register
 class OnnxRuntime(Runtime):
@@ -34,6 +36,14 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
     """An ONNX file in ONNX Runtime."""
 
     runtime = OnnxRuntime.name
+    needs, instead = "CUDA and cuDNN", "pip install onnxruntime-gpu, or use device cpu"
+    """What must be installed beside it on a GPU, and what to do where it lacks a provider."""
+
+    def providers(self, path: Path, how: Opening) -> list[tuple[str, dict[str, object]]]:
+        """ONNX Runtime's execution providers with their options, the one asked for first."""
+        if how.device.startswith("cuda"):
+            return [(CUDA, {"device_id": self._card})]
+        return [("CPUExecutionProvider", {})]
 
     def __init__(self, path: Path, how: Opening) -> None:
         import onnxruntime as ort
@@ -41,9 +51,12 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
         self.lock = nullcontext()  # sessions may be called by many threads, and give arrays of their own
         self.threads, self.streams = threads_and_streams(how)
         self.whole = not how.divided
-        provider = "CUDAExecutionProvider" if how.device.startswith("cuda") else "CPUExecutionProvider"
+        self._name = path.name
+        self._card = int(how.device.partition(":")[2] or 0)
+        chosen = self.providers(path, how)
+        provider = chosen[0][0]
         if provider not in ort.get_available_providers():
-            raise UserError(f"this onnxruntime has no {provider}; pip install onnxruntime-gpu, or use device cpu")
+            raise UserError(f"this onnxruntime has no {provider}; {self.instead}")
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads // self.streams
         options.inter_op_num_threads = 1
@@ -51,17 +64,14 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
         # A session's threads serve all its callers, so each stream has a session of its own where it has more than its
         # caller's.
         count = self.streams if options.intra_op_num_threads > 1 else 1
-        self._name = path.name
-        self._card = int(how.device.partition(":")[2] or 0)
-        chosen = (provider, {"device_id": self._card}) if how.device.startswith("cuda") else provider
         try:
-            self._sessions = [ort.InferenceSession(str(path), options, providers=[chosen]) for _ in range(count)]
+            self._sessions = [ort.InferenceSession(str(path), options, providers=chosen) for _ in range(count)]
         except Exception as error:
             raise UserError(f"ONNX Runtime can not open {path.name}: {first_line(error)}") from error
         if provider not in self._sessions[0].get_providers():
             # It goes on with the processor where the provider's libraries do not load, and would be timed as a GPU.
             raise UserError(
-                f"ONNX Runtime's {provider} does not start here (are CUDA and cuDNN of its version installed?); or use "
+                f"ONNX Runtime's {provider} does not start here (are {self.needs} of its version installed?); or use "
                 "device cpu"
             )
         self._input = self._sessions[0].get_inputs()[0]

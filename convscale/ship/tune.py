@@ -144,7 +144,7 @@ def tune(
     if not batch_sizes or min(batch_sizes) < 1:
         raise UserError(f"batch_sizes must be numbers of at least 1, got {list(batch_sizes)}")
     cores = threads or available_cores()
-    known = runtimes_of(artifact.format)
+    known = runtimes_of(artifact.format, artifact.device)
     if unknown := [name for name in runtimes or () if name not in known]:
         raise UserError(f"an artefact of format {artifact.format} runs in {' or '.join(known)}, not in {unknown[0]}")
     usable = [name for name in installed_runtimes() if runtime_of(name).runs_on(artifact.device)]

@@ -99,7 +99,7 @@ def test_a_new_runtime_is_one_file(reference: type, tiny: nn.Module, onnx_art: A
 
 def test_what_is_known() -> None:
     assert {runtime.name for runtime in runtimes()} == {
-        *("eager", "compiled", "compiled-frozen", "onnxruntime", "openvino")
+        *("eager", "compiled", "compiled-frozen", "onnxruntime", "openvino", "tensorrt")
     }
     assert file_runtimes() == ("onnxruntime", "openvino")
     assert runtimes_of("onnx") == ("onnxruntime", "openvino")
