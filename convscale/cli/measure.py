@@ -185,8 +185,8 @@ def measure_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training), openvino or, on a GPU, "
-            "tensorrt.",
+            help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training), openvino, or "
+            "tensorrt on a GPU.",
         ),
     ] = None,
     mode: Mode = "infer",
