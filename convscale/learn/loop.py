@@ -72,11 +72,10 @@ class Trainer:
         self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
-        self.skipped = self.rollbacks = 0
+        self.skipped = self.rollbacks = self._bad_in_row = 0
         self.stopped_early = False
         self.start_weights: dict[str, torch.Tensor] | None = None
         self.joins = 0  # the last weights were joined with those of the start
-        self._bad_in_row = 0
         self._bad_images: dict[str, None] = {}  # of the train set
         self._told = set[str]()
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
@@ -136,12 +135,14 @@ class Trainer:
     def _join_with_start(self) -> None:
         """Try weights on the way from the start to the end; what is better is kept."""
         started, last = time.perf_counter(), copied(self.watched)
-        self.joins = 1
+        self.joins, before = 1, self.best_weights
         for share in SHARES:
             self.watched.load_state_dict(between(self.start_weights or last, last, share))
             if self._keep_if_better(self._validate()):
                 self._note(f"better at {share:.0%} of the way from the start: {self.best['metric']:.2%}")
-                self._save_best()
+        if self.best_weights is not None and self.best_weights is not before:  # written once: all have one number
+            self.watched.load_state_dict(self.best_weights)
+            self._save_best()
         self.watched.load_state_dict(last)
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self._save_state()
@@ -321,13 +322,12 @@ class Trainer:
                 self._save_best()
             self._save_state()
             self.folder.write_log(self.history)
-        best = self.best["metric"]
         self.job.progress(
             {
                 "kind": "epoch",
                 **row,
                 "epochs": self.job.recipe.epochs,
-                "best": best,
+                "best": self.best["metric"],
                 "seconds_left": self._seconds_left(),
             }
         )
