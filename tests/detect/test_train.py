@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
-from convscale.detect.loader import BoxLoader
+from convscale.detect.loader import BoxLoader, _Samples, _scale_jitter
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
@@ -115,6 +116,22 @@ def test_augmented_boxes_stay_on_their_squares(data: BoxSplits) -> None:
                     assert inner[label - 1] > 200
                     seen += 1
     assert seen > 20
+
+
+@pytest.mark.parametrize("size", [(400, 2), (2, 400)])
+def test_a_long_picture_made_small_keeps_a_pixel(size: tuple[int, int]) -> None:
+    jitter = _scale_jitter(SHORT, 64, (0, 0, 0)).transforms[0]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert min(jitter(torch.zeros(3, *size, dtype=torch.uint8)).shape) == 1
+
+
+def test_what_makes_samples_can_be_sent_to_processes(data: BoxSplits) -> None:
+    samples = _Samples(data.train, SHORT, 64, (1, 2, 3), 0, 1)
+    samples.chunks = [[0, 1]]
+    sent = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(sent[0].images, samples[0].images)
+    assert all(map(torch.equal, (t["labels"] for t in sent[0].targets), (t["labels"] for t in samples[0].targets)))
 
 
 def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
