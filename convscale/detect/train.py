@@ -17,10 +17,11 @@ from convscale.detect.data import open_boxes
 from convscale.detect.evaluate import own_size
 from convscale.detect.loader import BoxLoader
 from convscale.detect.pages import write_examples
+from convscale.detect.resume import check_as_written, written_options, written_side
 from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError, check_path, naming_extras
 from convscale.images.preprocess import Preprocessing
-from convscale.learn.checkpoint import load_checkpoint, load_weights_into
+from convscale.learn.checkpoint import about_state, load_checkpoint, load_weights_into
 from convscale.learn.distributed import Processes, join
 from convscale.learn.job import Job
 from convscale.learn.prepare import begin_folder, fit_batch, kept_settings, laid_out, take_folder
@@ -168,7 +169,10 @@ def _prepare(
         raise UserError("the train set has no box; there is nothing to learn")
     torch.manual_seed(request.seed)
     recipe = request.recipe
-    net, preprocessing = _network(request, splits, asked)
+    about = about_state(folder) if resumed and folder is not None else None
+    net, preprocessing = _network(request, splits, asked, about)
+    if about is not None:
+        check_as_written(about, folder, net, preprocessing.width)
     if not request.batch_is_asked:
         recipe = fit_batch(recipe, len(splits.train), tell)
     net = net.to(device)
@@ -212,11 +216,18 @@ def _prepare(
     return job, resumed
 
 
-def _network(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> tuple[nn.Module, Preprocessing]:
-    """The detector to train, and how pictures become its input."""
+def _network(
+    request: TrainRequest, splits: BoxSplits, asked: _Asked, about: Mapping[str, Any] | None
+) -> tuple[nn.Module, Preprocessing]:
+    """The detector to train, and how pictures become its input; what nobody asks for is as ``about`` says, the
+    checkpoint of a run that goes on.
+    """
     classes, given = len(splits.classes), request.net
     of_recipe = _whole_side(request.recipe)
     size = asked.image_size or of_recipe
+    says_all = isinstance(given, DetectorSpec) or hasattr(given, "detector_spec")
+    if size is None and about is not None and not says_all:
+        size = written_side(about)
     if isinstance(given, nn.Module):
         if _backbone_weights(request.init) is not False:
             raise UserError(
@@ -224,7 +235,7 @@ def _network(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> tuple[n
             )
         net = given
     else:
-        options: dict[str, Any] = dict(asked.options)
+        options: dict[str, Any] = {**({} if about is None else written_options(about)), **asked.options}
         spec = given if isinstance(given, DetectorSpec) else None
         if spec is not None:
             spec = replace(spec, image_size=size or spec.image_size)

@@ -213,6 +213,11 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict
     return place, _about(place), state, notes
 
 
+def about_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the newest training state of a run's folder that is not damaged says about itself."""
+    return _about(_newest_whole(_candidates(Path(path), ("step",)))[0])
+
+
 def load_weights_into(net: nn.Module, place: Path) -> None:
     """The checkpoint's weights into ``net``; every key and shape must fit."""
     weights = _tensors(place / "model.safetensors")

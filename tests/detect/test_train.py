@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 
@@ -84,6 +85,25 @@ def test_a_stopped_run_goes_on_to_the_bit(run: TrainRun, data: BoxSplits, tmp_pa
     states = zip(run.net.state_dict().values(), resumed.net.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in states)
     assert [row["train_loss"] for row in resumed.history] == [row["train_loss"] for row in run.history]
+
+
+def test_a_resumed_detector_is_the_one_that_was_begun(run: TrainRun, data: BoxSplits, tmp_path: Path) -> None:
+    assert run.output is not None
+    output = Path(shutil.copytree(run.output, tmp_path / "run"))
+    resumed = {"recipe": SHORT, "output": output, "workers": 0, "resume": True}
+    whole = cs.train_detector(small_spec(), data, **resumed)  # pyright: ignore
+    assert whole.preprocessing.width == 64
+    assert whole.net.detector_spec == run.net.detector_spec  # nobody asked for 64 px and a narrow neck again
+    for asked, said in (
+        ({"image_size": 96}, "image_size 64, not 96"),
+        ({"head": "retinanet"}, "head fcos, not retinanet"),
+        ({"detector": {"nms_threshold": 0.3}}, "nms_threshold 0.6, not 0.3"),
+        ({"detector": {"head_depth": 2}}, "head_depth 1, not 2"),
+    ):
+        with pytest.raises(cs.UserError, match=f"run was trained with {said}; a resumed run keeps it"):
+            cs.train_detector(small_spec(), data, **{**resumed, **asked})  # pyright: ignore
+    with pytest.raises(cs.UserError, match="was trained with image_size 64, not 96"):
+        cs.train_detector(small_detector(image_size=96), data, **resumed)  # pyright: ignore
 
 
 def test_batches_depend_on_the_seed_alone(data: BoxSplits) -> None:
