@@ -14,7 +14,7 @@ from convscale.detect.loader import BoxBatch
 from convscale.learn.augment import mix_seed
 from convscale.learn.job import Job
 from convscale.learn.join import copied
-from convscale.learn.loader import Batch
+from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loop import Trainer
 from convscale.learn.validate import Validation
 from convscale.ship.box_metrics import Found, coco_metrics
@@ -48,7 +48,7 @@ class DetectionTrainer(Trainer):
         """COCO's mean average precision, each process on its share of the pictures."""
         job, whole = self.job, self.boxes
         own = range(job.processes.rank, len(whole), job.processes.world)
-        found, _ = answers(
+        found, own_bad = answers(
             self.watched,
             whole.subset(own),
             image_size=job.preprocessing.width,
@@ -62,11 +62,14 @@ class DetectionTrainer(Trainer):
         for rank, part in enumerate(every):
             for at, each in zip(range(rank, len(whole), job.processes.world), part, strict=True):
                 merged[at] = each
+        bad = tuple(problem for each in job.processes.gather(own_bad) for problem in each)
+        check_bad_rate(bad, len(whole), job.max_bad_rate, whole.split)
+        self._tell_bad(bad)
         metrics = coco_metrics(truths_of(whole), cast(list[Found], merged), len(whole.classes))
         value = 0.0 if math.isnan(metrics.map) else metrics.map
         top = 0.0 if math.isnan(metrics.ap50) else metrics.ap50
         # a detector has no loss outside training: the metric alone decides
-        return Validation(loss=math.nan, top1=top, average_precision=value)
+        return Validation(loss=math.nan, top1=top, average_precision=value, bad=bad)
 
     def _keep_if_better(self, result: Validation) -> bool:
         """Note a validation result that beats all before it."""

@@ -120,7 +120,7 @@ class Trainer:
                 job.validation,
                 job.preprocessing,
                 device=job.device,
-                workers=job.loader.workers,
+                workers=job.loader.asked_workers,
             )
             self._note(f"solved the head on the features of the weights it starts from (L2 penalty {decay:g})")
         job.processes.share(self.net)
@@ -341,7 +341,7 @@ class Trainer:
             processes=job.processes,
             device=job.device,
             precision=job.settings.precision,
-            workers=job.loader.workers or None,
+            workers=job.loader.asked_workers,
             beta=job.recipe.threshold_beta,
             max_bad_rate=job.max_bad_rate,
         )

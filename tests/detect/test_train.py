@@ -9,6 +9,8 @@ import pickle
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ import torch
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.loader import BoxLoader, _Samples, _scale_jitter
+from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
+from convscale.learn.distributed import Processes
+from convscale.learn.job import Job
 from convscale.learn.loader import TrainLoader
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -104,6 +109,36 @@ def test_a_resumed_detector_is_the_one_that_was_begun(run: TrainRun, data: BoxSp
             cs.train_detector(small_spec(), data, **{**resumed, **asked})  # pyright: ignore
     with pytest.raises(cs.UserError, match="was trained with image_size 64, not 96"):
         cs.train_detector(small_detector(image_size=96), data, **resumed)  # pyright: ignore
+
+
+def test_validation_pictures_that_can_not_be_decoded_are_told(tmp_path: Path) -> None:
+    split = cs.open_boxes(coco_set(tmp_path)).train.subset(range(4), "validation")
+    events: list[Any] = []
+    trainer = DetectionTrainer.__new__(DetectionTrainer)
+    trainer.net, trainer.ema, trainer._told = small_detector(), None, set()
+    trainer.boxes, trainer.eval_batch = split, 2
+    trainer.job = cast(
+        Job,
+        SimpleNamespace(
+            processes=Processes(),
+            device=torch.device("cpu"),
+            preprocessing=SimpleNamespace(width=64),
+            settings=SimpleNamespace(precision="fp32"),
+            loader=SimpleNamespace(workers=0),
+            max_bad_rate=0.01,
+            progress=events.append,
+        ),
+    )
+    for count in (1, 2):
+        broken = Path(split.paths[count])
+        broken.write_bytes(broken.read_bytes()[:300])
+        if count == 1:
+            result = trainer._validate()
+            assert len(result.bad) == 1
+            assert str(broken) in result.bad[0]
+            assert events == [{"kind": "note", "text": f"left out: {result.bad[0]}"}]
+    with pytest.raises(cs.UserError, match=r"2 of 4 validation images \(50.0%\) can not be decoded"):
+        trainer._validate()
 
 
 def test_batches_depend_on_the_seed_alone(data: BoxSplits) -> None:
