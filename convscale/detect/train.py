@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +38,12 @@ from convscale.nn.detectors import DetectorSpec, is_detector
 
 USUAL = "detect-small"
 """The recipe where none is named."""
+_OF_CLASSIFIERS = (
+    *("grad_checkpointing", "solve_head", "balanced", "class_weights", "loss", "partial"),
+    *("erase", "cutout", "shrink", "scaled_decode", "drop_rate", "drop_path_rate"),
+    *("distill_weight", "distill_temperature", "distill_kl", "distill_features"),
+)
+"""Keys of a recipe that nothing here reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +288,13 @@ def _whole_side(recipe: Recipe) -> int | None:
             f"recipe {recipe.name}: freeze_epochs is {recipe.freeze_epochs}; a detector has no classifier to train "
             "alone: frozen_stages and norm='frozen' keep parts of its backbone"
         )
+    usual = {field.name: field.default for field in fields(Recipe)}
+    for name in _OF_CLASSIFIERS:
+        if (value := getattr(recipe, name)) != usual[name]:
+            raise UserError(
+                f"recipe {recipe.name}: {name} is {value}, which does nothing for a detector; leave it out, or at "
+                f"{usual[name]}"
+            )
     return recipe.image_size
 
 

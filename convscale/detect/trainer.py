@@ -16,6 +16,7 @@ from convscale.learn.job import Job
 from convscale.learn.join import copied
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loop import Trainer
+from convscale.learn.settings import told_of_lone_values
 from convscale.learn.validate import Validation
 from convscale.ship.box_metrics import Found, coco_metrics
 
@@ -38,7 +39,7 @@ class DetectionTrainer(Trainer):
             {name: value.to(job.device, non_blocking=True) for name, value in each.items()}
             for each in cast(BoxBatch, batch).targets
         ]
-        with self._autocast():
+        with self._autocast(), told_of_lone_values():
             losses = self.forward(list(images), targets)
         loss = torch.stack([each.float() for each in losses.values()]).sum()
         self.scaler.scale(loss / job.recipe.accumulate).backward()

@@ -27,7 +27,7 @@ from convscale.learn.probe import solve_head
 from convscale.learn.record import Best, EpochRow, complete_row
 from convscale.learn.run_folder import RunFolder
 from convscale.learn.schedule import image_size_at, lr_factor
-from convscale.learn.settings import AUTOCAST
+from convscale.learn.settings import AUTOCAST, told_of_lone_values
 from convscale.learn.validate import Validation, validate
 
 MAX_BAD_STEPS = 8
@@ -230,7 +230,7 @@ class Trainer:
         # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
         torch.manual_seed(mix_seed(4, job.seed, self.epoch, self.step, job.loader.rank))
         inputs, labels = network_inputs(job, batch, self.epoch, self.step)
-        with self._autocast():
+        with self._autocast(), told_of_lone_values():
             outputs = self.forward(inputs)
         outputs = outputs.float()
         if outputs.ndim != 2 or outputs.shape[1] != len(job.loader.split.classes):

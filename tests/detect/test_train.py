@@ -19,6 +19,7 @@ import torch
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.loader import BoxLoader, _Samples, _scale_jitter
+from convscale.detect.train import _whole_side
 from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
@@ -189,6 +190,11 @@ def test_what_makes_samples_can_be_sent_to_processes(data: BoxSplits) -> None:
     assert all(map(torch.equal, (t["labels"] for t in sent[0].targets), (t["labels"] for t in samples[0].targets)))
 
 
+@pytest.mark.parametrize("name", ["detect-small", "detect-1x"])
+def test_the_recipes_of_detection_set_nothing_that_is_not_read(name: str) -> None:
+    assert _whole_side(get_recipe(name)) is None
+
+
 def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
     recipe = get_recipe("detect-1x")
     at = [lr_factor(recipe, epoch / 12, 12) for epoch in (1, 7.99, 8, 10.99, 11, 11.99)]
@@ -201,6 +207,10 @@ def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
         ({"augment": "resized-crop"}, "augment resized-crop knows no boxes"),
         ({"mixup": 0.2}, "progressive, mixup, cutmix and policy know no boxes"),
         ({"freeze_epochs": 1}, "freeze_epochs is 1; a detector has no classifier to train alone"),
+        ({"erase": 0.2}, "erase is 0.2, which does nothing for a detector; leave it out, or at 0.0"),
+        ({"grad_checkpointing": True}, "grad_checkpointing is True, which does nothing for a detector"),
+        ({"loss": "focal"}, "loss is focal, which does nothing for a detector; leave it out, or at cross-entropy"),
+        ({"distill_kl": 1.0}, "distill_kl is 1.0, which does nothing for a detector"),
         ({"schedule": "multistep", "decay_at": "11,8"}, "decay_at must be ascending epochs"),
         ({"scale_low": 2.0, "scale_high": 1.0}, "scale_low 2 is above scale_high 1"),
         ({"batch_size": 100}, "batch_size 100 is larger than the train set"),
