@@ -85,6 +85,8 @@ def evaluate_boxes(
     workers: int | None,
     as_json: bool,
     lost: list[str],
+    *,
+    max_bad_rate: float = 0.01,
 ) -> None:
     """``evaluate`` on a detector's checkpoint, or on its artefact; the options in ``lost`` are not for these."""
     from convscale.artifact.artifact import load_artifact
@@ -100,7 +102,7 @@ def evaluate_boxes(
     if lost:
         what = "an artefact, which has its network" if lost[0] == "--model" else "detectors, whose measure is mAP"
         raise UserError(f"{lost[0]} is not for {what}; leave it out")
-    splits = open_boxes(data_dir, classes=classes)
+    splits = open_boxes(data_dir, classes=classes, max_bad_rate=max_bad_rate)
     looked_at = split or "test"
     for note in (*splits.notes, *_not_as_trained(splits, loaded, looked_at)):
         say(f"note: {note}", err=True)
@@ -146,6 +148,8 @@ def export_boxes(
     facts: dict[str, str],
     form: dict[str, Any],
     as_json: bool,
+    *,
+    max_bad_rate: float = 0.01,
 ) -> None:
     """``export`` of a detector."""
     from convscale.detect.data import open_boxes
@@ -156,7 +160,7 @@ def export_boxes(
 
     options: dict[str, Any] = {"classes": loaded.classes, "card": facts, **form}
     if data_dir is not None:
-        splits = open_boxes(data_dir, classes=loaded.classes)
+        splits = open_boxes(data_dir, classes=loaded.classes, max_bad_rate=max_bad_rate)
         side, fill = loaded.preprocessing.width, fill_of(loaded.preprocessing.mean)
         checked = splits.validation if form["int8"] else splits.test
         for note in _not_as_trained(splits, loaded, checked.split):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -210,6 +211,7 @@ def evaluate_command(
         bool,
         typer.Option("--predictions", help="Keep what it says of each image beside the run, for `report OLD NEW`."),
     ] = False,
+    max_bad_rate: MaxBadRate = 0.01,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -227,13 +229,25 @@ def evaluate_command(
         raise UserError(f"split {split!r} is unknown (known: {', '.join(SPLITS)})")
     of_classes = {"--predictions": predictions, "--confusion": confusion, "--dataset": dataset}
     lost = [flag for flag, given in of_classes.items() if given]
+    judge_boxes = partial(
+        evaluate_boxes,
+        place=checkpoint,
+        data_dir=data_dir,
+        split=split,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        as_json=as_json,
+        lost=lost,
+        max_bad_rate=max_bad_rate,
+    )
     if (checkpoint / "artifact.json").is_file():
         lost += ["--model"] if model is not None else []
-        evaluate_boxes(None, checkpoint, data_dir, split, batch_size, device, workers, as_json, lost)
+        judge_boxes(None)
         return
     loaded = load_checkpoint(checkpoint, net=network_for(checkpoint, model))
     if hasattr(loaded.net, "detector_spec"):
-        evaluate_boxes(loaded, checkpoint, data_dir, split, batch_size, device, workers, as_json, lost)
+        judge_boxes(loaded)
         return
     found = open_evaluation(
         data_dir,
@@ -241,6 +255,7 @@ def evaluate_command(
         split=split,
         dataset=dataset,
         channels=loaded.preprocessing.channels,
+        max_bad_rate=max_bad_rate,
         trained_on=loaded.meta.get("splits"),
     )
     for note in found.notes:
@@ -255,7 +270,7 @@ def evaluate_command(
             raise UserError(
                 f"--predictions keeps one label per image beside a training run; {checkpoint} is none, or has several"
             )
-        split_read, bad = readable(found.split, loaded.preprocessing)
+        split_read, bad = readable(found.split, loaded.preprocessing, max_bad_rate=max_bad_rate, workers=workers)
         for note in bad:
             say(f"left out: {note}", err=True)
     ev = evaluate_net(

@@ -16,6 +16,7 @@ from convscale.cli.options import (
     Device,
     ImgSize,
     Json,
+    MaxBadRate,
     Output,
     Overwrite,
     Threads,
@@ -53,6 +54,7 @@ def export_command(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Check it on this data's test set; on noise when left out.")
     ] = None,
+    max_bad_rate: MaxBadRate = 0.01,
     img_size: ImgSize = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights in half precision.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise to 8 bits; needs --data-dir for calibration.")] = False,
@@ -101,6 +103,8 @@ def export_command(
     """Export a checkpoint, or a network by its name, as an artefact, checked against it."""
     if name is not None and layout is None:
         raise UserError("--name goes with --layout; an artefact is called as its folder is")
+    if max_bad_rate != 0.01 and data_dir is None:
+        raise UserError("--max-bad-rate is of the images of --data-dir; give both, or neither")
     from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
 
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
@@ -121,6 +125,7 @@ def export_command(
         _export,
         loaded,
         data_dir=data_dir,
+        max_bad_rate=max_bad_rate,
         format=format,
         img_size=img_size,
         half=half,
@@ -149,6 +154,7 @@ def _export(
     output: Path,
     *,
     data_dir: Path | None,
+    max_bad_rate: float,
     format: str,
     img_size: int | None,
     half: bool,
@@ -177,10 +183,13 @@ def _export(
             raise UserError("--bf16, --qat and --with-features are not for detectors; leave them out")
         facts = _card(loaded, data_dir, card)
         form = {"format": format, "half": half, "int8": int8, "bake": bake, "nms": nms, "max_drop": max_drop}
-        export_boxes(loaded, output, data_dir, facts, {**form, "overwrite": overwrite}, as_json)
+        form |= {"overwrite": overwrite}
+        export_boxes(loaded, output, data_dir, facts, form, as_json, max_bad_rate=max_bad_rate)
         return
     preprocessing = replace(loaded.preprocessing, image_size=img_size) if img_size else loaded.preprocessing
-    images: dict[str, Any] = {} if data_dir is None else _check_images(data_dir, loaded, preprocessing, eight)
+    images: dict[str, Any] = {}
+    if data_dir is not None:
+        images = _check_images(data_dir, loaded, preprocessing, eight, max_bad_rate)
     options: dict[str, Any] = {
         "classes": loaded.classes,
         "preprocessing": preprocessing,
@@ -328,7 +337,9 @@ def _tell_form(name: str, result: Tuning | UserError) -> None:
     )
 
 
-def _check_images(data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessing, int8: bool | str) -> dict[str, Any]:
+def _check_images(
+    data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessing, int8: bool | str, max_bad_rate: float = 0.01
+) -> dict[str, Any]:
     """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by
     it.
     """
@@ -339,7 +350,7 @@ def _check_images(data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessi
     from convscale.ship.qat import MOST_IMAGES
     from convscale.ship.quantize import CALIBRATION, spread
 
-    splits = open_dataset(data_dir, channels=preprocessing.channels)
+    splits = open_dataset(data_dir, channels=preprocessing.channels, max_bad_rate=max_bad_rate)
     if splits.classes != loaded.classes:
         raise UserError(
             f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"

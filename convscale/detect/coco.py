@@ -21,19 +21,32 @@ LIMITS = Limits(size=2 * 2**30, nodes=400_000_000, surrogates=True)
 _PARTS = ("images", "annotations", "categories")
 
 
-def find_coco(folder: Path) -> dict[str, Path]:
-    """Annotation files of a folder by the split that their name, or their folder's, says; one that says none is
-    ``train``.
+def find_coco(folder: Path, faults: Faults) -> dict[str, Path]:
+    """Annotation files of a folder by the split that their name, or their folder's, says; where none is ``train``, the
+    first that says none is. Files that are passed over are told.
     """
     places = [folder, folder / "annotations", *(each for each in _folders(folder) if split_of(each.name))]
     files = [path for place in places for path in sorted(place.glob("*.json")) if _looks_like_coco(path)]
     found: dict[str, Path] = {}
-    for path in files:
-        own = split_of(path.parent.name)
-        words = path.stem.lower().replace("-", "_").replace("2017", "").replace("2014", "").split("_")
-        split = own or next((split_of(word) for word in words if split_of(word)), None) or "train"
-        found.setdefault(split, path)
+    for path in sorted(files, key=lambda path: _said_split(path) is None):  # "annotations" stands before "train"
+        said = _said_split(path)
+        split = said or "train"
+        if split in found:
+            why = f"there is {found[split].relative_to(folder)} for {split}"
+            faults.tell(
+                f"{path.relative_to(folder)} is passed over: {why if said else 'it names no split, and ' + why}"
+            )
+            continue
+        if said is None and found:
+            faults.tell(f"{path.relative_to(folder)} names no split; it is the train set")
+        found[split] = path
     return found
+
+
+def _said_split(path: Path) -> str | None:
+    """The split that a file's folder, or else a word of its name, says."""
+    words = path.stem.lower().replace("-", "_").replace("2017", "").replace("2014", "").split("_")
+    return split_of(path.parent.name) or next((split_of(word) for word in words if split_of(word)), None)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -86,7 +86,7 @@ def _read(place: Path, faults: Faults) -> tuple[str, dict[str, list[Annotated]],
             pictures, names = read_coco(place, faults)
             return "coco", {"train": pictures}, names
         raise UserError(f"{place} is no set of boxes; COCO's .json, YOLO's .yaml or a folder would be right")
-    if files := find_coco(place):
+    if files := find_coco(place, faults):
         read = {split: read_coco(file, faults) for split, file in files.items()}
         names = next(iter(read.values()))[1]
         for split, (_, others) in read.items():

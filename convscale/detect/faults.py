@@ -32,6 +32,7 @@ class Faults:
     """Counts what is wrong, with the first place of each kind."""
 
     def __init__(self) -> None:
+        self.told: list[str] = []
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
@@ -40,13 +41,17 @@ class Faults:
         self.counts[kind] += 1
         self.first.setdefault(kind, where)
 
+    def tell(self, line: str) -> None:
+        """What is to be known of the set's files."""
+        self.told.append(line)
+
     def count(self, kinds: dict[str, str]) -> int:
         """How many there are of several kinds."""
         return sum(self.counts[kind] for kind in kinds)
 
     def notes(self) -> tuple[str, ...]:
-        """A line for each kind."""
-        lines = []
+        """What was told, and a line for each kind."""
+        lines = [*self.told]
         for kinds, done in ((PICTURES, "left out: "), (BOXES, "left out: "), (REPAIRED, "")):
             for kind, words in kinds.items():
                 if count := self.counts[kind]:

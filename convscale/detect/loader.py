@@ -170,12 +170,24 @@ def _scale_jitter(recipe: Recipe, side: int, fill: tuple[int, ...]) -> Any:
     """
     return v2.Compose(
         [
-            v2.ScaleJitter((side, side), (recipe.scale_low, recipe.scale_high), antialias=True),
+            _Jitter((side, side), (recipe.scale_low, recipe.scale_high), antialias=True),
             v2.RandomCrop((side, side), pad_if_needed=True, fill=fill),  # pyright: ignore[reportArgumentType]
             v2.RandomHorizontalFlip(recipe.flip),
-            v2.SanitizeBoundingBoxes(min_size=LEAST_SIDE, labels_getter=lambda inputs: inputs[2]),
+            v2.SanitizeBoundingBoxes(min_size=LEAST_SIDE, labels_getter=_labels),
         ]
     )
+
+
+class _Jitter(v2.ScaleJitter):
+    """A picture as long as this that is made small keeps a pixel of its shorter side, as in ``letterbox.fitted``."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"size": tuple(max(1, each) for each in super().make_params(flat_inputs)["size"])}
+
+
+def _labels(inputs: Any) -> Any:
+    """The third of what the transform is given; a function that processes can be sent."""
+    return inputs[2]
 
 
 def _run(samples: _Samples, chunks: list[list[int]], workers: int) -> Iterator[BoxBatch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,11 @@ from convscale.detect.data import open_boxes
 from convscale.detect.evaluate import own_size
 from convscale.detect.loader import BoxLoader
 from convscale.detect.pages import write_examples
+from convscale.detect.resume import check_as_written, written_options, written_side
 from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError, check_path, naming_extras
 from convscale.images.preprocess import Preprocessing
-from convscale.learn.checkpoint import load_checkpoint, load_weights_into
+from convscale.learn.checkpoint import about_state, load_checkpoint, load_weights_into
 from convscale.learn.distributed import Processes, join
 from convscale.learn.job import Job
 from convscale.learn.prepare import begin_folder, fit_batch, kept_settings, laid_out, take_folder
@@ -37,6 +38,12 @@ from convscale.nn.detectors import DetectorSpec, is_detector
 
 USUAL = "detect-small"
 """The recipe where none is named."""
+_OF_CLASSIFIERS = (
+    *("grad_checkpointing", "solve_head", "balanced", "class_weights", "loss", "partial"),
+    *("erase", "cutout", "shrink", "scaled_decode", "drop_rate", "drop_path_rate"),
+    *("distill_weight", "distill_temperature", "distill_kl", "distill_features"),
+)
+"""Keys of a recipe that nothing here reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +175,10 @@ def _prepare(
         raise UserError("the train set has no box; there is nothing to learn")
     torch.manual_seed(request.seed)
     recipe = request.recipe
-    net, preprocessing = _network(request, splits, asked)
+    about = about_state(folder) if resumed and folder is not None else None
+    net, preprocessing = _network(request, splits, asked, about)
+    if about is not None:
+        check_as_written(about, folder, net, preprocessing.width)
     if not request.batch_is_asked:
         recipe = fit_batch(recipe, len(splits.train), tell)
     net = net.to(device)
@@ -212,11 +222,18 @@ def _prepare(
     return job, resumed
 
 
-def _network(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> tuple[nn.Module, Preprocessing]:
-    """The detector to train, and how pictures become its input."""
+def _network(
+    request: TrainRequest, splits: BoxSplits, asked: _Asked, about: Mapping[str, Any] | None
+) -> tuple[nn.Module, Preprocessing]:
+    """The detector to train, and how pictures become its input; what nobody asks for is as ``about`` says, the
+    checkpoint of a run that goes on.
+    """
     classes, given = len(splits.classes), request.net
     of_recipe = _whole_side(request.recipe)
     size = asked.image_size or of_recipe
+    says_all = isinstance(given, DetectorSpec) or hasattr(given, "detector_spec")
+    if size is None and about is not None and not says_all:
+        size = written_side(about)
     if isinstance(given, nn.Module):
         if _backbone_weights(request.init) is not False:
             raise UserError(
@@ -224,7 +241,7 @@ def _network(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> tuple[n
             )
         net = given
     else:
-        options: dict[str, Any] = dict(asked.options)
+        options: dict[str, Any] = {**({} if about is None else written_options(about)), **asked.options}
         spec = given if isinstance(given, DetectorSpec) else None
         if spec is not None:
             spec = replace(spec, image_size=size or spec.image_size)
@@ -271,6 +288,13 @@ def _whole_side(recipe: Recipe) -> int | None:
             f"recipe {recipe.name}: freeze_epochs is {recipe.freeze_epochs}; a detector has no classifier to train "
             "alone: frozen_stages and norm='frozen' keep parts of its backbone"
         )
+    usual = {field.name: field.default for field in fields(Recipe)}
+    for name in _OF_CLASSIFIERS:
+        if (value := getattr(recipe, name)) != usual[name]:
+            raise UserError(
+                f"recipe {recipe.name}: {name} is {value}, which does nothing for a detector; leave it out, or at "
+                f"{usual[name]}"
+            )
     return recipe.image_size
 
 

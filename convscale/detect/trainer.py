@@ -14,8 +14,9 @@ from convscale.detect.loader import BoxBatch
 from convscale.learn.augment import mix_seed
 from convscale.learn.job import Job
 from convscale.learn.join import copied
-from convscale.learn.loader import Batch
+from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loop import Trainer
+from convscale.learn.settings import told_of_lone_values
 from convscale.learn.validate import Validation
 from convscale.ship.box_metrics import Found, coco_metrics
 
@@ -38,7 +39,7 @@ class DetectionTrainer(Trainer):
             {name: value.to(job.device, non_blocking=True) for name, value in each.items()}
             for each in cast(BoxBatch, batch).targets
         ]
-        with self._autocast():
+        with self._autocast(), told_of_lone_values():
             losses = self.forward(list(images), targets)
         loss = torch.stack([each.float() for each in losses.values()]).sum()
         self.scaler.scale(loss / job.recipe.accumulate).backward()
@@ -48,7 +49,7 @@ class DetectionTrainer(Trainer):
         """COCO's mean average precision, each process on its share of the pictures."""
         job, whole = self.job, self.boxes
         own = range(job.processes.rank, len(whole), job.processes.world)
-        found, _ = answers(
+        found, own_bad = answers(
             self.watched,
             whole.subset(own),
             image_size=job.preprocessing.width,
@@ -62,11 +63,14 @@ class DetectionTrainer(Trainer):
         for rank, part in enumerate(every):
             for at, each in zip(range(rank, len(whole), job.processes.world), part, strict=True):
                 merged[at] = each
+        bad = tuple(problem for each in job.processes.gather(own_bad) for problem in each)
+        check_bad_rate(bad, len(whole), job.max_bad_rate, whole.split)
+        self._tell_bad(bad)
         metrics = coco_metrics(truths_of(whole), cast(list[Found], merged), len(whole.classes))
         value = 0.0 if math.isnan(metrics.map) else metrics.map
         top = 0.0 if math.isnan(metrics.ap50) else metrics.ap50
         # a detector has no loss outside training: the metric alone decides
-        return Validation(loss=math.nan, top1=top, average_precision=value)
+        return Validation(loss=math.nan, top1=top, average_precision=value, bad=bad)
 
     def _keep_if_better(self, result: Validation) -> bool:
         """Note a validation result that beats all before it."""

@@ -179,6 +179,7 @@ def open_evaluation(
         UserError: one line.
     """
     place, tally, notes = Path(data_dir), Tally(), list[str]()
+    check_number("max_bad_rate", max_bad_rate, "a share from 0 to 1", 0, 1)
     known = find_torchvision(place) or find_idx(place) or find_labelled(place) if place.is_dir() else None
     if place.is_dir() and dataset is None and known is None:
         look = partial(

@@ -119,6 +119,7 @@ def save_checkpoint(
         "spec": _spec_dict(net),
         "foreign": _foreign_dict(net),
         **_detector_dict(net),
+        **_pool_dict(net),
         "in_chans": preprocessing.channels,
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
@@ -211,6 +212,11 @@ def load_state(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict
     except (KeyError, TypeError, ValueError) as error:
         raise _unlike(place / "state.json", error) from error
     return place, _about(place), state, notes
+
+
+def about_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the newest training state of a run's folder that is not damaged says about itself."""
+    return _about(_newest_whole(_candidates(Path(path), ("step",)))[0])
 
 
 def load_weights_into(net: nn.Module, place: Path) -> None:
@@ -345,6 +351,7 @@ _PARTS: dict[str, tuple[type, ...]] = {
 _MAY: dict[str, tuple[type, ...]] = {
     "foreign": (dict, type(None)),
     "detector": (dict,),
+    "global_pool": (str,),
     "metrics": (dict,),
     "recipe": (dict,),
     "versions": (dict,),
@@ -408,6 +415,12 @@ def _preprocessing(about: dict[str, Any], place: Path) -> Preprocessing:
 def _spec_dict(net: nn.Module) -> dict[str, object] | None:
     spec = getattr(net, "spec", None)
     return spec.to_dict() if spec is not None else None
+
+
+def _pool_dict(net: nn.Module) -> dict[str, str]:
+    """How a network of ours pools, which its spec does not say; nothing for the usual mean."""
+    kind = getattr(getattr(net, "global_pool", None), "kind", "avg")
+    return {} if kind == "avg" or getattr(net, "spec", None) is None else {"global_pool": kind}
 
 
 def _build_foreign(name: str, origin: str, about: dict[str, Any], place: Path) -> nn.Module:
@@ -474,7 +487,7 @@ def _build(about: dict[str, Any], place: Path) -> nn.Module:
     from convscale.nn.net import create_model
 
     try:
-        spec = NetSpec.from_dict(about["spec"])
+        spec, pool = NetSpec.from_dict(about["spec"]), about.get("global_pool", "avg")
+        return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"], global_pool=pool)
     except UserError as error:
         raise UserError(f"checkpoint {place / 'checkpoint.json'}: {error}") from error
-    return create_model(spec, num_classes=len(about["classes"]), in_chans=about["in_chans"])

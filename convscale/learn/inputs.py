@@ -25,6 +25,8 @@ def network_inputs(job: Job, batch: Batch, epoch: int, step: int) -> tuple[torch
         seeds = [mix_seed(5, job.seed, epoch, index) for index in batch.indices.tolist()]
         inputs = erase(inputs, seeds, chance=recipe.erase)
     if recipe.mixup or recipe.cutmix:
+        if recipe.partial == "negative" and labels.ndim == 2:
+            labels = labels.nan_to_num()  # mixed with NaN, another image's label would be none either
         targets = labels if labels.ndim == 2 else F.one_hot(labels, len(job.loader.split.classes)).float()
         random = np.random.Generator(np.random.Philox(key=mix_seed(6, job.seed, epoch, step, job.loader.rank)))
         inputs, labels = mix(inputs, targets, random, mixup=recipe.mixup, cutmix=recipe.cutmix)

@@ -82,7 +82,7 @@ class TrainLoader:
                 f"most {len(split) // world}"
             )
         self.split, self.recipe, self.seed, self.rank, self.world = split, recipe, seed, rank, world
-        self.image_size = image_size
+        self.image_size, self.asked_workers = image_size, workers
         self.steps_per_epoch = len(split) // global_batch
         self.in_memory = split.images is not None and recipe.policy == "none" and recipe.augment != "resized-crop"
         if recipe.policy != "none":  # here, not again in each loader process
@@ -173,11 +173,12 @@ def resize_batch(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Te
 
 
 def into_memory(
-    split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01
+    split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01, workers: int | None = None
 ) -> tuple[Split, tuple[str, ...]]:
     """The split decoded at the network's size and held in memory, and what was wrong with images that were left out.
 
-    A set in memory is resized only; one that would take more than ``MEMORY_BYTES`` comes back as it was.
+    A set in memory is resized only; one that would take more than ``MEMORY_BYTES`` comes back as it was. ``workers``
+    are processes that decode; None: one per core.
 
     Raises:
         UserError: more than ``max_bad_rate`` of the images (and more than one), or all, can not be decoded; or there is
@@ -189,7 +190,7 @@ def into_memory(
     if split.images is None and len(split) * image_bytes > MEMORY_BYTES:
         return split, ()
     pixels, kept, bad = [], [], []
-    for batch in eval_batches(split, preprocessing, batch_size=1024):
+    for batch in eval_batches(split, preprocessing, batch_size=1024, workers=workers):
         pixels.append(batch.images)
         kept.append(batch.indices)
         bad += batch.bad
@@ -208,7 +209,7 @@ def into_memory(
 
 
 def readable(
-    split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01
+    split: Split, preprocessing: Preprocessing, *, max_bad_rate: float = 0.01, workers: int | None = None
 ) -> tuple[Split, tuple[str, ...]]:
     """The images that can be decoded, in memory at the network's size where they fit, else as files; and what was wrong
     with the others.
@@ -216,11 +217,11 @@ def readable(
     Raises:
         UserError: as for ``into_memory``.
     """
-    held, bad = into_memory(split, preprocessing, max_bad_rate=max_bad_rate)
+    held, bad = into_memory(split, preprocessing, max_bad_rate=max_bad_rate, workers=workers)
     if held.images is not None:
         return held, bad
     kept, problems = [], []
-    for batch in eval_batches(split, preprocessing):
+    for batch in eval_batches(split, preprocessing, workers=workers):
         kept.append(batch.indices)
         problems += batch.bad
     check_bad_rate(problems, len(split), max_bad_rate, split.split)

@@ -27,7 +27,7 @@ from convscale.learn.probe import solve_head
 from convscale.learn.record import Best, EpochRow, complete_row
 from convscale.learn.run_folder import RunFolder
 from convscale.learn.schedule import image_size_at, lr_factor
-from convscale.learn.settings import AUTOCAST
+from convscale.learn.settings import AUTOCAST, told_of_lone_values
 from convscale.learn.validate import Validation, validate
 
 MAX_BAD_STEPS = 8
@@ -72,11 +72,10 @@ class Trainer:
         self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
-        self.skipped = self.rollbacks = 0
+        self.skipped = self.rollbacks = self._bad_in_row = 0
         self.stopped_early = False
         self.start_weights: dict[str, torch.Tensor] | None = None
         self.joins = 0  # the last weights were joined with those of the start
-        self._bad_in_row = 0
         self._bad_images: dict[str, None] = {}  # of the train set
         self._told = set[str]()
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
@@ -121,7 +120,7 @@ class Trainer:
                 job.validation,
                 job.preprocessing,
                 device=job.device,
-                workers=job.loader.workers,
+                workers=job.loader.asked_workers,
             )
             self._note(f"solved the head on the features of the weights it starts from (L2 penalty {decay:g})")
         job.processes.share(self.net)
@@ -136,12 +135,14 @@ class Trainer:
     def _join_with_start(self) -> None:
         """Try weights on the way from the start to the end; what is better is kept."""
         started, last = time.perf_counter(), copied(self.watched)
-        self.joins = 1
+        self.joins, before = 1, self.best_weights
         for share in SHARES:
             self.watched.load_state_dict(between(self.start_weights or last, last, share))
             if self._keep_if_better(self._validate()):
                 self._note(f"better at {share:.0%} of the way from the start: {self.best['metric']:.2%}")
-                self._save_best()
+        if self.best_weights is not None and self.best_weights is not before:  # written once: all have one number
+            self.watched.load_state_dict(self.best_weights)
+            self._save_best()
         self.watched.load_state_dict(last)
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self._save_state()
@@ -229,7 +230,7 @@ class Trainer:
         # dropout and stochastic depth: fixed by the step, so a resumed run needs no generator's state
         torch.manual_seed(mix_seed(4, job.seed, self.epoch, self.step, job.loader.rank))
         inputs, labels = network_inputs(job, batch, self.epoch, self.step)
-        with self._autocast():
+        with self._autocast(), told_of_lone_values():
             outputs = self.forward(inputs)
         outputs = outputs.float()
         if outputs.ndim != 2 or outputs.shape[1] != len(job.loader.split.classes):
@@ -321,13 +322,12 @@ class Trainer:
                 self._save_best()
             self._save_state()
             self.folder.write_log(self.history)
-        best = self.best["metric"]
         self.job.progress(
             {
                 "kind": "epoch",
                 **row,
                 "epochs": self.job.recipe.epochs,
-                "best": best,
+                "best": self.best["metric"],
                 "seconds_left": self._seconds_left(),
             }
         )
@@ -341,7 +341,7 @@ class Trainer:
             processes=job.processes,
             device=job.device,
             precision=job.settings.precision,
-            workers=job.loader.workers or None,
+            workers=job.loader.asked_workers,
             beta=job.recipe.threshold_beta,
             max_bad_rate=job.max_bad_rate,
         )

@@ -57,7 +57,7 @@ def prepare(
     net = build_net(request.net, splits, request.recipe, request.init, tell=tell).to(device)
     preprocessing = request.preprocessing or choose_preprocessing(net, splits, request.recipe)
     recipe, teacher = _prepare_teacher(request, splits, preprocessing, device)
-    train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell)
+    train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell, request.workers)
     if not request.batch_is_asked:
         recipe = fit_batch(recipe, len(train_split), tell)
     loader = TrainLoader(
@@ -173,7 +173,7 @@ def _teacher_cache(
 
 
 def _prepare_splits(
-    splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress
+    splits: DataSplits, preprocessing: Preprocessing, recipe: Recipe, tell: Progress, workers: int | None
 ) -> tuple[Split, Split]:
     """Train and validation set in memory at the network's size, where they fit and the augmentation allows it."""
     prepared = []
@@ -183,7 +183,7 @@ def _prepare_splits(
             split, note = shrink_split(split, round(recipe.shrink * max(preprocessing.height, preprocessing.width)))
             tell({"kind": "note", "text": note})
         if recipe.augment == "shift-crop" or split is splits.validation:
-            split, bad = into_memory(split, preprocessing, max_bad_rate=splits.max_bad_rate)
+            split, bad = into_memory(split, preprocessing, max_bad_rate=splits.max_bad_rate, workers=workers)
         for problem in bad:
             tell({"kind": "note", "text": f"left out: {problem}"})
         prepared.append(split)

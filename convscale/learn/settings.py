@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from convscale.errors import UserError, nearest
+from convscale.learn.freeze import keep_statistics
 from convscale.learn.recipe import Recipe
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +72,7 @@ def choose_settings(net: nn.Module, recipe: Recipe, inputs: torch.Tensor, *, sec
     if len(candidates) == 1:
         return Settings(precision=candidates[0][0], layout=candidates[0][1])
     measured = tuple(
-        (precision, layout, _images_per_s(net, inputs, precision, layout, seconds_each))
+        (precision, layout, _images_per_s(net, inputs, precision, layout, seconds_each, keep=recipe.keep_statistics))
         for precision, layout in candidates
     )
     best = max(measured, key=lambda entry: entry[2])
@@ -101,8 +104,30 @@ def native_precisions(device: torch.device) -> list[str]:
     return ["fp32", "bf16"] if has_bf16 else ["fp32"]
 
 
-def _images_per_s(net: nn.Module, inputs: torch.Tensor, precision: str, layout: str, seconds: float) -> float:
+@contextmanager
+def told_of_lone_values() -> Iterator[None]:
+    """A forward pass in training: a norm that is left with one value per channel has nothing to be a statistic of.
+
+    Raises:
+        UserError: in the place of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch of 1 leaves a norm with one value per channel, where a map is 1 x 1; use batch_size 2 or more, a "
+            "larger image, or keep_statistics=true"
+        ) from error
+
+
+def _images_per_s(
+    net: nn.Module, inputs: torch.Tensor, precision: str, layout: str, seconds: float, *, keep: bool
+) -> float:
     trial = copy.deepcopy(net).train()
+    if keep:
+        keep_statistics(trial)
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     # pyright: ignore[reportCallIssue]
     trial, inputs = trial.to(memory_format=memory_format), inputs.to(memory_format=memory_format)
@@ -111,7 +136,10 @@ def _images_per_s(net: nn.Module, inputs: torch.Tensor, precision: str, layout: 
         if len(times) == 1:
             started = time.perf_counter()  # the first step pays for allocations
         before = time.perf_counter()
-        with torch.autocast(inputs.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST):
+        half = torch.autocast(
+            inputs.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
+        )
+        with half, told_of_lone_values():
             outputs = trial(inputs)
         outputs.float().square().mean().backward()
         if inputs.device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from PIL import Image
 
 from convscale.errors import UserError
 from convscale.images.check import check_data
+from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
+from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
+from convscale.learn.loader import readable
+from convscale.nn.net import create_model
+from tests.detect.sets import coco_set, small_detector, small_spec
 
 COLUMNS = 400
 
@@ -95,3 +101,64 @@ def test_the_rate_is_an_option(call, folder: Path, tmp_path: Path, command: str)
     code, _, err = call(command, *arguments, "--max-bad-rate", "2")
     assert (code, len(err.strip().splitlines())) == (2, 1), err
     assert "it must be a share from 0 to 1" in err
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    net = create_model(small_spec(), num_classes=2)
+    how = Preprocessing(image_size=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return save_checkpoint(tmp_path / "step-1", net, classes=("a", "b"), preprocessing=how)
+
+
+def test_what_was_trained_with_a_rate_is_evaluated_with_it(call, folder: Path, checkpoint: Path) -> None:
+    options = ("evaluate", checkpoint, "--data-dir", folder, "--split", "all", "-j", 0, "--json")
+    code, _, err = call(*options)
+    assert code == 2
+    assert "3 of 40" in err
+    code, out, err = call(*options, "--max-bad-rate", 0.08)
+    assert code == 0, err
+    assert json.loads(out)["n"] == 35  # two are cut off in their pixels
+    code, _, err = call(*options, "--max-bad-rate", 2)
+    assert (code, err.strip()) == (2, "convscale: max_bad_rate is 2.0; it must be a share from 0 to 1")
+
+
+def test_what_was_trained_with_a_rate_is_exported_with_it(
+    call, folder: Path, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*_: object, **options: Any) -> None:
+        raise UserError(f"{len(options['verify_labels'])} images of the test set")
+
+    monkeypatch.setattr("convscale.ship.export.export", export)
+    options = ("export", checkpoint, "--output", tmp_path / "art")
+    data, rate = ("--data-dir", folder), ("--max-bad-rate", 0.3)
+    code, _, err = call(*options, *data)
+    assert code == 2
+    assert "3 of 40 train images (7.5%) are unreadable" in err
+    code, _, err = call(*options, *data, *rate)
+    held = readable(open_dataset(folder, max_bad_rate=0.3).test, load_checkpoint(checkpoint).preprocessing)[0]
+    assert err.splitlines()[-1] == f"convscale: {len(held)} images of the test set"
+    code, _, err = call(*options, *rate)
+    assert (code, err.strip()) == (2, "convscale: --max-bad-rate is of the images of --data-dir; give both, or neither")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_detectors_pictures_may_be_as_bad_as_is_said(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    file = coco_set(tmp_path / "set", 12)
+    for number in (1, 2):
+        (tmp_path / "set" / "images" / f"{number}.png").unlink()
+    how = Preprocessing(image_size=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+    save_checkpoint(tmp_path / "step-1", small_detector(), classes=("red", "green"), preprocessing=how)
+
+    def stop(*_: object, **__: object) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr("convscale.detect.evaluate.evaluate_detector", stop)
+    monkeypatch.setattr("convscale.ship.export.export", stop)
+    output = ("--output", tmp_path / "art") if command == "export" else ()
+    options = (command, tmp_path / "step-1", "--data-dir", file, *output)
+    code, _, err = call(*options)
+    assert code == 2
+    assert "2 of 12 pictures can not be used, at most 1.0% may be" in err
+    assert call(*options, "--max-bad-rate", 0.2)[2].splitlines()[-1] == "convscale: enough"

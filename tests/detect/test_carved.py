@@ -67,7 +67,7 @@ def test_another_carved_set_than_that_of_training_is_said(
         found = []
         for split in ("test", None, "validation"):
             with pytest.raises(Stopped):
-                evaluate_boxes(loaded, file, file, split, 1, "cpu", 0, False)
+                evaluate_boxes(loaded, file, file, split, 1, "cpu", 0, False, [])
             text = " ".join(capsys.readouterr().err.split())
             found.append(text.count(f"so another {split or 'test'} set is carved"))
         with pytest.raises(Stopped):

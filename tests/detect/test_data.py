@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 import convscale as cs
+from convscale.detect.coco import find_coco
 from convscale.detect.data import turn_boxes
+from convscale.detect.faults import Faults
 from convscale.images.digest import data_digest
 from convscale.images.letterbox import fitted, into_square, letterbox, out_of_square
 from tests.detect.sets import coco_set
@@ -60,6 +62,56 @@ def test_cocos_boxes_and_ids_with_gaps(tmp_path: Path) -> None:
     notes = "\n".join(opened.notes)
     assert "1 boxes reached outside their picture and were cut" in notes
     assert "1 boxes are crowds" in notes
+
+
+@pytest.mark.parametrize(
+    ("files", "found", "told"),
+    [
+        (
+            ["annotations.json", "test.json", "train.json"],
+            {"test": "test.json", "train": "train.json"},
+            ["annotations.json is passed over: it names no split, and there is train.json for train"],
+        ),
+        (
+            ["annotations/instances_all.json", "annotations/instances_train2017.json", "val/_annotations.coco.json"],
+            {"train": "annotations/instances_train2017.json", "validation": "val/_annotations.coco.json"},
+            [
+                "annotations/instances_all.json is passed over: it names no split, and there is "
+                "annotations/instances_train2017.json for train"
+            ],
+        ),
+        (
+            ["instances_val2014.json", "instances_val2017.json", "some.json"],
+            {"validation": "instances_val2014.json", "train": "some.json"},
+            [
+                "instances_val2017.json is passed over: there is instances_val2014.json for validation",
+                "some.json names no split; it is the train set",
+            ],
+        ),
+        (
+            ["a.json", "b.json"],
+            {"train": "a.json"},
+            ["b.json is passed over: it names no split, and there is a.json for train"],
+        ),
+        (["boxes.json"], {"train": "boxes.json"}, []),
+    ],
+)
+def test_files_that_name_their_split_go_first_and_others_are_told(
+    tmp_path: Path, files: list[str], found: dict[str, str], told: list[str]
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"annotations": []}')
+    faults = Faults()
+    assert find_coco(tmp_path, faults) == {split: tmp_path / name for split, name in found.items()}
+    assert list(faults.notes()) == told
+
+
+def test_a_set_says_which_of_its_files_were_passed_over(tmp_path: Path) -> None:
+    file = coco_set(tmp_path)
+    file.with_name("train.json").write_text(file.read_text())
+    opened = cs.open_boxes(tmp_path)
+    assert opened.notes[0] == "all.json is passed over: it names no split, and there is train.json for train"
 
 
 def test_yolos_shares_become_pixels(tmp_path: Path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +18,14 @@ import torch
 
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
-from convscale.detect.loader import BoxLoader
+from convscale.detect.loader import BoxLoader, _Samples, _scale_jitter
+from convscale.detect.train import _whole_side
+from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
+from convscale.learn.distributed import Processes
+from convscale.learn.job import Job
 from convscale.learn.loader import TrainLoader
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -85,6 +93,55 @@ def test_a_stopped_run_goes_on_to_the_bit(run: TrainRun, data: BoxSplits, tmp_pa
     assert [row["train_loss"] for row in resumed.history] == [row["train_loss"] for row in run.history]
 
 
+def test_a_resumed_detector_is_the_one_that_was_begun(run: TrainRun, data: BoxSplits, tmp_path: Path) -> None:
+    assert run.output is not None
+    output = Path(shutil.copytree(run.output, tmp_path / "run"))
+    resumed = {"recipe": SHORT, "output": output, "workers": 0, "resume": True}
+    whole = cs.train_detector(small_spec(), data, **resumed)  # pyright: ignore
+    assert whole.preprocessing.width == 64
+    assert whole.net.detector_spec == run.net.detector_spec  # nobody asked for 64 px and a narrow neck again
+    for asked, said in (
+        ({"image_size": 96}, "image_size 64, not 96"),
+        ({"head": "retinanet"}, "head fcos, not retinanet"),
+        ({"detector": {"nms_threshold": 0.3}}, "nms_threshold 0.6, not 0.3"),
+        ({"detector": {"head_depth": 2}}, "head_depth 1, not 2"),
+    ):
+        with pytest.raises(cs.UserError, match=f"run was trained with {said}; a resumed run keeps it"):
+            cs.train_detector(small_spec(), data, **{**resumed, **asked})  # pyright: ignore
+    with pytest.raises(cs.UserError, match="was trained with image_size 64, not 96"):
+        cs.train_detector(small_detector(image_size=96), data, **resumed)  # pyright: ignore
+
+
+def test_validation_pictures_that_can_not_be_decoded_are_told(tmp_path: Path) -> None:
+    split = cs.open_boxes(coco_set(tmp_path)).train.subset(range(4), "validation")
+    events: list[Any] = []
+    trainer = DetectionTrainer.__new__(DetectionTrainer)
+    trainer.net, trainer.ema, trainer._told = small_detector(), None, set()
+    trainer.boxes, trainer.eval_batch = split, 2
+    trainer.job = cast(
+        Job,
+        SimpleNamespace(
+            processes=Processes(),
+            device=torch.device("cpu"),
+            preprocessing=SimpleNamespace(width=64),
+            settings=SimpleNamespace(precision="fp32"),
+            loader=SimpleNamespace(workers=0),
+            max_bad_rate=0.01,
+            progress=events.append,
+        ),
+    )
+    for count in (1, 2):
+        broken = Path(split.paths[count])
+        broken.write_bytes(broken.read_bytes()[:300])
+        if count == 1:
+            result = trainer._validate()
+            assert len(result.bad) == 1
+            assert str(broken) in result.bad[0]
+            assert events == [{"kind": "note", "text": f"left out: {result.bad[0]}"}]
+    with pytest.raises(cs.UserError, match=r"2 of 4 validation images \(50.0%\) can not be decoded"):
+        trainer._validate()
+
+
 def test_batches_depend_on_the_seed_alone(data: BoxSplits) -> None:
     def batches(workers: int, start: int = 0, seed: int = 0) -> list[torch.Tensor]:
         loader = BoxLoader(data.train, SHORT, image_size=64, fill=(1, 2, 3), seed=seed, workers=workers)
@@ -117,6 +174,27 @@ def test_augmented_boxes_stay_on_their_squares(data: BoxSplits) -> None:
     assert seen > 20
 
 
+@pytest.mark.parametrize("size", [(400, 2), (2, 400)])
+def test_a_long_picture_made_small_keeps_a_pixel(size: tuple[int, int]) -> None:
+    jitter = _scale_jitter(SHORT, 64, (0, 0, 0)).transforms[0]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert min(jitter(torch.zeros(3, *size, dtype=torch.uint8)).shape) == 1
+
+
+def test_what_makes_samples_can_be_sent_to_processes(data: BoxSplits) -> None:
+    samples = _Samples(data.train, SHORT, 64, (1, 2, 3), 0, 1)
+    samples.chunks = [[0, 1]]
+    sent = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(sent[0].images, samples[0].images)
+    assert all(map(torch.equal, (t["labels"] for t in sent[0].targets), (t["labels"] for t in samples[0].targets)))
+
+
+@pytest.mark.parametrize("name", ["detect-small", "detect-1x"])
+def test_the_recipes_of_detection_set_nothing_that_is_not_read(name: str) -> None:
+    assert _whole_side(get_recipe(name)) is None
+
+
 def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
     recipe = get_recipe("detect-1x")
     at = [lr_factor(recipe, epoch / 12, 12) for epoch in (1, 7.99, 8, 10.99, 11, 11.99)]
@@ -129,6 +207,10 @@ def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
         ({"augment": "resized-crop"}, "augment resized-crop knows no boxes"),
         ({"mixup": 0.2}, "progressive, mixup, cutmix and policy know no boxes"),
         ({"freeze_epochs": 1}, "freeze_epochs is 1; a detector has no classifier to train alone"),
+        ({"erase": 0.2}, "erase is 0.2, which does nothing for a detector; leave it out, or at 0.0"),
+        ({"grad_checkpointing": True}, "grad_checkpointing is True, which does nothing for a detector"),
+        ({"loss": "focal"}, "loss is focal, which does nothing for a detector; leave it out, or at cross-entropy"),
+        ({"distill_kl": 1.0}, "distill_kl is 1.0, which does nothing for a detector"),
         ({"schedule": "multistep", "decay_at": "11,8"}, "decay_at must be ascending epochs"),
         ({"scale_low": 2.0, "scale_high": 1.0}, "scale_low 2 is above scale_high 1"),
         ({"batch_size": 100}, "batch_size 100 is larger than the train set"),

@@ -19,6 +19,8 @@ from convscale.learn import checkpoint as module
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint
 from convscale.learn.record import reached
 from convscale.learn.tree import from_plain, to_plain
+from convscale.nn.net import create_model
+from tests.detect.sets import small_spec
 from tests.learn.nets import CLASSES, small_net
 
 PREPROCESSING = Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.25,), crop_pct=1.0)
@@ -56,6 +58,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert state["pairs"][0].item() == 2.5
     assert notes == []
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "catavgmax"])
+def test_a_network_is_built_with_its_own_pool(tmp_path: Path, pool: str) -> None:
+    net = create_model(small_spec(), num_classes=3, in_chans=1, global_pool=pool).eval()
+    place = save_checkpoint(tmp_path / "step-1", net, classes=CLASSES, preprocessing=PREPROCESSING)
+    told = json.loads((place / "checkpoint.json").read_text())
+    assert told.get("global_pool") == (None if pool == "avg" else pool)
+    x = torch.rand(2, 1, 64, 64)
+    assert torch.equal(load_checkpoint(place).net(x), net(x))
 
 
 def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:

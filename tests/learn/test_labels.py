@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, DataSplits
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.evaluate import best_temperatures, best_thresholds, binary_calibration_error
+from convscale.learn.inputs import network_inputs
+from convscale.learn.loader import Batch
 from convscale.learn.loss import asymmetric_loss, build_loss, focal_loss, partial_bce, two_way_loss, zlpr_loss
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -39,6 +43,28 @@ def test_focal_loss_is_torchvisions() -> None:
     logits, targets = some()
     expected = sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2, reduction="none").sum(1).mean()
     torch.testing.assert_close(focal_loss(logits, targets), expected)
+
+
+def test_unknown_labels_that_are_taken_as_absent_leave_mixed_ones_as_they_are() -> None:
+    labels = torch.tensor([[1.0, NAN], [NAN, 0.0]])
+    recipe = Recipe(name="x", mixup=1.0, loss="bce", partial="negative")
+    job: Any = SimpleNamespace(
+        recipe=recipe,
+        seed=0,
+        device=torch.device("cpu"),
+        settings=SimpleNamespace(layout="nchw"),
+        loader=SimpleNamespace(rank=0, split=SimpleNamespace(classes=("a", "b"))),
+        preprocessing=Preprocessing(image_size=4, channels=1, mean=(0.5,), std=(0.25,), crop_pct=1.0),
+    )
+    batch = Batch(images=torch.zeros(2, 4, 4, 1, dtype=torch.uint8), labels=labels, indices=torch.arange(2))
+    for step in range(4):
+        _, mixed = network_inputs(job, batch, 0, step)
+        share = mixed[0, 0].item()
+        assert 0 < share < 1
+        torch.testing.assert_close(mixed, torch.tensor([[share, 0], [1 - share, 0]]))
+    assert labels.isnan().sum() == 2  # the split's own
+    job.recipe = recipe.override({"partial": "ignore"})
+    assert network_inputs(job, batch, 0, 0)[1].isnan().all()
 
 
 def test_zlpr_by_hand() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ from convscale.conditions import Size, sides
 from convscale.errors import SystemTrouble, UserError, stop_if_system
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
-from convscale.images.splits import ArraySplit, FileSplit
+from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, mix_seed
 from convscale.learn.loader import Batch, EvalImages, TrainLoader, eval_batches, into_memory, measure_mean_std, readable
 from convscale.learn.recipe import Recipe
-from tests.learn.nets import halves
+from convscale.learn.train import train
+from convscale.learn.validate import Validation
+from tests.learn.nets import halves, halves_data, small_net
 
 FILES = Recipe(name="files", batch_size=4, augment="resized-crop")
 
@@ -232,6 +236,47 @@ def test_as_many_may_be_unreadable_as_is_said(folder: Path, monkeypatch: pytest.
     assert held.labels.tolist() == [int(label) for at, label in enumerate(split.labels) if at not in (3, 5, 6)]
     with pytest.raises(UserError, match=r"3 of 14 train images \(21.4%\) can not be decoded, at most 20.0% may be"):
         readable(split, plain, max_bad_rate=0.2)
+
+
+@pytest.mark.parametrize("workers", [None, 0, 3])
+def test_a_set_is_held_by_as_many_processes_as_are_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None
+) -> None:
+    split, seen = _train_split(folder), []
+    many, plain = split.subset([0, 1] * 128), Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def batches(samples: object, chunks: list[torch.Tensor], workers: int) -> Iterator[Batch]:
+        seen.append(workers)
+        some = torch.zeros(256, 16, 16, 3, dtype=torch.uint8)
+        yield Batch(images=some, labels=many.labels, indices=torch.arange(256))
+
+    monkeypatch.setattr("convscale.learn.loader._file_batches", batches)
+    monkeypatch.setattr("convscale.learn.loader.available_cores", lambda: 7)
+    into_memory(many, plain, workers=workers)
+    monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", 1)
+    readable(many, plain, workers=workers)
+    assert seen == [7 if workers is None else workers] * 2
+
+
+@pytest.mark.parametrize("workers", [None, 0, 3])
+def test_validation_is_decoded_by_as_many_processes_as_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None
+) -> None:
+    seen = list[tuple[str, int | None]]()
+
+    def validate(*_: object, **options: Any) -> Validation:
+        seen.append(("validate", options["workers"]))
+        return Validation(loss=1.0, top1=0.5)
+
+    def hold(split: Split, preprocessing: Preprocessing, **options: Any) -> tuple[Split, tuple[str, ...]]:
+        seen.append((split.split, options["workers"]))
+        return into_memory(split, preprocessing, **options)
+
+    monkeypatch.setattr("convscale.learn.loop.validate", validate)
+    monkeypatch.setattr("convscale.learn.prepare.into_memory", hold)
+    recipe = Recipe(name="x", epochs=1, batch_size=48, augment="shift-crop", precision="fp32", layout="nchw")
+    train(small_net(), halves_data(), recipe=recipe, workers=workers)
+    assert seen == [(name, workers) for name in ("train", "validation", "validate")]
 
 
 def test_a_worker_that_dies_ends_the_epoch_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from convscale.learn.loader import TrainLoader
 from convscale.learn.loss import build_loss, distillation_loss
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
+from convscale.learn.settings import told_of_lone_values
 from convscale.learn.train import train
 from convscale.learn.validate import validate
 from tests.learn.nets import halves_data, small_net
@@ -186,6 +187,21 @@ def test_a_run_tells_its_average_how_many_steps_it_took(monkeypatch: pytest.Monk
     recipe = Recipe(name="x", epochs=2, batch_size=32, ema_decay=0.9, ema_every=2, augment="none")
     train(small_net(), halves_data(), recipe=recipe.override({"precision": "fp32", "layout": "nchw"}))
     assert told == [2, 2, 2]
+
+
+@pytest.mark.parametrize("layout", ["nchw", "auto"])  # in the run itself, and where a layout is measured before it
+def test_a_batch_of_one_behind_a_pool_is_told_in_one_line(layout: str) -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 3))
+    recipe = Recipe(name="x", epochs=1, batch_size=1, augment="none", precision="fp32", layout=layout)
+    with pytest.raises(UserError, match=r"^a batch of 1 leaves a norm with one value per channel.*use batch_size 2"):
+        train(net, halves_data(2), recipe=recipe)
+    run = train(net, halves_data(2), recipe=recipe.override({"keep_statistics": True}))
+    assert len(run.history) == 1
+
+
+def test_other_errors_of_a_network_stay_as_they_are() -> None:
+    with pytest.raises(ValueError, match="of its own"), told_of_lone_values():
+        raise ValueError("of its own")
 
 
 def test_distillation_by_hand() -> None:

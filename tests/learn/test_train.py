@@ -148,13 +148,29 @@ def test_a_killed_run_joins_with_its_own_start(tmp_path: Path) -> None:
     assert _same_weights(whole, again)
 
 
-def test_the_best_between_start_and_end_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("results", "best", "notes"),
+    [
+        ((0.1, 0.9, 0.2), 0.5, ["better at 50% of the way from the start: 90.00%"]),
+        (
+            (0.1, 0.5, 0.9),
+            0.75,
+            [
+                "better at 50% of the way from the start: 50.00%",
+                "better at 75% of the way from the start: 90.00%",
+            ],
+        ),
+    ],
+)
+def test_the_best_between_start_and_end_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: tuple[float, ...], best: float, notes: list[str]
+) -> None:
     recipe = QUICK.override({"ema_decay": 0.0})
     start = {name: value.clone() for name, value in _net().state_dict().items()}
     end = train(_net(), halves_data(), recipe=recipe, output=tmp_path / "plain")
     last = load_checkpoint(max((tmp_path / "plain" / "checkpoints").glob("step-*")), net=small_net()).net.state_dict()
     # one result for each epoch, then 25, 50 and 75 % of the way
-    script = iter([*(0.1 for _ in end.history), 0.1, 0.9, 0.2])
+    script = iter([*(0.1 for _ in end.history), *results])
 
     def scripted(trainer: Trainer) -> Validation:
         return dataclasses.replace(validated(trainer), top1=next(script))
@@ -163,10 +179,11 @@ def test_the_best_between_start_and_end_is_kept(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Trainer, "_validate", scripted)
     run = train(_net(), halves_data(), recipe=recipe.override({"join_start": True}), output=tmp_path / "joined")
     assert run.best_metric == 0.9
-    assert [note for note in run.notes if "way" in note] == ["better at 50% of the way from the start: 90.00%"]
+    assert [note for note in run.notes if "way" in note] == notes
     kept = load_checkpoint(tmp_path / "joined", net=small_net()).net.state_dict()
     for name, value in run.net.state_dict().items():
-        expected = (start[name] + last[name]) / 2 if value.is_floating_point() else last[name]
+        floats = value.is_floating_point()
+        expected = (1 - best) * start[name] + best * last[name] if floats else last[name]
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
         assert torch.equal(value, kept[name]), "what is kept on disk"
 
