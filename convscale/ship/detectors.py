@@ -37,7 +37,7 @@ from convscale.ship.box_verification import BoxesWithheld, BoxVerification
 from convscale.ship.detector_card import detector_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer
 from convscale.ship.quantize import RANKING, quantize_file, rank_layers, routes_of, search_float_layers, spread
-from convscale.ship.request import FLOAT_FILE, ExportRequest, need_space, noise_images
+from convscale.ship.request import FLOAT_FILE, ExportRequest, need_space, noise_images, on_processor
 from convscale.ship.verify import passed_in
 
 SURE = 0.3
@@ -97,9 +97,7 @@ def export_detector(
     nms = OUTSIDE if request.format == "torch" else check_text("nms", request.nms, (INSIDE, OUTSIDE))
     names = _class_names(spec, request)
     preprocessing = _preprocessing(spec, request)
-    device = next(detector.parameters()).device
-    detector.cpu()
-    try:
+    with on_processor(detector):
         if spec.head == HEAD:
             check_two_stages(request.format, int8=calibration is not None or request.int8)
         graph = None if spec.head == HEAD else DetectorGraph(detector)
@@ -142,8 +140,6 @@ def export_detector(
             card = detector_card(record, names, preprocessing, checked.to_dict(), request.card or {})
             write_text(folder / CARD, card)
             seal(folder, record)
-    finally:
-        detector.to(device)
     return load_artifact(out_dir)
 
 

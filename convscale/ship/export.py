@@ -51,6 +51,7 @@ from convscale.ship.request import (
     check_form,
     class_labels,
     noise_images,
+    on_processor,
 )
 from convscale.ship.tune import Settings, first_look, in_turns, settings_of
 from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, passed_in, verify
@@ -202,12 +203,26 @@ def export_as(
         rival: the float form that an INT8 one of a stated route has to be faster than; None: that is looked at
             elsewhere.
     """
-    if is_detector(net):
-        from convscale.ship.detectors import export_detector  # slow to import
+    with on_processor(net):
+        if is_detector(net):
+            from convscale.ship.detectors import export_detector  # slow to import
 
-        return export_detector(as_module(net)[0], out_dir, request, check_form(request), overwrite=overwrite)
-    if request.int8 and request.int8_route is None:
-        return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
+            return export_detector(as_module(net)[0], out_dir, request, check_form(request), overwrite=overwrite)
+        if request.int8 and request.int8_route is None:
+            return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
+        return _export_form(net, out_dir, request, overwrite=overwrite, shared=shared, rival=rival)
+
+
+def _export_form(
+    net: Network,
+    out_dir: str | os.PathLike[str],
+    request: ExportRequest,
+    *,
+    overwrite: bool,
+    shared: Shared | None,
+    rival: Artifact | None,
+) -> Artifact:
+    """A classifier in float, or in INT8 of a stated route."""
     made = draft(net, request)
     module, preprocessing, record = made.module, made.preprocessing, made.record
     images = noise_images(preprocessing) if request.verify_images is None else request.verify_images
