@@ -155,7 +155,8 @@ def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: E
 
 def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: int) -> dict[str, object]:
     """What the artefact's record says, before its files are there."""
-    spec = getattr(module, "spec", None) if request.spec is None else request.spec
+    own = getattr(module, "spec", None)  # a user's module may call anything so
+    spec = (own if isinstance(own, NetSpec) else None) if request.spec is None else request.spec
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": name,
