@@ -136,7 +136,8 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
         else ()
     )
     if isinstance(net, Artifact):
-        streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
+        own = (net.runtime, net.threads or available_cores(), net.manifest.runtime.device)
+        streams = net.streams if (cond.runtime, cond.threads, cond.device.partition(":")[0]) == own else 1
         how = Opening(threads=cond.threads, device=cond.device, streams=streams, static=True)
         opened = {
             cond.batch_size: open_artifact(net, cond.runtime, dataclasses.replace(how, batch_size=cond.batch_size))
