@@ -64,8 +64,9 @@ class Artifact:
         self.baked = manifest.baked
         self.runtime = runtime or manifest.runtime.name
         self.threads = threads or manifest.runtime.threads
-        # The tuned number of streams belongs to the tuned runtime.
-        tuned = self.runtime == manifest.runtime.name and threads is None
+        # The tuned number of streams belongs to the tuned runtime and kind of device.
+        own = (manifest.runtime.name, manifest.runtime.device)
+        tuned = (self.runtime, device.partition(":")[0]) == own and threads is None
         self.cut = manifest.detection
         self.streams = manifest.runtime.streams or 1 if tuned else 1
         self.tuned = tuned and manifest.runtime.streams is not None

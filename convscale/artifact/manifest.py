@@ -39,6 +39,8 @@ class RunsIn:
     """Images per call; None: not tuned."""
     streams: int | None = None
     """Parts of a batch that run side by side; None: not tuned."""
+    device: str = "cpu"
+    """The kind of device that it was tuned on, ``cpu`` or ``cuda``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +108,7 @@ class Manifest(Mapping[str, Any]):
                 threads=_count("runtime.threads", runtime.get("threads")),
                 batch_size=_count("runtime.batch_size", runtime.get("batch_size"), MOST_WHOLE),
                 streams=_count("runtime.streams", runtime.get("streams")),
+                device=check_text("runtime.device", runtime.get("device", "cpu")),
             )
             detection = None if values.get("detection") is None else Cut.from_dict(values["detection"])
             promise = None if values.get("promise") is None else _promise_of(values["promise"])

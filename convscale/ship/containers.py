@@ -20,6 +20,8 @@ PACKAGES = (
 """What opens, runs and serves an artefact; nothing that trains."""
 MAY_LACK = ("simplejpeg", "onnxruntime")
 """Where there is no wheel, Pillow decodes; an OpenVINO file needs no ONNX Runtime."""
+BUILDS = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Other names under which a package is installed; the container serves on processors, and takes the plain one."""
 _DOCKERFILE = """# docker build -t {name} . && docker run -p 8000:8000 -e CONVSCALE_TOKEN=... {name}
 FROM python:{python}-slim
 
@@ -69,12 +71,22 @@ def requirements(artifact: Artifact) -> list[str]:
         wanted.remove(usual.library)
     lines: list[str] = []
     for package in wanted:
-        try:
-            lines.append(f"{package}=={version(package)}")
-        except PackageNotFoundError:
-            if package not in MAY_LACK:
-                raise UserError(
-                    f"--layout docker writes down what is installed here, and {package} is not; pip install "
-                    '"convscale[serve]"'
-                ) from None
+        found = _version(package)
+        if found is not None:
+            lines.append(f"{package}=={found}")
+        elif package not in MAY_LACK or package == own.library:
+            raise UserError(
+                f"--layout docker writes down what is installed here, and {package} is not; pip install "
+                '"convscale[serve]"'
+            )
     return lines
+
+
+def _version(package: str) -> str | None:
+    """Of a package, or of another build of the same."""
+    for name in (package, *BUILDS.get(package, ())):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

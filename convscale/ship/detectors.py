@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -36,8 +39,9 @@ from convscale.ship.box_metrics import Found, Truth, coco_metrics, matched
 from convscale.ship.box_verification import BoxesWithheld, BoxVerification
 from convscale.ship.detector_card import detector_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer
+from convscale.ship.pays import check_pays
 from convscale.ship.quantize import RANKING, quantize_file, rank_layers, routes_of, search_float_layers, spread
-from convscale.ship.request import FLOAT_FILE, ExportRequest, need_space, noise_images
+from convscale.ship.request import FLOAT_FILE, ExportRequest, need_space, noise_images, on_processor
 from convscale.ship.verify import passed_in
 
 SURE = 0.3
@@ -89,6 +93,7 @@ def export_detector(
         overwrite: replace an artefact of that name.
 
     Raises:
+        Slower: INT8 is slower than float here.
         UserError: bad input, or a detector that can not be written so.
         BoxesWithheld: the artefact does not say what the detector says.
     """
@@ -97,9 +102,7 @@ def export_detector(
     nms = OUTSIDE if request.format == "torch" else check_text("nms", request.nms, (INSIDE, OUTSIDE))
     names = _class_names(spec, request)
     preprocessing = _preprocessing(spec, request)
-    device = next(detector.parameters()).device
-    detector.cpu()
-    try:
+    with on_processor(detector):
         if spec.head == HEAD:
             check_two_stages(request.format, int8=calibration is not None or request.int8)
         graph = None if spec.head == HEAD else DetectorGraph(detector)
@@ -122,28 +125,28 @@ def export_detector(
             reference=trained_answers(detector, images),
         )
         record = _record(job, spec, len(names))
-        with staged_folder(out_dir, overwrite=overwrite) as folder:
+        with staged_folder(out_dir, overwrite=overwrite) as folder, ExitStack() as stack:
             need_space(folder, detector)
             write_json(folder / "classes.json", names)
             write_json(folder / "preprocessing.json", preprocessing.to_dict())
             manifest = Manifest.from_dict({**record, "files": {}}, folder)
             folded = _write(job, graph, folder)
-            int8 = None
+            int8 = rival = None
             if calibration is not None and folded is not None:
+                rival = _float_form(job, folder, record, stack)
                 int8 = _quantise(job, folded, folder, manifest, calibration)
             artifact = Artifact(folder, manifest)
             checked = _verify(job, artifact)
             if not checked.passed:
                 raise BoxesWithheld(f"artefact {Path(out_dir)} is withheld: {checked.reason}", checked)
-            if int8 is not None:
+            if int8 is not None and rival is not None:
+                check_pays(artifact, rival, out_dir)
                 passed = passed_in(artifact, lambda other: _verify(job, other).passed)
                 record["int8"] = {**int8, "passed_in": passed}
             write_json(folder / "verification.json", checked.to_dict())
             card = detector_card(record, names, preprocessing, checked.to_dict(), request.card or {})
             write_text(folder / CARD, card)
             seal(folder, record)
-    finally:
-        detector.to(device)
     return load_artifact(out_dir)
 
 
@@ -158,8 +161,19 @@ def _class_names(spec: DetectorSpec, request: ExportRequest) -> list[str]:
 def _preprocessing(spec: DetectorSpec, request: ExportRequest) -> Preprocessing:
     if request.image_size not in (None, spec.image_size):
         raise UserError(f"image_size is {request.image_size}; a detector's is its own, {spec.image_size}")
-    if request.thresholds is not None or request.strided_stem:
-        raise UserError("thresholds and strided_stem are for classifiers; leave them out")
+    no_form = {
+        "thresholds": request.thresholds is not None,
+        "temperatures": request.temperatures is not None,
+        "strided_stem": request.strided_stem,
+        "with_features": request.with_features,
+        "preprocessing": request.preprocessing is not None,
+        "promise": request.promise is not None,
+        "bf16": request.bf16,
+        "int8='qat'": request.int8 and request.qat,
+    }
+    for name, asked in no_form.items():
+        if asked:
+            raise UserError(f"{name} is for classifiers; a detector has none, leave it out")
     return Preprocessing(image_size=spec.image_size, channels=3, mean=spec.mean, std=spec.std, crop_pct=1.0)
 
 
@@ -262,6 +276,18 @@ def _finish(job: _Job, path: Path) -> None:
     if request.format == "openvino":
         write_ir(path, path.with_name("model.xml"), half=request.half)
         path.unlink()
+
+
+def _float_form(job: _Job, folder: Path, record: Mapping[str, object], stack: ExitStack) -> Artifact:
+    """The float network that an INT8 one has to be faster than, from ``FLOAT_FILE``; gone when the stack is left."""
+    place = Path(stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=".float.")))
+    for name in ("classes.json", "preprocessing.json"):
+        shutil.copyfile(folder / name, place / name)
+    shutil.copyfile(folder / FLOAT_FILE, place / MODEL_FILES["onnx"][0])
+    if job.cut.nms == INSIDE:
+        _suppress_inside(place / MODEL_FILES["onnx"][0], job)
+    plain = {**record, "format": "onnx", "precision": "fp32", "runtime": {"name": runtimes_of("onnx")[0]}, "files": {}}
+    return Artifact(place, Manifest.from_dict(plain, place))
 
 
 def _suppress_inside(path: Path, job: _Job) -> None:

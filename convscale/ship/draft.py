@@ -32,7 +32,7 @@ from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
 from convscale.runtimes.base import runtimes_of
 from convscale.ship.layers import Layer
-from convscale.ship.request import FLOAT_FILE, ExportRequest, Images, check_form, need_space, noise_images
+from convscale.ship.request import FLOAT_FILE, ExportRequest, Images, check_form, need_space, noise_images, on_processor
 from convscale.ship.verify import reference_logits
 
 OUTPUTS = {False: ("logits",), True: ("probabilities", "logits")}
@@ -97,15 +97,12 @@ class Draft:
 
     def write(self, folder: Path, shared: Shared) -> Artifact:
         """The folder's files without a check; for INT8 the float network it will be made from."""
-        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         need_space(folder, self.module)
         write_json(folder / "classes.json", self.classes)
         write_json(folder / "preprocessing.json", self.preprocessing.to_dict())
         manifest = Manifest.from_dict({**self.record, "files": {}}, folder)
-        try:
-            write_model(self.module.cpu(), self.example, folder, manifest, self.preprocessing, shared)
-        finally:
-            self.module.to(device)
+        with on_processor(self.module):
+            write_model(self.module, self.example, folder, manifest, self.preprocessing, shared)
         return Artifact(folder, manifest)
 
 
@@ -158,7 +155,8 @@ def _class_names(module: nn.Module, name: str, example: torch.Tensor, request: E
 
 def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: int) -> dict[str, object]:
     """What the artefact's record says, before its files are there."""
-    spec = getattr(module, "spec", None) if request.spec is None else request.spec
+    own = getattr(module, "spec", None)  # a user's module may call anything so
+    spec = (own if isinstance(own, NetSpec) else None) if request.spec is None else request.spec
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": name,

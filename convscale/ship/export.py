@@ -33,6 +33,7 @@ from convscale.ship.box_metrics import Truth
 from convscale.ship.card import model_card
 from convscale.ship.draft import Draft, Shared, draft, write_model
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
+from convscale.ship.pays import PAYS_BATCH, check_pays, slower
 from convscale.ship.qat import fine_tune
 from convscale.ship.quantize import (
     RANKING,
@@ -51,19 +52,13 @@ from convscale.ship.request import (
     check_form,
     class_labels,
     noise_images,
+    on_processor,
 )
-from convscale.ship.tune import Settings, first_look, in_turns, settings_of
+from convscale.ship.tune import Settings, first_look
 from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, passed_in, verify
-from convscale.words import exact
 
-PAYS_BATCH = 8
-"""Images per call where a single INT8 form is timed against float."""
 HOPELESS = 1.1
 """An INT8 form that costs so many times what float costs at first sight is not looked at again."""
-
-
-class Slower(UserError):
-    """INT8 is slower than float, so it is not written."""
 
 
 def export(
@@ -202,12 +197,26 @@ def export_as(
         rival: the float form that an INT8 one of a stated route has to be faster than; None: that is looked at
             elsewhere.
     """
-    if is_detector(net):
-        from convscale.ship.detectors import export_detector  # slow to import
+    with on_processor(net):
+        if is_detector(net):
+            from convscale.ship.detectors import export_detector  # slow to import
 
-        return export_detector(as_module(net)[0], out_dir, request, check_form(request), overwrite=overwrite)
-    if request.int8 and request.int8_route is None:
-        return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
+            return export_detector(as_module(net)[0], out_dir, request, check_form(request), overwrite=overwrite)
+        if request.int8 and request.int8_route is None:
+            return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
+        return _export_form(net, out_dir, request, overwrite=overwrite, shared=shared, rival=rival)
+
+
+def _export_form(
+    net: Network,
+    out_dir: str | os.PathLike[str],
+    request: ExportRequest,
+    *,
+    overwrite: bool,
+    shared: Shared | None,
+    rival: Artifact | None,
+) -> Artifact:
+    """A classifier in float, or in INT8 of a stated route."""
     made = draft(net, request)
     module, preprocessing, record = made.module, made.preprocessing, made.record
     images = noise_images(preprocessing) if request.verify_images is None else request.verify_images
@@ -232,7 +241,7 @@ def export_as(
         if not checked.passed:
             raise withheld(out_dir, checked)
         if rival is not None:
-            _check_pays(artifact, rival, out_dir)
+            check_pays(artifact, rival, out_dir)
         if int8 is not None:
             passed = passed_in(artifact, lambda other: gate(other, find_drift=False).passed)
             record["int8"] = {**int8, "passed_in": passed}
@@ -304,7 +313,7 @@ def _export_int8(
         floats = seconds.pop("float")
         for route in sorted(seconds, key=lambda route: seconds[route]):
             if seconds[route] > HOPELESS * floats:
-                reasons.append(_slower(out_dir, how, 1 / seconds[route], 1 / floats))
+                reasons.append(slower(out_dir, how, 1 / seconds[route], 1 / floats))
                 continue
             try:
                 one = replace(request, int8_route=route)
@@ -321,25 +330,6 @@ def _export_int8(
         else:
             raise min(reasons, key=lambda reason: not isinstance(reason, Withheld))
     return load_artifact(out_dir)
-
-
-def _check_pays(artifact: Artifact, rival: Artifact, out_dir: str | os.PathLike[str]) -> None:
-    """
-    Raises:
-        Slower: an INT8 artefact is slower than its float form.
-    """
-    how = replace(settings_of(artifact), batch_size=PAYS_BATCH, streams=1)
-    ours, floats = in_turns([(artifact, how), (rival, how)])
-    if ours.latency_s > floats.latency_s:
-        raise _slower(out_dir, how, ours.images_per_s, floats.images_per_s)
-
-
-def _slower(out_dir: str | os.PathLike[str], how: Settings, ours: float, floats: float) -> Slower:
-    return Slower(
-        f"artefact {Path(out_dir).name} is not written in INT8, which is slower than float here: {exact(ours)} against "
-        f"{exact(floats)} images/s in {how.runtime} (batch {how.batch_size}, {how.threads} threads); leave int8 out or "
-        "try another format"
-    )
 
 
 def withheld(out_dir: str | os.PathLike[str], checked: Verification) -> Withheld:

@@ -25,7 +25,7 @@ from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.draft import Shared
 from convscale.ship.export import export_as, sketch, wants_qat
 from convscale.ship.quantize import routes_of
-from convscale.ship.request import ExportRequest, no_bf16
+from convscale.ship.request import ExportRequest, no_bf16, on_processor
 from convscale.ship.tune import (
     BATCH_SIZES,
     Settings,
@@ -232,7 +232,9 @@ def form_names(
         elif (form.bf16 and bf16 and has_bf16) or (form.format == "torch" and torch):
             wanted.append(name)
     module, _ = as_module(net)
-    if has_deep_stem(module, example_input(module, image_size)):
+    with on_processor(module):
+        is_deep = has_deep_stem(module, example_input(module, image_size))
+    if is_deep:
         best = "openvino" if "openvino-int8" in wanted else "onnx"
         wanted += [f"{name}-strided" for name in wanted if FORMS[name].int8 is None or FORMS[name].format == best]
     return [name for name in FORMS if name in wanted]
@@ -272,7 +274,7 @@ def export_forms(
     place = Path(folder)
     request = ExportRequest(**keywords)
     forms: Forms = {}
-    with tempfile.TemporaryDirectory(dir=place, prefix=".shared.") as common:
+    with on_processor(net), tempfile.TemporaryDirectory(dir=place, prefix=".shared.") as common:
         shared = Shared(folder=Path(common))
         usual = forms[FLOAT] = export_as(net, place / FLOAT, FORMS[FLOAT].of(request), shared=shared)
         others = [name for name in names if name != FLOAT]

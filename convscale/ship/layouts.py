@@ -284,7 +284,7 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
     )
     write_text(model / "config.pbtxt", text)
     _write_sample(artifact, model / "reference", sample, outputs)
-    write_text(model / "reference" / "check.py", check_script(name, source, outputs))
+    write_text(model / "reference" / "check.py", check_script(name, source, outputs, artifact.precision))
     write_text(folder / "kserve.yaml", kserve_text(name, "triton", threads))
     return check_file(path, artifact, sample)
 
@@ -304,7 +304,7 @@ def _write_ovms(artifact: Artifact, name: str, folder: Path, sample: Sample) -> 
     write_json(folder / "config.json", config)
     _write_labels(artifact, folder / name / "labels.txt")
     _write_sample(artifact, folder / name / "reference", sample, outputs)
-    write_text(folder / name / "reference" / "check.py", check_script(name, source, outputs))
+    write_text(folder / name / "reference" / "check.py", check_script(name, source, outputs, artifact.precision))
     write_text(folder / "kserve.yaml", kserve_text(name, "ovms", threads))
     return check_file(path, artifact, sample)
 

@@ -62,7 +62,8 @@ class ClassifyShards:
                     workers=self.threads,
                 )
             )
-            self.rows.write(str(file), rows, several=self.artifact.thresholds is not None)
+            several, boxes = self.artifact.thresholds is not None, self.artifact.is_detector
+            self.rows.write(str(file), rows, several=several, boxes=boxes)
             counts.append(len(rows))
             errors.append(sum(bool(row.error) for row in rows))
         return {"file": list(batch["file"]), "images": counts, "errors": errors}

@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from convscale.artifact.reference import TOLERANCE
+
 DELAY_US = 5_000
 """How long Triton lets less than a batch wait."""
+LEAST_TOLERANCE = 0.01
+"""Relative difference of an output that the script of a repository allows in any precision: logits are no
+probabilities."""
 _TEMPLATE = '''"""Ask a server for the reference images, and compare with the answers that lie here.
 
     python check.py 127.0.0.1:8000
@@ -33,7 +38,7 @@ for name in @OUTPUTS@:
     right = np.load(here / f"{name}.npy")
     worst = np.abs(result.as_numpy(name) - right).max() / max(1.0, np.abs(right).max())
     print(f"{name}: relative difference {worst:.1e}")
-    if not worst <= 0.01:
+    if not worst <= @TOLERANCE@:
         sys.exit(f"{name} differs from the reference")
 '''
 
@@ -210,9 +215,12 @@ spec:
     )
 
 
-def check_script(name: str, source: Port, outputs: Sequence[Port]) -> str:
-    """A script that asks a server for the reference images."""
+def check_script(name: str, source: Port, outputs: Sequence[Port], precision: str) -> str:
+    """A script that asks a server for the reference images, and allows what an artefact of that precision may differ by
+    on another processor.
+    """
     values = {
+        "TOLERANCE": max(LEAST_TOLERANCE, TOLERANCE.get(precision, max(TOLERANCE.values()))),
         "NAME": name,
         "INPUT": source.name,
         "DATATYPE": source.datatype,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
 from convscale.images.preprocess import Preprocessing
+from convscale.networks.foreign import Foreign
 from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
 from convscale.ship.box_metrics import Truth
 from convscale.ship.qat import check_tunable
@@ -139,6 +141,25 @@ def no_bf16(format: str) -> str:
     if not usual[format].native("bf16"):
         return "this processor has no bf16 instructions: emulated it is slower than fp32; leave bf16 out"
     return ""
+
+
+@contextmanager
+def on_processor(net: object) -> Iterator[None]:
+    """A network in the processor's memory, and back where it was afterwards; a name or a spec is built there anyhow.
+
+    An artefact is captured, ranked and compared there: images lie there, and a GPU's TensorFloat-32 is no reference.
+    """
+    module = net.module if isinstance(net, Foreign) else net
+    held = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    device = next((tensor.device for tensor in held if tensor.device.type != "cpu"), None)
+    if not isinstance(module, nn.Module) or device is None:
+        yield
+        return
+    try:
+        module.cpu()
+        yield
+    finally:
+        module.to(device)
 
 
 def need_space(folder: Path, module: nn.Module) -> None:

@@ -130,9 +130,9 @@ class Rows:
             else:
                 (Path(self.place) / name).unlink(missing_ok=True)
 
-    def write(self, name: str, rows: Sequence[Row], *, several: bool) -> None:
-        """A shard's file, whole or not at all."""
-        data = _packed(rows, several) if name.endswith(".parquet") else _lines(rows, several)
+    def write(self, name: str, rows: Sequence[Row], *, several: bool, boxes: bool = False) -> None:
+        """A shard's file, whole or not at all; of several labels for an image, or of a detector's boxes."""
+        data = _packed(rows, several, boxes) if name.endswith(".parquet") else _lines(rows, several)
         if self._files is not None:
             self._files.makedirs(self._root, exist_ok=True)
             with self._files.open(f"{self._root}/{name}", "wb") as file:  # there once it is closed
@@ -146,8 +146,10 @@ def _lines(rows: Sequence[Row], several: bool) -> bytes:
     return "".join(json.dumps(row_values(row, several)) + "\n" for row in rows).encode("utf-8", "surrogateescape")
 
 
-def _packed(rows: Sequence[Row], several: bool) -> bytes:
-    """Columns ``path``, ``classes``, ``probabilities``, ``error``, and for several labels ``labels``."""
+def _packed(rows: Sequence[Row], several: bool, boxes: bool) -> bytes:
+    """Columns ``path``, ``classes``, ``probabilities``, ``error``; for several labels ``labels``; of a detector
+    ``boxes``, for each of ``classes`` x1, y1, x2, y2.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -159,6 +161,9 @@ def _packed(rows: Sequence[Row], several: bool) -> bytes:
     }
     if several:
         columns["labels"] = pa.array([list(row.labels or ()) for row in rows], pa.list_(pa.string()))
+    if boxes:
+        sides = [[list(box) for box in row.boxes or ()] for row in rows]
+        columns["boxes"] = pa.array(sides, pa.list_(pa.list_(pa.float64())))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue().to_pybytes()

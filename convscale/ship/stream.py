@@ -275,12 +275,7 @@ def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _decode(path: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """uint8 (H, W, C) in the artefact's size."""
-    if _URL.match(path):
-        data = read_url(path)
-        image = decode_image(data, name=path, channels=preprocessing.channels, max_pixels=max_pixels)
-    else:
-        image = read_image(path, channels=preprocessing.channels, max_pixels=max_pixels)
-    return preprocessing.resize(image)
+    return preprocessing.resize(_image(path, preprocessing.channels, max_pixels))
 
 
 def read_url(path: str) -> bytearray:
@@ -308,8 +303,14 @@ def read_url(path: str) -> bytearray:
 
 def _decode_square(path: str, preprocessing: Preprocessing, max_pixels: int) -> Square:
     """A picture fitted into a detector's square."""
-    image = read_image(path, channels=3, max_pixels=max_pixels)
-    return square_of(image, preprocessing.width, preprocessing.mean)
+    return square_of(_image(path, 3, max_pixels), preprocessing.width, preprocessing.mean)
+
+
+def _image(path: str, channels: int, max_pixels: int) -> np.ndarray:
+    """A decoded picture, here or behind one of fsspec's paths."""
+    if _URL.match(path):
+        return decode_image(read_url(path), name=path, channels=channels, max_pixels=max_pixels)
+    return read_image(path, channels=channels, max_pixels=max_pixels)
 
 
 def _result(path: str, future: Future[np.ndarray | Square]) -> tuple[str, np.ndarray | Square | str]:

@@ -185,16 +185,27 @@ def tune(
         trials=tuple(trials),
         best=best,
         usual=usual_again,
-        environment=Environment.here(artifact.device),
+        environment=_environment(artifact.device),
         failed=failed | {name: why for name, why in unheld.items() if name in usable},
     )
     if save:
         s = found.best.settings
         runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
+        runtime["device"] = artifact.device.partition(":")[0]
         computed = artifact.computed_in(s.runtime)  # here, whatever the file is in
         artifact.keep(runtime=runtime, tuning={**found.to_dict(), "precision": computed})
         state_fact(artifact, "speed", describe(found, artifact.image_size))
     return found
+
+
+def _environment(device: str) -> Environment:
+    """The machine with a device's name; what only runs artefacts has no PyTorch to ask for a card's."""
+    here = Environment.here("cpu")
+    if device == "cpu":
+        return here
+    from convscale.ship.confirm import card_name
+
+    return dataclasses.replace(here, device_name=card_name(device))
 
 
 def not_passed(artifact: Artifact, runtime: str) -> str:

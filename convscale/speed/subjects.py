@@ -136,11 +136,21 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
         else ()
     )
     if isinstance(net, Artifact):
-        streams = net.streams if (cond.runtime, cond.threads) == (net.runtime, net.threads or available_cores()) else 1
-        how = Opening(
-            threads=cond.threads, device=cond.device, streams=streams, batch_size=cond.batch_size, static=True
-        )
-        runner = open_artifact(net, cond.runtime, how)
+        own = (net.runtime, net.threads or available_cores(), net.manifest.runtime.device)
+        streams = net.streams if (cond.runtime, cond.threads, cond.device.partition(":")[0]) == own else 1
+        how = Opening(threads=cond.threads, device=cond.device, streams=streams, static=True)
+        opened = {
+            cond.batch_size: open_artifact(net, cond.runtime, dataclasses.replace(how, batch_size=cond.batch_size))
+        }
+
+        def runner_for(size: int) -> Runner:
+            """One at a time: large networks would fill the memory."""
+            key = size if runtime_of(cond.runtime).knows_batch else cond.batch_size
+            if key not in opened:
+                opened.clear()
+                opened[key] = open_artifact(net, cond.runtime, dataclasses.replace(how, batch_size=key))
+            return opened[key]
+
         shape = (*sides(net.image_size), net.preprocessing.channels)
 
         def pixels(batch_size: int) -> Any:
@@ -149,9 +159,11 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
         notes = (*notes, *net.fallbacks(cond.runtime))
         notes = (*notes, f"{streams} streams share the threads") if streams > 1 else notes
         name = net.manifest.model
-        return Subject(
-            name=name, cond=cond, open_call=lambda size: _inference(runner, pixels(size), cond.device), notes=notes
-        )
+
+        def timed(size: int) -> tuple[Callable[[], object], Stopwatch]:
+            return _inference(runner_for(size), pixels(size), cond.device)
+
+        return Subject(name=name, cond=cond, open_call=timed, notes=notes)
     # A name with a tag of weights is timed untrained: speed does not depend on them, and nothing is downloaded.
     named = find(net) if isinstance(net, str) else net
     module, name = as_module(named, fused=cond.mode == "infer")

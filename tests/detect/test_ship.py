@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 import convscale as cs
 from convscale.artifact.artifact import Artifact
+from convscale.artifact.promise import Promise
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.ship import squares
 from convscale.images.letterbox import fill_of, letterbox, out_of_square
@@ -23,6 +25,9 @@ from convscale.nn.detectors import Detector
 from convscale.ship import detectors
 from convscale.ship.box_metrics import Found, matched
 from convscale.ship.detectors import BoxesWithheld
+from convscale.ship.pays import Slower
+from convscale.ship.request import ExportRequest
+from convscale.ship.tune import Settings, Trial
 from tests.detect.sets import CLASSES, coco_set, small_detector
 
 
@@ -241,6 +246,24 @@ def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact,
         cs.export(detector, tmp_path / "art", image_size=96)
     with pytest.raises(cs.UserError, match="names 3 classes, the detector has 2"):
         cs.export(detector, tmp_path / "art", classes=["a", "b", "c"])
+    promise = Promise(
+        device="cpu", runtime="onnxruntime", precision="fp32", batch_size=1, image_size=64, images_per_s=9.0, low=8.0,
+        high=10.0,
+    )  # fmt: skip
+    for name, value in {
+        "thresholds": [0.5, 0.5],
+        "temperatures": [1.0, 1.0],
+        "strided_stem": True,
+        "with_features": True,
+        "preprocessing": artifact.preprocessing,
+        "promise": promise,
+    }.items():
+        with pytest.raises(cs.UserError, match=f"^{name} is for classifiers; a detector has none, leave it out$"):
+            cs.export(detector, tmp_path / "art", **{name: value})  # pyright: ignore[reportArgumentType]
+    for request in (ExportRequest(bf16=True, format="openvino"), ExportRequest(int8=True, qat=True)):
+        with pytest.raises(cs.UserError, match=r"^(bf16|int8='qat') is for classifiers; a detector has none"):
+            detectors.export_detector(detector, tmp_path / "art", request, None)
+    assert not (tmp_path / "art").exists()
     with pytest.raises(cs.UserError, match="it gives boxes, not logits"):
         artifact.logits(np.zeros((1, 64, 64, 3), np.uint8))
     with pytest.raises(cs.UserError, match="is a detector's, which gives boxes alone; explain its checkpoint"):
@@ -265,12 +288,49 @@ def test_int8_boxes_are_checked_in_each_runtime_too(
     monkeypatch.setattr(
         detectors, "_write", lambda job, graph, folder: shutil.copy(artifact.model_path, folder / "model.onnx")
     )
+    monkeypatch.setattr(detectors, "_float_form", lambda *_: artifact)
+    monkeypatch.setattr(detectors, "check_pays", lambda *_: None)
     monkeypatch.setattr(detectors, "_quantise", lambda *_: said)
     monkeypatch.setattr(detectors, "_verify", verify)
     noise = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
     made = cs.export(detector, tmp_path / "art", int8=True, calibration_images=noise)
     assert asked == ["onnxruntime", "openvino"]
     assert made.checked_in == (("onnxruntime", "openvino") if passes else ("onnxruntime",))
+
+
+@pytest.mark.parametrize("nms", ["inside", "outside"])
+def test_int8_that_is_slower_than_float_is_not_written(
+    nms: str, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantising is left out: the float file stands for the 8-bit one."""
+    rivals: list[tuple[str, str, str]] = []
+    some = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+    def quantise(job: object, folded: object, folder: Path, *_: object) -> dict[str, object]:
+        (folder / "float.onnx").rename(folder / "model.onnx")
+        return {}
+
+    def in_turns(pairs: list[tuple[Artifact, Settings]]) -> list[Trial]:
+        (_, how), (rival, same) = pairs
+        assert how == same
+        said = detectors.verify_boxes(detector, rival, some, batch_sizes=(1,))
+        rivals.append((said.reason.partition(",")[0], rival.precision, how.runtime))
+        return [Trial(settings=how, times_s=(seconds,)) for seconds in (2.0, 1.0)]
+
+    passing = detectors.BoxVerification(
+        n=9, images="given", batch_sizes=(1,), boxes=5, sure=0.3, least_iou=0.5, found_again=1.0, made_up=0.0,
+        max_score=0.0, precision="int8", max_drop=0.5, passed=True,
+    )  # fmt: skip
+    monkeypatch.setattr(detectors, "_quantise", quantise)
+    monkeypatch.setattr(detectors, "_verify", lambda *_: passing)
+    monkeypatch.setattr("convscale.ship.pays.in_turns", in_turns)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+    with pytest.raises(Slower, match=r"slower than float here: 4 against 8 images/s in onnxruntime \(batch 8"):
+        cs.export(detector, tmp_path / "art", int8=True, calibration_images=noise, nms=nms)
+    ((said, precision, runtime),) = rivals
+    assert (precision, runtime) == ("fp32", "onnxruntime")
+    assert re.match(r"100\.00 % of \d+ boxes", said)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

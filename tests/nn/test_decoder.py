@@ -147,7 +147,7 @@ def test_it_ships_in_float_and_in_8_bits(tmp_path: Path, monkeypatch: pytest.Mon
     np.testing.assert_allclose(plain.logits(images), expected, atol=1e-4)
     # What so small a network takes is chance: INT8 pays.
     monkeypatch.setattr("convscale.ship.export.first_look", lambda artifact, settings: 1.0)
-    monkeypatch.setattr("convscale.ship.export._check_pays", lambda *rivals: None)
+    monkeypatch.setattr("convscale.ship.export.check_pays", lambda *rivals: None)
     small = cs.export(net, tmp_path / "int8", int8=True, calibration_images=images, max_drop=30, **how)
     assert small.precision == "int8"
     assert np.corrcoef(small.logits(images).ravel(), expected.ravel())[0, 1] > 0.95

@@ -1,6 +1,7 @@
 """fit from released weights: files that stand in for them (random, named by tag), and pictures in class folders."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import convscale as cs
 from convscale.machine import Environment
 from convscale.pipeline.run import fit
+from convscale.runtimes.onnxruntime import BoundOnnxRunner, OnnxRuntime
 from convscale.speed.records import Record, append_record
 
 TAGS = ("mobilenetv2_050.lamb_in1k", "resnet18.a1_in1k")
@@ -167,6 +169,26 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
     card = (made.output / "artifact" / "README.md").read_text()
     assert "Predicted for l4, not measured: " in card
     assert "compiled, amp, nchw, batch 64, 64 px, model only. Asked for were 1,000 images/s" in card
+    _confirm_by_stand_ins(made.output / "artifact", monkeypatch)
+
+
+def _confirm_by_stand_ins(artifact, monkeypatch):
+    """What fit ships is confirmed: on the processor in the card's place."""
+
+    class ProcessorAsCard(BoundOnnxRunner):
+        place = "cpu"
+
+    monkeypatch.setattr("convscale.ship.confirm.card_name", lambda device: "NVIDIA L4")
+    monkeypatch.setattr(
+        OnnxRuntime, "open", lambda self, source, how: ProcessorAsCard(source, replace(how, device="cpu"))
+    )
+    found = cs.confirm(artifact, min_seconds=0.02)
+    asked = found.measurement.conditions
+    assert (asked.device, asked.runtime, asked.batch_size) == ("cuda", "onnxruntime", 64)
+    assert found.notes == (
+        "promised in compiled, measured in onnxruntime",
+        "promised in amp, the artefact is in fp32",
+    )
 
 
 def row_on_the_card(model: str, images_per_s: float) -> Record:

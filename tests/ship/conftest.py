@@ -16,7 +16,7 @@ from convscale.ship.export import export
 def all_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """All forms look equally fast, and INT8 pays: what a test's tiny network takes is chance."""
     monkeypatch.setattr("convscale.ship.export.first_look", lambda artifact, settings: 1.0)
-    monkeypatch.setattr("convscale.ship.export._check_pays", lambda *rivals: None)
+    monkeypatch.setattr("convscale.ship.export.check_pays", lambda *rivals: None)
     monkeypatch.setattr("convscale.ship.forms.Search.first_look", lambda search, artifact: 1.0)
 
 

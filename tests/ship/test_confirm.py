@@ -182,10 +182,15 @@ def test_another_device(
         confirm(folder, device)
 
 
-def test_a_promise_in_a_runtime_that_can_not_run_the_artefact(folder: Path) -> None:
-    write_promise(folder, replace(PROMISE, runtime="eager"))
-    with pytest.raises(UserError, match="format onnx runs in onnxruntime"):
-        confirm(folder, "cpu")
+@pytest.mark.parametrize("runtime", ["eager", "tensorrt"])
+def test_a_promise_in_a_runtime_that_can_not_run_the_artefact_is_measured_in_its_own(
+    folder: Path, runtime: str
+) -> None:
+    write_promise(folder, replace(PROMISE, runtime=runtime))
+    found = confirm(folder, "cpu", min_seconds=0.02)
+    assert (found.measurement.conditions.runtime, found.measurement.conditions.batch_size) == ("onnxruntime", 4)
+    assert found.notes == (f"promised in {runtime}, measured in onnxruntime",)
+    assert confirm(load_artifact(folder, runtime="openvino"), "cpu", min_seconds=0.02).notes == found.notes
 
 
 class ProcessorAsCard(BoundOnnxRunner):
@@ -195,8 +200,9 @@ class ProcessorAsCard(BoundOnnxRunner):
 
 
 def test_a_gpu_by_stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """ONNX Runtime's bound arrays on the processor in the place of a card's."""
-    write_promise(folder, replace(PROMISE, device="l4", precision="amp", layout="nhwc", threads=None))
+    """ONNX Runtime's bound arrays on the processor in the place of a card's; promised as ``fit --device l4`` does."""
+    promise = replace(PROMISE, device="l4", runtime="compiled", precision="amp", layout="nhwc", threads=None)
+    write_promise(folder, promise)
     monkeypatch.setattr(module, "card_name", lambda device: "NVIDIA L4")
     opened: list[Opening] = []
 
@@ -210,6 +216,7 @@ def test_a_gpu_by_stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert found.measurement.environment.device_name == "NVIDIA L4"
     assert found.measurement.conditions.device == "cuda"
     assert found.notes == (
+        "promised in compiled, measured in onnxruntime",
         "promised in amp, the artefact is in fp32",
         "promised in nhwc; onnxruntime lays out memory itself",
     )

@@ -227,3 +227,10 @@ def test_runtimes_are_interchangeable(onnx_art: Artifact, tiny: nn.Module, image
     other = load_artifact(onnx_art.folder, runtime="openvino", threads=1)
     assert np.allclose(other(images), softmax(expected(tiny, images)), atol=1e-6)
     assert other.manifest == json.loads((onnx_art.folder / "artifact.json").read_text())
+
+
+@pytest.mark.parametrize("own", ["a word", object(), {"kind": "mine"}, torch.zeros(2)])
+def test_a_user_s_own_attribute_is_no_spec(tmp_path: Path, own: object) -> None:
+    net = Tiny()
+    net.spec = own  # pyright: ignore[reportAttributeAccessIssue]
+    assert export(net, tmp_path / "a").manifest["spec"] is None

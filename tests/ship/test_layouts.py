@@ -9,7 +9,8 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
-from importlib.metadata import version
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,9 @@ import yaml
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import seal
 from convscale.errors import UserError
+from convscale.ship import containers
 from convscale.ship.layouts import write_layout
+from convscale.ship.repository import Port, check_script
 from tests.serve.conftest import as_detector
 
 COLUMNS = 200
@@ -85,6 +88,29 @@ def test_what_lies_there_gives_the_reference_answers(tuned: Artifact, tmp_path: 
     assert exp / exp.sum(1, keepdims=True) == pytest.approx(np.array(answers["probabilities"]), abs=1e-5)
     assert answers["labels"] == [tuned.classes[i] for i in logits.argmax(1)]
     compile((model / "reference" / "check.py").read_text(), "check.py", "exec")
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 0.01), ("fp16", 0.01), ("int8", 0.1), ("bf16", 0.1)])
+def test_the_script_allows_what_a_precision_may_differ_by(precision: str, allowed: float) -> None:
+    port = Port(name="images", datatype="FP32", shape=(3, 8, 8))
+    text = check_script("m", port, [replace(port, name="logits")], precision)
+    assert f"    if not worst <= {allowed}:\n" in text
+    compile(text, "check.py", "exec")
+
+
+def test_a_container_takes_the_plain_build_of_what_runs_it(tuned: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"onnxruntime-gpu": "1.2.3"}
+
+    def installed(name: str) -> str:
+        if name == "onnxruntime" or (name == "onnxruntime-gpu" and name not in there):
+            raise PackageNotFoundError(name)
+        return there.get(name, "1")
+
+    monkeypatch.setattr(containers, "version", installed)
+    assert "onnxruntime==1.2.3" in containers.requirements(tuned)
+    there.clear()
+    with pytest.raises(UserError, match="writes down what is installed here, and onnxruntime is not"):
+        containers.requirements(tuned)
 
 
 def test_a_baked_int8_network_takes_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from PIL import Image
 
 from benchmarks.ray_classify import actors_of
 from convscale.artifact.artifact import load_artifact
+from convscale.artifact.boxes import Boxes
 from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
 from convscale.ship import ray_engine
 from convscale.ship.ray_engine import ClassifyShards
 from convscale.ship.rows import Row
@@ -40,6 +42,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
     (folder / "013.png").write_bytes((folder / "013.png").read_bytes()[:60])
     return folder
+
+
+class TwoBoxes:
+    """Stands in for a detector's artefact."""
+
+    is_detector, thresholds, classes, batch_size = True, None, ("cat", "dog"), 2
+    preprocessing = Preprocessing(image_size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
+
+    def boxes_in_squares(self, squares: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Boxes]:
+        assert [square.shape for square in squares] == [(32, 32, 3)] * len(sizes)
+        whole = [(0.0, 0.0, width, height) for height, width in sizes]
+        sides = [np.array([(1.0, 2.0, 10.0, 20.5), box], np.float32) for box in whole]
+        scores, labels = np.array([0.75, 0.5], np.float32), np.array([2, 1])
+        return [Boxes(boxes=each, scores=scores, labels=labels) for each in sides]
 
 
 def expected(photos: Path, tmp_path: Path) -> list[dict]:
@@ -85,6 +101,30 @@ def test_parquet_in_and_out(tmp_path: Path) -> None:
         {"path": "a", "classes": ["x", "y"], "probabilities": [0.75, 0.25], "error": None},
         {"path": "b", "classes": [], "probabilities": [], "error": "damaged"},
     ]
+
+
+def test_an_actor_keeps_boxes_in_parquet_and_reads_fsspec_paths_for_a_detector(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/photos/one.png", (photos / "000.png").read_bytes())
+    monkeypatch.setattr(ray_engine, "load_artifact", lambda folder, threads: TwoBoxes())
+    actor = ClassifyShards("", 1, 2, None, str(tmp_path))
+    good = ["memory://photos/one.png", str(photos / "000.png")]
+    actor(
+        {"file": ["part-0.parquet", "part-1.parquet"], "paths": [np.array(good), np.array([str(photos / "013.png")])]}
+    )
+    rows = pq.read_table(tmp_path / "part-0.parquet").to_pylist()
+    assert [row["path"] for row in rows] == good
+    for row in rows:
+        assert (row["classes"], row["error"]) == (["dog", "cat"], None)
+        assert row["probabilities"] == pytest.approx([0.75, 0.5])
+        assert row["boxes"] == [[1.0, 2.0, 10.0, 20.5], [0.0, 0.0, 42.0, 42.0]]
+    bad = pq.read_table(tmp_path / "part-1.parquet")
+    assert bad.schema.field("boxes").type == pq.read_table(tmp_path / "part-0.parquet").schema.field("boxes").type
+    assert bad.to_pylist()[0]["boxes"] == []
+    assert bad.to_pylist()[0]["error"]
 
 
 def test_fsspec_paths_are_read_and_written(photos: Path, tmp_path: Path) -> None:
@@ -152,6 +192,7 @@ def test_bad_images_and_options_count_on_ray_too(
 
 SLOWED = """
 import sys, time
+from convscale.images.preprocess import Preprocessing
 from convscale.ship import ray_engine
 whole = ray_engine.ClassifyShards.__call__
 def slowed(self, batch):

@@ -18,7 +18,8 @@ from convscale.errors import UserError
 from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import export as export_module
-from convscale.ship.export import Slower, export, export_as
+from convscale.ship.export import export, export_as
+from convscale.ship.pays import Slower
 from convscale.ship.quantize import ROUTES, quantize_file, routes_of
 from convscale.ship.request import ExportRequest
 from convscale.ship.tune import Settings, Trial
@@ -186,8 +187,7 @@ def test_int8_that_is_slower_than_float_is_not_written(
     monkeypatch.setattr(export_module, "first_look", lambda artifact, how: LOOKS["float"])
     seconds = {"int8": 1.25, "fp32": 1.0}
     monkeypatch.setattr(
-        export_module,
-        "in_turns",
+        "convscale.ship.pays.in_turns",
         lambda rivals: [trial(artifact, seconds[artifact.precision]) for artifact, _ in rivals],
     )
     with pytest.raises(Slower, match=r"0\.8 against 1 images/s in onnxruntime"):

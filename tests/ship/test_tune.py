@@ -59,6 +59,27 @@ def test_the_fastest_is_kept(art: Artifact, made_up: dict[Settings, float]) -> N
     assert load_artifact(art.folder, runtime="onnxruntime").streams == 1
 
 
+@pytest.mark.parametrize(("made_on", "opened_on"), [("cpu", "cuda"), ("cuda:1", "cpu"), ("cuda:1", "cuda")])
+def test_a_tuning_is_of_its_kind_of_device(
+    made_on: str, opened_on: str, art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is opened: what was found is made up, and the driver is a stand-in."""
+    kinds = (made_on.partition(":")[0], opened_on.partition(":")[0])
+    monkeypatch.setattr("convscale.ship.confirm.card_name", lambda device: f"name of {device}")
+    monkeypatch.setattr("convscale.runtimes.base.Runtime.runs_on", lambda self, device: True)
+    found = tune(load_artifact(art.folder, device=made_on), threads=2, batch_sizes=(1, 2, 32))
+    streams, name = found.best.settings.streams, found.environment.device_name
+    assert streams > 1
+    assert (name == f"name of {made_on}") == (kinds[0] == "cuda")
+    again = load_artifact(art.folder, device=opened_on)
+    assert again.manifest["runtime"]["device"] == kinds[0]
+    assert (again.tuned, again.streams) == ((True, streams) if kinds[0] == kinds[1] else (False, 1))
+    plain = {key: value for key, value in again.manifest["runtime"].items() if key != "device"}
+    again.keep(runtime=plain)  # as earlier versions wrote it: tuned on a processor
+    assert load_artifact(art.folder).tuned
+    assert not load_artifact(art.folder, device="cuda").tuned
+
+
 def test_latency_is_of_one_image(art: Artifact, made_up: dict[Settings, float]) -> None:
     found = tune(art, goal="latency", threads=2, save=False)
     assert found.best.settings == Settings(runtime="onnxruntime", threads=1, streams=1, batch_size=1)

@@ -17,6 +17,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.runtimes.base import Opening, Runner
 from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.ship.export import export
 from convscale.speed import subjects
@@ -104,6 +105,24 @@ def test_artefact_in_its_own_runtime_and_another(onnx_art: Artifact) -> None:
     for ask in ({"image_size": 64}, {"cond": Conditions(image_size=64)}):
         with pytest.raises(UserError, match="takes 32 px, got image_size 64"):
             measure(onnx_art, **ask)
+
+
+def test_a_sweep_opens_an_artefact_for_each_batch_where_its_runtime_compiles_for_it(
+    onnx_art: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int | None] = []
+    real = subjects.open_artifact
+
+    def opening(artifact: Artifact, runtime: str, how: Opening) -> Runner:
+        opened.append(how.batch_size)
+        return real(artifact, runtime, how)
+
+    monkeypatch.setattr(subjects, "open_artifact", opening)
+    found = list(sweep(onnx_art, batch_sizes=[2, 3], runtime="openvino", threads=1, batch_size=2, **QUICK))
+    assert [m.conditions.batch_size for m in found] == opened == [2, 3]
+    opened.clear()
+    list(sweep(onnx_art, batch_sizes=[2, 3], runtime="onnxruntime", threads=1, batch_size=2, **QUICK))
+    assert opened == [2]
 
 
 def test_a_name_is_built() -> None:
