@@ -153,11 +153,17 @@ def _check_calibration(device: str, calibration: str | os.PathLike[str] | None) 
 
 
 def _runtime(asked: Asked, device: str, here: bool) -> str:
-    """The runtime asked for, or the usual one."""
+    """The runtime asked for, or the usual one.
+
+    Raises:
+        UserError: an unknown one, or the compiler beside another.
+    """
     if asked.runtime is not None:
         if asked.runtime != BEST and (here or asked.runtime not in PREDICTED_RUNTIMES):
             check_runtime(asked.runtime)
-        return "compiled" if asked.compiled and asked.runtime == "eager" else asked.runtime
+        if asked.compiled and asked.runtime != "compiled":
+            raise UserError(f"compiled=True and runtime {asked.runtime!r} exclude each other; give one of them")
+        return asked.runtime
     if asked.compiled:
         return "compiled"
     tunable = device == "cpu" and asked.mode == "infer" and asked.precision in (None, "fp32", "int8")

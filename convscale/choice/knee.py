@@ -8,18 +8,20 @@ from dataclasses import dataclass, replace
 
 from convscale.choice.basis import Basis
 from convscale.choice.candidates import Candidate
-from convscale.choice.decide import Option, front_of
+from convscale.choice.decide import Option, front_of, judge
 from convscale.choice.facts import NetworkFacts, SizedSpec
 from convscale.choice.largest import Effort
 from convscale.choice.measured import Bench
 from convscale.choice.rows import Rows, by_rows
 from convscale.choice.speeds import facts_of
+from convscale.conditions import Constraint
 from convscale.errors import UserError
 
 SURVEYED = 8
 """Networks that are measured, where this machine is the device."""
 ROWS = 5
 """Of the front that are shown."""
+NO_LIMIT = Constraint()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,21 @@ class Front:
     """Where the front bends most: beyond it accuracy costs much more speed, before it little is gained."""
 
 
-def survey(pool: Sequence[Candidate], basis: Basis, effort: Effort, rows: Rows | None = None) -> Front:
-    """The front of a device: by prediction from all candidates, by measurement from a few that span it.
+def survey(
+    pool: Sequence[Candidate],
+    basis: Basis,
+    effort: Effort,
+    rows: Rows | None = None,
+    constraint: Constraint = NO_LIMIT,
+) -> Front | None:
+    """The front of a device: by prediction from all candidates, by measurement from a few that span it; None where all
+    are above a limit on size.
 
     Args:
         pool: candidates with a published accuracy.
         basis: where and how.
         effort, rows: as for ``choose_from``.
+        constraint: limits on parameters and memory.
 
     Raises:
         UserError: no candidate has an accuracy and a speed.
@@ -49,9 +59,13 @@ def survey(pool: Sequence[Candidate], basis: Basis, effort: Effort, rows: Rows |
     if rows is not None:
         facts = by_rows(facts, rows)
     options = [_option(c, facts, basis) for c in claimed]
+    usable = [o for o in options if not o.facts.failed]
+    options = [o for o in usable if judge(o, constraint)[0] != "no"]
+    if usable and not options:
+        return None
     if not basis.predicted:
         bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds)
-        likely = _spanning([o for o in options if not o.facts.failed], SURVEYED)
+        likely = _spanning(options, SURVEYED)
         for number, option in enumerate(likely, start=1):
             effort.say(f"measuring {number} of {len(likely)}: {option.label}")
             bench(SizedSpec(option.spec, option.image_size))

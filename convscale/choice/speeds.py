@@ -198,7 +198,7 @@ def _predicted_facts(network: SizedSpec, basis: Basis) -> NetworkFacts:
         macs=sum(kernel.macs * times for kernel, times in work.kernels) // c.batch_size,
         traffic=moved // c.batch_size,
         memory_bytes=work.peak_bytes,
-        speed=_speed(predict_workload(work, c, basis.read_calibration())),
+        speed=_speed(_doubted(predict_workload(work, c, basis.read_calibration()), network, basis)),
     )
 
 
@@ -213,9 +213,14 @@ def predicted(network: SizedSpec, basis: Basis) -> Prediction:
     """The whole ``Prediction`` of a network on a basis, from what was traced beforehand where it is there."""
     conditions = dataclasses.replace(basis.conditions, image_size=network.image_size)
     made = predict_workload(_workload(network, conditions), conditions, basis.read_calibration())
-    if conditions.runtime != "compiled" or basis.calibration is not None:
+    return _doubted(made, network, basis)
+
+
+def _doubted(made: Prediction, network: SizedSpec, basis: Basis) -> Prediction:
+    """A prediction behind the compiler, with a doubt where eager PyTorch is predicted to be faster."""
+    if basis.conditions.runtime != "compiled" or basis.calibration is not None:
         return made
-    plain = dataclasses.replace(conditions, runtime="eager")
+    plain = dataclasses.replace(basis.conditions, image_size=network.image_size, runtime="eager")
     eager = predict_workload(_workload(network, plain), plain)
     return with_doubt(made, compiler_doubt(made.images_per_s, eager.images_per_s))
 

@@ -17,6 +17,7 @@ from convscale.cli.options import (
     Overwrite,
     Resume,
     Seed,
+    Threads,
     WordyCommand,
     print_json,
     say,
@@ -87,6 +88,7 @@ def search_command(
         str | None, typer.Option("--runtime", help="onnxruntime or openvino; the fastest when left out.")
     ] = None,
     compiled: Compiled = False,
+    threads: Threads = None,
     confidence: Confidence = 0.8,
     calibration: Annotated[
         Path | None, typer.Option("--calibration", help="Predict by this file of `convscale calibrate`.")
@@ -127,6 +129,7 @@ def search_command(
         of_baselines |= {"--sampler": sampler != "guided", "--zero-cost": zero_cost != "size", "--inherit": inherit}
         of_baselines |= {"--reward": reward != "hard", "--reward-by": reward_by != "throughput"}
         of_baselines |= {"--target-macs": target_macs is not None, "--confidence": confidence != 0.8}
+        of_baselines |= {"--threads": threads is not None}
         if lost := [flag for flag, given in of_baselines.items() if given]:
             raise UserError(f"{lost[0]} goes with a search for a baseline; leave it out with --scaling")
         shared["batch_size"] = 64 if batch_size is None else batch_size
@@ -149,6 +152,7 @@ def search_command(
         sampler=sampler,
         zero_cost=None if zero_cost == "none" else zero_cost,
         confidence=confidence,
+        threads=threads,
         inherit=inherit,
         **shared,
     )

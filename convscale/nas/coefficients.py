@@ -285,6 +285,9 @@ class _Scaling:
                 raise UserError(f"study of scaling {path} is damaged: it does not say what was asked for")
             now = json_numbers(asked.written())
             before = {"data_digest": now["data_digest"], **before}  # which earlier versions did not write
+            if asked.cost == "time" and isinstance(held := kept.get("conditions"), dict):  # what a cost was timed under
+                present = json_numbers(pace.basis.conditions.to_dict())
+                now, before = {**now, **{key: present.get(key) for key in held}}, {**before, **held}
             if differs := next((key for key in now if before.get(key) != now[key]), ""):
                 what = {"data_digest": "train or validation set"}.get(differs, differs)
                 raise UserError(f"the study in {folder} was begun with another {what}; ask for the same again")

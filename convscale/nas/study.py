@@ -44,6 +44,7 @@ def search(
     precision: str | None = None,
     runtime: str | None = None,
     compiled: bool = False,
+    threads: int | None = None,
     confidence: float = 0.8,
     calibration: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
@@ -84,7 +85,7 @@ def search(
         reward_weight: w of the soft reward.
         target_macs_m: millions of multiply-accumulates per image.
         batch_size: images per call; None: 8 here, 256 on a named GPU.
-        precision, runtime, compiled, calibration: as for ``choose``.
+        precision, runtime, compiled, threads, calibration: as for ``choose``.
         confidence: with what probability a predicted speed must hold.
         image_size: side in pixels; None: the space's, or that of small images in memory.
         training_device: where trials are trained; None: ``device`` where it is here, else ``cpu``.
@@ -139,7 +140,9 @@ def search(
         threads=None if threads_per_trial is None else check_whole("threads_per_trial", threads_per_trial),
     )
     check_number("confidence", confidence, "a probability from 0.5 to 0.99", 0.5, 0.99)
-    asked = Asked(device=device, batch_size=batch_size, precision=precision, runtime=runtime, compiled=compiled)
+    asked = Asked(
+        device=device, batch_size=batch_size, precision=precision, runtime=runtime, compiled=compiled, threads=threads
+    )
     basis = basis_of(asked, calibration)
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)

@@ -119,6 +119,10 @@ def _from_spec(
     if norm is not None:
         raise UserError(f"norm is {norm!r}; {named.name} is not ours and keeps its own, or norm='frozen'")
     if named.origin == "factory":
+        if pretrained:
+            raise UserError(
+                f"pretrained_backbone is True; {named.name} is a function of your own: let it load its weights itself"
+            )
         body = build_foreign(named, features_only=True)
         return build_detector(body, spec)
     there = build_foreign(named, meta=True, features_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def new_row(one: SizedSpec, family: str, splits: DataSplits) -> Candidate:
         if lineage is None
         else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
     )
+
+
+def judged_row(
+    row: Candidate, floor: float, kept: Collection[str], final: Collection[str], leaders: Mapping[str, str]
+) -> Candidate:
+    """What became of a network that starts from scratch; one with weights was judged among those.
+
+    Args:
+        row: the network.
+        floor: images/s to keep.
+        kept: names that keep it.
+        final: names that were up for it.
+        leaders: the largest that keeps it, by family.
+    """
+    if row.weights is not None:
+        return row
+    speed = row.images_per_s or 0.0
+    keeps = row.name in kept or (speed >= floor and row.name not in final)
+    reason = f"too slow: {speed:,.0f} of {floor:,.0f} images/s"
+    if keeps and row.name not in kept:
+        reason = f"fast enough, but so is {leaders.get(row.family or '', 'a larger member')}"
+    return replace(row, kept=keeps, reason=None if row.name in kept else reason)
 
 
 def timed_part(speed: Speed, spec: Named, image_size: int, basis: Basis, rows: Rows | None) -> Timed:

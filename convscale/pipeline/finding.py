@@ -33,7 +33,7 @@ from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.candidate_rows import new_row, predicted_part, row_of_option, timed_part
+from convscale.pipeline.candidate_rows import judged_row, new_row, predicted_part, row_of_option, timed_part
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
 from convscale.pipeline.ranking import by_promise
@@ -252,12 +252,14 @@ class Finder:
         self.record.put(candidates=tuple(kept))
 
     def front(self, files: WeightFiles) -> Front | None:
-        """What the device can do with the released weights that can be had; None: there are none with a figure."""
+        """What the device can do with the released weights that can be had; None: there are none with a figure, or that
+        are small enough.
+        """
         pool = [candidate for candidate, place in self._reachable(files) if place is not None]
         if not any(candidate.top1 is not None for candidate in pool):
             return None
         effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
-        return survey(pool, self.basis, effort, self.asked.rows)
+        return survey(pool, self.basis, effort, self.asked.rows, self.constraint)
 
     def reference_speed(self) -> float:
         """``REFERENCE_SHARE`` of the reference's speed at the data's size, in two digits."""
@@ -287,7 +289,7 @@ class Finder:
                 raise UserError(
                     f"no network that was named keeps {self.constraint}; raise a limit or name a smaller one"
                 )
-            if not (timed := self._timed([(one, one.spec.name) for one in within])):
+            if not (timed := self._timed([(one, one.spec.name) for one in within], tuned=self.basis.tuned)):
                 batch = self.basis.conditions.batch_size
                 raise DoesNotFit(f"no network that was named fits in memory at batch {batch}; take a smaller batch")
             return self._judged(timed)
@@ -315,14 +317,19 @@ class Finder:
             raise too_large or UserError(f"no member of {', '.join(bases)} keeps {self.constraint}; raise a limit")
         return self._judged(found)
 
-    def _timed(self, pool: Sequence[tuple[SizedSpec, str]]) -> list[tuple[SizedSpec, str, float]]:
-        """Networks and their families with their speeds; those that memory does not hold are left out, which is
-        noted.
+    def _timed(
+        self, pool: Sequence[tuple[SizedSpec, str]], *, tuned: bool = False
+    ) -> list[tuple[SizedSpec, str, float]]:
+        """Networks and their families with their speeds, as they would ship (``tuned``) where they are too slow as they
+        come; what memory does not hold is left out, which is noted.
         """
         found = []
         for one, family in pool:
             try:
-                found.append((one, family, self._speed(one, family)))
+                speed = self._speed(one, family)
+                if tuned and speed < self.floor:  # the form that ships is faster
+                    speed = self._tuned(one, family)
+                found.append((one, family, speed))
             except DoesNotFit as error:
                 self.record.add_note(f"left out: {error}")
                 self.say(f"left out: {error}")
@@ -336,14 +343,7 @@ class Finder:
         chosen.sort(key=lambda entry: -(self._row(entry[0].spec.name, entry[0].image_size).macs or 0))
         leaders = {family: one.spec.name for one, family, _ in reversed(chosen)}
         final = {one.spec.name for one, *_ in found}
-        rows = []
-        for row in self.record.now.candidates:
-            speed = row.images_per_s or 0.0
-            keeps = row.name in kept or (speed >= self.floor and row.name not in final)
-            reason = f"too slow: {speed:,.0f} of {self.floor:,.0f} images/s"
-            if keeps and row.name not in kept:
-                reason = f"fast enough, but so is {leaders.get(row.family or '', 'a larger member')}"
-            rows.append(replace(row, kept=keeps, reason=None if row.name in kept else reason))
+        rows = (judged_row(row, self.floor, kept, final, leaders) for row in self.record.now.candidates)
         self.record.put(candidates=tuple(rows))
         contenders = tuple(
             Contender(name=one.spec.name, spec=one.spec, image_size=one.image_size, family=family)

@@ -38,7 +38,7 @@ from convscale.networks.weight_files import WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
-from convscale.runtimes.base import file_runtimes
+from convscale.runtimes.base import file_runtimes, runtime_of
 
 BRIEF_EPOCHS = 1
 """Of the comparison of finalists, where a number was not asked for."""
@@ -212,13 +212,30 @@ class FitRequest:
             check_whole("image_size", self.image_size)
         if self.measured is not None:
             self._take_rows(check_path("measured", self.measured))
+        if self.where.precision == "int8" and not self.shipping.int8:  # forms in 8 bits would choose, and none ship
+            raise UserError(
+                "precision 'int8' is what int8=True (--int8) lets fit ship"
+                if self.here
+                else f"precision 'int8' is not predicted for what fit ships to {self.where.device}; leave it out"
+            )
         if self.here:
+            self._check_runtime()
             usable_device(self.where.device)
         elif self.shipping.int8:
             raise UserError(
                 f"int8 is not predicted for {self.where.device}: 8 bits are searched for where they are measured; "
                 "leave int8 out"
             )
+
+    def _check_runtime(self) -> None:
+        """
+        Raises:
+            UserError: the runtime asked for does not run on the device, which is known before anything is trained.
+        """
+        name, device = self.shipping.runtime, self.where.device
+        if name is not None and not runtime_of(name).runs_on(device):
+            known = " or ".join(runtime_of(name).devices)
+            raise UserError(f"runtime {name} runs on device {known} here, got {device!r}; leave runtime out")
 
     def _take_rows(self, path: Path) -> None:
         """Their runtime is that of the choice where none was named.
@@ -265,6 +282,11 @@ class FitRequest:
         if len(set(names)) < len(names):
             raise UserError(f"candidates repeat a name: {', '.join(map(str, names))}")
         return wanted
+
+    @property
+    def may_have_weights(self) -> bool:
+        """Whether weights were released of anything that there is to choose from."""
+        return self.named is None or any(isinstance(item, str) and matching(item, self.offer) for item in self.named)
 
     @property
     def here(self) -> bool:
@@ -329,7 +351,7 @@ class FitRequest:
         """The networks that were named, patterns spelt out, at the size asked for or their own.
 
         Raises:
-            UserError: an unknown name, or a size that a network does not take.
+            UserError: an unknown name, one that two networks have, or a size that a network does not take.
         """
         found: dict[str, SizedSpec] = {}
         for item in self.named or ():
@@ -342,7 +364,9 @@ class FitRequest:
                 if isinstance(network, NetSpec):
                     network = sized(network, self.image_size)
                 network = named_with_head(network, self.training.head)
-                found.setdefault(network.name, SizedSpec(network, self.image_size or size_of(network)))
+                made = SizedSpec(network, self.image_size or size_of(network))
+                if found.setdefault(network.name, made) != made:
+                    raise UserError(f"two networks that differ are named {network.name}; give one of them another name")
         return tuple(found.values())
 
     @staticmethod

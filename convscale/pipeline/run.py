@@ -142,8 +142,8 @@ def fit(
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
             below let through.
-        search: minutes in which a network of your own is searched for first, under the same limit on speed (see
-            ``search``); its study stands beside ``output``, in a folder whose name ends in ``-search``.
+        search: minutes in which a network of your own is searched for first, under the same limits on speed and
+            parameters (see ``search``); its study stands beside ``output``, in a folder whose name ends in ``-search``.
         space: what is searched; None: by the images' size.
         zoo, licences, commercial, extra_data, attention: which released weights; as for ``choose``.
         scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;

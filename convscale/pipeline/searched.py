@@ -10,7 +10,10 @@ from convscale.arch.spec import load_spec
 from convscale.conditions import BEST
 from convscale.errors import UserError, check_number
 from convscale.files import check_output_dir
+from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
+from convscale.nas.request import space_for
+from convscale.nas.space import SearchSpace
 from convscale.nas.study import search
 from convscale.pipeline.request import FitRequest
 from convscale.show.search_report import write_search_report
@@ -27,8 +30,16 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
             ``search``.
     """
     check_number("search", minutes, "a number of minutes above 0", 1e-6)
-    if asked.candidates is not None or asked.start.weights_dir is not None or asked.training.init is not None:
+    given = (asked.candidates, asked.start.weights_dir, asked.start.file, asked.training.init)
+    if any(each is not None for each in given):
         raise UserError("search looks for a network of its own; leave out candidates, weights and init")
+    if asked.start.scratch is False:
+        raise UserError("search looks for a network of its own, whose weights nobody released; leave out scratch=False")
+    if asked.constraint.max_memory_gb is not None:
+        raise UserError(
+            f"max_memory_gb is {asked.constraint.max_memory_gb:g}; a search keeps no limit on memory, leave it out or "
+            "give max_params_m"
+        )
     floor = asked.constraint.floor(asked.basis().conditions.batch_size)
     if not floor:
         raise UserError("search needs a limit on speed: min_throughput or max_latency_ms")
@@ -43,17 +54,20 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
         if asked.progress is not None:
             asked.progress({"kind": "note", "text": f"search: {text}"})
 
-    data = asked.data if isinstance(asked.data, DataSplits) else Path(asked.data)
+    splits = asked.data
+    if not isinstance(splits, DataSplits):
+        splits = open_dataset(splits, max_bad_rate=asked.max_bad_rate, compare=False)
     study = search(
-        data,
-        space=space,
+        splits,
+        space=_within(space, splits, asked),
         device=c.device,
         min_throughput=floor,
         minutes=minutes,
         output=folder,
         batch_size=c.batch_size,
         precision=None if c.runtime == BEST else c.precision,
-        runtime=None if c.runtime == BEST else c.runtime,
+        runtime=asked.shipping.runtime if c.runtime == BEST else c.runtime,
+        threads=c.threads,
         confidence=asked.constraint.confidence,
         image_size=asked.image_size,
         seed=asked.training.seed,
@@ -63,3 +77,14 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     )
     write_search_report(study.output)
     return replace(asked, candidates=[study.best.spec])
+
+
+def _within(
+    space: str | os.PathLike[str] | None, splits: DataSplits, asked: FitRequest
+) -> SearchSpace | str | os.PathLike[str] | None:
+    """The space, without networks above the limit on parameters."""
+    most = asked.constraint.max_params_m
+    if most is None:
+        return space
+    found = space_for(space, splits, asked.image_size)
+    return replace(found, max_params_m=min(most, found.max_params_m or most))

@@ -175,12 +175,16 @@ class Fit:
         kept = finder.released(self.files)
         if kept is not None:
             return kept, finder
-        self.remark(
-            "no released weights can be had (none in the hub's cache, and the hub does not answer): networks start "
-            "from scratch, which on few images costs much accuracy; --weights-dir DIR gives files"
-            if self.files.folder is None
-            else f"no candidate has weights in {self.files.folder}: networks start from scratch"
-        )
+        if not self.asked.may_have_weights:
+            why = "nobody released weights of what was named: networks start from scratch"
+        elif self.files.folder is None:
+            why = (
+                "no released weights can be had (none in the hub's cache, and the hub does not answer): networks start "
+                "from scratch, which on few images costs much accuracy; --weights-dir DIR gives files"
+            )
+        else:
+            why = f"no candidate has weights in {self.files.folder}: networks start from scratch"
+        self.remark(why)
         return finder.scaled(), finder
 
     def _settle(self) -> None:

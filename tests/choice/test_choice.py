@@ -401,6 +401,20 @@ def test_processes_build_timms_networks(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert facts_of(networks, basis) == alone
 
 
+def test_what_is_traced_has_the_compilers_doubt_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``predict`` says it, and what was traced beforehand."""
+    monkeypatch.setattr(choice_speeds, "compiler_doubt", lambda compiled, eager: f"slow: {compiled:.0f}, {eager:.0f}")
+    network = SizedSpec(SPEC, 40)
+    eager = choice_speeds.examine(network, basis_of(Asked(device="l4"))).speed
+    compiled_basis = basis_of(Asked(device="l4", compiled=True))
+    made = choice_speeds.examine(network, compiled_basis).speed
+    assert eager is not None
+    assert made is not None
+    assert made.doubts.count(f"slow: {made.images_per_s:.0f}, {eager.images_per_s:.0f}") == 1
+    assert not any(each.startswith("slow: ") for each in eager.doubts)
+    assert made.doubts == choice_speeds.predicted(network, compiled_basis).doubts
+
+
 # --- bisection
 
 
@@ -713,6 +727,13 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
             "measures fp32, or int8 beside it, got precision 'bf16'",
         ),
         ({"device": "cpu", "runtime": "eager", "precision": "int8"}, "'int8' is measured with runtime best"),
+        *(
+            (
+                {"device": device, "runtime": name, "compiled": True},
+                f"compiled=True and runtime '{name}' exclude each other; give one of them",
+            )
+            for device, name in (("cpu", "onnxruntime"), ("cpu", "best"), ("cpu", "eager"), ("l4", "eager"))
+        ),
         ({"device": "cpu", "batch_size": 0}, "batch_size must be a whole number"),
         ({"device": "cpu", "calibration": "missing.json"}, "calibration file missing.json does not exist"),
         ({"device": "cpu", "budget": 0}, "budget is 0"),
@@ -737,6 +758,7 @@ def test_what_is_left_out_is_filled_in_by_device() -> None:
     assert basis_of(Asked(precision="int8")).int8
     assert filled("cpu", mode="train") == (8, "fp32", "eager")
     assert filled("RTX 4090", compiled=True) == (256, "amp", "compiled")
+    assert filled("RTX 4090", compiled=True, runtime="compiled") == (256, "amp", "compiled")
     assert filled("v100", latency=True) == (1, "amp", "eager")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,18 @@ def test_a_module_of_ones_own_is_a_backbone() -> None:
     body = cs.create_model(small_spec(), features_only=True)
     detector = cs.create_detector(body, head="fcos", num_classes=1, image_size=64, neck_width=64, head_depth=1)
     assert detector.backbone.strides == [8, 16, 32]  # pyright: ignore
+
+
+def test_weights_of_a_function_of_ones_own_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the function could load them."""
+    body = 'cs.create_model(cs.scale("resnet18", width=0.125, depth=0.5), features_only=True)'
+    (tmp_path / "own_backbones.py").write_text(f"import convscale as cs\n\n\ndef make():\n    return {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"num_classes": 2, "image_size": 64, "neck_width": 64, "head_depth": 1}
+    assert cs.create_detector("own_backbones:make", **given).backbone.strides == [8, 16, 32]  # pyright: ignore
+    said = "pretrained_backbone is True; own_backbones:make is a function of your own: let it load its weights itself"
+    with pytest.raises(cs.UserError, match=said):
+        cs.create_detector("own_backbones:make", pretrained_backbone=True, **given)  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,19 @@ def test_coefficients_by_macs_and_what_goes_on(
     assert len(deeper_is_better) == 4 + 2 * 3
 
 
+def test_costs_of_two_devices_are_not_mixed(colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]) -> None:
+    """A time is of its conditions; multiply-accumulates are of none."""
+    ask = {"trials": 3, "image_size": 32, "minutes": 1e-6, "training_device": "cpu"}
+    by_time, by_macs = {**ask, "output": tmp_path / "time"}, {**ask, "output": tmp_path / "macs", "cost": "macs"}
+    for each in (by_time, by_macs):
+        cs.find_scaling("mobilenetv2_050", colours, device="l4", **each)
+    for other, what in (({"device": "t4"}, "device"), ({"device": "l4", "batch_size": 32}, "batch_size")):
+        with pytest.raises(UserError, match=f"was begun with another {what}; ask for the same again"):
+            cs.find_scaling("mobilenetv2_050", colours, resume=True, **{**by_time, **other})
+    cs.find_scaling("mobilenetv2_050", colours, device="t4", resume=True, **by_macs)
+    cs.find_scaling("mobilenetv2_050", colours, device="l4", resume=True, **by_time)
+
+
 @pytest.fixture
 def luck_fades(deeper_is_better: list[Job], monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The same, but the first seed gives 0.5 more than any other: a mean over three seeds is below one lucky one."""

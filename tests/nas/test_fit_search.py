@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import convscale as cs
 from convscale.errors import UserError
+from convscale.images.splits import DataSplits
+from convscale.nas.request import Request
 from convscale.nas.space import SearchSpace
 from convscale.pipeline import run as run_module
 from convscale.pipeline import searched
@@ -28,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny: SearchSpace) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def search(data: object, **given: Any) -> _Found:
-        seen["search"] = given
+        seen.update(data=data, search=given)
         return _Found(tiny.sample(3), given["output"])
 
     monkeypatch.setattr(searched, "search", search)
@@ -57,11 +61,53 @@ def test_what_is_searched_for_is_fitted(
     assert given["output"] == tmp_path / "a-search"
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(None, "small"), (0.5, 0.5)])
+def test_what_the_fit_is_asked_for_the_search_is_too(
+    limit: float | None, expected: Any, asked: dict[str, Any], colour_folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"threads": 1, "runtime": "openvino", "max_bad_rate": 0.2, "max_params_m": limit}
+    cs.fit(colour_folder, output=tmp_path / "a", min_throughput=10, search=5, space="small", image_size=12, **options)
+    given = asked["search"]
+    assert (given["threads"], given["runtime"], given["precision"]) == (1, "openvino", None)
+    assert isinstance(asked["data"], DataSplits)
+    assert asked["data"].max_bad_rate == 0.2
+    space = given["space"]
+    assert (space.max_params_m if isinstance(space, SearchSpace) else space) == expected
+    assert asked["fit"].data == colour_folder  # a run is known by where its data lie
+
+
+def test_a_space_of_smaller_networks_keeps_its_limit(
+    asked: dict[str, Any], colour_folder: Path, tmp_path: Path, tiny: SearchSpace
+) -> None:
+    for number, (own, limit, expected) in enumerate([(0.1, 0.5, 0.1), (0.5, 0.1, 0.1)]):
+        options: dict[str, Any] = {"space": replace(tiny, max_params_m=own), "max_params_m": limit}
+        cs.fit(colour_folder, output=tmp_path / f"{number}", min_throughput=10, search=5, **options)
+        assert asked["search"]["space"].max_params_m == expected
+
+
+def test_a_search_takes_the_threads(
+    colours: DataSplits, tmp_path: Path, tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+
+    def walk(request: Request, folder: Path) -> Any:
+        seen.append(request.basis.conditions.threads)
+        return SimpleNamespace(run=lambda: None)
+
+    monkeypatch.setattr("convscale.nas.study.Walk", walk)
+    for number, threads in enumerate((1, None)):
+        cs.search(colours, space=tiny, trials=2, output=tmp_path / f"{number}", threads=threads)
+    assert seen == [1, None]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"candidates": "resnet18"}, "leave out candidates, weights and init"),
         ({"min_throughput": None}, "search needs a limit on speed"),
+        ({"init": __file__}, "leave out candidates, weights and init"),
+        ({"scratch": False}, "whose weights nobody released; leave out scratch=False"),
+        ({"max_memory_gb": 2.0}, "max_memory_gb is 2; a search keeps no limit on memory, leave it out or give max_par"),
         ({"search": 0.0}, "search is 0.0; it must be a number of minutes above 0"),
     ],
 )

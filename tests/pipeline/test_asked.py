@@ -1,0 +1,86 @@
+"""What ``fit`` is asked for that can not be: told before anything is searched, trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from convscale.choice.basis import Asked
+from convscale.conditions import Constraint
+from convscale.errors import UserError
+from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.request import FitRequest, Start, Training
+from convscale.pipeline.ship import Shipping
+from convscale.pipeline.steps import Fit
+from tests.pipeline.test_order import BASIS, SPEC, SPLITS, _record
+
+
+class Net(torch.nn.Sequential):
+    """A network of the user's own, so and so wide."""
+
+    def __init__(self, width: int) -> None:
+        pooled = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 2)]
+        super().__init__(torch.nn.Conv2d(3, width, 3), *pooled)
+
+
+def _request(**given: Any) -> FitRequest:
+    values = {
+        "data": SPLITS,
+        "output": Path("run"),
+        "constraint": Constraint(min_throughput=1.0),
+        "where": Asked(),
+        "shipping": Shipping(runtime=None, int8=False, max_drop=0.5),
+        "training": Training(),
+        "start": Start(),
+    }
+    return FitRequest(**{**values, **given})
+
+
+def test_two_networks_of_one_name_are_refused() -> None:
+    """A module is named by its class: one would be timed and the other shipped."""
+    same = "two networks that differ are named Net; give one of them another name"
+    with pytest.raises(UserError, match=same):
+        _request(candidates=[Net(4), Net(8)], image_size=32).check_networks(SPLITS)
+    twice = _request(candidates=("mobilenetv2_0*", SPEC.name), image_size=32).networks  # the same network, twice
+    assert [one.spec.name for one in twice].count(SPEC.name) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"where": Asked(precision="int8")}, r"precision 'int8' is what int8=True \(--int8\) lets fit ship"),
+        (
+            {"where": Asked(device="l4", precision="int8")},
+            "precision 'int8' is not predicted for what fit ships to l4; leave it out",
+        ),
+        (
+            {"where": Asked(device="cuda"), "shipping": Shipping(runtime="openvino", int8=False, max_drop=0.5)},
+            "runtime openvino runs on device cpu here, got 'cuda'; leave runtime out",
+        ),
+    ],
+)
+def test_what_could_not_ship_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _request(**given)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "why"),
+    [
+        (SPEC, "nobody released weights of what was named: networks start from scratch"),
+        ("tf_efficientnet_lite0", "no released weights can be had (none in the hub's cache"),
+    ],
+)
+def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
+    candidates: Any, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finder: Any = SimpleNamespace(released=lambda files: None, scaled=lambda: "scaled")
+    monkeypatch.setattr(Fit, "_finder", lambda self: finder)
+    asked, record = _request(candidates=candidates, start=Start(scratch=False)), _record(tmp_path, [])
+    fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
+    assert fit._kept()[0] == "scaled"
+    assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
