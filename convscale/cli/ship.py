@@ -283,7 +283,9 @@ def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, ove
 
 def _to_export(what: str, model: str | None) -> Checkpoint:
     """A checkpoint, or a network by its name as if it came from one."""
+    from convscale.arch.tags import find_tag
     from convscale.learn.checkpoint import Checkpoint, load_checkpoint, network_for
+    from convscale.networks.foreign import Foreign
     from convscale.networks.names import is_spec_file, network_of
 
     if Path(what).is_file() and not is_spec_file(what):
@@ -304,7 +306,9 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
     classes = getattr(net, "num_classes", None)
     if not isinstance(classes, int) or classes < 1:
         raise UserError(f"{name} does not say its number of classes; give a module with num_classes")
-    meta = {"untrained": f"{name}, " + ("its released weights" if "." in name else "untrained")}
+    timms = isinstance(named, Foreign) and named.origin == "timm" and "." in named.name
+    released = not is_spec_file(what) and (timms or find_tag(what) is not None)
+    meta = {"untrained": f"{name}, " + ("its released weights" if released else "untrained")}
     names = tuple(str(number) for number in range(classes))
     return Checkpoint(net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=Path(name))
 

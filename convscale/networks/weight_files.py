@@ -40,6 +40,8 @@ class WeightFiles:
     """The user's (``--weights-dir``); None: there is none."""
     given: dict[str, Path] = field(default_factory=dict)
     """Files that were named one by one, by the name of the weights."""
+    foreign: tuple[str, ...] = ()
+    """Names of files of weights in the folder that are named by no tag."""
 
     def __post_init__(self) -> None:
         if self.folder is not None:

@@ -34,7 +34,7 @@ from convscale.networks.names import size_of
 from convscale.networks.offered import Filter, matching
 from convscale.networks.released import released
 from convscale.networks.resolve import Network, find, is_module, name_of, shapes_of
-from convscale.networks.weight_files import WeightFiles
+from convscale.networks.weight_files import SUFFIXES, WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
@@ -148,8 +148,8 @@ class Start:
         """
         if self.file is None:
             files = WeightFiles(folder=self.weights_dir)
-            files.check_folder((*all_tags(), *released()))
-            return files
+            foreign = files.check_folder((*all_tags(), *released()))
+            return replace(files, foreign=tuple(name for name in foreign if name.endswith(SUFFIXES)))
         if named is None or len(named) != 1 or not isinstance(named[0], str):
             raise UserError(f"init is the file {self.file}; name the one network that it is of (--model)")
         return WeightFiles(folder=self.weights_dir, given={_weights_of(named[0]): self.file})

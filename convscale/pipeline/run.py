@@ -238,6 +238,7 @@ def fit_request(asked: FitRequest) -> FitRun:
     )
     files = None if asked.from_scratch(splits) else asked.start.files(asked.named)
     asked.check_networks(splits)
+    asked.shipping.check_images(len(splits.train))
     _ = asked.rows  # what they are wrong in is told before anything is written
     request = asked.to_json(splits)
     with OutputLock() as lock:
@@ -268,6 +269,9 @@ def _fit(
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
     run.check()
+    if files is not None and files.foreign:
+        named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")
+        run.note(f"weights folder {files.folder}: no released weights are called as {named}, which is left out")
     run.find()
     run.compare()
     with tracked(asked.track, folder, run.facts() if asked.track else {}, run.tell) as told:

@@ -21,7 +21,7 @@ from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
 from convscale.runtimes.base import file_runtimes
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
-from convscale.ship.qat import MOST_IMAGES
+from convscale.ship.qat import MOST_IMAGES, check_tunable
 from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, verify
@@ -49,6 +49,16 @@ class Shipping:
         check_number("max_drop", self.max_drop, "a number of accuracy points from 0 to 100", 0, 100)
         if self.int8:
             check_calibration(np.zeros(CALIBRATION))  # nncf is there: an hour of training comes first
+
+    def check_images(self, training: int) -> None:
+        """
+        Raises:
+            UserError: so few training images are too few to quantise by.
+        """
+        if self.int8:
+            check_calibration(np.zeros(training))
+        if self.int8 and self.qat:
+            check_tunable(np.zeros(training))
 
     def to_json(self) -> dict[str, object]:
         """What a run is known by: what came later stands there where it was asked for, so that older runs are known."""

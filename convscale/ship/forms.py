@@ -444,6 +444,8 @@ def export_fastest(
     request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
     size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)
     names = form_names(net, int8=int8, bf16=bf16, torch=torch, image_size=size)
+    if bf16 and on_form is not None and (why := no_bf16("openvino")):
+        on_form("openvino-bf16", UserError(why))
     search = Search(goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds)
     fastest = export_winner(net, out_dir, names, search, overwrite=overwrite, on_form=on_form, **keywords)
     return load_artifact(out_dir), fastest

@@ -84,3 +84,20 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
     fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
     assert fit._kept()[0] == "scaled"
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
+
+
+def test_too_few_images_for_8_bits_are_told_before_the_training() -> None:
+    whole, tuned = (Shipping(runtime=None, int8=True, max_drop=0.5, qat=qat) for qat in (False, True))
+    with pytest.raises(UserError, match="INT8 needs at least 32 calibration images of the training set, got 10"):
+        whole.check_images(10)
+    whole.check_images(32)
+    with pytest.raises(UserError, match="fine-tuning needs at least 64 calibration images of the training set, got 63"):
+        tuned.check_images(63)
+    tuned.check_images(64)
+    Shipping(runtime=None, int8=False, max_drop=0.5).check_images(1)
+
+
+def test_misnamed_files_beside_good_ones_are_known(tmp_path: Path) -> None:
+    for name in ("resnet18.a1_in1k.pth", "resnet18_best.pth", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert Start(weights_dir=tmp_path).files(None).foreign == ("resnet18_best.pth",)
