@@ -102,6 +102,15 @@ def test_the_fastest_form_of_a_checkpoint(
     assert json.loads((out / "verification.json").read_text())["n"] == 24
 
 
+def test_a_scaled_network_is_not_said_to_have_released_weights(tmp_path: Path) -> None:
+    from convscale.cli.ship import _to_export
+
+    spec = cs.scale("resnet18", width=0.25, depth=0.5)
+    assert "." in spec.name
+    cs.save_spec(spec, tmp_path / "mine.yaml")
+    assert _to_export(str(tmp_path / "mine.yaml"), None).meta["untrained"] == f"{spec.name}, untrained"
+
+
 def test_tune_keeps_what_it_found(call: Call, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_module, "_timed", lambda run, seconds, least: [run() or 0.01])
     folder = shutil.copytree(artifact, tmp_path / "a")
