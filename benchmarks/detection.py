@@ -39,7 +39,7 @@ def _tresnet() -> cs.NetSpec:
 
 
 def _resnetd() -> cs.NetSpec:
-    return cs.scale("resnet18d", width=0.75)
+    return cs.scale("resnet50d", width=0.375, depth=0.34)
 
 
 def _lite0_file() -> Path:
