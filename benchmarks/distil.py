@@ -28,9 +28,8 @@ import torch
 from torch import nn
 
 from benchmarks.fashion import small_resnet
-from benchmarks.records import machine, replace_record
+from benchmarks.records import machine, replace_record, write_record
 from benchmarks.transfer import split_of
-from convscale.files import write_text
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.evaluate import evaluate
@@ -145,7 +144,7 @@ def main() -> None:
     print(summarise(records))
     if options.table:
         command = shlex.join(["python", "-m", "benchmarks.distil", *sys.argv[1:]])
-        write_text(options.table, f"`{command}`; test accuracy, mean (sd).\n\n{summarise(records)}")
+        write_record(options.table, f"`{command}`; test accuracy, mean (sd).\n\n{summarise(records)}")
 
 
 if __name__ == "__main__":
