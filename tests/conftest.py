@@ -41,8 +41,8 @@ def briefly() -> Iterator[None]:
     def time_callable(*args: Any, min_seconds: float, max_seconds: float, **options: Any) -> tuple[float, ...]:
         return called(*args, min_seconds=0.02 * min_seconds, max_seconds=0.02 * max_seconds, **options)
 
-    def images_per_s(net: Any, inputs: Any, precision: str, layout: str, seconds: float) -> float:
-        return stepped(net, inputs, precision, layout, 0.02 * seconds)
+    def images_per_s(net: Any, inputs: Any, precision: str, layout: str, seconds: float, **options: Any) -> float:
+        return stepped(net, inputs, precision, layout, 0.02 * seconds, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "_timed", lambda call, seconds, least: timed(call, 0.02 * seconds, least))
