@@ -58,6 +58,8 @@ FINALISTS = 3
 """Networks that are trained briefly."""
 NAMED = 5
 """Networks that a note names at most."""
+MOST_GAIN = 16.0
+"""The form that ships, in 8 bits too, is at most so many times as fast as a network as it comes."""
 LEAST_SIZE, SIZE_STEP = 96, 32
 """Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
 pixels, in steps of what most networks divide maps by."""
@@ -327,7 +329,7 @@ class Finder:
         for one, family in pool:
             try:
                 speed = self._speed(one, family)
-                if tuned and speed < self.floor:  # the form that ships is faster
+                if tuned and speed < self.floor <= MOST_GAIN * speed:  # the form that ships is faster
                     speed = self._tuned(one, family)
                 found.append((one, family, speed))
             except DoesNotFit as error:

@@ -123,6 +123,7 @@ def test_other_forms(detector: Detector, nms: str, bake: bool, half: bool, tmp_p
     assert [sorted(each) for each in answers] == [["boxes", "labels", "scores"]] * 3
 
 
+@pytest.mark.slow
 def test_openvino_says_the_same(artifact: Artifact, detector: Detector, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     made = cs.export(detector, tmp_path / "art", format="openvino", classes=CLASSES)

@@ -56,6 +56,7 @@ def _outcomes(tree: Path) -> dict[str, str]:
     return {name: row.outcome for name, row in read(tree / "results" / "mutants.jsonl").items()}
 
 
+@pytest.mark.slow
 def test_outcomes_are_told_apart_and_kept(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--limit", "4", "--jobs", "2"], tree, ("pytest",)) == 1
     assert _outcomes(tree) == {
