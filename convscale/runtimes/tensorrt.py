@@ -1,7 +1,8 @@
 """TensorRT: runs ONNX files on NVIDIA's GPUs, by ONNX Runtime's provider for it. Not measured on a GPU by this project.
 
 An engine is built when a file meets a batch size for the first time, which takes minutes; it is kept in the cache
-folder, by the file's own content, and built again where TensorRT or the card is another.
+folder, by the file's own content, and built again where TensorRT or the card is another. Where that folder can not be
+written nothing is kept.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from convscale.cache import cache_dir
@@ -41,17 +43,20 @@ class TensorrtRunner(BoundOnnxRunner):
     instead = "pip install onnxruntime-gpu tensorrt, or use runtime onnxruntime"
 
     def providers(self, path: Path, how: Opening) -> list[tuple[str, dict[str, object]]]:
-        kept = cache_dir() / "tensorrt" / _digest(path)
-        kept.mkdir(parents=True, exist_ok=True)
         settings: dict[str, object] = {
             "device_id": self._card,
             "trt_fp16_enable": how.precision == "fp16",
             "trt_int8_enable": _holds(path, b"QuantizeLinear"),  # by the scales in the file; it has no others
-            "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": os.fspath(kept),
-            "trt_timing_cache_enable": True,
-            "trt_timing_cache_path": os.fspath(kept.parent),
         }
+        kept = cache_dir() / "tensorrt" / _digest(path)
+        with suppress(OSError):  # a full or read-only disk costs minutes, no more
+            kept.mkdir(parents=True, exist_ok=True)
+            settings |= {
+                "trt_engine_cache_enable": True,
+                "trt_engine_cache_path": os.fspath(kept),
+                "trt_timing_cache_enable": True,
+                "trt_timing_cache_path": os.fspath(kept.parent),
+            }
         return [("TensorrtExecutionProvider", settings), (CUDA, {"device_id": self._card})]
 
 

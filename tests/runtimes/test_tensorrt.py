@@ -83,6 +83,15 @@ def test_files_in_8_bits_are_run_in_8_bits(tmp_path: Path, there: Path) -> None:
     np.testing.assert_array_equal(found, [[0.5, -1.5]])  # halves from -1.5 on
 
 
+def test_without_a_place_for_engines_none_are_kept(
+    onnx_art: Artifact, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there.write_text("a file where the folder should be")
+    open_runtime(onnx_art.model_path, "tensorrt", Opening(device="cuda", threads=1))
+    settings = ASKED[0][0][1]
+    assert settings == {"device_id": 0, "trt_fp16_enable": False, "trt_int8_enable": False}
+
+
 def test_an_artefact_runs_in_it_on_a_gpu_alone(onnx_art: Artifact, there: Path) -> None:
     assert runtimes_of("onnx", "cuda") == ("onnxruntime", "openvino", "tensorrt")
     opened = load_artifact(onnx_art.folder, runtime="tensorrt", device="cuda")

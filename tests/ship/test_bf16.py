@@ -19,6 +19,7 @@ from convscale.runtimes.base import Opening, open_runtime
 from convscale.runtimes.openvino import OpenVino
 from convscale.ship.confirm import confirm
 from convscale.ship.export import export
+from convscale.ship.forms import export_fastest
 from convscale.ship.tune import tune
 from convscale.ship.verify import MAX_RELATIVE, Verification, Withheld, _judge
 from convscale.show.runs import runs_below
@@ -138,3 +139,16 @@ def test_its_gate_is_wider_than_that_of_float32(precision: str, agreement: float
     )  # fmt: skip
     assert _judge(v)[0] is passed
     assert Withheld("x", v).verification is v
+
+
+def test_the_search_for_the_fastest_says_so_too(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convscale.runtimes.openvino._has_bf16", lambda: False)
+    monkeypatch.setattr("convscale.ship.forms.export_winner", lambda *given, **how: None)
+    monkeypatch.setattr("convscale.ship.forms.load_artifact", lambda place: None)
+    told: list[tuple[str, str]] = []
+    for bf16 in (False, True):
+        export_fastest(tiny, tmp_path / "a", bf16=bf16, on_form=lambda name, why: told.append((name, str(why))))
+    assert [name for name, _ in told] == ["openvino-bf16"]
+    assert told[0][1].startswith("this processor has no bf16 instructions")
