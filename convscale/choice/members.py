@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -158,7 +158,8 @@ def largest_member(
 
     Speeds fall along ``rising``, so the crossing is bisected with ``plain``, which is quick. What is shipped is faster
     by a factor that hardly differs within a family: ``tuned`` is asked for the member found, the factor moves the
-    crossing, and so on until the member uses most of the speed allowed, three times at most.
+    crossing, and so on until the member uses most of the speed allowed, three times at most. Where quick timings lead
+    out of what the tuned ones left open, which a busy machine brings about, the tuned ones alone say where to look.
 
     Args:
         rising: members from small to large.
@@ -192,14 +193,17 @@ def largest_member(
         index = _largest_keeping(len(rising), speed, floor)
         return found(0, speed(0), False) if index is None else found(index, speed(index), True)
     shipped: dict[int, float] = {}
+    goal = _SURE * floor
     at = _largest_keeping(len(rising), speed, floor) or 0
-    while at not in shipped and len(shipped) < _TUNED_TRIES and speed(at) > 0:
+    while len(shipped) < _TUNED_TRIES and speed(at) > 0:
         shipped[at] = tuned(rising[at])
-        factor = shipped[at] / speed(at)
-        if shipped[at] < _SURE * floor:
-            at = max(0, min(at - 1, _largest_keeping(len(rising), speed, _SURE * floor / factor) or 0))
-        elif shipped[at] * _USED > _SURE * floor:
-            at = min(len(rising) - 1, max(at + 1, _largest_keeping(len(rising), speed, _SURE * floor / factor) or 0))
+        low = max((i for i, value in shipped.items() if value >= goal), default=-1)
+        high = min((i for i, value in shipped.items() if i > low and value < goal), default=len(rising))
+        if high - low <= 1 or (low >= 0 and shipped[low] * _USED <= goal):
+            break
+        at = _largest_keeping(len(rising), speed, goal * speed(at) / shipped[at]) or 0
+        if not low < at < high:  # a busy machine's quick timings contradict the tuned ones, which count
+            at = _between(low, high, shipped, goal)
     kept = [at for at, value in shipped.items() if value >= _SURE * floor] or [
         at for at, value in shipped.items() if value >= floor
     ]
@@ -208,6 +212,19 @@ def largest_member(
     if 0 not in shipped:  # the last that can be said: the smallest
         shipped[0] = tuned(rising[0])
     return found(0, shipped[0], shipped[0] >= floor)
+
+
+def _between(low: int, high: int, shipped: Mapping[int, float], goal: float) -> int:
+    """Where members between two that were tuned should cross a speed: by the logarithms of both speeds, or, where one
+    end is open, by the work that members grow by.
+    """
+    if low in shipped and high in shipped:
+        share = math.log(shipped[low] / goal) / math.log(shipped[low] / shipped[high])
+        at = low + round(share * (high - low))
+    else:
+        known = low if low in shipped else high
+        at = known + math.floor(math.log(shipped[known] / goal) / math.log(_STEP))
+    return max(low + 1, min(high - 1, at))
 
 
 def _largest_keeping(count: int, speed: Callable[[int], float], floor: float) -> int | None:

@@ -172,7 +172,6 @@ def _counted_precision(basis: Basis) -> str:
 def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:
     """As dispatched in eager mode."""
     from convscale.cost.counting import count
-    from convscale.predictor.loading import counted_as
 
     c = basis.conditions
     cost = count(
@@ -180,7 +179,7 @@ def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:
         image_size=network.image_size,
         batch_size=c.batch_size,
         mode=c.mode,
-        precision=counted_as(_counted_precision(basis)),
+        precision=_counted_precision(basis),
         layout=c.layout,
     )
     traffic = (cost.read_bytes + cost.written_bytes) // c.batch_size

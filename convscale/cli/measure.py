@@ -55,17 +55,12 @@ def count_command(
     as_json: Json = False,
 ) -> None:
     """Count parameters, multiply-accumulates, activations, bytes and memory."""
-    from dataclasses import replace
-
     from convscale.cost.counting import count
     from convscale.predictor.largest_batch import predict_largest_batch
-    from convscale.predictor.loading import counted_as
 
     counted = []
     for net in map(network_of, models):
-        known = counted_as(precision)
-        cost = count(net, img_size, batch_size, mode=mode, precision=known, layout=layout, compiled=compiled)
-        cost = replace(cost, precision=precision)
+        cost = count(net, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
         largest = None
         if device is not None:
             largest = predict_largest_batch(

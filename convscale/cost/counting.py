@@ -52,7 +52,7 @@ class Cost:
     mode: str
     """``infer`` or ``train``."""
     precision: str
-    """``fp32``, ``amp``, ``bf16`` or ``fp16``."""
+    """``fp32``, ``amp``, ``amp_bf16``, ``bf16`` or ``fp16``."""
     layout: str
     """``nchw`` or ``nhwc``."""
     compiled: bool
@@ -135,8 +135,8 @@ def count(
         image_size: the input's side in pixels, or (height, width); None: the network's own.
         batch_size: images a call.
         mode: ``infer`` (the forward pass) or ``train`` (forward, backward and an SGD step with momentum).
-        precision: ``fp32``; ``amp`` or ``bf16`` under CUDA's autocast policy; ``fp16``. ``int8`` is refused: which
-            layers hold 8 bits is settled when a network is exported.
+        precision: ``fp32``; ``amp`` or ``amp_bf16`` (also called ``bf16``) under CUDA's autocast policy; ``fp16``.
+            ``int8`` is refused: which layers hold 8 bits is settled when a network is exported.
         layout: ``nchw`` or ``nhwc``.
         compiled: bytes and kernels as PyTorch's compiler would fuse them, by our simulation of it; else as eager mode
             dispatches them.

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Network: TypeAlias = "nn.Module | NetSpec | Foreign | str"
 """A module, a spec, a network that other code builds, or a name of any of them."""
-PRECISIONS = ("fp32", "amp", "bf16", "fp16")
-"""What a trace can be of. Not ``int8``: which layers hold 8 bits is settled layer by layer when a network is exported,
-and which maps between them do is the runtime's affair."""
+PRECISIONS = ("fp32", "amp", "amp_bf16", "bf16", "fp16")
+"""What a trace can be of; ``bf16`` is another name of ``amp_bf16``. Not ``int8``: which layers hold 8 bits is settled
+layer by layer when a network is exported, and which maps between them do is the runtime's affair."""
 
 
 def subject_of(network: Network, conditions: Conditions) -> tuple[nn.Module | None, NetSpec | None, Conditions]:

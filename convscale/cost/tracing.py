@@ -8,6 +8,7 @@ number is drawn.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +25,9 @@ from convscale.errors import UserError, first_line
 from convscale.networks.inputs import image_channels
 from convscale.nn.modes import in_mode
 
-_LOW = {"amp": torch.float16, "bf16": torch.bfloat16}
+_LOW = {"amp": torch.float16, "amp_bf16": torch.bfloat16, "bf16": torch.bfloat16}
+_MOST_ELEMENTS = 2**48
+"""Of a batch of images: a thousand times what the largest card holds, and far from where sizes overflow."""
 
 
 def trace(
@@ -36,8 +39,9 @@ def trace(
         net: any module that takes an (N, C, H, W) batch, on any device, the meta device too; its ``training`` flags are
             ignored and left alone.
         conditions: batch and image size; mode: ``infer`` (no gradients) or ``train`` (forward, backward, and an SGD
-            step with momentum); precision: ``fp32``, ``amp`` or ``bf16`` (CUDA's autocast to float16 or bfloat16), or
-            ``fp16`` (weights and input in half precision); layout of input and weights.
+            step with momentum); precision: ``fp32``, ``amp`` or ``amp_bf16`` (CUDA's autocast to float16 or bfloat16;
+            ``bf16`` is the latter's other name), or ``fp16`` (weights and input in half precision); layout of input
+            and weights.
         channels: image channels; None: those that the network takes.
         fast_norm: whether layer and group norm stay in low precision under autocast, as timm's ``fast_norm`` has it;
             None: yes for timm's own networks, since its published tables ran so, no for all others.
@@ -112,7 +116,13 @@ def _stand_ins(net: nn.Module, conditions: Conditions) -> dict[str, torch.Tensor
 def _images(conditions: Conditions, channels: int) -> torch.Tensor:
     """The input (N, C, H, W) on the meta device."""
     assert conditions.image_size is not None  # settled by subject_of
-    images = torch.empty(conditions.batch_size, channels, *sides(conditions.image_size), device="meta")
+    shape = (conditions.batch_size, channels, *sides(conditions.image_size))
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise UserError(
+            f"{shape[0]} images of {channels} x {shape[2]} x {shape[3]} are more than any tensor holds; take "
+            "smaller or fewer ones"
+        )
+    images = torch.empty(shape, device="meta")
     images = images.half() if conditions.precision == "fp16" else images
     return images.contiguous(memory_format=torch.channels_last) if conditions.layout == "nhwc" else images
 

@@ -102,7 +102,7 @@ class Pace:
     def _measured(self, spec: NetSpec) -> Counted:
         from convscale.cost.counting import count
         from convscale.nn.net import create_model
-        from convscale.speed.measuring import measure, whole_batch
+        from convscale.speed.measuring import measure_calmly, whole_batch
 
         net = create_model(spec, num_classes=self.classes, in_chans=self.channels)
         cost = count(net, image_size=spec.input.size)
@@ -110,7 +110,7 @@ class Pace:
         timed = []
         for runtime in named:
             under = self._conditions(spec, runtime)
-            made = measure(net, under, min_seconds=_SECONDS, max_seconds=_MOST_SECONDS)
+            made = measure_calmly(net, under, min_seconds=_SECONDS, max_seconds=_MOST_SECONDS)
             timed.append(whole_batch(replace(made, model=spec.name), under.batch_size))
         best = max(timed, key=lambda one: one.images_per_s)
         self.runtime = best.conditions.runtime

@@ -5,6 +5,7 @@ Importing this loads neither torch nor timm: they are loaded when a network is b
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -156,7 +157,9 @@ def reparameterized(net: nn.Module) -> nn.Module:
 
 
 def _call_factory(name: str, options: dict[str, object]) -> nn.Module:
-    """What ``package.module:function`` gives; it may be a module that is there already, too."""
+    """What ``package.module:function`` gives; it may name a module that is there already, too: a copy of that is given,
+    since whoever builds a network may train it, and the next one builds it anew.
+    """
     from torch import nn
 
     place, _, attribute = name.partition(":")
@@ -171,10 +174,14 @@ def _call_factory(name: str, options: dict[str, object]) -> nn.Module:
         if not hasattr(found, part):
             raise UserError(f"{name}: {place} has no {attribute}")
         found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise UserError(f"{name} is a {type(found).__name__}; it must be a module, or a function that gives one")
-        found = _called(name, found, options)
+    if isinstance(found, nn.Module):
+        try:
+            return copy.deepcopy(found)
+        except Exception as error:  # whatever a module of the user's holds
+            raise UserError(f"{name} can not be copied: {first_line(error)}; name a function that makes it") from error
+    if not callable(found):
+        raise UserError(f"{name} is a {type(found).__name__}; it must be a module, or a function that gives one")
+    found = _called(name, found, options)
     if not isinstance(found, nn.Module):
         raise UserError(f"{name} gives a {type(found).__name__}; it must give a torch.nn.Module")
     return found

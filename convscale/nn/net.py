@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal, TypedDict, Unpack, overload
 
 import torch
@@ -349,7 +349,9 @@ def create_model(
         raise UserError(f"out_indices is {out_indices!r}; it goes with features_only=True alone")
     tag = get_tag(spec.name) if pretrained else find_tag(spec.name)
     if tag is not None and tag.name != spec.name:
-        spec = replace(spec, input=replace(as_spec(tag.name).input), name=tag.name)
+        usual, own = as_spec(spec.name).input, spec.input
+        changed = {f.name: value for f in fields(own) if (value := getattr(own, f.name)) != getattr(usual, f.name)}
+        spec = replace(spec, input=replace(as_spec(tag.name).input, **changed), name=tag.name)
     if num_classes is None:
         num_classes = tag.num_classes if tag else 1000
     if features_only:

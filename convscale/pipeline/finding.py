@@ -43,7 +43,7 @@ from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_parts import Candidate as Row
 from convscale.show.fit_parts import Probed, Timed
 from convscale.show.json_values import from_json
-from convscale.speed.measuring import measure, whole_batch
+from convscale.speed.measuring import measure, measure_calmly, whole_batch
 
 REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
 """From scratch, where no speed is asked for: this share of this network's speed on the device is. Small images give it
@@ -390,7 +390,7 @@ class Finder:
         else:
             net = build(one.spec, self.splits)
             cond = replace(self.plain, image_size=one.image_size)
-            made = replace(measure(net, cond, min_seconds=0.3, max_seconds=5.0), model=one.spec.name)
+            made = replace(measure_calmly(net, cond, min_seconds=0.3, max_seconds=5.0), model=one.spec.name)
             row = replace(row, measurement=Timed.of(whole_batch(made, cond.batch_size)))
         self.record.put_row(row)
         self.say(f"{one.spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")

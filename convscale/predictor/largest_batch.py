@@ -12,7 +12,6 @@ from convscale.cost.counting import Cost, cost_of, trace_of
 from convscale.cost.subject import Network
 from convscale.errors import UserError
 from convscale.predictor.devices import get_device
-from convscale.predictor.loading import counted_as
 from convscale.stats import largest_true
 
 CONTEXT_BYTES = 768 * 2**20
@@ -65,7 +64,7 @@ def predict_largest_batch(
         net_or_spec: a module, a NetSpec or a model's name.
         device: a known device (``convscale.predictor.devices.devices``).
         mode: ``train`` (SGD with momentum) or ``infer``.
-        precision, layout, image_size: as for ``count``; also ``amp_bf16``, which counts call ``bf16``.
+        precision, layout, image_size: as for ``count``.
 
     Raises:
         UserError: not even one image fits, or as for ``count``; an unknown device.
@@ -78,8 +77,7 @@ def predict_largest_batch(
 
     @cache
     def counted(batch_size: int) -> Cost:
-        asked = replace(conditions, precision=counted_as(precision), batch_size=batch_size)
-        return replace(cost_of(trace_of(net_or_spec, asked)), precision=precision)
+        return cost_of(trace_of(net_or_spec, replace(conditions, batch_size=batch_size)))
 
     batch_size = largest_within(lambda batch_size: counted(batch_size).peak_bytes, usable)
     if batch_size < 1:

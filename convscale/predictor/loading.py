@@ -14,18 +14,11 @@ if TYPE_CHECKING:
 
 TRACED_AS = {"amp_bf16": "amp", "int8": "fp16"}
 """Precisions by the one whose trace they share: both halves have 2 bytes, and 8 bits start from a network in half."""
-COUNTED_AS = {"amp_bf16": "bf16"}
-"""Precisions by the name that counts have for them: they call autocast in bfloat16 ``bf16``, and know no 8 bits."""
 
 
 def traced_as(precision: str) -> str:
     """The precision that a network is traced in to be predicted in one."""
     return TRACED_AS.get(precision, precision)
-
-
-def counted_as(precision: str) -> str:
-    """The precision that a network is counted in; what counts do not know stays, for them to refuse."""
-    return COUNTED_AS.get(precision, precision)
 
 
 def workload_for(network: Network, conditions: Conditions) -> Workload:

@@ -101,6 +101,25 @@ def test_a_member_that_is_too_slow_once_tuned_gives_way_to_a_smaller_one():
     assert 1000 <= found.images_per_s <= 1000 / 0.85
 
 
+@pytest.mark.parametrize("slow", [0.3, 0.5])
+@pytest.mark.parametrize("upper", [False, True])
+def test_quick_timings_that_were_disturbed_do_not_hide_the_larger_members(slow, upper):
+    """Half of the quick timings came out too slow, as another guest of the machine has it; tuned ones are right. Seen
+    in a demo: the member found used 34 % of the speed allowed, after two of three tries.
+    """
+    rising = members("resnet50d", 28)
+    order = {spec: index for index, spec in enumerate(rising)}
+    true = {spec: 8000 * 1.07**-index for spec, index in order.items()}
+    fits = {spec for spec, index in order.items() if true[spec] >= 1000 * 1.02}
+    disturbed = {spec for spec in rising if (order[spec] % 2 == 0) == upper}
+    found = largest_member(
+        rising, 1000, lambda spec: true[spec] * (slow if spec in disturbed else 1.0), lambda spec: true[spec]
+    )
+    assert found.keeps
+    assert found.spec in fits
+    assert found.images_per_s <= 1000 * 1.02 / 0.85
+
+
 @pytest.mark.parametrize("holds", [1, 2, 9, 1000])
 @pytest.mark.parametrize("tuned", [False, True])
 def test_a_member_that_memory_does_not_hold_keeps_no_speed(holds, tuned):

@@ -97,7 +97,9 @@ def test_rectangles_by_hand() -> None:
 
 def test_int8_is_refused_not_counted_as_single_precision() -> None:
     """Which layers hold 8 bits is settled at export; it gave the figures of fp32 before."""
-    with pytest.raises(UserError, match=r"precision 'int8' is not counted: .*; count it in fp32, amp, bf16 or fp16"):
+    with pytest.raises(
+        UserError, match=r"precision 'int8' is not counted: .*; count it in fp32, amp, amp_bf16, bf16 or fp16"
+    ):
         count(chain(), 8, precision="int8")
     with pytest.raises(UserError, match="precision 'int8' is not counted"):
         predict_largest_batch(chain(), "t4", mode="infer", precision="int8", image_size=8)
@@ -107,6 +109,19 @@ def test_int8_is_refused_on_the_command_line(call: Callable[..., tuple[int, str,
     code, out, err = call("count", "resnet18", "--precision", "int8")
     assert (code, out) == (2, "")
     assert "precision 'int8' is not counted" in " ".join(err.split())
+
+
+def test_autocast_in_bfloat16_has_two_names_and_moves_as_much_as_in_float16() -> None:
+    half, full, *both = (count(chain(), 8, precision=name) for name in ("amp", "fp32", "amp_bf16", "bf16"))
+    assert [made.precision for made in both] == ["amp_bf16", "bf16"]
+    assert {made.read_bytes for made in both} == {half.read_bytes} != {full.read_bytes}
+    assert {made.peak_bytes for made in both} == {half.peak_bytes} != {full.peak_bytes}
+
+
+@pytest.mark.parametrize("size", [2**31 - 1, (2**31 - 1, 2**17)])
+def test_images_that_no_tensor_holds_are_one_line(size: int | tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=r"^4 images of 3 x 2147483647 x \d+ are more than any tensor holds"):
+        count(chain(), size, batch_size=4)
 
 
 def test_bad_net_and_conditions() -> None:

@@ -138,6 +138,17 @@ def test_a_network_of_ones_own_goes_where_a_name_goes(factory: str) -> None:
     assert choice.best.candidate.licence == ""
 
 
+def test_a_module_that_a_name_leads_to_is_never_trained_in_place(factory: str) -> None:
+    """Each network that is built by the name starts from the weights that the user's module has."""
+    name = Foreign(f"{factory}READY", "factory")
+    first = build_foreign(name)
+    kept = first[0].weight.detach().clone()
+    with torch.no_grad():
+        first[0].weight.zero_()
+    assert torch.equal(build_foreign(name)[0].weight, kept)
+    assert kept.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -353,6 +353,20 @@ def test_pretrained_through_the_hub(hub):
     assert "stem" in run_with_hub(code, endpoint, home)
 
 
+def test_a_resized_spec_keeps_its_size_with_released_weights(tmp_path, monkeypatch):
+    """The released weights bring their mean and their way of resizing; what was asked for stays."""
+    file = tmp_path / "weights.pth"
+    torch.save(cs.export_weights(cs.create_model("mobilenetv2_050")), file)
+    monkeypatch.setattr("convscale.nn.weights.download", lambda name: file)
+    spec = cs.get_spec("mobilenetv2_050")
+    smaller = replace(spec, input=replace(spec.input, size=96))
+    assert cs.create_model(smaller, pretrained=True).spec.input.size == 96
+    made = cs.create_model("mobilenetv2_050", pretrained=True).spec
+    assert (made.input.size, made.name) == (224, "mobilenetv2_050.lamb_in1k")
+    assert made.input.interpolation == "bicubic"  # as timm's table of weights says
+    assert cs.create_model(smaller, pretrained=True).spec.input == replace(made.input, size=96)
+
+
 def test_hub_failures_give_one_line(hub, monkeypatch):
     endpoint, home, _ = hub
     code = "cs.create_model('resnet18', pretrained=True) and {}"

@@ -40,7 +40,7 @@ def _small(net: Any) -> bool:
 
 
 def test_of_named_networks_those_that_fit_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "measure", _halving(_small))
+    monkeypatch.setattr(finding, "measure_calmly", _halving(_small))
     specs = [SizedSpec(cs.get_spec("mobilenetv2_100"), 224), SizedSpec(SPEC, 224)]
     limits = Constraint(min_throughput=100)
     finder = _finder(_record(tmp_path / "a", []), limits, named=("x",), networks=specs)
@@ -61,7 +61,7 @@ def test_of_scaled_members_those_that_do_not_fit_keep_no_speed(tmp_path: Path, m
     rising = [SPEC, cs.get_spec("mobilenetv2_100")]
     monkeypatch.setattr(finding, "families_for", lambda side: ["one", "two"])
     monkeypatch.setattr(finding, "members", lambda base, side: rising if base == "one" else rising[1:])
-    monkeypatch.setattr(finding, "measure", _halving(_small))
+    monkeypatch.setattr(finding, "measure_calmly", _halving(_small))
     asked: dict[str, Any] = {"size_for": lambda splits: 224}
     finder = _finder(_record(tmp_path / "a", []), Constraint(min_throughput=100), **asked)
     assert [c.name for c in finder.scaled().contenders] == ["mobilenetv2_050"]
@@ -93,7 +93,7 @@ def test_what_is_shipped_is_timed_at_the_batch_asked_for(monkeypatch: pytest.Mon
 def test_a_candidate_of_a_search_has_no_speed_of_half_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     basis = basis_of(Asked(runtime="onnxruntime"))
     pace = Pace(basis, classes=3, channels=3, confidence=0.8, records=tmp_path / "speeds.jsonl")
-    monkeypatch.setattr(measuring, "measure", _halving(_small))
+    monkeypatch.setattr(measuring, "measure_calmly", _halving(_small))
     assert pace(SPEC).speed.images_per_s == pytest.approx(400)
     with pytest.raises(UserError, match="mobilenetv2_100 @224 does not fit in memory at batch 8; take a smaller one"):
         pace(cs.get_spec("mobilenetv2_100"))

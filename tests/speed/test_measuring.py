@@ -17,12 +17,14 @@ from convscale.artifact.artifact import Artifact
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import Environment
 from convscale.runtimes.base import Opening, Runner
 from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.ship.export import export
-from convscale.speed import subjects
-from convscale.speed.measuring import export_and_time, largest_batch, measure, sweep
+from convscale.speed import measuring, subjects
+from convscale.speed.measuring import export_and_time, largest_batch, measure, measure_calmly, sweep
 from convscale.speed.subjects import is_too_large
+from convscale.speed.timing import Measurement
 
 QUICK = {"min_seconds": 0.01, "max_seconds": 0.5}
 
@@ -494,3 +496,28 @@ def test_a_training_step_without_logits_is_one_clear_line() -> None:
 def test_seconds_that_are_no_time(value: object, tiny: nn.Module) -> None:
     with pytest.raises(UserError, match="seconds to time are"):
         measure(tiny, min_seconds=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "calls", "speed"),
+    [
+        ([(0.01, 0.0101, 0.0102, 0.0103)], 1, 2 / 0.01015),  # calm: the first is taken
+        ([(0.01, 0.02, 0.04, 0.05), (0.011,) * 4], 2, 2 / 0.011),  # disturbed, then calm
+        ([(0.01, 0.02, 0.04, 0.05), (0.031,) * 4], 2, 2 / 0.03),  # calm but slowed down throughout: the faster
+        ([(0.01, 0.02, 0.04, 0.05), (0.01, 0.02, 0.02, 0.05), (0.03, 0.01, 0.04, 0.05)], 3, 2 / 0.02),
+    ],
+)
+def test_a_disturbed_glance_is_taken_again(
+    rounds: list[tuple[float, ...]], calls: int, speed: float, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measured(subject: object, batch_size: int, *seconds: float) -> Measurement:
+        times = rounds[len(asked)]
+        asked.append((batch_size, *seconds))
+        return Measurement(times_s=times, conditions=Conditions(batch_size=2), environment=Environment.here())
+
+    monkeypatch.setattr(measuring, "_measured", measured)
+    made = measure_calmly(tiny, Conditions(batch_size=2, image_size=8), min_seconds=0.3, max_seconds=5.0)
+    assert made.images_per_s == pytest.approx(speed)
+    assert asked == [(2, 0.3, 5.0)] * calls
