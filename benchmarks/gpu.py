@@ -6,7 +6,8 @@
 Every stage is a process with a deadline of its own, and prints a line of JSON after each row: what a stage had found
 when it was stopped is kept. Stages that no time was left for are named. In this order: ceilings (copy, matrix product);
 correctness of every kernel in three types and both layouts against float64; the kernels' speeds beside cuDNN's batch
-norm; eager inference; eager training in both norms; memory; compiled; training steps against the CPU's; waits per step.
+norm; eager inference; eager training in both norms; memory; compiled; training steps against the CPU's; waits per step;
+a run that is killed and goes on; a process of DDP.
 Speeds stand beside what was predicted for the card that is found; the predictions are made beforehand and committed.
 
 ``--device cpu --tiny`` runs the same code on a processor, small: to see that it works, not to measure. Nothing in this
@@ -36,6 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.gpu_runs import child, ddp, resume, waits
+
 Row = dict[str, Any]
 PREDICTIONS = Path(__file__).with_name("gpu_predictions.json")
 CARDS = {"H100": "h100-sxm", "H200": "h200"}
@@ -50,6 +53,8 @@ STAGES = {
     "compiled": 60,
     "steps": 40,
     "waits": 15,
+    "resume": 25,
+    "ddp": 25,
 }
 """Seconds that each may take at most, in the order in which they run."""
 INFER = (
@@ -269,6 +274,17 @@ def compiled(card: Card) -> Iterator[Row]:
         with torch.inference_mode(), card.amp():
             taken = card.seconds(lambda fast=fast, images=images: fast(images))
         yield {"model": name, "mode": "infer", "batch": card.batch, "images_per_s": card.batch / taken}
+        if card.cuda and name == "tresnet_m":
+            torch._dynamo.reset()
+            fast = torch.compile(net, mode="max-autotune", dynamic=False)
+            with torch.inference_mode(), card.amp():
+                taken = card.seconds(lambda fast=fast, images=images: fast(images))
+            yield {
+                "model": name,
+                "mode": "infer, max-autotune",
+                "batch": card.batch,
+                "images_per_s": card.batch / taken,
+            }
         fast = torch.compile(card.net(name).train())
         step = _step(card, fast, card.batch)
         taken = card.seconds(step)
@@ -307,36 +323,6 @@ def steps(card: Card) -> Iterator[Row]:
         off = [abs(a - b) / abs(b) for a, b in zip(mine, right, strict=True)]
         yield {"norm": label, "steps": count, "largest_difference": max(off), "first_ten": max(off[:10])}
     torch.backends.cudnn.allow_tf32 = before
-
-
-def waits(card: Card) -> Iterator[Row]:
-    """How often a training step waits for the device, and the share of time without data."""
-    import warnings
-
-    from convscale.images.splits import ArraySplit, DataSplits
-    from convscale.learn.train import train as fit
-
-    pixels = torch.randint(0, 256, (512, 32, 32, 3), dtype=torch.uint8)
-    labels = torch.arange(512) % 10
-    classes = tuple("abcdefghij")
-    split: dict[str, Any] = {
-        name: ArraySplit(split=name, classes=classes, labels=labels, channels=3, pixels=pixels)
-        for name in ("train", "validation", "test")
-    }
-    data = DataSplits(classes=classes, **split)
-    seen: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        if card.cuda:
-            torch.cuda.set_sync_debug_mode("warn")
-        warnings.showwarning = lambda message, *_args, **_more: seen.append(str(message))
-        run = fit("resnet18", data, recipe="small", epochs=2, device=str(card.device), batch_size=64)
-    waited = sum("synchroniz" in text for text in seen)
-    yield {
-        "steps": 2 * 512 // 64,
-        "waits": waited,
-        "wait_share": statistics.mean(row["wait_share"] for row in run.history),
-    }
 
 
 def predicted_as(card: Card) -> str | None:
@@ -393,7 +379,8 @@ def predict() -> None:
 
 def run_stage(name: str, card: Card) -> None:
     """One stage in this process: a line of JSON after every row."""
-    for row in globals()[name](card):
+    runs = {"waits": waits, "resume": resume, "ddp": ddp}
+    for row in (runs.get(name) or globals()[name])(card):
         print(json.dumps({"stage": name, **row}), flush=True)
 
 
@@ -442,6 +429,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small, to see that it runs")
     parser.add_argument("--predict", action="store_true", help="write benchmarks/gpu_predictions.json and end")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="default: results/gpu-CARD.jsonl")
     options = parser.parse_args()
     if options.predict:
@@ -450,6 +438,9 @@ def main() -> None:
     card = Card(options.device, options.tiny)
     if card.cuda and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA GPU here; --device cpu --tiny runs the code without one")
+    if options.child:
+        child(options.child[0], Path(options.child[1]), card)
+        return
     if options.stage:
         run_stage(options.stage, card)
         return

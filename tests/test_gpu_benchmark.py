@@ -71,3 +71,16 @@ def test_predictions_stand_beside_speeds() -> None:
         },
     )
     assert [row.get("measured_over_predicted") for row in rows] == [1.5, 0.7, 2.0, None]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_a_process_of_ddp_trains_alike() -> None:
+    """On a processor, where both must be exact; on a card they say how far apart runs are."""
+    card = gpu.Card("cpu", tiny=True)
+    assert next(gpu.resume(card)) == {
+        "killed_by": 9,
+        "resumed": True,
+        "largest_loss_difference": 0.0,
+        "largest_weight_difference": 0.0,
+    }
+    assert next(gpu.ddp(card)) == {"processes": 1, "epochs": 2, "largest_relative_loss_difference": 0.0}

@@ -180,8 +180,8 @@ def measure_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training), openvino, or "
-            "tensorrt on a GPU.",
+            help="eager, compiled, compiled-frozen, onnxruntime (when left out; eager for training), openvino; on a "
+            "GPU also compiled-max or tensorrt.",
         ),
     ] = None,
     mode: Mode = "infer",

@@ -30,7 +30,10 @@ Batch = Annotated[int, typer.Option("-b", "--batch-size", help="Images per call.
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8.")]
 Runtime = Annotated[
-    str, typer.Option("--runtime", help="eager, compiled, compiled-frozen, onnxruntime, openvino or tensorrt.")
+    str,
+    typer.Option(
+        "--runtime", help="eager, compiled, compiled-frozen, compiled-max, onnxruntime, openvino or tensorrt."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Compute threads; one per core when left out.")]
 Output = Annotated[Path, typer.Option("--output", help="Folder to make.")]

@@ -99,12 +99,13 @@ def test_a_new_runtime_is_one_file(reference: type, tiny: nn.Module, onnx_art: A
 
 def test_what_is_known() -> None:
     assert {runtime.name for runtime in runtimes()} == {
-        *("eager", "compiled", "compiled-frozen", "onnxruntime", "openvino", "tensorrt")
+        *("eager", "compiled", "compiled-frozen", "compiled-max", "onnxruntime", "openvino", "tensorrt")
     }
     assert file_runtimes() == ("onnxruntime", "openvino")
     assert runtimes_of("onnx") == ("onnxruntime", "openvino")
     assert runtimes_of("openvino") == ("openvino",)
     assert runtimes_of("torch") == ("eager", "compiled", "compiled-frozen")
+    assert runtimes_of("torch", "cuda") == ("eager", "compiled", "compiled-frozen", "compiled-max")
     assert [runtime.name for runtime in runtimes() if runtime.trains] == ["eager", "compiled"]
     assert "eager" in installed_runtimes()
     with pytest.raises(UserError, match=r"runtime 'onnxruntim' is unknown.*onnxruntime"):
@@ -134,7 +135,7 @@ compared or listed."""
 
 def _listed(tree: ast.AST) -> list[str]:
     """Tuples, lists and sets of two or more runtimes' names, and comparisons of something called runtime with one."""
-    names = {"eager", "compiled", "compiled-frozen", "onnxruntime", "openvino"}
+    names = {"eager", "compiled", "compiled-frozen", "compiled-max", "onnxruntime", "openvino"}
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Tuple | ast.List | ast.Set):

@@ -12,6 +12,7 @@ from torch import nn
 from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
+from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.runtimes.pytorch.runner import TorchRunner, torch_threads
 
 
@@ -44,6 +45,29 @@ def test_compiled(runtime: str) -> None:
     with torch.no_grad():
         expected = net(x).numpy()
         assert np.allclose(open_runtime(net, runtime, Opening(threads=1))(x)[0], expected, atol=1e-5)
+
+
+def test_the_most_that_a_compiler_does_is_asked_for_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels timed against each other in one CUDA graph, whose outputs the next call writes over: each call says that
+    the one before is done with. Stand-ins for the compiler; there is no GPU here.
+    """
+    told: list[dict[str, object]] = []
+    marks: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda net, **given: told.append(given) or net)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(len(marks)))
+    monkeypatch.setattr(torch_runner, "installed_runtimes", lambda: ("compiled",))
+    net, x = nn.Conv2d(3, 4, 3).eval(), torch.rand(2, 3, 8, 8)
+    run = TorchRunner(net, "compiled-max", Opening(threads=1))
+    with torch.no_grad():
+        assert np.array_equal(run(x)[0], net(x).numpy())
+    run(x)
+    assert told == [{"dynamic": False, "mode": "max-autotune"}]
+    assert marks == [0, 1]
+    TorchRunner(net, "compiled", Opening(threads=1))(x)
+    assert told[1:] == [{"dynamic": None}]
+    assert marks == [0, 1]
+    with pytest.raises(UserError, match="runtime compiled-max runs on device cuda here, got 'cpu'"):
+        open_runtime(net, "compiled-max", Opening())
 
 
 @pytest.fixture

@@ -67,3 +67,14 @@ class CompiledFrozen(_NeedsCompiler):
 
     name = "compiled-frozen"
     order = 3
+
+
+@register
+class CompiledMax(_NeedsCompiler):
+    """``torch.compile(mode="max-autotune")``: kernels chosen by timing them, and launched as one CUDA graph. It
+    compiles for minutes, for one shape of a batch; the processor gains nothing by it.
+    """
+
+    name = "compiled-max"
+    order = 4
+    devices = ("cuda",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.module = net
         self.net: Callable[[torch.Tensor], Outputs] = (
-            net if runtime == "eager" else _compiled(net, frozen=runtime == "compiled-frozen", static=how.static)
+            net if runtime == "eager" else _compiled(net, runtime, static=how.static or runtime == "compiled-max")
         )
+        self._graphs = runtime == "compiled-max"
         if self._device.type == "cuda":
             self.synchronize = lambda: torch.cuda.synchronize(self._device)
 
@@ -47,6 +49,8 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
         return tensor.to(self._device).contiguous(memory_format=self._format)
 
     def run(self, prepared: torch.Tensor) -> Outputs:
+        if self._graphs:  # the outputs of the call before were fetched: their memory may be written again
+            torch.compiler.cudagraph_mark_step_begin()
         with torch_threads(self.threads), torch.no_grad():
             return self.forward(prepared)
 
@@ -90,8 +94,16 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compiled(net: nn.Module, *, frozen: bool, static: bool) -> Callable[[torch.Tensor], Outputs]:
-    """``torch.compile``; with freezing, weights become constants and are laid out for the processor.
+_COMPILE: dict[str, dict[str, Any]] = {
+    "compiled": {},
+    "compiled-frozen": {"options": {"freezing": True}},  # weights as constants, laid out for the processor
+    "compiled-max": {"mode": "max-autotune"},
+}
+"""What ``torch.compile`` is told for each runtime."""
+
+
+def _compiled(net: nn.Module, runtime: str, *, static: bool) -> Callable[[torch.Tensor], Outputs]:
+    """``torch.compile`` as a runtime has it.
 
     Static code is new code: PyTorch hands on what it compiled for other networks of the same class, and from the
     second shape on code for all shapes, which is slower; after eight it compiles no more. So what this process compiled
@@ -106,4 +118,4 @@ def _compiled(net: nn.Module, *, frozen: bool, static: bool) -> Callable[[torch.
 
         _dynamo.reset()
         _dynamo.config.recompile_limit = _dynamo.config.accumulated_recompile_limit
-    return torch.compile(net, dynamic=False if static else None, options={"freezing": True} if frozen else None)
+    return torch.compile(net, dynamic=False if static else None, **_COMPILE[runtime])
