@@ -27,7 +27,7 @@ def _plain(*tensors: Tensor) -> bool:
     return being_traced() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
 
 
-def _hooked(*modules: nn.Module) -> bool:
+def hooked(*modules: nn.Module) -> bool:
     """Whether someone listens at a module's call, which the lean way goes around."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
@@ -99,7 +99,7 @@ def conv_after(
         inputs: maps or gates; they get the gradients.
         prepared: prepare(*inputs), where the caller has it already; no gradient flows through it.
     """
-    if not isinstance(conv, nn.Conv2d) or type(conv) is not nn.Conv2d or _hooked(conv) or _plain(conv.weight, *inputs):
+    if not isinstance(conv, nn.Conv2d) or type(conv) is not nn.Conv2d or hooked(conv) or _plain(conv.weight, *inputs):
         return conv(prepare(*inputs))
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return conv(prepare(*inputs))
@@ -164,7 +164,7 @@ def gated_norm(norm: nn.Module, se: nn.Module, x: Tensor) -> Tensor:
     if gate_of is None or not isinstance(norm, BatchNormAct | InPlaceABN) or norm.activation != "identity":
         return se(norm(x))
     keeps_output = isinstance(norm, InPlaceABN) and norm.keep == "output"
-    if keeps_output or _hooked(norm, se) or _plain(x, *norm.parameters(), *se.parameters()):
+    if keeps_output or hooked(norm, se) or _plain(x, *norm.parameters(), *se.parameters()):
         return se(norm(x))
     y, mean, invstd = norm.normalise_with_statistics(x)
     y_gated = _Gated.apply(y, gate_of(y), x.detach(), norm.weight.detach() * invstd, mean, norm.bias.detach())

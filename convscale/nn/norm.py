@@ -243,6 +243,9 @@ class InPlaceABN(_Norm):
     While the network is being compiled or exported, and where no gradient is wanted, it is plain batch norm and
     activation: a compiler chooses by itself what to keep.
 
+    It is no ``nn.BatchNorm2d``, so that what looks for those passes it over: ``torch.optim.swa_utils.update_bn`` takes
+    ``convert_norm(net, "batchnorm")``, whose state dict fits the network itself afterwards.
+
     Args:
         num_features: channels C of the maps (N, C, H, W).
         eps: added to the variance.
@@ -457,13 +460,21 @@ def convert_sync(net: nn.Module, group: dist.ProcessGroup | None = None) -> nn.M
 
     A bare ``nn.BatchNorm2d`` becomes BatchNormAct, its parameters staying the same objects; norms of other libraries
     stay as they are. Works with any backend, gloo on a CPU included. While no process group is initialised, and in eval
-    mode, each process is on its own.
+    mode, each process is on its own. ``nn.SyncBatchNorm.convert_sync_batchnorm`` does the same for batch norms of our
+    networks, but passes over in-place ones.
     """
     net = _replace(net, _bare_converted)
     for module in net.modules():
         if isinstance(module, _Norm):
             module.sync = _Processes(group)
     return net
+
+
+def synchronised(old: BatchNormAct, plain: nn.SyncBatchNorm) -> BatchNormAct:
+    """``old`` with the parameters, statistics, mode and processes of the norm that a converter made of it."""
+    new = BatchNormAct(plain.num_features, plain.eps, plain.momentum, old.activation, old.slope, lean=old.lean)
+    new.keep, new.sync = old.keep, _Processes(plain.process_group)
+    return _take_over(new, plain)
 
 
 def _bare_converted(old: nn.Module) -> BatchNormAct | None:

@@ -1,5 +1,7 @@
 """Building networks: options, timm's conventions, compilers, checkpointing, determinism."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -253,3 +255,17 @@ def test_tresnet_m_keeps_at_most_45_mb_for_backward():
     ours = cs.saved_bytes(cs.create_model("tresnet_m")) / 1e6
     assert ours <= 45
     assert cs.saved_bytes(cs.create_model("resnet50")) / 1e6 / ours >= 1.78
+
+
+def test_an_in_place_norm_right_behind_the_pool_trains():
+    spec = cs.get_spec("resnet18")
+    spec = replace(spec, head=replace(spec.head, pooled_norm=True))
+    found = []
+    for kind in ("batchnorm", "inplace"):
+        torch.manual_seed(0)
+        net = cs.create_model(spec, norm=kind, num_classes=3)
+        logits = net(torch.randn(4, 3, 32, 32))
+        logits.square().sum().backward()
+        found.append((logits.detach(), net.pooled.norm.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
