@@ -435,9 +435,20 @@ def _converted(old: _Norm, to: str) -> _Norm:
     return _take_over(new, old)
 
 
-def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct:
-    """A batch norm with another leaky slope in place of ``old``: same parameters, buffers, mode and processes."""
-    new = BatchNormAct(old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=slope)
+def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct | InPlaceABN:
+    """A norm with another leaky slope in place of ``old``: same parameters, buffers, mode and processes; a lean batch
+    norm where an in-place one could not invert it, which becomes one again with a slope that it can.
+    """
+    kind = "inplace" if isinstance(old, InPlaceABN) or old.lean else "batchnorm"
+    new = batch_norm_act(
+        kind,
+        old.num_features,
+        eps=old.eps,
+        momentum=old.momentum,
+        activation=old.activation,
+        slope=slope,
+        keep=old.keep,
+    )
     new.sync = old.sync
     return _take_over(new, old)
 
