@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from convscale.arch.parts import IDENTITY, HeadSpec, NormSpec
-from convscale.nn.activations import activation
+from convscale.nn.activations import activation, is_symbol
 from convscale.nn.dressed import HoldsNorms
 from convscale.nn.layers import LearnableAffine, conv2d
 from convscale.nn.norm import norm_act
@@ -42,7 +42,7 @@ class PooledHead(HoldsNorms):
         self.affine = LearnableAffine() if act.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.ndim == 2
+        pooled = is_symbol(x) or x.ndim == 2
         x = x[:, :, None, None] if pooled else x
         for part in (self.conv, self.norm, self.act, self.affine):
             x = x if part is None else part(x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from convscale.nn.activations import is_symbol
 from convscale.nn.kernels import blur as kernels
 from convscale.nn.kernels.norm_twin import per_channel, sums_dtype
 from convscale.nn.norm import BatchNormAct, InPlaceABN
@@ -24,7 +25,9 @@ aten = torch.ops.aten
 
 
 def _plain(*tensors: Tensor) -> bool:
-    return being_traced() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
+    if being_traced() or not torch.is_grad_enabled() or any(is_symbol(t) for t in tensors):
+        return True
+    return not any(t.requires_grad for t in tensors)
 
 
 def hooked(*modules: nn.Module) -> bool:

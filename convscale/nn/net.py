@@ -18,6 +18,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.tags import find_tag
 from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.nn.activations import is_symbol
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.decoder import MLDecoder
 from convscale.nn.features import FeatureInfo, resolve_indices
@@ -80,7 +81,7 @@ class Trunk(nn.Module):
         return {"stem": r"^stem", "blocks": blocks}
 
     def _check_input(self, x: Tensor) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_symbol(x):
             return  # sizes may be symbols there; the layers guard them
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise UserError(f"input has shape {tuple(x.shape)}; {self.spec.name} takes (N, {self.in_chans}, H, W)")

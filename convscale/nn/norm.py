@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, nearest
 from convscale.nn import sync_cuda
-from convscale.nn.activations import ACTIVATIONS, apply_activation
+from convscale.nn.activations import ACTIVATIONS, apply_activation, is_symbol
 from convscale.nn.kernels.norm import norm_act as norm_operator
 from convscale.nn.kernels.norm_twin import sums_dtype
 from convscale.nn.kernels.wanted import switched_on
@@ -78,6 +78,8 @@ class _Norm(_NormBase):
 
     def _step(self, x: Tensor) -> tuple[bool, float]:
         """Whether the batch's statistics are used, and how far the running ones move (and count the batch)."""
+        if is_symbol(x):
+            return self.training or self.running_mean is None, self.momentum or 0.0
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise UserError(f"the norm takes maps (N, {self.num_features}, H, W), got shape {tuple(x.shape)}")
         use_batch = self.training or self.running_mean is None
@@ -135,6 +137,8 @@ class _Norm(_NormBase):
 
     def _wants_grad(self, x: Tensor) -> bool:
         """Whether there will be a backward pass that it is ours to arrange: a compiler arranges its own."""
+        if is_symbol(x):
+            return False
         needed = x.requires_grad or self.weight.requires_grad or self.bias.requires_grad
         return torch.is_grad_enabled() and needed and not being_traced()
 
@@ -287,7 +291,7 @@ class InPlaceABN(_Norm):
         self.in_operator = switched_on() is True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.in_operator and self.keep == "output" and self._is_compiled(x):
+        if self.in_operator and not is_symbol(x) and self.keep == "output" and self._is_compiled(x):
             return self._as_operator(x)
         if self.keep == "input" or not self._wants_grad(x):
             return apply_activation(self.normalise(x), self.activation, self.slope, inplace=True)

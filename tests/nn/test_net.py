@@ -269,3 +269,24 @@ def test_an_in_place_norm_right_behind_the_pool_trains():
         found.append((logits.detach(), net.pooled.norm.weight.grad))
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("resnet18", None), ("tresnet_m", "inplace"), ("tresnet_m", "batchnorm"), ("mobilenetv3_small_050", None)],
+)
+def test_torchvision_takes_features_out(name, norm):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    net = cs.create_model(name, norm=norm, num_classes=2)
+    count = int(net.stem[0].norm.num_batches_tracked)
+    extractor = create_feature_extractor(net, {"stages.1": "low", "classifier": "logits"})
+    assert int(net.stem[0].norm.num_batches_tracked) == count
+    x, seen = torch.randn(2, 3, 64, 64), []
+    net.stages[1][-1].register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        for training in (False, True):
+            found, logits = extractor.train(training)(x), net.train(training)(x)
+            assert torch.allclose(found["logits"], logits, atol=1e-5)
+            assert torch.allclose(found["low"], seen[-1], atol=1e-5)
