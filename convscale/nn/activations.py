@@ -34,6 +34,11 @@ _FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def is_symbol(x: object) -> bool:
+    """Whether ``torch.fx`` draws a graph, in which a tensor has no sizes and asks for nothing yet."""
+    return isinstance(x, torch.fx.Proxy)
+
+
 def activation(name: str, slope: float = 0.01, inplace: bool = True) -> nn.Module:
     """The activation module of this name; `slope` is leaky ReLU's.
 
@@ -51,6 +56,8 @@ def apply_activation(x: Tensor, name: str, slope: float = 0.01, *, inplace: bool
     """
     if name == "identity":
         return x
+    if is_symbol(x) and name not in _FROM_OUTPUT:  # a module that is in no network can't be called on it
+        return ACTIVATIONS[name](slope, False).forward(x)
     if inplace and (name in _FROM_OUTPUT or not torch.is_grad_enabled()):
         if name == "leaky_relu":
             return F.leaky_relu_(x, slope)

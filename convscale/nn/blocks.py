@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convscale.arch.block import BlockSpec
 from convscale.arch.parts import IDENTITY, ActSpec, NormSpec
 from convscale.nn.activations import activation
+from convscale.nn.dressed import HoldsNorms
 from convscale.nn.layers import (
     BlurPool,
     DropPath,
@@ -25,7 +26,7 @@ from convscale.nn.layers import (
     SqueezeExcite,
     conv2d,
 )
-from convscale.nn.lean import conv_after, gated_norm
+from convscale.nn.lean import conv_after, gated_norm, hooked
 from convscale.nn.norm import norm_act
 
 SMOOTHERS: dict[str, Callable[[int], nn.Module]] = {
@@ -37,7 +38,7 @@ SMOOTHERS: dict[str, Callable[[int], nn.Module]] = {
 """What takes a stride after a convolution, by the name that ``BlockSpec.downsample`` says."""
 
 
-class ConvNormAct(nn.Module):
+class ConvNormAct(HoldsNorms):
     """Convolution, norm, activation (with its affine layer) and, where it anti-aliases, a blur that takes the stride:
     (N, in_chs, H, W) -> (N, out_chs, H/stride, W/stride).
 
@@ -176,9 +177,10 @@ class BasicBlock(Block):
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        if self.se is None:
-            return self.conv2(x)
-        return gated_norm(self.conv2.norm, self.se, self.conv2.conv(x)) if self.lean else self.se(self.conv2(x))
+        last, se = self.conv2, self.se
+        if se is None:
+            return last(x)
+        return gated_norm(last.norm, se, last.conv(x)) if self.lean and not hooked(last) else se(last(x))
 
 
 class Bottleneck(Block):
@@ -263,8 +265,7 @@ class Conv(Block):
             downsample=spec.downsample,
         )
         self.se = None
-        last = self.last_act
-        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+        self.after = _after(self.last_act, spec.activation, norm)
 
     def residual(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -337,14 +338,15 @@ class UniversalBottleneck(Block):
         return x
 
 
-class NormConv(nn.Module):
+class NormConv(HoldsNorms):
     """A norm, then a convolution of ``stride`` x ``stride`` patches: (N, in_chs, H, W) -> (N, out_chs, H // stride,
     W // stride) (ConvNeXt, arXiv 2201.03545, section 2.6).
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, norm: NormSpec) -> None:
         super().__init__()
-        self.norm = norm_act(norm.kind, in_chs, eps=norm.eps, momentum=norm.momentum)
+        # Its input is another block's output, and may be a feature map that is given out: it stays as it is.
+        self.norm = norm_act(norm.kind, in_chs, eps=norm.eps, momentum=norm.momentum, keep="input")
         self.conv = conv2d(in_chs, out_chs, stride, stride=stride, bias=True, padding="none")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -412,8 +414,7 @@ class AggregatedBlock(Block):
             chs = inner
         self.squeeze = ConvNormAct(in_chs + spec.layers * inner, spec.width // 2, act=act, **shared)
         self.excite = ConvNormAct(spec.width // 2, spec.width, act=act, **shared)
-        last = self.last_act
-        self.after = None if last.kind == "identity" else activation(last.kind, last.slope)
+        self.after = _after(self.last_act, act, norm)
 
     def residual(self, x: Tensor) -> Tensor:
         maps = [x]
@@ -425,6 +426,15 @@ class AggregatedBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.down is None else self.down(x)
         return _add_apart(self, x)
+
+
+def _after(last: ActSpec, before: ActSpec, norm: NormSpec) -> nn.Module | None:
+    """The activation of a block's end, behind a norm with the activation ``before``: in place only where that keeps no
+    output for its backward pass.
+    """
+    if last.kind == "identity":
+        return None
+    return activation(last.kind, last.slope, inplace=before.kind == "identity" and norm.kind == "batchnorm")
 
 
 def _add_apart(block: Block, x: Tensor) -> Tensor:
@@ -443,9 +453,10 @@ def _project(block: Bottleneck | InvertedResidual, x: Tensor) -> Tensor:
     last = block.conv3
     if block.se is None:
         return last(x)
+    lean = block.lean and not hooked(last, block.se)
     if not block.se_inside:
-        return gated_norm(last.norm, block.se, last.conv(x)) if block.lean else block.se(last(x))
-    if block.lean and isinstance(last.conv, nn.Conv2d):
+        return gated_norm(last.norm, block.se, last.conv(x)) if lean else block.se(last(x))
+    if lean and isinstance(last.conv, nn.Conv2d):
         return last.norm(conv_after(last.conv, torch.mul, x, block.se.gate(x)))
     return last(block.se(x))
 

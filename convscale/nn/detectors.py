@@ -263,6 +263,7 @@ class Extras(nn.Module):
             self.blocks.append(_extra(channels, width))
             self.channels.append(width)
             channels = width
+        self.last_side = side
 
     def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         out, x = OrderedDict(maps), list(maps.values())[-1]
@@ -357,6 +358,19 @@ class FasterDetector(Detector, FasterRCNN):
 
 class SsdDetector(Detector, SSD):
     """SSDLite (arXiv 1801.04381, section 6.2)."""
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Any:
+        """As the other detectors'.
+
+        Raises:
+            UserError: besides, in training one image alone where the last map is a single pixel.
+        """
+        if self.training and len(images) == 1 and cast(Trunk, self.backbone).neck.last_side == 1:
+            raise UserError(
+                "an ssdlite detector's last map is one pixel, whose norm has no statistics of one image: train with "
+                "batches of at least 2"
+            )
+        return super().forward(images, targets)
 
 
 def check_targets(targets: Sequence[Target], num_classes: int) -> None:

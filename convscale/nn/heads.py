@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from convscale.arch.parts import IDENTITY, HeadSpec, NormSpec
-from convscale.nn.activations import activation
+from convscale.nn.activations import activation, is_symbol
+from convscale.nn.dressed import HoldsNorms
 from convscale.nn.layers import LearnableAffine, conv2d
 from convscale.nn.norm import norm_act
 
 
-class PooledHead(nn.Module):
+class PooledHead(HoldsNorms):
     """A 1x1 convolution, norm and activation of pooled features (N, C) -> (N, C'); of a map (N, C, H, W) where there is
     no pool.
 
@@ -34,13 +35,14 @@ class PooledHead(nn.Module):
                 momentum=norm.momentum,
                 activation=act.kind,
                 slope=act.slope,
+                keep="output" if width else "input",  # without a convolution its input is a view of what was pooled
             )
         alone = self.norm is None and act.kind != "identity"
         self.act = activation(act.kind, act.slope) if alone else None
         self.affine = LearnableAffine() if act.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.ndim == 2
+        pooled = is_symbol(x) or x.ndim == 2
         x = x[:, :, None, None] if pooled else x
         for part in (self.conv, self.norm, self.act, self.affine):
             x = x if part is None else part(x)

@@ -449,15 +449,26 @@ OWN = "convscale"
 """The name of our own layout, which every network has."""
 
 
+def _fits(row: Layout, spec: NetSpec) -> bool:
+    """Whether a row has a table for this network; one of the family with other kinds of blocks may have none."""
+    if spec.family not in row.families or not row.only(spec):
+        return False
+    try:
+        row.table(spec)
+    except (KeyError, ValueError):  # a block with more convolutions, or others, than there are names for
+        return False
+    return True
+
+
 def layouts(spec: NetSpec) -> dict[str, Callable[[NetSpec], Table]]:
     """Layouts known for this kind of network, by name; the first is our own."""
     known = {OWN: native}
-    return known | {row.name: row.table for row in LAYOUTS if spec.family in row.families and row.only(spec)}
+    return known | {row.name: row.table for row in LAYOUTS if _fits(row, spec)}
 
 
 def layout_of(spec: NetSpec, name: str) -> Layout | None:
     """The row that gives this kind of network its layout of that name; None for our own."""
-    fitting = (row for row in LAYOUTS if row.name == name and spec.family in row.families and row.only(spec))
+    fitting = (row for row in LAYOUTS if row.name == name and _fits(row, spec))
     return next(fitting, None)
 
 

@@ -122,7 +122,7 @@ class SpaceToDepth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         b = self.block
-        if h % b or w % b:
+        if not activations.is_symbol(x) and (h % b or w % b):
             raise UserError(f"the image's height and width must be multiples of {b}, got {h} x {w}")
         x = x.view(n, c, h // b, b, w // b, b)
         return x.permute(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, h // b, w // b)
@@ -172,7 +172,7 @@ class BlurPool(nn.Module):
             return F.conv2d(
                 x, self.kernel.to(x.dtype).expand(channels, 1, 3, 3), stride=self.stride, padding=1, groups=channels
             )
-        if x.shape[2] < 2 or x.shape[3] < 2:
+        if not activations.is_symbol(x) and (x.shape[2] < 2 or x.shape[3] < 2):
             raise UserError(
                 f"BlurPool needs maps of at least 2 x 2, got {x.shape[2]} x {x.shape[3]}: use a larger image"
             )

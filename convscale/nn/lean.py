@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from convscale.nn.activations import is_symbol
 from convscale.nn.kernels import blur as kernels
 from convscale.nn.kernels.norm_twin import per_channel, sums_dtype
 from convscale.nn.norm import BatchNormAct, InPlaceABN
@@ -24,10 +25,12 @@ aten = torch.ops.aten
 
 
 def _plain(*tensors: Tensor) -> bool:
-    return being_traced() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors)
+    if being_traced() or not torch.is_grad_enabled() or any(is_symbol(t) for t in tensors):
+        return True
+    return not any(t.requires_grad for t in tensors)
 
 
-def _hooked(*modules: nn.Module) -> bool:
+def hooked(*modules: nn.Module) -> bool:
     """Whether someone listens at a module's call, which the lean way goes around."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
@@ -99,7 +102,7 @@ def conv_after(
         inputs: maps or gates; they get the gradients.
         prepared: prepare(*inputs), where the caller has it already; no gradient flows through it.
     """
-    if not isinstance(conv, nn.Conv2d) or type(conv) is not nn.Conv2d or _hooked(conv) or _plain(conv.weight, *inputs):
+    if not isinstance(conv, nn.Conv2d) or type(conv) is not nn.Conv2d or hooked(conv) or _plain(conv.weight, *inputs):
         return conv(prepare(*inputs))
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return conv(prepare(*inputs))
@@ -164,7 +167,7 @@ def gated_norm(norm: nn.Module, se: nn.Module, x: Tensor) -> Tensor:
     if gate_of is None or not isinstance(norm, BatchNormAct | InPlaceABN) or norm.activation != "identity":
         return se(norm(x))
     keeps_output = isinstance(norm, InPlaceABN) and norm.keep == "output"
-    if keeps_output or _hooked(norm, se) or _plain(x, *norm.parameters(), *se.parameters()):
+    if keeps_output or hooked(norm, se) or _plain(x, *norm.parameters(), *se.parameters()):
         return se(norm(x))
     y, mean, invstd = norm.normalise_with_statistics(x)
     y_gated = _Gated.apply(y, gate_of(y), x.detach(), norm.weight.detach() * invstd, mean, norm.bias.detach())

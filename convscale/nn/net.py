@@ -18,6 +18,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.tags import find_tag
 from convscale.arch.zoo import as_spec, get_tag
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.nn.activations import is_symbol
 from convscale.nn.blocks import Block, ConvNormAct, build_block
 from convscale.nn.decoder import MLDecoder
 from convscale.nn.features import FeatureInfo, resolve_indices
@@ -80,7 +81,7 @@ class Trunk(nn.Module):
         return {"stem": r"^stem", "blocks": blocks}
 
     def _check_input(self, x: Tensor) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_symbol(x):
             return  # sizes may be symbols there; the layers guard them
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise UserError(f"input has shape {tuple(x.shape)}; {self.spec.name} takes (N, {self.in_chans}, H, W)")
@@ -302,7 +303,7 @@ def create_model(
         model: a name (``tresnet_m``), a name with a weights tag (``tresnet_m.miil_in21k_ft_in1k``), or a NetSpec.
         pretrained: load released weights, the architecture's default ones when the name has no tag.
         checkpoint_path: load these weights instead (.safetensors or .pth; any known key layout); another class count
-            gets a new classifier.
+            gets a new classifier; weights without one need ``num_classes``.
         num_classes: of the classifier; None: the weights' own, 1000 without a tag; 0: no classifier.
         in_chans: image channels; pretrained stems adapt (one channel: the sum over colours).
         drop_rate: dropout in front of the classifier.
@@ -352,6 +353,7 @@ def create_model(
         usual, own = as_spec(spec.name).input, spec.input
         changed = {f.name: value for f in fields(own) if (value := getattr(own, f.name)) != getattr(usual, f.name)}
         spec = replace(spec, input=replace(as_spec(tag.name).input, **changed), name=tag.name)
+    classes_are_given = num_classes is not None
     if num_classes is None:
         num_classes = tag.num_classes if tag else 1000
     if features_only:
@@ -371,7 +373,11 @@ def create_model(
         from convscale.nn.weights import download, load_weights
 
         source = checkpoint_path if checkpoint_path is not None else download(spec.name)
-        load_weights(net, source, allow_head_mismatch=True)
+        loaded = load_weights(net, source, allow_head_mismatch=True)
+        if loaded.without_head and num_classes and not classes_are_given:
+            raise UserError(
+                f"{source} holds no classifier of {spec.name}; give num_classes for a new one, or 0 for none"
+            )
     return net
 
 

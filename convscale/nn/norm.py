@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, nearest
 from convscale.nn import sync_cuda
-from convscale.nn.activations import ACTIVATIONS, apply_activation
+from convscale.nn.activations import ACTIVATIONS, apply_activation, is_symbol
 from convscale.nn.kernels.norm import norm_act as norm_operator
 from convscale.nn.kernels.norm_twin import sums_dtype
 from convscale.nn.kernels.wanted import switched_on
@@ -78,6 +78,8 @@ class _Norm(_NormBase):
 
     def _step(self, x: Tensor) -> tuple[bool, float]:
         """Whether the batch's statistics are used, and how far the running ones move (and count the batch)."""
+        if is_symbol(x):
+            return self.training or self.running_mean is None, self.momentum or 0.0
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise UserError(f"the norm takes maps (N, {self.num_features}, H, W), got shape {tuple(x.shape)}")
         use_batch = self.training or self.running_mean is None
@@ -135,6 +137,8 @@ class _Norm(_NormBase):
 
     def _wants_grad(self, x: Tensor) -> bool:
         """Whether there will be a backward pass that it is ours to arrange: a compiler arranges its own."""
+        if is_symbol(x):
+            return False
         needed = x.requires_grad or self.weight.requires_grad or self.bias.requires_grad
         return torch.is_grad_enabled() and needed and not being_traced()
 
@@ -243,6 +247,9 @@ class InPlaceABN(_Norm):
     While the network is being compiled or exported, and where no gradient is wanted, it is plain batch norm and
     activation: a compiler chooses by itself what to keep.
 
+    It is no ``nn.BatchNorm2d``, so that what looks for those passes it over: ``torch.optim.swa_utils.update_bn`` takes
+    ``convert_norm(net, "batchnorm")``, whose state dict fits the network itself afterwards.
+
     Args:
         num_features: channels C of the maps (N, C, H, W).
         eps: added to the variance.
@@ -284,7 +291,7 @@ class InPlaceABN(_Norm):
         self.in_operator = switched_on() is True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.in_operator and self.keep == "output" and self._is_compiled(x):
+        if self.in_operator and not is_symbol(x) and self.keep == "output" and self._is_compiled(x):
             return self._as_operator(x)
         if self.keep == "input" or not self._wants_grad(x):
             return apply_activation(self.normalise(x), self.activation, self.slope, inplace=True)
@@ -432,9 +439,20 @@ def _converted(old: _Norm, to: str) -> _Norm:
     return _take_over(new, old)
 
 
-def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct:
-    """A batch norm with another leaky slope in place of ``old``: same parameters, buffers, mode and processes."""
-    new = BatchNormAct(old.num_features, eps=old.eps, momentum=old.momentum, activation=old.activation, slope=slope)
+def with_slope(old: BatchNormAct | InPlaceABN, slope: float) -> BatchNormAct | InPlaceABN:
+    """A norm with another leaky slope in place of ``old``: same parameters, buffers, mode and processes; a lean batch
+    norm where an in-place one could not invert it, which becomes one again with a slope that it can.
+    """
+    kind = "inplace" if isinstance(old, InPlaceABN) or old.lean else "batchnorm"
+    new = batch_norm_act(
+        kind,
+        old.num_features,
+        eps=old.eps,
+        momentum=old.momentum,
+        activation=old.activation,
+        slope=slope,
+        keep=old.keep,
+    )
     new.sync = old.sync
     return _take_over(new, old)
 
@@ -457,13 +475,21 @@ def convert_sync(net: nn.Module, group: dist.ProcessGroup | None = None) -> nn.M
 
     A bare ``nn.BatchNorm2d`` becomes BatchNormAct, its parameters staying the same objects; norms of other libraries
     stay as they are. Works with any backend, gloo on a CPU included. While no process group is initialised, and in eval
-    mode, each process is on its own.
+    mode, each process is on its own. ``nn.SyncBatchNorm.convert_sync_batchnorm`` does the same for batch norms of our
+    networks, but passes over in-place ones.
     """
     net = _replace(net, _bare_converted)
     for module in net.modules():
         if isinstance(module, _Norm):
             module.sync = _Processes(group)
     return net
+
+
+def synchronised(old: BatchNormAct, plain: nn.SyncBatchNorm) -> BatchNormAct:
+    """``old`` with the parameters, statistics, mode and processes of the norm that a converter made of it."""
+    new = BatchNormAct(plain.num_features, plain.eps, plain.momentum, old.activation, old.slope, lean=old.lean)
+    new.keep, new.sync = old.keep, _Processes(plain.process_group)
+    return _take_over(new, plain)
 
 
 def _bare_converted(old: nn.Module) -> BatchNormAct | None:

@@ -13,7 +13,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_tag
 from convscale.errors import UserError, check_flag, check_text, first_line, nearest
 from convscale.nn import keymaps
-from convscale.nn.as_trained import as_trained
+from convscale.nn.as_trained import as_trained, original_spec
 from convscale.nn.placing import Placed, is_foreign, part_of, place, split_key, their_keys, without_wrappers
 from convscale.nn.state_dicts import StateDict, read_state_dict
 from convscale.words import safe
@@ -50,6 +50,8 @@ class LoadedWeights:
     """Our keys that kept their values: a classifier of another class count."""
     adapted_stem: bool = False
     """Whether the stem was adapted to another number of image channels."""
+    without_head: bool = False
+    """Whether the source has no classifier, or nothing behind the pool, where the network has one."""
     changed: str = ""
     """What of the network was changed to what the weights were trained with; its ``spec`` says so too."""
     classes: tuple[str, ...] = ()
@@ -65,6 +67,8 @@ class LoadedWeights:
         notes = []
         if self.ignored:
             notes.append(f"weights: left out as no part of the network: {_some([safe(k[:80]) for k in self.ignored])}")
+        if self.adapted_stem:
+            notes.append("weights: the first convolution was adapted to another number of image channels")
         if self.changed:
             notes.append(f"weights: the network took over {self.changed}, which they were trained with")
         theirs = tuple(self.classes if source_classes is None else source_classes)
@@ -117,8 +121,11 @@ def load_weights(
                 f"layout is {layout!r}; {type(net).__name__} is no network of create_model and takes its own keys only"
             )
         return _load_plain(net, read_state_dict(src), allow_head_mismatch)
-    source = read_state_dict(src)
+    source, now, spec = read_state_dict(src), spec, original_spec(net, spec)
     placed, translated, ignored = _ours(net, spec, source, layout)
+    heads = [
+        {key.partition(".")[0] for key in keys} & {"classifier", "pooled"} for keys in (net.state_dict(), translated)
+    ]
     if placed.layout == "official":
         norms = {key for key in translated if key.endswith("norm.weight")}
         translated = {key: value.abs() + _OFFICIAL_EPS if key in norms else value for key, value in translated.items()}
@@ -136,7 +143,8 @@ def load_weights(
         ignored=(*ignored, *placed.outside, *source.others),
         fresh=tuple(fresh),
         adapted_stem=adapted,
-        changed=as_trained(net, spec, placed.layout),
+        without_head=not heads[0] <= heads[1],
+        changed=as_trained(net, now, placed.layout),
         classes=source.classes,
     )
 
@@ -145,7 +153,7 @@ def class_count(net: nn.Module, source: StateDict) -> int | None:
     """The number of classes that the classifier of weights for ``net`` has; None where they have none."""
     spec = getattr(net, "spec", None)
     if isinstance(spec, NetSpec):
-        weights, names = _ours(net, spec, source, None)[1], ("classifier",)
+        weights, names = _ours(net, original_spec(net, spec), source, None)[1], ("classifier",)
     else:
         own = net.state_dict()
         weights = place(without_wrappers(source.tensors, own), {"own": their_keys(own, None)}, type(net).__name__)
@@ -197,6 +205,8 @@ def export_weights(net: nn.Module, layout: str = "timm") -> dict[str, Tensor]:
                     f"{_OFFICIAL_EPS:g}"
                 )
             value = value - _OFFICIAL_EPS
+        if module not in table:
+            raise UserError(f"layout {layout!r} has no key for {key} of {spec.name}; our own is {keymaps.OWN!r}")
         theirs = f"{table[module]}.{leaf}" if leaf else table[module]
         if theirs.endswith(f".{keymaps.FACTORS}"):
             value = value[:, None, None]
@@ -291,8 +301,11 @@ def _table(spec: NetSpec, layout: str) -> keymaps.Table:
 def _translate(
     source: dict[str, Tensor], table: keymaps.Table, known: set[str], *, is_backbone: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The source under our keys; apart, the keys that only a head or later stages would take."""
+    """The source under our keys; apart, the keys that only a head or later stages would take. Keys of what the network
+    has no place for get a question mark in front.
+    """
     inverse = {theirs: ours for ours, theirs in table.items()}
+    places, head = {_place(key) for key in known}, table["classifier"].partition(".")[0] + "."
     out, ignored = {}, []
     for key, value in source.items():
         module, leaf = split_key(key, inverse)
@@ -300,11 +313,17 @@ def _translate(
         value = value.flatten() if key.endswith(f".{keymaps.FACTORS}") else value
         if ours is not None and (ours in known or not is_backbone):
             out[ours] = value
-        elif ours is not None or is_backbone:
+        elif is_backbone and (key.startswith(head) if ours is None else _place(ours) not in places):
             ignored.append(key)
         else:
             out[f"?{key}"] = value
     return out, ignored
+
+
+def _place(key: str) -> str:
+    """The stage that one of our keys is of, or its other part of the network."""
+    parts = key.split(".")
+    return ".".join(parts[:2]) if parts[0] == "stages" else parts[0]
 
 
 def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bool:
@@ -312,6 +331,9 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
 
     One channel takes the sum over the source's (a grey image is then as good as three equal channels); more repeat them
     in order, scaled so that the response to equal channels stays.
+
+    Raises:
+        UserError: the network takes more than one channel, but fewer than the source.
     """
     key = "stem.0.conv.weight"
     own = net.state_dict().get(key)
@@ -331,6 +353,11 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
     out_chs, _, height, width = given.shape
     per_cell = given.reshape(out_chs, cells, -1, height, width)
     old, new = per_cell.shape[2], own.shape[1] // cells
+    if 1 < new < old:
+        raise UserError(
+            f"the weights take images of {old} channels and {spec.name} of {new}, which leaves open which to drop; "
+            f"build it with in_chans={old} or 1"
+        )
     if new == 1:
         adapted = per_cell.sum(2, keepdim=True)
     else:

@@ -266,3 +266,15 @@ def test_a_spec_from_outside_is_checked() -> None:
         cs.DetectorSpec.from_dict({"num_classes": 3})
     with pytest.raises(cs.UserError, match="score_threshold is 2"):
         cs.DetectorSpec.from_dict({**told, "score_threshold": 2})
+
+
+def test_one_image_alone_has_no_statistics_of_a_last_pixel() -> None:
+    detector = cs.create_detector("mobilenetv2_035", head="ssdlite", num_classes=3, image_size=64)
+    image, target = (
+        torch.rand(3, 64, 64),
+        {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])},
+    )
+    with pytest.raises(cs.UserError, match="no statistics of one image: train with batches of at least 2"):
+        detector([image], [target])
+    assert set(detector([image] * 2, [target] * 2)) == {"bbox_regression", "classification"}
+    assert len(detector.eval()([image])) == 1

@@ -45,6 +45,25 @@ def test_outputs_and_gradients(act: ActSpec, skip: bool, norm: str) -> None:
     assert torch.allclose(a.grad, b.grad, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["conv", "aggregated"])
+@pytest.mark.parametrize("norm", ["batchnorm", "inplace"])
+@pytest.mark.parametrize("act", ["relu", "leaky_relu", "identity"])
+def test_a_second_activation_leaves_what_the_first_kept(kind: str, norm: str, act: str) -> None:
+    torch.manual_seed(0)
+    more = {"downsample": "depthwise", "layers": 1} if kind == "aggregated" else {}
+    first, last = ActSpec(kind=act), ActSpec(kind="leaky_relu", slope=0.01)
+    spec = BlockSpec(kind=kind, width=8, activation=first, out_activation=last, skip=False, **more)
+    made = build_block(spec, 8, 1, norm=NormSpec(kind=norm), padding="symmetric", drop_path=0.0)
+    twin = build_block(spec, 8, 1, norm=NormSpec(kind="batchnorm"), padding="symmetric", drop_path=0.0)
+    twin.load_state_dict(made.state_dict())
+    twin.after = nn.Identity()
+    x = torch.randn(2, 8, 5, 5)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    made(a).square().sum().backward()
+    nn.functional.leaky_relu(twin(b).clone(), 0.01).square().sum().backward()
+    assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+
+
 def test_it_drops_whole_samples() -> None:
     torch.manual_seed(0)
     net = block(RELU, skip=True, drop_path=0.5).train()

@@ -124,3 +124,16 @@ def test_weights_without_a_head_fit():
     assert set(loaded.fresh) == {"classifier.weight", "classifier.bias", "pooled.norm.weight", "pooled.norm.bias"}
     with pytest.raises(cs.UserError, match=r"missing pooled\.norm\.weight"):
         cs.load_weights(cs.create_model(SMALL), bare)
+
+
+def test_an_in_place_norm_between_stages_leaves_the_map_that_is_given_out():
+    spec = cs.get_spec("convnext_atto")
+    spec = replace(spec, stages=tuple(replace(s, tap=True) for s in spec.stages))
+    nets = []
+    for kind in ("batchnorm", "inplace"):
+        torch.manual_seed(0)
+        nets.append(cs.create_model(replace(spec, norm=replace(spec.norm, kind=kind)), features_only=True))
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for ours, theirs in zip(nets[1](x), nets[0](x), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)

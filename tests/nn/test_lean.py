@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import convscale as cs
 from convscale.cost.memory import saved_bytes
 from convscale.nn.layers import BlurPool, SameConv2d, SqueezeExcite
 from convscale.nn.lean import conv_after, gated_norm
@@ -307,3 +308,15 @@ def test_an_inplace_norm_may_follow_conv_after() -> None:
     x, gate = seeded(2, 4, 8, 7).requires_grad_(), seeded(2, 4, 1, 1, seed=1).requires_grad_()
     norm(conv_after(conv, torch.mul, x, gate)).square().sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("efficientnet_b0", "stages.1.0.conv3"), ("tresnet_m", "stages.0.0.conv2"), ("efficientnet_b0", "stages.1.0.se")],
+)
+def test_hooks_at_units_that_the_lean_way_goes_around_fire(name: str, path: str) -> None:
+    net = cs.create_model(name, num_classes=2, norm="inplace")
+    x, calls = torch.randn(2, 3, 32, 32), []
+    net.get_submodule(path).register_forward_hook(lambda module, args, out: calls.append(out.shape))
+    net(x)
+    assert len(calls) == 1

@@ -1,5 +1,7 @@
 """Building networks: options, timm's conventions, compilers, checkpointing, determinism."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -253,3 +255,38 @@ def test_tresnet_m_keeps_at_most_45_mb_for_backward():
     ours = cs.saved_bytes(cs.create_model("tresnet_m")) / 1e6
     assert ours <= 45
     assert cs.saved_bytes(cs.create_model("resnet50")) / 1e6 / ours >= 1.78
+
+
+def test_an_in_place_norm_right_behind_the_pool_trains():
+    spec = cs.get_spec("resnet18")
+    spec = replace(spec, head=replace(spec.head, pooled_norm=True))
+    found = []
+    for kind in ("batchnorm", "inplace"):
+        torch.manual_seed(0)
+        net = cs.create_model(spec, norm=kind, num_classes=3)
+        logits = net(torch.randn(4, 3, 32, 32))
+        logits.square().sum().backward()
+        found.append((logits.detach(), net.pooled.norm.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("resnet18", None), ("tresnet_m", "inplace"), ("tresnet_m", "batchnorm"), ("mobilenetv3_small_050", None)],
+)
+def test_torchvision_takes_features_out(name, norm):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    net = cs.create_model(name, norm=norm, num_classes=2)
+    count = int(net.stem[0].norm.num_batches_tracked)
+    extractor = create_feature_extractor(net, {"stages.1": "low", "classifier": "logits"})
+    assert int(net.stem[0].norm.num_batches_tracked) == count
+    x, seen = torch.randn(2, 3, 64, 64), []
+    net.stages[1][-1].register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        for training in (False, True):
+            found, logits = extractor.train(training)(x), net.train(training)(x)
+            assert torch.allclose(found["logits"], logits, atol=1e-5)
+            assert torch.allclose(found["low"], seen[-1], atol=1e-5)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import convscale as cs
+from convscale.arch.block import BlockSpec
 from convscale.nn import keymaps
 from convscale.nn.as_trained import set_slopes
 from convscale.nn.state_dicts import read_state_dict
@@ -270,6 +271,105 @@ def test_backbone_ignores_head_keys():
     loaded = cs.load_weights(net, cs.export_weights(source))
     assert {"classifier.weight", "conv_head.weight", "blocks.6.0.conv_dw.weight"} <= set(loaded.ignored)
     assert torch.equal(net.stages[4][2].conv3.conv.weight, source.stages[4][2].conv3.conv.weight)
+
+
+@pytest.mark.parametrize("options", [{"features_only": True}, {"num_classes": 0}])
+def test_a_backbone_takes_no_weights_of_another_architecture(options):
+    net = cs.create_model("resnet18", **options)
+    before = net.stem[0].conv.weight.clone()
+    deeper = cs.get_spec("resnet18")
+    runs = deeper.stages[2].runs
+    more = replace(deeper.stages[2], runs=(*runs[:-1], replace(runs[-1], repeat=runs[-1].repeat + 1)))
+    deeper = cs.create_model(replace(deeper, stages=(*deeper.stages[:2], more, deeper.stages[3])))
+    for layout in ("timm", "convscale"):
+        with pytest.raises(cs.UserError, match=r"do not fit resnet18: unexpected (layer3|stages\.2)\.2"):
+            cs.load_weights(net, cs.export_weights(deeper, layout))
+    squeezed = {"layer1.0.se.fc1.weight": torch.zeros(1)} | cs.export_weights(cs.create_model("resnet18"))
+    with pytest.raises(cs.UserError, match=r"unexpected layer1\.0\.se\.fc1\.weight$"):
+        cs.load_weights(net, squeezed)
+    assert torch.equal(net.stem[0].conv.weight, before)
+    decoder = {f"classifier.{part}": torch.zeros(3) for part in ("queries", "embed.weight", "group_weight")}
+    whole = cs.create_model("resnet18", num_classes=4).state_dict()
+    assert {*decoder, "classifier.weight"} <= set(cs.load_weights(net, whole | decoder).ignored)
+
+
+def test_weights_without_a_classifier_need_to_be_told_of_how_many_classes(tmp_path):
+    for name, part in (("resnet18", "classifier."), ("mobilenetv3_small_050", "pooled.")):
+        whole = cs.create_model(name).state_dict()
+        torch.save({key: value for key, value in whole.items() if not key.startswith(part)}, tmp_path / "w.pth")
+        with pytest.raises(cs.UserError, match=rf"w.pth holds no classifier of {name}; give num_classes for a new one"):
+            cs.create_model(name, checkpoint_path=tmp_path / "w.pth")
+        for classes in (0, 3):
+            net = cs.create_model(name, checkpoint_path=tmp_path / "w.pth", num_classes=classes)
+            assert torch.equal(net.stem[0].conv.weight, whole["stem.0.conv.weight"])
+
+
+def test_constants_of_other_weights_do_not_stay():
+    net = cs.create_model("mobilenetv3_small_050")
+    spec, weights = net.spec, {name: cs.export_weights(net, name) for name in ("timm", "torchvision")}
+    assert cs.load_weights(net, weights["torchvision"]).changed == "a norm epsilon of 0.001"
+    assert cs.load_weights(net, net.state_dict()).changed == ""
+    assert net.stages[0][0].conv3.norm.eps == 1e-3
+    assert cs.load_weights(net, weights["timm"]).changed == "a norm epsilon of 1e-05"
+    assert net.stages[0][0].conv3.norm.eps == 1e-5
+    assert net.spec == spec
+
+
+def test_padding_and_slopes_of_other_weights_do_not_stay():
+    net = cs.create_model("efficientnet_lite0")
+    spec, weights = net.spec, {name: cs.export_weights(net, name) for name in ("timm", "efficientnet_lite_pytorch")}
+    x = torch.randn(1, 3, 64, 64)
+    before = net.eval()(x)
+    cs.load_weights(net, weights["efficientnet_lite_pytorch"])
+    assert net.spec.padding == "same"
+    assert not torch.allclose(net(x), before)
+    cs.load_weights(net, weights["timm"])
+    assert net.spec == spec
+    assert torch.equal(net(x), before)
+    net = cs.create_model("tresnet_v2_l", num_classes=1)
+    for module in net.modules():
+        if getattr(module, "keep", "") == "input":
+            nn.init.ones_(module.weight)  # the official layout has no zeros
+    spec, norm = net.spec, repr(net.stem[0].norm)
+    official, timms = (cs.export_weights(net, name) for name in ("official", "timm"))
+    assert cs.load_weights(net, official).changed == "leaky slopes of 1e-06"
+    assert repr(net.stem[0].norm) != norm
+    cs.load_weights(net, timms)
+    assert (net.spec, repr(net.stem[0].norm)) == (spec, norm)
+
+
+def test_fewer_channels_than_the_weights_are_refused():
+    four = cs.create_model("resnet18", in_chans=4, num_classes=2).state_dict()
+    with pytest.raises(cs.UserError, match=r"take images of 4 channels and resnet18 of 3, .* in_chans=4 or 1"):
+        cs.load_weights(cs.create_model("resnet18", num_classes=2), four)
+    loaded = cs.load_weights(cs.create_model("resnet18", in_chans=1, num_classes=2), four)
+    assert loaded.notes() == ["weights: the first convolution was adapted to another number of image channels"]
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "efficientnet_b0", "regnety_004", "mobilenetv2_100", "convnext_atto"]
+)
+@pytest.mark.parametrize("kind", ["basic", "aggregated", "universal"])
+def test_an_edited_member_of_a_family_takes_its_own_weights(name, kind):
+    spec = cs.get_spec(name)
+    more = {"aggregated": {"downsample": "depthwise", "layers": 1}, "universal": {"start_kernel": 3}}.get(kind, {})
+    blocks = [BlockSpec(kind=kind, width=stage.width, **more) for stage in spec.stages[:2]]
+    stages = [replace(s, runs=(replace(s.runs[-1], block=b),)) for s, b in zip(spec.stages[:2], blocks, strict=True)]
+    norm = replace(spec.norm, kind="batchnorm")
+    net = cs.create_model(replace(spec, stages=tuple(stages), norm=norm, lineage=None), num_classes=2)
+    assert cs.load_weights(net, net.state_dict()).layout == "convscale"
+    assert cs.export_weights(net, "convscale").keys() == net.state_dict().keys()
+
+
+def test_a_layout_without_a_key_is_named():
+    spec = cs.get_spec("resnet18")
+    block = BlockSpec(kind="aggregated", width=64, downsample="depthwise", layers=1)
+    stage = replace(spec.stages[0], runs=(replace(spec.stages[0].runs[0], block=block),))
+    net = cs.create_model(replace(spec, stages=(stage, *spec.stages[1:]), lineage=None))
+    with pytest.raises(
+        cs.UserError, match=r"layout 'timm' has no key for stages\.0\.0\.layers\.0\.conv\.weight of resnet"
+    ):
+        cs.export_weights(net, "timm")
 
 
 def test_export_layouts_refuse_what_they_can_not_say():

@@ -22,7 +22,7 @@ def blur(x: Tensor, stride: int) -> Tensor:
     oh, ow = (h - 1) // stride + 1, (w - 1) // stride + 1
     y = torch.empty(n, c, oh, ow, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
     m, (bc, bm) = n * oh * ow, tile(c)
-    grid = (parts_of(c, bc), parts_of(m, bm))
+    grid = (parts_of(m, bm), parts_of(c, bc))
     launch("blur_rows", grid, [x], [y], (m, c, h, w, oh, ow), STRIDE=stride, BM=bm, BC=bc)
     return y
 
@@ -34,7 +34,7 @@ def backward(dy: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     h, w = size
     dx = torch.empty(n, c, h, w, device=dy.device, dtype=dy.dtype, memory_format=torch.channels_last)
     m, (bc, bm) = n * h * w, tile(c)
-    grid = (parts_of(c, bc), parts_of(m, bm))
+    grid = (parts_of(m, bm), parts_of(c, bc))
     options = {"STRIDE": stride, "OUTPUTS": 2 if stride == 2 else 3, "BM": bm, "BC": bc}
     launch("blur_gradient_rows", grid, [dy], [dx], (m, c, h, w, oh, ow), **options)
     return dx

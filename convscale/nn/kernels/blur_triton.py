@@ -36,8 +36,8 @@ def blur_rows(
     x_ptr, y_ptr, M, C, H, W, OH, OW, STRIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
     """y (N, OH, OW, C) of x (N, H, W, C); M = N OH OW."""
-    cols = tl.program_id(0) * BC + tl.arange(0, BC)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    cols = tl.program_id(1) * BC + tl.arange(0, BC)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
     mask = (rows < M)[:, None] & (cols < C)[None, :]
     ow, oh, image = rows % OW, (rows // OW) % OH, (rows // (OW * OH)).to(tl.int64)
     total = tl.zeros((BM, BC), tl.float32)
@@ -60,8 +60,8 @@ def blur_gradient_rows(
     """dx (N, H, W, C) of dy (N, OH, OW, C); M = N H W. Along a side OUTPUTS outputs at most hold an input: 2 with a
     stride of 2, else 3.
     """
-    cols = tl.program_id(0) * BC + tl.arange(0, BC)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    cols = tl.program_id(1) * BC + tl.arange(0, BC)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
     mask = (rows < M)[:, None] & (cols < C)[None, :]
     w, h, image = rows % W, (rows // W) % H, (rows // (W * H)).to(tl.int64)
     total = tl.zeros((BM, BC), tl.float32)

@@ -46,7 +46,7 @@ def launch(
 
     Args:
         name: its name.
-        grid: programs along either axis.
+        grid: programs along either axis; a card takes at most 65,535 along the second.
         reads: the tensors that it reads, in the order of its parameters.
         writes: those that it writes; one of ``reads`` may be among them.
         sizes: its whole numbers.

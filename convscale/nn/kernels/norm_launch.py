@@ -68,7 +68,7 @@ def normalise(
     options = {"SLOPE": 1.0 if slope is None else slope, "ACT": slope is not None}
     if _in_rows(x):
         m, (bc, bm) = n * h * w, tile(c)
-        launch("normalise_rows", (parts_of(c, bc), parts_of(m, bm)), reads, [out], (m, c), **options, BM=bm, BC=bc)
+        launch("normalise_rows", (parts_of(m, bm), parts_of(c, bc)), reads, [out], (m, c), **options, BM=bm, BC=bc)
     else:
         block = _plane_block(h * w)
         launch("normalise_planes", (n * c, parts_of(h * w, block)), reads, [out], (c, h * w), **options, BP=block)
@@ -101,7 +101,7 @@ def backward(
     dx = torch.empty_like(y)
     reads = [y, dy, bias, inverse, scale, *means]
     if rows:
-        launch("gradient_rows", (blocks, parts_of(m, bm)), reads, [dx], (m, c), **options)
+        launch("gradient_rows", (parts_of(m, bm), blocks), reads, [dx], (m, c), **options)
     else:
         launch("gradient_planes", (n * c, parts_of(h * w, block)), reads, [dx], (c, h * w), **options)
     return dx, dweight, dbias

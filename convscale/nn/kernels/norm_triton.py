@@ -115,8 +115,8 @@ def normalise_rows(
     BC: tl.constexpr,
 ):
     """y = act((x - mean) * scale + bias); y may be x."""
-    cols = tl.program_id(0) * BC + tl.arange(0, BC)
-    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    cols = tl.program_id(1) * BC + tl.arange(0, BC)
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     cmask = cols < C
     mask = (rows < M)[:, None] & cmask[None, :]
     mean = tl.load(mean_ptr + cols, mask=cmask, other=0.0)[None, :]
@@ -230,8 +230,8 @@ def gradient_rows(
     SLOPE: tl.constexpr, INV_SLOPE: tl.constexpr, ACT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dx = scale * (dz - mean0 - normalised * mean1)."""
-    cols = tl.program_id(0) * BC + tl.arange(0, BC)
-    rows = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    cols = tl.program_id(1) * BC + tl.arange(0, BC)
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     cmask = cols < C
     mask = (rows < M)[:, None] & cmask[None, :]
     bias = tl.load(bias_ptr + cols, mask=cmask, other=0.0)[None, :]

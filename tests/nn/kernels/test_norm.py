@@ -205,3 +205,21 @@ def test_each_twin_is_used_where_no_kernel_is(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(var, x.var((0, 2, 3), correction=0))
     assert twin.normalise(x, torch.zeros(3), torch.ones(3), torch.zeros(3), None).equal(x)
     assert Path(ops.__file__).name == "norm.py"
+
+
+def test_a_card_takes_the_grid_of_any_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    from convscale.nn.kernels import blur, norm_launch
+
+    grids = {}
+    for module in (norm_launch, blur):
+        monkeypatch.setattr(module, "launch", lambda name, grid, *_, **__: grids.update({name: grid}))
+    x = torch.empty(168, 64, 112, 112, device="meta").contiguous(memory_format=torch.channels_last)
+    one = torch.empty(64, device="meta")
+    norm_launch.statistics(x)
+    norm_launch.normalise(x, one, one, one, None)
+    norm_launch.backward(x, x, one, one, one, None, True)
+    blur.blur(x, 1)
+    blur.backward(x, (112, 112), 1)
+    assert grids["normalise_rows"] == grids["blur_gradient_rows"] == (65856, 1)
+    assert len(grids) == 8
+    assert all(grid[1] <= 65535 for grid in grids.values())
