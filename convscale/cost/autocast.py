@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from convscale.cost.operators import autocast_policy
 from convscale.nn.norm_ops import EMULATED
 
+_FAST_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
+
 
 class Autocast(TorchFunctionMode):
     """What ``torch.autocast("cuda")`` would cast, which does not stand without CUDA: above autograd, where the real one
@@ -19,7 +22,7 @@ class Autocast(TorchFunctionMode):
     Args:
         low: the type of convolutions and products.
         weights: ids of the tensors whose copies are kept for the call, as autocast's cache keeps them.
-        fast_norm: whether layer and group norm stay in ``low``.
+        fast_norm: whether layer, group and RMS norm stay in ``low``.
     """
 
     def __init__(self, low: torch.dtype, weights: set[int], fast_norm: bool) -> None:
@@ -30,6 +33,7 @@ class Autocast(TorchFunctionMode):
         self._copies: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def __enter__(self) -> Autocast:
+        self._copies.clear()
         self._before = EMULATED.set(self.low)  # for autograd functions of ours, which ask what autocast would do
         return super().__enter__()
 
@@ -61,7 +65,7 @@ class Autocast(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        policy = "low" if self.fast_norm and name in ("layer_norm", "group_norm") else autocast_policy(name)
+        policy = "low" if self.fast_norm and name in _FAST_NORMS else autocast_policy(name)
         if policy == "none":
             return func(*args, **kwargs)
         dtype = self.low
@@ -71,7 +75,7 @@ class Autocast(TorchFunctionMode):
 
 
 def tensors_in(values: Iterable[object]) -> Iterator[torch.Tensor]:
-    """All tensors of nested lists, tuples and dicts, in order."""
+    """All tensors of nested lists, tuples, dicts and dataclasses, in order."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -79,3 +83,5 @@ def tensors_in(values: Iterable[object]) -> Iterator[torch.Tensor]:
             yield from tensors_in(value)
         elif isinstance(value, dict):
             yield from tensors_in(value.values())
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from tensors_in([getattr(value, field.name, None) for field in dataclasses.fields(value)])

@@ -143,7 +143,7 @@ def is_slice(use: Use, traced: Trace) -> bool:
 
 def _phase(op: Operator) -> str:
     """One of ``PHASES``."""
-    return op.product or ("forward" if op.phase == "forward" else "backward")
+    return op.product or ("forward" if op.phase in ("forward", "recompute") else "backward")
 
 
 def nbytes(uses: Sequence[Use]) -> int:

@@ -50,6 +50,6 @@ def saved_for_backward(traced: Trace) -> int:
     for operator in traced.operators:
         if operator.phase == "forward":
             early.update(use.storage for use in (*operator.inputs, *operator.outputs))
-        elif operator.phase == "backward":
+        elif operator.phase in ("backward", "recompute"):
             read.update(use.storage for use in operator.inputs)
     return sum(traced.storages[number] for number in (early & read) - traced.weights)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from convscale.conditions import Size, sides
-from convscale.errors import UserError
-from convscale.networks.inputs import image_channels
+from convscale.errors import UserError, first_line
+from convscale.networks.inputs import check_shapes_known, image_channels
 
 
+@torch.inference_mode(False)  # whoever calls this may be in inference mode
 def saved_bytes(net: nn.Module, image_size: Size = 224, batch_size: int = 4) -> float:
     """Bytes kept for backward, per image: the distinct storages that autograd saves in one training step's forward
     pass.
@@ -28,12 +29,16 @@ def saved_bytes(net: nn.Module, image_size: Size = 224, batch_size: int = 4) -> 
         batch_size: N; what doesn't grow with it (statistics) is shared among the images.
 
     Raises:
-        UserError: a size below 1, or no parameter to train.
+        UserError: a size below 1, no parameter to train, or a network that can not be copied or run.
     """
     height, width = sides(image_size)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    net = copy.deepcopy(net).train()
+    check_shapes_known(net)
+    try:
+        net = copy.deepcopy(net).train()
+    except Exception as error:  # whatever a module of the user's holds
+        raise UserError(f"{type(net).__name__} can not be copied: {first_line(error)}") from error
     weight = next((p for p in net.parameters() if p.requires_grad), None)
     if weight is None:
         raise UserError(
@@ -52,8 +57,15 @@ def saved_bytes(net: nn.Module, image_size: Size = 224, batch_size: int = 4) -> 
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         shape = (batch_size, image_channels(net), height, width)
         images = torch.rand(shape, device=weight.device, dtype=weight.dtype)
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            net(images)
+        try:
+            with saved_tensors_hooks(pack, lambda tensor: tensor):
+                net(images)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network's code raises
+            raise UserError(
+                f"{type(net).__name__} can not be run at {height}x{width} px: {first_line(error)}"
+            ) from error
     return sum(size for size, _ in kept.values()) / batch_size
 
 

@@ -67,7 +67,8 @@ _NAMES = {
         empty empty_like new_empty empty_strided new_empty_strided _empty_affine_quantized resize
     """,
     "view": """
-        _unsafe_view _reshape_alias view reshape detach alias lift_fresh set unbind
+        _unsafe_view _reshape_alias view reshape detach alias lift_fresh set unbind unsafe_split
+        unsafe_split_with_sizes
     """,
     "pointwise": """
         zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full fill zero arange linspace
@@ -82,18 +83,23 @@ _NAMES = {
 _KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
 _LOW_PRECISION = """
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution mm addmm bmm baddbmm mv
-    addmv matmul __matmul__ __rmatmul__ linear prelu einsum bilinear scaled_dot_product_attention
-    multi_head_attention_forward chain_matmul
+    conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution mm addmm bmm addbmm
+    baddbmm mv addmv addr matmul __matmul__ __rmatmul__ linear prelu einsum scaled_dot_product_attention
+    multi_head_attention_forward chain_matmul linalg_vecdot linalg_multi_dot lstm_cell gru_cell rnn_tanh_cell
+    rnn_relu_cell
 """
 _FULL_PRECISION = """
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow __pow__ __rpow__ softplus
-    layer_norm native_layer_norm group_norm cdist logsumexp interpolate upsample prod softmax log_softmax
-    softmin cumprod cumsum sum norm vector_norm linalg_vector_norm normalize cosine_similarity nll_loss
-    cross_entropy mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits
+    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal __rdiv__ __rtruediv__ rsqrt sinh tan pow __pow__
+    __rpow__ softplus layer_norm native_layer_norm rms_norm group_norm dist pdist cdist renorm logsumexp interpolate
+    upsample prod softmax log_softmax softmin cumprod cumsum sum norm vector_norm linalg_vector_norm matrix_norm
+    linalg_matrix_norm linalg_norm frobenius_norm nuclear_norm normalize cosine_similarity nll_loss nll_loss2d
+    cross_entropy mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits poisson_nll_loss
+    cosine_embedding_loss hinge_embedding_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss
+    triplet_margin_loss multi_margin_loss
 """
 _WIDEST = """
-    cat concat stack addcdiv addcmul grid_sample index_put scatter_add tensordot cross dot
+    cat concat stack addcdiv addcmul atan2 bilinear grid_sample grid_sampler index_put scatter_add tensordot cross
+    linalg_cross dot vdot
 """
 _POLICY_OF = {
     name: policy
@@ -107,7 +113,7 @@ def base_name(func: torch._ops.OpOverload) -> str:
     name = func._schema.name.split("::")[-1]
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
-    return name.removesuffix("_backward")
+    return name.removesuffix("_backward_data").removesuffix("_backward")
 
 
 def kind_of(func: torch._ops.OpOverload) -> str:
@@ -130,7 +136,7 @@ def kind_of(func: torch._ops.OpOverload) -> str:
 def autocast_policy(name: str) -> str:
     """CUDA's autocast rule for a torch function of that name: ``low``, ``full``, ``widest`` or ``none``.
 
-    Source: PyTorch's "Autocast Op Reference", the CUDA lists.
+    Source: PyTorch's ``ATen/autocast_mode.h``, the lists for CUDA, and its "Autocast Op Reference".
     """
     return _POLICY_OF.get(name, "none")
 

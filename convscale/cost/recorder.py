@@ -125,7 +125,7 @@ class Recorder(TorchDispatchMode):
         if func._schema.name in PARTS:
             with self:
                 return PARTS[func._schema.name](*args, **kwargs)
-        backward = func._schema.name.endswith("_backward")
+        backward = func._schema.name.endswith(("_backward", "_backward_data"))
         out = _shortcut(func, name, args)
         if out is None:
             out = func(*args, **kwargs)

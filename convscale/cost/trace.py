@@ -35,7 +35,8 @@ class Operator(NamedTuple):
     scope: str
     """Dotted path of the module that called it, empty for the network itself."""
     phase: str
-    """``forward``, ``backward`` or ``update`` (the optimiser)."""
+    """``forward``, ``backward``, ``recompute`` (a forward map that checkpointing makes again for the backward pass) or
+    ``update`` (the optimiser)."""
     inputs: tuple[Use, ...]
     """Tensors read."""
     outputs: tuple[Use, ...]

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from convscale.conditions import Conditions, sides
 from convscale.cost.autocast import Autocast, tensors_in
@@ -22,12 +25,14 @@ from convscale.cost.recorder import Recorder
 from convscale.cost.subject import subject_of
 from convscale.cost.trace import Trace
 from convscale.errors import UserError, first_line
-from convscale.networks.inputs import image_channels
-from convscale.nn.modes import in_mode
+from convscale.networks.inputs import check_shapes_known, image_channels
+from convscale.nn.modes import as_it_was, in_mode
 
 _LOW = {"amp": torch.float16, "amp_bf16": torch.bfloat16, "bf16": torch.bfloat16}
 _MOST_ELEMENTS = 2**48
 """Of a batch of images: a thousand times what the largest card holds, and far from where sizes overflow."""
+_ONE_AT_A_TIME = threading.RLock()
+"""Held during a pass: another thread's may be over the same network, whose weights are stood in for meanwhile."""
 
 
 def trace(
@@ -43,42 +48,56 @@ def trace(
             ``bf16`` is the latter's other name), or ``fp16`` (weights and input in half precision); layout of input
             and weights.
         channels: image channels; None: those that the network takes.
-        fast_norm: whether layer and group norm stay in low precision under autocast, as timm's ``fast_norm`` has it;
-            None: yes for timm's own networks, since its published tables ran so, no for all others.
+        fast_norm: whether layer, group and RMS norm stay in low precision under autocast, as timm's ``fast_norm`` has
+            it; None: yes for timm's own networks, since its published tables ran so, no for all others.
 
     Raises:
         UserError: the network's size is neither given nor known; or it can not run on these shapes or without values:
-            the message names the operator.
+            the message names the operator; or it has weights to train and gives nothing that depends on them.
     """
+    check_shapes_known(net)
     _, _, conditions = subject_of(net, conditions)
+    with _ONE_AT_A_TIME, torch.inference_mode(False):  # whoever calls this may be in inference mode
+        return _traced(net, conditions, channels or image_channels(net), fast_norm)
+
+
+def _traced(net: nn.Module, conditions: Conditions, channels: int, fast_norm: bool | None) -> Trace:
+    """As ``trace``, with all that is to be settled before settled."""
     training = conditions.mode == "train"
     recorder = Recorder()
 
     # 1. What goes in: a meta tensor for each parameter and buffer, whose blocks get the first numbers, and the images.
     stand_ins = _stand_ins(net, conditions)
     recorder.weights = {recorder.number(tensor) for tensor in stand_ins.values()}
-    images = _images(conditions, channels or image_channels(net))
+    images = _images(conditions, channels)
 
     # 2. The pass. A network that can not run says why in one line; where it stopped is the recorder's last operator.
     fast_norm = type(net).__module__.startswith("timm.") if fast_norm is None else fast_norm
     autocast = _autocast(conditions, stand_ins, fast_norm)
+    results: list[torch.Tensor] = []
+
+    def run(module: nn.Module, batch: torch.Tensor) -> None:
+        with autocast:
+            output = module(batch)
+        results.extend(t for t in tensors_in((output,)) if t.is_floating_point())
+        if training:
+            _go_back(type(net).__name__, results, stand_ins, recorder)
+
+    scopes = _Scopes(net, recorder, autocast)
     try:
         with (
+            as_it_was(net),
             in_mode(net, training),
-            _scopes(net, recorder.scope),
+            scopes,
             _random_state(),
             torch.set_grad_enabled(training),
             recorder,
         ):
-            with autocast:
-                output = _run(net, stand_ins, images)
-            results = [t for t in tensors_in((output,)) if t.is_floating_point()]
-            if training:
-                _go_back(results, stand_ins, recorder)
+            _with_stand_ins(net, stand_ins, images, run)
     except UserError:
         raise
     except Exception as error:
-        where = f" in {recorder.scope[-1]}" if recorder.scope[-1] else ""
+        where = f" in {scope}" if (scope := scopes.of(error)) else ""
         raise UserError(
             f"{type(net).__name__} can not be traced at {images.shape[2]}x{images.shape[3]} px: operator "
             f"{recorder.last}{where}: {first_line(error)}"
@@ -105,8 +124,8 @@ def _stand_ins(net: nn.Module, conditions: Conditions) -> dict[str, torch.Tensor
     result: dict[str, torch.Tensor] = {}
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         meta = torch.empty_like(tensor.detach(), device="meta")
-        if conditions.precision == "fp16" and meta.is_floating_point():
-            meta = meta.half()
+        if meta.is_floating_point():  # in which type the network is kept does not matter
+            meta = meta.to(torch.float16 if conditions.precision == "fp16" else torch.float32)
         if conditions.layout == "nhwc" and meta.dim() == 4:
             meta = meta.to(memory_format=torch.channels_last)
         result[name] = meta.requires_grad_(training and isinstance(tensor, nn.Parameter) and tensor.requires_grad)
@@ -122,8 +141,8 @@ def _images(conditions: Conditions, channels: int) -> torch.Tensor:
             f"{shape[0]} images of {channels} x {shape[2]} x {shape[3]} are more than any tensor holds; take "
             "smaller or fewer ones"
         )
-    images = torch.empty(shape, device="meta")
-    images = images.half() if conditions.precision == "fp16" else images
+    dtype = torch.float16 if conditions.precision == "fp16" else torch.float32
+    images = torch.empty(shape, dtype=dtype, device="meta")
     return images.contiguous(memory_format=torch.channels_last) if conditions.layout == "nhwc" else images
 
 
@@ -135,46 +154,117 @@ def _autocast(
     return nullcontext() if low is None else Autocast(low, {id(tensor) for tensor in stand_ins.values()}, fast_norm)
 
 
-def _run(net: nn.Module, stand_ins: dict[str, torch.Tensor], images: torch.Tensor) -> object:
-    """The network's output on stand-ins for its parameters."""
+class _Pass(nn.Module):
+    """A network and what is done with it, so that the stand-ins stay for all of it: what gradient checkpointing runs
+    again, it runs in the backward pass.
+    """
+
+    def __init__(self, net: nn.Module, run: Callable[[nn.Module, torch.Tensor], None]) -> None:
+        super().__init__()
+        self.net = net
+        self.run = run
+
+    def forward(self, images: torch.Tensor) -> None:
+        self.run(self.net, images)
+
+
+def _with_stand_ins(
+    net: nn.Module,
+    stand_ins: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    run: Callable[[nn.Module, torch.Tensor], None],
+) -> None:
+    """Call ``run`` with the network on stand-ins for its parameters."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
-        return net(images)  # its parameters can not be stood in for; the recorder moves them one by one
-    return torch.func.functional_call(net, stand_ins, (images,))
+        run(net, images)  # its parameters can not be stood in for; the recorder moves them one by one
+    else:
+        named = {f"net.{name}": tensor for name, tensor in stand_ins.items()}
+        torch.func.functional_call(_Pass(net, run), named, (images,))
 
 
-def _go_back(results: list[torch.Tensor], stand_ins: Mapping[str, torch.Tensor], recorder: Recorder) -> None:
+def _go_back(name: str, results: list[torch.Tensor], stand_ins: Mapping[str, torch.Tensor], recorder: Recorder) -> None:
     """The backward pass from every output, and the optimiser's step."""
-    recorder.phase, recorder.scope = "backward", [""]  # autograd does not say which module an operator belongs to
+    recorder.phase = "backward"
+    recorder.scope[:] = [""]  # autograd does not say which module an operator belongs to
     weights = [t for t in stand_ins.values() if t.requires_grad]
-    ends = [t for t in results if t.requires_grad]
-    if not weights or not ends:
+    if not weights:
         return
-    gradients = torch.autograd.grad(ends, weights, [torch.empty_like(t) for t in ends], allow_unused=True)
+    ends = [t for t in results if t.requires_grad]
+    seeds = [torch.empty_like(t) for t in ends]
+    gradients = torch.autograd.grad(ends, weights, seeds, allow_unused=True) if ends else [None] * len(weights)
+    if all(gradient is None for gradient in gradients):
+        raise UserError(
+            f"{name} has weights to train, but nothing that it gives depends on them, so that its training can not be "
+            "counted; its output must be tensors, in lists, dictionaries or dataclasses, and no part of it scripted"
+        )
     for weight, gradient in zip(weights, gradients, strict=True):
         if gradient is not None:
             recorder.update(weight, gradient)
 
 
-@contextmanager
-def _scopes(net: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep ``stack`` at the path of the module that runs, by hooks that stand for the time of the pass only."""
-    names = {id(module): name for name, module in net.named_modules()}
+class _Scopes:
+    """Keeps a recorder's scope at the path of the module that runs, by hooks that stand for the time of the pass only;
+    modules that other threads run are passed over.
 
-    def enter(module: nn.Module, _inputs: object) -> None:
-        stack.append(names.get(id(module), stack[-1]))
+    In the backward pass a module runs where gradient checkpointing makes its maps anew: then the recorder is told, and
+    autocast is on again, with weights cast anew.
+    """
 
-    def leave(_module: nn.Module, _inputs: object, _outputs: object) -> None:
-        stack.pop()
+    def __init__(self, net: nn.Module, recorder: Recorder, autocast: AbstractContextManager[object]) -> None:
+        self.names = {id(module): name for name, module in net.named_modules()}
+        self.recorder = recorder
+        self.autocast = autocast
+        self.thread = threading.get_ident()
+        self._raised: BaseException | None = None
+        self._raised_in = ""
 
-    hooks = (
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
+    def __enter__(self) -> None:
+        self._hooks = (
+            nn.modules.module.register_module_forward_pre_hook(self._begin),
+            # always: checkpointing leaves modules by an exception, once it has all that it wants
+            nn.modules.module.register_module_forward_hook(self._end, always_call=True),
+        )
+
+    def __exit__(self, *_raised: object) -> None:
+        for hook in self._hooks:
             hook.remove()
+
+    def of(self, error: BaseException) -> str:
+        """The path of the innermost module that an error came from."""
+        return self._raised_in if error is self._raised else self.recorder.scope[-1]
+
+    def _begin(self, module: nn.Module, _inputs: object) -> None:
+        if threading.get_ident() != self.thread:
+            return
+        if self.recorder.phase == "backward":
+            if not _in_checkpoint():  # a gradient of a kind of its own, which may call modules
+                return
+            self.recorder.phase = "recompute"
+            self.autocast.__enter__()
+        scope = self.recorder.scope
+        scope.append(self.names.get(id(module), scope[-1]))
+
+    def _end(self, _module: nn.Module, _inputs: object, _outputs: object) -> None:
+        if threading.get_ident() != self.thread or self.recorder.phase == "backward":
+            return
+        scope = self.recorder.scope
+        error = sys.exc_info()[1]  # of a module that fails, where it is the innermost one
+        if error is not None and error is not self._raised:
+            self._raised, self._raised_in = error, scope[-1]
+        scope.pop()
+        if self.recorder.phase == "recompute" and len(scope) == 1:
+            self.recorder.phase = "backward"
+            self.autocast.__exit__(None, None, None)
+
+
+def _in_checkpoint() -> bool:
+    """Whether this is called, in a backward pass of ours, by torch's gradient checkpointing."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not _go_back.__code__:
+        if frame.f_globals.get("__name__") == checkpoint.__name__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -98,7 +98,8 @@ def build_foreign(
         meta: on the meta device, shapes without values: for timm's; a user's own factory is called as it is.
         pretrained: with timm's released weights, by timm's own loader.
         fused: in the re-parameterised form for inference, where it is timm's and has one.
-        options: ``num_classes``, ``in_chans`` and the like; a factory gets those that its signature names.
+        options: ``num_classes``, ``in_chans`` and the like; a factory gets those that its signature names, and
+            ``num_classes`` where it takes any (``**kwargs``).
 
     Raises:
         UserError: timm is not installed or refuses; a factory can not be found, fails, or gives no module.
@@ -188,14 +189,22 @@ def _call_factory(name: str, options: dict[str, object]) -> nn.Module:
 
 
 def _called(name: str, factory: object, options: dict[str, object]) -> object:
-    """The factory's result, with the options that its signature names."""
+    """The factory's result, with the options that its signature names, and with ``num_classes`` too where it takes any
+    and this one with them.
+    """
     assert callable(factory)
     try:
         known = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         known = {}
+    named = {key: value for key, value in options.items() if key in known and value is not None}
+    classes = options.get("num_classes")
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     try:
-        return factory(**{key: value for key, value in options.items() if key in known and value is not None})
+        if takes_any and classes is not None:
+            with suppress(TypeError):  # what it hands them on to may not know it
+                return factory(**{**named, "num_classes": classes})
+        return factory(**named)
     except Exception as error:  # whatever the user's code raises
         raise UserError(f"{name} can not be built: {first_line(error)}") from error
 

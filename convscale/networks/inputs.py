@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from convscale.arch.spec import NetSpec
@@ -85,10 +88,11 @@ class InputFacts:
 def input_facts(net: Network) -> InputFacts:
     """What a module, a spec or a named model takes.
 
-    A module's ``pretrained_cfg`` says it (timm's form), else its ``spec``, else its first convolution its channels.
+    A module's ``pretrained_cfg`` says it (timm's form), else its ``spec``, else its first convolution its channels. A
+    value there that is no finite number (of the size: no whole one) says nothing.
 
     Raises:
-        UserError: it is no network, an unknown name, or a module that takes several inputs.
+        UserError: it is no network, an unknown name, a module that takes several inputs, or one with lazy layers.
     """
     if isinstance(net, str):
         net = find(net)
@@ -97,8 +101,10 @@ def input_facts(net: Network) -> InputFacts:
         assert spec is not None
         return _of_spec(spec)
     check_one_input(module)
+    check_shapes_known(module)
     config = _config(module)
     size, channels = _declared(config.get("input_size"))
+    crop_pct = _number(config.get("crop_pct"))
     own_spec = getattr(module, "spec", None)
     known = _of_spec(own_spec) if isinstance(own_spec, NetSpec) else None
     return InputFacts(
@@ -108,7 +114,7 @@ def input_facts(net: Network) -> InputFacts:
         mean=_floats(config.get("mean")) or (known.mean if known else None),
         std=_floats(config.get("std")) or (known.std if known else None),
         interpolation=str(config.get("interpolation") or (known.interpolation if known else "bilinear")),
-        crop_pct=_number(config.get("crop_pct")) or (known.crop_pct if known else 0.875),
+        crop_pct=crop_pct if crop_pct is not None else (known.crop_pct if known else 0.875),
     )
 
 
@@ -125,6 +131,16 @@ def check_one_input(net: nn.Module) -> None:
         raise UserError(
             f"{type(net).__name__} takes {len(needed)} inputs ({names}); it must take one batch of images, "
             "so wrap it in a module that gives it the others"
+        )
+
+
+def check_shapes_known(net: nn.Module) -> None:
+    """UserError where a module has lazy layers that wait for their first batch."""
+    from torch.nn.parameter import is_lazy
+
+    if any(is_lazy(tensor) for tensor in chain(net.parameters(), net.buffers())):
+        raise UserError(
+            f"{type(net).__name__} has lazy layers, whose weights have no shape yet; run it once on a real batch first"
         )
 
 
@@ -160,35 +176,64 @@ def _config(net: nn.Module) -> Mapping[str, object]:
 
 def _declared(input_size: object) -> tuple[Size | None, int | None]:
     """Size and channels of timm's ``input_size``: (channels, height, width), or without the channels."""
-    if isinstance(input_size, int):
-        return input_size, None
-    if not isinstance(input_size, list | tuple) or len(input_size) not in (2, 3):
-        return None, None
-    *channels, height, width = (int(side) for side in input_size)
-    return as_size(height, width), channels[0] if channels else None
+    if isinstance(input_size, list | tuple) and len(input_size) in (2, 3):
+        *channels, height, width = (_whole(side) for side in input_size)
+        if height is None or width is None:
+            return None, channels[0] if channels else None
+        return as_size(height, width), channels[0] if channels else None
+    return _whole(input_size), None
 
 
 def _channels(net: nn.Module, declared: int | None) -> int:
     """Channels of the images a module takes: its own ``in_chans``; else its first convolution's, which behind a
-    space-to-depth of 2 or 4 has 4 or 16 for each.
+    space-to-depth of 2 or 4 has 4 or 16 for each: where a module does that, or ``declared`` fits it.
     """
     from torch import nn
 
     own = getattr(net, "in_chans", None)
     if isinstance(own, int):
         return own
-    first = next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), declared or 3)
+    first, block = declared or 3, 1
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            first = module.in_channels
+            break
+        block = _block(module) or block
     if declared is not None and first in (declared, 4 * declared, 16 * declared):
         return declared
-    return first // 16 if first % 16 == 0 else first
+    return first // block**2 if first % block**2 == 0 else first
+
+
+def _block(module: nn.Module) -> int | None:
+    """Side of the blocks that a module packs into channels, where that is what it does: torch's, ours and timm's."""
+    from torch import nn
+
+    if isinstance(module, nn.PixelUnshuffle):
+        return module.downscale_factor
+    if type(module).__name__ != "SpaceToDepth":
+        return None
+    return next((side for name in ("block", "bs", "block_size") if (side := _whole(getattr(module, name, None)))), 4)
 
 
 def _floats(values: object) -> tuple[float, ...] | None:
-    return tuple(float(value) for value in values) if isinstance(values, list | tuple) else None
+    """A list of numbers; None for anything else: what is no number says nothing."""
+    numbers = [_number(value) for value in values] if isinstance(values, list | tuple) else []
+    return tuple(number for number in numbers if number is not None) if numbers and None not in numbers else None
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    """A finite number; None for anything else, True and False among it."""
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number beyond what a float can hold
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number; None for anything else."""
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None
 
 
 # ---------------------------------------------------------------- short ways that others call

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,49 @@ def in_mode(net: nn.Module, training: bool) -> Iterator[nn.Module]:
     finally:
         for module, flag in modes:
             module.training = flag
+
+
+@contextmanager
+def as_it_was(net: nn.Module) -> Iterator[None]:
+    """Afterwards every submodule has the attributes that it had, lists, dictionaries and sets with what was in them:
+    what a forward pass keeps for the next one (a grid, a mask) is forgotten.
+    """
+    before = [(module, dict(vars(module))) for module in net.modules()]
+    held = [
+        (value, dict(value) if isinstance(value, dict) else list(value))
+        for _, values in before
+        for value in values.values()
+        if isinstance(value, list | dict | set)
+    ]
+    try:
+        yield
+    finally:
+        for module, values in before:
+            now = vars(module)
+            for name in now.keys() - values.keys():
+                del now[name]
+            now.update({name: value for name, value in values.items() if now.get(name, now) is not value})
+        for value, content in held:
+            _put_back(value, content)
+
+
+def _put_back(value: list[Any] | dict[Any, Any] | set[Any], content: dict[Any, Any] | list[Any]) -> None:
+    """Give a container the content that it had, in place, since others may hold it too; one that has it still is not
+    touched.
+    """
+    now = dict(value) if isinstance(value, dict) else list(value)
+    if _same(now, content) and (not isinstance(value, dict) or _same(value.values(), dict(content).values())):
+        return
+    value.clear()
+    if isinstance(value, list):
+        value.extend(content)
+    else:
+        value.update(content)
+
+
+def _same(one: Collection[object], other: Collection[object]) -> bool:
+    """Whether two hold the very same objects, in order."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def evaluating(net: nn.Module) -> AbstractContextManager[nn.Module]:

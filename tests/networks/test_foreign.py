@@ -30,6 +30,12 @@ FACTS = 3
 def wrong():
     return 3
 
+def passes_on(**options):
+    return make(**options)
+
+def knows_no_classes(**options):
+    return nn.Conv2d(3, 4, **{"kernel_size": 3, **options})
+
 def broken():
     raise RuntimeError("no weights here")
 """
@@ -136,6 +142,14 @@ def test_a_network_of_ones_own_goes_where_a_name_goes(factory: str) -> None:
     choice = cs.choose(device="rtx-4090", min_throughput=1, candidates=f"{factory}make", image_sizes=[64])
     assert choice.best.name == f"{factory}make"
     assert choice.best.candidate.licence == ""
+
+
+def test_a_factory_that_takes_any_options_gets_the_number_of_classes(factory: str) -> None:
+    net = build_foreign(Foreign("torchvision.models:resnet18", "factory"), num_classes=5, in_chans=1)
+    assert (net.fc.out_features, net.conv1.in_channels) == (5, 3)  # in_chans it does not name, nor know
+    assert build_foreign(Foreign(f"{factory}passes_on", "factory"), num_classes=4)[-1].out_features == 4
+    assert build_foreign(Foreign(f"{factory}passes_on", "factory"), num_classes=None)[-1].out_features == 7
+    assert isinstance(build_foreign(Foreign(f"{factory}knows_no_classes", "factory"), num_classes=5), nn.Conv2d)
 
 
 def test_a_module_that_a_name_leads_to_is_never_trained_in_place(factory: str) -> None:

@@ -14,6 +14,7 @@ import convscale as cs
 from convscale.images.preprocess import Preprocessing
 from convscale.networks.inputs import InputFacts, example_input, input_facts
 from convscale.networks.resolve import as_module, build_meta, resolve
+from convscale.nn.layers import SpaceToDepth
 
 
 class TwoInputs(nn.Module):
@@ -91,9 +92,69 @@ def test_channels_are_the_networks_own() -> None:
     packed = OneInput()
     packed.conv = nn.Conv2d(32, 4, 3)
     packed.in_chans = 8  # pyright: ignore[reportAttributeAccessIssue]
-    assert input_facts(packed).channels == 8  # by its first convolution it would be 2
+    assert input_facts(packed).channels == 8  # by its first convolution it would be 32
     with pytest.raises(cs.UserError, match=r"takes 1 channel\(s\), its pretrained_cfg has the mean of 3"):
         input_facts(cs.create_model("tresnet_m", in_chans=1)).preprocessing()
+
+
+@pytest.mark.parametrize(
+    ("before", "taken", "channels"),
+    [
+        ([], 16, 16),
+        ([], 32, 32),
+        ([nn.PixelUnshuffle(4)], 16, 1),
+        ([nn.PixelUnshuffle(2)], 12, 3),
+        ([SpaceToDepth(4)], 48, 3),
+        ([nn.PixelUnshuffle(4)], 12, 12),  # does not go into it
+    ],
+)
+def test_channels_are_fewer_than_the_first_convolutions_behind_space_to_depth_alone(
+    before: list[nn.Module], taken: int, channels: int
+) -> None:
+    net = nn.Sequential(*before, nn.Conv2d(taken, 8, 3), nn.PixelUnshuffle(2))
+    assert input_facts(net).channels == channels
+
+
+def test_timms_space_to_depth_is_known() -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        net = timm.create_model("tresnet_m")
+    net.pretrained_cfg, net.default_cfg = {}, {}
+    assert input_facts(net).channels == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"input_size": (3, None, None)}, {}),
+        ({"input_size": (3, "a", 1)}, {}),
+        ({"input_size": (3, float("inf"), 3)}, {}),
+        ({"input_size": (3, 8.5, 8)}, {}),
+        ({"input_size": True}, {}),
+        ({"input_size": (3, 8, 12)}, {"size": (8, 12)}),
+        ({"input_size": 12}, {"size": 12}),
+        ({"mean": (None,)}, {}),
+        ({"mean": ("x",), "std": [True]}, {}),
+        ({"mean": (0.5, float("nan"), 0.5)}, {}),
+        ({"mean": (0, 1, 0.5)}, {"mean": (0.0, 1.0, 0.5)}),
+        ({"crop_pct": float("nan")}, {}),
+        ({"crop_pct": True}, {}),
+        ({"crop_pct": 0}, {"crop_pct": 0.0}),
+        ({"crop_pct": 1}, {"crop_pct": 1.0}),
+    ],
+)
+def test_what_is_no_number_in_a_config_says_nothing(config: dict[str, object], said: dict[str, object]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    plain = input_facts(net)
+    net.pretrained_cfg = config  # type: ignore[assignment]
+    assert input_facts(net) == dataclasses.replace(plain, **said)
+
+
+def test_a_share_that_no_crop_has_is_refused_where_it_is_used() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    net.pretrained_cfg = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0}  # type: ignore[assignment]
+    with pytest.raises(cs.UserError, match=r"crop_pct must lie in \[.*, 1\], got 0\.0"):
+        input_facts(net).preprocessing(8)
 
 
 def test_what_is_not_known_is_asked_for() -> None:
