@@ -28,6 +28,7 @@ from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
 from convscale.locks import OutputLock
+from convscale.machine import code_commit
 from convscale.nas.pace import Pace
 from convscale.nas.request import Say, fixed_form, is_small, recipe_for
 from convscale.nas.trial import Job, run_job
@@ -426,10 +427,9 @@ class _Scaling:
         self._write()
 
     def _write(self, rule: ScalingRule | None = None) -> None:
+        about = {"schema": 1, "commit": code_commit(), "asked": self.asked.written(), "runtime": self.pace.runtime}
         value = {
-            "schema": 1,
-            "asked": self.asked.written(),
-            "runtime": self.pace.runtime,
+            **about,
             "conditions": self.pace.basis.conditions.to_dict(),
             "points": [point.to_dict() for point in self.points],
             "rule": None if rule is None else rule.to_dict(),

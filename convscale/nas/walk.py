@@ -13,6 +13,7 @@ from convscale.arch.spec import NetSpec, save_spec
 from convscale.choice.decide import describe_speed
 from convscale.errors import DoesNotFit, UserError, first_line
 from convscale.files import json_numbers, write_json
+from convscale.machine import code_commit
 from convscale.nas.engines.base import Engine
 from convscale.nas.inherit import misfit
 from convscale.nas.pace import Counted, Pace
@@ -94,6 +95,7 @@ class Walk:
         value = {
             "schema": SCHEMA,
             "version": __version__,
+            "commit": code_commit(),
             "asked": self.request.written(),
             "space": self.request.space.to_dict(),
             "runtime": self.pace.runtime,

@@ -23,7 +23,7 @@ from convscale.show.predictions import Predictions, read_predictions
 from convscale.show.stated import Conditions
 from convscale.stats import wilson
 
-KINDS = ("fit", "train", "search", "ship")
+KINDS = ("fit", "train", "search", "scaling", "ship")
 MOST = 100_000
 """Folders that are looked through."""
 
@@ -125,6 +125,8 @@ def _kind(files: set[str]) -> str:
         return "train"
     if "study.json" in files:
         return "search"
+    if "scaling.json" in files:
+        return "scaling"
     return "ship" if MANIFEST in files else ""
 
 
@@ -133,6 +135,7 @@ def _told(folder: Path, kind: str) -> Run:
         "fit": lambda place: _of_fit(place, read_fit(place)),
         "train": lambda place: _training(place).run,
         "search": _of_study,
+        "scaling": _of_scaling,
         "ship": _of_artifact,
     }
     try:
@@ -267,37 +270,72 @@ def _per_class(kept: Predictions) -> tuple[float | None, ...]:
     return tuple(row[i] / sum(row) if sum(row) else None for i, row in enumerate(rows))
 
 
+def _inside(source: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = source.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _items(source: Mapping[str, object], key: str) -> list[object]:
+    found = source.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _of_study(folder: Path) -> Run:
     """A search, as far as its record says: what is missing, or of another kind, is passed over."""
     path = folder / "study.json"
     value = object_of(read_json(path, "study"), "study.json")
-
-    def inside(source: Mapping[str, object], key: str) -> Mapping[str, object]:
-        found = source.get(key)
-        return found if isinstance(found, dict) else {}
-
-    def number(source: Mapping[str, object], key: str) -> float | None:
-        found = source.get(key)
-        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
-
-    result = inside(value, "result")
-    best = inside(result, "best")
-    speed = inside(result, "shipped") or inside(best, "speed")
-    under = inside(result, "conditions")
+    result = _inside(value, "result")
+    best = _inside(result, "best")
+    speed = _inside(result, "shipped") or _inside(best, "speed")
+    under = _inside(result, "conditions")
     how = [str(Conditions.of(under)) if under else "", *(str(speed.get(key) or "") for key in ("how", "kind"))]
     return Run(
         path=folder,
         kind="search",
         when=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
         network=str(best.get("name") or ""),
-        image_size=inside(inside(best, "spec"), "input").get("size"),
+        image_size=_inside(_inside(best, "spec"), "input").get("size"),
         metric="top-1, validation" if best else "",
-        accuracy=number(best, "accuracy"),
-        images_per_s=number(speed, "images_per_s"),
+        accuracy=_number(best.get("accuracy")),
+        images_per_s=_number(speed.get("images_per_s")),
         conditions="; ".join(part for part in how if part),
-        data=Path(data).name if isinstance(data := inside(value, "asked").get("data"), str) else "",
-        seconds=number(inside(value, "times"), "all"),
+        data=Path(_text(_inside(value, "asked").get("data"))).name,
+        seconds=_number(_inside(value, "times").get("all")),
+        commit=_text(value.get("commit")) or None,
         state="done" if best else "unfinished",
+    )
+
+
+def _of_scaling(folder: Path) -> Run:
+    """A search for coefficients, as far as its record says; the accuracy is the best point's of those trained."""
+    path = folder / "scaling.json"
+    value = object_of(read_json(path, "study of scaling"), "scaling.json")
+    asked, rule, under = (_inside(value, key) for key in ("asked", "rule", "conditions"))
+    points = [point for point in _items(value, "points") if isinstance(point, dict)]
+    means = []
+    for point in points:
+        known = [number for item in _items(point, "accuracies") if (number := _number(item)) is not None]
+        means += [sum(known) / len(known)] if known else []
+    return Run(
+        path=folder,
+        kind="scaling",
+        when=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        network=_text(_inside(asked, "base").get("name")),
+        metric="top-1, validation" if means else "",
+        accuracy=max(means, default=None),
+        conditions="; ".join(filter(None, (_text(asked.get("cost")), str(Conditions.of(under)) if under else ""))),
+        data_digest=_text(asked.get("data_digest")) or None,
+        seconds=sum(_number(point.get("seconds")) or 0.0 for point in points) or None,
+        commit=_text(value.get("commit")) or None,
+        state="done" if rule else "unfinished",
     )
 
 

@@ -15,10 +15,12 @@ from convscale.arch.rules import load_rule, save_rule
 from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.machine import code_commit
 from convscale.nas import coefficients
 from convscale.nas.coefficients import PUBLISHED, at_cost, directions, reach, spread
 from convscale.nas.pace import Counted, Pace
 from convscale.nas.trial import Job, Result
+from convscale.show.runs import runs_below
 
 COLUMNS = 120
 
@@ -112,7 +114,16 @@ def test_coefficients_by_macs_and_what_goes_on(
     ask = {"cost": "macs", "output": tmp_path / "a", "image_size": 32, "trials": 4}
     rule = cs.find_scaling("mobilenetv2_050", colours, minutes=1e-6, **ask)
     assert len(deeper_is_better) == 1
+    (told,) = runs_below(tmp_path)
+    assert (told.kind, told.state, told.network) == ("scaling", "unfinished", "mobilenetv2_050-32px")
     rule = cs.find_scaling("mobilenetv2_050", colours, resume=True, **ask)
+    (told,) = runs_below(tmp_path)
+    written = json.loads((tmp_path / "a" / "scaling.json").read_text())
+    best = max(
+        sum(point["accuracies"]) / len(point["accuracies"]) for point in written["points"] if point["accuracies"]
+    )
+    assert (told.state, told.accuracy, told.metric) == ("done", best, "top-1, validation")
+    assert told.commit == written["commit"] == code_commit()
     assert len(deeper_is_better) == 4 + 2 * 3  # four ways, then the best three, of them EfficientNet's, twice more
     assert rule.alpha * rule.beta**2 * rule.gamma**2 == pytest.approx(2.0)
     with pytest.raises(UserError, match="was begun with another budget"):
