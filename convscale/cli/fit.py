@@ -78,8 +78,8 @@ def fit_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="onnxruntime or openvino, the fastest installed one when left out; on a named GPU what is predicted, "
-            "compiled when left out.",
+            help="onnxruntime or openvino, the fastest installed one when left out; on a named GPU what is predicted: "
+            "eager, compiled (when left out), onnxruntime or tensorrt.",
         ),
     ] = None,
     int8: Annotated[

@@ -105,7 +105,9 @@ def ship_fastest(
             "max_drop": how.max_drop,
             "qat": how.qat,
         }
-    names = forms_in(how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size))
+    names = forms_in(
+        how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size, device=cond.device)
+    )
 
     def tell(name: str, result: Tuning | UserError) -> None:
         say(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,36 @@ def test_the_fastest_form_that_passed(
     assert kept["forms"]["openvino-int8"]["images_per_s"] == pytest.approx(2 / 0.4)
     assert kept["forms"]["onnx-fp32"]["images_per_s"] == pytest.approx(2 / 1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_search_is_on_the_device_asked_for(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[tuple[str, str]] = []
+    timed = module.tune
+
+    def tune(artifact: Artifact, **options: Any) -> Tuning:
+        devices.append((form_of(artifact), artifact.device))
+        return timed(artifact, **options)
+
+    monkeypatch.setattr(module, "tune", tune)
+    monkeypatch.setattr(module, "need_device", lambda device: None)
+    options: dict[str, Any] = {"calibration_images": images, "verify_images": images, "max_drop": 100.0}
+    art, _ = export_fastest(tiny, tmp_path / "a", device="cuda:1", **options)
+    # OpenVINO runs on processors: what only it could run is not made.
+    assert devices == [("onnx-fp32", "cuda:1"), ("onnx-int8", "cuda:1"), ("onnx-int8-ort", "cuda:1")]
+    assert art.device == "cuda:1"
+
+
+def test_a_device_that_is_not_there_is_refused(
+    tiny: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="device 'cuda:2' is not there: torch sees 2 of them, counted from 0"):
+        export_fastest(tiny, tmp_path / "b", device="cuda:2")
+    with pytest.raises(UserError, match="device 'l4' can not be tuned for here; use cpu, cuda or cuda:N"):
+        export_fastest(tiny, tmp_path / "b", device="l4")
 
 
 def test_int8_must_be_worth_it(
