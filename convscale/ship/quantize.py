@@ -67,12 +67,20 @@ class Route:
     """What does it; :func:`quantize_file` names what fails."""
     quantise_tuned: Quantiser
     """For a network that has learnt to be rounded: without correcting biases towards what it says unrounded."""
+    only_for: str | None = None
+    """A runtime that is not here, whose files alone it writes; None: it is tried for every runtime that is."""
 
 
 def routes_of(format: str | None = None) -> list[str]:
     """The routes to an INT8 file of a format (None: of any) whose libraries are installed here, the usual one first."""
-    known = {name: route for name, route in ROUTES.items() if format is None or format in route.formats}
+    usual = {name: route for name, route in ROUTES.items() if route.only_for is None}
+    known = {name: route for name, route in usual.items() if format is None or format in route.formats}
     return [name for name, route in known.items() if find_spec(route.library) is not None]
+
+
+def routes_for(runtime: str) -> list[str]:
+    """The routes to an INT8 ONNX file for a runtime that is not here, the usual one first."""
+    return [name for name, route in ROUTES.items() if route.only_for == runtime] or routes_of("onnx")
 
 
 def check_calibration(images: np.ndarray | None, format: str | None = None) -> np.ndarray:
@@ -87,7 +95,8 @@ def check_calibration(images: np.ndarray | None, format: str | None = None) -> n
         UserError: there are none or too few; or no quantiser of this format is installed.
     """
     if not routes_of(format):
-        wanted = [name for name, route in ROUTES.items() if format is None or format in route.formats]
+        usual = {name: route for name, route in ROUTES.items() if route.only_for is None}
+        wanted = [name for name, route in usual.items() if format is None or format in route.formats]
         raise UserError(f"INT8 needs {' or '.join(wanted)}, which is not installed; {ROUTES[wanted[0]].install}")
     count = 0 if images is None else len(images)
     if images is None or count < MIN_CALIBRATION:
@@ -190,7 +199,18 @@ BETWEEN = (
 8 bits, so that activations such as SiLU and leaky ReLU do not go back to float."""
 
 
-def _by_onnx_runtime(source: Path, target: Path, batches: Sequence[np.ndarray], float_values: Sequence[str]) -> None:
+AROUND_ZERO = {"ActivationSymmetric": True, "WeightSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False}
+"""How TensorRT wants 8 bits: no zero point, weights in float with a pair of their own, biases in float."""
+
+
+def _by_onnx_runtime(
+    source: Path,
+    target: Path,
+    batches: Sequence[np.ndarray],
+    float_values: Sequence[str],
+    *,
+    signed: bool = False,
+) -> None:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -215,9 +235,12 @@ def _by_onnx_runtime(source: Path, target: Path, batches: Sequence[np.ndarray], 
         nodes_to_exclude=_stay_in_float(model.graph, set(float_values)),
         per_channel=True,
         reduce_range=True,
-        activation_type=QuantType.QUInt8,  # signed ones are half as fast without AMX
+        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,  # signed ones are half as fast without AMX
         weight_type=QuantType.QInt8,
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits are not rounded
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],  # logits are not rounded
+            **(AROUND_ZERO if signed else {}),
+        },
     )
     quantised = onnx.load(os.fspath(target))
     del quantised.metadata_props[:]
@@ -262,6 +285,15 @@ ROUTES = {
         install="pip install onnxruntime",
         quantise=_by_onnx_runtime,
         quantise_tuned=_by_onnx_runtime,
+    ),
+    # TensorRT reads signed 8 bits around zero, and no others.
+    "onnxruntime-signed": Route(
+        formats=("onnx",),
+        library="onnxruntime",
+        install="pip install onnxruntime",
+        quantise=partial(_by_onnx_runtime, signed=True),
+        quantise_tuned=partial(_by_onnx_runtime, signed=True),
+        only_for="tensorrt",
     ),
 }
 """The quantisers by name, the usual one of each format first."""

@@ -212,7 +212,10 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"confidence": 0.3}, "confidence is 0.3; it must be a probability from 0.5 to 0.99"),
         ({"device": "l5"}, "device 'l5' is unknown .*nearest: .*l4"),
         ({"device": "l4", "runtime": "openvino"}, "runtime 'openvino' can not be predicted"),
-        ({"device": "l4", "int8": True, "runtime": None}, "int8 is not predicted for l4"),
+        (
+            {"device": "l4", "int8": True, "runtime": None},
+            "int8 on l4 is predicted in runtime onnxruntime or tensorrt, not in compiled; name one of them",
+        ),
         ({"weights_dir": "/nowhere"}, "weights folder /nowhere does not exist"),
         ({"scratch": True, "weights_dir": "."}, "scratch and weights exclude each other"),
         ({"strict": 1}, "strict is 1; it must be True or False"),
