@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,8 @@ from convscale.networks.inputs import example_input
 from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.draft import Shared
-from convscale.ship.export import export_as, sketch, wants_qat
+from convscale.ship.export import TWIN_GAIN, export_as, sketch, wants_qat
+from convscale.ship.form_table import FLOAT, FORMS
 from convscale.ship.quantize import routes_of
 from convscale.ship.request import ExportRequest, need_device, no_bf16, on_processor
 from convscale.ship.tune import (
@@ -42,53 +43,6 @@ from convscale.ship.tune import (
 from convscale.ship.verify import Withheld
 from convscale.words import exact
 
-FLOAT = "onnx-fp32"
-"""The form that every network must pass in; what the others are compared with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """A way to write a network."""
-
-    format: str
-    """Of the file."""
-    int8: str | None = None
-    """In 8 bits, by this key of ``convscale.ship.quantize.ROUTES``; None: in float."""
-    bf16: bool = False
-    """Float operations are computed in bfloat16."""
-    strided_stem: bool = False
-    """A space-to-depth stem as one strided convolution."""
-
-    def of(self, request: ExportRequest) -> ExportRequest:
-        """A request, for this form."""
-        return replace(
-            request,
-            format=self.format,
-            int8=self.int8 is not None,
-            int8_route=self.int8,
-            bf16=self.bf16,
-            strided_stem=self.strided_stem,
-        )
-
-
-FORMS = {
-    FLOAT: Form(format="onnx"),
-    "onnx-fp32-strided": Form(format="onnx", strided_stem=True),
-    "openvino-fp32": Form(format="openvino"),
-    "openvino-bf16": Form(format="openvino", bf16=True),
-    "openvino-bf16-strided": Form(format="openvino", bf16=True, strided_stem=True),
-    "torch-fp32": Form(format="torch"),
-    "onnx-int8": Form(format="onnx", int8="nncf"),
-    "onnx-int8-strided": Form(format="onnx", int8="nncf", strided_stem=True),
-    "onnx-int8-ort": Form(format="onnx", int8="onnxruntime"),
-    "onnx-int8-ort-strided": Form(format="onnx", int8="onnxruntime", strided_stem=True),
-    "openvino-int8": Form(format="openvino", int8="nncf"),
-    "openvino-int8-strided": Form(format="openvino", int8="nncf", strided_stem=True),
-    "openvino-int8-bf16": Form(format="openvino", int8="nncf", bf16=True),
-    "openvino-int8-bf16-strided": Form(format="openvino", int8="nncf", bf16=True, strided_stem=True),
-}
-"""The forms by name, in the order they are named in. ``ort``: by ONNX Runtime's own quantiser, else by NNCF.
-``strided``: a space-to-depth stem as one strided convolution."""
 NEAR = 1.3
 """Forms that cost at most this many times the cheapest are timed against it, in turns, at the end."""
 NEAR_AT_SIGHT = 1.5
@@ -311,6 +265,14 @@ def export_forms(
                     forms[name] = looked
                 else:
                     looks[name] = looked
+        if passed := [name for name, form in forms.items() if isinstance(form, Artifact) and name in looks]:
+            best = min(passed, key=lambda name: looks[name])
+            twin = f"{best}-symmetric"
+            if search is not None and twin in FORMS:
+                form = FORMS[twin].of(request)
+                looked = _tried(twin, partial(_look, net, Path(common) / f"look-{twin}", form, shared, search))
+                if isinstance(looked, float) and looked * TWIN_GAIN <= looks[best]:
+                    forms[twin] = _tried(twin, partial(export_as, net, place / twin, form, shared=shared))
     return {name: forms[name] for name in FORMS if name in forms}
 
 
