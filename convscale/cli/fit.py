@@ -78,12 +78,17 @@ def fit_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="onnxruntime or openvino, the fastest installed one when left out; on a named GPU what is predicted, "
-            "compiled when left out.",
+            help="onnxruntime or openvino, the fastest installed one when left out; on a named GPU what is predicted: "
+            "eager, compiled (when left out), onnxruntime or tensorrt.",
         ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Ship 8 bits where that is faster and keeps the accuracy.")
+        bool,
+        typer.Option(
+            "--int8",
+            help="Ship 8 bits where that is faster and keeps the accuracy; on a named GPU with --runtime tensorrt or "
+            "onnxruntime.",
+        ),
     ] = False,
     qat: Annotated[
         bool, typer.Option("--qat", help="Fine-tune for 8 bits where they lose too much; `--int8 qat` says the same.")
@@ -92,7 +97,8 @@ def fit_command(
         float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
     ] = 0.5,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="On a named GPU: amp when left out, fp32, bf16, fp16.")
+        str | None,
+        typer.Option("--precision", help="On a named GPU: amp when left out, fp32, bf16, fp16; with --int8 none."),
     ] = None,
     threads: Threads = None,
     candidates: Annotated[

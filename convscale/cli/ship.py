@@ -97,6 +97,9 @@ def export_command(
     nms: Annotated[
         str, typer.Option("--nms", help="Of a detector: non-maximum suppression inside the network, or outside.")
     ] = "inside",
+    device: Annotated[
+        str, typer.Option("--device", help="With --format fastest: cpu, cuda or cuda:N, where it is tuned.")
+    ] = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -105,11 +108,16 @@ def export_command(
         raise UserError("--name goes with --layout; an artefact is called as its folder is")
     if max_bad_rate != 0.01 and data_dir is None:
         raise UserError("--max-bad-rate is of the images of --data-dir; give both, or neither")
+    if device != "cpu" and format != "fastest":
+        raise UserError(
+            f"--device {device} goes with --format fastest, which tunes there; `convscale tune` takes others"
+        )
     from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
 
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
         given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
         given |= {"--with-features": with_features, "--data-dir": data_dir, "--img-size": img_size, "--card": card}
+        given |= {"--device": device != "cpu"}
         if lost := [flag for flag, value in given.items() if value]:
             raise UserError(f"{lost[0]} is for a checkpoint; an artefact is laid out as it is")
         _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
@@ -119,6 +127,10 @@ def export_command(
         _check_layout(layout, format, output, name, overwrite=overwrite)
     if (qat or int8) and data_dir is None:
         raise UserError("--int8 needs --data-dir: its training images calibrate the artefact, others check it")
+    if device != "cpu":
+        from convscale.ship.request import need_device
+
+        need_device(device)  # before images are read
     loaded = _to_export(checkpoint, model)
     # With a layout the artefact is the same, whatever is asked of it; it only lies elsewhere.
     write = partial(
@@ -137,6 +149,7 @@ def export_command(
         bake=bake,
         with_features=with_features,
         nms=nms,
+        device=device,
     )
     if layout is None:
         write(output, overwrite=overwrite, as_json=as_json)
@@ -166,6 +179,7 @@ def _export(
     bake: bool,
     with_features: bool,
     nms: str,
+    device: str,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -208,7 +222,13 @@ def _export(
         if half:
             raise UserError("--half does not go with --format fastest; name a format")
         artifact, search = export_fastest(
-            loaded.net, output, int8=eight, bf16=bf16, on_form=None if as_json else _tell_form, **options
+            loaded.net,
+            output,
+            int8=eight,
+            bf16=bf16,
+            device=device,
+            on_form=None if as_json else _tell_form,
+            **options,
         )
     else:
         artifact = export(

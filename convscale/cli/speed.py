@@ -233,7 +233,8 @@ def choose_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="eager, compiled, onnxruntime, openvino, or best (tuned for each network; on a CPU when left out).",
+            help="eager, compiled, onnxruntime, tensorrt (on a GPU), openvino, or best (tuned for each network; on a "
+            "CPU when left out).",
         ),
     ] = None,
     mode: Mode = "infer",

@@ -9,28 +9,31 @@ from torch import nn
 
 from convscale import words
 from convscale._version import __version__
-from convscale.artifact.artifact import Artifact
+from convscale.artifact.artifact import Artifact, load_artifact, write_promise
 from convscale.artifact.promise import Promise
 from convscale.choice.basis import Basis
-from convscale.choice.speeds import Say
+from convscale.choice.facts import SizedSpec
+from convscale.choice.speeds import Say, predicted
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.doubtful import doubtful_labels, sample_probabilities
 from convscale.learn.evaluate import Evaluation, evaluate
-from convscale.learn.loader import EvalImages, readable
+from convscale.learn.loader import readable
+from convscale.networks.resolve import Named
 from convscale.pipeline.record import RunRecord, evaluation_record, mistakes
 from convscale.pipeline.request import FitRequest
-from convscale.pipeline.ship import ship_fastest, shipped_speed
-from convscale.ship.export import export
+from convscale.pipeline.ship import ship_elsewhere, ship_fastest, shipped_speed
+from convscale.ship.confirm import promise_of
 from convscale.ship.forms import Fastest
 from convscale.ship.verify import Verification
-from convscale.show.fit_parts import Doubtful, Int8, Search, Shipped, Timed
+from convscale.show.fit_parts import Doubtful, Int8, Predicted, Search, Shipped, Timed
 from convscale.show.fit_parts import Verification as WrittenVerification
 from convscale.show.json_values import from_json
 from convscale.show.predictions import FILE as PREDICTIONS
 from convscale.show.predictions import predictions_of
 from convscale.speed.timing import Measurement
 from convscale.stats import chance_above
+from convscale.words import odds
 
 SECOND_LOOK_S = 4.0
 """A shipped network that came out too slow is timed again for this long: the machine may have been busy."""
@@ -62,6 +65,8 @@ class Finish:
     min_throughput: float
     """Images/s to keep."""
     say: Say
+    network: Named | None = None
+    """What was chosen, by which its speed in another precision is predicted."""
 
     def ship(self, trained: Trained) -> Artifact:
         """Judge on the test set, which is read here alone; export and check; time what is shipped, or say what was
@@ -148,32 +153,61 @@ class Finish:
         return replace(again, notes=(*again.notes, first))
 
     def _for_elsewhere(self, trained: Trained, held: Split, card: dict[str, str]) -> Artifact:
-        """An ONNX file for a device that is not here."""
-        promise = self._promise()
-        images = EvalImages(held, trained.preprocessing)
-        artifact = export(
+        """An ONNX file for a device that is not here, with the speed that it is to have there."""
+        artifact, checked, why_float = ship_elsewhere(
             trained.net,
             self.folder / "artifact",
-            format="onnx",
-            half=self.basis.conditions.precision == "fp16",
-            classes=self.splits.classes,
-            preprocessing=trained.preprocessing,
+            self.splits,
+            held,
+            trained.preprocessing,
+            self.basis,
+            self.asked.shipping,
+            card=card,
             thresholds=trained.thresholds,
             temperatures=trained.temperatures,
-            verify_images=images,
-            verify_labels=None if self.splits.multilabel else held.labels.numpy(),
-            card=card,
-            overwrite=True,
-            promise=promise,
         )
+        promise = self._promise(artifact)
+        instead = None
+        if why_float and self.network is not None and promise is not None:
+            instead, promise = self._in_float(self.network, promise)
+            self._say_float(why_float, promise)
         if promise is not None:
+            write_promise(artifact.folder, promise)
+            artifact = load_artifact(artifact.folder)
             self.say(f"artefact: {promise}")
-        checked = Verification.from_dict(artifact.verification or {})
         self._tell(checked)
-        self._keep(artifact, checked, None, None)
+        self._keep(artifact, checked, None, None, instead)
         return artifact
 
-    def _promise(self) -> Promise | None:
+    def _in_float(self, network: Named, eight: Promise) -> tuple[Predicted, Promise]:
+        """What is predicted of the network in float, as it would have been without 8 bits, and a promise of that."""
+        size, c = eight.image_size, replace(self.basis.conditions, precision="amp")
+        assert isinstance(size, int), "candidates are square"
+        told = predicted(SizedSpec(network, size), replace(self.basis, conditions=c))
+        promise = replace(promise_of(told, eight.min_throughput), versions=eight.versions)
+        part = Predicted(
+            images_per_s=told.images_per_s,
+            low=told.low,
+            high=told.high,
+            bound_by=told.bound_by or None,
+            doubts=told.doubts,
+            precision=c.precision,
+        )
+        return part, promise
+
+    def _say_float(self, why: str, promise: Promise) -> None:
+        """That 8 bits are not what ships, and whether float keeps what was asked for."""
+        note = f"8 bits do not pass their gate ({why}): what is shipped and promised is in float"
+        self.record.add_note(note)
+        self.say(note)
+        wanted, speed, sure = promise.min_throughput, promise.images_per_s, promise.confidence
+        if wanted is None or sure is None or sure >= self.asked.constraint.confidence:
+            return
+        gap = f"{1 - speed / wanted:.0%} below" if speed < wanted else f"no more than {odds(sure)} likely to keep"
+        missed = f"8 bits do not pass their gate, and float is predicted at {speed:,.0f} images/s, {gap}"
+        self.record.put(missed=f"{missed} the {wanted:,.0f} asked for")
+
+    def _promise(self, artifact: Artifact) -> Promise | None:
         """What was predicted for the winner, or measured there before it was trained."""
         row, c = self.record.now.chosen, self.basis.conditions
         if row is None or row.image_size is None:
@@ -181,9 +215,13 @@ class Finish:
         told, rests = row.predicted, "" if self.asked.rows is None else "networks that were measured on the device"
         if told is not None and told.images_per_s is not None:
             middle, low, high = told.images_per_s, told.low or told.images_per_s, told.high or told.images_per_s
-            doubts = told.doubts
+            doubts = (*told.doubts, *_left_in_float(artifact))
         elif row.measurement is not None and row.measurement.speed is not None:
-            middle, doubts, rests = row.measurement.speed, (), "a measurement on the device, untrained"
+            middle, doubts, rests = (
+                row.measurement.speed,
+                _left_in_float(artifact),
+                "a measurement on the device, untrained",
+            )
             low, high = row.measurement.quartiles or (middle, middle)
         else:
             return None
@@ -212,9 +250,18 @@ class Finish:
         )
 
     def _keep(
-        self, artifact: Artifact, checked: Verification, measured: Measurement | None, found: Fastest | None
+        self,
+        artifact: Artifact,
+        checked: Verification,
+        measured: Measurement | None,
+        found: Fastest | None,
+        instead: Predicted | None = None,
     ) -> None:
-        """Write down what was shipped, and whether it keeps what was asked."""
+        """Write down what was shipped, and whether it keeps what was asked.
+
+        Args:
+            instead: the speed predicted for it, where it ships in another precision than it was chosen in.
+        """
         missed = self.record.now.missed
         keeps = None if missed is None else False
         if measured is not None:
@@ -239,6 +286,7 @@ class Finish:
                 search=None if found is None else from_json(Search, found.to_dict(), "search"),
                 int8=None if eight is None else from_json(Int8, eight, "int8"),
                 keeps_constraint=keeps,
+                predicted=instead,
             ),
         )
 
@@ -247,6 +295,14 @@ class Finish:
             f"what is shipped runs at {speed:,.0f} images/s, {1 - speed / self.min_throughput:.0%} below the "
             f"{self.min_throughput:,.0f} asked for"
         )
+
+
+def _left_in_float(artifact: Artifact) -> tuple[str, ...]:
+    """A doubt about a prediction that takes every layer to be in 8 bits."""
+    about = artifact.manifest.get("int8") or {}
+    if not (steps := about.get("steps")) or not (kept := steps[-1]["float_layers"]):
+        return ()
+    return (f"{len(kept)} of {about['layers']} layers stay in float, for the accuracy",)
 
 
 def _accuracy(ev: Evaluation) -> str:

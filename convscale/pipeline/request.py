@@ -38,6 +38,7 @@ from convscale.networks.weight_files import SUFFIXES, WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
+from convscale.predictor.fitted import EIGHT_BITS
 from convscale.runtimes.base import file_runtimes, runtime_of
 
 BRIEF_EPOCHS = 1
@@ -210,21 +211,30 @@ class FitRequest:
             need_tracker(self.track)
         if self.image_size is not None:
             check_whole("image_size", self.image_size)
+        if self.where.precision == "int8" and not self.shipping.int8:  # forms in 8 bits would choose, and none ship
+            raise UserError("precision 'int8' is what int8=True (--int8) lets fit ship")
+        if self.shipping.int8 and not self.here:
+            if self.where.precision not in (None, "int8"):
+                raise UserError(f"precision {self.where.precision!r} and int8 exclude each other; give one of them")
+            object.__setattr__(self, "where", replace(self.where, precision="int8"))
         if self.measured is not None:
             self._take_rows(check_path("measured", self.measured))
-        if self.where.precision == "int8" and not self.shipping.int8:  # forms in 8 bits would choose, and none ship
-            raise UserError(
-                "precision 'int8' is what int8=True (--int8) lets fit ship"
-                if self.here
-                else f"precision 'int8' is not predicted for what fit ships to {self.where.device}; leave it out"
-            )
         if self.here:
             self._check_runtime()
             usable_device(self.where.device)
         elif self.shipping.int8:
+            self._check_int8_elsewhere()
+
+    def _check_int8_elsewhere(self) -> None:
+        """
+        Raises:
+            UserError: 8 bits are not predicted in the runtime asked for.
+        """
+        runtime = self.where.runtime or "compiled"
+        if runtime not in EIGHT_BITS:
             raise UserError(
-                f"int8 is not predicted for {self.where.device}: 8 bits are searched for where they are measured; "
-                "leave int8 out"
+                f"int8 on {self.where.device} is predicted in runtime {' or '.join(EIGHT_BITS)}, not in {runtime}; "
+                "name one of them (--runtime), or leave int8 out"
             )
 
     def _check_runtime(self) -> None:

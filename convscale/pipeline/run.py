@@ -136,7 +136,9 @@ def fit(
         runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named GPU what its speed is
             predicted for, None: ``compiled``.
         int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
-            float. ``"qat"``: fine-tune for it where it loses too much.
+            float. ``"qat"``: fine-tune for it where it loses too much. On a named GPU networks are predicted in INT8,
+            with runtime ``tensorrt`` or ``onnxruntime``; where its gate withholds it, float ships, and by its
+            prediction is said what is missed.
         max_drop: accuracy points that INT8 may lose on validation.
         threads: of the runtime; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.

@@ -20,11 +20,13 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
 from convscale.runtimes.base import file_runtimes
+from convscale.ship.export import export_as
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
 from convscale.ship.qat import MOST_IMAGES, check_tunable
-from convscale.ship.quantize import CALIBRATION, check_calibration, spread
+from convscale.ship.quantize import CALIBRATION, check_calibration, routes_for, spread
+from convscale.ship.request import ExportRequest
 from convscale.ship.tune import Tuning
-from convscale.ship.verify import Verification, verify
+from convscale.ship.verify import Verification, Withheld, verify
 from convscale.speed.measuring import measure, whole_batch
 from convscale.speed.timing import Measurement
 
@@ -95,17 +97,10 @@ def ship_fastest(
     images, labels = EvalImages(test, preprocessing), _one_label(test)
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
-        held, _ = readable(splits.validation, preprocessing, max_bad_rate=splits.max_bad_rate)
-        most = MOST_IMAGES if how.qat else CALIBRATION
-        chosen = splits.train.subset(spread(len(splits.train), most).tolist())
-        some, _ = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
-        keywords = {"verify_images": EvalImages(held, preprocessing), "verify_labels": _one_label(held)}
-        keywords |= {
-            "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),
-            "max_drop": how.max_drop,
-            "qat": how.qat,
-        }
-    names = forms_in(how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size))
+        keywords = _for_int8(splits, preprocessing, how)
+    names = forms_in(
+        how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size, device=cond.device)
+    )
 
     def tell(name: str, result: Tuning | UserError) -> None:
         say(
@@ -129,6 +124,67 @@ def ship_fastest(
     else:
         checked = Verification.from_dict(artifact.verification or {})
     return artifact, found, checked
+
+
+def _for_int8(splits: DataSplits, preprocessing: Preprocessing, how: Shipping) -> dict[str, Any]:
+    """What an export in 8 bits is made and judged by: train images calibrate, validation decides."""
+    held, _ = readable(splits.validation, preprocessing, max_bad_rate=splits.max_bad_rate)
+    most = MOST_IMAGES if how.qat else CALIBRATION
+    chosen = splits.train.subset(spread(len(splits.train), most).tolist())
+    some, _ = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
+    return {
+        "verify_images": EvalImages(held, preprocessing),
+        "verify_labels": _one_label(held),
+        "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),
+        "max_drop": how.max_drop,
+        "qat": how.qat,
+    }
+
+
+def ship_elsewhere(
+    net: nn.Module,
+    place: Path,
+    splits: DataSplits,
+    test: Split,
+    preprocessing: Preprocessing,
+    basis: Basis,
+    how: Shipping,
+    *,
+    card: Mapping[str, str],
+    thresholds: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+) -> tuple[Artifact, Verification, str]:
+    """An ONNX file for a device that is not here: in 8 bits where they are asked for and pass their gate on validation,
+    else in float. Which is faster is not asked: it would be told of this machine.
+
+    Args:
+        test: as for :func:`ship_fastest`.
+        card: facts for the model card.
+        thresholds: as for :func:`ship_fastest`.
+        temperatures: as for :func:`ship_fastest`.
+
+    Returns:
+        The artefact, how it compares with the network on the test set, and why it is in float where 8 bits were asked
+        for; else nothing.
+    """
+    common: dict[str, Any] = {"classes": splits.classes, "preprocessing": preprocessing, "card": card}
+    common |= {"thresholds": thresholds, "temperatures": temperatures}
+    images, labels = EvalImages(test, preprocessing), _one_label(test)
+    reasons: list[str] = []
+    if how.int8:
+        shown = _for_int8(splits, preprocessing, how)
+        for route in routes_for(basis.conditions.runtime):
+            request = ExportRequest(format="onnx", int8=True, int8_route=route, **common, **shown)
+            try:
+                artifact = export_as(net, place, request, overwrite=True)
+            except UserError as reason:
+                reasons.append(reason.verification.reason if isinstance(reason, Withheld) else str(reason))
+                continue
+            return artifact, verify(net, artifact, images, labels, max_drop=how.max_drop), ""
+    half = basis.conditions.precision == "fp16"
+    shown = {"verify_images": images, "verify_labels": labels}
+    artifact = export_as(net, place, ExportRequest(format="onnx", half=half, **common, **shown), overwrite=True)
+    return artifact, Verification.from_dict(artifact.verification or {}), "; ".join(reasons)
 
 
 def shipped_speed(artifact: Artifact, cond: Conditions, min_seconds: float = 2.0) -> Measurement:

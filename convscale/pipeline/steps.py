@@ -348,6 +348,7 @@ class Fit:
             basis=self.basis,
             min_throughput=self.min_throughput,
             say=self.note,
+            network=self._winner().spec,
         )
 
     def _winner(self) -> Contender:

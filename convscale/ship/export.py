@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,9 +41,11 @@ from convscale.ship.quantize import (
     SKETCH,
     quantize_file,
     rank_layers,
+    rescue_of,
     routes_of,
     search_float_layers,
     spread,
+    twin_of,
 )
 from convscale.ship.request import (
     FLOAT_FILE,
@@ -59,6 +62,8 @@ from convscale.ship.verify import MAX_BATCH_RELATIVE, Verification, Withheld, pa
 
 HOPELESS = 1.1
 """An INT8 form that costs so many times what float costs at first sight is not looked at again."""
+TWIN_GAIN = 1.05
+"""A form with symmetric activations, which lose more, is made where it is so many times as fast at first sight."""
 
 
 def export(
@@ -304,13 +309,17 @@ def _export_int8(
             batch_size=PAYS_BATCH,
         )
         seconds = {"float": first_look(rival, how)}
-        for route in routes_of(request.format):
+        usual = routes_of(request.format)
+        for route in (*usual, *filter(None, map(twin_of, usual))):
             try:
                 look = sketch(net, Path(place) / f"look-{route}", replace(request, int8_route=route), shared)
                 seconds[route] = first_look(look, how)
             except UserError as reason:
                 reasons.append(reason)
         floats = seconds.pop("float")
+        for route, twin in [(route, twin_of(route)) for route in usual]:
+            if twin in seconds and seconds[twin] * TWIN_GAIN > seconds.get(route, 0.0):
+                del seconds[twin]
         for route in sorted(seconds, key=lambda route: seconds[route]):
             if seconds[route] > HOPELESS * floats:
                 reasons.append(slower(out_dir, how, 1 / seconds[route], 1 / floats))
@@ -342,9 +351,10 @@ def _quantise(
     made: Draft, probe: Artifact, shared: Shared, images: Images, request: ExportRequest
 ) -> dict[str, object]:
     """Quantise the float file, leaving in float what must stay so. Returns what the manifest says about it."""
-    folder, labels, max_drop, route = probe.folder, class_labels(request), request.max_drop, request.int8_route
+    folder, labels, max_drop = probe.folder, class_labels(request), request.max_drop
     module, calibration = made.module, made.calibration
-    assert route is not None, "a route was chosen"
+    assert request.int8_route is not None, "a route was chosen"
+    route: str = request.int8_route
     assert calibration is not None, "INT8 has images to calibrate by"
     total = sum(1 for node in cast(fx.GraphModule, shared.graph).graph.nodes if node.target in LAYER_OPERATORS)
 
@@ -356,8 +366,18 @@ def _quantise(
             untuned.ranking[probe.baked] = rank_layers(graph, batch, layers)
         return untuned.ranking[probe.baked]
 
+    last: tuple[object, float] = None, 0.0
+
     def attempt(kept: Sequence[Layer]) -> float:
-        _quantised(probe, shared, route, calibration, [layer.file_value for layer in kept])
+        nonlocal last
+        values = [layer.file_value for layer in kept]
+        asked = (route, shared.is_tuned, tuple(values))
+        if last[0] != asked:  # else its file is still there
+            last = asked, drop_of(values)
+        return last[1]
+
+    def drop_of(values: Sequence[str]) -> float:
+        _quantised(probe, shared, route, calibration, values)
         candidate = Artifact(folder, probe.manifest)
         checked = verify(
             module, candidate, images, labels, max_drop=max_drop, reference=shared.reference, find_drift=False
@@ -372,6 +392,12 @@ def _quantise(
         if not (tuned := attempt(()) < before):
             shared = untuned
             write_model(module, made.example, folder, probe.manifest, made.preprocessing, shared)
+    if not request.qat and (rescue := rescue_of(route)) is not None and (by_all := attempt(())) > max_drop:
+        usual, route = route, rescue
+        with suppress(UserError):  # then the usual ranges are all there are
+            if attempt(()) < by_all:
+                usual = route
+        route = usual
     steps, _ = search_float_layers(ranked, total, attempt, max_drop)
     (folder / FLOAT_FILE).unlink()
     return {

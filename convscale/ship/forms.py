@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +23,10 @@ from convscale.networks.inputs import example_input
 from convscale.networks.resolve import Network, as_module
 from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.draft import Shared
-from convscale.ship.export import export_as, sketch, wants_qat
+from convscale.ship.export import TWIN_GAIN, export_as, sketch, wants_qat
+from convscale.ship.form_table import FLOAT, FORMS
 from convscale.ship.quantize import routes_of
-from convscale.ship.request import ExportRequest, no_bf16, on_processor
+from convscale.ship.request import ExportRequest, need_device, no_bf16, on_processor
 from convscale.ship.tune import (
     BATCH_SIZES,
     Settings,
@@ -42,53 +43,6 @@ from convscale.ship.tune import (
 from convscale.ship.verify import Withheld
 from convscale.words import exact
 
-FLOAT = "onnx-fp32"
-"""The form that every network must pass in; what the others are compared with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """A way to write a network."""
-
-    format: str
-    """Of the file."""
-    int8: str | None = None
-    """In 8 bits, by this key of ``convscale.ship.quantize.ROUTES``; None: in float."""
-    bf16: bool = False
-    """Float operations are computed in bfloat16."""
-    strided_stem: bool = False
-    """A space-to-depth stem as one strided convolution."""
-
-    def of(self, request: ExportRequest) -> ExportRequest:
-        """A request, for this form."""
-        return replace(
-            request,
-            format=self.format,
-            int8=self.int8 is not None,
-            int8_route=self.int8,
-            bf16=self.bf16,
-            strided_stem=self.strided_stem,
-        )
-
-
-FORMS = {
-    FLOAT: Form(format="onnx"),
-    "onnx-fp32-strided": Form(format="onnx", strided_stem=True),
-    "openvino-fp32": Form(format="openvino"),
-    "openvino-bf16": Form(format="openvino", bf16=True),
-    "openvino-bf16-strided": Form(format="openvino", bf16=True, strided_stem=True),
-    "torch-fp32": Form(format="torch"),
-    "onnx-int8": Form(format="onnx", int8="nncf"),
-    "onnx-int8-strided": Form(format="onnx", int8="nncf", strided_stem=True),
-    "onnx-int8-ort": Form(format="onnx", int8="onnxruntime"),
-    "onnx-int8-ort-strided": Form(format="onnx", int8="onnxruntime", strided_stem=True),
-    "openvino-int8": Form(format="openvino", int8="nncf"),
-    "openvino-int8-strided": Form(format="openvino", int8="nncf", strided_stem=True),
-    "openvino-int8-bf16": Form(format="openvino", int8="nncf", bf16=True),
-    "openvino-int8-bf16-strided": Form(format="openvino", int8="nncf", bf16=True, strided_stem=True),
-}
-"""The forms by name, in the order they are named in. ``ort``: by ONNX Runtime's own quantiser, else by NNCF.
-``strided``: a space-to-depth stem as one strided convolution."""
 NEAR = 1.3
 """Forms that cost at most this many times the cheapest are timed against it, in turns, at the end."""
 NEAR_AT_SIGHT = 1.5
@@ -209,9 +163,15 @@ def _quartiles(trial: Trial) -> tuple[float, float]:
 
 
 def form_names(
-    net: Network, *, int8: bool, bf16: bool = False, image_size: Size | None = None, torch: bool = False
+    net: Network,
+    *,
+    int8: bool,
+    bf16: bool = False,
+    image_size: Size | None = None,
+    torch: bool = False,
+    device: str = "cpu",
 ) -> list[str]:
-    """The forms worth trying for a network with what is installed here.
+    """The forms worth trying for a network with what is installed here and runs on a device.
 
     Args:
         int8: by every quantiser; with the rest in bfloat16 too, where the processor has it.
@@ -220,9 +180,10 @@ def form_names(
             network measured.
     """
     wanted = [FLOAT]
-    has_bf16 = "openvino" in installed_runtimes() and not no_bf16("openvino")
+    able = {name for name in installed_runtimes() if runtime_of(name).runs_on(device)}
+    has_bf16 = "openvino" in able and not no_bf16("openvino")
     for name, form in FORMS.items():
-        runs = set(runtimes_of(form.format)) & set(installed_runtimes())
+        runs = able.intersection(runtimes_of(form.format, device))
         # OpenVINO opens the float ONNX file itself.
         if form.strided_stem or not runs or (form.format == "openvino" and form.int8 is None and not form.bf16):
             continue
@@ -304,6 +265,14 @@ def export_forms(
                     forms[name] = looked
                 else:
                     looks[name] = looked
+        if passed := [name for name, form in forms.items() if isinstance(form, Artifact) and name in looks]:
+            best = min(passed, key=lambda name: looks[name])
+            twin = f"{best}-symmetric"
+            if search is not None and twin in FORMS:
+                form = FORMS[twin].of(request)
+                looked = _tried(twin, partial(_look, net, Path(common) / f"look-{twin}", form, shared, search))
+                if isinstance(looked, float) and looked * TWIN_GAIN <= looks[best]:
+                    forms[twin] = _tried(twin, partial(export_as, net, place / twin, form, shared=shared))
     return {name: forms[name] for name in FORMS if name in forms}
 
 
@@ -381,7 +350,8 @@ def fastest_of(
     results: dict[str, Tuning | UserError] = {}
     for name, form in forms.items():
         try:
-            known = [r for r in runtimes or () if name in arts and r in runtimes_of(arts[name].format)] or runtimes
+            can = runtimes_of(arts[name].format, device) if name in arts else ()
+            known = [r for r in runtimes or () if r in can] or runtimes
             results[name] = form if isinstance(form, UserError) else tune(arts[name], runtimes=known, **options)
         except UserError as reason:
             if name == FLOAT:
@@ -417,6 +387,7 @@ def export_fastest(
     bf16: bool = False,
     torch: bool = False,
     min_seconds: float = 0.5,
+    device: str = "cpu",
     overwrite: bool = False,
     on_form: OnForm | None = None,
     **keywords: object,
@@ -429,6 +400,7 @@ def export_fastest(
             :func:`~convscale.ship.export.export`.
         bf16: try bfloat16 too, where the processor has it; its gate is wider than float32's.
         torch: try PyTorch's compiler too.
+        device: where forms are tuned: ``cpu``, ``cuda`` or ``cuda:N``. Their gate is held on the processor.
         on_form: called after each form, to show progress.
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
 
@@ -436,19 +408,20 @@ def export_fastest(
         The artefact under ``out_dir``, whose record says what every form came to, and the same as a value.
 
     Raises:
-        UserError: as for export.
+        UserError: as for export; or the device is not there.
         Withheld: not even the float form passed.
     """
+    need_device(device)
     keywords["qat"] = wants_qat(int8)
     int8 = bool(int8) and keywords.get("calibration_images") is not None
     request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
     size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)
-    names = form_names(net, int8=int8, bf16=bf16, torch=torch, image_size=size)
+    names = form_names(net, int8=int8, bf16=bf16, torch=torch, image_size=size, device=device)
     if bf16 and on_form is not None and (why := no_bf16("openvino")):
         on_form("openvino-bf16", UserError(why))
-    search = Search(goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds)
+    search = Search(goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, device=device)
     fastest = export_winner(net, out_dir, names, search, overwrite=overwrite, on_form=on_form, **keywords)
-    return load_artifact(out_dir), fastest
+    return load_artifact(out_dir, device=device), fastest
 
 
 def export_winner(

@@ -34,6 +34,9 @@ RANKING = 8
 SKETCH = 4
 """Images that a quantised network is made with where its speed is looked at, and nothing else."""
 
+PERCENTILE = 99.99
+"""Of a map's values, where ranges leave outliers out: half of the rest at either end."""
+
 Quantiser = Callable[[Path, Path, Sequence[np.ndarray], Sequence[str]], None]
 """From a float ONNX file to a quantised file, by images as the network takes them, one in a batch; last come output
 names of layers to leave in float."""
@@ -67,12 +70,44 @@ class Route:
     """What does it; :func:`quantize_file` names what fails."""
     quantise_tuned: Quantiser
     """For a network that has learnt to be rounded: without correcting biases towards what it says unrounded."""
+    only_for: str | None = None
+    """A runtime that is not here, whose files alone it writes; None: it is tried for every runtime that is."""
+    twin_of: str | None = None
+    """A route that it is as, but for symmetric activations: looked at beside that one, and made where it is faster."""
+    rescues: str | None = None
+    """A route that it is as, but for ranges that leave outliers out: tried where that one loses more than allowed."""
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is tried whatever others come to."""
+        return self.only_for is None and self.twin_of is None and self.rescues is None
 
 
 def routes_of(format: str | None = None) -> list[str]:
     """The routes to an INT8 file of a format (None: of any) whose libraries are installed here, the usual one first."""
-    known = {name: route for name, route in ROUTES.items() if format is None or format in route.formats}
+    known = _usual_of(format)
     return [name for name, route in known.items() if find_spec(route.library) is not None]
+
+
+def _usual_of(format: str | None) -> dict[str, Route]:
+    """The usual routes to a format, by name."""
+    usual = {name: route for name, route in ROUTES.items() if route.usual}
+    return {name: route for name, route in usual.items() if format is None or format in route.formats}
+
+
+def twin_of(route: str) -> str | None:
+    """The route that is as this one, but for symmetric activations; None: there is none."""
+    return next((name for name, other in ROUTES.items() if other.twin_of == route), None)
+
+
+def rescue_of(route: str) -> str | None:
+    """The route that may save what loses too much by this one; None: there is none."""
+    return next((name for name, other in ROUTES.items() if other.rescues == route), None)
+
+
+def routes_for(runtime: str) -> list[str]:
+    """The routes to an INT8 ONNX file for a runtime that is not here, the usual one first."""
+    return [name for name, route in ROUTES.items() if route.only_for == runtime] or routes_of("onnx")
 
 
 def check_calibration(images: np.ndarray | None, format: str | None = None) -> np.ndarray:
@@ -87,7 +122,7 @@ def check_calibration(images: np.ndarray | None, format: str | None = None) -> n
         UserError: there are none or too few; or no quantiser of this format is installed.
     """
     if not routes_of(format):
-        wanted = [name for name, route in ROUTES.items() if format is None or format in route.formats]
+        wanted = list(_usual_of(format))
         raise UserError(f"INT8 needs {' or '.join(wanted)}, which is not installed; {ROUTES[wanted[0]].install}")
     count = 0 if images is None else len(images)
     if images is None or count < MIN_CALIBRATION:
@@ -190,9 +225,27 @@ BETWEEN = (
 8 bits, so that activations such as SiLU and leaky ReLU do not go back to float."""
 
 
-def _by_onnx_runtime(source: Path, target: Path, batches: Sequence[np.ndarray], float_values: Sequence[str]) -> None:
+AROUND_ZERO = {"ActivationSymmetric": True, "WeightSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False}
+"""How TensorRT wants 8 bits: no zero point, weights in float with a pair of their own, biases in float."""
+
+
+def _by_onnx_runtime(
+    source: Path,
+    target: Path,
+    batches: Sequence[np.ndarray],
+    float_values: Sequence[str],
+    *,
+    signed: bool = False,
+    percentile: float | None = None,
+) -> None:
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     class Reader(CalibrationDataReader):
@@ -203,6 +256,14 @@ def _by_onnx_runtime(source: Path, target: Path, batches: Sequence[np.ndarray], 
             batch = next(self.left, None)
             return None if batch is None else {first: batch}
 
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = iter(batches[start_index:end_index])
+
+    # All maps of an image at a time: of all images no memory holds them.
+    ranges = {} if percentile is None else {"CalibPercentile": percentile, "CalibStridedMinMax": 1}
     model = onnx.load(os.fspath(source))
     first = model.graph.input[0].name
     add_pre_process_metadata(model)  # batch norm is folded already: else it asks for that, on the root logger
@@ -211,13 +272,18 @@ def _by_onnx_runtime(source: Path, target: Path, batches: Sequence[np.ndarray], 
         os.fspath(target),
         Reader(),
         quant_format=QuantFormat.QDQ,
+        calibrate_method=CalibrationMethod.MinMax if percentile is None else CalibrationMethod.Percentile,
         op_types_to_quantize=[*LAYERS, *BETWEEN],
         nodes_to_exclude=_stay_in_float(model.graph, set(float_values)),
         per_channel=True,
         reduce_range=True,
-        activation_type=QuantType.QUInt8,  # signed ones are half as fast without AMX
+        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,  # signed ones are half as fast without AMX
         weight_type=QuantType.QInt8,
-        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},  # logits are not rounded
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],  # logits are not rounded
+            **(AROUND_ZERO if signed else {}),
+            **ranges,
+        },
     )
     quantised = onnx.load(os.fspath(target))
     del quantised.metadata_props[:]
@@ -262,6 +328,31 @@ ROUTES = {
         install="pip install onnxruntime",
         quantise=_by_onnx_runtime,
         quantise_tuned=_by_onnx_runtime,
+    ),
+    "nncf-symmetric": Route(
+        formats=("openvino", "onnx"),
+        library="nncf",
+        install="pip install nncf openvino",
+        quantise=partial(_by_nncf, preset="performance", correct=True),
+        quantise_tuned=partial(_by_nncf, preset="performance", correct=False),
+        twin_of="nncf",
+    ),
+    "onnxruntime-percentile": Route(
+        formats=("onnx",),
+        library="onnxruntime",
+        install="pip install onnxruntime",
+        quantise=partial(_by_onnx_runtime, percentile=PERCENTILE),
+        quantise_tuned=partial(_by_onnx_runtime, percentile=PERCENTILE),
+        rescues="onnxruntime",
+    ),
+    # TensorRT reads signed 8 bits around zero, and no others.
+    "onnxruntime-signed": Route(
+        formats=("onnx",),
+        library="onnxruntime",
+        install="pip install onnxruntime",
+        quantise=partial(_by_onnx_runtime, signed=True),
+        quantise_tuned=partial(_by_onnx_runtime, signed=True),
+        only_for="tensorrt",
     ),
 }
 """The quantisers by name, the usual one of each format first."""

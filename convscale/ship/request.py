@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
@@ -141,6 +143,21 @@ def no_bf16(format: str) -> str:
     if not usual[format].native("bf16"):
         return "this processor has no bf16 instructions: emulated it is slower than fp32; leave bf16 out"
     return ""
+
+
+def need_device(device: str) -> None:
+    """
+    Raises:
+        UserError: it is no device of this machine, or a card that is not there.
+    """
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"device {device!r} can not be tuned for here; use cpu, cuda or cuda:N")
+    if device == "cpu":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        what = f"torch sees {count} of them, counted from 0" if count else "torch sees no CUDA GPU"
+        raise UserError(f"device {device!r} is not there: {what}; use device cpu")
 
 
 @contextmanager

@@ -148,6 +148,8 @@ class Brief(Open):
 class Predicted(Open):
     """A predicted speed."""
 
+    omitted = ("precision",)
+
     images_per_s: float | None = None
     low: float | None = None
     """Lower end of the 80 % interval."""
@@ -155,6 +157,8 @@ class Predicted(Open):
     bound_by: str | None = None
     """What binds it."""
     doubts: tuple[str, ...] = ()
+    precision: str | None = None
+    """Where it is another than was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +419,8 @@ class Int8(Open):
 class Shipped(Open):
     """The artefact."""
 
+    omitted = ("predicted",)
+
     path: str | None = None
     """Folder, below the run's."""
     format: str | None = None
@@ -427,6 +433,8 @@ class Shipped(Open):
     search: Search | None = None
     int8: Int8 | None = None
     keeps_constraint: bool | None = None
+    predicted: Predicted | None = None
+    """The speed predicted for it, where it ships in another precision than it was chosen in."""
 
 
 @dataclass(frozen=True, kw_only=True)

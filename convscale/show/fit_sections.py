@@ -56,9 +56,8 @@ def verdict(fit: FitRecord) -> str:
         text += f" {does} {words.rate(speed)} images/s"
     elif fit.chosen is not None and fit.chosen.predicted is not None:
         on = fit.constraint.conditions.device if fit.constraint.conditions else None
-        text += (
-            f" is predicted to run at {words.rate(fit.chosen.predicted.images_per_s)} images/s on {on or 'its device'}"
-        )
+        told = fit.artifact.predicted or fit.chosen.predicted
+        text += f" is predicted to run at {words.rate(told.images_per_s)} images/s on {on or 'its device'}"
     if fit.top1 is not None and fit.evaluation.mean_average_precision is None:
         low, high = fit.evaluation.top1_interval or (None, None)
         sure = f" (95 % interval {words.percent(low)} to {words.percent(high)})" if low is not None else ""
@@ -135,7 +134,7 @@ def _tiles(fit: FitRecord) -> str:
 def _speed_tile(fit: FitRecord) -> str:
     asked, chosen = fit.constraint.min_throughput, fit.chosen
     if fit.artifact.measurement is None and chosen is not None and chosen.predicted is not None:
-        return _predicted_tile(fit, chosen.predicted)
+        return _predicted_tile(fit, fit.artifact.predicted or chosen.predicted)
     measurement = fit.artifact.measurement or (chosen.timed if chosen else None)
     if measurement is None or (speed := measurement.speed) is None:
         return ""
@@ -151,7 +150,9 @@ def _predicted_tile(fit: FitRecord, told: Predicted) -> str:
     """For a device that is not here."""
     asked, limits = fit.constraint.min_throughput, fit.constraint
     limit = f"asked: {words.rate(asked)} or more · " if asked else ""
-    detail = f"{limit}80 %: {words.rate(told.low)} to {words.rate(told.high)} · {limits.conditions or Conditions()}"
+    under = limits.conditions or Conditions()
+    under = replace(under, precision=told.precision or under.precision)
+    detail = f"{limit}80 %: {words.rate(told.low)} to {words.rate(told.high)} · {under}"
     return tile("Predicted speed", words.rate(told.images_per_s), detail, "bad" if fit.missed else "", "images/s")
 
 

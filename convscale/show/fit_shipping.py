@@ -16,6 +16,7 @@ _MORE = {
     "ort": "by ONNX Runtime's quantiser",
     "bf16": "the rest in bfloat16",
     "strided": "stem as one strided convolution",
+    "symmetric": "with activations around zero",
 }
 _LIBRARIES = {"onnx": "ONNX file", "openvino": "OpenVINO file", "torch": "PyTorch program"}
 

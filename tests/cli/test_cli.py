@@ -7,6 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
+
+from convscale.choice.basis import PREDICTED_RUNTIMES
+from convscale.cli.app import app
+from convscale.conditions import BEST
+from convscale.runtimes.base import file_runtimes
 
 COMMANDS = (
     *("list", "show", "scale", "count", "measure", "calibrate", "predict", "choose"),
@@ -34,6 +40,17 @@ def test_every_command_explains_itself(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
     assert "--json" in out
+
+
+def test_the_help_on_runtimes_names_every_one():
+    commands = typer.main.get_command(app).commands
+
+    def named(command):
+        text = next(one.help for one in commands[command].params if "--runtime" in one.opts)
+        return set(re.findall(r"\w+", text))
+
+    assert {*PREDICTED_RUNTIMES, *file_runtimes()} <= named("fit")
+    assert {*PREDICTED_RUNTIMES, *file_runtimes(), BEST} <= named("choose")
 
 
 def test_list(call):

@@ -55,11 +55,28 @@ def test_two_networks_of_one_name_are_refused() -> None:
         ({"where": Asked(precision="int8")}, r"precision 'int8' is what int8=True \(--int8\) lets fit ship"),
         (
             {"where": Asked(device="l4", precision="int8")},
-            "precision 'int8' is not predicted for what fit ships to l4; leave it out",
+            r"precision 'int8' is what int8=True \(--int8\) lets fit ship",
         ),
         (
             {"where": Asked(device="cuda"), "shipping": Shipping(runtime="openvino", int8=False, max_drop=0.5)},
             "runtime openvino runs on device cpu here, got 'cuda'; leave runtime out",
+        ),
+        *(
+            (
+                {
+                    "where": Asked(device="l4", runtime=runtime),
+                    "shipping": Shipping(runtime=None, int8=True, max_drop=1),
+                },
+                f"int8 on l4 is predicted in runtime onnxruntime or tensorrt, not in {runtime or 'compiled'}; name one",
+            )
+            for runtime in (None, "compiled", "eager")
+        ),
+        (
+            {
+                "where": Asked(device="l4", runtime="tensorrt", precision="amp"),
+                "shipping": Shipping(runtime=None, int8=True, max_drop=1),
+            },
+            "precision 'amp' and int8 exclude each other; give one of them",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return [*(trial(artifact, AGAIN[form_of(artifact)]) for artifact in forms), trial(usual, 1.25, streams=1)]
 
     monkeypatch.setattr(module, "tune", tune)
+    monkeypatch.setattr(module, "TWIN_GAIN", 1e9)  # looks are real, and told apart by chance
     monkeypatch.setattr(module, "in_turns", in_turns)
     monkeypatch.setattr(module, "installed_runtimes", lambda: ("eager", "onnxruntime", "openvino"))
     monkeypatch.setattr(module, "no_bf16", lambda format: "this processor has none")
@@ -87,6 +89,36 @@ def test_the_fastest_form_that_passed(
     assert kept["forms"]["openvino-int8"]["images_per_s"] == pytest.approx(2 / 0.4)
     assert kept["forms"]["onnx-fp32"]["images_per_s"] == pytest.approx(2 / 1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_search_is_on_the_device_asked_for(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[tuple[str, str]] = []
+    timed = module.tune
+
+    def tune(artifact: Artifact, **options: Any) -> Tuning:
+        devices.append((form_of(artifact), artifact.device))
+        return timed(artifact, **options)
+
+    monkeypatch.setattr(module, "tune", tune)
+    monkeypatch.setattr(module, "need_device", lambda device: None)
+    options: dict[str, Any] = {"calibration_images": images, "verify_images": images, "max_drop": 100.0}
+    art, _ = export_fastest(tiny, tmp_path / "a", device="cuda:1", **options)
+    # OpenVINO runs on processors: what only it could run is not made.
+    assert devices == [("onnx-fp32", "cuda:1"), ("onnx-int8", "cuda:1"), ("onnx-int8-ort", "cuda:1")]
+    assert art.device == "cuda:1"
+
+
+def test_a_device_that_is_not_there_is_refused(
+    tiny: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="device 'cuda:2' is not there: torch sees 2 of them, counted from 0"):
+        export_fastest(tiny, tmp_path / "b", device="cuda:2")
+    with pytest.raises(UserError, match="device 'l4' can not be tuned for here; use cpu, cuda or cuda:N"):
+        export_fastest(tiny, tmp_path / "b", device="l4")
 
 
 def test_int8_must_be_worth_it(
@@ -216,7 +248,7 @@ def test_only_what_is_near_the_best_is_made_in_full(
     forms = export_forms(
         tiny, tmp_path, names, search=Search(), calibration_images=images, verify_images=images, max_drop=100.0
     )
-    assert seen == names
+    assert seen[: len(names)] == names  # then the twin of the best, with symmetric activations
     assert exported == [FLOAT, *made]
     assert list(forms) == [name for name in FORMS if name in names]
     left_out = {name: str(form) for name, form in forms.items() if isinstance(form, TooSlow)}
@@ -307,6 +339,34 @@ def test_the_gate_of_int8_is_held_in_each_runtime_that_it_may_ship_in(
             search.first_look(art)
         return
     assert search.first_look(art) == 0.5
+
+
+@pytest.mark.parametrize(("twin", "made"), [(0.2, True), (0.29, False)])
+def test_symmetric_activations_are_made_of_the_best_alone_and_where_they_are_faster(
+    twin: float, made: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {FLOAT: 1.0, "look-onnx-int8": 0.3, "look-openvino-int8": 0.4, "look-onnx-int8-symmetric": twin}
+    exported: list[str] = []
+    real = module.export_as
+
+    def export_as(net: nn.Module, folder: Path, request: ExportRequest, **options: Any) -> Artifact:
+        exported.append(folder.name)
+        if request.int8:
+            return load_artifact(tmp_path / FLOAT)
+        return real(net, folder, request, **options)
+
+    monkeypatch.setattr(module, "export_as", export_as)
+    monkeypatch.setattr(module, "sketch", lambda net, folder, request, shared: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(Search, "first_look", lambda self, artifact: seconds[artifact.folder.name])
+    monkeypatch.setattr(module, "_lost_runtimes", lambda artifact: False)
+    forms = export_forms(
+        tiny, tmp_path, [FLOAT, "onnx-int8", "openvino-int8"], search=Search(), calibration_images=images,
+        verify_images=images, max_drop=100.0,
+    )  # fmt: skip
+    twins = ["onnx-int8-symmetric"] if made else []
+    assert exported == [FLOAT, "onnx-int8", "openvino-int8", *twins]
+    assert sorted(forms) == sorted(exported)
+    assert FORMS["onnx-int8-symmetric"].int8 == "nncf-symmetric"
 
 
 def test_strided_stem_is_shipped_as_one_convolution(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -144,7 +145,7 @@ def trial(artifact: Artifact, seconds: float) -> Trial:
     return Trial(settings=how, times_s=(seconds,))
 
 
-LOOKS = {"float": 1.0, "nncf": 0.9, "onnxruntime": 0.5}
+LOOKS = {"float": 1.0, "nncf": 0.9, "nncf-symmetric": 0.9, "onnxruntime": 0.5}
 
 
 @pytest.fixture
@@ -171,8 +172,69 @@ def test_a_single_export_takes_the_fastest_route(looks: dict[str, float], pictur
     looks["nncf"] = 0.4
     art = int8(Three(nn.SiLU()), tmp_path / "b", pictures)
     assert art.manifest["int8"]["route"] == "nncf"
+    looks["nncf-symmetric"] = 0.38  # 1.05 times as fast
+    assert (
+        int8(Three(nn.SiLU()), tmp_path / "b", pictures, overwrite=True).manifest["int8"]["route"] == "nncf-symmetric"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert load_artifact(tmp_path / "b").precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("drops", "route", "quantised"),
+    [
+        # By the smallest and the largest value; where that loses too much, without outliers, if that loses less.
+        ({"onnxruntime": 0.4}, "onnxruntime", ["onnxruntime"]),
+        ({"onnxruntime": 3.0, "onnxruntime-percentile": 0.4}, "onnxruntime-percentile", None),
+        ({"onnxruntime": 3.0, "onnxruntime-percentile": 4.0}, "onnxruntime", None),
+    ],
+)
+def test_outliers_are_left_out_of_ranges_where_all_of_them_lose_too_much(
+    drops: dict[str, float],
+    route: str,
+    quantised: list[str] | None,
+    pictures: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    real, verify = export_module.quantize_file, export_module.verify
+
+    def quantize(source: Path, target: Path, by: str, *others: Any, **options: Any) -> None:
+        made.append(by)
+        real(source, target, by, *others, **options)
+
+    def judged(*given: Any, **options: Any) -> Verification:
+        lost = drops[made[-1]] if len(made) < 3 else 0.0  # the search for layers to leave in float ends at once
+        return replace(verify(*given, **options), top1_agreement=1 - lost / 100)
+
+    monkeypatch.setattr(export_module, "quantize_file", quantize)
+    monkeypatch.setattr(export_module, "verify", judged)
+    request = ExportRequest(
+        int8=True, int8_route="onnxruntime", calibration_images=pictures, verify_images=pictures, preprocessing=PRE,
+        max_drop=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    art = export_as(Three(nn.SiLU()), tmp_path / "a", request)
+    assert art.manifest["int8"]["route"] == route
+    assert made[:2] == (quantised or ["onnxruntime", "onnxruntime-percentile"])
+
+
+def test_percentiles_cut_an_outlier_off(pictures: np.ndarray, tmp_path: Path) -> None:
+    """One value in 30,720 is 40 times as large: by the largest value the scale is that much coarser."""
+    torch.manual_seed(0)
+    source = float_file(Three(nn.SiLU()), tmp_path)
+    batches = batches_of(pictures)
+    batches[0][0, 0, 0, 0] = 80.0
+    steps = {}
+    for route in ("onnxruntime", "onnxruntime-percentile"):
+        quantize_file(source, tmp_path / f"{route}.onnx", route, batches)
+        graph = onnx.load(tmp_path / f"{route}.onnx").graph
+        values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        (first,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "images"]
+        steps[route] = float(values[first.input[1]])
+    assert steps["onnxruntime"] == pytest.approx(82 / 255, rel=0.01)  # from -2 to 80
+    assert steps["onnxruntime-percentile"] == pytest.approx(4 / 255, rel=0.05)  # from -2 to 2
 
 
 def test_int8_that_is_slower_than_float_is_not_written(

@@ -1,0 +1,125 @@
+"""``fit --device l4 --runtime tensorrt --int8``: what is predicted, shipped, promised; nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import typer
+
+import convscale as cs
+from convscale.artifact.artifact import load_artifact
+from convscale.choice.basis import Asked, basis_of
+from convscale.choice.facts import SizedSpec
+from convscale.choice.speeds import predicted
+from convscale.cli.fit import _finish
+from convscale.conditions import Constraint
+from convscale.images.preprocess import Preprocessing
+from convscale.pipeline.finish import Finish, Trained
+from convscale.pipeline.record import RunRecord
+from convscale.pipeline.request import FitRequest, Start, Training
+from convscale.pipeline.run import FitRun
+from convscale.pipeline.ship import Shipping
+from convscale.show.fit_parts import Candidate, Predicted, Winner
+from convscale.show.fit_sections import problems
+from tests.learn.nets import halves_data, small_net
+
+PRE = Preprocessing(image_size=8, channels=1, mean=(0.5,), std=(0.25,), crop_pct=1.0)
+SPEC = cs.get_spec("resnet18")
+
+
+def _asked(folder: Path, runtime: str, *, floor: float = 100.0, max_drop: float = 100.0) -> FitRequest:
+    return FitRequest(
+        data=halves_data(),
+        output=folder,
+        constraint=Constraint(min_throughput=floor),
+        where=Asked(device="l4", runtime=runtime, batch_size=64),
+        shipping=Shipping(runtime=None, int8=True, max_drop=max_drop),
+        training=Training(),
+        start=Start(),
+    )
+
+
+def _shipped(folder: Path, asked: FitRequest, speed: float) -> Any:
+    """What the last step makes of a network that was predicted at a speed in 8 bits."""
+    told = Predicted(images_per_s=speed, low=0.8 * speed, high=1.25 * speed, doubts=("int8 reaches every layer",))
+    record = RunRecord(folder, {}, resume=False)
+    row = Candidate(name=SPEC.name, family="resnet", image_size=8, params=1, macs=1, predicted=told)
+    record.put(candidates=(row,), winner=Winner(name=SPEC.name, image_size=8))
+    splits = asked.data
+    assert not isinstance(splits, str)
+    torch.manual_seed(0)
+    said: list[str] = []
+    finish = Finish(
+        asked=asked,
+        record=record,
+        splits=splits,  # pyright: ignore[reportArgumentType]
+        folder=folder,
+        basis=asked.basis(),
+        min_throughput=asked.constraint.floor(64),
+        say=said.append,
+        network=SPEC,
+    )
+    trained = Trained(net=small_net().eval(), preprocessing=PRE)
+    return finish._for_elsewhere(trained, splits.test, {}), record, said  # pyright: ignore
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "onnxruntime"])
+def test_8_bits_are_predicted_shipped_and_promised(runtime: str, tmp_path: Path) -> None:
+    asked = _asked(tmp_path, runtime)
+    basis = asked.basis()
+    assert (basis.conditions.precision, basis.conditions.runtime, basis.predicted) == ("int8", runtime, True)
+    art, record, _ = _shipped(tmp_path, asked, 5000.0)
+    assert (art.precision, art.format) == ("int8", "onnx")
+    promise = load_artifact(tmp_path / "artifact").promise
+    assert promise is not None
+    assert (promise.device, promise.runtime, promise.precision) == ("l4", runtime, "int8")
+    assert (promise.images_per_s, promise.doubts) == (5000.0, ("int8 reaches every layer",))
+    assert (record.now.missed, record.now.choice_notes, record.now.artifact.predicted) == (None, (), None)
+    assert record.now.artifact.int8.max_drop == 100.0
+    if runtime == "tensorrt":  # which reads signed 8 bits around zero alone
+        graph = onnx.load(art.model_path).graph
+        values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        zeros = [values[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+        assert len(zeros) >= 4
+        assert all(each.dtype == "int8" and not each.any() for each in zeros)
+
+
+@pytest.mark.parametrize("floor", [100.0, 1e7])
+def test_where_the_gate_withholds_them_float_ships_and_its_own_prediction_decides(
+    floor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = _asked(tmp_path, "tensorrt", floor=floor, max_drop=0.0)
+    monkeypatch.setattr("convscale.ship.verify.MAX_BATCH_RELATIVE", -1.0)  # no quantised network passes
+    art, record, said = _shipped(tmp_path, asked, 2e7)
+    assert art.precision == "fp32"
+    basis = Asked(device="l4", runtime="tensorrt", batch_size=64, precision="amp")
+    told = predicted(SizedSpec(SPEC, 8), basis_of(basis))
+    promise = load_artifact(tmp_path / "artifact").promise
+    assert promise is not None
+    assert (promise.precision, promise.images_per_s, promise.min_throughput) == ("amp", told.images_per_s, floor)
+    assert promise.doubts == told.doubts
+    (note,) = record.now.choice_notes
+    assert note.startswith("8 bits do not pass their gate (")
+    assert note.endswith("): what is shipped and promised is in float")
+    assert note in said
+    part = record.now.artifact.predicted
+    assert (part.precision, part.images_per_s) == ("amp", told.images_per_s)
+    run = FitRun(output=tmp_path, net=small_net(), artifact=art, result=record.now)
+    if floor == 100.0:
+        assert record.now.missed is None
+        return
+    speed, share = f"{told.images_per_s:,.0f}", f"{1 - told.images_per_s / 1e7:.0%}"
+    assert record.now.missed == (
+        f"8 bits do not pass their gate, and float is predicted at {speed} images/s, {share} below the "
+        "10,000,000 asked for"
+    )
+    assert any(record.now.missed in line for line in problems(record.now))
+    assert record.now.artifact.keeps_constraint is False
+    with pytest.raises(typer.Exit) as end:
+        _finish(run, as_json=True)
+    assert end.value.exit_code == 3
+    assert record.now.missed in " ".join(capsys.readouterr().err.split())
