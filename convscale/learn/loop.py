@@ -19,7 +19,8 @@ from convscale.learn.freeze import keep_statistics, set_trainable
 from convscale.learn.imitate import Imitation, Where
 from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
-from convscale.learn.join import SHARES, between, copied
+from convscale.learn.join import SHARES, between
+from convscale.learn.keep import Waited, copied, copied_state
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.on_device import InTurn, chosen_algorithms, in_time
 from convscale.learn.optim import build_optimizer, follow_layout, set_lr
@@ -42,6 +43,9 @@ class Trainer:
 
     steady = True
     """Every step uses the same parameters, but for those that the recipe freezes."""
+    best_weights: Waited[dict[str, torch.Tensor]] = Waited()
+    start_weights: Waited[dict[str, torch.Tensor]] = Waited()
+    _good: Waited[dict[str, Any]] = Waited()
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -70,19 +74,15 @@ class Trainer:
         self.elapsed = 0.0
         self.history: list[EpochRow] = []
         self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
-        self.best_weights: dict[str, torch.Tensor] | None = None
         self.lr_scale = 1.0
         self.skipped = self.rollbacks = self._bad_in_row = 0
         self.stopped_early = False
-        self.start_weights: dict[str, torch.Tensor] | None = None
         self.joins = 0  # the last weights were joined with those of the start
         self._bad_images: dict[str, None] = {}  # of the train set
         self._told = set[str]()
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
-        self._good: dict[str, Any] | None = None
-        self._statistics = [
-            buffer for buffer in job.net.buffers() if buffer.numel()
-        ]  # running means and variances: forward changes them
+        # running means and variances: forward changes them
+        self._statistics = [buffer for buffer in job.net.buffers() if buffer.numel()]
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._saved_at = time.monotonic()
 
@@ -102,7 +102,7 @@ class Trainer:
                 self.stopped_early = True
                 break
             if self._good is None or (self.step == 0 and self._bad_in_row == 0):
-                self._good = copy.deepcopy(self.state())
+                self._good = copied_state(self.state())
             with chosen_algorithms(self.job.device):
                 told_to_stop = not self._run_epoch()
             if told_to_stop:
@@ -134,7 +134,7 @@ class Trainer:
 
     def _join_with_start(self) -> None:
         """Try weights on the way from the start to the end; what is better is kept."""
-        started, last = time.perf_counter(), copied(self.watched)
+        started, last = time.perf_counter(), copied(self.watched).wait()
         self.joins, before = 1, self.best_weights
         for share in SHARES:
             self.watched.load_state_dict(between(self.start_weights or last, last, share))
