@@ -13,6 +13,7 @@ from torch import nn
 
 from convscale.errors import UserError
 from convscale.learn.augment import mix_seed
+from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import spread_over
 from convscale.learn.ema import build_ema
 from convscale.learn.freeze import keep_statistics, set_trainable
@@ -54,8 +55,8 @@ class Trainer:
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
             self.forward = self.spread = spread_over(job.net, job.recipe, steady=self.steady)
-        if job.recipe.compile:
-            self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
+        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast)
+        self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)
         self.imitation = self._imitation()
@@ -71,10 +72,9 @@ class Trainer:
             self.folder = RunFolder(job, job.output, self.steps_per_epoch)
         self.epoch = self.step = 0  # the next step to take: batches done in this epoch
         self.updates = 0  # optimiser steps
-        self.elapsed = 0.0
+        self.elapsed, self.lr_scale = 0.0, 1.0
         self.history: list[EpochRow] = []
         self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
-        self.lr_scale = 1.0
         self.skipped = self.rollbacks = self._bad_in_row = 0
         self.stopped_early = False
         self.joins = 0  # the last weights were joined with those of the start
@@ -216,6 +216,7 @@ class Trainer:
                 self._sums["loss"] += sum(losses) / len(losses) * images
                 self._sums["images"] += images
         seconds = time.perf_counter() - started
+        seconds += self.compiling.after(self, seconds, waited)
         self.elapsed += (
             seconds if self.job.max_seconds is None else self.job.processes.from_first(seconds)
         )  # all must agree on the schedule
@@ -437,6 +438,7 @@ class Trainer:
             "epoch": self.epoch,
             "seconds": self.elapsed,
             "skipped_steps": self.skipped,
+            **self.compiling.record(),
         }
 
     def batches(self) -> int:
@@ -455,10 +457,8 @@ class Trainer:
         return self.elapsed * (1 - done) / done if done > 0 else 0.0
 
     def _autocast(self) -> torch.autocast:
-        precision = self.job.settings.precision
-        return torch.autocast(
-            self.job.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
-        )
+        where, precision = self.job.device.type, self.job.settings.precision
+        return torch.autocast(where, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
 
     def _count_bad(self, batch: Batch) -> None:
         self._bad_images |= dict.fromkeys(batch.bad)
