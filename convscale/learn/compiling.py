@@ -11,16 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from convscale.errors import first_line
+from convscale.learn.job import Job
 from convscale.learn.schedule import image_size_at
-
-if TYPE_CHECKING:
-    from convscale.learn.loop import Trainer
 
 LEAST_GAIN = 0.1
 """Share of a step that compiling is taken to save, before it is tried. An assumption."""
@@ -47,6 +45,19 @@ class Compiled:
     """Share of a forward and backward pass that it saves, below 0 where it is slower; None: not measured."""
     compile_seconds: float | None = None
     """What compiling took; None: not tried, or it failed."""
+
+
+class Trained(Protocol):
+    """What is to be known of a trainer; ``forward`` is how it calls its network."""
+
+    job: Job
+    net: nn.Module
+    forward: nn.Module
+    steady: bool
+    steps_per_epoch: int
+    epoch: int
+    step: int
+    elapsed: float
 
 
 class _Caught(nn.Module):
@@ -84,7 +95,7 @@ class Compiling:
         """What a checkpoint says of it."""
         return {} if self.found is None else {"compile": asdict(self.found)}
 
-    def after(self, trainer: Trainer, seconds: float, waited: float) -> float:
+    def after(self, trainer: Trained, seconds: float, waited: float) -> float:
         """Batches up to an optimiser step took so long, waiting for images included: decide, once there is enough to go
         by, how the next are computed.
 
@@ -112,7 +123,7 @@ class Compiling:
                 trainer.forward = _Caught(self.forward)
         return 0.0
 
-    def _hopeless(self, trainer: Trainer) -> str:
+    def _hopeless(self, trainer: Trained) -> str:
         """Why the time left can not pay for compiling; empty: it could."""
         if not trainer.steady:
             return "what the network computes changes from step to step, and would be compiled over and over"
@@ -125,7 +136,7 @@ class Compiling:
             return ""
         return f"{LEAST_GAIN:.0%} of {left:,.0f} steps of {seconds:.3g} s would not pay for {cost:.0f} s of compiling"
 
-    def _tried(self, trainer: Trainer, inputs: tuple[Any, ...]) -> Compiled:
+    def _tried(self, trainer: Trained, inputs: tuple[Any, ...]) -> Compiled:
         """The network timed as it is and compiled, on the same inputs; what ends the run sooner is taken."""
         processes, failed, took, plain, quick = trainer.job.processes, "", 0.0, 1.0, 1.0
         fast = self.forward
@@ -151,7 +162,7 @@ class Compiling:
             trainer.forward = self.forward = fast
         return Compiled(kept=kept, why=why, gain=gain, compile_seconds=took)
 
-    def _timed(self, trainer: Trainer, forward: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, float]:
+    def _timed(self, trainer: Trained, forward: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, float]:
         """Seconds of the first ``WARM`` forward and backward passes together, and of one of those after them."""
         times = []
         for _ in range(WARM + TIMED):
@@ -165,7 +176,7 @@ class Compiling:
             times.append(clock() - before)
         return sum(times[:WARM]), statistics.median(times[WARM:])
 
-    def _tell(self, trainer: Trainer, found: Compiled) -> None:
+    def _tell(self, trainer: Trained, found: Compiled) -> None:
         self.found, self._open = found, False
         trainer.job.progress({"kind": "note", "text": f"compile=auto, {found.why}"})
 
@@ -175,19 +186,19 @@ def compiled(net: nn.Module) -> nn.Module:
     return torch.compile(net)  # pyright: ignore[reportReturnType]
 
 
-def _graph_at(trainer: Trainer, epoch: int) -> tuple[object, bool]:
+def _graph_at(trainer: Trained, epoch: int) -> tuple[object, bool]:
     """What an epoch's compiled code is for: the image size, and whether layers are frozen."""
     recipe = trainer.job.recipe
     return image_size_at(epoch, trainer.job.loader.image_size, recipe), epoch < recipe.freeze_epochs
 
 
-def _graphs_to_come(trainer: Trainer) -> int:
+def _graphs_to_come(trainer: Trained) -> int:
     """How often the network would have to be compiled again before the run's end."""
     epochs = range(trainer.epoch, trainer.job.recipe.epochs)
     return len({_graph_at(trainer, epoch) for epoch in epochs} - {_graph_at(trainer, trainer.epoch)})
 
 
-def _steps_left(trainer: Trainer, seconds: float) -> float:
+def _steps_left(trainer: Trained, seconds: float) -> float:
     """Batches to the run's end, which may be set by time; ``seconds`` is what one takes."""
     job, per_epoch = trainer.job, trainer.steps_per_epoch
     steps = float((job.recipe.epochs - trainer.epoch) * per_epoch - trainer.step)
@@ -197,7 +208,7 @@ def _steps_left(trainer: Trainer, seconds: float) -> float:
 
 
 @contextmanager
-def _traceless(trainer: Trainer) -> Iterator[None]:
+def _traceless(trainer: Trained) -> Iterator[None]:
     """Passes in here change neither norms' statistics nor generators, and leave no gradient, as after a step."""
     device = trainer.job.device
     buffers = list(trainer.net.buffers())
