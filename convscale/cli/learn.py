@@ -148,13 +148,13 @@ def train_command(
         "checkpoint_seconds": checkpoint_seconds,
         "keep": keep,
         "tensorboard": tensorboard,
+        "track": track,
         **overrides,
     }
     if check_text("--task", task, TASKS) == "detection":
-        if any(given is not None for given in (teacher, teacher_cache, dataset, track, branch)):
+        if any(given is not None for given in (teacher, teacher_cache, dataset, branch)):
             raise UserError(
-                "--teacher, --teacher-cache, --dataset, --track and --branch do not go with --task detection; leave "
-                "them out"
+                "--teacher, --teacher-cache, --dataset and --branch do not go with --task detection; leave them out"
             )
         run = train_boxes(model, data_dir, head, detector, max_bad_rate, common)
     else:
@@ -162,7 +162,7 @@ def train_command(
         with LiveProgress() as live:
             for note in splits.notes:
                 live({"kind": "note", "text": note})
-            asked = {"teacher": teacher, "teacher_cache": teacher_cache, "track": track, "branch": branch}
+            asked = {"teacher": teacher, "teacher_cache": teacher_cache, "branch": branch}
             run = train_net(net, splits, progress=live, **asked, **common)
     if as_json:
         values = {

@@ -52,19 +52,24 @@ def count_command(
     device: Annotated[
         str | None, typer.Option("--device", help="A named GPU: also the largest batch that is predicted to fit in it.")
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="With --device: training averages the weights, which takes their bytes again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters, multiply-accumulates, activations, bytes and memory."""
     from convscale.cost.counting import count
     from convscale.predictor.largest_batch import predict_largest_batch
 
+    if ema and device is None:
+        raise UserError("--ema is for the largest batch; give it with --device")
     counted = []
     for net in map(network_of, models):
         cost = count(net, img_size, batch_size, mode=mode, precision=precision, layout=layout, compiled=compiled)
         largest = None
         if device is not None:
             largest = predict_largest_batch(
-                net, device, mode=mode, precision=precision, layout=layout, image_size=img_size
+                net, device, mode=mode, precision=precision, layout=layout, image_size=img_size, ema=ema
             )
         counted.append(_Counted(net.name, cost, largest))
     if as_json:

@@ -24,7 +24,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import about_state, load_checkpoint, load_weights_into
 from convscale.learn.distributed import Processes, join
 from convscale.learn.job import Job
-from convscale.learn.prepare import begin_folder, fit_batch, kept_settings, laid_out, take_folder
+from convscale.learn.prepare import begin_folder, ended, fit_batch, kept_settings, laid_out, take_folder, tracked
 from convscale.learn.progress import Progress, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import recipe_of
@@ -76,6 +76,7 @@ def train_detector(
     checkpoint_seconds: float = 300.0,
     keep: int = 2,
     tensorboard: bool = False,
+    track: str | None = None,
     **overrides: object,
 ) -> TrainRun:
     """Train a detector on pictures with boxes, by the same loop as :func:`convscale.train`: crash-safe, resumed to the
@@ -105,6 +106,7 @@ def train_detector(
         checkpoint_seconds: a training state is written after every epoch and at least this often.
         keep: training states that are kept.
         tensorboard: write the history for TensorBoard too.
+        track: ``mlflow``, ``wandb`` or ``trackio``: tell this tracker of the run, too, as :func:`convscale.train` does.
         overrides: recipe keys (``lr=0.01``).
 
     Returns:
@@ -143,6 +145,7 @@ def train_detector(
         checkpoint_seconds=checkpoint_seconds,
         keep=keep,
         tensorboard=tensorboard,
+        track=track,
     )
     splits = data if isinstance(data, BoxSplits) else open_boxes(data)
     return _train(request, splits, _Asked(head=head, image_size=image_size, options=dict(detector or {})))
@@ -154,7 +157,10 @@ def _train(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> TrainRun:
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = _prepare(request, splits, asked, processes, device, tell, stop, lock)
-        return _run(job, splits, resumed=resumed, notes=notes)
+        with ended(job.progress) as finish:
+            run = _run(job, splits, resumed=resumed, notes=notes)
+            finish(run.finished)
+        return run
 
 
 def _prepare(
@@ -195,6 +201,9 @@ def _prepare(
     )
     if folder is not None and processes.first:
         tell = begin_folder(request, folder, net, tell, lock)
+        both = cast(Any, (splits.train, splits.validation))
+        more = _facts(net, preprocessing.width)
+        tell = tracked(request, folder, net, recipe, both, tell, **more)
     settings = kept_settings(folder) if resumed and folder is not None else _settings(recipe, device)
     settings = processes.from_first(settings)
     job = Job(
@@ -269,6 +278,17 @@ def _network(
     side, _ = own_size(net, None if spec is not None else size)
     mean, std = (spec.mean, spec.std) if spec is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return net, Preprocessing(image_size=side, channels=3, mean=mean, std=std, crop_pct=1.0)
+
+
+def _facts(net: nn.Module, side: int) -> dict[str, object]:
+    """What a tracker is told of a detector beside its recipe."""
+    spec = getattr(net, "detector_spec", None)
+    facts: dict[str, object] = {"image_size": side}
+    if isinstance(spec, DetectorSpec):
+        facts["head"] = spec.head
+        if spec.backbone is not None:
+            facts["model"] = spec.backbone if isinstance(spec.backbone, str) else spec.backbone.name
+    return facts
 
 
 def _backbone_weights(init: str | os.PathLike[str] | None) -> bool | str | os.PathLike[str]:

@@ -13,7 +13,7 @@ from convscale.detect.evaluate import answers, truths_of
 from convscale.detect.loader import BoxBatch
 from convscale.learn.augment import mix_seed
 from convscale.learn.job import Job
-from convscale.learn.join import copied
+from convscale.learn.keep import copied
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loop import Trainer
 from convscale.learn.settings import told_of_lone_values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,17 @@ class RunCost:
     """Of this process (CPU), or what its tensors took (CUDA)."""
     advice: tuple[str, ...]
     """What would have made it faster, the largest first; empty when nothing is known."""
+    compile: Mapping[str, object] | None = None
+    """What ``compile=auto`` came to: ``kept``, ``why``, ``gain`` (the share of forward and backward that it saves) and
+    ``compile_seconds``, None where it was not tried. None: it was not asked for, or the run was too short."""
 
     def lines(self) -> tuple[str, ...]:
         """For people."""
         text = f"cost: {duration(self.seconds)} ({self.waiting_s / max(self.seconds, 1e-9):.0%} waiting for images, "
         text += f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, "
         text += f"{self.peak_memory_bytes / 1e9:.1f} GB at most"
-        return (text, *(f"faster: {each}" for each in self.advice))
+        tried = () if self.compile is None else (f"compile=auto, {self.compile['why']}",)
+        return (text, *tried, *(f"faster: {each}" for each in self.advice))
 
 
 def measure_cost(trainer: Trainer) -> RunCost:
@@ -63,6 +68,7 @@ def measure_cost(trainer: Trainer) -> RunCost:
         images=sum(row["images"] for row in rows),
         peak_memory_bytes=peak,
         advice=(),
+        compile=trainer.compiling.record().get("compile"),  # pyright: ignore[reportArgumentType]
     )
     return RunCost(**{**vars(cost), "advice": tuple(_advice(trainer, cost))})
 
@@ -93,7 +99,7 @@ def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
     if device.type == "cuda" and settings.precision == "fp32":
         out.append("--amp: half precision on this GPU")
     if device.type == "cuda" and not recipe.compile:
-        out.append("--set compile=true, for runs of more than some minutes")
+        out.append("--set compile=auto: torch.compile is tried where the time left could pay for it")
     if (
         recipe.precision != "auto"
         and device.type == "cpu"

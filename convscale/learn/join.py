@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 SHARES = (0.25, 0.5, 0.75)
 """Of the trained weights, where they are joined with those that training started from."""
-
-
-def copied(net: nn.Module) -> dict[str, torch.Tensor]:
-    """A network's weights and statistics as they are now."""
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
 def between(

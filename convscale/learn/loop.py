@@ -13,13 +13,15 @@ from torch import nn
 
 from convscale.errors import UserError
 from convscale.learn.augment import mix_seed
+from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import spread_over
 from convscale.learn.ema import build_ema
 from convscale.learn.freeze import keep_statistics, set_trainable
 from convscale.learn.imitate import Imitation, Where
 from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
-from convscale.learn.join import SHARES, between, copied
+from convscale.learn.join import SHARES, between
+from convscale.learn.keep import Waited, copied, copied_state
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.on_device import InTurn, chosen_algorithms, in_time
 from convscale.learn.optim import build_optimizer, follow_layout, set_lr
@@ -42,6 +44,9 @@ class Trainer:
 
     steady = True
     """Every step uses the same parameters, but for those that the recipe freezes."""
+    best_weights: Waited[dict[str, torch.Tensor]] = Waited()
+    start_weights: Waited[dict[str, torch.Tensor]] = Waited()
+    _good: Waited[dict[str, Any]] = Waited()
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -50,8 +55,8 @@ class Trainer:
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
             self.forward = self.spread = spread_over(job.net, job.recipe, steady=self.steady)
-        if job.recipe.compile:
-            self.forward = torch.compile(self.forward)  # pyright: ignore[reportAttributeAccessIssue]
+        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast)
+        self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)
         self.imitation = self._imitation()
@@ -67,22 +72,17 @@ class Trainer:
             self.folder = RunFolder(job, job.output, self.steps_per_epoch)
         self.epoch = self.step = 0  # the next step to take: batches done in this epoch
         self.updates = 0  # optimiser steps
-        self.elapsed = 0.0
+        self.elapsed, self.lr_scale = 0.0, 1.0
         self.history: list[EpochRow] = []
         self.best: Best = {"metric": -1.0, "loss": math.inf, "epoch": 0, "thresholds": None, "temperatures": None}
-        self.best_weights: dict[str, torch.Tensor] | None = None
-        self.lr_scale = 1.0
         self.skipped = self.rollbacks = self._bad_in_row = 0
         self.stopped_early = False
-        self.start_weights: dict[str, torch.Tensor] | None = None
         self.joins = 0  # the last weights were joined with those of the start
         self._bad_images: dict[str, None] = {}  # of the train set
         self._told = set[str]()
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
-        self._good: dict[str, Any] | None = None
-        self._statistics = [
-            buffer for buffer in job.net.buffers() if buffer.numel()
-        ]  # running means and variances: forward changes them
+        # running means and variances: forward changes them
+        self._statistics = [buffer for buffer in job.net.buffers() if buffer.numel()]
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._saved_at = time.monotonic()
 
@@ -102,7 +102,7 @@ class Trainer:
                 self.stopped_early = True
                 break
             if self._good is None or (self.step == 0 and self._bad_in_row == 0):
-                self._good = copy.deepcopy(self.state())
+                self._good = copied_state(self.state())
             with chosen_algorithms(self.job.device):
                 told_to_stop = not self._run_epoch()
             if told_to_stop:
@@ -134,7 +134,7 @@ class Trainer:
 
     def _join_with_start(self) -> None:
         """Try weights on the way from the start to the end; what is better is kept."""
-        started, last = time.perf_counter(), copied(self.watched)
+        started, last = time.perf_counter(), copied(self.watched).wait()
         self.joins, before = 1, self.best_weights
         for share in SHARES:
             self.watched.load_state_dict(between(self.start_weights or last, last, share))
@@ -216,6 +216,7 @@ class Trainer:
                 self._sums["loss"] += sum(losses) / len(losses) * images
                 self._sums["images"] += images
         seconds = time.perf_counter() - started
+        seconds += self.compiling.after(self, seconds, waited)
         self.elapsed += (
             seconds if self.job.max_seconds is None else self.job.processes.from_first(seconds)
         )  # all must agree on the schedule
@@ -437,6 +438,7 @@ class Trainer:
             "epoch": self.epoch,
             "seconds": self.elapsed,
             "skipped_steps": self.skipped,
+            **self.compiling.record(),
         }
 
     def batches(self) -> int:
@@ -455,10 +457,8 @@ class Trainer:
         return self.elapsed * (1 - done) / done if done > 0 else 0.0
 
     def _autocast(self) -> torch.autocast:
-        precision = self.job.settings.precision
-        return torch.autocast(
-            self.job.device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
-        )
+        where, precision = self.job.device.type, self.job.settings.precision
+        return torch.autocast(where, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
 
     def _count_bad(self, batch: Batch) -> None:
         self._bad_images |= dict.fromkeys(batch.bad)

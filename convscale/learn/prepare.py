@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,8 +72,7 @@ def prepare(
     )
     if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
         tell = begin_folder(request, folder, net, tell, lock)
-        if request.track is not None:
-            tell = Tracking(request.track, _tracked(request, folder, net, recipe, (train_split, validation)), tell)
+        tell = tracked(request, folder, net, recipe, (train_split, validation), tell)
     if recipe.grad_checkpointing:
         _checkpoint_gradients(net)
     if resumed and folder is not None:
@@ -134,13 +134,42 @@ def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Mod
     return net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
-def _tracked(
-    request: TrainRequest, folder: Path, net: nn.Module, recipe: Recipe, splits: tuple[Split, Split]
-) -> Tracked:
-    """What an experiment tracker is told of a run."""
+def tracked(
+    request: TrainRequest,
+    folder: Path,
+    net: nn.Module,
+    recipe: Recipe,
+    splits: tuple[Split, Split],
+    tell: Progress,
+    **more: object,
+) -> Progress:
+    """``tell``, which tells an experiment tracker too where that is asked for; ``more`` is what it is told of the run
+    beside the recipe.
+    """
+    if request.track is None:
+        return tell
     named = getattr(getattr(net, "spec", None), "name", type(net).__name__)
     facts = {"model": named, "seed": request.seed, "data_digest": data_digest(splits), "commit": code_commit()}
-    return Tracked(name=folder.resolve().name, folder=folder, facts={**recipe.to_dict(), **facts})
+    run = Tracked(name=folder.resolve().name, folder=folder, facts={**recipe.to_dict(), **facts, **more})
+    return Tracking(request.track, run, tell)
+
+
+@contextmanager
+def ended(tell: Progress) -> Iterator[Callable[[bool], None]]:
+    """A run that ``tell`` is told of: its tracker, where there is one, learns that it ended, and whether the function
+    that this gives was called with True before.
+    """
+    finished = False
+
+    def finish(value: bool) -> None:
+        nonlocal finished
+        finished = value
+
+    try:
+        yield finish
+    finally:
+        if isinstance(tell, Tracking):
+            tell.end(finished=finished)
 
 
 def _prepare_teacher(

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -255,8 +255,9 @@ class Recipe:
     the fastest of what is native as measured on the spot."""
     layout: str = "auto"
     """``nchw``, ``nhwc`` (channels last) or ``auto``: the faster as measured."""
-    compile: bool = False
-    """Train through ``torch.compile``."""
+    compile: bool | Literal["auto"] = False
+    """Train through ``torch.compile``; ``auto`` tries it where the time left could pay for it, and keeps it where it
+    does."""
     grad_checkpointing: bool = False
     """Recompute blocks in backward to save memory."""
 
@@ -404,6 +405,9 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
     target, optional = options[0], len(get_args(annotation)) > len(options)
     if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
+    named = [name for option in options if get_origin(option) is Literal for name in get_args(option)]
+    if isinstance(value, str) and value.lower() in named:
+        return value.lower()
     try:
         if target is bool:
             if isinstance(value, str):
@@ -432,4 +436,5 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
         return target(number)
     except (KeyError, OverflowError, TypeError, ValueError):
         words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[target]
+        words = ", ".join(["true", "false", *named[:-1]]) + f" or {named[-1]}" if named else words
         raise UserError(f"recipe key {name} must be {words}, got {value!r}") from None

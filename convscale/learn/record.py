@@ -132,6 +132,8 @@ class TrainRecord:
     """What the repository that it was started in stood at."""
     kept: Kept | None = None
     """The network that was kept, as the newest checkpoint says; None where it says nothing."""
+    compile: Mapping[str, Any] | None = None
+    """What ``compile=auto`` came to, with gain and compile seconds; None where nothing was decided."""
 
     @property
     def best(self) -> EpochRow | None:
@@ -180,6 +182,7 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
             data_digest=_text(about.get("data_digest")),
             commit=_text(about.get("commit")),
             kept=_kept(about),
+            compile=_compile(about),
         )
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{place}: its log can not be read ({first_line(error)})") from error
@@ -193,6 +196,13 @@ def _kept(about: Mapping[str, Any]) -> Kept | None:
     if not isinstance(metric, int | float) or isinstance(metric, bool) or not isinstance(epoch, int) or metric < 0:
         return None  # it is -1 before the first
     return Kept(float(metric), epoch)
+
+
+def _compile(about: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a checkpoint says of ``compile=auto``."""
+    metrics = about.get("metrics")
+    found = metrics.get("compile") if isinstance(metrics, Mapping) else None
+    return found if isinstance(found, Mapping) else None
 
 
 def _step(about: Path) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
 from convscale.learn.job import Job
 from convscale.learn.loop import Trainer
-from convscale.learn.prepare import prepare
+from convscale.learn.prepare import ended, prepare
 from convscale.learn.progress import Progress, duration, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import recipe_of
@@ -29,7 +29,6 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
-from convscale.learn.trackers import Tracking
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from convscale.nn.modes import evaluating
@@ -198,16 +197,11 @@ def _train(request: TrainRequest) -> TrainRun:
         if job.output is not None:
             older = splits.digests(older=True) if resumed else None
             job = replace(job, data=splits.digests(), data_older=older)
-        tracking = job.progress if isinstance(job.progress, Tracking) else None
-        finished = False
-        try:
+        with ended(job.progress) as finish:
             with nullcontext() if job.teacher is None else evaluating(job.teacher):
                 run = _run(job, resumed=resumed, branch=request.branch, notes=notes)
-            finished = run.finished
-            return run
-        finally:
-            if tracking is not None:
-                tracking.end(finished=finished)
+            finish(run.finished)
+        return run
 
 
 def _recipe(

@@ -10,7 +10,7 @@ from functools import cache
 from convscale.conditions import Conditions, Size, size_text
 from convscale.cost.counting import Cost, cost_of, trace_of
 from convscale.cost.subject import Network
-from convscale.errors import UserError
+from convscale.errors import UserError, check_flag
 from convscale.predictor.devices import get_device
 from convscale.stats import largest_true
 
@@ -36,7 +36,9 @@ class LargestBatch:
     cost: Cost
     """What a call at that batch costs: its ``peak_bytes`` are those that fit."""
     usable_bytes: int
-    """The GPU's memory less what CUDA, fragmentation and workspaces take."""
+    """The GPU's memory less what CUDA, fragmentation and workspaces take, and an average of the weights where there is
+    one.
+    """
     device: str
     """The GPU's title."""
 
@@ -57,6 +59,7 @@ def predict_largest_batch(
     precision: str = "amp",
     layout: str = "nchw",
     image_size: Size | None = None,
+    ema: bool = False,
 ) -> LargestBatch:
     """The largest batch that fits in a GPU's memory, without the GPU: counted bytes against its data sheet.
 
@@ -65,10 +68,14 @@ def predict_largest_batch(
         device: a known device (``convscale.predictor.devices.devices``).
         mode: ``train`` (SGD with momentum) or ``infer``.
         precision, layout, image_size: as for ``count``.
+        ema: training keeps an average of the weights beside them (a recipe's ``ema_decay`` or ``ema_width``): their
+            bytes once more. The best weights so far, and what a run goes back to, lie in the host's memory.
 
     Raises:
-        UserError: not even one image fits, or as for ``count``; an unknown device.
+        UserError: not even one image fits, or as for ``count``; an unknown device; an average without training.
     """
+    if check_flag("ema", ema) and mode != "train":
+        raise UserError(f"ema averages weights in training, but mode is {mode!r}; give mode 'train', or leave it out")
     sheet = get_device(device)
     conditions = Conditions(
         device=sheet.name, mode=mode, precision=precision, layout=layout, batch_size=1, image_size=image_size
@@ -79,6 +86,8 @@ def predict_largest_batch(
     def counted(batch_size: int) -> Cost:
         return cost_of(trace_of(net_or_spec, replace(conditions, batch_size=batch_size)))
 
+    if ema:
+        usable -= counted(1).weight_bytes
     batch_size = largest_within(lambda batch_size: counted(batch_size).peak_bytes, usable)
     if batch_size < 1:
         raise UserError(

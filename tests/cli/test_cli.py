@@ -205,6 +205,8 @@ def test_measure_states_its_conditions(call, tmp_path):
             ("measure", "resnet18", "--device", "rtx-4090"),
             "device 'rtx-4090' can not be measured here; use cpu or cuda",
         ),
+        (("count", "resnet18", "--ema"), "--ema is for the largest batch; give it with --device"),
+        (("count", "resnet18", "--device", "t4", "--ema"), "ema averages weights in training, but mode is 'infer'"),
         (("count", "resnet18", "--device", "v10"), "device 'v10' is unknown (nearest: "),
         (("count", "resnet18", "--precision", "amb"), "precision 'amb' is unknown (nearest: amp"),
         (("count", "tresnet_m", "--img-size", "30"), "30 px; tresnet_m takes a multiple of 4"),

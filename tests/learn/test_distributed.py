@@ -137,6 +137,7 @@ def test_gradients_are_exchanged_once_a_step(folder: Path) -> None:
         ({"accumulate": 2}, True, False),
         ({"freeze_epochs": 1}, True, False),
         ({"compile": True}, True, False),
+        ({"compile": "auto"}, True, False),
     ],
 )
 def test_the_graph_is_static_where_it_is(

@@ -51,6 +51,15 @@ def test_bfloat16_holds_as_many_as_float16_and_is_told_by_its_name() -> None:
     assert "(train, amp_bf16, nchw)" in str(other)
 
 
+def test_an_average_takes_the_weights_bytes_once_more() -> None:
+    plain, averaged = (predict_largest_batch("resnet18", "t4", ema=ema) for ema in (False, True))
+    assert plain.usable_bytes - averaged.usable_bytes == plain.cost.weight_bytes
+    assert averaged.batch_size < plain.batch_size
+    assert averaged.cost.peak_bytes <= averaged.usable_bytes
+    with pytest.raises(UserError, match="ema averages weights in training, but mode is 'infer'"):
+        predict_largest_batch("resnet18", "t4", mode="infer", ema=True)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_largest_within_equals_brute_force(seed: int) -> None:
     """A peak is the highest of several lines in the batch."""

@@ -1,0 +1,202 @@
+"""``compile=auto`` pays or leaves no trace: with a stand-in for torch.compile and a clock that passes count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from convscale.learn import compiling, loop
+from convscale.learn.compiling import Compiling
+from convscale.learn.distributed import Processes
+from convscale.learn.recipe import Recipe
+from convscale.learn.record import read_train_run
+from convscale.learn.train import TrainRun, train
+from tests.learn.nets import halves_data, small_net
+from tests.learn.test_train import QUICK
+
+
+class Machine:
+    """A clock that stands but for the network's passes."""
+
+    def __init__(self) -> None:
+        self.now, self.plain, self.quick, self.compiling = 0.0, 100.0, 50.0, 70.0
+        self.error: Exception | None = None
+        self.compiled = 0  # passes
+
+    def compile(self, net: nn.Module) -> nn.Module:
+        machine, first = self, [True]
+
+        class Fast(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                if machine.error is not None:
+                    net(x)  # statistics and generator move on before it fails
+                    raise machine.error
+                machine.compiled += 1
+                machine.now += machine.quick - machine.plain + (machine.compiling if first.pop() else 0.0)
+                first.append(False)
+                return net(x)
+
+        return Fast()
+
+
+class Ticking(nn.Module):
+    """A network whose pass takes the machine's time."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.body, self._machine = small_net(), [machine]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._machine[0].now += self._machine[0].plain
+        return self.body(x)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(torch, "compile", machine.compile)
+    monkeypatch.setattr(compiling, "clock", lambda: machine.now)
+    monkeypatch.setattr(compiling, "WARM", 1)
+    monkeypatch.setattr(compiling, "TIMED", 2)
+    fake = SimpleNamespace(perf_counter=lambda: machine.now, monotonic=lambda: 0.0)
+    monkeypatch.setattr(loop, "time", fake)
+    return machine
+
+
+Run = Callable[..., tuple[TrainRun, list[float]]]
+
+
+@pytest.fixture
+def run(machine: Machine) -> Run:
+    def run(**options: Any) -> tuple[TrainRun, list[float]]:
+        losses: list[float] = []
+        output = options.pop("output", None)
+        recipe = QUICK.override({"epochs": 4, "ema_decay": 0, **options})
+        told = lambda event: losses.append(event["loss"]) if event["kind"] == "step" else None  # noqa: E731
+        return train(Ticking(machine), halves_data(), recipe=recipe, progress=told, output=output), losses
+
+    return run
+
+
+def same(left: TrainRun, right: TrainRun) -> bool:
+    pairs = zip(left.net.state_dict().values(), right.net.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_pays_is_kept_and_recorded(machine: Machine, run: Run, tmp_path: Path) -> None:
+    """24 steps: one begins the counting, three are timed, one gives the trial its images; 19 are left."""
+    plain, losses = run()
+    assert plain.cost.compile is None
+    tried, other = run(compile="auto", output=tmp_path / "run")
+    assert machine.compiled == 3 + 19
+    why = "kept: forward and backward 1e+05 ms, compiled 5e+04 ms, 19 times to go; compiling took 70.0 s"
+    found = {"kept": True, "why": why, "gain": 0.5, "compile_seconds": 70.0}
+    assert tried.cost.compile == found
+    assert read_train_run(tmp_path / "run").compile == found
+    assert f"compile=auto, {why}" in tried.notes
+    assert f"compile=auto, {why}" in tried.describe().splitlines()
+    assert (other, same(plain, tried)) == (losses, True)  # the stand-in computes the same
+    assert set(tried.net.state_dict()) == set(plain.net.state_dict())
+    trial = 3 * 100 + 70 + 3 * 50
+    assert tried.cost.training_s == 5 * 100 + trial + 19 * 50
+
+
+@pytest.mark.parametrize(
+    ("quick", "compile_s", "frozen", "said"),
+    [
+        (99.0, 70.0, 0, "not kept: forward and backward 1e+05 ms, compiled 9.9e+04 ms"),
+        (120.0, 70.0, 0, "not kept: forward and backward 1e+05 ms, compiled 1.2e+05 ms"),
+        (97.0, 70.0, 3, "compiling took 70.0 s, 1 more to come"),  # 57 s saved
+    ],
+)
+def test_what_does_not_pay_leaves_no_trace(
+    machine: Machine, run: Run, quick: float, compile_s: float, frozen: int, said: str
+) -> None:
+    machine.quick, machine.compiling = quick, compile_s
+    tried, losses = run(compile="auto", freeze_epochs=frozen)
+    assert tried.cost.compile is not None
+    assert tried.cost.compile["kept"] is False
+    assert said in str(tried.cost.compile["why"])
+    assert machine.compiled == 3
+    plain, right = run(freeze_epochs=frozen)
+    assert (losses, same(plain, tried)) == (right, True)
+
+
+def test_what_can_not_be_compiled_is_said_and_leaves_no_trace(machine: Machine, run: Run) -> None:
+    machine.error = RuntimeError("no C++ compiler\nand more")
+    tried, losses = run(compile="auto")
+    why = "not kept: compiling failed (no C++ compiler)"
+    assert tried.cost.compile == {"kept": False, "why": why, "gain": None, "compile_seconds": None}
+    plain, right = run()
+    assert (losses, same(plain, tried)) == (right, True)
+
+
+def test_where_the_time_left_can_not_pay_nothing_is_tried(machine: Machine, run: Run) -> None:
+    machine.plain = 1.0
+    tried, _ = run(compile="auto")
+    assert tried.cost.compile is not None
+    assert tried.cost.compile["why"] == "not tried: 10% of 20 steps of 1 s would not pay for 60 s of compiling"
+    assert machine.compiled == 0
+
+
+def _trainer(**more: Any) -> Any:
+    told: list[str] = []
+    recipe = Recipe(name="r", epochs=10, accumulate=2)
+    job = SimpleNamespace(
+        recipe=recipe,
+        loader=SimpleNamespace(image_size=32),
+        processes=Processes(),
+        max_seconds=None,
+        progress=lambda event: told.append(event["text"]),
+    )
+    values = {"job": job, "epoch": 0, "step": 0, "elapsed": 0.0, "steps_per_epoch": 1000, "steady": True, "told": told}
+    return SimpleNamespace(**{**values, "forward": nn.Identity(), **more})
+
+
+def _asked(trainer: Any, seconds: float, waited: float) -> str:
+    found = Compiling("auto", trainer.forward, nullcontext)
+    for _ in range(1 + compiling.WARM + compiling.TIMED):
+        assert found.after(cast(Any, trainer), seconds, waited) == 0
+    return found.found.why if found.found else ""
+
+
+def test_what_waits_for_images_or_changes_is_not_tried() -> None:
+    assert _asked(_trainer(), 2.0, 0.9) == ""  # 10,000 x (2 - 0.9) / 2 x 10 % is worth 60 s
+    assert _asked(_trainer(), 2.0, 1.1) == "not tried: 55% of a step is waiting for images"
+    assert "changes from step to step" in _asked(_trainer(steady=False), 2.0, 0.0)
+
+
+def test_a_run_that_ends_by_its_time_has_fewer_steps_left() -> None:
+    trainer = _trainer(elapsed=500.0)
+    trainer.job.max_seconds = 1000.0
+    assert _asked(trainer, 4.0, 0.0) == "not tried: 10% of 250 steps of 2 s would not pay for 60 s of compiling"
+
+
+def test_a_trial_puts_back_statistics_generator_and_gradients() -> None:
+    net = small_net()
+    trainer: Any = SimpleNamespace(net=net, job=SimpleNamespace(device=torch.device("cpu")))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    drawn = torch.get_rng_state()
+    with compiling._traceless(trainer):
+        net(torch.randn(4, 1, 12, 12)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "value"), [("auto", "auto"), ("AUTO", "auto"), ("true", True), ("off", False), (True, True)]
+)
+def test_the_recipes_key(given: object, value: object) -> None:
+    recipe = QUICK.override({"compile": given})
+    assert recipe.compile == value
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert QUICK.compile is False
