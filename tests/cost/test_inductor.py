@@ -21,9 +21,10 @@ from convscale.cost.counting import trace_of
 from convscale.cost.fusion import launched_kernels
 
 BATCH, SIDE = 4, 128
+# MixNet is left out: where a convolution reads a slice of a map, the scheduler counts the whole map.
 NETWORKS = (
     *("resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "seresnext50_32x4d", "wide_resnet50_2", "tresnet_m"),
-    *("efficientnet_b0", "efficientnet_lite0", "efficientnetv2_s", "mixnet_s", "mobilenetv2_100", "hgnetv2_b0"),
+    *("efficientnet_b0", "efficientnet_lite0", "efficientnetv2_s", "poolnet", "mobilenetv2_100", "hgnetv2_b0"),
     *("mobilenetv3_large_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "regnetx_002", "regnety_002"),
     *("convnext_atto", "convnextv2_atto"),
 )
@@ -71,7 +72,8 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduled]:
         raise _Enough("enough")
 
     monkeypatch.setattr(GraphLowering, "codegen", codegen)
-    with config.patch(fx_graph_cache=False):
+    # Concatenations join what reads them on a GPU; on a processor the compiler leaves that out.
+    with config.patch(fx_graph_cache=False, force_pointwise_cat=True):
         torch._dynamo.reset()
         yield found
     torch._dynamo.reset()
