@@ -117,7 +117,7 @@ class _Fuser:
                 self._extend(op)
             elif op.kind in ("reduce", "softmax", "norm"):
                 self._reduce(op)
-            elif op.kind == "pool" and op.phase == "forward":
+            elif op.kind == "pool" and op.phase in ("forward", "recompute"):
                 self._pool(op)
             else:
                 self._call(op)
@@ -168,7 +168,7 @@ class _Fuser:
         read = sum(size for (block, _), size in bases.items() if block >= 0)
         kernel = Kernel(
             kind,
-            phase="forward" if op.phase == "forward" else "backward",
+            phase="forward" if op.phase in ("forward", "recompute") else "backward",
             in_bytes=read,
             out_bytes=out_bytes,
             window=_blocks_read(bases),

@@ -12,11 +12,14 @@ import math
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from convscale.conditions import Conditions, sides
@@ -81,7 +84,8 @@ def _traced(net: nn.Module, conditions: Conditions, channels: int, fast_norm: bo
             output = module(batch)
         results.extend(t for t in tensors_in((output,)) if t.is_floating_point())
         if training:
-            _go_back(type(net).__name__, results, stand_ins, recorder)
+            with _Recomputing(recorder, autocast):
+                _go_back(type(net).__name__, results, stand_ins, recorder)
 
     scopes = _Scopes(net, recorder, autocast)
     try:
@@ -138,8 +142,8 @@ def _images(conditions: Conditions, channels: int) -> torch.Tensor:
     shape = (conditions.batch_size, channels, *sides(conditions.image_size))
     if math.prod(shape) > _MOST_ELEMENTS:
         raise UserError(
-            f"{shape[0]} images of {channels} x {shape[2]} x {shape[3]} are more than any tensor holds; take "
-            "smaller or fewer ones"
+            f"a batch of {' x '.join(map(str, shape))} (images, channels, height, width) is more than any tensor "
+            "holds; take smaller images or fewer"
         )
     dtype = torch.float16 if conditions.precision == "fp16" else torch.float32
     images = torch.empty(shape, dtype=dtype, device="meta")
@@ -191,7 +195,11 @@ def _go_back(name: str, results: list[torch.Tensor], stand_ins: Mapping[str, tor
         return
     ends = [t for t in results if t.requires_grad]
     seeds = [torch.empty_like(t) for t in ends]
-    gradients = torch.autograd.grad(ends, weights, seeds, allow_unused=True) if ends else [None] * len(weights)
+    gradients: Sequence[torch.Tensor | None] = [None] * len(weights)
+    if ends:  # by the engine itself: torch.autograd.grad would switch function modes off for as long as it takes
+        gradients = _engine_run_backward(
+            tuple(ends), tuple(seeds), False, False, tuple(weights), allow_unreachable=True, accumulate_grad=False
+        )
     if all(gradient is None for gradient in gradients):
         raise UserError(
             f"{name} has weights to train, but nothing that it gives depends on them, so that its training can not be "
@@ -255,6 +263,33 @@ class _Scopes:
         if self.recorder.phase == "recompute" and len(scope) == 1:
             self.recorder.phase = "backward"
             self.autocast.__exit__(None, None, None)
+
+
+class _Recomputing(TorchFunctionMode):
+    """What gradient checkpointing makes anew outside of any module, in a function of the network's own."""
+
+    def __init__(self, recorder: Recorder, autocast: AbstractContextManager[object]) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.autocast = autocast
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if self.recorder.phase != "backward" or not _in_checkpoint():
+            return func(*args, **given)
+        self.recorder.phase = "recompute"
+        try:
+            if isinstance(self.autocast, Autocast):
+                return self.autocast.__torch_function__(func, types, args, given)
+            return func(*args, **given)
+        finally:
+            self.recorder.phase = "backward"
 
 
 def _in_checkpoint() -> bool:

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -108,7 +108,7 @@ def build_foreign(
         assert net.module is not None
         return net.module
     if net.origin == "factory":
-        return _call_factory(net.name, options)
+        return _call_factory(net.name, options, as_it_is=meta)
     need_timm(net.name)
     module = _create(net.name, meta, pretrained, options)
     return reparameterized(module) if fused else module
@@ -157,9 +157,10 @@ def reparameterized(net: nn.Module) -> nn.Module:
     return merged.train(training)
 
 
-def _call_factory(name: str, options: dict[str, object]) -> nn.Module:
+def _call_factory(name: str, options: dict[str, object], *, as_it_is: bool) -> nn.Module:
     """What ``package.module:function`` gives; it may name a module that is there already, too: a copy of that is given,
-    since whoever builds a network may train it, and the next one builds it anew.
+    since whoever builds a network may train it, and the next one builds it anew. ``as_it_is``: the module itself, where
+    its shapes are all that is asked.
     """
     from torch import nn
 
@@ -177,7 +178,7 @@ def _call_factory(name: str, options: dict[str, object]) -> nn.Module:
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         try:
-            return copy.deepcopy(found)
+            return found if as_it_is else copy.deepcopy(found)
         except Exception as error:  # whatever a module of the user's holds
             raise UserError(f"{name} can not be copied: {first_line(error)}; name a function that makes it") from error
     if not callable(found):
@@ -202,8 +203,11 @@ def _called(name: str, factory: object, options: dict[str, object]) -> object:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     try:
         if takes_any and classes is not None:
-            with suppress(TypeError):  # what it hands them on to may not know it
+            try:
                 return factory(**{**named, "num_classes": classes})
+            except TypeError as error:  # what it hands them on to may not know it
+                if "'num_classes'" not in str(error):
+                    raise
         return factory(**named)
     except Exception as error:  # whatever the user's code raises
         raise UserError(f"{name} can not be built: {first_line(error)}") from error

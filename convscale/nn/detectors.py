@@ -263,7 +263,6 @@ class Extras(nn.Module):
             self.blocks.append(_extra(channels, width))
             self.channels.append(width)
             channels = width
-        self.last_side = side
 
     def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         out, x = OrderedDict(maps), list(maps.values())[-1]
@@ -365,12 +364,15 @@ class SsdDetector(Detector, SSD):
         Raises:
             UserError: besides, in training one image alone where the last map is a single pixel.
         """
-        if self.training and len(images) == 1 and cast(Trunk, self.backbone).neck.last_side == 1:
+        try:
+            return super().forward(images, targets)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
             raise UserError(
                 "an ssdlite detector's last map is one pixel, whose norm has no statistics of one image: train with "
                 "batches of at least 2"
-            )
-        return super().forward(images, targets)
+            ) from error
 
 
 def check_targets(targets: Sequence[Target], num_classes: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+_Container = list | dict | set | deque
 
 
 @contextmanager
@@ -32,12 +35,15 @@ def as_it_was(net: nn.Module) -> Iterator[None]:
     what a forward pass keeps for the next one (a grid, a mask) is forgotten.
     """
     before = [(module, dict(vars(module))) for module in net.modules()]
-    held = [
-        (value, dict(value) if isinstance(value, dict) else list(value))
-        for _, values in before
-        for value in values.values()
-        if isinstance(value, list | dict | set)
-    ]
+    held: dict[int, tuple[_Container, dict[Any, Any] | list[Any]]] = {}
+    waiting = [value for _, values in before for value in values.values() if isinstance(value, _Container)]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in held:
+            continue
+        held[id(value)] = (value, content := dict(value) if isinstance(value, dict) else list(value))
+        inside = content.values() if isinstance(content, dict) else content
+        waiting.extend(each for each in inside if isinstance(each, _Container))
     try:
         yield
     finally:
@@ -46,11 +52,11 @@ def as_it_was(net: nn.Module) -> Iterator[None]:
             for name in now.keys() - values.keys():
                 del now[name]
             now.update({name: value for name, value in values.items() if now.get(name, now) is not value})
-        for value, content in held:
+        for value, content in held.values():
             _put_back(value, content)
 
 
-def _put_back(value: list[Any] | dict[Any, Any] | set[Any], content: dict[Any, Any] | list[Any]) -> None:
+def _put_back(value: _Container, content: dict[Any, Any] | list[Any]) -> None:
     """Give a container the content that it had, in place, since others may hold it too; one that has it still is not
     touched.
     """
@@ -58,7 +64,7 @@ def _put_back(value: list[Any] | dict[Any, Any] | set[Any], content: dict[Any, A
     if _same(now, content) and (not isinstance(value, dict) or _same(value.values(), dict(content).values())):
         return
     value.clear()
-    if isinstance(value, list):
+    if isinstance(value, list | deque):
         value.extend(content)
     else:
         value.update(content)

@@ -353,7 +353,7 @@ def _adapt_stem(net: nn.Module, spec: NetSpec, weights: dict[str, Tensor]) -> bo
     out_chs, _, height, width = given.shape
     per_cell = given.reshape(out_chs, cells, -1, height, width)
     old, new = per_cell.shape[2], own.shape[1] // cells
-    if 1 < new < old:
+    if 1 < new < old != 3:  # of three colours the first two serve, as timm has it
         raise UserError(
             f"the weights take images of {old} channels and {spec.name} of {new}, which leaves open which to drop; "
             f"build it with in_chans={old} or 1"

@@ -186,7 +186,7 @@ def test_measure_states_its_conditions(call, tmp_path):
         (("show", "none.yaml"), "spec file none.yaml can not be read: No such file or directory"),
         (("scale", "resnet18"), "scale needs phi"),
         (("list", "zzz*"), "no model matches 'zzz*'"),
-        (("count", "resnet18", "--img-size", "2147483647"), "more than any tensor holds; take smaller or fewer ones"),
+        (("count", "resnet18", "--img-size", "2147483647"), "more than any tensor holds; take smaller images or fewer"),
         (("measure", "resnet18", "-b", "0"), "batch_size must be a whole number of at least 1, got 0"),
         (("measure", "tresnet_m", "--img-size", "30"), "30 px; tresnet_m takes a multiple of 4"),
         (

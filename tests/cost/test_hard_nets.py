@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convscale import create_model, saved_bytes
 from convscale.cost.counting import count
+from convscale.cost.fusion import launched_kernels
 from convscale.cost.operators import autocast_policy, kind_of
 from convscale.errors import UserError
 from tests.cost.helpers import trace
@@ -50,6 +51,50 @@ def test_checkpointing_by_hand(precision: str, size: int, casts: int) -> None:
     assert lean.macs - plain.macs == 2 * 16 * 8 * 8
     assert lean.activations == plain.activations
     assert plain.saved_bytes - lean.saved_bytes == 2 * 16 * 8 * size + casts
+
+
+class Functional(nn.Module):
+    """A function of the network's own is checkpointed: between its layers it calls a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1, bias=False)
+        self.inner = nn.Conv2d(8, 8, 1, bias=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.inner(torch.softmax(self.inner(x), 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(self.middle, self.first(x), use_reentrant=False)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+def test_a_checkpointed_function_is_run_again_too(precision: str) -> None:
+    """The first product and the softmax, and no more: what the second product gives, no gradient needs."""
+    traced = trace(Functional(), 4, mode="train", precision=precision)
+    again = [(op.name, op.scope) for op in traced.operators if op.phase == "recompute"]
+    assert [name for name, _ in again if name in ("convolution", "_softmax")] == ["convolution", "_softmax"]
+    assert ("convolution", "inner") in again
+    halves = {use.itemsize for op in traced.operators if op.name == "convolution" for use in op.inputs}
+    assert halves == ({2} if precision == "amp" else {4})
+
+
+def test_what_is_made_anew_is_forward_work_to_the_compiler_as_well() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+
+    class Lean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+            self.end = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False))
+
+    traced = trace(Lean(), 8, mode="train", precision="fp32")
+    for compiled in (False, True):
+        phases = [k.phase for k in launched_kernels(traced, compiled=compiled) if k.scope.startswith("net")]
+        assert phases.count("forward") == len(phases), compiled
 
 
 def test_what_checkpointing_runs_again_is_told_by_phase_and_scope() -> None:
@@ -177,6 +222,7 @@ def test_what_a_forward_pass_keeps_is_forgotten() -> None:
             self.grid: Tensor | None = None
             self.by_size: dict[int, Tensor] = {}
             self.seen = [0]
+            self.nested: dict[str, dict[int, Tensor]] = {"grids": {}}
             self.register_buffer("mask", None, persistent=False)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -186,6 +232,7 @@ def test_what_a_forward_pass_keeps_is_forgotten() -> None:
             self.seen.append(1)
             self.seen[0] += 1
             grid = self.by_size.setdefault(x.shape[-1], self.grid)
+            grid = self.nested["grids"].setdefault(x.shape[-1], grid)
             return self.conv(x) * grid * self.mask
 
     net = Caches()
@@ -195,6 +242,7 @@ def test_what_a_forward_pass_keeps_is_forgotten() -> None:
         assert net.grid is net.mask is None
         assert net.by_size is by_size == {}
         assert net.seen is seen == [0]
+        assert net.nested == {"grids": {}}
         assert not hasattr(net, "late")
     assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 8, 8)
 

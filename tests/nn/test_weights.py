@@ -339,6 +339,11 @@ def test_padding_and_slopes_of_other_weights_do_not_stay():
 
 
 def test_fewer_channels_than_the_weights_are_refused():
+    three = cs.create_model("resnet18", num_classes=2).state_dict()
+    net = cs.create_model("resnet18", in_chans=2, num_classes=2)
+    cs.load_weights(net, three)  # as timm has it: the first two, made larger by what is left out
+    stem = next(key for key, value in three.items() if value.ndim == 4)
+    torch.testing.assert_close(net.state_dict()[stem], three[stem][:, :2] * 1.5)
     four = cs.create_model("resnet18", in_chans=4, num_classes=2).state_dict()
     with pytest.raises(cs.UserError, match=r"take images of 4 channels and resnet18 of 3, .* in_chans=4 or 1"):
         cs.load_weights(cs.create_model("resnet18", num_classes=2), four)

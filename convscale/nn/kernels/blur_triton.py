@@ -37,7 +37,7 @@ def blur_rows(
 ):  # fmt: skip
     """y (N, OH, OW, C) of x (N, H, W, C); M = N OH OW."""
     cols = tl.program_id(1) * BC + tl.arange(0, BC)
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     mask = (rows < M)[:, None] & (cols < C)[None, :]
     ow, oh, image = rows % OW, (rows // OW) % OH, (rows // (OW * OH)).to(tl.int64)
     total = tl.zeros((BM, BC), tl.float32)
@@ -61,7 +61,7 @@ def blur_gradient_rows(
     stride of 2, else 3.
     """
     cols = tl.program_id(1) * BC + tl.arange(0, BC)
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     mask = (rows < M)[:, None] & (cols < C)[None, :]
     w, h, image = rows % W, (rows // W) % H, (rows // (W * H)).to(tl.int64)
     total = tl.zeros((BM, BC), tl.float32)
