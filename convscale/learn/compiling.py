@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from torch import nn
 from convscale.errors import first_line
 from convscale.learn.job import Job
 from convscale.learn.schedule import image_size_at
+from convscale.runtimes.base import installed_runtimes
 
 LEAST_GAIN = 0.1
 """Share of a step that compiling is taken to save, before it is tried. An assumption."""
@@ -95,6 +96,13 @@ class Compiling:
         """What a checkpoint says of it."""
         return {} if self.found is None else {"compile": asdict(self.found)}
 
+    def go_on(self, kept: Mapping[str, Any] | None) -> nn.Module:
+        """Take up what an earlier part of a run came to, where nothing is decided yet; how the network is called."""
+        if self._open and kept is not None and (not kept["kept"] or "compiled" in installed_runtimes()):
+            self.found, self._open = Compiled(**kept), False
+            self.forward = compiled(self.forward) if self.found.kept else self.forward
+        return self.forward
+
     def after(self, trainer: Trained, seconds: float, waited: float) -> float:
         """Batches up to an optimiser step took so long, waiting for images included: decide, once there is enough to go
         by, how the next are computed.
@@ -149,7 +157,7 @@ class Compiling:
             except Exception as error:  # no compiler, a network that can not be compiled, too little memory
                 failed = first_line(error) or type(error).__name__
         if not processes.all_true(not failed):
-            return Compiled(kept=False, why=f"not kept: compiling failed ({failed or 'in another process'})")
+            return Compiled(kept=False, why=f"not kept: the trial failed ({failed or 'in another process'})")
         plain, quick, took = processes.from_first((plain, quick, took))
         gain, again = 1 - quick / max(plain, 1e-9), _graphs_to_come(trainer)
         left = _steps_left(trainer, statistics.fmean(took for took, _ in self._steps[WARM:]))

@@ -94,8 +94,11 @@ def _on_card(value: torch.Tensor) -> bool:
 
 
 def _host_memory(value: torch.Tensor) -> torch.Tensor:
-    """Room for a tensor in memory that a GPU writes to by itself."""
-    return torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
+    """Room for a tensor in memory that a GPU writes to by itself, or in any where the host has none left to pin."""
+    try:
+        return torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
+    except RuntimeError:
+        return torch.empty_like(value, device="cpu", requires_grad=False)
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

@@ -394,6 +394,7 @@ class Trainer:
                 "bad_in_row": self._bad_in_row,
                 "bad_images": list(self._bad_images),
                 "joins": self.joins,
+                **self.compiling.record(),
             },
         }
 
@@ -408,7 +409,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.best_weights, self.start_weights = state["best_weights"], state.get("start_weights")
         numbers = state["numbers"]
-        self.joins = numbers.get("joins", 0)
+        self.joins, self.forward = numbers.get("joins", 0), self.compiling.go_on(numbers.get("compile"))
         self.epoch, self.step, self.updates, self.elapsed = (
             numbers[key] for key in ("epoch", "step", "updates", "elapsed")
         )

@@ -64,6 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(torch, "compile", machine.compile)
     monkeypatch.setattr(compiling, "clock", lambda: machine.now)
+    monkeypatch.setattr(compiling, "installed_runtimes", lambda: ("compiled",))
     monkeypatch.setattr(compiling, "WARM", 1)
     monkeypatch.setattr(compiling, "TIMED", 2)
     fake = SimpleNamespace(perf_counter=lambda: machine.now, monotonic=lambda: 0.0)
@@ -109,6 +110,26 @@ def test_what_pays_is_kept_and_recorded(machine: Machine, run: Run, tmp_path: Pa
     assert tried.cost.training_s == 5 * 100 + trial + 19 * 50
 
 
+@pytest.mark.parametrize("quick", [50.0, 120.0])
+def test_a_run_that_goes_on_keeps_to_what_it_came_to(machine: Machine, tmp_path: Path, quick: float) -> None:
+    """24 steps of 6 an epoch, left in the third: nothing is tried again, and what was kept is compiled at once."""
+    machine.quick = quick
+    recipe = QUICK.override({"epochs": 4, "ema_decay": 0, "compile": "auto"})
+
+    def told(event: Any) -> None:
+        if event["kind"] == "step" and event["epoch"] == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(Ticking(machine), halves_data(), recipe=recipe, progress=told, output=tmp_path / "run")
+    found, machine.compiled = read_train_run(tmp_path / "run").compile, 0
+    assert found is not None
+    assert found["kept"] is (quick == 50.0)
+    again = train(Ticking(machine), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True)
+    assert again.cost.compile == found
+    assert machine.compiled == (12 if quick == 50.0 else 0)  # no trial's three among them
+
+
 @pytest.mark.parametrize(
     ("quick", "compile_s", "frozen", "said"),
     [
@@ -133,7 +154,7 @@ def test_what_does_not_pay_leaves_no_trace(
 def test_what_can_not_be_compiled_is_said_and_leaves_no_trace(machine: Machine, run: Run) -> None:
     machine.error = RuntimeError("no C++ compiler\nand more")
     tried, losses = run(compile="auto")
-    why = "not kept: compiling failed (no C++ compiler)"
+    why = "not kept: the trial failed (no C++ compiler)"
     assert tried.cost.compile == {"kept": False, "why": why, "gain": None, "compile_seconds": None}
     plain, right = run()
     assert (losses, same(plain, tried)) == (right, True)
