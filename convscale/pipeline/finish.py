@@ -215,11 +215,11 @@ class Finish:
         told, rests = row.predicted, "" if self.asked.rows is None else "networks that were measured on the device"
         if told is not None and told.images_per_s is not None:
             middle, low, high = told.images_per_s, told.low or told.images_per_s, told.high or told.images_per_s
-            doubts = (*told.doubts, *_left_in_float(artifact))
+            doubts = (*told.doubts, *_of_8_bits(artifact))
         elif row.measurement is not None and row.measurement.speed is not None:
             middle, doubts, rests = (
                 row.measurement.speed,
-                _left_in_float(artifact),
+                _of_8_bits(artifact),
                 "a measurement on the device, untrained",
             )
             low, high = row.measurement.quartiles or (middle, middle)
@@ -297,12 +297,12 @@ class Finish:
         )
 
 
-def _left_in_float(artifact: Artifact) -> tuple[str, ...]:
-    """A doubt about a prediction that takes every layer to be in 8 bits."""
+def _of_8_bits(artifact: Artifact) -> tuple[str, ...]:
+    """Doubts about a prediction that takes every layer to be in 8 bits, and about a gate that was held elsewhere."""
     about = artifact.manifest.get("int8") or {}
     if not (steps := about.get("steps")) or not (kept := steps[-1]["float_layers"]):
-        return ()
-    return (f"{len(kept)} of {about['layers']} layers stay in float, for the accuracy",)
+        return artifact.gate_elsewhere
+    return (f"{len(kept)} of {about['layers']} layers stay in float, for the accuracy", *artifact.gate_elsewhere)
 
 
 def _accuracy(ev: Evaluation) -> str:

@@ -38,6 +38,7 @@ from convscale.ship.pays import PAYS_BATCH, check_pays, slower
 from convscale.ship.qat import fine_tune
 from convscale.ship.quantize import (
     RANKING,
+    ROUTES,
     SKETCH,
     quantize_file,
     rank_layers,
@@ -249,7 +250,8 @@ def _export_form(
             check_pays(artifact, rival, out_dir)
         if int8 is not None:
             passed = passed_in(artifact, lambda other: gate(other, find_drift=False).passed)
-            record["int8"] = {**int8, "passed_in": passed}
+            made_for = ROUTES[str(int8["route"])].only_for
+            record["int8"] = {**int8, "passed_in": passed, **({"made_for": made_for} if made_for else {})}
         write_json(folder / "verification.json", checked.to_dict())
         write_reference(folder, artifact, images)
         card = model_card(record, made.classes, preprocessing, checked, request.card or {})

@@ -25,7 +25,7 @@ from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.draft import Shared
 from convscale.ship.export import TWIN_GAIN, export_as, sketch, wants_qat
 from convscale.ship.form_table import FLOAT, FORMS
-from convscale.ship.quantize import routes_of
+from convscale.ship.quantize import ROUTES, routes_of
 from convscale.ship.request import ExportRequest, need_device, no_bf16, on_processor
 from convscale.ship.tune import (
     BATCH_SIZES,
@@ -188,7 +188,8 @@ def form_names(
         if form.strided_stem or not runs or (form.format == "openvino" and form.int8 is None and not form.bf16):
             continue
         if form.int8 is not None:
-            if int8 and form.int8 in routes_of(form.format) and (has_bf16 or not form.bf16):
+            its_own = ROUTES[form.int8].only_for in able
+            if int8 and (its_own or form.int8 in routes_of(form.format)) and (has_bf16 or not form.bf16):
                 wanted.append(name)
         elif (form.bf16 and bf16 and has_bf16) or (form.format == "torch" and torch):
             wanted.append(name)

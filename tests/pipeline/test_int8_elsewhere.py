@@ -77,7 +77,16 @@ def test_8_bits_are_predicted_shipped_and_promised(runtime: str, tmp_path: Path)
     promise = load_artifact(tmp_path / "artifact").promise
     assert promise is not None
     assert (promise.device, promise.runtime, promise.precision) == ("l4", runtime, "int8")
-    assert (promise.images_per_s, promise.doubts) == (5000.0, ("int8 reaches every layer",))
+    unchecked = "its INT8 gate was held in onnxruntime and openvino: the accuracy in tensorrt was not checked"
+    doubts = ("int8 reaches every layer", *((unchecked,) if runtime == "tensorrt" else ()))
+    assert (promise.images_per_s, promise.doubts) == (5000.0, doubts)
+    assert (art.made_for, art.fallbacks("onnxruntime")) == ("tensorrt" if runtime == "tensorrt" else None, ())
+    there = load_artifact(tmp_path / "artifact", device="cuda")
+    assert there.checked_in == ("onnxruntime", "openvino", *(("tensorrt",) if runtime == "tensorrt" else ()))
+    assert there.fallbacks("tensorrt") == doubts[1:]
+    card = (art.folder / "README.md").read_text()
+    said = "Made for tensorrt, which was not there: the gate was held in onnxruntime and openvino."
+    assert (said in card) == (runtime == "tensorrt")
     assert (record.now.missed, record.now.choice_notes, record.now.artifact.predicted) == (None, (), None)
     assert record.now.artifact.int8.max_drop == 100.0
     if runtime == "tensorrt":  # which reads signed 8 bits around zero alone

@@ -110,6 +110,23 @@ def test_the_search_is_on_the_device_asked_for(
     assert art.device == "cuda:1"
 
 
+def test_signed_8_bits_are_a_form_where_tensorrt_is_and_may_ship_in_it(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = "onnx-int8-signed"
+    assert signed not in form_names(tiny, int8=True, device="cuda")
+    monkeypatch.setattr(module, "installed_runtimes", lambda: ("onnxruntime", "openvino", "tensorrt"))
+    assert signed in form_names(tiny, int8=True, device="cuda")
+    assert signed not in [*form_names(tiny, int8=True), *form_names(tiny, int8=False, device="cuda")]
+    options: dict[str, Any] = {"calibration_images": images, "verify_images": images, "max_drop": 100.0}
+    forms = export_forms(tiny, tmp_path, [FLOAT, signed], search=Search(device="cuda"), **options)
+    made = forms[signed]
+    assert isinstance(made, Artifact)
+    assert made.manifest["int8"]["made_for"] == "tensorrt"
+    assert "tensorrt" not in made.checked_in
+    assert "tensorrt" in load_artifact(made.folder, device="cuda").checked_in
+
+
 def test_a_device_that_is_not_there_is_refused(
     tiny: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
