@@ -19,6 +19,7 @@ from convscale.errors import UserError
 from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import export as export_module
+from convscale.ship import quantize as quantize_module
 from convscale.ship.export import export, export_as
 from convscale.ship.pays import Slower
 from convscale.ship.quantize import ROUTES, quantize_file, routes_of
@@ -235,6 +236,33 @@ def test_percentiles_cut_an_outlier_off(pictures: np.ndarray, tmp_path: Path) ->
         steps[route] = float(values[first.input[1]])
     assert steps["onnxruntime"] == pytest.approx(82 / 255, rel=0.01)  # from -2 to 80
     assert steps["onnxruntime-percentile"] == pytest.approx(4 / 255, rel=0.05)  # from -2 to 2
+
+
+def test_histograms_are_made_once_of_a_network_and_of_few_images(
+    pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that stay in float change no range; another network has its own."""
+    from onnxruntime.quantization.calibrate import HistogramCalibrater
+
+    seen: list[int] = []
+    real, most = HistogramCalibrater.collect_data, 8
+    monkeypatch.setattr(HistogramCalibrater, "collect_data", lambda *given: seen.append(1) or real(*given))
+    monkeypatch.setattr(quantize_module, "PERCENTILE_IMAGES", most)
+    quantize_module._LAST_RANGES.clear()
+    torch.manual_seed(0)
+    source, batches = float_file(Three(nn.LeakyReLU(0.1)), tmp_path), batches_of(pictures)
+    route = "onnxruntime-percentile"
+    quantize_file(source, tmp_path / "a.onnx", route, batches)
+    assert len(seen) == most
+    quantize_file(source, tmp_path / "b.onnx", route, batches, ["conv2d_1"])
+    assert len(seen) == most
+    quantize_module._LAST_RANGES.clear()
+    quantize_file(source, tmp_path / "c.onnx", route, batches, ["conv2d_1"])
+    assert len(seen) == 2 * most
+    a, b, c = ((tmp_path / f"{name}.onnx").read_bytes() for name in "abc")
+    assert (b == c, a == b) == (True, False)
+    quantize_file(float_file(Three(nn.SiLU()), tmp_path), tmp_path / "d.onnx", route, batches)
+    assert len(seen) == 3 * most
 
 
 def test_int8_that_is_slower_than_float_is_not_written(
