@@ -216,6 +216,7 @@ def export_forms(
     names: Sequence[str],
     *,
     search: Search | None = None,
+    twins: bool = True,
     **keywords: Any,
 ) -> Forms:
     """Export a network in several forms, each into a folder of its name below ``folder``. What they share is made once.
@@ -223,6 +224,7 @@ def export_forms(
     Args:
         names: keys of ``FORMS``, the float form among them.
         search: look at each form's speed first, in seconds, and export those near the best alone; None: all of them.
+        twins: with a search, look at the twin of the best that passed too, whose activations are symmetric.
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
 
     Returns:
@@ -269,7 +271,7 @@ def export_forms(
         if passed := [name for name, form in forms.items() if isinstance(form, Artifact) and name in looks]:
             best = min(passed, key=lambda name: looks[name])
             twin = f"{best}-symmetric"
-            if search is not None and twin in FORMS:
+            if search is not None and twins and twin in FORMS:
                 form = FORMS[twin].of(request)
                 looked = _tried(twin, partial(_look, net, Path(common) / f"look-{twin}", form, shared, search))
                 if isinstance(looked, float) and looked * TWIN_GAIN <= looks[best]:

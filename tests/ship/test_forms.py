@@ -358,9 +358,15 @@ def test_the_gate_of_int8_is_held_in_each_runtime_that_it_may_ship_in(
     assert search.first_look(art) == 0.5
 
 
-@pytest.mark.parametrize(("twin", "made"), [(0.2, True), (0.29, False)])
+@pytest.mark.parametrize(("twin", "asked", "made"), [(0.2, True, True), (0.29, True, False), (0.2, False, False)])
 def test_symmetric_activations_are_made_of_the_best_alone_and_where_they_are_faster(
-    twin: float, made: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twin: float,
+    asked: bool,
+    made: bool,
+    tiny: nn.Module,
+    images: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = {FLOAT: 1.0, "look-onnx-int8": 0.3, "look-openvino-int8": 0.4, "look-onnx-int8-symmetric": twin}
     exported: list[str] = []
@@ -378,7 +384,7 @@ def test_symmetric_activations_are_made_of_the_best_alone_and_where_they_are_fas
     monkeypatch.setattr(module, "_lost_runtimes", lambda artifact: False)
     forms = export_forms(
         tiny, tmp_path, [FLOAT, "onnx-int8", "openvino-int8"], search=Search(), calibration_images=images,
-        verify_images=images, max_drop=100.0,
+        verify_images=images, max_drop=100.0, twins=asked,
     )  # fmt: skip
     twins = ["onnx-int8-symmetric"] if made else []
     assert exported == [FLOAT, "onnx-int8", "openvino-int8", *twins]
