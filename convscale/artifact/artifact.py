@@ -111,13 +111,31 @@ class Artifact:
     @property
     def checked_in(self) -> tuple[str, ...]:
         """The runtimes that it may ship in: those of its format. Each rounds 8 bits in its own way, so in INT8 those
-        in which it passed its gate; a record that names none is of a version that asked the usual one alone.
+        in which it passed its gate, and the one that it was made for elsewhere (:attr:`made_for`); a record that names
+        none is of a version that asked the usual one alone.
         """
         known, about = runtimes_of(self.format, self.device), self.manifest.get("int8")
         if self.precision != "int8" or not isinstance(about, Mapping):
             return known
         said = about.get("passed_in")
-        return tuple(name for name in known if isinstance(said, list) and name in said) or known[:1]
+        passed = [name for name in known if isinstance(said, list) and name in said] or known[:1]
+        return tuple(name for name in known if name in passed or name == self.made_for)
+
+    @property
+    def made_for(self) -> str | None:
+        """The runtime that its 8 bits were made for without it, so that its gate was held in others alone; None: there
+        is none."""
+        about = self.manifest.get("int8")
+        named = about.get("made_for") if isinstance(about, Mapping) else None
+        return named if self.precision == "int8" and isinstance(named, str) else None
+
+    @property
+    def gate_elsewhere(self) -> tuple[str, ...]:
+        """A sentence where its accuracy in the runtime that it was made for was not checked; mostly nothing."""
+        if self.made_for is None:
+            return ()
+        held = " and ".join(name for name in self.checked_in if name != self.made_for)
+        return (f"its INT8 gate was held in {held}: the accuracy in {self.made_for} was not checked",)
 
     def floats_in(self, runtime: str) -> str:
         """What float operations are computed in by a runtime here: as the record says where that can be done, else
@@ -131,11 +149,14 @@ class Artifact:
         return self.floats_in(runtime) if self.precision == "bf16" else self.precision
 
     def fallbacks(self, runtime: str) -> tuple[str, ...]:
-        """What a reader of a measurement in a runtime must know of ``floats_in``, as sentences; mostly nothing."""
+        """What a reader of a measurement in a runtime must know of ``floats_in`` and of its gate, as sentences; mostly
+        nothing.
+        """
         wanted, found = self.manifest.computes, self.floats_in(runtime)
-        return (
-            () if found == wanted else (f"{runtime} has no {wanted} here: float operations were computed in {found}",)
-        )
+        unchecked = self.gate_elsewhere if runtime == self.made_for else ()
+        if found == wanted:
+            return unchecked
+        return (f"{runtime} has no {wanted} here: float operations were computed in {found}", *unchecked)
 
     @property
     def verification(self) -> dict[str, Any] | None:

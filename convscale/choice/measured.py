@@ -143,7 +143,7 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
     """A network with any weights exported in every form and tuned at the basis's batch: the fastest.
 
     8-bit ranges come from noise and the gate on accuracy stands open: a speed does not depend on either, and there is
-    nothing trained to lose.
+    nothing trained to lose. Symmetric activations, which lose more, do not compete: what they lose is not known yet.
 
     Args:
         net: a spec or a module.
@@ -175,7 +175,7 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
             min_seconds=seconds / 2,
             runtimes=None if basis.within is None else (basis.within,),
         )
-        forms = export_forms(net, folder, names, search=search, image_size=image_size, **options)
+        forms = export_forms(net, folder, names, search=search, twins=False, image_size=image_size, **options)
         fastest = fastest_of(forms, **vars(search))
     best, winner = fastest.again[fastest.winner], fastest.winner
     streams = f", {best.settings.streams} streams" if best.settings.streams > 1 else ""

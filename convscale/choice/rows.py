@@ -14,10 +14,12 @@ from convscale.choice.basis import Asked, Basis, device_title
 from convscale.choice.decide import Judged, Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.measured import speed_of
+from convscale.choice.speeds import facts_of
 from convscale.errors import UserError
 from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, find
 from convscale.predictor.devices import was_on
+from convscale.predictor.predict import Prediction, with_doubt
 from convscale.predictor.traced import network_key
 from convscale.speed.records import Record, read_records
 from convscale.speed.timing import Measurement
@@ -135,7 +137,8 @@ def _check_row(record: Record, basis: Basis, path: str | os.PathLike[str]) -> No
     for field in ("batch_size", "precision", "runtime", "mode", "layout"):
         if (here := getattr(under, field)) != (wanted := getattr(c, field)):
             what = {"batch_size": "batch"}.get(field, field)
-            raise UserError(f"{path}: {record.model} was measured in {what} {here}, asked is {what} {wanted}")
+            kits = "; kits make no rows in 8 bits: leave measured or int8 out" if wanted == "int8" else ""
+            raise UserError(f"{path}: {record.model} was measured in {what} {here}, asked is {what} {wanted}{kits}")
     if c.threads is not None and under.threads != c.threads:
         raise UserError(f"{path}: {record.model} was measured with {under.threads} threads, asked are {c.threads}")
 
@@ -195,6 +198,29 @@ def by_rows(facts: Mapping[SizedSpec, NetworkFacts], rows: Rows) -> dict[SizedSp
             speed = set_by(known.speed, ratios)
         made[network] = replace(known, speed=speed)
     return made
+
+
+def set_in_another(told: Prediction, rows: Rows, basis: Basis) -> Prediction:
+    """A prediction in another precision than the rows', set by them as by rows of its own: how far the device is from
+    what is predicted of it is taken to be no matter of precision, and a doubt says so.
+
+    Args:
+        told: for the device of the rows.
+        basis: what the rows were measured under.
+    """
+    ratios = log_ratios(rows, facts_of(rows.measured, basis))
+    known = Speed(images_per_s=told.images_per_s, low=told.low, high=told.high, kind="predicted")
+    moved = set_by(known, ratios)
+    made = replace(
+        told,
+        images_per_s=moved.images_per_s,
+        low=moved.low,
+        high=moved.high,
+        latency_s=told.latency_s * told.images_per_s / moved.images_per_s,
+        calibrated=told.calibrated or bool(ratios),
+    )
+    under = basis.conditions.precision
+    return with_doubt(made, f"set by networks that were measured in {under}, not in {told.conditions.precision}")
 
 
 def note_of(rows: Rows, facts: Mapping[SizedSpec, NetworkFacts]) -> str:

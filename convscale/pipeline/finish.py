@@ -13,6 +13,7 @@ from convscale.artifact.artifact import Artifact, load_artifact, write_promise
 from convscale.artifact.promise import Promise
 from convscale.choice.basis import Basis
 from convscale.choice.facts import SizedSpec
+from convscale.choice.rows import set_in_another
 from convscale.choice.speeds import Say, predicted
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
@@ -37,6 +38,8 @@ from convscale.words import odds
 
 SECOND_LOOK_S = 4.0
 """A shipped network that came out too slow is timed again for this long: the machine may have been busy."""
+
+_BY_ROWS = "networks that were measured on the device"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,8 +186,10 @@ class Finish:
         """What is predicted of the network in float, as it would have been without 8 bits, and a promise of that."""
         size, c = eight.image_size, replace(self.basis.conditions, precision="amp")
         assert isinstance(size, int), "candidates are square"
-        told = predicted(SizedSpec(network, size), replace(self.basis, conditions=c))
-        promise = replace(promise_of(told, eight.min_throughput), versions=eight.versions)
+        told, rows = predicted(SizedSpec(network, size), replace(self.basis, conditions=c)), self.asked.rows
+        if rows is not None:
+            told = set_in_another(told, rows, self.basis)
+        promise = replace(promise_of(told, eight.min_throughput, _BY_ROWS if rows else ""), versions=eight.versions)
         part = Predicted(
             images_per_s=told.images_per_s,
             low=told.low,
@@ -212,14 +217,14 @@ class Finish:
         row, c = self.record.now.chosen, self.basis.conditions
         if row is None or row.image_size is None:
             return None
-        told, rests = row.predicted, "" if self.asked.rows is None else "networks that were measured on the device"
+        told, rests = row.predicted, "" if self.asked.rows is None else _BY_ROWS
         if told is not None and told.images_per_s is not None:
             middle, low, high = told.images_per_s, told.low or told.images_per_s, told.high or told.images_per_s
-            doubts = (*told.doubts, *_left_in_float(artifact))
+            doubts = (*told.doubts, *_of_8_bits(artifact))
         elif row.measurement is not None and row.measurement.speed is not None:
             middle, doubts, rests = (
                 row.measurement.speed,
-                _left_in_float(artifact),
+                _of_8_bits(artifact),
                 "a measurement on the device, untrained",
             )
             low, high = row.measurement.quartiles or (middle, middle)
@@ -297,12 +302,12 @@ class Finish:
         )
 
 
-def _left_in_float(artifact: Artifact) -> tuple[str, ...]:
-    """A doubt about a prediction that takes every layer to be in 8 bits."""
+def _of_8_bits(artifact: Artifact) -> tuple[str, ...]:
+    """Doubts about a prediction that takes every layer to be in 8 bits, and about a gate that was held elsewhere."""
     about = artifact.manifest.get("int8") or {}
     if not (steps := about.get("steps")) or not (kept := steps[-1]["float_layers"]):
-        return ()
-    return (f"{len(kept)} of {about['layers']} layers stay in float, for the accuracy",)
+        return artifact.gate_elsewhere
+    return (f"{len(kept)} of {about['layers']} layers stay in float, for the accuracy", *artifact.gate_elsewhere)
 
 
 def _accuracy(ev: Evaluation) -> str:

@@ -89,6 +89,9 @@ def model_card(
             f"- {len(step['float_layers'])} layers in float: {step['drop_points']:.2f} points lost"
             for step in manifest["int8"]["steps"]
         ]
+        if "made_for" in manifest["int8"]:
+            held, there = " and ".join(manifest["int8"]["passed_in"]), manifest["int8"]["made_for"]
+            lines += ["", f"Made for {there}, which was not there: the gate was held in {held}."]
         lines.append("")
     return "\n".join(lines)
 

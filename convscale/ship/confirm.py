@@ -155,7 +155,7 @@ def confirm(
     device = device or ("cpu" if promise.device == "cpu" else "cuda")
     _check_card(promise, device)
     # What fit ships for a card is a file, whatever runtime its speed was predicted in.
-    runtime = promise.runtime if promise.runtime in runtimes_of(opened.format) else None
+    runtime = promise.runtime if promise.runtime in runtimes_of(opened.format, device) else None
     art = load_artifact(folder, runtime=runtime, threads=promise.threads, device=device)
     found = _measured(art, promise, device, min_seconds, max_seconds)
     if output is not None:

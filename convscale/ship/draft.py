@@ -52,7 +52,8 @@ class Shared:
     is_tuned: bool = False
     """``graph`` is one that has learnt to be rounded."""
     tuned: dict[str, fx.GraphModule] = field(default_factory=dict)
-    """It again, its weights having learnt to be rounded, by the quantiser that rounds them."""
+    """It again, its weights having learnt to be rounded, by the quantiser that rounds them; a twin takes those of the
+    route that it is as."""
     reference: np.ndarray | None = None
     """Its logits of the images that artefacts are checked on."""
     ranking: dict[bool, list[Layer]] = field(default_factory=dict)

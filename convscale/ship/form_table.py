@@ -47,6 +47,7 @@ FORMS = {
     "onnx-int8-strided": Form(format="onnx", int8="nncf", strided_stem=True),
     "onnx-int8-ort": Form(format="onnx", int8="onnxruntime"),
     "onnx-int8-ort-strided": Form(format="onnx", int8="onnxruntime", strided_stem=True),
+    "onnx-int8-signed": Form(format="onnx", int8="onnxruntime-signed"),
     "openvino-int8": Form(format="openvino", int8="nncf"),
     "openvino-int8-strided": Form(format="openvino", int8="nncf", strided_stem=True),
     "openvino-int8-bf16": Form(format="openvino", int8="nncf", bf16=True),
@@ -58,4 +59,5 @@ FORMS |= {
     if form.int8 is not None and (twin := twin_of(form.int8)) is not None
 }
 """The forms by name, in the order they are named in. ``ort``: by ONNX Runtime's own quantiser, else by NNCF.
-``strided``: a space-to-depth stem as one strided convolution. ``symmetric``: with activations around zero."""
+``strided``: a space-to-depth stem as one strided convolution. ``symmetric``: with activations around zero.
+``signed``: so, as TensorRT reads them; made where that is installed."""

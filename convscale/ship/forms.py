@@ -25,7 +25,7 @@ from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
 from convscale.ship.draft import Shared
 from convscale.ship.export import TWIN_GAIN, export_as, sketch, wants_qat
 from convscale.ship.form_table import FLOAT, FORMS
-from convscale.ship.quantize import routes_of
+from convscale.ship.quantize import ROUTES, routes_of
 from convscale.ship.request import ExportRequest, need_device, no_bf16, on_processor
 from convscale.ship.tune import (
     BATCH_SIZES,
@@ -188,7 +188,8 @@ def form_names(
         if form.strided_stem or not runs or (form.format == "openvino" and form.int8 is None and not form.bf16):
             continue
         if form.int8 is not None:
-            if int8 and form.int8 in routes_of(form.format) and (has_bf16 or not form.bf16):
+            its_own = ROUTES[form.int8].only_for in able
+            if int8 and (its_own or form.int8 in routes_of(form.format)) and (has_bf16 or not form.bf16):
                 wanted.append(name)
         elif (form.bf16 and bf16 and has_bf16) or (form.format == "torch" and torch):
             wanted.append(name)
@@ -215,6 +216,7 @@ def export_forms(
     names: Sequence[str],
     *,
     search: Search | None = None,
+    twins: bool = True,
     **keywords: Any,
 ) -> Forms:
     """Export a network in several forms, each into a folder of its name below ``folder``. What they share is made once.
@@ -222,6 +224,7 @@ def export_forms(
     Args:
         names: keys of ``FORMS``, the float form among them.
         search: look at each form's speed first, in seconds, and export those near the best alone; None: all of them.
+        twins: with a search, look at the twin of the best that passed too, whose activations are symmetric.
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
 
     Returns:
@@ -268,7 +271,7 @@ def export_forms(
         if passed := [name for name, form in forms.items() if isinstance(form, Artifact) and name in looks]:
             best = min(passed, key=lambda name: looks[name])
             twin = f"{best}-symmetric"
-            if search is not None and twin in FORMS:
+            if search is not None and twins and twin in FORMS:
                 form = FORMS[twin].of(request)
                 looked = _tried(twin, partial(_look, net, Path(common) / f"look-{twin}", form, shared, search))
                 if isinstance(looked, float) and looked * TWIN_GAIN <= looks[best]:

@@ -7,11 +7,15 @@ processors without VNNI can not overflow: an artefact made on one machine says t
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,10 @@ SKETCH = 4
 """Images that a quantised network is made with where its speed is looked at, and nothing else."""
 
 PERCENTILE = 99.99
-"""Of a map's values, where ranges leave outliers out: half of the rest at either end."""
+"""Of the sizes of a map's values, without their signs, where ranges leave outliers out: so many reach as far as the
+range, on the side of zero that needs it; the other side ends where its values do, if that is nearer."""
+PERCENTILE_IMAGES = 64
+"""Images that such ranges come from at most: a histogram of every map takes seconds an image."""
 
 Quantiser = Callable[[Path, Path, Sequence[np.ndarray], Sequence[str]], None]
 """From a float ONNX file to a quantised file, by images as the network takes them, one in a batch; last come output
@@ -262,32 +269,64 @@ def _by_onnx_runtime(
         def set_range(self, start_index: int, end_index: int) -> None:
             self.left = iter(batches[start_index:end_index])
 
-    # All maps of an image at a time: of all images no memory holds them.
-    ranges = {} if percentile is None else {"CalibPercentile": percentile, "CalibStridedMinMax": 1}
+    ranges: dict[str, object] = {}
     model = onnx.load(os.fspath(source))
     first = model.graph.input[0].name
     add_pre_process_metadata(model)  # batch norm is folded already: else it asks for that, on the root logger
-    quantize_static(
-        model,
-        os.fspath(target),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        calibrate_method=CalibrationMethod.MinMax if percentile is None else CalibrationMethod.Percentile,
-        op_types_to_quantize=[*LAYERS, *BETWEEN],
-        nodes_to_exclude=_stay_in_float(model.graph, set(float_values)),
-        per_channel=True,
-        reduce_range=True,
-        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,  # signed ones are half as fast without AMX
-        weight_type=QuantType.QInt8,
-        extra_options={
-            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],  # logits are not rounded
-            **(AROUND_ZERO if signed else {}),
-            **ranges,
-        },
-    )
+    if percentile is not None:
+        batches = [batches[i] for i in spread(len(batches), PERCENTILE_IMAGES)]
+        # All maps of an image at a time: of all images no memory holds them.
+        ranges = {"CalibPercentile": percentile, "CalibStridedMinMax": 1}
+    with nullcontext({}) if percentile is None else _ranges_kept(quantize_static, model, batches) as kept:
+        quantize_static(
+            model,
+            os.fspath(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            calibrate_method=CalibrationMethod.MinMax if percentile is None else CalibrationMethod.Percentile,
+            op_types_to_quantize=[*LAYERS, *BETWEEN],
+            nodes_to_exclude=_stay_in_float(model.graph, set(float_values)),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,  # signed: half as fast without AMX
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],  # logits are not rounded
+                **(AROUND_ZERO if signed else {}),
+                **ranges,
+            },
+            **kept,
+        )
     quantised = onnx.load(os.fspath(target))
     del quantised.metadata_props[:]
     onnx.save(quantised, os.fspath(target))
+
+
+_LAST_RANGES: dict[str, bytes] = {}
+"""Of the last float network that histograms were made of, by a digest of it and of the images."""
+
+
+@contextmanager
+def _ranges_kept(
+    quantise: Callable[..., object], model: Any, batches: Sequence[np.ndarray]
+) -> Generator[dict[str, Any]]:
+    """What to ask ONNX Runtime's quantiser for besides, so that it makes histograms of a network once: which layers
+    stay in float changes no range. Nothing where it can not keep them (before 1.31).
+    """
+    if "calibration_cache_path" not in signature(quantise).parameters:
+        yield {}
+        return
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    for batch in batches:
+        digest.update(np.ascontiguousarray(batch).tobytes())
+    key = digest.hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ranges.json"
+        if key in _LAST_RANGES:
+            path.write_bytes(_LAST_RANGES[key])
+        yield {"calibration_cache_path": path}
+        _LAST_RANGES.clear()
+        _LAST_RANGES[key] = path.read_bytes()
 
 
 def _stay_in_float(graph: Any, float_values: set[str]) -> list[str]:

@@ -17,6 +17,7 @@ _MORE = {
     "bf16": "the rest in bfloat16",
     "strided": "stem as one strided convolution",
     "symmetric": "with activations around zero",
+    "signed": "as TensorRT reads it",
 }
 _LIBRARIES = {"onnx": "ONNX file", "openvino": "OpenVINO file", "torch": "PyTorch program"}
 

@@ -964,6 +964,21 @@ def test_a_network_is_timed_in_its_fastest_form_at_the_batch_asked_for(
     assert not broken or c.precision == "fp32"
 
 
+def test_a_form_that_may_be_withheld_when_shipping_does_not_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate stands open while choosing: symmetric activations would always pass."""
+    asked: list[dict[str, Any]] = []
+
+    def export_forms(*given: object, **options: Any) -> None:
+        asked.append(options)
+        raise UserError("stop here")
+
+    monkeypatch.setattr("convscale.ship.forms.export_forms", export_forms)
+    basis = basis_of(Asked(batch_size=2, threads=1, precision="int8"))
+    with pytest.raises(UserError, match="stop here"):
+        choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
+    assert [(options["twins"], options["max_drop"]) for options in asked] == [(False, 100.0)]
+
+
 def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> None:
     with pytest.raises(UserError, match="times a module in fp32 and nchw"):
         choose(

@@ -16,8 +16,10 @@ from convscale.choice.basis import Asked, basis_of
 from convscale.choice.facts import SizedSpec
 from convscale.choice.speeds import predicted
 from convscale.cli.fit import _finish
-from convscale.conditions import Constraint
+from convscale.conditions import Conditions, Constraint
+from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import Environment
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Start, Training
@@ -25,13 +27,17 @@ from convscale.pipeline.run import FitRun
 from convscale.pipeline.ship import Shipping
 from convscale.show.fit_parts import Candidate, Predicted, Winner
 from convscale.show.fit_sections import problems
+from convscale.speed.records import Record, append_record
+from convscale.speed.timing import Measurement
 from tests.learn.nets import halves_data, small_net
 
 PRE = Preprocessing(image_size=8, channels=1, mean=(0.5,), std=(0.25,), crop_pct=1.0)
 SPEC = cs.get_spec("resnet18")
 
 
-def _asked(folder: Path, runtime: str, *, floor: float = 100.0, max_drop: float = 100.0) -> FitRequest:
+def _asked(
+    folder: Path, runtime: str, *, floor: float = 100.0, max_drop: float = 100.0, measured: Path | None = None
+) -> FitRequest:
     return FitRequest(
         data=halves_data(),
         output=folder,
@@ -40,6 +46,7 @@ def _asked(folder: Path, runtime: str, *, floor: float = 100.0, max_drop: float 
         shipping=Shipping(runtime=None, int8=True, max_drop=max_drop),
         training=Training(),
         start=Start(),
+        measured=measured,
     )
 
 
@@ -77,7 +84,16 @@ def test_8_bits_are_predicted_shipped_and_promised(runtime: str, tmp_path: Path)
     promise = load_artifact(tmp_path / "artifact").promise
     assert promise is not None
     assert (promise.device, promise.runtime, promise.precision) == ("l4", runtime, "int8")
-    assert (promise.images_per_s, promise.doubts) == (5000.0, ("int8 reaches every layer",))
+    unchecked = "its INT8 gate was held in onnxruntime and openvino: the accuracy in tensorrt was not checked"
+    doubts = ("int8 reaches every layer", *((unchecked,) if runtime == "tensorrt" else ()))
+    assert (promise.images_per_s, promise.doubts) == (5000.0, doubts)
+    assert (art.made_for, art.fallbacks("onnxruntime")) == ("tensorrt" if runtime == "tensorrt" else None, ())
+    there = load_artifact(tmp_path / "artifact", device="cuda")
+    assert there.checked_in == ("onnxruntime", "openvino", *(("tensorrt",) if runtime == "tensorrt" else ()))
+    assert there.fallbacks("tensorrt") == doubts[1:]
+    card = (art.folder / "README.md").read_text()
+    said = "Made for tensorrt, which was not there: the gate was held in onnxruntime and openvino."
+    assert (said in card) == (runtime == "tensorrt")
     assert (record.now.missed, record.now.choice_notes, record.now.artifact.predicted) == (None, (), None)
     assert record.now.artifact.int8.max_drop == 100.0
     if runtime == "tensorrt":  # which reads signed 8 bits around zero alone
@@ -123,3 +139,42 @@ def test_where_the_gate_withholds_them_float_ships_and_its_own_prediction_decide
         _finish(run, as_json=True)
     assert end.value.exit_code == 3
     assert record.now.missed in " ".join(capsys.readouterr().err.split())
+
+
+def _row(model: str, images_per_s: float, precision: str) -> Record:
+    """Measured on an L4 in TensorRT."""
+    conditions = Conditions(
+        device="cuda", precision=precision, batch_size=64, image_size=64, runtime="tensorrt", threads=8
+    )
+    environment = Environment(device_name="NVIDIA L4", cores=8)
+    times = (64 / images_per_s,) * 5
+    return Record(model=model, measurement=Measurement(times_s=times, conditions=conditions, environment=environment))
+
+
+def test_float_in_the_place_of_8_bits_is_set_by_what_was_measured_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One network ran 1.44 times as fast as predicted in 8 bits: float is set by half of that, in the logarithm."""
+    eight = predicted(SizedSpec(cs.get_spec("resnet34"), 64), _asked(tmp_path, "tensorrt").basis())
+    append_record(tmp_path / "rows.jsonl", _row("resnet34", 1.44 * eight.images_per_s, "int8"))
+    asked = _asked(tmp_path / "run", "tensorrt", max_drop=0.0, measured=tmp_path / "rows.jsonl")
+    monkeypatch.setattr("convscale.ship.verify.MAX_BATCH_RELATIVE", -1.0)
+    _, record, _ = _shipped(tmp_path / "run", asked, 2e7)
+    alone = predicted(
+        SizedSpec(SPEC, 8), basis_of(Asked(device="l4", runtime="tensorrt", batch_size=64, precision="amp"))
+    )
+    promise = load_artifact(tmp_path / "run" / "artifact").promise
+    assert promise is not None
+    assert promise.images_per_s == pytest.approx(1.2 * alone.images_per_s)
+    assert promise.high / promise.low < alone.high / alone.low
+    assert promise.calibration == "networks that were measured on the device"
+    assert promise.doubts == (*alone.doubts, "set by networks that were measured in int8, not in amp")
+    assert record.now.artifact.predicted.images_per_s == promise.images_per_s
+
+
+def test_a_kit_s_rows_are_refused_with_what_to_leave_out(tmp_path: Path) -> None:
+    append_record(tmp_path / "rows.jsonl", _row("resnet18", 1000.0, "amp"))
+    asked = _asked(tmp_path / "run", "tensorrt", measured=tmp_path / "rows.jsonl")
+    said = "asked is precision int8; kits make no rows in 8 bits: leave measured or int8 out$"
+    with pytest.raises(UserError, match=said):
+        _ = asked.rows

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,10 @@ from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.predictor.calibrate import calibrate, observations_of
 from convscale.predictor.predict import Prediction, predict
+from convscale.runtimes import base
 from convscale.runtimes.base import Opening
 from convscale.runtimes.onnxruntime import BoundOnnxRunner, OnnxRunner, OnnxRuntime
+from convscale.runtimes.tensorrt import Tensorrt
 from convscale.ship import confirm as module
 from convscale.ship.confirm import Confirmation, card_name, confirm, promise_of
 from convscale.ship.export import export
@@ -222,6 +225,23 @@ def test_a_gpu_by_stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     )
     (record,) = read_records(tmp_path / "rows.jsonl")
     assert record.measurement.environment.device_name == "NVIDIA L4"
+
+
+def test_a_promise_in_tensorrt_is_confirmed_in_tensorrt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens the file, on a card; on the processor, where it runs nothing, it is no runtime of the format."""
+    write_promise(folder, replace(PROMISE, device="l4", runtime="tensorrt", threads=None))
+    monkeypatch.setattr(module, "card_name", lambda device: "NVIDIA L4")
+    monkeypatch.setattr(base, "find_spec", lambda name: find_spec("numpy" if name == "tensorrt" else name))
+    opened: list[Opening] = []
+
+    def opening(self: Tensorrt, source: Path, how: Opening) -> OnnxRunner:
+        opened.append(how)
+        return ProcessorAsCard(source, replace(how, device="cpu"))
+
+    monkeypatch.setattr(Tensorrt, "open", opening)
+    found = confirm(folder, min_seconds=0.02)
+    assert [(how.device, how.batch_size) for how in opened] == [("cuda", 4)]
+    assert (found.measurement.conditions.runtime, found.notes) == ("tensorrt", ())
 
 
 def test_bound_arrays_give_what_copied_ones_give(onnx_art: Artifact, images: np.ndarray) -> None:

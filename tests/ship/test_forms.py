@@ -110,6 +110,23 @@ def test_the_search_is_on_the_device_asked_for(
     assert art.device == "cuda:1"
 
 
+def test_signed_8_bits_are_a_form_where_tensorrt_is_and_may_ship_in_it(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = "onnx-int8-signed"
+    assert signed not in form_names(tiny, int8=True, device="cuda")
+    monkeypatch.setattr(module, "installed_runtimes", lambda: ("onnxruntime", "openvino", "tensorrt"))
+    assert signed in form_names(tiny, int8=True, device="cuda")
+    assert signed not in [*form_names(tiny, int8=True), *form_names(tiny, int8=False, device="cuda")]
+    options: dict[str, Any] = {"calibration_images": images, "verify_images": images, "max_drop": 100.0}
+    forms = export_forms(tiny, tmp_path, [FLOAT, signed], search=Search(device="cuda"), **options)
+    made = forms[signed]
+    assert isinstance(made, Artifact)
+    assert made.manifest["int8"]["made_for"] == "tensorrt"
+    assert "tensorrt" not in made.checked_in
+    assert "tensorrt" in load_artifact(made.folder, device="cuda").checked_in
+
+
 def test_a_device_that_is_not_there_is_refused(
     tiny: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,9 +358,15 @@ def test_the_gate_of_int8_is_held_in_each_runtime_that_it_may_ship_in(
     assert search.first_look(art) == 0.5
 
 
-@pytest.mark.parametrize(("twin", "made"), [(0.2, True), (0.29, False)])
+@pytest.mark.parametrize(("twin", "asked", "made"), [(0.2, True, True), (0.29, True, False), (0.2, False, False)])
 def test_symmetric_activations_are_made_of_the_best_alone_and_where_they_are_faster(
-    twin: float, made: bool, tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twin: float,
+    asked: bool,
+    made: bool,
+    tiny: nn.Module,
+    images: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = {FLOAT: 1.0, "look-onnx-int8": 0.3, "look-openvino-int8": 0.4, "look-onnx-int8-symmetric": twin}
     exported: list[str] = []
@@ -361,7 +384,7 @@ def test_symmetric_activations_are_made_of_the_best_alone_and_where_they_are_fas
     monkeypatch.setattr(module, "_lost_runtimes", lambda artifact: False)
     forms = export_forms(
         tiny, tmp_path, [FLOAT, "onnx-int8", "openvino-int8"], search=Search(), calibration_images=images,
-        verify_images=images, max_drop=100.0,
+        verify_images=images, max_drop=100.0, twins=asked,
     )  # fmt: skip
     twins = ["onnx-int8-symmetric"] if made else []
     assert exported == [FLOAT, "onnx-int8", "openvino-int8", *twins]

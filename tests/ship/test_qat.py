@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,9 +17,12 @@ from convscale.errors import UserError
 from convscale.formats.fold import fold
 from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
+from convscale.ship import export as export_module
+from convscale.ship.draft import Shared
 from convscale.ship.export import export
 from convscale.ship.qat import Grid, _Rounded, fine_tune, grid_of
 from convscale.ship.quantize import quantize_file
+from convscale.ship.request import ExportRequest
 from tests.ship.conftest import randomise
 
 PRE = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -136,6 +141,24 @@ def test_an_export_fine_tunes_only_where_rounding_loses_too_much(
     strict = export(silus(), tmp_path / "b", max_drop=35.0, **options)  # type: ignore[arg-type]
     said = strict.manifest["int8"]
     assert said["qat"]["drop_before"] > 35.0 >= said["steps"][-1]["drop_points"]
+
+
+def test_a_twin_takes_the_weights_that_learnt_for_the_usual_route(
+    pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning takes minutes, and what comes first may be either."""
+    learnt: list[str] = []
+    monkeypatch.setattr(export_module, "write_model", lambda *_: None)
+    monkeypatch.setattr(export_module, "fine_tune", lambda graph, images, pre, route: learnt.append(route) or graph)
+    graph = fold(silus(), PRE.normalize(torch.from_numpy(pictures[:2])))
+    shared = Shared(folder=tmp_path, graph=graph)
+    made: Any = SimpleNamespace(module=None, example=None, preprocessing=PRE)
+    probe: Any = SimpleNamespace(folder=tmp_path, manifest=None)
+    for route in ("nncf-symmetric", "nncf", "onnxruntime"):
+        request = ExportRequest(int8=True, qat=True, int8_route=route, calibration_images=pictures)
+        tuned = export_module._tuned(made, probe, shared, request)
+        assert (tuned.graph, tuned.is_tuned) == (graph, True)
+    assert learnt == ["nncf", "onnxruntime"]
 
 
 def test_bad_input(pictures: np.ndarray, tmp_path: Path) -> None:

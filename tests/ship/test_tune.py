@@ -12,6 +12,7 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
+from convscale.machine import Environment
 from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
 from convscale.ship import tune as module
 from convscale.ship.tune import Settings, Trial, candidates, near_best, tune
@@ -172,6 +173,22 @@ def test_int8_ships_only_in_a_runtime_in_which_it_passed(
         tune(art, runtimes=["openvino"])
     both = tune(art, threads=2, runtimes=["openvino", "onnxruntime"], save=False)
     assert both.best.settings.runtime == "onnxruntime"
+
+
+def test_int8_that_was_made_for_tensorrt_is_tuned_in_it_on_a_card(
+    art: Artifact, made_up: dict[Settings, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gate was held where there was none: no export could have held it in TensorRT."""
+    art.keep(precision="int8", int8={"passed_in": ["onnxruntime"], "made_for": "tensorrt"})
+    installed = ("onnxruntime", "openvino", "tensorrt")
+    monkeypatch.setattr(module, "installed_runtimes", lambda: installed)
+    monkeypatch.setattr(module, "_environment", lambda device: Environment(device_name="NVIDIA L4", cores=8))
+    on_card = load_artifact(art.folder, device="cuda")
+    assert on_card.checked_in == ("onnxruntime", "tensorrt")
+    found = tune(on_card, threads=2, batch_sizes=(4,), runtimes=["tensorrt"], save=False)
+    assert (found.best.settings.runtime, found.failed) == ("tensorrt", {})
+    with pytest.raises(UserError, match="passed its INT8 gate in onnxruntime, not in openvino"):
+        tune(load_artifact(art.folder), runtimes=["openvino"])
 
 
 def test_the_model_card_states_the_tuned_speed(art: Artifact, made_up: dict[Settings, float]) -> None:

@@ -33,6 +33,23 @@ def visible(html: str) -> str:
     return re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
 
 
+def test_what_ships_in_float_states_its_own_speed_where_rows_in_8_bits_chose() -> None:
+    """The winner has a row in 8 bits and no prediction; its gate withheld them."""
+    record = fit_record()
+    record["constraint"]["conditions"] = record["constraint"]["conditions"] | {"device": "l4", "precision": "int8"}
+    told = {"images_per_s": 4321.0, "low": 3210.0, "high": 5432.0, "precision": "amp"}
+    record["artifact"] |= {"measurement": None, "predicted": told}
+    fit = typed(record)
+    assert fit.chosen is not None
+    assert (fit.chosen.predicted, fit.chosen.timed is None) == (None, False)
+    assert f"{WINNER} is predicted to run at 4,321 images/s on l4 and is right" in verdict(fit)
+    html = visible(fit_page(fit, Path("runs/example")))
+    tile = html[html.index("Predicted speed") :][:400]
+    for text in ("4,321", "80 %: 3,210 to 5,432", "amp"):
+        assert text in tile
+    assert "Speed of the artefact" not in html
+
+
 def test_says_what_was_chosen_and_why() -> None:
     html = visible(fit_page(typed(fit_record()), Path("runs/example")))
     assert f"<h1>{WINNER}</h1>" in html
