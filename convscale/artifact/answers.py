@@ -194,3 +194,13 @@ def checked_top(top: int | None, classes: int) -> int | None:
         UserError: it is no whole number of at least 1.
     """
     return None if top is None else min(check_whole("top", top), classes)
+
+
+def pixels_or_error(name: str, picture: Picture, channels: int) -> np.ndarray | str:
+    """A picture's pixels, or why there are none."""
+    from convscale.images.decode import ImageError
+
+    try:
+        return decoded(name, picture, channels)
+    except ImageError as error:
+        return str(error).removeprefix(f"{name}: ")

@@ -21,19 +21,19 @@ from convscale.artifact.answers import (
     Said,
     box_answer,
     checked_top,
-    decoded,
     pictures_of,
+    pixels_or_error,
     prepared,
 )
-from convscale.artifact.boxes import Boxes, boxes_of
+from convscale.artifact.boxes import Boxes, boxes_of, in_picture
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.features import HEAD_FILE, Head, read_head
-from convscale.artifact.folder import CARD
+from convscale.artifact.folder import CARD, identity
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError, check_whole
 from convscale.files import sha256, write_json, write_text
-from convscale.images.letterbox import fill_of, letterbox, out_of_square
+from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
 
@@ -200,7 +200,7 @@ class Artifact:
     def _check_unchanged(self) -> None:
         """Refuse what a runtime opened where it is not what was hashed: a file changed in between."""
         for name, before in self.hashed.items():
-            if _identity(self.folder / name) != before:
+            if identity(self.folder / name) != before:
                 self._runner = None
                 raise UserError(f"artefact {self.folder}: {name} changed while it was opened; open it again")
 
@@ -302,7 +302,7 @@ class Artifact:
         answers: list[Answer] = []
         for start in range(0, len(given), self.batch_size):
             batch = given[start : start + self.batch_size]
-            pixels = [_pixels_or_error(name, picture, self.preprocessing.channels) for name, picture in batch]
+            pixels = [pixels_or_error(name, picture, self.preprocessing.channels) for name, picture in batch]
             found = iter(self.boxes_in([each for each in pixels if isinstance(each, np.ndarray)]))
             for (name, _), each in zip(batch, pixels, strict=True):
                 if isinstance(each, str):
@@ -324,7 +324,7 @@ class Artifact:
         if not squares:
             return []
         found = self.detect(np.stack(squares))
-        return [_in_picture(each, size, self.preprocessing.width) for each, size in zip(found, sizes, strict=True)]
+        return [in_picture(each, size, self.preprocessing.width) for each, size in zip(found, sizes, strict=True)]
 
     def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """The network's outputs before the softmax, float32 (N, classes); ``images`` as for calling."""
@@ -421,7 +421,7 @@ def load_artifact(
                 f"artefact {folder}: {name} has a second name somewhere (a hard link), by which it can change unseen; "
                 "copy the folder"
             )
-        hashed[name] = _identity(path)
+        hashed[name] = identity(path)
         if not isinstance(entry, Mapping) or sha256(path) != entry.get("sha256"):
             raise UserError(f"artefact {folder} is damaged: the checksum of {name} is wrong; export it again")
     needed = (*MODEL_FILES[manifest.format], "classes.json", "preprocessing.json")
@@ -435,38 +435,12 @@ def load_artifact(
     return artifact
 
 
-def _pixels_or_error(name: str, picture: Picture, channels: int) -> np.ndarray | str:
-    """A picture's pixels, or why there are none."""
-    from convscale.images.decode import ImageError
-
-    try:
-        return decoded(name, picture, channels)
-    except ImageError as error:
-        return str(error).removeprefix(f"{name}: ")
-
-
-def _in_picture(found: Boxes, size: tuple[int, int], side: int) -> Boxes:
-    """Boxes in a square as they stand in its picture; those without area there are dropped."""
-    boxes = out_of_square(found.boxes, *size, side)
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return Boxes(boxes=boxes[keep], scores=found.scores[keep], labels=found.labels[keep])
-
-
 def _class_names(folder: Path) -> tuple[str, ...]:
     """The names of an artefact's outputs."""
     names = read_part(folder, "classes.json")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"artefact {folder} has a damaged classes.json: it must be a list of names; export it again")
     return tuple(names)
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """Changes whenever a file's content does, or another file takes its name."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:

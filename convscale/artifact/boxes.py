@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convscale.errors import UserError, check_number, check_text, check_whole, short
+from convscale.images.letterbox import out_of_square
 
 INSIDE, OUTSIDE = "inside", "outside"
 _MOST = 100_000
@@ -134,3 +135,10 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshol
         overlap = np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
         order = rest[(overlap <= threshold) | (labels[rest] != labels[first])]
     return np.array(kept, np.int64)
+
+
+def in_picture(found: Boxes, size: tuple[int, int], side: int) -> Boxes:
+    """Boxes in a square as they stand in its picture; those without area there are dropped."""
+    boxes = out_of_square(found.boxes, *size, side)
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Boxes(boxes=boxes[keep], scores=found.scores[keep], labels=found.labels[keep])

@@ -61,3 +61,12 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
         if not began:
             raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
         raise
+
+
+def identity(path: Path) -> tuple[int, ...]:
+    """Changes whenever a file's content does, or another file takes its name."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
