@@ -224,7 +224,8 @@ def _become_pytest(tree: str, tests: Sequence[str], cache: str) -> NoReturn:
         sys.path[:1] = [tree]  # where the tool's own folder stood
         import pytest
 
-        code = int(pytest.main(["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *tests]))
+        every = ("-m", "slow or not slow")  # a test that is left to make test-full is named on purpose
+        code = int(pytest.main(["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", *every, *tests]))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -930,7 +930,7 @@ def test_a_tuned_choice_says_in_what_each_network_is_fastest(fake: Path, monkeyp
     assert plain.best.images_per_s == pytest.approx(50)
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("broken", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_network_is_timed_in_its_fastest_form_at_the_batch_asked_for(
     broken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

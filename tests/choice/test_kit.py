@@ -304,6 +304,7 @@ def test_what_a_choice_brings_along(tmp_path: Path) -> None:
         cs.write_kit(made, tmp_path / "other", overwrite=True)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     args = ["--device", "l4", "-b", 8, "--img-size", 32, "--accuracy", "none", "--min-throughput", 3000]
     args += ["--model", "mobilenetv2_050", "--kit", tmp_path / "kit"]

@@ -13,7 +13,7 @@ from convscale.errors import DoesNotFit
 FAMILIES = ("tresnet_m", "efficientnet_b0", "resnet50d")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[:2]), FAMILIES[2]])
 def test_members_of_small_images_grow_in_small_steps_at_one_size(name):
     rising = members(name, 28)
     assert {spec.input.size for spec in rising} == {28}

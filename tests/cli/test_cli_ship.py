@@ -77,6 +77,7 @@ def refused(result: tuple[int, str, str], *texts: str) -> None:
         assert text in lines[0]
 
 
+@pytest.mark.slow
 def test_the_fastest_form_of_a_checkpoint(
     call: Call, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,7 +298,7 @@ def test_int8_boxes_are_checked_in_each_runtime_too(
     assert made.checked_in == (("onnxruntime", "openvino") if passes else ("onnxruntime",))
 
 
-@pytest.mark.parametrize("nms", ["inside", "outside"])
+@pytest.mark.parametrize("nms", ["inside", pytest.param("outside", marks=pytest.mark.slow)])
 def test_int8_that_is_slower_than_float_is_not_written(
     nms: str, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

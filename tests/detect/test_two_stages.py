@@ -52,6 +52,7 @@ def artifact(detector: Detector, data: BoxSplits, tmp_path_factory: pytest.TempP
     return cs.export(detector, out, classes=CLASSES, verify_images=images, verify_labels=truths)
 
 
+@pytest.mark.slow
 def test_the_file_takes_any_batch_and_holds_both_stages(artifact: Artifact) -> None:
     import onnx
     import onnxruntime
@@ -69,6 +70,7 @@ def test_the_file_takes_any_batch_and_holds_both_stages(artifact: Artifact) -> N
     assert np.allclose(whole[3], alone[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_its_boxes_are_torchvisions(detector: Detector, artifact: Artifact) -> None:
     """FasterRCNN.forward itself, on pictures of noise: every box above 0.3, its score and label."""
     pixels = np.random.default_rng(1).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
@@ -87,6 +89,7 @@ def test_its_boxes_are_torchvisions(detector: Detector, artifact: Artifact) -> N
     assert sure > 20
 
 
+@pytest.mark.slow
 def test_the_record_says_how_it_was_checked(artifact: Artifact) -> None:
     checked = artifact.verification
     assert checked is not None

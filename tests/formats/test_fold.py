@@ -28,7 +28,13 @@ def targets(graph: nn.Module) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("create", "name"), [(timm, "resnet18"), (cs, "tresnet_m"), (timm, "efficientnet_b0"), (cs, "mixnet_s")]
+    ("create", "name"),
+    [
+        (timm, "resnet18"),
+        (cs, "tresnet_m"),
+        (timm, "efficientnet_b0"),
+        pytest.param(cs, "mixnet_s", marks=pytest.mark.slow),
+    ],
 )
 def test_equal_in_float64_and_near_in_float32(create: ModuleType, name: str) -> None:
     torch.manual_seed(0)

@@ -134,6 +134,7 @@ def test_an_impossible_width_is_told() -> None:
         spec(width=100)
 
 
+@pytest.mark.slow
 def test_it_ships_in_float_and_in_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """INT8 by the same gate as other networks; what it says stays near."""
     pytest.importorskip("nncf")

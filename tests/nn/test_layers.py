@@ -328,7 +328,7 @@ def everything() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_compiles_without_a_graph_break(training: bool) -> None:
     net = everything().train(training)
     compiled = torch.compile(copy.deepcopy(net), backend="aot_eager", fullgraph=True)

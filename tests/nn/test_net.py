@@ -179,7 +179,7 @@ def test_channels_last_is_safe(name):
     )
 
 
-@pytest.mark.parametrize("name", ["tresnet_m", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["tresnet_m", pytest.param("efficientnet_b0", marks=pytest.mark.slow)])
 def test_no_graph_break(name):
     net = small(name, drop_path_rate=0.1)
     x = torch.rand(2, 3, 64, 64)

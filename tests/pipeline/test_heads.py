@@ -129,7 +129,10 @@ def _run(recipe: str, lr: float, folder: Path) -> FitRun:
 
 
 @pytest.mark.usefixtures("briefly")
-@pytest.mark.parametrize(("recipe", "lr", "head"), [("ml-decoder", 5e-4, "ml_decoder"), ("coco-asl", 4e-3, None)])
+@pytest.mark.parametrize(
+    ("recipe", "lr", "head"),
+    [pytest.param("ml-decoder", 5e-4, "ml_decoder", marks=pytest.mark.slow), ("coco-asl", 4e-3, None)],
+)
 def test_several_labels_from_choosing_to_shipping(recipe: str, lr: float, head: Any, tmp_path: Path) -> None:
     run = _run(recipe, lr, tmp_path)
     record = run.result

@@ -116,6 +116,7 @@ def test_a_run_from_weights_is_resumed(run, pictures, weights, monkeypatch):
     assert again.record["winner"] == made.record["winner"]
 
 
+@pytest.mark.slow
 def test_an_impossible_speed_still_leaves_a_network_and_says_what_it_misses(
     pictures, weights, tmp_path, capsys, monkeypatch
 ):
@@ -253,6 +254,7 @@ def test_rows_that_say_nothing_of_the_device_are_refused(pictures, tmp_path, dev
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_weights_costs_one_candidate_not_the_run(pictures, weights, tmp_path, monkeypatch):
     folder = tmp_path / "weights"
     folder.mkdir()

@@ -60,6 +60,7 @@ def _fit(place: Path, **options: Any) -> FitRun:
     return fit(halves_data(), output=place, **{**asked, **options})
 
 
+@pytest.mark.slow
 def test_a_fit_is_one_run(told: list[tuple[Any, ...]], tmp_path: Path) -> None:
     """Two finalists are compared by a short training each, which no tracker is told of."""
     run = _fit(tmp_path / "mine", track="mlflow")

@@ -17,8 +17,8 @@ from convscale.predictor.largest_batch import largest_within, predict_largest_ba
         ("resnet50", 224, 288),
         ("tresnet_m", 224, 512),
         ("efficientnet_b1", 240, 196),
-        ("tresnet_l", 224, 316),
-        ("tresnet_xl", 224, 240),
+        pytest.param("tresnet_l", 224, 316, marks=pytest.mark.slow),
+        pytest.param("tresnet_xl", 224, 240, marks=pytest.mark.slow),
     ],
 )
 def test_the_papers_largest_training_batches_on_a_v100(name: str, size: int, paper: int) -> None:

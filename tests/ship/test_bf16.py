@@ -146,7 +146,7 @@ def test_the_search_for_the_fastest_says_so_too(
 ) -> None:
     monkeypatch.setattr("convscale.runtimes.openvino._has_bf16", lambda: False)
     monkeypatch.setattr("convscale.ship.forms.export_winner", lambda *given, **how: None)
-    monkeypatch.setattr("convscale.ship.forms.load_artifact", lambda place: None)
+    monkeypatch.setattr("convscale.ship.forms.load_artifact", lambda place, **how: None)
     told: list[tuple[str, str]] = []
     for bf16 in (False, True):
         export_fastest(tiny, tmp_path / "a", bf16=bf16, on_form=lambda name, why: told.append((name, str(why))))

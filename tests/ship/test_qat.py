@@ -106,6 +106,7 @@ def by_onnx_runtime(graph: nn.Module, pictures: np.ndarray, folder: Path) -> np.
     return np.concatenate([session.run(None, {name: batch})[0] for batch in np.split(PRE.normalize_array(pictures), 8)])
 
 
+@pytest.mark.slow
 def test_an_independent_quantiser_s_network_comes_nearer(pictures: np.ndarray, tmp_path: Path) -> None:
     net = silus()
     graph = fold(net, PRE.normalize(torch.from_numpy(pictures[:2])))

@@ -75,6 +75,7 @@ def test_networks_of_timm(name: str, tmp_path: Path) -> None:
     check(randomise(timm.create_model(name, num_classes=CLASSES), SIZE), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_scaled_spec_and_one_of_the_users_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     scaled = cs.scale(cs.get_spec("efficientnet_b0"), depth=0.3, width=0.3)
