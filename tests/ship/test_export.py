@@ -88,7 +88,7 @@ def test_in_place_norm_exports(tmp_path: Path) -> None:
     art = export(net, tmp_path / "a", image_size=64)
     logits = expected(net, images, 0.0, 1.0)
     assert np.abs(art.logits(images) - logits).max() < 1e-4 * np.abs(logits).max()
-    assert art.manifest["model"] == spec.name
+    assert art.manifest["model"] == net.spec.name
     assert cs.NetSpec.from_dict(art.manifest["spec"]) == net.spec
 
 
