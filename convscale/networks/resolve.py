@@ -126,10 +126,13 @@ def shapes_of(net: Network, *, fused: bool = False) -> nn.Module:
 
 
 def name_of(net: nn.Module) -> str:
-    """A module's name: its ``pretrained_cfg``'s architecture, its spec's name, else its class's."""
+    """A module's name: its spec's, without a tag of weights; its ``pretrained_cfg``'s architecture; else its class's."""
+    spec = getattr(net, "spec", None)
+    if isinstance(spec, NetSpec):  # a scaled one's multipliers have points, which are no tag's
+        return spec.name if find_tag(spec.name) is None else spec.name.partition(".")[0]
     config = getattr(net, "pretrained_cfg", None) or {}
     architecture = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
-    return str(architecture or getattr(getattr(net, "spec", None), "name", None) or type(net).__name__)
+    return str(architecture or getattr(spec, "name", None) or type(net).__name__)
 
 
 def build_meta(spec: NetSpec | str) -> nn.Module:
