@@ -59,7 +59,8 @@ def write_coco_results(output: Path, target: Path, classes: Sequence[str]) -> in
     rows = list(said_rows(output))
     stems = [Path(path).stem for path, _ in rows]
     numbered = all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems)
-    if unknown := next((each["class"] for _, boxes in rows for each in boxes if each["class"] not in classes), None):
+    unknown = next((each["class"] for _, boxes in rows for each in boxes if each["class"] not in classes), None)
+    if unknown is not None:
         raise UserError(f"{output} has the class {unknown[:60]!r}, which the artefact does not know")
     label_of = {name: number for number, name in enumerate(classes, 1)}
     results = [
