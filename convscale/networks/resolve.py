@@ -126,7 +126,7 @@ def shapes_of(net: Network, *, fused: bool = False) -> nn.Module:
 
 
 def name_of(net: nn.Module) -> str:
-    """A module's name: its spec's, without a tag of weights; its ``pretrained_cfg``'s architecture; else its class's."""
+    """A module's name: its spec's, without a tag; its ``pretrained_cfg``'s architecture; else its class's."""
     spec = getattr(net, "spec", None)
     if isinstance(spec, NetSpec):  # a scaled one's multipliers have points, which are no tag's
         return spec.name if find_tag(spec.name) is None else spec.name.partition(".")[0]
