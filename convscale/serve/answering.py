@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ _PIECE = 262_144
 """Bytes that are unpacked at once."""
 _WORTH_PACKING = 1_024
 """Bytes of an answer."""
+_INFERENCE = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/(infer|classify)")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -110,7 +112,6 @@ class Answering:
         model = self.version(name, version)
         one.told.model = name
         start = time.perf_counter()
-        self.check_room(one, model)
         with model.batcher.coming():
             body = await unpacked(one, headers, await read_body(one))
             length = headers.get(HEADER_LENGTH)
@@ -235,11 +236,20 @@ class Answering:
                 raise Problem(503, "the model changes; try again", {"retry-after": "1"}) from None
             return self._submitted(one, images, now, named=named)
 
-    def check_room(self, one: Guarded, model: Version) -> None:
-        """Before a body is read that would not be taken."""
+    def check_room(self, one: Guarded) -> None:
+        """Before anything is done for a request that would not be taken: under a crowd, refusals are most of the work.
+
+        Raises:
+            Problem: the queue that it asks for is full.
+        """
+        asked = _INFERENCE.fullmatch(one.scope["path"]) if one.scope["method"] == "POST" else None
+        model = self.models.all.get(asked[1]) if asked else None
+        if asked is None or model is None:
+            return
         try:
-            model.batcher.check_room()
+            model.current.batcher.check_room()
         except Overloaded as error:
+            one.told.endpoint, one.told.model = asked[2], asked[1]
             self._refuse_full(one, error.retry_after_s)
 
     def _refuse_full(self, one: Guarded, retry_after_s: int) -> NoReturn:

@@ -41,7 +41,7 @@ def build(answering: Answering) -> Guard:
             await asyncio.get_running_loop().run_in_executor(None, answering.close)
 
     app = FastAPI(title="convscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    guard = Guard(app, answering.settings, answering.metrics, answering.log)
+    guard = Guard(app, answering.settings, answering.metrics, answering.log, answering.check_room)
     _refusals(app)
     _health(app, guard, answering)
     _models(app, answering)
@@ -172,7 +172,6 @@ def _inference(app: "FastAPI", answering: Answering) -> None:
         one.told.endpoint = "classify"
         model = answering.version(name, version)
         one.told.model = name
-        answering.check_room(one, model)
         with model.batcher.coming():
             pictures, several = await pictures_of(one, request, answering.settings.limits.pictures)
             images = await answering.decode(one, pictures, model)

@@ -71,8 +71,12 @@ class Told:
 class Guard:
     """Around an application."""
 
-    def __init__(self, app: App, settings: Settings, metrics: Metrics, log: Log) -> None:
+    def __init__(
+        self, app: App, settings: Settings, metrics: Metrics, log: Log, door: Callable[[Guarded], None] | None = None
+    ) -> None:
         self.app, self.settings, self.metrics, self.log = app, settings, metrics, log
+        self.door = door
+        """Refuses, by a :class:`Problem`, what would not be taken, before anything else is done for it."""
         self.draining = False
         """Set once the server was told to stop: answers end their connections."""
         self._bodies = 0
@@ -153,6 +157,8 @@ class Guarded:
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limits.body:
             raise self._too_large()
+        if self.guard.door is not None:
+            self.guard.door(self)
         if announced.isdigit() and int(announced):
             self._reserve(int(announced))
 

@@ -28,7 +28,7 @@ class Limits:
     """Bytes of a request, unpacked."""
     bodies: int = 512 * 2**20
     """Bytes of all requests that are being answered."""
-    unread: int = 16 * 2**20
+    unread: int = 4 * 2**20
     """Bytes of bodies that have come and wait for the server to read them; more are thrown away, and refused."""
     pixels: int = 40_000_000
     """Of a picture, before it is decoded."""

@@ -382,6 +382,13 @@ def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, image
         while len(found) < 9 and time.monotonic() < end:  # one runs, two wait, the others are told at once
             time.sleep(0.005)
         assert [(status, int(headers["retry-after"]) >= 1) for status, headers, _ in found] == [(503, True)] * 9
+        behind, one.guard.app = one.guard.app, None  # pyright: ignore - who is refused at the door never comes so far
+        versioned = f"/v2/models/m/versions/{one.answering.version('m', None).takes.version}"
+        for path in ("/v2/models/m/infer", f"{versioned}/infer", f"{versioned}/classify"):
+            assert ask(one, path, body, Inference_Header_Content_Length=str(size))[0] == 503
+        one.guard.app = behind
+        assert ask(one, "/v2/models/m/ready", None)[0] == ask(one, "/v2/models/m", None)[0] == 200
+        assert ask(one, "/v2/models/other/infer", body)[0] == 404
         may.set()
         for each in threads:
             each.join()
