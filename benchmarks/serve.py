@@ -2,6 +2,7 @@
 
     python -m benchmarks.serve [--model tf_efficientnet_lite0] [--img-size 224] [--seconds 10] [--rounds 3]
         [--only throughput latency load answers overload stops] [--output results/serve.jsonl]
+    python -m benchmarks.serve --model tresnet_m --depth 0.34 --width 0.375 --img-size 64
 
 The network is exported with random weights and tuned here. Each server runs in a process of its own
 (`benchmarks.serve_peers`), the clients in another (`benchmarks.serve_load`), which checks every answer.
@@ -39,8 +40,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import machine, replace_record
+from convscale.arch.scaling import scale
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.machine import busy
+from convscale.networks.names import network_of
+from convscale.networks.resolve import Network
 
 PARTS = ("throughput", "latency", "load", "answers", "overload", "stops")
 ANSWERS = 100_000
@@ -49,13 +53,12 @@ CLIENTS = 32
 KEYS = ("benchmark", "model", "image_size", "machine", "part")
 
 
-def exported(model: str, size: int | None, folder: Path) -> Artifact:
+def exported(network: Network, size: int | None, folder: Path) -> Artifact:
     """A tuned ONNX artefact with random weights."""
-    from convscale.networks.names import network_of
     from convscale.ship.export import export
     from convscale.ship.tune import tune
 
-    artifact = export(network_of(model), folder, image_size=size)
+    artifact = export(network, folder, image_size=size)
     tune(artifact, batch_sizes=(4, 8, 16), min_seconds=0.3)
     return load_artifact(folder)
 
@@ -301,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--depth", type=float, default=1.0)
+    parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--img-size", type=int)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -311,11 +316,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with it
     done = [json.loads(line) for line in asked.output.read_text().splitlines()] if asked.output.is_file() else []
     with tempfile.TemporaryDirectory() as folder:
-        artifact = exported(asked.model, asked.img_size, Path(folder) / "m")
+        name, network = asked.model, network_of(asked.model)
+        if (asked.depth, asked.width) != (1.0, 1.0):
+            network = scale(asked.model, depth=asked.depth, width=asked.width)
+            name = network.name
+        artifact = exported(network, asked.img_size, Path(folder) / "m")
         bench = Bench(artifact)
         facts = {
             "benchmark": "serve",
-            "model": asked.model,
+            "model": name,
             "image_size": artifact.image_size,
             "machine": machine(),
         }
