@@ -252,6 +252,11 @@ class Answering:
             one.told.endpoint, one.told.model = asked[2], asked[1]
             self._refuse_full(one, error.retry_after_s)
 
+    def places(self) -> int:
+        """Images that the emptiest queue would still take."""
+        queues = [model.current.batcher for model in self.models.all.values()]
+        return max(queue.most_waiting - queue.waiting for queue in queues)
+
     def _refuse_full(self, one: Guarded, retry_after_s: int) -> NoReturn:
         self.metrics.dropped(one.told.model, "full")
         raise Problem(503, "the queue is full; try again later", {"retry-after": str(retry_after_s)})

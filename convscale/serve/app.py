@@ -42,6 +42,7 @@ def build(answering: Answering) -> Guard:
 
     app = FastAPI(title="convscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     guard = Guard(app, answering.settings, answering.metrics, answering.log, answering.check_room)
+    guard.places = answering.places
     _refusals(app)
     _health(app, guard, answering)
     _models(app, answering)

@@ -77,6 +77,8 @@ class Guard:
         self.app, self.settings, self.metrics, self.log = app, settings, metrics, log
         self.door = door
         """Refuses, by a :class:`Problem`, what would not be taken, before anything else is done for it."""
+        self.places: Callable[[], int] = lambda: 0
+        """How many more requests would be taken now: the bodies of so many are never thrown away."""
         self.draining = False
         """Set once the server was told to stop: answers end their connections."""
         self._bodies = 0

@@ -134,7 +134,7 @@ def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -
     limits = settings.limits
     config = uvicorn.Config(
         guard,  # pyright: ignore[reportArgumentType] - plain ASGI
-        http=_connections(limits),
+        http=_connections(limits, guard.places),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -202,7 +202,7 @@ def _let_in(door: socket.socket) -> list[socket.socket]:
     return found
 
 
-def _connections(limits: Limits) -> type[asyncio.Protocol]:
+def _connections(limits: Limits, places: Callable[[], int]) -> type[asyncio.Protocol]:
     """uvicorn's protocol, with httptools where that is installed, and its connections bounded in number and in time."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
@@ -255,8 +255,9 @@ def _connections(limits: Limits) -> type[asyncio.Protocol]:
             A system hands over a body's first 256 kB at once: before any request is looked at, a crowd's would be here.
             """
             cycle = self.cycle
-            held = sum(len(each.cycle.body) for each in self.connections if each.cycle is not None)  # pyright: ignore
-            if held > limits.unread and held > len(cycle.body):  # a lone one always has room
+            bodies = [len(each.cycle.body) for each in self.connections if each.cycle and each.cycle.body]  # pyright: ignore
+            held = sum(bodies)
+            if held > limits.unread and len(bodies) > max(1, places()):  # a lone one always has room
                 cycle.scope["state"][THROWN] = True
                 held -= len(cycle.body)
                 cycle.body = bytearray()

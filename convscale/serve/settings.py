@@ -29,7 +29,8 @@ class Limits:
     bodies: int = 512 * 2**20
     """Bytes of all requests that are being answered."""
     unread: int = 4 * 2**20
-    """Bytes of bodies that have come and wait for the server to read them; more are thrown away, and refused."""
+    """Bytes of bodies that have come and wait for the server to read them; more are thrown away, and refused, unless
+    the queues have room for them."""
     pixels: int = 40_000_000
     """Of a picture, before it is decoded."""
     pictures: int = 64

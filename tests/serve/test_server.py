@@ -331,7 +331,7 @@ def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
             log_config=None,
         )
         config.load()
-        made, state = _connections(limits), ServerState()
+        made, state = _connections(limits, lambda: places), ServerState()
         lines = [made(config=config, server_state=state, app_state={}) for _ in range(4)]  # pyright: ignore
         found: list[list[bytes]] = []
         for count in (4, 1):
@@ -348,9 +348,12 @@ def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
             line.connection_lost(None)
         return found
 
+    places = 0
     first, later = asyncio.run(asked())
     assert first == [b"200 60000", b"200 60000", b'503 ain"}', b'503 ain"}']
     assert later == [b"200 60000"]
+    places = 3  # what the queues would take is never thrown away
+    assert asyncio.run(asked())[0] == [b"200 60000", b"200 60000", b"200 60000", b'503 ain"}']
 
 
 def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, images: np.ndarray) -> None:
