@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,6 @@ _PIECE = 262_144
 """Bytes that are unpacked at once."""
 _WORTH_PACKING = 1_024
 """Bytes of an answer."""
-_INFERENCE = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/(infer|classify)")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -242,14 +240,14 @@ class Answering:
         Raises:
             Problem: the queue that it asks for is full.
         """
-        asked = _INFERENCE.fullmatch(one.scope["path"]) if one.scope["method"] == "POST" else None
+        asked = one.asked
         model = self.models.all.get(asked[1]) if asked else None
         if asked is None or model is None:
             return
         try:
             model.current.batcher.check_room()
         except Overloaded as error:
-            one.told.endpoint, one.told.model = asked[2], asked[1]
+            one.told.endpoint, one.told.model = asked[3], asked[1]
             self._refuse_full(one, error.retry_after_s)
 
     def places(self) -> int:

@@ -41,8 +41,7 @@ def build(answering: Answering) -> Guard:
             await asyncio.get_running_loop().run_in_executor(None, answering.close)
 
     app = FastAPI(title="convscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    guard = Guard(app, answering.settings, answering.metrics, answering.log, answering.check_room)
-    guard.places = answering.places
+    guard = Guard(app, answering.settings, answering.metrics, answering.log, answering)
     _refusals(app)
     _health(app, guard, answering)
     _models(app, answering)
@@ -153,17 +152,14 @@ def _inference(app: "FastAPI", answering: Answering) -> None:
     """Tensors and pictures."""
     from fastapi import Query, Request
     from fastapi.responses import JSONResponse, Response
-    from starlette.routing import Route
 
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Probabilities of a tensor of images."""
+        # Described here; the guard hands such requests on before they come so far.
         one = guarded(request)
         one.told.endpoint = "infer"
         body, headers = await answering.infer(one, request.headers, name, version)
         return Response(body, headers=headers)
-
-    async def lean(request: Request) -> Response:
-        return await infer(request, **request.path_params)
 
     async def classify(
         request: Request, name: str, version: str | None = None, top: int = Query(TOP, ge=1, le=1_000)
@@ -192,8 +188,6 @@ def _inference(app: "FastAPI", answering: Answering) -> None:
             responses=tensors,
             openapi_extra={"requestBody": documented.INFER_BODY},
         )(infer)
-        # What is described there is answered here: FastAPI's reading of parameters would cost more than all else.
-        app.router.routes.insert(0, Route(f"{path}/infer", lean, methods=["POST"], include_in_schema=False))
         app.post(
             f"{path}/classify",
             tags=["pictures"],

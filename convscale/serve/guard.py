@@ -13,9 +13,9 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from convscale.serve.metrics import Metrics
 from convscale.serve.protocol import Problem
@@ -29,6 +29,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REQUEST_ID = b"x-request-id"
 _ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
+_INFERENCE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(infer|classify)")
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What needs no token: the page, and what an orchestrator asks."""
 BUSY = "the server is busy with other requests; try again"
@@ -68,17 +69,34 @@ class Told:
         self.facts: dict[str, object] = {}
 
 
-class Guard:
-    """Around an application."""
+class Behind(Protocol):
+    """What answers, as far as the guard knows it."""
 
-    def __init__(
-        self, app: App, settings: Settings, metrics: Metrics, log: Log, door: Callable[[Guarded], None] | None = None
-    ) -> None:
-        self.app, self.settings, self.metrics, self.log = app, settings, metrics, log
-        self.door = door
-        """Refuses, by a :class:`Problem`, what would not be taken, before anything else is done for it."""
-        self.places: Callable[[], int] = lambda: 0
+    def check_room(self, one: Guarded) -> None:
+        """
+        Raises:
+            Problem: the request would not be taken now.
+        """
+        ...
+
+    def places(self) -> int:
         """How many more requests would be taken now: the bodies of so many are never thrown away."""
+        ...
+
+    async def infer(
+        self, one: Guarded, headers: Mapping[str, str], name: str, version: str | None
+    ) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of the answer to a request for inference."""
+        ...
+
+
+class Guard:
+    """Around an application. Requests for inference go past it, straight to what answers: a framework's way to its
+    handlers would cost more than all that is done there.
+    """
+
+    def __init__(self, app: App, settings: Settings, metrics: Metrics, log: Log, behind: Behind | None = None) -> None:
+        self.app, self.settings, self.metrics, self.log, self.behind = app, settings, metrics, log, behind
         self.draining = False
         """Set once the server was told to stop: answers end their connections."""
         self._bodies = 0
@@ -115,6 +133,8 @@ class Guarded:
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex.encode()
         self.headers = headers
         self.told = Told()
+        self.asked = _INFERENCE.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+        """Model, version and kind of a request for inference."""
         scope.setdefault("state", {})["guarded"] = self
         self.told.facts["request_id"] = self.id.decode()
         self.status = 0
@@ -128,7 +148,10 @@ class Guarded:
         guard.metrics.opened(1)
         try:
             self._check()
-            await guard.app(self.scope, self.receive, self.send)
+            if guard.behind is not None and self.asked and self.asked[3] == "infer":
+                await self._infer(guard.behind, self.asked[1], self.asked[2])
+            else:
+                await guard.app(self.scope, self.receive, self.send)
         except Problem as problem:
             await self._refuse(problem)
         except ClientLeft:
@@ -159,8 +182,8 @@ class Guarded:
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limits.body:
             raise self._too_large()
-        if self.guard.door is not None:
-            self.guard.door(self)
+        if self.guard.behind is not None:
+            self.guard.behind.check_room(self)
         if announced.isdigit() and int(announced):
             self._reserve(int(announced))
 
@@ -230,15 +253,27 @@ class Guarded:
             headers["connection"] = "close"
         return problem.status, headers, json.dumps({"error": str(problem)}).encode()
 
+    async def _infer(self, behind: Behind, name: str, version: str | None) -> None:
+        """Answer a request for inference."""
+        self.told.endpoint = "infer"
+        given: dict[str, str] = {}
+        for key, value in self.scope["headers"]:
+            given.setdefault(key.decode("latin-1"), value.decode("latin-1"))
+        body, headers = await behind.infer(self, given, name, version)
+        await self._reply(200, headers, body)
+
     async def _refuse(self, problem: Problem) -> None:
         status, headers, body = await self.refusal(problem)
-        headers["content-length"] = str(len(body))
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         try:
-            await self.send({"type": "http.response.start", "status": status, "headers": pairs})
-            await self.send({"type": "http.response.body", "body": body})
+            await self._reply(status, headers, body)
         except TimeoutError:
             return
+
+    async def _reply(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        pairs.append((b"content-length", b"%d" % len(body)))
+        await self.send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": body})
 
     async def _swallow(self) -> bool:
         """Read what is left of the body, for a moment; whether all of it came."""

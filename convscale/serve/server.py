@@ -134,7 +134,7 @@ def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -
     limits = settings.limits
     config = uvicorn.Config(
         guard,  # pyright: ignore[reportArgumentType] - plain ASGI
-        http=_connections(limits, guard.places),
+        http=_connections(limits, guard.behind.places if guard.behind else lambda: 0),
         ws="none",
         lifespan="on",
         log_config=None,
