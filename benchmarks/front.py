@@ -91,17 +91,12 @@ def load(folder: Path, cache: Path, cards: Sequence[str]) -> dict[TableFile, lis
     return found | cpu
 
 
-def card_of(table: TableFile) -> str:
-    """What a table was measured on; processors, which share a data sheet, by the file's name."""
-    return table.name.split("cpu-")[1].removesuffix("-dynamo") if "cpu-" in table.name else table.device.name
-
-
 def told_without(card: TableFile, tables: Tables) -> list[Told]:
     """Every network of a table, predicted without the card and without the network's family: coefficients are of the
     other families on the other cards, and the interval's width is of their errors.
     """
     mine = tables[card]
-    others = [(t, rows) for t, rows in tables.items() if t.set_name == card.set_name and card_of(t) != card_of(card)]
+    others = [(t, rows) for t, rows in tables.items() if t.set_name == card.set_name and t.device != card.device]
     folds = folds_of([row.family for _, rows in [*others, (card, mine)] for row in rows], FOLDS)
     fitted: list[Fitted] = []
     for out in folds:

@@ -52,8 +52,7 @@ CARD_FOLDS = 3
 """Groups of families that are left out in turn beside a card."""
 MEASURED = 8
 """How many networks are tried as the one that is measured on a card."""
-SETS = ("eager-nchw", "eager-nhwc", "compiled", "train-nchw", "train-nhwc")
-"""What is fitted here. The set of processors stays as it was fitted on the first version's table."""
+SETS = ("eager-nchw", "eager-nhwc", "compiled", "train-nchw", "train-nhwc", "cpu")
 REFERENCE = ("resnet50", 224)
 Coefficients = Mapping[str, float]
 Groups = dict[str, np.ndarray]
@@ -67,10 +66,8 @@ def latency_s(rows: Sequence[Row]) -> np.ndarray:
 
 def part_of(rows: Sequence[Row], device: Device, era: str = "") -> Part:
     """Rows as the fit takes them: what a card reaches of its sheet is fitted too."""
-    card = device.name if device.kind == "gpu" else ""
-    return Part(
-        table=table_of([row.kernels for row in rows]), latency_s=latency_s(rows), device=device, card=card, era=era
-    )
+    kernels = table_of([row.kernels for row in rows])
+    return Part(table=kernels, latency_s=latency_s(rows), device=device, card=device.name, era=era)
 
 
 def fitted_of(c: Coefficients, parts: Sequence[Part], sigmas: Mapping[str, float] | None = None) -> Fitted:

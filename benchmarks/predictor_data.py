@@ -37,9 +37,10 @@ _DEVICES = {
     "4090": "rtx-4090",
     "rtx5090": "rtx-5090",
     "5090": "rtx-5090",
-    "cpu": "cpu",
+    "i7_12700h": "i7-12700h",
+    "i9_10940x": "i9-10940x",
 }
-_NEWEST = "pt291"
+_NEWEST = {"gpu": "pt291", "cpu": "pt240"}
 """The framework that predictions are of: its tables have no factor of their own."""
 _REPARAMETERISED = ("repvgg", "mobileone", "repvit", "repghost", "ghostnetv3", "fastvit", "mobileclip")
 
@@ -72,8 +73,8 @@ class TableFile:
 
     @property
     def era(self) -> str:
-        """The generation of PyTorch, as ``fitting.Part`` has it; empty for the newest and for processors."""
-        return "" if self.torch == _NEWEST or self.device.kind == "cpu" else self.torch
+        """The generation of PyTorch, as ``fitting.Part`` has it; empty for the newest."""
+        return "" if self.torch == _NEWEST[self.device.kind] else self.torch
 
     @property
     def set_name(self) -> str:

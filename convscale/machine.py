@@ -33,7 +33,7 @@ class Environment:
                 found[name] = version(name)
             except PackageNotFoundError:
                 continue
-        name = _cpu_name()
+        name = processor_name()
         if device.startswith("cuda"):
             import torch
 
@@ -77,7 +77,7 @@ def code_commit(start: Path | None = None) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def processor_name() -> str:
     """The processor's name, as the kernel gives it where it does."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

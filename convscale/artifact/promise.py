@@ -141,7 +141,6 @@ class Promise:
 
 def promise_section(promise: Promise) -> list[str]:
     """Lines of Markdown for the model card: the prediction, its doubts, and how to check it on the device."""
-    device = "" if promise.device == "cpu" else " --device cuda"
     asked = ""
     if promise.min_throughput is not None:
         sure = "" if promise.confidence is None else f" ({odds(promise.confidence)} likely)"
@@ -160,7 +159,7 @@ def promise_section(promise: Promise) -> list[str]:
         "On the day the device is there, check it; what is measured is written for `convscale calibrate`:",
         "",
         "```sh",
-        f'convscale measure "this folder" --promised{device} --output measured.jsonl',
+        f'convscale measure "this folder" --promised --output measured.jsonl',
         "```",
         "",
     ]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import Calibration, load_calibration
-from convscale.predictor.devices import devices, get_device
+from convscale.predictor.devices import devices, get_device, is_processor
 from convscale.predictor.fitted import RUNTIMES, STAND_INS
 from convscale.runtimes.base import check_runtime
 
@@ -59,7 +59,7 @@ class Basis:
 
     @property
     def predicted(self) -> bool:
-        """Whether speeds are predicted: for a named GPU, and wherever a calibration is given."""
+        """Whether speeds are predicted: for a named device, and wherever a calibration is given."""
         return self.calibration is not None or not at_hand(self.conditions.device)
 
     @property
@@ -93,7 +93,7 @@ def check_device(device: str) -> str:
     """The device's own name.
 
     Raises:
-        UserError: it is neither this machine's nor a known GPU; the nearest names are given.
+        UserError: it is neither this machine's nor known; the nearest names are given.
     """
     if not isinstance(device, str):
         raise UserError(f"device is {device!r}; it must be text such as 'cpu' or 'rtx-4090'")
@@ -108,7 +108,8 @@ def device_title(device: str) -> str:
 def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) -> Basis:
     """The basis of a comparison, with what was left out filled in.
 
-    On a named GPU: batch 256, ``amp``, eager PyTorch; on this machine's processor: batch 8, ``fp32``, the fastest of
+    On a named GPU: batch 256, ``amp``, eager PyTorch; on a named processor: batch 1, ``fp32``, compiled (training:
+    eager), which is what tables of such hold; on this machine's processor: batch 8, ``fp32``, the fastest of
     what is installed (eager for training); on its GPU: batch 8, ``amp``, eager. A processor's threads are those of the
     calibration.
 
@@ -124,11 +125,12 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
     _check_calibration(device, calibration)
     here = at_hand(device) and calibration is None
     runtime = _runtime(asked, device, here)
-    usual = 1 if asked.latency else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
+    alone = asked.latency or (is_processor(device) and device != "cpu")
+    usual = 1 if alone else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
     conditions = Conditions(
         device=device,
         mode=asked.mode,
-        precision=asked.precision or ("fp32" if device == "cpu" else "amp"),
+        precision=asked.precision or ("fp32" if is_processor(device) else "amp"),
         layout=asked.layout,
         batch_size=usual if asked.batch_size is None else asked.batch_size,
         runtime=runtime,
@@ -167,7 +169,9 @@ def _runtime(asked: Asked, device: str, here: bool) -> str:
     if asked.compiled:
         return "compiled"
     tunable = device == "cpu" and asked.mode == "infer" and asked.precision in (None, "fp32", "int8")
-    return BEST if here and tunable else "eager"
+    if here and tunable:
+        return BEST
+    return "compiled" if is_processor(device) and device != "cpu" and asked.mode == "infer" else "eager"
 
 
 def _check_possible(conditions: Conditions, here: bool, precision: str | None) -> None:

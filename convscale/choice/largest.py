@@ -20,6 +20,7 @@ from convscale.choice.measured import Bench, speed_of, time_network
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
 from convscale.errors import DoesNotFit, UserError, nearest
+from convscale.machine import processor_name
 from convscale.predictor.devices import devices
 from convscale.stats import largest_true
 from convscale.words import exact
@@ -210,15 +211,16 @@ def own_device(basis: Basis) -> str:
     """``cpu`` or ``cuda`` where the device that a basis predicts for is this machine's own, by the name that its
     driver gives it; else nothing.
     """
-    if basis.conditions.device == "cpu":
-        return "cpu"
+    device = devices()[basis.conditions.device]
+    if device.kind == "cpu":
+        return "cpu" if device.name == "cpu" or re.fullmatch(device.driver, processor_name()) else ""
     if not Path("/proc/driver/nvidia").exists():
         return ""
     import torch
 
     if not torch.cuda.is_available():
         return ""
-    return "cuda" if re.fullmatch(devices()[basis.conditions.device].driver, torch.cuda.get_device_name(0)) else ""
+    return "cuda" if re.fullmatch(device.driver, torch.cuda.get_device_name(0)) else ""
 
 
 def crossing(

@@ -20,7 +20,8 @@ class Device:
     title: str
     """The maker's name for it."""
     driver: str
-    """Regular expression of the whole name that its driver gives it; empty for a CPU."""
+    """Regular expression of the whole name that its driver, or a processor itself, gives it; empty for ``cpu``, the
+    processor at hand."""
     kind: str
     """``gpu`` or ``cpu``."""
     generation: str
@@ -108,6 +109,11 @@ def get_device(name: str) -> Device:
     raise UserError(f"device {name!r} is unknown{nearest(asked, devices())}")
 
 
+def is_processor(name: str) -> bool:
+    """Whether a device is ``cpu``, the processor at hand, or one known by its name."""
+    return name in devices() and devices()[name].kind == "cpu"
+
+
 def was_on(device: str, stated: str, driver_name: str) -> bool:
     """Whether a measurement is of a device: by the name that it states, or by what the driver calls its GPU.
 
@@ -119,8 +125,8 @@ def was_on(device: str, stated: str, driver_name: str) -> bool:
     if stated == device:
         return True
     driver = get_device(device).driver
-    cuda = stated.partition(":")[0] == "cuda"
-    return cuda and bool(driver) and re.fullmatch(driver, driver_name, re.IGNORECASE) is not None
+    same_kind = stated.partition(":")[0] == ("cpu" if is_processor(device) else "cuda")
+    return same_kind and bool(driver) and re.fullmatch(driver, driver_name, re.IGNORECASE) is not None
 
 
 def _plain(name: str) -> str:

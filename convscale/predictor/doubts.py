@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from convscale.conditions import Conditions
-from convscale.predictor.devices import Device
+from convscale.predictor.devices import Device, is_processor
 from convscale.predictor.fitted import STAND_IN_FACTOR, STAND_INS, TITLES, fitted_sets, set_name
 from convscale.predictor.workload import Workload
 
@@ -27,7 +27,7 @@ def runtime_doubt(conditions: Conditions) -> str:
     if conditions.runtime not in STAND_INS:
         return ""
     title = TITLES[conditions.runtime]
-    by = "a processor behind PyTorch's compiler" if conditions.device == "cpu" else "compiled PyTorch's speed"
+    by = "a processor behind PyTorch's compiler" if is_processor(conditions.device) else "compiled PyTorch's speed"
     return f"no table speaks of {title}: predicted by {by}, the interval widened {STAND_IN_FACTOR:g} times either way"
 
 
@@ -81,7 +81,7 @@ def _known_doubts(
             f"its power limit of {device.watts:g} W does not hold the peak rate; {device.sustained:.0%} of it is "
             "assumed"
         )
-    if device.kind == "cpu" and not calibrated:
+    if device.kind == "cpu" and device.name not in fitted_sets()["cpu"].devices and not calibrated:
         doubts.append("no measurement of this CPU was given: calibrate with about a dozen measured models")
     if share["wide"] > 0.1:
         doubts.append(

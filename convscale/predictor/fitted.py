@@ -57,7 +57,7 @@ class Fitted:
         generation three parts of that generation's mean and one of all, and else the mean of all known cards; but no
         rate above that mean: cards that no fit had seen came out too fast more often than too slow.
         """
-        if device.name in self.cards or not self.cards or device.kind == "cpu":
+        if device.name in self.cards or not self.cards:
             return dict(self.cards.get(device.name, {}))
         everywhere = _mean(list(self.cards.values()))
         kin = [found for name, found in self.cards.items() if get_device(name).generation == device.generation]

@@ -224,7 +224,7 @@ def _half_widths(table: Table, basis: Basis, groups: Mapping[str, np.ndarray]) -
     covariance = None
     if calibration is not None:
         covariance = np.asarray(calibration.covariance)
-    elif device.name not in basis.fitted.devices or device.kind == "cpu":
+    elif device.name not in basis.fitted.devices:
         prior = rate_sigmas(device, known=False)
         covariance = np.diag([prior[name] ** 2 for name in RATES])
     if covariance is not None:

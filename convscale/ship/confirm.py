@@ -17,8 +17,8 @@ from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
 from convscale.artifact.promise import Promise
 from convscale.conditions import Conditions, sides
 from convscale.errors import UserError
-from convscale.machine import Environment, available_cores
-from convscale.predictor.devices import devices, get_device
+from convscale.machine import Environment, available_cores, processor_name
+from convscale.predictor.devices import devices, get_device, is_processor
 from convscale.predictor.predict import Prediction
 from convscale.runtimes.base import Opening, runtimes_of
 from convscale.speed.records import Record, append_record
@@ -152,7 +152,7 @@ def confirm(
             f"artefact {folder} carries no promise; `convscale measure {folder}` measures it, and export(promise=...) "
             "puts one in"
         )
-    device = device or ("cpu" if promise.device == "cpu" else "cuda")
+    device = device or ("cpu" if is_processor(promise.device) else "cuda")
     _check_card(promise, device)
     # What fit ships for a card is a file, whatever runtime its speed was predicted in.
     runtime = promise.runtime if promise.runtime in runtimes_of(opened.format, device) else None
@@ -176,15 +176,15 @@ def _check_card(promise: Promise, device: str) -> None:
     if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
         raise UserError(f"device {device!r} can not be measured here; use cpu, cuda or cuda:N")
     title = get_device(promise.device).title if promise.device in devices() else promise.device
-    kind = "cpu" if promise.device == "cpu" else "cuda"
+    kind = "cpu" if is_processor(promise.device) else "cuda"
     if device.partition(":")[0] != kind:
         raise UserError(f"the speed was promised for {title}, got device {device!r}; confirm it with device {kind}")
-    if kind == "cpu":
+    if promise.device == "cpu":
         return
-    here, driver = card_name(device), get_device(promise.device).driver
+    here, driver = processor_name() if kind == "cpu" else card_name(device), get_device(promise.device).driver
     if not re.fullmatch(driver, here, re.IGNORECASE):
         raise UserError(
-            f"the speed was promised for {title}, this card is {here!r}; confirm it there, or `convscale measure` the "
+            f"the speed was promised for {title}, this {'processor' if kind == 'cpu' else 'card'} is {here!r}; confirm it there, or `convscale measure` the "
             "artefact here"
         )
 

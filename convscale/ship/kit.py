@@ -14,7 +14,7 @@ from convscale.conditions import Conditions, Size
 from convscale.errors import UserError
 from convscale.files import whole_folder, write_json, write_text
 from convscale.networks.resolve import Network, as_module
-from convscale.predictor.devices import get_device
+from convscale.predictor.devices import get_device, is_processor
 
 SCHEMA = 1
 """Of ``kit.json``."""
@@ -140,6 +140,7 @@ def write_kit_folder(
             "device": device.name,
             "title": device.title,
             "driver": device.driver,
+            "processor": device.kind == "cpu",
             "conditions": {key: value for key, value in conditions.to_dict().items() if key not in _OF_A_ROW},
             "min_throughput": min_throughput,
             "networks": entries,
@@ -169,8 +170,10 @@ def check_kit(conditions: Conditions, folder: Path, *, overwrite: bool = False) 
         raise UserError(
             f"a kit is measured in {' or '.join(RUNTIMES)}, not in {conditions.runtime}; choose with that runtime"
         )
-    if conditions.runtime == "tensorrt" and conditions.device == "cpu":
-        raise UserError("runtime tensorrt runs on GPUs, got device cpu; choose with runtime onnxruntime")
+    if conditions.runtime == "tensorrt" and is_processor(conditions.device):
+        raise UserError(
+            f"runtime tensorrt runs on GPUs, got device {conditions.device}; choose with runtime onnxruntime"
+        )
     if conditions.mode != "infer":
         raise UserError(f"a kit is measured in mode infer, got {conditions.mode!r}")
     if conditions.precision not in (*HALF, "fp32"):

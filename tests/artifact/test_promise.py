@@ -69,7 +69,7 @@ def test_the_card_says_the_prediction_its_interval_its_doubts_and_how_to_check_i
     assert "Predicted for l4, not measured: 2,500 images/s (80 % interval 1,250 to 5,000)" in text
     assert "onnxruntime, fp16, nchw, batch 256, 32 px, model only. Asked for were 2,000 images/s (66 % likely)." in text
     assert "- Doubt: no measurement of a NVIDIA L4 was fitted." in text
-    assert 'convscale measure "this folder" --promised --device cuda --output measured.jsonl' in text
+    assert 'convscale measure "this folder" --promised --output measured.jsonl' in text
 
 
 def test_floor_is_what_was_asked_else_the_lower_end() -> None:
