@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convscale.cost.kernels import FUSED, MATRIX, PHASES
-from convscale.predictor.devices import Device
+from convscale.predictor.devices import Device, is_processor
 from convscale.predictor.roofline import (
     FIXED,
     KINDS,
@@ -235,7 +235,9 @@ def fit(
 
 def _pull(name: str, ridge: float | Mapping[str, float]) -> float:
     """The pull on a coefficient."""
-    if name.endswith((":time", ":overhead_us")):  # large batches say little of launches
+    owner, _, what = name.rpartition(":")
+    # Large batches say little of launches; of a processor's the tables hold single images.
+    if what == "time" or (what == "overhead_us" and owner and not is_processor(owner)):
         return NOISE / ERA_SIGMA
     return ridge[name] if isinstance(ridge, Mapping) else ridge
 
