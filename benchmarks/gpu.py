@@ -7,7 +7,7 @@ Every stage is a process with a deadline of its own, and prints a line of JSON a
 when it was stopped is kept. Stages that no time was left for are named. In this order: ceilings (copy, matrix product);
 correctness of every kernel in three types and both layouts against float64; the kernels' speeds beside cuDNN's batch
 norm; eager inference; eager training in both norms; memory; compiled; training steps against the CPU's; waits per step;
-a run that is killed and goes on; a process of DDP.
+a run that is killed and goes on; a process of DDP; training at 28 px, eager, compiled and as CUDA graphs.
 Speeds stand beside what was predicted for the card that is found; the predictions are made beforehand and committed.
 
 ``--device cpu --tiny`` runs the same code on a processor, small: to see that it works, not to measure. Nothing in this
@@ -55,6 +55,7 @@ STAGES = {
     "waits": 15,
     "resume": 25,
     "ddp": 25,
+    "graphs": 60,
 }
 """Seconds that each may take at most, in the order in which they run."""
 INFER = (
@@ -286,6 +287,24 @@ def compiled(card: Card) -> Iterator[Row]:
             taken = card.seconds(lambda: fast(images))
         speed = card.batch / taken
         yield {"model": "tresnet_m", "mode": "infer, max-autotune", "batch": card.batch, "images_per_s": speed}
+
+
+def graphs(card: Card) -> Iterator[Row]:
+    """Training at 28 px, where a step is mostly launches: eager, compiled, and as CUDA graphs."""
+    from convscale.learn.compiling import MODES
+    from convscale.learn.compiling import compiled as behind
+
+    card.side, batch = 28, min(card.batch, 64)
+    for mode in ("eager", *MODES):
+        net = card.net("resnet18").train()
+        step = _step(card, net if mode == "eager" else behind(net, mode), batch)
+        yield {
+            "model": "resnet18",
+            "image_size": 28,
+            "mode": mode,
+            "batch": batch,
+            "images_per_s": batch / card.seconds(step),
+        }
 
 
 def steps(card: Card) -> Iterator[Row]:

@@ -1,4 +1,5 @@
-"""``compile=auto``: whether ``torch.compile`` pays for the rest of a run, measured once the run's own steps are timed.
+"""``compile=auto``: whether ``torch.compile`` pays for the rest of a run, on a GPU with CUDA graphs or without them,
+measured once the run's own steps are timed.
 
 What is measured leaves no trace: norms' statistics, gradients and generators are put back, and weights are not changed.
 So a run that is not compiled in the end is the one that it would have been without asking.
@@ -11,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from convscale.errors import first_line
+from convscale.learn.graphs import Graphed, drop_graphs, has_graphs, other_graphs
 from convscale.learn.job import Job
 from convscale.learn.schedule import image_size_at
 from convscale.runtimes.base import installed_runtimes
@@ -30,7 +32,10 @@ LEAST_SAVED = 0.02
 MOST_WAITING = 0.5
 """Share of a step that may be waiting for images: above it a faster network would wait longer, and end no sooner."""
 WARM, TIMED = 3, 10
-"""Steps that are left out of a timing, and those that are timed."""
+"""Steps that are left out of a timing, and those that are timed. CUDA graphs are recorded with the second."""
+MODES = ("default", "graphs")
+"""How ``torch.compile`` is asked: as it is, or for CUDA graphs beside."""
+CPU = torch.device("cpu")
 clock = time.perf_counter
 
 
@@ -46,6 +51,23 @@ class Compiled:
     """Share of a forward and backward pass that it saves, below 0 where it is slower; None: not measured."""
     compile_seconds: float | None = None
     """What compiling took; None: not tried, or it failed."""
+    mode: str = "default"
+    """Of ``MODES`` what ``gain`` and ``compile_seconds`` are of, and how the rest is computed where it is compiled."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"compile.mode is {self.mode!r}; it must be {' or '.join(MODES)}")
+
+
+class _Trial(NamedTuple):
+    """The network as it was timed."""
+
+    forward: nn.Module
+    """How it is called."""
+    seconds: float
+    """Of a forward and backward pass."""
+    compiling: float
+    """Seconds; 0 where it is called as it is."""
 
 
 class Trained(Protocol):
@@ -80,16 +102,23 @@ class Compiling:
         choice: the recipe's ``compile``.
         forward: the network as it is called.
         autocast: gives the context that it is called in.
+        device: where.
     """
 
     def __init__(
-        self, choice: bool | str, forward: nn.Module, autocast: Callable[[], AbstractContextManager[object]]
+        self,
+        choice: bool | str,
+        forward: nn.Module,
+        autocast: Callable[[], AbstractContextManager[object]],
+        device: torch.device = CPU,
     ) -> None:
         self.found: Compiled | None = None
         """What ``auto`` came to; None: not yet, or it was not asked for."""
-        self.forward = compiled(forward) if choice is True else forward
-        self._open, self._autocast = choice == "auto", autocast
+        asked = {True: "default", "graphs": "graphs"}.get(choice)
+        self.forward = forward if asked is None else compiled(forward, asked)
+        self._open, self._autocast, self._device = choice == "auto", autocast, device
         self._steps: list[tuple[float, float]] = []
+        self._modes = MODES[:1]  # that are tried
         self._graph: object = None
 
     def record(self) -> dict[str, object]:
@@ -98,10 +127,15 @@ class Compiling:
 
     def go_on(self, kept: Mapping[str, Any] | None) -> nn.Module:
         """Take up what an earlier part of a run came to, where nothing is decided yet; how the network is called."""
-        if self._open and kept is not None and (not kept["kept"] or "compiled" in installed_runtimes()):
-            self.found, self._open = Compiled(**kept), False
-            self.forward = compiled(self.forward) if self.found.kept else self.forward
+        if self._open and kept is not None and self._can(found := Compiled(**kept)):
+            self.found, self._open = found, False
+            self.forward = compiled(self.forward, found.mode) if found.kept else self.forward
         return self.forward
+
+    def _can(self, found: Compiled) -> bool:
+        """Whether this machine can go on so."""
+        able = "compiled" in installed_runtimes() and (found.mode == "default" or has_graphs(self._device))
+        return able or not found.kept
 
     def after(self, trainer: Trained, seconds: float, waited: float) -> float:
         """Batches up to an optimiser step took so long, waiting for images included: decide, once there is enough to go
@@ -125,50 +159,77 @@ class Compiling:
             self._tell(trainer, self._tried(trainer, caught.inputs))
             return clock() - started
         if len(self._steps) >= WARM + TIMED:
-            if why := trainer.job.processes.from_first(self._hopeless(trainer)):
+            self._modes, why = trainer.job.processes.from_first(self._hopeful(trainer))
+            if why:
                 self._tell(trainer, Compiled(kept=False, why=f"not tried: {why}"))
             else:
                 trainer.forward = _Caught(self.forward)
         return 0.0
 
-    def _hopeless(self, trainer: Trained) -> str:
-        """Why the time left can not pay for compiling; empty: it could."""
+    def _hopeful(self, trainer: Trained) -> tuple[tuple[str, ...], str]:
+        """Of ``MODES`` those whose trial the time left could pay for; and why it can not, where there is none."""
         if not trainer.steady:
-            return "what the network computes changes from step to step, and would be compiled over and over"
+            return (), "what the network computes changes from step to step, and would be compiled over and over"
         steps = self._steps[WARM:]
         whole, waited = (statistics.fmean(each) for each in zip(*steps, strict=True))
         if waited > MOST_WAITING * whole:
-            return f"{waited / whole:.0%} of a step is waiting for images"
+            return (), f"{waited / whole:.0%} of a step is waiting for images"
         seconds, left = statistics.median(took - idle for took, idle in steps), _steps_left(trainer, whole)
-        if left * seconds * LEAST_GAIN > (cost := COMPILE_S * (1 + _graphs_to_come(trainer))):
-            return ""
-        return f"{LEAST_GAIN:.0%} of {left:,.0f} steps of {seconds:.3g} s would not pay for {cost:.0f} s of compiling"
+        saved, cost = left * seconds * LEAST_GAIN, COMPILE_S * (1 + _graphs_to_come(trainer))
+        if saved > cost:  # what is compiled again later is what is kept, not both
+            return MODES if has_graphs(self._device) and saved > cost + COMPILE_S else MODES[:1], ""
+        return (), (
+            f"{LEAST_GAIN:.0%} of {left:,.0f} steps of {seconds:.3g} s would not pay for {cost:.0f} s of compiling"
+        )
 
     def _tried(self, trainer: Trained, inputs: tuple[Any, ...]) -> Compiled:
         """The network timed as it is and compiled, on the same inputs; what ends the run sooner is taken."""
-        processes, failed, took, plain, quick = trainer.job.processes, "", 0.0, 1.0, 1.0
-        fast = self.forward
+        trials, failed = dict[str, _Trial](), ""
+        others = "graphs" in self._modes and other_graphs()
         with _traceless(trainer):
-            try:
-                _, plain = self._timed(trainer, self.forward, inputs)
-                fast = compiled(self.forward)
-                first, quick = self._timed(trainer, fast, inputs)
-                took = max(0.0, first - WARM * quick)
-            except Exception as error:  # no compiler, a network that can not be compiled, too little memory
-                failed = first_line(error) or type(error).__name__
-        if not processes.all_true(not failed):
-            return Compiled(kept=False, why=f"not kept: the trial failed ({failed or 'in another process'})")
-        plain, quick, took = processes.from_first((plain, quick, took))
-        gain, again = 1 - quick / max(plain, 1e-9), _graphs_to_come(trainer)
+            for mode in ("", *self._modes):
+                trial = self._trial(trainer, mode, inputs)
+                if not trainer.job.processes.all_true(isinstance(trial, _Trial)) or isinstance(trial, str):
+                    failed = trial if isinstance(trial, str) else "in another process"
+                    break
+                trials[mode] = trial
+        if "default" not in trials:
+            return Compiled(kept=False, why=f"not kept: the trial failed ({failed})")
+        found = trainer.job.processes.from_first(self._judged(trainer, trials, failed))
+        if found.kept:
+            trainer.forward = self.forward = trials[found.mode].forward
+        if "graphs" in self._modes and not others and not (found.kept and found.mode == "graphs"):
+            drop_graphs()
+        return found
+
+    def _judged(self, trainer: Trained, trials: Mapping[str, _Trial], failed: str) -> Compiled:
+        """What is made of trials; ``failed`` says why that of CUDA graphs is missing, where it was tried."""
+        again = _graphs_to_come(trainer)
         left = _steps_left(trainer, statistics.fmean(took for took, _ in self._steps[WARM:]))
-        kept = processes.from_first(gain > LEAST_SAVED and (plain - quick) * left > took * again)
-        why = f"{'kept' if kept else 'not kept'}: forward and backward {1000 * plain:.3g} ms, compiled "
-        why += f"{1000 * quick:.3g} ms, {left:,.0f} times to go; compiling took {took:.1f} s"
+        tried = [mode for mode in MODES if mode in trials]
+        mode = min(tried, key=lambda mode: trials[mode].seconds * left + trials[mode].compiling * again)
+        plain, quick, took = trials[""].seconds, trials[mode].seconds, trials[mode].compiling
+        gain = 1 - quick / max(plain, 1e-9)
+        kept = gain > LEAST_SAVED and (plain - quick) * left > took * again
+        why = f"{'kept' if kept else 'not kept'}{' as CUDA graphs' if kept and mode == 'graphs' else ''}: "
+        why += f"forward and backward {1000 * plain:.3g} ms, compiled {1000 * trials['default'].seconds:.3g} ms"
+        why += f", as CUDA graphs {1000 * trials['graphs'].seconds:.3g} ms" if "graphs" in trials else ""
+        why += f", {left:,.0f} times to go; compiling took "
+        why += " and ".join(f"{trials[mode].compiling:.1f} s" for mode in tried)
         if again:
             why += f", {again} more to come"
-        if kept:
-            trainer.forward = self.forward = fast
-        return Compiled(kept=kept, why=why, gain=gain, compile_seconds=took)
+        if failed:
+            why += f"; CUDA graphs failed ({failed})"
+        return Compiled(kept=kept, why=why, gain=gain, compile_seconds=took, mode=mode)
+
+    def _trial(self, trainer: Trained, mode: str, inputs: tuple[Any, ...]) -> _Trial | str:
+        """The network timed as it is (no mode) or compiled; or what went wrong."""
+        try:
+            forward = compiled(self.forward, mode) if mode else self.forward
+            first, each = self._timed(trainer, forward, inputs)
+        except Exception as error:  # no compiler, a network that can not be compiled, too little memory
+            return first_line(error) or type(error).__name__
+        return _Trial(forward, each, max(0.0, first - WARM * each) if mode else 0.0)
 
     def _timed(self, trainer: Trained, forward: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, float]:
         """Seconds of the first ``WARM`` forward and backward passes together, and of one of those after them."""
@@ -189,9 +250,9 @@ class Compiling:
         trainer.job.progress({"kind": "note", "text": f"compile=auto, {found.why}"})
 
 
-def compiled(net: nn.Module) -> nn.Module:
-    """The network behind ``torch.compile``; it shares its parameters."""
-    return torch.compile(net)  # pyright: ignore[reportReturnType]
+def compiled(net: nn.Module, mode: str = "default") -> nn.Module:
+    """The network behind ``torch.compile`` in one of ``MODES``; it shares its parameters."""
+    return Graphed(net) if mode == "graphs" else torch.compile(net)  # pyright: ignore[reportReturnType]
 
 
 def _graph_at(trainer: Trained, epoch: int) -> tuple[object, bool]:

@@ -39,7 +39,8 @@ class RunCost:
     """What would have made it faster, the largest first; empty when nothing is known."""
     compile: Mapping[str, object] | None = None
     """What ``compile=auto`` came to: ``kept``, ``why``, ``gain`` (the share of forward and backward that it saves) and
-    ``compile_seconds``, None where it was not tried. None: it was not asked for, or the run was too short."""
+    ``compile_seconds``, None where it was not tried, of ``mode`` (``default``, or ``graphs``: CUDA graphs). None: it
+    was not asked for, or the run was too short."""
 
     def lines(self) -> tuple[str, ...]:
         """For people."""
@@ -99,7 +100,12 @@ def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
     if device.type == "cuda" and settings.precision == "fp32":
         out.append("--amp: half precision on this GPU")
     if device.type == "cuda" and not recipe.compile:
-        out.append("--set compile=auto: torch.compile is tried where the time left could pay for it")
+        out.append(
+            "--set compile=auto: torch.compile is tried where the time left could pay for it, with and without CUDA "
+            "graphs"
+        )
+    if device.type == "cuda" and recipe.compile is True:
+        out.append("--set compile=auto: CUDA graphs are tried too, which save the launches of small images' steps")
     if (
         recipe.precision != "auto"
         and device.type == "cpu"

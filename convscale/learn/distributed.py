@@ -42,6 +42,12 @@ class Processes:
         dist.all_reduce(table)
         return table.tolist()
 
+    def least(self, values: torch.Tensor) -> torch.Tensor:
+        """Each value's least over the processes, in its place; on the device that they talk by."""
+        if self.world > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MIN)
+        return values
+
     def from_first(self, value: Value) -> Value:
         """The first process's value."""
         if self.world == 1:

@@ -50,6 +50,12 @@ class Waited(Generic[Value]):
         vars(holder)[self._name] = value
 
 
+def copy_into(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+    """Write tensors over others, in one launch."""
+    if sources:
+        torch._foreach_copy_(targets, sources)
+
+
 def copied(net: nn.Module) -> Copy[dict[str, torch.Tensor]]:
     """A network's weights and statistics as they are now."""
     state = net.state_dict()

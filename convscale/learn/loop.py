@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError
+from convscale.learn.agreeing import Agreeing
 from convscale.learn.augment import mix_seed
 from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import spread_over
@@ -21,7 +22,7 @@ from convscale.learn.imitate import Imitation, Where
 from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between
-from convscale.learn.keep import Waited, copied, copied_state
+from convscale.learn.keep import Waited, copied, copied_state, copy_into
 from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.on_device import InTurn, chosen_algorithms, in_time
 from convscale.learn.optim import build_optimizer, follow_layout, set_lr
@@ -55,11 +56,12 @@ class Trainer:
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
             self.forward = self.spread = spread_over(job.net, job.recipe, steady=self.steady)
-        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast)
+        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast, job.device)
         self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)
         self.imitation = self._imitation()
+        self.agreeing = Agreeing(job)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
         # whole groups of accumulated batches only
         self.steps_per_epoch = max(1, job.loader.steps_per_epoch // job.recipe.accumulate) * job.recipe.accumulate
@@ -167,12 +169,13 @@ class Trainer:
         if self.job.recipe.keep_statistics:
             keep_statistics(self.net)
         size = image_size_at(self.epoch, self.job.loader.image_size, self.job.recipe)
-        with closing(in_time(self.job.loader.batches(self.epoch, self.step, size), self.job.device)) as batches:
+        source = self.job.loader.batches(self.epoch, self.step, size)
+        with closing(in_time(source, self.job.device, several=self.spread is not None)) as batches:
             while self.step < self.steps_per_epoch and self._position() < 1.0:
                 outcome = self._run_update(batches)
                 if outcome == "rolled back":
                     return True
-                if not self.job.processes.all_true(not self.job.stop()):
+                if not self.agreeing.go_on():
                     self._save_state()
                     return False
                 if self.job.output is not None and time.monotonic() - self._saved_at > self.job.checkpoint_seconds:
@@ -186,14 +189,14 @@ class Trainer:
         recipe, taken, losses, waited, images = self.job.recipe, list[torch.Tensor](), list[float](), 0.0, 0
         lr = recipe.lr * self.lr_scale * lr_factor(recipe, self._position(), float(recipe.epochs))
         set_lr(self.optimizer, lr)
-        _copy(self._statistics, self._statistics_before)
+        copy_into(self._statistics, self._statistics_before)
         shared = True  # the gradients that lie there are the mean of all processes
         for number in range(recipe.accumulate):
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
             self._count_bad(batch)
-            if self.job.processes.all_true(len(batch.indices) > 0):  # with several processes all must take part
+            if self.agreeing.have_images(batches, batch):
                 # one exchange of gradients for the step, with the last batch
                 shared = self.spread is None or number == recipe.accumulate - 1
                 with nullcontext() if shared or self.spread is None else self.spread.no_sync():
@@ -205,21 +208,21 @@ class Trainer:
         if not shared:  # the last batch had no image that could be read
             self.job.processes.average(self.net)
         if taken:
-            good, losses = self._update(taken)
+            good, losses = self._update(taken, batches, started)
             self.optimizer.zero_grad(set_to_none=True)
             if not good:
-                _copy(self._statistics_before, self._statistics)  # what is not finite must not stay in them
+                copy_into(self._statistics_before, self._statistics)  # what is not finite must not stay in them
                 if self._skip(losses, lr):
                     return "rolled back"
             if good:
                 self._bad_in_row = 0
                 self._sums["loss"] += sum(losses) / len(losses) * images
                 self._sums["images"] += images
+        else:
+            self.agreeing.ask((), batches, time.perf_counter() - started)
         seconds = time.perf_counter() - started
         seconds += self.compiling.after(self, seconds, waited)
-        self.elapsed += (
-            seconds if self.job.max_seconds is None else self.job.processes.from_first(seconds)
-        )  # all must agree on the schedule
+        self.elapsed += self.agreeing.spent(seconds)
         self._sums["seconds"] += seconds
         self._sums["wait"] += waited
         self._tell_step(losses, lr)
@@ -245,7 +248,7 @@ class Trainer:
         self.scaler.scale(loss / recipe.accumulate).backward()
         return loss.detach()
 
-    def _update(self, taken: list[torch.Tensor]) -> tuple[bool, list[float]]:
+    def _update(self, taken: list[torch.Tensor], batches: InTurn, started: float) -> tuple[bool, list[float]]:
         """The optimiser's step, and the losses as numbers; False when one, or a gradient, is not finite.
 
         This is where the device is waited for, once a step. A loss that is not finite has no finite gradient, and the
@@ -255,8 +258,8 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grads = [param.grad for param in self.net.parameters() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        length, *losses = torch.stack([norm.float(), *taken]).tolist()
-        right = self.job.processes.all_true(all(map(math.isfinite, losses)))
+        seconds = time.perf_counter() - started
+        right, (length, *losses) = self.agreeing.ask([norm.float(), *taken], batches, seconds)
         finite = right and math.isfinite(length)
         if finite and recipe.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), recipe.clip_norm, norm)
@@ -299,7 +302,7 @@ class Trainer:
         sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
         images = max(1, int(sums["images"]))
         result = self._validate()
-        self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
+        self.elapsed += self.job.processes.from_first(self.agreeing.rest() + time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
         self._keep_if_better(result)
         row: EpochRow = {
@@ -493,8 +496,3 @@ class Trainer:
 
     def _note(self, text: str) -> None:
         self.job.progress({"kind": "note", "text": text})
-
-
-def _copy(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-    if sources:
-        torch._foreach_copy_(targets, sources)

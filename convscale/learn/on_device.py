@@ -1,5 +1,6 @@
 """What keeps a GPU busy while it trains: the next batch is fetched and copied while it computes on this one, and cuDNN
-chooses its algorithms by timing them. On a CPU batches come one after the other, as they are.
+chooses its algorithms by timing them. On a CPU batches come one after the other, as they are; where several processes
+must know of the next one, that is fetched before.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class InTurn:
     def __next__(self) -> Batch:
         return next(self.source)
 
+    @property
+    def filled(self) -> bool | None:
+        """Whether the next batch has images; None: it is not here yet. What is raised in its place counts as some."""
+        return None
+
     def prepare(self) -> float:
         """Fetch what is asked for next, where that can be done meanwhile.
 
@@ -43,6 +49,37 @@ class InTurn:
         close = getattr(self.source, "close", None)
         if close is not None:
             close()
+
+
+class Before(InTurn):
+    """Batches as they are, the next one fetched when it is to be prepared: what is in it is known a step before."""
+
+    def __init__(self, source: Iterator[Batch]) -> None:
+        super().__init__(source)
+        self._waiting: Batch | Exception | None = None
+
+    def __next__(self) -> Batch:
+        waiting, self._waiting = self._waiting, None
+        if isinstance(waiting, Exception):
+            raise waiting
+        return next(self.source) if waiting is None else waiting
+
+    @property
+    def filled(self) -> bool | None:
+        return None if self._waiting is None else isinstance(self._waiting, Exception) or _has_images(self._waiting)
+
+    def prepare(self) -> float:
+        before = time.perf_counter()
+        if self._waiting is None:
+            try:
+                self._waiting = next(self.source)
+            except Exception as error:  # the end among them; raised in its turn
+                self._waiting = error
+        return time.perf_counter() - before
+
+    def close(self) -> None:
+        self._waiting = None
+        super().close()
 
 
 class Ahead(InTurn):
@@ -76,6 +113,10 @@ class Ahead(InTurn):
         for tensor in tensors:
             _held_for(tensor, computing)
         return batch
+
+    @property
+    def filled(self) -> bool | None:
+        return None if self._waiting is None else isinstance(self._waiting, Exception) or _has_images(self._waiting[0])
 
     def prepare(self) -> float:
         if self._waiting is not None:
@@ -114,6 +155,10 @@ class Ahead(InTurn):
         self._waiting = batch, tensors, copied
 
 
+def _has_images(batch: Batch) -> bool:
+    return len(batch.indices) > 0
+
+
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     """In memory that the device copies from by itself; PyTorch keeps it until the copy is done."""
     return tensor.pin_memory() if tensor.numel() else tensor
@@ -124,9 +169,11 @@ def _held_for(tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:
     tensor.record_stream(stream)
 
 
-def in_time(source: Iterator[Batch], device: torch.device) -> InTurn:
-    """Batches for a device: one ahead on CUDA."""
-    return Ahead(source, device) if device.type == "cuda" else InTurn(source)
+def in_time(source: Iterator[Batch], device: torch.device, *, several: bool = False) -> InTurn:
+    """Batches for a device: one ahead on CUDA; known a step before where ``several`` processes must agree on them."""
+    if device.type == "cuda":
+        return Ahead(source, device)
+    return Before(source) if several else InTurn(source)
 
 
 @contextmanager

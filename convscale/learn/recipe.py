@@ -255,9 +255,9 @@ class Recipe:
     the fastest of what is native as measured on the spot."""
     layout: str = "auto"
     """``nchw``, ``nhwc`` (channels last) or ``auto``: the faster as measured."""
-    compile: bool | Literal["auto"] = False
-    """Train through ``torch.compile``; ``auto`` tries it where the time left could pay for it, and keeps it where it
-    does."""
+    compile: bool | Literal["auto", "graphs"] = False
+    """Train through ``torch.compile``; ``graphs``: on a GPU as CUDA graphs, for small networks and images; ``auto``
+    tries it (on a GPU both) where the time left could pay for it, and keeps it where it does."""
     grad_checkpointing: bool = False
     """Recompute blocks in backward to save memory."""
 

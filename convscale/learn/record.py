@@ -133,7 +133,8 @@ class TrainRecord:
     kept: Kept | None = None
     """The network that was kept, as the newest checkpoint says; None where it says nothing."""
     compile: Mapping[str, Any] | None = None
-    """What ``compile=auto`` came to, with gain and compile seconds; None where nothing was decided."""
+    """What ``compile=auto`` came to, with gain, compile seconds and (but for older runs) mode; None where nothing was
+    decided."""
 
     @property
     def best(self) -> EpochRow | None:

@@ -15,6 +15,7 @@ from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, check_flag, check_number, check_path, check_whole
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits
+from convscale.learn.graphs import check_compile
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.settings import usable_device
@@ -89,6 +90,7 @@ class TrainRequest:
             "checkpoint_seconds": check_number("checkpoint_seconds", self.checkpoint_seconds, right, 0),
             "device": usable_device(self.device),
         }
+        check_compile(self.recipe, usable_device(self.device))
         if self.workers is not None:
             checked["workers"] = check_whole("workers", self.workers, 0)
         if self.max_seconds is not None:

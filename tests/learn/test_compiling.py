@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from convscale.learn import compiling, loop
-from convscale.learn.compiling import Compiling
+from convscale.learn.compiling import Compiled, Compiling
 from convscale.learn.distributed import Processes
 from convscale.learn.recipe import Recipe
 from convscale.learn.record import read_train_run
@@ -29,8 +30,11 @@ class Machine:
         self.now, self.plain, self.quick, self.compiling = 0.0, 100.0, 50.0, 70.0
         self.error: Exception | None = None
         self.compiled = 0  # passes
+        self.graphed, self.recording = 30.0, 80.0  # as quick and compiling are, of CUDA graphs
+        self.graph_error: Exception | None = None
+        self.replayed = self.dropped = 0
 
-    def compile(self, net: nn.Module) -> nn.Module:
+    def compile(self, net: nn.Module, mode: str = "default") -> nn.Module:
         machine, first = self, [True]
 
         class Fast(nn.Module):
@@ -43,7 +47,20 @@ class Machine:
                 first.append(False)
                 return net(x)
 
-        return Fast()
+        class Graph(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                if machine.graph_error is not None:
+                    net(x).sum().backward()
+                    raise machine.graph_error
+                machine.replayed += 1
+                machine.now += machine.graphed - machine.plain + (machine.recording if first.pop() else 0.0)
+                first.append(False)
+                return net(x)
+
+        return Graph() if mode == "reduce-overhead" else Fast()
+
+    def drop(self) -> None:
+        self.dropped += 1
 
 
 class Ticking(nn.Module):
@@ -99,7 +116,7 @@ def test_what_pays_is_kept_and_recorded(machine: Machine, run: Run, tmp_path: Pa
     tried, other = run(compile="auto", output=tmp_path / "run")
     assert machine.compiled == 3 + 19
     why = "kept: forward and backward 1e+05 ms, compiled 5e+04 ms, 19 times to go; compiling took 70.0 s"
-    found = {"kept": True, "why": why, "gain": 0.5, "compile_seconds": 70.0}
+    found = {"kept": True, "why": why, "gain": 0.5, "compile_seconds": 70.0, "mode": "default"}
     assert tried.cost.compile == found
     assert read_train_run(tmp_path / "run").compile == found
     assert f"compile=auto, {why}" in tried.notes
@@ -155,7 +172,8 @@ def test_what_can_not_be_compiled_is_said_and_leaves_no_trace(machine: Machine, 
     machine.error = RuntimeError("no C++ compiler\nand more")
     tried, losses = run(compile="auto")
     why = "not kept: the trial failed (no C++ compiler)"
-    assert tried.cost.compile == {"kept": False, "why": why, "gain": None, "compile_seconds": None}
+    nothing = {"gain": None, "compile_seconds": None, "mode": "default"}
+    assert tried.cost.compile == {"kept": False, "why": why, **nothing}
     plain, right = run()
     assert (losses, same(plain, tried)) == (right, True)
 
@@ -166,6 +184,94 @@ def test_where_the_time_left_can_not_pay_nothing_is_tried(machine: Machine, run:
     assert tried.cost.compile is not None
     assert tried.cost.compile["why"] == "not tried: 10% of 20 steps of 1 s would not pay for 60 s of compiling"
     assert machine.compiled == 0
+
+
+@pytest.fixture
+def card(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The machine, with CUDA graphs."""
+    monkeypatch.setattr(compiling, "has_graphs", lambda _: True)
+    monkeypatch.setattr(compiling, "other_graphs", lambda: False)
+    monkeypatch.setattr(compiling, "drop_graphs", machine.drop)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    return machine
+
+
+def test_on_a_gpu_graphs_are_tried_too_and_what_is_fastest_is_kept(card: Machine, run: Run, tmp_path: Path) -> None:
+    plain, losses = run()
+    tried, other = run(compile="auto", output=tmp_path / "run")
+    assert (card.compiled, card.replayed, card.dropped) == (3, 3 + 19, 0)
+    why = "kept as CUDA graphs: forward and backward 1e+05 ms, compiled 5e+04 ms, as CUDA graphs 3e+04 ms, 19 times "
+    why += "to go; compiling took 70.0 s and 80.0 s"
+    found = {"kept": True, "why": why, "gain": 0.7, "compile_seconds": 80.0, "mode": "graphs"}
+    assert tried.cost.compile == found
+    assert read_train_run(tmp_path / "run").compile == found
+    assert (other, same(plain, tried)) == (losses, True)
+    assert tried.cost.training_s == 5 * 100 + (3 * 100 + 70 + 3 * 50 + 80 + 3 * 30) + 19 * 30
+
+
+@pytest.mark.parametrize(("quick", "kept"), [(50.0, True), (99.0, False)])
+def test_graphs_that_are_not_kept_give_their_memory_back(card: Machine, run: Run, quick: float, kept: bool) -> None:
+    card.quick, card.graphed = quick, quick + 0.5
+    tried, losses = run(compile="auto")
+    assert tried.cost.compile is not None
+    assert (tried.cost.compile["kept"], tried.cost.compile["mode"]) == (kept, "default")
+    assert (card.compiled, card.replayed, card.dropped) == (3 + 19 * kept, 3, 1)
+    plain, right = run()
+    assert (losses, same(plain, tried)) == (right, True)
+
+
+def test_graphs_that_can_not_be_recorded_leave_what_was_compiled_plainly(
+    card: Machine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card.graph_error = RuntimeError("operation not permitted when stream is capturing\nand more")
+    monkeypatch.setattr(compiling, "other_graphs", lambda: True)  # a teacher's: they must stay
+    tried, losses = run(compile="auto")
+    assert tried.cost.compile is not None
+    said = "compiling took 70.0 s; CUDA graphs failed (operation not permitted when stream is capturing)"
+    assert str(tried.cost.compile["why"]).startswith("kept: forward and backward 1e+05 ms, compiled 5e+04 ms, 19 times")
+    assert str(tried.cost.compile["why"]).endswith(said)
+    assert (card.compiled, card.replayed, card.dropped) == (3 + 19, 0, 0)
+    plain, right = run()
+    assert (losses, same(plain, tried)) == (right, True)
+
+
+def test_where_the_time_left_pays_for_one_trial_graphs_are_not_tried(card: Machine, run: Run) -> None:
+    card.plain, card.quick, card.graphed = 60.0, 30.0, 10.0  # 10 % of 20 steps of 60 s: 120 s, of which two take 120
+    tried, _ = run(compile="auto")
+    assert tried.cost.compile is not None
+    assert (tried.cost.compile["kept"], tried.cost.compile["mode"]) == (True, "default")
+    assert (card.compiled, card.replayed, card.dropped) == (3 + 19, 0, 0)
+
+
+def test_a_run_goes_on_as_graphs_where_there_are_any(
+    card: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = QUICK.override({"epochs": 4, "ema_decay": 0, "compile": "auto"})
+
+    def told(event: Any) -> None:
+        if event["kind"] == "step" and event["epoch"] == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(Ticking(card), halves_data(), recipe=recipe, progress=told, output=tmp_path / "run")
+    card.compiled = card.replayed = 0
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    again = train(Ticking(card), halves_data(), recipe=recipe, output=tmp_path / "run", resume=True)
+    assert again.cost.compile is not None
+    assert (again.cost.compile["mode"], card.compiled, card.replayed) == ("graphs", 0, 12)
+    monkeypatch.setattr(compiling, "has_graphs", lambda _: False)
+    card.replayed = 0
+    there = train(Ticking(card), halves_data(), recipe=recipe, output=tmp_path / "other", resume=True)
+    assert there.cost.compile is not None
+    assert (there.cost.compile["mode"], card.replayed) == ("default", 0)
+    assert card.compiled > 0  # tried anew
+
+
+def test_what_an_older_run_came_to_has_no_mode() -> None:
+    older = {"kept": True, "why": "kept", "gain": 0.5, "compile_seconds": 70.0}
+    assert Compiled(**older).mode == "default"
+    with pytest.raises(ValueError, match=r"compile\.mode is 'fast'; it must be default or graphs"):
+        Compiled(**older, mode="fast")
 
 
 def _trainer(**more: Any) -> Any:
@@ -214,7 +320,8 @@ def test_a_trial_puts_back_statistics_generator_and_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "value"), [("auto", "auto"), ("AUTO", "auto"), ("true", True), ("off", False), (True, True)]
+    ("given", "value"),
+    [("auto", "auto"), ("AUTO", "auto"), ("true", True), ("off", False), (True, True), ("graphs", "graphs")],
 )
 def test_the_recipes_key(given: object, value: object) -> None:
     recipe = QUICK.override({"compile": given})

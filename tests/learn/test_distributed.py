@@ -5,9 +5,12 @@ together.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from convscale.errors import UserError
 from convscale.learn.checkpoint import list_checkpoints
-from convscale.learn.distributed import join, spread_over
+from convscale.learn.distributed import Processes, join, spread_over
+from convscale.learn.loader import Batch, TrainLoader
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, train
 from tests.learn.nets import halves_data
@@ -74,8 +78,13 @@ def _work(rank: int, port: int, folder: str) -> None:
     )
     again = train(_net(), halves_data(), recipe=RECIPE, epochs=2, output=Path(folder) / "run", resume=True)
     same = all(torch.equal(value, again.net.state_dict()[name]) for name, value in run.net.state_dict().items())
-    counted = _accumulated()
-    torch.save({**_summary(run, losses), "same": same, "accumulated": counted}, Path(folder) / f"{rank}.pt")
+    found = {
+        "accumulated": _accumulated(),
+        "asked": {count: _asked(count) for count in (1, 2)},
+        "lacking": _lacking(rank == 1),
+        "stopped": _stopped(rank == 1, Path(folder) / "stopped"),
+    }
+    torch.save({**_summary(run, losses), "same": same, **found}, Path(folder) / f"{rank}.pt")
 
 
 def _accumulated() -> dict[str, Any]:
@@ -97,6 +106,79 @@ def _accumulated() -> dict[str, Any]:
     run = train(_net(), halves_data(), recipe=RECIPE, epochs=1, batch_size=4, accumulate=2)
     nn.parallel.DistributedDataParallel = before  # type: ignore[misc]
     return {"weights": dict(run.net.state_dict()), "exchanged": exchanged}
+
+
+def _asked(accumulate: int) -> list[int]:
+    """How often the processes asked each other, step by step of two epochs; as the first of them counts."""
+    counts, asked = list[int](), 0
+    names = ("sum", "least", "from_first", "gather")
+    before = {name: getattr(Processes, name) for name in names}
+
+    def counted(ask: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return ask(*args)
+
+        return call
+
+    def told(event: Any) -> None:
+        nonlocal asked
+        if event["kind"] == "step":
+            counts.append(asked)
+        asked = 0
+
+    for name in names:
+        setattr(Processes, name, counted(before[name]))
+    train(_net(), halves_data(), recipe=RECIPE, accumulate=accumulate, max_seconds=1e6, progress=told)
+    for name in names:
+        setattr(Processes, name, before[name])
+    return counts
+
+
+@contextmanager
+def _batches(change: Callable[[int, Batch], Batch]) -> Iterator[None]:
+    """While open, loaders give what ``change`` makes of a batch and its number in the epoch."""
+    before = TrainLoader.batches
+
+    def batches(self: TrainLoader, epoch: int, start: int = 0, *args: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(before(self, epoch, start, *args), start):
+            yield change(number, batch)
+
+    TrainLoader.batches = batches  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainLoader.batches = before  # type: ignore[method-assign]
+
+
+def _empty(number: int, batch: Batch) -> Batch:
+    """Two batches of an epoch without an image, the first and one within it."""
+    if number not in (0, 3):
+        return batch
+    return Batch(images=batch.images[:0], labels=batch.labels[:0], indices=batch.indices[:0])
+
+
+def _lacking(here: bool) -> dict[str, Any]:
+    """Weights where one process lacks all images of two batches of an epoch, and how many images that left."""
+    out = {}
+    for accumulate in (1, 2):
+        with _batches(_empty) if here else nullcontext():
+            run = train(_net(), halves_data(), recipe=RECIPE, accumulate=accumulate)
+        out[accumulate] = {**_summary(run, []), "images": run.cost.images}
+    return out
+
+
+def _stopped(here: bool, folder: Path) -> int:
+    """A run of which one process is told to end while the third step goes on; epochs that it came to the end of."""
+
+    def told(number: int, batch: Batch) -> Batch:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with _batches(told) if here else nullcontext():
+        return len(train(_net(), halves_data(), recipe=RECIPE, output=folder).history)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +209,32 @@ def test_gradients_are_exchanged_once_a_step(folder: Path) -> None:
     assert first["exchanged"] == second["exchanged"] == 96 // (2 * 4 * 2)
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
+
+
+def test_processes_ask_each_other_once_a_step(folder: Path) -> None:
+    """Whether losses are finite, to go on, the next batch has images, and the first one's time: one exchange. The first
+    batch of an epoch, and each that is accumulated onto another, is asked about by itself.
+    """
+    asked = torch.load(folder / "0.pt", weights_only=True)["asked"]
+    assert asked[1][1:] == [1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1]  # the very first comes behind what a run begins with
+    assert asked[2][1:] == [2, 2, 3, 2, 2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_that_one_process_lacks_is_left_out_by_all(folder: Path, accumulate: int) -> None:
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)["lacking"][accumulate] for rank in (0, 1))
+    with _batches(_empty):
+        run = train(_net(), halves_data(), recipe=RECIPE, batch_size=16, accumulate=accumulate)
+    single = _summary(run, [])
+    assert run.cost.images == first["images"] == second["images"] == 2 * (96 - 2 * 16)
+    for name, value in single["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_all_processes_end_with_the_step_in_which_one_is_told_to(folder: Path) -> None:
+    assert [torch.load(folder / f"{rank}.pt", weights_only=True)["stopped"] for rank in (0, 1)] == [0, 0]
+    assert [path.name for path in list_checkpoints(folder / "stopped")] == ["step-00000003"]
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,8 @@ def test_a_run_is_the_same_with_batches_ahead(cuda: Cuda, monkeypatch: pytest.Mo
     def run(ahead: bool) -> dict[str, torch.Tensor]:
         made: list[InTurn] = []
 
-        def give(batches: Iterator[Batch], device: torch.device) -> InTurn:
+        def give(batches: Iterator[Batch], device: torch.device, *, several: bool) -> InTurn:
+            assert not several
             made.append(Ahead(batches, device) if ahead else InTurn(batches))
             return made[-1]
 

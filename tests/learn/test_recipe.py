@@ -64,7 +64,7 @@ def test_an_impossible_image_size(given: object) -> None:
         ("lr=fast", "lr must be a number, got 'fast'"),
         ("lr=nan", "lr must be a number, got 'nan'"),
         ("epochs=2.5", "epochs must be a whole number, got '2.5'"),
-        ("compile=maybe", "compile must be true, false or auto, got 'maybe'"),
+        ("compile=maybe", "compile must be true, false, auto or graphs, got 'maybe'"),
         ("image_size=", "image_size must be a whole number of pixels from 1 to 10000, .*, got ''"),
         ("optimizer=adam", r"optimizer 'adam' is unknown \(nearest: adamw"),
         ("leraning_rate=1", "has no key 'leraning_rate'"),
