@@ -760,6 +760,8 @@ def test_what_is_left_out_is_filled_in_by_device() -> None:
     assert filled("RTX 4090", compiled=True) == (256, "amp", "compiled")
     assert filled("RTX 4090", compiled=True, runtime="compiled") == (256, "amp", "compiled")
     assert filled("v100", latency=True) == (1, "amp", "eager")
+    assert filled("i9-10940X") == (1, "fp32", "compiled")  # as the tables of processors were measured
+    assert filled("i9-10940X", mode="train", batch_size=8) == (8, "fp32", "eager")
 
 
 # --- measuring few

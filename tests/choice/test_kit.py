@@ -116,7 +116,8 @@ def test_what_a_kit_holds(kit: Kit) -> None:
     value = json.loads((kit.folder / "kit.json").read_text())
     assert [n["model"] for n in value["networks"]] == ["mobilenetv2_050", "mine"]
     assert value["networks"][0]["params"] == 1_968_680  # timm's count
-    assert (value["device"], value["driver"], value["conditions"]["batch_size"]) == ("cpu", "", 2)
+    assert (value["device"], value["driver"], value["processor"]) == ("cpu", "", True)
+    assert value["conditions"]["batch_size"] == 2
     assert stat.S_IMODE(kit.folder.stat().st_mode) == 0o755
 
 
@@ -232,7 +233,7 @@ def test_a_gpu_by_stand_ins(
 ) -> None:
     """ONNX Runtime and ``nvidia-smi`` as they answer where a GPU is. None was measured."""
     value = json.loads((kit.folder / "kit.json").read_text())
-    value |= {"device": "l4", "title": "NVIDIA L4", "driver": "NVIDIA L4"}
+    value |= {"device": "l4", "title": "NVIDIA L4", "driver": "NVIDIA L4", "processor": False}
     (tmp_path / "kit.json").write_text(json.dumps(value))
     (tmp_path / "measure.py").write_bytes((kit.folder / "measure.py").read_bytes())
     (tmp_path / "onnxruntime.py").write_text(FAKE.replace("FALLS", str(falls)))

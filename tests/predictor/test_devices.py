@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convscale.errors import UserError
-from convscale.predictor.devices import devices, get_device
+from convscale.predictor.devices import devices, get_device, is_processor, was_on
 
 NAMES = [
     "v100",
@@ -33,8 +33,11 @@ NAMES = [
     "mi250",
     "mi300x",
     "jetson-orin",
+    "i7-12700h",
+    "i9-10940x",
     "cpu",
 ]
+PROCESSORS = ("i7-12700h", "i9-10940x", "cpu")
 
 
 def test_all_promised_devices_are_there() -> None:
@@ -49,7 +52,28 @@ def test_a_sheet_is_complete_and_sane(name: str) -> None:
     assert 50 < device.bandwidth_gb_s < 10_000
     assert device.int8_tops >= device.tensor_tflops * (1 if device.bfloat16 else 0.5)
     assert 0 < device.sustained <= 1
-    assert device.kind == ("cpu" if name == "cpu" else "gpu")
+    assert device.kind == ("cpu" if name in PROCESSORS else "gpu")
+
+
+def test_processors_against_arithmetic_of_their_chips() -> None:
+    """Cores x single-precision operations a clock (two units of 8 or 16 lanes, a multiplication and an addition each) x
+    clock; channels x 8 bytes x rate; and four times the operations in 8 bits (VNNI).
+    """
+    i7, i9 = devices()["i7-12700h"], devices()["i9-10940x"]
+    assert i7.fp32_tflops == pytest.approx(6 * 2 * 8 * 2 * 4.7e9 / 1e12, rel=0.01)
+    assert i9.fp32_tflops == pytest.approx(14 * 2 * 16 * 2 * 3.3e9 / 1e12, rel=0.01)
+    assert i7.bandwidth_gb_s == pytest.approx(2 * 8 * 4.8, rel=0.01)
+    assert i9.bandwidth_gb_s == pytest.approx(4 * 8 * 2.933, rel=0.01)
+    assert [device.int8_tops / device.fp32_tflops for device in (i7, i9)] == pytest.approx([4, 4], rel=0.01)
+
+
+def test_processors_by_the_names_that_they_give_themselves() -> None:
+    assert get_device("Intel(R) Core(TM) i9-10940X CPU @ 3.30GHz").name == "i9-10940x"
+    assert get_device("12th Gen Intel(R) Core(TM) i7-12700H").name == "i7-12700h"
+    assert was_on("i9-10940x", "cpu", "Intel(R) Core(TM) i9-10940X CPU @ 3.30GHz")
+    assert not was_on("i9-10940x", "cpu", "Intel(R) Core(TM) i9-10900X CPU @ 3.70GHz")
+    assert not was_on("i9-10940x", "cuda", "Intel(R) Core(TM) i9-10940X CPU @ 3.30GHz")
+    assert [is_processor(name) for name in ("cpu", "i9-10940x", "l4", "nothing")] == [True, True, False, False]
 
 
 def test_figures_against_arithmetic_of_the_chips() -> None:

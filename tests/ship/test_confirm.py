@@ -173,11 +173,13 @@ def test_without_a_promise(folder: Path) -> None:
         ("cpu", "cuda", "NVIDIA L4", r"promised for .*, got device 'cuda'; confirm it with device cpu"),
         ("l4", "cpu", "NVIDIA L4", "promised for NVIDIA L4, got device 'cpu'; confirm it with device cuda"),
         ("l4", "cuda", "NVIDIA L40S", "promised for NVIDIA L4, this card is 'NVIDIA L40S'; confirm it there"),
+        ("i9-10940x", "cuda", "NVIDIA L4", "promised for Intel Core i9-10940X, got device 'cuda'"),
+        ("i9-10940x", None, "", "promised for Intel Core i9-10940X, this processor is '.*'; confirm it there"),
         ("l4", "l4", "NVIDIA L4", "device 'l4' can not be measured here; use cpu, cuda or cuda:N"),
     ],
 )
 def test_another_device(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, promised: str, device: str, card: str, message: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, promised: str, device: str | None, card: str, message: str
 ) -> None:
     write_promise(folder, replace(PROMISE, device=promised))
     monkeypatch.setattr(module, "card_name", lambda device: card)
