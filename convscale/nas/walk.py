@@ -15,6 +15,7 @@ from convscale.errors import DoesNotFit, UserError, first_line
 from convscale.files import json_numbers, write_json
 from convscale.machine import code_commit
 from convscale.nas.engines.base import Engine
+from convscale.nas.engines.start import engine_for, threads_of
 from convscale.nas.inherit import misfit
 from convscale.nas.pace import Counted, Pace
 from convscale.nas.records import TrialRecord, difference, front_of
@@ -119,7 +120,7 @@ class Walk:
         if not self._pending() and not self._trained():
             self._need_one_that_keeps()
             self._write()
-        engine = self._engine()
+        engine = engine_for(self.request.place, self.request.splits)
         try:
             while self._round(engine):
                 self._write()
@@ -358,23 +359,15 @@ class Walk:
             data=request.data,
             recipe=request.recipe.to_dict(),
             seed=int(asked["seed"]),
-            device=request.training,
+            device=request.place.device,
             most_images=request.effort.most_images,
-            threads=self._threads(),
+            threads=threads_of(request.place),
             factor=float(asked["factor"]),
             rungs=asked["rungs"] if "rungs" in asked else self._rungs(),  # an older version did not note them
             save=str(self._weights(number)) if request.effort.inherit else None,
             parent=None if parent is None else self.store.asked(parent)["spec"],
             parent_weights=None if parent is None else str(self._weights(parent)),
         )
-
-    def _threads(self) -> int | None:
-        from convscale.machine import available_cores
-
-        place = self.request.place
-        if place.threads is None and place.workers > 1:
-            return max(1, available_cores() // place.workers)
-        return place.threads
 
     def _rungs(self) -> dict[str, float]:
         """The least value at each rung, by the trials of earlier rounds: the better half of them goes on."""
@@ -418,16 +411,6 @@ class Walk:
         )
 
     # ------------------------------------------------------------ the end
-
-    def _engine(self) -> Engine:
-        request, place = self.request, self.request.place
-        if place.engine == "ray":
-            from convscale.nas.engines.ray import Ray
-
-            return Ray(replace(place, threads=self._threads()))
-        from convscale.nas.engines.local import Here, Processes
-
-        return Processes(place.workers) if place.workers > 1 else Here(request.splits)
 
     def _check_failures(self) -> None:
         """
