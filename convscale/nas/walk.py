@@ -59,6 +59,7 @@ class Walk:
         self.request, self.folder = request, folder
         self.began = time.monotonic()
         self.now = {"training": 0.0, "waiting": 0.0}  # seconds of this call
+        self.told = 0  # trials of this call
         before = self._before()
         self.times: dict[str, float] = dict(before.get("times") or {})
         splits = request.splits
@@ -141,6 +142,7 @@ class Walk:
             self.store.tell(result.number, result, float(asked["ratio"]), float(asked["factor"]))
             self._add("training", result.seconds)
             self._add("waiting", result.wait_seconds)
+            self.told += 1
             self._report(result.number)
         self._check_failures()
         return self._more() and not self._pending()
@@ -437,14 +439,24 @@ class Walk:
         trained = [trial for trial in records if trial.value is not None]
         best = max(trained, key=lambda trial: trial.value or 0.0, default=None)
         elapsed = time.monotonic() - self.began
-        minutes = self.request.effort.minutes
         best_text = "none yet" if best is None or best.accuracy is None else f"{100 * best.accuracy:.2f} %"
-        left = "" if minutes is None else f", {max(0.0, minutes - elapsed / 60):.1f} min left"
         spent = {**self.now, "speeds": self.pace.seconds}
         shares = [f"{name} {100 * seconds / max(elapsed, 1e-9):.0f} %" for name, seconds in spent.items()]
         front = len(front_of(records))
-        state = f"best {best_text}, front of {front}, {', '.join(shares)}{left}"
+        state = f"best {best_text}, front of {front}, {', '.join(shares)}{self._left(records, elapsed)}"
         self.request.say(f"{records[number].describe()} | {state}")
+
+    def _left(self, records: Sequence[TrialRecord], elapsed: float) -> str:
+        """The time left: of the minutes, or for the trials that are to come, by what one took in this call; whichever
+        ends first.
+        """
+        effort, minutes = self.request.effort, list[float]()
+        if effort.minutes is not None:
+            minutes.append(effort.minutes - elapsed / 60)
+        if effort.trials is not None:
+            to_come = effort.trials - sum(trial.state in _OVER for trial in records)
+            minutes.append(to_come * elapsed / 60 / self.told)
+        return f", {max(0.0, min(minutes)):.1f} min left"
 
     def _finish(self) -> Study:
         """The result, written down."""
