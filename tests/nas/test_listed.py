@@ -49,9 +49,8 @@ def test_a_search_is_listed_with_its_result(
 @pytest.mark.parametrize(
     "option",
     [
-        *(("--engine", "ray"), ("--workers", "8"), ("--address", "auto"), ("--confidence", "0.9"), ("--inherit",)),
+        *(("--confidence", "0.9"), ("--inherit",), ("--zero-cost", "zen")),
         *(("--sampler", "tpe"), ("--reward", "soft"), ("--reward-by", "macs"), ("--target-macs", "400")),
-        ("--zero-cost", "zen"),
     ],
 )
 def test_what_searches_for_a_baseline_is_refused_beside_scaling(
