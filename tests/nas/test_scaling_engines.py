@@ -112,6 +112,22 @@ def test_a_cluster_finds_it_too(
     assert not cluster.up
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_real_trainings_give_the_same(engine: str, colour_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    ask: dict[str, Any] = {**ASK, "trials": 2, "epochs": 1, "recipe": "small-adamw", "threads_per_trial": 1}
+    here = cs.find_scaling("mobilenetv2_050", colour_folder, output=tmp_path / "here", **ask)
+    there = cs.find_scaling(
+        "mobilenetv2_050", colour_folder, output=tmp_path / "there", engine=engine, workers=2, **ask
+    )
+    assert there == here
+    kept = [[point["accuracies"] for point in points_in(tmp_path / name)] for name in ("here", "there")]
+    assert kept[0] == kept[1]
+    assert [len(each) for each in kept[0]] == [3, 3]
+
+
 def test_bad_places_are_one_line(
     colours: DataSplits, colour_folder: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
