@@ -157,20 +157,21 @@ def _over_time(study: Study, figures: Figures) -> Section | None:
     grown = _growth(study)
     if len(x) < 2 and len(grown) < 2:
         return None
-    figure = go.Figure(go.Scatter(x=x, y=y, mode="lines+markers", line={"shape": "hv", "color": BLUE}, name="best"))
+    best_line = {"shape": "hv", "color": BLUE}
+    figure = go.Figure(go.Scatter(x=[*x, when[-1]], y=[*y, *y[-1:]], mode="lines+markers", line=best_line, name="best"))
     figure.add_trace(
         go.Scatter(
-            x=[when[count - 1] for count, _ in grown],
-            y=[100 * area for _, area in grown],
+            x=[*(when[count - 1] for count, _ in grown), when[-1]],
+            y=[100 * area for _, area in [*grown, *grown[-1:]]],
             mode="lines",
             line={"shape": "hv", "color": GREEN, "dash": "dot"},
-            name="front",
+            name="area below the front",
             yaxis="y2",
         )
     )
+    second = {"title": {"text": "area, % of the last"}, "overlaying": "y", "side": "right", "range": [0, 105]}
     figure.update_layout(
-        yaxis2={"title": {"text": "area below the front, % of the last"}, "overlaying": "y", "side": "right"},
-        legend={"orientation": "h", "y": 1.15},
+        yaxis2={**second, "tickmode": "auto", "showgrid": False}, legend={"orientation": "h", "y": 1.15}
     )
     parts_of = [(word, front_of(study.trials[: math.ceil(len(study.trials) * part)])) for word, part in _PARTS]
     told = [f"{words.plural(len(front), 'network')} after {word}" for word, front in parts_of]

@@ -58,7 +58,7 @@ def test_the_front_over_time(trials: tuple[TrialRecord, ...]) -> None:
     said = "The front has 2 networks after a quarter, 2 networks after half, 3 networks after all of the candidates."
     assert said in section.body
     (drawn,) = figures.scripts
-    assert '"x":[1.0,2.0,4.0]' in drawn.json
+    assert '"x":[1.0,2.0,4.0,5.0]' in drawn.json  # to the end of the search
     assert '"yaxis":"y2"' in drawn.json
 
 
