@@ -163,6 +163,15 @@ def front_of(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     return tuple(found)
 
 
+def hypervolume(trials: Sequence[TrialRecord]) -> float:
+    """What the front is better than: the area below it, in images/s times accuracy (Zitzler and Thiele, 1998)."""
+    area = below = 0.0
+    for trial in front_of(trials):
+        area += (trial.images_per_s or 0.0) * ((trial.accuracy or 0.0) - below)
+        below = trial.accuracy or 0.0
+    return area
+
+
 def speed_from(value: Mapping[str, Any] | None) -> Speed | None:
     """The inverse of ``Speed.to_dict``."""
     return None if value is None else Speed(**{**value, "doubts": tuple(value.get("doubts", ()))})

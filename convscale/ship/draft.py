@@ -26,6 +26,7 @@ from convscale.formats.ir import write_ir
 from convscale.formats.onnx import OPSET, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import code_commit
 from convscale.networks.inputs import example_input
 from convscale.networks.pictures import preprocessing_of
 from convscale.networks.resolve import Network, as_module
@@ -160,6 +161,7 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
     spec = (own if isinstance(own, NetSpec) else None) if request.spec is None else request.spec
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": code_commit(),
         "model": name,
         "format": request.format,
         "precision": request.precision,
