@@ -144,7 +144,7 @@ def confirm(
     Raises:
         UserError: nothing was promised, this is another device than was promised for, or the artefact can not run so.
     """
-    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact, device=device or "cpu")
     folder = opened.folder
     promise = opened.promise
     if promise is None:
