@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convscale.artifact.artifact import Artifact, load_artifact, write_promise
+from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.maps.files import Explainer
 from convscale.runtimes import base
@@ -21,6 +22,7 @@ from convscale.runtimes.tensorrt import Tensorrt
 from convscale.serve.models import How, Model, Named
 from convscale.ship import confirm as confirm_module
 from convscale.ship.confirm import confirm
+from convscale.speed.timing import Measurement
 from tests.ship.test_confirm import PROMISE, ProcessorAsCard
 
 COLUMNS = 120
@@ -98,3 +100,23 @@ def test_its_promise_is_confirmed_where_it_was_tuned(folder: Path, opened: list[
         found = confirm(given, min_seconds=0.02)
         assert found.measurement.conditions.runtime == "tensorrt"
     assert [how.device for how in opened] == ["cuda", "cuda"]
+
+
+@pytest.mark.parametrize("runtime", [None, "tensorrt"])
+def test_measure_opens_it_on_the_device(
+    runtime: str | None,
+    folder: Path,
+    opened: list[Opening],
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., tuple[int, str, str]],
+) -> None:
+    seen: list[tuple[str, str, str]] = []
+
+    def timed(net: Artifact, cond: Conditions, *others: object) -> Iterator[Measurement]:
+        seen.append((net.device, net.runtime, cond.runtime))
+        return iter(())
+
+    monkeypatch.setattr("convscale.cli.measure._measured", timed)
+    named = () if runtime is None else ("--runtime", runtime)
+    assert call("measure", folder, "--device", "cuda", *named) == (0, "", "")
+    assert seen == [("cuda", "tensorrt", "tensorrt")]
