@@ -26,6 +26,7 @@ from convscale.nas.walk import Walk
 def search(
     data: DataSplits | str | os.PathLike[str],
     *,
+    source: str | os.PathLike[str] | None = None,
     space: SearchSpace | str | os.PathLike[str] | None = None,
     device: str = "cpu",
     min_throughput: float | None = None,
@@ -69,6 +70,7 @@ def search(
 
     Args:
         data: splits, or a folder or manifest for ``open_dataset``; other processes read it from there.
+        source: where splits that are given were read from, for the record.
         space: what is searched, by value, name or file; None: ``small`` for images of up to 64 px, else ``mobile``.
         device: where the network is to run: ``cpu``, ``cuda``, or a GPU that is not here, for which it is predicted.
         min_throughput: images/s to keep, or the target of a softer reward; None: no limit.
@@ -153,9 +155,10 @@ def search(
     own = isinstance(data, DataSplits)
     if own and (workers > 1 or engine == "ray"):
         raise UserError("splits in memory are trained on in this process alone; give the data's folder, or workers 1")
+    where = source if isinstance(data, DataSplits) else data
     request = Request(
         splits=splits,
-        data=None if own else str(Path(data).absolute()),
+        data=None if where is None else str(Path(where).absolute()),
         space=searched,
         basis=basis,
         reward=wanted,
