@@ -24,6 +24,7 @@ from convscale.nas.walk import Walk
 def search(
     data: DataSplits | str | os.PathLike[str],
     *,
+    source: str | os.PathLike[str] | None = None,
     space: SearchSpace | str | os.PathLike[str] | None = None,
     device: str = "cpu",
     min_throughput: float | None = None,
@@ -67,6 +68,7 @@ def search(
 
     Args:
         data: splits, or a folder or manifest for ``open_dataset``; other processes read it from there.
+        source: where splits that are given were read from, for the record.
         space: what is searched, by value, name or file; None: ``small`` for images of up to 64 px, else ``mobile``.
         device: where the network is to run: ``cpu``, ``cuda``, or a GPU that is not here, for which it is predicted.
         min_throughput: images/s to keep, or the target of a softer reward; None: no limit.
@@ -146,9 +148,10 @@ def search(
     )
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
     searched = space_for(space, splits, image_size)
+    where = source if own else data
     request = Request(
         splits=splits,
-        data=None if own else str(Path(data).absolute()),
+        data=None if where is None else str(Path(where).absolute()),
         space=searched,
         basis=basis,
         reward=wanted,
