@@ -198,7 +198,7 @@ class Fit:
                 f"{target:,.0f} images/s"
             )
         else:
-            target = float(f"{0.95 * (front.knee.images_per_s or 0.0):.2g}")
+            target = float(f"{0.95 * finder.sure_of(front.knee):.2g}")  # the knee itself has to keep it
             rows = tuple(
                 FrontRow(name=o.name, image_size=o.image_size, top1=o.top1, images_per_s=o.images_per_s)
                 for o in front.rows
