@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-
-import torch
 
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
@@ -27,8 +25,6 @@ from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
 from convscale.errors import DoesNotFit, UserError
 from convscale.images.splits import DataSplits
-from convscale.learn.prepare import build_net, choose_preprocessing
-from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
@@ -42,15 +38,14 @@ from convscale.pipeline.candidate_rows import (
 )
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
-from convscale.pipeline.ranking import by_promise
+from convscale.pipeline.probing import Prober
 from convscale.pipeline.reach import Reached, reach
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Given
 from convscale.pipeline.smaller import smaller_sizes
 from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_parts import Candidate as Row
-from convscale.show.fit_parts import Probed, Timed
-from convscale.show.json_values import from_json
+from convscale.show.fit_parts import Timed
 from convscale.speed.measuring import measure, measure_calmly, whole_batch
 from convscale.stats import reached_with
 from convscale.words import odds
@@ -64,8 +59,6 @@ ROWS = 40
 """Candidates in the record, where there are hundreds."""
 PROBED = 10
 """Networks whose features are tried on the data."""
-FINALISTS = 3
-"""Networks that are trained briefly."""
 MOST_GAIN = 16.0
 """A network that would have to be so many times as fast is not tuned: 10.2 times is the most that the form that ships
 brought (results/ship.jsonl: ResNet-50 in 8 bits, with AMX, over ONNX Runtime)."""
@@ -429,56 +422,10 @@ class Finder:
             f"{1 - speed / self.floor:.0%} below"
         )
 
-    # ------------------------------------------------------------ which are worth training
-
     def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
-        """The few pretrained contenders whose features suit the data best: a linear head is solved on each. One whose
-        weights can not be loaded is left out, with the reason. Those without weights have no features to go by; they
-        take the places that are left.
-
-        Raises:
-            UserError: the weights of none can be loaded.
-        """
-        unweighted = [contender for contender in contenders if contender.weights is None]
-        contenders = [contender for contender in contenders if contender.weights is not None]
-        scores: dict[tuple[str, int], float] = {}
-        left_out: list[UserError] = []
-        for number, contender in enumerate(contenders, start=1):
-            row = self._row(contender.name, contender.image_size)
-            if row.probe is None:
-                self.say(f"probing {number} of {len(contenders)}: {contender.name} @{contender.image_size}")
-                try:
-                    row = replace(row, probe=self._probe(contender, recipe))
-                except UserError as error:
-                    left_out.append(error)
-                    self.say(f"left out: {contender.name}: {error}")
-                    self.record.put_row(replace(row, kept=False, reason=f"left out: {error}"))
-                    continue
-                self.record.put_row(row)
-            assert row.probe is not None
-            scores[contender.name, contender.image_size] = row.probe.top1 or 0.0
-        if left_out and not scores and not unweighted:
-            raise left_out[0]
-        contenders = [contender for contender in contenders if (contender.name, contender.image_size) in scores]
-        best = max(scores.values(), default=0.0)
-        ranked = by_promise(contenders, [self._row(c.name, c.image_size) for c in contenders], self.splits.multilabel)
-        last = ranked[:FINALISTS]
-        for contender in ranked[FINALISTS:]:
-            row = self._row(contender.name, contender.image_size)
-            behind = 100 * (best - scores[contender.name, contender.image_size])
-            self.record.put_row(
-                replace(row, reason=f"keeps it; its features are {behind:.1f} points behind on this data")
-            )
-        return [*last, *unweighted]
-
-    def _probe(self, contender: Contender, recipe: Recipe) -> Probed:
-        where = torch.device(self.asked.training_device)
-        net = build_net(contender.network, self.splits, recipe, contender.init).to(where)
-        preprocessing = choose_preprocessing(net, self.splits, recipe.override({"image_size": contender.image_size}))
-        made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
-        on = "validation images" if made.folds is None else f"images in {made.folds} folds"
-        self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} {on}, {made.seconds:.0f} s")
-        return from_json(Probed, asdict(made), "probe")
+        """The few that are worth training; as ``Prober``."""
+        prober = Prober(asked=self.asked, splits=self.splits, record=self.record, say=self.say)
+        return prober.probed(contenders, recipe)
 
 
 def _accuracy(option: Option) -> float:

@@ -26,9 +26,10 @@ from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, build
-from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
+from convscale.pipeline.finding import REFERENCE, REFERENCE_SHARE, Finder, Kept
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
+from convscale.pipeline.probing import FINALISTS
 from convscale.pipeline.ranking import by_promise, no_worse
 from convscale.pipeline.record import RunRecord, written
 from convscale.pipeline.request import BRIEF_EPOCHS, FitRequest

@@ -24,6 +24,7 @@ from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
 from convscale.pipeline.finding import Finder
+from convscale.pipeline.probing import Prober
 from convscale.pipeline.reach import Reached
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import Training
@@ -462,9 +463,10 @@ def test_a_network_is_probed_where_its_images_go(tmp_path: Path, monkeypatch: py
         seen.update(net=next(net.parameters()).device.type, images=device.type)
         return Probe(top1=0.5, train=1, validation=1, seconds=0.0)
 
-    monkeypatch.setattr("convscale.pipeline.finding.probe", probe)
+    monkeypatch.setattr("convscale.pipeline.probing.probe", probe)
     finder = _finder(_record(tmp_path, []), Constraint(min_throughput=1), training_device="meta")
-    finder._probe(_contender("mobilenetv2_050", None, None), Recipe(name="x"))
+    prober = Prober(asked=finder.asked, splits=SPLITS, record=finder.record, say=print)
+    prober._probe(_contender("mobilenetv2_050", None, None), Recipe(name="x"))
     assert seen == {"net": "meta", "images": "meta"}
 
 
