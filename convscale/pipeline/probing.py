@@ -69,9 +69,9 @@ class Prober:
         for contender in ranked[FINALISTS:]:
             row = self._row(contender)
             behind = 100 * (best - scores[contender.name, contender.image_size])
-            self.record.put_row(
-                replace(row, reason=f"keeps it; its features are {behind:.1f} points behind on this data")
-            )
+            keeps = "" if self.record.now.missed else "keeps it; "
+            reason = f"{keeps}its features are {behind:.1f} points behind on this data"
+            self.record.put_row(replace(row, reason=reason))
         return [*last, *unweighted]
 
     def _probe(self, contender: Contender, recipe: Recipe) -> Probed:

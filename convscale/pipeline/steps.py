@@ -264,12 +264,13 @@ class Fit:
         )
         best, worth = max(_probed(row) for row in rows), no_worse(rows, self.splits.multilabel)
         published = first.published_top1 is not None
+        keeps = "" if self.record.now.missed else "keeps it; "
         by = f"{self.label(first)} comes first by "
         by += "its published accuracy" if published else "them all the same: nobody published any for these image sizes"
         reasons = {
-            key_of(row): f"keeps it; its features are {100 * (best - _probed(row)):.1f} points behind on this data"
+            key_of(row): f"{keeps}its features are {100 * (best - _probed(row)):.1f} points behind on this data"
             if best - _probed(row) >= worth
-            else f"keeps it; its features are as good within {100 * worth:.1f} points, {by}"
+            else f"{keeps}its features are as good within {100 * worth:.1f} points, {by}"
             for row in others
         }
         of = f"features{' and published accuracy' * published}"
