@@ -13,7 +13,7 @@ from convscale.arch.zoo import as_spec
 from convscale.choice.basis import Basis
 from convscale.choice.candidates import Candidate, candidates_of
 from convscale.choice.choose import choose_from
-from convscale.choice.decide import NothingKeeps, Option
+from convscale.choice.decide import NothingKeeps, Option, trade_of
 from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.knee import Front, survey
 from convscale.choice.largest import Effort
@@ -134,7 +134,10 @@ class Finder:
         best_first = sorted(likely, key=lambda o: (-_accuracy(o), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
         if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
+            self._say_trade(None, options)
             return instead
+        if kept:
+            self._say_trade(best_first[0].top1, options)
         return Kept(
             contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
             missed="" if kept else self._missed(likely, fastest),
@@ -161,6 +164,13 @@ class Finder:
     def _likely(self, options: Sequence[Option]) -> list[Option]:
         """Those that are as likely as not to keep it."""
         return [o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor]
+
+    def _say_trade(self, mine: float | None, options: Sequence[Option]) -> None:
+        """What a lower confidence would buy, if it buys anything."""
+        if trade := trade_of(mine, options, self.floor):
+            note = f"a lower confidence buys {trade}"
+            self.record.add_note(note)
+            self.say(note)
 
     def _missed(self, likely: Sequence[Option], fastest: Option) -> str:
         """Why nothing keeps the constraint: what is nearest to it."""

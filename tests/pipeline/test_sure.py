@@ -52,8 +52,12 @@ def test_what_is_only_as_likely_as_not_predicted_to_keep_it_misses_it(
         assert finder.record.now.choice_notes[0].startswith(
             "no released network keeps at least 150 images/s with probability 0.8 at the image size of its published"
         )
+        assert finder.record.now.choice_notes[1] == (  # 151 of 150 images/s
+            "a lower confidence buys 82.0 % as published at a 49% risk, with less @224: --confidence 0.5"
+        )
     else:
         assert [c.name for c in kept.contenders] == ["less", "likely"]
+        assert finder.record.now.choice_notes == ()
         assert kept.missed == (
             "nothing keeps at least 150 images/s with probability 0.8: the likeliest is likely @224 with 57 %"
         )
