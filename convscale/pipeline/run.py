@@ -270,6 +270,11 @@ def _fit(
         environment=asdict(Environment.here(asked.training_device)),
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
+    if not asked.here and asked.where.runtime is None:
+        run.note(
+            f"speeds are predicted for {asked.where.device} in runtime {run.basis.conditions.runtime}, since none was "
+            "named; --runtime tensorrt, onnxruntime or eager predicts for another"
+        )
     run.check()
     if files is not None and files.foreign:
         named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")

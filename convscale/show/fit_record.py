@@ -23,6 +23,7 @@ from convscale.show.fit_parts import (
     Evaluation,
     FrontRow,
     Mistake,
+    Predicted,
     Shipped,
     Verification,
     Winner,
@@ -98,6 +99,13 @@ class FitRecord(Open):
         winner = self.winner
         named = (c for c in self.candidates if c.name == winner.name)
         return next((c for c in named if winner.image_size in (None, c.image_size)), None)
+
+    @property
+    def foretold(self) -> Predicted | None:
+        """The speed predicted for what ships: in the precision that it ships in, where that is another than it was
+        chosen in, by a prediction or by a measurement on the device.
+        """
+        return self.artifact.predicted or (self.chosen.predicted if self.chosen else None)
 
     def state_of(self, candidate: Candidate) -> str:
         """``winner``, ``finalist``, ``kept`` or ``rejected``."""
