@@ -342,7 +342,8 @@ class FitRequest:
         """Find every network that was named, and read the file of weights, before anything is written.
 
         Raises:
-            UserError: an unknown name, a function that can not be found, or a file that holds no weights.
+            UserError: an unknown name, a function that can not be found, a file that holds no weights, or weights are
+                asked for that nobody released.
         """
         if self.start.file is not None:
             read_state_dict(self.start.file)
@@ -350,11 +351,24 @@ class FitRequest:
             return
         if not self.from_scratch(splits):
             sizes = None if self.image_size is None else (self.image_size,)
-            candidates_with_head(candidates_of(self.named, sizes, offer=self.offer), self.training.head)
+            found = candidates_with_head(candidates_of(self.named, sizes, offer=self.offer), self.training.head)
+            if (start := self._weights_asked_for) and not any(each.licence for each in found):
+                names = ", ".join(dict.fromkeys(each.name for each in found))
+                raise UserError(
+                    f"nobody released weights of {names}, and {start} asks for some; leave that out to start from "
+                    "scratch, or name a network that has some (convscale list --pretrained)"
+                )
             return
         for one in self.networks:
             if isinstance(one.spec, Foreign):
                 shapes_of(one.spec)
+
+    @property
+    def _weights_asked_for(self) -> str:
+        """By what released weights were asked for, the file of one candidate aside; empty: they are the default."""
+        if self.start.weights_dir is not None:
+            return f"weights_dir {self.start.weights_dir}"
+        return "init 'pretrained'" if self.training.init else "scratch=False" if self.start.scratch is False else ""
 
     @cached_property
     def networks(self) -> tuple[SizedSpec, ...]:

@@ -103,6 +103,25 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
 
 
+@pytest.mark.parametrize(
+    ("given", "asks"),
+    [
+        ({"training": Training(init="pretrained")}, "init 'pretrained'"),
+        ({"start": Start(weights_dir=Path())}, r"weights_dir \."),
+        ({"start": Start(scratch=False)}, "scratch=False"),
+    ],
+)
+@pytest.mark.parametrize("bare", ["mobilenetv3_large_075", SPEC])
+def test_weights_that_nobody_released_are_refused_where_they_are_asked_for(
+    bare: Any, given: dict[str, Any], asks: str
+) -> None:
+    name = getattr(bare, "name", bare)
+    with pytest.raises(UserError, match=f"nobody released weights of {name}, and {asks} asks for some; leave that out"):
+        _request(candidates=bare, **given).check_networks(SPLITS)
+    _request(candidates=[bare, "tf_efficientnet_lite0"], **given).check_networks(SPLITS)  # one of them has some
+    _request(candidates=bare).check_networks(SPLITS)  # then it starts from scratch, and a note says so
+
+
 def test_too_few_images_for_8_bits_are_told_before_the_training() -> None:
     whole, tuned = (Shipping(runtime=None, int8=True, max_drop=0.5, qat=qat) for qat in (False, True))
     with pytest.raises(UserError, match="INT8 needs at least 32 calibration images of the training set, got 10"):
