@@ -38,6 +38,7 @@ from convscale.networks.weight_files import SUFFIXES, WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
+from convscale.pipeline.size import default_size
 from convscale.predictor.fitted import EIGHT_BITS
 from convscale.runtimes.base import file_runtimes, runtime_of
 
@@ -453,6 +454,8 @@ def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] |
         threads=where.threads,
     )
     recipe = asked.recipe_for(splits, pretrained=training.init is not None)
+    if recipe == "small" and training.recipe is None and splits.train.images is None:
+        recipe = "pictures"  # files were not looked at
     specs = [sized(item, asked.image_size) for item in asked.named if isinstance(item, NetSpec)]
     return {
         "data": str(asked.data) if not isinstance(asked.data, DataSplits) else "given splits",
@@ -482,11 +485,3 @@ def _weights_of(name: str) -> str:
 def _plain(item: Network) -> object:
     """A candidate in JSON values."""
     return item.to_dict() if isinstance(item, NetSpec) else item if isinstance(item, str) else repr(item)
-
-
-def default_size(splits: DataSplits) -> int:
-    """The side in pixels that candidates are built for: small images' own, else 224."""
-    images = splits.train.images
-    if images is not None and max(images.shape[1:3]) <= SMALL_IMAGE:
-        return int(max(images.shape[1:3]))
-    return 224
