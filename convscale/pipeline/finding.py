@@ -39,7 +39,7 @@ from convscale.pipeline.candidate_rows import (
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
 from convscale.pipeline.probing import Prober
-from convscale.pipeline.reach import Reached, reach
+from convscale.pipeline.reach import Reached, best_out_of_reach, reach
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Given
 from convscale.pipeline.smaller import smaller_sizes
@@ -111,7 +111,8 @@ class Finder:
         specs that were named beside them; where nothing keeps it, scaled members that do, else what is as likely as not
         to, which counts as missed; None where no weights can be had.
         """
-        pool = self._reached(files).found
+        reached = self._reached(files)
+        pool = reached.found
         if not any(place is not None for _, place in pool):
             return None
         options = self._judged_options([candidate for candidate, _ in pool])
@@ -133,6 +134,11 @@ class Finder:
         likely = kept or self._likely(options)
         best_first = sorted(likely, key=lambda o: (-_accuracy(o), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
+        if self.asked.named is None and reached.unreached:
+            mine = best_first[0].top1 if kept else None
+            rows = self.asked.rows
+            better = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
+            self._remark(reached.lost(better, mine))
         if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
             self._say_trade(None, options)
             return instead
@@ -168,9 +174,12 @@ class Finder:
     def _say_trade(self, mine: float | None, options: Sequence[Option]) -> None:
         """What a lower confidence would buy, if it buys anything."""
         if trade := trade_of(mine, options, self.floor):
-            note = f"a lower confidence buys {trade}"
-            self.record.add_note(note)
-            self.say(note)
+            self._remark(f"a lower confidence buys {trade}")
+
+    def _remark(self, text: str) -> None:
+        """A line for people that the record keeps."""
+        self.record.add_note(text)
+        self.say(text)
 
     def _missed(self, likely: Sequence[Option], fastest: Option) -> str:
         """Why nothing keeps the constraint: what is nearest to it."""
