@@ -58,6 +58,11 @@ class Option:
         return self.candidate.top1
 
     @property
+    def accuracy(self) -> float:
+        """What is published of the weights, percent: at this image size, else the best at another, which is a hint."""
+        return self.top1 or max((top1 for _, top1 in self.candidate.published), default=0.0)
+
+    @property
     def speed(self) -> Speed | None:
         """None: neither measured nor predicted."""
         return self.facts.speed

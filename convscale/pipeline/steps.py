@@ -134,13 +134,13 @@ class Fit:
         """Find what keeps the speed, and mark the few that are worth training."""
         if any(row.finalist for row in self.record.now.candidates):
             return
-        if (warning := busy()) and not self.basis.predicted:
+        if warning := "" if self.basis.predicted else busy():
             self.remark(warning)
         with self.record.clocked("measure_s"):
             if not self.min_throughput:
                 self._settle()
             self._write_constraint()
-            kept, finder = self._kept()
+            kept, finder = self._kept(bool(warning))
         if kept.missed and self.asked.strict:
             raise UserError(kept.missed)
         if kept.missed:
@@ -157,7 +157,7 @@ class Fit:
         rows = (replace(row, finalist=(row.name, row.image_size) in chosen) for row in self.record.now.candidates)
         self.record.put(candidates=tuple(rows))
 
-    def _finder(self) -> Finder:
+    def _finder(self, loaded: bool = False) -> Finder:
         return Finder(
             asked=self.asked,
             splits=self.splits,
@@ -166,11 +166,16 @@ class Fit:
             record=self.record,
             folder=self.folder,
             say=self.note,
+            loaded=loaded,
         )
 
-    def _kept(self) -> tuple[Kept, Finder]:
-        """Released weights that keep the constraint, or scaled members where there are none or none were wanted."""
-        finder = self._finder()
+    def _kept(self, loaded: bool = False) -> tuple[Kept, Finder]:
+        """Released weights that keep the constraint, or scaled members where there are none or none were wanted.
+
+        Args:
+            loaded: other work keeps this machine busy.
+        """
+        finder = self._finder(loaded)
         if self.files is None:
             return finder.scaled(), finder
         kept = finder.released(self.files)

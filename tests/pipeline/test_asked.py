@@ -96,10 +96,10 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
     candidates: Any, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finder: Any = SimpleNamespace(released=lambda files: None, scaled=lambda: "scaled")
-    monkeypatch.setattr(Fit, "_finder", lambda self: finder)
+    monkeypatch.setattr(Fit, "_finder", lambda self, loaded: finder)
     asked, record = _request(candidates=candidates, start=Start(scratch=False)), _record(tmp_path, [])
     fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
-    assert fit._kept()[0] == "scaled"
+    assert fit._kept(False)[0] == "scaled"
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
 
 

@@ -240,7 +240,7 @@ def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[C
     from convscale.pipeline.finding import Kept
 
     finder = SimpleNamespace(probed=lambda found, recipe: found)
-    monkeypatch.setattr(Fit, "_kept", lambda self: (Kept(contenders=contenders), finder))
+    monkeypatch.setattr(Fit, "_kept", lambda self, loaded: (Kept(contenders=contenders), finder))
     asked: Any = SimpleNamespace(
         constraint=Constraint(min_throughput=100),
         named=None,
