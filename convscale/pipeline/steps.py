@@ -145,7 +145,7 @@ class Fit:
             raise UserError(kept.missed)
         if kept.missed:
             self.record.put(missed=kept.missed)
-            self.note(f"{kept.missed}; it is trained all the same")
+            self.note(f"{kept.missed}; training goes on all the same")
         contenders = list(kept.contenders)
         with self.record.clocked("probe_s"):
             if pretrained := [one for one in contenders if one.weights is not None]:

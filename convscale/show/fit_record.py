@@ -114,10 +114,14 @@ class FitRecord(Open):
             return "winner"
         if candidate.finalist:
             return "finalist"
+        return "kept" if self.keeps(candidate) else "rejected"
+
+    def keeps(self, candidate: Candidate) -> bool:
+        """Whether a candidate keeps the speed asked for; where nothing does, not even a finalist."""
         kept, speed, asked = candidate.kept, candidate.images_per_s, self.constraint.min_throughput
         if kept is None:
             kept = speed is not None and (asked is None or speed >= asked)
-        return "kept" if kept else "rejected"
+        return kept
 
     def label_of(self, candidate: Candidate) -> str:
         """Its name, with the image size where the network is there at several."""

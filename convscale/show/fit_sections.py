@@ -69,7 +69,7 @@ def story(fit: FitRecord) -> str:
     """Plain words: how the choice came about."""
     asked, winner, parts = fit.constraint.min_throughput, fit.winner, []
     timed = [c for c in fit.candidates if c.images_per_s is not None]
-    fast = [c for c in timed if fit.state_of(c) != "rejected"]
+    fast = [c for c in timed if (fit.keeps(c) if fit.missed else fit.state_of(c) != "rejected")]
     if timed:
         how = (
             f"predicted for {fit.constraint.conditions.device if fit.constraint.conditions else 'another device'}"

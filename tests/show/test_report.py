@@ -50,6 +50,13 @@ def test_what_ships_in_float_states_its_own_speed_where_rows_in_8_bits_chose() -
     assert "Speed of the artefact" not in html
 
 
+def test_where_the_speed_is_missed_the_finalist_is_not_said_to_keep_it() -> None:
+    record = fit_record()
+    record["missed"] = "nothing keeps at least 4,000 images/s"
+    record["candidates"] = [row | {"kept": False} for row in record["candidates"]]
+    assert ", 0 kept the 4,000 images/s asked for." in story(typed(record))
+
+
 def test_says_what_was_chosen_and_why() -> None:
     html = visible(fit_page(typed(fit_record()), Path("runs/example")))
     assert f"<h1>{WINNER}</h1>" in html
