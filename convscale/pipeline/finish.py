@@ -176,6 +176,8 @@ class Finish:
         if made.precision != self.basis.conditions.precision and self.network is not None and promise is not None:
             instead, promise = self._in_another(made.precision, self.network, promise)
             self._say_instead(made, promise)
+        elif promise is not None:
+            self._say_unsure(promise)
         if promise is not None:
             write_promise(artifact.folder, promise)
             artifact = load_artifact(artifact.folder)
@@ -217,6 +219,17 @@ class Finish:
         why = "half precision does not ship" if made.why_single else "8 bits do not pass their gate"
         missed = f"{why}, and float{'32' if made.why_single else ''} is predicted at {speed:,.0f} images/s, {gap}"
         self.record.put(missed=f"{missed} the {wanted:,.0f} asked for")
+
+    def _say_unsure(self, promise: Promise) -> None:
+        """Where nothing keeps what was asked for surely enough, how likely that is of what ships: until now it was said
+        of the likeliest.
+        """
+        wanted, sure, asked = promise.min_throughput, promise.confidence, self.asked.constraint.confidence
+        if self.record.now.missed and wanted and sure is not None and promise.images_per_s >= wanted and sure < asked:
+            self.record.put(
+                missed=f"what is shipped is no more than {odds(sure)} likely to keep the {wanted:,.0f} images/s asked "
+                f"for, and {odds(asked)} are wanted"
+            )
 
     def _promise(self, made: Elsewhere) -> Promise | None:
         """What was predicted for the winner, or measured there before it was trained."""
