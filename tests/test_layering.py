@@ -30,6 +30,7 @@ TORCH_FREE = (*GROUND, "arch", "runtimes", "artifact", "serve")
 TORCH_FREE_MODULES = (
     "convscale.images.decode",
     "convscale.images.walk",
+    "convscale.ship.cluster",
     "convscale.ship.containers",
     "convscale.ship.layouts",
     "convscale.ship.ray_engine",

@@ -62,18 +62,20 @@ class Artifact:
         self.format = manifest.format
         self.precision = manifest.precision
         self.baked = manifest.baked
-        self.runtime = runtime or manifest.runtime.name
-        self.threads = threads or manifest.runtime.threads
-        # The tuned number of streams belongs to the tuned runtime and kind of device.
-        own = (manifest.runtime.name, manifest.runtime.device)
-        tuned = (self.runtime, device.partition(":")[0]) == own and threads is None
+        self.device, runs = device, manifest.runtime
+        known, anywhere = runtimes_of(self.format, device), runtimes_of(self.format, "cuda")
+        # What was found on one kind of device says nothing of another, which may not even have the runtime.
+        own = runs.device == device.partition(":")[0] and (runs.name in known or runs.name not in anywhere)
+        self.runtime = runtime or (runs.name if own else self.checked_in[0])
+        self.threads = threads or (runs.threads if own else None)
+        # The tuned number of streams belongs to the tuned runtime, too.
+        tuned = own and self.runtime == runs.name and threads is None
         self.cut = manifest.detection
-        self.streams = manifest.runtime.streams or 1 if tuned else 1
-        self.tuned = tuned and manifest.runtime.streams is not None
+        self.streams = runs.streams or 1 if tuned else 1
+        self.tuned = tuned and runs.streams is not None
         self.divided = True
         """Set to False before the first call, batches stay whole: who calls fills the streams, by as many threads."""
-        self.device = device
-        self.batch_size = manifest.runtime.batch_size or 32
+        self.batch_size = (runs.batch_size if own else None) or 32
         self.classes = _class_names(folder)
         try:
             self.preprocessing = Preprocessing.from_dict(read_part(folder, "preprocessing.json"))
@@ -86,7 +88,7 @@ class Artifact:
                 f"artefact {folder} names {len(self.classes)} classes, its network has {manifest.num_classes}; "
                 "export it again"
             )
-        if self.runtime not in (known := runtimes_of(self.format, self.device)):
+        if self.runtime not in known:
             raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
         need_runtime(self.runtime)
         self._runner: Runner | None = None
@@ -154,7 +156,7 @@ class Artifact:
         """
         wanted, found = self.manifest.computes, self.floats_in(runtime)
         unchecked = self.gate_elsewhere if runtime == self.made_for else ()
-        if found == wanted:
+        if found == wanted or (wanted == "fp16" and self.device != "cpu"):  # a card computes in what the file is in
             return unchecked
         return (f"{runtime} has no {wanted} here: float operations were computed in {found}", *unchecked)
 
@@ -400,8 +402,9 @@ def load_artifact(
     """Check an artefact's checksums and open it.
 
     Args:
-        runtime: None: the one in the artefact's record (the tuned one, where it was tuned).
-        threads: None: the record's, else one per core.
+        runtime: None: the one in the artefact's record (the tuned one, where it was tuned); what was tuned on another
+            kind of device runs in the usual one of its format here.
+        threads: None: the record's, where it was tuned on this kind of device, else one per core.
 
     Raises:
         UserError: it is no artefact, damaged, of a newer version, reads data outside its folder, or its runtime is not

@@ -21,7 +21,7 @@ DETECTOR_SCHEMA = 2
 MANIFEST = "artifact.json"
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.pt2",)}
 """The model's files by format, the one that a runtime opens first."""
-COMPUTES = ("fp32", "bf16")
+COMPUTES = ("fp32", "bf16", "fp16")
 """What an artefact's float operations are computed in."""
 
 _REQUIRED = ("format", "precision", "baked", "runtime", "num_classes", "files")
@@ -50,9 +50,10 @@ class Manifest(Mapping[str, Any]):
     format: str
     """A key of ``MODEL_FILES``."""
     precision: str
-    """``fp32``, ``fp16`` (stored in it), ``bf16`` (computed in it) or ``int8``."""
+    """``fp32``, ``fp16`` (stored in it, or computed in it too), ``bf16`` (computed in it) or ``int8``."""
     computes: str
-    """What float operations are computed in, ``fp32`` or ``bf16``; where the processor has no bf16, in ``fp32``."""
+    """What float operations are computed in, ``fp32``, ``bf16`` or ``fp16``; where the processor has none of these two,
+    in ``fp32``."""
     baked: bool
     """Preprocessing and softmax are parts of the network."""
     runtime: RunsIn
@@ -92,7 +93,7 @@ class Manifest(Mapping[str, Any]):
             known = ", ".join(MODEL_FILES)
             raise UserError(f"artefact {folder} has the unknown format {short(values['format'])}; known: {known}")
         if (computes := values.get("computes", "fp32")) not in COMPUTES:
-            raise _damaged(folder, f"it computes in {short(computes)}, known are {' and '.join(COMPUTES)}; ")
+            raise _damaged(folder, f"it computes in {short(computes)}, known are {', '.join(COMPUTES)}; ")
         if not isinstance(files, dict) or not isinstance(runtime, dict) or "name" not in runtime:
             raise _damaged(folder)
         if not isinstance(values["precision"], str) or not isinstance(values["baked"], bool):

@@ -58,6 +58,11 @@ class Option:
         return self.candidate.top1
 
     @property
+    def accuracy(self) -> float:
+        """What is published of the weights, percent: at this image size, else the best at another, which is a hint."""
+        return self.top1 or max((top1 for _, top1 in self.candidate.published), default=0.0)
+
+    @property
     def speed(self) -> Speed | None:
         """None: neither measured nor predicted."""
         return self.facts.speed
@@ -199,16 +204,7 @@ class Choice(Judged):
         mine = self.best.top1
         if not self.floor or mine is None or self.best.chance(self.floor) is None:
             return ""
-        risky = [(o, chance) for o in self.options if (chance := o.chance(self.floor)) and 0.5 <= chance < 1]
-        better = [(o, chance) for o, chance in risky if (o.top1 or 0.0) >= mine + 0.5 and o.verdict == "maybe"]
-        if not better:
-            return ""
-        option, chance = max(better, key=lambda pair: (pair[0].top1 or 0.0, pair[1]))
-        confidence = math.floor(100 * chance) / 100
-        return (
-            f"{(option.top1 or 0.0) - mine:.1f} points more at a {1 - chance:.0%} risk, with {option.label}: "
-            f"confidence {max(0.5, confidence):g}"
-        )
+        return trade_of(mine, self.options, self.floor)
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -222,6 +218,7 @@ class Choice(Judged):
             "kind": self.kind,
             "certain": self.certain,
             "chance": self.best.chance(self.floor) if self.floor else None,
+            "trade": self.trade or None,
             "best": self.best.to_dict(),
             **{
                 key: [o.to_dict() for o in getattr(self, key)] for key in ("front", "maybe", "alternatives", "rejected")
@@ -260,6 +257,25 @@ class NothingKeeps(UserError):
     def __init__(self, message: str, options: tuple[Option, ...]) -> None:
         super().__init__(message)
         self.options = options
+
+
+def trade_of(mine: float | None, options: Sequence[Option], floor: float) -> str:
+    """What a lower confidence would buy, in a line: the best published accuracy of those that are at least as likely as
+    not to keep ``floor`` images/s; empty where that is not half a point more than ``mine``.
+
+    Args:
+        mine: published accuracy of what was chosen, percent; None: there is none at its image size.
+        options: as judged.
+        floor: images/s to keep.
+    """
+    least = 0.0 if mine is None else mine + 0.5
+    risky = [(o, o.top1, o.chance(floor)) for o in options if o.verdict == "maybe"]
+    better = [(o, top1, chance) for o, top1, chance in risky if top1 and top1 >= least and chance and 0.5 <= chance < 1]
+    if not better:
+        return ""
+    option, top1, chance = max(better, key=lambda entry: entry[1:])
+    gain = f"{top1:.1f} % as published" if mine is None else f"{top1 - mine:.1f} points more"
+    return f"{gain} at a {1 - chance:.0%} risk, with {option.label}: --confidence {math.floor(100 * chance) / 100:g}"
 
 
 def describe_speed(speed: Speed | None) -> str:

@@ -44,14 +44,22 @@ class Bench:
         *,
         records: str | os.PathLike[str] | None = None,
         seconds: float = 1.0,
+        reuse: bool = True,
     ) -> None:
+        """
+        Args:
+            basis, facts: of the networks.
+            records: a file of measurements, to which new ones are appended.
+            seconds: timed seconds per network, at least.
+            reuse: take what the file holds.
+        """
         self.basis, self.facts, self.seconds = basis, facts, seconds
         self.path = None if records is None else Path(records)
         self.speeds: dict[SizedSpec, Speed] = {}
         self.failed: dict[SizedSpec, str] = {}
         self.reused = 0
         self.timed = 0
-        self._kept = self._read()
+        self._kept = self._read() if reuse else []
 
     def __call__(self, network: SizedSpec) -> Speed | None:
         """The speed of a network, or None where it can not run.

@@ -33,7 +33,7 @@ def print_choice(choice: Choice, show_all: bool) -> None:
     from convscale.choice.decide import describe_speed
 
     best = choice.best
-    say(f"{best.label}: {best.reason}")
+    say(f"{best.label}: {best.reason}" + (f"; {choice.trade}" if choice.trade else ""))
     source = f"; {best.candidate.source}" if best.candidate.source else ""
     say(f"{describe_accuracy(best.candidate)}{source}", 2)
     if weights := describe_weights(best.candidate):
@@ -50,8 +50,6 @@ def print_choice(choice: Choice, show_all: bool) -> None:
         + (", all of it in the re-parameterised form for inference" if best.facts.fused else ""),
         2,
     )
-    if choice.trade:
-        say(choice.trade, 2)
     for doubt in best.speed.doubts if best.speed else ():
         say(f"doubt: {doubt}", 2)
     say(f"{choice.kind} on {choice.device}: {in_words(choice.conditions, choice.chosen_from)}", 2)

@@ -235,9 +235,13 @@ def _finish(run: FitRun, as_json: bool) -> None:
         images = words.plural(result.evaluation.n or 0, "test image")
         several = result.evaluation.mean_average_precision is not None
         right = "mean average precision on" if several else "of"
+        told, under = result.foretold, result.constraint.conditions
+        speed = ""
+        if result.artifact.measurement is None and told is not None and under is not None:
+            speed = f"predicted {words.rate(told.images_per_s)} images/s on {under.device} ({under.runtime}); "
         say(
             f"{result.winner.name}: {words.percent(result.top1, 2)} {right} {images}{'' if several else ' right'}; "
-            f"artefact {run.output / 'artifact'}, report {run.report}"
+            f"{speed}artefact {run.output / 'artifact'}, report {run.report}"
         )
     if run.missed:
         say(f"convscale: {run.missed}", err=True)

@@ -276,7 +276,9 @@ def measure_command(
         threads=threads,
     )
     nets = [
-        load_artifact(model, runtime=runtime, threads=threads) if Path(model).is_dir() else network_of(model)
+        load_artifact(model, runtime=runtime, threads=threads, device=device)
+        if Path(model).is_dir()
+        else network_of(model)
         for model in models
     ]
     done = []

@@ -107,6 +107,9 @@ def search_command(
         "minutes": minutes,
         "trials": trials,
         "output": output,
+        "engine": engine,
+        "workers": workers,
+        "address": address,
         "batch_size": batch_size,
         "precision": precision,
         "runtime": runtime,
@@ -125,8 +128,7 @@ def search_command(
     if scaling is not None:
         if min_throughput is not None or space is not None:
             raise UserError("--scaling takes a baseline and a --budget; leave out --space and --min-throughput")
-        of_baselines = {"--engine": engine != "local", "--workers": workers != 1, "--address": address is not None}
-        of_baselines |= {"--sampler": sampler != "guided", "--zero-cost": zero_cost != "size", "--inherit": inherit}
+        of_baselines = {"--sampler": sampler != "guided", "--zero-cost": zero_cost != "size", "--inherit": inherit}
         of_baselines |= {"--reward": reward != "hard", "--reward-by": reward_by != "throughput"}
         of_baselines |= {"--target-macs": target_macs is not None, "--confidence": confidence != 0.8}
         of_baselines |= {"--threads": threads is not None}
@@ -146,9 +148,6 @@ def search_command(
         reward=reward,
         reward_by=reward_by,
         target_macs_m=target_macs,
-        engine=engine,
-        workers=workers,
-        address=address,
         sampler=sampler,
         zero_cost=None if zero_cost == "none" else zero_cost,
         confidence=confidence,

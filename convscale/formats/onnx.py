@@ -121,8 +121,16 @@ def compute_half(path: str | os.PathLike[str]) -> None:
 
     ONNX Runtime's own converter does it. On processors without half precision ONNX Runtime casts back, so a speed there
     says nothing.
+
+    Raises:
+        UserError: the converter does not know what to do with an operator.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    onnx.save(convert_float_to_float16(onnx.load(os.fspath(path)), keep_io_types=True), os.fspath(path))
+    model = onnx.load(os.fspath(path))
+    try:
+        model = convert_float_to_float16(model, keep_io_types=True)
+    except Exception as error:
+        raise UserError(f"the network can not be written in half precision: {first_line(error)}") from error
+    onnx.save(model, os.fspath(path))

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 
 from convscale import words
 from convscale.conditions import Size, as_size, sides, size_text
-from convscale.images.decode import ImageError, check_image, preload
+from convscale.images.decode import ImageError, preload
 from convscale.images.duplicates import IN_TWO_SPLITS, WITH_TWO_LABELS, Duplicates, evenly, find_duplicates
+from convscale.images.extent import upright_size
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit, DataSplits, FileSplit, Split
 from convscale.images.threads import in_threads
@@ -262,21 +263,11 @@ def _sizes(split: Split, size: Size) -> Sizes:
     if isinstance(split, ArraySplit):
         found = [tuple(split.pixels.shape[1:3])] * len(chosen)
     elif isinstance(split, FileSplit):
-        seen = in_threads(lambda index: _upright_size(split.paths[index], split.max_pixels), chosen, chunk=64)
+        seen = in_threads(lambda index: upright_size(split.paths[index], split.max_pixels), chosen, chunk=64)
         found = [each for each in seen if each is not None]
     else:
         raise TypeError(f"{type(split).__name__} is neither in memory nor in files")
     return Sizes(input=size, checked=len(found), smaller=sum(h < height or w < width for h, w in found))
-
-
-def _upright_size(path: str, max_pixels: int) -> tuple[int, int] | None:
-    """Height and width as the picture is shown; None where it has none that can be read."""
-    try:
-        header = check_image(path, max_pixels=max_pixels)
-    except ImageError:
-        return None
-    turned = header.orientation >= 5  # by a quarter, and mirrored or not
-    return (header.width, header.height) if turned else (header.height, header.width)
 
 
 def _missing(names: tuple[str, ...], what: str) -> str:

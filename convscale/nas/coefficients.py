@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,28 +26,23 @@ from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
-from convscale.learn.settings import usable_device
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
+from convscale.nas.directions import MOST, STEPS, at_cost, directions, in_groups, reach, spread, unit
+from convscale.nas.engines.base import Engine, Place
+from convscale.nas.engines.start import engine_for, place_for, threads_of
 from convscale.nas.pace import Pace
 from convscale.nas.request import Say, fixed_form, is_small, recipe_for
-from convscale.nas.trial import Job, run_job
+from convscale.nas.trial import Job
 from convscale.read import read_json
 
 COSTS = ("time", "macs")
 METHODS = ("grid", "bayes")
 RECORD, RULE = "scaling.json", "rule.yaml"
-STEPS = 4
-"""Parts that a budget is shared out in: 15 ways to give them to depth, width and resolution."""
 FINALISTS, FINAL_SEEDS = 3, 3
 """So many of the best are trained with so many seeds in all."""
 PUBLISHED = ScalingRule(alpha=1.2, beta=1.1, gamma=1.15, name="efficientnet", baseline="efficientnet_b0")
 """EfficientNet, section 3.3: by FLOPs, for B0."""
-_MOST = 16.0
-"""Times the nominal cost, up to which a budget of time is looked for."""
-_LOOKS = 7
-_NEAR = 0.02
-"""Of the budget, within which a cost is close enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +96,10 @@ def find_scaling(
     batch_size: int | None = 64,
     compiled: bool = False,
     output: str | os.PathLike[str],
+    engine: str = "local",
+    workers: int = 1,
+    address: str | None = None,
+    threads_per_trial: int | None = None,
     method: str = "grid",
     precision: str | None = None,
     runtime: str | None = None,
@@ -133,9 +132,11 @@ def find_scaling(
         batch_size: images per call.
         compiled, precision, runtime, calibration: as for ``choose``.
         output: folder to make: ``rule.yaml``, which ``scale`` takes, and ``scaling.json``, with all that was tried.
+        engine, workers, address, threads_per_trial: as for ``search``. Networks that Optuna's estimator proposes are
+            trained one after the other, since each proposal knows all before it.
         method: ``grid``, or ``bayes``: Optuna's estimator goes on from a few of the grid's.
         image_size: the baseline's side in pixels; None: its own, or that of small images in memory.
-        training_device: where is trained; None: ``device`` where it is here, else ``cpu``.
+        training_device: where is trained, as for ``search``; None: ``device`` where it is here, else ``cpu``.
         recipe, epochs, most_images: of the brief trainings; as for ``search``.
         seed: of everything drawn.
         resume: go on in ``output``.
@@ -150,7 +151,7 @@ def find_scaling(
     """
     check_text("cost", cost, COSTS)
     check_text("method", method, METHODS)
-    check_number("budget", budget, "a number above 1, at most 16", 1.01, _MOST)
+    check_number("budget", budget, "a number above 1, at most 16", 1.01, MOST)
     if minutes is not None:
         check_number("minutes", minutes, "a number above 0", 1e-6)
     if trials is not None and check_whole("trials", trials) < 2:
@@ -161,7 +162,15 @@ def find_scaling(
     asked = Asked(device=device, batch_size=batch_size, precision=precision, runtime=runtime, compiled=compiled)
     basis = basis_of(asked, calibration)
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
-    training = str(usable_device(training_device or here))
+    own = isinstance(data, DataSplits)
+    place = place_for(
+        engine=engine,
+        workers=workers,
+        address=address,
+        threads=threads_per_trial,
+        training=training_device or here,
+        own=own,
+    )
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
     chosen = None if recipe is None else get_recipe(recipe)
     check_whole("epochs", epochs)
@@ -184,8 +193,9 @@ def find_scaling(
             cost=cost,
             trials=trials,
             method=method,
-            recipe=fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), training).to_dict(),
-            training=training,
+            recipe=fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), place.device).to_dict(),
+            place=place,
+            data=None if own else str(Path(data).absolute()),
             most_images=check_whole("most_images", most_images),
             seed=seed,
             data_digest=data_digest((splits.train, splits.validation)),
@@ -214,7 +224,9 @@ class _Asked:
     trials: int | None
     method: str
     recipe: Mapping[str, Any]
-    training: str
+    place: Place
+    data: str | None
+    """Where other processes read it from; None: nowhere."""
     most_images: int
     seed: int
     data_digest: str
@@ -229,47 +241,6 @@ class _Asked:
             "recipe": dict(self.recipe),
             **{name: getattr(self, name) for name in names},
         }
-
-
-def directions(steps: int = STEPS) -> list[tuple[float, float, float]]:
-    """All ways to give ``steps`` equal parts to depth, width and resolution, as shares that add up to 1."""
-    return [
-        (depth / steps, width / steps, (steps - depth - width) / steps)
-        for depth in range(steps + 1)
-        for width in range(steps + 1 - depth)
-    ]
-
-
-def spread(points: Sequence[tuple[float, float, float]], count: int) -> list[tuple[float, float, float]]:
-    """So many of the points, each the farthest from those before it; the first stays first."""
-    chosen = list(points[:1])
-    while len(chosen) < min(count, len(points)):
-        left = [point for point in points if point not in chosen]
-        chosen.append(max(left, key=lambda point: min(math.dist(point, other) for other in chosen)))
-    return chosen
-
-
-def at_cost(nominal: float, shares: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Multipliers of depth, width and resolution whose nominal cost, depth * width^2 * resolution^2, is this one."""
-    return nominal ** shares[0], nominal ** (shares[1] / 2), nominal ** (shares[2] / 2)
-
-
-def reach(cost_at: Callable[[float], float], budget: float) -> tuple[float, float]:
-    """(nominal cost, cost) nearest to the budget, by bisection of the logarithm; rounding makes costs jump.
-
-    Args:
-        cost_at: times the baseline's cost, by the nominal one.
-        budget: what it should be.
-    """
-    low, high, at = 0.0, math.log(_MOST), math.log(budget)
-    tried: list[tuple[float, float]] = []
-    for _ in range(_LOOKS):
-        tried.append((math.exp(at), cost_at(math.exp(at))))
-        if abs(tried[-1][1] / budget - 1) < _NEAR:
-            break
-        low, high = (at, high) if tried[-1][1] < budget else (low, at)
-        at = (low + high) / 2
-    return min(tried, key=lambda one: abs(math.log(one[1] / budget)))
 
 
 class _Scaling:
@@ -299,19 +270,20 @@ class _Scaling:
         """Lay out, train, train the best again."""
         asked = self.asked
         asked.say(f"scaling {asked.base!r} to {asked.budget:g} times its {asked.cost}")
-        for shares in self._directions():
-            if not self._more() and self._trained():
-                break
-            if self._at(shares) is None:
-                self._put(self._laid_out(shares))
-            at = self._at(shares)
-            assert at is not None
-            if not self.points[at].accuracies:
-                self._train(at, asked.seed)
-        for extra in range(1, FINAL_SEEDS):
-            for at in self._finalists():
-                if self._more() and len(self.points[at].accuracies) == extra:
-                    self._train(at, asked.seed + extra)
+        engine = engine_for(asked.place, self.splits)
+        try:
+            for group in self._directions():
+                if not self._more() and self._trained():
+                    break
+                for shares in group:
+                    if self._at(shares) is None:
+                        self._put(self._laid_out(shares))
+                self._train(engine, [at for at in map(self._at, group) if at is not None], 0)
+            for extra in range(1, FINAL_SEEDS):
+                if self._more():
+                    self._train(engine, self._finalists(), extra)
+        finally:
+            engine.close()
         return self._rule()
 
     def _finalists(self) -> list[int]:
@@ -320,21 +292,23 @@ class _Scaling:
         own = [at for at, point in enumerate(self.points) if point.shares == PUBLISHED.shares]
         return [at for at in dict.fromkeys([*order[:FINALISTS], *own]) if self.points[at].accuracies]
 
-    def _directions(self) -> Iterator[tuple[float, float, float]]:
-        """EfficientNet's, then the grid's, then those that Optuna's estimator proposes, an earlier call's first."""
-        asked = self.asked
+    def _directions(self) -> Iterator[Sequence[tuple[float, float, float]]]:
+        """EfficientNet's, then the grid's, then those that Optuna's estimator proposes, an earlier call's first. Those
+        that come together are trained side by side: as many as there are workers, or one that was proposed.
+        """
+        asked, side_by_side = self.asked, self.asked.place.workers
         grid = [PUBLISHED.shares, *directions()]
         count = len(grid) if asked.trials is None else asked.trials
         first = count if asked.method == "grid" else min(count, 6)
-        yield from spread(grid, first)
+        yield from in_groups(spread(grid, first), side_by_side)
         if asked.method == "bayes":
             laid_out = [point.shares for point in self.points if not point.accuracies]
-            yield from laid_out[: max(0, count - len(self._trained()))]
+            yield from in_groups(laid_out[: max(0, count - len(self._trained()))], 1)
             for _ in range(count - len(self.points)):
-                yield self._proposed()
+                yield (self._proposed(),)
         elif count > len(grid):  # a finer grid, without those that were there
             finer = [point for point in directions(2 * STEPS) if point not in grid]
-            yield from spread(finer, count - len(grid))
+            yield from in_groups(spread(finer, count - len(grid)), side_by_side)
 
     def _proposed(self) -> tuple[float, float, float]:
         """By a tree-structured Parzen estimator over what was trained, by the first seed."""
@@ -355,7 +329,7 @@ class _Scaling:
             for point in self.points:
                 if point.accuracies:
                     study.add_trial(
-                        optuna.trial.create_trial(params=_unit(point.shares), distributions=ranges, value=point.over(1))
+                        optuna.trial.create_trial(params=unit(point.shares), distributions=ranges, value=point.over(1))
                     )
             params = study.ask(ranges).params
         width = (1 - params["depth"]) * params["rest"]
@@ -397,30 +371,38 @@ class _Scaling:
     def _more(self) -> bool:
         return self.asked.deadline is None or time.monotonic() < self.asked.deadline
 
-    def _train(self, at: int, seed: int) -> None:
-        """Train a point's network briefly and keep its accuracy."""
-        asked, point = self.asked, self.points[at]
-        spec = scale_to(asked.base, depth=point.alpha, width=point.beta, resolution=point.gamma)
-        job = Job(
+    def _train(self, engine: Engine, ats: Sequence[int], extra: int) -> None:
+        """Train the networks briefly that have so many accuracies, and keep one more of each."""
+        asked = self.asked
+        jobs = [self._job(at, asked.seed + extra) for at in ats if len(self.points[at].accuracies) == extra]
+        for result in engine.run(jobs, self._more):
+            at, point = result.number, self.points[result.number]
+            if result.failed:
+                raise UserError(f"{self._scaled(point).name} can not be trained: {result.failed}")
+            self.points[at] = dataclasses.replace(
+                point, accuracies=(*point.accuracies, result.accuracy), seconds=point.seconds + result.seconds
+            )
+            self._write()
+            asked.say(
+                f"depth x {point.alpha:.3g}, width x {point.beta:.3g}, resolution x {point.gamma:.3g}: cost x "
+                f"{point.cost:.2f}, {100 * result.accuracy:.2f} %"
+            )
+
+    def _job(self, at: int, seed: int) -> Job:
+        asked, spec = self.asked, self._scaled(self.points[at])
+        return Job(
             number=at,
             spec={**spec.to_dict(), "name": spec.name},
-            data=None,
+            data=asked.data,
             recipe=asked.recipe,
             seed=seed,
-            device=asked.training,
+            device=asked.place.device,
             most_images=asked.most_images,
+            threads=threads_of(asked.place),
         )
-        result = run_job(job, self.splits)
-        if result.failed:
-            raise UserError(f"{spec.name} can not be trained: {result.failed}")
-        self.points[at] = dataclasses.replace(
-            point, accuracies=(*point.accuracies, result.accuracy), seconds=point.seconds + result.seconds
-        )
-        self._write()
-        asked.say(
-            f"depth x {point.alpha:.3g}, width x {point.beta:.3g}, resolution x {point.gamma:.3g}: cost x "
-            f"{point.cost:.2f}, {100 * result.accuracy:.2f} %"
-        )
+
+    def _scaled(self, point: Point) -> NetSpec:
+        return scale_to(self.asked.base, depth=point.alpha, width=point.beta, resolution=point.gamma)
 
     def _put(self, point: Point) -> None:
         self.points.append(point)
@@ -491,9 +473,3 @@ class _Scaling:
 
 def _pairs(shares: tuple[float, float, float]) -> list[tuple[float, float]]:
     return list(zip(shares, PUBLISHED.shares, strict=True))
-
-
-def _unit(shares: tuple[float, float, float]) -> dict[str, float]:
-    """Shares as two numbers in [0, 1]."""
-    left = 1 - shares[0]
-    return {"depth": shares[0], "rest": shares[1] / left if left > 1e-12 else 0.0}

@@ -87,9 +87,8 @@ class Request:
     reward: Reward
     effort: Effort
     recipe: Recipe
-    training: str
-    """Device of the trainings."""
     place: Place
+    """Where it is trained."""
     confidence: float
     say: Say
 

@@ -6,16 +6,14 @@ import os
 from pathlib import Path
 
 from convscale.choice.basis import Asked, basis_of
-from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.errors import UserError, check_flag, check_number, check_path
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
-from convscale.learn.settings import usable_device
 from convscale.locks import OutputLock
-from convscale.nas.engines.base import ENGINES, Place
-from convscale.nas.engines.ray import check_answers
+from convscale.nas.engines.start import place_for
 from convscale.nas.records import Reward
 from convscale.nas.request import Effort, Request, Say, fixed_form, recipe_for, space_for
 from convscale.nas.result import Study
@@ -26,6 +24,7 @@ from convscale.nas.walk import Walk
 def search(
     data: DataSplits | str | os.PathLike[str],
     *,
+    source: str | os.PathLike[str] | None = None,
     space: SearchSpace | str | os.PathLike[str] | None = None,
     device: str = "cpu",
     min_throughput: float | None = None,
@@ -69,6 +68,7 @@ def search(
 
     Args:
         data: splits, or a folder or manifest for ``open_dataset``; other processes read it from there.
+        source: where splits that are given were read from, for the record.
         space: what is searched, by value, name or file; None: ``small`` for images of up to 64 px, else ``mobile``.
         device: where the network is to run: ``cpu``, ``cuda``, or a GPU that is not here, for which it is predicted.
         min_throughput: images/s to keep, or the target of a softer reward; None: no limit.
@@ -78,7 +78,7 @@ def search(
         engine: ``local``, or ``ray``.
         workers: trials at a time.
         address: of a Ray cluster; None: one of this machine.
-        threads_per_trial: compute threads; None: the cores over ``workers``.
+        threads_per_trial: compute threads, which are a trial's cores on a cluster; None: the cores over ``workers``.
         reward: ``hard`` (keep the target), ``soft`` (accuracy x (cost / target)^w) or ``hard-like`` (w = 0 below the
             target and -1 above); MnasNet, section 3.
         reward_by: the cost: ``throughput``, or ``macs`` as in the papers, with ``target_macs_m``.
@@ -88,7 +88,8 @@ def search(
         precision, runtime, compiled, threads, calibration: as for ``choose``.
         confidence: with what probability a predicted speed must hold.
         image_size: side in pixels; None: the space's, or that of small images in memory.
-        training_device: where trials are trained; None: ``device`` where it is here, else ``cpu``.
+        training_device: where trials are trained; None: ``device`` where it is here, else ``cpu``. With engine ``ray``
+            each trial gets a card of the cluster with ``cuda``; this machine need not have one.
         recipe: of the brief trainings, whose epochs are replaced; None: ``small`` for small images, else ``pictures``.
         epochs: of a trial.
         most_images: of the train set in a trial; validation is whole.
@@ -126,19 +127,8 @@ def search(
     for name, value, by in (("min_throughput", min_throughput, "throughput"), ("target_macs_m", target_macs_m, "macs")):
         if value is not None and reward_by != by:
             raise UserError(f"{name} goes with reward_by {by}, got {name} {value!r} and reward_by {reward_by}")
-    check_text("engine", engine, ENGINES)
-    if address is not None:
-        if engine != "ray":
-            raise UserError(f"address {address!r} is of a Ray cluster; give it with engine ray")
-        check_answers(address)
     for name, flag in (("resume", resume), ("overwrite", overwrite)):
         check_flag(name, flag)
-    place = Place(
-        engine=engine,
-        workers=check_whole("workers", workers),
-        address=address,
-        threads=None if threads_per_trial is None else check_whole("threads_per_trial", threads_per_trial),
-    )
     check_number("confidence", confidence, "a probability from 0.5 to 0.99", 0.5, 0.99)
     asked = Asked(
         device=device, batch_size=batch_size, precision=precision, runtime=runtime, compiled=compiled, threads=threads
@@ -147,21 +137,26 @@ def search(
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
     named = None if recipe is None else get_recipe(recipe)
-    training = str(usable_device(training_device or here))
+    own = isinstance(data, DataSplits)
+    place = place_for(
+        engine=engine,
+        workers=workers,
+        address=address,
+        threads=threads_per_trial,
+        training=training_device or here,
+        own=own,
+    )
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
     searched = space_for(space, splits, image_size)
-    own = isinstance(data, DataSplits)
-    if own and (workers > 1 or engine == "ray"):
-        raise UserError("splits in memory are trained on in this process alone; give the data's folder, or workers 1")
+    where = source if own else data
     request = Request(
         splits=splits,
-        data=None if own else str(Path(data).absolute()),
+        data=None if where is None else str(Path(where).absolute()),
         space=searched,
         basis=basis,
         reward=wanted,
         effort=effort,
-        recipe=fixed_form(recipe_for(named, splits).override({"epochs": epochs}), training),
-        training=training,
+        recipe=fixed_form(recipe_for(named, splits).override({"epochs": epochs}), place.device),
         place=place,
         confidence=confidence,
         say=say or (lambda text: None),

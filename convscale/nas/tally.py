@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convscale.arch.block import BlockSpec, RunSpec, StageSpec
-from convscale.arch.parts import NormSpec
+from convscale.arch.parts import RELU, NormSpec
 from convscale.arch.spec import NetSpec
 from convscale.conditions import Conditions
 from convscale.cost.tracing import trace
@@ -43,7 +43,7 @@ def tally(spec: NetSpec) -> Counts:
         stride = stage.stride
         for run in stage.runs:
             for number in range(min(run.repeat, 2)):
-                part, side = _block(run.block, channels, stride, spec.norm, spec.padding, side)
+                part, side = _block(_counted(run.block, spec.norm), channels, stride, spec.norm, spec.padding, side)
                 # What follows a run's first block takes what the block gives: from the second on all are alike.
                 found += [part] * (1 if number == 0 else run.repeat - 1)
                 channels, stride = run.block.width, 1
@@ -51,6 +51,13 @@ def tally(spec: NetSpec) -> Counts:
     return Counts(
         params=sum(part.params for part in found) + head.params, macs=sum(part.macs for part in found) + head.macs
     )
+
+
+def _counted(block: BlockSpec, norm: NormSpec) -> BlockSpec:
+    """The block with the activation that stands for all, since plain ones have no weights and no multiply-accumulates:
+    fewer parts are traced. Norms in place are made for theirs.
+    """
+    return block if norm.kind == "inplace" or block.activation.affine else replace(block, activation=RELU)
 
 
 def _bare(spec: NetSpec) -> NetSpec:

@@ -15,6 +15,7 @@ from convscale.errors import DoesNotFit, UserError, first_line
 from convscale.files import json_numbers, write_json
 from convscale.machine import code_commit
 from convscale.nas.engines.base import Engine
+from convscale.nas.engines.start import engine_for, threads_of
 from convscale.nas.inherit import misfit
 from convscale.nas.pace import Counted, Pace
 from convscale.nas.records import TrialRecord, difference, front_of
@@ -58,6 +59,7 @@ class Walk:
         self.request, self.folder = request, folder
         self.began = time.monotonic()
         self.now = {"training": 0.0, "waiting": 0.0}  # seconds of this call
+        self.told = 0  # trials of this call
         before = self._before()
         self.times: dict[str, float] = dict(before.get("times") or {})
         splits = request.splits
@@ -119,7 +121,7 @@ class Walk:
         if not self._pending() and not self._trained():
             self._need_one_that_keeps()
             self._write()
-        engine = self._engine()
+        engine = engine_for(self.request.place, self.request.splits)
         try:
             while self._round(engine):
                 self._write()
@@ -140,6 +142,7 @@ class Walk:
             self.store.tell(result.number, result, float(asked["ratio"]), float(asked["factor"]))
             self._add("training", result.seconds)
             self._add("waiting", result.wait_seconds)
+            self.told += 1
             self._report(result.number)
         self._check_failures()
         return self._more() and not self._pending()
@@ -358,23 +361,15 @@ class Walk:
             data=request.data,
             recipe=request.recipe.to_dict(),
             seed=int(asked["seed"]),
-            device=request.training,
+            device=request.place.device,
             most_images=request.effort.most_images,
-            threads=self._threads(),
+            threads=threads_of(request.place),
             factor=float(asked["factor"]),
             rungs=asked["rungs"] if "rungs" in asked else self._rungs(),  # an older version did not note them
             save=str(self._weights(number)) if request.effort.inherit else None,
             parent=None if parent is None else self.store.asked(parent)["spec"],
             parent_weights=None if parent is None else str(self._weights(parent)),
         )
-
-    def _threads(self) -> int | None:
-        from convscale.machine import available_cores
-
-        place = self.request.place
-        if place.threads is None and place.workers > 1:
-            return max(1, available_cores() // place.workers)
-        return place.threads
 
     def _rungs(self) -> dict[str, float]:
         """The least value at each rung, by the trials of earlier rounds: the better half of them goes on."""
@@ -419,16 +414,6 @@ class Walk:
 
     # ------------------------------------------------------------ the end
 
-    def _engine(self) -> Engine:
-        request, place = self.request, self.request.place
-        if place.engine == "ray":
-            from convscale.nas.engines.ray import Ray
-
-            return Ray(replace(place, threads=self._threads()))
-        from convscale.nas.engines.local import Here, Processes
-
-        return Processes(place.workers) if place.workers > 1 else Here(request.splits)
-
     def _check_failures(self) -> None:
         """
         Raises:
@@ -454,14 +439,24 @@ class Walk:
         trained = [trial for trial in records if trial.value is not None]
         best = max(trained, key=lambda trial: trial.value or 0.0, default=None)
         elapsed = time.monotonic() - self.began
-        minutes = self.request.effort.minutes
         best_text = "none yet" if best is None or best.accuracy is None else f"{100 * best.accuracy:.2f} %"
-        left = "" if minutes is None else f", {max(0.0, minutes - elapsed / 60):.1f} min left"
         spent = {**self.now, "speeds": self.pace.seconds}
         shares = [f"{name} {100 * seconds / max(elapsed, 1e-9):.0f} %" for name, seconds in spent.items()]
         front = len(front_of(records))
-        state = f"best {best_text}, front of {front}, {', '.join(shares)}{left}"
+        state = f"best {best_text}, front of {front}, {', '.join(shares)}{self._left(records, elapsed)}"
         self.request.say(f"{records[number].describe()} | {state}")
+
+    def _left(self, records: Sequence[TrialRecord], elapsed: float) -> str:
+        """The time left: of the minutes, or for the trials that are to come, by what one took in this call; whichever
+        ends first.
+        """
+        effort, minutes = self.request.effort, list[float]()
+        if effort.minutes is not None:
+            minutes.append(effort.minutes - elapsed / 60)
+        if effort.trials is not None:
+            to_come = effort.trials - sum(trial.state in _OVER for trial in records)
+            minutes.append(to_come * elapsed / 60 / self.told)
+        return f", {max(0.0, min(minutes)):.1f} min left"
 
     def _finish(self) -> Study:
         """The result, written down."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,16 @@ from convscale.pipeline.contender import build
 from convscale.pipeline.record import written
 from convscale.show.fit_parts import Candidate, Predicted, Timed
 from convscale.show.stated import Machine
+
+
+def options_near(options: Sequence[Option], contenders: Sequence[Option], floor: float, most: int) -> list[Option]:
+    """Contenders, and of the other options with a speed those that are nearest to ``floor``; ``most`` in all, as long
+    as contenders are fewer.
+    """
+    chosen = {o.label for o in contenders}
+    others = [o for o in options if o.speed is not None and o.label not in chosen]
+    others.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / floor)))
+    return [*contenders, *others[: max(0, most - len(contenders))]]
 
 
 def row_of_option(o: Option, weights: Path | str | None, basis: Basis, rows: Rows | None) -> Candidate:

@@ -16,8 +16,8 @@ from convscale.files import check_output_dir
 from convscale.images.sources import open_dataset
 from convscale.learn.progress import Progress
 from convscale.pipeline.contender import build
-from convscale.pipeline.request import default_size
 from convscale.pipeline.run import FitRun, fit
+from convscale.pipeline.size import default_size
 from convscale.speed.measuring import measure
 
 DEMO_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"),)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist, median
-
-import torch
+from statistics import median
 
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
@@ -16,11 +13,11 @@ from convscale.arch.zoo import as_spec
 from convscale.choice.basis import Basis
 from convscale.choice.candidates import Candidate, candidates_of
 from convscale.choice.choose import choose_from
-from convscale.choice.decide import NothingKeeps, Option
+from convscale.choice.decide import NothingKeeps, Option, trade_of
 from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.knee import Front, survey
 from convscale.choice.largest import Effort
-from convscale.choice.measured import speed_of, time_forms
+from convscale.choice.measured import Bench, sized_spec_of, speed_of, time_forms
 from convscale.choice.members import families_for, largest_member, members
 from convscale.choice.rows import by_rows
 from convscale.choice.speeds import Say, facts_of
@@ -28,22 +25,31 @@ from convscale.conditions import Conditions, Constraint
 from convscale.cost.counting import count
 from convscale.errors import DoesNotFit, UserError
 from convscale.images.splits import DataSplits
-from convscale.learn.prepare import build_net, choose_preprocessing
-from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.candidate_rows import judged_row, new_row, predicted_part, row_of_option, timed_part
+from convscale.pipeline.again import timed_again
+from convscale.pipeline.candidate_rows import (
+    judged_row,
+    new_row,
+    options_near,
+    predicted_part,
+    row_of_option,
+    timed_part,
+)
 from convscale.pipeline.contender import Contender, build
 from convscale.pipeline.heads import candidates_with_head, with_head
-from convscale.pipeline.ranking import by_promise
+from convscale.pipeline.probing import Prober
+from convscale.pipeline.reach import Reached, best_out_of_reach, reach
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Given
+from convscale.pipeline.smaller import smaller_sizes
 from convscale.runtimes.base import file_runtimes
 from convscale.show.fit_parts import Candidate as Row
-from convscale.show.fit_parts import Probed, Timed
-from convscale.show.json_values import from_json
+from convscale.show.fit_parts import Timed
 from convscale.speed.measuring import measure, measure_calmly, whole_batch
+from convscale.stats import reached_with
+from convscale.words import odds, plural
 
 REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
 """From scratch, where no speed is asked for: this share of this network's speed on the device is. Small images give it
@@ -54,16 +60,9 @@ ROWS = 40
 """Candidates in the record, where there are hundreds."""
 PROBED = 10
 """Networks whose features are tried on the data."""
-FINALISTS = 3
-"""Networks that are trained briefly."""
-NAMED = 5
-"""Networks that a note names at most."""
 MOST_GAIN = 16.0
 """A network that would have to be so many times as fast is not tuned: 10.2 times is the most that the form that ships
 brought (results/ship.jsonl: ResNet-50 in 8 bits, with AMX, over ONNX Runtime)."""
-LEAST_SIZE, SIZE_STEP = 96, 32
-"""Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
-pixels, in steps of what most networks divide maps by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +86,19 @@ class Finder:
     record: RunRecord
     folder: Path
     say: Say
+    loaded: bool = False
+    """Whether other work kept this machine busy when its speeds began to be taken."""
 
     @property
     def floor(self) -> float:
         """Images/s to keep."""
         return self.constraint.floor(self.basis.conditions.batch_size)
+
+    @property
+    def wanted(self) -> str:
+        """What must be kept, in words."""
+        sure = f" with probability {self.constraint.confidence:g}" if self.basis.predicted else ""
+        return f"{self.constraint}{sure}"
 
     @property
     def plain(self) -> Conditions:
@@ -104,13 +111,16 @@ class Finder:
 
     def released(self, files: WeightFiles) -> Kept | None:
         """Released weights that keep the constraint, at smaller images than published where none does as published, and
-        specs that were named beside them; where nothing keeps it, scaled members that do; None where no weights can be
-        had.
+        specs that were named beside them; where nothing keeps it, scaled members that do, else what is as likely as not
+        to, which counts as missed; None where no weights can be had.
         """
-        pool = self._reachable(files)
+        reached = self._reached(files)
+        pool = reached.found
         if not any(place is not None for _, place in pool):
             return None
         options = self._judged_options([candidate for candidate, _ in pool])
+        if self.loaded:
+            options = self._again(options)
         places = {candidate.name: place for candidate, place in pool}
         kept = self._keeping(options)
         if not kept and self.asked.image_size is None and (smaller := self._smaller(options)):
@@ -118,7 +128,7 @@ class Finder:
             fewer = self._judged_options(smaller)
             if kept := self._keeping(fewer):
                 self.record.add_note(
-                    f"no released network keeps {self.constraint} at the image size of its published accuracy: those "
+                    f"no released network keeps {self.wanted} at the image size of its published accuracy: those "
                     "compared take smaller images, at which nobody published one"
                 )
             options = (*options, *fewer)
@@ -126,13 +136,22 @@ class Finder:
         if not timed:
             raise UserError(f"no candidate can be used; {options[0].label}: {options[0].reason}")
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
-        best_first = sorted(kept, key=lambda o: (-_accuracy(o), -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
+        likely = kept or self._likely(options)
+        best_first = sorted(likely, key=lambda o: (-o.accuracy, -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
+        if self.asked.named is None and reached.unreached:
+            mine = best_first[0].top1 if kept else None
+            rows = self.asked.rows
+            better = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
+            self._remark(reached.lost(better, mine))
         if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
+            self._say_trade(None, options)
             return instead
+        if kept:
+            self._say_trade(best_first[0].top1, options)
         return Kept(
             contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
-            missed="" if kept else self.shortfall(fastest.label, fastest.images_per_s or 0.0),
+            missed="" if kept else self._missed(likely, fastest),
         )
 
     def _judged_options(self, pool: Sequence[Candidate]) -> tuple[Option, ...]:
@@ -146,36 +165,55 @@ class Finder:
         except NothingKeeps as nothing:
             return nothing.options
 
-    def _keeping(self, options: Sequence[Option]) -> list[Option]:
-        """Those that keep the constraint, or else those that are as likely as not to."""
-        kept = [o for o in options if o.verdict == "yes"]
-        if kept:
-            return kept
-        kept = [o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor]
-        if kept and self.basis.predicted:
-            self.record.add_note(
-                f"no candidate keeps {self.constraint} with probability {self.constraint.confidence:g}: those that "
-                "are as likely as not to keep it are compared"
+    def _again(self, options: Sequence[Option]) -> tuple[Option, ...]:
+        """Those that were narrowly too slow on a busy machine with the better of two speeds."""
+        facts, records = {sized_spec_of(o): o.facts for o in options}, self.folder / "speeds.jsonl"
+        bench = Bench(self.basis, facts, records=records, seconds=0.5, reuse=False)
+        made = timed_again(options, bench, self.constraint, self.say)
+        if bench.timed:
+            now = [o for o, old in zip(made, options, strict=True) if o.verdict == "yes" != old.verdict]
+            best = max(now, key=lambda o: o.accuracy, default=None)
+            more = f" and {plural(len(now) - 1, 'more', 'more')}" if len(now) > 1 else ""
+            self._remark(
+                f"{plural(bench.timed, 'network')} that came out narrowly too slow on the busy machine "
+                f"{'was' if bench.timed == 1 else 'were'} timed again; now the speed is kept by "
+                f"{'none' if best is None else best.label + more}"
             )
-        return kept
+        return made
+
+    def _keeping(self, options: Sequence[Option]) -> list[Option]:
+        """Those that keep the constraint: predicted with the probability asked for; or measured, where none surely does
+        by their middle.
+        """
+        kept = [o for o in options if o.verdict == "yes"]
+        return kept or [o for o in self._likely(options) if o.chance(self.floor) is None]
+
+    def _likely(self, options: Sequence[Option]) -> list[Option]:
+        """Those that are as likely as not to keep it."""
+        return [o for o in options if o.verdict == "maybe" and (o.images_per_s or 0.0) >= self.floor]
+
+    def _say_trade(self, mine: float | None, options: Sequence[Option]) -> None:
+        """What a lower confidence would buy, if it buys anything."""
+        if trade := trade_of(mine, options, self.floor):
+            self._remark(f"a lower confidence buys {trade}")
+
+    def _remark(self, text: str) -> None:
+        """A line for people that the record keeps."""
+        self.record.add_note(text)
+        self.say(text)
+
+    def _missed(self, likely: Sequence[Option], fastest: Option) -> str:
+        """Why nothing keeps the constraint: what is nearest to it."""
+        chances = {o.label: o.chance(self.floor) or 0.0 for o in likely}
+        if not chances:
+            return self.shortfall(fastest.label, fastest.images_per_s or 0.0)
+        nearest = max(chances, key=lambda label: chances[label])
+        return f"nothing keeps {self.wanted}: the likeliest is {nearest} with {odds(chances[nearest])}"
 
     def _smaller(self, options: Sequence[Option]) -> list[Candidate]:
-        """The most accurate weights at the largest images, in steps of ``SIZE_STEP``, at which they should keep the
-        speed: time is taken to be proportional to pixels, and what comes of it is measured or predicted anew.
-        """
-        sizes: dict[str, int] = {}
-        most, seen = self.constraint.max_params_m, set[str]()
-        for o in sorted(options, key=lambda o: o.image_size):  # the smallest that was too slow bounds the others
-            known = o.images_per_s or o.facts.estimate
-            if most and o.params_m > most:
-                continue
-            if known and self.floor and o.name not in seen:
-                seen.add(o.name)
-                side = o.image_size * math.sqrt(known / self.floor / 1.05)
-                size = min(int(side) // SIZE_STEP * SIZE_STEP, o.image_size - 1)
-                if size >= LEAST_SIZE:
-                    sizes[o.name] = size
-        hints = {o.name: _accuracy(o) for o in options}
+        """The most accurate weights at images at which they should keep the speed."""
+        sizes = smaller_sizes(options, self.sure_of, self.floor, self.constraint.max_params_m)
+        hints = {o.name: o.accuracy for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
         # what nobody released is not in the zoo by its name, where another may have it
         given = {o.name: o.name if o.candidate.licence else o.spec for o in options}
@@ -198,7 +236,7 @@ class Finder:
         if found.missed:
             return None
         self.record.add_note(
-            f"no released network keeps {self.constraint}, not even on smaller images: scaled networks do, which start "
+            f"no released network keeps {self.wanted}, not even on smaller images: scaled networks do, which start "
             "from scratch"
         )
         return found
@@ -207,28 +245,14 @@ class Finder:
         """What is offered, with the head that it would be trained with."""
         return candidates_with_head(candidates_of(wanted, sizes, offer=self.asked.offer), self.asked.training.head)
 
-    def _reachable(self, files: WeightFiles) -> list[tuple[Candidate, Path | str | None]]:
-        """Candidates whose weights can be had, with where; specs that were named have none."""
+    def _reached(self, files: WeightFiles) -> Reached:
+        """Candidates by whether their weights can be had; specs that were named have none."""
         wanted = self.asked.named
         sizes = None if self.asked.image_size is None else (self.asked.image_size,)
-        pool = self._candidates(wanted, sizes)
-        found: list[tuple[Candidate, Path | str | None]] = []
-        unreached: list[str] = []
-        for candidate in pool:
-            if not candidate.licence:  # nobody released it: a spec, a module, a function, a bare architecture
-                if wanted is not None:
-                    found.append((candidate, None))
-                continue
-            if not (candidate.published or wanted) or (files.given and candidate.name not in files.given):
-                continue
-            if (place := files.reach(candidate.name)) is not None:
-                found.append((candidate, place))
-            elif candidate.name not in unreached:
-                unreached.append(candidate.name)
-        if wanted is not None and unreached and found:
-            more = f" and {len(unreached) - NAMED} more" if len(unreached) > NAMED else ""
-            self.record.add_note(f"left out, since their weights can not be had: {', '.join(unreached[:NAMED])}{more}")
-        return found
+        reached = reach(self._candidates(wanted, sizes), files, named=wanted is not None)
+        if wanted is not None and reached.unreached and reached.found:
+            self.record.add_note(reached.left_out)
+        return reached
 
     def _contender(self, option: Option, weights: Path | str | None) -> Contender:
         return Contender(
@@ -245,10 +269,7 @@ class Finder:
         self, options: Sequence[Option], contenders: Sequence[Option], weights: dict[str, Path | str | None]
     ) -> None:
         """What was timed or predicted and why it was kept or lost: the contenders, and those nearest to the speed."""
-        chosen = {o.label for o in contenders}
-        others = [o for o in options if o.speed is not None and o.label not in chosen]
-        others.sort(key=lambda o: abs(math.log((o.images_per_s or 1.0) / self.floor)))
-        shown = [*contenders, *others[: max(0, ROWS - len(contenders))]]
+        shown = options_near(options, contenders, self.floor, ROWS)
         rows = [row_of_option(o, weights[o.name], self.basis, self.asked.rows) for o in shown]
         before = [self.record.row(o.name, o.image_size) for o in shown]  # of a run that was stopped while it probed
         kept = [replace(row, probe=old.probe) if old else row for row, old in zip(rows, before, strict=True)]
@@ -258,7 +279,7 @@ class Finder:
         """What the device can do with the released weights that can be had; None: there are none with a figure, or that
         are small enough.
         """
-        pool = [candidate for candidate, place in self._reachable(files) if place is not None]
+        pool = [candidate for candidate, place in self._reached(files).found if place is not None]
         if not any(candidate.top1 is not None for candidate in pool):
             return None
         effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
@@ -407,9 +428,13 @@ class Finder:
         """The speed that holds: as measured, or predicted with the confidence asked for."""
         if row.predicted is None or row.predicted.images_per_s is None or row.predicted.low is None:
             return (row.measurement.speed if row.measurement else None) or 0.0
-        middle, low = row.predicted.images_per_s, row.predicted.low
-        deviations = NormalDist().inv_cdf(self.constraint.confidence) / NormalDist().inv_cdf(0.9)
-        return middle * (low / middle) ** deviations
+        return reached_with(self.constraint.confidence, row.predicted.images_per_s, row.predicted.low)
+
+    def sure_of(self, o: Option) -> float:
+        """The speed of an option that holds: as ``_sure``; 0 where it is not known."""
+        if o.speed is None or o.speed.kind != "predicted":
+            return o.images_per_s or 0.0
+        return reached_with(self.constraint.confidence, o.speed.images_per_s, o.speed.low)
 
     def _tuned(self, one: SizedSpec, family: str) -> float:
         """Images/s in the form and settings in which it would ship."""
@@ -437,61 +462,10 @@ class Finder:
             f"{1 - speed / self.floor:.0%} below"
         )
 
-    # ------------------------------------------------------------ which are worth training
-
     def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
-        """The few pretrained contenders whose features suit the data best: a linear head is solved on each. One whose
-        weights can not be loaded is left out, with the reason. Those without weights have no features to go by; they
-        take the places that are left.
-
-        Raises:
-            UserError: the weights of none can be loaded.
-        """
-        unweighted = [contender for contender in contenders if contender.weights is None]
-        contenders = [contender for contender in contenders if contender.weights is not None]
-        scores: dict[tuple[str, int], float] = {}
-        left_out: list[UserError] = []
-        for number, contender in enumerate(contenders, start=1):
-            row = self._row(contender.name, contender.image_size)
-            if row.probe is None:
-                self.say(f"probing {number} of {len(contenders)}: {contender.name} @{contender.image_size}")
-                try:
-                    row = replace(row, probe=self._probe(contender, recipe))
-                except UserError as error:
-                    left_out.append(error)
-                    self.say(f"left out: {contender.name}: {error}")
-                    self.record.put_row(replace(row, kept=False, reason=f"left out: {error}"))
-                    continue
-                self.record.put_row(row)
-            assert row.probe is not None
-            scores[contender.name, contender.image_size] = row.probe.top1 or 0.0
-        if left_out and not scores and not unweighted:
-            raise left_out[0]
-        contenders = [contender for contender in contenders if (contender.name, contender.image_size) in scores]
-        best = max(scores.values(), default=0.0)
-        ranked = by_promise(contenders, [self._row(c.name, c.image_size) for c in contenders], self.splits.multilabel)
-        last = ranked[:FINALISTS]
-        for contender in ranked[FINALISTS:]:
-            row = self._row(contender.name, contender.image_size)
-            behind = 100 * (best - scores[contender.name, contender.image_size])
-            self.record.put_row(
-                replace(row, reason=f"keeps it; its features are {behind:.1f} points behind on this data")
-            )
-        return [*last, *unweighted]
-
-    def _probe(self, contender: Contender, recipe: Recipe) -> Probed:
-        where = torch.device(self.asked.training_device)
-        net = build_net(contender.network, self.splits, recipe, contender.init).to(where)
-        preprocessing = choose_preprocessing(net, self.splits, recipe.override({"image_size": contender.image_size}))
-        made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
-        on = "validation images" if made.folds is None else f"images in {made.folds} folds"
-        self.say(f"{contender.name}: {made.top1:.2%} on {made.validation} {on}, {made.seconds:.0f} s")
-        return from_json(Probed, asdict(made), "probe")
-
-
-def _accuracy(option: Option) -> float:
-    """What is published of the weights: at the option's size, else the best at another."""
-    return option.top1 or max((top1 for _, top1 in option.candidate.published), default=0.0)
+        """The few that are worth training; as ``Prober``."""
+        prober = Prober(asked=self.asked, splits=self.splits, record=self.record, say=self.say)
+        return prober.probed(contenders, recipe)
 
 
 def at_own_size(spec: NetSpec) -> SizedSpec:

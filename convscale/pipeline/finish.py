@@ -15,6 +15,7 @@ from convscale.choice.basis import Basis
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import set_in_another
 from convscale.choice.speeds import Say, predicted
+from convscale.conditions import Conditions
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.doubtful import doubtful_labels, sample_probabilities
@@ -23,7 +24,7 @@ from convscale.learn.loader import readable
 from convscale.networks.resolve import Named
 from convscale.pipeline.record import RunRecord, evaluation_record, mistakes
 from convscale.pipeline.request import FitRequest
-from convscale.pipeline.ship import ship_elsewhere, ship_fastest, shipped_speed
+from convscale.pipeline.ship import Elsewhere, ship_elsewhere, ship_fastest, shipped_speed
 from convscale.ship.confirm import promise_of
 from convscale.ship.forms import Fastest
 from convscale.ship.verify import Verification
@@ -40,6 +41,8 @@ SECOND_LOOK_S = 4.0
 """A shipped network that came out too slow is timed again for this long: the machine may have been busy."""
 
 _BY_ROWS = "networks that were measured on the device"
+_HALF = ("fp16", "amp")
+"""What a file computes in where autocast was predicted: ONNX Runtime has none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +160,7 @@ class Finish:
 
     def _for_elsewhere(self, trained: Trained, held: Split, card: dict[str, str]) -> Artifact:
         """An ONNX file for a device that is not here, with the speed that it is to have there."""
-        artifact, checked, why_float = ship_elsewhere(
+        made = ship_elsewhere(
             trained.net,
             self.folder / "artifact",
             self.splits,
@@ -169,27 +172,28 @@ class Finish:
             thresholds=trained.thresholds,
             temperatures=trained.temperatures,
         )
-        promise = self._promise(artifact)
-        instead = None
-        if why_float and self.network is not None and promise is not None:
-            instead, promise = self._in_float(self.network, promise)
-            self._say_float(why_float, promise)
+        artifact, promise, instead = made.artifact, self._promise(made), None
+        if made.precision != self.basis.conditions.precision and self.network is not None and promise is not None:
+            instead, promise = self._in_another(made.precision, self.network, promise)
+            self._say_instead(made, promise)
+        elif promise is not None:
+            self._say_unsure(promise)
         if promise is not None:
             write_promise(artifact.folder, promise)
             artifact = load_artifact(artifact.folder)
             self.say(f"artefact: {promise}")
-        self._tell(checked)
-        self._keep(artifact, checked, None, None, instead)
+        self._tell(made.checked)
+        self._keep(artifact, made.checked, None, None, instead)
         return artifact
 
-    def _in_float(self, network: Named, eight: Promise) -> tuple[Predicted, Promise]:
-        """What is predicted of the network in float, as it would have been without 8 bits, and a promise of that."""
-        size, c = eight.image_size, replace(self.basis.conditions, precision="amp")
+    def _in_another(self, precision: str, network: Named, before: Promise) -> tuple[Predicted, Promise]:
+        """What is predicted of the network in another precision than it was chosen in, and a promise of that."""
+        size, c = before.image_size, replace(self.basis.conditions, precision=precision)
         assert isinstance(size, int), "candidates are square"
         told, rows = predicted(SizedSpec(network, size), replace(self.basis, conditions=c)), self.asked.rows
         if rows is not None:
             told = set_in_another(told, rows, self.basis)
-        promise = replace(promise_of(told, eight.min_throughput, _BY_ROWS if rows else ""), versions=eight.versions)
+        promise = replace(promise_of(told, before.min_throughput, _BY_ROWS if rows else ""), versions=before.versions)
         part = Predicted(
             images_per_s=told.images_per_s,
             low=told.low,
@@ -200,19 +204,34 @@ class Finish:
         )
         return part, promise
 
-    def _say_float(self, why: str, promise: Promise) -> None:
-        """That 8 bits are not what ships, and whether float keeps what was asked for."""
-        note = f"8 bits do not pass their gate ({why}): what is shipped and promised is in float"
-        self.record.add_note(note)
-        self.say(note)
+    def _say_instead(self, made: Elsewhere, promise: Promise) -> None:
+        """That what was asked for is not what ships, and whether that keeps the speed."""
+        eight = f"8 bits do not pass their gate ({made.why_float})" if made.why_float else ""
+        for why, what in ((eight, "float"), (made.why_single, "float32")):
+            if why:
+                note = f"{why}: what is shipped and promised is in {what}"
+                self.record.add_note(note)
+                self.say(note)
         wanted, speed, sure = promise.min_throughput, promise.images_per_s, promise.confidence
         if wanted is None or sure is None or sure >= self.asked.constraint.confidence:
             return
         gap = f"{1 - speed / wanted:.0%} below" if speed < wanted else f"no more than {odds(sure)} likely to keep"
-        missed = f"8 bits do not pass their gate, and float is predicted at {speed:,.0f} images/s, {gap}"
+        why = "half precision does not ship" if made.why_single else "8 bits do not pass their gate"
+        missed = f"{why}, and float{'32' if made.why_single else ''} is predicted at {speed:,.0f} images/s, {gap}"
         self.record.put(missed=f"{missed} the {wanted:,.0f} asked for")
 
-    def _promise(self, artifact: Artifact) -> Promise | None:
+    def _say_unsure(self, promise: Promise) -> None:
+        """Where nothing keeps what was asked for surely enough, how likely that is of what ships: until now it was said
+        of the likeliest.
+        """
+        wanted, sure, asked = promise.min_throughput, promise.confidence, self.asked.constraint.confidence
+        if self.record.now.missed and wanted and sure is not None and promise.images_per_s >= wanted and sure < asked:
+            self.record.put(
+                missed=f"what is shipped is no more than {odds(sure)} likely to keep the {wanted:,.0f} images/s asked "
+                f"for, and {odds(asked)} are wanted"
+            )
+
+    def _promise(self, made: Elsewhere) -> Promise | None:
         """What was predicted for the winner, or measured there before it was trained."""
         row, c = self.record.now.chosen, self.basis.conditions
         if row is None or row.image_size is None:
@@ -220,13 +239,10 @@ class Finish:
         told, rests = row.predicted, "" if self.asked.rows is None else _BY_ROWS
         if told is not None and told.images_per_s is not None:
             middle, low, high = told.images_per_s, told.low or told.images_per_s, told.high or told.images_per_s
-            doubts = (*told.doubts, *_of_8_bits(artifact))
+            doubts = (*told.doubts, *_of_8_bits(made.artifact), *_of_another(made, c))
         elif row.measurement is not None and row.measurement.speed is not None:
-            middle, doubts, rests = (
-                row.measurement.speed,
-                _of_8_bits(artifact),
-                "a measurement on the device, untrained",
-            )
+            middle, doubts = row.measurement.speed, (*_of_8_bits(made.artifact), *_of_another(made, c))
+            rests = "a measurement on the device, untrained"
             low, high = row.measurement.quartiles or (middle, middle)
         else:
             return None
@@ -308,6 +324,14 @@ def _of_8_bits(artifact: Artifact) -> tuple[str, ...]:
     if not (steps := about.get("steps")) or not (kept := steps[-1]["float_layers"]):
         return artifact.gate_elsewhere
     return (f"{len(kept)} of {about['layers']} layers stay in float, for the accuracy", *artifact.gate_elsewhere)
+
+
+def _of_another(made: Elsewhere, promised: Conditions) -> tuple[str, ...]:
+    """A doubt about a promise in another precision than the file computes in."""
+    computes = made.artifact.manifest.computes
+    if made.artifact.precision == "int8" or computes == promised.precision or (computes, promised.precision) == _HALF:
+        return ()
+    return (f"it is of {promised.runtime} in {promised.precision}; the file that ships computes in {computes}",)
 
 
 def _accuracy(ev: Evaluation) -> str:

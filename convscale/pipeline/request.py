@@ -38,6 +38,7 @@ from convscale.networks.weight_files import SUFFIXES, WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
+from convscale.pipeline.size import default_size
 from convscale.predictor.fitted import EIGHT_BITS
 from convscale.runtimes.base import file_runtimes, runtime_of
 
@@ -342,7 +343,8 @@ class FitRequest:
         """Find every network that was named, and read the file of weights, before anything is written.
 
         Raises:
-            UserError: an unknown name, a function that can not be found, or a file that holds no weights.
+            UserError: an unknown name, a function that can not be found, a file that holds no weights, or weights are
+                asked for that nobody released.
         """
         if self.start.file is not None:
             read_state_dict(self.start.file)
@@ -350,11 +352,24 @@ class FitRequest:
             return
         if not self.from_scratch(splits):
             sizes = None if self.image_size is None else (self.image_size,)
-            candidates_with_head(candidates_of(self.named, sizes, offer=self.offer), self.training.head)
+            found = candidates_with_head(candidates_of(self.named, sizes, offer=self.offer), self.training.head)
+            if (start := self._weights_asked_for) and not any(each.licence for each in found):
+                names = ", ".join(dict.fromkeys(each.name for each in found))
+                raise UserError(
+                    f"nobody released weights of {names}, and {start} asks for some; leave that out to start from "
+                    "scratch, or name a network that has some (convscale list --pretrained)"
+                )
             return
         for one in self.networks:
             if isinstance(one.spec, Foreign):
                 shapes_of(one.spec)
+
+    @property
+    def _weights_asked_for(self) -> str:
+        """By what released weights were asked for, the file of one candidate aside; empty: they are the default."""
+        if self.start.weights_dir is not None:
+            return f"weights_dir {self.start.weights_dir}"
+        return "init 'pretrained'" if self.training.init else "scratch=False" if self.start.scratch is False else ""
 
     @cached_property
     def networks(self) -> tuple[SizedSpec, ...]:
@@ -439,6 +454,8 @@ def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] |
         threads=where.threads,
     )
     recipe = asked.recipe_for(splits, pretrained=training.init is not None)
+    if recipe == "small" and training.recipe is None and splits.train.images is None:
+        recipe = "pictures"  # files were not looked at
     specs = [sized(item, asked.image_size) for item in asked.named if isinstance(item, NetSpec)]
     return {
         "data": str(asked.data) if not isinstance(asked.data, DataSplits) else "given splits",
@@ -468,11 +485,3 @@ def _weights_of(name: str) -> str:
 def _plain(item: Network) -> object:
     """A candidate in JSON values."""
     return item.to_dict() if isinstance(item, NetSpec) else item if isinstance(item, str) else repr(item)
-
-
-def default_size(splits: DataSplits) -> int:
-    """The side in pixels that candidates are built for: small images' own, else 224."""
-    images = splits.train.images
-    if images is not None and max(images.shape[1:3]) <= SMALL_IMAGE:
-        return int(max(images.shape[1:3]))
-    return 224

@@ -113,12 +113,15 @@ def fit(
     Candidates are released weights, chosen among as ``choose`` does, in the form in which they would ship: by
     measurement where the device is this machine's, else by prediction. A linear head on their features ranks them on
     the data; at most three are trained briefly where the validation set can tell them apart, the best in full. Small
-    images (up to 64 px a side) are learned from scratch: of each scalable family the largest member that keeps the
-    speed is found by bisection. What is shipped is the fastest form that passed its gate, in the settings in which it
-    is fastest.
+    images (up to 64 px a side; of files some headers say so) are learned from scratch: of each scalable family the
+    largest member that keeps the speed is found by bisection. Beside released weights that keep the speed scaled
+    members do not compete, unless they are named: they have no features to be ranked by, finding them takes minutes,
+    and from scratch on few images they are far behind. Where no released weights keep it they take over, which is
+    noted. What is shipped is the fastest form that passed its gate, in the settings in which it is fastest.
 
     Where nothing keeps the constraint the fastest network is trained, and the run says by how much it misses
-    (``FitRun.missed``).
+    (``FitRun.missed``). A predicted speed keeps it with the probability ``confidence``: where nothing does, what is at
+    least as likely as not to keep it is trained, and that is a miss too.
 
     Args:
         data_dir: what ``open_dataset`` takes: class folders, idx files, a manifest.
@@ -151,7 +154,8 @@ def fit(
         scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
             None: from scratch for small images.
         weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
-        init: ``pretrained``: released weights even for small images; or a file of weights of the one candidate.
+        init: ``pretrained``: released weights even for small images (of a network that has none it is refused); or a
+            file of weights of the one candidate.
         recipe: how to train; None: ``finetune`` from released weights, else ``small`` or ``pictures``.
         epochs: of the full training; None: the recipe's.
         brief_epochs: of the comparison of finalists; None: 1, and none where the validation set is too small to tell
@@ -270,6 +274,11 @@ def _fit(
         environment=asdict(Environment.here(asked.training_device)),
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
+    if not asked.here and asked.where.runtime is None:
+        run.note(
+            f"speeds are predicted for {asked.where.device} in runtime {run.basis.conditions.runtime}, since none was "
+            "named; --runtime tensorrt, onnxruntime or eager predicts for another"
+        )
     run.check()
     if files is not None and files.foreign:
         named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")

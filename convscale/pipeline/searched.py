@@ -54,11 +54,13 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
         if asked.progress is not None:
             asked.progress({"kind": "note", "text": f"search: {text}"})
 
-    splits = asked.data
+    splits, source = asked.data, None
     if not isinstance(splits, DataSplits):
-        splits = open_dataset(splits, max_bad_rate=asked.max_bad_rate, compare=False)
+        source = splits
+        splits = open_dataset(source, max_bad_rate=asked.max_bad_rate, compare=False)
     study = search(
         splits,
+        source=source,
         space=_within(space, splits, asked),
         device=c.device,
         min_throughput=floor,

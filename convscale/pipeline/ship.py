@@ -22,6 +22,7 @@ from convscale.learn.loader import EvalImages, readable
 from convscale.runtimes.base import file_runtimes
 from convscale.ship.export import export_as
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
+from convscale.ship.kit import HALF, RUNTIMES
 from convscale.ship.qat import MOST_IMAGES, check_tunable
 from convscale.ship.quantize import CALIBRATION, check_calibration, routes_for, spread
 from convscale.ship.request import ExportRequest
@@ -141,6 +142,22 @@ def _for_int8(splits: DataSplits, preprocessing: Preprocessing, how: Shipping) -
     }
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elsewhere:
+    """What ships for a device that is not here."""
+
+    artifact: Artifact
+    """An ONNX file."""
+    checked: Verification
+    """How it compares with the network on the test set."""
+    precision: str
+    """What it computes in there, as a prediction calls it."""
+    why_float: str = ""
+    """Why it is in float where 8 bits were asked for; else empty."""
+    why_single: str = ""
+    """Why it is in float32 where less was asked for; else empty."""
+
+
 def ship_elsewhere(
     net: nn.Module,
     place: Path,
@@ -153,38 +170,57 @@ def ship_elsewhere(
     card: Mapping[str, str],
     thresholds: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
-) -> tuple[Artifact, Verification, str]:
-    """An ONNX file for a device that is not here: in 8 bits where they are asked for and pass their gate on validation,
-    else in float. Which is faster is not asked: it would be told of this machine.
+) -> Elsewhere:
+    """An ONNX file for a device that is not here: in 8 bits where they are asked for and pass their gate on validation;
+    in half precision where speeds are of that and it passes its gate on the test set, as a kit's files are; else in
+    float32. Which is faster is not asked: it would be told of this machine.
 
     Args:
         test: as for :func:`ship_fastest`.
         card: facts for the model card.
         thresholds: as for :func:`ship_fastest`.
         temperatures: as for :func:`ship_fastest`.
-
-    Returns:
-        The artefact, how it compares with the network on the test set, and why it is in float where 8 bits were asked
-        for; else nothing.
     """
+    asked = basis.conditions
     common: dict[str, Any] = {"classes": splits.classes, "preprocessing": preprocessing, "card": card}
     common |= {"thresholds": thresholds, "temperatures": temperatures}
     images, labels = EvalImages(test, preprocessing), _one_label(test)
     reasons: list[str] = []
     if how.int8:
         shown = _for_int8(splits, preprocessing, how)
-        for route in routes_for(basis.conditions.runtime):
+        for route in routes_for(asked.runtime):
             request = ExportRequest(format="onnx", int8=True, int8_route=route, **common, **shown)
             try:
                 artifact = export_as(net, place, request, overwrite=True)
             except UserError as reason:
-                reasons.append(reason.verification.reason if isinstance(reason, Withheld) else str(reason))
+                reasons.append(_reason(reason))
                 continue
-            return artifact, verify(net, artifact, images, labels, max_drop=how.max_drop), ""
-    half = basis.conditions.precision == "fp16"
-    shown = {"verify_images": images, "verify_labels": labels}
-    artifact = export_as(net, place, ExportRequest(format="onnx", half=half, **common, **shown), overwrite=True)
-    return artifact, Verification.from_dict(artifact.verification or {}), "; ".join(reasons)
+            checked = verify(net, artifact, images, labels, max_drop=how.max_drop)
+            return Elsewhere(artifact=artifact, checked=checked, precision="int8")
+    common |= {"verify_images": images, "verify_labels": labels}
+    return _float_elsewhere(net, place, asked, "; ".join(reasons), common)
+
+
+def _float_elsewhere(
+    net: nn.Module, place: Path, asked: Conditions, why_float: str, common: Mapping[str, Any]
+) -> Elsewhere:
+    """The file where 8 bits were not asked for, or are withheld."""
+    precision, why, half = asked.precision, "", False
+    if asked.runtime not in RUNTIMES:  # PyTorch is promised, which opens no file
+        half = precision == "fp16"
+    elif precision in (*HALF, "int8"):
+        try:
+            artifact = export_as(net, place, ExportRequest(format="onnx", computes_half=True, **common), overwrite=True)
+            precision = "amp" if precision == "int8" else precision
+            checked = Verification.from_dict(artifact.verification or {})
+            return Elsewhere(artifact=artifact, checked=checked, precision=precision, why_float=why_float)
+        except UserError as reason:
+            precision, why = "fp32", f"half precision does not pass its gate ({_reason(reason)})"
+    elif precision != "fp32":
+        precision, why = "fp32", f"no file computes in {precision} there"
+    artifact = export_as(net, place, ExportRequest(format="onnx", half=half, **common), overwrite=True)
+    checked = Verification.from_dict(artifact.verification or {})
+    return Elsewhere(artifact=artifact, checked=checked, precision=precision, why_float=why_float, why_single=why)
 
 
 def shipped_speed(artifact: Artifact, cond: Conditions, min_seconds: float = 2.0) -> Measurement:
@@ -202,7 +238,11 @@ def _one_label(split: Split) -> np.ndarray | None:
     return None if split.multilabel else split.labels.numpy()
 
 
+def _reason(error: UserError) -> str:
+    """Why there is no such form, without the folder's name."""
+    return error.verification.reason if isinstance(error, Withheld) else str(error)
+
+
 def _why(error: UserError) -> str:
-    """Why there is no such form, without the temporary folder's name."""
-    checked = getattr(error, "verification", None)
-    return f"withheld: {checked.reason}" if checked is not None else str(error)
+    """The same, with whether it was made."""
+    return f"withheld: {_reason(error)}" if isinstance(error, Withheld) else str(error)

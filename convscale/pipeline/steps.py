@@ -26,9 +26,10 @@ from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, build
-from convscale.pipeline.finding import FINALISTS, REFERENCE, REFERENCE_SHARE, Finder, Kept
+from convscale.pipeline.finding import REFERENCE, REFERENCE_SHARE, Finder, Kept
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
+from convscale.pipeline.probing import FINALISTS
 from convscale.pipeline.ranking import by_promise, no_worse
 from convscale.pipeline.record import RunRecord, written
 from convscale.pipeline.request import BRIEF_EPOCHS, FitRequest
@@ -133,18 +134,18 @@ class Fit:
         """Find what keeps the speed, and mark the few that are worth training."""
         if any(row.finalist for row in self.record.now.candidates):
             return
-        if (warning := busy()) and not self.basis.predicted:
+        if warning := "" if self.basis.predicted else busy():
             self.remark(warning)
         with self.record.clocked("measure_s"):
             if not self.min_throughput:
                 self._settle()
             self._write_constraint()
-            kept, finder = self._kept()
+            kept, finder = self._kept(bool(warning))
         if kept.missed and self.asked.strict:
             raise UserError(kept.missed)
         if kept.missed:
             self.record.put(missed=kept.missed)
-            self.note(f"{kept.missed}; it is trained all the same")
+            self.note(f"{kept.missed}; training goes on all the same")
         contenders = list(kept.contenders)
         with self.record.clocked("probe_s"):
             if pretrained := [one for one in contenders if one.weights is not None]:
@@ -156,7 +157,7 @@ class Fit:
         rows = (replace(row, finalist=(row.name, row.image_size) in chosen) for row in self.record.now.candidates)
         self.record.put(candidates=tuple(rows))
 
-    def _finder(self) -> Finder:
+    def _finder(self, loaded: bool = False) -> Finder:
         return Finder(
             asked=self.asked,
             splits=self.splits,
@@ -165,11 +166,16 @@ class Fit:
             record=self.record,
             folder=self.folder,
             say=self.note,
+            loaded=loaded,
         )
 
-    def _kept(self) -> tuple[Kept, Finder]:
-        """Released weights that keep the constraint, or scaled members where there are none or none were wanted."""
-        finder = self._finder()
+    def _kept(self, loaded: bool = False) -> tuple[Kept, Finder]:
+        """Released weights that keep the constraint, or scaled members where there are none or none were wanted.
+
+        Args:
+            loaded: other work keeps this machine busy.
+        """
+        finder = self._finder(loaded)
         if self.files is None:
             return finder.scaled(), finder
         kept = finder.released(self.files)
@@ -198,7 +204,7 @@ class Fit:
                 f"{target:,.0f} images/s"
             )
         else:
-            target = float(f"{0.95 * (front.knee.images_per_s or 0.0):.2g}")
+            target = float(f"{0.95 * finder.sure_of(front.knee):.2g}")  # the knee itself has to keep it
             rows = tuple(
                 FrontRow(name=o.name, image_size=o.image_size, top1=o.top1, images_per_s=o.images_per_s)
                 for o in front.rows
@@ -263,12 +269,13 @@ class Fit:
         )
         best, worth = max(_probed(row) for row in rows), no_worse(rows, self.splits.multilabel)
         published = first.published_top1 is not None
+        keeps = "" if self.record.now.missed else "keeps it; "
         by = f"{self.label(first)} comes first by "
         by += "its published accuracy" if published else "them all the same: nobody published any for these image sizes"
         reasons = {
-            key_of(row): f"keeps it; its features are {100 * (best - _probed(row)):.1f} points behind on this data"
+            key_of(row): f"{keeps}its features are {100 * (best - _probed(row)):.1f} points behind on this data"
             if best - _probed(row) >= worth
-            else f"keeps it; its features are as good within {100 * worth:.1f} points, {by}"
+            else f"{keeps}its features are as good within {100 * worth:.1f} points, {by}"
             for row in others
         }
         of = f"features{' and published accuracy' * published}"

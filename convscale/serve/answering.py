@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NoReturn, ParamSpec, TypeVar
 
 import numpy as np
@@ -18,6 +20,7 @@ from convscale.artifact.answers import NOT_FINITE, Said, checked_top
 from convscale.errors import UserError
 from convscale.images.decode import ImageError, decode_image, preload
 from convscale.serve.batching import Answered, Closed, Overloaded
+from convscale.serve.bell import Bell
 from convscale.serve.guard import ClientLeft, Guarded, Log
 from convscale.serve.metrics import Metrics
 from convscale.serve.models import Model, Models, Version
@@ -26,6 +29,8 @@ from convscale.serve.settings import Settings
 
 LARGE = 65_536
 """Bytes of JSON or of something packed that are not read in the event loop's own thread."""
+LISTEN_S = 0.25
+"""Until a worker hears what another was asked for."""
 _PIECE = 262_144
 """Bytes that are unpacked at once."""
 _WORTH_PACKING = 1_024
@@ -44,6 +49,7 @@ class Answering:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.metrics, self.log = settings, Metrics(), Log(settings.log)
+        self.bell = Bell()
         self.models = Models(settings.models, settings.how, self.metrics.watching)
         preload()
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
@@ -71,14 +77,28 @@ class Answering:
         return current
 
     async def watch(self) -> None:
-        """Look for new versions, for ever."""
-        while self.settings.poll_s:
-            await asyncio.sleep(self.settings.poll_s)
-            for model in self.models.all.values():
-                try:
-                    await self.refresh(model)
-                except UserError:  # it is in the log; the old version stays
-                    continue
+        """Look for new versions, for ever: every so often, and soon after another worker was asked to."""
+        poll_s = self.settings.poll_s or math.inf
+        pause = poll_s if self.bell.folder is None else min(poll_s, LISTEN_S)
+        due_at = time.monotonic() + poll_s
+        while pause < math.inf:
+            await asyncio.sleep(pause)
+            heard, now = self.bell.heard(), time.monotonic()
+            due = self.bell.folder is None or now >= due_at
+            due_at = now + poll_s if due else due_at
+            for name, model in self.models.all.items():
+                if due or name in heard:
+                    with suppress(UserError):  # it is in the log; the old version stays
+                        await self.refresh(model, again=name in heard)
+
+    async def load(self, name: str) -> None:
+        """Take up a model's new version because a client asks for it, in all workers.
+
+        Raises:
+            UserError: it is refused; the others do not hear of it.
+        """
+        await self.refresh(self.models.all[name], again=True)
+        self.bell.ring(name)
 
     async def refresh(self, model: Model, *, again: bool = False) -> None:
         """Take up a model's new version, if there is one.

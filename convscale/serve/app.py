@@ -220,7 +220,7 @@ def _repository(app: "FastAPI", answering: Answering) -> None:
         answering.version(name, None)
         await read_body(one)
         try:
-            await answering.refresh(answering.models.all[name], again=True)
+            await answering.load(name)
         except UserError as error:
             raise Problem(409, f"the new version of {name!r} is refused, and the log says why") from error
         return JSONResponse({})

@@ -36,7 +36,7 @@ def model_card(
         f"# {markdown(str(manifest['model']))}",
         "",
         f"An image classifier with {len(classes)} classes{several}, exported by convscale as {manifest['format']} "
-        f"({manifest['precision']}).",
+        f"({manifest['precision']}{', which a GPU computes in' if manifest.get('computes') == 'fp16' else ''}).",
         "",
     ]
     for key in (*_FACTS, *sorted(set(facts) - set(_FACTS))):

@@ -20,7 +20,7 @@ from convscale.errors import UserError
 from convscale.machine import Environment, available_cores, processor_name
 from convscale.predictor.devices import devices, get_device, is_processor
 from convscale.predictor.predict import Prediction
-from convscale.runtimes.base import Opening, runtimes_of
+from convscale.runtimes.base import Opening, runtime_of, runtimes_of
 from convscale.speed.records import Record, append_record
 from convscale.speed.timing import Measurement, WallClock, time_callable
 from convscale.stats import chance_above
@@ -144,7 +144,7 @@ def confirm(
     Raises:
         UserError: nothing was promised, this is another device than was promised for, or the artefact can not run so.
     """
-    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact, device=device or "cpu")
     folder = opened.folder
     promise = opened.promise
     if promise is None:
@@ -259,7 +259,8 @@ def _differences(art: Artifact, promise: Promise) -> tuple[str, ...]:
         found.append(f"promised in {promise.runtime}, measured in {art.runtime}")
     if not any({computed, promise.precision} <= same for same in SAME_RATE):
         found.append(f"promised in {promise.precision}, the artefact is in {computed}")
-    if art.precision == "fp16" and art.format == "onnx":
+    stored = art.precision == "fp16" and art.format == "onnx" and art.manifest.computes != "fp16"
+    if stored and "fp16" not in runtime_of(art.runtime).precisions:
         found.append("the artefact stores half precision and computes in single")
     if promise.layout != "nchw":
         found.append(f"promised in {promise.layout}; {art.runtime} lays out memory itself")

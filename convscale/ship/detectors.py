@@ -31,6 +31,7 @@ from convscale.formats.program import write_program
 from convscale.formats.suppression import add_suppression
 from convscale.formats.two_stage import HEAD, check_two_stages, write_two_stages
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import code_commit
 from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
 from convscale.nn.detectors import Detector, DetectorSpec
 from convscale.nn.modes import evaluating
@@ -200,6 +201,7 @@ def _record(job: _Job, spec: DetectorSpec, num_classes: int) -> dict[str, object
     request = job.request
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": code_commit(),
         "model": spec.name,
         "format": request.format,
         "precision": request.precision,

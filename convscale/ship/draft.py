@@ -23,9 +23,10 @@ from convscale.formats.baked import Baked
 from convscale.formats.features import keeping_features
 from convscale.formats.fold import fold
 from convscale.formats.ir import write_ir
-from convscale.formats.onnx import OPSET, store_half, write_onnx
+from convscale.formats.onnx import OPSET, compute_half, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import code_commit
 from convscale.networks.inputs import example_input
 from convscale.networks.pictures import preprocessing_of
 from convscale.networks.resolve import Network, as_module
@@ -160,10 +161,11 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
     spec = (own if isinstance(own, NetSpec) else None) if request.spec is None else request.spec
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": code_commit(),
         "model": name,
         "format": request.format,
         "precision": request.precision,
-        "computes": "bf16" if request.bf16 else "fp32",
+        "computes": "bf16" if request.bf16 else "fp16" if request.computes_half else "fp32",
         "baked": request.bake,
         "strided_stem": request.strided_stem,
         "num_classes": num_classes,
@@ -260,5 +262,7 @@ def write_model(
     if form == "openvino":
         write_ir(onnx_path, folder / "model.xml", half=half)
         onnx_path.unlink()
+    elif manifest.computes == "fp16":
+        compute_half(onnx_path)
     elif half:
         store_half(onnx_path)

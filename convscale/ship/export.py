@@ -320,7 +320,7 @@ def _export_int8(
                 reasons.append(reason)
         floats = seconds.pop("float")
         for route, twin in [(route, twin_of(route)) for route in usual]:
-            if twin in seconds and seconds[twin] * TWIN_GAIN > seconds.get(route, 0.0):
+            if twin in seconds and seconds[twin] * TWIN_GAIN > seconds.get(route, math.inf):
                 del seconds[twin]
         passed: list[Artifact] = []
         for route in sorted(seconds, key=lambda route: seconds[route]):

@@ -15,6 +15,7 @@ from typing import Any
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError, check_text, check_whole
 from convscale.machine import available_cores
+from convscale.ship.cluster import check_answers
 from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, shards_of
 from convscale.ship.stream import Classified, classify_stream
 
@@ -97,12 +98,14 @@ def classify_on_ray(
         on_rows: called with the numbers of files and of bad ones so far.
 
     Raises:
-        UserError: an unknown format, parts of other images, or Ray can not be started or reached.
+        UserError: an unknown format, parts of other images, an address that does not answer, or Ray can not be started.
     """
     check_text("format", format, FORMATS)
     if not 1 <= top <= len(artifact.classes):
         raise UserError(f"top must lie between 1 and the {len(artifact.classes)} classes, got {top}")
     cluster = cluster or Cluster()
+    if cluster.address is not None:  # before the parts that are there are removed
+        check_answers(cluster.address)
     place = Rows(output)
     shards = list(shards_of(paths, size=cluster.shard_size, format=format, facts=_facts(artifact, top, batch_size)))
     missing = _missing(place, shards, resume=resume, overwrite=overwrite)

@@ -151,7 +151,7 @@ def ovms_config(name: str, *, threads: int, streams: int, computes: str = "fp32"
     """``config.json`` of a repository that is mounted at ``/models``; ``computes`` is said where it is ``fp32``, too:
     OpenVINO's own default is bfloat16 where that is native.
     """
-    hint = {"fp32": "f32", "bf16": "bf16"}[computes]
+    hint = "bf16" if computes == "bf16" else "f32"
     plugin = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": str(streams), "INFERENCE_PRECISION_HINT": hint}
     model = {
         "name": name,

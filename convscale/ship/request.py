@@ -55,6 +55,8 @@ class ExportRequest:
     """Preprocessing and softmax become part of the network."""
     half: bool = False
     """Weights in half precision."""
+    computes_half: bool = False
+    """The whole network in half precision (format ``onnx``), for a GPU: a processor computes it in float32."""
     strided_stem: bool = False
     """A space-to-depth stem as one strided convolution."""
     bf16: bool = False
@@ -92,7 +94,8 @@ class ExportRequest:
     @property
     def precision(self) -> str:
         """As the artefact's record has it."""
-        return "int8" if self.int8 else "bf16" if self.bf16 else "fp16" if self.half else "fp32"
+        halved = self.half or self.computes_half
+        return "int8" if self.int8 else "bf16" if self.bf16 else "fp16" if halved else "fp32"
 
 
 def class_labels(request: ExportRequest) -> Labels | None:

@@ -23,6 +23,7 @@ from convscale.show.fit_parts import (
     Evaluation,
     FrontRow,
     Mistake,
+    Predicted,
     Shipped,
     Verification,
     Winner,
@@ -99,6 +100,13 @@ class FitRecord(Open):
         named = (c for c in self.candidates if c.name == winner.name)
         return next((c for c in named if winner.image_size in (None, c.image_size)), None)
 
+    @property
+    def foretold(self) -> Predicted | None:
+        """The speed predicted for what ships: in the precision that it ships in, where that is another than it was
+        chosen in, by a prediction or by a measurement on the device.
+        """
+        return self.artifact.predicted or (self.chosen.predicted if self.chosen else None)
+
     def state_of(self, candidate: Candidate) -> str:
         """``winner``, ``finalist``, ``kept`` or ``rejected``."""
         chosen = self.chosen
@@ -106,10 +114,14 @@ class FitRecord(Open):
             return "winner"
         if candidate.finalist:
             return "finalist"
+        return "kept" if self.keeps(candidate) else "rejected"
+
+    def keeps(self, candidate: Candidate) -> bool:
+        """Whether a candidate keeps the speed asked for; where nothing does, not even a finalist."""
         kept, speed, asked = candidate.kept, candidate.images_per_s, self.constraint.min_throughput
         if kept is None:
             kept = speed is not None and (asked is None or speed >= asked)
-        return "kept" if kept else "rejected"
+        return kept
 
     def label_of(self, candidate: Candidate) -> str:
         """Its name, with the image size where the network is there at several."""

@@ -54,9 +54,10 @@ def verdict(fit: FitRecord) -> str:
             does = "misses the" if speed < asked else "keeps the"
             does = f"{does} {words.rate(asked)} images/s asked for: its artefact runs at"
         text += f" {does} {words.rate(speed)} images/s"
-    elif (told := _foretold(fit)) is not None:
-        on = fit.constraint.conditions.device if fit.constraint.conditions else None
-        text += f" is predicted to run at {words.rate(told.images_per_s)} images/s on {on or 'its device'}"
+    elif (told := fit.foretold) is not None:
+        under = fit.constraint.conditions or Conditions()
+        on = f"{under.device or 'its device'}{f' ({under.runtime})' if under.runtime else ''}"
+        text += f" is predicted to run at {words.rate(told.images_per_s)} images/s on {on}"
     if fit.top1 is not None and fit.evaluation.mean_average_precision is None:
         low, high = fit.evaluation.top1_interval or (None, None)
         sure = f" (95 % interval {words.percent(low)} to {words.percent(high)})" if low is not None else ""
@@ -68,7 +69,7 @@ def story(fit: FitRecord) -> str:
     """Plain words: how the choice came about."""
     asked, winner, parts = fit.constraint.min_throughput, fit.winner, []
     timed = [c for c in fit.candidates if c.images_per_s is not None]
-    fast = [c for c in timed if fit.state_of(c) != "rejected"]
+    fast = [c for c in timed if (fit.keeps(c) if fit.missed else fit.state_of(c) != "rejected")]
     if timed:
         how = (
             f"predicted for {fit.constraint.conditions.device if fit.constraint.conditions else 'another device'}"
@@ -132,7 +133,7 @@ def _tiles(fit: FitRecord) -> str:
 
 def _speed_tile(fit: FitRecord) -> str:
     asked, chosen = fit.constraint.min_throughput, fit.chosen
-    if fit.artifact.measurement is None and (told := _foretold(fit)) is not None:
+    if fit.artifact.measurement is None and (told := fit.foretold) is not None:
         return _predicted_tile(fit, told)
     measurement = fit.artifact.measurement or (chosen.timed if chosen else None)
     if measurement is None or (speed := measurement.speed) is None:
@@ -143,13 +144,6 @@ def _speed_tile(fit: FitRecord) -> str:
     )
     state = "bad" if asked and speed < asked else "good"
     return tile("Speed of the artefact", words.rate(speed), detail, state, "images/s")
-
-
-def _foretold(fit: FitRecord) -> Predicted | None:
-    """The speed predicted for what ships: in the precision that it ships in, where that is another than it was chosen
-    in, by a prediction or by a measurement on the device.
-    """
-    return fit.artifact.predicted or (fit.chosen.predicted if fit.chosen else None)
 
 
 def _predicted_tile(fit: FitRecord, told: Predicted) -> str:

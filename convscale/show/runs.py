@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -178,10 +178,11 @@ def _predictions(folder: Path) -> Predictions | None:
 
 
 def _of_fit(folder: Path, record: FitRecord) -> Run:
-    ev, measured = record.evaluation, record.artifact.measurement
+    ev = record.evaluation
     several = ev.mean_average_precision is not None
     interval = ev.top1_interval
     chosen = record.chosen
+    speed, under = _fit_speed(record)
     return Run(
         path=folder,
         kind="fit",
@@ -192,14 +193,26 @@ def _of_fit(folder: Path, record: FitRecord) -> Run:
         accuracy=record.top1,
         interval=(interval[0], interval[1]) if interval and len(interval) == 2 and not several else None,
         images=ev.n,
-        images_per_s=None if measured is None else measured.images_per_s,
-        conditions="" if measured is None else f"{measured.conditions}; {measured.environment or record.machine}",
+        images_per_s=speed,
+        conditions=under,
         data=record.data.name or "",
         data_digest=record.data.digest,
         seconds=record.timings.get("total_s"),
         commit=record.commit,
         state="done" if record.artifact.path and "total_s" in record.timings else "unfinished",
     )
+
+
+def _fit_speed(record: FitRecord) -> tuple[float | None, str]:
+    """What is shipped measured, else predicted for the device that is not here; and what that holds under."""
+    measured, told = record.artifact.measurement, record.artifact.predicted
+    if measured is not None:
+        return measured.images_per_s, f"{measured.conditions}; {measured.environment or record.machine}"
+    told = told or (record.chosen.predicted if record.chosen else None)
+    if told is None or told.images_per_s is None:
+        return None, ""
+    under = record.constraint.conditions or Conditions()
+    return told.images_per_s, f"{replace(under, precision=told.precision or under.precision)}; predicted"
 
 
 def _training(folder: Path) -> Whole:
@@ -293,6 +306,7 @@ def _of_study(folder: Path) -> Run:
     path = folder / "study.json"
     value = object_of(read_json(path, "study"), "study.json")
     result = _inside(value, "result")
+    asked = _inside(value, "asked")
     best = _inside(result, "best")
     speed = _inside(result, "shipped") or _inside(best, "speed")
     under = _inside(result, "conditions")
@@ -307,7 +321,8 @@ def _of_study(folder: Path) -> Run:
         accuracy=_number(best.get("accuracy")),
         images_per_s=_number(speed.get("images_per_s")),
         conditions="; ".join(part for part in how if part),
-        data=Path(_text(_inside(value, "asked").get("data"))).name,
+        data=Path(_text(asked.get("data"))).name,
+        data_digest=_text(asked.get("data_digest")) or None,
         seconds=_number(_inside(value, "times").get("all")),
         commit=_text(value.get("commit")) or None,
         state="done" if best else "unfinished",
@@ -350,7 +365,10 @@ def _of_artifact(folder: Path) -> Run:
     device = environment.get("device_name") if isinstance(environment, dict) else None
     precision = str(tuning.get("precision") or manifest.precision) if isinstance(tuning, dict) else ""
     preprocessing = read_part(folder, "preprocessing.json")
-    speed = best.get("images_per_s")
+    speed, under = best.get("images_per_s"), _tuned(best, precision, device) if best else ""
+    if not best and (told := manifest.promise) is not None:
+        named = ("device", "precision", "layout", "batch_size", "image_size", "runtime", "threads")
+        speed, under = told.images_per_s, f"{Conditions(**{name: getattr(told, name) for name in named})}; predicted"
     return Run(
         path=folder,
         kind="ship",
@@ -362,7 +380,8 @@ def _of_artifact(folder: Path) -> Run:
         interval=(interval[0], interval[1]) if isinstance(interval, list) and len(interval) == 2 else None,
         images=checked.get("n"),
         images_per_s=speed if isinstance(speed, int | float) else None,
-        conditions=_tuned(best, precision, device) if best else "",
+        conditions=under,
+        commit=_text(manifest.get("commit")) or None,
         state="done",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from html import escape
@@ -14,7 +15,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec
 from convscale.choice.decide import describe_speed
 from convscale.files import write_text
-from convscale.nas.records import TrialRecord
+from convscale.nas.records import TrialRecord, front_of, hypervolume
 from convscale.nas.result import Study, read_study
 from convscale.show import page as parts
 from convscale.show.page import Column, Figures, Section, page
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 BESIDE = ("efficientnet_b0", "tresnet_m")
 """The papers' networks, drawn beside the one found."""
 _MOST_BARS = 14
+_PARTS = (("a quarter", 0.25), ("half", 0.5), ("all", 1.0))
 _COLOURS = {"trained": BLUE, "pruned": ORANGE, "too slow": RED, "failed": GREY}
 _MARKERS = {"trained": "circle", "pruned": "triangle-down", "too slow": "x-thin", "failed": "square-open"}
 
@@ -139,24 +141,58 @@ def _points(trials: Sequence[TrialRecord], name: str, colour: str, marker: str =
 
 
 def _over_time(study: Study, figures: Figures) -> Section | None:
-    """The best so far, by the seconds in training."""
+    """The best and the front so far, by the seconds in training."""
     import plotly.graph_objects as go
 
     at, best = 0.0, -1.0
     x, y = list[float](), list[float]()
+    when = list[float]()
     for trial in study.trials:
         at += 0.0 if trial.result is None else trial.result.seconds
+        when.append(at / 60)
         if trial.value is not None and trial.value > best:
             best = trial.value
             x.append(at / 60)
             y.append(100 * (trial.accuracy or 0.0))
-    if len(x) < 2:
+    grown = _growth(study)
+    if len(x) < 2 and len(grown) < 2:
         return None
-    figure = go.Figure(go.Scatter(x=x, y=y, mode="lines+markers", line={"shape": "hv", "color": BLUE}, name="best"))
-    drawn = figures.add(
-        _layout(figure, "minutes of training", "validation top-1 of the best, %", 260), label="The best so far by time"
+    best_line = {"shape": "hv", "color": BLUE}
+    figure = go.Figure(go.Scatter(x=[*x, when[-1]], y=[*y, *y[-1:]], mode="lines+markers", line=best_line, name="best"))
+    figure.add_trace(
+        go.Scatter(
+            x=[*(when[count - 1] for count, _ in grown), when[-1]],
+            y=[100 * area for _, area in [*grown, *grown[-1:]]],
+            mode="lines",
+            line={"shape": "hv", "color": GREEN, "dash": "dot"},
+            name="area below the front",
+            yaxis="y2",
+        )
     )
-    return Section(title="The best over time", body=drawn, anchor="time")
+    second = {"title": {"text": "area, % of the last"}, "overlaying": "y", "side": "right", "range": [0, 105]}
+    figure.update_layout(
+        yaxis2={**second, "tickmode": "auto", "showgrid": False}, legend={"orientation": "h", "y": 1.15}
+    )
+    parts_of = [(word, front_of(study.trials[: math.ceil(len(study.trials) * part)])) for word, part in _PARTS]
+    told = [f"{words.plural(len(front), 'network')} after {word}" for word, front in parts_of]
+    caption = f"The front has {', '.join(told)} of the candidates."
+    drawn = figures.add(
+        _layout(figure, "minutes of training", "validation top-1 of the best, %", 260),
+        caption,
+        label="The best so far and the front by time",
+    )
+    return Section(title="The best and the front over time", body=drawn, anchor="time")
+
+
+def _growth(study: Study) -> list[tuple[int, float]]:
+    """Where the front grew: the number of candidates until then, and the area below it as a share of the last one."""
+    whole, found = hypervolume(study.trials), list[tuple[int, float]]()
+    for count, trial in enumerate(study.trials, 1):
+        if trial.state == "trained" and whole:
+            area = hypervolume(study.trials[:count]) / whole
+            if not found or area > found[-1][1]:
+                found.append((count, area))
+    return found
 
 
 def _importance(study: Study, figures: Figures) -> Section | None:

@@ -20,6 +20,7 @@ from convscale.artifact.promise import Promise
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.ship import squares
 from convscale.images.letterbox import fill_of, letterbox, out_of_square
+from convscale.machine import code_commit
 from convscale.maps.files import Explainer
 from convscale.nn.detectors import Detector
 from convscale.ship import detectors
@@ -103,6 +104,7 @@ def test_the_record_says_how_it_was_checked(artifact: Artifact) -> None:
     assert checked["found_again"] >= 0.999
     assert checked["map_before"] == pytest.approx(checked["map_after"], abs=1e-3)
     assert artifact.manifest["schema"] == 2
+    assert artifact.manifest["commit"] == code_commit()
     assert artifact.is_detector
     assert artifact.cut is not None
     assert artifact.cut.nms == "inside"

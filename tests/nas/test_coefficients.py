@@ -16,8 +16,9 @@ from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
 from convscale.machine import code_commit
-from convscale.nas import coefficients
-from convscale.nas.coefficients import PUBLISHED, at_cost, directions, reach, spread
+from convscale.nas.coefficients import PUBLISHED
+from convscale.nas.directions import at_cost, directions, reach, spread
+from convscale.nas.engines import local
 from convscale.nas.pace import Counted, Pace
 from convscale.nas.trial import Job, Result
 from convscale.show.runs import runs_below
@@ -89,7 +90,7 @@ def deeper_is_better(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         speed = Speed(images_per_s=1 / seconds, low=0.0, high=1.0, kind="measured")
         return Counted(speed=speed, params=1, macs=1)
 
-    monkeypatch.setattr(coefficients, "run_job", run)
+    monkeypatch.setattr(local, "run_job", run)
     monkeypatch.setattr(Pace, "__call__", pace)
     return jobs
 
@@ -161,19 +162,19 @@ def test_costs_of_two_devices_are_not_mixed(colours: DataSplits, tmp_path: Path,
 @pytest.fixture
 def luck_fades(deeper_is_better: list[Job], monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The same, but the first seed gives 0.5 more than any other: a mean over three seeds is below one lucky one."""
-    run = coefficients.run_job
+    run = local.run_job
 
     def lucky(job: Job, splits: DataSplits) -> Result:
         found = run(job, splits)
         return dataclasses.replace(found, curve=(found.accuracy + (0.5 if job.seed == 0 else 0.0),))
 
-    monkeypatch.setattr(coefficients, "run_job", lucky)
+    monkeypatch.setattr(local, "run_job", lucky)
     return deeper_is_better
 
 
 def stop_at(count: int, monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> None:
     """The training of this number, from 1 on, is interrupted, once."""
-    run = coefficients.run_job
+    run = local.run_job
 
     def stopped(job: Job, splits: DataSplits) -> Result:
         if len(jobs) == count - 1:
@@ -181,7 +182,7 @@ def stop_at(count: int, monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> Non
             raise KeyboardInterrupt
         return run(job, splits)
 
-    monkeypatch.setattr(coefficients, "run_job", stopped)
+    monkeypatch.setattr(local, "run_job", stopped)
 
 
 def points_in(folder: Path) -> list[dict]:

@@ -12,6 +12,7 @@ import pytest
 import convscale as cs
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.nas.records import difference
 from convscale.nas.request import Request
 from convscale.nas.space import SearchSpace
 from convscale.pipeline import run as run_module
@@ -71,6 +72,7 @@ def test_what_the_fit_is_asked_for_the_search_is_too(
     assert (given["threads"], given["runtime"], given["precision"]) == (1, "openvino", None)
     assert isinstance(asked["data"], DataSplits)
     assert asked["data"].max_bad_rate == 0.2
+    assert given["source"] == colour_folder
     space = given["space"]
     assert (space.max_params_m if isinstance(space, SearchSpace) else space) == expected
     assert asked["fit"].data == colour_folder  # a run is known by where its data lie
@@ -83,6 +85,27 @@ def test_a_space_of_smaller_networks_keeps_its_limit(
         options: dict[str, Any] = {"space": replace(tiny, max_params_m=own), "max_params_m": limit}
         cs.fit(colour_folder, output=tmp_path / f"{number}", min_throughput=10, search=5, **options)
         assert asked["search"]["space"].max_params_m == expected
+
+
+def test_the_study_of_a_fit_says_where_its_data_lie(
+    colours: DataSplits, tmp_path: Path, tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that was begun before it did is gone on with: the images and labels are the same."""
+    seen: list[Request] = []
+
+    def walk(request: Request, folder: Path) -> Any:
+        seen.append(request)
+        return SimpleNamespace(run=lambda: None)
+
+    monkeypatch.setattr("convscale.nas.study.Walk", walk)
+    for number, source in enumerate((tmp_path / "photos", None)):
+        cs.search(colours, source=source, space=tiny, trials=2, output=tmp_path / f"{number}")
+    now, before = (request.written() for request in seen)
+    assert (now["data"], before["data"]) == (str(tmp_path / "photos"), None)
+    assert difference(now, before) == ""
+    assert difference(now, {**before, "data_digest": "other"}).startswith("other data: ")
+    unknown = {key: value for key, value in before.items() if key != "data_digest"}
+    assert difference(now, unknown) == f"data None, not {now['data']!r}"
 
 
 def test_a_search_takes_the_threads(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import convscale as cs
+from convscale.images.digest import data_digest
 from convscale.images.splits import DataSplits
 from convscale.nas.engines import local
 from convscale.nas.pace import Pace
@@ -30,6 +31,7 @@ def test_a_search_is_listed_with_its_result(
     assert (told.accuracy, told.metric) == (study.best.accuracy, "top-1, validation")
     assert told.images_per_s == study.best.images_per_s
     assert (told.image_size, told.seconds) == (12, pytest.approx(study.times["all"]))
+    assert told.data_digest == data_digest((colours.train, colours.validation))
     assert told.conditions.startswith("eager, amp, nchw, batch 256, rtx-4090; measured")
     path = study.output / "study.json"
     value = json.loads(path.read_text())
@@ -47,9 +49,8 @@ def test_a_search_is_listed_with_its_result(
 @pytest.mark.parametrize(
     "option",
     [
-        *(("--engine", "ray"), ("--workers", "8"), ("--address", "auto"), ("--confidence", "0.9"), ("--inherit",)),
+        *(("--confidence", "0.9"), ("--inherit",), ("--zero-cost", "zen")),
         *(("--sampler", "tpe"), ("--reward", "soft"), ("--reward-by", "macs"), ("--target-macs", "400")),
-        ("--zero-cost", "zen"),
     ],
 )
 def test_what_searches_for_a_baseline_is_refused_beside_scaling(

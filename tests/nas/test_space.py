@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import convscale as cs
-from convscale.arch.parts import InputSpec, StemSpec
+from convscale.arch.block import BlockSpec
+from convscale.arch.parts import SILU, ActSpec, InputSpec, NormSpec, StemSpec
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError
 from convscale.nas import space as space_module
@@ -18,7 +19,7 @@ from convscale.nas.choices import StageChoices
 from convscale.nas.smallest import smallest_of
 from convscale.nas.space import SearchSpace, load_space, save_space
 from convscale.nas.spaces import SPACES
-from convscale.nas.tally import tally
+from convscale.nas.tally import _counted, tally
 
 STEM = (StemSpec(widths=(8,), stride=2),)
 
@@ -133,6 +134,14 @@ def test_counts_by_parts_are_those_of_the_whole(name: str) -> None:
     spec = cs.get_space(name).sample(3)
     cost = cs.count(spec)
     assert tally(spec) == (cost.params, cost.macs)
+
+
+def test_networks_that_differ_in_their_activation_are_put_together_from_the_same_parts() -> None:
+    block, batch, in_place = BlockSpec(kind="basic", width=8, activation=SILU), NormSpec(), NormSpec(kind="inplace")
+    assert _counted(block, batch) == BlockSpec(kind="basic", width=8)
+    assert _counted(block, in_place) is block  # made for its activation
+    affine = replace(block, activation=ActSpec(affine=True))
+    assert _counted(affine, batch) is affine  # it has two weights
 
 
 def test_any_vector_is_a_network() -> None:

@@ -22,12 +22,12 @@ from convscale.learn.recipe import Recipe
 from convscale.nas import walk
 from convscale.nas.engines import local
 from convscale.nas.engines.local import Here, Processes
-from convscale.nas.engines.ray import check_answers
 from convscale.nas.pace import Counted, Pace
 from convscale.nas.records import Reward, TrialRecord, front_of
 from convscale.nas.result import Study, read_study
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job, Result
+from convscale.ship.cluster import check_answers
 from convscale.show.search_report import write_search_report
 
 if TYPE_CHECKING:

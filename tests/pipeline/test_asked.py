@@ -96,11 +96,30 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
     candidates: Any, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finder: Any = SimpleNamespace(released=lambda files: None, scaled=lambda: "scaled")
-    monkeypatch.setattr(Fit, "_finder", lambda self: finder)
+    monkeypatch.setattr(Fit, "_finder", lambda self, loaded: finder)
     asked, record = _request(candidates=candidates, start=Start(scratch=False)), _record(tmp_path, [])
     fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
-    assert fit._kept()[0] == "scaled"
+    assert fit._kept(False)[0] == "scaled"
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("given", "asks"),
+    [
+        ({"training": Training(init="pretrained")}, "init 'pretrained'"),
+        ({"start": Start(weights_dir=Path())}, r"weights_dir \."),
+        ({"start": Start(scratch=False)}, "scratch=False"),
+    ],
+)
+@pytest.mark.parametrize("bare", ["mobilenetv3_large_075", SPEC])
+def test_weights_that_nobody_released_are_refused_where_they_are_asked_for(
+    bare: Any, given: dict[str, Any], asks: str
+) -> None:
+    name = getattr(bare, "name", bare)
+    with pytest.raises(UserError, match=f"nobody released weights of {name}, and {asks} asks for some; leave that out"):
+        _request(candidates=bare, **given).check_networks(SPLITS)
+    _request(candidates=[bare, "tf_efficientnet_lite0"], **given).check_networks(SPLITS)  # one of them has some
+    _request(candidates=bare).check_networks(SPLITS)  # then it starts from scratch, and a note says so
 
 
 def test_too_few_images_for_8_bits_are_told_before_the_training() -> None:

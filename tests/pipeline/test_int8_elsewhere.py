@@ -20,6 +20,7 @@ from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import Environment
+from convscale.networks.resolve import Named
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Start, Training
@@ -36,21 +37,28 @@ SPEC = cs.get_spec("resnet18")
 
 
 def _asked(
-    folder: Path, runtime: str, *, floor: float = 100.0, max_drop: float = 100.0, measured: Path | None = None
+    folder: Path,
+    runtime: str | None,
+    *,
+    floor: float = 100.0,
+    max_drop: float = 100.0,
+    measured: Path | None = None,
+    int8: bool = True,
+    precision: str | None = None,
 ) -> FitRequest:
     return FitRequest(
         data=halves_data(),
         output=folder,
         constraint=Constraint(min_throughput=floor),
-        where=Asked(device="l4", runtime=runtime, batch_size=64),
-        shipping=Shipping(runtime=None, int8=True, max_drop=max_drop),
+        where=Asked(device="l4", runtime=runtime, batch_size=64, precision=precision),
+        shipping=Shipping(runtime=None, int8=int8, max_drop=max_drop),
         training=Training(),
         start=Start(),
         measured=measured,
     )
 
 
-def _shipped(folder: Path, asked: FitRequest, speed: float) -> Any:
+def _shipped(folder: Path, asked: FitRequest, speed: float, network: Named | None = SPEC) -> Any:
     """What the last step makes of a network that was predicted at a speed in 8 bits."""
     told = Predicted(images_per_s=speed, low=0.8 * speed, high=1.25 * speed, doubts=("int8 reaches every layer",))
     record = RunRecord(folder, {}, resume=False)
@@ -68,7 +76,7 @@ def _shipped(folder: Path, asked: FitRequest, speed: float) -> Any:
         basis=asked.basis(),
         min_throughput=asked.constraint.floor(64),
         say=said.append,
-        network=SPEC,
+        network=network,
     )
     trained = Trained(net=small_net().eval(), preprocessing=PRE)
     return finish._for_elsewhere(trained, splits.test, {}), record, said  # pyright: ignore
@@ -111,7 +119,7 @@ def test_where_the_gate_withholds_them_float_ships_and_its_own_prediction_decide
     asked = _asked(tmp_path, "tensorrt", floor=floor, max_drop=0.0)
     monkeypatch.setattr("convscale.ship.verify.MAX_BATCH_RELATIVE", -1.0)  # no quantised network passes
     art, record, said = _shipped(tmp_path, asked, 2e7)
-    assert art.precision == "fp32"
+    assert (art.precision, art.manifest.computes) == ("fp16", "fp16")
     basis = Asked(device="l4", runtime="tensorrt", batch_size=64, precision="amp")
     told = predicted(SizedSpec(SPEC, 8), basis_of(basis))
     promise = load_artifact(tmp_path / "artifact").promise

@@ -13,6 +13,7 @@ from convscale.conditions import Constraint
 from convscale.errors import DoesNotFit
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.finding import Finder
+from convscale.pipeline.reach import Reached
 from convscale.show.fit_parts import Candidate as Row
 from convscale.show.fit_parts import Timed
 from tests.pipeline.test_order import BASIS, _finder, _member, _option, _record
@@ -70,7 +71,8 @@ def test_the_front_is_of_networks_within_the_limits(tmp_path: Path, monkeypatch:
     seen: list[Constraint] = []
     monkeypatch.setattr("convscale.pipeline.finding.survey", lambda *given: seen.append(given[4]))
     candidate = _option("a", 100, 80.0).candidate
-    monkeypatch.setattr(Finder, "_reachable", lambda self, files: [(candidate, "pretrained")])
+    reached = Reached(found=((candidate, "pretrained"),), unreached=())
+    monkeypatch.setattr(Finder, "_reached", lambda self, files: reached)
     limits = Constraint(max_params_m=5)
     assert _finder(_record(tmp_path, []), limits).front(WeightFiles()) is None
     assert seen == [limits]

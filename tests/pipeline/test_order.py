@@ -24,6 +24,8 @@ from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender
 from convscale.pipeline.finding import Finder
+from convscale.pipeline.probing import Prober
+from convscale.pipeline.reach import Reached
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import Training
 from convscale.pipeline.steps import Fit
@@ -58,11 +60,17 @@ def _finder(
     )
 
 
-def _option(name: str, speed: float | tuple[float, float, float], top1: float, verdict: str = "yes") -> Option:
+def _option(
+    name: str,
+    speed: float | tuple[float, float, float],
+    top1: float,
+    verdict: str = "yes",
+    kind: str = "measured",
+) -> Option:
     low, middle, high = speed if isinstance(speed, tuple) else (speed, speed, speed)
     return Option(
         candidate=Candidate(name=name, spec=SPEC, image_size=224, group=name, top1=top1, licence="MIT"),
-        facts=NetworkFacts(params=1, macs=1, speed=Speed(low=low, images_per_s=middle, high=high, kind="measured")),
+        facts=NetworkFacts(params=1, macs=1, speed=Speed(low=low, images_per_s=middle, high=high, kind=kind)),
         verdict=verdict,
         batch_size=8,
     )
@@ -71,7 +79,8 @@ def _option(name: str, speed: float | tuple[float, float, float], top1: float, v
 def _released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[Option], floor: float) -> Any:
     """What ``released`` keeps of options that are judged already."""
     finder = _finder(_record(tmp_path, []), Constraint(min_throughput=floor))
-    monkeypatch.setattr(Finder, "_reachable", lambda self, files: [(o.candidate, "pretrained") for o in options])
+    reached = Reached(found=tuple((o.candidate, "pretrained") for o in options), unreached=())
+    monkeypatch.setattr(Finder, "_reached", lambda self, files: reached)
     monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: tuple(options))
     monkeypatch.setattr(Finder, "_members_instead", lambda self: None)
     return finder.released(SimpleNamespace()), finder  # type: ignore[arg-type]
@@ -83,7 +92,9 @@ def test_a_size_at_which_nobody_published_a_figure_leaves_the_weights_in(tmp_pat
     (tmp_path / "tf_efficientnet_lite0.in1k.pth").write_bytes(b"")
     finder = _finder(_record(tmp_path / "run", []), Constraint(min_throughput=1.0), size=size, offer=Filter())
     files = WeightFiles(folder=tmp_path)
-    found = [(candidate.name, candidate.image_size, place) for candidate, place in finder._reachable(files) if place]
+    found = [
+        (candidate.name, candidate.image_size, place) for candidate, place in finder._reached(files).found if place
+    ]
     mine = tmp_path / "tf_efficientnet_lite0.in1k.pth"
     assert [row for row in found if row[2] == mine] == [("tf_efficientnet_lite0.in1k", size or 224, mine)]
 
@@ -110,13 +121,15 @@ def test_at_most_ten_are_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_those_that_may_keep_it_do_by_their_middle_and_only_where_none_surely_does(tmp_path: Path) -> None:
-    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=150), predicted=True)
+    """As measured; a prediction has the probability that was asked for, or it does not keep it."""
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=150))
     sure, likely = _option("sure", 200, 70.0), _option("likely", (100, 150, 200), 80.0, "maybe")
     unlikely = _option("unlikely", (100, 149, 200), 81.0, "maybe")
-    assert finder._keeping([likely, sure, unlikely]) == [sure]
-    assert finder.record.now.choice_notes == ()
-    assert finder._keeping([likely, unlikely]) == [likely]
-    assert "as likely as not to keep it" in finder.record.now.choice_notes[0]
+    told = _option("told", (100, 180, 300), 81.0, "maybe", "predicted")
+    assert finder._keeping([likely, sure, unlikely, told]) == [sure]
+    assert finder._keeping([likely, unlikely, told]) == [likely]
+    assert finder._keeping([unlikely, told]) == []
+    assert finder._likely([likely, unlikely, told]) == [likely, told]
 
 
 def test_where_nothing_keeps_it_the_fastest_is_taken_and_the_shortfall_said(
@@ -227,7 +240,7 @@ def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[C
     from convscale.pipeline.finding import Kept
 
     finder = SimpleNamespace(probed=lambda found, recipe: found)
-    monkeypatch.setattr(Fit, "_kept", lambda self: (Kept(contenders=contenders), finder))
+    monkeypatch.setattr(Fit, "_kept", lambda self, loaded: (Kept(contenders=contenders), finder))
     asked: Any = SimpleNamespace(
         constraint=Constraint(min_throughput=100),
         named=None,
@@ -390,7 +403,7 @@ def test_what_nobody_released_is_a_candidate_beside_what_somebody_did(
     named = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "own_nets_of_mine:make", SPEC)
     record = _record(tmp_path / "run", [])
     finder = _finder(record, Constraint(min_throughput=1.0), size=128, named=named, offer=Filter())
-    found = finder._reachable(WeightFiles(folder=tmp_path))
+    found = finder._reached(WeightFiles(folder=tmp_path)).found
     assert [(candidate.name, place is not None) for candidate, place in found] == [
         ("tf_efficientnet_lite0.in1k", True),
         ("own_nets_of_mine:make", False),
@@ -450,9 +463,10 @@ def test_a_network_is_probed_where_its_images_go(tmp_path: Path, monkeypatch: py
         seen.update(net=next(net.parameters()).device.type, images=device.type)
         return Probe(top1=0.5, train=1, validation=1, seconds=0.0)
 
-    monkeypatch.setattr("convscale.pipeline.finding.probe", probe)
+    monkeypatch.setattr("convscale.pipeline.probing.probe", probe)
     finder = _finder(_record(tmp_path, []), Constraint(min_throughput=1), training_device="meta")
-    finder._probe(_contender("mobilenetv2_050", None, None), Recipe(name="x"))
+    prober = Prober(asked=finder.asked, splits=SPLITS, record=finder.record, say=print)
+    prober._probe(_contender("mobilenetv2_050", None, None), Recipe(name="x"))
     assert seen == {"net": "meta", "images": "meta"}
 
 

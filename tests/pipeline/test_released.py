@@ -11,10 +11,13 @@ import typer
 from PIL import Image
 
 import convscale as cs
+from convscale.cli.fit import _finish
 from convscale.machine import Environment
 from convscale.pipeline.run import fit
 from convscale.runtimes.onnxruntime import BoundOnnxRunner, OnnxRuntime
+from convscale.show.fit_sections import verdict
 from convscale.speed.records import Record, append_record
+from convscale.words import rate
 
 TAGS = ("mobilenetv2_050.lamb_in1k", "resnet18.a1_in1k")
 COLOURS = ((220, 60, 40), (40, 200, 60), (50, 60, 210))
@@ -120,8 +123,6 @@ def test_a_run_from_weights_is_resumed(run, pictures, weights, monkeypatch):
 def test_an_impossible_speed_still_leaves_a_network_and_says_what_it_misses(
     pictures, weights, tmp_path, capsys, monkeypatch
 ):
-    from convscale.cli.fit import _finish
-
     asked = {"min_throughput": 1e7, "candidates": TAGS[0], "weights_dir": weights, **OPTIONS}
     with pytest.raises(ValueError, match=r"nothing keeps at least 10,000,000 images/s: the fastest is mobilenetv2_050"):
         fit(pictures, output=tmp_path / "strict", strict=True, **asked)
@@ -140,9 +141,10 @@ def test_an_impossible_speed_still_leaves_a_network_and_says_what_it_misses(
     assert made.missed in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights, tmp_path, monkeypatch):
+def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("convscale.pipeline.finding.ROWS", 0)  # what is trained has a row however many there are
     options = {**OPTIONS, "runtime": None, "threads": None, "batch_size": 64}
+    said = []
     made = fit(
         pictures,
         device="l4",
@@ -150,8 +152,10 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
         output=tmp_path / "run",
         candidates=TAGS[1],
         weights_dir=weights,
+        progress=lambda event: said.append(event.get("text", "")),
         **options,
     )
+    assert said[0].startswith("speeds are predicted for l4 in runtime compiled, since none was named; --runtime tensor")
     row = made.record["candidates"][0]
     told = cs.predict("resnet18", device="l4", precision="amp", image_size=64, batch_size=64, compiled=True)
     assert row["predicted"]["images_per_s"] == pytest.approx(told.images_per_s)
@@ -170,6 +174,10 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
     card = (made.output / "artifact" / "README.md").read_text()
     assert "Predicted for l4, not measured: " in card
     assert "compiled, amp, nchw, batch 64, 64 px, model only. Asked for were 1,000 images/s" in card
+    _finish(made, as_json=False)
+    speed = "images/s on l4 (compiled)"
+    assert f"right; predicted {rate(told.images_per_s)} {speed}; artefact" in " ".join(capsys.readouterr().out.split())
+    assert f"is predicted to run at {rate(told.images_per_s)} {speed} and is right" in verdict(made.result)
     _confirm_by_stand_ins(made.output / "artifact", monkeypatch)
 
 

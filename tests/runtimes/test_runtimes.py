@@ -80,7 +80,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[object]]]:
         found.append([x.shape[0] if isinstance(x, torch.Tensor) else x for x in inputs if getattr(x, "ndim", 4) == 4])
         return graph.forward
 
-    def compile(net: nn.Module, *, options: object = None, **given: object) -> object:
+    def compile(net: nn.Module, *, options: object = None, mode: object = None, **given: object) -> object:
         return real(net, backend=backend, **given)  # type: ignore[call-overload]
 
     monkeypatch.setattr(torch, "compile", compile)
@@ -93,6 +93,13 @@ class Pooled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.relu().mean((2, 3))
+
+
+class Two(Pooled):
+    """Another network, with code of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x.relu().mean((2, 3))
 
 
 def test_what_is_timed_is_compiled_for_its_own_shape(graphs: list[list[object]]) -> None:
@@ -111,6 +118,25 @@ def test_what_is_timed_is_compiled_for_its_own_shape(graphs: list[list[object]])
     for size in sizes:
         run(torch.zeros(size, 3, 4, 4))
     assert len(graphs) == 2, "an artefact that is served takes batches of any size"
+
+
+def test_a_graph_of_one_shape_leaves_what_others_compiled(
+    graphs: list[list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``compiled-max`` has code for each shape, as a timing has, but others in the process keep theirs."""
+    monkeypatch.setattr(torch_runner, "installed_runtimes", lambda: ("compiled",))
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.reset()
+    other = TorchRunner(Pooled(), "compiled", Opening(threads=1))
+    other(torch.zeros(3, 3, 5, 5))
+    assert graphs == [[3]]
+    run = TorchRunner(Two(), "compiled-max", Opening(threads=1))
+    sizes = list(range(2, 14))
+    for size in (*sizes, *sizes):
+        run(torch.zeros(size, 3, 4, 4))
+    other(torch.zeros(3, 3, 5, 5))
+    assert graphs == [[3], *([size] for size in sizes)]
+    assert torch._dynamo.config.recompile_limit == limit < len(sizes)
 
 
 def test_nhwc_and_bf16(tiny: nn.Module) -> None:

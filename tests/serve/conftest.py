@@ -62,6 +62,8 @@ class Running:
     guard: Guard
     said: list[dict[str, object]]
     """Lines of its log."""
+    connections: Callable[[], set[object]]
+    """Those that are open."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -103,7 +105,7 @@ def running(
     thread.start()
     assert up.wait(20)
     try:
-        yield Running(f"http://127.0.0.1:{port}", answering, guard, lines)
+        yield Running(f"http://127.0.0.1:{port}", answering, guard, lines, lambda: set(server.server_state.connections))
     finally:
         server.should_exit = True
         thread.join(20)

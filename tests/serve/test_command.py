@@ -184,6 +184,24 @@ def test_bad_input_is_one_line(
     assert (code, 'needs fastapi, which is not installed; pip install "convscale[serve]"' in err) == (2, True), err
 
 
+@pytest.mark.slow
+def test_both_workers_serve_what_one_of_them_was_asked_to_load(tmp_path: Path) -> None:
+    """Nobody looks by himself (``--poll-s 0``)."""
+    top = tmp_path / "m"
+    copied(top / "1")
+    with started(f"m={top}", "--workers", 2, "--poll-s", 0) as (_, said):
+        host, _, port = said["url"].removeprefix("http://").partition(":")
+        copied(top / "2")
+        with closing(http.client.HTTPConnection(host, int(port), timeout=20)) as line:
+            line.request("POST", "/v2/repository/models/m/load")
+            assert line.getresponse().status == 200
+        end, row = time.monotonic() + 60, 0
+        while row < 40 and time.monotonic() < end:  # one of two would answer so often by a chance of 1 in 10^12
+            versions = json.loads(_get((host, int(port)), "/v2/models/m"))["versions"]
+            row = row + 1 if versions == ["2"] else 0
+        assert row == 40
+
+
 def test_a_worker_that_can_not_start_ends_the_server(artifact: Artifact, tmp_path: Path) -> None:
     damaged = shutil.copytree(artifact.folder, tmp_path / "damaged")
     (damaged / "classes.json").write_text("[]")

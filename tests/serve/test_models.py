@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
 
 from convscale.errors import UserError
+from convscale.serve import answering as answering_module
 from convscale.serve.answering import Answering
+from convscale.serve.bell import Bell
+from convscale.serve.metrics import SHARED
 from convscale.serve.models import Named
 from convscale.serve.settings import Settings
 from tests.serve.conftest import copied
@@ -38,3 +42,47 @@ def test_a_version_seen_while_it_is_copied_is_taken_once_it_is_whole(tmp_path: P
         assert (taken.number, model.current.number, model.refresh()) == (2, 2, None)
     finally:
         answering.close()
+
+
+def test_what_one_worker_is_asked_to_load_all_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a look of their own the others served the old version for ever."""
+    (shared := tmp_path / "shared").mkdir()
+    monkeypatch.setattr(answering_module, "LISTEN_S", 0.01)
+    top = tmp_path / "versions"
+    copied(top / "1")
+    settings = Settings(models=(Named("m", top),), log="none", poll_s=0.0)
+    workers = [Answering(settings) for _ in range(3)]
+    for each in workers[:2]:
+        with monkeypatch.context() as patch:  # prometheus_client reads the same variable
+            patch.setenv(SHARED, str(shared))
+            each.bell = Bell()
+
+    async def asked() -> None:
+        watching = [asyncio.create_task(each.watch()) for each in workers]
+        copied(top / "2")
+        await asyncio.sleep(0.05)
+        assert [each.models.all["m"].current.number for each in workers] == [1, 1, 1]
+        await workers[0].load("m")
+        for _ in range(1_000):
+            if workers[1].models.all["m"].current.number == 2:
+                break
+            await asyncio.sleep(0.01)
+        assert [each.models.all["m"].current.number for each in workers] == [2, 2, 1]  # the third is of another server
+        assert watching[2].done()  # it looks only when it is asked
+        for each in watching:
+            each.cancel()
+
+    try:
+        asyncio.run(asked())
+        assert [each.bell.heard() for each in workers[:2]] == [set(), set()]
+    finally:
+        for each in workers:
+            each.close()
+
+
+def test_a_bell_rings_for_one_model_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARED, str(tmp_path))
+    one, other = Bell(), Bell()
+    one.ring("birds-1.0")
+    assert (other.heard(), other.heard()) == ({"birds-1.0"}, set())
+    assert Bell().heard() == set()  # who comes later opens the newest anyway

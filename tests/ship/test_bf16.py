@@ -118,7 +118,7 @@ def test_a_runtime_that_computes_in_float32_alone_says_so(onnx_art: Artifact) ->
 
 def test_a_record_with_another_precision_is_damaged(onnx_art: Artifact) -> None:
     values = {**onnx_art.manifest, "computes": "fp8"}
-    with pytest.raises(UserError, match="it computes in 'fp8', known are fp32 and bf16"):
+    with pytest.raises(UserError, match="it computes in 'fp8', known are fp32, bf16, fp16"):
         Manifest.from_dict(values, onnx_art.folder)
 
 

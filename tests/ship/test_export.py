@@ -18,6 +18,7 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
 from convscale.formats.onnx import OPSET
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import code_commit
 from convscale.ship.export import export
 from convscale.ship.verify import Withheld
 from tests.ship.conftest import Tiny, randomise
@@ -89,6 +90,7 @@ def test_in_place_norm_exports(tmp_path: Path) -> None:
     logits = expected(net, images, 0.0, 1.0)
     assert np.abs(art.logits(images) - logits).max() < 1e-4 * np.abs(logits).max()
     assert art.manifest["model"] == net.spec.name
+    assert art.manifest["commit"] == code_commit()
     assert cs.NetSpec.from_dict(art.manifest["spec"]) == net.spec
 
 

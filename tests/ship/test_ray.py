@@ -190,6 +190,26 @@ def test_bad_images_and_options_count_on_ray_too(
         assert (code, "--device and --workers go with --engine local" in err, len(err.splitlines())) == (2, True, 1)
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1 ("),
+        ("ray://127.0.0.1:1", "no Ray cluster answers at ray://127.0.0.1:1 ("),
+        ("nowhere", "Ray address 'nowhere' is none; host:port, ray://host:port or auto would be right"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_one_line_and_removes_nothing(
+    address: str, said: str, photos: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    (part := tmp_path / "part-000000-0123456789ab.jsonl").write_text("{}")
+    ask = ("classify", photos, "--model", OLD, "--engine", "ray", "--output", tmp_path, "--overwrite")
+    code, _, err = call(*ask, "--address", address)
+    assert (code, err.startswith(f"convscale: {said}"), len(err.splitlines())) == (2, True, 1), err
+    assert part.read_text() == "{}"
+
+
 SLOWED = """
 import sys, time
 from convscale.images.preprocess import Preprocessing

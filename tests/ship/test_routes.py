@@ -20,6 +20,7 @@ from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import export as export_module
 from convscale.ship import quantize as quantize_module
+from convscale.ship.draft import Shared
 from convscale.ship.export import export, export_as
 from convscale.ship.pays import Slower
 from convscale.ship.quantize import ROUTES, quantize_file, routes_of
@@ -179,6 +180,22 @@ def test_a_single_export_takes_the_fastest_route(looks: dict[str, float], pictur
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert load_artifact(tmp_path / "b").precision == "int8"
+
+
+def test_a_twin_ships_where_the_route_itself_can_not_be_made(
+    looks: dict[str, float], pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export_module.sketch
+
+    def sketch(net: nn.Module, folder: Path, request: ExportRequest, shared: Shared) -> Artifact:
+        if request.int8_route == "nncf":
+            raise UserError("nncf knows no such operator")
+        return real(net, folder, request, shared)
+
+    monkeypatch.setattr(export_module, "sketch", sketch)
+    looks["nncf-symmetric"] = 0.3
+    art = int8(Three(nn.SiLU()), tmp_path / "a", pictures)
+    assert art.manifest["int8"]["route"] == "nncf-symmetric"
 
 
 @pytest.mark.parametrize(

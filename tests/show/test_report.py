@@ -42,12 +42,19 @@ def test_what_ships_in_float_states_its_own_speed_where_rows_in_8_bits_chose() -
     fit = typed(record)
     assert fit.chosen is not None
     assert (fit.chosen.predicted, fit.chosen.timed is None) == (None, False)
-    assert f"{WINNER} is predicted to run at 4,321 images/s on l4 and is right" in verdict(fit)
+    assert f"{WINNER} is predicted to run at 4,321 images/s on l4 (onnxruntime) and is right" in verdict(fit)
     html = visible(fit_page(fit, Path("runs/example")))
     tile = html[html.index("Predicted speed") :][:400]
     for text in ("4,321", "80 %: 3,210 to 5,432", "amp"):
         assert text in tile
     assert "Speed of the artefact" not in html
+
+
+def test_where_the_speed_is_missed_the_finalist_is_not_said_to_keep_it() -> None:
+    record = fit_record()
+    record["missed"] = "nothing keeps at least 4,000 images/s"
+    record["candidates"] = [row | {"kept": False} for row in record["candidates"]]
+    assert ", 0 kept the 4,000 images/s asked for." in story(typed(record))
 
 
 def test_says_what_was_chosen_and_why() -> None:

@@ -118,6 +118,42 @@ def test_every_kind_of_run_is_told_of(runs: Path) -> None:
     assert found["artefacts/openvino_fp32"].network == "tiny_resnet18"
 
 
+PREDICTED = {"images_per_s": 812.5, "low": 700.0, "high": 900.0}
+ON_L4 = {"device": "l4", "precision": "amp", "layout": "nhwc", "batch_size": 256, "runtime": "eager"}
+
+
+def test_a_fit_for_a_card_that_is_not_here_is_told_with_its_predicted_speed(runs: Path) -> None:
+    path = runs / "fits/finished/fit.json"
+    value = json.loads(path.read_text())
+    value["artifact"]["measurement"] = None
+    value["constraint"]["conditions"] = ON_L4
+    for each in value["candidates"]:
+        each.update(measurement=None, tuned=None, predicted=PREDICTED if each["name"] == "tiny_resnet18" else None)
+
+    def told() -> tuple[float | None, str]:
+        path.write_text(json.dumps(value))
+        (found,) = [run for run in runs_below(runs) if run.path == path.parent]
+        return found.images_per_s, found.conditions
+
+    assert told() == (812.5, "eager, amp, nhwc, batch 256, l4; predicted")
+    # what ships is float after all, and its own prediction
+    value["artifact"]["predicted"] = {**PREDICTED, "images_per_s": 400.5, "precision": "fp32"}
+    assert told() == (400.5, "eager, fp32, nhwc, batch 256, l4; predicted")
+    value["artifact"]["predicted"], value["candidates"] = None, []
+    assert told() == (None, "")
+
+
+def test_an_artefact_is_told_with_its_commit_and_with_what_it_promises(runs: Path) -> None:
+    path = runs / "artefacts/openvino_fp32/artifact.json"
+    value = json.loads(path.read_text())
+    del value["tuning"]
+    value |= {"commit": "a" * 40, "promise": {**ON_L4, **PREDICTED, "image_size": 28}}
+    path.write_text(json.dumps(value))
+    (told,) = runs_below(runs / "artefacts")
+    assert (told.commit, told.images_per_s) == ("a" * 40, 812.5)
+    assert told.conditions == "eager, amp, nhwc, batch 256, 28 px, l4; predicted"
+
+
 def test_the_network_that_was_kept_is_told_of_not_the_best_epoch(runs: Path) -> None:
     """A solved head that no epoch beat, or what was joined with the start, has no row in the log."""
     run = runs / "trainings" / "finished"

@@ -24,9 +24,11 @@ class Place:
     address: str | None = None
     """Of a Ray cluster; None: one of this machine."""
     gpus: float = 0.0
-    """GPUs that a trial takes on a Ray cluster."""
+    """GPUs that a trial takes on a Ray cluster; it sees no other."""
     threads: int | None = None
-    """Compute threads of a trial; None: the cores of this machine over ``workers``."""
+    """Compute threads of a trial; None: the cores of this machine, or of the cluster, over ``workers``."""
+    device: str = "cpu"
+    """What trials are trained on."""
 
 
 class Engine(Protocol):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError, first_line, naming_extras
+from convscale.machine import available_cores
 from convscale.nas.engines.base import DEATHS, Place
 from convscale.nas.trial import Job, More, Result, run_job
-
-_PATIENCE_S = 5.0
-"""Seconds in which a cluster's address must answer."""
+from convscale.ship.cluster import check_answers
 
 
 def _task(job: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +24,7 @@ class Ray:
     """Tasks with their cores and GPUs; those of workers and machines that die are run again by Ray.
 
     Raises:
-        UserError: the address does not answer.
+        UserError: the address does not answer, or no machine has what a trial takes.
     """
 
     def __init__(self, place: Place) -> None:
@@ -33,35 +32,64 @@ class Ray:
             import ray
         self.ray, self.place = ray, place
         self.mine = not ray.is_initialized()
-        if not self.mine:
-            return
+        if self.mine:
+            self._begin()
+        try:
+            self.threads = self._threads()
+        except UserError:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        """A cluster of this machine, or the one whose address is given."""
+        place = self.place
         path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {"env_vars": {"PYTHONPATH": path}}
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": env}
         if place.address is None:
-            threads = place.threads or 1
-            ray.init(num_cpus=place.workers * threads, include_dashboard=False, **quiet)
+            cores = max(available_cores(), place.workers * (place.threads or 1))
+            self.ray.init(num_cpus=cores, include_dashboard=False, **quiet)
             return
         check_answers(place.address)
         try:
-            ray.init(address=place.address, **quiet)
+            self.ray.init(address=place.address, **quiet)
         except Exception as error:
             raise UserError(
                 f"the Ray cluster at {place.address} can not be used: {first_line(error)}; start one with `ray start "
                 "--head`, or leave the address out"
             ) from error
 
+    def _threads(self) -> int:
+        """Cores of a trial, which it takes and computes with: as asked for, else the machines' over the workers.
+
+        Raises:
+            UserError: no machine has as many, or a GPU where trials are trained on one: Ray would wait for ever.
+        """
+        place, alive = self.place, [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        cores = [int(each.get("CPU", 0)) for each in alive if each.get("GPU", 0) >= place.gpus]
+        if not cores:
+            raise UserError(
+                f"no machine of the Ray cluster has a GPU, and training_device is {place.device}; add one, or use cpu"
+            )
+        threads = place.threads or max(1, min(sum(cores) // place.workers, max(cores)))
+        if max(cores) < threads:
+            raise UserError(
+                f"threads_per_trial is {threads}, and no machine of the Ray cluster has more than {max(cores)} cores"
+                f"{' beside a GPU' if place.gpus else ''}; ask for at most as many"
+            )
+        return threads
+
     def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
         """As many at a time as there are workers, so that none is begun after the time is up."""
         ray, place = self.ray, self.place
         task = ray.remote(_task).options(
-            num_cpus=place.threads or 1, num_gpus=place.gpus, max_retries=DEATHS, retry_exceptions=False
+            num_cpus=self.threads, num_gpus=place.gpus, max_retries=DEATHS, retry_exceptions=False
         )
         waiting, running, begun = list(jobs), dict[Any, Job](), 0
         while waiting or running:
             while waiting and len(running) < place.workers and (not begun or more()):
                 job = waiting.pop(0)
-                running[task.remote(job.to_dict())] = job
+                running[task.remote(replace(job, threads=self.threads).to_dict())] = job
                 begun += 1
             if not running:
                 return
@@ -76,22 +104,3 @@ class Ray:
         """Leave the cluster; a local one ends."""
         if self.mine and self.ray.is_initialized():
             self.ray.shutdown()
-
-
-def check_answers(address: str) -> None:
-    """
-    Raises:
-        UserError: nobody listens at ``host:port``; ``auto`` and Ray's own ``ray://`` addresses are left to Ray.
-    """
-    if address in ("auto", "local"):
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"Ray address {address!r} is none; host:port, ray://host:port or auto would be right")
-    try:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`, or leave "
-            "the address out"
-        ) from error

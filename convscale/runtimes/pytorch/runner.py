@@ -34,10 +34,12 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
         if how.layout == "nhwc":
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.module = net
-        self.net: Callable[[torch.Tensor], Outputs] = (
-            net if runtime == "eager" else _compiled(net, runtime, static=how.static or runtime == "compiled-max")
-        )
         self._graphs = runtime == "compiled-max"
+        self._static = runtime != "eager" and (how.static or self._graphs)
+        self._met: set[tuple[object, ...]] = set()
+        self.net: Callable[[torch.Tensor], Outputs] = (
+            net if runtime == "eager" else _compiled(net, runtime, static=self._static, anew=how.static)
+        )
         if self._device.type == "cuda":
             self.synchronize = lambda: torch.cuda.synchronize(self._device)
 
@@ -56,8 +58,13 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
 
     def forward(self, prepared: torch.Tensor) -> Outputs:
         """One forward pass under the precision's autocast, with gradients where they are on."""
-        with self._autocast():
-            return self.net(prepared)
+        met = (prepared.shape, prepared.dtype, torch.is_grad_enabled())
+        known = not self._static or met in self._met
+        with self._autocast(), contextlib.nullcontext() if known else _many_shapes():
+            outputs = self.net(prepared)
+        if not known:
+            self._met.add(met)
+        return outputs
 
     def plain(self, prepared: torch.Tensor) -> Outputs:
         """As :meth:`forward`, operator by operator: nothing is compiled for a batch that is only looked at."""
@@ -102,20 +109,29 @@ _COMPILE: dict[str, dict[str, Any]] = {
 """What ``torch.compile`` is told for each runtime."""
 
 
-def _compiled(net: nn.Module, runtime: str, *, static: bool) -> Callable[[torch.Tensor], Outputs]:
+def _many_shapes() -> AbstractContextManager[object]:
+    """While open, a network is compiled for as many shapes as PyTorch allows for all networks together: after eight of
+    one it compiles no more, and runs it operator by operator.
+    """
+    from torch._dynamo import config  # slow to import
+
+    return config.patch(recompile_limit=config.accumulated_recompile_limit)
+
+
+def _compiled(net: nn.Module, runtime: str, *, static: bool, anew: bool) -> Callable[[torch.Tensor], Outputs]:
     """``torch.compile`` as a runtime has it.
 
-    Static code is new code: PyTorch hands on what it compiled for other networks of the same class, and from the
-    second shape on code for all shapes, which is slower; after eight it compiles no more. So what this process compiled
-    before is dropped, and the limit raised to the one that PyTorch has for all networks together.
+    Args:
+        static: code for each shape; else from the second shape on code for all shapes, which is slower.
+        anew: PyTorch hands on what it compiled for other networks of the same class: drop what this process compiled
+            before. Who else has a compiled network open pays for it, so it is for a timing.
     """
     if "compiled" not in installed_runtimes() and next(net.parameters(), torch.empty(0)).device.type == "cpu":
         raise UserError(
             "runtime compiled needs a C++ compiler on a CPU; install g++, or use runtime eager or onnxruntime"
         )
-    if static:
+    if anew:
         from torch import _dynamo  # slow to import
 
         _dynamo.reset()
-        _dynamo.config.recompile_limit = _dynamo.config.accumulated_recompile_limit
     return torch.compile(net, dynamic=False if static else None, **_COMPILE[runtime])

@@ -1,0 +1,39 @@
+"""At which smaller images released weights should keep a speed that they do not keep at the size of their figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from convscale.choice.decide import Option
+
+LEAST_SIZE, SIZE_STEP = 96, 32
+"""Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
+pixels, in steps of what most networks divide maps by."""
+
+
+def smaller_sizes(
+    options: Sequence[Option], speed_of: Callable[[Option], float], floor: float, most_params_m: float | None
+) -> dict[str, int]:
+    """The largest images, in steps of ``SIZE_STEP``, at which weights should keep a speed, by their names: time is
+    taken to be proportional to pixels.
+
+    Args:
+        options: those that are too slow.
+        speed_of: the images/s of one that count, 0 where nobody knows.
+        floor: images/s to keep.
+        most_params_m: millions of parameters; None: no limit.
+    """
+    sizes: dict[str, int] = {}
+    seen = set[str]()
+    for o in sorted(options, key=lambda o: o.image_size):  # the smallest that was too slow bounds the others
+        known = speed_of(o) or o.facts.estimate
+        if most_params_m and o.params_m > most_params_m:
+            continue
+        if known and floor and o.name not in seen:
+            seen.add(o.name)
+            side = o.image_size * math.sqrt(known / floor / 1.05)
+            size = min(int(side) // SIZE_STEP * SIZE_STEP, o.image_size - 1)
+            if size >= LEAST_SIZE:
+                sizes[o.name] = size
+    return sizes
