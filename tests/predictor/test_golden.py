@@ -14,7 +14,7 @@ import pytest
 
 from convscale.conditions import Conditions
 from convscale.predictor.latency import basis_of
-from convscale.predictor.predict import predict_workload
+from convscale.predictor.predict import predict, predict_workload
 from convscale.predictor.roofline import net_s, table_of
 from convscale.predictor.traced import folder, read_store
 from convscale.predictor.workload import Workload
@@ -46,6 +46,17 @@ MOST, MEDIAN = 0.15, 0.05
 """The stated error in log: of each, and in the middle."""
 
 
+PROCESSORS = (
+    ("resnet18", 224, {"i9-10940x": 126.23, "i7-12700h": 62.22}),
+    ("resnet50d", 224, {"i9-10940x": 64.83, "i7-12700h": 29.3}),
+    ("mobilenetv2_100", 224, {"i9-10940x": 188.22, "i7-12700h": 151.16}),
+    ("efficientnet_b0", 224, {"i9-10940x": 100.41, "i7-12700h": 93.58}),
+)
+"""timm's name, side in pixels and measured images/s by processor: single images, fp32, NCHW, compiled (PyTorch 2.4).
+
+Source: the same, results/benchmark-infer-fp32-nchw-pt240-cpu-{i9_10940x, i7_12700h}-dynamo.csv."""
+
+
 @pytest.fixture(scope="module")
 def works() -> list[Workload]:
     """Their workloads, whatever code traced them."""
@@ -68,6 +79,19 @@ def test_predictions_are_what_was_measured(works: list[Workload]) -> None:
     assert np.median(np.abs(off)) < MEDIAN
     inside = [p.low <= row[-1] <= p.high for p, row in zip(made, MEASURED, strict=True)]
     assert np.mean(inside) >= 0.7
+
+
+@pytest.mark.parametrize("device", ["i9-10940x", "i7-12700h"])
+def test_processors_are_what_was_measured(device: str) -> None:
+    made = {
+        name: predict(name, device=device, runtime="compiled", precision="fp32", image_size=size, batch_size=1)
+        for name, size, _ in PROCESSORS
+    }
+    off = np.array([math.log(made[name].images_per_s / speeds[device]) for name, _, speeds in PROCESSORS])
+    assert np.abs(off).max() < 0.25, off
+    assert np.median(np.abs(off)) < 0.12, off
+    assert all(made[name].low <= speeds[device] <= made[name].high for name, _, speeds in PROCESSORS)
+    assert not any("no measurement of this CPU" in doubt for one in made.values() for doubt in one.doubts)
 
 
 @pytest.mark.parametrize("name", ["bandwidth", "peak"])
