@@ -82,7 +82,8 @@ def spread_over(net: torch.nn.Module, recipe: Recipe, *, steady: bool) -> torch.
     """A network whose gradients are averaged over the processes while the backward pass runs.
 
     Gradients lie in what is sent, so that nothing is copied. The graph is said to be static where it is: not while
-    layers are frozen, nor where some backward passes send nothing (accumulated batches) or a compiler cuts the graph.
+    layers are frozen, nor where some backward passes send nothing (accumulated batches) or a compiler cuts the graph,
+    which ``compile=auto`` never comes to here.
 
     Args:
         net: on its device.
@@ -94,7 +95,7 @@ def spread_over(net: torch.nn.Module, recipe: Recipe, *, steady: bool) -> torch.
         net,
         find_unused_parameters=frozen,
         gradient_as_bucket_view=True,
-        static_graph=steady and not frozen and recipe.accumulate == 1 and not recipe.compile,
+        static_graph=steady and not frozen and recipe.accumulate == 1 and recipe.compile in (False, "auto"),
     )
 
 

@@ -56,7 +56,7 @@ class Trainer:
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
             self.forward = self.spread = spread_over(job.net, job.recipe, steady=self.steady)
-        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast, job.device)
+        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast, job.device, job.processes.world)
         self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)

@@ -21,6 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from convscale.errors import UserError
 from convscale.learn.checkpoint import list_checkpoints
+from convscale.learn.compiling import SEVERAL
 from convscale.learn.distributed import Processes, join, spread_over
 from convscale.learn.loader import Batch, TrainLoader
 from convscale.learn.recipe import Recipe
@@ -82,6 +83,7 @@ def _work(rank: int, port: int, folder: str) -> None:
         "accumulated": _accumulated(),
         "asked": {count: _asked(count) for count in (1, 2)},
         "lacking": _lacking(rank == 1),
+        "unused": {choice: _with_unused(choice) for choice in (False, "auto")},
         "stopped": _stopped(rank == 1, Path(folder) / "stopped"),
     }
     torch.save({**_summary(run, losses), "same": same, **found}, Path(folder) / f"{rank}.pt")
@@ -169,6 +171,23 @@ def _lacking(here: bool) -> dict[str, Any]:
     return out
 
 
+class _Unused(nn.Module):
+    """A network with a parameter that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.unused = _net(), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def _with_unused(choice: bool | str) -> dict[str, Any]:
+    """Weights of a network with an unused parameter, and what was said of compiling."""
+    run = train(_Unused(), halves_data(), recipe=RECIPE, epochs=1, compile=choice)
+    return {**_summary(run, []), "said": [note for note in run.notes if note.startswith("compile=auto")]}
+
+
 def _stopped(here: bool, folder: Path) -> int:
     """A run of which one process is told to end while the third step goes on; epochs that it came to the end of."""
 
@@ -220,6 +239,16 @@ def test_processes_ask_each_other_once_a_step(folder: Path) -> None:
     assert asked[2][1:] == [2, 2, 3, 2, 2]
 
 
+def test_a_network_with_an_unused_parameter_trains_though_compiling_is_asked_for(folder: Path) -> None:
+    """Nothing is tried, so the run is the one that it would have been."""
+    found = [torch.load(folder / f"{rank}.pt", weights_only=True)["unused"] for rank in (0, 1)]
+    for each in found:
+        assert each["auto"]["said"] == [f"compile=auto, not tried: {SEVERAL}"]
+        assert each[False]["said"] == []
+        for name, value in found[0][False]["weights"].items():
+            assert torch.equal(each["auto"]["weights"][name], value), name
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_that_one_process_lacks_is_left_out_by_all(folder: Path, accumulate: int) -> None:
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)["lacking"][accumulate] for rank in (0, 1))
@@ -245,7 +274,8 @@ def test_all_processes_end_with_the_step_in_which_one_is_told_to(folder: Path) -
         ({"accumulate": 2}, True, False),
         ({"freeze_epochs": 1}, True, False),
         ({"compile": True}, True, False),
-        ({"compile": "auto"}, True, False),
+        ({"compile": "graphs"}, True, False),
+        ({"compile": "auto"}, True, True),  # nothing is compiled then
     ],
 )
 def test_the_graph_is_static_where_it_is(
