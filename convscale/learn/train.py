@@ -70,7 +70,7 @@ class TrainRun:
     notes: tuple[str, ...]
     """What a user should know, in order."""
     finished: bool
-    """False when the run was told to stop; its state is saved then."""
+    """False when the run was told to stop, by any of its processes; its state is saved then."""
 
     cost: RunCost
     """What it cost, and what would have made it faster."""
@@ -249,7 +249,7 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
         seconds=trainer.elapsed,
         output=job.output,
         notes=tuple(notes),
-        finished=trainer.epoch >= job.recipe.epochs or not job.stop(),
+        finished=trainer.epoch >= job.recipe.epochs or trainer.agreeing.go_on(),
         cost=measure_cost(trainer),
     )
 

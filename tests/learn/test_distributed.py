@@ -188,8 +188,10 @@ def _with_unused(choice: bool | str) -> dict[str, Any]:
     return {**_summary(run, []), "said": [note for note in run.notes if note.startswith("compile=auto")]}
 
 
-def _stopped(here: bool, folder: Path) -> int:
-    """A run of which one process is told to end while the third step goes on; epochs that it came to the end of."""
+def _stopped(here: bool, folder: Path) -> tuple[int, bool]:
+    """A run of which one process is told to end while the third step goes on: epochs that it came to the end of, and
+    whether it says that it is finished.
+    """
 
     def told(number: int, batch: Batch) -> Batch:
         if number == 3:
@@ -197,7 +199,8 @@ def _stopped(here: bool, folder: Path) -> int:
         return batch
 
     with _batches(told) if here else nullcontext():
-        return len(train(_net(), halves_data(), recipe=RECIPE, output=folder).history)
+        run = train(_net(), halves_data(), recipe=RECIPE, output=folder)
+        return len(run.history), run.finished
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +265,8 @@ def test_a_batch_that_one_process_lacks_is_left_out_by_all(folder: Path, accumul
 
 
 def test_all_processes_end_with_the_step_in_which_one_is_told_to(folder: Path) -> None:
-    assert [torch.load(folder / f"{rank}.pt", weights_only=True)["stopped"] for rank in (0, 1)] == [0, 0]
+    """And all of them say that the run is not finished."""
+    assert [torch.load(folder / f"{rank}.pt", weights_only=True)["stopped"] for rank in (0, 1)] == [(0, False)] * 2
     assert [path.name for path in list_checkpoints(folder / "stopped")] == ["step-00000003"]
 
 
