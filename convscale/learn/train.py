@@ -224,14 +224,18 @@ def begin(trainer: Trainer, *, resumed: bool) -> None:
         place = restore(trainer, job.output)
         job.progress({"kind": "note", "text": f"resumed from {place}"})
         if trainer.folder is not None:
-            trainer.folder.take_up(place, trainer.batches(), trainer.watched, trainer.metrics(), trainer.state())
+            with trainer.trouble.held():
+                trainer.folder.take_up(place, trainer.batches(), trainer.watched, trainer.metrics(), trainer.state())
     if job.processes.first:
-        job.recipe.save(job.output / "recipe.yaml")
+        with trainer.trouble.held():
+            job.recipe.save(job.output / "recipe.yaml")
+    trainer.trouble.settle()
 
 
 def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     """What a run gave that has ended or was told to stop; the network takes its best weights."""
     job = trainer.job
+    trainer.trouble.settle()  # the last state may not have been written
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
