@@ -22,7 +22,7 @@ from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError, check_path, naming_extras
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import about_state, load_checkpoint, load_weights_into
-from convscale.learn.distributed import Processes, join
+from convscale.learn.distributed import Processes, Trouble, join
 from convscale.learn.job import Job
 from convscale.learn.prepare import begin_folder, ended, fit_batch, kept_settings, laid_out, take_folder, tracked
 from convscale.learn.progress import Progress, noted
@@ -199,11 +199,14 @@ def _prepare(
         rank=processes.rank,
         world=processes.world,
     )
+    trouble = Trouble(processes)
     if folder is not None and processes.first:
-        tell = begin_folder(request, folder, net, tell, lock)
-        both = cast(Any, (splits.train, splits.validation))
-        more = _facts(net, preprocessing.width)
-        tell = tracked(request, folder, net, recipe, both, tell, **more)
+        with trouble.held():
+            tell = begin_folder(request, folder, net, tell, lock)
+            both = cast(Any, (splits.train, splits.validation))
+            more = _facts(net, preprocessing.width)
+            tell = tracked(request, folder, net, recipe, both, tell, **more)
+    trouble.settle()
     settings = kept_settings(folder) if resumed and folder is not None else _settings(recipe, device)
     settings = processes.from_first(settings)
     job = Job(

@@ -12,6 +12,7 @@ from convscale.detect.boxes import BoxSplit
 from convscale.detect.evaluate import answers, truths_of
 from convscale.detect.loader import BoxBatch
 from convscale.learn.augment import mix_seed
+from convscale.learn.distributed import Trouble
 from convscale.learn.job import Job
 from convscale.learn.keep import copied
 from convscale.learn.loader import Batch, check_bad_rate
@@ -49,15 +50,18 @@ class DetectionTrainer(Trainer):
         """COCO's mean average precision, each process on its share of the pictures."""
         job, whole = self.job, self.boxes
         own = range(job.processes.rank, len(whole), job.processes.world)
-        found, own_bad = answers(
-            self.watched,
-            whole.subset(own),
-            image_size=job.preprocessing.width,
-            batch_size=self.eval_batch,
-            device=job.device,
-            precision=job.settings.precision if job.device.type == "cuda" else "fp32",
-            workers=job.loader.workers,
-        )
+        found, own_bad, trouble = list[Found](), list[str](), Trouble(job.processes)
+        with trouble.held():
+            found, own_bad = answers(
+                self.watched,
+                whole.subset(own),
+                image_size=job.preprocessing.width,
+                batch_size=self.eval_batch,
+                device=job.device,
+                precision=job.settings.precision if job.device.type == "cuda" else "fp32",
+                workers=job.loader.workers,
+            )
+        trouble.settle()
         every: list[Sequence[Found]] = job.processes.gather(found)
         merged: list[Found | None] = [None] * len(whole)
         for rank, part in enumerate(every):

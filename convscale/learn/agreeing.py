@@ -5,6 +5,9 @@ it also says whether the next batch has images everywhere, where that batch has 
 accumulated are asked about one by one, but for the first of a step: one that some process lacks must be left out by all
 before its forward pass, which norms with shared statistics make together, and there is no exchange in between. So is
 the first batch of an epoch, before which there was no step.
+
+It also says whether a process has failed at something that it does alone (pictures that can not be read, a disk that is
+full). Up to the exchange that one takes part in whatever the others do; then all end.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from collections.abc import Sequence
 
 import torch
 
+from convscale.learn.distributed import Trouble
 from convscale.learn.job import Job
 from convscale.learn.loader import Batch
 from convscale.learn.on_device import InTurn
+
+_NOTHING = torch.empty(0, dtype=torch.long)
 
 
 class Agreeing:
@@ -28,6 +34,7 @@ class Agreeing:
 
     def __init__(self, job: Job) -> None:
         self._processes, self._device, self._stop = job.processes, job.device, job.stop
+        self.trouble = Trouble(job.processes)
         self._several = job.processes.world > 1
         self._timed = self._several and job.max_seconds is not None
         self._goes_on = True
@@ -36,6 +43,14 @@ class Agreeing:
         self._sent = self._seconds = self._late = 0.0
         """Of this process's update what the exchange told of; the first process's, as all know them; what came behind
         the exchange."""
+
+    def next_of(self, batches: InTurn) -> Batch:
+        """The next batch; one without images where something is raised in its place, which ends all processes with this
+        step.
+        """
+        with self.trouble.held():
+            return next(batches)
+        return Batch(images=_NOTHING, labels=_NOTHING, indices=_NOTHING)
 
     def have_images(self, batches: InTurn, batch: Batch) -> bool:
         """Whether the batch that ``batches`` has just given has images in all processes: all must take part in it."""
@@ -54,19 +69,25 @@ class Agreeing:
 
         Returns:
             Whether every loss of every process is finite, and ``values`` as numbers.
+
+        Raises:
+            UserError: another process has failed.
+            Exception: this one has.
         """
         if not self._several:
             numbers = torch.stack(list(values)).tolist() if values else []
             return all(map(math.isfinite, numbers[1:])), numbers
         here, filled = self._processes.first, batches.filled
         self._sent, told = seconds, self._late + seconds if here else math.inf
-        flags = torch.tensor([float(not self._stop()), float(filled is not False), told], dtype=torch.float64)
+        goes_on = float(not self._stop()) if self.trouble.rank < 0 else -1.0 - self.trouble.rank
+        flags = torch.tensor([goes_on, float(filled is not False), told], dtype=torch.float64)
         found = torch.stack(list(values)).double() if values else torch.ones(1, dtype=torch.float64)
         if self._device.type == "cuda":  # nothing here waits for the device
             flags, found = flags.pin_memory().to(self._device, non_blocking=True), found.to(self._device)
         finite = torch.isfinite(found[1:]).all().double()
         least = self._processes.least(torch.cat([finite.reshape(1), flags]))
         right, goes_on, full, self._seconds, *numbers = torch.cat([least, found]).tolist()
+        self.trouble.end(-1 - round(goes_on))
         self._goes_on, self._next = goes_on > 0, None if filled is None else (batches, full > 0)
         return right > 0, numbers if values else []
 

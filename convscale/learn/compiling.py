@@ -3,6 +3,10 @@ measured once the run's own steps are timed.
 
 What is measured leaves no trace: norms' statistics, gradients and generators are put back, and weights are not changed.
 So a run that is not compiled in the end is the one that it would have been without asking.
+
+Of several processes none tries. Their passes are full of exchanges (norms' statistics, gradients), and a trial that
+fails in one of them, say by its memory, would leave the others in one; without the exchanges it would time another
+network. And what would be kept takes another wrapping than what is not.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ WARM, TIMED = 3, 10
 """Steps that are left out of a timing, and those that are timed. CUDA graphs are recorded with the second."""
 MODES = ("default", "graphs")
 """How ``torch.compile`` is asked: as it is, or for CUDA graphs beside."""
+SEVERAL = "several processes train together; compile=true would be right where it pays on one"
 CPU = torch.device("cpu")
 clock = time.perf_counter
 
@@ -103,6 +108,7 @@ class Compiling:
         forward: the network as it is called.
         autocast: gives the context that it is called in.
         device: where.
+        world: processes that train together.
     """
 
     def __init__(
@@ -111,12 +117,14 @@ class Compiling:
         forward: nn.Module,
         autocast: Callable[[], AbstractContextManager[object]],
         device: torch.device = CPU,
+        world: int = 1,
     ) -> None:
         self.found: Compiled | None = None
         """What ``auto`` came to; None: not yet, or it was not asked for."""
         asked = {True: "default", "graphs": "graphs"}.get(choice)
         self.forward = forward if asked is None else compiled(forward, asked)
         self._open, self._autocast, self._device = choice == "auto", autocast, device
+        self._alone = world == 1
         self._steps: list[tuple[float, float]] = []
         self._modes = MODES[:1]  # that are tried
         self._graph: object = None
@@ -133,9 +141,9 @@ class Compiling:
         return self.forward
 
     def _can(self, found: Compiled) -> bool:
-        """Whether this machine can go on so."""
+        """Whether this machine can go on so, and this process alone."""
         able = "compiled" in installed_runtimes() and (found.mode == "default" or has_graphs(self._device))
-        return able or not found.kept
+        return (able and self._alone) or not found.kept
 
     def after(self, trainer: Trained, seconds: float, waited: float) -> float:
         """Batches up to an optimiser step took so long, waiting for images included: decide, once there is enough to go
@@ -148,6 +156,9 @@ class Compiling:
         """
         if not self._open:
             return 0.0
+        if not self._alone:
+            self._tell(trainer, Compiled(kept=False, why=f"not tried: {SEVERAL}"))
+            return 0.0
         caught, trainer.forward = trainer.forward, self.forward
         if (graph := _graph_at(trainer, trainer.epoch)) != self._graph:
             self._graph, self._steps = graph, []
@@ -159,7 +170,7 @@ class Compiling:
             self._tell(trainer, self._tried(trainer, caught.inputs))
             return clock() - started
         if len(self._steps) >= WARM + TIMED:
-            self._modes, why = trainer.job.processes.from_first(self._hopeful(trainer))
+            self._modes, why = self._hopeful(trainer)
             if why:
                 self._tell(trainer, Compiled(kept=False, why=f"not tried: {why}"))
             else:
@@ -189,13 +200,13 @@ class Compiling:
         with _traceless(trainer):
             for mode in ("", *self._modes):
                 trial = self._trial(trainer, mode, inputs)
-                if not trainer.job.processes.all_true(isinstance(trial, _Trial)) or isinstance(trial, str):
-                    failed = trial if isinstance(trial, str) else "in another process"
+                if isinstance(trial, str):
+                    failed = trial
                     break
                 trials[mode] = trial
         if "default" not in trials:
             return Compiled(kept=False, why=f"not kept: the trial failed ({failed})")
-        found = trainer.job.processes.from_first(self._judged(trainer, trials, failed))
+        found = self._judged(trainer, trials, failed)
         if found.kept:
             trainer.forward = self.forward = trials[found.mode].forward
         if "graphs" in self._modes and not others and not (found.kept and found.mode == "graphs"):

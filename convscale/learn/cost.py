@@ -99,12 +99,13 @@ def _advice(trainer: Trainer, cost: RunCost) -> list[str]:
         )
     if device.type == "cuda" and settings.precision == "fp32":
         out.append("--amp: half precision on this GPU")
-    if device.type == "cuda" and not recipe.compile:
+    alone = trainer.job.processes.world == 1  # several processes try nothing
+    if device.type == "cuda" and not recipe.compile and alone:
         out.append(
             "--set compile=auto: torch.compile is tried where the time left could pay for it, with and without CUDA "
             "graphs"
         )
-    if device.type == "cuda" and recipe.compile is True:
+    if device.type == "cuda" and recipe.compile is True and alone:
         out.append("--set compile=auto: CUDA graphs are tried too, which save the launches of small images' steps")
     if (
         recipe.precision != "auto"

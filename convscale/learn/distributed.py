@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,11 +80,59 @@ class Processes:
         return out
 
 
+class Trouble:
+    """What one process alone fails at: held until all know of it and end, so that none waits for one that is gone.
+
+    Args:
+        processes: this one among those that train together; one alone ends at once.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._error: Exception | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is raised in here is raised where all are asked next; the first counts."""
+        try:
+            yield
+        except Exception as error:
+            if self._processes.world == 1:
+                raise
+            self._error = self._error or error
+
+    @property
+    def rank(self) -> int:
+        """This process's number where it has failed; -1: it has not."""
+        return -1 if self._error is None else self._processes.rank
+
+    def end(self, rank: int) -> None:
+        """End where process ``rank``, of those that failed the last, is one at all (-1: none has failed).
+
+        Raises:
+            UserError: it has; where it is another, its own message says why.
+            Exception: what was held here.
+        """
+        if self._error is not None:
+            raise self._error
+        if rank >= 0:
+            raise UserError(
+                f"process {rank} (counted from 0) of the {self._processes.world} that train together failed, and ends "
+                "this one; its own message says why"
+            )
+
+    def settle(self) -> None:
+        """End together where one has failed; asks the others."""
+        if self._processes.world > 1:
+            self.end(max(self._processes.gather(self.rank)))
+
+
 def spread_over(net: torch.nn.Module, recipe: Recipe, *, steady: bool) -> torch.nn.parallel.DistributedDataParallel:
     """A network whose gradients are averaged over the processes while the backward pass runs.
 
     Gradients lie in what is sent, so that nothing is copied. The graph is said to be static where it is: not while
-    layers are frozen, nor where some backward passes send nothing (accumulated batches) or a compiler cuts the graph.
+    layers are frozen, nor where some backward passes send nothing (accumulated batches) or a compiler cuts the graph,
+    which ``compile=auto`` never comes to here.
 
     Args:
         net: on its device.
@@ -94,7 +144,7 @@ def spread_over(net: torch.nn.Module, recipe: Recipe, *, steady: bool) -> torch.
         net,
         find_unused_parameters=frozen,
         gradient_as_bucket_view=True,
-        static_graph=steady and not frozen and recipe.accumulate == 1 and not recipe.compile,
+        static_graph=steady and not frozen and recipe.accumulate == 1 and recipe.compile in (False, "auto"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
 from convscale.learn.distributed import Processes
-from convscale.learn.imitate import TeacherCache
+from convscale.learn.imitate import Imitation, TeacherCache
 from convscale.learn.loader import TrainLoader
 from convscale.learn.loss import Loss
 from convscale.learn.progress import Progress
@@ -66,3 +67,16 @@ class Job:
     """What the data is known by, as it was opened (``DataSplits.digests``); None: by the sets that are trained on."""
     data_older: Mapping[str, object] | None = None
     """The same as earlier versions wrote it, where a run goes on that one of them may have begun."""
+
+    def imitation(self, autocast: Callable[[], AbstractContextManager[object]]) -> Imitation | None:
+        """What the teacher adds to the loss, where there is one; ``autocast`` gives the context that it is asked in."""
+        if self.teacher is None:
+            return None
+        return Imitation(
+            self.net,
+            self.teacher,
+            self.recipe,
+            multilabel=self.loader.split.multilabel,
+            autocast=autocast,
+            cache=self.teacher_cache,
+        )

@@ -18,7 +18,7 @@ from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import spread_over
 from convscale.learn.ema import build_ema
 from convscale.learn.freeze import keep_statistics, set_trainable
-from convscale.learn.imitate import Imitation, Where
+from convscale.learn.imitate import Where
 from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between
@@ -56,12 +56,13 @@ class Trainer:
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
             self.forward = self.spread = spread_over(job.net, job.recipe, steady=self.steady)
-        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast, job.device)
+        self.compiling = Compiling(job.recipe.compile, self.forward, self._autocast, job.device, job.processes.world)
         self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)
-        self.imitation = self._imitation()
+        self.imitation = job.imitation(self._autocast)
         self.agreeing = Agreeing(job)
+        self.trouble = self.agreeing.trouble
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
         # whole groups of accumulated batches only
         self.steps_per_epoch = max(1, job.loader.steps_per_epoch // job.recipe.accumulate) * job.recipe.accumulate
@@ -116,15 +117,17 @@ class Trainer:
         """Solve the head on the present features; what that gives is the first result to beat."""
         started, job = time.perf_counter(), self.job
         if job.processes.first:
-            decay, _ = solve_head(
-                self.net,
-                job.loader.split,
-                job.validation,
-                job.preprocessing,
-                device=job.device,
-                workers=job.loader.asked_workers,
-            )
-            self._note(f"solved the head on the features of the weights it starts from (L2 penalty {decay:g})")
+            with self.trouble.held():
+                decay, _ = solve_head(
+                    self.net,
+                    job.loader.split,
+                    job.validation,
+                    job.preprocessing,
+                    device=job.device,
+                    workers=job.loader.asked_workers,
+                )
+                self._note(f"solved the head on the features of the weights it starts from (L2 penalty {decay:g})")
+        self.trouble.settle()
         job.processes.share(self.net)
         if self.ema is not None:
             self.ema.net.load_state_dict(self.net.state_dict())
@@ -148,16 +151,6 @@ class Trainer:
         self.watched.load_state_dict(last)
         self.elapsed += self.job.processes.from_first(time.perf_counter() - started)
         self._save_state()
-
-    def _imitation(self) -> Imitation | None:
-        """What the teacher adds, where there is one."""
-        job = self.job
-        if job.teacher is None:
-            return None
-        several = job.loader.split.multilabel
-        return Imitation(
-            job.net, job.teacher, job.recipe, multilabel=several, autocast=self._autocast, cache=job.teacher_cache
-        )
 
     # -- one epoch
 
@@ -193,7 +186,7 @@ class Trainer:
         shared = True  # the gradients that lie there are the mean of all processes
         for number in range(recipe.accumulate):
             before = time.perf_counter()
-            batch = next(batches)
+            batch = self.agreeing.next_of(batches)
             waited += time.perf_counter() - before
             self._count_bad(batch)
             if self.agreeing.have_images(batches, batch):
@@ -244,7 +237,8 @@ class Trainer:
             )
         loss = job.loss(outputs, labels)
         if self.imitation is not None:
-            loss = self.imitation.added(loss, outputs, inputs, Where(epoch=self.epoch, indices=batch.indices))
+            with self.trouble.held():  # its cache's disk may be full
+                loss = self.imitation.added(loss, outputs, inputs, Where(epoch=self.epoch, indices=batch.indices))
         self.scaler.scale(loss / recipe.accumulate).backward()
         return loss.detach()
 
@@ -292,7 +286,8 @@ class Trainer:
         self.rollbacks, self.lr_scale, self.skipped, self.elapsed = rollbacks, lr_scale, skipped, elapsed
         self._note(f"{cause}: back to the start of epoch {self.epoch + 1} at half the learning rate")
         if self.folder is not None:
-            self.folder.go_back(self.batches(), self.watched, self.metrics(), self.state())
+            with self.trouble.held():
+                self.folder.go_back(self.batches(), self.watched, self.metrics(), self.state())
         return True
 
     def _end_epoch(self) -> None:
@@ -325,7 +320,8 @@ class Trainer:
             if self.best["epoch"] == self.epoch:
                 self._save_best()
             self._save_state()
-            self.folder.write_log(self.history)
+            with self.trouble.held():
+                self.folder.write_log(self.history)
         self.job.progress(
             {
                 "kind": "epoch",
@@ -427,12 +423,14 @@ class Trainer:
     def _save_state(self) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
-        self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state())
+        with self.trouble.held():
+            self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state())
         self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:
         if self.folder is not None:
-            self.folder.save_best(self.batches(), self.watched, self.metrics())
+            with self.trouble.held():
+                self.folder.save_best(self.batches(), self.watched, self.metrics())
 
     def metrics(self) -> dict[str, object]:
         """What a checkpoint says of the run so far."""
@@ -468,7 +466,8 @@ class Trainer:
         self._bad_images |= dict.fromkeys(batch.bad)
         self._tell_bad(batch.bad)
         if batch.bad:
-            check_bad_rate(list(self._bad_images), len(self.job.loader.split), self.job.max_bad_rate, "train")
+            with self.trouble.held():
+                check_bad_rate(list(self._bad_images), len(self.job.loader.split), self.job.max_bad_rate, "train")
 
     def _tell_bad(self, bad: tuple[str, ...]) -> None:
         for problem in bad:

@@ -33,7 +33,7 @@ class InTurn:
 
     @property
     def filled(self) -> bool | None:
-        """Whether the next batch has images; None: it is not here yet. What is raised in its place counts as some."""
+        """Whether the next batch has images; None: it is not here yet. What is raised in its place has none."""
         return None
 
     def prepare(self) -> float:
@@ -66,7 +66,8 @@ class Before(InTurn):
 
     @property
     def filled(self) -> bool | None:
-        return None if self._waiting is None else isinstance(self._waiting, Exception) or _has_images(self._waiting)
+        waiting = self._waiting
+        return None if waiting is None else not isinstance(waiting, Exception) and _has_images(waiting)
 
     def prepare(self) -> float:
         before = time.perf_counter()
@@ -116,7 +117,8 @@ class Ahead(InTurn):
 
     @property
     def filled(self) -> bool | None:
-        return None if self._waiting is None else isinstance(self._waiting, Exception) or _has_images(self._waiting[0])
+        waiting = self._waiting
+        return None if waiting is None else not isinstance(waiting, Exception) and _has_images(waiting[0])
 
     def prepare(self) -> float:
         if self._waiting is not None:

@@ -18,7 +18,7 @@ from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
 from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_checkpoint, load_state
-from convscale.learn.distributed import Processes
+from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
@@ -70,9 +70,12 @@ def prepare(
         rank=processes.rank,
         world=processes.world,
     )
+    trouble = Trouble(processes)
     if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
-        tell = begin_folder(request, folder, net, tell, lock)
-        tell = tracked(request, folder, net, recipe, (train_split, validation), tell)
+        with trouble.held():
+            tell = begin_folder(request, folder, net, tell, lock)
+            tell = tracked(request, folder, net, recipe, (train_split, validation), tell)
+    trouble.settle()
     if recipe.grad_checkpointing:
         _checkpoint_gradients(net)
     if resumed and folder is not None:
@@ -110,11 +113,13 @@ def take_folder(request: TrainRequest, processes: Processes, lock: OutputLock) -
     """See that the output folder, where there is to be one, can be written, and lock it; gives whether the run goes on
     from a state in it.
     """
-    folder = request.output
+    folder, trouble = request.output, Trouble(processes)
     if folder is not None:
-        check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
-        if processes.first:
-            lock.take(folder)
+        with trouble.held():
+            check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
+            if processes.first:
+                lock.take(folder)
+    trouble.settle()
     return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
 
 

@@ -257,7 +257,8 @@ class Recipe:
     """``nchw``, ``nhwc`` (channels last) or ``auto``: the faster as measured."""
     compile: bool | Literal["auto", "graphs"] = False
     """Train through ``torch.compile``; ``graphs``: on a GPU as CUDA graphs, for small networks and images; ``auto``
-    tries it (on a GPU both) where the time left could pay for it, and keeps it where it does."""
+    tries it (on a GPU both) where the time left could pay for it, and keeps it where it does (not of several
+    processes)."""
     grad_checkpointing: bool = False
     """Recompute blocks in backward to save memory."""
 

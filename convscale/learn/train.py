@@ -70,7 +70,7 @@ class TrainRun:
     notes: tuple[str, ...]
     """What a user should know, in order."""
     finished: bool
-    """False when the run was told to stop; its state is saved then."""
+    """False when the run was told to stop, by any of its processes; its state is saved then."""
 
     cost: RunCost
     """What it cost, and what would have made it faster."""
@@ -224,14 +224,18 @@ def begin(trainer: Trainer, *, resumed: bool) -> None:
         place = restore(trainer, job.output)
         job.progress({"kind": "note", "text": f"resumed from {place}"})
         if trainer.folder is not None:
-            trainer.folder.take_up(place, trainer.batches(), trainer.watched, trainer.metrics(), trainer.state())
+            with trainer.trouble.held():
+                trainer.folder.take_up(place, trainer.batches(), trainer.watched, trainer.metrics(), trainer.state())
     if job.processes.first:
-        job.recipe.save(job.output / "recipe.yaml")
+        with trainer.trouble.held():
+            job.recipe.save(job.output / "recipe.yaml")
+    trainer.trouble.settle()
 
 
 def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     """What a run gave that has ended or was told to stop; the network takes its best weights."""
     job = trainer.job
+    trainer.trouble.settle()  # the last state may not have been written
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
@@ -249,7 +253,7 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
         seconds=trainer.elapsed,
         output=job.output,
         notes=tuple(notes),
-        finished=trainer.epoch >= job.recipe.epochs or not job.stop(),
+        finished=trainer.epoch >= job.recipe.epochs or trainer.agreeing.go_on(),
         cost=measure_cost(trainer),
     )
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import Split
-from convscale.learn.distributed import Processes
+from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.evaluate import best_temperatures, best_thresholds, predict_split
 from convscale.learn.loader import check_bad_rate
 from convscale.learn.loss import partial_bce
@@ -60,11 +60,14 @@ def validate(
     """
     own = split if processes.world == 1 else split.subset(range(processes.rank, len(split), processes.world))
     logits, labels, own_bad = torch.empty(0, len(split.classes)), split.labels[:0], list[str]()
+    trouble = Trouble(processes)
     if len(own):
-        logits, kept, own_bad, _ = predict_split(
-            net, own, preprocessing, device=device, precision=precision, workers=workers, some=False
-        )
-        labels = own.labels[kept]
+        with trouble.held():
+            logits, kept, own_bad, _ = predict_split(
+                net, own, preprocessing, device=device, precision=precision, workers=workers, some=False
+            )
+            labels = own.labels[kept]
+    trouble.settle()
     bad = tuple(problem for each in processes.gather(own_bad) for problem in each)
     check_bad_rate(bad, len(split), max_bad_rate, split.split)  # by all processes alike: none waits for another
     if not split.multilabel:

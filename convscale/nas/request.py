@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from convscale.choice.basis import Basis
 from convscale.errors import UserError, check_flag, check_number, check_text, check_whole
 from convscale.images.digest import data_digest
 from convscale.images.splits import DataSplits
+from convscale.learn.graphs import check_compile
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
@@ -119,7 +122,12 @@ class Request:
 
 
 def fixed_form(recipe: Recipe, device: str) -> Recipe:
-    """The recipe with nothing left to be measured on the spot, which would make two runs differ."""
+    """The recipe with nothing left to be measured on the spot, which would make two runs differ.
+
+    Raises:
+        UserError: it asks for CUDA graphs on another device.
+    """
+    check_compile(recipe, torch.device(device))
     here = device.partition(":")[0]
     chosen = {"precision": "fp32" if here == "cpu" else "amp", "layout": "nchw" if here == "cpu" else "nhwc"}
     return recipe.override({key: value for key, value in chosen.items() if getattr(recipe, key) == "auto"})

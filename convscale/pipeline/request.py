@@ -23,6 +23,7 @@ from convscale.conditions import BEST, Conditions, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.files import sha256
 from convscale.images.splits import DataSplits
+from convscale.learn.graphs import check_compile
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
@@ -111,8 +112,17 @@ class Training:
         Raises:
             UserError: as ``checked_epochs``.
         """
-        recipe = Recipe(name="none") if self.recipe is None else get_recipe(self.recipe)
-        return recipe.override(dict(self.overrides)).head
+        return self.asked_recipe.head
+
+    @property
+    def asked_recipe(self) -> Recipe:
+        """The recipe asked for, with its overrides; where none is, the data's are not known yet, but for these.
+
+        Raises:
+            UserError: as ``checked_epochs``.
+        """
+        recipe = Recipe(name="of the data") if self.recipe is None else get_recipe(self.recipe)
+        return recipe.override(dict(self.overrides))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +235,7 @@ class FitRequest:
             usable_device(self.where.device)
         elif self.shipping.int8:
             self._check_int8_elsewhere()
+        check_compile(self.training.asked_recipe, torch.device(self.training_device))
 
     def _check_int8_elsewhere(self) -> None:
         """

@@ -10,7 +10,9 @@ from typing import Any, cast
 import pytest
 import torch
 
+from convscale.errors import UserError
 from convscale.learn.agreeing import Agreeing
+from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.loader import Batch
 from convscale.learn.on_device import Before, InTurn, in_time
 
@@ -23,9 +25,10 @@ class Pair:
     world = 2
 
     def __init__(self, rank: int = 0) -> None:
-        self.first = rank == 0
+        self.rank, self.first = rank, rank == 0
         self.theirs = [1.0, 1.0, 1.0, math.inf]
-        """Its losses are finite, it goes on, has images in its next batch, its seconds (the first process's)."""
+        """Its losses are finite, it goes on (below 0: it failed), has images in its next batch, its seconds (the first
+        process's)."""
         self.asked: list[str] = []
 
     def all_true(self, value: bool) -> bool:
@@ -72,6 +75,56 @@ def test_all_end_when_one_is_told_to(mine: bool, theirs: float) -> None:
     assert agreeing.go_on(), "nothing was asked yet"
     agreeing.ask(_values(1.0), InTurn(iter([])), 1.0)
     assert not agreeing.go_on()
+
+
+def test_what_one_process_fails_at_ends_all_with_the_exchange() -> None:
+    """Up to there it goes along: of a batch that could not be had it has no image."""
+
+    def source() -> Iterator[Batch]:
+        yield _batch(2)
+        raise ValueError("a broken picture")
+
+    pair = Pair(1)
+    agreeing, batches = _agreeing(pair), Before(source())
+    assert agreeing.have_images(batches, agreeing.next_of(batches))
+    batches.prepare()
+    pair.theirs[2] = 0.0
+    agreeing.ask(_values(1.0), batches, 1.0)
+    empty = agreeing.next_of(batches)
+    assert (len(empty.indices), empty.bad) == (0, ())
+    assert not agreeing.have_images(batches, empty)
+    assert len(agreeing.next_of(batches).indices) == 0, "the source has ended, which hides nothing"
+    told: list[float] = []
+    pair.least = lambda values: told.append(values[1].item()) or values  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="a broken picture"):
+        agreeing.ask([], batches, 1.0)
+    assert told == [-2.0]
+
+
+@pytest.mark.parametrize(("theirs", "number"), [(-1.0, 0), (-2.0, 1)])
+def test_the_others_say_which_process_failed(theirs: float, number: int) -> None:
+    pair = Pair(1 - number)
+    pair.theirs[1] = theirs
+    said = f"process {number} (counted from 0) of the 2 that train together failed, and ends this one; its own message "
+    with pytest.raises(UserError) as ended:
+        _agreeing(pair).ask(_values(1.0), InTurn(iter([])), 1.0)
+    assert str(ended.value) == f"{said}says why"
+
+
+def test_one_alone_fails_at_once_and_several_where_they_are_asked() -> None:
+    with pytest.raises(ValueError, match="here"), Trouble(Processes()).held():
+        raise ValueError("here")
+    pair = cast(Any, SimpleNamespace(world=3, rank=2, gather=lambda value: [-1, 1, value]))
+    trouble = Trouble(pair)
+    for text in ("first", "second"):
+        with trouble.held():
+            raise ValueError(text)
+    with pytest.raises(ValueError, match="first"):
+        trouble.settle()
+    with pytest.raises(UserError, match=r"^process 1 \(counted from 0\) of the 3 that train"):
+        Trouble(pair).settle()
+    pair.gather = lambda value: [-1, -1, value]
+    Trouble(pair).settle()
 
 
 @pytest.mark.parametrize(("images", "theirs", "full"), [(3, 1.0, True), (3, 0.0, False), (0, 1.0, False)])
@@ -135,7 +188,7 @@ def test_batches_that_are_known_before_come_in_order_with_what_is_raised() -> No
     assert len(next(batches).indices) == 0
     assert batches.filled is None
     batches.prepare()
-    assert batches.filled is True, "it is raised in its turn"
+    assert batches.filled is False, "it is raised in its turn, and all leave the batch out"
     with pytest.raises(ValueError, match="a broken picture"):
         next(batches)
     batches.close()

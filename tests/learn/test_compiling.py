@@ -307,6 +307,20 @@ def test_a_run_that_ends_by_its_time_has_fewer_steps_left() -> None:
     assert _asked(trainer, 4.0, 0.0) == "not tried: 10% of 250 steps of 2 s would not pay for 60 s of compiling"
 
 
+def test_several_processes_try_nothing_and_take_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process kept before, too, is not what they go on with."""
+    monkeypatch.setattr(compiling, "installed_runtimes", lambda: ("compiled",))
+    trainer = _trainer()
+    found = Compiling("auto", trainer.forward, nullcontext, world=2)
+    kept = {"kept": True, "why": "kept", "gain": 0.5, "compile_seconds": 70.0, "mode": "default"}
+    assert found.go_on(kept) is trainer.forward
+    assert found.found is None
+    for _ in range(2 + compiling.WARM + compiling.TIMED):
+        assert found.after(trainer, 100.0, 0.0) == 0
+    assert trainer.told == [f"compile=auto, not tried: {compiling.SEVERAL}"]
+    assert found.found == Compiled(kept=False, why=f"not tried: {compiling.SEVERAL}")
+
+
 def test_a_trial_puts_back_statistics_generator_and_gradients() -> None:
     net = small_net()
     trainer: Any = SimpleNamespace(net=net, job=SimpleNamespace(device=torch.device("cpu")))

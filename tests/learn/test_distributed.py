@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from convscale.errors import UserError
+from convscale.learn import validate
 from convscale.learn.checkpoint import list_checkpoints
+from convscale.learn.compiling import SEVERAL
 from convscale.learn.distributed import Processes, join, spread_over
 from convscale.learn.loader import Batch, TrainLoader
 from convscale.learn.recipe import Recipe
+from convscale.learn.run_folder import RunFolder
 from convscale.learn.train import TrainRun, train
+from convscale.locks import OutputLock
 from tests.learn.nets import halves_data
 
 RECIPE = Recipe(
@@ -82,8 +87,10 @@ def _work(rank: int, port: int, folder: str) -> None:
         "accumulated": _accumulated(),
         "asked": {count: _asked(count) for count in (1, 2)},
         "lacking": _lacking(rank == 1),
+        "unused": {choice: _with_unused(choice) for choice in (False, "auto")},
         "stopped": _stopped(rank == 1, Path(folder) / "stopped"),
     }
+    found["failed"] = _failed(rank, Path(folder))  # the last: a process that others wait for has ended, and they too
     torch.save({**_summary(run, losses), "same": same, **found}, Path(folder) / f"{rank}.pt")
 
 
@@ -169,8 +176,27 @@ def _lacking(here: bool) -> dict[str, Any]:
     return out
 
 
-def _stopped(here: bool, folder: Path) -> int:
-    """A run of which one process is told to end while the third step goes on; epochs that it came to the end of."""
+class _Unused(nn.Module):
+    """A network with a parameter that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.unused = _net(), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def _with_unused(choice: bool | str) -> dict[str, Any]:
+    """Weights of a network with an unused parameter, and what was said of compiling."""
+    run = train(_Unused(), halves_data(), recipe=RECIPE, epochs=1, compile=choice)
+    return {**_summary(run, []), "said": [note for note in run.notes if note.startswith("compile=auto")]}
+
+
+def _stopped(here: bool, folder: Path) -> tuple[int, bool]:
+    """A run of which one process is told to end while the third step goes on: epochs that it came to the end of, and
+    whether it says that it is finished.
+    """
 
     def told(number: int, batch: Batch) -> Batch:
         if number == 3:
@@ -178,7 +204,51 @@ def _stopped(here: bool, folder: Path) -> int:
         return batch
 
     with _batches(told) if here else nullcontext():
-        return len(train(_net(), halves_data(), recipe=RECIPE, output=folder).history)
+        run = train(_net(), halves_data(), recipe=RECIPE, output=folder)
+        return len(run.history), run.finished
+
+
+def _failed(rank: int, folder: Path) -> dict[str, str]:
+    """What a process says when it, or the other one, fails at what it does alone."""
+
+    def bad(number: int, batch: Batch) -> Batch:
+        return replace(batch, bad=("a.png: broken", "b.png: broken")) if number == 3 else batch
+
+    def gone(number: int, batch: Batch) -> Batch:
+        if number in at:
+            raise UserError("a data loader process ended")
+        return batch
+
+    def full(*_: object, **__: object) -> None:
+        raise UserError("the disk is full")
+
+    def ended(**options: Any) -> str:
+        try:
+            train(_net(), halves_data(), recipe=RECIPE, **options)
+        except UserError as error:
+            return str(error)
+        return "nothing"
+
+    out = dict[str, str]()
+    with _batches(bad) if rank == 1 else nullcontext():
+        out["pictures"] = ended()
+    for at, accumulate in (({0}, 1), ({3}, 1), ({2}, 2), ({3}, 2)):
+        with _batches(gone) if rank == 1 else nullcontext():
+            out[f"loader at {min(at)} of {accumulate}"] = ended(accumulate=accumulate)
+    for name in ("save_state", "write_log"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunFolder, name, full)  # the first process writes
+            out[name] = ended(output=folder / name, epochs=1 if name == "write_log" else 2)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(validate, "predict_split", full)
+        out["validation"] = ended()
+    with OutputLock() as lock:
+        if rank == 0:
+            (folder / "locked").mkdir()
+            lock.take(folder / "locked")
+        out["locked"] = ended(output=folder / "locked", overwrite=True)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +290,16 @@ def test_processes_ask_each_other_once_a_step(folder: Path) -> None:
     assert asked[2][1:] == [2, 2, 3, 2, 2]
 
 
+def test_a_network_with_an_unused_parameter_trains_though_compiling_is_asked_for(folder: Path) -> None:
+    """Nothing is tried, so the run is the one that it would have been."""
+    found = [torch.load(folder / f"{rank}.pt", weights_only=True)["unused"] for rank in (0, 1)]
+    for each in found:
+        assert each["auto"]["said"] == [f"compile=auto, not tried: {SEVERAL}"]
+        assert each[False]["said"] == []
+        for name, value in found[0][False]["weights"].items():
+            assert torch.equal(each["auto"]["weights"][name], value), name
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_that_one_process_lacks_is_left_out_by_all(folder: Path, accumulate: int) -> None:
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)["lacking"][accumulate] for rank in (0, 1))
@@ -233,8 +313,24 @@ def test_a_batch_that_one_process_lacks_is_left_out_by_all(folder: Path, accumul
 
 
 def test_all_processes_end_with_the_step_in_which_one_is_told_to(folder: Path) -> None:
-    assert [torch.load(folder / f"{rank}.pt", weights_only=True)["stopped"] for rank in (0, 1)] == [0, 0]
+    """And all of them say that the run is not finished."""
+    assert [torch.load(folder / f"{rank}.pt", weights_only=True)["stopped"] for rank in (0, 1)] == [(0, False)] * 2
     assert [path.name for path in list_checkpoints(folder / "stopped")] == ["step-00000003"]
+
+
+def test_what_one_process_fails_at_ends_both(folder: Path) -> None:
+    """By the error that the command line ends with code 2 for, none waiting for the other."""
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True)["failed"] for rank in (0, 1))
+    pictures = "2 of 96 train images (2.1%) can not be decoded, at most 1.0% may be; first: a.png: broken"
+    loader = dict.fromkeys([name for name in second if name.startswith("loader")], "a data loader process ended")
+    other = "process {} (counted from 0) of the 2 that train together failed, and ends this one; its own message "
+    other += "says why"
+    here = {**dict.fromkeys(["save_state", "write_log"], "the disk is full"), "locked": first["locked"]}
+    there = {"pictures": pictures, **loader, "validation": "the disk is full"}
+    assert len(loader) == 4
+    assert "is being written by another run" in first["locked"]
+    assert first == {**dict.fromkeys(there, other.format(1)), **here}
+    assert second == {**dict.fromkeys(here, other.format(0)), **there}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +341,8 @@ def test_all_processes_end_with_the_step_in_which_one_is_told_to(folder: Path) -
         ({"accumulate": 2}, True, False),
         ({"freeze_epochs": 1}, True, False),
         ({"compile": True}, True, False),
-        ({"compile": "auto"}, True, False),
+        ({"compile": "graphs"}, True, False),
+        ({"compile": "auto"}, True, True),  # nothing is compiled then
     ],
 )
 def test_the_graph_is_static_where_it_is(

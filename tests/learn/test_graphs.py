@@ -159,12 +159,15 @@ def test_the_cost_says_what_was_not_tried_on_a_gpu(choice: bool | str, said: lis
         settings=SimpleNamespace(precision="bf16", layout="nhwc"),
         loader=SimpleNamespace(in_memory=True),
         device=torch.device("cuda"),
+        processes=SimpleNamespace(world=1),
     )
     spent = cost.RunCost(
         seconds=9.0, training_s=9.0, waiting_s=0.0, validation_s=0.0, images=1, peak_memory_bytes=1, advice=()
     )
     trainer: Any = SimpleNamespace(job=job, net=nn.Identity())
     assert cost._advice(trainer, spent) == [f"--set compile=auto: {text}" for text in said]
+    job.processes.world = 2
+    assert cost._advice(trainer, spent) == []
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from convscale.arch.rules import load_rule, save_rule
 from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.learn.recipe import Recipe
 from convscale.machine import code_commit
 from convscale.nas.coefficients import PUBLISHED
 from convscale.nas.directions import at_cost, directions, reach, spread
@@ -241,6 +242,7 @@ def test_by_optunas_estimator(colours: DataSplits, tmp_path: Path, deeper_is_bet
         ({"budget": 1.0}, "budget is 1.0; it must be a number above 1"),
         ({"trials": 1}, "trials is 1; ways to scale are compared"),
         ({"model": "efficientnet_b00"}, "nearest: efficientnet_b0"),
+        ({"recipe": Recipe(name="mine", compile="graphs")}, "recipe mine: compile is graphs, CUDA graphs, and device"),
     ],
 )
 def test_bad_input_is_one_line(given: dict, message: str, colours: DataSplits, tmp_path: Path) -> None:

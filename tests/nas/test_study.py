@@ -301,6 +301,7 @@ def test_a_study_of_another_space(study: Study, colours: DataSplits, tiny: Searc
         ({"address": "127.0.0.1:1"}, "is of a Ray cluster; give it with engine ray"),
         ({"workers": 2}, "splits in memory are trained on in this process alone"),
         ({"min_throughput": -1.0}, "min_throughput is -1.0; it must be a number above 0"),
+        ({"recipe": Recipe(name="mine", compile="graphs")}, "recipe mine: compile is graphs, CUDA graphs, and device"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -78,6 +78,13 @@ def test_two_networks_of_one_name_are_refused() -> None:
             },
             "precision 'amp' and int8 exclude each other; give one of them",
         ),
+        *(
+            (
+                {"training": Training(recipe=recipe, overrides={"compile": "graphs"})},
+                f"recipe {name}: compile is graphs, CUDA graphs, and device cpu is no CUDA GPU; compile=auto would be",
+            )
+            for recipe, name in ((None, "of the data"), ("small", "small"))
+        ),
     ],
 )
 def test_what_could_not_ship_is_refused(given: dict[str, Any], message: str) -> None:
