@@ -159,7 +159,7 @@ def promise_section(promise: Promise) -> list[str]:
         "On the day the device is there, check it; what is measured is written for `convscale calibrate`:",
         "",
         "```sh",
-        f'convscale measure "this folder" --promised --output measured.jsonl',
+        'convscale measure "this folder" --promised --output measured.jsonl',
         "```",
         "",
     ]

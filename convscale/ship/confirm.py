@@ -184,8 +184,8 @@ def _check_card(promise: Promise, device: str) -> None:
     here, driver = processor_name() if kind == "cpu" else card_name(device), get_device(promise.device).driver
     if not re.fullmatch(driver, here, re.IGNORECASE):
         raise UserError(
-            f"the speed was promised for {title}, this {'processor' if kind == 'cpu' else 'card'} is {here!r}; confirm it there, or `convscale measure` the "
-            "artefact here"
+            f"the speed was promised for {title}, this {'processor' if kind == 'cpu' else 'card'} is {here!r}; confirm "
+            "it there, or `convscale measure` the artefact here"
         )
 
 
