@@ -38,8 +38,8 @@ three cards of the tables, each left out (``benchmarks.predictor``): in eager mo
 OWN_SIGMA = {"peak": 0.1, "bandwidth": 0.05, "overhead_us": 0.3}
 """The same for the user's own card of a kind that the tables hold: cooling, power limit, host, versions."""
 CPU_SIGMA = {"peak": 0.45, "bandwidth": 0.3, "overhead_us": 0.9}
-"""The same for a processor that no table holds, by the two of the tables: what they reach of their sheets differs by 1.7,
-1.4 and 2.9 times."""
+"""The same for a processor that no table holds, by the two of the tables: what they reach of their sheets differs by
+1.7, 1.4 and 2.9 times."""
 FOLDS = 8
 """Groups of families that are left out in turn."""
 LIMITED = 0.15
