@@ -37,7 +37,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from benchmarks.records import is_of_this_code, made_of
 
 RESULTS = Path(__file__).parents[2] / "results"
-LOOKUP = re.compile(r"(?P<file>\w+)(?:\.(?P<list>\w+)(?=\[))?(?:\[(?P<where>[^\]]*)\])?(?:\.(?P<path>.+))?")
+LOOKUP = re.compile(r"(?P<file>[\w-]+)(?:\.(?P<list>\w+)(?=\[))?(?:\[(?P<where>[^\]]*)\])?(?:\.(?P<path>.+))?")
 FORMAT = re.compile(r" *(?P<python>[+,]*(?:\.\d+)?[a-z%]?)(?P<unit>.*)")
 
 Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | float | int | bool | None
