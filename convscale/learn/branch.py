@@ -70,4 +70,5 @@ def branch_off(trainer: Trainer, place: Path) -> None:
     best = copy.deepcopy(trainer.watched)
     best.load_state_dict(trainer.best_weights)
     metrics: dict[str, Any] = {"history": trainer.history, "best": trainer.best, "epoch": trainer.best["epoch"]}
-    trainer.folder.save_best(trainer.best["epoch"] * trainer.steps_per_epoch, best, metrics)
+    with trainer.trouble.held():
+        trainer.folder.save_best(trainer.best["epoch"] * trainer.steps_per_epoch, best, metrics)

@@ -99,7 +99,7 @@ class Trainer:
         recipe = self.job.recipe
         if recipe.join_start and self.start_weights is None and self.updates == 0:
             self.start_weights = copied(self.watched)
-        while self.epoch < recipe.epochs and self._position() < 1.0:
+        while self.epoch < recipe.epochs and (self._position() < 1.0 or self.step):  # an epoch that began is validated
             if recipe.early_stop and self.step == 0 and self.epoch - self.best["epoch"] >= recipe.early_stop:
                 self._note(f"stopped early: no better validation result for {recipe.early_stop} epochs")
                 self.stopped_early = True

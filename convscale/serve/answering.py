@@ -270,10 +270,10 @@ class Answering:
             one.told.endpoint, one.told.model = asked[3], asked[1]
             self._refuse_full(one, error.retry_after_s)
 
-    def places(self) -> int:
-        """Images that the emptiest queue would still take."""
-        queues = [model.current.batcher for model in self.models.all.values()]
-        return max(queue.most_waiting - queue.waiting for queue in queues)
+    def places(self, model: str) -> int:
+        """Images that a model's queue would still take; none where it is not served."""
+        served = self.models.all.get(model)
+        return served.current.batcher.most_waiting - served.current.batcher.waiting if served else 0
 
     def _refuse_full(self, one: Guarded, retry_after_s: int) -> NoReturn:
         self.metrics.dropped(one.told.model, "full")

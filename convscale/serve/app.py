@@ -36,9 +36,11 @@ def build(answering: Answering) -> Guard:
             yield
         finally:
             watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
-            await asyncio.get_running_loop().run_in_executor(None, answering.close)
+            try:
+                with suppress(asyncio.CancelledError):
+                    await watching
+            finally:  # whatever ended it: what was accepted is answered
+                await asyncio.get_running_loop().run_in_executor(None, answering.close)
 
     app = FastAPI(title="convscale", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     guard = Guard(app, answering.settings, answering.metrics, answering.log, answering)

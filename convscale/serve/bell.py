@@ -24,8 +24,13 @@ class Bell:
             (self.folder / f"{model}{_SUFFIX}").write_text(f"{os.getpid()}\n", encoding="ascii")
 
     def heard(self) -> set[str]:
-        """Models for which it has rung since it was asked for the last time."""
-        now = self._stamps()
+        """Models for which it has rung since it was asked for the last time; where the folder can not be read now (too
+        many open files, or a file went meanwhile) the next time tells of them.
+        """
+        try:
+            now = self._stamps()
+        except OSError:
+            return set()
         rung = {name for name, stamp in now.items() if self._heard.get(name) != stamp}
         self._heard = now
         return rung

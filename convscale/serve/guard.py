@@ -43,6 +43,11 @@ class ClientLeft(Exception):
     """The client is gone."""
 
 
+def inference_of(scope: Scope) -> re.Match[str] | None:
+    """Model, version and kind of a request for inference; None: it is for something else."""
+    return _INFERENCE.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+
+
 class Log:
     """Lines of JSON on standard error."""
 
@@ -79,8 +84,8 @@ class Behind(Protocol):
         """
         ...
 
-    def places(self) -> int:
-        """How many more requests would be taken now: the bodies of so many are never thrown away."""
+    def places(self, model: str) -> int:
+        """How many more requests a model would take now: the bodies of so many are never thrown away."""
         ...
 
     async def infer(
@@ -133,8 +138,7 @@ class Guarded:
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex.encode()
         self.headers = headers
         self.told = Told()
-        self.asked = _INFERENCE.fullmatch(scope["path"]) if scope["method"] == "POST" else None
-        """Model, version and kind of a request for inference."""
+        self.asked = inference_of(scope)
         scope.setdefault("state", {})["guarded"] = self
         self.told.facts["request_id"] = self.id.decode()
         self.status = 0

@@ -28,7 +28,7 @@ from convscale.errors import UserError
 from convscale.machine import available_cores
 from convscale.serve.answering import Answering
 from convscale.serve.app import build
-from convscale.serve.guard import THROWN, Guard
+from convscale.serve.guard import THROWN, Guard, inference_of
 from convscale.serve.metrics import SHARED
 from convscale.serve.settings import Limits, Settings
 
@@ -134,7 +134,7 @@ def server_of(guard: Guard, settings: Settings, started: Callable[[], object]) -
     limits = settings.limits
     config = uvicorn.Config(
         guard,  # pyright: ignore[reportArgumentType] - plain ASGI
-        http=_connections(limits, guard.behind.places if guard.behind else lambda: 0),
+        http=_connections(limits, guard.behind.places if guard.behind else lambda _: 0),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -202,7 +202,7 @@ def _let_in(door: socket.socket) -> list[socket.socket]:
     return found
 
 
-def _connections(limits: Limits, places: Callable[[], int]) -> type[asyncio.Protocol]:
+def _connections(limits: Limits, places: Callable[[str], int]) -> type[asyncio.Protocol]:
     """uvicorn's protocol, with httptools where that is installed, and its connections bounded in number and in time."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Base
@@ -255,13 +255,22 @@ def _connections(limits: Limits, places: Callable[[], int]) -> type[asyncio.Prot
             A system hands over a body's first 256 kB at once: before any request is looked at, a crowd's would be here.
             """
             cycle = self.cycle
-            bodies = [len(each.cycle.body) for each in self.connections if each.cycle and each.cycle.body]  # pyright: ignore
-            held = sum(bodies)
-            if held > limits.unread and len(bodies) > max(1, places()):  # a lone one always has room
+            crowd = [each.cycle for each in self.connections if each.cycle and each.cycle.body]  # pyright: ignore
+            held = sum(len(each.body) for each in crowd)
+            lone = len(crowd) == 1  # it always has room
+            if held > limits.unread and cycle.body and not lone and not self._has_place(crowd):
                 cycle.scope["state"][THROWN] = True
                 held -= len(cycle.body)
                 cycle.body = bytearray()
             Bounded.come = held
+
+        def _has_place(self, crowd: list[Any]) -> bool:
+            """Whether the queue that the request is for would take it, and those of the crowd that are for it too."""
+            asked = inference_of(self.cycle.scope)
+            if asked is None:
+                return False
+            to_model = asked[0][: asked.end(1) + 1]
+            return sum(each.scope["path"].startswith(to_model) for each in crowd) <= places(asked[1])
 
         def _await_request(self) -> None:
             self._asking = self.loop.call_later(limits.header_s, self._too_slow)

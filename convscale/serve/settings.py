@@ -30,7 +30,7 @@ class Limits:
     """Bytes of all requests that are being answered."""
     unread: int = 4 * 2**20
     """Bytes of bodies that have come and wait for the server to read them; more are thrown away, and refused, unless
-    the queues have room for them."""
+    their model's queue has room for them."""
     pixels: int = 40_000_000
     """Of a picture, before it is decoded."""
     pictures: int = 64

@@ -22,7 +22,7 @@ def check_answers(address: str) -> None:
         raise UserError(f"Ray address {address!r} is none; host:port, ray://host:port or auto would be right")
     try:
         socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: no host can have the name
         raise UserError(
             f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`, or leave "
             "the address out"

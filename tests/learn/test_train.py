@@ -199,23 +199,37 @@ def test_resume_after_the_newest_state_was_damaged(tmp_path: Path) -> None:
     assert _same_weights(whole, resumed)
 
 
-def test_sigterm_saves_and_ends_and_the_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop_at", [8, 18])  # in the second epoch; with the very last step, before its validation
+def test_sigterm_saves_and_ends_and_the_run_goes_on(tmp_path: Path, stop_at: int) -> None:
     steps = 0
 
     def terminate(event: dict[str, Any]) -> None:
         nonlocal steps
         steps += event["kind"] == "step"
-        if steps == 8:
+        if steps == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     whole = train(_net(), halves_data(), recipe=QUICK)
     stopped = train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", progress=terminate)
     assert not stopped.finished
-    assert steps <= 9
+    assert steps <= stop_at + 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     resumed = train(_net(), halves_data(), recipe=QUICK, output=tmp_path / "run", resume=True)
     assert resumed.finished
     assert _same_weights(whole, resumed)
+    assert (resumed.best_metric, resumed.best_epoch) == (whole.best_metric, whole.best_epoch)
+    assert [(row["epoch"], row["val_loss"], row["images"], row["train_loss"]) for row in resumed.history] == [
+        (row["epoch"], row["val_loss"], row["images"], row["train_loss"]) for row in whole.history
+    ]
+
+
+def test_a_run_whose_time_was_up_when_it_was_killed_validates_what_it_did(tmp_path: Path) -> None:
+    ask: dict[str, Any] = {"recipe": QUICK, "output": tmp_path / "run", "checkpoint_seconds": 0}
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), progress=_steps([], 9), **ask)
+    resumed = train(_net(), halves_data(), resume=True, max_seconds=1e-3, **ask)
+    assert [(row["epoch"], row["images"]) for row in resumed.history] == [(1, 96), (2, 32)]
+    assert resumed.finished
 
 
 @pytest.mark.parametrize(("precision", "layout"), [("bf16", "nhwc"), ("amp", "nchw"), ("auto", "auto")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError
+from convscale.learn.branch import branch_off
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
+from convscale.learn.distributed import Trouble
 from convscale.learn.ema import Ema, build_ema, power_of
 from convscale.learn.loop import Trainer
 from convscale.learn.recipe import Recipe
@@ -128,6 +131,28 @@ def test_a_branch_keeps_the_best_that_it_found(stable: Path, tmp_path: Path, mon
     assert kept.path.name.startswith("best-")
     for weights in (kept.net.state_dict(), run.net.state_dict()):
         assert all(not value.any() for value in weights.values())
+
+
+def test_a_branch_whose_folder_is_full_tells_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    net = _net()
+    trainer: Any = SimpleNamespace(
+        trouble=Trouble(SimpleNamespace(world=2, rank=0)),  # pyright: ignore[reportArgumentType]
+        folder=SimpleNamespace(save_best=full),
+        job=SimpleNamespace(progress=lambda event: None),
+        watched=net,
+        best_weights=net.state_dict(),
+        best={"epoch": 1},
+        history=[],
+        steps_per_epoch=3,
+    )
+    monkeypatch.setattr("convscale.learn.branch.restore", lambda trainer, place: place)
+    branch_off(trainer, Path("state"))
+    assert trainer.trouble.rank == 0
+    with pytest.raises(UserError, match="the disk is full"):
+        trainer.trouble.end(-1)
 
 
 def test_two_branches_of_one_run_keep_its_recipe(stable: Path, tmp_path: Path) -> None:

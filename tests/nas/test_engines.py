@@ -30,6 +30,7 @@ class FakeRay:
         self.begun: dict[str, Any] = {}
         self.options_of: list[dict[str, Any]] = []
         self.jobs: list[dict[str, Any]] = []
+        self.call: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
     def is_initialized(self) -> bool:
         return self.up
@@ -46,11 +47,7 @@ class FakeRay:
             {"Alive": False, "Resources": {"CPU": 999, "GPU": 99}}
         ]
 
-    def remote(self, call: Callable[[dict[str, Any]], dict[str, Any]]) -> FakeRay:
-        self.call = call
-        return self
-
-    def options(self, **given: Any) -> Any:
+    def remote(self, **given: Any) -> Callable[[Callable[[dict[str, Any]], dict[str, Any]]], Any]:
         self.options_of.append(given)
         fake = self
 
@@ -60,7 +57,11 @@ class FakeRay:
                 fake.jobs.append(job)
                 return len(fake.jobs) - 1
 
-        return Task
+        def task(call: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+            fake.call = call
+            return Task
+
+        return task
 
     def wait(self, running: list[int], num_returns: int) -> tuple[list[int], list[int]]:
         return running[:num_returns], running[num_returns:]
@@ -104,7 +105,30 @@ def test_a_trial_takes_the_cores_that_it_computes_with(fake: Callable[..., FakeR
 
 def test_a_trial_on_a_card_takes_one_and_its_machines_cores(fake: Callable[..., FakeRay], tiny: SearchSpace) -> None:
     place = Place(engine="ray", workers=2, gpus=1.0, device="cuda")
-    assert took(fake({"CPU": 64}, {"CPU": 16, "GPU": 2}), place, tiny) == [8, 1.0, 8]
+    assert took(one := fake({"CPU": 64}, {"CPU": 16, "GPU": 2}), place, tiny) == [8, 1.0, 8]
+    assert one.options_of[-1]["max_calls"] == 1  # a process that is used again keeps to the card of its first trial
+    assert took(one := fake({"CPU": 64}), Place(engine="ray"), tiny) == [64, 0.0, 64]
+    assert one.options_of[-1]["max_calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "machines", "threads"),
+    [
+        (3, 0, [{"CPU": 8}, {"CPU": 8}], 4),  # a third of 16 is 5, of which two fit
+        (5, 0, [{"CPU": 7}, {"CPU": 3}], 1),
+        (4, 0, [{"CPU": 7}, {"CPU": 3}], 2),
+        (9, 0, [{"CPU": 4}, {"CPU": 4}], 1),
+        (2, 1, [{"CPU": 16, "GPU": 1}, {"CPU": 4, "GPU": 1}], 4),  # not both on the larger one
+        (8, 1, [{"CPU": 16, "GPU": 2}], 8),  # two have a card, the others wait for one
+        (3, 1, [{"CPU": 64}, {"CPU": 16, "GPU": 2}, {"CPU": 6, "GPU": 4}], 6),
+    ],
+)
+def test_all_workers_run_at_a_time(
+    workers: int, gpus: int, machines: list[dict[str, float]], threads: int,
+    fake: Callable[..., FakeRay], tiny: SearchSpace,
+) -> None:  # fmt: skip
+    place = Place(engine="ray", workers=workers, gpus=float(gpus), device="cuda" if gpus else "cpu")
+    assert took(fake(*machines), place, tiny) == [threads, float(gpus), threads]
 
 
 def test_what_no_machine_has_is_said_and_not_waited_for(fake: Callable[..., FakeRay], tiny: SearchSpace) -> None:

@@ -410,7 +410,7 @@ def test_a_job_that_can_not_be_trained_fails_alone(colours: DataSplits, tiny: Se
     assert "cuda:7" in bad.failed
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1", "10.0.0..5:6379", f"{64 * 'a'}:1"])
 def test_a_cluster_that_does_not_answer(address: str) -> None:
     with pytest.raises(UserError, match=r"no Ray cluster answers at|is none; host:port"):
         check_answers(address)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from convscale.errors import UserError
 from convscale.serve import answering as answering_module
 from convscale.serve.answering import Answering
+from convscale.serve.app import build
 from convscale.serve.bell import Bell
-from convscale.serve.metrics import SHARED
+from convscale.serve.guard import Log
+from convscale.serve.metrics import SHARED, Metrics
 from convscale.serve.models import Named
 from convscale.serve.settings import Settings
 from tests.serve.conftest import copied
@@ -86,3 +91,42 @@ def test_a_bell_rings_for_one_model_and_once(tmp_path: Path, monkeypatch: pytest
     one.ring("birds-1.0")
     assert (other.heard(), other.heard()) == ({"birds-1.0"}, set())
     assert Bell().heard() == set()  # who comes later opens the newest anyway
+
+
+def test_a_bell_that_can_not_be_heard_now_is_heard_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARED, str(tmp_path))
+    one, other = Bell(), Bell()
+    one.ring("birds")
+
+    def full(*_: object) -> list[Path]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", full)
+        assert other.heard() == set()
+    assert (other.heard(), other.heard()) == ({"birds"}, set())
+
+
+def test_models_are_closed_whatever_ended_the_look_for_new_ones() -> None:
+    closed: list[str] = []
+
+    async def watch() -> None:
+        raise OSError("the look for new versions failed")
+
+    stand_in = SimpleNamespace(
+        watch=watch,
+        close=lambda: closed.append("closed"),
+        settings=Settings(models=(), log="none"),
+        metrics=Metrics(),
+        log=Log("none"),
+        models=SimpleNamespace(all={}),
+    )
+    app: Any = build(stand_in).app  # pyright: ignore[reportArgumentType]
+
+    async def lived() -> None:
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0)
+
+    with pytest.raises(OSError, match="the look for new versions failed"):
+        asyncio.run(lived())
+    assert closed == ["closed"]

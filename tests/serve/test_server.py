@@ -289,7 +289,9 @@ def test_connections_are_bounded_and_idle_ones_do_no_harm(artifact: Artifact, im
 
 
 def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
-    """Of four bodies of 60 kB that come before the server looks at any, two are held; later all is as ever."""
+    """Of four bodies of 60 kB that come before the server looks at any, two are held; later all is as ever. Each is
+    counted against the queue of its own model, and who sends none loses nothing.
+    """
     import uvicorn
     from uvicorn.server import ServerState
 
@@ -303,7 +305,7 @@ def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
         while more:
             message: Message = await receive()
             size, more = size + len(message["body"]), message["more_body"]
-        body = str(size).encode()
+        body = f"{size:05d}".encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
         await send({"type": "http.response.body", "body": body})
 
@@ -324,21 +326,25 @@ def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
 
         def resume_reading(self) -> None: ...
 
-    async def asked() -> list[list[bytes]]:
+    def post(model: str) -> bytes:
+        path = f"/v2/models/{model}/infer".encode()
+        return b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n" + bytes(60_000)
+
+    async def asked(*crowds: list[bytes]) -> list[list[bytes]]:
         limits = Limits(unread=130_000)
         config = uvicorn.Config(
             Guard(app, Settings(models=(), limits=limits), Metrics(), Log("none")),  # pyright: ignore
             log_config=None,
         )
         config.load()
-        made, state = _connections(limits, lambda: places), ServerState()
-        lines = [made(config=config, server_state=state, app_state={}) for _ in range(4)]  # pyright: ignore
+        made, state = _connections(limits, lambda model: places[model]), ServerState()
+        lines = [made(config=config, server_state=state, app_state={}) for _ in crowds[0]]  # pyright: ignore
         found: list[list[bytes]] = []
-        for count in (4, 1):
-            wires = [Wire() for _ in range(count)]
-            for line, wire in zip(lines, wires, strict=False):
+        for crowd in crowds:
+            wires = [Wire() for _ in crowd]
+            for line, wire, data in zip(lines, wires, crowd, strict=False):
                 line.connection_made(wire)
-                line.data_received(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n" + bytes(60_000))
+                line.data_received(data)
             for _ in range(200):
                 await asyncio.sleep(0.005)
                 if all(wire.said for wire in wires):
@@ -348,12 +354,15 @@ def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
             line.connection_lost(None)
         return found
 
-    places = 0
-    first, later = asyncio.run(asked())
-    assert first == [b"200 60000", b"200 60000", b'503 ain"}', b'503 ain"}']
+    places, full = {"a": 0, "b": 0}, b'503 ain"}'
+    first, later = asyncio.run(asked([post("a")] * 4, [post("a")]))
+    assert first == [b"200 60000", b"200 60000", full, full]
     assert later == [b"200 60000"]
-    places = 3  # what the queues would take is never thrown away
-    assert asyncio.run(asked())[0] == [b"200 60000", b"200 60000", b"200 60000", b'503 ain"}']
+    health = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    other = b"POST / HTTP/1.1" + post("a").partition(b" HTTP/1.1")[2]
+    places["b"] = 3  # what a queue would take is never thrown away, and what another would is of no account
+    (mixed,) = asyncio.run(asked([post("a"), *[post("b")] * 3, health, post("a"), other, post("b"), health]))
+    assert mixed == [*[b"200 60000"] * 4, b"200 00000", full, full, full, b"200 00000"]
 
 
 def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, images: np.ndarray) -> None:
@@ -385,6 +394,7 @@ def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, image
         while len(found) < 9 and time.monotonic() < end:  # one runs, two wait, the others are told at once
             time.sleep(0.005)
         assert [(status, int(headers["retry-after"]) >= 1) for status, headers, _ in found] == [(503, True)] * 9
+        assert (one.answering.places("m"), one.answering.places("other")) == (0, 0)
         behind, one.guard.app = one.guard.app, None  # pyright: ignore - who is refused at the door never comes so far
         versioned = f"/v2/models/m/versions/{one.answering.version('m', None).takes.version}"
         for path in ("/v2/models/m/infer", f"{versioned}/infer", f"{versioned}/classify"):
@@ -397,6 +407,7 @@ def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, image
             each.join()
         answers = [data for status, _, data in found if status == 200]
         assert len(answers) == 3
+        assert (one.answering.places("m"), one.answering.places("other")) == (2, 0)
         assert all(np.array_equal(np.frombuffer(a[-40:], "<f4"), artifact(images[:1])[0]) for a in answers)
 
 

@@ -61,7 +61,7 @@ class Processes:
         def work() -> None:
             process = None
             while (job := waiting.get()) is not None:
-                if begun.is_set() and not more():
+                if self._closed or (begun.is_set() and not more()):
                     continue
                 begun.set()
                 result, process = self._result(job, process)
@@ -85,6 +85,8 @@ class Processes:
         for _ in range(DEATHS):
             if process is None or process.poll() is not None:
                 process = self._start()
+            if process is None:
+                break
             try:
                 assert process.stdin is not None
                 assert process.stdout is not None
@@ -94,21 +96,22 @@ class Processes:
             except (OSError, ValueError):  # it died; a half line is no JSON
                 self._end(process)
                 process = None
-                if self._closed:
-                    break
         return Result(number=job.number, failed=f"its process died {DEATHS} times"), process
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[str] | None:
+        """A process that waits for jobs; None once all were ended: nobody would end it."""
         path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        process = subprocess.Popen(
-            [sys.executable, "-m", "convscale.nas.engines.local"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
         with self._lock:
+            if self._closed:
+                return None
+            process = subprocess.Popen(
+                [sys.executable, "-m", "convscale.nas.engines.local"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "PYTHONPATH": path},
+            )
             self._running.append(process)
         return process
 
@@ -126,9 +129,10 @@ class Processes:
                     pipe.close()
 
     def close(self) -> None:
-        """End the processes."""
-        self._closed = True
-        for process in list(self._running):
+        """End the processes; no job is begun any more."""
+        with self._lock:
+            self._closed, running = True, list(self._running)
+        for process in running:
             self._end(process)
 
     @property

@@ -20,6 +20,19 @@ def _task(job: dict[str, Any]) -> dict[str, Any]:
     return run_job(Job(**job)).to_dict()
 
 
+def _most_threads(machines: Sequence[tuple[int, int]], workers: int) -> int:
+    """The most cores that each of ``workers`` trials at a time can have, or of as many as there are cards for.
+
+    Args:
+        machines: cores of each, and trials that its cards would take.
+    """
+    side_by_side = min(workers, sum(trials for _, trials in machines))
+    for threads in range(max(cores for cores, _ in machines), 1, -1):
+        if sum(min(cores // threads, trials) for cores, trials in machines) >= side_by_side:
+            return threads
+    return 1
+
+
 class Ray:
     """Tasks with their cores and GPUs; those of workers and machines that die are run again by Ray.
 
@@ -60,21 +73,27 @@ class Ray:
             ) from error
 
     def _threads(self) -> int:
-        """Cores of a trial, which it takes and computes with: as asked for, else the machines' over the workers.
+        """Cores of a trial, which it takes and computes with: as asked for, else as many as let all workers that there
+        are cards for run at a time, each on one machine.
 
         Raises:
             UserError: no machine has as many, or a GPU where trials are trained on one: Ray would wait for ever.
         """
         place, alive = self.place, [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        cores = [int(each.get("CPU", 0)) for each in alive if each.get("GPU", 0) >= place.gpus]
-        if not cores:
+        machines = [
+            (int(each.get("CPU", 0)), int(each.get("GPU", 0) / place.gpus) if place.gpus else place.workers)
+            for each in alive
+            if each.get("GPU", 0) >= place.gpus
+        ]
+        if not machines:
             raise UserError(
                 f"no machine of the Ray cluster has a GPU, and training_device is {place.device}; add one, or use cpu"
             )
-        threads = place.threads or max(1, min(sum(cores) // place.workers, max(cores)))
-        if max(cores) < threads:
+        threads = place.threads or _most_threads(machines, place.workers)
+        most = max(cores for cores, _ in machines)
+        if most < threads:
             raise UserError(
-                f"threads_per_trial is {threads}, and no machine of the Ray cluster has more than {max(cores)} cores"
+                f"threads_per_trial is {threads}, and no machine of the Ray cluster has more than {most} cores"
                 f"{' beside a GPU' if place.gpus else ''}; ask for at most as many"
             )
         return threads
@@ -82,9 +101,13 @@ class Ray:
     def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
         """As many at a time as there are workers, so that none is begun after the time is up."""
         ray, place = self.ray, self.place
-        task = ray.remote(_task).options(
-            num_cpus=self.threads, num_gpus=place.gpus, max_retries=DEATHS, retry_exceptions=False
-        )
+        task = ray.remote(
+            num_cpus=self.threads,
+            num_gpus=place.gpus,
+            max_calls=1 if place.gpus else 0,  # one process for each trial on a card: CUDA keeps to the first it saw
+            max_retries=DEATHS,
+            retry_exceptions=False,
+        )(_task)
         waiting, running, begun = list(jobs), dict[Any, Job](), 0
         while waiting or running:
             while waiting and len(running) < place.workers and (not begun or more()):

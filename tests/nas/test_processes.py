@@ -1,0 +1,63 @@
+"""Trials in processes of this machine, by a stand-in for these."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from convscale.nas.engines import local
+from convscale.nas.engines.local import Processes
+from convscale.nas.space import SearchSpace
+from convscale.nas.trial import Result
+from tests.nas.test_study import job
+
+
+class Stuck:
+    """A process that answers nothing until it is killed."""
+
+    pid = 0
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.ended = threading.Event()
+        self.stdin = io.StringIO()
+        self.stdout = SimpleNamespace(readline=self.answer, close=lambda: None)
+
+    def answer(self) -> str:
+        self.ended.wait(20)
+        return ""
+
+    def poll(self) -> int | None:
+        return -9 if self.ended.is_set() else None
+
+    def kill(self) -> None:
+        self.ended.set()
+
+    def wait(self) -> int:
+        return -9
+
+
+def test_nothing_is_begun_once_all_are_ended(tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that still waited were run in new processes, which nobody ended."""
+    begun: list[Stuck] = []
+
+    def start(*_: object, **__: object) -> Stuck:
+        begun.append(Stuck())
+        return begun[-1]
+
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    engine, jobs, found = Processes(2), [job(number, None, tiny) for number in range(5)], list[Result]()
+    running = threading.Thread(target=lambda: found.extend(engine.run(jobs, lambda: True)), daemon=True)
+    running.start()
+    end = time.monotonic() + 20
+    while len(begun) < 2 and time.monotonic() < end:
+        time.sleep(0.002)
+    engine.close()
+    running.join(2)
+    assert not running.is_alive()
+    assert [each.ended.is_set() for each in begun] == [True, True]
+    assert sorted(result.number for result in found) == [0, 1]
+    assert (engine._start(), engine.pids, list(engine.run(jobs, lambda: True))) == (None, [], [])
