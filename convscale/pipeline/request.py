@@ -40,7 +40,7 @@ from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size
-from convscale.predictor.fitted import EIGHT_BITS
+from convscale.predictor.fitted import EIGHT_BITS, check_on_processor
 from convscale.runtimes.base import file_runtimes, runtime_of
 
 BRIEF_EPOCHS = 1
@@ -240,8 +240,9 @@ class FitRequest:
     def _check_int8_elsewhere(self) -> None:
         """
         Raises:
-            UserError: 8 bits are not predicted in the runtime asked for.
+            UserError: 8 bits are not predicted on the device, or not in the runtime asked for.
         """
+        check_on_processor("", "int8", check_device(self.where.device))
         runtime = self.where.runtime or "compiled"
         if runtime not in EIGHT_BITS:
             raise UserError(

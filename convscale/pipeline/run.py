@@ -14,7 +14,7 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Asked, at_hand, check_device
-from convscale.conditions import Constraint
+from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.sources import open_dataset
@@ -30,6 +30,7 @@ from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
 from convscale.pipeline.tracked import tell_result, tracked
+from convscale.predictor.fitted import predicted_runtimes
 from convscale.ship.export import wants_qat
 from convscale.show.fit_record import FitRecord
 from convscale.show.report import write_fit_report
@@ -275,10 +276,7 @@ def _fit(
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
     if not asked.here and asked.where.runtime is None:
-        run.note(
-            f"speeds are predicted for {asked.where.device} in runtime {run.basis.conditions.runtime}, since none was "
-            "named; --runtime tensorrt, onnxruntime or eager predicts for another"
-        )
+        run.note(_usual_runtime(run.basis.conditions))
     run.check()
     if files is not None and files.foreign:
         named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")
@@ -294,6 +292,15 @@ def _fit(
     write_fit_report(folder)
     run.note(f"report: {folder / 'report.html'}")
     return FitRun(output=folder, net=trained.net, artifact=artifact, result=run.record.now)
+
+
+def _usual_runtime(c: Conditions) -> str:
+    """That a runtime was taken since none was named, and which others can be predicted on the device."""
+    *others, last = [name for name in reversed(predicted_runtimes(c.device)) if name != c.runtime]
+    return (
+        f"speeds are predicted for {c.device} in runtime {c.runtime}, since none was named; --runtime "
+        f"{', '.join(others)} or {last} predicts for another"
+    )
 
 
 def _command() -> str:
