@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.predictor.calibration import Calibration, save_calibration
 from convscale.predictor.fitted import check_predicted, fitted_sets
+from convscale.ship.kit import check_kit
 from convscale.speed.records import Record
 from convscale.speed.timing import Measurement
 
@@ -84,6 +86,15 @@ def test_a_prediction_of_one_network_refuses_it_too() -> None:
     ):
         with pytest.raises(UserError, match=message):
             check_predicted(Conditions(device="Intel Core i9-10940X", runtime=runtime, precision=precision))
+
+
+def test_a_kit_for_it_is_in_float32(tmp_path: Path) -> None:
+    for precision in ("amp", "fp16"):
+        conditions = Conditions(device="i9-10940x", batch_size=1, runtime="onnxruntime", precision=precision)
+        message = f"a processor computes half precision in float32, got precision '{precision}' for device i9-10940x; "
+        with pytest.raises(UserError, match=f"{message}choose with precision fp32"):
+            check_kit(conditions, tmp_path / "kit")
+    check_kit(replace(conditions, precision="fp32"), tmp_path / "kit")
 
 
 def test_threads_that_something_was_measured_with_are_taken(tmp_path: Path) -> None:
