@@ -44,7 +44,7 @@ class Asked:
     latency: bool = False
     """Whether a latency alone is limited: the batch is 1 then."""
     by_rows: bool = False
-    """Whether rows that were measured on the device go with it (``choice.rows``), with their threads."""
+    """Whether measurements on the device go with it, which brings its threads (``choice.rows``, ``calibrate``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
