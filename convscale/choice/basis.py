@@ -11,11 +11,16 @@ from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import devices, get_device, is_processor
-from convscale.predictor.fitted import RUNTIMES, STAND_INS, check_on_processor, predicted_runtimes
+from convscale.predictor.fitted import (
+    MEASURED_BATCH,
+    RUNTIMES,
+    STAND_INS,
+    check_on_processor,
+    predicted_runtimes,
+    usual_on,
+)
 from convscale.runtimes.base import check_runtime
 
-PREDICTED_BATCH, MEASURED_BATCH = 256, 8
-"""Images per call where none is said; one where a latency is limited."""
 PREDICTED_RUNTIMES = (*RUNTIMES, *STAND_INS)
 """Those of PyTorch, which tables speak of, and those that are predicted by them, with a doubt."""
 _HERE = ("cpu", "cuda")
@@ -127,14 +132,14 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
     _check_calibration(device, calibration)
     here = at_hand(device) and calibration is None
     runtime = _runtime(asked, device, here)
-    alone = asked.latency or (is_processor(device) and device != "cpu")
-    usual = 1 if alone else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
+    usual = usual_on(device, asked.mode)
+    batch_size = 1 if asked.latency else MEASURED_BATCH if at_hand(device) else usual.batch_size
     conditions = Conditions(
         device=device,
         mode=asked.mode,
-        precision=asked.precision or ("fp32" if is_processor(device) else "amp"),
+        precision=asked.precision or usual.precision,
         layout=asked.layout,
-        batch_size=usual if asked.batch_size is None else asked.batch_size,
+        batch_size=batch_size if asked.batch_size is None else asked.batch_size,
         runtime=runtime,
         threads=asked.threads,
     )
@@ -175,7 +180,7 @@ def _runtime(asked: Asked, device: str, here: bool) -> str:
     tunable = device == "cpu" and asked.mode == "infer" and asked.precision in (None, "fp32", "int8")
     if here and tunable:
         return BEST
-    return "compiled" if is_processor(device) and device != "cpu" and asked.mode == "infer" else "eager"
+    return usual_on(device, asked.mode).runtime
 
 
 def _check_possible(conditions: Conditions, here: bool, precision: str | None) -> None:

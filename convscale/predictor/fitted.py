@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
+from typing import NamedTuple
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
@@ -34,6 +35,8 @@ bfloat16, ``fp16`` weights and maps in float16, ``fp32`` PyTorch's default, whos
 has it."""
 EIGHT_BITS = tuple(STAND_INS)
 """Runtimes that are predicted in ``int8`` too, on a GPU."""
+PREDICTED_BATCH, MEASURED_BATCH = 256, 8
+"""Images per call where none is said, on a named GPU and on what is at hand."""
 GPU_RUNTIMES = ("tensorrt",)
 """Runtimes that no processor has."""
 
@@ -86,6 +89,26 @@ def fitted_sets() -> Mapping[str, Fitted]:
 def stand_in(runtime: str) -> str:
     """The runtime whose figures a prediction goes by: itself, or the one that stands in for it."""
     return STAND_INS.get(runtime, runtime)
+
+
+class Usual(NamedTuple):
+    """What a prediction is of where nothing else is said: what the tables of such a device hold."""
+
+    batch_size: int
+    """Images per call."""
+    precision: str
+    """One of ``PRECISIONS``."""
+    runtime: str
+    """One of ``RUNTIMES``."""
+
+
+def usual_on(device: str, mode: str) -> Usual:
+    """The usual conditions on a GPU, on a processor by its name, and on ``cpu``, the one at hand."""
+    if not is_processor(device):
+        return Usual(PREDICTED_BATCH, "amp", "eager")
+    if device == "cpu":
+        return Usual(MEASURED_BATCH, "fp32", "eager")
+    return Usual(1, "fp32", "compiled" if mode == "infer" else "eager")
 
 
 def predicted_runtimes(device: str) -> tuple[str, ...]:

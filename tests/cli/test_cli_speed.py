@@ -293,7 +293,7 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
             "along 'phy' is unknown .nearest: phi",
         ),
         (["report", "--predict", "--device", "cpu"], "this machine's own and is not predicted"),
-        (["report", "--layers", "resnet18", "--device", "cpu"], "--layers shows what is predicted for a named GPU"),
+        (["report", "--layers", "resnet18", "--device", "cpu"], "--layers shows what is predicted for a named device"),
         (["report", "--predict", "--device", "v10"], "device 'v10' is unknown .nearest:"),
         (["report", "--model", "resnet18", "--papers"], "give it with --predict"),
         (["report", "--papers", "--output", "x.png"], "a .png shows accuracy against throughput alone"),
@@ -515,5 +515,8 @@ def test_a_table_of_both_modes_is_read_in_the_one_asked_for(
             run("calibrate", "--device", "a10", "--csv", str(table), "--mode", mode)
     asked = Asked(device="a10", mode="train")
     seen += [record.measurement for record in cli_report._read(table, asked)]
+    (of_processor,) = cli_report._read(table, Asked(device="i9-10940x"))
+    assert of_processor.measurement.conditions.precision == "fp32"
+    assert {m.conditions.precision for m in seen} == {"amp"}
     told = [(m.conditions.mode, round(m.images_per_s), m.conditions.batch_size, m.conditions.image_size) for m in seen]
     assert told == [("infer", 3000, 256, 224), ("train", 900, 64, 192), ("train", 900, 64, 192)]
