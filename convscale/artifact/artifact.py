@@ -147,8 +147,10 @@ class Artifact:
         return wanted if wanted in known.precisions and known.native(wanted) else "fp32"
 
     def computed_in(self, runtime: str) -> str:
-        """``precision`` as a runtime has it here, for what is measured: bfloat16 is float32 where there is none."""
-        return self.floats_in(runtime) if self.precision == "bf16" else self.precision
+        """``precision`` as a runtime has it here, for what is measured: bfloat16 is float32 where there is none, and so
+        is half precision on a processor."""
+        half = self.manifest.computes == "fp16" and self.device == "cpu"
+        return self.floats_in(runtime) if half or self.precision == "bf16" else self.precision
 
     def fallbacks(self, runtime: str) -> tuple[str, ...]:
         """What a reader of a measurement in a runtime must know of ``floats_in`` and of its gate, as sentences; mostly

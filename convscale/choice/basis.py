@@ -11,11 +11,16 @@ from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import devices, get_device, is_processor
-from convscale.predictor.fitted import RUNTIMES, STAND_INS
+from convscale.predictor.fitted import (
+    MEASURED_BATCH,
+    RUNTIMES,
+    STAND_INS,
+    check_on_processor,
+    predicted_runtimes,
+    usual_on,
+)
 from convscale.runtimes.base import check_runtime
 
-PREDICTED_BATCH, MEASURED_BATCH = 256, 8
-"""Images per call where none is said; one where a latency is limited."""
 PREDICTED_RUNTIMES = (*RUNTIMES, *STAND_INS)
 """Those of PyTorch, which tables speak of, and those that are predicted by them, with a doubt."""
 _HERE = ("cpu", "cuda")
@@ -26,7 +31,7 @@ class Asked:
     """The conditions as a person gave them: what is None is filled in by :func:`basis_of`."""
 
     device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:N``, or a named GPU."""
+    """``cpu``, ``cuda``, ``cuda:N``, or a named GPU or processor."""
     batch_size: int | None = None
     """Images per call."""
     precision: str | None = None
@@ -43,6 +48,8 @@ class Asked:
     """Compute threads on a CPU."""
     latency: bool = False
     """Whether a latency alone is limited: the batch is 1 then."""
+    by_rows: bool = False
+    """Whether measurements on the device go with it, which brings its threads (``choice.rows``, ``calibrate``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +108,7 @@ def check_device(device: str) -> str:
 
 
 def device_title(device: str) -> str:
-    """The maker's name of a named GPU, else the name given."""
+    """The maker's name of a named device, else the name given."""
     return devices()[device].title if device in devices() else device
 
 
@@ -125,22 +132,24 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
     _check_calibration(device, calibration)
     here = at_hand(device) and calibration is None
     runtime = _runtime(asked, device, here)
-    alone = asked.latency or (is_processor(device) and device != "cpu")
-    usual = 1 if alone else MEASURED_BATCH if at_hand(device) else PREDICTED_BATCH
+    usual = usual_on(device, asked.mode)
+    batch_size = 1 if asked.latency else MEASURED_BATCH if at_hand(device) else usual.batch_size
     conditions = Conditions(
         device=device,
         mode=asked.mode,
-        precision=asked.precision or ("fp32" if is_processor(device) else "amp"),
+        precision=asked.precision or usual.precision,
         layout=asked.layout,
-        batch_size=usual if asked.batch_size is None else asked.batch_size,
+        batch_size=batch_size if asked.batch_size is None else asked.batch_size,
         runtime=runtime,
         threads=asked.threads,
     )
     _check_possible(conditions, here, asked.precision)
+    if asked.threads is not None and calibration is None and not asked.by_rows:
+        _check_threads(asked.threads, device)
     made = Basis(conditions=conditions, calibration=None if calibration is None else str(calibration))
     if (known := made.read_calibration()) is not None:
         known.require(conditions)
-        if device == "cpu" and conditions.threads is None:  # a prediction is of those that it was calibrated with
+        if is_processor(device) and conditions.threads is None:  # a prediction is of those that it was calibrated with
             made = replace(made, conditions=replace(conditions, threads=known.threads))
     return made
 
@@ -151,7 +160,7 @@ def _check_calibration(device: str, calibration: str | os.PathLike[str] | None) 
     if not os.path.isfile(calibration):
         raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
     if device.startswith("cuda"):
-        raise UserError(f"a calibration is of a named GPU, not {device!r}; give the name that it was made for")
+        raise UserError(f"a calibration is of a named device, not {device!r}; give the name that it was made for")
 
 
 def _runtime(asked: Asked, device: str, here: bool) -> str:
@@ -171,7 +180,7 @@ def _runtime(asked: Asked, device: str, here: bool) -> str:
     tunable = device == "cpu" and asked.mode == "infer" and asked.precision in (None, "fp32", "int8")
     if here and tunable:
         return BEST
-    return "compiled" if is_processor(device) and device != "cpu" and asked.mode == "infer" else "eager"
+    return usual_on(device, asked.mode).runtime
 
 
 def _check_possible(conditions: Conditions, here: bool, precision: str | None) -> None:
@@ -182,10 +191,13 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
     device, runtime = conditions.device, conditions.runtime
     if runtime == BEST:
         _need_tunable(conditions, here, precision)
+    if not here:
+        check_on_processor(runtime, precision or "", device)
     if not here and runtime not in PREDICTED_RUNTIMES:
+        others = (name for name in predicted_runtimes(device) if name in STAND_INS)
         raise UserError(
             f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch"
-            f", and by them for {' and '.join(STAND_INS)}"
+            f", and by them for {' and '.join(others)}"
         )
     if not here and runtime in STAND_INS and conditions.mode == "train":
         raise UserError(f"runtime {runtime} can not train; eager and compiled PyTorch can")
@@ -200,6 +212,19 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
         )
     if here and device.startswith("cuda"):
         _need_cuda(device)
+
+
+def _check_threads(threads: int, device: str) -> None:
+    """
+    Raises:
+        UserError: the device is a processor that is not here, and nothing measured with those threads is given.
+    """
+    if is_processor(device) and not at_hand(device):
+        raise UserError(
+            f"threads is {threads}, and the tables hold {device} with all its cores; leave threads out, or give "
+            f"what was measured there with {threads}: a calibration (calibrate --threads {threads}), or a kit's rows "
+            f"(measure.py --threads {threads})"
+        )
 
 
 def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> None:

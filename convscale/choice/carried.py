@@ -1,4 +1,4 @@
-"""What to carry to a card that is not here: the candidates that could win there; and what an option is promised."""
+"""What to carry to a device that is not here: the candidates that could win there; and what an option is promised."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def write_kit(
     overwrite: bool = False,
     progress: Say | None = None,
 ) -> Kit:
-    """Write a folder that measures candidates on a card that is not here: ONNX files of untrained networks, and a
+    """Write a folder that measures candidates on a device that is not here: ONNX files of untrained networks, and a
     script that needs numpy and ONNX Runtime alone.
 
     Args:
         networks: a choice that was predicted (of it, those that could win: see :func:`could_win`), or at most eight
             names, patterns, specs or modules.
         folder: to make.
-        device: a named GPU or ``cpu``; of a choice its own.
+        device: a named GPU or processor, or ``cpu``; of a choice its own.
         batch_size, precision, runtime: conditions; of a choice its own. Runtime ``onnxruntime`` (when left out) or
             ``tensorrt``.
         image_sizes: sides in pixels, for names; None: each one's own.
@@ -112,7 +112,7 @@ def write_kit(
         floor, conditions = networks.floor or None, networks.conditions
     else:
         if device is None:
-            raise UserError("a kit of networks needs their device: a named GPU such as 'l4', or 'cpu'")
+            raise UserError("a kit of networks needs their device: a named one such as 'l4', or 'cpu'")
         items, conditions = _named(networks, stated, image_sizes, min_throughput, say)
         floor = min_throughput
     return write_kit_folder(items, folder, conditions, min_throughput=floor, overwrite=overwrite, say=say)
@@ -125,7 +125,7 @@ def _named(
     floor: float | None,
     say: Say,
 ) -> tuple[list[KitNetwork], Conditions]:
-    """Networks by their names, predicted where their device is a named GPU."""
+    """Networks by their names, predicted where their device is a named one."""
     asked = Asked(**{**stated, "runtime": stated["runtime"] or "onnxruntime"})  # pyright: ignore[reportArgumentType]
     if at_hand(asked.device) and asked.device != "cpu":
         raise UserError(f"a kit is for a device that is not here, got {asked.device!r}; name the GPU, such as 'l4'")

@@ -58,11 +58,11 @@ def choose(
     """Choose the most accurate network that keeps a constraint on a device.
 
     On this machine's own device speeds are measured, in the runtime named and as the network would be shipped; on a
-    named GPU, or with a calibration, they are predicted. One choice mixes the two only where ``measured`` is given, and
-    then says of each which it is.
+    named device, or with a calibration, they are predicted. One choice mixes the two only where ``measured`` is given,
+    and then says of each which it is.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:N``, or a named GPU (``rtx-4090``).
+        device: ``cpu``, ``cuda``, ``cuda:N``, or a named GPU or processor (``rtx-4090``, ``i9-10940x``).
         min_throughput: images/s to keep at the batch, model only.
         max_latency_ms: milliseconds that a call of the whole batch may take.
         max_memory_gb: 2**30 bytes that may be alive at once in a call, as counted.

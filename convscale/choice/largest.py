@@ -161,7 +161,7 @@ class Effort:
 def largest_under(
     base: NetSpec | str, basis: Basis, constraint: Constraint, direction: Direction, effort: Effort
 ) -> Largest:
-    """The largest scale of a network that keeps a speed: predicted for a named GPU, measured on this machine's own
+    """The largest scale of a network that keeps a speed: predicted for a named device, measured on this machine's own
     device.
 
     Where the device that is predicted for turns out to be this machine's own (its CPU by a calibration, or its GPU),

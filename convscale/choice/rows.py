@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convscale.arch.spec import NetSpec
-from convscale.choice.basis import Asked, Basis, device_title
+from convscale.choice.basis import Asked, Basis, at_hand, check_device, device_title
 from convscale.choice.decide import Judged, Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.measured import speed_of
@@ -18,7 +18,7 @@ from convscale.choice.speeds import facts_of
 from convscale.errors import UserError
 from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, find
-from convscale.predictor.devices import was_on
+from convscale.predictor.devices import is_processor, was_on
 from convscale.predictor.predict import Prediction, with_doubt
 from convscale.predictor.traced import network_key
 from convscale.speed.records import Record, read_records
@@ -48,19 +48,28 @@ class Rows:
 
 
 def asked_by_rows(asked: Asked, records: Sequence[Record], path: str | os.PathLike[str]) -> Asked:
-    """The conditions asked for, with the rows' runtime where none was named.
+    """The conditions asked for, with the rows' runtime where none was named, and on a processor with their threads.
 
     Raises:
         UserError: there are no rows, or they are of several runtimes.
     """
     if not records:
         raise UserError(f"{path} has no rows; the measure.py of a kit writes them")
+    asked = replace(asked, by_rows=True)
+    counts = {record.measurement.conditions.threads for record in records}
+    if asked.threads is None and len(counts) == 1 and _elsewhere(asked.device):
+        asked = replace(asked, threads=counts.pop())
     if asked.runtime is not None or asked.compiled:
         return asked
     names = sorted({record.measurement.conditions.runtime for record in records})
     if len(names) > 1:
         raise UserError(f"{path} has rows of the runtimes {' and '.join(names)}; give each a file")
     return replace(asked, runtime=names[0])
+
+
+def _elsewhere(device: str) -> bool:
+    """Whether a device is a processor that is not here."""
+    return not at_hand(device) and is_processor(check_device(device))
 
 
 def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str], named: object = None) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,7 @@ CALIBRATION_MODELS = (
 
 def calibrate_command(
     device: Annotated[
-        str, typer.Option("--device", help="cpu, or the named GPU that the measurements are of.")
+        str, typer.Option("--device", help="cpu, or the named GPU or processor that the measurements are of.")
     ] = "cpu",
     output: Annotated[Path, typer.Option("--output", help="Calibration file to write.")] = Path("calibration.json"),
     csv: Annotated[Path | None, typer.Option("--csv", help="Go by a table of timm's benchmark.py.")] = None,
@@ -82,7 +83,7 @@ def calibrate_command(
     from convscale.choice.basis import Asked, basis_of
     from convscale.machine import Environment
     from convscale.predictor.calibrate import observations_of
-    from convscale.predictor.devices import get_device
+    from convscale.predictor.devices import get_device, is_processor
     from convscale.speed.records import read_records, read_timm_csv
 
     if sweep:
@@ -97,11 +98,12 @@ def calibrate_command(
         raise UserError("give --csv or --measurement, not both")
     if (csv is not None or measurements) and models:
         raise UserError("--model says what to measure here; with --csv or --measurement nothing is measured")
-    if not card or (card != "cpu" and csv is None and not measurements):
+    if not card or (csv is None and not measurements and not _is_here(card)):
+        kind = "cpu" if card and is_processor(card) else "cuda"
         raise UserError(
-            f"device {device!r} is not measured by calibrate: record it with `convscale measure --device cuda --record "
-            "FILE`, "
-            "then `convscale calibrate --device NAME --measurement FILE`"
+            f"device {device!r} is not measured by calibrate{'' if kind == 'cuda' else ' here'}: record it with "
+            f"`convscale measure --device {kind} --record FILE`{'' if kind == 'cuda' else ' there'}, then `convscale "
+            f"calibrate --device {card if kind == 'cpu' else 'NAME'} --measurement FILE`"
         )
     asked = Asked(
         device=device,
@@ -111,6 +113,7 @@ def calibrate_command(
         mode=mode,
         runtime="compiled" if compiled else "eager",
         threads=threads,
+        by_rows=True,
     )
     conditions = basis_of(asked).conditions
     if csv is not None:
@@ -119,7 +122,8 @@ def calibrate_command(
     elif measurements:
         records = [record for path in measurements for record in read_records(path)]
     else:
-        observations = _measure_models(models or list(CALIBRATION_MODELS), conditions, seconds)
+        here = replace(conditions, device="cpu")
+        observations = _of(card, _measure_models(models or list(CALIBRATION_MODELS), here, seconds))
         _finish(observations, [], card, output, as_json)
         return
     observations, unknown = observations_of(records, card)
@@ -156,6 +160,19 @@ def _finish(observations: list[Observation], unknown: list[str], card: str, outp
         )
 
 
+def _is_here(device: str) -> bool:
+    """Whether a known device is the processor here, by whichever name."""
+    from convscale.machine import processor_name
+    from convscale.predictor.devices import was_on
+
+    return was_on(device, "cpu", processor_name())
+
+
+def _of(device: str, observations: list[Observation]) -> list[Observation]:
+    """What was observed here, under the name that the device was asked for by."""
+    return [replace(one, conditions=replace(one.conditions, device=device)) for one in observations]
+
+
 def _sweep(
     device: str,
     precision: str | None,
@@ -168,16 +185,23 @@ def _sweep(
     """The device's own name, and what a sweep measured on it.
 
     Raises:
-        UserError: a named GPU that is not the one here.
+        UserError: a named GPU or processor that is not the one here.
     """
     from convscale.conditions import Conditions
-    from convscale.predictor.devices import get_device
+    from convscale.machine import processor_name
+    from convscale.predictor.devices import get_device, is_processor
     from convscale.predictor.sweep import SECONDS, measure_sweep, sheet_here
 
-    here = device if device == "cpu" or device.startswith("cuda") else "cuda"
-    card = sheet_here(here).name
-    if here != device and get_device(device).name != card:
-        raise UserError(f"device {device!r} is not the one here, which is {card}; leave --device at cuda to sweep that")
+    asked = "" if device.startswith("cuda") else get_device(device).name
+    if is_processor(asked):
+        here, card, found = "cpu", asked, processor_name()
+    else:
+        here = "cuda" if asked else device
+        card = found = sheet_here(here).name
+    if asked and not (_is_here(asked) if here == "cpu" else asked == card):
+        raise UserError(
+            f"device {device!r} is not the one here, which is {found}; leave --device at {here} to sweep that"
+        )
     conditions = Conditions(
         device=here,
         mode=mode,
@@ -186,7 +210,8 @@ def _sweep(
         runtime="compiled" if compiled else "eager",
         threads=threads,
     )
-    return card, measure_sweep(conditions, seconds=SECONDS if seconds is None else seconds, say=progress_aside)
+    swept = measure_sweep(conditions, seconds=SECONDS if seconds is None else seconds, say=progress_aside)
+    return card, _of(card, swept)
 
 
 def _measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Observation]:

@@ -71,15 +71,19 @@ def fit_command(
     device: Device = "cpu",
     batch_size: Annotated[
         int | None,
-        typer.Option("-b", "--batch-size", help="Images per call; 8 here, 256 on a named GPU when left out."),
+        typer.Option(
+            "-b",
+            "--batch-size",
+            help="Images per call; when left out 8 here, 256 on a named GPU (processor: 1).",
+        ),
     ] = None,
     img_size: ImgSize = None,
     runtime: Annotated[
         str | None,
         typer.Option(
             "--runtime",
-            help="onnxruntime or openvino, the fastest installed one when left out; on a named GPU what is predicted: "
-            "eager, compiled (when left out), onnxruntime or tensorrt.",
+            help="onnxruntime or openvino, the fastest installed one when left out; on a named device what is "
+            "predicted: eager, compiled (when left out), onnxruntime, or on a GPU tensorrt.",
         ),
     ] = None,
     int8: Annotated[
@@ -98,7 +102,10 @@ def fit_command(
     ] = 0.5,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="On a named GPU: amp when left out, fp32, bf16, fp16; with --int8 none."),
+        typer.Option(
+            "--precision",
+            help="On a named GPU: amp when left out, fp32, bf16, fp16; on a processor fp32; with --int8 none.",
+        ),
     ] = None,
     threads: Threads = None,
     candidates: Annotated[

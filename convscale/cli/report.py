@@ -66,11 +66,15 @@ def report_command(
         typer.Option("--ablation", help="Add TResNet's ingredients: predicted, and measured where --records has them."),
     ] = False,
     device: Annotated[
-        str, typer.Option("--device", help="The GPU of --predict and --layers, and of a .csv.")
+        str, typer.Option("--device", help="The GPU or processor of --predict and --layers, and of a .csv.")
     ] = "rtx-4090",
     batch_size: Annotated[
         int | None,
-        typer.Option("-b", "--batch-size", help="Images per call of --predict and --layers; 256 when left out."),
+        typer.Option(
+            "-b",
+            "--batch-size",
+            help="Images per call of --predict and --layers; 256 (a processor: 1) when left out.",
+        ),
     ] = None,
     img_size: Annotated[int | None, typer.Option("--img-size", help="Of --predict and --layers.")] = None,
     precision: Annotated[
@@ -332,7 +336,7 @@ def _profiles(wanted: _Wanted) -> list[Profile]:
     basis = wanted.basis()
     if not basis.predicted:
         raise UserError(
-            f"--layers shows what is predicted for a named GPU, got device {basis.conditions.device!r}; or give "
+            f"--layers shows what is predicted for a named device, got device {basis.conditions.device!r}; or give "
             "--calibration"
         )
     return [
@@ -387,6 +391,7 @@ def _read(path: Path, asked: Asked) -> list[Record]:
     from convscale.conditions import Conditions
     from convscale.machine import Environment
     from convscale.predictor.devices import get_device
+    from convscale.predictor.fitted import usual_on
     from convscale.speed.records import read_records, read_timm_csv
 
     if path.suffix != ".csv":
@@ -395,7 +400,7 @@ def _read(path: Path, asked: Asked) -> list[Record]:
     stated = Conditions(
         device=card.name,
         mode=asked.mode,
-        precision=asked.precision or "amp",
+        precision=asked.precision or usual_on(card.name, asked.mode).precision,
         layout=asked.layout,
         runtime="compiled" if asked.compiled else "eager",
     )

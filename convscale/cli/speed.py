@@ -79,7 +79,11 @@ def predict_command(
     calibration: Calibration = None,
     runtime: Annotated[
         str | None,
-        typer.Option("--runtime", help="eager (when left out), compiled; onnxruntime, tensorrt: by compiled's speed."),
+        typer.Option(
+            "--runtime",
+            help="eager (when left out; on a processor compiled), compiled; onnxruntime, tensorrt (on a GPU): by "
+            "compiled's speed.",
+        ),
     ] = None,
     save: Annotated[
         Path | None,
@@ -90,7 +94,7 @@ def predict_command(
     detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
-    """Predict throughput on a GPU that is not here, with its interval, and ratios between models."""
+    """Predict throughput on a GPU or processor that is not here, with its interval, and ratios between models."""
     from convscale.choice.basis import Asked, basis_of
     from convscale.choice.facts import SizedSpec
     from convscale.choice.speeds import predicted

@@ -9,15 +9,25 @@ import typer
 from convscale.cli.options import say
 
 Device = Annotated[
-    str, typer.Option("--device", help="A named GPU such as rtx-4090 (predicted), or cpu, cuda, cuda:N (measured).")
+    str,
+    typer.Option(
+        "--device",
+        help="A named GPU or processor such as rtx-4090 or i9-10940x (predicted), or cpu, cuda, cuda:N (measured).",
+    ),
 ]
 BatchOption = Annotated[
-    int | None, typer.Option("-b", "--batch-size", help="Images per call; 256 on a named GPU, 8 here when left out.")
+    int | None,
+    typer.Option(
+        "-b",
+        "--batch-size",
+        help="Images per call; 256 on a named GPU, 1 on a named processor, 8 here when left out.",
+    ),
 ]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        "--precision", help="fp32, amp (fp16), amp_bf16, bf16, fp16, int8; amp on a GPU, fp32 on a CPU if left out."
+        "--precision",
+        help="fp32, amp (fp16), amp_bf16, bf16, fp16, int8; amp on a GPU, else fp32 if left out.",
     ),
 ]
 Layout = Annotated[str, typer.Option("--layout", help="nchw or nhwc.")]

@@ -92,7 +92,7 @@ def choose_backbone(
     Args:
         min_throughput: images/s: measured as shipped, or predicted without non-maximum suppression.
         cond: device, batch size, runtime.
-        predicted: whether the device is a named GPU that is not here.
+        predicted: whether the device is a named one that is not here.
         backbones: names or specs; None: a dozen usual ones.
         head, image_size, options, num_classes: of the detector.
         seconds: timed seconds of each part.

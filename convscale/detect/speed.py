@@ -154,7 +154,7 @@ def _differences(ends: Mapping[str, float]) -> dict[str, float]:
 def predict_detector(
     detector: Detector, cond: Conditions, *, compiled: bool = False, calibration: Calibration | None = None
 ) -> DetectorPrediction:
-    """Predict a detector's throughput on a named GPU: all but non-maximum suppression, whose cost depends on what is
+    """Predict a detector's throughput on a named device: all but non-maximum suppression, whose cost depends on what is
     found.
 
     Raises:

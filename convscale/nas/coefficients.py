@@ -124,7 +124,7 @@ def find_scaling(
     Args:
         model: the baseline: a spec, or an own architecture's name.
         data: splits, or a folder or manifest for ``open_dataset``.
-        device: whose time counts: measured on ``cpu`` and ``cuda``, predicted for a named GPU.
+        device: whose time counts: measured on ``cpu`` and ``cuda``, predicted for a named device.
         budget: how many times as costly phi = 1 is.
         cost: ``time`` or ``macs``.
         minutes: of this call; None: until all is trained.

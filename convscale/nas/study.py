@@ -70,7 +70,7 @@ def search(
         data: splits, or a folder or manifest for ``open_dataset``; other processes read it from there.
         source: where splits that are given were read from, for the record.
         space: what is searched, by value, name or file; None: ``small`` for images of up to 64 px, else ``mobile``.
-        device: where the network is to run: ``cpu``, ``cuda``, or a GPU that is not here, for which it is predicted.
+        device: where the network is to run: ``cpu``, ``cuda``, or a device that is not here, for which it is predicted.
         min_throughput: images/s to keep, or the target of a softer reward; None: no limit.
         trials: how many are trained, earlier calls included; None: as many as the time allows.
         minutes: of this call; trials under way at its end are finished.
@@ -84,7 +84,7 @@ def search(
         reward_by: the cost: ``throughput``, or ``macs`` as in the papers, with ``target_macs_m``.
         reward_weight: w of the soft reward.
         target_macs_m: millions of multiply-accumulates per image.
-        batch_size: images per call; None: 8 here, 256 on a named GPU.
+        batch_size: images per call; None: 8 here, 256 on a named GPU, 1 on a named processor.
         precision, runtime, compiled, threads, calibration: as for ``choose``.
         confidence: with what probability a predicted speed must hold.
         image_size: side in pixels; None: the space's, or that of small images in memory.

@@ -292,14 +292,14 @@ class Finish:
                 f"artefact: {measured.images_per_s:,.0f} images/s, {'keeps' if keeps else 'does not keep'} the "
                 f"{self.min_throughput:,.0f} asked for"
             )
-        eight = artifact.manifest.get("int8")
+        eight, for_card = artifact.manifest.get("int8"), artifact.manifest.computes == "fp16"
         self.record.put(
             missed=missed,
             verification=from_json(WrittenVerification, checked.to_dict(), "verification"),
             artifact=Shipped(
                 path=artifact.folder.name,
                 format=artifact.format,
-                precision=artifact.computed_in(artifact.runtime),
+                precision=artifact.precision if for_card else artifact.computed_in(artifact.runtime),
                 opset=artifact.manifest.get("opset"),
                 bytes=sum(f.stat().st_size for f in artifact.folder.iterdir() if f.is_file()),
                 measurement=None if measured is None else Timed.of(measured),

@@ -15,7 +15,7 @@ import torch
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import all_tags, find_tag
 from convscale.arch.zoo import list_models
-from convscale.choice.basis import MEASURED_BATCH, Asked, Basis, at_hand, basis_of, check_device
+from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
 from convscale.choice.candidates import SMALL_IMAGE, candidates_of, sized
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import Rows, read_rows, rows_of
@@ -40,7 +40,7 @@ from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size
-from convscale.predictor.fitted import EIGHT_BITS
+from convscale.predictor.fitted import EIGHT_BITS, MEASURED_BATCH, check_on_processor
 from convscale.runtimes.base import file_runtimes, runtime_of
 
 BRIEF_EPOCHS = 1
@@ -240,8 +240,9 @@ class FitRequest:
     def _check_int8_elsewhere(self) -> None:
         """
         Raises:
-            UserError: 8 bits are not predicted in the runtime asked for.
+            UserError: 8 bits are not predicted on the device, or not in the runtime asked for.
         """
+        check_on_processor("", "int8", check_device(self.where.device))
         runtime = self.where.runtime or "compiled"
         if runtime not in EIGHT_BITS:
             raise UserError(

@@ -14,7 +14,7 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Asked, at_hand, check_device
-from convscale.conditions import Constraint
+from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.files import check_output_dir, new_output_dir
 from convscale.images.sources import open_dataset
@@ -30,6 +30,7 @@ from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
 from convscale.pipeline.tracked import tell_result, tracked
+from convscale.predictor.fitted import predicted_runtimes
 from convscale.ship.export import wants_qat
 from convscale.show.fit_record import FitRecord
 from convscale.show.report import write_fit_report
@@ -132,18 +133,19 @@ def fit(
         max_memory_gb: 2**30 bytes that may be alive at once in a call, as counted.
         max_params_m: millions of parameters.
         confidence: probability with which a predicted speed must keep the limits, 0.5 to 0.99.
-        device: where it will run: ``cpu``, ``cuda`` or a named GPU (``l4``), for which speeds are predicted.
-        batch_size: images per call of the shipped network; None: 8 on this machine, 256 on a named GPU, 1 where a
-            latency alone is limited.
-        precision: of the shipped network.
-        runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named GPU what its speed is
-            predicted for, None: ``compiled``.
+        device: where it will run: ``cpu``, ``cuda``, or a named GPU or processor (``l4``, ``i9-10940x``), for which
+            speeds are predicted.
+        batch_size: images per call of the shipped network; None: 8 on this machine, 256 on a named GPU, 1 on a named
+            processor and where a latency alone is limited.
+        precision: of the shipped network; None: ``amp`` on a named GPU, ``fp32`` on a processor.
+        runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named device what its speed
+            is predicted for, None: ``compiled``.
         int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
             float. ``"qat"``: fine-tune for it where it loses too much. On a named GPU networks are predicted in INT8,
             with runtime ``tensorrt`` or ``onnxruntime``; where its gate withholds it, float ships, and by its
             prediction is said what is missed.
         max_drop: accuracy points that INT8 may lose on validation.
-        threads: of the runtime; None: one per core.
+        threads: of the runtime, on a named processor with ``measured`` alone; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
             below let through.
@@ -179,7 +181,7 @@ def fit(
     if space is not None and search is None:
         raise UserError(f"space {str(space)!r} is what a search looks through; give search, its minutes, too")
     given = None if init in (None, "pretrained") else Path(init)  # pyright: ignore[reportArgumentType]
-    named_gpu = not at_hand(check_device(device))
+    elsewhere = not at_hand(check_device(device))
     asked = FitRequest(
         data=data_dir,
         output=output,  # pyright: ignore[reportArgumentType]
@@ -194,12 +196,12 @@ def fit(
             device=device,
             batch_size=batch_size,
             precision=precision,
-            runtime=runtime if named_gpu else None,
+            runtime=runtime if elsewhere else None,
             threads=threads,
             latency=max_latency_ms is not None and min_throughput is None,
         ),
         shipping=Shipping(
-            runtime=None if named_gpu else runtime, int8=bool(int8), max_drop=max_drop, qat=wants_qat(int8)
+            runtime=None if elsewhere else runtime, int8=bool(int8), max_drop=max_drop, qat=wants_qat(int8)
         ),
         training=Training(
             recipe=recipe,
@@ -275,10 +277,7 @@ def _fit(
         data=describe(splits, str(request["data"]), asked.size_for(splits)),
     )
     if not asked.here and asked.where.runtime is None:
-        run.note(
-            f"speeds are predicted for {asked.where.device} in runtime {run.basis.conditions.runtime}, since none was "
-            "named; --runtime tensorrt, onnxruntime or eager predicts for another"
-        )
+        run.note(_usual_runtime(run.basis.conditions))
     run.check()
     if files is not None and files.foreign:
         named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")
@@ -294,6 +293,15 @@ def _fit(
     write_fit_report(folder)
     run.note(f"report: {folder / 'report.html'}")
     return FitRun(output=folder, net=trained.net, artifact=artifact, result=run.record.now)
+
+
+def _usual_runtime(c: Conditions) -> str:
+    """That a runtime was taken since none was named, and which others can be predicted on the device."""
+    *others, last = [name for name in reversed(predicted_runtimes(c.device)) if name != c.runtime]
+    return (
+        f"speeds are predicted for {c.device} in runtime {c.runtime}, since none was named; --runtime "
+        f"{', '.join(others)} or {last} predicts for another"
+    )
 
 
 def _command() -> str:

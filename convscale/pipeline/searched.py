@@ -69,7 +69,7 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
         batch_size=c.batch_size,
         precision=None if c.runtime == BEST else c.precision,
         runtime=asked.shipping.runtime if c.runtime == BEST else c.runtime,
-        threads=c.threads,
+        threads=None if asked.measured is not None else c.threads,  # rows and their threads are looked at by fit alone
         confidence=asked.constraint.confidence,
         image_size=asked.image_size,
         seed=asked.training.seed,

@@ -19,6 +19,7 @@ from convscale.errors import UserError, check_flag, check_number
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
+from convscale.predictor.devices import is_processor
 from convscale.runtimes.base import file_runtimes
 from convscale.ship.export import export_as
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
@@ -172,8 +173,8 @@ def ship_elsewhere(
     temperatures: Sequence[float] | None = None,
 ) -> Elsewhere:
     """An ONNX file for a device that is not here: in 8 bits where they are asked for and pass their gate on validation;
-    in half precision where speeds are of that and it passes its gate on the test set, as a kit's files are; else in
-    float32. Which is faster is not asked: it would be told of this machine.
+    in half precision where speeds are of that, for a GPU, and it passes its gate on the test set, as a kit's files are;
+    else in float32. Which is faster is not asked: it would be told of this machine.
 
     Args:
         test: as for :func:`ship_fastest`.
@@ -206,7 +207,9 @@ def _float_elsewhere(
 ) -> Elsewhere:
     """The file where 8 bits were not asked for, or are withheld."""
     precision, why, half = asked.precision, "", False
-    if asked.runtime not in RUNTIMES:  # PyTorch is promised, which opens no file
+    if precision in HALF and is_processor(asked.device):
+        precision, why = "fp32", "a processor computes half precision in float32"
+    elif asked.runtime not in RUNTIMES:  # PyTorch is promised, which opens no file
         half = precision == "fp16"
     elif precision in (*HALF, "int8"):
         try:

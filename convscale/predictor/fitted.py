@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
+from typing import NamedTuple
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.predictor.devices import Device, get_device
+from convscale.predictor.devices import Device, get_device, is_processor
 
 RUNTIMES = ("eager", "compiled")
 """Runtimes that tables speak of: PyTorch, as it is or behind its compiler."""
@@ -33,7 +34,11 @@ PRECISIONS = ("amp", "amp_bf16", "bf16", "fp16", "fp32")
 bfloat16, ``fp16`` weights and maps in float16, ``fp32`` PyTorch's default, whose convolutions run in TF32 where a card
 has it."""
 EIGHT_BITS = tuple(STAND_INS)
-"""Runtimes that are predicted in ``int8`` too."""
+"""Runtimes that are predicted in ``int8`` too, on a GPU."""
+PREDICTED_BATCH, MEASURED_BATCH = 256, 8
+"""Images per call where none is said, on a named GPU and on what is at hand."""
+GPU_RUNTIMES = ("tensorrt",)
+"""Runtimes that no processor has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,52 @@ def stand_in(runtime: str) -> str:
     return STAND_INS.get(runtime, runtime)
 
 
+class Usual(NamedTuple):
+    """What a prediction is of where nothing else is said: what the tables of such a device hold."""
+
+    batch_size: int
+    """Images per call."""
+    precision: str
+    """One of ``PRECISIONS``."""
+    runtime: str
+    """One of ``RUNTIMES``."""
+
+
+def usual_on(device: str, mode: str) -> Usual:
+    """The usual conditions on a GPU, on a processor by its name, and on ``cpu``, the one at hand."""
+    if not is_processor(device):
+        return Usual(PREDICTED_BATCH, "amp", "eager")
+    if device == "cpu":
+        return Usual(MEASURED_BATCH, "fp32", "eager")
+    return Usual(1, "fp32", "compiled" if mode == "infer" else "eager")
+
+
+def predicted_runtimes(device: str) -> tuple[str, ...]:
+    """Runtimes that can be predicted on a device: those of PyTorch, and those that they stand in for."""
+    known = (*RUNTIMES, *STAND_INS)
+    return tuple(name for name in known if name not in GPU_RUNTIMES) if is_processor(device) else known
+
+
+def check_on_processor(runtime: str, precision: str, device: str) -> None:
+    """
+    Raises:
+        UserError: the device is a processor, and the runtime or the precision is of GPUs alone.
+    """
+    if not is_processor(device):
+        return
+    if runtime in GPU_RUNTIMES:
+        known = predicted_runtimes(device)
+        raise UserError(
+            f"runtime {runtime} runs on GPUs, got device {device}; {', '.join(known[:-1])} or {known[-1]} can be "
+            "predicted there"
+        )
+    if precision == "int8":
+        raise UserError(
+            f"precision 'int8' is predicted on GPUs alone, got device {device}; fp32 is predicted there, and on "
+            "that machine device cpu measures int8"
+        )
+
+
 def set_name(conditions: Conditions, device: Device) -> str:
     """Which fitted set holds for conditions on a device."""
     if device.kind == "cpu":
@@ -103,15 +154,16 @@ def check_predicted(conditions: Conditions) -> tuple[Conditions, Device]:
             predicted for.
     """
     device = get_device(conditions.device)
+    check_on_processor(conditions.runtime, conditions.precision, device.name)
     if stand_in(conditions.runtime) not in RUNTIMES:
         raise UserError(
             f"runtime {conditions.runtime!r} is not predicted; {' and '.join(RUNTIMES)} PyTorch are, and by them "
-            f"{' and '.join(STAND_INS)}"
+            f"{' and '.join(name for name in predicted_runtimes(device.name) if name in STAND_INS)}"
         )
     if conditions.runtime in STAND_INS and conditions.mode == "train":
         raise UserError(f"runtime {conditions.runtime} can not train; eager and compiled PyTorch can")
     if conditions.precision not in PRECISIONS and not (
-        conditions.precision == "int8" and conditions.runtime in EIGHT_BITS and device.kind == "gpu"
+        conditions.precision == "int8" and conditions.runtime in EIGHT_BITS
     ):
         raise UserError(
             f"precision {conditions.precision!r} is not predicted; {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]} "

@@ -65,18 +65,24 @@ def predict_largest_batch(
 
     Args:
         net_or_spec: a module, a NetSpec or a model's name.
-        device: a known device (``convscale.predictor.devices.devices``).
+        device: a known GPU (``convscale.predictor.devices.devices``).
         mode: ``train`` (SGD with momentum) or ``infer``.
         precision, layout, image_size: as for ``count``.
         ema: training keeps an average of the weights beside them (a recipe's ``ema_decay`` or ``ema_width``): their
             bytes once more. The best weights so far, and what a run goes back to, lie in the host's memory.
 
     Raises:
-        UserError: not even one image fits, or as for ``count``; an unknown device; an average without training.
+        UserError: not even one image fits, or as for ``count``; an unknown device or a processor; an average in
+            inference.
     """
     if check_flag("ema", ema) and mode != "train":
         raise UserError(f"ema averages weights in training, but mode is {mode!r}; give mode 'train', or leave it out")
     sheet = get_device(device)
+    if sheet.kind == "cpu":
+        raise UserError(
+            f"the largest batch is counted against a GPU's memory, got device {sheet.name}, a processor, whose memory "
+            "is as large as its owner made it; name a GPU"
+        )
     conditions = Conditions(
         device=sheet.name, mode=mode, precision=precision, layout=layout, batch_size=1, image_size=image_size
     )

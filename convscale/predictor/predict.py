@@ -14,8 +14,9 @@ import numpy as np
 from convscale.conditions import Conditions, Size, precision_text, size_text
 from convscale.errors import UserError, naming_extras
 from convscale.predictor.calibration import Calibration
+from convscale.predictor.devices import get_device
 from convscale.predictor.doubts import compiler_doubt, doubts_of, runtime_doubt
-from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted
+from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted, usual_on
 from convscale.predictor.interval import RATES, groups_of, rate_shares, rate_sigma, rate_sigmas, sigma_of
 from convscale.predictor.latency import Basis, basis_of, call_times
 from convscale.predictor.loading import traced_as, workload_for
@@ -88,15 +89,19 @@ def predict(
     net_or_spec: Network,
     device: str = "rtx-4090",
     mode: str = "infer",
-    precision: str = "amp",
+    precision: str | None = None,
     image_size: Size | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     compiled: bool = False,
     layout: str = "nchw",
     calibration: Calibration | None = None,
     runtime: str | None = None,
 ) -> Prediction:
     """Predict a network's throughput on a device by its data sheet, without the device.
+
+    What is left out is filled in by the device: on a GPU batch 256, ``amp``, eager PyTorch; on a processor by its name
+    batch 1, ``fp32``, compiled (training: eager), which is what tables of such hold; on ``cpu`` batch 8, ``fp32``,
+    eager.
 
     Args:
         net_or_spec: any module (on any device, the meta device too; ``training`` is ignored), a NetSpec, or a model's
@@ -105,15 +110,16 @@ def predict(
         mode: ``infer`` or ``train`` (forward, backward and an SGD step).
         precision: ``amp`` (autocast to float16), ``amp_bf16`` or ``bf16`` (to bfloat16), ``fp16`` (weights in it too),
             ``fp32`` (PyTorch's default: convolutions in TF32 where the card has it), or ``int8`` in ONNX Runtime and
-            TensorRT.
+            TensorRT on a GPU; None: by the device.
         image_size: side in pixels, or (height, width); None: the network's own.
-        batch_size: images a call; one that does not fit the device is a doubt, not an error.
-        compiled: behind ``torch.compile``; else eager PyTorch.
+        batch_size: images a call, None: by the device; one that does not fit the device is a doubt, not an error.
+        compiled: behind ``torch.compile``.
         layout: ``nchw`` or ``nhwc``.
         calibration: what ``calibrate`` made of measurements on the device.
-        runtime: ``eager``, ``compiled``, ``onnxruntime`` or ``tensorrt``; None: as ``compiled`` says. The last two are
-            in no table: they are predicted as compiled PyTorch, with a doubt and an interval that ``STAND_IN_FACTOR``
-            (``convscale.predictor.fitted``) widens either way, unless a calibration made in them is given.
+        runtime: ``eager``, ``compiled``, ``onnxruntime`` or ``tensorrt`` (a GPU); None: as ``compiled`` says, else by
+            the device. The last two are in no table: they are predicted as compiled PyTorch, with a doubt and an
+            interval that ``STAND_IN_FACTOR`` (``convscale.predictor.fitted``) widens either way, unless a calibration
+            made in them is given.
 
     Raises:
         UserError: an unknown device (the message names the nearest), an impossible condition, a network that can not be
@@ -123,17 +129,18 @@ def predict(
 
     if compiled and runtime not in (None, "compiled"):
         raise UserError(f"compiled=True and runtime {runtime!r} exclude each other; give one of them")
+    usual = usual_on(get_device(device).name, mode)
     asked = Conditions(
         device=device,
         mode=mode,
-        precision=precision,
+        precision=usual.precision if precision is None else precision,
         layout=layout,
-        batch_size=batch_size,
+        batch_size=usual.batch_size if batch_size is None else batch_size,
         image_size=image_size,
-        runtime=runtime or ("compiled" if compiled else "eager"),
+        runtime=runtime or ("compiled" if compiled else usual.runtime),
     )
     named, _ = check_predicted(asked)
-    _, _, sized = subject_of(net_or_spec, replace(named, precision=traced_as(precision)))
+    _, _, sized = subject_of(net_or_spec, replace(named, precision=traced_as(named.precision)))
     conditions = replace(sized, precision=named.precision)
     made = predict_workload(workload_for(net_or_spec, conditions), conditions, calibration)
     if conditions.runtime != "compiled" or calibration is not None:

@@ -174,6 +174,11 @@ def check_kit(conditions: Conditions, folder: Path, *, overwrite: bool = False) 
         raise UserError(
             f"runtime tensorrt runs on GPUs, got device {conditions.device}; choose with runtime onnxruntime"
         )
+    if conditions.precision in HALF and is_processor(conditions.device):
+        raise UserError(
+            f"a processor computes half precision in float32, got precision {conditions.precision!r} for device "
+            f"{conditions.device}; choose with precision fp32"
+        )
     if conditions.mode != "infer":
         raise UserError(f"a kit is measured in mode infer, got {conditions.mode!r}")
     if conditions.precision not in (*HALF, "fp32"):

@@ -40,7 +40,7 @@ def predicted_points(
     """What released weights are predicted to run at on a device, each at the sizes that an accuracy was published for.
 
     Args:
-        basis: of a named GPU, or by a calibration.
+        basis: of a named device, or by a calibration.
         models: names, patterns, tags or specs; None: all released weights.
         image_sizes: instead of the published ones; without a published accuracy a network stands in the table only.
         progress: told a line now and then.

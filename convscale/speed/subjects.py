@@ -92,7 +92,7 @@ def _conditions(net: Measured, cond: Conditions | None, keywords: dict[str, obje
         what = "an artefact" if isinstance(net, Artifact) else f"runtime {cond.runtime}"
         raise UserError(f"{what} can not train; measure mode train in runtime eager or compiled")
     if not (cond.device == "cpu" or cond.device.startswith("cuda")):
-        raise UserError(f"device {cond.device!r} can not be measured here; use cpu or cuda, or predict for a named GPU")
+        raise UserError(f"device {cond.device!r} can not be measured here; use cpu or cuda, or predict for it")
     if cond.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"device {cond.device!r} is not there: torch sees no CUDA GPU; use device cpu, or predict for a named GPU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import convscale as cs
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
-from convscale.choice.basis import Asked, Basis
+from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import report as cli_report
@@ -25,6 +26,7 @@ from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import Environment, available_cores
 from convscale.predictor import calibrate as predictor_calibrate
+from convscale.predictor.calibrate import Observation
 from convscale.show import speed_plots
 from convscale.speed.records import append_record
 from convscale.speed.timing import Measurement
@@ -291,7 +293,7 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
             "along 'phy' is unknown .nearest: phi",
         ),
         (["report", "--predict", "--device", "cpu"], "this machine's own and is not predicted"),
-        (["report", "--layers", "resnet18", "--device", "cpu"], "--layers shows what is predicted for a named GPU"),
+        (["report", "--layers", "resnet18", "--device", "cpu"], "--layers shows what is predicted for a named device"),
         (["report", "--predict", "--device", "v10"], "device 'v10' is unknown .nearest:"),
         (["report", "--model", "resnet18", "--papers"], "give it with --predict"),
         (["report", "--papers", "--output", "x.png"], "a .png shows accuracy against throughput alone"),
@@ -333,6 +335,80 @@ def test_calibrate_by_measurements_moves_predictions_to_them(run: Any, tmp_path:
     assert value["count"] == 2
     text = run("predict", "resnet18", "--device", "cpu", "--calibration", str(output))
     assert "resnet18 @224" in text
+
+
+I9 = "Intel(R) Core(TM) i9-10940X CPU @ 3.30GHz"
+
+
+def test_calibrate_measures_a_named_processor_where_it_is(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed on ``cpu`` there is filed under its name, in what a prediction for it is of."""
+    measured_on: list[Conditions] = []
+
+    def measure_models(models: list[str], conditions: Conditions, seconds: float) -> list[Observation]:
+        measured_on.append(conditions)
+        under = dataclasses.replace(conditions, image_size=64, threads=conditions.threads or 28)
+        return [Observation(net=cs.get_spec(name), conditions=under, images_per_s=100.0) for name in models]
+
+    monkeypatch.setattr("convscale.machine.processor_name", lambda: I9)
+    monkeypatch.setattr(cli_calibrate, "_measure_models", measure_models)
+    output = tmp_path / "c.json"
+    arguments = ("--device", "I9-10940X", "--model", "resnet18", "--compiled", "--output", str(output))
+    run("calibrate", *arguments, "--threads", "4")
+    assert measured_on == [Conditions(device="cpu", batch_size=1, precision="fp32", runtime="compiled", threads=4)]
+    made = json.loads(output.read_text())
+    assert (made["device"], made["threads"], made["count"]) == ("i9-10940x", 4, 1)
+    assert basis_of(Asked(device="i9-10940x"), output).conditions.threads == 4
+    run("calibrate", "--device", "cpu", "--model", "resnet18", "--output", str(output))
+    assert json.loads(output.read_text())["device"] == "cpu"
+
+
+def test_a_sweep_of_a_named_processor_is_filed_under_its_name(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_sweep(conditions: Conditions, **_: Any) -> list[Observation]:
+        under = dataclasses.replace(conditions, image_size=64, batch_size=2, threads=28)
+        return [Observation(net=cs.get_spec("resnet18"), conditions=under, images_per_s=100.0)]
+
+    monkeypatch.setattr("convscale.machine.processor_name", lambda: I9)
+    monkeypatch.setattr("convscale.predictor.sweep.measure_sweep", measure_sweep)
+    output = tmp_path / "c.json"
+    run("calibrate", "--sweep", "--device", "i9-10940x", "--output", str(output))
+    made = json.loads(output.read_text())
+    assert (made["device"], made["precision"], made["threads"]) == ("i9-10940x", "fp32", 28)
+
+
+@pytest.mark.parametrize(
+    ("device", "sweep", "message"),
+    [
+        (
+            "i9-10940X",
+            False,
+            "device 'i9-10940X' is not measured by calibrate here: record it with `convscale measure --device cpu "
+            "--record FILE` there, then `convscale calibrate --device i9-10940x --measurement FILE`",
+        ),
+        (
+            "l4",
+            False,
+            "device 'l4' is not measured by calibrate: record it with `convscale measure --device cuda --record FILE`, "
+            "then `convscale calibrate --device NAME --measurement FILE`",
+        ),
+        (
+            "i9-10940x",
+            True,
+            "device 'i9-10940x' is not the one here, which is Some Processor; leave --device at cpu to sweep that",
+        ),
+        ("l4", True, "device 'cuda' is not there: torch sees no CUDA GPU; sweep the cpu, or run it where it is"),
+    ],
+)
+def test_calibrate_of_what_is_not_here(
+    run: Any, monkeypatch: pytest.MonkeyPatch, device: str, sweep: bool, message: str
+) -> None:
+    monkeypatch.setattr("convscale.machine.processor_name", lambda: "Some Processor")
+    with pytest.raises(UserError) as caught:
+        run("calibrate", "--device", device, *(("--sweep",) if sweep else ()))
+    assert str(caught.value) == message
 
 
 def test_calibrate_by_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> None:
@@ -439,5 +515,8 @@ def test_a_table_of_both_modes_is_read_in_the_one_asked_for(
             run("calibrate", "--device", "a10", "--csv", str(table), "--mode", mode)
     asked = Asked(device="a10", mode="train")
     seen += [record.measurement for record in cli_report._read(table, asked)]
+    (of_processor,) = cli_report._read(table, Asked(device="i9-10940x"))
+    assert of_processor.measurement.conditions.precision == "fp32"
+    assert {m.conditions.precision for m in seen} == {"amp"}
     told = [(m.conditions.mode, round(m.images_per_s), m.conditions.batch_size, m.conditions.image_size) for m in seen]
     assert told == [("infer", 3000, 256, 224), ("train", 900, 64, 192), ("train", 900, 64, 192)]

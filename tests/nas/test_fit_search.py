@@ -18,6 +18,8 @@ from convscale.nas.space import SearchSpace
 from convscale.pipeline import run as run_module
 from convscale.pipeline import searched
 from convscale.pipeline.request import FitRequest
+from convscale.speed.records import append_record
+from tests.choice.test_processors import row
 
 
 class _Found:
@@ -60,6 +62,15 @@ def test_what_is_searched_for_is_fitted(
         "precision": "amp",
     }
     assert given["output"] == tmp_path / "a-search"
+
+
+def test_a_search_goes_without_the_threads_of_rows(asked: dict[str, Any], colour_folder: Path, tmp_path: Path) -> None:
+    """A search does not see the rows, so threads of a processor that is not here would be refused there."""
+    append_record(tmp_path / "rows.jsonl", row(4))
+    options: dict[str, Any] = {"device": "i9-10940x", "measured": tmp_path / "rows.jsonl", "space": "small"}
+    cs.fit(colour_folder, output=tmp_path / "a", min_throughput=10, search=5, **options)
+    assert asked["fit"].basis().conditions.threads == 4
+    assert (asked["search"]["threads"], asked["search"]["runtime"]) == (None, "onnxruntime")
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, "small"), (0.5, 0.5)])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from convscale.choice.basis import Asked
+from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.request import FitRequest, Start, Training
+from convscale.pipeline.run import _usual_runtime
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
 from tests.pipeline.test_order import BASIS, SPEC, SPLITS, _record
@@ -70,6 +71,16 @@ def test_two_networks_of_one_name_are_refused() -> None:
                 f"int8 on l4 is predicted in runtime onnxruntime or tensorrt, not in {runtime or 'compiled'}; name one",
             )
             for runtime in (None, "compiled", "eager")
+        ),
+        *(
+            (
+                {
+                    "where": Asked(device="i9-10940x", runtime=runtime),
+                    "shipping": Shipping(runtime=None, int8=True, max_drop=1),
+                },
+                "precision 'int8' is predicted on GPUs alone, got device i9-10940x; fp32 is predicted there",
+            )
+            for runtime in (None, "onnxruntime")
         ),
         (
             {
@@ -144,3 +155,14 @@ def test_misnamed_files_beside_good_ones_are_known(tmp_path: Path) -> None:
     for name in ("resnet18.a1_in1k.pth", "resnet18_best.pth", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     assert Start(weights_dir=tmp_path).files(None).foreign == ("resnet18_best.pth",)
+
+
+@pytest.mark.parametrize(
+    ("device", "others"), [("l4", "tensorrt, onnxruntime or eager"), ("i9-10940x", "onnxruntime or eager")]
+)
+def test_the_runtimes_that_are_named_are_those_of_the_device(device: str, others: str) -> None:
+    conditions = basis_of(Asked(device=device, runtime="compiled")).conditions
+    assert _usual_runtime(conditions) == (
+        f"speeds are predicted for {device} in runtime compiled, since none was named; --runtime {others} predicts for "
+        "another"
+    )

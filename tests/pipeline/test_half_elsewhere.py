@@ -4,6 +4,7 @@ trained.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -46,11 +47,11 @@ def test_half_precision_ships_where_it_is_promised(
     assert 0 < checked["max_rel"] < 0.01
     assert "as onnx (fp16, which a GPU computes in)." in (art.folder / "README.md").read_text()
     here = "onnxruntime has no fp16 here: float operations were computed in fp32"
-    assert art.fallbacks("onnxruntime") == (here,)
+    assert (art.fallbacks("onnxruntime"), art.computed_in("onnxruntime")) == ((here,), "fp32")
     for module in ("artifact.artifact", "runtimes.base"):
         monkeypatch.setattr(f"convscale.{module}.need_runtime", lambda name: None)
     there = load_artifact(art.folder, runtime=runtime, device="cuda")
-    assert confirm_module._differences(there, promise) == ()
+    assert (confirm_module._differences(there, promise), there.computed_in(runtime)) == ((), "fp16")
     opened: list[str] = []
     monkeypatch.setattr(Tensorrt, "open", lambda self, path, how: opened.append(how.precision))
     open_artifact(there, "tensorrt", Opening(device="cuda"))
@@ -77,6 +78,22 @@ def test_where_the_gate_withholds_it_float32_ships_and_its_own_prediction_decide
     speed, gap = f"{promise.images_per_s:,.0f}", f"{1 - promise.images_per_s / 1e9:.0%}"
     missed = f"half precision does not ship, and float32 is predicted at {speed} images/s, {gap} below the "
     assert record.now.missed == (None if floor == 100.0 else f"{missed}1,000,000,000 asked for")
+
+
+@pytest.mark.parametrize(("runtime", "precision"), [("onnxruntime", "amp"), ("compiled", "fp16")])
+def test_for_a_processor_float32_ships_and_is_promised(runtime: str, precision: str, tmp_path: Path) -> None:
+    asked = _asked(tmp_path, runtime, int8=False, precision=precision)
+    asked = replace(asked, where=replace(asked.where, device="i9-10940x", batch_size=1))
+    art, record, _ = _shipped(tmp_path, asked, 2e9)
+    graph = onnx.load(art.model_path).graph
+    assert {each.data_type for each in graph.initializer if len(each.dims) > 1} == {onnx.TensorProto.FLOAT}
+    single = basis_of(replace(asked.where, precision="fp32"))
+    promised = predicted(SizedSpec(SPEC, 8), single).images_per_s
+    assert (art.promise.precision, art.promise.images_per_s) == ("fp32", promised)
+    assert record.now.artifact.predicted.precision == "fp32"
+    assert record.now.choice_notes == (
+        "a processor computes half precision in float32: what is shipped and promised is in float32",
+    )
 
 
 def test_what_can_not_be_written_in_half_precision_ships_in_float32(

@@ -83,3 +83,11 @@ def test_not_even_one_image_fits() -> None:
         predict_largest_batch("efficientnet_b7", "t4", image_size=6000)
     with pytest.raises(UserError, match="device 'v10' is unknown"):
         predict_largest_batch("resnet18", "v10")
+
+
+@pytest.mark.parametrize("device", ["i9-10940X", "cpu"])
+def test_a_processor_has_no_largest_batch(device: str) -> None:
+    message = f"counted against a GPU's memory, got device {device.lower()}, a processor, .*; name a GPU$"
+    with pytest.raises(UserError, match=message) as caught:
+        predict_largest_batch("resnet18", device)
+    assert "\n" not in str(caught.value)

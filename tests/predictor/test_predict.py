@@ -594,3 +594,21 @@ def test_one_runtime_is_asked_for(resnet50: nn.Module) -> None:
         predict(resnet50, device="l4", image_size=64, compiled=True, runtime="eager")
     with pytest.raises(UserError, match="runtime tensorrt can not train; eager and compiled PyTorch can"):
         predict(resnet50, device="l4", image_size=64, mode="train", runtime="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "wanted"),
+    [
+        ("rtx-4090", {}, (256, "amp", "eager")),
+        ("rtx-4090", {"compiled": True, "batch_size": 2}, (2, "amp", "compiled")),
+        ("Intel Core i9-10940X", {}, (1, "fp32", "compiled")),
+        ("i9-10940x", {"mode": "train"}, (1, "fp32", "eager")),
+        ("i9-10940x", {"runtime": "eager", "precision": "amp", "batch_size": 4}, (4, "amp", "eager")),
+        ("cpu", {}, (8, "fp32", "eager")),
+    ],
+)
+def test_what_is_left_out_is_what_the_tables_of_the_device_hold(
+    device: str, given: dict[str, object], wanted: tuple[int, str, str]
+) -> None:
+    c = predict(ConvNormAct(), device, image_size=16, **given).conditions  # pyright: ignore[reportArgumentType]
+    assert (c.batch_size, c.precision, c.runtime) == wanted
