@@ -174,8 +174,11 @@ def find_scaling(
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
     chosen = None if recipe is None else get_recipe(recipe)
     check_whole("epochs", epochs)
+    check_whole("most_images", most_images)
     named = as_spec(model)
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
+    base = _sized(named, splits, image_size)
+    brief = fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), place.device).to_dict()
     with OutputLock() as lock:
         lock.take(folder)
         new_output_dir(folder, overwrite=overwrite, resume=resume)
@@ -188,15 +191,15 @@ def find_scaling(
             records=folder / "speeds.jsonl",
         )
         asks = _Asked(
-            base=_sized(named, splits, image_size),
+            base=base,
             budget=budget,
             cost=cost,
             trials=trials,
             method=method,
-            recipe=fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), place.device).to_dict(),
+            recipe=brief,
             place=place,
             data=None if own else str(Path(data).absolute()),
-            most_images=check_whole("most_images", most_images),
+            most_images=most_images,
             seed=seed,
             data_digest=data_digest((splits.train, splits.validation)),
             deadline=None if minutes is None else time.monotonic() + 60 * minutes,
