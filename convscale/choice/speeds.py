@@ -92,7 +92,7 @@ def traced_before(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec
     works = [held.about(at, c.batch_size) for at in good.values()]
     conditions = [dataclasses.replace(basis.conditions, image_size=size) for _, size in good]
     predictions = predict_table(table, works, conditions, basis.read_calibration())
-    if name == "compiled" and basis.calibration is None:
+    if c.runtime == "compiled" and basis.calibration is None:
         predictions = _beside_eager(predictions, list(good), conditions)
     v, nets = table.values, len(works)
     macs = np.bincount(table.net, weights=v["macs"] * table.count, minlength=nets)

@@ -11,6 +11,8 @@ from convscale.images.threads import in_threads
 
 LOOKED_AT = 64
 """Files whose headers tell how large those of a set are."""
+LEAST_SIDE = 28
+"""Files of smaller pictures are enlarged to this side."""
 _known: WeakKeyDictionary[FileSplit, int | None] = WeakKeyDictionary()
 
 
@@ -37,3 +39,14 @@ def largest_side(split: Split) -> int | None:
         sizes = in_threads(lambda index: upright_size(split.paths[index], split.max_pixels), chosen, chunk=8)
         _known[split] = max((max(size) for size in sizes if size is not None), default=None)
     return _known[split]
+
+
+def small_side(split: Split, most: int) -> int | None:
+    """The side in pixels that networks for small pictures, of up to ``most`` px, are built for: their own. Files are
+    resized anyway, so theirs is a multiple of 4, which every family takes. None where pictures are larger, or none can
+    be read.
+    """
+    side = largest_side(split)
+    if side is None or side > most:
+        return None
+    return side if split.images is not None else max(LEAST_SIDE, -(-side // 4) * 4)

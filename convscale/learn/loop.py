@@ -14,6 +14,7 @@ from torch import nn
 from convscale.errors import UserError
 from convscale.learn.agreeing import Agreeing
 from convscale.learn.augment import mix_seed
+from convscale.learn.bad_images import BadImages
 from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import spread_over
 from convscale.learn.ema import build_ema
@@ -23,7 +24,7 @@ from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
 from convscale.learn.join import SHARES, between
 from convscale.learn.keep import Waited, copied, copied_state, copy_into
-from convscale.learn.loader import Batch, check_bad_rate
+from convscale.learn.loader import Batch
 from convscale.learn.on_device import InTurn, chosen_algorithms, in_time
 from convscale.learn.optim import build_optimizer, follow_layout, set_lr
 from convscale.learn.probe import solve_head
@@ -81,7 +82,7 @@ class Trainer:
         self.skipped = self.rollbacks = self._bad_in_row = 0
         self.stopped_early = False
         self.joins = 0  # the last weights were joined with those of the start
-        self._bad_images: dict[str, None] = {}  # of the train set
+        self._bad_images = BadImages(job)
         self._told = set[str]()
         self._sums = {"loss": 0.0, "images": 0, "seconds": 0.0, "wait": 0.0}
         # running means and variances: forward changes them
@@ -188,7 +189,9 @@ class Trainer:
             before = time.perf_counter()
             batch = self.agreeing.next_of(batches)
             waited += time.perf_counter() - before
-            self._count_bad(batch)
+            self._tell_bad(batch.bad)
+            with self.trouble.held():
+                self._bad_images.count(batch.bad)
             if self.agreeing.have_images(batches, batch):
                 # one exchange of gradients for the step, with the last batch
                 shared = self.spread is None or number == recipe.accumulate - 1
@@ -296,6 +299,7 @@ class Trainer:
         sums = dict(self._sums)
         sums["loss"], sums["images"] = self.job.processes.sum([sums["loss"], sums["images"]])
         images = max(1, int(sums["images"]))
+        self._tell_bad(self._bad_images.joined())
         result = self._validate()
         self.elapsed += self.job.processes.from_first(self.agreeing.rest() + time.perf_counter() - started)
         self.epoch, self.step = self.epoch + 1, 0
@@ -391,7 +395,7 @@ class Trainer:
                 "rollbacks": self.rollbacks,
                 "sums": self._sums,
                 "bad_in_row": self._bad_in_row,
-                "bad_images": list(self._bad_images),
+                "bad_images": list(self._bad_images.known),
                 "joins": self.joins,
                 **self.compiling.record(),
             },
@@ -417,8 +421,8 @@ class Trainer:
         best, self.lr_scale = numbers["best"], numbers["lr_scale"]
         self.best = {key: best.get(key) for key in Best.__annotations__}  # pyright: ignore[reportAttributeAccessIssue]
         self.skipped, self.rollbacks, self._bad_in_row = numbers["skipped"], numbers["rollbacks"], numbers["bad_in_row"]
-        self._sums, self._bad_images = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
-        self._told |= self._bad_images.keys()
+        self._sums, self._bad_images.known = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
+        self._told |= self._bad_images.known.keys()
 
     def _save_state(self) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
@@ -461,13 +465,6 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         where, precision = self.job.device.type, self.job.settings.precision
         return torch.autocast(where, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
-
-    def _count_bad(self, batch: Batch) -> None:
-        self._bad_images |= dict.fromkeys(batch.bad)
-        self._tell_bad(batch.bad)
-        if batch.bad:
-            with self.trouble.held():
-                check_bad_rate(list(self._bad_images), len(self.job.loader.split), self.job.max_bad_rate, "train")
 
     def _tell_bad(self, bad: tuple[str, ...]) -> None:
         for problem in bad:

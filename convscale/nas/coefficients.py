@@ -32,7 +32,7 @@ from convscale.nas.directions import MOST, STEPS, at_cost, directions, in_groups
 from convscale.nas.engines.base import Engine, Place
 from convscale.nas.engines.start import engine_for, place_for, threads_of
 from convscale.nas.pace import Pace
-from convscale.nas.request import Say, fixed_form, is_small, recipe_for
+from convscale.nas.request import Say, fixed_form, native_size, recipe_for
 from convscale.nas.trial import Job
 from convscale.read import read_json
 
@@ -135,7 +135,7 @@ def find_scaling(
         engine, workers, address, threads_per_trial: as for ``search``. Networks that Optuna's estimator proposes are
             trained one after the other, since each proposal knows all before it.
         method: ``grid``, or ``bayes``: Optuna's estimator goes on from a few of the grid's.
-        image_size: the baseline's side in pixels; None: its own, or that of small images in memory.
+        image_size: the baseline's side in pixels; None: its own, or that of small images.
         training_device: where is trained, as for ``search``; None: ``device`` where it is here, else ``cpu``.
         recipe, epochs, most_images: of the brief trainings; as for ``search``.
         seed: of everything drawn.
@@ -174,8 +174,11 @@ def find_scaling(
     folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
     chosen = None if recipe is None else get_recipe(recipe)
     check_whole("epochs", epochs)
+    check_whole("most_images", most_images)
     named = as_spec(model)
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
+    base = _sized(named, splits, image_size)
+    brief = fixed_form(recipe_for(chosen, splits, base.input.size).override({"epochs": epochs}), place.device).to_dict()
     with OutputLock() as lock:
         lock.take(folder)
         new_output_dir(folder, overwrite=overwrite, resume=resume)
@@ -188,15 +191,15 @@ def find_scaling(
             records=folder / "speeds.jsonl",
         )
         asks = _Asked(
-            base=_sized(named, splits, image_size),
+            base=base,
             budget=budget,
             cost=cost,
             trials=trials,
             method=method,
-            recipe=fixed_form(recipe_for(chosen, splits).override({"epochs": epochs}), place.device).to_dict(),
+            recipe=brief,
             place=place,
             data=None if own else str(Path(data).absolute()),
-            most_images=check_whole("most_images", most_images),
+            most_images=most_images,
             seed=seed,
             data_digest=data_digest((splits.train, splits.validation)),
             deadline=None if minutes is None else time.monotonic() + 60 * minutes,
@@ -207,8 +210,7 @@ def find_scaling(
 
 def _sized(spec: NetSpec, splits: DataSplits, image_size: int | None) -> NetSpec:
     """The baseline at the size of the data, or the one asked for."""
-    images = splits.train.images
-    native = max(images.shape[1:3]) if images is not None and is_small(splits) else None
+    native = native_size(splits)
     small = native is not None and spec.input.size > 2 * native
     size = image_size if image_size is not None else native if small else None
     return spec if size is None else for_image_size(spec, size)

@@ -10,8 +10,10 @@ from functools import cached_property
 import torch
 
 from convscale.choice.basis import Basis
+from convscale.choice.candidates import SMALL_IMAGE
 from convscale.errors import UserError, check_flag, check_number, check_text, check_whole
 from convscale.images.digest import data_digest
+from convscale.images.extent import small_side
 from convscale.images.splits import DataSplits
 from convscale.learn.graphs import check_compile
 from convscale.learn.recipe import Recipe
@@ -27,8 +29,6 @@ from convscale.nas.zero_cost import SCORES
 HALVING = 2
 """At each rung the better one of so many goes on (successive halving; Li et al., arXiv 1810.05934)."""
 _LEAST_TRIALS = 2
-SMALL_SIDE = 64
-"""Images in memory up to this side in pixels are searched at their own size."""
 Say = Callable[[str], None]
 
 
@@ -133,25 +133,28 @@ def fixed_form(recipe: Recipe, device: str) -> Recipe:
     return recipe.override({key: value for key, value in chosen.items() if getattr(recipe, key) == "auto"})
 
 
-def is_small(splits: DataSplits) -> bool:
-    """Whether the images are in memory, and small enough to be searched at their own size."""
-    images = splits.train.images
-    return images is not None and max(images.shape[1:3]) <= SMALL_SIDE
+def native_size(splits: DataSplits) -> int | None:
+    """The side in pixels at which small images are searched; None: they are larger."""
+    return small_side(splits.train, SMALL_IMAGE)
 
 
-def recipe_for(recipe: Recipe | str | os.PathLike[str] | None, splits: DataSplits) -> Recipe:
-    """The recipe asked for; else ``small`` for small images and ``pictures`` for others."""
-    return get_recipe(("small" if is_small(splits) else "pictures") if recipe is None else recipe)
+def recipe_for(
+    recipe: Recipe | str | os.PathLike[str] | None, splits: DataSplits, image_size: int | None = None
+) -> Recipe:
+    """The recipe asked for; else ``small`` for small images, unless they are enlarged above that (``image_size``; None:
+    their own), and ``pictures`` for others.
+    """
+    native = native_size(splits)
+    small = native is not None and (image_size or native) <= SMALL_IMAGE
+    return get_recipe(("small" if small else "pictures") if recipe is None else recipe)
 
 
 def space_for(
     space: SearchSpace | str | os.PathLike[str] | None, splits: DataSplits, image_size: int | None
 ) -> SearchSpace:
     """The space at the size of the data, or the one asked for."""
-    images = splits.train.images
-    native = None if images is None else max(images.shape[1:3])
-    small = is_small(splits)
-    found = space if isinstance(space, SearchSpace) else get_space(space or ("small" if small else "mobile"))
+    native = native_size(splits)
+    found = space if isinstance(space, SearchSpace) else get_space(space or ("mobile" if native is None else "small"))
     if image_size is not None:
         return found.at_size(image_size)
-    return found.at_size(native) if small and native is not None and native not in found.image_sizes else found
+    return found if native is None or native in found.image_sizes else found.at_size(native)

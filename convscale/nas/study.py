@@ -87,7 +87,7 @@ def search(
         batch_size: images per call; None: 8 here, 256 on a named GPU, 1 on a named processor.
         precision, runtime, compiled, threads, calibration: as for ``choose``.
         confidence: with what probability a predicted speed must hold.
-        image_size: side in pixels; None: the space's, or that of small images in memory.
+        image_size: side in pixels; None: the space's, or that of small images.
         training_device: where trials are trained; None: ``device`` where it is here, else ``cpu``. With engine ``ray``
             each trial gets a card of the cluster with ``cuda``; this machine need not have one.
         recipe: of the brief trainings, whose epochs are replaced; None: ``small`` for small images, else ``pictures``.
@@ -156,7 +156,7 @@ def search(
         basis=basis,
         reward=wanted,
         effort=effort,
-        recipe=fixed_form(recipe_for(named, splits).override({"epochs": epochs}), place.device),
+        recipe=fixed_form(recipe_for(named, splits, image_size).override({"epochs": epochs}), place.device),
         place=place,
         confidence=confidence,
         say=say or (lambda text: None),

@@ -142,8 +142,8 @@ class Finder:
         if self.asked.named is None and reached.unreached:
             mine = best_first[0].top1 if kept else None
             rows = self.asked.rows
-            better = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
-            self._remark(reached.lost(better, mine))
+            found = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
+            self._remark(reached.lost(found[0], mine, looked=found[1]))
         if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
             self._say_trade(None, options)
             return instead

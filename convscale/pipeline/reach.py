@@ -38,16 +38,19 @@ class Reached:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return f"left out, since their weights can not be had: {', '.join(names[:NAMED])}{more}"
 
-    def lost(self, better: Candidate | None, mine: float | None) -> str:
+    def lost(self, better: Candidate | None, mine: float | None, *, looked: bool) -> str:
         """A line on what it costs that so many can not be had.
 
         Args:
             better: the best of them that should keep the speed, where it is better than what was found.
             mine: published accuracy of the best that was found, percent; None: there is none.
+            looked: whether anything is known of the speed of some that are better.
         """
         out = {candidate.name for candidate in self.unreached}
         whole = len(out | {candidate.name for candidate, _ in self.found})
         cost = "none of them is known to keep the speed and to be more accurate"
+        if not looked:
+            cost = "whether one of them keeps the speed and is more accurate is not known"
         if better is not None:
             gain = (
                 f"is published with {better.top1:.1f} %" if mine is None else f"has {_gain(better, mine)} points more"
@@ -70,7 +73,7 @@ def best_out_of_reach(
     basis: Basis,
     constraint: Constraint,
     rows: Rows | None,
-) -> Candidate | None:
+) -> tuple[Candidate | None, bool]:
     """Of candidates whose weights can not be had, the most accurate above ``least`` percent that should keep a
     constraint: by its prediction, or by its counts and what was measured. Nothing is traced or timed for it, so it is
     of those whose workload travels with the package.
@@ -80,30 +83,39 @@ def best_out_of_reach(
         least: published accuracy, percent.
         options: what could be had, measured or predicted.
         basis, constraint, rows: as for ``choose_from``.
+
+    Returns:
+        It, or None where there is none; and whether the speed of any that is accurate enough could be told: True where
+        none is.
     """
     speeds = {sized_spec_of(o): o.speed for o in options if o.speed is not None}
     known = {sized_spec_of(o): o.facts for o in options}
     floor = constraint.floor(basis.conditions.batch_size)
 
-    def keeps(o: Option) -> bool:
+    def keeps(o: Option) -> bool | None:
         verdict = judge(o, constraint)[0]
-        if verdict != "unknown" or basis.predicted:
+        if verdict != "unknown":
             return verdict == "yes"
-        guessed = guess(sized_spec_of(o), {**known, sized_spec_of(o): o.facts}, speeds)
-        return guessed is not None and guessed[0] >= floor
+        guessed = None
+        if not basis.predicted:
+            guessed = guess(sized_spec_of(o), {**known, sized_spec_of(o): o.facts}, speeds)
+        return None if guessed is None else guessed[0] >= floor
 
     better = [candidate for candidate in unreached if (candidate.top1 or 0.0) > least]
     better.sort(key=lambda candidate: -(candidate.top1 or 0.0))
+    looked = not better
     for start in range(0, len(better), AT_ONCE):
         some = [(candidate, SizedSpec(candidate.spec, candidate.image_size)) for candidate in better[start:][:AT_ONCE]]
         facts = traced_before([one for _, one in some], basis)
         facts = by_rows({**facts, **facts_of(rows.measured, basis)}, rows) if rows else facts
         for candidate, one in some:
-            if one in facts and keeps(
-                Option(candidate=candidate, facts=facts[one], batch_size=basis.conditions.batch_size)
-            ):
-                return candidate
-    return None
+            if one not in facts:
+                continue
+            kept = keeps(Option(candidate=candidate, facts=facts[one], batch_size=basis.conditions.batch_size))
+            if kept:
+                return candidate, True
+            looked = looked or kept is not None
+    return None, looked
 
 
 def reach(pool: Sequence[Candidate], files: WeightFiles, *, named: bool) -> Reached:

@@ -16,7 +16,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.tags import all_tags, find_tag
 from convscale.arch.zoo import list_models
 from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
-from convscale.choice.candidates import SMALL_IMAGE, candidates_of, sized
+from convscale.choice.candidates import candidates_of, sized
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import Rows, read_rows, rows_of
 from convscale.conditions import BEST, Conditions, Constraint
@@ -39,7 +39,7 @@ from convscale.networks.weight_files import SUFFIXES, WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
-from convscale.pipeline.size import default_size
+from convscale.pipeline.size import default_size, is_small
 from convscale.predictor.fitted import EIGHT_BITS, MEASURED_BATCH, check_on_processor
 from convscale.runtimes.base import file_runtimes, runtime_of
 
@@ -341,15 +341,17 @@ class FitRequest:
 
     def from_scratch(self, splits: DataSplits) -> bool:
         """Whether all networks are trained from scratch: asked for, or the images are small, or specs alone are named;
-        beside names with weights, a spec starts from scratch and the others do not.
+        beside names with weights, a spec starts from scratch and the others do not. Small images that are enlarged, to
+        a size asked for or that of weights that are named, are as others.
         """
         if self.start.scratch is not None:
             return self.start.scratch
         if self.training.init is not None or self.start.file is not None or self.start.weights_dir is not None:
             return False
-        if self.named is not None:
-            return all(not isinstance(item, str) for item in self.named) or self._small(splits)
-        return self._small(splits)
+        if self.named is not None and all(not isinstance(item, str) for item in self.named):
+            return True
+        weights = self.named is not None and self.image_size is None and self.may_have_weights
+        return not weights and is_small(splits, self.image_size)
 
     def check_networks(self, splits: DataSplits) -> None:
         """Find every network that was named, and read the file of weights, before anything is written.
@@ -406,21 +408,19 @@ class FitRequest:
                     raise UserError(f"two networks that differ are named {network.name}; give one of them another name")
         return tuple(found.values())
 
-    @staticmethod
-    def _small(splits: DataSplits) -> bool:
-        return default_size(splits) <= SMALL_IMAGE
-
     def size_for(self, splits: DataSplits) -> int:
         """The side in pixels that members are scaled for."""
         return self.image_size or default_size(splits)
 
-    def recipe_for(self, splits: DataSplits, *, pretrained: bool) -> str:
-        """The recipe's name: ``small`` for small images, ``finetune`` from released weights, else ``pictures``."""
+    def recipe_for(self, splits: DataSplits, *, pretrained: bool, image_size: int | None = None) -> str:
+        """The recipe's name: ``finetune`` from released weights, else ``small`` for small images at a small size (None:
+        the one asked for), else ``pictures``.
+        """
         if self.training.recipe is not None:
             return self.training.recipe
         if pretrained:
             return "finetune"
-        return "small" if self._small(splits) else "pictures"
+        return "small" if is_small(splits, image_size or self.image_size) else "pictures"
 
     def to_json(self, splits: DataSplits) -> dict[str, object]:
         """What a run is known by: only an equal one is resumed."""

@@ -154,7 +154,7 @@ def fit(
         space: what is searched; None: by the images' size.
         zoo, licences, commercial, extra_data, attention: which released weights; as for ``choose``.
         scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
-            None: from scratch for small images.
+            None: from scratch for small images, unless ``image_size`` or named weights enlarge them above 64 px.
         weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
         init: ``pretrained``: released weights even for small images (of a network that has none it is refused); or a
             file of weights of the one candidate.

@@ -1,20 +1,17 @@
-"""The side in pixels that networks are built for where nobody says one."""
+"""The side in pixels that networks are built for where nobody says one, and whether that makes images small."""
 
 from __future__ import annotations
 
 from convscale.choice.candidates import SMALL_IMAGE
-from convscale.images.extent import largest_side
+from convscale.images.extent import small_side
 from convscale.images.splits import DataSplits
-
-LEAST_SIDE = 28
-"""Files of smaller pictures are enlarged to this side."""
 
 
 def default_size(splits: DataSplits) -> int:
-    """The side in pixels that candidates are built for: small images' own, else 224. Files are resized anyway, so
-    theirs is a multiple of 4, which every family takes.
-    """
-    side = largest_side(splits.train)
-    if side is None or side > SMALL_IMAGE:
-        return 224
-    return side if splits.train.images is not None else max(LEAST_SIDE, -(-side // 4) * 4)
+    """The side in pixels that candidates are built for: small images' own, else 224."""
+    return small_side(splits.train, SMALL_IMAGE) or 224
+
+
+def is_small(splits: DataSplits, image_size: int | None) -> bool:
+    """Whether images are small, and trained at a side (None: their own) that is: enlarged, they are as others."""
+    return max(default_size(splits), image_size or 0) <= SMALL_IMAGE

@@ -107,7 +107,8 @@ class Fit:
 
     def recipe(self, contender: Contender) -> str:
         """The name of a contender's recipe."""
-        return self.asked.recipe_for(self.splits, pretrained=contender.weights is not None)
+        pretrained = contender.weights is not None
+        return self.asked.recipe_for(self.splits, pretrained=pretrained, image_size=contender.image_size)
 
     def contenders(self) -> list[Contender]:
         """The finalists that the record names."""

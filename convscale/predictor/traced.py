@@ -24,6 +24,7 @@ from convscale.arch.spec import NetSpec
 from convscale.conditions import Conditions
 from convscale.cost.kernels import PHASES, Kernel
 from convscale.networks.resolve import Named
+from convscale.predictor.fitted import RUNTIMES, stand_in
 from convscale.predictor.roofline import KINDS, Table
 from convscale.predictor.workload import Workload
 
@@ -225,11 +226,13 @@ class Store:
 
 
 def file_of(conditions: Conditions) -> str | None:
-    """The file that holds workloads, or of single precision counts, of these conditions; None: none does."""
+    """The file that holds workloads, or of single precision counts, of these conditions; None: none does. Runtimes that
+    no table speaks of share the workloads of the one that they are predicted by.
+    """
     if (conditions.mode, conditions.layout) != ("infer", "nchw"):
         return None
-    if conditions.precision in ("amp", "amp_bf16") and conditions.runtime in ("eager", "compiled"):
-        return conditions.runtime
+    if conditions.precision in ("amp", "amp_bf16") and stand_in(conditions.runtime) in RUNTIMES:
+        return stand_in(conditions.runtime)
     return "counts" if conditions.precision == "fp32" else None
 
 

@@ -214,6 +214,9 @@ def _failed(rank: int, folder: Path) -> dict[str, str]:
     def bad(number: int, batch: Batch) -> Batch:
         return replace(batch, bad=("a.png: broken", "b.png: broken")) if number == 3 else batch
 
+    def one(number: int, batch: Batch) -> Batch:
+        return replace(batch, bad=(f"{rank}.png: broken",)) if number == 3 else batch
+
     def gone(number: int, batch: Batch) -> Batch:
         if number in at:
             raise UserError("a data loader process ended")
@@ -232,6 +235,8 @@ def _failed(rank: int, folder: Path) -> dict[str, str]:
     out = dict[str, str]()
     with _batches(bad) if rank == 1 else nullcontext():
         out["pictures"] = ended()
+    with _batches(one):
+        out["together"] = ended()
     for at, accumulate in (({0}, 1), ({3}, 1), ({2}, 2), ({3}, 2)):
         with _batches(gone) if rank == 1 else nullcontext():
             out[f"loader at {min(at)} of {accumulate}"] = ended(accumulate=accumulate)
@@ -325,6 +330,7 @@ def test_what_one_process_fails_at_ends_both(folder: Path) -> None:
     loader = dict.fromkeys([name for name in second if name.startswith("loader")], "a data loader process ended")
     other = "process {} (counted from 0) of the 2 that train together failed, and ends this one; its own message "
     other += "says why"
+    assert first.pop("together") == second.pop("together") == pictures.replace("a.png", "0.png")
     here = {**dict.fromkeys(["save_state", "write_log"], "the disk is full"), "locked": first["locked"]}
     there = {"pictures": pictures, **loader, "validation": "the disk is full"}
     assert len(loader) == 4

@@ -14,6 +14,7 @@ import convscale as cs
 from convscale.arch.rules import load_rule, save_rule
 from convscale.choice.facts import Speed
 from convscale.errors import UserError
+from convscale.files import new_output_dir
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.machine import code_commit
@@ -243,13 +244,18 @@ def test_by_optunas_estimator(colours: DataSplits, tmp_path: Path, deeper_is_bet
         ({"trials": 1}, "trials is 1; ways to scale are compared"),
         ({"model": "efficientnet_b00"}, "nearest: efficientnet_b0"),
         ({"recipe": Recipe(name="mine", compile="graphs")}, "recipe mine: compile is graphs, CUDA graphs, and device"),
+        ({"most_images": 0}, "most_images is 0; it must be"),
+        ({"image_size": 0}, "image size is 0; it must be"),
     ],
 )
 def test_bad_input_is_one_line(given: dict, message: str, colours: DataSplits, tmp_path: Path) -> None:
+    """And takes nothing from a folder that is to be replaced."""
+    place = new_output_dir(tmp_path / "a")
+    (place / "rule.yaml").write_text("of hours")
+    ask = {"model": "efficientnet_b0", "data": colours, "output": place, "overwrite": True, **given}
     with pytest.raises(UserError, match=message):
-        cs.find_scaling(
-            **{"model": "efficientnet_b0", "data": colours, "output": tmp_path / "a", **given}  # pyright: ignore
-        )
+        cs.find_scaling(**ask)
+    assert (place / "rule.yaml").read_text() == "of hours"
 
 
 def test_the_commands(

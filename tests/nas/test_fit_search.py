@@ -8,10 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import convscale as cs
+from convscale.arch.small import for_image_size
 from convscale.errors import UserError
+from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
+from convscale.nas import coefficients
 from convscale.nas.records import difference
 from convscale.nas.request import Request
 from convscale.nas.space import SearchSpace
@@ -132,6 +136,69 @@ def test_a_search_takes_the_threads(
     for number, threads in enumerate((1, None)):
         cs.search(colours, space=tiny, trials=2, output=tmp_path / f"{number}", threads=threads)
     assert seen == [1, None]
+
+
+def _folder(place: Path, side: int) -> Path:
+    """Class folders of square pictures."""
+    for part in ("train", "val", "test"):
+        for name, grey in (("dark", 20), ("light", 220)):
+            (place / part / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (side, side), (grey + number,) * 3).save(place / part / name / f"{number}.png")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("side", "asked_size", "space", "sizes", "recipe"),
+    [
+        (32, None, "small", (32,), "small"),
+        (49, None, "small", (52,), "small"),  # files are resized anyway: to what every family takes
+        (32, 128, "small", (128,), "pictures"),
+        (65, None, "mobile", cs.get_space("mobile").image_sizes, "pictures"),
+    ],
+)
+def test_small_pictures_in_files_are_small_to_the_search_and_to_the_fit(
+    side: int, asked_size: int | None, space: str, sizes: tuple[int, ...], recipe: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[Any] = []
+
+    def walk(request: Request, folder: Path) -> Any:
+        seen.append(request)
+        best = SimpleNamespace(spec=request.space.sample(1))
+        return SimpleNamespace(run=lambda: SimpleNamespace(best=best, output=folder))
+
+    monkeypatch.setattr("convscale.nas.study.Walk", walk)
+    monkeypatch.setattr(searched, "write_search_report", lambda folder: None)
+    monkeypatch.setattr(run_module, "fit_request", seen.append)
+    data = _folder(tmp_path / "photos", side)
+    cs.fit(data, output=tmp_path / "a", min_throughput=10, search=5, image_size=asked_size)
+    request, fit = seen
+    assert (request.space.name, request.space.image_sizes, request.recipe.name) == (space, sizes, recipe)
+    assert fit.candidates[0].input.size in sizes
+    splits = open_dataset(data)
+    assert fit.from_scratch(splits)
+    assert fit.recipe_for(splits, pretrained=False, image_size=fit.candidates[0].input.size) == recipe
+
+
+@pytest.mark.parametrize(
+    ("pictures", "made_for", "asked", "side"),
+    # a baseline keeps its own size up to twice theirs
+    [(32, 224, None, 32), (32, 64, None, 64), (49, 96, None, 96), (32, 224, 96, 96)],
+)
+def test_a_baseline_is_scaled_at_the_size_of_small_pictures_in_files(
+    pictures: int, made_for: int, asked: int | None, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def scaling(asks: Any, *_: object) -> Any:
+        seen.append(asks)
+        return SimpleNamespace(run=lambda: None)
+
+    monkeypatch.setattr(coefficients, "_Scaling", scaling)
+    base = for_image_size(cs.get_spec("mobilenetv2_050"), made_for)
+    cs.find_scaling(base, _folder(tmp_path / "photos", pictures), output=tmp_path / "a", image_size=asked)
+    assert (seen[0].base.input.size, seen[0].recipe["name"]) == (side, "small" if side <= 64 else "pictures")
 
 
 @pytest.mark.parametrize(

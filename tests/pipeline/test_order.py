@@ -248,7 +248,7 @@ def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[C
         strict=False,
         progress=None,
         size_for=lambda splits: 224,
-        recipe_for=lambda splits, pretrained: "small",
+        recipe_for=lambda splits, pretrained, image_size: "small",
     )
     return Fit(asked=asked, record=record, splits=SPLITS, folder=record.folder, basis=BASIS, files=None)
 

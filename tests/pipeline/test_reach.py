@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 import convscale as cs
+from convscale.choice.basis import Asked, basis_of
 from convscale.choice.candidates import Candidate
 from convscale.choice.decide import Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
+from convscale.choice.speeds import traced_before
 from convscale.conditions import Constraint
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.finding import Finder
-from convscale.pipeline.reach import Reached, reach
+from convscale.pipeline.reach import Reached, best_out_of_reach, reach
+from convscale.predictor.fitted import TITLES
 from tests.pipeline.test_order import _finder, _option, _record
 
 BEGIN = (
@@ -53,7 +56,8 @@ def _noted(
         ({"far": 1600, "near": 1400}, "the best of them that should keep the speed, near @224, has 1.0 points more"),
         ({"far": 1400, "near": 1400}, "the best of them that should keep the speed, far @224, has 4.0 points more"),
         ({"far": 1600, "near": 1600}, "none of them is known to keep the speed and to be more accurate"),
-        ({}, "none of them is known to keep the speed and to be more accurate"),
+        ({"far": 1600}, "none of them is known to keep the speed and to be more accurate"),
+        ({}, "whether one of them keeps the speed and is more accurate is not known"),
     ],
 )
 def test_what_should_keep_it_by_its_counts(
@@ -76,6 +80,42 @@ def test_what_should_keep_it_by_its_prediction(tmp_path: Path, monkeypatch: pyte
     assert _noted(tmp_path, monkeypatch, facts, here, predicted=True) == (
         f"{BEGIN}the best of them that should keep the speed, near @224, has 2.5 points more",
     )
+
+
+@pytest.mark.parametrize(
+    ("least", "found", "looked"), [(80.5, None, False), (84.0, None, True)], ids=["some better", "none better"]
+)
+def test_what_nothing_is_stored_for_is_not_known(least: float, found: None, looked: bool) -> None:
+    """Workloads in 8 bits do not travel with the package; where all are less accurate anyway that does not matter."""
+    basis = basis_of(Asked(device="l4", runtime="tensorrt", precision="int8"))
+    pool, constraint = [_candidate("far", 84.0), _candidate("near", 81.0)], Constraint(min_throughput=1)
+    assert best_out_of_reach(pool, least, [], basis, constraint, None) == (found, looked)
+
+
+@pytest.mark.parametrize("precision", ["amp", "amp_bf16"])
+@pytest.mark.parametrize("runtime", ["tensorrt", "onnxruntime"])
+def test_runtimes_that_others_stand_in_for_are_looked_up_by_these(
+    runtime: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a compiler that is slower than none is no doubt about them."""
+    monkeypatch.setattr("convscale.choice.speeds.compiler_doubt", lambda compiled, eager: "slower")
+    basis = basis_of(Asked(device="l4", runtime=runtime, precision=precision))
+    stored = basis_of(Asked(device="l4", runtime="compiled", precision=precision))
+    pool = [_candidate("far", 84.0), _candidate("near", 81.0)]
+    sizes = [SizedSpec(one.spec, 224) for one in pool]
+    facts, others = traced_before(sizes, basis), traced_before(sizes, stored)
+    assert len(facts) == len(others) == 2
+    for one in sizes:
+        mine, other = facts[one].speed, others[one].speed
+        assert mine is not None
+        assert other is not None
+        assert (mine.images_per_s, facts[one].macs) == (other.images_per_s, others[one].macs)
+        assert mine.high / mine.low > 2.5**2 > other.high / other.low
+        assert mine.doubts[0].startswith(f"no table speaks of {TITLES[runtime]}: predicted by compiled PyTorch's")
+        assert ("slower" in mine.doubts, "slower" in other.doubts) == (False, True)
+    speeds = [facts[one].speed.low for one in sizes]  # pyright: ignore[reportOptionalMemberAccess]
+    assert best_out_of_reach(pool, 80.0, [], basis, Constraint(min_throughput=min(speeds) / 2), None) == (pool[0], True)
+    assert best_out_of_reach(pool, 80.0, [], basis, Constraint(min_throughput=1e9), None) == (None, True)
 
 
 def test_where_nothing_that_is_here_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

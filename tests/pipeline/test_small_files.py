@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from convscale.images.extent import largest_side
 from convscale.images.splits import DataSplits, FileSplit
 from convscale.pipeline.request import Start, Training, as_version_0_1
 from convscale.pipeline.size import default_size
+from convscale.pipeline.steps import Fit
 from tests.pipeline.test_asked import _request
-from tests.pipeline.test_order import SPEC
+from tests.pipeline.test_order import BASIS, SPEC, SPLITS, _contender, _record
 
 
 def _splits(folder: Path, sizes: list[tuple[int, int]]) -> DataSplits:
@@ -43,12 +45,48 @@ def test_files_are_built_for_at_their_own_size_where_that_is_small(
 ) -> None:
     splits = _splits(tmp_path, sizes)
     assert default_size(splits) == side
-    asked, named = _request(data=splits), _request(data=splits, candidates=SPEC.name)
+    asked, named = _request(data=splits), _request(data=splits, candidates=SPEC.name, image_size=64)
     small = side <= 64
     assert (asked.from_scratch(splits), named.from_scratch(splits)) == (small, small)
     assert asked.recipe_for(splits, pretrained=False) == ("small" if small else "pictures")
     for wanted in ({"training": Training(init="pretrained")}, {"start": Start(scratch=False)}):
         assert not _request(data=splits, **wanted).from_scratch(splits)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    ("given", "scratch", "recipe"),
+    [
+        ({}, True, "small"),
+        ({"image_size": 64}, True, "small"),
+        ({"image_size": 65}, False, "pictures"),
+        ({"image_size": 224, "start": Start(scratch=True)}, True, "pictures"),
+        ({"candidates": SPEC.name}, False, "small"),  # its weights' own size
+        ({"candidates": SPEC.name, "image_size": 32}, True, "small"),
+        ({"candidates": [SPEC.name, "poolnet"], "image_size": 224}, False, "pictures"),
+        ({"candidates": "poolnet"}, True, "small"),  # nobody released weights of it
+    ],
+)
+def test_small_images_that_are_enlarged_are_as_others(
+    given: dict[str, Any], scratch: bool, recipe: str, in_memory: bool, tmp_path: Path
+) -> None:
+    splits = SPLITS if in_memory else _splits(tmp_path, [(32, 32)])
+    asked = _request(data=splits, **given)
+    assert asked.from_scratch(splits) is scratch
+    assert asked.recipe_for(splits, pretrained=False) == recipe
+    assert asked.recipe_for(splits, pretrained=True) == "finetune"
+
+
+def test_a_network_is_trained_as_its_own_size_is(tmp_path: Path) -> None:
+    """What a search or a user made for a larger size is no network for small images."""
+    splits = _splits(tmp_path, [(32, 32)])
+    asked = _request(data=splits, candidates=SPEC)
+    assert asked.from_scratch(splits)
+    run = Fit(asked=asked, record=_record(tmp_path, []), splits=splits, folder=tmp_path, basis=BASIS, files=None)
+    own, weights = _contender("a", None, None), _contender("b", None, "pretrained")
+    recipes = [run.recipe(replace(own, image_size=size)) for size in (32, 64, 160)]
+    assert recipes == ["small", "small", "pictures"]
+    assert run.recipe(replace(weights, image_size=32)) == "finetune"
 
 
 def test_64_headers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
