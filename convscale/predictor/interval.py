@@ -40,6 +40,8 @@ OWN_SIGMA = {"peak": 0.1, "bandwidth": 0.05, "overhead_us": 0.3}
 CPU_SIGMA = {"peak": 0.45, "bandwidth": 0.3, "overhead_us": 0.9}
 """The same for a processor that no table holds, by the two of the tables: what they reach of their sheets differs by
 1.7, 1.4 and 2.9 times."""
+ANY_CPU_SIGMA = {"peak": 0.7, "bandwidth": 0.7, "overhead_us": 0.9}
+"""The same for ``cpu``, which may be any processor with any number of its cores: a judgement."""
 FOLDS = 8
 """Groups of families that are left out in turn."""
 LIMITED = 0.15
@@ -129,7 +131,8 @@ def rate_sigmas(device: Device, known: bool, further: float = 0.0) -> dict[str, 
         known: whether the tables hold this card.
         further: log error that each has beside, where a runtime that no table speaks of runs there.
     """
-    sigmas = dict(CPU_SIGMA if device.kind == "cpu" else OWN_SIGMA if known else NEW_SIGMA)
+    cpu = ANY_CPU_SIGMA if device.name == "cpu" else CPU_SIGMA
+    sigmas = dict(cpu if device.kind == "cpu" else OWN_SIGMA if known else NEW_SIGMA)
     if device.sustained < 1:
         sigmas["peak"] = float(np.hypot(sigmas["peak"], LIMITED))
     return {name: math.hypot(sigma, further) for name, sigma in sigmas.items()}
