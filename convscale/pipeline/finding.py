@@ -126,6 +126,8 @@ class Finder:
         if not kept and self.asked.image_size is None and (smaller := self._smaller(options)):
             self.say("nothing keeps the speed at its published image size: smaller images are tried")
             fewer = self._judged_options(smaller)
+            if self.loaded:
+                fewer = self._again(fewer)
             if kept := self._keeping(fewer):
                 self.record.add_note(
                     f"no released network keeps {self.wanted} at the image size of its published accuracy: those "

@@ -10,13 +10,16 @@ from convscale.choice.decide import Option
 LEAST_SIZE, SIZE_STEP = 96, 32
 """Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
 pixels, in steps of what most networks divide maps by."""
+NEAR = 2.0
+"""What should keep half of a speed at the smallest images is tried at them: a timing at larger ones that other work
+disturbed may be so far off, and without weights a network starts from scratch."""
 
 
 def smaller_sizes(
     options: Sequence[Option], speed_of: Callable[[Option], float], floor: float, most_params_m: float | None
 ) -> dict[str, int]:
     """The largest images, in steps of ``SIZE_STEP``, at which weights should keep a speed, by their names: time is
-    taken to be proportional to pixels.
+    taken to be proportional to pixels. Where none should keep it at any, the smallest images, for those that may.
 
     Args:
         options: those that are too slow.
@@ -24,7 +27,7 @@ def smaller_sizes(
         floor: images/s to keep.
         most_params_m: millions of parameters; None: no limit.
     """
-    sizes: dict[str, int] = {}
+    sizes, near = dict[str, int](), dict[str, int]()
     seen = set[str]()
     for o in sorted(options, key=lambda o: o.image_size):  # the smallest that was too slow bounds the others
         known = speed_of(o) or o.facts.estimate
@@ -36,4 +39,6 @@ def smaller_sizes(
             size = min(int(side) // SIZE_STEP * SIZE_STEP, o.image_size - 1)
             if size >= LEAST_SIZE:
                 sizes[o.name] = size
-    return sizes
+            elif o.image_size > LEAST_SIZE and side * math.sqrt(NEAR) >= LEAST_SIZE:
+                near[o.name] = LEAST_SIZE
+    return sizes or near

@@ -13,6 +13,7 @@ from convscale.conditions import Constraint
 from convscale.pipeline.finding import Finder
 from convscale.pipeline.finish import Finish
 from convscale.pipeline.reach import Reached
+from convscale.pipeline.smaller import smaller_sizes
 from convscale.pipeline.steps import Fit
 from convscale.stats import chance_above, reached_with
 from tests.pipeline.test_order import _finder, _option, _record
@@ -74,6 +75,36 @@ def test_smaller_images_are_those_that_surely_keep_it(tmp_path: Path, monkeypatc
     limits = Constraint(min_throughput=100, confidence=0.9)
     finder = _finder(_record(tmp_path, []), limits, predicted=True, size=None)
     assert [(c.name, c.image_size) for c in finder._smaller([option])] == [("a", 192)]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "wanted"),
+    [
+        ((37.8, 10.0), {"a": 96}),  # 205 images/s at 96 px by its pixels, where 250 are asked for; the other has 54
+        ((60.0, 37.8), {"a": 96}),  # what should keep it goes before what may
+        ((60.0, 50.0), {"a": 96, "b": 96}),
+        ((20.0, 10.0), {}),  # 109: less than half
+    ],
+)
+def test_what_may_keep_it_is_tried_at_the_smallest_images(speeds: tuple[float, float], wanted: dict[str, int]) -> None:
+    options = [_option(name, speed, 70.0, "no") for name, speed in zip("ab", speeds, strict=True)]
+    assert smaller_sizes(options, lambda o: o.images_per_s or 0.0, 250.0, None) == wanted
+
+
+def test_smaller_images_on_a_busy_machine_are_timed_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    option = _option("a", 80.0, 80.0, "no")
+    fewer = dataclasses.replace(option, candidate=dataclasses.replace(option.candidate, image_size=192))
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=100), predicted=False, size=None)
+    object.__setattr__(finder, "loaded", True)
+    reached = Reached(found=((option.candidate, "pretrained"),), unreached=())
+    monkeypatch.setattr(Finder, "_reached", lambda self, files: reached)
+    monkeypatch.setattr(Finder, "_smaller", lambda self, found: [fewer.candidate])
+    monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: (option if pool[0].image_size == 224 else fewer,))
+    faster = dataclasses.replace(fewer, verdict="yes", facts=_option("a", 120.0, 80.0).facts)
+    monkeypatch.setattr(Finder, "_again", lambda self, some: (faster,) if some == (fewer,) else tuple(some))
+    kept = finder.released(SimpleNamespace())  # type: ignore[arg-type]
+    assert kept is not None
+    assert ([(c.name, c.image_size) for c in kept.contenders], kept.missed) == ([("a", 192)], "")
 
 
 def test_where_fit_takes_a_speed_itself_the_knee_surely_keeps_it(tmp_path: Path) -> None:
