@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
+from convscale.files import sha256
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import devices, get_device, is_processor
 from convscale.predictor.fitted import (
@@ -78,6 +80,11 @@ class Basis:
     def int8(self) -> bool:
         """Whether forms in 8 bits may win."""
         return self.conditions.precision == "int8"
+
+    @property
+    def calibration_digest(self) -> str | None:
+        """SHA-256 of the calibration's file; None: there is none."""
+        return None if self.calibration is None else sha256(Path(self.calibration))
 
     def read_calibration(self) -> Calibration | None:
         """The calibration in the file, read again once the file has changed."""
