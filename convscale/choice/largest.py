@@ -73,8 +73,10 @@ class Largest:
     tried: int
     """Networks timed or predicted on the way."""
     confirmed: Speed | None = None
-    """``found`` measured, where the device predicted for is this machine's own; None: it is not, or nothing was
-    predicted."""
+    """``found`` measured, where the device predicted for is this machine's own; None: it is not, nothing was
+    predicted, or it could not be measured."""
+    unconfirmed: str = ""
+    """Why ``found`` could not be measured, though the device is this machine's own."""
 
     @property
     def spec(self) -> NetSpec:
@@ -98,6 +100,7 @@ class Largest:
             "tried": self.tried,
             **members,
             "confirmed": None if self.confirmed is None else self.confirmed.to_dict(),
+            "unconfirmed": self.unconfirmed or None,
         }
 
     def __str__(self) -> str:
@@ -123,6 +126,8 @@ class Largest:
                 else "does NOT keep it, nor did the larger ones that were measured"
             )
             lines.append(f"on this machine: {describe_speed(self.confirmed)}, {kept}")
+        if self.unconfirmed:
+            lines.append(f"not measured on this machine: {self.unconfirmed}")
         if self.following is not None:
             lines.append(f"the next, {name.format(self.following.value)}: {describe_speed(self.following.speed)}")
         return "\n".join(lines)
@@ -204,6 +209,7 @@ def largest_under(
         basis=basis,
         tried=len(walk.speeds),
         confirmed=measured,
+        unconfirmed=walk.unconfirmed,
     )
 
 
@@ -264,6 +270,7 @@ class _Walk:
         self.specs: dict[int, NetSpec] = {}
         self.speeds: dict[NetSpec, Speed] = {}
         self.too_large: dict[NetSpec, str] = {}
+        self.unconfirmed = ""
 
     def spec(self, index: int) -> NetSpec:
         """The member at an index."""
@@ -322,11 +329,12 @@ class _Walk:
             raise UserError(facts[network].failed or f"{label} can not be timed")
         return speed
 
-    def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed, Member | None]:
+    def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed | None, Member | None]:
         """The index whose member keeps the speed as measured, from ``index`` on downwards, its measured speed, and the
         last that did not keep it.
 
-        After a few tries the smallest tried is given, whether it keeps it or not.
+        After a few tries the smallest tried is given, whether it keeps it or not. One that can not be measured has no
+        speed, and ``unconfirmed`` says why.
 
         Raises:
             DoesNotFit: memory does not hold even that.
@@ -344,6 +352,9 @@ class _Walk:
                     raise
                 self.effort.say(str(error))
                 self.too_large[spec] = str(error)
+            except UserError as error:  # the runtime does not take a module in that precision, say
+                self.unconfirmed = str(error)
+                return index, None, slow
             else:
                 if speed.images_per_s >= floor or smaller is None or left == 1:
                     return index, speed, slow

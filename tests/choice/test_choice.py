@@ -624,6 +624,23 @@ def test_a_prediction_that_does_not_fit_in_memory_here_is_taken_back(
         largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
 
 
+def test_a_prediction_that_can_not_be_measured_here_stays_one(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ONNX Runtime nothing times a network in amp, which a card is predicted in."""
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        raise UserError("runtime onnxruntime computes modules in fp32, got precision 'amp'")
+
+    elsewhere = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
+    monkeypatch.setattr(choice_scaling, "own_device", lambda basis: "cuda")
+    monkeypatch.setattr(choice_scaling, "time_network", time_network)
+    found = largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
+    assert replace(found, unconfirmed="", tried=0) == replace(elsewhere, tried=0)
+    assert found.confirmed is None
+    assert found.to_dict()["unconfirmed"] == "runtime onnxruntime computes modules in fp32, got precision 'amp'"
+    assert "not measured on this machine: runtime onnxruntime computes modules in fp32, got precision" in str(found)
+    assert (elsewhere.to_dict()["unconfirmed"], "not measured" in str(elsewhere)) == (None, False)
+
+
 @pytest.mark.parametrize(
     ("driver", "device", "here"),
     [
