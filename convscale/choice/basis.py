@@ -11,6 +11,7 @@ from pathlib import Path
 from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
 from convscale.files import sha256
+from convscale.machine import need_cuda
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import devices, get_device, is_processor
 from convscale.predictor.fitted import (
@@ -218,7 +219,7 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
             f"{' and '.join(STAND_INS)}"
         )
     if here and device.startswith("cuda"):
-        _need_cuda(device)
+        need_cuda(device, "use device cpu, or name a GPU to predict for")
 
 
 def _check_threads(threads: int, device: str) -> None:
@@ -251,12 +252,3 @@ def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> 
         raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
     if precision == "int8" and find_spec("nncf") is None:
         raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")
-
-
-def _need_cuda(device: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu, or name a GPU to predict for"
-        )
