@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -459,6 +460,30 @@ def test_calibrate_of_what_is_not_here(
     with pytest.raises(UserError) as caught:
         run("calibrate", "--device", device, *(("--sweep",) if sweep else ()))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--model", "resnet18", "--model", "resnet5O"), r"unknown model 'resnet5O'.*nearest: resnet50"),
+        (("--output", "."), r"^output \. is a folder; name a file$"),
+        (("--output", "file/c.json"), r"^output file/c.json can not be written: .*/file is no folder; name another$"),
+        (("--output", f"{300 * 'a'}.json"), r"^a+\.\.\.a+\.json can not be used: File name too long; name another$"),
+        (("--sweep", "--output", "file/c.json"), "^output file/c.json can not be written: .*"),
+    ],
+)
+def test_calibrate_times_nothing_in_vain(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], message: str
+) -> None:
+    """A name that nothing builds and a file that can not be written are found out before minutes of measuring."""
+    monkeypatch.setattr("convscale.speed.measuring.measure", lambda *_, **__: pytest.fail("something was timed"))
+    monkeypatch.setattr(cli_calibrate, "_sweep", lambda *_, **__: pytest.fail("something was timed"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message) as caught:
+        run("calibrate", *given)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_calibrate_by_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> None:
