@@ -207,11 +207,8 @@ def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, r
         raise told(error) or error from error
     if there and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
-    above = None if there else next((each for each in folder.absolute().parents if os.path.lexists(each)), None)
-    if above is not None and not above.is_dir():
-        raise UserError(f"output folder {folder} can not be written: {above} is no folder; name another")
-    if above is not None and not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"output folder {folder} can not be written: {above} is read-only; name another")
+    if not there:
+        _check_above(folder, "output folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
             raise UserError(
@@ -223,6 +220,35 @@ def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, r
                 "another name"
             )
     return folder
+
+
+def check_output_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that could not be written, and touch nothing: for before minutes of work, not after.
+
+    Raises:
+        UserError: it is a folder, or it can not be made where it is to be.
+    """
+    file = Path(path)
+    try:
+        folder = file.is_dir()
+    except OSError as error:  # a name that is too long, say
+        raise told(error) or error from error
+    if folder:
+        raise UserError(f"output {file} is a folder; name a file")
+    _check_above(_behind_link(file), "output")
+
+
+def _check_above(path: Path, what: str) -> None:
+    """
+    Raises:
+        UserError: the folder that a path is in is none, or can not be written in; where it is to be made, the one above
+            it that is there.
+    """
+    above = next((each for each in path.absolute().parents if os.path.lexists(each)), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"{what} {path} can not be written: {above} is no folder; name another")
+    if above is not None and not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{what} {path} can not be written: {above} is read-only; name another")
 
 
 def new_output_dir(

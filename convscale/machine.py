@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from convscale.errors import UserError
 
 _LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf")
 
@@ -40,6 +43,25 @@ class Environment:
             name = torch.cuda.get_device_name(device)
             found["cuda"] = str(torch.version.cuda)
         return cls(device_name=name, cores=available_cores(), versions=found)
+
+
+def need_cuda(device: str, instead: str = "use device cpu") -> None:
+    """
+    Args:
+        device: a GPU of this machine, ``cuda`` or ``cuda:N``.
+        instead: what else would do, for the message.
+
+    Raises:
+        UserError: it is not named so, or not there.
+    """
+    import torch
+
+    if not re.fullmatch(r"cuda(:[0-9]+)?", device):
+        raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right")
+    if not torch.cuda.is_available():
+        raise UserError(f"device {device!r} is not there: torch sees no CUDA GPU; {instead}")
+    if int(device.partition(":")[2] or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"device {device!r} is not there: there are {count} CUDA devices, counted from 0; {instead}")
 
 
 def available_cores() -> int:

@@ -6,9 +6,12 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError
+from convscale.files import sha256
+from convscale.machine import need_cuda
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import devices, get_device, is_processor
 from convscale.predictor.fitted import (
@@ -78,6 +81,11 @@ class Basis:
     def int8(self) -> bool:
         """Whether forms in 8 bits may win."""
         return self.conditions.precision == "int8"
+
+    @property
+    def calibration_digest(self) -> str | None:
+        """SHA-256 of the calibration's file; None: there is none."""
+        return None if self.calibration is None else sha256(Path(self.calibration))
 
     def read_calibration(self) -> Calibration | None:
         """The calibration in the file, read again once the file has changed."""
@@ -211,7 +219,7 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
             f"{' and '.join(STAND_INS)}"
         )
     if here and device.startswith("cuda"):
-        _need_cuda(device)
+        need_cuda(device, "use device cpu, or name a GPU to predict for")
 
 
 def _check_threads(threads: int, device: str) -> None:
@@ -244,12 +252,3 @@ def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> 
         raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
     if precision == "int8" and find_spec("nncf") is None:
         raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")
-
-
-def _need_cuda(device: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"device {device!r} is not there: torch sees no CUDA GPU; use device cpu, or name a GPU to predict for"
-        )

@@ -22,8 +22,8 @@ from convscale.conditions import Constraint
 from convscale.errors import DoesNotFit, UserError, nearest
 from convscale.machine import processor_name
 from convscale.predictor.devices import devices
-from convscale.stats import largest_true
-from convscale.words import exact
+from convscale.stats import chance_above, largest_true
+from convscale.words import exact, odds
 
 ALONG = ("phi", "depth", "width", "resolution")
 CONFIRMATIONS = 6
@@ -31,6 +31,8 @@ CONFIRMATIONS = 6
 AHEAD = 4
 """Members beyond the crossing that are looked at as well: channels that suit the hardware can make a larger network the
 faster one."""
+_MIDDLE = 0.5
+"""The confidence by which the middle of an interval decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +63,11 @@ class Largest:
     along: str
     """What was scaled: ``phi``, ``depth``, ``width`` or ``resolution``."""
     found: Member
-    """The largest whose speed keeps the constraint by the middle of its interval."""
+    """The largest whose speed keeps the constraint: measured, or predicted with the confidence asked for."""
     sure: Member | None
-    """The largest whose whole interval keeps it; None: none does."""
+    """The largest of this and smaller ones whose whole interval keeps it; None: none does."""
     following: Member | None
-    """The next larger one that was tried, too slow; None: the range ended first."""
+    """The next larger one that was tried, which does not keep it; None: the range ended first."""
     floor: float
     """Images/s asked for."""
     basis: Basis
@@ -73,8 +75,18 @@ class Largest:
     tried: int
     """Networks timed or predicted on the way."""
     confirmed: Speed | None = None
-    """``found`` measured, where the device predicted for is this machine's own; None: it is not, or nothing was
-    predicted."""
+    """``found`` measured, where the device predicted for is this machine's own; None: it is not, nothing was
+    predicted, or it could not be measured."""
+    unconfirmed: str = ""
+    """Why ``found`` could not be measured, though the device is this machine's own."""
+
+    @property
+    def chance(self) -> float | None:
+        """Probability that ``found`` keeps it, by its prediction's interval; None: it was measured."""
+        speed = self.found.speed
+        if self.confirmed is not None or speed.kind != "predicted":
+            return None
+        return chance_above(self.floor, speed.images_per_s, speed.low, speed.high)
 
     @property
     def spec(self) -> NetSpec:
@@ -95,9 +107,11 @@ class Largest:
             "along": self.along,
             "floor": self.floor,
             "conditions": self.basis.conditions.to_dict(),
+            "chance": self.chance,
             "tried": self.tried,
             **members,
             "confirmed": None if self.confirmed is None else self.confirmed.to_dict(),
+            "unconfirmed": self.unconfirmed or None,
         }
 
     def __str__(self) -> str:
@@ -106,7 +120,7 @@ class Largest:
         ]
         lines = [
             f"{name.format(self.value)}: {self.spec.name} @{self.spec.input.size}, {describe_speed(self.found.speed)}, "
-            f"needed {exact(self.floor)}"
+            f"needed {exact(self.floor)}{'' if self.chance is None else f', {odds(self.chance)} likely'}"
         ]
         if self.sure is not None and self.sure.value != self.value:
             lines.append(
@@ -123,6 +137,8 @@ class Largest:
                 else "does NOT keep it, nor did the larger ones that were measured"
             )
             lines.append(f"on this machine: {describe_speed(self.confirmed)}, {kept}")
+        if self.unconfirmed:
+            lines.append(f"not measured on this machine: {self.unconfirmed}")
         if self.following is not None:
             lines.append(f"the next, {name.format(self.following.value)}: {describe_speed(self.following.speed)}")
         return "\n".join(lines)
@@ -165,7 +181,8 @@ def largest_under(
     device.
 
     Where the device that is predicted for turns out to be this machine's own (its CPU by a calibration, or its GPU),
-    the network found is measured, and the next smaller ones while it does not keep the speed.
+    the largest by the middle of its interval is measured, and the next smaller ones while it does not keep the speed.
+    A prediction alone must keep it with the constraint's confidence.
 
     The crossing is found by bisection, because speed falls as a network grows; widths and sizes round, so a few members
     beyond it are tried as well. Steps: phi and multipliers 0.05 (measured: 0.25 and 0.1), sizes the network's own
@@ -180,15 +197,23 @@ def largest_under(
     walk = _Walk(as_spec(base), basis, direction, effort)
     last = len(walk.values) - 1
     start = walk.values.index({"phi": 0.0, "resolution": float(walk.base.input.size)}.get(direction.along, 1.0))
-    index = crossing(last, lambda i: walk.keeps(i, floor), start=start, same=walk.same)
-    if index is None:
-        smallest = walk.member(0)
-        raise UserError(
-            f"no {walk.base.name} scaled along {direction.along} keeps {exact(floor)} images/s; "
-            f"the smallest, {smallest.spec.name}, has {describe_speed(smallest.speed)}"
-        )
+
+    def largest(confidence: float, last: int, start: int) -> int:
+        index = crossing(last, lambda i: walk.keeps(i, floor, confidence), start=min(start, last), same=walk.same)
+        if index is None:
+            smallest = walk.member(0)
+            chance = f" with the confidence {confidence:g}" if basis.predicted else ""
+            raise UserError(
+                f"no {walk.base.name} scaled along {direction.along} keeps {exact(floor)} images/s{chance}; "
+                f"the smallest, {smallest.spec.name}, has {describe_speed(smallest.speed)}"
+            )
+        return index
+
     here = own_device(basis) if effort.confirm and basis.predicted else ""
+    index = largest(_MIDDLE if here else constraint.confidence, last, start)
     index, measured, slow = walk.confirmed(index, floor, here) if here else (index, None, None)
+    if here and measured is None:
+        index = largest(constraint.confidence, index, index)
     # A measured interval is the spread of calls, not doubt about the median: only predictions are searched twice.
     sure = index if walk.speed(index).low >= floor else None
     if sure is None and basis.predicted:
@@ -204,6 +229,7 @@ def largest_under(
         basis=basis,
         tried=len(walk.speeds),
         confirmed=measured,
+        unconfirmed=walk.unconfirmed,
     )
 
 
@@ -264,6 +290,7 @@ class _Walk:
         self.specs: dict[int, NetSpec] = {}
         self.speeds: dict[NetSpec, Speed] = {}
         self.too_large: dict[NetSpec, str] = {}
+        self.unconfirmed = ""
 
     def spec(self, index: int) -> NetSpec:
         """The member at an index."""
@@ -302,13 +329,18 @@ class _Walk:
                 raise
         return self.speeds[spec]
 
-    def keeps(self, index: int, floor: float) -> bool:
-        """Whether the member at an index keeps a speed; one that memory does not hold keeps none."""
+    def keeps(self, index: int, floor: float, confidence: float) -> bool:
+        """Whether the member at an index keeps a speed, a predicted one with a probability; one that memory does not
+        hold keeps none.
+        """
         try:
-            return self.speed(index).images_per_s >= floor
+            speed = self.speed(index)
         except DoesNotFit as error:
             self.effort.say(str(error))
             return False
+        if speed.kind != "predicted":
+            return speed.images_per_s >= floor
+        return chance_above(floor, speed.images_per_s, speed.low, speed.high) >= confidence
 
     def _speed(self, network: SizedSpec) -> Speed:
         label = f"{network.spec.name} @{network.image_size}"
@@ -322,11 +354,12 @@ class _Walk:
             raise UserError(facts[network].failed or f"{label} can not be timed")
         return speed
 
-    def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed, Member | None]:
+    def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed | None, Member | None]:
         """The index whose member keeps the speed as measured, from ``index`` on downwards, its measured speed, and the
         last that did not keep it.
 
-        After a few tries the smallest tried is given, whether it keeps it or not.
+        After a few tries the smallest tried is given, whether it keeps it or not. One that can not be measured has no
+        speed, and ``unconfirmed`` says why.
 
         Raises:
             DoesNotFit: memory does not hold even that.
@@ -344,6 +377,9 @@ class _Walk:
                     raise
                 self.effort.say(str(error))
                 self.too_large[spec] = str(error)
+            except UserError as error:  # the runtime does not take a module in that precision, say
+                self.unconfirmed = str(error)
+                return index, None, slow
             else:
                 if speed.images_per_s >= floor or smaller is None or left == 1:
                     return index, speed, slow

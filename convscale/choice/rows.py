@@ -51,20 +51,48 @@ def asked_by_rows(asked: Asked, records: Sequence[Record], path: str | os.PathLi
     """The conditions asked for, with the rows' runtime where none was named, and on a processor with their threads.
 
     Raises:
-        UserError: there are no rows, or they are of several runtimes.
+        UserError: there are no rows, none of the threads asked for, or they are of several runtimes, or on a processor
+            of several numbers of threads of which none is asked for.
     """
     if not records:
         raise UserError(f"{path} has no rows; the measure.py of a kit writes them")
     asked = replace(asked, by_rows=True)
-    counts = {record.measurement.conditions.threads for record in records}
-    if asked.threads is None and len(counts) == 1 and _elsewhere(asked.device):
-        asked = replace(asked, threads=counts.pop())
+    if asked.threads is None and _elsewhere(asked.device):
+        counts = _thread_counts(records)
+        if len(counts) > 1:
+            raise UserError(f"{path} has rows of {_all_of(counts)} threads; give --threads, by which of them to go")
+        asked = replace(asked, threads=counts[0])
+    records = _of_threads(records, asked.threads, path)
     if asked.runtime is not None or asked.compiled:
         return asked
     names = sorted({record.measurement.conditions.runtime for record in records})
     if len(names) > 1:
         raise UserError(f"{path} has rows of the runtimes {' and '.join(names)}; give each a file")
     return replace(asked, runtime=names[0])
+
+
+def _thread_counts(records: Sequence[Record]) -> list[int | None]:
+    """Numbers of threads that records were measured with, in order; None: it was not written down."""
+    return sorted({record.measurement.conditions.threads for record in records}, key=lambda count: count or 0)
+
+
+def _all_of(counts: Sequence[int | None]) -> str:
+    """``4, 8 and 28``."""
+    *others, last = ("unknown" if count is None else str(count) for count in counts)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _of_threads(records: Sequence[Record], threads: int | None, path: str | os.PathLike[str]) -> Sequence[Record]:
+    """The records of so many threads; None: all of them.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [record for record in records if threads is None or record.measurement.conditions.threads == threads]
+    if not found:
+        counts = _all_of(_thread_counts(records))
+        raise UserError(f"{path} has no row of {threads} threads; its rows are of {counts}")
+    return found
 
 
 def _elsewhere(device: str) -> bool:
@@ -83,8 +111,8 @@ def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str
             called for a row only where it is among them: a file does not choose what code runs.
 
     Raises:
-        UserError: the basis is not a predicted one, or a row is of another device, batch, precision, runtime, layout,
-            mode or number of threads.
+        UserError: the basis is not a predicted one, no row is of its number of threads, or one that is is of another
+            device, batch, precision, runtime, layout or mode.
     """
     if not basis.predicted:
         raise UserError(
@@ -93,7 +121,7 @@ def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str
         )
     measured: dict[SizedSpec, Measurement] = {}
     unknown: list[str] = []
-    for record in records:
+    for record in _of_threads(records, basis.conditions.threads, path):
         _check_row(record, basis, path)
         spec, size = _network_of(record, names_in(named)), record.measurement.conditions.image_size
         if spec is None or not isinstance(size, int):
@@ -148,8 +176,6 @@ def _check_row(record: Record, basis: Basis, path: str | os.PathLike[str]) -> No
             what = {"batch_size": "batch"}.get(field, field)
             kits = "; kits make no rows in 8 bits: leave measured or int8 out" if wanted == "int8" else ""
             raise UserError(f"{path}: {record.model} was measured in {what} {here}, asked is {what} {wanted}{kits}")
-    if c.threads is not None and under.threads != c.threads:
-        raise UserError(f"{path}: {record.model} was measured with {under.threads} threads, asked are {c.threads}")
 
 
 def measured_key(network: Named) -> str:

@@ -42,7 +42,7 @@ MANY = 24
 
 def _keys(networks: Sequence[SizedSpec], basis: Basis) -> dict[SizedSpec, str]:
     """The key of each network's facts in the cache; none for those whose code may change unseen."""
-    calibration = "" if basis.calibration is None else hashlib.sha256(Path(basis.calibration).read_bytes()).hexdigest()
+    calibration = basis.calibration_digest or ""
     tail = json.dumps([basis.conditions.to_dict(), calibration, basis.predicted, code_digest()])
     found = {}
     for network in networks:

@@ -19,6 +19,7 @@ from convscale.cli.speed_options import (
     progress_aside,
 )
 from convscale.errors import UserError
+from convscale.files import check_output_file
 from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def calibrate_command(
     from convscale.predictor.devices import get_device, is_processor
     from convscale.speed.records import read_records, read_timm_csv
 
+    check_output_file(output)  # before minutes of measuring, not after
     if sweep:
         if csv is not None or measurements or models or batch_size is not None:
             raise UserError("--sweep times its own layers: leave --csv, --measurement, --model and --batch-size out")
@@ -220,8 +222,8 @@ def _measure_models(models: list[str], conditions: Conditions, seconds: float) -
     from convscale.speed.measuring import measure
 
     found = []
-    for number, name in enumerate(models, start=1):
-        net = network_of(name)
+    nets = [network_of(name) for name in models]  # a name that nothing builds must not cost what was timed before it
+    for number, net in enumerate(nets, start=1):
         measured = measure(net, conditions, min_seconds=seconds, max_seconds=10 * seconds)
         progress_aside(f"{number}/{len(models)}: {net.name} {words.rate(measured.images_per_s)} images/s")
         found.append(Observation(net=net, conditions=measured.conditions, images_per_s=measured.images_per_s))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -315,6 +315,20 @@ def choose_command(
 
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
+    _check_scaling(
+        scale is not None,
+        of_scale={"--along": along != "phi", "--rule": rule != "compound"},
+        of_candidates={
+            "--zoo": zoo != "all",
+            "--licence": licences,
+            "--commercial": commercial,
+            "--no-extra-data": no_extra_data,
+            "--attention": attention,
+            "--accuracy": accuracy != "imagenet",
+            "--budget": budget != 20,
+            "--all": show_all,
+        },
+    )
     if check_text("--task", task, TASKS) == "detection":
         others = (max_latency, max_memory, max_params, scale, save, records, measured, kit)
         if min_throughput is None or any(value is not None for value in others) or len(img_sizes or []) > 1:
@@ -404,6 +418,25 @@ def choose_command(
         write_choice(choice, save)
         if not as_json:
             say(f"report: {save}")
+
+
+def _check_scaling(scaled: bool, *, of_scale: Mapping[str, object], of_candidates: Mapping[str, object]) -> None:
+    """
+    Args:
+        scaled: whether one network is scaled.
+        of_scale: options that say how, each with whether it was given.
+        of_candidates: those that say which candidates are chosen among.
+
+    Raises:
+        UserError: one is given that nothing would go by.
+    """
+    lost = [flag for flag, given in (of_candidates if scaled else of_scale).items() if given]
+    if lost and scaled:
+        raise UserError(
+            f"{lost[0]} is of a choice among candidates, and --scale scales one network; leave one of them out"
+        )
+    if lost:
+        raise UserError(f"{lost[0]} says how --scale scales a network; give --scale NAME with it, or leave it out")
 
 
 def _finish_scale(largest: Largest, save: Path | None, as_json: bool) -> None:

@@ -202,6 +202,7 @@ def find_scaling(
             most_images=most_images,
             seed=seed,
             data_digest=data_digest((splits.train, splits.validation)),
+            calibration=basis.calibration_digest if cost == "time" else None,
             deadline=None if minutes is None else time.monotonic() + 60 * minutes,
             say=say or (lambda text: None),
         )
@@ -232,12 +233,14 @@ class _Asked:
     most_images: int
     seed: int
     data_digest: str
+    calibration: str | None
+    """Digest of what times are predicted by."""
     deadline: float | None
     say: Say = field(compare=False)
 
     def written(self) -> dict[str, object]:
         """What must be the same to go on."""
-        names = ("budget", "cost", "method", "most_images", "seed", "data_digest")
+        names = ("budget", "cost", "method", "most_images", "seed", "data_digest", "calibration")
         return {
             "base": self.base.to_dict(),
             "recipe": dict(self.recipe),
@@ -258,7 +261,8 @@ class _Scaling:
             if not isinstance(before, dict):
                 raise UserError(f"study of scaling {path} is damaged: it does not say what was asked for")
             now = json_numbers(asked.written())
-            before = {"data_digest": now["data_digest"], **before}  # which earlier versions did not write
+            unknown = {key: now[key] for key in ("data_digest", "calibration")}  # which earlier versions did not write
+            before = {**unknown, **before}
             if asked.cost == "time" and isinstance(held := kept.get("conditions"), dict):  # what a cost was timed under
                 present = json_numbers(pace.basis.conditions.to_dict())
                 now, before = {**now, **{key: present.get(key) for key in held}}, {**before, **held}

@@ -178,7 +178,9 @@ def speed_from(value: Mapping[str, Any] | None) -> Speed | None:
 
 
 def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str:
-    """The first thing in which two requests differ, for a message; empty: none. Data are the same wherever they lie."""
+    """The first thing in which two requests differ, for a message; empty: none. Data are the same wherever they lie;
+    what an earlier version did not write down counts as the same.
+    """
     digested = bool(asked.get("data_digest") and before.get("data_digest"))
     for key, value in asked.items():
         if key == "data" and digested:
@@ -186,6 +188,8 @@ def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str
         if key in before and before[key] != value:
             if key == "data_digest":
                 return "other data: images or labels have come, gone or changed"
+            if key == "calibration":
+                return "another calibration" if before[key] and value else f"{'a' if before[key] else 'no'} calibration"
             return f"{key} {before[key]!r}, not {value!r}"
     return ""
 

@@ -111,6 +111,7 @@ class Request:
             "classes": list(self.splits.classes),
             "reward": str(self.reward),
             "conditions": self.basis.conditions.to_dict(),
+            "calibration": self.basis.calibration_digest,
             "confidence": self.confidence,
             "recipe": self.recipe.to_dict(),
             "sampler": effort.sampler,

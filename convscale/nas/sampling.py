@@ -61,6 +61,10 @@ class Tried:
     """Images/s; None: not known."""
 
 
+class UsedUp(UserError):
+    """Nothing in the space was left to try."""
+
+
 def propose(
     walk: Walk, tried: Sequence[Tried], *, sampler: str, seed: int, number: int, floor: float = 0.0
 ) -> tuple[int, ...]:
@@ -75,7 +79,7 @@ def propose(
         floor: images/s below which nothing is trained: guided proposals stay above it by what is known.
 
     Raises:
-        UserError: nothing that was not tried is found.
+        UsedUp: nothing that was not tried is found.
     """
     check_text("sampler", sampler, SAMPLERS)
     rng = np.random.default_rng((seed % 2**63, number))
@@ -88,6 +92,24 @@ def propose(
     return _fresh(lambda: walk.draw(rng), walk, seen, rng)
 
 
+def several(walk: Walk, tried: Sequence[Tried], *, count: int, seed: int, number: int) -> list[tuple[int, ...]]:
+    """So many genes at random that were not tried before; fewer where no more are left.
+
+    Raises:
+        UsedUp: none is left.
+    """
+    drawn: list[tuple[int, ...]] = []
+    for extra in range(1, count + 1):
+        known = [*tried, *(Tried(genes=genes) for genes in drawn)]
+        try:
+            drawn.append(propose(walk, known, sampler="random", seed=seed, number=number + extra * 1_000_003))
+        except UsedUp:
+            if not drawn:
+                raise
+            break
+    return drawn
+
+
 def _fresh(
     make: Callable[[], tuple[int, ...]], walk: Walk, seen: set[tuple[int, ...]], rng: np.random.Generator
 ) -> tuple[int, ...]:
@@ -96,7 +118,7 @@ def _fresh(
         genes = make() if attempt < _TRIES else walk.draw(rng)
         if genes not in seen:
             return genes
-    raise UserError(f"all that is found in the space was tried: {len(seen)} networks; a larger space would be right")
+    raise UsedUp(f"all that is found in the space was tried: {len(seen)} networks; a larger space would be right")
 
 
 def _parent(valued: Sequence[Tried], rng: np.random.Generator) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from convscale.nas.pace import Counted, Pace
 from convscale.nas.records import TrialRecord, difference, front_of
 from convscale.nas.request import HALVING, Request
 from convscale.nas.result import RECORD, SCHEMA, Study
-from convscale.nas.sampling import Tried, propose
+from convscale.nas.sampling import Tried, UsedUp, propose, several
 from convscale.nas.smallest import smallest_of
 from convscale.nas.space import Genes
 from convscale.nas.store import Store, asked_values, too_large
@@ -185,7 +185,15 @@ class Walk:
         wanted = ROUND if trials is None else min(ROUND, trials - now.done)
         before, vain = self._vain(now), 0
         while len(self._pending()) < wanted and before + vain < _IN_VAIN and (vain < ROUND or self._more()):
-            if self._settle(*self._next(), now):
+            try:
+                asked = self._next()
+            except UsedUp as error:
+                if not (pending := self._pending()) and not self._trained():
+                    raise
+                if not pending:  # else they are trained first, and the next round comes here again
+                    self.request.say(f"the search ends: {error}")
+                break
+            if self._settle(*asked, now):
                 before = vain = 0
             else:
                 vain += 1
@@ -238,12 +246,7 @@ class Walk:
     def _scored(self, tried: Sequence[Tried], number: int) -> Genes:
         """Of some networks drawn the one with the highest score that keeps the speed; else the fastest of them."""
         space, effort = self.request.space, self.request.effort
-        drawn: list[Genes] = []
-        for extra in range(_DRAWN):
-            known = [*tried, *(Tried(genes=genes) for genes in drawn)]
-            drawn.append(
-                propose(space, known, sampler="random", seed=effort.seed, number=number + (extra + 1) * 1_000_003)
-            )
+        drawn = several(space, tried, count=_DRAWN, seed=effort.seed, number=number)
         ranked = sorted(drawn, key=lambda genes: -self._score(genes))
         best: tuple[float, Genes] | None = None
         for genes in ranked:

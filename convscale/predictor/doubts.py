@@ -64,7 +64,8 @@ def _known_doubts(
 ) -> list[str]:
     """Doubts whose error was measured on families or cards left out, so that the interval holds it already."""
     doubts: list[str] = []
-    if work.peak_bytes > device.memory_gb * 2**30:
+    # A processor's memory is as large as its owner made it: the data sheet says at most how large that may be.
+    if device.kind == "gpu" and work.peak_bytes > device.memory_gb * 2**30:
         doubts.append(
             f"the batch needs about {work.peak_bytes / 2**30:.1f} GB and {device.title} has {device.memory_gb:g} GB"
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
+from convscale.machine import need_cuda
 from convscale.predictor.calibrate import Observation
 from convscale.predictor.devices import Device, devices, get_device
 
@@ -188,6 +189,5 @@ def sheet_here(device: str) -> Device:
         return devices()["cpu"]
     import torch
 
-    if not torch.cuda.is_available():
-        raise UserError(f"device {device!r} is not there: torch sees no CUDA GPU; sweep the cpu, or run it where it is")
+    need_cuda(device, "sweep the cpu, or run it where it is")
     return get_device(torch.cuda.get_device_name(device))

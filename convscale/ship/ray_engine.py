@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convscale.artifact.artifact import Artifact, load_artifact
-from convscale.errors import UserError, check_text, check_whole
+from convscale.errors import UserError, check_text, check_whole, first_line
 from convscale.machine import available_cores
 from convscale.ship.cluster import check_answers
 from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, shards_of
@@ -162,10 +162,14 @@ def _run(
     cores = available_cores()
     if ours:
         try:
-            here: dict[str, Any] = {"num_cpus": cores} if cluster.address is None else {"address": cluster.address}
+            # Without "local" Ray would join a cluster that runs on this machine, or the one that RAY_ADDRESS names.
+            here: dict[str, Any] = {"address": cluster.address or "local"}
+            if cluster.address is None:
+                here["num_cpus"] = cores
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"Ray can not be reached at {cluster.address or 'this machine'}: {error}") from error
+            where = cluster.address or "this machine"
+            raise UserError(f"Ray can not be reached at {where}: {first_line(error)}") from error
     actors = min(cluster.actors or cores, len(shards))
     threads = max(1, cores // actors)
     try:

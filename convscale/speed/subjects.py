@@ -25,7 +25,7 @@ from convscale.cost.memory import free_bytes
 from convscale.errors import UserError, nearest
 from convscale.formats.fold import fold
 from convscale.formats.onnx import write_onnx
-from convscale.machine import available_cores
+from convscale.machine import available_cores, need_cuda
 from convscale.networks.inputs import example_input, input_shape
 from convscale.networks.resolve import Network, as_module, find
 from convscale.nn.modes import as_graph
@@ -93,10 +93,8 @@ def _conditions(net: Measured, cond: Conditions | None, keywords: dict[str, obje
         raise UserError(f"{what} can not train; measure mode train in runtime eager or compiled")
     if not (cond.device == "cpu" or cond.device.startswith("cuda")):
         raise UserError(f"device {cond.device!r} can not be measured here; use cpu or cuda, or predict for it")
-    if cond.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device {cond.device!r} is not there: torch sees no CUDA GPU; use device cpu, or predict for a named GPU"
-        )
+    if cond.device != "cpu":
+        need_cuda(cond.device, "use device cpu, or predict for a named GPU")
     return dataclasses.replace(cond, threads=cond.threads or available_cores())
 
 

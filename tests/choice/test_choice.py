@@ -451,9 +451,11 @@ def largest(
     min_throughput: float | None = None,
     along: str = "phi",
     rule: str = "compound",
+    confidence: float = 0.5,
 ) -> Largest:
     """The largest scale of a network under the usual conditions of a device."""
-    direction, constraint = Direction(along=along, rule=rule), Constraint(min_throughput=min_throughput)
+    direction = Direction(along=along, rule=rule)
+    constraint = Constraint(min_throughput=min_throughput, confidence=confidence)
     return largest_under(base, basis_of(Asked(device=device)), constraint, direction, Effort())
 
 
@@ -481,18 +483,22 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("along", "rule", "floor"),
+    ("along", "rule", "floor", "deviations"),
     [
-        ("phi", "compound", 2000.0),
-        ("phi", "fast", 900.0),
-        ("resolution", "compound", 1500.0),
-        ("width", "compound", 600.0),
+        ("phi", "compound", 2000.0, 0.0),
+        ("phi", "fast", 900.0, 0.84162),
+        ("resolution", "compound", 1500.0, 0.84162),
+        ("width", "compound", 600.0, 0.0),
     ],
 )
-def test_the_largest_scale_equals_brute_force(fake: Path, along: str, rule: str, floor: float) -> None:
-    base = cs.get_spec("mobilenetv2_050")
-    found = largest(base, device="rtx-4090", min_throughput=floor, along=along, rule=rule)
-    assert (found.found.speed.images_per_s or 0) >= floor
+def test_the_largest_scale_equals_brute_force(
+    fake: Path, along: str, rule: str, floor: float, deviations: float
+) -> None:
+    """By the middle, or four in five: as many deviations of ln 1.1 / 1.28155."""
+    base, confidence = cs.get_spec("mobilenetv2_050"), 0.8 if deviations else 0.5
+    found = largest(base, device="rtx-4090", min_throughput=floor, along=along, rule=rule, confidence=confidence)
+    least = floor * 1.1 ** (deviations / 1.28155)
+    assert found.found.speed.images_per_s >= least
 
     def speed(value: float) -> float:
         if along == "resolution":
@@ -506,12 +512,12 @@ def test_the_largest_scale_equals_brute_force(fake: Path, along: str, rule: str,
         if along == "resolution"
         else [round(i * step, 4) for i in range(2 if along == "width" else -120, 161)]
     )
-    assert found.value == max(value for value in every if speed(value) >= floor)
+    assert found.value == max(value for value in every if speed(value) >= least)
     assert found.sure is not None
     assert found.sure.speed.low >= floor
     assert found.sure.value <= found.value
     assert found.following is not None
-    assert found.following.speed.images_per_s < floor
+    assert found.following.speed.images_per_s < least
 
 
 def test_what_is_predicted_for_the_own_processor_is_measured_and_taken_back(
@@ -622,6 +628,24 @@ def test_a_prediction_that_does_not_fit_in_memory_here_is_taken_back(
     monkeypatch.setattr(choice_scaling, "time_network", full_above(0, "not even this"))
     with pytest.raises(UserError, match="not even this"):
         largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
+
+
+def test_a_prediction_that_can_not_be_measured_here_stays_one(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ONNX Runtime nothing times a network in amp, which a card is predicted in."""
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        raise UserError("runtime onnxruntime computes modules in fp32, got precision 'amp'")
+
+    ask: dict[str, Any] = {"min_throughput": 1500, "along": "resolution", "confidence": 0.9}
+    elsewhere = largest("resnet18", device="rtx-4090", **ask)
+    monkeypatch.setattr(choice_scaling, "own_device", lambda basis: "cuda")
+    monkeypatch.setattr(choice_scaling, "time_network", time_network)
+    found = largest("resnet18", device="rtx-4090", **ask)
+    assert replace(found, unconfirmed="", tried=0) == replace(elsewhere, tried=0)
+    assert found.confirmed is None
+    assert found.to_dict()["unconfirmed"] == "runtime onnxruntime computes modules in fp32, got precision 'amp'"
+    assert "not measured on this machine: runtime onnxruntime computes modules in fp32, got precision" in str(found)
+    assert (elsewhere.to_dict()["unconfirmed"], "not measured" in str(elsewhere)) == (None, False)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_kit_is_measured_here_without_torch_and_its_rows_are_taken(
     )
     kinds = {o.spec.name: o.speed.kind for o in chosen.options if o.speed}
     assert kinds == {"mobilenetv2_050": "measured", "resnet18": "predicted"}
-    with pytest.raises(UserError, match="was measured with 1 threads, asked are 2"):
+    with pytest.raises(UserError, match="has no row of 2 threads; its rows are of 1"):
         cs.choose(device="cpu", measured=rows, calibration=_two(tmp_path), batch_size=2, threads=2, min_throughput=0.01)
 
 

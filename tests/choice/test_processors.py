@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from convscale.choice.basis import Asked, basis_of
-from convscale.choice.rows import asked_by_rows
+from convscale.choice.rows import asked_by_rows, rows_of
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import Environment
@@ -113,8 +113,9 @@ def test_threads_that_something_was_measured_with_are_taken(tmp_path: Path) -> N
     [
         ("i9-10940x", None, (4, 4), 4),
         ("i9-10940x", 4, (4, 4), 4),
-        ("i9-10940x", None, (4, 8), None),
+        ("i9-10940x", 4, (4, 28), 4),
         ("l4", None, (4, 4), None),
+        ("l4", None, (4, 28), None),
     ],
 )
 def test_rows_bring_their_threads(
@@ -123,3 +124,19 @@ def test_rows_bring_their_threads(
     asked = asked_by_rows(Asked(device=device, threads=threads), [row(count) for count in counts], "rows.jsonl")
     conditions = basis_of(asked).conditions
     assert (conditions.threads, conditions.runtime) == (wanted, "onnxruntime")
+
+
+def test_rows_of_several_numbers_of_threads_are_not_mixed() -> None:
+    records = [row(28), row(4), replace(row(4), model="resnet50"), row(8)]
+    with pytest.raises(UserError, match=r"^rows.jsonl has rows of 4, 8 and 28 threads; give --threads, by which of"):
+        asked_by_rows(Asked(device="i9-10940x"), records, "rows.jsonl")
+    asked = asked_by_rows(Asked(device="i9-10940x", threads=4), records, "rows.jsonl")
+    found = rows_of(records, basis_of(asked), "rows.jsonl")
+    assert sorted(network.spec.name for network in found.measured) == ["resnet18", "resnet50"]
+    assert {measurement.conditions.threads for measurement in found.measured.values()} == {4}
+    none = r"^rows.jsonl has no row of 3 threads; its rows are of 4, 8 and 28$"
+    three = Asked(device="i9-10940x", threads=3, by_rows=True, runtime="onnxruntime")
+    with pytest.raises(UserError, match=none):
+        asked_by_rows(three, records, "rows.jsonl")
+    with pytest.raises(UserError, match=none):
+        rows_of(records, basis_of(three), "rows.jsonl")

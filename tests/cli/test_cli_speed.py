@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -224,13 +225,63 @@ def test_choose_writes_a_page(run: Any, tmp_path: Path) -> None:
 def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> None:
     spec = tmp_path / "found.yaml"
     arguments = ("--device", "v100", "--min-throughput", "9000", "--scale", "resnet18", "--along", "resolution")
-    text = run("choose", *arguments, "--output", str(spec))
+    text = run("choose", *arguments, "--confidence", "0.5", "--output", str(spec))
     assert "211 px" in text  # 8000 * (224 / 211)^2 = 9016, and 8931 at 212
+    assert "needed 9,000, 51 % likely" in text  # by the table of the normal: ln(9016 / 9000) / 0.08221 = 0.0211
     assert cs.load_spec(str(spec)).input.size == 211
-    value = json.loads(run("choose", *arguments, "--json"))
+    value = json.loads(run("choose", *arguments, "--confidence", "0.5", "--json"))
     assert value["found"]["value"] == 211
     assert value["sure"]["value"] == 200  # 0.9 * 8000 * (224 / 200)^2 = 9032
     assert value["following"]["value"] == 212
+
+
+@pytest.mark.parametrize(
+    ("confidence", "size", "sure"),
+    [((), 204, 200), (("--confidence", "0.8"), 204, 200), (("--confidence", "0.95"), 197, 197)],
+)
+def test_choose_scale_goes_by_the_confidence(run: Any, confidence: tuple[str, ...], size: int, sure: int) -> None:
+    """By hand: an 80 % interval that begins at 0.9 of the middle has a deviation of -ln 0.9 / 1.28155 = 0.08221 in the
+    logarithm. Four in five, 0.84162 deviations: 9,000 * exp(0.06919) = 9,645, kept at 204 px (9,645.5) and not at 205
+    (9,552). 95 %, 1.64485: 9,000 * exp(0.13523) = 10,303, kept at 197 px (10,343) and not at 198 (10,239).
+    """
+    arguments = ("--device", "v100", "--min-throughput", "9000", "--scale", "resnet18", "--along", "resolution")
+    value = json.loads(run("choose", *arguments, *confidence, "--json"))
+    assert (value["found"]["value"], value["sure"]["value"], value["following"]["value"]) == (size, sure, size + 1)
+    assert value["chance"] == pytest.approx(float(confidence[1]) if confidence else 0.8, abs=0.01)
+    with pytest.raises(
+        UserError, match=r"keeps 1,000,000,000 images/s with the confidence 0.8; the smallest, resnet18"
+    ):
+        run("choose", "--device", "v100", "--min-throughput", "1e9", "--scale", "resnet18", "--along", "resolution")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--zoo", "own"),
+        ("--licence", "mit"),
+        ("--commercial",),
+        ("--no-extra-data",),
+        ("--attention",),
+        ("--accuracy", "none"),
+        ("--budget", "3"),
+        ("--all",),
+    ],
+)
+def test_choose_scale_drops_no_option(run: Any, option: tuple[str, ...]) -> None:
+    common = ("choose", "--device", "v100", "--min-throughput", "9000")
+    with pytest.raises(
+        UserError, match=rf"^{option[0]} is of a choice among candidates, and --scale scales one network"
+    ):
+        run(*common, "--scale", "resnet18", *option)
+
+
+@pytest.mark.parametrize("option", [("--along", "width"), ("--rule", "fast")])
+def test_choose_without_scale_drops_none_of_its_options(run: Any, option: tuple[str, ...]) -> None:
+    common = ("choose", "--device", "v100", "--min-throughput", "9000")
+    with pytest.raises(UserError, match=rf"^{option[0]} says how --scale scales a network; give --scale NAME with it"):
+        run(*common, *option)
+    with pytest.raises(UserError, match=rf"^{option[0]} says how --scale scales a network"):
+        run(*common, "--task", "detection", *option)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +460,30 @@ def test_calibrate_of_what_is_not_here(
     with pytest.raises(UserError) as caught:
         run("calibrate", "--device", device, *(("--sweep",) if sweep else ()))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--model", "resnet18", "--model", "resnet5O"), r"unknown model 'resnet5O'.*nearest: resnet50"),
+        (("--output", "."), r"^output \. is a folder; name a file$"),
+        (("--output", "file/c.json"), r"^output file/c.json can not be written: .*/file is no folder; name another$"),
+        (("--output", f"{300 * 'a'}.json"), r"^a+\.\.\.a+\.json can not be used: File name too long; name another$"),
+        (("--sweep", "--output", "file/c.json"), "^output file/c.json can not be written: .*"),
+    ],
+)
+def test_calibrate_times_nothing_in_vain(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], message: str
+) -> None:
+    """A name that nothing builds and a file that can not be written are found out before minutes of measuring."""
+    monkeypatch.setattr("convscale.speed.measuring.measure", lambda *_, **__: pytest.fail("something was timed"))
+    monkeypatch.setattr(cli_calibrate, "_sweep", lambda *_, **__: pytest.fail("something was timed"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message) as caught:
+        run("calibrate", *given)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_calibrate_by_a_table_says_what_it_lacks(run: Any, tmp_path: Path) -> None:

@@ -141,6 +141,22 @@ def test_what_no_machine_has_is_said_and_not_waited_for(fake: Callable[..., Fake
         engine_for(Place(engine="ray", threads=9), None)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_cluster_of_its_own_whatever_else_runs_here(
+    fake: Callable[..., FakeRay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray joined the cluster that ran, and refused the number of cores with a traceback."""
+    one = fake()
+    engine_for(Place(engine="ray"), None).close()  # pyright: ignore[reportArgumentType]
+    assert one.begun["address"] == "local"
+
+    def init(**given: Any) -> None:
+        raise ValueError("no room in /tmp/ray\nand more")
+
+    monkeypatch.setattr(one, "init", init)
+    with pytest.raises(UserError, match=r"^no Ray cluster can be started on this machine: no room in /tmp/ray; engine"):
+        engine_for(Place(engine="ray"), None)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_a_machine_without_a_card_searches_on_those_of_a_cluster(
     device: str, fake: Callable[..., FakeRay], colour_folder: Path, tiny: SearchSpace, tmp_path: Path, simple: None,

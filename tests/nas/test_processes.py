@@ -12,7 +12,7 @@ import pytest
 from convscale.nas.engines import local
 from convscale.nas.engines.local import Processes
 from convscale.nas.space import SearchSpace
-from convscale.nas.trial import Result
+from convscale.nas.trial import Job, Result
 from tests.nas.test_study import job
 
 
@@ -61,3 +61,44 @@ def test_nothing_is_begun_once_all_are_ended(tiny: SearchSpace, monkeypatch: pyt
     assert [each.ended.is_set() for each in begun] == [True, True]
     assert sorted(result.number for result in found) == [0, 1]
     assert (engine._start(), engine.pids, list(engine.run(jobs, lambda: True))) == (None, [], [])
+
+
+def results_of(engine: Processes, jobs: list[Job]) -> tuple[list[Result], list[Exception]]:
+    """What the engine gives within two seconds, and what it raises."""
+    found, raised = list[Result](), list[Exception]()
+
+    def run() -> None:
+        try:
+            found.extend(engine.run(jobs, lambda: True))
+        except Exception as error:
+            raised.append(error)
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    running.join(2)
+    assert not running.is_alive()
+    engine.close()
+    return sorted(found, key=lambda result: result.number), raised
+
+
+def test_a_process_that_can_not_be_started_fails_its_job(tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search hung for ever."""
+
+    def start(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    found, raised = results_of(Processes(2), [job(number, None, tiny) for number in range(3)])
+    assert [result.number for result in found] == [0, 1, 2]
+    why = "its process can not be started: [Errno 11] Resource temporarily unavailable"
+    assert {result.failed for result in found} == {why}
+    assert not raised
+
+
+def test_a_fault_of_a_worker_reaches_the_search(tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(self: Processes, job: Job, process: object) -> tuple[Result, None]:
+        raise RuntimeError(f"a fault at {job.number}")
+
+    monkeypatch.setattr(Processes, "_result", result)
+    found, raised = results_of(Processes(1), [job(3, None, tiny), job(4, None, tiny)])
+    assert (found, [str(error) for error in raised]) == ([], ["a fault at 3"])

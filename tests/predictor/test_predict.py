@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,6 +218,14 @@ def test_a_batch_that_does_not_fit_is_a_doubt(resnet50: nn.Module) -> None:
     large = predict(resnet50, device="rtx-3090", image_size=224, batch_size=16384)
     assert any("needs about" in doubt and "24 GB" in doubt for doubt in large.doubts)
     assert large.images_per_s > 0
+
+
+def test_a_processors_memory_is_not_known(resnet50: nn.Module) -> None:
+    """It is as large as its owner made it; the same batch is beyond a card's."""
+    ask: dict[str, Any] = {"image_size": 224, "batch_size": 65536, "precision": "fp32"}
+    assert any("needs about" in doubt for doubt in predict(resnet50, device="a100-80gb", **ask).doubts)
+    for device in ("cpu", "i7-12700h", "i9-10940x"):
+        assert not any("needs about" in doubt for doubt in predict(resnet50, device=device, **ask).doubts)
 
 
 def test_small_batches_are_bound_by_launches(resnet50: nn.Module) -> None:

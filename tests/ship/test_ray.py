@@ -210,6 +210,27 @@ def test_a_cluster_that_does_not_answer_is_one_line_and_removes_nothing(
     assert part.read_text() == "{}"
 
 
+@pytest.mark.parametrize(("address", "wanted"), [(None, "local"), ("10.0.0.5:6379", "10.0.0.5:6379")])
+def test_without_an_address_a_cluster_of_its_own_is_started(
+    address: str | None, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray joined the one that ran on this machine, or RAY_ADDRESS's, and refused a number of cores."""
+    begun: list[dict[str, object]] = []
+
+    def init(**given: object) -> None:
+        begun.append(given)
+        raise ValueError("no\nroom")
+
+    ray = ModuleType("ray")
+    ray.__dict__.update(init=init, is_initialized=lambda: False)
+    for name, module in {"ray": ray, "ray.data": ModuleType("ray.data"), "ray.exceptions": ModuleType("x")}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(UserError, match=r"^Ray can not be reached at (this machine|10.0.0.5:6379): no$"):
+        list(ray_engine._run([], load_artifact(OLD), "out", ray_engine.Cluster(address=address), 1, None))
+    assert begun[0]["address"] == wanted
+    assert ("num_cpus" in begun[0]) == (address is None)
+
+
 SLOWED = """
 import sys, time
 from convscale.images.preprocess import Preprocessing

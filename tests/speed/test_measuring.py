@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from convscale.artifact.artifact import Artifact
+from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import Environment
+from convscale.predictor.sweep import sheet_here
 from convscale.runtimes.base import Opening, Runner
 from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.ship.export import export
@@ -295,6 +297,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch_runner, "TorchRunner", OnCpu)
     for name, value in {
         "is_available": lambda: True,
+        "device_count": lambda: 2,
         "Event": Event,
         "synchronize": lambda device: log.append(f"drain {device}"),
         "current_stream": lambda device: f"stream of {device}",
@@ -372,6 +375,41 @@ def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
         measure(tiny, runtime="openvino", precision="bf16")
     with pytest.raises(UserError, match="no parameter"):
         measure(nn.Flatten(), image_size=4, mode="train")
+
+
+@pytest.mark.parametrize(
+    ("device", "cards", "message"),
+    [
+        ("cuda:1", 1, "device 'cuda:1' is not there: there are 1 CUDA devices, counted from 0; use device cpu, or "),
+        ("cuda:10", 2, "device 'cuda:10' is not there: there are 2 CUDA devices, counted from 0; use device cpu, or "),
+        ("cuda:0", 0, "device 'cuda:0' is not there: torch sees no CUDA GPU; use device cpu, or "),
+        ("cuda:x", 1, "device 'cuda:x' is unknown; cpu, cuda or cuda:N would be right"),
+        ("cuda:", 1, "device 'cuda:' is unknown; cpu, cuda or cuda:N would be right"),
+    ],
+)
+def test_a_card_that_is_not_there_is_one_clear_line(
+    device: str, cards: int, message: str, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To measure on, to choose for, and to sweep."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    for ask in (lambda: measure(tiny, device=device), lambda: basis_of(Asked(device=device))):
+        with pytest.raises(UserError) as caught:
+            ask()
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        sheet_here(device)
+    assert str(caught.value).startswith(message.removesuffix("use device cpu, or "))
+
+
+def test_a_device_that_is_none_is_one_clear_line(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"^device 'cudax' is unknown; cpu, cuda or cuda:N would be right$"):
+        measure(tiny, device="cudax")
+    with pytest.raises(UserError, match=r"^device 'cudax' is unknown"):
+        basis_of(Asked(device="cudax"))
 
 
 def test_seeded_input_has_no_subnormal_numbers(tiny: nn.Module) -> None:

@@ -51,7 +51,7 @@ class Processes:
     def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
         """Side by side, as many as there are workers."""
         waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        done: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        done: queue.SimpleQueue[Result | Exception | None] = queue.SimpleQueue()
         for job in jobs:
             waiting.put(job)
         for _ in range(self.workers):
@@ -60,14 +60,18 @@ class Processes:
 
         def work() -> None:
             process = None
-            while (job := waiting.get()) is not None:
-                if self._closed or (begun.is_set() and not more()):
-                    continue
-                begun.set()
-                result, process = self._result(job, process)
-                done.put(result)
-            self._end(process)
-            done.put(None)
+            try:
+                while (job := waiting.get()) is not None:
+                    if self._closed or (begun.is_set() and not more()):
+                        continue
+                    begun.set()
+                    result, process = self._result(job, process)
+                    done.put(result)
+                self._end(process)
+            except Exception as error:  # of this file, not of a job: whoever waits for results gets it
+                done.put(error)
+            finally:  # else these would be waited for without end
+                done.put(None)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
         for thread in threads:
@@ -77,6 +81,8 @@ class Processes:
             result = done.get()
             if result is None:
                 left -= 1
+            elif isinstance(result, Exception):
+                raise result
             else:
                 yield result
 
@@ -84,7 +90,10 @@ class Processes:
         """A job's result, and the process that is still there."""
         for _ in range(DEATHS):
             if process is None or process.poll() is not None:
-                process = self._start()
+                try:
+                    process = self._start()
+                except OSError as error:  # no memory, or no more processes
+                    return Result(number=job.number, failed=f"its process can not be started: {error}"), None
             if process is None:
                 break
             try:

@@ -59,14 +59,19 @@ class Ray:
         path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {"env_vars": {"PYTHONPATH": path}}
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": env}
-        if place.address is None:
+        if place.address is None:  # "local": Ray would join a cluster that runs here, or RAY_ADDRESS's
             cores = max(available_cores(), place.workers * (place.threads or 1))
-            self.ray.init(num_cpus=cores, include_dashboard=False, **quiet)
-            return
-        check_answers(place.address)
+            where: dict[str, Any] = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        else:
+            check_answers(place.address)
+            where = {"address": place.address}
         try:
-            self.ray.init(address=place.address, **quiet)
+            self.ray.init(**where, **quiet)
         except Exception as error:
+            if place.address is None:
+                raise UserError(
+                    f"no Ray cluster can be started on this machine: {first_line(error)}; engine local needs none"
+                ) from error
             raise UserError(
                 f"the Ray cluster at {place.address} can not be used: {first_line(error)}; start one with `ray start "
                 "--head`, or leave the address out"

@@ -1,0 +1,70 @@
+"""Studies that are gone on with by another calibration than they were begun with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import convscale as cs
+from convscale.errors import UserError
+from convscale.images.splits import DataSplits
+from convscale.nas.space import SearchSpace
+from convscale.nas.trial import Job
+from tests.choice.test_processors import calibration
+from tests.nas.test_coefficients import deeper_is_better
+from tests.nas.test_study import QUICK, simple, untrained
+
+__all__ = ["deeper_is_better", "simple", "untrained"]
+
+
+def other_calibration(path: Path) -> Path:
+    """The same of one measurement more, beside it."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    other = path.with_name("other.json")
+    other.write_text(json.dumps({**value, "count": value["count"] + 1}), encoding="utf-8")
+    return other
+
+
+def test_a_study_by_another_calibration(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
+) -> None:
+    """Its speeds would be of two predictors; where an earlier version did not say which one it was, it goes on."""
+    place, by = tmp_path / "a", calibration(tmp_path, None)
+    ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "resume": True}
+    cs.search(colours, trials=4, calibration=by, **{**ask, "resume": False})
+    asked = json.loads((place / "study.json").read_text(encoding="utf-8"))["asked"]
+    assert asked["calibration"] == hashlib.sha256(by.read_bytes()).hexdigest()
+    other = other_calibration(by)
+    with pytest.raises(UserError, match="was begun with another calibration; ask for the same, or name another"):
+        cs.search(colours, trials=4, calibration=other, **ask)
+    with pytest.raises(UserError, match="was begun with a calibration; ask"):
+        cs.search(colours, trials=4, **ask)
+    again = by.rename(tmp_path / "moved.json")
+    assert len(cs.search(colours, trials=4, calibration=again, **ask).trials) == 4
+    value = json.loads((place / "study.json").read_text(encoding="utf-8"))
+    del value["asked"]["calibration"]
+    (place / "study.json").write_text(json.dumps(value), encoding="utf-8")
+    assert len(cs.search(colours, trials=4, calibration=other, **ask).trials) == 4
+
+
+def test_costs_by_two_calibrations_are_not_mixed(
+    colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
+) -> None:
+    """A time is of what predicts it, multiply-accumulates are of nothing; an earlier version did not say."""
+    by = calibration(tmp_path, 4)
+    other = other_calibration(by)
+    ask = {"trials": 3, "image_size": 32, "minutes": 1e-6, "training_device": "cpu", "device": "i9-10940x"}
+    by_time, by_macs = {**ask, "output": tmp_path / "time"}, {**ask, "output": tmp_path / "macs", "cost": "macs"}
+    for each in (by_time, by_macs):
+        cs.find_scaling("mobilenetv2_050", colours, calibration=by, **each)
+    with pytest.raises(UserError, match="was begun with another calibration; ask for the same again"):
+        cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_time)
+    cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_macs)
+    path = tmp_path / "time" / "scaling.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    assert value["asked"].pop("calibration") == hashlib.sha256(by.read_bytes()).hexdigest()
+    path.write_text(json.dumps(value), encoding="utf-8")
+    cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_time)
