@@ -144,3 +144,13 @@ class Constraint:
             f"at most {exact(self.max_params_m)} M parameters" if self.max_params_m else "",
         ]
         return ", ".join(part for part in parts if part) or "no constraint"
+
+
+def check_seconds(*values: float) -> None:
+    """
+    Raises:
+        UserError: a limit in seconds is not a finite number above 0.
+    """
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"seconds to time are {value!r}; they must be a finite number above 0")

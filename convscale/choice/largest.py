@@ -18,7 +18,7 @@ from convscale.choice.decide import describe_speed
 from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.measured import Bench, speed_of, time_network
 from convscale.choice.speeds import Say, facts_of
-from convscale.conditions import Constraint
+from convscale.conditions import Constraint, check_seconds
 from convscale.errors import DoesNotFit, UserError, nearest
 from convscale.machine import processor_name
 from convscale.predictor.devices import devices
@@ -172,6 +172,9 @@ class Effort:
     """Measure what was predicted, where that is possible."""
     say: Say = lambda text: None
     """Told a line now and then."""
+
+    def __post_init__(self) -> None:
+        check_seconds(self.seconds)
 
 
 def largest_under(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 
-from convscale.conditions import Conditions, size_text
+from convscale.conditions import Conditions, check_seconds, size_text
 from convscale.errors import DoesNotFit, UserError, nearest
 from convscale.machine import Environment
 from convscale.speed.subjects import Measured, Subject, in_memory, once, subjects, twice
@@ -60,7 +59,7 @@ def measure(
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r} is unknown{nearest(str(protocol), PROTOCOLS)}")
-    _check_seconds(min_seconds, max_seconds)
+    check_seconds(min_seconds, max_seconds)
     timed = [
         _measured(subject, subject.cond.batch_size, min_seconds, max_seconds, protocol)
         for subject in subjects(net, cond, keywords)
@@ -118,7 +117,7 @@ def sweep(
     Raises:
         UserError: as :func:`measure`.
     """
-    _check_seconds(min_seconds, max_seconds)
+    check_seconds(min_seconds, max_seconds)
     if batch_sizes is not None and (isinstance(batch_sizes, int | str) or not batch_sizes):
         raise UserError(f"batch_sizes must be whole numbers of images, at least one, got {batch_sizes!r}")
     sizes = [*batch_sizes] if batch_sizes is not None else [2**power for power in range(MAX_BATCH.bit_length())]
@@ -134,16 +133,6 @@ def sweep(
         speeds.append(found.images_per_s)
         if batch_sizes is None and len(speeds) > 2 and max(speeds[-2:]) < GROWTH * max(speeds[:-2]):
             return
-
-
-def _check_seconds(*values: float) -> None:
-    """
-    Raises:
-        UserError: a limit in seconds is not a finite number above 0.
-    """
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"seconds to time are {value!r}; they must be a finite number above 0")
 
 
 def _measured(

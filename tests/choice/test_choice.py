@@ -648,6 +648,11 @@ def test_a_prediction_that_can_not_be_measured_here_stays_one(fake: Path, monkey
     assert (elsewhere.to_dict()["unconfirmed"], "not measured" in str(elsewhere)) == (None, False)
 
 
+def test_seconds_to_time_are_looked_at_before_anything_is_done() -> None:
+    with pytest.raises(UserError, match=r"^seconds to time are -1; they must be a finite number above 0$"):
+        Effort(seconds=-1)
+
+
 @pytest.mark.parametrize(
     ("driver", "device", "here"),
     [
