@@ -80,8 +80,8 @@ def test_the_row_of_all_accidents_by_hand(
 ) -> None:
     """What the record has is not played again, and a call for one of three still counts three."""
     path = tmp_path / "accidents.jsonl"
-    made = [("a/one", "held", 2, 1.4), ("a/two", "skipped", 0, 0.0), ("b/three", "held", 5, 3.2)]
-    columns = ("name", "verdict", "commands", "seconds")
+    made = [("a/one", "held", 2, 1.4, "A"), ("a/two", "skipped", 0, 0.0, "B"), ("b/three", "held", 5, 3.2, "A")]
+    columns = ("name", "verdict", "commands", "seconds", "machine")
     rows = [{"benchmark": "accidents", **dict(zip(columns, row, strict=True)), "code": "1"} for row in made]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(accidents, "ACCIDENTS", [Accident(name=n, did="", act=lambda _: None) for n, *_ in made])
@@ -95,6 +95,7 @@ def test_the_row_of_all_accidents_by_hand(
     counts = {"accidents": 3, "held": 2, "failed": 0, "skipped": 1, "commands": 7, "seconds": 5, "of_this_code": 3}
     assert whole["name"] == ALL
     assert {key: whole[key] for key in counts} == counts
+    assert whole["machine"] == "A; B"
 
 
 def test_records_elsewhere_leave_the_list_alone(tmp_path: Path) -> None:

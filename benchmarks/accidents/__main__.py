@@ -101,14 +101,17 @@ def counts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("held", "failed", "skipped")}
 
 
-def summary_of(rows: Sequence[Mapping[str, Any]], code: str) -> dict[str, int]:
-    """The counts of the row ``all``: over every accident's row, whichever of them the last call was asked for."""
+def summary_of(rows: Sequence[Mapping[str, Any]], code: str) -> dict[str, Any]:
+    """The row ``all``: over every accident's row, whichever of them the last call was asked for, on the machines that
+    played them.
+    """
     return {
         "accidents": len(rows),
         **counts_of(rows),
         "commands": sum(row["commands"] for row in rows),
         "seconds": round(sum(row["seconds"] for row in rows)),
         "of_this_code": sum(row["code"] == code for row in rows),
+        "machine": "; ".join(sorted({row["machine"] for row in rows})),
     }
 
 
@@ -161,7 +164,7 @@ def _play_all(wanted: list[tuple[int, Accident]], options: argparse.Namespace, p
     print(f"{len(asked)} of {len(wanted)} accidents: {said or 'none played'}; {sum(r['seconds'] for r in asked):.0f} s")
     if len(rows) == len(ACCIDENTS):
         summary = summary_of([*rows.values()], code)
-        whole = {"benchmark": "accidents", "name": ALL, **summary, **_conditions(), "machine": made, "code": code}
+        whole = {"benchmark": "accidents", "name": ALL, **summary, **_conditions(), "code": code}
         replace_record(options.output, whole, ("benchmark", "name"))
     if counts["failed"]:
         sys.exit(1)
