@@ -181,6 +181,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     rows = [
         {"name": "a", "x": 3, "ok": True, "by": {"0.5": 7}},
         {"name": "b", "x": 4.0, "list": [1, 2], "measurement": measured},
+        {"name": "c, as shipped", "x": 5},
     ]
     (tmp_path / "made.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     module = extension("records")
@@ -199,6 +200,8 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("made[name=b].x / 1e1 : .1f MB", "0.4 MB"),
         ("made[name=a].x / made[name=b].x : .2fx", "0.75x"),
         ("made[name=a].ok", "yes"),
+        ("made[name=c, as shipped].x", "5"),
+        ("made[name=c, as shipped, x=5].x", "5"),
         ("made[name=b].measurement.images_per_s : .3f", "2.667"),  # 8 images in the median of 3 s
         ("made[name=b].measurement.iqr_rel : .3f", "0.667"),  # quartiles 2 and 4 s over 3 s
     ],
@@ -212,7 +215,8 @@ def test_a_figure_is_looked_up(records: ModuleType, expression: str, expected: s
     [
         ("none[name=a].x", "there is no results/none.jsonl"),
         ("made[name=c].x", "0 records"),
-        ("made.x", "2 records"),
+        ("made[name=c, as shipped, x=4].x", "0 records"),
+        ("made.x", "3 records"),
         ("made[name=a].y", "no field 'y'"),
         ("made[name=a].x / made[name=a].name", "not a number"),
     ],

@@ -104,8 +104,8 @@ DERIVED = {"images_per_s": images_per_s, "iqr_rel": iqr_rel}
 
 
 def matches(record: Json, conditions: str | None) -> bool:
-    """Whether a record's fields have the values of ``key=value, key=value``."""
-    for condition in filter(None, (part.strip() for part in (conditions or "").split(","))):
+    """Whether a record's fields have the values of ``key=value, key=value``; a value may have commas in it."""
+    for condition in filter(None, (part.strip() for part in re.split(r",(?=\s*[\w.]+=)", conditions or ""))):
         key, _, wanted = condition.partition("=")
         try:
             if str(field(record, key)) != wanted.strip():
