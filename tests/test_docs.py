@@ -34,6 +34,7 @@ def extension(name: str) -> ModuleType:
 
 
 COMMANDS = extension("cli_reference")
+RECORDS = extension("records")
 
 
 def name_of(page: Path) -> str:
@@ -224,6 +225,42 @@ def test_a_figure_is_looked_up(records: ModuleType, expression: str, expected: s
 def test_a_figure_that_is_not_there_is_an_error(records: ModuleType, expression: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         records.evaluate(expression)
+
+
+LOOKED_UP = [page for page in PAGES if "{record" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", LOOKED_UP, ids=name_of)
+def test_every_lookup_of_a_page_finds_its_record(page: Path) -> None:
+    """What ends the build of the site otherwise."""
+    text, wrong = page.read_text(encoding="utf-8"), []
+    for lookup in re.findall(r"\{record\}`([^`]+)`", text):
+        try:
+            RECORDS.evaluate(" ".join(lookup.split()))
+        except (ValueError, TypeError) as error:
+            wrong.append(f"{lookup}: {error}")
+    for argument, body in re.findall(r"^```\{record-table\} (.+?)\n(.*?)^```", text, re.S | re.M):
+        try:
+            RECORDS.table_of(argument, body.splitlines())
+        except (ValueError, TypeError) as error:
+            wrong.append(f"{argument}: {error}")
+    assert wrong == []
+
+
+def test_pages_have_lookups() -> None:
+    assert {name_of(page) for page in LOOKED_UP} >= {"docs/figures.md", "docs/how-to/serve.md", "docs/training.md"}
+
+
+def test_a_table_of_records_by_hand(records: ModuleType) -> None:
+    made = records.table_of("made[name=a]", ["what = {name}, whole", "", "of four = x / 4 : .2f"])
+    assert made.splitlines() == ["| what | of four |", "| --- | --- |", "| a, whole | 0.75 |"]
+    for argument, column, message in (
+        ("made[name=none]", "what = name", "no record of results/made has name=none"),
+        ("made[name=a]", "what", "lines of heading = expression"),
+        ("made[name=a]", "what = nothing", "no field 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            records.table_of(argument, [column])
 
 
 def test_a_cell_may_hold_words_and_other_records(records: ModuleType) -> None:

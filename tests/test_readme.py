@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_docs import extension
+from tests.test_docs import RECORDS
 
-RECORDS = extension("records")
 ROOT = Path(__file__).parents[1]
 LITE = "model=tf_efficientnet_lite0"
 FIT_MINUTES: float | None = 1.5
