@@ -150,6 +150,53 @@ def test_a_python_snippet_compiles_and_uses_public_names(page: str, number: int,
             assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+def benchmark_source(name: str) -> Path:
+    """What ``python -m benchmarks.NAME`` runs."""
+    place = ROOT / "benchmarks" / name
+    return place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def benchmark_options(name: str) -> set[str]:
+    """The options of a benchmark, by its source: nothing is imported."""
+    tree = ast.parse(benchmark_source(name).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    words = [argument for call in calls if call.func.attr == "add_argument" for argument in call.args]  # type: ignore[attr-defined]
+    return {word.value for word in words if isinstance(word, ast.Constant) and str(word.value).startswith("-")}
+
+
+def benchmarks_named(text: str) -> list[tuple[str, set[str]]]:
+    """Every ``python -m benchmarks.NAME ...`` of a text with its options: in a sentence, where one may go over the end
+    of a line, and in blocks.
+    """
+    lines = [line for block in BLOCK.finditer(text) for line in block["body"].replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    named = [re.search(r"python -m benchmarks\.(\w+)(.*)", part, re.S) for part in (*spans, *lines)]
+    return [(each[1], set(re.findall(r"(?<=\s)--?[a-z][\w-]*", each[2]))) for each in named if each]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_benchmarks_and_tests_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, options in benchmarks_named(text):
+        assert benchmark_source(name).is_file(), f"there is no benchmarks.{name}"
+        assert options <= benchmark_options(name) | {"--help"}, f"benchmarks.{name} has no {options}"
+    code = re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
+    paths = [word.partition("::")[0] for word in code if re.match(r"(tests|benchmarks|tools)/[\w./-]+(::\w+)?$", word)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    dotted = [word.split(".")[1] for word in code if re.match(r"benchmarks\.\w+$", word)]
+    assert [name for name in dotted if not benchmark_source(name).is_file()] == []
+
+
+def test_options_of_benchmarks_are_found() -> None:
+    block = "```sh\npython -m benchmarks.light --help\n.venv/bin/python -m benchmarks.count\nls --all\n```\n"
+    text = f"As `python -m benchmarks.fit_peers --threads\n1 --spits 3` says `--here`:\n{block}"
+    fit_peers = ("fit_peers", {"--threads", "--spits"})
+    assert benchmarks_named(text) == [fit_peers, ("light", {"--help"}), ("count", set())]
+    assert {"--threads", "--splits", "--minutes"} <= benchmark_options("fit_peers")
+    assert "--spits" not in benchmark_options("fit_peers")
+    assert {"--only", "--again"} <= benchmark_options("accidents")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     # A page that only includes another one is checked as that other one.
