@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -96,6 +97,28 @@ def test_the_row_of_all_accidents_by_hand(
     assert whole["name"] == ALL
     assert {key: whole[key] for key in counts} == counts
     assert whole["machine"] == "A; B"
+
+
+def test_the_commit_of_a_record_has_a_plus_where_code_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert records.commit() is None
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/a.jsonl"):
+        (tmp_path / name).write_text("1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    head = git("rev-parse", "--short=10", "HEAD").strip()
+    assert records.commit() == head
+    (tmp_path / "results" / "a.jsonl").write_text("2\n")
+    assert records.commit() == head
+    (tmp_path / "code.py").write_text("2\n")
+    assert records.commit() == f"{head}+"
 
 
 def test_records_elsewhere_leave_the_list_alone(tmp_path: Path) -> None:
