@@ -161,7 +161,7 @@ def benchmark_options(name: str) -> set[str]:
     tree = ast.parse(benchmark_source(name).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     words = [argument for call in calls if call.func.attr == "add_argument" for argument in call.args]  # type: ignore[attr-defined]
-    return {word.value for word in words if isinstance(word, ast.Constant) and str(word.value).startswith("-")}
+    return {str(word.value) for word in words if isinstance(word, ast.Constant) and str(word.value).startswith("-")}
 
 
 def benchmarks_named(text: str) -> list[tuple[str, set[str]]]:
