@@ -2,9 +2,9 @@
 
     python -m benchmarks.count [--json] [--models NAME ...] [--output results/count.jsonl]
 
-For every architecture at its own size: multiply-accumulates against torch's FlopCounterMode / 2 on timm's network of
-that name, parameters and activations (outputs of convolutions and products, as a dispatch mode of this file sees them)
-against the same, and the seconds of a trace on one
+For every architecture that timm has too, at its own size: multiply-accumulates against torch's FlopCounterMode / 2 on
+timm's network of that name, parameters and activations (outputs of convolutions and products, as a dispatch mode of
+this file sees them) against the same, and the seconds of a trace on one
 thread: the median of several, the network already built on the meta device, nothing read from a cache.
 """
 
@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import convscale as cs
+from benchmarks.parity import NOT_IN_TIMM
 from benchmarks.records import write_record
+from convscale.arch.zoo import ARCHITECTURES
 from convscale.conditions import Conditions
 from convscale.cost.counting import cost_of
 from convscale.cost.tracing import trace
@@ -32,6 +34,14 @@ from convscale.networks.resolve import build_meta
 PRODUCTS = ("aten::convolution", "aten::addmm", "aten::mm", "aten::bmm")
 SLOW_S = 1.0
 """A trace should be quicker than this."""
+
+
+def peer_name(name: str) -> str:
+    """timm's network to count beside ours: the authors' V2 differs from timm's in its slopes alone."""
+    return name.removesuffix("_official")
+
+
+NAMES = tuple(name for name in ARCHITECTURES if peer_name(name) not in NOT_IN_TIMM)
 
 
 class Outputs(TorchDispatchMode):
@@ -51,9 +61,7 @@ def peer_counts(name: str, size: int) -> dict[str, float]:
     import timm
 
     with torch.device("meta"):
-        net = timm.create_model(
-            name.removesuffix("_official")
-        ).eval()  # the authors' V2 differs from timm's in its slopes alone
+        net = timm.create_model(peer_name(name)).eval()
         images = torch.empty(1, 3, size, size)
     with torch.no_grad():
         with FlopCounterMode(display=False) as flops:
@@ -100,7 +108,7 @@ def main() -> None:
     # the first trace of a process imports
     trace(build_meta(cs.get_spec("resnet18")), Conditions(image_size=64, batch_size=1))
     rows = []
-    for name in args.models or cs.list_models():
+    for name in args.models or NAMES:
         rows.append(row_of(name, args.rounds))
         r = rows[-1]
         differences = (f"{key} {r[f'{key}_difference']:+.2%}" for key in ("macs", "params", "activations"))

@@ -9,11 +9,12 @@ in ONNX Runtime, in float and in 8 bits, in turns; with an output, what is recor
 again.
 
 Images are composed here: one to four garments of Fashion-MNIST (DIR holds its idx files), each at its own size and
-place, over a crop of one of scikit-image's photographs, 56 px, gray. The classes are long-tailed: each is drawn 0.75
-times as often as the one before, so of ten labels an image has about two, and the last class is rare. Train, validation
-and test images are made of different garments and photographs. Every seed composes its own set, and trains the same
-network (ResNet-18's blocks at half width) once with each loss, from the same first weights and with the same recipe
-(``multilabel`` with another learning rate and no policy). Thresholds are set on validation; the test set is read once.
+place, over a crop of one of scikit-image's photographs, 56 px, gray; the network is trained on them at 28 px, its own
+size. The classes are long-tailed: each is drawn 0.75 times as often as the one before, so of ten labels an image has
+about two, and the last class is rare. Train, validation and test images are made of different garments and photographs.
+Every seed composes its own set, and trains the same network (ResNet-18's blocks at half width) once with each loss,
+from the same first weights and with the same recipe (``multilabel`` with another learning rate and no policy).
+Thresholds are set on validation; the test set is read once.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from convscale.arch.zoo import ARCHITECTURES
 
 LIMIT = 1e-6
 FP32_FACTOR = 10
-NOT_IN_TIMM = {"tresnet_v2_l_official"}
+NOT_IN_TIMM = frozenset({"tresnet_v2_l_official", "poolnet"})
+"""The networks of the zoo without a peer of their name: weights of the authors' own layout, and a family of ours."""
 NAMES = tuple(name for name in ARCHITECTURES if name not in NOT_IN_TIMM)
 
 

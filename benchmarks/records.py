@@ -94,14 +94,17 @@ def digest(path: Path) -> str:
 
 
 def commit() -> str | None:
-    """The commit that runs, with ``+`` where files differ from it; None outside a checkout."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The commit that runs, with ``+`` where files differ from it; None outside a checkout. Records do not count: the
+    one that is being written differs always.
+    """
+    head = _git("rev-parse", "--short=10", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+    return head and f"{head}+" if changed else head
+
+
+def _git(*words: str) -> str | None:
+    """What git prints; None where it prints nothing."""
+    said = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return said.stdout.strip() or None
 
 

@@ -34,6 +34,7 @@ def extension(name: str) -> ModuleType:
 
 
 COMMANDS = extension("cli_reference")
+RECORDS = extension("records")
 
 
 def name_of(page: Path) -> str:
@@ -149,6 +150,53 @@ def test_a_python_snippet_compiles_and_uses_public_names(page: str, number: int,
             assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+def benchmark_source(name: str) -> Path:
+    """What ``python -m benchmarks.NAME`` runs."""
+    place = ROOT / "benchmarks" / name
+    return place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def benchmark_options(name: str) -> set[str]:
+    """The options of a benchmark, by its source: nothing is imported."""
+    tree = ast.parse(benchmark_source(name).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    words = [argument for call in calls if call.func.attr == "add_argument" for argument in call.args]  # type: ignore[attr-defined]
+    return {str(word.value) for word in words if isinstance(word, ast.Constant) and str(word.value).startswith("-")}
+
+
+def benchmarks_named(text: str) -> list[tuple[str, set[str]]]:
+    """Every ``python -m benchmarks.NAME ...`` of a text with its options: in a sentence, where one may go over the end
+    of a line, and in blocks.
+    """
+    lines = [line for block in BLOCK.finditer(text) for line in block["body"].replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    named = [re.search(r"python -m benchmarks\.(\w+)(.*)", part, re.S) for part in (*spans, *lines)]
+    return [(each[1], set(re.findall(r"(?<=\s)--?[a-z][\w-]*", each[2]))) for each in named if each]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_benchmarks_and_tests_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name, options in benchmarks_named(text):
+        assert benchmark_source(name).is_file(), f"there is no benchmarks.{name}"
+        assert options <= benchmark_options(name) | {"--help"}, f"benchmarks.{name} has no {options}"
+    code = re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
+    paths = [word.partition("::")[0] for word in code if re.match(r"(tests|benchmarks|tools)/[\w./-]+(::\w+)?$", word)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    dotted = [word.split(".")[1] for word in code if re.match(r"benchmarks\.\w+$", word)]
+    assert [name for name in dotted if not benchmark_source(name).is_file()] == []
+
+
+def test_options_of_benchmarks_are_found() -> None:
+    block = "```sh\npython -m benchmarks.light --help\n.venv/bin/python -m benchmarks.count\nls --all\n```\n"
+    text = f"As `python -m benchmarks.fit_peers --threads\n1 --spits 3` says `--here`:\n{block}"
+    fit_peers = ("fit_peers", {"--threads", "--spits"})
+    assert benchmarks_named(text) == [fit_peers, ("light", {"--help"}), ("count", set())]
+    assert {"--threads", "--splits", "--minutes"} <= benchmark_options("fit_peers")
+    assert "--spits" not in benchmark_options("fit_peers")
+    assert {"--only", "--again"} <= benchmark_options("accidents")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     # A page that only includes another one is checked as that other one.
@@ -181,6 +229,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     rows = [
         {"name": "a", "x": 3, "ok": True, "by": {"0.5": 7}},
         {"name": "b", "x": 4.0, "list": [1, 2], "measurement": measured},
+        {"name": "c, as shipped", "x": 5},
     ]
     (tmp_path / "made.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     module = extension("records")
@@ -199,6 +248,8 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("made[name=b].x / 1e1 : .1f MB", "0.4 MB"),
         ("made[name=a].x / made[name=b].x : .2fx", "0.75x"),
         ("made[name=a].ok", "yes"),
+        ("made[name=c, as shipped].x", "5"),
+        ("made[name=c, as shipped, x=5].x", "5"),
         ("made[name=b].measurement.images_per_s : .3f", "2.667"),  # 8 images in the median of 3 s
         ("made[name=b].measurement.iqr_rel : .3f", "0.667"),  # quartiles 2 and 4 s over 3 s
     ],
@@ -212,7 +263,8 @@ def test_a_figure_is_looked_up(records: ModuleType, expression: str, expected: s
     [
         ("none[name=a].x", "there is no results/none.jsonl"),
         ("made[name=c].x", "0 records"),
-        ("made.x", "2 records"),
+        ("made[name=c, as shipped, x=4].x", "0 records"),
+        ("made.x", "3 records"),
         ("made[name=a].y", "no field 'y'"),
         ("made[name=a].x / made[name=a].name", "not a number"),
     ],
@@ -220,6 +272,42 @@ def test_a_figure_is_looked_up(records: ModuleType, expression: str, expected: s
 def test_a_figure_that_is_not_there_is_an_error(records: ModuleType, expression: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         records.evaluate(expression)
+
+
+LOOKED_UP = [page for page in PAGES if "{record" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", LOOKED_UP, ids=name_of)
+def test_every_lookup_of_a_page_finds_its_record(page: Path) -> None:
+    """What ends the build of the site otherwise."""
+    text, wrong = page.read_text(encoding="utf-8"), []
+    for lookup in re.findall(r"\{record\}`([^`]+)`", text):
+        try:
+            RECORDS.evaluate(" ".join(lookup.split()))
+        except (ValueError, TypeError) as error:
+            wrong.append(f"{lookup}: {error}")
+    for argument, body in re.findall(r"^```\{record-table\} (.+?)\n(.*?)^```", text, re.S | re.M):
+        try:
+            RECORDS.table_of(argument, body.splitlines())
+        except (ValueError, TypeError) as error:
+            wrong.append(f"{argument}: {error}")
+    assert wrong == []
+
+
+def test_pages_have_lookups() -> None:
+    assert {name_of(page) for page in LOOKED_UP} >= {"docs/figures.md", "docs/how-to/serve.md", "docs/training.md"}
+
+
+def test_a_table_of_records_by_hand(records: ModuleType) -> None:
+    made = records.table_of("made[name=a]", ["what = {name}, whole", "", "of four = x / 4 : .2f"])
+    assert made.splitlines() == ["| what | of four |", "| --- | --- |", "| a, whole | 0.75 |"]
+    for argument, column, message in (
+        ("made[name=none]", "what = name", "no record of results/made has name=none"),
+        ("made[name=a]", "what", "lines of heading = expression"),
+        ("made[name=a]", "what = nothing", "no field 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            records.table_of(argument, [column])
 
 
 def test_a_cell_may_hold_words_and_other_records(records: ModuleType) -> None:

@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,25 @@ def play(accident: Accident, stage: Stage, number: int) -> dict[str, Any]:
     }
 
 
+def counts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many of ``rows`` have each verdict."""
+    return {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("held", "failed", "skipped")}
+
+
+def summary_of(rows: Sequence[Mapping[str, Any]], code: str) -> dict[str, Any]:
+    """The row ``all``: over every accident's row, whichever of them the last call was asked for, on the machines that
+    played them.
+    """
+    return {
+        "accidents": len(rows),
+        **counts_of(rows),
+        "commands": sum(row["commands"] for row in rows),
+        "seconds": round(sum(row["seconds"] for row in rows)),
+        "of_this_code": sum(row["code"] == code for row in rows),
+        "machine": "; ".join(sorted({row["machine"] for row in rows})),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="benchmarks.accidents"
@@ -139,14 +159,12 @@ def _play_all(wanted: list[tuple[int, Accident]], options: argparse.Namespace, p
         rows[accident.name] = row
         print(f"{row['verdict']:8} {row['seconds']:6.1f} s  {row['name']:28} {'; '.join(row['problems'])}", flush=True)
     asked = [rows[each.name] for _, each in wanted if each.name in rows]
-    counts = {verdict: sum(row["verdict"] == verdict for row in asked) for verdict in ("held", "failed", "skipped")}
+    counts = counts_of(asked)
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     print(f"{len(asked)} of {len(wanted)} accidents: {said or 'none played'}; {sum(r['seconds'] for r in asked):.0f} s")
     if len(rows) == len(ACCIDENTS):
-        summary = {"accidents": len(rows), **counts, "commands": sum(row["commands"] for row in rows.values())}
-        summary["seconds"] = round(sum(row["seconds"] for row in rows.values()))
-        summary["of_this_code"] = sum(row["code"] == code for row in rows.values())
-        whole = {"benchmark": "accidents", "name": ALL, **summary, **_conditions(), "machine": made, "code": code}
+        summary = summary_of([*rows.values()], code)
+        whole = {"benchmark": "accidents", "name": ALL, **summary, **_conditions(), "code": code}
         replace_record(options.output, whole, ("benchmark", "name"))
     if counts["failed"]:
         sys.exit(1)

@@ -104,8 +104,8 @@ DERIVED = {"images_per_s": images_per_s, "iqr_rel": iqr_rel}
 
 
 def matches(record: Json, conditions: str | None) -> bool:
-    """Whether a record's fields have the values of ``key=value, key=value``."""
-    for condition in filter(None, (part.strip() for part in (conditions or "").split(","))):
+    """Whether a record's fields have the values of ``key=value, key=value``; a value may have commas in it."""
+    for condition in filter(None, (part.strip() for part in re.split(r",(?=\s*[\w.]+=)", conditions or ""))):
         key, _, wanted = condition.partition("=")
         try:
             if str(field(record, key)) != wanted.strip():
@@ -178,23 +178,10 @@ class RecordTable(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        match = LOOKUP.fullmatch(self.arguments[0])
-        columns = [line.split(" = ", 1) for line in self.content if line.strip()]
-        if match is None or any(len(column) != 2 for column in columns):
-            raise self.error("record-table takes FILE[key=value, ...] and lines of heading = expression")
         try:
-            rows = rows_of(match)
-            cells = [
-                ["".join(part_of(part, row) for part in parts_of(expression)) for _, expression in columns]
-                for row in rows
-            ]
+            return self.parse_text_to_nodes(table_of(self.arguments[0], list(self.content)))
         except (ValueError, TypeError) as error:
             raise self.error(f"record-table {self.arguments[0]}: {error}") from error
-        if not cells:
-            raise self.error(f"no record of results/{match['file']} has {match['where']}")
-        head = [heading.strip() for heading, _ in columns]
-        lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells)]
-        return self.parse_text_to_nodes("\n".join(lines))
 
 
 class RecordAges(SphinxDirective):
@@ -207,6 +194,24 @@ class RecordAges(SphinxDirective):
             age = said[is_of_this_code(Path(file).stem)]
             lines.append(f"| `{file}` | {row['commit']} | {age} |")
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def table_of(argument: str, content: list[str]) -> str:
+    """The directive's table as Markdown: its argument names the records, each line of its content a column.
+
+    Raises:
+        ValueError: of a name that is not there, and where no record fits.
+    """
+    match = LOOKUP.fullmatch(argument)
+    columns = [line.split(" = ", 1) for line in content if line.strip()]
+    if match is None or any(len(column) != 2 for column in columns):
+        raise ValueError("takes FILE[key=value, ...] and lines of heading = expression")
+    rows = rows_of(match)
+    if not rows:
+        raise ValueError(f"no record of results/{match['file']} has {match['where']}")
+    head = [heading.strip() for heading, _ in columns]
+    cells = [["".join(part_of(part, row) for part in parts_of(text)) for _, text in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *cells))
 
 
 def rows_of(match: re.Match[str]) -> list[Json]:

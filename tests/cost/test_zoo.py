@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.count import peer_counts
+from benchmarks.count import NAMES, peer_counts
 from convscale.arch.zoo import list_models
 from convscale.cost.counting import cost_of
 from convscale.networks.resolve import build_meta
 from tests.cost.helpers import trace
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 SAMPLE = (
     "tresnet_m",
     "tresnet_v2_l",
@@ -50,7 +50,13 @@ def test_counts_equal_the_peers(name: str) -> None:
     check(name)
 
 
+def test_all_that_timm_has_too_are_counted() -> None:
+    peers = {name for name in list_models() if timm.is_model(name.removesuffix("_official"))}
+    assert {*NAMES} == peers
+    assert {*list_models()} - peers == {"poolnet"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in list_models() if name not in SAMPLE])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SAMPLE])
 def test_counts_equal_the_peers_over_the_zoo(name: str) -> None:
     check(name)

@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("timm")
 
-from benchmarks.parity import LIMIT, NAMES, compare, passes
+from benchmarks.parity import LIMIT, NAMES, NOT_IN_TIMM, compare, passes
+from convscale.arch.zoo import ARCHITECTURES
 
 FAST = (
     "resnet18",
@@ -46,6 +47,13 @@ def check(name: str, **options) -> None:
 def test_parity(name):
     sides = (48, 68) if name.startswith("tresnet") else (64, 65)  # the last leaves odd maps to the end
     check(name, both_sizes=name in ("resnet18", "tf_efficientnet_b0"), sides=sides)
+
+
+def test_only_networks_without_a_peer_are_left_out():
+    import timm
+
+    assert {name for name in ARCHITECTURES if not timm.is_model(name)} == NOT_IN_TIMM
+    assert {*NAMES} == {*ARCHITECTURES} - NOT_IN_TIMM
 
 
 @pytest.mark.slow
