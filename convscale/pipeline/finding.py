@@ -30,6 +30,7 @@ from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.again import timed_again
 from convscale.pipeline.candidate_rows import (
+    Verdicts,
     judged_row,
     new_row,
     options_near,
@@ -365,10 +366,18 @@ class Finder:
         fastest = max(found, key=lambda entry: entry[2])
         chosen = [entry for entry in found if entry[0].spec.name in kept] or [fastest]
         chosen.sort(key=lambda entry: -(self._row(entry[0].spec.name, entry[0].image_size).macs or 0))
-        leaders = {family: one.spec.name for one, family, _ in reversed(chosen)}
-        final = {one.spec.name for one, *_ in found}
-        rows = (judged_row(row, self.floor, kept, final, leaders) for row in self.record.now.candidates)
-        self.record.put(candidates=tuple(rows))
+        verdicts = Verdicts(
+            floor=self.floor,
+            speeds={one.spec.name: speed for one, _, speed in found},
+            keepers={
+                family: self._row(one.spec.name, one.image_size)
+                for one, family, _ in reversed(chosen)
+                if one.spec.name in kept
+            },
+            sure=self._sure,
+            tuned=self.basis.tuned,
+        )
+        self.record.put(candidates=tuple(judged_row(row, verdicts) for row in self.record.now.candidates))
         contenders = tuple(
             Contender(name=one.spec.name, spec=one.spec, image_size=one.image_size, family=family)
             for one, family, _ in chosen
