@@ -135,16 +135,12 @@ class Finder:
             options = (*options, *fewer)
         timed = [o for o in options if o.images_per_s is not None and not o.candidate.why_not]
         if not timed:
-            raise UserError(f"no candidate can be used; {options[0].label}: {options[0].reason}")
+            return self._small_enough(reached, options)
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
         likely = kept or self._likely(options)
         best_first = sorted(likely, key=lambda o: (-o.accuracy, -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
-        if self.asked.named is None and reached.unreached:
-            mine = best_first[0].top1 if kept else None
-            rows = self.asked.rows
-            found = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
-            self._remark(reached.lost(found[0], mine, looked=found[1]))
+        self._say_out_of_reach(reached, best_first[0].top1 if kept else None, options)
         if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
             self._say_trade(None, options)
             return instead
@@ -154,6 +150,28 @@ class Finder:
             contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
             missed="" if kept else self._missed(likely, fastest),
         )
+
+    def _small_enough(self, reached: Reached, options: Sequence[Option]) -> Kept:
+        """Scaled members in the place of released weights none of which keeps the limits on size, so that none was
+        timed.
+
+        Raises:
+            UserError: there are no such limits, or networks were named: then none of them can be used.
+        """
+        limits, first = self.constraint, options[0]
+        why = f"{first.label}: {first.reason}"
+        if self.asked.named is not None or (limits.max_params_m is None and limits.max_memory_gb is None):
+            raise UserError(f"no candidate can be used; {why}")
+        self._say_out_of_reach(reached, None, options)
+        self._remark(f"no released network can be used ({why}): scaled networks are tried, which start from scratch")
+        return self.scaled()
+
+    def _say_out_of_reach(self, reached: Reached, mine: float | None, options: Sequence[Option]) -> None:
+        """What it costs that the weights of some can not be had; ``mine``: as for ``Reached.lost``."""
+        if self.asked.named is None and reached.unreached:
+            rows = self.asked.rows
+            found = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
+            self._remark(reached.lost(found[0], mine, looked=found[1]))
 
     def _judged_options(self, pool: Sequence[Candidate]) -> tuple[Option, ...]:
         """Candidates, measured or predicted and judged."""

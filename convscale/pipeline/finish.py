@@ -246,7 +246,9 @@ class Finish:
             low, high = row.measurement.quartiles or (middle, middle)
         else:
             return None
-        asked = self.min_throughput or None
+        asked, sure = self.min_throughput or None, None
+        if asked and not measured and low < middle < high:
+            sure = chance_above(asked, middle, low, high)
         return Promise(
             device=c.device,
             runtime=c.runtime,
@@ -259,7 +261,7 @@ class Finish:
             low=min(low, middle),
             high=max(high, middle),
             min_throughput=asked,
-            confidence=chance_above(asked, middle, low, high) if asked and not measured and low < middle < high else None,
+            confidence=sure,
             doubts=doubts,
             calibration=rests,
             versions={"convscale": __version__},

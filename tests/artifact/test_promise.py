@@ -88,7 +88,7 @@ def test_what_was_measured_before_training_is_no_prediction() -> None:
     )
     assert replace(promise, min_throughput=None).floor == pytest.approx(2250.0)
     assert replace(promise, low=1000.0, min_throughput=None).floor == 1000.0
-    with pytest.raises(UserError, match="a promise of a measurement has no confidence, got 0.5"):
+    with pytest.raises(UserError, match=r"a promise of a measurement has no confidence, got 0\.5"):
         replace(promise, confidence=0.5)
     with pytest.raises(UserError, match="a promise's measured is 'no'; it must be True or False"):
         replace(promise, measured="no")  # type: ignore[arg-type]

@@ -26,8 +26,8 @@ from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import FitRun
 from convscale.pipeline.ship import Shipping
-from convscale.show.fit_parts import Candidate, Predicted, Winner
 from convscale.ship.verify import Verification
+from convscale.show.fit_parts import Candidate, Predicted, Winner
 from convscale.show.fit_sections import problems, summary, use
 from convscale.speed.records import Record, append_record
 from convscale.speed.timing import Measurement

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import convscale as cs
 from convscale.choice.facts import SizedSpec
 from convscale.conditions import Constraint
-from convscale.errors import DoesNotFit
+from convscale.errors import DoesNotFit, UserError
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.finding import Finder
 from convscale.pipeline.reach import Reached
@@ -135,6 +136,46 @@ def test_named_networks_are_judged_by_what_ships(tmp_path: Path, monkeypatch: py
         assert kept.missed == missed
         assert record.now.choice_notes == (("left out: large does not fit in memory",) if floor < 9_000 else ())
     assert asked == ["tunable", "slow", "large", "fast", "tunable", "slow", "large"]
+
+
+def test_scaled_members_take_over_where_all_weights_are_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here such weights are not even timed, unlike those of a device that is not here, which are predicted."""
+    large = _option("resnet50.a1_in1k", 100, 80.0, "no")
+    large = dataclasses.replace(
+        large, facts=dataclasses.replace(large.facts, speed=None), reason="too large: 25.6 M parameters, at most 2 M"
+    )
+    reached = Reached(found=((large.candidate, "pretrained"),), unreached=())
+    monkeypatch.setattr(Finder, "_reached", lambda self, files: reached)
+    monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: (large,))
+    tiny = cs.scale("tresnet_m", width=0.25, depth=0.3, image_size=96, name="tiny")
+    monkeypatch.setattr("convscale.pipeline.finding.families_for", lambda size: ("tresnet_m",))
+    monkeypatch.setattr("convscale.pipeline.finding.members", lambda base, size: [tiny, cs.get_spec("tresnet_xl")])
+
+    def speed(self: Finder, one: SizedSpec, family: str) -> float:
+        self.record.put_row(Row(name=one.spec.name, family=family, image_size=one.image_size, macs=1))
+        return 300.0
+
+    monkeypatch.setattr(Finder, "_speed", speed)
+    asked = {"size_for": lambda splits: 96, "size": None}
+    nothing = "nothing keeps at least 600 images/s, at most 2 M parameters"
+    for floor, missed in ((200, ""), (600, f"{nothing}: the fastest is tiny with 300 images/s, 50% below")):
+        limits = Constraint(min_throughput=floor, max_params_m=2)
+        finder = _finder(_record(tmp_path / str(floor), []), limits, **asked)
+        kept = finder.released(WeightFiles())
+        assert kept is not None
+        assert ([c.name for c in kept.contenders], [c.weights for c in kept.contenders]) == (["tiny"], [None])
+        assert kept.missed == missed
+        (note,) = finder.record.now.choice_notes
+        assert note == (
+            "no released network can be used (resnet50.a1_in1k @224: too large: 25.6 M parameters, at most 2 M): "
+            "scaled networks are tried, which start from scratch"
+        )
+    for refused, named in ((Constraint(min_throughput=1), None), (Constraint(max_params_m=2), ("resnet50",))):
+        finder = _finder(_record(tmp_path / "refused", []), refused, **{**asked, "named": named})
+        with pytest.raises(UserError, match=r"no candidate can be used; resnet50\.a1_in1k @224: too large"):
+            finder.released(WeightFiles())
 
 
 def test_the_front_is_of_networks_within_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_kept_and_inside_are_two_questions(
 @pytest.mark.parametrize(
     ("images_per_s", "asked", "kept", "inside", "says"),
     [
-        (99, None, True, True, "is not slower than promised (nothing was asked for); 100 were measured before training"),
+        (99, None, True, True, "is not slower than promised (nothing was asked for); 100 were measured before"),
         (91, None, True, True, "(middle half of the calls: 99.5 to 100), so it is 91 % of that and as fast as then"),
         (89, None, False, False, "is slower than promised (nothing was asked for)"),
         (89, 80.0, True, False, "keeps the 80 asked for; 100 were measured before training"),
