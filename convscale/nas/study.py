@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convscale.choice.basis import Asked, basis_of
 from convscale.errors import UserError, check_flag, check_number, check_path
-from convscale.files import check_output_dir, new_output_dir
+from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
@@ -135,9 +135,12 @@ def search(
     )
     basis = basis_of(asked, calibration)
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
-    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
-    named = None if recipe is None else get_recipe(recipe)
     own = isinstance(data, DataSplits)
+    where = source if own else data
+    inputs = [("data", where), ("calibration", calibration)]
+    inputs += [("space", file_or_none(space)), ("recipe", file_or_none(recipe))]
+    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume, inputs=inputs)
+    named = None if recipe is None else get_recipe(recipe)
     place = place_for(
         engine=engine,
         workers=workers,
@@ -148,7 +151,6 @@ def search(
     )
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
     searched = space_for(space, splits, image_size)
-    where = source if own else data
     request = Request(
         splits=splits,
         data=None if where is None else str(Path(where).absolute()),

@@ -9,12 +9,12 @@ from pathlib import Path
 from convscale.arch.spec import load_spec
 from convscale.conditions import BEST
 from convscale.errors import UserError, check_number
-from convscale.files import check_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.nas.request import space_for
 from convscale.nas.space import SearchSpace
 from convscale.nas.study import search
+from convscale.pipeline.place import checked_output
 from convscale.pipeline.request import FitRequest
 from convscale.show.search_report import write_search_report
 
@@ -43,7 +43,7 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     floor = asked.constraint.floor(asked.basis().conditions.batch_size)
     if not floor:
         raise UserError("search needs a limit on speed: min_throughput or max_latency_ms")
-    check_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume)  # before minutes of searching
+    checked_output(asked)  # before minutes of searching
     folder = Path(f"{asked.output}-search")
     best = folder / "best.yaml"
     if asked.resume and best.is_file():
