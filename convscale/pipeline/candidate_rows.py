@@ -15,6 +15,7 @@ from convscale.choice.rows import Rows
 from convscale.cost.counting import count
 from convscale.images.splits import DataSplits
 from convscale.machine import Environment
+from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named
 from convscale.pipeline.contender import build
 from convscale.pipeline.record import written
@@ -48,6 +49,7 @@ def row_of_option(o: Option, weights: Path | str | None, basis: Basis, rows: Row
         published_top1=o.top1,
         weights=None if weights is None else str(weights),
         spec=o.spec.to_dict() if isinstance(o.spec, NetSpec) else None,
+        origin=o.spec.origin if isinstance(o.spec, Foreign) else None,
         licence=o.candidate.licence,
     )
 
@@ -64,6 +66,7 @@ def new_row(one: SizedSpec, family: str, splits: DataSplits) -> Candidate:
         params=cost.params,
         macs=cost.macs,
         spec=own.to_dict() if own else None,
+        origin=one.spec.origin if isinstance(one.spec, Foreign) else None,
         scaling=None
         if lineage is None
         else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},

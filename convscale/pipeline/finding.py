@@ -38,7 +38,7 @@ from convscale.pipeline.candidate_rows import (
     row_of_option,
     timed_part,
 )
-from convscale.pipeline.contender import Contender, build
+from convscale.pipeline.contender import Contender, build, name_to_find
 from convscale.pipeline.heads import candidates_with_head, with_head
 from convscale.pipeline.probing import Prober
 from convscale.pipeline.reach import Reached, best_out_of_reach, reach
@@ -235,7 +235,7 @@ class Finder:
         hints = {o.name: o.accuracy for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
         # what nobody released is not in the zoo by its name, where another may have it
-        given = {o.name: o.name if o.candidate.licence else o.spec for o in options}
+        given = {o.name: name_to_find(o.name, o.spec) if o.candidate.licence else o.spec for o in options}
         found = [c for name in names for c in self._candidates([given[name]], (sizes[name],))]
         return [candidate for candidate in found if not candidate.why_not]
 
