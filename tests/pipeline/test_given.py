@@ -47,7 +47,9 @@ def test_a_network_of_timm_s_stays_timm_s_though_an_own_one_has_its_name(tmp_pat
     """From choosing over the record, as a resumed run reads it, to what is probed, trained and shipped."""
     name = "resnet18.a1_in1k"
     assert isinstance(find(name), NetSpec)  # which is what its bare name means
-    candidate = Candidate(name=name, spec=Foreign("resnet18", "timm"), image_size=224, group=name, top1=71.5, licence="MIT")
+    candidate = Candidate(
+        name=name, spec=Foreign("resnet18", "timm"), image_size=224, group=name, top1=71.5, licence="MIT"
+    )
     option = dataclasses.replace(_option(name, 90, 71.5, "no"), candidate=candidate)
     finder = _finder(_record(tmp_path, []), Constraint(min_throughput=100), size=None, offer=Filter())
     finder._write_options([option], [option], {name: "pretrained"})
