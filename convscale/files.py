@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,7 @@ def check_output_dir(
     overwrite: bool = False,
     resume: bool = False,
     inputs: Iterable[tuple[str, object]] = (),
+    ways: Sequence[str] = ("--resume", "--overwrite"),
 ) -> Path:
     """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the
     input is looked at.
@@ -238,6 +239,7 @@ def check_output_dir(
         path: the folder.
         overwrite, resume: as for ``new_output_dir``.
         inputs: what the run reads, by the names of its arguments; it may not lie where everything is to be deleted.
+        ways: options of the command by which it takes a folder that is there.
     """
     folder = Path(path)
     if overwrite and not resume:
@@ -255,9 +257,8 @@ def check_output_dir(
         raise UserError(f"output folder {folder} can not be written: {above} is read-only; name another")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
-            raise UserError(
-                f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name"
-            )
+            use = " or ".join(part for part in (", ".join(ways), "another name") if part)
+            raise UserError(f"output folder {folder} exists and is not empty; use {use}")
         if not _is_ours(folder):
             raise UserError(
                 f"output folder {folder} holds something other than a run of convscale; nothing is done to it, use "

@@ -129,6 +129,8 @@ def test_the_commands(call: Call, run: Path, tmp_path: Path, monkeypatch: pytest
         ("explain", run / "a.png", "--model", OLD, "--output", run),
         ("classify", run / "a.png", "--model", OLD, "--output", run / "a.png"),
     ]
+    code, _, err = call(*commands[0])
+    assert (code, "exists and is not empty; use --overwrite or another name" in " ".join(err.split())) == (2, True)
     for command in commands:
         code, out, err = call(*command, "--overwrite")
         assert (code, out) == (2, "")

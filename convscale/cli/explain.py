@@ -46,7 +46,7 @@ def explain_command(
     explainer = Explainer.open(model)
     explainer.number_of(target)
     inputs = [("model", model), *(("image", each) for each in images)]
-    check_output_dir(output, overwrite=overwrite, inputs=inputs)
+    check_output_dir(output, overwrite=overwrite, inputs=inputs, ways=["--overwrite"])
 
     def tell(count: int) -> None:
         if sys.stderr.isatty():

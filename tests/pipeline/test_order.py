@@ -320,7 +320,7 @@ def test_finalists_that_validation_does_not_tell_apart_are_not_trained_briefly(
     }
     assert record.now.choice_notes == (
         "the finalists were not trained briefly: 100 validation images tell no networks apart that are within 4.0 "
-        "points; --brief-epochs 1 does it all the same",
+        "points; a new run with --brief-epochs 1 does it all the same",
     )
 
 
