@@ -384,17 +384,9 @@ class Finder:
         fastest = max(found, key=lambda entry: entry[2])
         chosen = [entry for entry in found if entry[0].spec.name in kept] or [fastest]
         chosen.sort(key=lambda entry: -(self._row(entry[0].spec.name, entry[0].image_size).macs or 0))
-        verdicts = Verdicts(
-            floor=self.floor,
-            speeds={one.spec.name: speed for one, _, speed in found},
-            keepers={
-                family: self._row(one.spec.name, one.image_size)
-                for one, family, _ in reversed(chosen)
-                if one.spec.name in kept
-            },
-            sure=self._sure,
-            tuned=self.basis.tuned,
-        )
+        keepers = {f: self._row(one.spec.name, one.image_size) for one, f, _ in reversed(chosen)} if kept else {}
+        speeds = {one.spec.name: speed for one, _, speed in found}
+        verdicts = Verdicts(floor=self.floor, speeds=speeds, keepers=keepers, sure=self._sure, tuned=self.basis.tuned)
         self.record.put(candidates=tuple(judged_row(row, verdicts) for row in self.record.now.candidates))
         contenders = tuple(
             Contender(name=one.spec.name, spec=one.spec, image_size=one.image_size, family=family)
