@@ -72,10 +72,6 @@ def test_what_lies_in_the_folder_or_behind_a_link_is_inside(run: Path, tmp_path:
 
 def test_fit(run: Path) -> None:
     said = "holds {} .*{}, which --overwrite would delete; use another name"
-    for what, name in (("weights_dir", "weights"), ("recipe", "mine.yaml")):
-        options: dict[str, Any] = {what: str(run / name)}
-        with pytest.raises(UserError, match=said.format(what, name)):
-            fit(halves_data(), output=run, min_throughput=1.0, overwrite=True, **options)
     asked: Any = SimpleNamespace(
         data=run / "absent",
         output=run,
@@ -92,6 +88,10 @@ def test_fit(run: Path) -> None:
     asked.start.file = run / "w.pt"
     with pytest.raises(UserError, match=said.format("init", "w.pt")):
         checked_output(asked)
+    for what, name in (("weights_dir", "weights"), ("recipe", "mine.yaml")):
+        options: dict[str, Any] = {what: str(run / name)}
+        with pytest.raises(UserError, match=said.format(what, name)):
+            fit(halves_data(), output=run, min_throughput=1.0, overwrite=True, **options)
     _kept(run)
 
 
