@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,11 +196,54 @@ def _is_ours(folder: Path) -> bool:
     return (folder / MARK).is_file() or (folder / "fit.json").is_file() or training
 
 
-def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Path:
+def check_outside(folder: str | os.PathLike[str], inputs: Iterable[tuple[str, object]]) -> None:
+    """Refuse to replace a folder, or a file, that holds what the run itself reads.
+
+    Args:
+        folder: what ``--overwrite`` replaces.
+        inputs: names of arguments with their values; what is no path of something that exists is passed over.
+
+    Raises:
+        UserError: one of them is the folder or lies in it, by its own path or behind links.
+    """
+    tops = {Path(os.path.abspath(folder)), Path(os.path.realpath(folder))}
+    for name, value in inputs:
+        if not isinstance(value, str | os.PathLike) or not os.path.lexists(value):
+            continue
+        places = (Path(os.path.abspath(value)), Path(os.path.realpath(value)))
+        if any(place.is_relative_to(top) for place in places for top in tops):
+            raise UserError(
+                f"output {folder} holds {name} {os.fspath(value)}, which --overwrite would delete; use another name"
+            )
+
+
+def file_or_none(value: object) -> object:
+    """``value`` where it is the path of a file, as what goes by a name of ours too must be: ``small`` is a recipe, and
+    may be a folder of the user's.
+    """
+    return value if isinstance(value, str | os.PathLike) and os.path.isfile(value) else None
+
+
+def check_output_dir(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    inputs: Iterable[tuple[str, object]] = (),
+    ways: Sequence[str] = ("--resume", "--overwrite"),
+) -> Path:
     """Refuse what ``new_output_dir`` would refuse by the folder's name, and touch nothing: for before the rest of the
     input is looked at.
+
+    Args:
+        path: the folder.
+        overwrite, resume: as for ``new_output_dir``.
+        inputs: what the run reads, by the names of its arguments; it may not lie where everything is to be deleted.
+        ways: options of the command by which it takes a folder that is there.
     """
     folder = Path(path)
+    if overwrite and not resume:
+        check_outside(folder, inputs)
     try:
         there = folder.exists()
     except OSError as error:  # a name that is too long, say
@@ -211,9 +254,8 @@ def check_output_dir(path: str | os.PathLike[str], *, overwrite: bool = False, r
         _check_above(folder, "output folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
-            raise UserError(
-                f"output folder {folder} exists and is not empty; use --resume, --overwrite or another name"
-            )
+            use = " or ".join(part for part in (", ".join(ways), "another name") if part)
+            raise UserError(f"output folder {folder} exists and is not empty; use {use}")
         if not _is_ours(folder):
             raise UserError(
                 f"output folder {folder} holds something other than a run of convscale; nothing is done to it, use "

@@ -61,6 +61,24 @@ def test_demo_refuses_its_output_before_it_measures(tmp_path: Path, monkeypatch:
     (tmp_path / "taken").write_text("x")
     with pytest.raises(UserError, match="is a file; name a folder"):
         demo.demo(output=tmp_path / "taken", data_dir=tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    with pytest.raises(UserError, match=r"full exists and is not empty; use another name$"):  # it has no other way
+        demo.demo(output=tmp_path / "full", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ways", "said"),
+    [
+        (("--resume", "--overwrite"), "use --resume, --overwrite or another name"),
+        (("--overwrite",), "use --overwrite or another name"),
+        ((), "use another name"),
+    ],
+)
+def test_what_a_command_can_do_with_a_folder_that_is_there(tmp_path: Path, ways: tuple[str, ...], said: str) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(UserError, match=f"exists and is not empty; {said}$"):
+        check_output_dir(tmp_path, ways=ways)
 
 
 def test_a_users_project_is_no_run(tmp_path: Path) -> None:

@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from convscale.conditions import LAYOUTS, PRECISIONS, Size, as_size, sides, size_text
-from convscale.errors import UserError
+from convscale.errors import UserError, check_flag
 from convscale.words import exact, odds
 
 TITLE = "## Promised speed"
 """The heading of its section in the model card."""
+SAME_SPEED = 0.1
+"""A network that was measured on the device is as fast as it was there within this share, a judgement: trained weights,
+another driver and another day make more than its calls scatter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """A predicted speed that an artefact is to be held to on the day its device arrives.
+    """A speed that an artefact is to be held to on the day its device arrives: predicted, or measured there before the
+    network was trained.
 
     Raises:
         UserError: a field has an impossible value; the message names it.
@@ -28,7 +32,7 @@ class Promise:
     runtime: str
     """The runtime that the speed is of."""
     precision: str
-    """What was predicted: ``fp32``, ``amp``, ``bf16``, ``fp16`` or ``int8``."""
+    """What it is of: ``fp32``, ``amp``, ``bf16``, ``fp16`` or ``int8``."""
     layout: str = "nchw"
     """``nchw`` or ``nhwc``."""
     batch_size: int
@@ -38,21 +42,25 @@ class Promise:
     threads: int | None = None
     """Compute threads on a CPU; None: one per core."""
     images_per_s: float
-    """The prediction's middle, model only."""
+    """The prediction's middle, or the median that was measured; model only."""
     low: float
-    """Lower end of its 80 % interval."""
+    """Lower end of the prediction's 80 % interval, or of the middle half of the calls that were measured."""
     high: float
-    """Upper end of its 80 % interval."""
+    """Upper end of the same."""
     min_throughput: float | None = None
     """Images/s that were asked for; None: none were."""
     confidence: float | None = None
-    """Probability that the speed reaches ``min_throughput``, by the interval; None where none was asked for."""
+    """Probability that the speed reaches ``min_throughput``, by the interval; None where none was asked for, and of a
+    measurement.
+    """
     doubts: tuple[str, ...] = ()
     """Reasons to trust it less, each a sentence."""
     calibration: str = ""
     """The calibration that the prediction went by, in words; empty: data sheets and published tables alone."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """What predicted it, by name: ``convscale`` and its version."""
+    measured: bool = False
+    """Whether the untrained network was measured on the device, instead of predicted."""
 
     def __post_init__(self) -> None:
         for name in ("device", "runtime"):
@@ -82,12 +90,23 @@ class Promise:
             )
         if self.confidence is not None and self.confidence > 1:
             raise UserError(f"a promise's confidence must lie between 0 and 1, got {self.confidence!r}")
+        if check_flag("a promise's measured", self.measured) and self.confidence is not None:
+            raise UserError(f"a promise of a measurement has no confidence, got {self.confidence!r}")
         object.__setattr__(self, "doubts", tuple(str(doubt) for doubt in self.doubts))
 
     @property
+    def expected(self) -> tuple[float, float]:
+        """Images/s between which it is as fast as promised: the interval of a prediction; of a measurement
+        ``SAME_SPEED`` on either side, or the middle half of its calls where that is wider.
+        """
+        if not self.measured:
+            return self.low, self.high
+        return min(self.low, (1 - SAME_SPEED) * self.images_per_s), max(self.high, (1 + SAME_SPEED) * self.images_per_s)
+
+    @property
     def floor(self) -> float:
-        """Images/s that keep the promise: what was asked for, else the lower end of the interval."""
-        return self.low if self.min_throughput is None else self.min_throughput
+        """Images/s that keep the promise: what was asked for, else the least that is expected."""
+        return self.expected[0] if self.min_throughput is None else self.min_throughput
 
     @property
     def conditions(self) -> str:
@@ -103,10 +122,13 @@ class Promise:
         if self.min_throughput is not None:
             sure = "" if self.confidence is None else f", {odds(self.confidence)} likely"
             kept = f", {exact(self.min_throughput)} asked for{sure}"
-        return (
-            f"{exact(self.images_per_s)} images/s predicted for {self.device} (80 %: {exact(self.low)} to "
-            f"{exact(self.high)}){kept}; {self.conditions}"
-        )
+        how = f"measured on {self.device} before training" if self.measured else f"predicted for {self.device}"
+        return f"{exact(self.images_per_s)} images/s {how} ({self.span}){kept}; {self.conditions}"
+
+    @property
+    def span(self) -> str:
+        """From where to where it goes, in words."""
+        return f"{'middle half of the calls' if self.measured else '80 %'}: {exact(self.low)} to {exact(self.high)}"
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values; the inverse of :meth:`from_dict`."""
@@ -140,18 +162,21 @@ class Promise:
 
 
 def promise_section(promise: Promise) -> list[str]:
-    """Lines of Markdown for the model card: the prediction, its doubts, and how to check it on the device."""
+    """Lines of Markdown for the model card: the speed, its doubts, and how to check it on the device."""
     asked = ""
     if promise.min_throughput is not None:
         sure = "" if promise.confidence is None else f" ({odds(promise.confidence)} likely)"
         asked = f" Asked for were {exact(promise.min_throughput)} images/s{sure}."
     by = ", ".join(f"{name} {version}" for name, version in promise.versions.items())
     rests = promise.calibration or "data sheets and published tables, no measurement of the device"
+    how = f"Predicted for {promise.device}, not measured"
+    interval = f"80 % interval {exact(promise.low)} to {exact(promise.high)}"
+    if promise.measured:
+        how, interval = f"Measured on {promise.device} before the network was trained", promise.span
     return [
         TITLE,
         "",
-        f"Predicted for {promise.device}, not measured: {exact(promise.images_per_s)} images/s (80 % interval "
-        f"{exact(promise.low)} to {exact(promise.high)}), {promise.conditions}, model only.{asked}",
+        f"{how}: {exact(promise.images_per_s)} images/s ({interval}), {promise.conditions}, model only.{asked}",
         f"It rests on {rests}{f' ({by})' if by else ''}.",
         "",
         *(f"- Doubt: {doubt}." for doubt in promise.doubts),

@@ -67,6 +67,7 @@ def classify_command(
 ) -> None:
     """Classify images, or find boxes in them by a detector: one row each, in order."""
     from convscale.artifact.artifact import load_artifact
+    from convscale.files import check_outside
     from convscale.images.walk import Tally
     from convscale.ship.stream import classify, image_paths
 
@@ -99,6 +100,8 @@ def classify_command(
     target = sys.stdout if output is None else output
     form = format or ("jsonl" if as_json and output is None else None)
 
+    if output is not None and overwrite and not resume:
+        check_outside(output, (("image", each) for each in images))
     opened = load_artifact(model, device=device)
     since_ns = check_box_outputs(opened, output, coco, draw, min_score, resume=resume, overwrite=overwrite)
 

@@ -45,7 +45,8 @@ def explain_command(
     paths = image_paths(images, sys.stdin, left_out)
     explainer = Explainer.open(model)
     explainer.number_of(target)
-    check_output_dir(output, overwrite=overwrite)
+    inputs = [("model", model), *(("image", each) for each in images)]
+    check_output_dir(output, overwrite=overwrite, inputs=inputs, ways=["--overwrite"])
 
     def tell(count: int) -> None:
         if sys.stderr.isatty():

@@ -14,7 +14,6 @@ from convscale.cli.options import (
     Commercial,
     Confidence,
     DataDir,
-    Device,
     Epochs,
     ImgSize,
     Json,
@@ -33,6 +32,7 @@ from convscale.cli.options import (
     print_json,
     say,
 )
+from convscale.cli.speed_options import Device
 from convscale.networks.names import is_spec_file, spec_of
 
 if TYPE_CHECKING:

@@ -113,6 +113,7 @@ def export_command(
             f"--device {device} goes with --format fastest, which tunes there; `convscale tune` takes others"
         )
     from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
+    from convscale.files import check_outside, file_or_none
 
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
         given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
@@ -131,6 +132,8 @@ def export_command(
         from convscale.ship.request import need_device
 
         need_device(device)  # before images are read
+    if overwrite:
+        check_outside(output, [("checkpoint", file_or_none(checkpoint)), ("data", data_dir)])
     loaded = _to_export(checkpoint, model)
     # With a layout the artefact is the same, whatever is asked of it; it only lies elsewhere.
     write = partial(

@@ -129,6 +129,7 @@ def train_detector(
         net=cast(Any, net),
         data=cast(Any, data),
         recipe=found,
+        recipe_from=recipe,
         batch_is_asked="batch_size" in overrides,
         output=None if output is None else check_path("output", output),
         device=usable_device(device),

@@ -13,7 +13,7 @@ from torch import nn
 from convscale.arch.spec import NetSpec
 from convscale.conditions import sides
 from convscale.errors import UserError
-from convscale.files import check_output_dir, new_output_dir
+from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
@@ -116,7 +116,10 @@ def take_folder(request: TrainRequest, processes: Processes, lock: OutputLock) -
     folder, trouble = request.output, Trouble(processes)
     if folder is not None:
         with trouble.held():
-            check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
+            inputs: dict[str, object] = {"data": request.data, "recipe": file_or_none(request.recipe_from)}
+            inputs |= {"teacher": request.teacher, "branch": request.branch}
+            inputs |= {"init": None if request.init == "pretrained" else request.init}
+            check_output_dir(folder, overwrite=request.overwrite, resume=request.resume, inputs=inputs.items())
             if processes.first:
                 lock.take(folder)
     trouble.settle()

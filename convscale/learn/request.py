@@ -71,6 +71,8 @@ class TrainRequest:
     """Write the history for TensorBoard too."""
     track: str | None = None
     """The experiment tracker that is told of the run; None: none."""
+    recipe_from: object = None
+    """What the recipe was asked for by: a name, a file, itself; None: nothing."""
     branch: Path | None = None
     """A training state of the stable phase of another run, to decay from; None: none."""
 

@@ -154,13 +154,14 @@ def train(
     Raises:
         UserError: bad input, in one line.
     """
-    recipe = _recipe(recipe, output if resume else None, branch).override(
+    made = _recipe(recipe, output if resume else None, branch).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
     request = TrainRequest(
         net=net,
         data=data,
-        recipe=recipe,
+        recipe=made,
+        recipe_from=recipe,
         batch_is_asked="batch_size" in overrides,
         output=None if output is None else check_path("output", output),
         device=usable_device(device),
@@ -181,7 +182,7 @@ def train(
         branch=None if branch is None else check_path("branch", branch),
     )
     if request.branch is not None:
-        check_branch(request.branch, recipe)
+        check_branch(request.branch, made)
     return _train(request)
 
 

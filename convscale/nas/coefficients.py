@@ -19,7 +19,7 @@ from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.choice.basis import Asked, basis_of
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
-from convscale.files import check_output_dir, json_numbers, new_output_dir, write_json
+from convscale.files import check_output_dir, file_or_none, json_numbers, new_output_dir, write_json
 from convscale.images.digest import data_digest
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
@@ -171,7 +171,9 @@ def find_scaling(
         training=training_device or here,
         own=own,
     )
-    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
+    inputs = [("data", data), ("calibration", calibration)]
+    inputs += [("model", file_or_none(model)), ("recipe", file_or_none(recipe))]
+    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume, inputs=inputs)
     chosen = None if recipe is None else get_recipe(recipe)
     check_whole("epochs", epochs)
     check_whole("most_images", most_images)

@@ -16,7 +16,8 @@ from convscale.choice.decide import describe_speed
 from convscale.choice.facts import Speed
 from convscale.conditions import Conditions
 from convscale.errors import UserError, first_line
-from convscale.nas.records import STATES, Reward, TrialRecord, front_of, speed_from
+from convscale.files import json_numbers
+from convscale.nas.records import STATES, Reward, TrialRecord, difference, front_of, speed_from
 from convscale.nas.sampling import Linear, features
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Result
@@ -116,6 +117,29 @@ class Study:
         if self.shipped is not None:
             lines.insert(1, f"as it would ship: {describe_speed(self.shipped)}, {self.shipped.how}")
         return "\n".join(lines)
+
+
+def begun(folder: Path, asked: Mapping[str, object]) -> dict[str, Any]:
+    """The record of an earlier call in a search's folder; empty where there is none.
+
+    Args:
+        folder: the search's.
+        asked: what is asked now (``Request.written``).
+
+    Raises:
+        UserError: the record is damaged, or something else was asked for.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    kept = read_json(path, "study")
+    if not isinstance(kept, dict) or not isinstance(kept.get("asked"), dict):
+        raise UserError(f"study {path} is damaged: it does not say what was asked for")
+    if kept.get("schema") != SCHEMA:
+        raise UserError(f"study {path} has schema {kept.get('schema')!r}, this convscale reads {SCHEMA}")
+    if differs := difference(json_numbers(asked), kept["asked"]):
+        raise UserError(f"the study in {folder} was begun with {differs}; ask for the same, or name another")
+    return kept
 
 
 def read_study(folder: str | os.PathLike[str]) -> Study:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convscale.choice.basis import Asked, basis_of
 from convscale.errors import UserError, check_flag, check_number, check_path
-from convscale.files import check_output_dir, new_output_dir
+from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
@@ -16,7 +16,7 @@ from convscale.locks import OutputLock
 from convscale.nas.engines.start import place_for
 from convscale.nas.records import Reward
 from convscale.nas.request import Effort, Request, Say, fixed_form, recipe_for, space_for
-from convscale.nas.result import Study
+from convscale.nas.result import Study, begun, read_study
 from convscale.nas.space import SearchSpace
 from convscale.nas.walk import Walk
 
@@ -56,6 +56,7 @@ def search(
     inherit: bool = False,
     seed: int = 0,
     resume: bool = False,
+    reuse: bool = False,
     overwrite: bool = False,
     say: Say | None = None,
 ) -> Study:
@@ -101,6 +102,7 @@ def search(
             earlier ones, so accuracies compare less well.
         seed: of everything drawn; with the same seed and threads the same trials.
         resume: go on in ``output`` where there is a study.
+        reuse: with ``resume``: take the result that ``output`` has already, where the same was asked for.
         overwrite: replace an output folder that exists.
         say: told a line now and then.
 
@@ -127,7 +129,7 @@ def search(
     for name, value, by in (("min_throughput", min_throughput, "throughput"), ("target_macs_m", target_macs_m, "macs")):
         if value is not None and reward_by != by:
             raise UserError(f"{name} goes with reward_by {by}, got {name} {value!r} and reward_by {reward_by}")
-    for name, flag in (("resume", resume), ("overwrite", overwrite)):
+    for name, flag in (("resume", resume), ("reuse", reuse), ("overwrite", overwrite)):
         check_flag(name, flag)
     check_number("confidence", confidence, "a probability from 0.5 to 0.99", 0.5, 0.99)
     asked = Asked(
@@ -135,9 +137,12 @@ def search(
     )
     basis = basis_of(asked, calibration)
     here = device if device.partition(":")[0] == "cuda" and not basis.predicted else "cpu"
-    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume)
-    named = None if recipe is None else get_recipe(recipe)
     own = isinstance(data, DataSplits)
+    where = source if own else data
+    inputs = [("data", where), ("calibration", calibration)]
+    inputs += [("space", file_or_none(space)), ("recipe", file_or_none(recipe))]
+    folder = check_output_dir(check_path("output", output), overwrite=overwrite, resume=resume, inputs=inputs)
+    named = None if recipe is None else get_recipe(recipe)
     place = place_for(
         engine=engine,
         workers=workers,
@@ -148,7 +153,6 @@ def search(
     )
     splits = data if isinstance(data, DataSplits) else open_dataset(check_path("data", data), compare=False)
     searched = space_for(space, splits, image_size)
-    where = source if own else data
     request = Request(
         splits=splits,
         data=None if where is None else str(Path(where).absolute()),
@@ -165,4 +169,8 @@ def search(
         lock.take(folder)
         new_output_dir(folder, overwrite=overwrite, resume=resume)
         lock.take(folder)
+        if resume and reuse and begun(folder, request.written()).get("result") is not None:
+            study = read_study(folder)
+            request.say(f"{folder} has a result of an earlier call, which is taken: {study.best.spec.name}")
+            return study
         return Walk(request, folder).run()

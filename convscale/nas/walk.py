@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from convscale._version import __version__
 from convscale.arch.spec import NetSpec, save_spec
@@ -18,15 +17,14 @@ from convscale.nas.engines.base import Engine
 from convscale.nas.engines.start import engine_for, threads_of
 from convscale.nas.inherit import misfit
 from convscale.nas.pace import Counted, Pace
-from convscale.nas.records import TrialRecord, difference, front_of
+from convscale.nas.records import TrialRecord, front_of
 from convscale.nas.request import HALVING, Request
-from convscale.nas.result import RECORD, SCHEMA, Study
+from convscale.nas.result import RECORD, SCHEMA, Study, begun
 from convscale.nas.sampling import Tried, UsedUp, propose, several
 from convscale.nas.smallest import smallest_of
 from convscale.nas.space import Genes
 from convscale.nas.store import Store, asked_values, too_large
 from convscale.nas.trial import Job
-from convscale.read import read_json
 
 ROUND = 4
 """Trials that are asked for together, whatever the number of workers: so the same seed gives the same trials."""
@@ -60,7 +58,7 @@ class Walk:
         self.began = time.monotonic()
         self.now = {"training": 0.0, "waiting": 0.0}  # seconds of this call
         self.told = 0  # trials of this call
-        before = self._before()
+        before = begun(folder, request.written())
         self.times: dict[str, float] = dict(before.get("times") or {})
         splits = request.splits
         self.pace = Pace(
@@ -75,22 +73,6 @@ class Walk:
         self.store = Store(folder, request.space)
 
     # ------------------------------------------------------------ its record
-
-    def _before(self) -> dict[str, Any]:
-        """What an earlier call wrote; checked against what is asked now."""
-        path = self.folder / RECORD
-        if not path.is_file():
-            return {}
-        kept = read_json(path, "study")
-        if not isinstance(kept, dict) or not isinstance(kept.get("asked"), dict):
-            raise UserError(f"study {path} is damaged: it does not say what was asked for")
-        if kept.get("schema") != SCHEMA:
-            raise UserError(f"study {path} has schema {kept.get('schema')!r}, this convscale reads {SCHEMA}")
-        now = json_numbers(self.request.written())
-        differs = difference(now, kept["asked"])
-        if differs:
-            raise UserError(f"the study in {self.folder} was begun with {differs}; ask for the same, or name another")
-        return kept
 
     def _write(self, study: Study | None = None) -> None:
         """Write down what was asked, and the result where there is one."""

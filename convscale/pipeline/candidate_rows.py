@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convscale.arch.spec import NetSpec
@@ -15,6 +15,7 @@ from convscale.choice.rows import Rows
 from convscale.cost.counting import count
 from convscale.images.splits import DataSplits
 from convscale.machine import Environment
+from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named
 from convscale.pipeline.contender import build
 from convscale.pipeline.record import written
@@ -48,6 +49,7 @@ def row_of_option(o: Option, weights: Path | str | None, basis: Basis, rows: Row
         published_top1=o.top1,
         weights=None if weights is None else str(weights),
         spec=o.spec.to_dict() if isinstance(o.spec, NetSpec) else None,
+        origin=o.spec.origin if isinstance(o.spec, Foreign) else None,
         licence=o.candidate.licence,
     )
 
@@ -64,32 +66,69 @@ def new_row(one: SizedSpec, family: str, splits: DataSplits) -> Candidate:
         params=cost.params,
         macs=cost.macs,
         spec=own.to_dict() if own else None,
+        origin=one.spec.origin if isinstance(one.spec, Foreign) else None,
         scaling=None
         if lineage is None
         else {"depth": lineage.depth, "width": lineage.width, "resolution": lineage.resolution},
     )
 
 
-def judged_row(
-    row: Candidate, floor: float, kept: Collection[str], final: Collection[str], leaders: Mapping[str, str]
-) -> Candidate:
-    """What became of a network that starts from scratch; one with weights was judged among those.
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """What a search among networks that start from scratch found, by which every row is judged."""
 
-    Args:
-        row: the network.
-        floor: images/s to keep.
-        kept: names that keep it.
-        final: names that were up for it.
-        leaders: the largest that keeps it, by family.
+    floor: float
+    """Images/s to keep."""
+    speeds: Mapping[str, float]
+    """Images/s of those that were up for it, by name: what decided."""
+    keepers: Mapping[str, Candidate]
+    """The largest that keeps it, by family."""
+    sure: Callable[[Candidate], float]
+    """Images/s of a network as it comes that hold: as measured, or predicted with the confidence asked for."""
+    tuned: bool
+    """Whether what decides is the speed in the form that ships."""
+
+
+def judged_row(row: Candidate, by: Verdicts) -> Candidate:
+    """What became of a network that starts from scratch, by the speed that decided; one with weights was judged among
+    those.
+
+    Where the form that ships decides, only few of a family are timed in it: smaller ones than its keeper are taken to
+    keep the speed as that does, larger ones not to, whatever they do as they come.
     """
     if row.weights is not None:
         return row
-    speed = row.images_per_s or 0.0
-    keeps = row.name in kept or (speed >= floor and row.name not in final)
-    reason = f"too slow: {speed:,.0f} of {floor:,.0f} images/s"
-    if keeps and row.name not in kept:
-        reason = f"fast enough, but so is {leaders.get(row.family or '', 'a larger member')}"
-    return replace(row, kept=keeps, reason=None if row.name in kept else reason)
+    if (speed := by.speeds.get(row.name)) is not None:
+        keeps = speed >= by.floor
+        return replace(row, kept=keeps, reason=None if keeps else _too_slow(row, speed, by.floor))
+    keeper, as_shipped = by.keepers.get(row.family or ""), row.tuned is not None or not by.tuned
+    speed = (row.tuned.speed or 0.0) if row.tuned is not None else by.sure(row)
+    smaller = keeper is not None and (row.macs or 0) <= (keeper.macs or 0)
+    keeps = speed >= by.floor if as_shipped else smaller
+    how = "" if as_shipped else " as it comes"
+    if keeps and keeper is not None:
+        reason = f"fast enough, but so is {keeper.name}"
+        if not smaller:
+            reason = f"fast enough by so little that {keeper.name}, which is smaller, keeps it more surely"
+        elif speed < by.floor:
+            reason = f"smaller than {keeper.name}, which is fast enough as it would ship"
+    elif speed < by.floor:
+        reason = f"{_too_slow(row, speed, by.floor)}{how}"
+    elif keeper is not None:
+        reason = (
+            f"{speed:,.0f} images/s{how}, but larger than {keeper.name}, the largest found to be fast enough as it "
+            "would ship"
+        )
+    else:
+        reason = f"{speed:,.0f} images/s{how}; nothing of its family was found to be fast enough as it would ship"
+    return replace(row, kept=keeps, reason=reason)
+
+
+def _too_slow(row: Candidate, speed: float, floor: float) -> str:
+    """By the speed that decided; of a predicted one that is not the middle, which a report shows beside it."""
+    told = row.predicted.images_per_s if row.predicted is not None and row.timed is None else None
+    sure = "" if told is None else f" with the probability asked for ({told:,.0f} predicted)"
+    return f"too slow: {speed:,.0f} of {floor:,.0f} images/s{sure}"
 
 
 def timed_part(speed: Speed, spec: Named, image_size: int, basis: Basis, rows: Rows | None) -> Timed:

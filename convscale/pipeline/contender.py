@@ -11,7 +11,7 @@ from torch import nn
 
 from convscale.arch.spec import NetSpec
 from convscale.images.splits import DataSplits
-from convscale.networks.foreign import Foreign, build_foreign
+from convscale.networks.foreign import TIMM_PREFIXES, Foreign, build_foreign
 from convscale.networks.resolve import Named, find
 from convscale.nn.net import create_model
 from convscale.show.fit_parts import Candidate as Row
@@ -41,8 +41,10 @@ class Contender:
 
     @property
     def network(self) -> Named | str:
-        """What ``train`` takes: released weights go by their name, so that their preprocessing is used."""
-        return self.name if self.weights is not None else self.spec
+        """What ``train`` takes: released weights go by their name, so that their preprocessing is used; timm's by one
+        that means no own network.
+        """
+        return name_to_find(self.name, self.spec) if self.weights is not None else self.spec
 
     @classmethod
     def of(cls, row: Row, named: Mapping[str, Named]) -> Contender:
@@ -52,6 +54,8 @@ class Contender:
         place = row.weights if row.weights in (None, PRETRAINED) else Path(str(row.weights))
         if row.spec is not None:
             spec: Named = NetSpec.from_dict(dict(row.spec))
+        elif row.origin == "timm":
+            spec = Foreign(row.name, "timm", family=row.family or "")
         else:
             spec = named.get(row.name) or find(row.name)
         assert row.image_size is not None
@@ -69,6 +73,11 @@ class Contender:
     def init(self) -> str | None:
         """What ``train`` starts from."""
         return None if self.weights is None else str(self.weights)
+
+
+def name_to_find(name: str, spec: Named) -> str:
+    """What ``find`` takes for a network of a name: timm's where it is that one's, whoever else has one so called."""
+    return f"{TIMM_PREFIXES[0]}{name}" if isinstance(spec, Foreign) and spec.origin == "timm" else name
 
 
 def build(spec: Named, splits: DataSplits) -> nn.Module:

@@ -55,7 +55,7 @@ def demo(
             progress({"kind": "note", "text": text})
 
     if output is not None:
-        check_output_dir(output)  # before anything is measured
+        check_output_dir(output, ways=())  # before anything is measured
     place = Path(data_dir) if data_dir is not None else fashion_mnist(say)
     splits = open_dataset(place)
     size = default_size(splits)

@@ -30,6 +30,7 @@ from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.again import timed_again
 from convscale.pipeline.candidate_rows import (
+    Verdicts,
     judged_row,
     new_row,
     options_near,
@@ -37,7 +38,7 @@ from convscale.pipeline.candidate_rows import (
     row_of_option,
     timed_part,
 )
-from convscale.pipeline.contender import Contender, build
+from convscale.pipeline.contender import Contender, build, name_to_find
 from convscale.pipeline.heads import candidates_with_head, with_head
 from convscale.pipeline.probing import Prober
 from convscale.pipeline.reach import Reached, best_out_of_reach, reach
@@ -136,16 +137,12 @@ class Finder:
             options = (*options, *fewer)
         timed = [o for o in options if o.images_per_s is not None and not o.candidate.why_not]
         if not timed:
-            raise UserError(f"no candidate can be used; {options[0].label}: {options[0].reason}")
+            return self._small_enough(reached, options)
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
         likely = kept or self._likely(options)
         best_first = sorted(likely, key=lambda o: (-o.accuracy, -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
-        if self.asked.named is None and reached.unreached:
-            mine = best_first[0].top1 if kept else None
-            rows = self.asked.rows
-            found = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
-            self._remark(reached.lost(found[0], mine, looked=found[1]))
+        self._say_out_of_reach(reached, best_first[0].top1 if kept else None, options)
         if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
             self._say_trade(None, options)
             return instead
@@ -155,6 +152,28 @@ class Finder:
             contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
             missed="" if kept else self._missed(likely, fastest),
         )
+
+    def _small_enough(self, reached: Reached, options: Sequence[Option]) -> Kept:
+        """Scaled members in the place of released weights none of which keeps the limits on size, so that none was
+        timed.
+
+        Raises:
+            UserError: there are no such limits, or networks were named: then none of them can be used.
+        """
+        limits, first = self.constraint, options[0]
+        why = f"{first.label}: {first.reason}"
+        if self.asked.named is not None or (limits.max_params_m is None and limits.max_memory_gb is None):
+            raise UserError(f"no candidate can be used; {why}")
+        self._say_out_of_reach(reached, None, options)
+        self._remark(f"no released network can be used ({why}): scaled networks are tried, which start from scratch")
+        return self.scaled()
+
+    def _say_out_of_reach(self, reached: Reached, mine: float | None, options: Sequence[Option]) -> None:
+        """What it costs that the weights of some can not be had; ``mine``: as for ``Reached.lost``."""
+        if self.asked.named is None and reached.unreached:
+            rows = self.asked.rows
+            found = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
+            self._remark(reached.lost(found[0], mine, looked=found[1]))
 
     def _judged_options(self, pool: Sequence[Candidate]) -> tuple[Option, ...]:
         """Candidates, measured or predicted and judged."""
@@ -218,7 +237,7 @@ class Finder:
         hints = {o.name: o.accuracy for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
         # what nobody released is not in the zoo by its name, where another may have it
-        given = {o.name: o.name if o.candidate.licence else o.spec for o in options}
+        given = {o.name: name_to_find(o.name, o.spec) if o.candidate.licence else o.spec for o in options}
         found = [c for name in names for c in self._candidates([given[name]], (sizes[name],))]
         return [candidate for candidate in found if not candidate.why_not]
 
@@ -367,10 +386,10 @@ class Finder:
         fastest = max(found, key=lambda entry: entry[2])
         chosen = [entry for entry in found if entry[0].spec.name in kept] or [fastest]
         chosen.sort(key=lambda entry: -(self._row(entry[0].spec.name, entry[0].image_size).macs or 0))
-        leaders = {family: one.spec.name for one, family, _ in reversed(chosen)}
-        final = {one.spec.name for one, *_ in found}
-        rows = (judged_row(row, self.floor, kept, final, leaders) for row in self.record.now.candidates)
-        self.record.put(candidates=tuple(rows))
+        keepers = {f: self._row(one.spec.name, one.image_size) for one, f, _ in reversed(chosen)} if kept else {}
+        speeds = {one.spec.name: speed for one, _, speed in found}
+        verdicts = Verdicts(floor=self.floor, speeds=speeds, keepers=keepers, sure=self._sure, tuned=self.basis.tuned)
+        self.record.put(candidates=tuple(judged_row(row, verdicts) for row in self.record.now.candidates))
         contenders = tuple(
             Contender(name=one.spec.name, spec=one.spec, image_size=one.image_size, family=family)
             for one, family, _ in chosen

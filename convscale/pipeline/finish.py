@@ -236,17 +236,19 @@ class Finish:
         row, c = self.record.now.chosen, self.basis.conditions
         if row is None or row.image_size is None:
             return None
-        told, rests = row.predicted, "" if self.asked.rows is None else _BY_ROWS
+        told, rests, measured = row.predicted, "" if self.asked.rows is None else _BY_ROWS, False
         if told is not None and told.images_per_s is not None:
             middle, low, high = told.images_per_s, told.low or told.images_per_s, told.high or told.images_per_s
             doubts = (*told.doubts, *_of_8_bits(made.artifact), *_of_another(made, c))
         elif row.measurement is not None and row.measurement.speed is not None:
             middle, doubts = row.measurement.speed, (*_of_8_bits(made.artifact), *_of_another(made, c))
-            rests = "a measurement on the device, untrained"
+            rests, measured = "a measurement on the device, untrained", True
             low, high = row.measurement.quartiles or (middle, middle)
         else:
             return None
-        asked = self.min_throughput or None
+        asked, sure = self.min_throughput or None, None
+        if asked and not measured and low < middle < high:
+            sure = chance_above(asked, middle, low, high)
         return Promise(
             device=c.device,
             runtime=c.runtime,
@@ -259,10 +261,11 @@ class Finish:
             low=min(low, middle),
             high=max(high, middle),
             min_throughput=asked,
-            confidence=chance_above(asked, middle, low, high) if asked and low < middle < high else None,
+            confidence=sure,
             doubts=doubts,
             calibration=rests,
             versions={"convscale": __version__},
+            measured=measured,
         )
 
     def _tell(self, checked: Verification) -> None:

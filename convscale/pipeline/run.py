@@ -16,7 +16,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.choice.basis import Asked, at_hand, check_device
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
-from convscale.files import check_output_dir, new_output_dir
+from convscale.files import new_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.learn.progress import Progress
@@ -24,6 +24,7 @@ from convscale.locks import OutputLock
 from convscale.machine import Environment, code_commit
 from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.place import checked_output
 from convscale.pipeline.record import RunRecord, describe
 from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
 from convscale.pipeline.searched import with_baseline
@@ -250,7 +251,7 @@ def fit_request(asked: FitRequest) -> FitRun:
     _ = asked.rows  # what they are wrong in is told before anything is written
     request = asked.to_json(splits)
     with OutputLock() as lock:
-        lock.take(check_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume))
+        lock.take(checked_output(asked))
         folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
         lock.take(folder)
         return _fit(asked, splits, files, folder, request)

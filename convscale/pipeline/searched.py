@@ -6,15 +6,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from convscale.arch.spec import load_spec
 from convscale.conditions import BEST
 from convscale.errors import UserError, check_number
-from convscale.files import check_output_dir
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.nas.request import space_for
 from convscale.nas.space import SearchSpace
 from convscale.nas.study import search
+from convscale.pipeline.place import checked_output
 from convscale.pipeline.request import FitRequest
 from convscale.show.search_report import write_search_report
 
@@ -22,12 +21,12 @@ from convscale.show.search_report import write_search_report
 def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[str] | None = None) -> FitRequest:
     """The request with the best network of a search as its one candidate.
 
-    The search's folder stands beside ``output``, its name ends in ``-search``. On ``resume`` a search that has a result
-    is not begun again.
+    The search's folder stands beside ``output``, its name ends in ``-search``. On ``resume`` the result of a search
+    that was asked for the same is taken.
 
     Raises:
         UserError: candidates or weights are given too, or there is no limit on speed to search under; and as
-            ``search``.
+            ``search``, on ``resume`` where another search was begun there.
     """
     check_number("search", minutes, "a number of minutes above 0", 1e-6)
     given = (asked.candidates, asked.start.weights_dir, asked.start.file, asked.training.init)
@@ -43,11 +42,8 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     floor = asked.constraint.floor(asked.basis().conditions.batch_size)
     if not floor:
         raise UserError("search needs a limit on speed: min_throughput or max_latency_ms")
-    check_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume)  # before minutes of searching
+    checked_output(asked)  # before minutes of searching
     folder = Path(f"{asked.output}-search")
-    best = folder / "best.yaml"
-    if asked.resume and best.is_file():
-        return replace(asked, candidates=[load_spec(best)])
     c = asked.basis().conditions
 
     def say(text: str) -> None:
@@ -74,6 +70,7 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
         image_size=asked.image_size,
         seed=asked.training.seed,
         resume=asked.resume,
+        reuse=True,
         overwrite=asked.overwrite,
         say=say,
     )

@@ -266,7 +266,8 @@ class Fit:
         first, *others = by_promise(rows, rows, self.splits.multilabel)
         self.remark(
             f"the finalists were not trained briefly: {words.plural(len(self.splits.validation), 'validation image')} "
-            f"tell no networks apart that are within {100 * doubt:.1f} points; --brief-epochs 1 does it all the same"
+            f"tell no networks apart that are within {100 * doubt:.1f} points; a new run with --brief-epochs 1 does it "
+            "all the same"
         )
         best, worth = max(_probed(row) for row in rows), no_worse(rows, self.splits.multilabel)
         published = first.published_top1 is not None

@@ -48,17 +48,18 @@ class Confirmation:
 
     @property
     def ratio(self) -> float:
-        """Measured over predicted."""
+        """Measured over promised."""
         return self.images_per_s / self.promise.images_per_s
 
     @property
     def inside(self) -> bool:
-        """Whether the measured speed lies in the promised interval."""
-        return self.promise.low <= self.images_per_s <= self.promise.high
+        """Whether the measured speed lies between the promise's ends (``Promise.expected``)."""
+        low, high = self.promise.expected
+        return low <= self.images_per_s <= high
 
     @property
     def kept(self) -> bool:
-        """Whether it reaches what was asked for; where nothing was, the lower end of the interval."""
+        """Whether it reaches what was asked for; where nothing was, the promise's lower end."""
         return self.images_per_s >= self.promise.floor
 
     def __str__(self) -> str:
@@ -68,11 +69,14 @@ class Confirmation:
             if p.min_throughput is not None
             else f"{'is not slower' if self.kept else 'is slower'} than promised (nothing was asked for)"
         )
-        where = "inside" if self.inside else "below" if self.images_per_s < p.low else "above"
+        below, found = self.images_per_s < p.images_per_s, self.measurement.environment.device_name
+        where = f"{'inside' if self.inside else 'below' if below else 'above'} the interval"
+        if p.measured:
+            where = "as fast as then" if self.inside else "slower than then" if below else "faster than then"
         return (
-            f"{exact(self.images_per_s)} images/s measured on {self.measurement.environment.device_name}: {asked}; "
-            f"{exact(p.images_per_s)} were predicted (80 %: {exact(p.low)} to {exact(p.high)}), so it is "
-            f"{percent(self.ratio, 0)} of that and {where} the interval"
+            f"{exact(self.images_per_s)} images/s measured on {found}: {asked}; {exact(p.images_per_s)} were "
+            f"{'measured before training' if p.measured else 'predicted'} ({p.span}), so it is "
+            f"{percent(self.ratio, 0)} of that and {where}"
         )
 
     def to_dict(self) -> dict[str, object]:

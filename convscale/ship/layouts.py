@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from convscale.artifact.naming import check_model_name, name_of
 from convscale.artifact.reference import TOLERANCE, read_reference
 from convscale.conditions import sides
 from convscale.errors import UserError, nearest
-from convscale.files import MARK, told, whole_folder, write_json, write_text
+from convscale.files import MARK, check_outside, told, whole_folder, write_json, write_text
 from convscale.machine import available_cores
 from convscale.runtimes.base import Opening, open_runtime, runtime_of
 from convscale.ship.containers import write_container
@@ -95,19 +95,23 @@ def write_layout(
     called = name_of(artifact.folder) if name is None else check_model_name(name)
     write: Callable[[Artifact, str, Path, Sample], tuple[str, ...]]
     write = {"triton": _write_triton, "ovms": _write_ovms, "docker": _write_docker}[layout]
+    check_folder(Path(output), overwrite=overwrite, inputs=[("artefact", artifact.folder)])
     sample = sample_of(artifact)
-    with _new_folder(Path(output), overwrite=overwrite) as folder:
+    with _new_folder(Path(output)) as folder:
         checked = write(artifact, called, folder, sample)
         (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
     files = sorted(path.relative_to(output).as_posix() for path in Path(output).rglob("*") if path.is_file())
     return Laid(folder=Path(output), layout=layout, name=called, files=tuple(files), checked=checked)
 
 
-def check_folder(target: Path, *, overwrite: bool) -> None:
+def check_folder(target: Path, *, overwrite: bool, inputs: Iterable[tuple[str, object]] = ()) -> None:
     """
     Raises:
-        UserError: something stands where a layout is to be written that may not be replaced.
+        UserError: something stands where a layout is to be written that may not be replaced; ``inputs`` as for
+            ``check_output_dir``.
     """
+    if overwrite:
+        check_outside(target, inputs)
     if target.exists() and not target.is_dir():
         raise UserError(f"output {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()):
@@ -120,13 +124,12 @@ def check_folder(target: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def _new_folder(target: Path) -> Iterator[Path]:
     """A folder that takes its name when it is whole.
 
     Raises:
-        UserError: something stands there that may not be replaced, or it can not be written.
+        UserError: it can not be written.
     """
-    check_folder(target, overwrite=overwrite)
     try:
         with whole_folder(target) as staging:
             yield staging

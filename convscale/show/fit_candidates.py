@@ -9,6 +9,7 @@ from html import escape
 from convscale import words
 from convscale.show.fit_parts import Candidate, Timed
 from convscale.show.fit_record import FitRecord
+from convscale.show.fit_speeds import SPREADS, kind_of, spread_of
 from convscale.show.page import Column, Section, cell, folded, paragraph, table, tag
 from convscale.show.states import STATES
 
@@ -23,10 +24,11 @@ def candidate_table(fit: FitRecord) -> Section | None:
     candidates = fit.fastest_first()
     released = any(c.published_top1 is not None or c.probe is not None for c in candidates)
     brief = any(c.brief_top1 is not None for c in candidates)
+    kind = kind_of(candidates)
     columns = [
         Column(title="Candidate", kind="name"),
         Column(title="images/s", kind="n"),
-        Column(title="IQR", kind="n"),
+        Column(title=SPREADS[kind], kind="n"),
         Column(title="px", kind="n"),
         Column(title="params", kind="n"),
         Column(title="MACs", kind="n"),
@@ -37,7 +39,7 @@ def candidate_table(fit: FitRecord) -> Section | None:
     rows = [
         (
             {"winner": "winner", "rejected": "dim"}.get(state, ""),
-            _candidate_cells(c, state, released=released, brief=brief),
+            _candidate_cells(c, state, kind, released=released, brief=brief),
         )
         for c, state in ((c, fit.state_of(c)) for c in candidates)
     ]
@@ -54,9 +56,10 @@ def candidate_table(fit: FitRecord) -> Section | None:
         notes = folded(f"{len(warned)} warnings about single speeds", notes)
     folds = {c.probe.folds for c in candidates if c.probe and c.probe.folds}
     judged = "; features are judged on all images in turns, a part at a time" if folds else ""
-    intro = paragraph(
-        f"Fastest first. Speed is that of the exported network; accuracy is on the validation images{judged}.", "note"
-    )
+    speed = "is that of the exported network" if kind == "timed" else "is predicted, not measured"
+    if kind == "both":
+        speed = "was measured on the device where the spread is a share of it, and is predicted elsewhere"
+    intro = paragraph(f"Fastest first. Speed {speed}; accuracy is on the validation images{judged}.", "note")
     return Section(title="Candidates", body=intro + _front(fit) + shown + notes, anchor="candidates")
 
 
@@ -86,22 +89,23 @@ def _front(fit: FitRecord) -> str:
     return table(columns, rows)
 
 
-def _candidate_cells(c: Candidate, state: str, *, released: bool, brief: bool) -> list[str]:
-    """One row, as HTML cells."""
+def _candidate_cells(c: Candidate, state: str, kind: str, *, released: bool, brief: bool) -> list[str]:
+    """One row, as HTML cells; ``kind``: how the table's speeds are known."""
     scaled = ", ".join(f"{key} × {value:.4g}" for key, value in (c.scaling or {}).items() if value not in (None, 1))
     under = " · ".join(text for text in (c.family or "", scaled, c.licence or "") if text)
     trained = words.UNKNOWN
     if c.brief is not None and c.brief.top1 is not None:
         spent = f"{words.plural(c.brief.epochs or 0, 'epoch')}, {words.seconds(c.brief.seconds)}"
         trained = cell(words.percent(c.brief.top1), spent)
-    label = STATES[state].label.partition(",")[0] if c.images_per_s is not None else "not timed"
+    unknown = "not timed" if kind == "timed" else "speed not known"
+    label = STATES[state].label.partition(",")[0] if c.images_per_s is not None else unknown
     why = c.reason or ""
     for start in (f"{label}: ", f"{label}, ", "not measured: "):
         why = why.removeprefix(start)
     return [
         cell(c.name, under),
         words.rate(c.images_per_s),
-        words.percent(c.iqr_rel),
+        spread_of(c),
         words.count(c.image_size),
         words.large(c.params),
         words.large(c.macs),

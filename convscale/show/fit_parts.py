@@ -184,7 +184,7 @@ class Candidate(Open):
 
     omitted = (
         *("kept", "finalist", "reason", "brief"),
-        *("tuned", "predicted", "published_top1", "weights", "licence", "probe", "spec"),
+        *("tuned", "predicted", "published_top1", "weights", "licence", "probe", "spec", "origin"),
     )
 
     name: str = "?"
@@ -206,6 +206,8 @@ class Candidate(Open):
     """The file that it starts from, or ``pretrained`` for the hub's; None: nothing."""
     spec: Mapping[str, object] | None = None
     """The architecture, so that a resumed run can build it."""
+    origin: str | None = None
+    """Of a network of other code who builds it, as in ``Foreign``: an own one may have its name."""
     licence: str | None = None
     """Of the weights."""
     probe: Probed | None = None

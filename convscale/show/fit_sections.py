@@ -11,6 +11,7 @@ from convscale import words
 from convscale.show import plots
 from convscale.show.fit_parts import Data, Mistake, Predicted, Timed, Verification
 from convscale.show.fit_record import FitRecord
+from convscale.show.fit_speeds import drawn_text, how_known, kind_of
 from convscale.show.page import (
     Column,
     Figures,
@@ -71,19 +72,16 @@ def story(fit: FitRecord) -> str:
     timed = [c for c in fit.candidates if c.images_per_s is not None]
     fast = [c for c in timed if (fit.keeps(c) if fit.missed else fit.state_of(c) != "rejected")]
     if timed:
-        how = (
-            f"predicted for {fit.constraint.conditions.device if fit.constraint.conditions else 'another device'}"
-            if all(c.timed is None for c in timed)
-            else "exported untrained and timed as they would be shipped"
-        )
-        measured = f"Of {words.plural(len(timed), 'candidate')}, {how}"
+        measured = f"Of {words.plural(len(timed), 'candidate')}, {how_known(fit, timed)}"
         limit = f", {len(fast)} kept the {words.rate(asked)} images/s asked for" if asked else ", all were compared"
         parts.append(measured + limit + ".")
     if len(fit.candidates) > len(timed):
         n = len(fit.candidates) - len(timed)
+        more = f"{n} more {'was' if n == 1 else 'were'} not"
         parts.append(
-            f"{n} more {'was' if n == 1 else 'were'} not timed: smaller members of {'its' if n == 1 else 'their'} "
-            "family were too slow already."
+            f"{more} timed: smaller members of {'its' if n == 1 else 'their'} family were too slow already."
+            if kind_of(timed) == "timed"
+            else f"{more} predicted."
         )
     finalists = [c for c in fit.candidates if c.brief_top1 is not None]
     if len(finalists) > 1:
@@ -143,7 +141,8 @@ def _speed_tile(fit: FitRecord) -> str:
         f"{limit}IQR {words.percent(measurement.spread)} · {_conditions_of(measurement)} · {_machine_of(measurement)}"
     )
     state = "bad" if asked and speed < asked else "good"
-    return tile("Speed of the artefact", words.rate(speed), detail, state, "images/s")
+    title = "Speed of the artefact" if fit.artifact.measurement else "Speed, untrained"
+    return tile(title, words.rate(speed), detail, state, "images/s")
 
 
 def _predicted_tile(fit: FitRecord, told: Predicted) -> str:
@@ -206,17 +205,10 @@ def picture(fit: FitRecord, figures: Figures) -> Section | None:
     timed = [c for c in fit.fastest_first() if c.images_per_s]
     if not timed:
         return None
-    first = timed[0].measurement
-    shared = str(replace((first.conditions if first else None) or Conditions(), image_size=None))
     brief = any(c.brief_top1 is not None for c in timed)
     early = "reached after brief training" if brief else "are worth by a linear head on their features"
     known = f"what the finalists {early}, and the chosen one after" if plots.early_of(timed) else "the chosen one after"
-    caption = (
-        f"Above: {known} full training, with 95 % intervals. Below: the "
-        "speed of every candidate "
-        f"that was timed, with its interquartile range. All timed with: {shared}; "
-        f"{_machine_of(first)}."
-    )
+    caption = f"Above: {known} full training, with 95 % intervals. Below: {drawn_text(fit, timed)}"
     winner = fit.chosen.name if fit.chosen else "none chosen"
     body = figures.add(
         plots.speed_accuracy(fit), caption, label=f"Accuracy and speed of {len(timed)} candidates; chosen: {winner}"

@@ -13,8 +13,8 @@ from convscale import words
 from convscale.errors import UserError
 from convscale.show.fit_parts import Candidate, Epoch
 from convscale.show.fit_record import FitRecord, read_fit
+from convscale.show.fit_speeds import conditions_of, kind_of, place_of, spread_of
 from convscale.show.picture import save_png
-from convscale.show.stated import Conditions, Machine
 from convscale.show.states import BLUE, GREEN, ORANGE, RED, STATES
 from convscale.stats import wilson
 
@@ -68,7 +68,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
                         for c in trained
                     ],
                     cliponaxis=False,
-                    hovertext=[hover(c, state) for c in trained],
+                    hovertext=[hover(fit, c, state) for c in trained],
                     hoverinfo="text",
                     showlegend=False,
                 ),
@@ -93,7 +93,7 @@ def speed_accuracy(fit: FitRecord) -> Figure:
                 opacity=0.6 if state == "rejected" else 1,
                 width=0.36,
                 error_x={**_quartile_bars(mine), "color": "var(--ink)", "thickness": 1.2, "width": 3},
-                hovertext=[hover(c, state) for c in mine],
+                hovertext=[hover(fit, c, state) for c in mine],
                 hoverinfo="text",
             ),
             row=2,
@@ -159,12 +159,12 @@ def speed_accuracy(fit: FitRecord) -> Figure:
     return figure
 
 
-def hover(c: Candidate, state: str) -> str:
+def hover(fit: FitRecord, c: Candidate, state: str) -> str:
     """What a candidate's point says when pointed at: HTML as plotly understands it."""
-    made = c.timed
+    spread = f"{'IQR' if c.timed else 'predicted, 80 %:'} {spread_of(c)}"
     lines = [
         f"<b>{escape(c.name)}</b> ({STATES[state].label})",
-        f"{words.rate(c.images_per_s)} images/s, IQR {words.percent(c.iqr_rel)}",
+        f"{words.rate(c.images_per_s)} images/s, {spread}",
     ]
     if c.brief is not None and c.brief.top1 is not None:
         epochs = words.plural(c.brief.epochs or 0, "epoch")
@@ -172,8 +172,9 @@ def hover(c: Candidate, state: str) -> str:
     elif c.probe is not None and c.probe.top1 is not None:
         lines.append(f"{words.percent(c.probe.top1)} right by a linear head on its features")
     lines.append(f"{words.large(c.params)} params, {words.large(c.macs)} MACs")
-    lines.append(escape(str((made.conditions if made else None) or Conditions())))
-    lines.append(escape(words.shortened(str((made.environment if made else None) or Machine()), 60)))
+    lines.append(escape(conditions_of(fit, c)))
+    if c.timed is not None:
+        lines.append(escape(words.shortened(place_of(c), 60)))
     return "<br>".join(lines)
 
 
@@ -203,7 +204,7 @@ def _labelled_under(early: Sequence[Candidate], right: float) -> list[Candidate]
 
 
 def _quartile_bars(found: Sequence[Candidate]) -> dict[str, object]:
-    """From the slower to the faster quartile of each one's times."""
+    """From the slower to the faster quartile of each one's times, or the 80 % interval of its prediction."""
     high = [c.high - (c.images_per_s or 0) for c in found]
     low = [(c.images_per_s or 0) - c.low for c in found]
     return {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
@@ -249,7 +250,7 @@ def _final_accuracy(figure: Figure, fit: FitRecord, found: Sequence[Candidate]) 
         return
     text = (
         f"<b>{escape(winner.name)}</b> fully trained<br>{words.percent(final)} of validation right<br>"
-        f"{hover(winner, 'winner').split('<br>', 1)[1]}"
+        f"{hover(fit, winner, 'winner').split('<br>', 1)[1]}"
     )
     figure.add_trace(
         go.Scatter(
@@ -457,11 +458,14 @@ def save_fit_png(run_dir: str | os.PathLike[str], path: str | os.PathLike[str], 
     """The report's picture of a run as a PNG: accuracy against speed with the constraint drawn in.
 
     Raises:
-        UserError: as ``read_fit`` and ``save_png``; or no candidate of the run was measured.
+        UserError: as ``read_fit`` and ``save_png``; or no candidate of the run was measured or predicted.
     """
     fit = read_fit(run_dir)
-    first = next((c.timed for c in fit.fastest_first() if c.images_per_s), None)
-    if first is None:
-        raise UserError(f"{run_dir}/fit.json has no measured candidate to draw")
-    under = f"{first.conditions or Conditions()}; {first.environment or Machine()}"
+    found = [c for c in fit.fastest_first() if c.images_per_s]
+    if not found:
+        raise UserError(f"{run_dir}/fit.json has no candidate with a speed to draw")
+    first = next((c for c in found if c.timed is not None), found[0])
+    under = f"{conditions_of(fit, first)}; {place_of(first)}"
+    if kind_of(found) == "both":
+        under += ", the others predicted"
     return save_png(speed_accuracy(fit), Path(path), title=title or "", caption=under)

@@ -207,7 +207,7 @@ def _fit_speed(record: FitRecord) -> tuple[float | None, str]:
     """What is shipped measured, else predicted for the device that is not here; and what that holds under."""
     measured, told = record.artifact.measurement, record.artifact.predicted
     if measured is not None:
-        return measured.images_per_s, f"{measured.conditions}; {measured.environment or record.machine}"
+        return measured.speed, f"{measured.conditions}; {measured.environment or record.machine}"
     told = told or (record.chosen.predicted if record.chosen else None)
     if told is None or told.images_per_s is None:
         return None, ""

@@ -72,6 +72,28 @@ def test_the_card_says_the_prediction_its_interval_its_doubts_and_how_to_check_i
     assert 'convscale measure "this folder" --promised --output measured.jsonl' in text
 
 
+def test_what_was_measured_before_training_is_no_prediction() -> None:
+    """The middle half of the calls is narrow: 2,400 to 2,600, where one in ten more or less is as fast as then."""
+    promise = replace(PROMISE, low=2400.0, high=2600.0, confidence=None, measured=True)
+    assert Promise.from_dict(json.loads(json.dumps(promise.to_dict()))) == promise
+    assert not Promise.from_dict({k: v for k, v in PROMISE.to_dict().items() if k != "measured"}).measured
+    text = "\n".join(promise_section(promise))
+    assert (
+        "Measured on l4 before the network was trained: 2,500 images/s (middle half of the calls: 2,400 to 2,600), "
+        "onnxruntime, fp16, nchw, batch 256, 32 px, model only. Asked for were 2,000 images/s." in text
+    )
+    assert "redicted" not in text
+    assert str(promise).startswith(
+        "2,500 images/s measured on l4 before training (middle half of the calls: 2,400 to 2,600), 2,000 asked for; "
+    )
+    assert replace(promise, min_throughput=None).floor == pytest.approx(2250.0)
+    assert replace(promise, low=1000.0, min_throughput=None).floor == 1000.0
+    with pytest.raises(UserError, match=r"a promise of a measurement has no confidence, got 0\.5"):
+        replace(promise, confidence=0.5)
+    with pytest.raises(UserError, match="a promise's measured is 'no'; it must be True or False"):
+        replace(promise, measured="no")  # type: ignore[arg-type]
+
+
 def test_floor_is_what_was_asked_else_the_lower_end() -> None:
     assert PROMISE.floor == 2000.0
     assert replace(PROMISE, min_throughput=None, confidence=None).floor == 1250.0

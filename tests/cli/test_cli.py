@@ -53,6 +53,15 @@ def test_the_help_on_runtimes_names_every_one():
     assert {*PREDICTED_RUNTIMES, *file_runtimes(), BEST} <= named("choose")
 
 
+def test_the_help_of_fit_says_that_a_device_may_be_another_than_this_machine_s():
+    commands = typer.main.get_command(app).commands
+    said = {
+        name: next(one.help for one in commands[name].params if "--device" in one.opts) for name in ("fit", "choose")
+    }
+    assert "named GPU or processor such as rtx-4090" in said["fit"]
+    assert said["fit"] == said["choose"]
+
+
 def test_list(call):
     code, out, _ = call("list", "tresnet_?")
     assert (code, out.split()) == (0, ["tresnet_l", "tresnet_m"])

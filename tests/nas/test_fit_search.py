@@ -16,14 +16,18 @@ from convscale.errors import UserError
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
 from convscale.nas import coefficients
+from convscale.nas.engines import local
+from convscale.nas.pace import Pace
 from convscale.nas.records import difference
 from convscale.nas.request import Request
 from convscale.nas.space import SearchSpace
+from convscale.nas.walk import Walk
 from convscale.pipeline import run as run_module
 from convscale.pipeline import searched
 from convscale.pipeline.request import FitRequest
 from convscale.speed.records import append_record
 from tests.choice.test_processors import row
+from tests.nas.test_study import by_macs, by_name
 
 
 class _Found:
@@ -218,3 +222,34 @@ def test_bad_input_is_one_line(
     with pytest.raises(UserError, match=message):
         cs.fit(colour_folder, output=tmp_path / "a", **{"search": 5.0, "min_throughput": 100.0, **given})
     assert "search" not in asked
+
+
+def test_a_resumed_fit_takes_the_result_of_the_same_search_alone(
+    colours: DataSplits, tmp_path: Path, tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[FitRequest] = []
+    said: list[str] = []
+    monkeypatch.setattr(Pace, "__call__", by_macs)
+    monkeypatch.setattr(local, "run_job", by_name)
+    monkeypatch.setattr(run_module, "fit_request", fits.append)
+
+    def fit(**options: Any) -> None:
+        given = {"device": "l4", "min_throughput": 10.0, "space": tiny, "search": 0.02, **options}
+        cs.fit(colours, output=tmp_path / "a", progress=lambda event: said.append(str(event.get("text"))), **given)
+
+    fit()
+    (tmp_path / "a").mkdir(exist_ok=True)
+    monkeypatch.setattr(Walk, "run", lambda self: pytest.fail("it was searched already"))
+    said.clear()
+    fit(resume=True, search=5)  # the minutes are of a call
+    first, again = (request.candidates for request in fits)
+    assert again == first
+    folder = tmp_path / "a-search"
+    assert isinstance(first, list)
+    assert said == [f"search: {folder} has a result of an earlier call, which is taken: {first[0].name}"]
+    for options, differs in (
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"min_throughput": 20.0}, "reward '.*10.*', not '.*20.*'"),
+    ):
+        with pytest.raises(UserError, match=f"the study in {folder} was begun with {differs}; ask for the same, or"):
+            fit(resume=True, **options)

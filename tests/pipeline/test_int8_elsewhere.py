@@ -26,8 +26,9 @@ from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import FitRun
 from convscale.pipeline.ship import Shipping
+from convscale.ship.verify import Verification
 from convscale.show.fit_parts import Candidate, Predicted, Winner
-from convscale.show.fit_sections import problems
+from convscale.show.fit_sections import problems, summary, use
 from convscale.speed.records import Record, append_record
 from convscale.speed.timing import Measurement
 from tests.learn.nets import halves_data, small_net
@@ -147,6 +148,28 @@ def test_where_the_gate_withholds_them_float_ships_and_its_own_prediction_decide
         _finish(run, as_json=True)
     assert end.value.exit_code == 3
     assert record.now.missed in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_passed_on_validation_and_loses_more_on_the_test_set_was_not_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.3 points of 1 are lost on validation, 1.2 on the test set: it ships, and the report says both."""
+    lost = "INT8 loses 1.20 points of accuracy on 500 images, 1 are allowed"
+    found = Verification(
+        n=500, images="given", batch_sizes=(1,), top1_agreement=0.98, max_abs=0.1, max_rel=0.1, mean_abs=0.01,
+        precision="int8", accuracy_before=0.9, accuracy_after=0.888, max_drop=1.0, passed=False, reason=lost,
+    )  # fmt: skip
+    monkeypatch.setattr("convscale.pipeline.ship.verify", lambda *given, **options: found)
+    art, record, _ = _shipped(tmp_path, _asked(tmp_path, "tensorrt"), 5000.0)
+    assert (art.precision, art.verification["passed"]) == ("int8", True)
+    fit = record.now
+    assert fit.verification.passed is True
+    assert fit.verification.reason == f"the gate was passed on validation; on the test set: {lost}"
+    assert (fit.verification.accuracy_after, problems(fit)) == (0.888, [])
+    assert 'class="tile bad"' not in summary(fit)
+    section = use(fit, tmp_path)
+    assert section is not None
+    assert "Use it" in section.body
 
 
 def _row(model: str, images_per_s: float, precision: str) -> Record:

@@ -165,7 +165,7 @@ def test_of_scaled_members_the_larger_that_keep_the_speed_come_first(
     assert kept.missed == missed
     rows = {row.name: row for row in finder.record.now.candidates}
     assert {name for name, row in rows.items() if row.kept} == (set(contenders) if not missed else set())
-    assert rows["slow"].reason == f"too slow: 0 of {floor:.0f} images/s"
+    assert rows["slow"].reason == f"too slow: 50 of {floor:.0f} images/s"
 
 
 def test_a_latency_is_a_constraint_of_fit_too(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_finalists_that_validation_does_not_tell_apart_are_not_trained_briefly(
     }
     assert record.now.choice_notes == (
         "the finalists were not trained briefly: 100 validation images tell no networks apart that are within 4.0 "
-        "points; --brief-epochs 1 does it all the same",
+        "points; a new run with --brief-epochs 1 does it all the same",
     )
 
 

@@ -128,6 +128,8 @@ def test_int8_is_chosen_on_validation_and_reported_on_the_test_set(splits, tmp_p
     assert list(found.forms) == ["onnx-fp32", "onnx-int8", "onnx-int8-ort"]
     assert artifact.verification["n"] == 300
     assert checked.n == 500
+    assert checked.passed
+    assert checked.reason.startswith("the gate was passed on validation; on the test set: ")
     assert checked.precision == artifact.precision
     assert artifact.runtime == "onnxruntime"
     assert [line.split(":")[0] for line in said] == ["onnx-fp32", "onnx-int8", "onnx-int8-ort"]

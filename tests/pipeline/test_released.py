@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from PIL import Image
 import convscale as cs
 from convscale.cli.fit import _finish
 from convscale.machine import Environment
+from convscale.pipeline.finish import Finish
+from convscale.pipeline.record import RunRecord
 from convscale.pipeline.run import fit
 from convscale.runtimes.onnxruntime import BoundOnnxRunner, OnnxRuntime
+from convscale.show.fit_parts import Candidate, Timed, Winner
 from convscale.show.fit_sections import verdict
 from convscale.speed.records import Record, append_record
 from convscale.words import rate
@@ -241,6 +245,29 @@ def test_what_was_measured_on_the_card_decides_and_sets_the_rest(pictures, weigh
     ]
     # One row moves the others half of its way in the logarithm.
     assert fast["predicted"]["images_per_s"] == pytest.approx(told[0] * (500.0 / told[1]) ** 0.5)
+
+
+def test_what_was_measured_on_the_card_is_promised_as_measured(tmp_path):
+    """Its quartiles are no 80 % interval: 490 to 510 around 500 would be said to keep 505 with some probability."""
+    times = tuple(64 / speed for speed in (480.0, 490.0, 500.0, 510.0, 520.0))
+    row = row_on_the_card("resnet18", 500.0).measurement
+    record = RunRecord(tmp_path, {}, resume=False)
+    timed = Timed.of(replace(row, times_s=times))
+    chosen = Candidate(name="resnet18", family="resnet", image_size=64, params=1, macs=1, measurement=timed)
+    record.put(candidates=(chosen,), winner=Winner(name="resnet18", image_size=64))
+    finish = Finish(
+        asked=SimpleNamespace(rows=object()),
+        record=record,
+        splits=None,
+        folder=tmp_path,
+        basis=SimpleNamespace(conditions=row.conditions),
+        min_throughput=505.0,
+        say=print,
+    )
+    artifact = SimpleNamespace(manifest=SimpleNamespace(get=lambda key: None, computes="fp16"), gate_elsewhere=())
+    promise = finish._promise(SimpleNamespace(artifact=SimpleNamespace(**vars(artifact), precision="fp16")))
+    assert (promise.images_per_s, promise.low, promise.high) == pytest.approx((500.0, 490.0, 510.0))
+    assert (promise.measured, promise.confidence, promise.min_throughput) == (True, None, 505.0)
 
 
 @pytest.mark.parametrize(

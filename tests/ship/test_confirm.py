@@ -84,6 +84,27 @@ def test_kept_and_inside_are_two_questions(
     assert says in str(found)
 
 
+@pytest.mark.parametrize(
+    ("images_per_s", "asked", "kept", "inside", "says"),
+    [
+        (99, None, True, True, "is not slower than promised (nothing was asked for); 100 were measured before"),
+        (91, None, True, True, "(middle half of the calls: 99.5 to 100), so it is 91 % of that and as fast as then"),
+        (89, None, False, False, "is slower than promised (nothing was asked for)"),
+        (89, 80.0, True, False, "keeps the 80 asked for; 100 were measured before training"),
+        (111, None, True, False, "so it is 111 % of that and faster than then"),
+    ],
+)
+def test_what_was_measured_before_is_not_judged_by_its_quartiles(
+    images_per_s: float, asked: float | None, kept: bool, inside: bool, says: str
+) -> None:
+    """They hold half of one run's calls; ten in a hundred more or less is as fast as then."""
+    measure = {"images_per_s": 100.0, "low": 99.5, "high": 100.4, "confidence": None, "measured": True}
+    promise = replace(PROMISE, min_throughput=asked, **measure)
+    found = Confirmation(promise=promise, measurement=measured(100 / images_per_s))
+    assert (found.kept, found.inside) == (kept, inside)
+    assert says in str(found)
+
+
 def test_a_prediction_becomes_a_promise() -> None:
     """800 to 1,250 around 1,000 is symmetric in the logarithm: nine in ten reach 800."""
     prediction = Prediction(

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from convscale.show.fit_candidates import ratio_text
 from convscale.show.fit_parts import Timed
 from convscale.show.fit_record import fit_record as typed
 from convscale.show.fit_sections import confused, problems, story, verdict
-from convscale.show.plots import save_fit_png
+from convscale.show.plots import hover, save_fit_png
 from convscale.show.report import fit_page, write_fit_report
 from convscale.show.stated import Conditions
 from tests.show.browser import Elements, dump_dom
@@ -48,6 +49,58 @@ def test_what_ships_in_float_states_its_own_speed_where_rows_in_8_bits_chose() -
     for text in ("4,321", "80 %: 3,210 to 5,432", "amp"):
         assert text in tile
     assert "Speed of the artefact" not in html
+
+
+def _for_l4(rows: int = 0) -> dict[str, Any]:
+    """A fit for a device that is not here: all speeds predicted, but for so many of the slowest, which have a row."""
+    record = fit_record()
+    asked = record["constraint"]
+    asked |= {"conditions": asked["conditions"] | {"device": "l4"}, "confidence": 0.8}
+    record["artifact"] |= {"measurement": None, "search": None}
+    timed = sorted((row for row in record["candidates"] if row["measurement"]), key=lambda row: -_speed(row))
+    for row in timed[: len(timed) - rows]:
+        speed = _speed(row)
+        row |= {"measurement": None, "predicted": {"images_per_s": speed, "low": 0.75 * speed, "high": 1.25 * speed}}
+    return record
+
+
+def _speed(row: dict[str, Any]) -> float:
+    return 64 / sorted(row["measurement"]["times_s"])[2]
+
+
+def test_predictions_are_not_called_timings() -> None:
+    html = visible(fit_page(typed(_for_l4()), Path("runs/example")))
+    assert "Of 8 candidates, predicted for l4, 5 kept the 4,000 images/s asked for. 1 more was not predicted." in html
+    assert (
+        "Below: the speed predicted for every candidate, with its 80 % interval. All predicted for: onnxruntime, fp32, "
+        "nchw, batch 64, 2 threads, l4." in html
+    )
+    assert "Fastest first. Speed is predicted, not measured; accuracy is on the validation images." in html
+    assert "6,840 to 11,400" in html  # 9,120 times 0.75 and 1.25
+    for text in ("IQR", "interquartile", "not recorded", "timed"):
+        assert text not in html, text
+    lines = hover(typed(_for_l4()), typed(_for_l4()).fastest_first()[0], "finalist").split("<br>")
+    assert lines[1] == "9,120 images/s, predicted, 80 %: 6,840 to 11,400"
+    assert lines[-1] == "onnxruntime, fp32, nchw, batch 64, 28 px, 2 threads, l4"
+
+
+def test_what_was_measured_on_the_device_stands_beside_predictions() -> None:
+    html = visible(fit_page(typed(_for_l4(rows=2)), Path("runs/example")))
+    assert "Of 8 candidates, measured on l4 or predicted for it, 5 kept the 4,000 images/s asked for." in html
+    assert "measured on the device, with its interquartile range, or predicted for it, with its 80 % interval" in html
+    assert "not recorded" not in html
+    assert story(typed(_for_l4(rows=8))).startswith("Of 8 candidates, measured on l4, 5 kept")
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_predicted_candidates_have_a_picture(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest of them has no timing."""
+    captions: list[str] = []
+    monkeypatch.setattr("convscale.show.plots.save_png", lambda *_, caption, **__: captions.append(caption))
+    save_fit_png(write_run(tmp_path / "run", _for_l4(rows)), tmp_path / "fit.png")
+    machine = "Made-up CPU @ 2.60GHz (2 cores), the others predicted" if rows else "predicted"
+    size, device = (32, "cpu") if rows else (28, "l4")
+    assert captions == [f"onnxruntime, fp32, nchw, batch 64, {size} px, 2 threads, {device}; {machine}"]
 
 
 def test_where_the_speed_is_missed_the_finalist_is_not_said_to_keep_it() -> None:
@@ -226,8 +279,8 @@ def test_png_is_a_picture(tmp_path: Path) -> None:
     assert any(r > 200 and 80 < g < 110 and b < 20 for r, g, b in colours)
 
 
-def test_png_needs_a_measured_candidate(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no measured candidate"):
+def test_png_needs_a_candidate_with_a_speed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no candidate with a speed to draw"):
         save_fit_png(write_run(tmp_path, {"schema": 1}), tmp_path / "fit.png")
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -104,6 +105,9 @@ def test_every_kind_of_run_is_told_of(runs: Path) -> None:
     assert (fit.network, fit.accuracy, fit.images) == ("tiny_resnet18", record["evaluation"]["top1"], 60)
     assert fit.interval == pytest.approx((0.2562, 0.4932), abs=1e-4)  # Wilson's of 22 in 60
     assert (fit.data, fit.seconds, fit.state) == ("fashion", pytest.approx(35.916, abs=1e-3), "done")
+    timed = record["artifact"]["measurement"]  # raw times alone, as every fit here writes them
+    assert fit.images_per_s == pytest.approx(128 / median(timed["times_s"]))
+    assert "images_per_s" not in timed
     assert fit.conditions.startswith("onnxruntime, fp32, nchw, batch 128, 28 px, 1 thread")
     assert found["fits/interrupted"].state == "unfinished"
     train = found["trainings/finished"]

@@ -1,0 +1,147 @@
+"""--overwrite never deletes what the run itself reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import convscale as cs
+from convscale.artifact.artifact import load_artifact
+from convscale.errors import UserError
+from convscale.files import MARK, check_output_dir, check_outside, file_or_none, new_output_dir
+from convscale.learn.train import train
+from convscale.pipeline.place import checked_output
+from convscale.pipeline.run import fit
+from convscale.ship.layouts import write_layout
+from tests.learn.nets import halves_data, small_net
+
+COLUMNS = 120
+OLD = Path(__file__).parent / "old_files" / "v0_1" / "artefacts" / "onnx_fp32"
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder that --overwrite may replace, with a user's files in it."""
+    folder = new_output_dir(tmp_path / "run")
+    (folder / "weights").mkdir()
+    for name in ("w.pt", "weights/resnet18.a1_in1k.pth", "rows.jsonl", "mine.yaml"):
+        (folder / name).write_text("epochs: 1\n")
+    return folder
+
+
+def _kept(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} >= {"w.pt", "weights", "rows.jsonl", "mine.yaml"}
+
+
+def test_what_lies_in_the_folder_or_behind_a_link_is_inside(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    said = "holds init .*, which --overwrite would delete; use another name"
+    beside = tmp_path / "run2"
+    beside.mkdir()
+    os.symlink(run, tmp_path / "link")
+    os.symlink(beside, run / "to beside")
+    inside = (
+        run,
+        run / "w.pt",
+        str(run / "weights"),
+        tmp_path / "link" / "w.pt",
+        run / ".." / "run",
+        run / "to beside",
+    )
+    for place in inside:
+        for folder in (run, tmp_path / "link", f"{run}/"):
+            with pytest.raises(UserError, match=said):
+                check_outside(folder, [("init", place)])
+    for place in (None, "pretrained", 3, small_net(), beside, tmp_path, run / "absent", "a\0b"):
+        check_outside(run, [("init", place)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"output run holds init run/w.pt, which --overwrite would delete"):
+        check_outside("run", [("init", "run/w.pt")])
+    assert (file_or_none("run"), file_or_none("run/w.pt"), file_or_none(3)) == (None, "run/w.pt", None)
+    inputs = [("init", run / "w.pt")]
+    assert check_output_dir(run, resume=True, overwrite=True, inputs=inputs) == run  # then nothing is emptied
+    with pytest.raises(UserError, match=said):
+        check_output_dir(run, overwrite=True, inputs=inputs)
+
+
+def test_fit(run: Path) -> None:
+    said = "holds {} .*{}, which --overwrite would delete; use another name"
+    asked: Any = SimpleNamespace(
+        data=run / "absent",
+        output=run,
+        overwrite=True,
+        resume=False,
+        start=SimpleNamespace(weights_dir=None, file=None),
+        measured=None,
+        training=SimpleNamespace(recipe="small"),
+    )
+    assert checked_output(asked) == run
+    for what, name in (("data", "weights"), ("measured", "rows.jsonl")):
+        with pytest.raises(UserError, match=said.format(what, name)):
+            checked_output(SimpleNamespace(**{**vars(asked), what: run / name}))  # type: ignore[arg-type]
+    asked.start.file = run / "w.pt"
+    with pytest.raises(UserError, match=said.format("init", "w.pt")):
+        checked_output(asked)
+    for what, name in (("weights_dir", "weights"), ("recipe", "mine.yaml")):
+        options: dict[str, Any] = {what: str(run / name)}
+        with pytest.raises(UserError, match=said.format(what, name)):
+            fit(halves_data(), output=run, min_throughput=1.0, overwrite=True, **options)
+    _kept(run)
+
+
+def test_train(run: Path) -> None:
+    for what, name in (("init", "w.pt"), ("teacher", "w.pt"), ("recipe", "mine.yaml")):
+        options: dict[str, Any] = {"recipe": "small", what: run / name}
+        with pytest.raises(UserError, match=f"holds {what} .*{name}, which --overwrite would delete"):
+            train(small_net(), halves_data(), output=run, overwrite=True, **options)
+    _kept(run)
+
+
+def test_search(run: Path) -> None:
+    said = r"holds data .*weights, which --overwrite would delete"
+    with pytest.raises(UserError, match=said):
+        cs.search(run / "weights", output=run, min_throughput=1.0, trials=2, overwrite=True)
+    with pytest.raises(UserError, match=said):
+        cs.find_scaling("efficientnet_b0", run / "weights", output=run, trials=2, overwrite=True)
+    _kept(run)
+
+
+def test_a_layout_in_the_place_of_its_artefact(run: Path) -> None:
+    shutil.copytree(OLD, run / "artifact")
+    with pytest.raises(UserError, match=r"holds artefact .*artifact, which --overwrite would delete"):
+        write_layout(load_artifact(run / "artifact"), "triton", run, overwrite=True)
+    _kept(run)
+
+
+def test_the_commands(call: Call, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: object, **options: object) -> None:
+        raise AssertionError("it was to be refused first")
+
+    (run / "a.png").write_bytes(b"x")
+    monkeypatch.setattr("convscale.maps.files.Explainer.open", lambda model: SimpleNamespace(number_of=str))
+    commands = [
+        ("explain", run / "a.png", "--model", OLD, "--output", run),
+        ("classify", run / "a.png", "--model", OLD, "--output", run / "a.png"),
+    ]
+    code, _, err = call(*commands[0])
+    assert (code, "exists and is not empty; use --overwrite or another name" in " ".join(err.split())) == (2, True)
+    for command in commands:
+        code, out, err = call(*command, "--overwrite")
+        assert (code, out) == (2, "")
+        assert "a.png, which --overwrite would delete; use another name" in " ".join(err.split())
+    assert (run / "a.png").read_bytes() == b"x"
+    made = shutil.copytree(OLD, tmp_path / "made")
+    (made / "w.pt").write_bytes(b"x")
+    monkeypatch.setattr("convscale.cli.ship._to_export", never)
+    code, _, err = call("export", made / "w.pt", "--model", "resnet18", "--output", made, "--overwrite")
+    assert code == 2
+    assert "w.pt, which --overwrite would delete; use another name" in " ".join(err.split())
+    assert (made / "w.pt").read_bytes() == b"x"
+    assert (run / MARK).is_file()
+    _kept(run)
