@@ -51,6 +51,10 @@ class Answering:
         self.settings, self.metrics, self.log = settings, Metrics(), Log(settings.log)
         self.bell = Bell()
         self.models = Models(settings.models, settings.how, self.metrics.watching)
+        for model in self.models.all.values():
+            for version, why in model.passed_over:
+                self.metrics.version(model.name, "refused")
+                self.log.write("version refused", model=model.name, version=str(version), why=why)
         preload()
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self._decoding = 0

@@ -67,16 +67,21 @@ def named(arguments: Iterable[str]) -> tuple[Named, ...]:
     return tuple(found.values())
 
 
-def newest(folder: Path) -> tuple[int, Path]:
-    """Number and folder of the version to serve: of a folder of numbered artefacts the highest; an artefact itself is
-    number 0.
+def versions(folder: Path) -> list[tuple[int, Path]]:
+    """Number and folder of each version that could be served, the one to serve first: of a folder of numbered artefacts
+    from the highest down; an artefact itself is number 0.
     """
     if (folder / MANIFEST).is_file() or not folder.is_dir():
-        return 0, folder
+        return [(0, folder)]
     numbered = [each for each in folder.iterdir() if each.name.isascii() and each.name.isdecimal()]
     whole = [each for each in numbered if len(each.name) < 10 and (each / MANIFEST).is_file()]
-    best = max(whole, key=lambda each: int(each.name), default=None)
-    return (0, folder) if best is None else (int(best.name), best)
+    found = [(int(each.name), each) for each in sorted(whole, key=lambda each: int(each.name), reverse=True)]
+    return found or [(0, folder)]
+
+
+def newest(folder: Path) -> tuple[int, Path]:
+    """Number and folder of the version to serve."""
+    return versions(folder)[0]
 
 
 def _identity(folder: Path) -> tuple[object, ...]:
@@ -114,16 +119,35 @@ class Model:
     """A name, and the version that answers to it."""
 
     def __init__(self, what: Named, how: How, watcher: Watcher) -> None:
-        """
+        """Of numbered artefacts the highest that can be served: a worker that starts again must come up beside a newer
+        one that the others refused.
+
         Raises:
             UserError: there is no artefact, it is damaged, of a newer version, or says something else here.
         """
         self.name, self.folder = what.name, what.folder
         self._how, self._watcher = how, watcher
         self._refreshing = threading.Lock()
-        number, folder = newest(self.folder)
-        self._seen, self._refused = _identity(folder), False
-        self.current = self._open(number or 1, folder)
+        found = versions(self.folder)
+        self._seen = _identity(found[0][1])
+        self.current, self.passed_over = self._first(found)  # for the log: what was refused before, and why
+        self._refused = bool(self.passed_over)
+
+    def _first(self, found: list[tuple[int, Path]]) -> tuple[Version, tuple[tuple[int, str], ...]]:
+        """The first that can be served; numbers of those before it, and why each was refused.
+
+        Raises:
+            UserError: none can; what is wrong with the first.
+        """
+        refused: list[tuple[int, Exception]] = []
+        for number, folder in found:
+            try:
+                opened = self._open(number or 1, folder)
+            except Exception as error:
+                refused.append((number, error))
+            else:
+                return opened, tuple((number, str(error) or type(error).__name__) for number, error in refused)
+        raise refused[0][1]
 
     def refresh(self, *, again: bool = False) -> Version | None:
         """Take up what lies in the folder, where that changed: opened, checked, warmed, then swapped. The old version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,38 @@ def test_a_version_seen_while_it_is_copied_is_taken_once_it_is_whole(tmp_path: P
         assert (taken.number, model.current.number, model.refresh()) == (2, 2, None)
     finally:
         answering.close()
+
+
+def test_at_the_start_the_highest_that_can_be_served_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker that died beside a newer version, which the others had refused, did not come up again."""
+    top = tmp_path / "versions"
+    for number in ("1", "2", "10"):
+        copied(top / number)
+    for number in ("2", "10"):
+        (top / number / "classes.json").write_text("[]")
+    settings = Settings(models=(Named("m", top),))
+    answering = Answering(settings)
+    try:
+        model = answering.models.all["m"]
+        assert (model.current.number, model.refresh()) == (1, None)  # what was refused is not opened again and again
+        with pytest.raises(UserError, match=r"the checksum of classes\.json is wrong"):
+            model.refresh(again=True)
+        said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert [(line["event"], line["version"]) for line in said] == [
+            ("version refused", "10"),
+            ("version refused", "2"),
+        ]
+        assert all("the checksum of classes.json is wrong" in line["why"] for line in said)
+        shutil.copy2(top / "1" / "classes.json", top / "10")
+        taken = model.refresh()
+        assert taken is not None
+        assert taken.number == 10
+    finally:
+        answering.close()
+    (top / "1" / "classes.json").write_text("[]")
+    shutil.rmtree(top / "10")
+    with pytest.raises(UserError, match=r"versions/2 .*the checksum of classes\.json is wrong"):
+        Answering(settings)
 
 
 def test_what_one_worker_is_asked_to_load_all_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
