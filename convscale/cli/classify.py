@@ -91,7 +91,7 @@ def classify_command(
             overwrite=overwrite,
         )
         _tell_done(done, output, as_json=as_json)
-        _check_bad_rate(done.errors, done.images, max_bad_rate)
+        _check_bad_rate(done, max_bad_rate)
         return
     if address is not None or actors is not None:
         raise UserError("--address and --actors go with --engine ray")
@@ -127,7 +127,7 @@ def classify_command(
     if output is not None:
         write_box_outputs(opened, output, coco, draw, min_score, since_ns=since_ns)
     _tell_done(done, output, as_json=as_json)
-    _check_bad_rate(done.errors, done.images, max_bad_rate)
+    _check_bad_rate(done, max_bad_rate)
 
 
 def _tell_done(done: Classified, output: Path | None, *, as_json: bool) -> None:
@@ -137,11 +137,13 @@ def _tell_done(done: Classified, output: Path | None, *, as_json: bool) -> None:
         print_json({**said, "seconds": done.seconds, "images_per_s": done.images_per_s})
 
 
-def _check_bad_rate(bad: int, images: int, most: float | None) -> None:
-    """
+def _check_bad_rate(done: Classified, most: float | None) -> None:
+    """By all rows of the output, those of earlier runs too.
+
     Raises:
         UserError: more images than one, and a larger share of them than was asked for, are bad.
     """
+    bad, images = done.errors + done.resumed_errors, done.images + done.resumed
     if most is not None and bad > max(1, most * images):
         raise UserError(f"{bad:,} of {images:,} images are bad, at most {most:.1%} may be")
 

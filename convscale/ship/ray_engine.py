@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from convscale.machine import available_cores
 from convscale.ship.cluster import check_answers
 from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, shards_of
 from convscale.ship.stream import Classified, classify_stream
+
+_READERS = 16
+"""Threads that read the parts of an earlier run: each waits for a network, where they are behind one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +114,21 @@ def classify_on_ray(
     shards = list(shards_of(paths, size=cluster.shard_size, format=format, facts=_facts(artifact, top, batch_size)))
     missing = _missing(place, shards, resume=resume, overwrite=overwrite)
     resumed = sum(len(shard.paths) for shard in shards) - sum(len(shard.paths) for shard in missing)
+    made = {shard.file for shard in shards} - {shard.file for shard in missing}
+    with ThreadPoolExecutor(_READERS) as pool:
+        resumed_errors = sum(pool.map(place.errors, made))
     start = time.perf_counter()
     images = errors = 0
     for row in _run(missing, artifact, place.place, cluster, top, batch_size) if missing else ():
         images, errors = images + int(row["images"]), errors + int(row["errors"])
         if on_rows is not None:
             on_rows(images, errors)
-    lost = [shard.file for shard in missing if shard.file not in place.names()]
+    there = place.names()
+    lost = [shard.file for shard in missing if shard.file not in there]
     if lost:
         raise UserError(f"{len(lost)} parts are missing at the end (first: {lost[0]}); use --resume")
-    return Classified(images=images, errors=errors, resumed=resumed, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Classified(images=images, errors=errors, resumed=resumed, seconds=seconds, resumed_errors=resumed_errors)
 
 
 def _facts(artifact: Artifact, top: int, batch_size: int | None) -> str:

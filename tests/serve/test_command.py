@@ -251,7 +251,7 @@ def test_a_worker_that_can_not_start_again_is_tried_later_while_another_serves(
             assert workers._kept(refused, [serving]) is found
         soon = worker(-9, 1_005.0, facts)
         assert (workers._kept(soon, [serving]), soon.again_at) == (soon, 1_020.0)
-        with pytest.raises(UserError, match="^artefact m is damaged$"):
+        with pytest.raises(UserError, match=r"^artefact m is damaged$"):
             workers._kept(worker(2, 900.0, "artefact m is damaged"), [soon])
         with pytest.raises(UserError, match="a worker ended with code -9 soon after it began"):
             workers._kept(worker(-9, 1_005.0), [])
