@@ -7,6 +7,8 @@ the driver's death leaves undone, ``resume`` does. The rows are those of :func:`
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError, check_text, check_whole
 from convscale.machine import available_cores
 from convscale.ship.cluster import check_answers
-from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, shards_of
+from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, is_relative, shards_of
 from convscale.ship.stream import Classified, classify_stream
 
 _READERS = 16
@@ -46,9 +48,23 @@ class Cluster:
 
 
 class ClassifyShards:
-    """An actor: the artefact, opened once."""
+    """An actor: the artefact, opened once. It works in the driver's folder, where that counts: Ray's own is another,
+    and paths of images and of the output mean what the user means by them.
 
-    def __init__(self, folder: str, threads: int, top: int, batch_size: int | None, output: str) -> None:
+    Raises:
+        UserError: this machine has no such folder.
+    """
+
+    def __init__(
+        self, folder: str, threads: int, top: int, batch_size: int | None, output: str, here: str | None = None
+    ) -> None:
+        if here is not None:
+            try:
+                os.chdir(here)
+            except OSError as error:
+                raise UserError(
+                    f"{socket.gethostname()} has no folder {here}, from which the paths go out; name whole paths"
+                ) from error
         self.artifact = load_artifact(folder, threads=threads)
         self.top, self.batch_size, self.threads = top, batch_size, threads
         self.rows = Rows(output)
@@ -157,6 +173,12 @@ def _missing(place: Rows, shards: list[Shard], *, resume: bool, overwrite: bool)
     return [shard for shard in shards if shard.file not in there]
 
 
+def _here(output: str, shards: list[Shard]) -> str | None:
+    """The folder that the actors must work in; None: no path asks for it."""
+    named = (output, *(path for shard in shards for path in shard.paths))
+    return os.getcwd() if any(is_relative(path) for path in named) else None
+
+
 def _run(
     shards: list[Shard], artifact: Artifact, output: str, cluster: Cluster, top: int, batch_size: int | None
 ) -> Iterable[dict[str, Any]]:
@@ -185,7 +207,14 @@ def _run(
         items = [{"file": shard.file, "paths": list(shard.paths)} for shard in shards]
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             ClassifyShards,
-            fn_constructor_args=(str(artifact.folder.resolve()), threads, top, batch_size, output),
+            fn_constructor_args=(
+                str(artifact.folder.resolve()),
+                threads,
+                top,
+                batch_size,
+                output,
+                _here(output, shards),
+            ),
             concurrency=actors,
             batch_size=1,
             num_cpus=1,

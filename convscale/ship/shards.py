@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +41,14 @@ def is_url(path: str) -> bool:
     """Whether a path is fsspec's, such as ``s3://bucket/a.jpg``."""
     head, sign, _ = path.partition("://")
     return bool(sign) and head.replace("+", "").replace("-", "").isalnum()
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path depends on the folder that a process works in; fsspec's local ones may, too."""
+    head, _, rest = path.partition("://")
+    if is_url(path):
+        return head in ("file", "local") and not os.path.isabs(rest)
+    return not os.path.isabs(path)
 
 
 def shards_of(paths: Iterable[str], *, size: int, format: str, facts: str) -> Iterator[Shard]:

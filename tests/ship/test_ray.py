@@ -223,6 +223,56 @@ def test_bad_images_of_parts_that_are_kept_count(
         classify_on_ray(paths, artifact, str(out), cluster=cluster, format=format, resume=True)
 
 
+def test_relative_paths_are_the_drivers(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors of a cluster looked for them in the cluster's own folder, and wrote there."""
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (mine := tmp_path / "mine").mkdir()
+    (mine / "a.png").write_bytes((photos / "000.png").read_bytes())
+    monkeypatch.chdir(mine)
+    (shard,) = shards_of(["a.png"], size=2, format="jsonl", facts="")
+    here = ray_engine._here("rows", [shard])
+    monkeypatch.chdir(elsewhere)
+    actor = ClassifyShards(str(OLD.resolve()), 1, 1, None, "rows", here)
+    assert actor({"file": [shard.file], "paths": [np.array(shard.paths)]})["errors"] == [0]
+    (row,) = rows_of(mine / "rows")
+    assert (row["path"], list(elsewhere.iterdir())) == ("a.png", [])  # as it was given
+    with pytest.raises(UserError, match=rf" has no folder {tmp_path}/gone, from which the paths go out"):
+        ClassifyShards(str(OLD), 1, 1, None, "rows", f"{tmp_path}/gone")
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "relative"),
+    [
+        ("rows", "/a.png", True),
+        ("/rows", "a.png", True),
+        ("/rows", "/a.png", False),
+        ("s3://bucket/rows", "s3://bucket/a.png", False),
+        ("file:///rows", "/a.png", False),
+        ("file://rows", "/a.png", True),
+    ],
+)
+def test_only_relative_paths_need_the_drivers_folder(output: str, path: str, relative: bool) -> None:
+    shards = list(shards_of(["/b.png", path], size=1, format="jsonl", facts=""))
+    assert ray_engine._here(output, shards) == (os.getcwd() if relative else None)
+
+
+@pytest.mark.parametrize("output", ["file:///data/rows", "s3://bucket/rows", "rows", "/data/rows"])
+def test_an_output_of_ray_is_taken_as_it_is_named(
+    photos: Path, call: Callable[..., tuple[int, str, str]], output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``file:///data/rows`` became ``file://data/rows``, a folder beside the user's."""
+    found: list[str] = []
+
+    def classified(paths: Iterator[str], artifact: Artifact, output: str, **_: object) -> Classified:
+        found.append(output)
+        return Classified(images=1, errors=0, seconds=1.0, resumed=0)
+
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setattr(ray_engine, "classify_on_ray", classified)
+    code, said, _ = call("classify", photos, "--model", OLD, "--engine", "ray", "--output", output, "--json")
+    assert (code, found, json.loads(said)["output"]) == (0, [output], output)
+
+
 def test_parts_that_others_wrote_are_found_by_one_look(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
