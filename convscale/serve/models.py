@@ -17,6 +17,7 @@ from convscale.artifact.reference import check_reference
 from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.serve.batching import Batcher, Watcher
+from convscale.serve.counted import counted
 from convscale.serve.protocol import Takes
 
 
@@ -104,7 +105,7 @@ class Version:
     """An artefact that answers."""
 
     number: int
-    """Counted up, or as its folder is called."""
+    """As its folder is called, or counted up: by a process alone at each change, by several workers together."""
     artifact: Artifact
     """Called by the batcher's threads alone."""
     batcher: Batcher
@@ -142,7 +143,7 @@ class Model:
         refused: list[tuple[int, Exception]] = []
         for number, folder in found:
             try:
-                opened = self._open(number or 1, folder)
+                opened = self._open(number, folder, 1)
             except Exception as error:
                 refused.append((number, error))
             else:
@@ -169,12 +170,19 @@ class Model:
                 return None
             self._seen, self._refused = found, True
             old = self.current
-            self.current = self._open(number or old.number + 1, folder)
+            self.current = self._open(number, folder, old.number + 1)
             self._refused = False
         old.batcher.close()
         return self.current
 
-    def _open(self, number: int, folder: Path) -> Version:
+    def _open(self, number: int, folder: Path, following: int) -> Version:
+        """An artefact, checked and warm.
+
+        Args:
+            number: its folder's; 0: it has none.
+            folder: where it is.
+            following: its number where it has none and no other process counts too.
+        """
         how = self._how
         artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
         if artifact.is_detector:
@@ -190,6 +198,7 @@ class Model:
         image = (height, width, artifact.preprocessing.channels)
         for count in sorted({1, batch_size}):  # a runtime compiles a form for each, or takes its memory now
             artifact(np.zeros((count, *image), np.uint8))
+        number = number or counted(self.name, artifact.manifest) or following  # what was refused is not counted
         takes = Takes(
             name=self.name,
             version=str(number),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
 from convscale.serve import answering as answering_module
 from convscale.serve.answering import Answering
@@ -19,7 +20,7 @@ from convscale.serve.app import build
 from convscale.serve.bell import Bell
 from convscale.serve.guard import Log
 from convscale.serve.metrics import SHARED, Metrics
-from convscale.serve.models import Named
+from convscale.serve.models import How, Model, Named
 from convscale.serve.settings import Settings
 from tests.serve.conftest import copied
 
@@ -116,6 +117,40 @@ def test_what_one_worker_is_asked_to_load_all_load(tmp_path: Path, monkeypatch: 
     finally:
         for each in workers:
             each.close()
+
+
+def test_workers_agree_on_the_number_of_an_artefact_in_anothers_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each counted the changes that it saw, so a worker that started again called the same artefact version 1."""
+    (shared := tmp_path / "shared").mkdir()
+    place, kinds = tmp_path / "m", [copied(tmp_path / name).folder for name in "abc"]
+    for number, folder in enumerate(kinds):
+        load_artifact(folder).keep(model=f"network {number}")
+
+    def put(number: int) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(kinds[number], place)
+
+    put(0)
+    how, watcher = How(), Metrics().watching("m")
+    alone = Model(Named("m", place), how, watcher)
+    monkeypatch.setenv(SHARED, str(shared))
+    first, second = (Model(Named("m", place), how, watcher) for _ in range(2))
+    put(1)
+    assert first.refresh() is not None  # the second does not look
+    put(2)
+    for each in (first, second):
+        assert each.refresh() is not None
+    third = Model(Named("m", place), how, watcher)
+    assert [each.current.number for each in (first, second, third)] == [3, 3, 3]
+    assert {each.current.takes.version for each in (first, second, third)} == {"3"}
+    put(1)
+    assert first.refresh() is not None
+    assert Model(Named("other", place), how, watcher).current.number == 1
+    monkeypatch.delenv(SHARED)
+    assert alone.refresh() is not None
+    assert (first.current.number, alone.current.number) == (2, 2)
 
 
 def test_a_bell_rings_for_one_model_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
