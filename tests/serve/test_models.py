@@ -14,6 +14,7 @@ import pytest
 
 from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
+from convscale.runtimes.openvino import OpenVinoRunner
 from convscale.serve import answering as answering_module
 from convscale.serve.answering import Answering
 from convscale.serve.app import build
@@ -22,7 +23,7 @@ from convscale.serve.guard import Log
 from convscale.serve.metrics import SHARED, Metrics
 from convscale.serve.models import How, Model, Named
 from convscale.serve.settings import Settings
-from tests.serve.conftest import copied
+from tests.serve.conftest import copied, pixels
 
 
 def test_a_version_seen_while_it_is_copied_is_taken_once_it_is_whole(tmp_path: Path) -> None:
@@ -151,6 +152,27 @@ def test_workers_agree_on_the_number_of_an_artefact_in_anothers_place(
     monkeypatch.delenv(SHARED)
     assert alone.refresh() is not None
     assert (first.current.number, alone.current.number) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "forms"), [(1, [1]), (5, [1, 2, 4, 5]), (6, [1, 2, 4, 6, 8]), (8, [1, 2, 4, 8])]
+)
+def test_nothing_is_compiled_while_a_quantised_network_answers(
+    tmp_path: Path, batch_size: int, forms: list[int]
+) -> None:
+    """OpenVINO made its forms for 2, 4 and 8 images while clients waited."""
+    pytest.importorskip("openvino")
+    folder = copied(tmp_path / "m", "openvino_int8").folder
+    load_artifact(folder).keep(runtime={"name": "openvino", "threads": 1, "batch_size": batch_size, "streams": 1})
+    model = Model(Named("m", folder), How(), Metrics().watching("m"))
+    artifact = model.current.artifact
+    runner = artifact.runner
+    assert isinstance(runner, OpenVinoRunner)
+    assert model.current.batcher.batch_size == batch_size
+    assert sorted(form or 0 for form in runner._forms) == forms
+    for count in range(1, batch_size + 1):
+        artifact(pixels(artifact, count))
+    assert sorted(form or 0 for form in runner._forms) == forms
 
 
 def test_a_bell_rings_for_one_model_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
