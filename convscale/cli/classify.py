@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
-from convscale.cli.options import Device, Json, Overwrite, Resume, print_json, say
+from convscale.cli.options import Device, Json, Overwrite, Resume, names_on_stdin, print_json, say
 from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def classify_command(
         return
     if address is not None or actors is not None:
         raise UserError("--address and --actors go with --engine ray")
-    paths = image_paths(images, sys.stdin, left_out)
+    paths = image_paths(images, names_on_stdin(), left_out)
     file = None if output is None else Path(output)
     target = sys.stdout if file is None else file
     form = format or ("jsonl" if as_json and output is None else None)
@@ -182,7 +182,7 @@ def _classify_on_ray(
         raise UserError("--engine ray needs --output, a folder for the parts")
     with naming_extras("--engine ray"):
         import ray  # noqa: F401
-    artifact = load_artifact(model)
+    artifact, names = load_artifact(model), names_on_stdin()
 
     def every() -> Iterator[str]:
         for each in images:
@@ -191,7 +191,7 @@ def _classify_on_ray(
             elif "://" in each:
                 yield each
             else:
-                yield from image_paths([each], sys.stdin)
+                yield from image_paths([each], names)
 
     done = classify_on_ray(
         every(),
