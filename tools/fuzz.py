@@ -192,11 +192,11 @@ def _manifest(path: Path) -> object:
 
 
 def _rows(path: Path) -> object:
-    from convscale.ship.rows import paths_in
+    from convscale.ship.rows import rows_in
 
     form = "csv" if path.suffix == ".csv" else "jsonl"
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(paths_in(file, form, "path,class,probability,error\n", path))
+        return list(rows_in(file, form, "path,class,probability,error\n", path))
 
 
 def _small_picture(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
-from convscale.cli.options import Device, Json, Overwrite, Resume, print_json, say
+from convscale.cli.options import Device, Json, Overwrite, Resume, names_on_stdin, print_json, say
 from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def classify_command(
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on standard input.")],
     model: Annotated[Path, typer.Option("--model", help="Artefact folder.")],
     output: Annotated[
-        Path | None, typer.Option("--output", help="A .csv or .jsonl file; standard output when left out.")
+        str | None,
+        typer.Option("--output", metavar="PATH", help="A .csv or .jsonl file; standard output when left out."),
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
     top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
@@ -92,18 +93,19 @@ def classify_command(
             overwrite=overwrite,
         )
         _tell_done(done, output, as_json=as_json)
-        _check_bad_rate(done.errors, done.images, max_bad_rate)
+        _check_bad_rate(done, max_bad_rate)
         return
     if address is not None or actors is not None:
         raise UserError("--address and --actors go with --engine ray")
-    paths = image_paths(images, sys.stdin, left_out)
-    target = sys.stdout if output is None else output
+    paths = image_paths(images, names_on_stdin(), left_out)
+    file = None if output is None else Path(output)
+    target = sys.stdout if file is None else file
     form = format or ("jsonl" if as_json and output is None else None)
 
     if output is not None and overwrite and not resume:
         check_outside(output, (("image", each) for each in images))
     opened = load_artifact(model, device=device)
-    since_ns = check_box_outputs(opened, output, coco, draw, min_score, resume=resume, overwrite=overwrite)
+    since_ns = check_box_outputs(opened, file, coco, draw, min_score, resume=resume, overwrite=overwrite)
 
     def tell(count: int, errors: int) -> None:
         if sys.stderr.isatty():
@@ -127,24 +129,26 @@ def classify_command(
     for note in left_out.report().notes():
         say(note, err=True)
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
-    if output is not None:
-        write_box_outputs(opened, output, coco, draw, min_score, since_ns=since_ns)
+    if file is not None:
+        write_box_outputs(opened, file, coco, draw, min_score, since_ns=since_ns)
     _tell_done(done, output, as_json=as_json)
-    _check_bad_rate(done.errors, done.images, max_bad_rate)
+    _check_bad_rate(done, max_bad_rate)
 
 
-def _tell_done(done: Classified, output: Path | None, *, as_json: bool) -> None:
+def _tell_done(done: Classified, output: str | None, *, as_json: bool) -> None:
     """What a run came to, for machines, where standard output does not hold the rows."""
     if as_json and output is not None:
-        said = {"output": str(output), "images": done.images, "errors": done.errors, "resumed": done.resumed}
+        said = {"output": output, "images": done.images, "errors": done.errors, "resumed": done.resumed}
         print_json({**said, "seconds": done.seconds, "images_per_s": done.images_per_s})
 
 
-def _check_bad_rate(bad: int, images: int, most: float | None) -> None:
-    """
+def _check_bad_rate(done: Classified, most: float | None) -> None:
+    """By all rows of the output, those of earlier runs too.
+
     Raises:
         UserError: more images than one, and a larger share of them than was asked for, are bad.
     """
+    bad, images = done.errors + done.resumed_errors, done.images + done.resumed
     if most is not None and bad > max(1, most * images):
         raise UserError(f"{bad:,} of {images:,} images are bad, at most {most:.1%} may be")
 
@@ -161,7 +165,7 @@ class _Ray:
 def _classify_on_ray(
     images: list[str],
     model: Path,
-    output: Path | None,
+    output: str | None,
     how: _Ray,
     *,
     format: str | None,
@@ -181,8 +185,7 @@ def _classify_on_ray(
         raise UserError("--engine ray needs --output, a folder for the parts")
     with naming_extras("--engine ray"):
         import ray  # noqa: F401
-    artifact = load_artifact(model)
-    place = str(output).replace(":/", "://", 1) if "://" not in str(output) and ":/" in str(output) else str(output)
+    artifact, names = load_artifact(model), names_on_stdin()
 
     def every() -> Iterator[str]:
         for each in images:
@@ -191,12 +194,12 @@ def _classify_on_ray(
             elif "://" in each:
                 yield each
             else:
-                yield from image_paths([each], sys.stdin)
+                yield from image_paths([each], names)
 
     done = classify_on_ray(
         every(),
         artifact,
-        place,
+        output,
         cluster=Cluster(address=how.address, actors=how.actors, shard_size=how.shard_size),
         format=format or "jsonl",
         top=top,

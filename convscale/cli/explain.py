@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from convscale.cli.options import Json, Output, Overwrite, print_json, say
+from convscale.cli.options import Json, Output, Overwrite, names_on_stdin, print_json, say
 from convscale.errors import UserError
 
 
@@ -42,7 +42,7 @@ def explain_command(
     from convscale.ship.stream import image_paths
 
     left_out = Tally()
-    paths = image_paths(images, sys.stdin, left_out)
+    paths = image_paths(images, names_on_stdin(), left_out)
     explainer = Explainer.open(model)
     explainer.number_of(target)
     inputs = [("model", model), *(("image", each) for each in images)]

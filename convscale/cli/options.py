@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import textwrap
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TextIO
 
 import typer
 from typer.core import TyperCommand
@@ -109,6 +111,15 @@ def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
 def print_json(value: object) -> None:
     """Print for machines."""
     typer.echo(json.dumps(json_numbers(value), indent=2, default=str, allow_nan=False))
+
+
+def names_on_stdin() -> TextIO:
+    """Standard input, which names files, one a line: those that are no UTF-8 too, as the system's own calls give them.
+    To be called before anything is read of it.
+    """
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
 
 
 def overrides_of(pairs: list[str] | None, *, flag: str = "--set") -> dict[str, Any]:

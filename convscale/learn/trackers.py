@@ -125,14 +125,14 @@ class TrackioTracker(Tracker):
 
         self._trackio = trackio
         facts = {key: value if isinstance(value, int | float) else str(value) for key, value in run.facts.items()}
-        self.id = run.again or run.name
-        trackio.init(
+        begun = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT") or PROJECT,
-            name=self.id,
+            name=run.again or run.name,
             config=facts,
             embed=False,
             resume="allow" if run.again else "never",
         )
+        self.id = str(begun.name)  # another than the asked one, where an earlier run has that
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         self._trackio.log(dict(values), step=epoch)
@@ -145,52 +145,51 @@ _KINDS: Mapping[str, type[Tracker]] = {"mlflow": MlflowTracker, "wandb": WandbTr
 
 
 class Tracking:
-    """A progress function that also tells a tracker.
+    """A progress function that also tells a tracker. One that can not begin a run, such as without a login or with its
+    server away, is said once: what was to be tracked goes on.
 
     Raises:
-        UserError: the tracker is unknown, not installed, or can not begin.
+        UserError: the tracker is unknown, or not installed.
     """
 
     def __init__(self, kind: str, run: Tracked, progress: Progress) -> None:
-        self._progress, self._failed = progress, False
+        self._kind, self._progress, self._failed = kind, progress, False
+        self._tracker: Tracker | None = None
+        begin = _KINDS[check_tracker(kind)]
         try:
-            self._tracker = _KINDS[check_tracker(kind)](run)
-        except ModuleNotFoundError as error:
-            if error.name != kind:
-                raise
-            raise UserError(_missing(kind)) from error
-        except UserError:
-            raise
+            self._tracker = begin(run)
         except Exception as error:
-            raise UserError(f"--track {kind} can not begin a run: {first_line(error)}") from error
-        self._kind = kind
+            if isinstance(error, ModuleNotFoundError) and error.name == kind:
+                raise UserError(_missing(kind)) from error
+            self._failed = True
+            progress({"kind": "note", "text": f"{kind} can not begin a run, and is told nothing: {first_line(error)}"})
 
     def __call__(self, event: Event) -> None:
         if event["kind"] == "epoch":
             given = {key: event.get(key) for key in _NUMBERS}
             values = {key: float(value) for key, value in given.items() if isinstance(value, int | float)}
-            self._try(lambda: self._tracker.log(values, event["epoch"]))
+            self._try(lambda tracker: tracker.log(values, event["epoch"]))
         self._progress(event)
 
     @property
     def id(self) -> str:
-        """By which the tracker knows the run."""
-        return self._tracker.id
+        """By which the tracker knows the run; empty where none could be begun."""
+        return self._tracker.id if self._tracker else ""
 
     def tell(self, values: Mapping[str, float], epoch: int) -> None:
         """Numbers that no epoch has: what came of the run in the end."""
-        self._try(lambda: self._tracker.log(values, epoch))
+        self._try(lambda tracker: tracker.log(values, epoch))
 
     def end(self, *, finished: bool) -> None:
         """Say how the run ended."""
-        self._try(lambda: self._tracker.end(finished=finished))
+        self._try(lambda tracker: tracker.end(finished=finished))
 
-    def _try(self, call: Callable[[], object]) -> None:
+    def _try(self, call: Callable[[Tracker], object]) -> None:
         """A server that is away must not end a training."""
-        if self._failed:
+        if self._failed or self._tracker is None:
             return
         try:
-            call()
+            call(self._tracker)
         except Exception as error:
             self._failed = True
             self._progress(

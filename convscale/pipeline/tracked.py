@@ -29,14 +29,15 @@ def tracked(
         progress: told of every event.
 
     Raises:
-        UserError: the tracker can not begin.
+        UserError: the tracker is unknown, or not installed.
     """
     if kind is None:
         yield progress
         return
     run = Tracked(name=folder.resolve().name, folder=folder, facts=facts, again=_begun(folder, kind))
     tracking, finished = Tracking(kind, run, progress), False
-    write_json(folder / FILE, {"tracker": kind, "id": tracking.id})
+    if tracking.id:
+        write_json(folder / FILE, {"tracker": kind, "id": tracking.id})
     try:
         yield tracking
         finished = True

@@ -107,7 +107,11 @@ class OpenVinoRunner(FileRunner[Results]):
         self._form(self._part or (1 if self._quantised else None))
 
     def _form(self, part: int | None) -> _Form:
-        """The network for parts of this size; None: of any."""
+        """The network for parts of this size; None: of any. Who asks for one that is there does not wait for another's
+        to be compiled.
+        """
+        if (made := self._forms.get(part)) is not None:
+            return made
         with self._compiling:
             if part not in self._forms:
                 self._forms[part] = self._compile(part)

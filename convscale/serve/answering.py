@@ -9,6 +9,7 @@ import gzip
 import math
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -51,9 +52,13 @@ class Answering:
         self.settings, self.metrics, self.log = settings, Metrics(), Log(settings.log)
         self.bell = Bell()
         self.models = Models(settings.models, settings.how, self.metrics.watching)
+        for model in self.models.all.values():
+            for version, why in model.passed_over:
+                self.metrics.version(model.name, "refused")
+                self.log.write("version refused", model=model.name, version=str(version), why=why)
         preload()
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
-        self._decoding = 0
+        self._decoding: Counter[str] = Counter()  # of each model, as its queue's bound is
 
     def close(self) -> None:
         """Answer what waits, and end."""
@@ -148,7 +153,8 @@ class Answering:
 
     async def decode(self, one: Guarded, pictures: Sequence[bytes], model: Version) -> list[np.ndarray | str]:
         """Each picture as the network takes it, or why it can not be read."""
-        if self._decoding and self._decoding + len(pictures) > model.batcher.most_waiting:
+        name = model.takes.name
+        if self._decoding[name] and self._decoding[name] + len(pictures) > model.batcher.most_waiting:
             self._refuse_full(one, 1)
         start = time.perf_counter()
         preprocessing, most = model.artifact.preprocessing, self.settings.limits.pixels
@@ -161,12 +167,12 @@ class Answering:
                 return str(error).removeprefix("picture: ")
 
         loop = asyncio.get_running_loop()
-        self._decoding += len(pictures)
+        self._decoding[name] += len(pictures)
         try:
             made = await asyncio.gather(*(loop.run_in_executor(self._decoders, decoded, each) for each in pictures))
         finally:
-            self._decoding -= len(pictures)
-        self.metrics.stage(model.takes.name, "decode", time.perf_counter() - start)
+            self._decoding[name] -= len(pictures)
+        self.metrics.stage(name, "decode", time.perf_counter() - start)
         return made
 
     async def classify(

@@ -17,6 +17,7 @@ from convscale.artifact.reference import check_reference
 from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.serve.batching import Batcher, Watcher
+from convscale.serve.counted import counted
 from convscale.serve.protocol import Takes
 
 
@@ -67,16 +68,21 @@ def named(arguments: Iterable[str]) -> tuple[Named, ...]:
     return tuple(found.values())
 
 
-def newest(folder: Path) -> tuple[int, Path]:
-    """Number and folder of the version to serve: of a folder of numbered artefacts the highest; an artefact itself is
-    number 0.
+def versions(folder: Path) -> list[tuple[int, Path]]:
+    """Number and folder of each version that could be served, the one to serve first: of a folder of numbered artefacts
+    from the highest down; an artefact itself is number 0.
     """
     if (folder / MANIFEST).is_file() or not folder.is_dir():
-        return 0, folder
+        return [(0, folder)]
     numbered = [each for each in folder.iterdir() if each.name.isascii() and each.name.isdecimal()]
     whole = [each for each in numbered if len(each.name) < 10 and (each / MANIFEST).is_file()]
-    best = max(whole, key=lambda each: int(each.name), default=None)
-    return (0, folder) if best is None else (int(best.name), best)
+    found = [(int(each.name), each) for each in sorted(whole, key=lambda each: int(each.name), reverse=True)]
+    return found or [(0, folder)]
+
+
+def newest(folder: Path) -> tuple[int, Path]:
+    """Number and folder of the version to serve."""
+    return versions(folder)[0]
 
 
 def _identity(folder: Path) -> tuple[object, ...]:
@@ -94,12 +100,21 @@ def _identity(folder: Path) -> tuple[object, ...]:
     return folder, *sorted(found, key=str)
 
 
+def _warmed(batch_size: int) -> list[int]:
+    """Numbers of images that are run before a version answers: the batch, the largest below it, and each power of two,
+    which OpenVINO fills other batches of a quantised network up to. Compiled when the first such batch comes, each
+    keeps clients waiting for seconds.
+    """
+    powers = {1 << power for power in range(batch_size.bit_length())}
+    return sorted(powers | {batch_size, max(1, batch_size - 1)})
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Version:
     """An artefact that answers."""
 
     number: int
-    """Counted up, or as its folder is called."""
+    """As its folder is called, or counted up: by a process alone at each change, by several workers together."""
     artifact: Artifact
     """Called by the batcher's threads alone."""
     batcher: Batcher
@@ -114,16 +129,35 @@ class Model:
     """A name, and the version that answers to it."""
 
     def __init__(self, what: Named, how: How, watcher: Watcher) -> None:
-        """
+        """Of numbered artefacts the highest that can be served: a worker that starts again must come up beside a newer
+        one that the others refused.
+
         Raises:
             UserError: there is no artefact, it is damaged, of a newer version, or says something else here.
         """
         self.name, self.folder = what.name, what.folder
         self._how, self._watcher = how, watcher
         self._refreshing = threading.Lock()
-        number, folder = newest(self.folder)
-        self._seen, self._refused = _identity(folder), False
-        self.current = self._open(number or 1, folder)
+        found = versions(self.folder)
+        self._seen = _identity(found[0][1])
+        self.current, self.passed_over = self._first(found)  # for the log: what was refused before, and why
+        self._refused = bool(self.passed_over)
+
+    def _first(self, found: list[tuple[int, Path]]) -> tuple[Version, tuple[tuple[int, str], ...]]:
+        """The first that can be served; numbers of those before it, and why each was refused.
+
+        Raises:
+            UserError: none can; what is wrong with the first.
+        """
+        refused: list[tuple[int, Exception]] = []
+        for number, folder in found:
+            try:
+                opened = self._open(number, folder, 1)
+            except Exception as error:
+                refused.append((number, error))
+            else:
+                return opened, tuple((number, str(error) or type(error).__name__) for number, error in refused)
+        raise refused[0][1]
 
     def refresh(self, *, again: bool = False) -> Version | None:
         """Take up what lies in the folder, where that changed: opened, checked, warmed, then swapped. The old version
@@ -145,12 +179,19 @@ class Model:
                 return None
             self._seen, self._refused = found, True
             old = self.current
-            self.current = self._open(number or old.number + 1, folder)
+            self.current = self._open(number, folder, old.number + 1)
             self._refused = False
         old.batcher.close()
         return self.current
 
-    def _open(self, number: int, folder: Path) -> Version:
+    def _open(self, number: int, folder: Path, following: int) -> Version:
+        """An artefact, checked and warm.
+
+        Args:
+            number: its folder's; 0: it has none.
+            folder: where it is.
+            following: its number where it has none and no other process counts too.
+        """
         how = self._how
         artifact = load_artifact(folder, runtime=how.runtime, threads=how.threads)
         if artifact.is_detector:
@@ -164,8 +205,9 @@ class Model:
         alone = self._opened_alone(artifact) if artifact.streams > 1 else None
         height, width = sides(artifact.image_size)
         image = (height, width, artifact.preprocessing.channels)
-        for count in sorted({1, batch_size}):  # a runtime compiles a form for each, or takes its memory now
+        for count in _warmed(batch_size):  # a runtime compiles a form for each, or takes its memory now
             artifact(np.zeros((count, *image), np.uint8))
+        number = number or counted(self.name, artifact.manifest) or following  # what was refused is not counted
         takes = Takes(
             name=self.name,
             version=str(number),

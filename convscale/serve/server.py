@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import multiprocessing
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,7 +29,7 @@ from convscale.errors import UserError
 from convscale.machine import available_cores
 from convscale.serve.answering import Answering
 from convscale.serve.app import build
-from convscale.serve.guard import THROWN, Guard, inference_of
+from convscale.serve.guard import THROWN, Guard, Log, inference_of
 from convscale.serve.metrics import SHARED
 from convscale.serve.settings import Limits, Settings
 
@@ -40,7 +41,7 @@ SWITCH_S = 0.0005
 _START_S = 600.0
 """Until a worker has opened its models."""
 _SOON_S = 10.0
-"""A worker that ends so soon after it began is not started again."""
+"""A worker that ends so soon after it began is not started again at once, but after as long a pause."""
 _SAME_STOP_S = 1.0
 """Signals that come together are one stop: a terminal or systemd tells each worker, and so does their parent."""
 _LINGER_S = 0.5
@@ -293,6 +294,7 @@ def _connections(limits: Limits, places: Callable[[str], int]) -> type[asyncio.P
 
 def _work(settings: Settings, sock: socket.socket, parent: Connection) -> None:
     """A worker process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def said(facts: list[dict[str, object]]) -> None:
         parent.send(facts)
@@ -305,54 +307,74 @@ def _work(settings: Settings, sock: socket.socket, parent: Connection) -> None:
         sys.exit(2)
 
 
+def _end_with_parent() -> None:
+    """Tell this process to stop once its parent is gone: who is killed tells nobody, and the port would stay taken."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass
+class _Worker:
+    """A process, and what is known of it."""
+
+    process: BaseProcess
+    pipe: Connection
+    """Where it says facts of its models once it serves, or why it can not."""
+    since: float
+    """When it began, by ``time.monotonic``."""
+    again_at: float | None = None
+    """It ended, and another begins then in its place; None: it runs, as far as is known."""
+
+
 class _Workers:
     """Processes that listen at one socket; one that dies is started again."""
 
     def __init__(self, settings: Settings, sock: socket.socket, count: int, metrics: Path) -> None:
-        import multiprocessing
-
         self._settings, self._sock, self._count, self._metrics = settings, sock, count, metrics
         self._context = multiprocessing.get_context("spawn")
         self._stop = threading.Event()
+        self._log = Log(settings.log)
 
     def run(self, started: Started) -> None:
         """Until told to stop.
 
         Raises:
-            UserError: a worker can not start, or dies as soon as it is started.
+            UserError: a worker can not start, or dies as soon as it is started again and no other is left.
         """
         before = {each: signal.signal(each, self._told) for each in (signal.SIGTERM, signal.SIGINT)}
-        running: list[tuple[BaseProcess, Connection, float]] = []
+        running: list[_Worker] = []
         try:
             for _ in range(self._count):
                 running.append(self._begun())
-            facts = [self._ready(process, pipe) for process, pipe, _ in running]
+            facts = [self._ready(each.process, each.pipe) for each in running]
             if not self._stop.is_set():
                 started(facts[0])
             while not self._stop.wait(0.2):
-                running = [self._alive(*each) for each in running]
+                for at, each in enumerate(running):
+                    running[at] = self._kept(each, [other for other in running if other is not each])
         finally:
-            for process, _, _ in running:
-                process.terminate()
+            for each in running:
+                each.process.terminate()
             self._sock.close()  # or who comes later would wait at a door that nobody opens
             limits = self._settings.limits
             end = time.monotonic() + limits.body_s + limits.answer_s + limits.send_s + 5
-            for process, _, _ in running:
-                process.join(max(0.1, end - time.monotonic()))
-                if process.is_alive():
-                    process.kill()
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            for each in running:
+                each.process.join(max(0.1, end - time.monotonic()))
+                if each.process.is_alive():
+                    each.process.kill()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _told(self, *_: object) -> None:
         self._stop.set()
 
-    def _begun(self) -> tuple[BaseProcess, Connection, float]:
+    def _begun(self) -> _Worker:
         here, there = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work, args=(self._settings, self._sock, there))
         process.start()
         there.close()
-        return process, here, time.monotonic()
+        return _Worker(process, here, time.monotonic())
 
     def _ready(self, process: BaseProcess, pipe: Connection) -> list[dict[str, object]]:
         """What a worker says once it serves."""
@@ -372,14 +394,33 @@ class _Workers:
             raise UserError(said)
         return said
 
-    def _alive(self, process: BaseProcess, pipe: Connection, since: float) -> tuple[BaseProcess, Connection, float]:
-        """The process, or another in its place."""
-        if process.is_alive():
-            return process, pipe, since
-        if time.monotonic() - since < _SOON_S:
-            raise UserError(f"a worker ended with code {process.exitcode} soon after it began; the log says why")
-        from prometheus_client.multiprocess import mark_process_dead
+    def _kept(self, worker: _Worker, others: list[_Worker]) -> _Worker:
+        """The worker, or another in its place: at once where it had served, else after a pause.
 
-        mark_process_dead(process.pid, str(self._metrics))
-        pipe.close()
-        return self._begun()
+        Raises:
+            UserError: it ended soon after it began, and no other is left.
+        """
+        if worker.process.is_alive():
+            return worker
+        now = time.monotonic()
+        if worker.again_at is None:
+            from prometheus_client.multiprocess import mark_process_dead
+
+            code, why = worker.process.exitcode, _last_word(worker.pipe)
+            worker.pipe.close()
+            self._log.write("worker ended", pid=worker.process.pid, code=code, why=why or f"code {code}")
+            soon = bool(why) or now - worker.since < _SOON_S
+            if soon and not any(other.process.is_alive() for other in others):
+                raise UserError(why or f"a worker ended with code {code} soon after it began; the log says why")
+            mark_process_dead(worker.process.pid, str(self._metrics))
+            worker.again_at = now + _SOON_S if soon else now
+        return self._begun() if now >= worker.again_at else worker
+
+
+def _last_word(pipe: Connection) -> str:
+    """Why a worker that ended could not serve; empty where it did not say."""
+    said: Any = ""
+    with suppress(EOFError, OSError):
+        while pipe.poll():
+            said = pipe.recv()
+    return said if isinstance(said, str) else ""

@@ -7,8 +7,11 @@ the driver's death leaves undone, ``resume`` does. The rows are those of :func:`
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +19,11 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError, check_text, check_whole, first_line
 from convscale.machine import available_cores
 from convscale.ship.cluster import check_answers
-from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, shards_of
+from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, is_relative, shards_of
 from convscale.ship.stream import Classified, classify_stream
+
+_READERS = 16
+"""Threads that read the parts of an earlier run: each waits for a network, where they are behind one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +48,23 @@ class Cluster:
 
 
 class ClassifyShards:
-    """An actor: the artefact, opened once."""
+    """An actor: the artefact, opened once. It works in the driver's folder, where that counts: Ray's own is another,
+    and paths of images and of the output mean what the user means by them.
 
-    def __init__(self, folder: str, threads: int, top: int, batch_size: int | None, output: str) -> None:
+    Raises:
+        UserError: this machine has no such folder.
+    """
+
+    def __init__(
+        self, folder: str, threads: int, top: int, batch_size: int | None, output: str, here: str | None = None
+    ) -> None:
+        if here is not None:
+            try:
+                os.chdir(here)
+            except OSError as error:
+                raise UserError(
+                    f"{socket.gethostname()} has no folder {here}, from which the paths go out; name whole paths"
+                ) from error
         self.artifact = load_artifact(folder, threads=threads)
         self.top, self.batch_size, self.threads = top, batch_size, threads
         self.rows = Rows(output)
@@ -110,16 +130,21 @@ def classify_on_ray(
     shards = list(shards_of(paths, size=cluster.shard_size, format=format, facts=_facts(artifact, top, batch_size)))
     missing = _missing(place, shards, resume=resume, overwrite=overwrite)
     resumed = sum(len(shard.paths) for shard in shards) - sum(len(shard.paths) for shard in missing)
+    made = {shard.file for shard in shards} - {shard.file for shard in missing}
+    with ThreadPoolExecutor(_READERS) as pool:
+        resumed_errors = sum(pool.map(place.errors, made))
     start = time.perf_counter()
     images = errors = 0
     for row in _run(missing, artifact, place.place, cluster, top, batch_size) if missing else ():
         images, errors = images + int(row["images"]), errors + int(row["errors"])
         if on_rows is not None:
             on_rows(images, errors)
-    lost = [shard.file for shard in missing if shard.file not in place.names()]
+    there = place.names()
+    lost = [shard.file for shard in missing if shard.file not in there]
     if lost:
         raise UserError(f"{len(lost)} parts are missing at the end (first: {lost[0]}); use --resume")
-    return Classified(images=images, errors=errors, resumed=resumed, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Classified(images=images, errors=errors, resumed=resumed, seconds=seconds, resumed_errors=resumed_errors)
 
 
 def _facts(artifact: Artifact, top: int, batch_size: int | None) -> str:
@@ -146,6 +171,12 @@ def _missing(place: Rows, shards: list[Shard], *, resume: bool, overwrite: bool)
             "the same, or name another output"
         )
     return [shard for shard in shards if shard.file not in there]
+
+
+def _here(output: str, shards: list[Shard]) -> str | None:
+    """The folder that the actors must work in; None: no path asks for it."""
+    named = (output, *(path for shard in shards for path in shard.paths))
+    return os.getcwd() if any(is_relative(path) for path in named) else None
 
 
 def _run(
@@ -180,7 +211,14 @@ def _run(
         items = [{"file": shard.file, "paths": list(shard.paths)} for shard in shards]
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             ClassifyShards,
-            fn_constructor_args=(str(artifact.folder.resolve()), threads, top, batch_size, output),
+            fn_constructor_args=(
+                str(artifact.folder.resolve()),
+                threads,
+                top,
+                batch_size,
+                output,
+                _here(output, shards),
+            ),
             concurrency=actors,
             batch_size=1,
             num_cpus=1,

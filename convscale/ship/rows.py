@@ -18,7 +18,7 @@ from convscale.locks import OutputLock
 from convscale.read import Limits, json_of
 
 FORMATS = ("csv", "jsonl")
-_ROW = Limits(size=2**20, surrogates=True)
+ROW = Limits(size=2**20, surrogates=True)
 """Of a row of an earlier run; names of files may hold any bytes."""
 _SAID = ("classes", "boxes", "error")
 """What a row of JSON has one of, behind its path; a user's own list of files has none."""
@@ -123,9 +123,9 @@ def is_row_of(found: str, path: str, form: str) -> bool:
 
 def prepare_output(
     output: Path, form: str, header: str, paths: Iterator[str], *, resume: bool, overwrite: bool, lock: OutputLock
-) -> int:
-    """Make the output ready to be appended to, and lock it. Returns how many files it has rows for; as many are taken
-    from ``paths``. What is no table of such rows stays as it is.
+) -> tuple[int, int]:
+    """Make the output ready to be appended to, and lock it. Returns how many files it has rows for, and how many of
+    them are bad; as many are taken from ``paths``. What is no table of such rows stays as it is.
     """
     try:
         if output.is_dir():
@@ -137,34 +137,34 @@ def prepare_output(
         if not output.exists() or output.stat().st_size == 0 or (overwrite and not resume):
             output.write_text("")
             lock.take(output, "output")
-            return 0
+            return 0, 0
     except OSError as error:
         raise UserError(f"output {output} can not be written: {error.strerror}; name another") from error
     if not resume:
         raise UserError(f"output {output} exists; use --resume, --overwrite or another name")
     if (end := _end_of_whole_lines(output)) == 0:
         _check_torn(output, form, header)
-    done = 0
+    done = errors = 0
     with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
         whole = takewhile(lambda line: line.endswith("\n"), file)
-        for path in paths_in(whole, form, header, output):
+        for path, bad in rows_in(whole, form, header, output):
             expected = next(paths, None)
             if expected is None or not is_row_of(path, expected, form):
                 raise UserError(
                     f"output {output} has a row for {path} where the list has {expected}; resume with the same images, "
                     "or name another output"
                 )
-            done += 1
+            done, errors = done + 1, errors + bad
     os.truncate(output, end)
-    return done
+    return done, errors
 
 
 class _Unfit(UserError):
     """An output that a run can not go on in."""
 
 
-def paths_in(lines: Iterable[str], form: str, header: str, output: Path) -> Iterator[str]:
-    """The paths of the rows of an earlier run."""
+def rows_in(lines: Iterable[str], form: str, header: str, output: Path) -> Iterator[tuple[str, bool]]:
+    """Of each row of an earlier run its path, and whether it has an error."""
     try:
         if form == "csv":
             rows = csv.reader(lines)
@@ -178,13 +178,14 @@ def paths_in(lines: Iterable[str], form: str, header: str, output: Path) -> Iter
                     f"output {output} has other columns than {header.strip()}; resume with the same options, or name "
                     "another output"
                 )
-            yield from (row[0] for row in rows)
+            error = len(head) - 1
+            yield from ((row[0], bool(row[error])) for row in rows)
         else:
             for line in lines:
-                row = json_of(line, "a row", _ROW)
+                row = json_of(line, "a row", ROW)
                 if not any(key in row for key in _SAID):
                     raise _no_table(output)
-                yield row["path"]
+                yield row["path"], bool(row.get("error"))
     except _Unfit:
         raise
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
@@ -216,7 +217,7 @@ def _check_torn(output: Path, form: str, header: str) -> None:
         UserError: none has.
     """
     with open(output, "rb") as file:
-        torn = file.read(_ROW.size + 1)
+        torn = file.read(ROW.size + 1)
     if form == "csv":
         begun = header.encode().startswith(torn)
     else:
@@ -229,9 +230,9 @@ def _check_torn(output: Path, form: str, header: str) -> None:
 def _may_be_row(torn: bytes) -> bool:
     """Whether a line of JSON is not whole, or a row of ours that only lacks its end of line."""
     try:
-        row = json_of(torn.decode("utf-8", "surrogateescape"), "a row", _ROW)
+        row = json_of(torn.decode("utf-8", "surrogateescape"), "a row", ROW)
     except UserError:
-        return len(torn) <= _ROW.size
+        return len(torn) <= ROW.size
     return any(key in row for key in _SAID)
 
 

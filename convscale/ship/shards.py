@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from convscale.errors import UserError, check_whole
+from convscale.errors import UserError, check_whole, first_line
 from convscale.files import atomic_path
-from convscale.ship.rows import Row, row_values
+from convscale.read import json_of
+from convscale.ship.rows import ROW, Row, row_values
 
 FORMATS = ("jsonl", "parquet")
 SHARD = 1_000
@@ -39,6 +41,14 @@ def is_url(path: str) -> bool:
     """Whether a path is fsspec's, such as ``s3://bucket/a.jpg``."""
     head, sign, _ = path.partition("://")
     return bool(sign) and head.replace("+", "").replace("-", "").isalnum()
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path depends on the folder that a process works in; fsspec's local ones may, too."""
+    head, _, rest = path.partition("://")
+    if is_url(path):
+        return head in ("file", "local") and not os.path.isabs(rest)
+    return not os.path.isabs(path)
 
 
 def shards_of(paths: Iterable[str], *, size: int, format: str, facts: str) -> Iterator[Shard]:
@@ -104,13 +114,15 @@ class Rows:
             self._files, self._root = fsspec.core.url_to_fs(self.place)
 
     def names(self) -> set[str]:
-        """Files of shards that are there.
+        """Files of shards that are there, those that other processes wrote too: what a file system remembers of an
+        earlier look is thrown away.
 
         Raises:
             UserError: it is a file, or can not be read.
         """
         try:
             if self._files is not None:
+                self._files.invalidate_cache()
                 found = self._files.ls(self._root, detail=False) if self._files.exists(self._root) else []
                 every = [str(name).rpartition("/")[2] for name in found]
             else:
@@ -121,6 +133,29 @@ class Rows:
         except OSError as error:
             raise UserError(f"output {self.place} can not be read: {error}") from error
         return {name for name in every if name.startswith("part-") and name.endswith((".jsonl", ".parquet"))}
+
+    def errors(self, name: str) -> int:
+        """How many rows of a shard's file have an error.
+
+        Raises:
+            UserError: it can not be read, or is no such file.
+        """
+        try:
+            with self._opened(name) as file:
+                if name.endswith(".parquet"):
+                    import pyarrow.parquet as pq
+
+                    column = pq.read_table(file, columns=["error"]).column("error")
+                    return len(column) - column.null_count
+                may_be = (line.decode("utf-8", "surrogateescape") for line in file if b'"error"' in line)
+                return sum("error" in json_of(line, "a row", ROW) for line in may_be)
+        except Exception as error:  # a file system raises what it likes
+            raise UserError(f"part {name} of {self.place} can not be read: {first_line(error)}; remove it") from error
+
+    def _opened(self, name: str) -> IO[bytes]:
+        if self._files is not None:
+            return self._files.open(f"{self._root}/{name}", "rb")
+        return open(Path(self.place) / name, "rb")
 
     def remove(self, names: Iterable[str]) -> None:
         """Take files away."""

@@ -56,6 +56,8 @@ class Classified:
     """Files that an earlier run had done."""
     seconds: float
     """Of this run, from the first file to the last."""
+    resumed_errors: int = 0
+    """Bad ones among those that an earlier run had done."""
 
     @property
     def images_per_s(self) -> float:
@@ -171,7 +173,7 @@ def classify(
     paths = iter(paths)
     with OutputLock() as lock:
         header = header_of(top, artifact.thresholds is not None)
-        done = prepare_output(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
+        done, errors = prepare_output(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
         rows = _Rows(top, batch_size, workers, on_rows)
         stream = appended(path)
         try:
@@ -186,7 +188,7 @@ def classify(
         finally:
             with suppress(OSError):  # what could not be written is told above; closing tries it once more
                 stream.close()
-    return replace(found, resumed=done)
+    return replace(found, resumed=done, resumed_errors=errors)
 
 
 @dataclass

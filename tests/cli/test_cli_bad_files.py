@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from convscale.nn.net import create_model
 from tests.detect.sets import coco_set, small_detector, small_spec
 
 COLUMNS = 400
+
+
+OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts" / "onnx_fp32"
 
 
 @pytest.fixture
@@ -162,3 +167,25 @@ def test_a_detectors_pictures_may_be_as_bad_as_is_said(
     assert code == 2
     assert "2 of 12 pictures can not be used, at most 1.0% may be" in err
     assert call(*options, "--max-bad-rate", 0.2)[2].splitlines()[-1] == "convscale: enough"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are any bytes on Linux alone")
+@pytest.mark.parametrize("command", ["classify", "explain"])
+def test_names_that_are_no_utf8_come_in_by_a_list(
+    command: str, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They met a traceback: standard input is strict, where the locale is neither C nor POSIX."""
+    name = os.fsencode(tmp_path) + b"/a\xff.png"
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(out, "PNG")
+    Path(os.fsdecode(name)).write_bytes(out.getvalue())
+    given = io.TextIOWrapper(io.BytesIO(name + b"\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdin", given)
+    output, rows = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl"
+    if command == "explain":
+        output = tmp_path / "maps"
+        rows = output / "maps.jsonl"
+    code, _, err = call(command, "-", "--model", OLD, "--output", output)
+    assert code == 0, err
+    row = json.loads(rows.read_text())
+    assert (os.fsencode(row["path"]), "error" in row) == (name, False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from convscale.errors import UserError
 from convscale.learn import trackers
 from convscale.learn.progress import Event
 from convscale.learn.trackers import Tracked, Tracker, Tracking
+from convscale.pipeline.tracked import tracked
 
 ROW = {
     "kind": "epoch",
@@ -90,9 +93,42 @@ def test_a_tracker_that_fails_is_said_once(
     assert Recorded.told == [{}]
 
 
-def test_an_unknown_or_missing_tracker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+class NeverBegins(Recorded):
+    def __init__(self, run: Tracked) -> None:
+        raise PermissionError("api_key not configured (no-tty)\nand more")
 
+
+def test_a_tracker_that_can_not_begin_is_said_once(
+    events: list[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training ended before it began, behind an emptied folder; a fit ended after it had chosen for hours."""
+    monkeypatch.setattr(trackers, "_KINDS", {"mlflow": NeverBegins})
+    with tracked("mlflow", tmp_path, {}, events.append) as told:
+        assert isinstance(told, Tracking)
+        told(ROW)  # pyright: ignore[reportArgumentType]
+        told.tell({"test_top1": 0.5}, 3)
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert notes == ["mlflow can not begin a run, and is told nothing: api_key not configured (no-tty)"]
+    assert [event["kind"] for event in events] == ["note", "epoch"]
+    assert (told.id, list(tmp_path.iterdir()), Recorded.told) == ("", [], [])  # there is no run to go on with
+
+
+def test_trackios_run_has_the_name_that_trackio_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a name that an earlier run has trackio makes another; going on by the asked name went on with that run."""
+    asked: list[tuple[object, object]] = []
+
+    def init(**options: object) -> SimpleNamespace:
+        asked.append((options["name"], options["resume"]))
+        return SimpleNamespace(name=options["name"] if options["resume"] == "allow" else "dainty-sunset-1")
+
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))  # pyright: ignore[reportArgumentType]
+    first = Tracking("trackio", Tracked(name="one", folder=tmp_path), print)
+    again = Tracking("trackio", Tracked(name="one", folder=tmp_path, again=first.id), print)
+    assert (first.id, again.id) == ("dainty-sunset-1", "dainty-sunset-1")
+    assert asked == [("one", "never"), ("dainty-sunset-1", "allow")]
+
+
+def test_an_unknown_or_missing_tracker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="tracker 'mlflw' is unknown"):
         Tracking("mlflw", Tracked(name="a", folder=tmp_path), print)
     monkeypatch.setitem(sys.modules, "wandb", None)

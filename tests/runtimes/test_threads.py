@@ -80,6 +80,16 @@ def test_calls_of_openvino_do_not_wait_for_each_other(onnx_art: Artifact, images
     assert set(map(id, form.idle)) == set(map(id, taken))
 
 
+def test_a_call_does_not_wait_while_another_forms_is_compiled(onnx_art: Artifact, images: np.ndarray) -> None:
+    run = open_runtime(onnx_art.model_path, "openvino", Opening(threads=1))
+    assert isinstance(run, OpenVinoRunner)
+    batch = onnx_art.input_batch(images[:1])
+    with ThreadPoolExecutor(1) as pool:
+        expected = run(batch)[0]
+        with run._compiling:  # as long as it takes
+            assert np.array_equal(pool.submit(run, batch).result(timeout=60)[0], expected)
+
+
 @pytest.mark.parametrize("runtime", [name for name in ("eager", "compiled") if name in installed_runtimes()])
 def test_pytorch(runtime: str, tiny: nn.Module, onnx_art: Artifact, batches: list[np.ndarray]) -> None:
     run = open_runtime(tiny, runtime, Opening(threads=1))

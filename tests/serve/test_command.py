@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from convscale.errors import UserError
 from convscale.serve.answering import Answering
 from convscale.serve.app import build
 from convscale.serve.models import Named, named, newest
-from convscale.serve.server import server_of
+from convscale.serve.server import _Worker, _Workers, server_of
 from convscale.serve.settings import TOKEN, Settings
 from tests.serve.conftest import as_detector, copied, pixels
 
@@ -210,6 +212,74 @@ def test_a_worker_that_can_not_start_ends_the_server(artifact: Artifact, tmp_pat
     assert (done.returncode, done.stdout) == (2, "")
     assert "checksum of classes.json is wrong" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+class Gone:
+    """Stands in for a worker's process."""
+
+    def __init__(self, code: int | None) -> None:
+        self.exitcode, self.pid = code, 4_194_305
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+
+def worker(code: int | None, since: float, *words: object) -> _Worker:
+    """A worker that said something; of an exit code it is gone."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    for word in words:
+        there.send(word)
+    there.close()
+    return _Worker(cast("Any", Gone(code)), here, since)
+
+
+def test_a_worker_that_can_not_start_again_is_tried_later_while_another_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server ended with it, whatever the others did, and nobody said why."""
+    now, fresh = [1_000.0], worker(None, 0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_Workers, "_begun", lambda _: fresh)
+    with socket.socket() as sock:
+        workers = _Workers(Settings(models=()), sock, 2, tmp_path)
+        serving, facts = worker(None, 0.0), [{"model": "m"}]
+        assert workers._kept(serving, []) is serving
+        assert workers._kept(worker(-9, 900.0, facts), []) is fresh  # it had served, so another begins at once
+        refused = worker(2, 900.0, "artefact m is damaged")
+        for moment, found in ((1_000.0, refused), (1_009.9, refused), (1_010.0, fresh)):
+            now[0] = moment
+            assert workers._kept(refused, [serving]) is found
+        soon = worker(-9, 1_005.0, facts)
+        assert (workers._kept(soon, [serving]), soon.again_at) == (soon, 1_020.0)
+        with pytest.raises(UserError, match=r"^artefact m is damaged$"):
+            workers._kept(worker(2, 900.0, "artefact m is damaged"), [soon])
+        with pytest.raises(UserError, match="a worker ended with code -9 soon after it began"):
+            workers._kept(worker(-9, 1_005.0), [])
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    damaged = (2, "artefact m is damaged")
+    assert [(line["code"], line["why"]) for line in said] == [
+        *((-9, "code -9"), damaged, (-9, "code -9"), damaged, (-9, "code -9"))
+    ]
+    assert {line["event"] for line in said} == {"worker ended"}
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc on this system")
+def test_workers_end_with_a_parent_that_is_killed(artifact: Artifact) -> None:
+    """They served on, and nobody could listen at their port."""
+    with started(f"m={artifact.folder}", "--workers", 2) as (process, said):
+        host, _, port = said["url"].removeprefix("http://").partition(":")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        try:
+            process.communicate(timeout=60)  # until the last that writes there is gone
+        finally:
+            for each in children:
+                with suppress(ProcessLookupError):
+                    os.kill(int(each), signal.SIGKILL)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, int(port)))
+            sock.listen()
 
 
 def test_names_and_versions_of_folders(tmp_path: Path, artifact: Artifact) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +12,18 @@ from typing import Any
 
 import pytest
 
+from convscale.artifact.artifact import load_artifact
 from convscale.errors import UserError
+from convscale.runtimes.openvino import OpenVinoRunner
 from convscale.serve import answering as answering_module
 from convscale.serve.answering import Answering
 from convscale.serve.app import build
 from convscale.serve.bell import Bell
 from convscale.serve.guard import Log
 from convscale.serve.metrics import SHARED, Metrics
-from convscale.serve.models import Named
+from convscale.serve.models import How, Model, Named
 from convscale.serve.settings import Settings
-from tests.serve.conftest import copied
+from tests.serve.conftest import copied, pixels
 
 
 def test_a_version_seen_while_it_is_copied_is_taken_once_it_is_whole(tmp_path: Path) -> None:
@@ -47,6 +50,38 @@ def test_a_version_seen_while_it_is_copied_is_taken_once_it_is_whole(tmp_path: P
         assert (taken.number, model.current.number, model.refresh()) == (2, 2, None)
     finally:
         answering.close()
+
+
+def test_at_the_start_the_highest_that_can_be_served_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker that died beside a newer version, which the others had refused, did not come up again."""
+    top = tmp_path / "versions"
+    for number in ("1", "2", "10"):
+        copied(top / number)
+    for number in ("2", "10"):
+        (top / number / "classes.json").write_text("[]")
+    settings = Settings(models=(Named("m", top),))
+    answering = Answering(settings)
+    try:
+        model = answering.models.all["m"]
+        assert (model.current.number, model.refresh()) == (1, None)  # what was refused is not opened again and again
+        with pytest.raises(UserError, match=r"the checksum of classes\.json is wrong"):
+            model.refresh(again=True)
+        said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert [(line["event"], line["version"]) for line in said] == [
+            ("version refused", "10"),
+            ("version refused", "2"),
+        ]
+        assert all("the checksum of classes.json is wrong" in line["why"] for line in said)
+        shutil.copy2(top / "1" / "classes.json", top / "10")
+        taken = model.refresh()
+        assert taken is not None
+        assert taken.number == 10
+    finally:
+        answering.close()
+    (top / "1" / "classes.json").write_text("[]")
+    shutil.rmtree(top / "10")
+    with pytest.raises(UserError, match=r"versions/2 .*the checksum of classes\.json is wrong"):
+        Answering(settings)
 
 
 def test_what_one_worker_is_asked_to_load_all_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +118,61 @@ def test_what_one_worker_is_asked_to_load_all_load(tmp_path: Path, monkeypatch: 
     finally:
         for each in workers:
             each.close()
+
+
+def test_workers_agree_on_the_number_of_an_artefact_in_anothers_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each counted the changes that it saw, so a worker that started again called the same artefact version 1."""
+    (shared := tmp_path / "shared").mkdir()
+    place, kinds = tmp_path / "m", [copied(tmp_path / name).folder for name in "abc"]
+    for number, folder in enumerate(kinds):
+        load_artifact(folder).keep(model=f"network {number}")
+
+    def put(number: int) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(kinds[number], place)
+
+    put(0)
+    how, watcher = How(), Metrics().watching("m")
+    alone = Model(Named("m", place), how, watcher)
+    monkeypatch.setenv(SHARED, str(shared))
+    first, second = (Model(Named("m", place), how, watcher) for _ in range(2))
+    put(1)
+    assert first.refresh() is not None  # the second does not look
+    put(2)
+    for each in (first, second):
+        assert each.refresh() is not None
+    third = Model(Named("m", place), how, watcher)
+    assert [each.current.number for each in (first, second, third)] == [3, 3, 3]
+    assert {each.current.takes.version for each in (first, second, third)} == {"3"}
+    put(1)
+    assert first.refresh() is not None
+    assert Model(Named("other", place), how, watcher).current.number == 1
+    monkeypatch.delenv(SHARED)
+    assert alone.refresh() is not None
+    assert (first.current.number, alone.current.number) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "forms"), [(1, [1]), (5, [1, 2, 4, 5]), (6, [1, 2, 4, 6, 8]), (8, [1, 2, 4, 8])]
+)
+def test_nothing_is_compiled_while_a_quantised_network_answers(
+    tmp_path: Path, batch_size: int, forms: list[int]
+) -> None:
+    """OpenVINO made its forms for 2, 4 and 8 images while clients waited."""
+    pytest.importorskip("openvino")
+    folder = copied(tmp_path / "m", "openvino_int8").folder
+    load_artifact(folder).keep(runtime={"name": "openvino", "threads": 1, "batch_size": batch_size, "streams": 1})
+    model = Model(Named("m", folder), How(), Metrics().watching("m"))
+    artifact = model.current.artifact
+    runner = artifact.runner
+    assert isinstance(runner, OpenVinoRunner)
+    assert model.current.batcher.batch_size == batch_size
+    assert sorted(form or 0 for form in runner._forms) == forms
+    for count in range(1, batch_size + 1):
+        artifact(pixels(artifact, count))
+    assert sorted(form or 0 for form in runner._forms) == forms
 
 
 def test_a_bell_rings_for_one_model_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

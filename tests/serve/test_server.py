@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import seal
 from convscale.errors import UserError
+from convscale.images.decode import decode_image
+from convscale.serve import answering as answering_module
+from convscale.serve.answering import Answering
+from convscale.serve.guard import Told
 from convscale.serve.models import How, Named
-from convscale.serve.settings import Limits
+from convscale.serve.protocol import Problem
+from convscale.serve.settings import Limits, Settings
 from tests.serve.conftest import Running, copied, pixels, running
 
 
@@ -409,6 +415,41 @@ def test_overload_is_refused_and_every_answer_is_right(artifact: Artifact, image
         assert len(answers) == 3
         assert (one.answering.places("m"), one.answering.places("other")) == (2, 0)
         assert all(np.array_equal(np.frombuffer(a[-40:], "<f4"), artifact(images[:1])[0]) for a in answers)
+
+
+def test_pictures_of_one_model_take_no_place_of_anothers(
+    artifact: Artifact, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy model's pictures were counted against the queue of every other."""
+    may = threading.Event()
+
+    def waits(*arguments: Any, **options: Any) -> np.ndarray:
+        assert may.wait(60)
+        return decode_image(*arguments, **options)
+
+    monkeypatch.setattr(answering_module, "decode_image", waits)
+    models = (Named("busy", artifact.folder), Named("idle", artifact.folder))
+    answering = Answering(Settings(models=models, how=How(batch_size=1, queue_batches=2), log="none", decoders=1))
+    busy, idle = (answering.version(name, None) for name in ("busy", "idle"))
+    one: Any = SimpleNamespace(told=Told())
+
+    async def asked() -> None:
+        first = asyncio.create_task(answering.decode(one, [picture(images[0])] * 2, busy))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(answering.decode(one, [picture(images[1])], idle))
+        await asyncio.sleep(0)
+        with pytest.raises(Problem, match="the queue is full"):
+            await answering.decode(one, [picture(images[0])], busy)
+        may.set()
+        assert [len(await each) for each in (first, second)] == [2, 1]
+        (pixels_of_one,) = await answering.decode(one, [picture(images[0])], busy)
+        assert np.array_equal(pixels_of_one, images[0])
+
+    try:
+        asyncio.run(asked())
+    finally:
+        may.set()
+        answering.close()
 
 
 def test_a_client_that_leaves_and_one_that_is_late(artifact: Artifact, images: np.ndarray) -> None:

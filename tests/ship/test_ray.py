@@ -9,23 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.ray_classify import actors_of
-from convscale.artifact.artifact import load_artifact
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.boxes import Boxes
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.ship import ray_engine
-from convscale.ship.ray_engine import ClassifyShards
+from convscale.ship.ray_engine import ClassifyShards, Cluster, classify_on_ray
 from convscale.ship.rows import Row
-from convscale.ship.shards import Rows, listed, shards_of
+from convscale.ship.shards import Rows, Shard, listed, shards_of
 from convscale.ship.stream import Classified, classify
 
 COLUMNS = 200
@@ -63,6 +64,14 @@ def expected(photos: Path, tmp_path: Path) -> list[dict]:
     paths = [str(path) for path in sorted(photos.iterdir())]
     classify(paths, load_artifact(OLD), tmp_path / "local.jsonl", top=2)
     return [json.loads(line) for line in (tmp_path / "local.jsonl").read_text().splitlines()]
+
+
+def here(shards: list[Shard], artifact: Artifact, output: str, *_: object) -> Iterator[dict[str, Any]]:
+    """In the place of a cluster: an actor of this process does all shards."""
+    actor = ClassifyShards(str(artifact.folder), 1, 1, None, output)
+    for shard in shards:
+        told = actor({"file": [shard.file], "paths": [np.array(shard.paths)]})
+        yield {name: value[0] for name, value in told.items()}
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -185,9 +194,119 @@ def test_bad_images_and_options_count_on_ray_too(
     code, _, err = call(*ask, "--max-bad-rate", 0.05)
     assert (code, err.splitlines()[-1]) == (2, "convscale: 3 of 40 images are bad, at most 5.0% may be")
     assert call(*ask, "--max-bad-rate", 0.1)[0] == call(*ask)[0] == 0
+    resumed = Classified(images=40, errors=1, seconds=2.0, resumed=60, resumed_errors=8)
+    monkeypatch.setattr(ray_engine, "classify_on_ray", lambda *_, **__: resumed)
+    code, _, err = call(*ask, "--max-bad-rate", 0.05, "--resume")
+    assert (code, err.splitlines()[-1]) == (2, "convscale: 9 of 100 images are bad, at most 5.0% may be")
     for more in (("--device", "cuda"), ("--workers", 2)):
         code, _, err = call(*ask, *more)
         assert (code, "--device and --workers go with --engine local" in err, len(err.splitlines())) == (2, True, 1)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_bad_images_of_parts_that_are_kept_count(
+    photos: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(ray_engine, "_run", here)
+    paths = [str(path) for path in sorted(photos.iterdir())]  # number 13 is damaged
+    out, artifact, cluster = tmp_path / "rows", load_artifact(OLD), Cluster(shard_size=SIZE)
+    first = classify_on_ray(paths, artifact, str(out), cluster=cluster, format=format)
+    assert (first.images, first.errors, first.resumed, first.resumed_errors) == (COUNT, 1, 0, 0)
+    for name in ("part-000000-*", "part-000003-*"):
+        next(out.glob(name)).unlink()
+    again = classify_on_ray(paths, artifact, str(out), cluster=cluster, format=format, resume=True)
+    assert (again.images, again.errors, again.resumed, again.resumed_errors) == (2 * SIZE, 0, COUNT - 2 * SIZE, 1)
+    (kept,) = out.glob("part-000001-*")
+    kept.write_bytes(b'{"error"\n')
+    with pytest.raises(UserError, match=rf"^part {kept.name} of {out} can not be read: .*; remove it$"):
+        classify_on_ray(paths, artifact, str(out), cluster=cluster, format=format, resume=True)
+
+
+def test_relative_paths_are_the_drivers(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors of a cluster looked for them in the cluster's own folder, and wrote there."""
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (mine := tmp_path / "mine").mkdir()
+    (mine / "a.png").write_bytes((photos / "000.png").read_bytes())
+    monkeypatch.chdir(mine)
+    (shard,) = shards_of(["a.png"], size=2, format="jsonl", facts="")
+    here = ray_engine._here("rows", [shard])
+    monkeypatch.chdir(elsewhere)
+    actor = ClassifyShards(str(OLD.resolve()), 1, 1, None, "rows", here)
+    assert actor({"file": [shard.file], "paths": [np.array(shard.paths)]})["errors"] == [0]
+    (row,) = rows_of(mine / "rows")
+    assert (row["path"], list(elsewhere.iterdir())) == ("a.png", [])  # as it was given
+    with pytest.raises(UserError, match=rf" has no folder {tmp_path}/gone, from which the paths go out"):
+        ClassifyShards(str(OLD), 1, 1, None, "rows", f"{tmp_path}/gone")
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "relative"),
+    [
+        ("rows", "/a.png", True),
+        ("/rows", "a.png", True),
+        ("/rows", "/a.png", False),
+        ("s3://bucket/rows", "s3://bucket/a.png", False),
+        ("file:///rows", "/a.png", False),
+        ("file://rows", "/a.png", True),
+    ],
+)
+def test_only_relative_paths_need_the_drivers_folder(output: str, path: str, relative: bool) -> None:
+    shards = list(shards_of(["/b.png", path], size=1, format="jsonl", facts=""))
+    assert ray_engine._here(output, shards) == (os.getcwd() if relative else None)
+
+
+@pytest.mark.parametrize("output", ["file:///data/rows", "s3://bucket/rows", "rows", "/data/rows"])
+def test_an_output_of_ray_is_taken_as_it_is_named(
+    photos: Path, call: Callable[..., tuple[int, str, str]], output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``file:///data/rows`` became ``file://data/rows``, a folder beside the user's."""
+    found: list[str] = []
+
+    def classified(paths: Iterator[str], artifact: Artifact, output: str, **_: object) -> Classified:
+        found.append(output)
+        return Classified(images=1, errors=0, seconds=1.0, resumed=0)
+
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setattr(ray_engine, "classify_on_ray", classified)
+    code, said, _ = call("classify", photos, "--model", OLD, "--engine", "ray", "--output", output, "--json")
+    assert (code, found, json.loads(said)["output"]) == (0, [output], output)
+
+
+def test_parts_that_others_wrote_are_found_by_one_look(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3's file system remembers what it listed, and did not see what the actors wrote; it was asked once a shard."""
+    fsspec = pytest.importorskip("fsspec")
+    local = fsspec.get_filesystem_class("file")
+
+    class Remembering(local):
+        protocol = "remembering"
+        looks = 0
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return local._strip_protocol(path.removeprefix("remembering://"))
+
+        def ls(self, path: str, detail: bool = False, **_: object) -> Any:
+            if path not in self.dircache:
+                Remembering.looks += 1
+                self.dircache[path] = super().ls(path, detail=True)
+            found = self.dircache[path]
+            return found if detail else [each["name"] for each in found]
+
+        def invalidate_cache(self, path: str | None = None) -> None:
+            self.dircache.clear()
+
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    (out := tmp_path / "rows").mkdir()
+    monkeypatch.setattr(
+        ray_engine, "_run", lambda shards, artifact, output, *_: here(shards, artifact, str(out))
+    )  # whose parts that file system is not told of
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    done = classify_on_ray(paths, load_artifact(OLD), f"remembering://{out}", cluster=Cluster(shard_size=SIZE))
+    assert (done.images, parts(out)) == (COUNT, 6)
+    assert Remembering.looks == 2  # before and after
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,18 @@ def test_resume_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
         assert result.images == 11 - result.resumed
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_bad_images_of_an_earlier_run_count(folder: Path, tmp_path: Path, ending: str) -> None:
+    """A run that was resumed was judged by what was left of it."""
+    out = tmp_path / f"out.{ending}"
+    classify(image_paths([str(folder)]), Colours(), out)  # images 4 and 7 are bad
+    lines = out.read_text().splitlines(keepends=True)
+    for kept, errors, before in ((4, 2, 0), (6, 1, 1), (8, 0, 2), (11, 0, 2)):
+        out.write_text("".join(lines[: kept + (ending == "csv")]))
+        done = classify(image_paths([str(folder)]), Colours(), out, resume=True)
+        assert (done.resumed, done.images, done.errors, done.resumed_errors) == (kept, 11 - kept, errors, before)
+
+
 def test_resume_json_lines(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     classify(image_paths([str(folder)]), Colours(), out)
