@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
 from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
 from convscale.learn.loss import build_loss
-from convscale.learn.progress import Progress, logged
+from convscale.learn.progress import Progress, Relay, logged
 from convscale.learn.recipe import Recipe
 from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
-from convscale.learn.trackers import Tracked, Tracking
+from convscale.learn.trackers import Tracked, Tracking, need_tracker
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
@@ -51,7 +51,7 @@ def prepare(
 ) -> tuple[Job, bool]:
     """Everything that a run needs, and whether it goes on from a saved state; the output folder's ``lock`` is taken.
 
-    Whatever can be wrong with the input is found before anything is written.
+    Nothing is written yet: whatever can be wrong with the input is found before ``begin_folder``.
     """
     folder, resumed = request.output, take_folder(request, processes, lock)
     torch.manual_seed(request.seed)
@@ -70,12 +70,6 @@ def prepare(
         rank=processes.rank,
         world=processes.world,
     )
-    trouble = Trouble(processes)
-    if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
-        with trouble.held():
-            tell = begin_folder(request, folder, net, tell, lock)
-            tell = tracked(request, folder, net, recipe, (train_split, validation), tell)
-    trouble.settle()
     if recipe.grad_checkpointing:
         _checkpoint_gradients(net)
     if resumed and folder is not None:
@@ -118,17 +112,30 @@ def take_folder(request: TrainRequest, processes: Processes, lock: OutputLock) -
         with trouble.held():
             check_output_dir(folder, overwrite=request.overwrite, resume=request.resume)
             if processes.first:
+                if request.track is not None:
+                    need_tracker(request.track)
                 lock.take(folder)
     trouble.settle()
     return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
 
 
-def begin_folder(request: TrainRequest, folder: Path, net: nn.Module, tell: Progress, lock: OutputLock) -> Progress:
-    """Make the output folder, or empty it; gives ``tell``, which writes for TensorBoard too where that is asked for."""
-    need_bytes = state_bytes(net) * (request.keep + 1)
-    new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
-    lock.take(folder)
-    return logged(tell, folder / "tensorboard") if request.tensorboard else tell
+def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock, **more: object) -> None:
+    """Make the job's output folder, or empty it, and let ``tell`` tell TensorBoard and an experiment tracker too where
+    that is asked for; ``more`` is what a tracker is told of the run beside the recipe.
+
+    To be called when all input was found good: only here is anything of an earlier run replaced.
+    """
+    folder, trouble = job.output, Trouble(job.processes)
+    if folder is not None and job.processes.first:
+        with trouble.held():
+            need_bytes = state_bytes(job.net) * (request.keep + 1)
+            new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
+            lock.take(folder)
+            if request.tensorboard:
+                tell.to = logged(tell.to, folder / "tensorboard")
+            if request.track is not None:
+                tell.to = Tracking(request.track, _tracked(job, folder, more), tell.to)
+    trouble.settle()
 
 
 def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Module:
@@ -139,28 +146,16 @@ def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Mod
     return net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
-def tracked(
-    request: TrainRequest,
-    folder: Path,
-    net: nn.Module,
-    recipe: Recipe,
-    splits: tuple[Split, Split],
-    tell: Progress,
-    **more: object,
-) -> Progress:
-    """``tell``, which tells an experiment tracker too where that is asked for; ``more`` is what it is told of the run
-    beside the recipe.
-    """
-    if request.track is None:
-        return tell
-    named = getattr(getattr(net, "spec", None), "name", type(net).__name__)
-    facts = {"model": named, "seed": request.seed, "data_digest": data_digest(splits), "commit": code_commit()}
-    run = Tracked(name=folder.resolve().name, folder=folder, facts={**recipe.to_dict(), **facts, **more})
-    return Tracking(request.track, run, tell)
+def _tracked(job: Job, folder: Path, more: Mapping[str, object]) -> Tracked:
+    """What an experiment tracker is told of a run."""
+    named = getattr(getattr(job.net, "spec", None), "name", type(job.net).__name__)
+    digest = data_digest((job.loader.split, job.validation))
+    facts = {"model": named, "seed": job.seed, "data_digest": digest, "commit": code_commit()}
+    return Tracked(name=folder.resolve().name, folder=folder, facts={**job.recipe.to_dict(), **facts, **more})
 
 
 @contextmanager
-def ended(tell: Progress) -> Iterator[Callable[[bool], None]]:
+def ended(tell: Relay) -> Iterator[Callable[[bool], None]]:
     """A run that ``tell`` is told of: its tracker, where there is one, learns that it ended, and whether the function
     that this gives was called with True before.
     """
@@ -173,8 +168,8 @@ def ended(tell: Progress) -> Iterator[Callable[[bool], None]]:
     try:
         yield finish
     finally:
-        if isinstance(tell, Tracking):
-            tell.end(finished=finished)
+        if isinstance(tell.to, Tracking):
+            tell.to.end(finished=finished)
 
 
 def _prepare_teacher(
@@ -203,7 +198,10 @@ def _teacher_cache(
     if recipe.distill_features:
         raise UserError("teacher_cache keeps outputs alone; set distill_features to 0, or leave it out")
     key = cache_key(teacher, train, preprocessing, recipe, request.seed)
-    return TeacherCache(request.teacher_cache, key, len(train))
+    cache = TeacherCache(request.teacher_cache, key, len(train))
+    if request.output is None or not cache.folder.resolve().is_relative_to(request.output.resolve()):
+        cache.make()  # one in the output folder is made when that stands
+    return cache
 
 
 def _prepare_splits(
