@@ -323,7 +323,7 @@ class Trainer:
         if self.folder is not None:
             if self.best["epoch"] == self.epoch:
                 self._save_best()
-            self._save_state()
+            self._save_state(anew=True)
             with self.trouble.held():
                 self.folder.write_log(self.history)
         self.job.progress(
@@ -424,11 +424,11 @@ class Trainer:
         self._sums, self._bad_images.known = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
         self._told |= self._bad_images.known.keys()
 
-    def _save_state(self) -> None:
+    def _save_state(self, *, anew: bool = False) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
         with self.trouble.held():
-            self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state())
+            self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state(), anew=anew)
         self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:
