@@ -17,7 +17,7 @@ from convscale.files import check_output_dir, new_output_dir
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
-from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_checkpoint, load_state
+from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_state, weights_of
 from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
@@ -305,9 +305,9 @@ def build_net(
         return module
     from convscale.nn.weights import load_weights
 
-    start = load_checkpoint(init) if Path(init).is_dir() else None
-    loaded = load_weights(module, init if start is None else start.net.state_dict(), allow_head_mismatch=True)
-    for note in loaded.notes(splits.classes, source_classes=None if start is None else start.classes):
+    weights, named = weights_of(init) if Path(init).is_dir() else (init, None)
+    loaded = load_weights(module, weights, allow_head_mismatch=True)
+    for note in loaded.notes(splits.classes, source_classes=named):
         if tell is not None:
             tell({"kind": "note", "text": note})
     return module
