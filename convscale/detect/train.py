@@ -186,7 +186,7 @@ def _prepare(
     if about is not None:
         check_as_written(about, folder, net, preprocessing.width)
     if not request.batch_is_asked:
-        recipe = fit_batch(recipe, len(splits.train), tell)
+        recipe = fit_batch(recipe, len(splits.train), tell, processes.world)
     net = net.to(device)
     side, fill = own_size(net, preprocessing.width)
     loader = BoxLoader(

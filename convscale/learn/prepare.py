@@ -60,7 +60,7 @@ def prepare(
     recipe, teacher = _prepare_teacher(request, splits, preprocessing, device)
     train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell, request.workers)
     if not request.batch_is_asked:
-        recipe = fit_batch(recipe, len(train_split), tell)
+        recipe = fit_batch(recipe, len(train_split), tell, processes.world)
     loader = TrainLoader(
         train_split,
         recipe,
@@ -229,12 +229,16 @@ def state_bytes(net: nn.Module) -> int:
     return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
-def fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
-    """The recipe with a batch that is not larger than the set; only for a batch that nobody asked for."""
-    if recipe.batch_size <= images:
+def fit_batch(recipe: Recipe, images: int, tell: Progress, world: int = 1) -> Recipe:
+    """The recipe with a batch of which ``world`` processes' are not larger than the set; only for a batch that nobody
+    asked for.
+    """
+    share = images // world
+    if recipe.batch_size <= share or not share:
         return recipe
-    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {images}, the size of the train set"})
-    return recipe.override({"batch_size": images})
+    part = "the size of the train set" if world == 1 else f"what {world} processes have each of the train set"
+    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {share}, {part}"})
+    return recipe.override({"batch_size": share})
 
 
 def _checkpoint_gradients(net: nn.Module) -> None:

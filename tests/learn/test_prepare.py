@@ -13,9 +13,12 @@ from torch import nn
 
 from convscale.errors import UserError
 from convscale.images.splits import ArraySplit
+from convscale.learn.loader import TrainLoader
+from convscale.learn.prepare import fit_batch
+from convscale.learn.progress import Event
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import train
-from tests.learn.nets import halves_data, small_net
+from tests.learn.nets import halves, halves_data, small_net
 
 PLAIN = Recipe(name="x", epochs=1, batch_size=32, augment="none", schedule="wsd", precision="fp32", layout="nchw")
 
@@ -99,3 +102,16 @@ def test_a_teachers_answers_may_lie_in_the_output_folder(tmp_path: Path) -> None
             teacher_cache=tmp_path / "run" / "answers",
         )
         assert len(list((tmp_path / "run" / "answers").glob("*/epoch-00001.npy"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("world", "asked", "lowered"), [(1, 64, 64), (1, 97, 96), (2, 48, 48), (2, 64, 48), (5, 64, 19), (97, 64, 64)]
+)
+def test_a_batch_that_nobody_asked_for_is_no_larger_than_a_processs_share(world: int, asked: int, lowered: int) -> None:
+    """Of 96 images; 97 processes can have none each, and the loader says so."""
+    told: list[Event] = []
+    recipe = fit_batch(PLAIN.override({"batch_size": asked}), 96, told.append, world)
+    assert recipe.batch_size == lowered
+    assert len(told) == (lowered < asked)
+    if world < 97:
+        assert TrainLoader(halves(96), recipe, image_size=12, world=world).steps_per_epoch >= 1
