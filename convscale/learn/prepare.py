@@ -21,7 +21,14 @@ from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_state, wei
 from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
-from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
+from convscale.learn.loader import (
+    Batch,
+    TrainLoader,
+    check_bad_rate,
+    eval_batches,
+    into_memory,
+    measure_mean_std,
+)
 from convscale.learn.loss import build_loss
 from convscale.learn.progress import Progress, Relay, logged
 from convscale.learn.recipe import Recipe
@@ -77,7 +84,8 @@ def prepare(
     elif request.branch is not None:
         settings = kept_settings(request.branch)
     else:
-        settings = _settings(net, recipe, loader, preprocessing, device)
+        batch = first_batch(loader.split, preprocessing, recipe.batch_size, splits.max_bad_rate)
+        settings = choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
     settings = processes.from_first(settings)
     job = Job(
         net=laid_out(net, settings, processes),
@@ -255,15 +263,19 @@ def kept_settings(folder: Path) -> Settings:
     return Settings(precision=kept["precision"], layout=kept["layout"])
 
 
-def _settings(
-    net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device
-) -> Settings:
-    """Precision and layout, measured on some images of the train set where the recipe leaves them open."""
-    some = loader.split.subset(range(min(recipe.batch_size, 128)))
-    batch = next(eval_batches(some, preprocessing, batch_size=128, workers=0))
-    if not len(batch.indices):
-        raise UserError(f"none of the first images can be decoded; first: {batch.bad[0]}")
-    return choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
+def first_batch(split: Split, preprocessing: Preprocessing, batch_size: int, max_bad_rate: float) -> Batch:
+    """The first images of the train set, at most 128, that can be decoded: what precision and layout are measured on.
+
+    Raises:
+        UserError: too many images before them can not be.
+    """
+    bad = list[str]()
+    for batch in eval_batches(split, preprocessing, batch_size=min(batch_size, 128), workers=0):
+        if len(batch.indices):
+            return batch
+        bad += batch.bad
+        check_bad_rate(bad, len(split), max_bad_rate, split.split)
+    raise UserError(f"the {split.split} set has no image")
 
 
 def build_net(

@@ -101,7 +101,8 @@ def told(event):
         print("now", flush=True)
         time.sleep(3)
 
-recipe = Recipe(name="x", epochs=4, batch_size=4, augment="resized-crop", image_size=16, precision="fp32", layout="nchw")
+recipe = Recipe(name="x", epochs=4, batch_size=4, augment="resized-crop", image_size=16, precision="fp32",
+                layout="nchw")
 run = train(small_net(2, 3), sys.argv[1], recipe=recipe, workers=2, output=sys.argv[2], progress=told)
 print("ended", run.finished, len(run.history))
 """
