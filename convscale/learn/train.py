@@ -280,6 +280,5 @@ def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[
     trainer.run()
     if trainer.imitation is not None:
         trainer.imitation.close()
-    run = result_of(trainer, notes)
-    run.net.requires_grad_(True)
-    return run
+    trainer.freezing.restore()
+    return result_of(trainer, notes)
