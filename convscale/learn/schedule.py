@@ -56,7 +56,7 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
 
 
 def epoch_at(epoch: int, elapsed: float, max_seconds: float | None, recipe: Recipe) -> float:
-    """The epoch (counted from 0) that a run of all the recipe's epochs would be in: one that is ended by time has fewer,
+    """The epoch (counted from 0) that a run of all the recipe's epochs would be in: one that time ends has fewer,
     and goes through them faster.
     """
     return epoch if max_seconds is None else max(epoch, min(1.0, elapsed / max_seconds) * recipe.epochs)
