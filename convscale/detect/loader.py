@@ -18,8 +18,9 @@ from convscale.errors import UserError
 from convscale.images.decode import ImageError, preload
 from convscale.images.letterbox import into_square, letterbox
 from convscale.learn.augment import generator_for, mix_seed
-from convscale.learn.loader import Batch, as_raised
+from convscale.learn.loader import Batch
 from convscale.learn.recipe import Recipe
+from convscale.learn.workers import by_processes
 from convscale.machine import available_cores
 
 LEAST_SIDE = 1.0
@@ -198,36 +199,4 @@ def _run(samples: _Samples, chunks: list[list[int]], workers: int) -> Iterator[B
         for at in range(len(samples)):
             yield samples[at]
         return
-    loader = torch.utils.data.DataLoader(
-        samples,
-        batch_size=None,
-        shuffle=False,
-        num_workers=workers,
-        prefetch_factor=2,
-        collate_fn=_same,
-        worker_init_fn=_begin_worker,
-    )
-    try:
-        yield from loader
-    except UserError as error:
-        raise as_raised(error) from None
-    except (RuntimeError, OSError) as error:
-        text = str(error).lower()
-        if any(sign in text for sign in ("shm", "shared memory", "killed", "exited unexpectedly", "no space")):
-            raise UserError(
-                f"a data loader process ended ({str(error).splitlines()[0][:120]}); memory or /dev/shm may be full: "
-                f"use fewer workers (now {workers}) or a smaller batch"
-            ) from error
-        raise
-
-
-def _same(item: object) -> object:
-    return item
-
-
-def _begin_worker(_worker: int) -> None:
-    """One thread each; Ctrl-C reaches the whole process group, and the run itself saves and ends its workers."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    yield from by_processes(samples, workers, ahead=2)

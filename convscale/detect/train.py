@@ -22,10 +22,10 @@ from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError, check_path, naming_extras
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import about_state, load_checkpoint, load_weights_into
-from convscale.learn.distributed import Processes, Trouble, join
+from convscale.learn.distributed import Processes, join
 from convscale.learn.job import Job
-from convscale.learn.prepare import begin_folder, ended, fit_batch, kept_settings, laid_out, take_folder, tracked
-from convscale.learn.progress import Progress, noted
+from convscale.learn.prepare import begin_folder, ended, fit_batch, kept_settings, laid_out, take_folder
+from convscale.learn.progress import Progress, Relay, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import recipe_of
 from convscale.learn.request import TrainRequest
@@ -154,12 +154,14 @@ def train_detector(
 
 def _train(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> TrainRun:
     notes: list[str] = []
-    tell = noted(request.progress, notes)
+    tell = Relay(noted(request.progress, notes))
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = _prepare(request, splits, asked, processes, device, tell, stop, lock)
-        with ended(job.progress) as finish:
-            run = _run(job, splits, resumed=resumed, notes=notes)
+        with ended(tell) as finish:
+            trainer = DetectionTrainer(job, splits.validation, eval_batch=max(1, job.recipe.batch_size))
+            begin_folder(request, job, tell, lock, **_facts(job.net, job.preprocessing.width))
+            run = _run(trainer, splits, resumed=resumed, notes=notes)
             finish(run.finished)
         return run
 
@@ -174,9 +176,7 @@ def _prepare(
     stop: Callable[[], bool],
     lock: OutputLock,
 ) -> tuple[Job, bool]:
-    """Everything that a run needs, and whether it goes on from a saved state; all input is checked before anything is
-    written.
-    """
+    """Everything that a run needs, and whether it goes on from a saved state; nothing is written yet."""
     folder, resumed = request.output, take_folder(request, processes, lock)
     if not splits.train.box_count:
         raise UserError("the train set has no box; there is nothing to learn")
@@ -187,7 +187,7 @@ def _prepare(
     if about is not None:
         check_as_written(about, folder, net, preprocessing.width)
     if not request.batch_is_asked:
-        recipe = fit_batch(recipe, len(splits.train), tell)
+        recipe = fit_batch(recipe, len(splits.train), tell, processes.world)
     net = net.to(device)
     side, fill = own_size(net, preprocessing.width)
     loader = BoxLoader(
@@ -200,14 +200,6 @@ def _prepare(
         rank=processes.rank,
         world=processes.world,
     )
-    trouble = Trouble(processes)
-    if folder is not None and processes.first:
-        with trouble.held():
-            tell = begin_folder(request, folder, net, tell, lock)
-            both = cast(Any, (splits.train, splits.validation))
-            more = _facts(net, preprocessing.width)
-            tell = tracked(request, folder, net, recipe, both, tell, **more)
-    trouble.settle()
     settings = kept_settings(folder) if resumed and folder is not None else _settings(recipe, device)
     settings = processes.from_first(settings)
     job = Job(
@@ -333,8 +325,8 @@ def _settings(recipe: Recipe, device: torch.device) -> Settings:
     return Settings(precision=precision, layout=layout)
 
 
-def _run(job: Job, splits: BoxSplits, *, resumed: bool, notes: list[str]) -> TrainRun:
-    trainer = DetectionTrainer(job, splits.validation, eval_batch=max(1, job.recipe.batch_size))
+def _run(trainer: DetectionTrainer, splits: BoxSplits, *, resumed: bool, notes: list[str]) -> TrainRun:
+    job = trainer.job
     begin(trainer, resumed=resumed)
     trainer.run()
     run = result_of(trainer, notes)

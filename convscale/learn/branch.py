@@ -62,9 +62,13 @@ def check_branch(place: Path, recipe: Recipe) -> None:
 
 
 def branch_off(trainer: Trainer, place: Path) -> None:
-    """Put ``trainer`` where a training state stands that ``check_branch`` let through, its best network so far too."""
+    """Put ``trainer`` where a training state stands that ``check_branch`` let through; nothing is written."""
     found = restore(trainer, place)
     trainer.job.progress({"kind": "note", "text": f"goes on from {found}, and decays"})
+
+
+def keep_best(trainer: Trainer) -> None:
+    """Write the best network that the run knows into its folder."""
     if trainer.folder is None or trainer.best_weights is None:
         return
     best = copy.deepcopy(trainer.watched)

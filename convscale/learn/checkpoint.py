@@ -123,11 +123,7 @@ def save_checkpoint(
         "in_chans": preprocessing.channels,
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
-        "versions": {
-            "convscale": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"convscale": __version__, "torch": torch.__version__, "python": platform.python_version()},
         **(meta or {}),
     }
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
@@ -163,18 +159,28 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         UserError: no checkpoint, a damaged one (of a run, the message names one that is whole), one of a newer
             version, a pickle, or weights that do not fit.
     """
-    place, *others = _candidates(Path(path), ("best", "step"))
+    place, about = _asked(Path(path))
+    if net is None:
+        net = _build(about, place)
+    load_weights_into(net, place)
+    classes, preprocessing = tuple(about["classes"]), _preprocessing(about, place)
+    return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
+
+
+def weights_of(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The weights and class names that ``load_checkpoint`` would load, for a network that is there already."""
+    place, about = _asked(Path(path))
+    return _tensors(place / "model.safetensors"), tuple(about["classes"])
+
+
+def _asked(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a path names, and what it says of itself; it is not damaged."""
+    place, *others = _candidates(path, ("best", "step"))
     if problem := verify_checkpoint(place):
         whole = next((other for other in others if verify_checkpoint(other) is None), None)
         advice = f"; to use another state, name it: {whole}" if whole else ""
         raise UserError(f"checkpoint {place} is damaged ({problem}){advice}")
-    about = _about(place)
-    classes = tuple(about["classes"])
-    if net is None:
-        net = _build(about, place)
-    load_weights_into(net, place)
-    preprocessing = _preprocessing(about, place)
-    return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
+    return place, _about(place)
 
 
 def network_for(path: str | os.PathLike[str], model: str | None) -> nn.Module | None:
@@ -378,8 +384,7 @@ def _about(place: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: classes must be names, each once, and at least one")
     if foreign is not None and not all(isinstance(foreign.get(key), str) for key in ("name", "origin")):
         raise UserError(f"checkpoint {path}: foreign must have name and origin, texts both")
-    best = about.get("metrics", {}).get("best", {})
-    if not isinstance(best, dict):
+    if not isinstance(best := about.get("metrics", {}).get("best", {}), dict):
         raise UserError(f"checkpoint {path}: metrics.best is {repr(best)[:40]}; it must be an object")
     for key in ("thresholds", "temperatures"):
         if best.get(key) is not None and not _one_each(best[key], classes):

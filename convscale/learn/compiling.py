@@ -24,7 +24,7 @@ from torch import nn
 from convscale.errors import first_line
 from convscale.learn.graphs import Graphed, drop_graphs, has_graphs, other_graphs
 from convscale.learn.job import Job
-from convscale.learn.schedule import image_size_at
+from convscale.learn.schedule import epoch_at, image_size_at
 from convscale.runtimes.base import installed_runtimes
 
 LEAST_GAIN = 0.1
@@ -274,8 +274,10 @@ def _graph_at(trainer: Trained, epoch: int) -> tuple[object, bool]:
 
 def _graphs_to_come(trainer: Trained) -> int:
     """How often the network would have to be compiled again before the run's end."""
-    epochs = range(trainer.epoch, trainer.job.recipe.epochs)
-    return len({_graph_at(trainer, epoch) for epoch in epochs} - {_graph_at(trainer, trainer.epoch)})
+    job = trainer.job
+    now = int(epoch_at(trainer.epoch, trainer.elapsed, job.max_seconds, job.recipe))
+    epochs = range(now, job.recipe.epochs)
+    return len({_graph_at(trainer, epoch) for epoch in epochs} - {_graph_at(trainer, now)})
 
 
 def _steps_left(trainer: Trained, seconds: float) -> float:

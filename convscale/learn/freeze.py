@@ -4,15 +4,56 @@ from __future__ import annotations
 
 from torch import nn
 
+from convscale.learn.recipe import Recipe
 
-def set_trainable(net: nn.Module, *, frozen: bool) -> None:
-    """Leave only the head trainable while ``frozen``; frozen norms use the statistics they came with and keep them.
+
+class Freezing:
+    """What of a network is trained at each step of a run: the head alone for the first ``freeze_epochs``, then all that
+    was trainable when it was given. Where time ends the run they are that share of it.
+
+    Args:
+        net: as it was given.
+        recipe: how many epochs, and of how many.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
+        self._net, self._recipe, self._frozen = net, recipe, False
+        self._given, self._joins_at = trainable(net), recipe.freeze_epochs / recipe.epochs
+
+    def begin_epoch(self, position: float) -> None:
+        """Put the network into training mode; ``position`` is the share of the run that is done."""
+        self._frozen = position < self._joins_at
+        self._net.train()
+        if self._recipe.freeze_epochs:
+            set_trainable(self._net, frozen=self._frozen, given=self._given)
+        if self._recipe.keep_statistics:
+            keep_statistics(self._net)
+
+    def before_step(self, position: float) -> None:
+        """Let all layers join where it is time."""
+        if self._frozen and position >= self._joins_at:
+            self.begin_epoch(position)
+
+    def restore(self) -> None:
+        """Leave trainable what was."""
+        for name, param in self._net.named_parameters():
+            param.requires_grad_(name in self._given)
+
+
+def trainable(net: nn.Module) -> frozenset[str]:
+    """Names of the parameters that are trained."""
+    return frozenset(name for name, param in net.named_parameters() if param.requires_grad)
+
+
+def set_trainable(net: nn.Module, *, frozen: bool, given: frozenset[str]) -> None:
+    """Leave only the head trainable while ``frozen``, else all that was ``given`` so; frozen norms use the statistics
+    they came with and keep them.
 
     Call it after ``net.train()``.
     """
     head = head_parameters(net)
     for name, param in net.named_parameters():
-        param.requires_grad_(not frozen or name in head)
+        param.requires_grad_(name in given and (not frozen or name in head))
     for module in net.modules() if frozen else ():
         params = list(module.parameters(recurse=False))
         if (params or list(module.buffers(recurse=False))) and not any(param.requires_grad for param in params):

@@ -145,16 +145,28 @@ class TeacherCache:
         text = json.dumps(key, sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.rows, self.found, self.asked = rows, 0, 0
+        self._key, self._made = key, False
+        self._open: tuple[int, np.memmap] | None = None
+
+    def make(self) -> None:
+        """Make its folder, where it is not there; the first batch does it too.
+
+        Raises:
+            UserError: it can not be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "about.json").is_file():
-                write_json(self.folder / "about.json", key)
+                write_json(self.folder / "about.json", self._key)
         except OSError as error:
-            raise UserError(f"teacher_cache {folder} can not be written: {error.strerror}; name another") from error
-        self._open: tuple[int, np.memmap] | None = None
+            where = self.folder.parent
+            raise UserError(f"teacher_cache {where} can not be written: {error.strerror}; name another") from error
+        self._made = True
 
     def outputs(self, ask: Ask, inputs: torch.Tensor, where: Where) -> torch.Tensor:
         """The teacher's outputs of a batch, from the disk where all are there; else asked, and put there."""
+        if not self._made:
+            self.make()
         rows = where.indices.cpu().numpy()
         kept = self._read(where.epoch)
         if kept is not None:
@@ -164,7 +176,7 @@ class TeacherCache:
                 return torch.from_numpy(known).to(inputs.device)
         taught = ask(inputs)
         self.asked += len(rows)
-        table = self._made(where.epoch, taught.shape[1]) if kept is None else kept
+        table = self._new_table(where.epoch, taught.shape[1]) if kept is None else kept
         table[rows] = taught.cpu().numpy()
         return taught
 
@@ -187,7 +199,7 @@ class TeacherCache:
         self._open = (epoch, table)
         return table
 
-    def _made(self, epoch: int, classes: int) -> np.memmap:
+    def _new_table(self, epoch: int, classes: int) -> np.memmap:
         """The table of an epoch, with no row in it."""
         with atomic_path(self._path(epoch)) as place:
             table = np.lib.format.open_memmap(place, mode="w+", dtype=np.float32, shape=(self.rows, classes))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -24,6 +23,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit, FileSplit, Split
 from convscale.learn.augment import crop_box, generator_for, mix_seed, resize_box, resized_crop, shift_crop
 from convscale.learn.recipe import Recipe
+from convscale.learn.workers import by_processes
 from convscale.machine import available_cores
 
 MEMORY_BYTES = 1_000_000_000
@@ -275,18 +275,6 @@ def check_bad_rate(bad: list[str] | tuple[str, ...], total: int, max_bad_rate: f
         raise UserError(f"no readable image is left of the {split} set; first: {bad[0]}")
 
 
-_WORKER_TROUBLE = (
-    "dataloader worker",
-    "bus error",
-    "shared memory",
-    "no space left",
-    "ancdata",
-    "too many open files",
-    "unable to mmap",
-)
-_CAUGHT = "Caught "
-"""What torch begins the message of an error with that a worker has sent; its last line is the error's own."""
-
 _Item = tuple[torch.Tensor, list[int], list[str]]
 """A batch from a worker: images, which of the split they are, what was wrong with others."""
 
@@ -415,53 +403,14 @@ def _file_batches(samples: _Samples, chunks: list[torch.Tensor], workers: int) -
         for at in range(len(data)):
             yield from _as_batch(samples, *data[at])
         return
-    loader = torch.utils.data.DataLoader(
-        data,
-        batch_size=None,
-        shuffle=False,
-        num_workers=workers,
-        prefetch_factor=3,
-        collate_fn=_same,
-        worker_init_fn=_leave_interrupts_to_the_parent,
-    )
-    try:
-        for images, kept, bad in loader:
-            yield from _as_batch(samples, images, kept, bad)
-    except UserError as error:
-        raise as_raised(error) from None
-    except (RuntimeError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1] if lines[0].startswith(_CAUGHT) else lines[0]
-        if any(sign in reason.lower() for sign in _WORKER_TROUBLE):
-            advice = (
-                f"memory or /dev/shm may be full: use fewer workers (now {workers}) or a smaller batch; workers=0 "
-                "needs no shared memory"
-            )
-            raise UserError(f"a data loader process ended ({reason}); {advice}") from error
-        raise
-
-
-def as_raised(error: UserError) -> UserError:
-    """What a worker raised, without the traceback that torch has put into its message."""
-    kind, text = type(error), str(error)
-    if not text.startswith(_CAUGHT):
-        return error
-    return kind(text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip())
+    for images, kept, bad in by_processes(data, workers, ahead=3):
+        yield from _as_batch(samples, images, kept, bad)
 
 
 def _as_batch(samples: _Samples, images: torch.Tensor, kept: list[int], bad: list[str]) -> Iterator[Batch]:
     if kept or bad:
         indices = torch.tensor(kept, dtype=torch.long)
         yield Batch(images=images, labels=samples.split.labels[indices], indices=indices, bad=tuple(bad))
-
-
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the run saves its state first, and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _same(item: object) -> object:
-    return item
 
 
 def measure_mean_std(split: Split, sample: int = 20_000) -> tuple[tuple[float, ...], tuple[float, ...]]:

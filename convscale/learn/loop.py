@@ -18,7 +18,7 @@ from convscale.learn.bad_images import BadImages
 from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import spread_over
 from convscale.learn.ema import build_ema
-from convscale.learn.freeze import keep_statistics, set_trainable
+from convscale.learn.freeze import Freezing
 from convscale.learn.imitate import Where
 from convscale.learn.inputs import network_inputs
 from convscale.learn.job import Job
@@ -30,7 +30,7 @@ from convscale.learn.optim import build_optimizer, follow_layout, set_lr
 from convscale.learn.probe import solve_head
 from convscale.learn.record import Best, EpochRow, complete_row
 from convscale.learn.run_folder import RunFolder
-from convscale.learn.schedule import image_size_at, lr_factor
+from convscale.learn.schedule import epoch_at, image_size_at, lr_factor
 from convscale.learn.settings import AUTOCAST, told_of_lone_values
 from convscale.learn.validate import Validation, validate
 
@@ -53,6 +53,7 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.net = job.net
+        self.freezing = Freezing(job.net, job.recipe)
         self.forward: nn.Module = job.net
         self.spread: nn.parallel.DistributedDataParallel | None = None
         if job.processes.world > 1:
@@ -157,15 +158,13 @@ class Trainer:
 
     def _run_epoch(self) -> bool:
         """The rest of the current epoch; False when told to stop."""
-        self.net.train()
-        if self.job.recipe.freeze_epochs:
-            set_trainable(self.net, frozen=self.epoch < self.job.recipe.freeze_epochs)
-        if self.job.recipe.keep_statistics:
-            keep_statistics(self.net)
-        size = image_size_at(self.epoch, self.job.loader.image_size, self.job.recipe)
+        self.freezing.begin_epoch(self._position())
+        epoch = epoch_at(self.epoch, self.elapsed, self.job.max_seconds, self.job.recipe)
+        size = image_size_at(epoch, self.job.loader.image_size, self.job.recipe)
         source = self.job.loader.batches(self.epoch, self.step, size)
         with closing(in_time(source, self.job.device, several=self.spread is not None)) as batches:
             while self.step < self.steps_per_epoch and self._position() < 1.0:
+                self.freezing.before_step(self._position())
                 outcome = self._run_update(batches)
                 if outcome == "rolled back":
                     return True
@@ -323,7 +322,7 @@ class Trainer:
         if self.folder is not None:
             if self.best["epoch"] == self.epoch:
                 self._save_best()
-            self._save_state()
+            self._save_state(anew=True)
             with self.trouble.held():
                 self.folder.write_log(self.history)
         self.job.progress(
@@ -424,11 +423,11 @@ class Trainer:
         self._sums, self._bad_images.known = dict(numbers["sums"]), dict.fromkeys(numbers["bad_images"])
         self._told |= self._bad_images.known.keys()
 
-    def _save_state(self) -> None:
+    def _save_state(self, *, anew: bool = False) -> None:
         if self.folder is None or self._bad_in_row:  # running statistics may hold NaN while steps are being skipped
             return
         with self.trouble.held():
-            self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state())
+            self.folder.save_state(self.batches(), self.watched, self.metrics(), self.state(), anew=anew)
         self._saved_at = time.monotonic()
 
     def _save_best(self) -> None:

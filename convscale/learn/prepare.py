@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,19 +17,26 @@ from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
-from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_checkpoint, load_state
+from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_state, weights_of
 from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
-from convscale.learn.loader import TrainLoader, eval_batches, into_memory, measure_mean_std
+from convscale.learn.loader import (
+    Batch,
+    TrainLoader,
+    check_bad_rate,
+    eval_batches,
+    into_memory,
+    measure_mean_std,
+)
 from convscale.learn.loss import build_loss
-from convscale.learn.progress import Progress, logged
+from convscale.learn.progress import Progress, Relay, logged
 from convscale.learn.recipe import Recipe
 from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
-from convscale.learn.trackers import Tracked, Tracking
+from convscale.learn.trackers import Tracked, Tracking, need_tracker
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
@@ -51,7 +58,7 @@ def prepare(
 ) -> tuple[Job, bool]:
     """Everything that a run needs, and whether it goes on from a saved state; the output folder's ``lock`` is taken.
 
-    Whatever can be wrong with the input is found before anything is written.
+    Nothing is written yet: whatever can be wrong with the input is found before ``begin_folder``.
     """
     folder, resumed = request.output, take_folder(request, processes, lock)
     torch.manual_seed(request.seed)
@@ -60,7 +67,7 @@ def prepare(
     recipe, teacher = _prepare_teacher(request, splits, preprocessing, device)
     train_split, validation = _prepare_splits(splits, preprocessing, recipe, tell, request.workers)
     if not request.batch_is_asked:
-        recipe = fit_batch(recipe, len(train_split), tell)
+        recipe = fit_batch(recipe, len(train_split), tell, processes.world)
     loader = TrainLoader(
         train_split,
         recipe,
@@ -70,12 +77,6 @@ def prepare(
         rank=processes.rank,
         world=processes.world,
     )
-    trouble = Trouble(processes)
-    if folder is not None and processes.first:  # all input was good: only now is anything written or replaced
-        with trouble.held():
-            tell = begin_folder(request, folder, net, tell, lock)
-            tell = tracked(request, folder, net, recipe, (train_split, validation), tell)
-    trouble.settle()
     if recipe.grad_checkpointing:
         _checkpoint_gradients(net)
     if resumed and folder is not None:
@@ -83,7 +84,8 @@ def prepare(
     elif request.branch is not None:
         settings = kept_settings(request.branch)
     else:
-        settings = _settings(net, recipe, loader, preprocessing, device)
+        batch = first_batch(loader.split, preprocessing, recipe.batch_size, splits.max_bad_rate)
+        settings = choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
     settings = processes.from_first(settings)
     job = Job(
         net=laid_out(net, settings, processes),
@@ -121,17 +123,30 @@ def take_folder(request: TrainRequest, processes: Processes, lock: OutputLock) -
             inputs |= {"init": None if request.init == "pretrained" else request.init}
             check_output_dir(folder, overwrite=request.overwrite, resume=request.resume, inputs=inputs.items())
             if processes.first:
+                if request.track is not None:
+                    need_tracker(request.track)
                 lock.take(folder)
     trouble.settle()
     return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
 
 
-def begin_folder(request: TrainRequest, folder: Path, net: nn.Module, tell: Progress, lock: OutputLock) -> Progress:
-    """Make the output folder, or empty it; gives ``tell``, which writes for TensorBoard too where that is asked for."""
-    need_bytes = state_bytes(net) * (request.keep + 1)
-    new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
-    lock.take(folder)
-    return logged(tell, folder / "tensorboard") if request.tensorboard else tell
+def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock, **more: object) -> None:
+    """Make the job's output folder, or empty it, and let ``tell`` tell TensorBoard and an experiment tracker too where
+    that is asked for; ``more`` is what a tracker is told of the run beside the recipe.
+
+    To be called when all input was found good: only here is anything of an earlier run replaced.
+    """
+    folder, trouble = job.output, Trouble(job.processes)
+    if folder is not None and job.processes.first:
+        with trouble.held():
+            need_bytes = state_bytes(job.net) * (request.keep + 1)
+            new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
+            lock.take(folder)
+            if request.tensorboard:
+                tell.to = logged(tell.to, folder / "tensorboard")
+            if request.track is not None:
+                tell.to = Tracking(request.track, _tracked(job, folder, more), tell.to)
+    trouble.settle()
 
 
 def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Module:
@@ -142,28 +157,16 @@ def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Mod
     return net.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
-def tracked(
-    request: TrainRequest,
-    folder: Path,
-    net: nn.Module,
-    recipe: Recipe,
-    splits: tuple[Split, Split],
-    tell: Progress,
-    **more: object,
-) -> Progress:
-    """``tell``, which tells an experiment tracker too where that is asked for; ``more`` is what it is told of the run
-    beside the recipe.
-    """
-    if request.track is None:
-        return tell
-    named = getattr(getattr(net, "spec", None), "name", type(net).__name__)
-    facts = {"model": named, "seed": request.seed, "data_digest": data_digest(splits), "commit": code_commit()}
-    run = Tracked(name=folder.resolve().name, folder=folder, facts={**recipe.to_dict(), **facts, **more})
-    return Tracking(request.track, run, tell)
+def _tracked(job: Job, folder: Path, more: Mapping[str, object]) -> Tracked:
+    """What an experiment tracker is told of a run."""
+    named = getattr(getattr(job.net, "spec", None), "name", type(job.net).__name__)
+    digest = data_digest((job.loader.split, job.validation))
+    facts = {"model": named, "seed": job.seed, "data_digest": digest, "commit": code_commit()}
+    return Tracked(name=folder.resolve().name, folder=folder, facts={**job.recipe.to_dict(), **facts, **more})
 
 
 @contextmanager
-def ended(tell: Progress) -> Iterator[Callable[[bool], None]]:
+def ended(tell: Relay) -> Iterator[Callable[[bool], None]]:
     """A run that ``tell`` is told of: its tracker, where there is one, learns that it ended, and whether the function
     that this gives was called with True before.
     """
@@ -176,8 +179,8 @@ def ended(tell: Progress) -> Iterator[Callable[[bool], None]]:
     try:
         yield finish
     finally:
-        if isinstance(tell, Tracking):
-            tell.end(finished=finished)
+        if isinstance(tell.to, Tracking):
+            tell.to.end(finished=finished)
 
 
 def _prepare_teacher(
@@ -206,7 +209,10 @@ def _teacher_cache(
     if recipe.distill_features:
         raise UserError("teacher_cache keeps outputs alone; set distill_features to 0, or leave it out")
     key = cache_key(teacher, train, preprocessing, recipe, request.seed)
-    return TeacherCache(request.teacher_cache, key, len(train))
+    cache = TeacherCache(request.teacher_cache, key, len(train))
+    if request.output is None or not cache.folder.resolve().is_relative_to(request.output.resolve()):
+        cache.make()  # one in the output folder is made when that stands
+    return cache
 
 
 def _prepare_splits(
@@ -234,12 +240,16 @@ def state_bytes(net: nn.Module) -> int:
     return 7 * sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
-def fit_batch(recipe: Recipe, images: int, tell: Progress) -> Recipe:
-    """The recipe with a batch that is not larger than the set; only for a batch that nobody asked for."""
-    if recipe.batch_size <= images:
+def fit_batch(recipe: Recipe, images: int, tell: Progress, world: int = 1) -> Recipe:
+    """The recipe with a batch of which ``world`` processes' are not larger than the set; only for a batch that nobody
+    asked for.
+    """
+    share = images // world
+    if recipe.batch_size <= share or not share:
         return recipe
-    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {images}, the size of the train set"})
-    return recipe.override({"batch_size": images})
+    part = "the size of the train set" if world == 1 else f"what {world} processes have each of the train set"
+    tell({"kind": "note", "text": f"batch size {recipe.batch_size} lowered to {share}, {part}"})
+    return recipe.override({"batch_size": share})
 
 
 def _checkpoint_gradients(net: nn.Module) -> None:
@@ -256,15 +266,19 @@ def kept_settings(folder: Path) -> Settings:
     return Settings(precision=kept["precision"], layout=kept["layout"])
 
 
-def _settings(
-    net: nn.Module, recipe: Recipe, loader: TrainLoader, preprocessing: Preprocessing, device: torch.device
-) -> Settings:
-    """Precision and layout, measured on some images of the train set where the recipe leaves them open."""
-    some = loader.split.subset(range(min(recipe.batch_size, 128)))
-    batch = next(eval_batches(some, preprocessing, batch_size=128, workers=0))
-    if not len(batch.indices):
-        raise UserError(f"none of the first images can be decoded; first: {batch.bad[0]}")
-    return choose_settings(net, recipe, preprocessing.normalize(batch.images.to(device)))
+def first_batch(split: Split, preprocessing: Preprocessing, batch_size: int, max_bad_rate: float) -> Batch:
+    """The first images of the train set, at most 128, that can be decoded: what precision and layout are measured on.
+
+    Raises:
+        UserError: too many images before them can not be.
+    """
+    bad = list[str]()
+    for batch in eval_batches(split, preprocessing, batch_size=min(batch_size, 128), workers=0):
+        if len(batch.indices):
+            return batch
+        bad += batch.bad
+        check_bad_rate(bad, len(split), max_bad_rate, split.split)
+    raise UserError(f"the {split.split} set has no image")
 
 
 def build_net(
@@ -310,9 +324,9 @@ def build_net(
         return module
     from convscale.nn.weights import load_weights
 
-    start = load_checkpoint(init) if Path(init).is_dir() else None
-    loaded = load_weights(module, init if start is None else start.net.state_dict(), allow_head_mismatch=True)
-    for note in loaded.notes(splits.classes, source_classes=None if start is None else start.classes):
+    weights, named = weights_of(init) if Path(init).is_dir() else (init, None)
+    loaded = load_weights(module, weights, allow_head_mismatch=True)
+    for note in loaded.notes(splits.classes, source_classes=named):
         if tell is not None:
             tell({"kind": "note", "text": note})
     return module

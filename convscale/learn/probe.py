@@ -63,7 +63,7 @@ def solve_head(
     Raises:
         UserError: the network has no such head.
     """
-    headed, head = _headed(net)
+    headed, head = headed_parts(net)
     x, labels = _features(headed, _spread(train, MOST_IMAGES), preprocessing, device, workers)
     seen, truth = _features(headed, validation, preprocessing, device, workers)
     solved = _solve(x, labels, seen, truth, head.out_features, DECAYS)
@@ -74,7 +74,7 @@ def solve_head(
     return solved.decay, solved.loss
 
 
-def _headed(net: nn.Module) -> tuple[_Headed, nn.Linear]:
+def headed_parts(net: nn.Module) -> tuple[_Headed, nn.Linear]:
     """The network by timm's names for its parts, and its linear classifier.
 
     Raises:
@@ -222,7 +222,7 @@ def probe(
         UserError: the network has no such head, or no image can be read.
     """
     began = time.monotonic()
-    headed, head = _headed(net)
+    headed, head = headed_parts(net)
     x, labels = _features(headed, _spread(train, most), preprocessing, device, workers)
     seen, truth = _features(headed, _spread(validation, max(1, most // 2)), preprocessing, device, workers)
     solved = _solve(x, labels, seen, truth, head.out_features, DECAYS)

@@ -119,6 +119,20 @@ class LiveProgress:
         return f"{self.label}: " if self.label else ""
 
 
+class Relay:
+    """A progress function whose hearer may change while others hold it.
+
+    Args:
+        to: who is told.
+    """
+
+    def __init__(self, to: Progress) -> None:
+        self.to = to
+
+    def __call__(self, event: Event) -> None:
+        self.to(event)
+
+
 def noted(progress: Progress | None, notes: list[str]) -> Progress:
     """A progress function that keeps the notes, and passes every event on: of several processes the first one does."""
     first = int(os.environ.get("RANK", "0")) == 0

@@ -40,9 +40,17 @@ class RunFolder:
         self._digest = data_digest((job.loader.split, job.validation))
         self._commit = code_commit()
 
-    def save_state(self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any]) -> None:
-        """A training state after so many batches of the run, of which the last few are kept."""
-        if self._save(f"step-{batches:08d}", net, metrics, self._with_settings(state)):
+    def save_state(
+        self, batches: int, net: nn.Module, metrics: dict[str, object], state: dict[str, Any], *, anew: bool = False
+    ) -> None:
+        """A training state after so many batches of the run, of which the last few are kept; ``anew`` where one that
+        stands there knows less: of an epoch's last step, before it was validated.
+        """
+        name = f"step-{batches:08d}"
+        if anew and (self.folder / "checkpoints" / name).exists():
+            self._save_anew("step", batches, net, metrics, self._with_settings(state))
+            prune(self.folder, keep=self.job.keep)
+        elif self._save(name, net, metrics, self._with_settings(state)):
             prune(self.folder, keep=self.job.keep)
 
     def save_best(self, batches: int, net: nn.Module, metrics: dict[str, object]) -> None:
@@ -62,8 +70,10 @@ class RunFolder:
     ) -> None:
         """Put right what a rollback, or an epoch's end, left that was cut short before the state in ``place`` was all.
 
-        The state gets its own number, and a best network of later gives way to the one that the state knows.
+        The state gets its own number, and a best network of later gives way to the one that the state knows. Later
+        states were passed over as damaged: left there, they would count for the last few that are kept.
         """
+        drop_from(self.folder, batches_of(place) + 1)
         if batches_of(place) > batches:
             drop_from(self.folder, batches, keep=place)
         self._best_as_known(batches, net, metrics, state)

@@ -55,7 +55,14 @@ def lr_factor(recipe: Recipe, position: float, epochs: float) -> float:
     return recipe.decay_rate ** (math.floor(exponent + 1e-9) if recipe.schedule == "step" else exponent)
 
 
-def image_size_at(epoch: int, whole: Size, recipe: Recipe) -> Size:
+def epoch_at(epoch: int, elapsed: float, max_seconds: float | None, recipe: Recipe) -> float:
+    """The epoch (counted from 0) that a run of all the recipe's epochs would be in: one that time ends has fewer,
+    and goes through them faster.
+    """
+    return epoch if max_seconds is None else max(epoch, min(1.0, elapsed / max_seconds) * recipe.epochs)
+
+
+def image_size_at(epoch: float, whole: Size, recipe: Recipe) -> Size:
     """The images' size in pixels in an epoch (counted from 0), by progressive resizing: from the recipe's share of the
     ``whole`` size, linearly to all of it at three quarters of the run, in steps of 4 pixels.
     """

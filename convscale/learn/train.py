@@ -15,13 +15,14 @@ from convscale.errors import check_path
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
-from convscale.learn.branch import branch_off, check_branch, recipe_of_state
+from convscale.learn.branch import branch_off, check_branch, keep_best, recipe_of_state
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
 from convscale.learn.job import Job
 from convscale.learn.loop import Trainer
-from convscale.learn.prepare import ended, prepare
-from convscale.learn.progress import Progress, duration, noted
+from convscale.learn.prepare import begin_folder, ended, prepare
+from convscale.learn.probe import headed_parts
+from convscale.learn.progress import Progress, Relay, duration, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import recipe_of
 from convscale.learn.record import EpochRow
@@ -189,7 +190,7 @@ def train(
 def _train(request: TrainRequest) -> TrainRun:
     """Build what was asked for, and run it."""
     notes: list[str] = []
-    tell = noted(request.progress, notes)
+    tell = Relay(noted(request.progress, notes))
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
     splits = request.data if isinstance(request.data, DataSplits) else open_dataset(request.data)
     processes, device = join(request.device)
@@ -198,9 +199,11 @@ def _train(request: TrainRequest) -> TrainRun:
         if job.output is not None:
             older = splits.digests(older=True) if resumed else None
             job = replace(job, data=splits.digests(), data_older=older)
-        with ended(job.progress) as finish:
+        with ended(tell) as finish:
             with nullcontext() if job.teacher is None else evaluating(job.teacher):
-                run = _run(job, resumed=resumed, branch=request.branch, notes=notes)
+                trainer = _ready(job, request, resumed=resumed)
+                begin_folder(request, job, tell, lock)
+                run = _run(trainer, request, resumed=resumed, notes=notes)
             finish(run.finished)
         return run
 
@@ -259,16 +262,24 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     )
 
 
-def _run(job: Job, *, resumed: bool, branch: Path | None, notes: list[str]) -> TrainRun:
+def _ready(job: Job, request: TrainRequest, *, resumed: bool) -> Trainer:
+    """What runs the job, where it starts; the last that can refuse what was asked for."""
     trainer = Trainer(job)
-    if branch is not None and not resumed:
-        branch_off(trainer, branch)
+    if request.branch is not None and not resumed:
+        branch_off(trainer, request.branch)
+    elif job.recipe.solve_head and not resumed:
+        headed_parts(job.net)
+    return trainer
+
+
+def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[str]) -> TrainRun:
+    if request.branch is not None and not resumed:
+        keep_best(trainer)
     begin(trainer, resumed=resumed)
-    if job.recipe.solve_head and not resumed and branch is None:
+    if trainer.job.recipe.solve_head and not resumed and request.branch is None:
         trainer.start_from_solved_head()
     trainer.run()
     if trainer.imitation is not None:
         trainer.imitation.close()
-    run = result_of(trainer, notes)
-    run.net.requires_grad_(True)
-    return run
+    trainer.freezing.restore()
+    return result_of(trainer, notes)

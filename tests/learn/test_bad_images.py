@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
 from convscale.learn.bad_images import BadImages
 from convscale.learn.distributed import Processes
+from convscale.learn.prepare import first_batch
+
+PLAIN = Preprocessing(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def _bad(*theirs: tuple[str, ...], images: int = 200, max_bad_rate: float = 0.01) -> BadImages:
@@ -44,3 +52,23 @@ def test_one_alone_need_not_wait_for_the_epochs_end() -> None:
     bad.count(("b.png: broken",))
     with pytest.raises(UserError, match=r"^3 of 200 train images"):
         bad.count(("c.png: broken",))
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_a_first_picture_that_can_not_be_read_is_passed_over(tmp_path: Path, wrong: int) -> None:
+    """Batches of one, as of large networks: the first whose picture is there is what the settings are measured on."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.fromarray(np.full((20, 20, 3), 9 * number, np.uint8)).save(tmp_path / name / f"{number}.png")
+    split = open_dataset(tmp_path).train
+    for number in range(wrong):
+        Path(split.name(number)).write_bytes(b"no picture")
+    if wrong == 1:
+        batch = first_batch(split, PLAIN, 1, 0.01)
+        assert batch.indices.tolist() == [1]
+    else:
+        with pytest.raises(
+            UserError, match=r"^2 of \d+ train images \(\d+\.\d%\) can not be decoded, at most 1\.0% may be"
+        ):
+            first_batch(split, PLAIN, 1, 0.01)

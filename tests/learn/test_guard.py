@@ -24,7 +24,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify_checkpoint
 from convscale.learn.cost import RunCost
-from convscale.learn.freeze import set_trainable
+from convscale.learn.freeze import set_trainable, trainable
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.teacher import open_teacher
@@ -316,7 +316,8 @@ def test_a_first_interrupt_saves_and_a_second_ends(tmp_path: Path) -> None:
 def test_frozen_norms_keep_their_statistics() -> None:
     net = small_net()
     net.train()
-    set_trainable(net, frozen=True)
+    given = trainable(net)
+    set_trainable(net, frozen=True, given=given)
     before = net[1].running_mean.clone()
     net(torch.rand(4, 1, 12, 12)).sum().backward()
     assert torch.equal(net[1].running_mean, before)
@@ -324,7 +325,7 @@ def test_frozen_norms_keep_their_statistics() -> None:
     assert net[9].weight.grad is not None
     assert net[8].training  # dropout
     net.train()
-    set_trainable(net, frozen=False)
+    set_trainable(net, frozen=False, given=given)
     net(torch.rand(4, 1, 12, 12))
     assert not torch.equal(net[1].running_mean, before)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -144,6 +146,51 @@ def test_the_schedule_starts_when_the_frozen_layers_join() -> None:
     assert lr_factor(warm, 0.4, 10) == pytest.approx(0.5)  # two of the four epochs after the second
     stepped = recipe.override({"schedule": "step", "decay_rate": 0.1, "decay_epochs": 4})
     assert [lr_factor(stepped, at, 10) for at in (0.59, 0.6, 0.99)] == pytest.approx([1, 0.1, 0.1])
+
+
+def test_what_was_given_frozen_stays_so() -> None:
+    """Whether the head is trained first or not."""
+    for epochs in (0, 1):
+        net = small_net()
+        net[0].requires_grad_(False)
+        before = {name: value.clone() for name, value in net.named_parameters()}
+        recipe = Recipe(name="x", epochs=3, batch_size=32, lr=0.05, augment="none", precision="fp32", layout="nchw")
+        train(net, halves_data(), recipe=recipe.override({"freeze_epochs": epochs, "weight_decay": 0.1}))
+        assert [name for name, value in net.named_parameters() if not value.requires_grad] == ["0.weight"]
+        assert torch.equal(net[0].weight, before["0.weight"])
+        assert not torch.equal(net[3].weight, before["3.weight"])
+
+
+@pytest.mark.parametrize("per_epoch", [3, 48])  # many epochs of few steps; half of one, of many
+def test_sizes_and_freezing_follow_the_time_that_ends_a_run(monkeypatch: pytest.MonkeyPatch, per_epoch: int) -> None:
+    """Frozen for a fifth of the epochs is a fifth of the time; sizes grow from 0.6 x 12 px to three quarters of it.
+
+    By a clock of which each look takes a millisecond.
+    """
+    looks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(looks) / 1000)
+    seen: list[tuple[int, bool]] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small_net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                seen.append((x.shape[-1], not self.body[0].weight.requires_grad))
+            return self.body(x)
+
+    recipe = Recipe(name="x", batch_size=96 // per_epoch, augment="none", precision="fp32", layout="nchw")
+    recipe = recipe.override({"freeze_epochs": 2000, "epochs": 10_000, "progressive": 0.6, "ema_decay": 0.0})
+    train(Watched(), halves_data(), recipe=recipe, max_seconds=0.9 if per_epoch == 3 else 0.15)
+    frozen = [still for _, still in seen]
+    assert frozen == sorted(frozen, reverse=True)
+    assert 0.1 < sum(frozen) / len(frozen) < 0.35
+    sizes = [size for size, _ in seen]
+    assert sizes[0] == 8
+    assert sizes == sorted(sizes)
+    assert len(sizes) < per_epoch if per_epoch == 48 else sizes[-1] == 12
 
 
 def test_frozen_layers_stand_still_for_their_epochs_and_no_longer() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError
-from convscale.learn.checkpoint import load_checkpoint
+from convscale.learn.checkpoint import about_state, batches_of, list_checkpoints, load_checkpoint, load_state
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loop import Trainer
 from convscale.learn.progress import LiveProgress, duration
@@ -197,6 +197,49 @@ def test_resume_after_the_newest_state_was_damaged(tmp_path: Path) -> None:
     resumed = train(_net(), halves_data(), recipe=QUICK, output=folder, resume=True)
     assert any("is damaged" in note for note in resumed.notes)
     assert _same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize("stop_at", [None, 18])  # with the very last step, before its validation
+def test_the_last_state_knows_the_validation_of_its_epoch(tmp_path: Path, stop_at: int | None) -> None:
+    """Where a state was saved with the epoch's last step, the one after validation has the same number."""
+    folder, taken = tmp_path / "run", itertools.count(1)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and next(taken) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options: dict[str, Any] = {"recipe": QUICK, "output": folder, "checkpoint_seconds": 0, "keep": 99}
+    run = train(_net(), halves_data(), progress=stop, **options)
+    if stop_at:
+        assert (run.finished, len(run.history)) == (False, 2)
+        run = train(_net(), halves_data(), resume=True, **options)
+    states = list_checkpoints(folder)
+    assert [batches_of(place) for place in states] == [*range(18, 0, -1)]
+    for place, epochs in ((states[0], 3), (states[6], 2), (states[12], 1)):
+        found, about, state, _ = load_state(place)
+        assert found == place
+        assert (state["numbers"]["epoch"], state["numbers"]["step"]) == (epochs, 0)
+        assert [row["epoch"] for row in about["metrics"]["history"]] == [*range(1, epochs + 1)]
+    assert about_state(folder)["metrics"]["best"]["metric"] == run.best_metric
+
+
+def test_a_damaged_state_that_was_passed_over_counts_for_none_that_is_kept(tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", train(_net(), halves_data(), recipe=QUICK)
+    options: dict[str, Any] = {"recipe": QUICK, "output": folder, "checkpoint_seconds": 0}
+    with pytest.raises(Stop):
+        train(_net(), halves_data(), progress=_steps([], 15), **options)
+    newest, before = list_checkpoints(folder)
+    assert (batches_of(newest), batches_of(before)) == (14, 13)
+    (newest / "state.safetensors").write_bytes(b"")
+    (before / "state.json").rename(folder / "kept.json")
+    with pytest.raises(UserError, match="is damaged"):
+        train(_net(), halves_data(), resume=True, **options)
+    assert list_checkpoints(folder) == [newest, before], "nothing is taken away where no state is whole"
+    (folder / "kept.json").rename(before / "state.json")
+    with pytest.raises(Stop):  # before it has come to the damaged one's number
+        train(_net(), halves_data(), resume=True, keep=1, progress=_steps([], 1), **options)
+    assert list_checkpoints(folder) == [before]
+    assert _same_weights(whole, train(_net(), halves_data(), resume=True, keep=1, **options))
 
 
 @pytest.mark.parametrize("stop_at", [8, 18])  # in the second epoch; with the very last step, before its validation

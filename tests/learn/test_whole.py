@@ -163,6 +163,23 @@ def test_weights_to_start_from(tmp_path: Path) -> None:
         train(spec_net, dataclasses.replace(data, **two, classes=("a", "b")), recipe=frozen)
 
 
+def test_a_network_of_ones_own_starts_from_its_own_checkpoint(tmp_path: Path) -> None:
+    """It is given, so nothing needs to be built; its classes are told where they have other names."""
+    recipe = Recipe(name="x", epochs=1, batch_size=16, augment="none", lr=0.05, ema_decay=0, **PLAIN)
+    first = train(small_net(), halves_data(), recipe=recipe, output=tmp_path / "run")
+    still = recipe.override({"lr": 1e-9})
+    for start in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "best-00000006"):
+        again = train(small_net(), halves_data(), recipe=still, init=start)
+        for name, value in again.net.named_parameters():
+            torch.testing.assert_close(value, first.net.state_dict()[name], rtol=0, atol=1e-6)
+    data = halves_data()
+    parts = {
+        name: dataclasses.replace(getattr(data, name), classes=("x", "y", "z")) for name in ("train", "validation")
+    }
+    named = train(small_net(), dataclasses.replace(data, classes=("x", "y", "z"), **parts), recipe=still, init=start)
+    assert named.notes == ("weights: their classifier, taken over, is for other classes: dark, left, top",)
+
+
 def test_a_teacher_is_imitated() -> None:
     data = halves_data()
     plain = Recipe(name="x", epochs=6, batch_size=16, lr=0.05, augment="none", ema_decay=0, **PLAIN)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError
-from convscale.learn.branch import branch_off
+from convscale.learn.branch import branch_off, keep_best
 from convscale.learn.checkpoint import list_checkpoints, load_checkpoint
 from convscale.learn.distributed import Trouble
 from convscale.learn.ema import Ema, build_ema, power_of
@@ -150,6 +150,7 @@ def test_a_branch_whose_folder_is_full_tells_the_other_processes(monkeypatch: py
     )
     monkeypatch.setattr("convscale.learn.branch.restore", lambda trainer, place: place)
     branch_off(trainer, Path("state"))
+    keep_best(trainer)
     assert trainer.trouble.rank == 0
     with pytest.raises(UserError, match="the disk is full"):
         trainer.trouble.end(-1)

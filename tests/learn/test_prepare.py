@@ -1,0 +1,117 @@
+"""What is wrong with the input is found before an earlier run is replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from convscale.errors import UserError
+from convscale.images.splits import ArraySplit
+from convscale.learn.loader import TrainLoader
+from convscale.learn.prepare import fit_batch
+from convscale.learn.progress import Event
+from convscale.learn.recipe import Recipe
+from convscale.learn.train import train
+from tests.learn.nets import halves, halves_data, small_net
+
+PLAIN = Recipe(name="x", epochs=1, batch_size=32, augment="none", schedule="wsd", precision="fp32", layout="nchw")
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(5)
+    return small_net()
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stable") / "run"
+    train(_net(), halves_data(), recipe=PLAIN.override({"decay_share": 0}), output=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier") / "run"
+    train(_net(), halves_data(), recipe=PLAIN, output=folder)
+    return folder
+
+
+def test_overwrite_keeps_the_earlier_run_until_all_input_is_good(
+    stable: Path, earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _contents(earlier)
+    assert len(before) > 5
+
+    def refused(said: str, change: dict[str, object] | None = None, data: Any = None, **options: Any) -> None:
+        recipe = PLAIN.override(change or {})
+        with pytest.raises(UserError, match=said):
+            train(_net(), data or halves_data(), recipe=recipe, output=earlier, overwrite=True, **options)
+        assert _contents(earlier) == before
+
+    refused("accumulate 4 is more than the 3 batches of an epoch", {"accumulate": 4})
+    refused("this network has no set_grad_checkpointing", {"grad_checkpointing": True})
+    refused("solve_head needs a network with forward_features", {"solve_head": True})
+    refused("teacher_cache is .*, but there is no teacher", teacher_cache=tmp_path / "cache")
+    refused("distill_features needs a network with a linear", {"distill_features": 1.0}, teacher=nn.Flatten())
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    refused("--track wandb needs wandb, which is not installed", track="wandb")
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    refused("schedule-free", {"optimizer": "schedule-free", "schedule": "constant"})
+    grown: dict[str, Any] = {"branch": stable, "epochs": 3}
+    refused("was trained with seed 0, not 1", seed=1, **grown)
+    refused("was trained with batch_size 32, not 16", {"batch_size": 16}, **grown)
+    data = halves_data()
+    named: dict[str, Any] = {
+        name: dataclasses.replace(part, classes=("a", "b", "c"))
+        for name in ("train", "validation", "test")
+        if isinstance(part := getattr(data, name), ArraySplit)
+    }
+    refused("was trained on classes", data=dataclasses.replace(data, classes=("a", "b", "c"), **named), **grown)
+    run = train(_net(), halves_data(), recipe=PLAIN, epochs=3, output=earlier, overwrite=True, branch=stable)
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert _contents(earlier) != before
+
+
+def test_a_branch_of_what_would_be_overwritten_is_refused(stable: Path) -> None:
+    before = _contents(stable)
+    for branch in (stable, stable / "checkpoints" / "step-00000003"):
+        with pytest.raises(UserError, match=r"branch .* lies in output .*, which overwrite empties; name another"):
+            train(_net(), halves_data(), recipe=PLAIN, epochs=3, output=stable, overwrite=True, branch=branch)
+    assert _contents(stable) == before
+
+
+def test_a_teachers_answers_may_lie_in_the_output_folder(tmp_path: Path) -> None:
+    for _ in range(2):
+        train(
+            _net(),
+            halves_data(),
+            recipe=PLAIN,
+            output=tmp_path / "run",
+            overwrite=True,
+            teacher=small_net(),
+            teacher_cache=tmp_path / "run" / "answers",
+        )
+        assert len(list((tmp_path / "run" / "answers").glob("*/epoch-00001.npy"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("world", "asked", "lowered"), [(1, 64, 64), (1, 97, 96), (2, 48, 48), (2, 64, 48), (5, 64, 19), (97, 64, 64)]
+)
+def test_a_batch_that_nobody_asked_for_is_no_larger_than_a_processs_share(world: int, asked: int, lowered: int) -> None:
+    """Of 96 images; 97 processes can have none each, and the loader says so."""
+    told: list[Event] = []
+    recipe = fit_batch(PLAIN.override({"batch_size": asked}), 96, told.append, world)
+    assert recipe.batch_size == lowered
+    assert len(told) == (lowered < asked)
+    if world < 97:
+        assert TrainLoader(halves(96), recipe, image_size=12, world=world).steps_per_epoch >= 1
