@@ -122,6 +122,8 @@ class BoxSplits:
     carved: tuple[str, ...] = ()
     """``validation`` and ``test`` where they were carved from the train set: one picture more or less in that makes
     others of them."""
+    borrowed: str | None = None
+    """The split whose pictures ``train`` has too, where there is no train set: nothing may be learnt from them."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ def open_boxes(
     What is wrong is counted and named in ``notes``: boxes without area, outside, of unknown classes, pictures that are
     missing, unreadable or of another size, ids that stand there twice. Such boxes and pictures are left out, up to
     ``max_bad_rate`` of the pictures and 5 % of the boxes. Boxes that reach out are cut. A picture without boxes is kept
-    as background. Splits that are missing are carved from train, by picture.
+    as background. Splits that are missing are carved from train, by picture; where there is no train set it is another
+    one (``borrowed``), which can be evaluated on and not trained on.
 
     Args:
         path: COCO: an annotation file, or a folder with one for each split (``annotations/instances_train2017.json``,
@@ -64,7 +65,7 @@ def open_boxes(
     pictures = sum(len(each) for each in found.values())
     boxes = sum(len(one.boxes) for each in found.values() for one in each)
     faults.check(str(place), pictures, boxes, max_bad_rate)
-    made, carved, notes = _complete(splits, place, seed)
+    made, carved, borrowed, notes = _complete(splits, place, seed)
     return BoxSplits(
         train=made["train"],
         validation=made["validation"],
@@ -74,6 +75,7 @@ def open_boxes(
         max_bad_rate=max_bad_rate,
         origin=place,
         carved=carved,
+        borrowed=borrowed,
     )
 
 
@@ -208,17 +210,19 @@ def _header(path: str) -> tuple[tuple[int, int], int] | str:
 
 def _complete(
     splits: dict[str, BoxSplit], place: Path, seed: int
-) -> tuple[dict[str, BoxSplit], tuple[str, ...], list[str]]:
-    """All three splits, which of them are carved, and notes; what is missing is carved from train, the same each
-    time.
+) -> tuple[dict[str, BoxSplit], tuple[str, ...], str | None, list[str]]:
+    """All three splits, which of them are carved, the one that train is borrowed from, and notes; what is missing is
+    carved from train, the same each time.
     """
     notes: list[str] = []
+    borrowed: str | None = None
     if "train" not in splits or not len(splits["train"]):
         known = [name for name, each in splits.items() if len(each)]
         if not known:
             raise UserError(f"{place} has 0 images that can be used")
-        splits = {**splits, "train": splits[known[0]].subset(range(len(splits[known[0]])), "train")}
-        notes.append(f"there is no train set; it is the {known[0]} set")
+        borrowed = known[0]
+        splits = {**splits, "train": splits[borrowed].subset(range(len(splits[borrowed])), "train")}
+        notes.append(f"there is no train set; it is the {borrowed} set")
     train = splits["train"]
     missing = [name for name in ("validation", "test") if name not in splits or not len(splits[name])]
     order = np.random.default_rng([seed, 17]).permutation(len(train))
@@ -233,4 +237,4 @@ def _complete(
         notes.append(f"carved {count:,} images from train as {name} set")
     if missing:
         splits["train"] = train.subset(np.sort(order))
-    return splits, tuple(missing), notes
+    return splits, tuple(missing), borrowed, notes

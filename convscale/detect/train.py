@@ -178,6 +178,11 @@ def _prepare(
 ) -> tuple[Job, bool]:
     """Everything that a run needs, and whether it goes on from a saved state; nothing is written yet."""
     folder, resumed = request.output, take_folder(request, processes, lock)
+    if splits.borrowed is not None:
+        raise UserError(
+            f"data {splits.origin} has no train set, and what has learnt from its {splits.borrowed} set is not judged by "
+            "it; add a train set"
+        )
     if not splits.train.box_count:
         raise UserError("the train set has no box; there is nothing to learn")
     torch.manual_seed(request.seed)

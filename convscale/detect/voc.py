@@ -27,8 +27,8 @@ def is_voc(folder: Path) -> bool:
 
 
 def open_voc(folder: Path) -> tuple[dict[str, list[Annotated]], tuple[str, ...]]:
-    """Pictures by split (of ``ImageSets/Main``; without those all of them are ``train``), and class names in order of
-    the alphabet.
+    """Pictures by split, and class names in order of the alphabet. Splits are the lists of ``ImageSets/Main``; without
+    those all pictures are ``train``. Where no list is, ``trainval`` is it, without what other lists name.
 
     Raises:
         UserError: no annotations, or one that is no such XML.
@@ -37,8 +37,10 @@ def open_voc(folder: Path) -> tuple[dict[str, list[Annotated]], tuple[str, ...]]
     sets = folder / "ImageSets" / "Main"
     for file in sorted(sets.glob("*.txt")) if sets.is_dir() else ():
         if split := split_of(file.stem):
-            lines = read_text(file, "list").split("\n")
-            listed[split] = [line.split()[0] for line in lines if line.strip()]
+            listed[split] = _listed(file)
+    if "train" not in listed and (sets / "trainval.txt").is_file():
+        held = {name for names in listed.values() for name in names}
+        listed["train"] = [name for name in _listed(sets / "trainval.txt") if name not in held]
     if not listed:
         listed = {"train": sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))}
     splits = {split: [_picture(folder, name) for name in names] for split, names in listed.items()}
@@ -48,6 +50,11 @@ def open_voc(folder: Path) -> tuple[dict[str, list[Annotated]], tuple[str, ...]]
     if not names:
         raise UserError(f"{folder / 'Annotations'} has no object in any file; there is no class to learn")
     return splits, tuple(names)
+
+
+def _listed(file: Path) -> list[str]:
+    """Names of pictures, the first word of each line."""
+    return [line.split()[0] for line in read_text(file, "list").split("\n") if line.strip()]
 
 
 def _picture(folder: Path, stem: str) -> Annotated:

@@ -150,6 +150,61 @@ def test_vocs_pixels_count_from_one(tmp_path: Path) -> None:
     assert opened.validation.crowd[0].tolist() == [True]
 
 
+def voc(folder: Path, lists: dict[str, str]) -> Path:
+    """Pictures a to h with one dog each, and lists of them by name."""
+    (folder / "Annotations").mkdir(parents=True)
+    for name in "abcdefgh":
+        picture(folder / "JPEGImages" / f"{name}.jpg")
+        (folder / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><filename>{name}.jpg</filename><object><name>dog</name><bndbox><xmin>1</xmin><ymin>2</ymin>"
+            "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+        )
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for split, names in lists.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("lists", "train", "validation", "test"),
+    [
+        ({"trainval": "abcdef", "test": "gh"}, 5, 1, "gh"),  # a tenth of six, at least one, is carved
+        ({"trainval": "abcdef", "val": "ef", "test": "gh"}, 4, 2, "gh"),
+        ({"trainval": "abcdefg", "test": "gh"}, 5, 1, "gh"),  # what is listed for the test is not learnt from
+        ({"trainval": "abcdef", "train": "abc", "val": "def", "test": "gh"}, 3, 3, "gh"),
+    ],
+)
+def test_trainval_is_vocs_train_set(
+    tmp_path: Path, lists: dict[str, str], train: int, validation: int, test: str
+) -> None:
+    opened = cs.open_boxes(voc(tmp_path, lists))
+    assert opened.borrowed is None
+    assert (len(opened.train), len(opened.validation)) == (train, validation)
+    assert [Path(path).stem for path in opened.test.paths] == list(test)
+    assert not {*opened.train.paths, *opened.validation.paths} & set(opened.test.paths)
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
+def test_a_train_set_that_is_another_one_is_evaluated_on_and_not_trained_on(tmp_path: Path, form: str) -> None:
+    place = tmp_path / "set"
+    if form == "voc":
+        voc(place, {"test": "abcdefgh"})
+    elif form == "coco":
+        file = coco_set(place, 8)
+        file.rename(file.with_name("test.json"))
+    else:
+        for number in range(8):
+            picture(place / "images" / "test" / f"{number}.jpg")
+        (place / "labels" / "test").mkdir(parents=True)
+        (place / "labels" / "test" / "0.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    opened = cs.open_boxes(place)
+    assert (opened.form, opened.borrowed, len(opened.test)) == (form, "test", 8)
+    assert "there is no train set; it is the test set" in opened.notes
+    with pytest.raises(cs.UserError, match="has no train set, and what has learnt from its test set is not judged"):
+        cs.train_detector("resnet18", opened, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_boxes_are_counted_named_and_left_out(tmp_path: Path) -> None:
     images, annotations = [], []
     for number in range(160):
