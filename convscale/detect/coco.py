@@ -22,8 +22,8 @@ _PARTS = ("images", "annotations", "categories")
 
 
 def find_coco(folder: Path, faults: Faults) -> dict[str, Path]:
-    """Annotation files of a folder by the split that their name, or their folder's, says; where none is ``train``, the
-    first that says none is. Files that are passed over are told.
+    """Annotation files of a folder by the split that their name, or else their folder's, says; where none is ``train``,
+    the first that says none is. Files that are passed over are told.
     """
     places = [folder, folder / "annotations", *(each for each in _folders(folder) if split_of(each.name))]
     files = [path for place in places for path in sorted(place.glob("*.json")) if _looks_like_coco(path)]
@@ -44,9 +44,9 @@ def find_coco(folder: Path, faults: Faults) -> dict[str, Path]:
 
 
 def _said_split(path: Path) -> str | None:
-    """The split that a file's folder, or else a word of its name, says."""
+    """The split that a word of a file's name, or else its folder, says: a data folder may be called ``test`` too."""
     words = path.stem.lower().replace("-", "_").replace("2017", "").replace("2014", "").split("_")
-    return split_of(path.parent.name) or next((split_of(word) for word in words if split_of(word)), None)
+    return next((split for word in words if (split := split_of(word))), None) or split_of(path.parent.name)
 
 
 def _folders(folder: Path) -> list[Path]:

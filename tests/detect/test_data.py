@@ -107,6 +107,17 @@ def test_files_that_name_their_split_go_first_and_others_are_told(
     assert list(faults.notes()) == told
 
 
+@pytest.mark.parametrize("name", ["test", "val", "train"])
+def test_a_data_folder_that_is_called_as_a_split_leaves_its_files_theirs(tmp_path: Path, name: str) -> None:
+    place, faults = tmp_path / name, Faults()
+    place.mkdir()
+    for split in ("train", "val", "test"):
+        (place / f"{split}.json").write_text('{"annotations": []}')
+    found = {"train": place / "train.json", "validation": place / "val.json", "test": place / "test.json"}
+    assert find_coco(place, faults) == found
+    assert faults.notes() == ()
+
+
 def test_a_set_says_which_of_its_files_were_passed_over(tmp_path: Path) -> None:
     file = coco_set(tmp_path)
     file.with_name("train.json").write_text(file.read_text())
