@@ -96,7 +96,7 @@ def ship_fastest(
         temperatures: for several labels per image: what their logits are divided by.
     """
     cond = basis.conditions
-    images, labels = EvalImages(test, preprocessing), _one_label(test)
+    images, labels = EvalImages(test, preprocessing), test.labels.numpy()
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
         keywords = _for_int8(splits, preprocessing, how)
@@ -151,7 +151,7 @@ def _for_int8(splits: DataSplits, preprocessing: Preprocessing, how: Shipping) -
     some, _ = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
     return {
         "verify_images": EvalImages(held, preprocessing),
-        "verify_labels": _one_label(held),
+        "verify_labels": held.labels.numpy(),
         "calibration_images": np.concatenate(list(EvalImages(some, preprocessing))),
         "max_drop": how.max_drop,
         "qat": how.qat,
@@ -200,7 +200,7 @@ def ship_elsewhere(
     asked = basis.conditions
     common: dict[str, Any] = {"classes": splits.classes, "preprocessing": preprocessing, "card": card}
     common |= {"thresholds": thresholds, "temperatures": temperatures}
-    images, labels = EvalImages(test, preprocessing), _one_label(test)
+    images, labels = EvalImages(test, preprocessing), test.labels.numpy()
     reasons: list[str] = []
     if how.int8:
         shown = _for_int8(splits, preprocessing, how)
@@ -249,11 +249,6 @@ def shipped_speed(artifact: Artifact, cond: Conditions, min_seconds: float = 2.0
     """
     made = measure(artifact, min_seconds=min_seconds, batch_size=cond.batch_size, device=cond.device)
     return whole_batch(made, cond.batch_size)
-
-
-def _one_label(split: Split) -> np.ndarray | None:
-    """What accuracies are compared by; for several labels per image there is only agreement."""
-    return None if split.multilabel else split.labels.numpy()
 
 
 def _reason(error: UserError) -> str:

@@ -354,6 +354,7 @@ class Verification(Open):
     passed: bool | None = None
     reason: str | None = None
     accuracy_before: float | None = None
+    """Of 1; for several labels mean average precision."""
     accuracy_after: float | None = None
 
 

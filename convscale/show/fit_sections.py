@@ -346,7 +346,7 @@ def verification(fit: FitRecord) -> Section | None:
     rows = [
         ("Compared on", f"{words.count(v.n)} test images" if v.n else "test images"),
         ("Same top answer", words.percent(v.top1_agreement, 3) if v.top1_agreement is not None else ""),
-        ("Accuracy", accuracy),
+        ("Accuracy" if fit.evaluation.mean_average_precision is None else "Mean average precision", accuracy),
         ("Largest difference", largest),
     ]
     body = marked(verdict, v.reason or "") + definitions(rows)

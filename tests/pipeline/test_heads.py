@@ -15,9 +15,12 @@ from PIL import Image
 import convscale as cs
 from convscale.arch.multipliers import scale_to
 from convscale.arch.small import for_image_size
+from convscale.choice.basis import Asked, basis_of
 from convscale.choice.candidates import candidates_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.images.splits import ArraySplit
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.schedule import lr_factor
@@ -25,7 +28,9 @@ from convscale.networks.foreign import Foreign
 from convscale.pipeline.heads import candidates_with_head, named_with_head, with_head
 from convscale.pipeline.request import Training
 from convscale.pipeline.run import FitRun, fit
+from convscale.pipeline.ship import Shipping, ship_elsewhere
 from convscale.pipeline.steps import _whole_schedule
+from tests.learn.nets import halves_data, small_net
 from tests.pipeline.test_order import _finder, _record
 
 NAMES = ("red", "green", "blue")
@@ -79,6 +84,33 @@ def test_a_comparison_goes_through_the_whole_schedule() -> None:
     assert (brief.schedule_epochs, brief.warmup_epochs) == (0, 0.2)
     assert [lr_factor(brief, at, 1) for at in (0.2, 1.0)] == pytest.approx([1.0, 0.001])
     assert _whole_schedule(Recipe(name="x", epochs=9, warmup_epochs=2), 1) == {}
+
+
+def test_8_bits_of_several_labels_are_judged_by_their_mean_average_precision(tmp_path: Path) -> None:
+    def several(split: ArraySplit) -> ArraySplit:
+        labels = torch.nn.functional.one_hot(split.labels, 3).float()
+        labels[0] = torch.nan  # nobody knows
+        return dataclasses.replace(split, labels=labels)
+
+    data = halves_data()
+    parts = {name: several(getattr(data, name)) for name in ("train", "validation", "test")}
+    splits = dataclasses.replace(data, **parts)
+    torch.manual_seed(0)
+    made = ship_elsewhere(
+        small_net().eval(),
+        tmp_path / "artifact",
+        splits,
+        parts["test"],
+        Preprocessing(image_size=12, channels=1, mean=(0.3,), std=(0.3,), crop_pct=1.0),
+        basis_of(Asked(device="l4", runtime="onnxruntime", batch_size=64)),
+        Shipping(runtime=None, int8=True, max_drop=100.0),
+        card={},
+        thresholds=(0.5,) * 3,
+    )
+    assert made.precision == "int8"
+    for checked in (made.checked.to_dict(), made.artifact.verification or {}):
+        assert "points of mean average precision on 30 images, 100 are allowed" in str(checked["reason"])
+        assert 0 < checked["accuracy_after"] < 1
 
 
 def _manifest(folder: Path, count: int = 72) -> Path:
@@ -151,6 +183,9 @@ def test_several_labels_from_choosing_to_shipping(recipe: str, lr: float, head: 
     assert len(artifact.thresholds) == 3
     assert record.evaluation.mean_average_precision is not None
     assert record.evaluation.mean_average_precision > 0.8  # each label is half of the set
+    checked = record.verification
+    assert checked.accuracy_before == pytest.approx(record.evaluation.mean_average_precision)
+    assert checked.accuracy_after == pytest.approx(checked.accuracy_before, abs=1e-3)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         logits = run.net(artifact.preprocessing.normalize(torch.from_numpy(images)))

@@ -176,6 +176,21 @@ def test_several_labels_are_judged_by_mean_average_precision() -> None:
         check(FakeArtifact(), labels=labels[:, :2])
 
 
+def test_labels_that_are_not_known_count_for_nothing_in_the_mean() -> None:
+    labels = np.zeros((10, 3), np.float32)
+    labels[np.arange(10), np.arange(10) % 3] = 1
+    labels[:, 2] = 0  # a class that no image has does not count
+    labels[::3, 1] = np.nan
+    flipped = FakeArtifact(lambda logits, batch: logits * np.array([1, -1, 1], np.float32), "int8")
+    v = check(flipped, labels=labels, max_drop=24)
+    # class 1 ranked the wrong way round: its three images come last of the six that are known, at a precision of 3/6
+    assert v.accuracy_after == pytest.approx((1 + 3 / 6) / 2)
+    assert (v.passed, v.reason) == (
+        False, "INT8 loses 25.00 points of mean average precision on 10 images, 24 are allowed"
+    )  # fmt: skip
+    assert check(flipped, labels=labels, max_drop=25).passed  # though the likeliest class differs for 3 of 10
+
+
 def test_batches_of_images_may_be_given() -> None:
     v = check(FakeArtifact(), iter([pictures(5), pictures(4)]), labels=np.arange(9) % 3)
     assert v.n == 9
