@@ -221,22 +221,21 @@ def _float_elsewhere(
     net: nn.Module, place: Path, asked: Conditions, why_float: str, common: Mapping[str, Any]
 ) -> Elsewhere:
     """The file where 8 bits were not asked for, or are withheld."""
-    precision, why, half = asked.precision, "", False
+    precision, why, opens = asked.precision, "", asked.runtime in RUNTIMES  # PyTorch, if promised, opens no file
     if precision in HALF and is_processor(asked.device):
         precision, why = "fp32", "a processor computes half precision in float32"
-    elif asked.runtime not in RUNTIMES:  # PyTorch is promised, which opens no file
-        half = precision == "fp16"
-    elif precision in (*HALF, "int8"):
+    elif precision == "fp16" or (opens and precision in (*HALF, "int8")):
+        request = ExportRequest(format="onnx", computes_half=opens, half=not opens, **common)
         try:
-            artifact = export_as(net, place, ExportRequest(format="onnx", computes_half=True, **common), overwrite=True)
+            artifact = export_as(net, place, request, overwrite=True)
             precision = "amp" if precision == "int8" else precision
             checked = Verification.from_dict(artifact.verification or {})
             return Elsewhere(artifact=artifact, checked=checked, precision=precision, why_float=why_float)
         except UserError as reason:
             precision, why = "fp32", f"half precision does not pass its gate ({_reason(reason)})"
-    elif precision != "fp32":
+    elif opens and precision != "fp32":
         precision, why = "fp32", f"no file computes in {precision} there"
-    artifact = export_as(net, place, ExportRequest(format="onnx", half=half, **common), overwrite=True)
+    artifact = export_as(net, place, ExportRequest(format="onnx", **common), overwrite=True)
     checked = Verification.from_dict(artifact.verification or {})
     return Elsewhere(artifact=artifact, checked=checked, precision=precision, why_float=why_float, why_single=why)
 

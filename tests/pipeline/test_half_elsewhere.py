@@ -80,6 +80,26 @@ def test_where_the_gate_withholds_it_float32_ships_and_its_own_prediction_decide
     assert record.now.missed == (None if floor == 100.0 else f"{missed}1,000,000,000 asked for")
 
 
+@pytest.mark.parametrize("withheld", [False, True])
+def test_half_weights_that_miss_the_gate_ship_in_float32_where_pytorch_is_promised(
+    withheld: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if withheld:
+        monkeypatch.setitem(verify_module.MAX_RELATIVE, "fp16", -1.0)
+    art, record, said = _shipped(tmp_path, _asked(tmp_path, None, int8=False, precision="fp16"), 5000.0)
+    stored = {each.data_type for each in onnx.load(art.model_path).graph.initializer if len(each.dims) > 1}
+    if not withheld:
+        assert (art.precision, art.promise.precision, record.now.choice_notes) == ("fp16", "fp16", ())
+        assert stored == {onnx.TensorProto.FLOAT16}
+        return
+    assert (art.precision, art.promise.precision, stored) == ("fp32", "fp32", {onnx.TensorProto.FLOAT})
+    (note,) = record.now.choice_notes
+    assert note.startswith("half precision does not pass its gate (the logits differ by ")
+    assert note.endswith("): what is shipped and promised is in float32")
+    assert note in said
+    assert (art.promise.runtime, art.promise.images_per_s) == ("compiled", _fp32("compiled"))
+
+
 @pytest.mark.parametrize(("runtime", "precision"), [("onnxruntime", "amp"), ("compiled", "fp16")])
 def test_for_a_processor_float32_ships_and_is_promised(runtime: str, precision: str, tmp_path: Path) -> None:
     asked = _asked(tmp_path, runtime, int8=False, precision=precision)
