@@ -432,7 +432,8 @@ def _tuned(made: Draft, probe: Artifact, shared: Shared, request: ExportRequest)
     route = ROUTES[request.int8_route].twin_of or request.int8_route  # minutes for what a twin's own grid would change
     if route not in shared.tuned:
         graph = shared.folded(made.module, made.example)
-        shared.tuned[route] = fine_tune(graph, request.calibration_images, made.preprocessing, route)
+        several = request.thresholds is not None
+        shared.tuned[route] = fine_tune(graph, request.calibration_images, made.preprocessing, route, several=several)
     own = Shared(folder=probe.folder, graph=shared.tuned[route], is_tuned=True, reference=shared.reference)
     write_model(made.module, made.example, probe.folder, probe.manifest, made.preprocessing, own)
     return own

@@ -54,6 +54,7 @@ def fine_tune(
     preprocessing: Preprocessing,
     route: str,
     *,
+    several: bool = False,
     epochs: int = EPOCHS,
     lr: float = PEAK_LR,
     seed: int = 0,
@@ -64,6 +65,8 @@ def fine_tune(
         graph: the folded network, of normalised images (N, C, H, W) to logits (N, classes).
         images: uint8 (N, H, W, C) of the training set, resized.
         route: the quantiser that will round it.
+        several: an image may have several labels: each class's own probability is kept, so that thresholds and
+            temperatures hold.
         epochs, lr, seed: passes over the images, the largest step size, and what orders them.
 
     Returns:
@@ -83,18 +86,18 @@ def fine_tune(
     steps = epochs * math.ceil(len(train) / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     order = np.random.default_rng(seed)
-    best, kept = _distance(graph, rounded, check, preprocessing), copy.deepcopy(tuned.state_dict())
+    best, kept = _distance(graph, rounded, check, preprocessing, several), copy.deepcopy(tuned.state_dict())
     for _ in range(epochs):
         for part in np.array_split(order.permutation(len(train)), math.ceil(len(train) / BATCH)):
             batch = preprocessing.normalize(torch.from_numpy(train[part]))
             rounded.jitter = order
-            loss = _divergence(graph, rounded, batch)
+            loss = _divergence(graph, rounded, batch, several)
             rounded.jitter = None
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        distance = _distance(graph, rounded, check, preprocessing)
+        distance = _distance(graph, rounded, check, preprocessing, several)
         if distance < best:
             best, kept = distance, copy.deepcopy(tuned.state_dict())
     tuned.load_state_dict(kept)
@@ -236,15 +239,22 @@ def _batches(images: np.ndarray, preprocessing: Preprocessing) -> list[torch.Ten
     return [preprocessing.normalize(torch.from_numpy(part if len(part) > 1 else part.repeat(2, 0))) for part in parts]
 
 
-def _divergence(graph: fx.GraphModule, rounded: _Rounded, batch: torch.Tensor) -> torch.Tensor:
-    """How far the rounded network is from the float one: KL divergence of their classes, mean over images."""
+def _divergence(graph: fx.GraphModule, rounded: _Rounded, batch: torch.Tensor, several: bool) -> torch.Tensor:
+    """How far the rounded network is from the float one: KL divergence of their classes, mean over images; for several
+    labels binary cross-entropy of each class's own probability, which sees a shift that all logits share.
+    """
     with torch.no_grad():
-        teacher = F.log_softmax(graph(batch), 1)
-    student = F.log_softmax(rounded.run(batch), 1)  # pyright: ignore[reportArgumentType]
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        teacher = graph(batch)
+    student = rounded.run(batch)  # pyright: ignore[reportArgumentType]
+    if several:
+        return F.binary_cross_entropy_with_logits(student, teacher.sigmoid())
+    both = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
+    return F.kl_div(*both, reduction="batchmean", log_target=True)
 
 
-def _distance(graph: fx.GraphModule, rounded: _Rounded, images: np.ndarray, preprocessing: Preprocessing) -> float:
+def _distance(
+    graph: fx.GraphModule, rounded: _Rounded, images: np.ndarray, preprocessing: Preprocessing, several: bool
+) -> float:
     with torch.no_grad():
-        parts = [_divergence(graph, rounded, batch) for batch in _batches(images, preprocessing)]
+        parts = [_divergence(graph, rounded, batch, several) for batch in _batches(images, preprocessing)]
     return float(torch.stack(parts).mean())

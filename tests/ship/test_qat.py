@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.ship import export as export_module
 from convscale.ship.draft import Shared
 from convscale.ship.export import export
-from convscale.ship.qat import Grid, _Rounded, fine_tune, grid_of
+from convscale.ship.qat import Grid, _distance, _divergence, _Rounded, fine_tune, grid_of
 from convscale.ship.quantize import quantize_file
 from convscale.ship.request import ExportRequest
 from tests.ship.conftest import randomise
@@ -75,6 +76,30 @@ def test_a_gate_by_hand() -> None:
     x = torch.tensor([1.0, -3.0]).view(2, 1, 1, 1)
     # sigmoid(1) = 0.731 becomes 0.75, sigmoid(-3) = 0.047 becomes 0
     torch.testing.assert_close(rounded.run(x), torch.tensor([[0.75], [0.0]]))
+
+
+def test_a_shift_of_all_logits_counts_where_an_image_may_have_several_labels() -> None:
+    graph: Any = lambda batch: torch.zeros(len(batch), 2)  # noqa: E731
+    shifted: Any = SimpleNamespace(run=lambda batch: torch.full((len(batch), 2), math.log(3)), jitter=None)
+    batch = PRE.normalize(torch.zeros(4, 16, 16, 3, dtype=torch.uint8))
+    assert _divergence(graph, shifted, batch, False).item() == pytest.approx(0, abs=1e-6)
+    # one half against three quarters, each class by itself
+    expected = -0.5 * math.log(0.75) - 0.5 * math.log(0.25)
+    assert _divergence(graph, shifted, batch, True).item() == pytest.approx(expected, rel=1e-6)
+    images = np.zeros((40, 16, 16, 3), np.uint8)
+    assert _distance(graph, shifted, images, PRE, True) == pytest.approx(expected, rel=1e-6)
+
+
+def test_probabilities_of_several_labels_come_nearer(pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounded network's logits are all too high, and its biases learn to be lower."""
+    graph = fold(silus(), PRE.normalize(torch.from_numpy(pictures[:2])))
+    run = _Rounded.run
+    monkeypatch.setattr(_Rounded, "run", lambda self, *batch: run(self, *batch) + 0.2)
+    tuned = [fine_tune(graph, pictures, PRE, "onnxruntime", several=several, lr=3e-3) for several in (False, True)]
+    batch = PRE.normalize(torch.from_numpy(pictures))
+    with torch.no_grad():
+        lower = [float((graph(batch) - one(batch)).mean()) for one in tuned]
+    assert lower == [pytest.approx(0, abs=0.05), pytest.approx(0.2, abs=0.1)]
 
 
 def test_the_grid_is_the_quantiser_s(pictures: np.ndarray) -> None:
@@ -148,18 +173,25 @@ def test_a_twin_takes_the_weights_that_learnt_for_the_usual_route(
     pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fine-tuning takes minutes, and what comes first may be either."""
-    learnt: list[str] = []
+    learnt: list[object] = []
+
+    def learn(graph: object, images: object, pre: object, route: str, *, several: bool) -> object:
+        learnt.append((route, several))
+        return graph
+
     monkeypatch.setattr(export_module, "write_model", lambda *_: None)
-    monkeypatch.setattr(export_module, "fine_tune", lambda graph, images, pre, route: learnt.append(route) or graph)
+    monkeypatch.setattr(export_module, "fine_tune", learn)
     graph = fold(silus(), PRE.normalize(torch.from_numpy(pictures[:2])))
     shared = Shared(folder=tmp_path, graph=graph)
     made: Any = SimpleNamespace(module=None, example=None, preprocessing=PRE)
     probe: Any = SimpleNamespace(folder=tmp_path, manifest=None)
-    for route in ("nncf-symmetric", "nncf", "onnxruntime"):
-        request = ExportRequest(int8=True, qat=True, int8_route=route, calibration_images=pictures)
+    for route, thresholds in (("nncf-symmetric", None), ("nncf", None), ("onnxruntime", (0.5,) * 4)):
+        request = ExportRequest(
+            int8=True, qat=True, int8_route=route, calibration_images=pictures, thresholds=thresholds
+        )
         tuned = export_module._tuned(made, probe, shared, request)
         assert (tuned.graph, tuned.is_tuned) == (graph, True)
-    assert learnt == ["nncf", "onnxruntime"]
+    assert learnt == [("nncf", False), ("onnxruntime", True)]
 
 
 def test_bad_input(pictures: np.ndarray, tmp_path: Path) -> None:
