@@ -180,8 +180,8 @@ def _prepare(
     folder, resumed = request.output, take_folder(request, processes, lock)
     if splits.borrowed is not None:
         raise UserError(
-            f"data {splits.origin} has no train set, and what has learnt from its {splits.borrowed} set is not judged by "
-            "it; add a train set"
+            f"data {splits.origin} has no train set, and what has learnt from its {splits.borrowed} set is not judged "
+            "by it; add a train set"
         )
     if not splits.train.box_count:
         raise UserError("the train set has no box; there is nothing to learn")
