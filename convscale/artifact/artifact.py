@@ -29,7 +29,7 @@ from convscale.artifact.boxes import Boxes, boxes_of, in_picture
 from convscale.artifact.checks import check_onnx
 from convscale.artifact.features import HEAD_FILE, Head, read_head
 from convscale.artifact.folder import CARD, identity
-from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_manifest, read_part
+from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_class_names, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError, check_whole
 from convscale.files import sha256, write_json, write_text
@@ -76,18 +76,13 @@ class Artifact:
         self.divided = True
         """Set to False before the first call, batches stay whole: who calls fills the streams, by as many threads."""
         self.batch_size = (runs.batch_size if own else None) or 32
-        self.classes = _class_names(folder)
+        self.classes = read_class_names(folder, manifest.num_classes)
         try:
             self.preprocessing = Preprocessing.from_dict(read_part(folder, "preprocessing.json"))
         except UserError as error:
             raise UserError(f"artefact {folder} has a damaged preprocessing.json: {error}; export it again") from error
         self.thresholds = manifest.thresholds
         self.temperatures = manifest.temperatures
-        if len(self.classes) != manifest.num_classes:
-            raise UserError(
-                f"artefact {folder} names {len(self.classes)} classes, its network has {manifest.num_classes}; "
-                "export it again"
-            )
         if self.runtime not in known:
             raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
         need_runtime(self.runtime)
@@ -208,11 +203,12 @@ class Artifact:
                 self._runner = None
                 raise UserError(f"artefact {self.folder}: {name} changed while it was opened; open it again")
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
         """Probabilities of images.
 
         Args:
             images: uint8 (N, H, W, C), any N, resized by ``preprocessing.resize``.
+            batch_size: images a call of the network; None: the artefact's own.
 
         Returns:
             float32 (N, classes): rows summing to 1; for several labels per image (``thresholds`` is set) each class's
@@ -223,10 +219,10 @@ class Artifact:
             UserError: the images have another shape or type.
         """
         if self.is_detector:
-            return [each.to_dict() for each in self.detect(images)]  # pyright: ignore[reportReturnType]
+            return [each.to_dict() for each in self.detect(images, batch_size=batch_size)]  # pyright: ignore[reportReturnType]
         if self.baked:
-            return self._outputs(images, 0)
-        logits = self._outputs(images, 0)
+            return self._outputs(images, 0, batch_size)
+        logits = self._outputs(images, 0, batch_size)
         if self.thresholds is not None:
             if self.temperatures is not None:
                 logits = logits / np.array(self.temperatures, np.float32)
@@ -247,14 +243,16 @@ class Artifact:
         if self.cut is None:
             raise UserError(f"artefact {self.folder} is a classifier's; it gives probabilities, not boxes")
         self._check(images)
-        step = batch_size or self.batch_size
+        step = self._step(batch_size)
         found: list[Boxes] = []
         for start in range(0, len(images), step):
             outputs = self.runner(self.input_batch(images[start : start + step]))
             found += boxes_of(outputs, self.cut, len(self.classes))
         return found
 
-    def classify(self, pictures: Picture | Sequence[Picture], *, top: int | None = TOP) -> list[Answer]:
+    def classify(
+        self, pictures: Picture | Sequence[Picture], *, top: int | None = TOP, batch_size: int | None = None
+    ) -> list[Answer]:
         """Labels with probabilities of pictures as people have them, read by the very decoder that training used.
 
         Args:
@@ -263,21 +261,27 @@ class Artifact:
             top: labels of an answer at most; None: all. A network for several labels per image gives those above their
                 thresholds; a detector its ``boxes``, all that it finds unless another number than the usual is asked
                 for.
+            batch_size: pictures a call of the network; None: the artefact's own.
 
         Returns:
             One answer for each picture, in order. A picture that can not be read has an answer with its ``error``.
 
         Raises:
-            UserError: something that is no picture, a folder without any, or ``top`` below 1.
+            UserError: something that is no picture, a folder without any, or a number below 1.
         """
+        step = self._step(batch_size)
         if self.is_detector:
-            return self._box_answers(list(pictures_of(pictures)), None if top in (None, TOP) else top)
+            return self._box_answers(list(pictures_of(pictures)), None if top in (None, TOP) else top, step)
         said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
         given = list(pictures_of(pictures))
         answers: list[Answer] = []
-        for start in range(0, len(given), self.batch_size):
-            answers += self._answers(given[start : start + self.batch_size], said)
+        for start in range(0, len(given), step):
+            answers += self._answers(given[start : start + step], said)
         return answers
+
+    def _step(self, batch_size: int | None) -> int:
+        """Images a call of the network."""
+        return self.batch_size if batch_size is None else check_whole("batch_size", batch_size)
 
     def _answers(self, batch: Sequence[tuple[str, Picture]], said: Said) -> list[Answer]:
         """Answers of a batch: what can be read goes through the network together."""
@@ -290,7 +294,7 @@ class Artifact:
                 images.append(prepared(name, picture, self.preprocessing))
             except ImageError as error:
                 errors[number] = Answer(error=str(error).removeprefix(f"{name}: "), name=name)
-        rows = iter(self(np.stack(images)) if images else ())
+        rows = iter(self(np.stack(images), batch_size=len(batch)) if images else ())
         answers: list[Answer] = []
         for number, (name, _) in enumerate(batch):
             if number in errors:
@@ -300,14 +304,14 @@ class Artifact:
             answers.append(said.answer(row, name) if np.isfinite(row).all() else Answer(error=NOT_FINITE, name=name))
         return answers
 
-    def _box_answers(self, given: Sequence[tuple[str, Picture]], top: int | None) -> list[Answer]:
+    def _box_answers(self, given: Sequence[tuple[str, Picture]], top: int | None, step: int) -> list[Answer]:
         """A detector's answers, batch by batch."""
         most = None if top is None else check_whole("top", top)
         answers: list[Answer] = []
-        for start in range(0, len(given), self.batch_size):
-            batch = given[start : start + self.batch_size]
+        for start in range(0, len(given), step):
+            batch = given[start : start + step]
             pixels = [pixels_or_error(name, picture, self.preprocessing.channels) for name, picture in batch]
-            found = iter(self.boxes_in([each for each in pixels if isinstance(each, np.ndarray)]))
+            found = iter(self.boxes_in([each for each in pixels if isinstance(each, np.ndarray)], batch_size=step))
             for (name, _), each in zip(batch, pixels, strict=True):
                 if isinstance(each, str):
                     answers.append(Answer(error=each, name=name))
@@ -315,19 +319,22 @@ class Artifact:
                     answers.append(box_answer(next(found), self.classes, most, name))
         return answers
 
-    def boxes_in(self, pictures: Sequence[np.ndarray]) -> list[Boxes]:
+    def boxes_in(self, pictures: Sequence[np.ndarray], *, batch_size: int | None = None) -> list[Boxes]:
         """A detector's boxes of whole pictures, uint8 (H, W, 3) of any sizes, in their pixels."""
         if not pictures:
             return []
         side, fill = self.preprocessing.width, fill_of(self.preprocessing.mean)
         squares = [letterbox(each, side, fill) for each in pictures]
-        return self.boxes_in_squares(squares, [(each.shape[0], each.shape[1]) for each in pictures])
+        sizes = [(each.shape[0], each.shape[1]) for each in pictures]
+        return self.boxes_in_squares(squares, sizes, batch_size=batch_size)
 
-    def boxes_in_squares(self, squares: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Boxes]:
+    def boxes_in_squares(
+        self, squares: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], *, batch_size: int | None = None
+    ) -> list[Boxes]:
         """The same of pictures that were fitted into squares already, whose own (height, width) are ``sizes``."""
         if not squares:
             return []
-        found = self.detect(np.stack(squares))
+        found = self.detect(np.stack(squares), batch_size=batch_size)
         return [in_picture(each, size, self.preprocessing.width) for each, size in zip(found, sizes, strict=True)]
 
     def logits(self, images: np.ndarray, *, batch_size: int | None = None) -> np.ndarray:
@@ -379,7 +386,7 @@ class Artifact:
     def _outputs(self, images: np.ndarray, index: int, batch_size: int | None = None) -> np.ndarray:
         if self.is_detector:
             raise UserError(f"artefact {self.folder} is a detector's; it gives boxes, not logits: use detect")
-        step = batch_size or self.batch_size
+        step = self._step(batch_size)
         self._check(images)
         parts = [self.runner(self.input_batch(images[i : i + step]))[index] for i in range(0, len(images), step)]
         if not parts:
@@ -438,14 +445,6 @@ def load_artifact(
     artifact = Artifact(folder, manifest, runtime=runtime, threads=threads, device=device)
     artifact.hashed = {name: before for name, before in hashed.items() if name != CARD}
     return artifact
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    """The names of an artefact's outputs."""
-    names = read_part(folder, "classes.json")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"artefact {folder} has a damaged classes.json: it must be a list of names; export it again")
-    return tuple(names)
 
 
 def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:

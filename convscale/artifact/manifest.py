@@ -195,6 +195,20 @@ def read_part(folder: Path, name: str) -> Any:
         raise UserError(f"artefact {folder} has a damaged {name}: {error}; export it again") from error
 
 
+def read_class_names(folder: Path, count: int) -> tuple[str, ...]:
+    """The names of an artefact's outputs, of which there are so many.
+
+    Raises:
+        UserError: they are no names, or more or fewer.
+    """
+    names = read_part(folder, "classes.json")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"artefact {folder} has a damaged classes.json: it must be a list of names; export it again")
+    if len(names) != count:
+        raise UserError(f"artefact {folder} names {len(names)} classes, its network has {count}; export it again")
+    return tuple(names)
+
+
 def _damaged(folder: Path, why: str = "") -> UserError:
     return UserError(f"artefact {folder} has a damaged {MANIFEST}{': ' + why if why else '; '}export it again")
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _WHOLE = ("neck_width", "head_depth", "frozen_stages", "max_detections")
 _NUMBERS = ("anchor_scale", "score_threshold", "nms_threshold")
-EVAL_BATCH = 16
-"""Pictures a call, where nothing else is asked for: a detector's maps are large."""
 
 
 def detector_options(pairs: list[str] | None) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def evaluate_boxes(
     place: Path,
     data_dir: Path,
     split: str | None,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     workers: int | None,
     as_json: bool,
@@ -110,7 +108,7 @@ def evaluate_boxes(
         net,
         splits,
         split=looked_at,
-        batch_size=EVAL_BATCH if batch_size == 256 else batch_size,
+        batch_size=batch_size,
         device=device,
         workers=workers,
     )

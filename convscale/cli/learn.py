@@ -11,7 +11,6 @@ import typer
 from convscale import words
 from convscale.cli.detect import evaluate_boxes, train_boxes
 from convscale.cli.options import (
-    Batch,
     DataDir,
     Device,
     Epochs,
@@ -197,7 +196,12 @@ def evaluate_command(
             help="train, validation, test, or all: every image; test, or the one split there is, when left out."
         ),
     ] = None,
-    batch_size: Batch = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "-b", "--batch-size", help="Images per call; 256, of a detector 16, of an artefact its own, when left out."
+        ),
+    ] = None,
     dataset: Dataset = None,
     workers: Workers = None,
     model: Annotated[
@@ -260,7 +264,7 @@ def evaluate_command(
     )
     for note in found.notes:
         say(f"note: {note}", err=True)
-    split_read = found.split
+    split_read, batch_size = found.split, 256 if batch_size is None else batch_size
     if predictions:
         if found.split.split in ("train", "validation"):
             raise UserError(

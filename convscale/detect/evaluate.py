@@ -23,6 +23,8 @@ from convscale.nn.modes import evaluating
 from convscale.ship.box_metrics import NOTHING, BoxMetrics, Found, Truth, coco_metrics, quality
 
 SPLITS = ("train", "validation", "test")
+BATCH = 16
+"""Pictures a call, where nothing else is asked for: a detector's maps are large."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +105,7 @@ def evaluate_detector(
     *,
     split: str = "test",
     image_size: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     workers: int | None = None,
@@ -116,7 +118,7 @@ def evaluate_detector(
         data: an opened set, one split of it, or a path for ``open_boxes``.
         split: ``train``, ``validation`` or ``test``.
         image_size: side of the square that pictures are fitted into; None: the detector's own.
-        batch_size: pictures a call.
+        batch_size: pictures a call; None: 16, of an artefact its own.
         device: where to run; of an artefact its own.
         precision: ``fp32``, or with autocast ``bf16``, ``fp16``, ``amp``.
         workers: decoding processes; None: one per core.
@@ -137,7 +139,7 @@ def evaluate_detector(
             net,
             chosen,
             image_size=image_size,
-            batch_size=batch_size,
+            batch_size=BATCH if batch_size is None else batch_size,
             device=usable_device(device),
             precision=precision,
             workers=workers,
@@ -247,20 +249,20 @@ def as_found(output: dict[str, torch.Tensor], size: tuple[int, int], side: int) 
     return Found(boxes=boxes[keep], scores=scores[keep], labels=labels[keep])
 
 
-def artifact_answers(artifact: Artifact, split: BoxSplit, *, batch_size: int = 16) -> tuple[list[Found], list[str]]:
+def artifact_answers(
+    artifact: Artifact, split: BoxSplit, *, batch_size: int | None = None
+) -> tuple[list[Found], list[str]]:
     """What a detector's artefact says of each picture."""
     found, bad = [], []
-    for start in range(0, len(split), batch_size):
-        paths = list(split.paths[start : start + batch_size])
-        for answer in artifact.classify(paths, top=None):
-            if answer.error:
-                bad.append(f"{answer.name}: {answer.error}")
-            labels = np.array([artifact.classes.index(name) + 1 for name in answer.labels], np.int64)
-            found.append(
-                Found(
-                    boxes=np.array(answer.boxes, np.float32).reshape(-1, 4),
-                    scores=np.array(answer.probabilities, np.float32),
-                    labels=labels,
-                )
+    for answer in artifact.classify(list(split.paths), top=None, batch_size=batch_size):
+        if answer.error:
+            bad.append(f"{answer.name}: {answer.error}")
+        labels = np.array([artifact.classes.index(name) + 1 for name in answer.labels], np.int64)
+        found.append(
+            Found(
+                boxes=np.array(answer.boxes, np.float32).reshape(-1, 4),
+                scores=np.array(answer.probabilities, np.float32),
+                labels=labels,
             )
+        )
     return found, bad

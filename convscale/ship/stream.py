@@ -108,7 +108,7 @@ def classify_stream(
         workers: decoding threads; None: one per core.
         max_pixels: larger pictures are refused before they are decoded.
     """
-    batch_size = artifact.batch_size if batch_size is None else batch_size
+    asked, batch_size = batch_size, artifact.batch_size if batch_size is None else batch_size
     workers = available_cores() if workers is None else workers
     _check_options(top, artifact, batch_size, workers)
     paths = iter(paths)
@@ -130,7 +130,7 @@ def classify_stream(
                 batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
                 decoded = [_result(path, future) for path, future in batch]
                 fill()  # before the network runs, so that the decoders have work meanwhile
-                yield from _rows(decoded, artifact, top, batch_size)
+                yield from _rows(decoded, artifact, top, asked)
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -327,9 +327,17 @@ def _result(path: str, future: Future[np.ndarray | Square]) -> tuple[str, np.nda
         return path, f"can not be read ({error})"
 
 
-def _box_rows(decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact) -> Iterator[Row]:
+def _at_once(batch_size: int | None) -> dict[str, int]:
+    """How many images an artefact is to take a call, where that is asked for: it cuts what it is given by its own."""
+    return {} if batch_size is None else {"batch_size": batch_size}
+
+
+def _box_rows(
+    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, batch_size: int | None
+) -> Iterator[Row]:
     squares = [each for _, each in decoded if isinstance(each, Square)]
-    found = iter(artifact.boxes_in_squares([each.pixels for each in squares], [each.size for each in squares]))
+    pixels, sizes = [each.pixels for each in squares], [each.size for each in squares]
+    found = iter(artifact.boxes_in_squares(pixels, sizes, **_at_once(batch_size)))
     for path, each in decoded:
         if isinstance(each, str):
             yield Row(path=path, error=each)
@@ -339,13 +347,13 @@ def _box_rows(decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Ar
 
 
 def _rows(
-    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, top: int, batch_size: int
+    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, top: int, batch_size: int | None
 ) -> Iterator[Row]:
     if _finds_boxes(artifact):
-        yield from _box_rows(decoded, artifact)
+        yield from _box_rows(decoded, artifact, batch_size)
         return
     images = [image for _, image in decoded if isinstance(image, np.ndarray)]
-    probabilities = iter(artifact(np.stack(images)) if images else ())
+    probabilities = iter(artifact(np.stack(images), **_at_once(batch_size)) if images else ())
     for path, image in decoded:
         if isinstance(image, str):
             yield Row(path=path, error=image)

@@ -131,6 +131,23 @@ def test_what_evaluates_classifiers_is_refused_for_detectors(
         CliRunner().invoke(app, ["evaluate", str(tmp_path), "--data-dir", "/nowhere", *option], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(("option", "batch"), [((), None), (("-b", "256"), 256), (("-b", "64"), 64)])
+def test_an_artefact_is_evaluated_at_the_batch_asked_for(
+    option: tuple[str, ...], batch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = SimpleNamespace(is_detector=True, classes=("red", "green"))
+    monkeypatch.setattr("convscale.artifact.artifact.load_artifact", lambda *_, **__: artefact)
+    monkeypatch.setattr("convscale.detect.data.open_boxes", lambda *_, **__: SimpleNamespace(notes=()))
+
+    def stop(*_: object, batch_size: int | None, **__: object) -> None:
+        raise UserError(f"at {batch_size}")
+
+    monkeypatch.setattr("convscale.detect.evaluate.evaluate_detector", stop)
+    (tmp_path / "artifact.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^at {batch}$"):
+        CliRunner().invoke(app, ["evaluate", str(tmp_path), "--data-dir", ".", *option], catch_exceptions=False)
+
+
 def test_a_network_is_not_given_to_an_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artefact = SimpleNamespace(is_detector=True, classes=("red", "green"))
     monkeypatch.setattr("convscale.artifact.artifact.load_artifact", lambda *_, **__: artefact)

@@ -28,6 +28,7 @@ from convscale.ship.box_metrics import Found, matched
 from convscale.ship.detectors import BoxesWithheld
 from convscale.ship.pays import Slower
 from convscale.ship.request import ExportRequest
+from convscale.ship.stream import classify_stream
 from convscale.ship.tune import Settings, Trial
 from tests.detect.sets import CLASSES, coco_set, small_detector
 
@@ -178,6 +179,24 @@ def test_rows_results_and_drawings(artifact: Artifact, data: BoxSplits, tmp_path
     assert drawn.shape == np.asarray(Image.open(paths[0])).shape
     with pytest.raises(cs.UserError, match="boxes have no form in csv"):
         cs.classify(paths, artifact, tmp_path / "boxes.csv")
+
+
+def test_a_call_has_as_many_pictures_as_are_asked_for(artifact: Artifact, data: BoxSplits) -> None:
+    made, paths, batches = cs.load_artifact(artifact.folder), list(data.train.paths), list[int]()
+    made.batch_size, runner = 4, made.runner
+
+    def counted(batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        batches.append(len(batch))
+        return runner(batch)
+
+    made._runner = counted  # pyright: ignore
+    few, many = (list(classify_stream(paths, made, batch_size=size, workers=1)) for size in (None, 8))
+    assert (len(paths), batches) == (10, [4, 4, 2, 8, 2])
+    assert [len(row.boxes) for row in few] == [len(row.boxes) for row in many]
+    batches.clear()
+    maps = [cs.evaluate_detector(made, data, split="train", batch_size=size).map for size in (None, 8)]
+    assert batches == [4, 4, 2, 8, 2]
+    assert maps[0] == pytest.approx(maps[1])
 
 
 def test_drawings_are_of_the_rows_beside_them(artifact: Artifact, data: BoxSplits, tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convscale.artifact.artifact import Artifact
+from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.errors import UserError
 from convscale.images.decode import read_image
 from convscale.images.preprocess import Preprocessing
 from convscale.locks import OutputLock
 from convscale.ship import stream as module
+from convscale.ship.ray_engine import ClassifyShards
 from convscale.ship.stream import classify, classify_stream, image_paths, read_url
 
 
@@ -422,6 +423,45 @@ def test_impossible_options(folder: Path) -> None:
     for option in ("batch_size", "workers"):
         with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
             classify([str(folder / "00.png")], Colours(), io.StringIO(), **{option: 0})
+
+
+class Counted:
+    """An artefact's runner, with the batches that it was given."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.inner, self.batches = artifact.runner, list[int]()
+        artifact._runner = self  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        self.batches.append(len(batch))
+        return self.inner(batch)
+
+
+@pytest.mark.parametrize(("asked", "batches"), [(None, [32, 32, 6]), (50, [50, 20]), (30, [30, 30, 10])])
+def test_a_call_has_as_many_images_as_are_asked_for(
+    onnx_art: Artifact, folder: Path, tmp_path: Path, asked: int | None, batches: list[int]
+) -> None:
+    paths = [str(folder / "00.png")] * 70
+    made = load_artifact(onnx_art.folder)
+    counted = Counted(made)
+    rows = list(classify_stream(paths, made, batch_size=asked, workers=1))
+    assert (len(rows), counted.batches) == (70, batches)
+    counted.batches.clear()
+    assert len(made.classify(paths, batch_size=asked)) == 70
+    assert counted.batches == batches
+    counted.batches.clear()
+    assert made(np.zeros((70, 32, 32, 3), np.uint8), batch_size=asked).shape == (70, 5)
+    assert counted.batches == batches
+    actor = ClassifyShards(str(onnx_art.folder), 1, 1, asked, str(tmp_path / "parts"))
+    counted = Counted(actor.artifact)
+    actor({"file": ["part-0.jsonl"], "paths": [paths]})
+    assert counted.batches == batches
+
+
+def test_a_batch_below_1_is_told(onnx_art: Artifact) -> None:
+    for ask in (onnx_art, onnx_art.logits, onnx_art.classify):
+        with pytest.raises(UserError, match="batch_size"):
+            ask(np.zeros((2, 32, 32, 3), np.uint8), batch_size=0)  # pyright: ignore[reportArgumentType]
 
 
 FRESH = """
