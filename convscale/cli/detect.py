@@ -163,9 +163,15 @@ def export_boxes(
         checked = splits.validation if form["int8"] else splits.test
         for note in _not_as_trained(splits, loaded, checked.split):
             say(f"note: {note}", err=True)
-        options["verify_images"], options["verify_labels"] = squares(checked, side, fill)
+        options["verify_images"], options["verify_labels"] = squares(
+            checked,
+            side,
+            fill,
+            max_bad_rate=max_bad_rate,
+            tell=lambda problem: say(f"left out: {problem}", err=True),
+        )
         if form["int8"]:
-            options["calibration_images"], _ = squares(splits.train, side, fill, most=300)
+            options["calibration_images"], _ = squares(splits.train, side, fill, most=300, max_bad_rate=max_bad_rate)
     artifact = export(loaded.net, output, **options)
     say(f"exported {loaded.state}", err=as_json)
     verification = artifact.verification or {}

@@ -225,7 +225,7 @@ def evaluate_command(
     from convscale.images.sources import open_evaluation
     from convscale.learn.checkpoint import load_checkpoint, network_for
     from convscale.learn.evaluate import evaluate as evaluate_net
-    from convscale.learn.loader import readable
+    from convscale.learn.loader import check_bad_rate, readable
     from convscale.show.predictions import FILE as PREDICTIONS
     from convscale.show.predictions import predictions_of
 
@@ -286,6 +286,7 @@ def evaluate_command(
         workers=workers,
         train_labels=found.train_labels,
     )
+    check_bad_rate(ev.bad, len(split_read), max_bad_rate, found.split.split)
     if predictions:
         predictions_of(ev, split_read, found.split).save(checkpoint / PREDICTIONS)
     thresholds = _named(loaded.classes, loaded.thresholds)

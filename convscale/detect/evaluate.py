@@ -18,6 +18,7 @@ from convscale.detect.data import open_boxes
 from convscale.detect.loader import eval_box_batches
 from convscale.errors import UserError, check_text, check_whole
 from convscale.images.letterbox import fill_of, out_of_square
+from convscale.learn.loader import check_bad_rate
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
 from convscale.ship.box_metrics import NOTHING, BoxMetrics, Found, Truth, coco_metrics, quality
@@ -34,7 +35,7 @@ class DetectorEvaluation:
     split: str
     """Which."""
     n: int
-    """Pictures that were evaluated."""
+    """Pictures that were evaluated: those that could be read."""
     boxes: int
     """Boxes in them, crowds left out."""
     map: float
@@ -58,24 +59,24 @@ class DetectorEvaluation:
     curves: np.ndarray
     """(classes, 101): precision at IoU 0.5 at recalls 0, 0.01 ... 1."""
     quality: np.ndarray
-    """(n,): of each picture the F1 of its boxes above 0.3 at IoU 0.5."""
+    """Of each picture of the split the F1 of its boxes above 0.3 at IoU 0.5; NaN for one that could not be read."""
     found: tuple[Found, ...]
-    """What was said of each picture, in its pixels."""
+    """What was said of each picture of the split, in its pixels; nothing of one that could not be read."""
     images_per_s: float
     """Of the whole evaluation, decoding included."""
     bad: tuple[str, ...]
-    """What was wrong with pictures that could not be decoded; nothing was said of them."""
+    """What was wrong with pictures that could not be read; they and their boxes are left out."""
     classes: tuple[str, ...]
     """Class names."""
 
     def worst(self, count: int = 6) -> list[int]:
         """Positions of the pictures answered worst."""
-        return [int(at) for at in np.argsort(self.quality, kind="stable")[:count]]
+        return [int(at) for at in np.argsort(self.quality, kind="stable")[: min(count, self.n)]]  # NaN comes last
 
     def best(self, count: int = 6) -> list[int]:
         """Positions of the pictures answered best, those with the most boxes first."""
         boxes = np.array([len(each.above(0.3).boxes) for each in self.found])
-        return [int(at) for at in np.lexsort((-boxes, -self.quality))[:count]]
+        return [int(at) for at in np.lexsort((-boxes, -self.quality))[: min(count, self.n)]]
 
     def describe(self) -> str:
         """One line."""
@@ -124,9 +125,10 @@ def evaluate_detector(
         workers: decoding processes; None: one per core.
 
     Raises:
-        UserError: no such data, another number of classes, no size, or faster-coco-eval is not installed.
+        UserError: no such data, another number of classes, no size, more pictures that can not be read than the opened
+            set allows (of one split: all), or faster-coco-eval is not installed.
     """
-    chosen = _split_of(data, split)
+    chosen, max_bad_rate = _split_of(data, split)
     if not len(chosen):
         raise UserError(f"the {chosen.split} set has 0 images; it must have at least one")
     began = time.perf_counter()
@@ -144,25 +146,29 @@ def evaluate_detector(
             precision=precision,
             workers=workers,
         )
+    check_bad_rate(bad, len(chosen), max_bad_rate, chosen.split)
     return judge(chosen, found, bad, seconds=time.perf_counter() - began)
 
 
-def _split_of(data: BoxSplits | BoxSplit | str | Path, split: str) -> BoxSplit:
+def _split_of(data: BoxSplits | BoxSplit | str | Path, split: str) -> tuple[BoxSplit, float]:
+    """The split, and the share of it that may be unreadable."""
     check_text("split", split, SPLITS)
     if isinstance(data, BoxSplit):
-        return data
+        return data, 1.0
     opened = data if isinstance(data, BoxSplits) else open_boxes(data)
-    return getattr(opened, split)
+    return getattr(opened, split), opened.max_bad_rate
 
 
-def judge(split: BoxSplit, found: Sequence[Found], bad: Sequence[str] = (), *, seconds: float) -> DetectorEvaluation:
-    """Answers against the truth of a split."""
-    truths = truths_of(split)
-    metrics: BoxMetrics = coco_metrics(truths, found, len(split.classes))
+def judge(
+    split: BoxSplit, found: Sequence[Found | None], bad: Sequence[str] = (), *, seconds: float
+) -> DetectorEvaluation:
+    """Answers against the truth of a split; pictures without one, which could not be read, are left out."""
+    metrics, truths = judged_by_coco(split, found), truths_of(split)
+    read = [each is not None for each in found]
     return DetectorEvaluation(
         split=split.split,
-        n=len(split),
-        boxes=split.box_count,
+        n=sum(read),
+        boxes=split.subset(np.flatnonzero(read)).box_count,
         map=metrics.map,
         ap50=metrics.ap50,
         ap75=metrics.ap75,
@@ -173,12 +179,20 @@ def judge(split: BoxSplit, found: Sequence[Found], bad: Sequence[str] = (), *, s
         per_class=metrics.per_class,
         per_class_50=metrics.per_class_50,
         curves=metrics.curves,
-        quality=np.array([quality(truth, each) for truth, each in zip(truths, found, strict=True)]),
-        found=tuple(found),
+        quality=np.array(
+            [math.nan if each is None else quality(truth, each) for truth, each in zip(truths, found, strict=True)]
+        ),
+        found=tuple(NOTHING if each is None else each for each in found),
         images_per_s=len(split) / max(seconds, 1e-9),
         bad=tuple(bad),
         classes=split.classes,
     )
+
+
+def judged_by_coco(split: BoxSplit, found: Sequence[Found | None]) -> BoxMetrics:
+    """COCO's figures of the pictures that there is an answer of."""
+    known = [(truth, each) for truth, each in zip(truths_of(split), found, strict=True) if each is not None]
+    return coco_metrics([truth for truth, _ in known], [each for _, each in known], len(split.classes))
 
 
 def truths_of(split: BoxSplit) -> list[Truth]:
@@ -214,8 +228,10 @@ def answers(
     device: torch.device,
     precision: str,
     workers: int | None,
-) -> tuple[list[Found], list[str]]:
-    """What a detector says of each picture, in its pixels, and what was wrong with pictures."""
+) -> tuple[list[Found | None], list[str]]:
+    """What a detector says of each picture, in its pixels (None: it can not be read), and what was wrong with
+    pictures.
+    """
     side, fill = own_size(net, image_size)
     check_whole("batch_size", batch_size)
     spec = getattr(net, "detector_spec", None)
@@ -223,7 +239,7 @@ def answers(
         raise UserError(f"the detector has {spec.num_classes} classes, the data {len(split.classes)}")
     parameter = next(net.parameters(), torch.empty(0))
     kind, back = autocast_type(precision, device), parameter.device
-    found, bad = [NOTHING] * len(split), []
+    found, bad = list[Found | None]([None] * len(split)), list[str]()
     net.to(device)
     try:
         with evaluating(net), torch.no_grad():
@@ -251,12 +267,14 @@ def as_found(output: dict[str, torch.Tensor], size: tuple[int, int], side: int) 
 
 def artifact_answers(
     artifact: Artifact, split: BoxSplit, *, batch_size: int | None = None
-) -> tuple[list[Found], list[str]]:
-    """What a detector's artefact says of each picture."""
-    found, bad = [], []
+) -> tuple[list[Found | None], list[str]]:
+    """What a detector's artefact says of each picture (None: it can not be read), and what was wrong with pictures."""
+    found, bad = list[Found | None](), list[str]()
     for answer in artifact.classify(list(split.paths), top=None, batch_size=batch_size):
         if answer.error:
             bad.append(f"{answer.name}: {answer.error}")
+            found.append(None)
+            continue
         labels = np.array([artifact.classes.index(name) + 1 for name in answer.labels], np.int64)
         found.append(
             Found(

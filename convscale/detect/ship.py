@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from convscale.detect.boxes import BoxSplit
 from convscale.detect.loader import eval_box_batches
 from convscale.errors import UserError
+from convscale.learn.loader import check_bad_rate
 from convscale.ship.box_metrics import Truth
 from convscale.ship.quantize import spread
 
@@ -17,20 +18,33 @@ MOST_CHECKED = 500
 
 
 def squares(
-    split: BoxSplit, side: int, fill: Sequence[int], *, most: int = MOST_CHECKED
+    split: BoxSplit,
+    side: int,
+    fill: Sequence[int],
+    *,
+    most: int = MOST_CHECKED,
+    max_bad_rate: float = 0.01,
+    tell: Callable[[str], object] | None = None,
 ) -> tuple[np.ndarray, list[Truth]]:
     """Pictures of a split as a detector takes them, and their boxes in the squares' pixels; of more than ``most``,
     ``most`` that are spread evenly over them; those that can not be read are left out.
 
+    Args:
+        split, side, fill: what of, and the squares' side in pixels and colour around a picture.
+        most: pictures at most.
+        max_bad_rate: share of them that may be unreadable.
+        tell: called with what is wrong with each that is left out.
+
     Returns:
-        uint8 (N, side, side, 3), and N boxes' truths.
+        uint8 (N, side, side, 3), and N pictures' truths.
 
     Raises:
-        UserError: none can be read.
+        UserError: more of them can not be read, or none can.
     """
     some = split.subset(spread(len(split), most))
-    images, truths = [], []
+    images, truths, bad = [], [], list[str]()
     for batch in eval_box_batches(some, side, tuple(fill), batch_size=16, workers=0):
+        bad += batch.bad
         images.append(batch.images.numpy())
         for index, target in zip(batch.indices.tolist(), batch.targets, strict=True):
             truths.append(
@@ -41,6 +55,10 @@ def squares(
                     crowd=some.crowd[index],
                 )
             )
+    check_bad_rate(bad, len(some), max_bad_rate, split.split)
+    if tell is not None:
+        for problem in bad:
+            tell(problem)
     if not truths:
-        raise UserError(f"no picture of the {split.split} set can be read")
+        raise UserError(f"the {split.split} set has 0 images; it must have at least one")
     return np.concatenate(images), truths

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from convscale.detect.boxes import BoxSplit
-from convscale.detect.evaluate import answers, truths_of
+from convscale.detect.evaluate import answers, judged_by_coco
 from convscale.detect.loader import BoxBatch
 from convscale.learn.augment import mix_seed
 from convscale.learn.distributed import Trouble
@@ -19,7 +19,7 @@ from convscale.learn.loader import Batch, check_bad_rate
 from convscale.learn.loop import Trainer
 from convscale.learn.settings import told_of_lone_values
 from convscale.learn.validate import Validation
-from convscale.ship.box_metrics import Found, coco_metrics
+from convscale.ship.box_metrics import Found
 
 
 class DetectionTrainer(Trainer):
@@ -50,7 +50,7 @@ class DetectionTrainer(Trainer):
         """COCO's mean average precision, each process on its share of the pictures."""
         job, whole = self.job, self.boxes
         own = range(job.processes.rank, len(whole), job.processes.world)
-        found, own_bad, trouble = list[Found](), list[str](), Trouble(job.processes)
+        found, own_bad, trouble = list[Found | None](), list[str](), Trouble(job.processes)
         with trouble.held():
             found, own_bad = answers(
                 self.watched,
@@ -62,7 +62,7 @@ class DetectionTrainer(Trainer):
                 workers=job.loader.workers,
             )
         trouble.settle()
-        every: list[Sequence[Found]] = job.processes.gather(found)
+        every: list[Sequence[Found | None]] = job.processes.gather(found)
         merged: list[Found | None] = [None] * len(whole)
         for rank, part in enumerate(every):
             for at, each in zip(range(rank, len(whole), job.processes.world), part, strict=True):
@@ -70,7 +70,7 @@ class DetectionTrainer(Trainer):
         bad = tuple(problem for each in job.processes.gather(own_bad) for problem in each)
         check_bad_rate(bad, len(whole), job.max_bad_rate, whole.split)
         self._tell_bad(bad)
-        metrics = coco_metrics(truths_of(whole), cast(list[Found], merged), len(whole.classes))
+        metrics = judged_by_coco(whole, merged)
         value = 0.0 if math.isnan(metrics.map) else metrics.map
         top = 0.0 if math.isnan(metrics.ap50) else metrics.ap50
         # a detector has no loss outside training: the metric alone decides

@@ -20,7 +20,7 @@ from convscale.images.sources import open_dataset
 from convscale.learn.checkpoint import load_checkpoint, save_checkpoint
 from convscale.learn.loader import readable
 from convscale.nn.net import create_model
-from tests.detect.sets import coco_set, small_detector, small_spec
+from tests.detect.sets import coco_set, cut_off, small_detector, small_spec
 
 COLUMNS = 400
 
@@ -125,6 +125,11 @@ def test_what_was_trained_with_a_rate_is_evaluated_with_it(call, folder: Path, c
     assert json.loads(out)["n"] == 35  # two are cut off in their pixels
     code, _, err = call(*options, "--max-bad-rate", 2)
     assert (code, err.strip()) == (2, "convscale: max_bad_rate is 2.0; it must be a share from 0 to 1")
+    cut_off(folder / "a" / "12.png", folder / "b" / "13.png")  # headers are sound: seen once they are decoded
+    code, _, err = call(*options, "--max-bad-rate", 0.08)
+    assert code == 2
+    assert "4 of 37 all images (10.8%) can not be decoded, at most 8.0% may be; first: " in err
+    assert json.loads(call(*options, "--max-bad-rate", 0.11)[1])["n"] == 33
 
 
 def test_what_was_trained_with_a_rate_is_exported_with_it(
@@ -189,3 +194,33 @@ def test_names_that_are_no_utf8_come_in_by_a_list(
     assert code == 0, err
     row = json.loads(rows.read_text())
     assert (os.fsencode(row["path"]), "error" in row) == (name, False)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_pictures_of_a_detector_that_end_in_the_middle_count_too(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    place = tmp_path / "set"
+    file = coco_set(place, 12)
+    for split in ("train", "test"):
+        file.with_name(f"{split}.json").write_text(file.read_text())
+    file.unlink()
+    cut_off(place / "images" / "1.png", place / "images" / "2.png")
+    how = Preprocessing(image_size=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+    save_checkpoint(tmp_path / "step-1", small_detector(), classes=("red", "green"), preprocessing=how)
+
+    def export(*_: object, verify_labels: list[object], **__: object) -> None:
+        raise UserError(f"{len(verify_labels)} pictures")
+
+    monkeypatch.setattr("convscale.ship.export.export", export)
+    more = ("--output", tmp_path / "art") if command == "export" else ("-j", 0, "--json")
+    options = (command, tmp_path / "step-1", "--data-dir", place, *more)
+    code, _, err = call(*options)
+    assert code == 2
+    assert "2 of 12 test images (16.7%) can not be decoded, at most 1.0% may be; first: " in err
+    _, out, err = call(*options, "--max-bad-rate", 0.2)
+    if command == "evaluate":
+        assert json.loads(out)["n"] == 10
+        return
+    assert err.splitlines()[-1] == "convscale: 10 pictures"
+    assert sum(line.startswith("left out: ") for line in err.splitlines()) == 2

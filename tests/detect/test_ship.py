@@ -30,7 +30,7 @@ from convscale.ship.pays import Slower
 from convscale.ship.request import ExportRequest
 from convscale.ship.stream import classify_stream
 from convscale.ship.tune import Settings, Trial
-from tests.detect.sets import CLASSES, coco_set, small_detector
+from tests.detect.sets import CLASSES, coco_set, cut_off, small_detector
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,14 @@ def test_a_call_has_as_many_pictures_as_are_asked_for(artifact: Artifact, data: 
     maps = [cs.evaluate_detector(made, data, split="train", batch_size=size).map for size in (None, 8)]
     assert batches == [4, 4, 2, 8, 2]
     assert maps[0] == pytest.approx(maps[1])
+
+
+def test_an_artefact_is_not_judged_by_pictures_that_can_not_be_read(artifact: Artifact, tmp_path: Path) -> None:
+    data = cs.open_boxes(coco_set(tmp_path / "set", 12), max_bad_rate=0.5)
+    cut_off(data.train.paths[0])
+    ev = cs.evaluate_detector(artifact, data, split="train")
+    left = data.train.box_count - len(data.train.boxes[0])
+    assert (ev.n, ev.boxes, len(ev.bad), np.isnan(ev.quality[0])) == (9, left, 1, True)
 
 
 def test_drawings_are_of_the_rows_beside_them(artifact: Artifact, data: BoxSplits, tmp_path: Path) -> None:

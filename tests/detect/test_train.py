@@ -18,7 +18,9 @@ import torch
 
 import convscale as cs
 from convscale.detect.boxes import BoxSplits
+from convscale.detect.evaluate import judge
 from convscale.detect.loader import BoxLoader, _Samples, _scale_jitter
+from convscale.detect.ship import squares
 from convscale.detect.train import _whole_side
 from convscale.detect.trainer import DetectionTrainer
 from convscale.errors import UserError
@@ -31,7 +33,8 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.train import TrainRun
-from tests.detect.sets import coco_set, small_detector, small_spec
+from convscale.ship.box_metrics import Found
+from tests.detect.sets import coco_set, cut_off, small_detector, small_spec
 from tests.learn.nets import halves_data
 
 SHORT = get_recipe("detect-small").override({"batch_size": 6, "epochs": 2})
@@ -219,6 +222,33 @@ def test_the_published_schedule_drops_at_eight_and_eleven() -> None:
 def test_a_recipe_that_does_not_go_is_told(data: BoxSplits, change: dict[str, object], said: str) -> None:
     with pytest.raises(cs.UserError, match=said):
         trained(data, **change)
+
+
+def test_pictures_that_can_not_be_read_are_left_out_of_what_is_judged(tmp_path: Path) -> None:
+    file = coco_set(tmp_path / "set", 20)
+    strict, lenient = (cs.open_boxes(file, max_bad_rate=rate) for rate in (0.01, 0.2))
+    train, detector = strict.train, small_detector().eval()
+    gone = [at for at, boxes in enumerate(train.boxes) if len(boxes)][:2]
+    left = train.box_count - sum(len(train.boxes[at]) for at in gone)
+    cut_off(*(train.paths[at] for at in gone))
+    said = [
+        None if at in gone else Found(boxes=boxes, scores=np.ones(len(boxes), np.float32), labels=labels)
+        for at, (boxes, labels) in enumerate(zip(train.boxes, train.labels, strict=True))
+    ]
+    ev = judge(train, said, seconds=1.0)
+    assert (ev.map, ev.recall, ev.n, ev.boxes) == (1.0, 1.0, 14, left)
+    assert np.flatnonzero(np.isnan(ev.quality)).tolist() == gone
+    assert set(ev.worst(100)) == set(ev.best(100)) == set(range(16)) - set(gone)
+    refused = r"2 of 16 train images \(12.5%\) can not be decoded, at most 1.0% may be"
+    with pytest.raises(UserError, match=refused):
+        cs.evaluate_detector(detector, strict, split="train", workers=0)
+    with pytest.raises(UserError, match=refused):
+        squares(train, 64, (0, 0, 0))
+    ev = cs.evaluate_detector(detector, lenient, split="train", workers=0)
+    assert (ev.n, ev.boxes, len(ev.bad)) == (14, left, 2)
+    told: list[str] = []
+    images, truths = squares(train, 64, (0, 0, 0), max_bad_rate=0.2, tell=told.append)
+    assert (len(images), len(truths), len(told)) == (14, 14, 2)
 
 
 def test_what_does_not_fit_the_data_is_told(data: BoxSplits, tmp_path: Path) -> None:
