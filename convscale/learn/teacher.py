@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from convscale.conditions import sides
-from convscale.errors import UserError
+from convscale.errors import UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint
+from convscale.nn.modes import as_it_was, evaluating
 
 
 class Teacher(nn.Module):
@@ -61,3 +62,29 @@ def open_teacher(
             f"teacher {teacher} takes {loaded.preprocessing.channels} channel(s), the data has {student.channels}"
         )
     return Teacher(loaded.net, loaded.preprocessing, student).requires_grad_(False)
+
+
+def check_teacher(teacher: nn.Module, classes: int, student: Preprocessing, device: torch.device) -> None:
+    """See that a teacher answers the student's inputs with logits of the data's classes; it is left as it was.
+
+    Raises:
+        UserError: it does not run, or gives something else.
+    """
+    kind = next((each.dtype for each in teacher.parameters() if each.is_floating_point()), torch.float32)
+    inputs = torch.zeros(2, student.channels, student.height, student.width, dtype=kind, device=device)
+    try:
+        with torch.random.fork_rng(devices=[]), as_it_was(teacher), evaluating(teacher), torch.no_grad():
+            outputs: object = teacher(inputs)
+    except Exception as error:  # any code may be in it
+        raise UserError(
+            f"the teacher can not be run on the student's inputs, {tuple(inputs.shape)}: {first_line(error)}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(
+            f"the teacher gives a {type(outputs).__name__}; it must give a tensor of logits, (N, {classes})"
+        )
+    if outputs.shape != (2, classes):
+        raise UserError(
+            f"the teacher gives {tuple(outputs.shape)} for two images; the data has {classes} classes, so it must be "
+            f"(2, {classes})"
+        )

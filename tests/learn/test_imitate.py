@@ -12,9 +12,12 @@ from torch import nn
 
 import convscale as cs
 from convscale.errors import UserError
+from convscale.files import MARK
+from convscale.images.preprocess import Preprocessing
 from convscale.learn.imitate import Imitation, TeacherCache, Where
 from convscale.learn.loss import similarity_loss
 from convscale.learn.recipe import Recipe
+from convscale.learn.teacher import check_teacher
 from tests.learn.nets import halves_data, small_net
 
 PLAIN = {
@@ -150,3 +153,52 @@ def test_bad_input_is_one_line(options: dict, message: str, tmp_path: Path, monk
     with pytest.raises(UserError, match=message):
         cs.train(small_net(), halves_data(), recipe="small-adamw", epochs=1, **PLAIN, **options)
     assert not list(tmp_path.iterdir())
+
+
+class Pair(nn.Module):
+    """Gives two tensors."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (small_net(5), r"^the teacher gives \(2, 5\) for two images; the data has 3 classes, so it must be \(2, 3\)$"),
+        (Pair(), r"^the teacher gives a tuple; it must give a tensor of logits, \(N, 3\)$"),
+        (
+            small_net(channels=3),
+            r"^the teacher can not be run on the student's inputs, \(2, 1, 12, 12\): .*3 channels, but got 1",
+        ),
+    ],
+)
+def test_a_teacher_of_something_else_is_told_before_a_run_is_replaced(
+    teacher: nn.Module, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MARK).write_text("")
+    (tmp_path / "run" / "log.jsonl").write_text("precious")
+    with pytest.raises(UserError, match=message) as caught:
+        cs.train(
+            small_net(), halves_data(), epochs=1, teacher=teacher, output=tmp_path / "run", overwrite=True, **PLAIN
+        )
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == "precious"
+    assert all(module.training for module in teacher.modules())
+
+
+def test_a_look_at_a_teacher_leaves_no_trace() -> None:
+    """Of its modes, its attributes and the random numbers that come next."""
+
+    class Drawing(Counted):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + torch.rand(3, device=x.device)
+
+    teacher = Drawing(small_net())
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    check_teacher(teacher, 3, Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.5,)), torch.device("cpu"))
+    assert torch.equal(torch.rand(2), expected)
+    assert (teacher.asked, teacher.training) == (0, True)
