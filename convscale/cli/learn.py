@@ -27,8 +27,8 @@ from convscale.cli.options import (
     print_json,
     say,
 )
-from convscale.cli.speed_options import TASKS, DetectorOptions, Head, Task
-from convscale.errors import UserError, check_text
+from convscale.cli.speed_options import DetectorOptions, Head, Task, detector_head
+from convscale.errors import UserError
 from convscale.files import json_numbers
 from convscale.networks.names import network_of
 
@@ -61,7 +61,7 @@ def train_command(
     output: Output,
     model: Model,
     task: Task = "classification",
-    head: Head = "fcos",
+    head: Head = None,
     detector: DetectorOptions = None,
     recipe: Annotated[
         str | None,
@@ -122,7 +122,7 @@ def train_command(
     from convscale.learn.train import USUAL
     from convscale.learn.train import train as train_net
 
-    overrides = overrides_of(sets)
+    boxes_by, overrides = detector_head(task, head, detector), overrides_of(sets)
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     flags |= {"schedule": schedule, "decay_share": decay_share}
@@ -131,7 +131,7 @@ def train_command(
     # resumed run has a recipe of its own.
     told = {**stated, **overrides}
     overrides |= {key: value for key, value in stated.items() if key != "epochs"}
-    own = recipe is None and (resume or branch is not None or task == "detection")
+    own = recipe is None and (resume or branch is not None or boxes_by is not None)
     (Recipe(name="given") if own else get_recipe(recipe or USUAL)).override(told)
     common: dict[str, Any] = {
         "recipe": recipe,
@@ -150,12 +150,12 @@ def train_command(
         "track": track,
         **overrides,
     }
-    if check_text("--task", task, TASKS) == "detection":
+    if boxes_by is not None:
         if any(given is not None for given in (teacher, teacher_cache, dataset, branch)):
             raise UserError(
                 "--teacher, --teacher-cache, --dataset and --branch do not go with --task detection; leave them out"
             )
-        run = train_boxes(model, data_dir, head, detector, max_bad_rate, common)
+        run = train_boxes(model, data_dir, boxes_by, detector, max_bad_rate, common)
     else:
         net, splits = network_of(model), open_dataset(data_dir, dataset=dataset, max_bad_rate=max_bad_rate)
         with LiveProgress() as live:

@@ -12,10 +12,10 @@ import typer
 from convscale import words
 from convscale.cli.detect import measure_boxes
 from convscale.cli.options import MISSED, ImgSize, Json, Precision, Threads, print_json, say, terminal_width
-from convscale.cli.speed_options import TASKS, DetectorOptions, Head, Task
+from convscale.cli.speed_options import DetectorOptions, Head, Task, detector_head
 from convscale.cli.tables import GAP, Column, number_column, print_table
 from convscale.conditions import as_size, size_text
-from convscale.errors import UserError, check_text
+from convscale.errors import UserError
 from convscale.networks.names import network_of, spec_beside
 
 Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
@@ -214,7 +214,7 @@ def measure_command(
         typer.Option("--output", help="With --promised: append the measurement to this JSON-lines file."),
     ] = None,
     task: Task = "classification",
-    head: Head = "fcos",
+    head: Head = None,
     detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
@@ -237,13 +237,16 @@ def measure_command(
             "--mode": mode != "infer",
             "--threads": threads,
             "--protocol": protocol,
+            "--task": task != "classification",
+            "--head": head,
+            "--detector": detector,
         }
         if given := [name for name, value in stated.items() if value]:
             raise UserError(f"--promised measures as was promised; give it without {given[0]}")
         _confirm(models, device, output or record, seconds, as_json)
         return
     device = device or "cpu"
-    if check_text("--task", task, TASKS) == "detection":
+    if (boxes_by := detector_head(task, head, detector)) is not None:
         if sweep or protocol or record is not None or len(batch_size or []) > 1:
             raise UserError("--sweep, --protocol, --record and several -b do not go with --task detection")
         wanted = Conditions(
@@ -255,7 +258,7 @@ def measure_command(
             runtime=runtime or "onnxruntime",
             threads=threads,
         )
-        measure_boxes(models, head, img_size, detector, wanted, seconds, as_json)
+        measure_boxes(models, boxes_by, img_size, detector, wanted, seconds, as_json)
         return
     if sweep and (batch_size or protocol):
         raise UserError("--sweep chooses the batches itself; give it without -b and --protocol")

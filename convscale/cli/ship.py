@@ -95,8 +95,11 @@ def export_command(
         bool, typer.Option("--with-features", help="Keep the last feature map as an output, for `explain`.")
     ] = False,
     nms: Annotated[
-        str, typer.Option("--nms", help="Of a detector: non-maximum suppression inside the network, or outside.")
-    ] = "inside",
+        str | None,
+        typer.Option(
+            "--nms", help="Of a detector: non-maximum suppression inside the network (when left out), or outside."
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", help="With --format fastest: cpu, cuda or cuda:N, where it is tuned.")
     ] = "cpu",
@@ -118,7 +121,7 @@ def export_command(
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
         given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
         given |= {"--with-features": with_features, "--data-dir": data_dir, "--img-size": img_size, "--card": card}
-        given |= {"--device": device != "cpu"}
+        given |= {"--device": device != "cpu", "--nms": nms}
         if lost := [flag for flag, value in given.items() if value]:
             raise UserError(f"{lost[0]} is for a checkpoint; an artefact is laid out as it is")
         _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
@@ -135,6 +138,8 @@ def export_command(
     if overwrite:
         check_outside(output, [("checkpoint", file_or_none(checkpoint)), ("data", data_dir)])
     loaded = _to_export(checkpoint, model)
+    if nms is not None and not hasattr(loaded.net, "detector_spec"):
+        raise UserError(f"--nms {nms} is for detectors, and this is a classifier; leave --nms out")
     # With a layout the artefact is the same, whatever is asked of it; it only lies elsewhere.
     write = partial(
         _export,
@@ -151,7 +156,7 @@ def export_command(
         card=card,
         bake=bake,
         with_features=with_features,
-        nms=nms,
+        nms=nms or "inside",
         device=device,
     )
     if layout is None:

@@ -27,7 +27,6 @@ from convscale.cli.options import (
 )
 from convscale.cli.report import PICTURES, check_browser, check_output, write_choice
 from convscale.cli.speed_options import (
-    TASKS,
     BatchOption,
     Compiled,
     DetectorOptions,
@@ -37,11 +36,12 @@ from convscale.cli.speed_options import (
     Mode,
     PrecisionOption,
     Task,
+    detector_head,
     progress_aside,
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint, Size, size_text
-from convscale.errors import UserError, check_text
+from convscale.errors import UserError
 from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def predict_command(
         typer.Option("--save-workload", help="Also write the one network's workload there (.workload.json)."),
     ] = None,
     task: Task = "classification",
-    head: Head = "fcos",
+    head: Head = None,
     detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
@@ -103,12 +103,14 @@ def predict_command(
     if any(model.endswith(SUFFIX) for model in models):
         if not all(model.endswith(SUFFIX) for model in models):
             raise UserError(f"give names of networks or {SUFFIX} files, not both")
-        given = [value is not None for value in (batch_size, img_size, precision, calibration, runtime, save, detector)]
-        given += [compiled, layout != "nchw", mode != "infer", task != "classification", head != "fcos"]
+        named = (batch_size, img_size, precision, calibration, runtime, save, detector, head)
+        given = [value is not None for value in named]
+        given += [compiled, layout != "nchw", mode != "infer", task != "classification"]
         if any(given):
             raise UserError("a workload file holds for its own conditions: give --device and nothing else")
         _predict_files(models, device, as_json)
         return
+    boxes_by = detector_head(task, head, detector)
     asked = Asked(
         device=device,
         batch_size=batch_size,
@@ -124,10 +126,10 @@ def predict_command(
             f"device {device!r} is this machine's own: `convscale measure` times it, or `convscale calibrate` first "
             "and use --calibration"
         )
-    if check_text("--task", task, TASKS) == "detection":
+    if boxes_by is not None:
         if save is not None:
             raise UserError("--save-workload writes a classifier's workload; leave it out with --task detection")
-        predict_boxes(models, head, img_size, detector, basis, as_json)
+        predict_boxes(models, boxes_by, img_size, detector, basis, as_json)
         return
     networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
     predictions = [predicted(network, basis) for network in networks]
@@ -297,7 +299,7 @@ def choose_command(
     ] = None,
     overwrite: Overwrite = False,
     task: Task = "classification",
-    head: Head = "fcos",
+    head: Head = None,
     detector: DetectorOptions = None,
     as_json: Json = False,
 ) -> None:
@@ -313,6 +315,7 @@ def choose_command(
     from convscale.networks.offered import Filter
     from convscale.ship.kit import check_kit
 
+    boxes_by = detector_head(task, head, detector)
     if all(limit is None for limit in (min_throughput, max_latency, max_memory, max_params)):
         raise UserError("give a constraint: --min-throughput, --max-latency, --max-memory or --max-params")
     _check_scaling(
@@ -329,7 +332,7 @@ def choose_command(
             "--all": show_all,
         },
     )
-    if check_text("--task", task, TASKS) == "detection":
+    if boxes_by is not None:
         others = (max_latency, max_memory, max_params, scale, save, records, measured, kit)
         if min_throughput is None or any(value is not None for value in others) or len(img_sizes or []) > 1:
             raise UserError("--task detection chooses by --min-throughput alone, at one --img-size")
@@ -350,7 +353,7 @@ def choose_command(
             compiled=compiled,
             threads=threads,
         )
-        boxes = BoxesWanted(models, head, img_sizes[0] if img_sizes else None, detector)
+        boxes = BoxesWanted(models, boxes_by, img_sizes[0] if img_sizes else None, detector)
         wanted = Constraint(min_throughput=min_throughput, confidence=confidence)
         choose_boxes(boxes, basis_of(asked, calibration), wanted, seconds, as_json)
         return

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from convscale.cli.options import say
+from convscale.errors import UserError, check_text
 
 Device = Annotated[
     str,
@@ -37,11 +38,30 @@ Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 
 Task = Annotated[str, typer.Option("--task", help="classification, or detection: the network with a detector's head.")]
 TASKS = ("classification", "detection")
-Head = Annotated[str, typer.Option("--head", help="With --task detection: fcos, retinanet or ssdlite.")]
+Head = Annotated[
+    str | None, typer.Option("--head", help="With --task detection: fcos (when left out), retinanet or ssdlite.")
+]
 DetectorOptions = Annotated[
     list[str] | None,
     typer.Option("--detector", help="With --task detection, more of it: --detector neck_width=64. Repeatable."),
 ]
+
+
+def detector_head(task: str, head: str | None, options: list[str] | None) -> str | None:
+    """The head of the detector that ``--task`` asks for; None: a classifier is asked for.
+
+    Raises:
+        UserError: an unknown task, or options of a detector for a classifier.
+    """
+    if check_text("--task", task, TASKS) == "detection":
+        return "fcos" if head is None else head
+    if head is not None:
+        raise UserError(
+            f"--head {head} goes with --task detection; `train --set head=ml_decoder` puts ML-Decoder on a classifier"
+        )
+    if options:
+        raise UserError(f"--detector {options[0]} goes with --task detection; leave it out")
+    return None
 
 
 def progress_aside(text: str) -> None:

@@ -100,7 +100,8 @@ def export_detector(
     """
     assert isinstance(detector, Detector), f"{type(detector).__name__} is no detector of ours"
     spec = detector.detector_spec
-    nms = OUTSIDE if request.format == "torch" else check_text("nms", request.nms, (INSIDE, OUTSIDE))
+    nms = check_text("nms", request.nms, (INSIDE, OUTSIDE))
+    nms = OUTSIDE if request.format == "torch" else nms
     names = _class_names(spec, request)
     preprocessing = _preprocessing(spec, request)
     with on_processor(detector):

@@ -18,13 +18,13 @@ from torch import fx, nn
 
 from convscale.arch.spec import NetSpec
 from convscale.artifact.artifact import Artifact, load_artifact
-from convscale.artifact.boxes import INSIDE
+from convscale.artifact.boxes import INSIDE, OUTSIDE
 from convscale.artifact.folder import CARD, seal, staged_folder
 from convscale.artifact.manifest import MODEL_FILES
 from convscale.artifact.promise import Promise
 from convscale.artifact.reference import write_reference
 from convscale.conditions import Size
-from convscale.errors import UserError
+from convscale.errors import UserError, check_text
 from convscale.files import write_json, write_text
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import available_cores
@@ -208,6 +208,8 @@ def export_as(
             from convscale.ship.detectors import export_detector  # slow to import
 
             return export_detector(as_module(net)[0], out_dir, request, check_form(request), overwrite=overwrite)
+        if check_text("nms", request.nms, (INSIDE, OUTSIDE)) != INSIDE:
+            raise UserError(f"nms is {request.nms!r}, which is for detectors, and this is a classifier; leave it out")
         if request.int8 and request.int8_route is None:
             return _export_int8(net, out_dir, request, overwrite=overwrite, shared=shared)
         return _export_form(net, out_dir, request, overwrite=overwrite, shared=shared, rival=rival)

@@ -116,6 +116,38 @@ def test_what_does_not_go_is_told(arguments: tuple[str, ...], said: str) -> None
         CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            ("--head", "fcos"),
+            "^--head fcos goes with --task detection; `train --set head=ml_decoder` puts ML-Decoder on a classifier$",
+        ),
+        (("--detector", "neck_width=8"), "^--detector neck_width=8 goes with --task detection; leave it out$"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--model", "resnet18", "--data-dir", "/nowhere", "--output", "x"),
+        ("measure", "resnet18"),
+        ("predict", "resnet18", "--device", "rtx-4090"),
+        ("choose", "--device", "rtx-4090", "--min-throughput", "5"),
+    ],
+)
+def test_what_a_detector_has_is_refused_for_classifiers(
+    command: tuple[str, ...], option: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(app, [*command, *option], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("option", [("--task", "detection"), ("--head", "fcos"), ("--detector", "neck_width=8")])
+def test_a_promise_is_measured_without_a_detectors_options(option: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=f"^--promised measures as was promised; give it without {option[0]}$"):
+        CliRunner().invoke(app, ["measure", "x", "--promised", *option], catch_exceptions=False)
+
+
 @pytest.mark.parametrize("option", [("--predictions",), ("--confusion",), ("--dataset", "coco")])
 @pytest.mark.parametrize("shipped", [True, False])
 def test_what_evaluates_classifiers_is_refused_for_detectors(

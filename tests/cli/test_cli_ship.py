@@ -329,3 +329,16 @@ def test_it_is_said_where_images_are_carved_that_may_have_been_trained_on(
     for int8, split in ((False, "test"), (True, "validation")):
         _check_images(tmp_path, loaded, preprocessing, int8)
         assert f"come, gone or changed, so another {split} set is carved" in " ".join(capsys.readouterr().err.split())
+
+
+def test_suppression_is_refused_for_classifiers(call: Call, artifact: Path, tmp_path: Path) -> None:
+    for where in ("inside", "outside", "rubbish"):
+        made = call("export", "resnet18", "--output", tmp_path / "a", "--nms", where)
+        refused(made, f"--nms {where} is for detectors, and this is a classifier; leave --nms out")
+    laid = call("export", artifact, "--layout", "triton", "--output", tmp_path / "a", "--nms", "outside")
+    refused(laid, "--nms is for a checkpoint; an artefact is laid out as it is")
+    with pytest.raises(cs.UserError, match="nms 'rubbish' is unknown"):
+        cs.export("resnet18", tmp_path / "a", nms="rubbish")
+    with pytest.raises(cs.UserError, match="nms is 'outside', which is for detectors, and this is a classifier"):
+        cs.export("resnet18", tmp_path / "a", nms="outside")
+    assert not (tmp_path / "a").exists()

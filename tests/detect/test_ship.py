@@ -269,8 +269,9 @@ def test_a_detector_that_finds_nothing_says_so(
 
 
 def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(cs.UserError, match="nms 'both' is unknown"):
-        cs.export(detector, tmp_path / "art", nms="both")
+    for form in ("onnx", "torch"):
+        with pytest.raises(cs.UserError, match="nms 'both' is unknown"):
+            cs.export(detector, tmp_path / "art", nms="both", format=form)
     with pytest.raises(cs.UserError, match="image_size is 96; a detector's is its own, 64"):
         cs.export(detector, tmp_path / "art", image_size=96)
     with pytest.raises(cs.UserError, match="names 3 classes, the detector has 2"):
