@@ -143,5 +143,17 @@ def test_the_commands(call: Call, run: Path, tmp_path: Path, monkeypatch: pytest
     assert code == 2
     assert "w.pt, which --overwrite would delete; use another name" in " ".join(err.split())
     assert (made / "w.pt").read_bytes() == b"x"
+    code, _, err = call("export", made, "--model", "resnet18", "--output", made, "--overwrite")  # a checkpoint's folder
+    assert (code, "holds checkpoint" in " ".join(err.split())) == (2, True)
+    cs.save_spec(cs.get_spec("resnet18"), run / "best.yaml")
+    monkeypatch.setattr("convscale.pipeline.run.fit", never)
+    monkeypatch.setattr("convscale.learn.train.train", never)
+    monkeypatch.setattr("convscale.nas.coefficients.find_scaling", never)
+    monkeypatch.setattr("convscale.images.sources.open_dataset", never)
+    asked = ("--data-dir", tmp_path, "--output", run, "--overwrite")
+    for command in ("fit --min-throughput 1 --model", "train --recipe small --model", "search --scaling"):
+        code, _, err = call(*command.split(), run / "best.yaml", *asked)
+        assert code == 2
+        assert "holds model" in " ".join(err.split())
     assert (run / MARK).is_file()
     _kept(run)

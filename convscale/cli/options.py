@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TextIO
@@ -15,7 +16,8 @@ from typer.core import TyperCommand
 
 from convscale import words
 from convscale.errors import UserError
-from convscale.files import json_numbers
+from convscale.files import check_outside, json_numbers
+from convscale.networks.names import is_spec_file
 
 MISSED = 3
 """Exit code of what is done, but misses its constraint."""
@@ -119,6 +121,16 @@ def names_on_stdin() -> TextIO:
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     return sys.stdin
+
+
+def keep_spec_files(output: Path | None, models: Iterable[str | None], *, overwrite: bool, resume: bool) -> None:
+    """Refuse to replace a folder with the file of a spec in it that is to be built.
+
+    Raises:
+        UserError: one of the models is a file in it.
+    """
+    if output is not None and overwrite and not resume:
+        check_outside(output, [("model", name) for name in models if name is not None and is_spec_file(name)])
 
 
 def overrides_of(pairs: list[str] | None, *, flag: str = "--set") -> dict[str, Any]:

@@ -116,7 +116,7 @@ def export_command(
             f"--device {device} goes with --format fastest, which tunes there; `convscale tune` takes others"
         )
     from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
-    from convscale.files import check_outside, file_or_none
+    from convscale.files import check_outside
 
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
         given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
@@ -136,7 +136,7 @@ def export_command(
 
         need_device(device)  # before images are read
     if overwrite:
-        check_outside(output, [("checkpoint", file_or_none(checkpoint)), ("data", data_dir)])
+        check_outside(output, [("checkpoint", checkpoint), ("data", data_dir)])
     loaded = _to_export(checkpoint, model)
     if nms is not None and not hasattr(loaded.net, "detector_spec"):
         raise UserError(f"--nms {nms} is for detectors, and this is a classifier; leave --nms out")
