@@ -40,6 +40,8 @@ class Rows:
     """By network and size; of several of one the last."""
     unknown: tuple[str, ...] = ()
     """Names that nothing here builds."""
+    left_out: int = 0
+    """Rows of other numbers of threads than those asked for."""
 
     def of(self, network: Named, image_size: int) -> Measurement:
         """The measurement of a network that has a row, whatever its weights."""
@@ -111,8 +113,8 @@ def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str
             called for a row only where it is among them: a file does not choose what code runs.
 
     Raises:
-        UserError: the basis is not a predicted one, no row is of its number of threads, or one that is is of another
-            device, batch, precision, runtime, layout or mode.
+        UserError: the basis is not a predicted one, a row is of another device, batch, precision, runtime, layout or
+            mode, or none is of its number of threads.
     """
     if not basis.predicted:
         raise UserError(
@@ -121,8 +123,10 @@ def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str
         )
     measured: dict[SizedSpec, Measurement] = {}
     unknown: list[str] = []
-    for record in _of_threads(records, basis.conditions.threads, path):
+    for record in records:
         _check_row(record, basis, path)
+    kept = _of_threads(records, basis.conditions.threads, path)
+    for record in kept:
         spec, size = _network_of(record, names_in(named)), record.measurement.conditions.image_size
         if spec is None or not isinstance(size, int):
             unknown.append(record.model)
@@ -130,7 +134,8 @@ def rows_of(records: Sequence[Record], basis: Basis, path: str | os.PathLike[str
             measured[SizedSpec(spec, size)] = record.measurement
     if not measured:
         raise UserError(f"{path} has no row of a network that is known here; of {', '.join(unknown[:3])} nothing is")
-    return Rows(path=os.fspath(path), measured=measured, unknown=tuple(unknown))
+    left_out = len(records) - len(kept)
+    return Rows(path=os.fspath(path), measured=measured, unknown=tuple(unknown), left_out=left_out)
 
 
 def read_rows(path: str | os.PathLike[str], asked: Asked) -> tuple[list[Record], Asked]:
@@ -264,6 +269,8 @@ def note_of(rows: Rows, facts: Mapping[SizedSpec, NetworkFacts]) -> str:
     n = len(ratios)
     factor = math.exp(sum(ratios) / n * n / (n + 1)) if n else 1.0
     left = f"; left out, since nothing here builds them: {', '.join(rows.unknown[:3])}" if rows.unknown else ""
+    if rows.left_out:
+        left += f"; {plural(rows.left_out, 'row')} of other numbers of threads left out"
     return (
         f"{plural(n, 'network')} measured ({os.path.basename(rows.path)}); the others are predicted, their speeds "
         f"times {number(factor)} by these{left}"

@@ -185,12 +185,17 @@ def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str
     for key, value in asked.items():
         if key == "data" and digested:
             continue
-        if key in before and before[key] != value:
+        old = before.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):  # a recipe, say, which may have more keys by now
+            for inner in old:
+                if inner in value and old[inner] != value[inner]:
+                    return f"{key} with {inner} {old[inner]!r}, not {value[inner]!r}"
+        elif key in before and old != value:
             if key == "data_digest":
                 return "other data: images or labels have come, gone or changed"
             if key == "calibration":
-                return "another calibration" if before[key] and value else f"{'a' if before[key] else 'no'} calibration"
-            return f"{key} {before[key]!r}, not {value!r}"
+                return "another calibration" if old and value else f"{'a' if old else 'no'} calibration"
+            return f"{key} {old!r}, not {value!r}"
     return ""
 
 

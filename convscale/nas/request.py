@@ -100,6 +100,11 @@ class Request:
         """Of the images and labels that are trained and judged on."""
         return data_digest((self.splits.train, self.splits.validation))
 
+    @cached_property
+    def calibration(self) -> str | None:
+        """Digest of the calibration that speeds are predicted by; None: there is none."""
+        return self.basis.calibration_digest
+
     def written(self) -> dict[str, object]:
         """What must be the same for a search to go on."""
         effort = self.effort
@@ -111,7 +116,7 @@ class Request:
             "classes": list(self.splits.classes),
             "reward": str(self.reward),
             "conditions": self.basis.conditions.to_dict(),
-            "calibration": self.basis.calibration_digest,
+            "calibration": self.calibration,
             "confidence": self.confidence,
             "recipe": self.recipe.to_dict(),
             "sampler": effort.sampler,

@@ -113,7 +113,16 @@ class Walk:
         return self._finish()
 
     def _round(self, engine: Engine) -> bool:
-        """One round; whether another may follow."""
+        """One round; whether another may follow.
+
+        Raises:
+            UserError: the calibration that speeds are predicted by is not the one that the search began with.
+        """
+        if self.request.basis.calibration_digest != self.request.calibration:
+            raise UserError(
+                f"calibration {self.request.basis.calibration} has changed since the search began, whose speeds go by "
+                "the earlier one; put that back, or begin another search"
+            )
         for number in self._fill():
             self.request.say(f"{number} goes on from an earlier call")
         jobs = [self._job(number) for number in self._pending()]

@@ -233,7 +233,8 @@ class Finder:
 
     def _smaller(self, options: Sequence[Option]) -> list[Candidate]:
         """The most accurate weights at images at which they should keep the speed."""
-        sizes = smaller_sizes(options, self.sure_of, self.floor, self.constraint.max_params_m)
+        measured = not self.basis.predicted
+        sizes = smaller_sizes(options, self.sure_of, self.floor, self.constraint.max_params_m, measured=measured)
         hints = {o.name: o.accuracy for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
         # what nobody released is not in the zoo by its name, where another may have it

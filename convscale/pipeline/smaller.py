@@ -16,16 +16,23 @@ disturbed may be so far off, and without weights a network starts from scratch."
 
 
 def smaller_sizes(
-    options: Sequence[Option], speed_of: Callable[[Option], float], floor: float, most_params_m: float | None
+    options: Sequence[Option],
+    speed_of: Callable[[Option], float],
+    floor: float,
+    most_params_m: float | None,
+    *,
+    measured: bool,
 ) -> dict[str, int]:
     """The largest images, in steps of ``SIZE_STEP``, at which weights should keep a speed, by their names: time is
-    taken to be proportional to pixels. Where none should keep it at any, the smallest images, for those that may.
+    taken to be proportional to pixels. Where none of those that are measured should keep it at any, the smallest
+    images, for those that may.
 
     Args:
         options: those that are too slow.
         speed_of: the images/s of one that count, 0 where nobody knows.
         floor: images/s to keep.
         most_params_m: millions of parameters; None: no limit.
+        measured: speeds are taken here, where other work may disturb them; a prediction is what it is.
     """
     sizes, near = dict[str, int](), dict[str, int]()
     seen = set[str]()
@@ -39,6 +46,6 @@ def smaller_sizes(
             size = min(int(side) // SIZE_STEP * SIZE_STEP, o.image_size - 1)
             if size >= LEAST_SIZE:
                 sizes[o.name] = size
-            elif o.image_size > LEAST_SIZE and side * math.sqrt(NEAR) >= LEAST_SIZE:
+            elif measured and o.image_size > LEAST_SIZE and side * math.sqrt(NEAR) >= LEAST_SIZE:
                 near[o.name] = LEAST_SIZE
     return sizes or near

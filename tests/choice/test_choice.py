@@ -628,6 +628,8 @@ def test_a_prediction_that_does_not_fit_in_memory_here_is_taken_back(
     monkeypatch.setattr(choice_scaling, "time_network", full_above(0, "not even this"))
     with pytest.raises(UserError, match="not even this"):
         largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
+    with pytest.raises(UserError, match=r"keeps 1,000,000,000 images/s; the smallest, "):  # by the middle: no chance
+        largest("resnet18", device="rtx-4090", min_throughput=1e9, along="resolution")
 
 
 def test_a_prediction_that_can_not_be_measured_here_stays_one(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

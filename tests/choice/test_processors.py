@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from convscale.choice.basis import Asked, basis_of
-from convscale.choice.rows import asked_by_rows, rows_of
+from convscale.choice.facts import NetworkFacts
+from convscale.choice.rows import asked_by_rows, note_of, rows_of
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import Environment
@@ -126,6 +127,9 @@ def test_rows_bring_their_threads(
     assert (conditions.threads, conditions.runtime) == (wanted, "onnxruntime")
 
 
+AT_64 = replace(row(28).measurement.conditions, batch_size=64)
+
+
 def test_rows_of_several_numbers_of_threads_are_not_mixed() -> None:
     records = [row(28), row(4), replace(row(4), model="resnet50"), row(8)]
     with pytest.raises(UserError, match=r"^rows.jsonl has rows of 4, 8 and 28 threads; give --threads, by which of"):
@@ -134,6 +138,14 @@ def test_rows_of_several_numbers_of_threads_are_not_mixed() -> None:
     found = rows_of(records, basis_of(asked), "rows.jsonl")
     assert sorted(network.spec.name for network in found.measured) == ["resnet18", "resnet50"]
     assert {measurement.conditions.threads for measurement in found.measured.values()} == {4}
+    facts = {network: NetworkFacts(params=1, macs=1) for network in found.measured}
+    assert note_of(found, facts).endswith("; 2 rows of other numbers of threads left out")
+    assert "left out" not in note_of(replace(found, left_out=0), facts)
+    strange = replace(
+        records[0], measurement=replace(records[0].measurement, conditions=AT_64)
+    )  # looked at all the same
+    with pytest.raises(UserError, match=r"^rows.jsonl: resnet18 was measured in batch 64, asked is batch 1$"):
+        rows_of([strange, *records], basis_of(asked), "rows.jsonl")
     none = r"^rows.jsonl has no row of 3 threads; its rows are of 4, 8 and 28$"
     three = Asked(device="i9-10940x", threads=3, by_rows=True, runtime="onnxruntime")
     with pytest.raises(UserError, match=none):

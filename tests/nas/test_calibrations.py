@@ -13,6 +13,7 @@ from convscale.errors import UserError
 from convscale.images.splits import DataSplits
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job
+from convscale.nas.walk import Walk
 from tests.choice.test_processors import calibration
 from tests.nas.test_coefficients import deeper_is_better
 from tests.nas.test_study import QUICK, simple, untrained
@@ -48,6 +49,26 @@ def test_a_study_by_another_calibration(
     del value["asked"]["calibration"]
     (place / "study.json").write_text(json.dumps(value), encoding="utf-8")
     assert len(cs.search(colours, trials=4, calibration=other, **ask).trials) == 4
+
+
+def test_a_calibration_that_changes_while_a_search_runs(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``calibrate`` writes the file anew: the study would have mixed two, and said that it was of the second."""
+    place, by = tmp_path / "a", calibration(tmp_path, None)
+    first, now = by.read_bytes(), other_calibration(by).read_bytes()
+    report = Walk._report
+
+    def changed(self: Walk, number: int) -> None:
+        report(self, number)
+        by.write_bytes(now)
+
+    monkeypatch.setattr(Walk, "_report", changed)
+    ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "calibration": by}
+    with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
+        cs.search(colours, trials=40, **ask)
+    asked = json.loads((place / "study.json").read_text(encoding="utf-8"))["asked"]
+    assert asked["calibration"] == hashlib.sha256(first).hexdigest()
 
 
 def test_costs_by_two_calibrations_are_not_mixed(

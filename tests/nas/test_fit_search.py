@@ -125,6 +125,12 @@ def test_the_study_of_a_fit_says_where_its_data_lie(
     assert difference(now, {**before, "data_digest": "other"}).startswith("other data: ")
     unknown = {key: value for key, value in before.items() if key != "data_digest"}
     assert difference(now, unknown) == f"data None, not {now['data']!r}"
+    recipe = now["recipe"]
+    assert isinstance(recipe, dict)
+    older = {key: value for key, value in recipe.items() if key != "compile"}  # as before it was a setting
+    assert difference(now, {**before, "recipe": older}) == ""
+    longer = {**before, "recipe": {**older, "epochs": 7}}
+    assert difference(now, longer) == f"recipe with epochs 7, not {recipe['epochs']}"
 
 
 def test_a_search_takes_the_threads(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -102,3 +103,32 @@ def test_a_fault_of_a_worker_reaches_the_search(tiny: SearchSpace, monkeypatch: 
     monkeypatch.setattr(Processes, "_result", result)
     found, raised = results_of(Processes(1), [job(3, None, tiny), job(4, None, tiny)])
     assert (found, [str(error) for error in raised]) == ([], ["a fault at 3"])
+
+
+class Answers(Stuck):
+    """A process that answers each job, after a moment."""
+
+    def answer(self) -> str:
+        time.sleep(0.05)
+        asked = json.loads(self.stdin.getvalue().splitlines()[-1])
+        return json.dumps(Result(number=asked["number"], curve=(0.5,)).to_dict()) + "\n"
+
+
+def test_one_process_that_can_not_be_started_leaves_its_job_to_others(
+    tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed all jobs of the round at once, while the one that ran had its first."""
+    begun: list[Stuck] = []
+    lock = threading.Lock()
+
+    def start(*_: object, **__: object) -> Stuck:
+        with lock:
+            if begun:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            begun.append(Answers())
+            return begun[0]
+
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    found, raised = results_of(Processes(2), [job(number, None, tiny) for number in range(5)])
+    assert ([result.number for result in found], raised) == ([0, 1, 2, 3, 4], [])
+    assert [(result.failed, result.accuracy) for result in found] == [("", 0.5)] * 5

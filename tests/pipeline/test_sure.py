@@ -88,7 +88,9 @@ def test_smaller_images_are_those_that_surely_keep_it(tmp_path: Path, monkeypatc
 )
 def test_what_may_keep_it_is_tried_at_the_smallest_images(speeds: tuple[float, float], wanted: dict[str, int]) -> None:
     options = [_option(name, speed, 70.0, "no") for name, speed in zip("ab", speeds, strict=True)]
-    assert smaller_sizes(options, lambda o: o.images_per_s or 0.0, 250.0, None) == wanted
+    assert smaller_sizes(options, lambda o: o.images_per_s or 0.0, 250.0, None, measured=True) == wanted
+    surely = {name: size for name, size in wanted.items() if speeds["ab".index(name)] > 48.3}
+    assert smaller_sizes(options, lambda o: o.images_per_s or 0.0, 250.0, None, measured=False) == surely
 
 
 def test_smaller_images_on_a_busy_machine_are_timed_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -50,22 +51,43 @@ class Processes:
 
     def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
         """Side by side, as many as there are workers."""
-        waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        waiting, at_work, lock = deque(jobs), self.workers, threading.Lock()
         done: queue.SimpleQueue[Result | Exception | None] = queue.SimpleQueue()
-        for job in jobs:
-            waiting.put(job)
-        for _ in range(self.workers):
-            waiting.put(None)
         begun = threading.Event()
+
+        def left_to_others(job: Job) -> bool:
+            """Put a job back that this worker has no process for; False: no other worker is there to take it."""
+            nonlocal at_work
+            with lock:
+                if at_work == 1:
+                    return False
+                at_work -= 1
+                waiting.appendleft(job)
+            return True
+
+        def next_job() -> Job | None:
+            """The next one; None: there is none, and this worker ends."""
+            nonlocal at_work
+            with lock:
+                if waiting:
+                    return waiting.popleft()
+                at_work -= 1
+            return None
 
         def work() -> None:
             process = None
             try:
-                while (job := waiting.get()) is not None:
+                while (job := next_job()) is not None:
                     if self._closed or (begun.is_set() and not more()):
                         continue
                     begun.set()
-                    result, process = self._result(job, process)
+                    try:
+                        result, process = self._result(job, process)
+                    except OSError as error:  # no memory, or no more processes
+                        if left_to_others(job):
+                            return
+                        result = Result(number=job.number, failed=f"its process can not be started: {error}")
+                        process = None
                     done.put(result)
                 self._end(process)
             except Exception as error:  # of this file, not of a job: whoever waits for results gets it
@@ -87,13 +109,14 @@ class Processes:
                 yield result
 
     def _result(self, job: Job, process: subprocess.Popen[str] | None) -> tuple[Result, subprocess.Popen[str] | None]:
-        """A job's result, and the process that is still there."""
+        """A job's result, and the process that is still there.
+
+        Raises:
+            OSError: no process can be started.
+        """
         for _ in range(DEATHS):
             if process is None or process.poll() is not None:
-                try:
-                    process = self._start()
-                except OSError as error:  # no memory, or no more processes
-                    return Result(number=job.number, failed=f"its process can not be started: {error}"), None
+                process = self._start()
             if process is None:
                 break
             try:
