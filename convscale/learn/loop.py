@@ -62,7 +62,6 @@ class Trainer:
         self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)
-        self.imitation = job.imitation(self._autocast)
         self.agreeing = Agreeing(job)
         self.trouble = self.agreeing.trouble
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
@@ -90,6 +89,7 @@ class Trainer:
         self._statistics = [buffer for buffer in job.net.buffers() if buffer.numel()]
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._saved_at = time.monotonic()
+        self.imitation = job.imitation(self._autocast)  # last: nothing may fail behind its hooks
 
     @property
     def watched(self) -> nn.Module:

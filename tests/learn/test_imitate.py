@@ -81,6 +81,16 @@ def test_features_of_timms_teacher() -> None:
     assert not any(module._forward_pre_hooks for module in (*net.modules(), *timms.modules()))
 
 
+def test_what_is_refused_leaves_no_hook() -> None:
+    """A teacher without a classifier, and a recipe that its data does not go with."""
+    net, teacher, options = small_net(), small_net(), {**PLAIN, "distill_features": 1.0}
+    bare = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for other, more, said in ((bare, {}, "has none"), (teacher, {"accumulate": 9}, "accumulate 9 is more")):
+        with pytest.raises(UserError, match=said):
+            cs.train(net, halves_data(), recipe="small-adamw", epochs=1, teacher=other, **{**options, **more})
+        assert not any(module._forward_pre_hooks for module in (*net.modules(), *teacher.modules()))
+
+
 def test_cached_outputs_train_the_same_bits(teacher: nn.Module, tmp_path: Path) -> None:
     """With the cache written, with it read, and without: the same weights; a second student asks nothing."""
     weights, asked = [], []

@@ -161,6 +161,25 @@ def test_what_was_given_frozen_stays_so() -> None:
         assert not torch.equal(net[3].weight, before["3.weight"])
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_what_a_run_that_broke_off_had_frozen_is_not_left_so(error: type[BaseException]) -> None:
+    """Nor are its hooks; the next run took the frozen body for the user's wish."""
+    net, teacher = small_net(), small_net()
+    net[1].requires_grad_(False)
+
+    def progress(event: dict[str, object]) -> None:
+        if event["kind"] == "step":
+            assert not net[0].weight.requires_grad
+            raise error("x")
+
+    recipe = Recipe(name="x", epochs=3, batch_size=32, freeze_epochs=1, augment="none", precision="fp32", layout="nchw")
+    recipe = recipe.override({"distill_features": 1.0})
+    with pytest.raises(error):
+        train(net, halves_data(), recipe=recipe, teacher=teacher, progress=progress)  # type: ignore[arg-type]
+    assert [name for name, value in net.named_parameters() if not value.requires_grad] == ["1.weight", "1.bias"]
+    assert not any(module._forward_pre_hooks for module in (*net.modules(), *teacher.modules()))
+
+
 @pytest.mark.parametrize("per_epoch", [3, 48])  # many epochs of few steps; half of one, of many
 def test_sizes_and_freezing_follow_the_time_that_ends_a_run(monkeypatch: pytest.MonkeyPatch, per_epoch: int) -> None:
     """Frozen for a fifth of the epochs is a fifth of the time; sizes grow from 0.6 x 12 px to three quarters of it.
