@@ -20,6 +20,7 @@ from convscale.files import atomic_path, write_json
 from convscale.images.splits import FileSplit, Split
 from convscale.learn.loss import distillation_loss, similarity_loss
 from convscale.learn.recipe import Recipe
+from convscale.learn.teacher import check_teacher
 from convscale.read import NO_NPY
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class Imitation:
         if recipe.distill_features:
             heads = _head_of(net, "the student"), _head_of(teacher, "the teacher")  # one may have none
             self._ours, self._theirs = (_Features(head) for head in heads)
+
+    def check(self, classes: int, student: Preprocessing, device: torch.device) -> None:
+        """See that the teacher can be asked as it will be; UserError if not."""
+        with self._autocast():
+            check_teacher(self.teacher, classes, student, device)
 
     def added(self, loss: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor, where: Where) -> torch.Tensor:
         """The loss with the teacher's say.

@@ -283,6 +283,9 @@ def _check(trainer: Trainer, request: TrainRequest, *, resumed: bool) -> None:
         branch_off(trainer, request.branch)
     elif trainer.job.recipe.solve_head and not resumed:
         headed_parts(trainer.net)
+    if trainer.imitation is not None:
+        job = trainer.job
+        trainer.imitation.check(len(job.loader.split.classes), job.preprocessing, job.device)
 
 
 def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[str]) -> TrainRun:
