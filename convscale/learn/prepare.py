@@ -140,6 +140,7 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
     if folder is not None and job.processes.first:
         with trouble.held():
             need_bytes = state_bytes(job.net) * (request.keep + 1)
+            lock.take(folder)  # another run may have made it since it was looked at
             new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
             lock.take(folder)
             if request.tensorboard:
