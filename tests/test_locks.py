@@ -9,13 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
 
 from convscale import locks
 from convscale.errors import UserError
 from convscale.files import new_output_dir, whole_folder
 from convscale.learn import stop
+from convscale.learn.distributed import Processes
+from convscale.learn.prepare import begin_folder
+from convscale.learn.progress import Relay
 from convscale.locks import OutputLock, is_abandoned
 
 HOLDER = """
@@ -52,6 +58,22 @@ def test_a_second_run_is_refused_in_one_line_until_the_first_is_gone(tmp_path: P
         lock.take(run)
         lock.take(run)
     assert [path.name for path in run.iterdir()] == [".convscale"]
+
+
+def test_a_run_that_was_made_meanwhile_is_not_emptied(tmp_path: Path) -> None:
+    """Two runs are asked for at once, with --overwrite: neither finds a folder when it begins to prepare."""
+    run = tmp_path / "run"
+    request: Any = SimpleNamespace(output=run, keep=2, overwrite=True, resume=False, tensorboard=False, track=None)
+    job: Any = SimpleNamespace(output=run, net=nn.Linear(1, 1), processes=Processes())
+    new_output_dir(run)
+    (run / "state").write_text("precious")
+    with hold(run) as other:
+        try:
+            with OutputLock() as lock, pytest.raises(UserError, match="is being written by another run"):
+                begin_folder(request, job, Relay(lambda _: None), lock)
+        finally:
+            other.kill()
+    assert (run / "state").read_text() == "precious"
 
 
 def test_one_process_is_two_runs_too(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def classify_command(
             batch_size=batch_size,
             resume=resume,
             overwrite=overwrite,
+            count_kept=max_bad_rate is not None,
         )
         _tell_done(done, output, as_json=as_json)
         _check_bad_rate(done, max_bad_rate)
@@ -173,6 +174,7 @@ def _classify_on_ray(
     batch_size: int | None,
     resume: bool,
     overwrite: bool,
+    count_kept: bool,
 ) -> Classified:
     """``classify`` on Ray Data; a Parquet file among the images is a listing, with a column ``path``."""
     from convscale.artifact.artifact import load_artifact
@@ -206,6 +208,7 @@ def _classify_on_ray(
         batch_size=batch_size,
         resume=resume,
         overwrite=overwrite,
+        count_kept=count_kept,
     )
     kept = f", {done.resumed:,} done before" if done.resumed else ""
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)

@@ -31,7 +31,7 @@ from convscale.learn.recipes import recipe_of
 from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, half_precision, usable_device
 from convscale.learn.stop import stop_signal
-from convscale.learn.train import TrainRun, begin, result_of
+from convscale.learn.train import TrainRun, as_given, begin, result_of
 from convscale.locks import OutputLock
 from convscale.networks.detectors import create_detector
 from convscale.nn.detectors import DetectorSpec, is_detector
@@ -160,8 +160,9 @@ def _train(request: TrainRequest, splits: BoxSplits, asked: _Asked) -> TrainRun:
         job, resumed = _prepare(request, splits, asked, processes, device, tell, stop, lock)
         with ended(tell) as finish:
             trainer = DetectionTrainer(job, splits.validation, eval_batch=max(1, job.recipe.batch_size))
-            begin_folder(request, job, tell, lock, **_facts(job.net, job.preprocessing.width))
-            run = _run(trainer, splits, resumed=resumed, notes=notes)
+            with as_given(trainer):
+                begin_folder(request, job, tell, lock, **_facts(job.net, job.preprocessing.width))
+                run = _run(trainer, splits, resumed=resumed, notes=notes)
             finish(run.finished)
         return run
 

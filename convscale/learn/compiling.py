@@ -87,6 +87,11 @@ class Trained(Protocol):
     step: int
     elapsed: float
 
+    @property
+    def graph(self) -> tuple[object, bool]:
+        """What its compiled code is for at present."""
+        ...
+
 
 class _Caught(nn.Module):
     """The network as it is called, which keeps what it was called with."""
@@ -160,8 +165,8 @@ class Compiling:
             self._tell(trainer, Compiled(kept=False, why=f"not tried: {SEVERAL}"))
             return 0.0
         caught, trainer.forward = trainer.forward, self.forward
-        if (graph := _graph_at(trainer, trainer.epoch)) != self._graph:
-            self._graph, self._steps = graph, []
+        if trainer.graph != self._graph:
+            self._graph, self._steps = trainer.graph, []
             return 0.0
         batches = trainer.job.recipe.accumulate
         self._steps.append((seconds / batches, waited / batches))
@@ -276,8 +281,7 @@ def _graphs_to_come(trainer: Trained) -> int:
     """How often the network would have to be compiled again before the run's end."""
     job = trainer.job
     now = int(epoch_at(trainer.epoch, trainer.elapsed, job.max_seconds, job.recipe))
-    epochs = range(now, job.recipe.epochs)
-    return len({_graph_at(trainer, epoch) for epoch in epochs} - {_graph_at(trainer, now)})
+    return len({_graph_at(trainer, epoch) for epoch in range(now + 1, job.recipe.epochs)} - {trainer.graph})
 
 
 def _steps_left(trainer: Trained, seconds: float) -> float:

@@ -17,21 +17,23 @@ class Freezing:
     """
 
     def __init__(self, net: nn.Module, recipe: Recipe) -> None:
-        self._net, self._recipe, self._frozen = net, recipe, False
+        self._net, self._recipe = net, recipe
+        self.frozen = False
+        """The head alone is trained."""
         self._given, self._joins_at = trainable(net), recipe.freeze_epochs / recipe.epochs
 
     def begin_epoch(self, position: float) -> None:
         """Put the network into training mode; ``position`` is the share of the run that is done."""
-        self._frozen = position < self._joins_at
+        self.frozen = position < self._joins_at
         self._net.train()
         if self._recipe.freeze_epochs:
-            set_trainable(self._net, frozen=self._frozen, given=self._given)
+            set_trainable(self._net, frozen=self.frozen, given=self._given)
         if self._recipe.keep_statistics:
             keep_statistics(self._net)
 
     def before_step(self, position: float) -> None:
         """Let all layers join where it is time."""
-        if self._frozen and position >= self._joins_at:
+        if self.frozen and position >= self._joins_at:
             self.begin_epoch(position)
 
     def restore(self) -> None:

@@ -20,6 +20,7 @@ from convscale.files import atomic_path, write_json
 from convscale.images.splits import FileSplit, Split
 from convscale.learn.loss import distillation_loss, similarity_loss
 from convscale.learn.recipe import Recipe
+from convscale.learn.teacher import check_teacher
 from convscale.read import NO_NPY
 
 if TYPE_CHECKING:
@@ -70,7 +71,13 @@ class Imitation:
         self._autocast = autocast
         self._ours = self._theirs = None
         if recipe.distill_features:
-            self._ours, self._theirs = _Features(net, "the student"), _Features(teacher, "the teacher")
+            heads = _head_of(net, "the student"), _head_of(teacher, "the teacher")  # one may have none
+            self._ours, self._theirs = (_Features(head) for head in heads)
+
+    def check(self, classes: int, student: Preprocessing, device: torch.device) -> None:
+        """See that the teacher can be asked as it will be; UserError if not."""
+        with self._autocast():
+            check_teacher(self.teacher, classes, student, device)
 
     def added(self, loss: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor, where: Where) -> torch.Tensor:
         """The loss with the teacher's say.
@@ -107,17 +114,7 @@ class Imitation:
 class _Features:
     """What a network's classifier saw last."""
 
-    def __init__(self, net: nn.Module, who: str) -> None:
-        inner = getattr(net, "net", net)  # a teacher stands behind its own preprocessing
-        named = getattr(inner, "get_classifier", None)
-        head = named() if callable(named) else None
-        if not isinstance(head, nn.Module):
-            layers = [module for module in inner.modules() if isinstance(module, nn.Linear)]
-            head = layers[-1] if layers else None
-        if head is None:
-            raise UserError(
-                f"distill_features needs a network with a linear classifier; {who}, {type(inner).__name__}, has none"
-            )
+    def __init__(self, head: nn.Module) -> None:
         self._seen: torch.Tensor | None = None
         self.handle: RemovableHandle = head.register_forward_pre_hook(self._look)
 
@@ -129,6 +126,21 @@ class _Features:
         assert self._seen is not None, "the network has run"
         seen, self._seen = self._seen, None
         return (seen.mean((2, 3)) if seen.ndim == 4 else seen.flatten(1)).float()
+
+
+def _head_of(net: nn.Module, who: str) -> nn.Module:
+    """A network's classifier; UserError if it has none."""
+    inner = getattr(net, "net", net)  # a teacher stands behind its own preprocessing
+    named = getattr(inner, "get_classifier", None)
+    head = named() if callable(named) else None
+    if not isinstance(head, nn.Module):
+        layers = [module for module in inner.modules() if isinstance(module, nn.Linear)]
+        head = layers[-1] if layers else None
+    if head is None:
+        raise UserError(
+            f"distill_features needs a network with a linear classifier; {who}, {type(inner).__name__}, has none"
+        )
+    return head
 
 
 class TeacherCache:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convscale.conditions import Size
 from convscale.errors import UserError
 from convscale.learn.agreeing import Agreeing
 from convscale.learn.augment import mix_seed
@@ -62,7 +63,6 @@ class Trainer:
         self.forward = self.compiling.forward
         self.optimizer = build_optimizer(job.net, job.recipe)
         self.ema = build_ema(job.net, job.recipe, self.optimizer)
-        self.imitation = job.imitation(self._autocast)
         self.agreeing = Agreeing(job)
         self.trouble = self.agreeing.trouble
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.settings.precision == "fp16")
@@ -89,12 +89,18 @@ class Trainer:
         # running means and variances: forward changes them
         self._statistics = [buffer for buffer in job.net.buffers() if buffer.numel()]
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
-        self._saved_at = time.monotonic()
+        self._saved_at, self._size = time.monotonic(), job.loader.image_size
+        self.imitation = job.imitation(self._autocast)  # last: nothing may fail behind its hooks
 
     @property
     def watched(self) -> nn.Module:
         """The network that is validated and kept: the average when there is one."""
         return self.ema.net if self.ema is not None else self.net
+
+    @property
+    def graph(self) -> tuple[Size, bool]:
+        """What compiled code is for: the present image size, and whether layers are frozen."""
+        return self._size, self.freezing.frozen
 
     def run(self) -> None:
         """Train to the end (or until told to stop, with a state saved)."""
@@ -160,8 +166,8 @@ class Trainer:
         """The rest of the current epoch; False when told to stop."""
         self.freezing.begin_epoch(self._position())
         epoch = epoch_at(self.epoch, self.elapsed, self.job.max_seconds, self.job.recipe)
-        size = image_size_at(epoch, self.job.loader.image_size, self.job.recipe)
-        source = self.job.loader.batches(self.epoch, self.step, size)
+        self._size = image_size_at(epoch, self.job.loader.image_size, self.job.recipe)
+        source = self.job.loader.batches(self.epoch, self.step, self._size)
         with closing(in_time(source, self.job.device, several=self.spread is not None)) as batches:
             while self.step < self.steps_per_epoch and self._position() < 1.0:
                 self.freezing.before_step(self._position())

@@ -35,7 +35,7 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
-from convscale.learn.teacher import check_teacher, open_teacher
+from convscale.learn.teacher import open_teacher
 from convscale.learn.trackers import Tracked, Tracking, need_tracker
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
@@ -140,6 +140,7 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
     if folder is not None and job.processes.first:
         with trouble.held():
             need_bytes = state_bytes(job.net) * (request.keep + 1)
+            lock.take(folder)  # another run may have made it since it was looked at
             new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
             lock.take(folder)
             if request.tensorboard:
@@ -192,9 +193,7 @@ def _prepare_teacher(
     asked = {key: value for key, value in named.items() if value}
     if request.teacher is not None:
         recipe = recipe if asked else recipe.override({"distill_weight": 0.5})
-        teacher = open_teacher(request.teacher, splits.classes, preprocessing).to(device)
-        check_teacher(teacher, len(splits.classes), preprocessing, device)
-        return recipe, teacher
+        return recipe, open_teacher(request.teacher, splits.classes, preprocessing).to(device)
     for key, value in asked.items():
         raise UserError(f"{key} is {value:g}, but there is no teacher; give one (--teacher), or set it to 0")
     return recipe, None

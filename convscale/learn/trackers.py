@@ -10,6 +10,7 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,8 +80,13 @@ class MlflowTracker(Tracker):
         else:
             experiment = found.experiment_id
         self.id = self._client.create_run(experiment, run_name=run.name).info.run_id
-        for key, value in run.facts.items():
-            self._client.log_param(self.id, key, str(value)[:500])
+        try:
+            for key, value in run.facts.items():
+                self._client.log_param(self.id, key, str(value)[:500])
+        except BaseException:  # it is told nothing more, and would run for ever
+            with suppress(Exception):
+                self._client.set_terminated(self.id, status="FAILED")
+            raise
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         for key, value in values.items():

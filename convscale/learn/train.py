@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from convscale.images.splits import DataSplits
 from convscale.learn.branch import branch_off, check_branch, keep_best, recipe_of_state
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
-from convscale.learn.job import Job
 from convscale.learn.loop import Trainer
 from convscale.learn.prepare import begin_folder, ended, prepare
 from convscale.learn.probe import headed_parts
@@ -201,9 +201,11 @@ def _train(request: TrainRequest) -> TrainRun:
             job = replace(job, data=splits.digests(), data_older=older)
         with ended(tell) as finish:
             with nullcontext() if job.teacher is None else evaluating(job.teacher):
-                trainer = _ready(job, request, resumed=resumed)
-                begin_folder(request, job, tell, lock)
-                run = _run(trainer, request, resumed=resumed, notes=notes)
+                trainer = Trainer(job)
+                with as_given(trainer):
+                    _check(trainer, request, resumed=resumed)
+                    begin_folder(request, job, tell, lock)
+                    run = _run(trainer, request, resumed=resumed, notes=notes)
             finish(run.finished)
         return run
 
@@ -262,14 +264,28 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     )
 
 
-def _ready(job: Job, request: TrainRequest, *, resumed: bool) -> Trainer:
-    """What runs the job, where it starts; the last that can refuse what was asked for."""
-    trainer = Trainer(job)
+@contextmanager
+def as_given(trainer: Trainer) -> Iterator[None]:
+    """However it ends, the networks are left without hooks, and the trained one with those parameters trainable that
+    were so: what a run that broke off had frozen is not what the next one is to keep frozen.
+    """
+    try:
+        yield
+    finally:
+        trainer.freezing.restore()
+        if trainer.imitation is not None:
+            trainer.imitation.close()
+
+
+def _check(trainer: Trainer, request: TrainRequest, *, resumed: bool) -> None:
+    """Put the trainer where it starts; the last that can refuse what was asked for."""
     if request.branch is not None and not resumed:
         branch_off(trainer, request.branch)
-    elif job.recipe.solve_head and not resumed:
-        headed_parts(job.net)
-    return trainer
+    elif trainer.job.recipe.solve_head and not resumed:
+        headed_parts(trainer.net)
+    if trainer.imitation is not None:
+        job = trainer.job
+        trainer.imitation.check(len(job.loader.split.classes), job.preprocessing, job.device)
 
 
 def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[str]) -> TrainRun:
@@ -279,7 +295,4 @@ def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[
     if trainer.job.recipe.solve_head and not resumed and request.branch is None:
         trainer.start_from_solved_head()
     trainer.run()
-    if trainer.imitation is not None:
-        trainer.imitation.close()
-    trainer.freezing.restore()
     return result_of(trainer, notes)

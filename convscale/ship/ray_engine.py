@@ -102,6 +102,7 @@ def classify_on_ray(
     resume: bool = False,
     overwrite: bool = False,
     on_rows: Callable[[int, int], object] | None = None,
+    count_kept: bool = True,
 ) -> Classified:
     """Classify files on several processes or machines, in order: a folder of parts, each with the rows of a shard.
 
@@ -116,6 +117,8 @@ def classify_on_ray(
         resume: keep the parts that are there and make the others; the same images in the same order must be named.
         overwrite: remove the parts that are there first.
         on_rows: called with the numbers of files and of bad ones so far.
+        count_kept: count the bad images of the parts that are kept, by reading all of these; else
+            ``resumed_errors`` is 0.
 
     Raises:
         UserError: an unknown format, parts of other images, an address that does not answer, or Ray can not be started.
@@ -132,7 +135,7 @@ def classify_on_ray(
     resumed = sum(len(shard.paths) for shard in shards) - sum(len(shard.paths) for shard in missing)
     made = {shard.file for shard in shards} - {shard.file for shard in missing}
     with ThreadPoolExecutor(_READERS) as pool:
-        resumed_errors = sum(pool.map(place.errors, made))
+        resumed_errors = sum(pool.map(place.errors, made if count_kept else ()))
     start = time.perf_counter()
     images = errors = 0
     for row in _run(missing, artifact, place.place, cluster, top, batch_size) if missing else ():

@@ -7,6 +7,7 @@ killed goes on with the shards whose files are missing, whoever wrote the others
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -138,19 +139,24 @@ class Rows:
         """How many rows of a shard's file have an error.
 
         Raises:
-            UserError: it can not be read, or is no such file.
+            UserError: it can not be read, or is damaged.
         """
+        part = f"part {name} of {self.place}"
         try:
             with self._opened(name) as file:
-                if name.endswith(".parquet"):
-                    import pyarrow.parquet as pq
-
-                    column = pq.read_table(file, columns=["error"]).column("error")
-                    return len(column) - column.null_count
-                may_be = (line.decode("utf-8", "surrogateescape") for line in file if b'"error"' in line)
-                return sum("error" in json_of(line, "a row", ROW) for line in may_be)
+                data = io.BytesIO(file.read())
         except Exception as error:  # a file system raises what it likes
-            raise UserError(f"part {name} of {self.place} can not be read: {first_line(error)}; remove it") from error
+            raise UserError(f"{part} can not be read: {first_line(error)}; use --resume once it can be") from error
+        try:
+            if name.endswith(".parquet"):
+                import pyarrow.parquet as pq
+
+                column = pq.read_table(data, columns=["error"]).column("error")
+                return len(column) - column.null_count
+            may_be = (line.decode("utf-8", "surrogateescape") for line in data if b'"error"' in line)
+            return sum("error" in json_of(line, "a row", ROW) for line in may_be)
+        except Exception as error:  # so does pyarrow, OSError among it
+            raise UserError(f"{part} is damaged: {first_line(error)}; remove it") from error
 
     def _opened(self, name: str) -> IO[bytes]:
         if self._files is not None:

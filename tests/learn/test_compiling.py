@@ -285,7 +285,7 @@ def _trainer(**more: Any) -> Any:
         progress=lambda event: told.append(event["text"]),
     )
     values = {"job": job, "epoch": 0, "step": 0, "elapsed": 0.0, "steps_per_epoch": 1000, "steady": True, "told": told}
-    return SimpleNamespace(**{**values, "forward": nn.Identity(), **more})
+    return SimpleNamespace(**{**values, "forward": nn.Identity(), "graph": (32, False), **more})
 
 
 def _asked(trainer: Any, seconds: float, waited: float) -> str:
@@ -299,6 +299,28 @@ def test_what_waits_for_images_or_changes_is_not_tried() -> None:
     assert _asked(_trainer(), 2.0, 0.9) == ""  # 10,000 x (2 - 0.9) / 2 x 10 % is worth 60 s
     assert _asked(_trainer(), 2.0, 1.1) == "not tried: 55% of a step is waiting for images"
     assert "changes from step to step" in _asked(_trainer(steady=False), 2.0, 0.0)
+
+
+def test_counting_begins_anew_where_layers_join_or_images_grow_within_an_epoch() -> None:
+    """As they do where time ends a run."""
+    trainer = _trainer(graph=(32, True))
+    found, enough = Compiling("auto", trainer.forward, nullcontext), compiling.WARM + compiling.TIMED
+    for graph in ((32, True), (32, False), (64, False)):
+        trainer.graph = graph
+        for _ in range(enough):  # the first begins the counting
+            found.after(trainer, 2.0, 1.1)
+        assert found.found is None
+    found.after(trainer, 2.0, 1.1)
+    assert found.found is not None
+
+
+@pytest.mark.parametrize(("graph", "left", "more"), [((32, True), 9, 1), ((32, True), 2, 1), ((32, False), 2, 0)])
+def test_what_is_compiled_again_is_what_is_not_used_yet(graph: tuple[int, bool], left: int, more: int) -> None:
+    """Of ten epochs the first eight train the head alone; time has brought the run to one that is ``left``."""
+    trainer = _trainer(graph=graph, elapsed=100.0 - 10 * left)
+    trainer.job.max_seconds = 100.0
+    trainer.job.recipe = trainer.job.recipe.override({"freeze_epochs": 8})
+    assert compiling._graphs_to_come(trainer) == more
 
 
 def test_a_run_that_ends_by_its_time_has_fewer_steps_left() -> None:

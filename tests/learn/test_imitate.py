@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def test_features_of_timms_teacher() -> None:
     run = cs.train(net, data, recipe="small-adamw", epochs=1, teacher=timms, **options)
     assert np.isfinite(run.history[0]["train_loss"])
     assert not any(module._forward_pre_hooks for module in (*net.modules(), *timms.modules()))
+
+
+def test_what_is_refused_leaves_no_hook() -> None:
+    """A teacher without a classifier, and a recipe that its data does not go with."""
+    net, teacher, options = small_net(), small_net(), {**PLAIN, "distill_features": 1.0}
+    bare = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for other, more, said in ((bare, {}, "has none"), (teacher, {"accumulate": 9}, "accumulate 9 is more")):
+        with pytest.raises(UserError, match=said):
+            cs.train(net, halves_data(), recipe="small-adamw", epochs=1, teacher=other, **{**options, **more})
+        assert not any(module._forward_pre_hooks for module in (*net.modules(), *teacher.modules()))
 
 
 def test_cached_outputs_train_the_same_bits(teacher: nn.Module, tmp_path: Path) -> None:
@@ -186,6 +197,45 @@ def test_a_teacher_of_something_else_is_told_before_a_run_is_replaced(
     assert "\n" not in str(caught.value)
     assert (tmp_path / "run" / "log.jsonl").read_text() == "precious"
     assert all(module.training for module in teacher.modules())
+
+
+def _half_teacher() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 3)).half()
+
+
+def test_a_half_teacher_of_a_float32_run_is_told_before_a_run_is_replaced(tmp_path: Path) -> None:
+    """It was asked in its own type, and failed in the first step, behind the emptied folder."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MARK).write_text("")
+    (tmp_path / "run" / "log.jsonl").write_text("precious")
+    options = {**PLAIN, "output": tmp_path / "run", "overwrite": True}
+    with pytest.raises(UserError, match=r"^the teacher can not be run on the student's inputs, .*: .*dtype"):
+        cs.train(small_net(), halves_data(), epochs=1, teacher=_half_teacher(), **options)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == "precious"
+
+
+def test_a_half_teacher_of_a_half_run_is_asked_under_its_autocast() -> None:
+    options = {**PLAIN, "precision": "bf16"}
+    run = cs.train(small_net(), halves_data(), epochs=1, teacher=_half_teacher(), **options)
+    assert np.isfinite(run.history[0]["train_loss"])
+
+
+def test_a_look_compiles_nothing() -> None:
+    """A teacher compiled for the look's two images took all later batches with dynamic shapes."""
+    compiled: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.extend(tuple(each.shape) for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 4)
+        return graph
+
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    teacher = cast(nn.Module, torch.compile(net, backend=backend))
+    plain = Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.5,))
+    check_teacher(teacher, 3, plain, torch.device("cpu"))
+    assert compiled == []
+    with torch.no_grad():
+        teacher(torch.zeros(24, 1, 12, 12))
+    assert (24, 1, 12, 12) in compiled
 
 
 def test_a_look_at_a_teacher_leaves_no_trace() -> None:

@@ -19,6 +19,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit
 from convscale.learn.augment import mix, resized_crop
+from convscale.learn.compiling import Compiling
 from convscale.learn.distributed import Processes
 from convscale.learn.ema import Ema
 from convscale.learn.loader import TrainLoader
@@ -161,6 +162,25 @@ def test_what_was_given_frozen_stays_so() -> None:
         assert not torch.equal(net[3].weight, before["3.weight"])
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_what_a_run_that_broke_off_had_frozen_is_not_left_so(error: type[BaseException]) -> None:
+    """Nor are its hooks; the next run took the frozen body for the user's wish."""
+    net, teacher = small_net(), small_net()
+    net[1].requires_grad_(False)
+
+    def progress(event: dict[str, object]) -> None:
+        if event["kind"] == "step":
+            assert not net[0].weight.requires_grad
+            raise error("x")
+
+    recipe = Recipe(name="x", epochs=3, batch_size=32, freeze_epochs=1, augment="none", precision="fp32", layout="nchw")
+    recipe = recipe.override({"distill_features": 1.0})
+    with pytest.raises(error):
+        train(net, halves_data(), recipe=recipe, teacher=teacher, progress=progress)  # type: ignore[arg-type]
+    assert [name for name, value in net.named_parameters() if not value.requires_grad] == ["1.weight", "1.bias"]
+    assert not any(module._forward_pre_hooks for module in (*net.modules(), *teacher.modules()))
+
+
 @pytest.mark.parametrize("per_epoch", [3, 48])  # many epochs of few steps; half of one, of many
 def test_sizes_and_freezing_follow_the_time_that_ends_a_run(monkeypatch: pytest.MonkeyPatch, per_epoch: int) -> None:
     """Frozen for a fifth of the epochs is a fifth of the time; sizes grow from 0.6 x 12 px to three quarters of it.
@@ -170,6 +190,8 @@ def test_sizes_and_freezing_follow_the_time_that_ends_a_run(monkeypatch: pytest.
     looks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(looks) / 1000)
     seen: list[tuple[int, bool]] = []
+    told: list[object] = []  # by which compile=auto knows that steps are of another kind
+    monkeypatch.setattr(Compiling, "after", lambda self, trainer, *_: (told.append(trainer.graph), 0.0)[1])
 
     class Watched(nn.Module):
         def __init__(self) -> None:
@@ -184,6 +206,7 @@ def test_sizes_and_freezing_follow_the_time_that_ends_a_run(monkeypatch: pytest.
     recipe = Recipe(name="x", batch_size=96 // per_epoch, augment="none", precision="fp32", layout="nchw")
     recipe = recipe.override({"freeze_epochs": 2000, "epochs": 10_000, "progressive": 0.6, "ema_decay": 0.0})
     train(Watched(), halves_data(), recipe=recipe, max_seconds=0.9 if per_epoch == 3 else 0.15)
+    assert told == seen
     frozen = [still for _, still in seen]
     assert frozen == sorted(frozen, reverse=True)
     assert 0.1 < sum(frozen) / len(frozen) < 0.35

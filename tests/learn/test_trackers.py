@@ -128,6 +128,43 @@ def test_trackios_run_has_the_name_that_trackio_gave(tmp_path: Path, monkeypatch
     assert asked == [("one", "never"), ("dainty-sunset-1", "allow")]
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_mlflows_run_that_could_not_be_told_its_facts_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """It was left as RUNNING for ever. What a server that is away says to that is no second note."""
+    calls: list[tuple[object, ...]] = []
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            pass
+
+        def get_experiment_by_name(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(experiment_id="7")
+
+        def create_run(self, experiment: str, run_name: str) -> SimpleNamespace:
+            calls.append(("create", experiment, run_name))
+            return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+        def log_param(self, run_id: str, key: str, value: str) -> None:
+            calls.append(("param", run_id, key))
+            if key == "model":
+                raise ConnectionError("no answer")
+
+        def set_terminated(self, run_id: str, status: str) -> None:
+            calls.append(("end", run_id, status))
+            if away:
+                raise ConnectionError("still no answer")
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))  # pyright: ignore[reportArgumentType]
+    events: list[Event] = []
+    tracking = Tracking("mlflow", Tracked(name="one", folder=tmp_path, facts={"lr": 1, "model": "m"}), events.append)
+    tracking.end(finished=True)
+    assert calls == [("create", "7", "one"), ("param", "r1", "lr"), ("param", "r1", "model"), ("end", "r1", "FAILED")]
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert (notes, tracking.id) == (["mlflow can not begin a run, and is told nothing: no answer"], "")
+
+
 def test_an_unknown_or_missing_tracker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="tracker 'mlflw' is unknown"):
         Tracking("mlflw", Tracked(name="a", folder=tmp_path), print)

@@ -219,8 +219,32 @@ def test_bad_images_of_parts_that_are_kept_count(
     assert (again.images, again.errors, again.resumed, again.resumed_errors) == (2 * SIZE, 0, COUNT - 2 * SIZE, 1)
     (kept,) = out.glob("part-000001-*")
     kept.write_bytes(b'{"error"\n')
-    with pytest.raises(UserError, match=rf"^part {kept.name} of {out} can not be read: .*; remove it$"):
+    with pytest.raises(UserError, match=rf"^part {kept.name} of {out} is damaged: .*; remove it$"):
         classify_on_ray(paths, artifact, str(out), cluster=cluster, format=format, resume=True)
+
+
+def test_parts_that_are_kept_are_read_only_where_their_bad_images_count(
+    photos: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setattr(ray_engine, "_run", here)
+    out = tmp_path / "rows"
+    ask = ("classify", photos, "--model", OLD, "--engine", "ray", "--output", out, "--shard-size", SIZE)
+    assert call(*ask)[0] == 0
+    next(out.glob("part-000002-*")).unlink()
+    opened: list[str] = []
+
+    def fails(_: Rows, name: str) -> Any:
+        opened.append(name)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Rows, "_opened", fails)
+    assert (call(*ask, "--resume")[0], opened) == (0, [])
+    next(out.glob("part-000002-*")).unlink()
+    code, _, err = call(*ask, "--resume", "--max-bad-rate", 0.1)
+    assert (code, bool(opened)) == (2, True)
+    assert "can not be read: [Errno 13] Permission denied; use --resume once it can be" in err
+    assert "remove it" not in err
 
 
 def test_relative_paths_are_the_drivers(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
