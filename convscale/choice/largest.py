@@ -204,8 +204,8 @@ def largest_under(
     def largest(confidence: float, last: int, start: int) -> int:
         index = crossing(last, lambda i: walk.keeps(i, floor, confidence), start=min(start, last), same=walk.same)
         if index is None:
-            smallest = walk.member(0)
-            chance = f" with the confidence {confidence:g}" if basis.predicted and not here else ""
+            smallest, asked = walk.member(0), confidence == constraint.confidence
+            chance = f" with the confidence {confidence:g}" if basis.predicted and asked else ""
             raise UserError(
                 f"no {walk.base.name} scaled along {direction.along} keeps {exact(floor)} images/s{chance}; "
                 f"the smallest, {smallest.spec.name}, has {describe_speed(smallest.speed)}"

@@ -629,7 +629,7 @@ def test_a_prediction_that_does_not_fit_in_memory_here_is_taken_back(
     with pytest.raises(UserError, match="not even this"):
         largest("resnet18", device="rtx-4090", min_throughput=1500, along="resolution")
     with pytest.raises(UserError, match=r"keeps 1,000,000,000 images/s; the smallest, "):  # by the middle: no chance
-        largest("resnet18", device="rtx-4090", min_throughput=1e9, along="resolution")
+        largest("resnet18", device="rtx-4090", min_throughput=1e9, along="resolution", confidence=0.9)
 
 
 def test_a_prediction_that_can_not_be_measured_here_stays_one(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -687,9 +687,10 @@ def test_the_own_card_is_known_by_its_drivers_name(
 
 def test_a_speed_that_even_the_smallest_misses_is_refused(fake: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no mobilenetv2_050 scaled along resolution keeps 1,000,000 images/s; the smallest.* has"
+        UserError,
+        match=r"no mobilenetv2_050 scaled along resolution keeps 1,000,000 images/s with the confidence 0.7; the.*has",
     ):
-        largest("mobilenetv2_050", device="rtx-4090", min_throughput=1e6, along="resolution")
+        largest("mobilenetv2_050", device="rtx-4090", min_throughput=1e6, along="resolution", confidence=0.7)
     with pytest.raises(UserError, match="along 'hight' is unknown"):
         largest("mobilenetv2_050", device="rtx-4090", min_throughput=10, along="hight")
     with pytest.raises(UserError, match="needs min_throughput or max_latency_ms"):
