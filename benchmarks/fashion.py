@@ -1,16 +1,19 @@
 """Fashion-MNIST from scratch: time and test accuracy, ours against timm's parts in a plain loop.
 
-    python -m benchmarks.fashion --data-dir DIR [--side ours|timm] [--epochs 16] [--seed 0] [--threads 2] [--json]
-    [--output results/fashion.jsonl]
-    ours:  [--recipe small-adamw] [--width 0.5] [--set KEY=VALUE ...]
-    timm:  [--model resnet18] [--output-stride 32] [--opt sgd|adamw] [--lr 0.1]
+    python -m benchmarks.fashion --data-dir DIR [--side ours|timm] [--epochs 16] [--seeds 0 1 2] [--threads 2] [--json]
+    [--model NAME] [--width 1] [--depth 1] [--output results/fashion.jsonl]
+    ours:  [--recipe small] [--set KEY=VALUE ...]
+    timm:  [--output-stride 32] [--opt sgd|adamw] [--lr 0.05 0.1 0.2] [--lr-epochs 3]
 
-Ours: ``convscale.train`` on a residual network of three stages (ResNet-18's blocks at half width, a 3x3 stem of stride
-2 without pooling), built from a spec. timm: one of its networks (``--output-stride 8`` keeps maps of 4 px to the end),
-fed with our own batches (its loader decodes files, which would be slower), with its SGD or AdamW, cosine schedule,
-label smoothing and ModelEmaV3. Both see the same 54,000 training images, shifted and flipped alike, each in the
-precision and layout that is fastest for its network, by measurement. Seconds are those of the whole run, training and
-validation. The test set is read once, at the end. Run one side at a time on a quiet machine.
+Ours: ``convscale.train`` on a network of our zoo, scaled. timm: one of its networks (``--output-stride 8`` keeps maps
+of 4 px to the end) or, under a name of ours, the same network, fed with our own batches (its loader decodes files,
+which would be slower), with its SGD or AdamW, cosine schedule, label smoothing and ModelEmaV3; of several learning
+rates the best on the validation set after ``--lr-epochs`` is taken. Both see the same 54,000 training images, shifted
+and flipped alike, each in the precision and layout that is fastest for its network, by measurement. Seconds are those
+of the whole run, training and validation. The test set is read once a seed, at the end. Run one side at a time on a
+quiet machine.
+
+``resnet18_small`` is ResNet-18's blocks for 28 px (a 3x3 stem of stride 2 without pooling, the first three stages).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ import torch
 from benchmarks.records import machine, replace_record
 from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
-from convscale.arch.zoo import get_spec
+from convscale.arch.zoo import get_spec, list_models
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
@@ -37,6 +41,7 @@ from convscale.learn.progress import LiveProgress
 from convscale.learn.recipes import get_recipe
 from convscale.learn.settings import choose_settings
 from convscale.learn.train import train
+from convscale.nn.net import create_model
 
 
 def small_resnet(width: float = 0.5, stages: int = 3) -> NetSpec:
@@ -46,12 +51,19 @@ def small_resnet(width: float = 0.5, stages: int = 3) -> NetSpec:
     return replace(spec, name=f"resnet18_small_w{width:g}", stem=stem, stages=spec.stages[:stages])
 
 
+def our_spec(name: str, width: float, depth: float) -> NetSpec:
+    """The network ``name`` of our zoo at 28 px, its widths and depths times ``width`` and ``depth``."""
+    if name == "resnet18_small":
+        return small_resnet(width)
+    return scale(get_spec(name), width=width, depth=depth, image_size=28)
+
+
 def run_ours(
-    data: DataSplits, epochs: int, seed: int, recipe: str, width: float, overrides: dict[str, Any]
+    data: DataSplits, spec: NetSpec, epochs: int, seed: int, recipe: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Our trainer on our network."""
     with LiveProgress("ours") as live:
-        run = train(small_resnet(width), data, recipe=recipe, epochs=epochs, seed=seed, progress=live, **overrides)
+        run = train(spec, data, recipe=recipe, epochs=epochs, seed=seed, progress=live, **overrides)
     result = evaluate(run.net, data.test, run.preprocessing)
     return {
         "test_top1": result.top1, "interval": [result.top1_low, result.top1_high], "seconds": run.seconds,
@@ -62,19 +74,18 @@ def run_ours(
     }  # fmt: skip
 
 
-def run_timm(
-    data: DataSplits, epochs: int, seed: int, model: str, output_stride: int, optimizer: str, lr: float
-) -> dict[str, Any]:
-    """timm's network, optimiser, scheduler, loss and average in a plain loop, in the fastest precision and layout."""
-    import timm
+def train_by_hand(
+    data: DataSplits, make: Callable[[], torch.nn.Module], epochs: int, seed: int, optimizer: str, lr: float
+) -> tuple[torch.nn.Module, Any, Preprocessing, list[list[float]], float]:
+    """timm's optimiser, scheduler, loss and average in a plain loop, in the fastest precision and layout: the averaged
+    network, its settings, its preprocessing, seconds and validation accuracy after each epoch, all seconds."""
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
     from timm.utils import ModelEmaV3
 
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"output_stride": output_stride} if output_stride != 32 else {}
-    net = timm.create_model(model, in_chans=1, num_classes=10, **options)
+    net = make()
     weight_decay = 0.05 if optimizer == "adamw" else 5e-4
     adjust: Any = create_optimizer_v2(net, opt=optimizer, lr=lr, weight_decay=weight_decay, momentum=0.9)
     scheduler, _ = create_scheduler_v2(
@@ -107,13 +118,29 @@ def run_timm(
         top1 = evaluate(average.module, data.validation, preprocessing, precision=settings.precision).top1
         history.append([round(time.perf_counter() - started, 1), top1])
         print(f"timm: epoch {epoch + 1}/{epochs}, validation top-1 {top1:.2%}, {history[-1][0]:.0f} s", flush=True)
-    seconds = time.perf_counter() - started
-    result = evaluate(average.module, data.test, preprocessing)
+    return average.module, settings, preprocessing, history, time.perf_counter() - started
+
+
+def best_rate(
+    data: DataSplits, make: Callable[[], torch.nn.Module], epochs: int, optimizer: str, rates: list[float]
+) -> tuple[float, dict[str, float]]:
+    """The learning rate whose short training ends best on the validation set, and what each ended at."""
+    if len(rates) == 1:
+        return rates[0], {}
+    ended = {rate: train_by_hand(data, make, epochs, 0, optimizer, rate)[3][-1][1] for rate in rates}
+    return max(ended, key=lambda rate: ended[rate]), {f"{rate:g}": top1 for rate, top1 in ended.items()}
+
+
+def run_timm(
+    data: DataSplits, make: Callable[[], torch.nn.Module], epochs: int, seed: int, optimizer: str, lr: float
+) -> dict[str, Any]:
+    """timm's parts on the network of ``make``."""
+    net, settings, preprocessing, history, seconds = train_by_hand(data, make, epochs, seed, optimizer, lr)
+    result = evaluate(net, data.test, preprocessing)
     return {
         "test_top1": result.top1, "interval": [result.top1_low, result.top1_high], "seconds": seconds,
         "precision": settings.precision, "layout": settings.layout, "images_per_s": len(data.train) * epochs / seconds,
         "parameters": sum(param.numel() for param in net.parameters()),
-        "model": model, "output_stride": output_stride,
         "recipe": {"optimizer": optimizer, "lr": lr, "epochs": epochs}, "history": history,
     }  # fmt: skip
 
@@ -123,56 +150,68 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--side", choices=("ours", "timm"), default="ours")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--width", type=float, default=0.5, help="of our network")
+    parser.add_argument("--model", help="ours: of our zoo (default: poolnet); timm: of timm's (resnet18) or of ours")
+    parser.add_argument("--width", type=float, default=1.0, help="factor of our network's widths")
+    parser.add_argument("--depth", type=float, default=1.0, help="factor of our network's depths")
     parser.add_argument("--set", action="append", default=[], help="key=value of our recipe")
-    parser.add_argument("--recipe", default="small-adamw", help="ours")
-    parser.add_argument("--model", default="resnet18", help="timm's network")
+    parser.add_argument("--recipe", default="small", help="ours")
     parser.add_argument("--output-stride", type=int, default=32, choices=(8, 16, 32), help="of timm's network")
     parser.add_argument("--opt", default="sgd", help="timm's optimiser")
-    parser.add_argument("--lr", type=float, default=0.1, help="timm's learning rate")
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.1], help="timm's learning rates")
+    parser.add_argument("--lr-epochs", type=int, default=3, help="of the trainings that choose among them")
+    parser.add_argument("--validation", action="store_true", help="do not read the test set, nor write a record")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     data = open_dataset(arguments.data_dir)
-    if arguments.side == "ours":
-        overrides = dict(text.split("=", 1) for text in arguments.set)
-        record = run_ours(data, arguments.epochs, arguments.seed, arguments.recipe, arguments.width, overrides)
-    else:
-        record = run_timm(
-            data,
-            arguments.epochs,
-            arguments.seed,
-            arguments.model,
-            arguments.output_stride,
-            arguments.opt,
-            arguments.lr,
-        )
-    conditions = {
-        "threads": arguments.threads,
-        "seed": arguments.seed,
-        "machine": machine(),
-        "torch": torch.__version__,
-    }
-    record = {
-        "benchmark": "fashion",
-        "side": arguments.side,
-        "epochs": arguments.epochs,
-        **record,
-        "conditions": conditions,
-    }
-    if arguments.output:
-        replace_record(arguments.output, record, ("side", "epochs", "parameters"))
-    low, high = record["interval"]
-    text = f"{arguments.side}: test top-1 {record['test_top1']:.2%} ({low:.2%} to {high:.2%}) "
-    text += f"after {record['seconds'] / 60:.1f} min"
-    print(
-        json.dumps(record)
-        if arguments.json
-        else f"{text}, {record['images_per_s']:,.0f} images/s, {record['parameters']:,} parameters"
+    if arguments.validation:
+        data = replace(data, test=data.validation)
+    name = arguments.model or ("poolnet" if arguments.side == "ours" else "resnet18")
+    facts: dict[str, Any] = {"model": name, "width": arguments.width, "depth": arguments.depth}
+    if arguments.side == "timm":
+        make, network = peer(name, arguments)
+        facts |= network
+        rate, tried = best_rate(data, make, arguments.lr_epochs, arguments.opt, arguments.lr)
+        facts["tried"] = tried
+    for seed in arguments.seeds:
+        if arguments.side == "ours":
+            spec = our_spec(name, arguments.width, arguments.depth)
+            overrides = dict(text.split("=", 1) for text in arguments.set)
+            row = run_ours(data, spec, arguments.epochs, seed, arguments.recipe, overrides)
+        else:
+            row = run_timm(data, make, arguments.epochs, seed, arguments.opt, rate)
+        conditions = {"threads": arguments.threads, "machine": machine(), "torch": torch.__version__}
+        record = {"benchmark": "fashion", "side": arguments.side, "epochs": arguments.epochs, "seed": seed}
+        record |= {**facts, **row, "conditions": conditions}
+        if arguments.output and not arguments.validation:
+            replace_record(arguments.output, record, ("side", "epochs", "parameters", "seed"))
+        show(record, arguments)
+
+
+def peer(name: str, arguments: argparse.Namespace) -> tuple[Callable[[], torch.nn.Module], dict[str, Any]]:
+    """What makes the network that timm's parts train, and its facts: timm's, or ours under a name of ours."""
+    import timm
+
+    if name == "resnet18_small" or (name in list_models() and not timm.is_model(name)):
+        spec = our_spec(name, arguments.width, arguments.depth)
+        return lambda: create_model(spec, num_classes=10, in_chans=1), {}
+    options: dict[str, Any] = {"output_stride": arguments.output_stride} if arguments.output_stride != 32 else {}
+    return (
+        lambda: timm.create_model(name, in_chans=1, num_classes=10, **options),
+        {"output_stride": arguments.output_stride},
     )
+
+
+def show(record: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """One line of a run, or all of it as JSON."""
+    (low, high), what = record["interval"], "validation" if arguments.validation else "test"
+    text = f"{record['side']}, seed {record['seed']}: {what} top-1 {record['test_top1']:.2%} ({low:.2%} to {high:.2%}) "
+    text += f"after {record['seconds']:.0f} s, {record['images_per_s']:,.0f} images/s, "
+    text += f"{record['parameters']:,} parameters"
+    print(json.dumps(record) if arguments.json else text, flush=True)
 
 
 if __name__ == "__main__":
