@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.records import machine, replace_record
+from benchmarks.records import machine, replace_record, write_record
 from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import get_spec, list_models
@@ -188,6 +189,8 @@ def main() -> None:
         record |= {**facts, **row, "conditions": conditions}
         if arguments.output and not arguments.validation:
             replace_record(arguments.output, record, ("side", "epochs", "parameters", "seed"))
+            rows = [json.loads(line) for line in arguments.output.read_text(encoding="utf-8").splitlines()]
+            write_record(arguments.output.with_suffix(".md"), summarise(rows))
         show(record, arguments)
 
 
@@ -203,6 +206,40 @@ def peer(name: str, arguments: argparse.Namespace) -> tuple[Callable[[], torch.n
         lambda: timm.create_model(name, in_chans=1, num_classes=10, **options),
         {"output_stride": arguments.output_stride},
     )
+
+
+def summarise(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table: a line for each network, trained for so many epochs, over its seeds."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["side"], row["parameters"], row["epochs"]), []).append(row)
+    table = [
+        "| network | parameters | trained by | epochs | seconds | test top-1, mean of the seeds (each) | images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (side, parameters, epochs), group in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2])):
+        first = group[0]
+        scaled = "".join(f", {key} x {first[key]:g}" for key in ("width", "depth") if first[key] != 1)
+        how = f"recipe `{first['recipe']['name']}`" if side == "ours" else by_hand(first)
+        tops = [row["test_top1"] for row in group]
+        each = ", ".join(f"{top1:.2%}" for top1 in tops)
+        seconds = statistics.mean(row["seconds"] for row in group)
+        speed = statistics.median(row["images_per_s"] for row in group)
+        table.append(
+            f"| `{first['model']}`{scaled} | {parameters:,} | {side}: {how}, {first['precision']} | {epochs} | "
+            f"{seconds:.0f} | {statistics.mean(tops):.2%} ({each}) | {speed:,.0f} |"
+        )
+    machines = " and ".join(sorted({f"{row['conditions']['machine']}" for row in rows}))
+    head = "Made by `python -m benchmarks.fashion`; records: [fashion.jsonl](fashion.jsonl). "
+    head += f"{machines}; not measured on a GPU. 54,000 training images, 10,000 test images, read once a seed."
+    return f"{head}\n\n" + "\n".join(table) + "\n"
+
+
+def by_hand(row: dict[str, Any]) -> str:
+    """How timm's parts trained."""
+    tried = ", ".join(f"{rate} {top1:.1%}" for rate, top1 in row["tried"].items())
+    chosen = f" of validation's {tried}" if tried else ""
+    return f"{row['recipe']['optimizer']}, learning rate {row['recipe']['lr']:g}{chosen}, cosine, EMA"
 
 
 def show(record: dict[str, Any], arguments: argparse.Namespace) -> None:
