@@ -111,10 +111,6 @@ class TrainRequest:
         for name in ("init", "max_seconds"):
             if getattr(self, name) is not None:
                 raise UserError(f"branch is {place}, which brings weights and position; leave {name} out")
-        if self.overwrite and not self.resume and self.output is not None:
-            output = check_path("output", self.output)
-            if place.resolve().is_relative_to(output.resolve()):
-                raise UserError(f"branch {place} lies in output {output}, which overwrite empties; name another output")
         object.__setattr__(self, "branch", place)
 
 

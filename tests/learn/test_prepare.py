@@ -85,7 +85,7 @@ def test_overwrite_keeps_the_earlier_run_until_all_input_is_good(
 def test_a_branch_of_what_would_be_overwritten_is_refused(stable: Path) -> None:
     before = _contents(stable)
     for branch in (stable, stable / "checkpoints" / "step-00000003"):
-        with pytest.raises(UserError, match=r"branch .* lies in output .*, which overwrite empties; name another"):
+        with pytest.raises(UserError, match=r"output .* holds branch .*, which --overwrite would delete"):
             train(_net(), halves_data(), recipe=PLAIN, epochs=3, output=stable, overwrite=True, branch=branch)
     assert _contents(stable) == before
 
