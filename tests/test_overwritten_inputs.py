@@ -215,6 +215,10 @@ def test_the_commands(call: Call, run: Path, tmp_path: Path, monkeypatch: pytest
         code, _, err = call(*command.split(), run / "best.yaml", *asked)
         assert code == 2
         assert "holds model" in " ".join(err.split())
+    for what, name in (("model", "best.yaml"), ("measured", "rows.jsonl"), ("calibration", "mine.yaml")):
+        kit = ("--device", "l4", "--min-throughput", 1, "--kit", run, "--overwrite")
+        code, _, err = call("choose", *kit, f"--{what}", run / name)
+        assert (code, f"holds {what}" in " ".join(err.split())) == (2, True)
     asked = ("--data-dir", _pictures(run / "data"), "--output", run, "--overwrite")
     for command in ("fit --min-throughput 1", "train --model resnet18", "search --min-throughput 1 --trials 2"):
         code, _, err = call(*command.split(), *asked)
