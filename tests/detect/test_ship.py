@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,7 @@ def test_a_call_has_as_many_pictures_as_are_asked_for(artifact: Artifact, detect
         for row in rows:
             assert row.path == path
             assert_own(detector, path, row.classes, row.probabilities, row.boxes)
+        assert np.allclose(rows[0].probabilities, rows[1].probabilities, atol=1e-3)
     batches.clear()
     maps = [cs.evaluate_detector(made, data, split="train", batch_size=size).map for size in (None, 8)]
     assert batches == [4, 4, 2, 8, 2]
