@@ -37,7 +37,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
-from convscale.learn.trackers import Tracked, Tracking, need_tracker
+from convscale.learn.trackers import Tracked, Tracking
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
@@ -133,8 +133,6 @@ def take_folder(
             read = chain(inputs.items(), data)
             check_output_dir(folder, overwrite=request.overwrite, resume=request.resume, inputs=read)
             if processes.first:
-                if request.track is not None:
-                    need_tracker(request.track)
                 lock.take(folder)
     trouble.settle()
     return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
