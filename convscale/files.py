@@ -261,7 +261,7 @@ def check_output_dir(
     if there and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     if not there:
-        _check_above(folder, "output folder")
+        check_above(folder, "output folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
             use = " or ".join(part for part in (", ".join(ways), "another name") if part)
@@ -287,11 +287,12 @@ def check_output_file(path: str | os.PathLike[str]) -> None:
         raise told(error) or error from error
     if folder:
         raise UserError(f"output {file} is a folder; name a file")
-    _check_above(_behind_link(file), "output")
+    check_above(_behind_link(file), "output")
 
 
-def _check_above(path: Path, what: str) -> None:
-    """
+def check_above(path: Path, what: str) -> None:
+    """See that a path can be made, and touch nothing; ``what`` it is, for the message.
+
     Raises:
         UserError: the folder that a path is in is none, or can not be written in; where it is to be made, the one above
             it that is there.

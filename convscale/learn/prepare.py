@@ -219,8 +219,7 @@ def _teacher_cache(
         raise UserError("teacher_cache keeps outputs alone; set distill_features to 0, or leave it out")
     key = cache_key(teacher, train, preprocessing, recipe, request.seed)
     cache = TeacherCache(request.teacher_cache, key, len(train))
-    if request.output is None or not cache.folder.resolve().is_relative_to(request.output.resolve()):
-        cache.make()  # one in the output folder is made when that stands
+    cache.check()
     return cache
 
 

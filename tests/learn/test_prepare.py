@@ -62,6 +62,8 @@ def test_overwrite_keeps_the_earlier_run_until_all_input_is_good(
     refused("this network has no set_grad_checkpointing", {"grad_checkpointing": True})
     refused("solve_head needs a network with forward_features", {"solve_head": True})
     refused("teacher_cache is .*, but there is no teacher", teacher_cache=tmp_path / "cache")
+    file = stable / "recipe.yaml"
+    refused("teacher_cache .* can not be written: .*recipe.yaml is no folder", teacher=small_net(), teacher_cache=file)
     refused("distill_features needs a network with a linear", {"distill_features": 1.0}, teacher=nn.Flatten())
     monkeypatch.setitem(sys.modules, "wandb", None)
     refused("--track wandb needs wandb, which is not installed", track="wandb")
