@@ -366,7 +366,7 @@ def test_several_labels_are_those_above_their_thresholds(folder: Path, tmp_path:
     shares = dict(
         zip(
             several.classes,
-            several(several.preprocessing.resize(read_image(folder / "00.png"))[None])[0],
+            several(several.preprocessing.resize(read_image(folder / "00.png"))[None], batch_size=1)[0],
             strict=True,
         )
     )
