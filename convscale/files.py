@@ -206,6 +206,8 @@ def check_outside(folder: str | os.PathLike[str], inputs: Iterable[tuple[str, ob
     Raises:
         UserError: one of them is the folder or lies in it, by its own path or behind links.
     """
+    if not os.path.lexists(folder):
+        return  # so nothing is deleted, and the inputs need not be gone through
     tops = {Path(os.path.abspath(folder)), Path(os.path.realpath(folder))}
     for name, value in inputs:
         if not isinstance(value, str | os.PathLike) or not os.path.lexists(value):
@@ -215,6 +217,14 @@ def check_outside(folder: str | os.PathLike[str], inputs: Iterable[tuple[str, ob
             raise UserError(
                 f"output {folder} holds {name} {os.fspath(value)}, which --overwrite would delete; use another name"
             )
+
+
+def places_of(paths: Sequence[str]) -> Iterator[str]:
+    """What to look at instead of all of many files, to see whether one lies in a folder: the folders that they are in,
+    each once, and those that are links.
+    """
+    yield from dict.fromkeys(os.path.dirname(path) or os.curdir for path in paths)
+    yield from filter(os.path.islink, paths)
 
 
 def file_or_none(value: object) -> object:
@@ -251,7 +261,7 @@ def check_output_dir(
     if there and not folder.is_dir():
         raise UserError(f"output {folder} is a file; name a folder")
     if not there:
-        _check_above(folder, "output folder")
+        check_above(folder, "output folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not resume and not overwrite:
             use = " or ".join(part for part in (", ".join(ways), "another name") if part)
@@ -277,11 +287,12 @@ def check_output_file(path: str | os.PathLike[str]) -> None:
         raise told(error) or error from error
     if folder:
         raise UserError(f"output {file} is a folder; name a file")
-    _check_above(_behind_link(file), "output")
+    check_above(_behind_link(file), "output")
 
 
-def _check_above(path: Path, what: str) -> None:
-    """
+def check_above(path: Path, what: str) -> None:
+    """See that a path can be made, and touch nothing; ``what`` it is, for the message.
+
     Raises:
         UserError: the folder that a path is in is none, or can not be written in; where it is to be made, the one above
             it that is there.
@@ -294,17 +305,23 @@ def _check_above(path: Path, what: str) -> None:
 
 
 def new_output_dir(
-    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False, need_bytes: int = 0
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    need_bytes: int = 0,
+    inputs: Iterable[tuple[str, object]] = (),
 ) -> Path:
-    """Make the output folder of a command.
+    """Make the output folder of a command, or empty it; ``inputs`` as for ``check_output_dir``.
 
     Raises:
         UserError: it exists with something in it and neither ``overwrite`` nor ``resume`` was asked for, or what is in
-            it is no run of ours; its disk has less than ``need_bytes`` free; or it can not be written.
+            it is no run of ours, or holds an input; its disk has less than ``need_bytes`` free; or it can not be
+            written.
     """
     import shutil
 
-    folder = check_output_dir(path, overwrite=overwrite, resume=resume)
+    folder = check_output_dir(path, overwrite=overwrite, resume=resume, inputs=inputs)
     try:
         for entry in list(folder.iterdir()) if folder.is_dir() and not resume else ():
             # The folder itself stays: a lock stands on it, and it may be a link.

@@ -1,11 +1,14 @@
-"""A lock on a folder or file while a run writes into it, so that a second run is told instead of mixing with it."""
+"""Locks on what is written: a run's on its output, so that a second run is told instead of mixing with it, and a short
+one on a file that several processes write, which the next one waits for.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -89,13 +92,32 @@ def is_abandoned(path: Path) -> bool:
     return True
 
 
-def _flock(fd: int) -> None:
-    """Lock an open file, or raise OSError at once."""
+@contextmanager
+def alone(fd: int) -> Iterator[None]:
+    """No other process is in here with the same file: the next one waits. Where the system or the file system has no
+    locks, none does.
+
+    Args:
+        fd: the open file; what is written of it must be flushed in here.
+    """
+    with suppress(OSError):
+        _flock(fd, wait=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ImportError):  # at once, for those too who have the file from this process
+            import fcntl
+
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _flock(fd: int, *, wait: bool = False) -> None:
+    """Lock an open file; where another process has it, ``wait`` for it, or raise OSError at once."""
     try:
         import fcntl
     except ImportError:
         raise OSError(errno.ENOSYS, "no locks on this system") from None
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _let_go_in_child() -> None:

@@ -22,7 +22,7 @@ from convscale.learn import stop
 from convscale.learn.distributed import Processes
 from convscale.learn.prepare import begin_folder
 from convscale.learn.progress import Relay
-from convscale.locks import OutputLock, is_abandoned
+from convscale.locks import OutputLock, alone, is_abandoned
 
 HOLDER = """
 import sys, time
@@ -120,7 +120,7 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
 def test_a_file_system_without_locks_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def none(_fd: int) -> None:
+    def none(_fd: int, *, wait: bool = False) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(locks, "_flock", none)
@@ -130,6 +130,31 @@ def test_a_file_system_without_locks_is_no_failure(
     assert not is_abandoned(tmp_path)  # it may be another's: only what is old is nobody's
     os.utime(tmp_path, (0, 0))
     assert is_abandoned(tmp_path)
+    with open(tmp_path / "counts", "w") as file, alone(file.fileno()):
+        file.write("1")
+    assert (tmp_path / "counts").read_text() == "1"
+
+
+READER = """
+import sys
+from convscale.locks import alone
+with open(sys.argv[1]) as file:
+    print("here", flush=True)
+    with alone(file.fileno()):
+        print(file.read())
+"""
+
+
+def test_who_reads_a_file_waits_for_who_writes_it(tmp_path: Path) -> None:
+    with open(tmp_path / "counts", "w") as file, alone(file.fileno()):
+        other = subprocess.Popen([sys.executable, "-c", READER, tmp_path / "counts"], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "here\n"
+        time.sleep(0.3)
+        file.write("whole")
+        file.flush()
+    said, _ = other.communicate(timeout=60)
+    assert said == "whole\n"
 
 
 def test_what_is_being_written_is_not_abandoned(tmp_path: Path) -> None:

@@ -10,15 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import convscale as cs
 from convscale.artifact.artifact import load_artifact
+from convscale.detect.data import open_boxes
 from convscale.errors import UserError
 from convscale.files import MARK, check_output_dir, check_outside, file_or_none, new_output_dir
+from convscale.images.sources import open_dataset
 from convscale.learn.train import train
 from convscale.pipeline.place import checked_output
 from convscale.pipeline.run import fit
 from convscale.ship.layouts import write_layout
+from tests.detect.sets import coco_set
 from tests.learn.nets import halves_data, small_net
 
 COLUMNS = 120
@@ -34,6 +38,31 @@ def run(tmp_path: Path) -> Path:
     for name in ("w.pt", "weights/resnet18.a1_in1k.pth", "rows.jsonl", "mine.yaml"):
         (folder / name).write_text("epochs: 1\n")
     return folder
+
+
+def _pictures(folder: Path) -> Path:
+    """A data set of two classes, five pictures each."""
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def _linked(folder: Path, pictures: Path) -> Path:
+    """The same data set, whose pictures are links."""
+    for picture in pictures.rglob("*.png"):
+        link = folder / picture.relative_to(pictures)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(picture)
+    return folder
+
+
+def _listed(file: Path, pictures: Path) -> Path:
+    """The same data set as a manifest."""
+    rows = [f"{picture},{picture.parent.name}" for picture in sorted(pictures.rglob("*.png"))]
+    file.write_text("\n".join(("path,label", *rows)) + "\n")
+    return file
 
 
 def _kept(folder: Path) -> None:
@@ -72,8 +101,8 @@ def test_what_lies_in_the_folder_or_behind_a_link_is_inside(run: Path, tmp_path:
 
 def test_fit(run: Path) -> None:
     said = "holds {} .*{}, which --overwrite would delete; use another name"
+    data = halves_data()
     asked: Any = SimpleNamespace(
-        data=run / "absent",
         output=run,
         overwrite=True,
         resume=False,
@@ -81,18 +110,23 @@ def test_fit(run: Path) -> None:
         measured=None,
         training=SimpleNamespace(recipe="small"),
     )
-    assert checked_output(asked) == run
-    for what, name in (("data", "weights"), ("measured", "rows.jsonl")):
-        with pytest.raises(UserError, match=said.format(what, name)):
-            checked_output(SimpleNamespace(**{**vars(asked), what: run / name}))  # type: ignore[arg-type]
+    assert checked_output(asked, data) == run
+    with pytest.raises(UserError, match=said.format("measured", "rows.jsonl")):
+        checked_output(SimpleNamespace(**{**vars(asked), "measured": run / "rows.jsonl"}), data)  # type: ignore[arg-type]
     asked.start.file = run / "w.pt"
     with pytest.raises(UserError, match=said.format("init", "w.pt")):
-        checked_output(asked)
+        checked_output(asked, data)
     for what, name in (("weights_dir", "weights"), ("recipe", "mine.yaml")):
         options: dict[str, Any] = {what: str(run / name)}
         with pytest.raises(UserError, match=said.format(what, name)):
-            fit(halves_data(), output=run, min_throughput=1.0, overwrite=True, **options)
+            fit(data, output=run, min_throughput=1.0, overwrite=True, **options)
+    pictures = _pictures(run / "data")
+    for given in (pictures, open_dataset(pictures)):
+        for options in ({}, {"search": 5.0, "space": "small"}):
+            with pytest.raises(UserError, match=said.format("data", "data")):
+                fit(given, output=run, min_throughput=1.0, image_size=8, overwrite=True, **options)
     _kept(run)
+    assert len(list(pictures.rglob("*.png"))) == 10
 
 
 def test_train(run: Path) -> None:
@@ -103,13 +137,39 @@ def test_train(run: Path) -> None:
     _kept(run)
 
 
+def test_data_that_are_open_already(run: Path, tmp_path: Path) -> None:
+    """By the folder or manifest that was opened, where the files are, and where links lead to."""
+    pictures = _pictures(run / "data")
+    aside = _linked(tmp_path / "links", pictures), _listed(tmp_path / "list.csv", pictures)
+    for place, held in ((pictures, "run/data"), (aside[0], "links/a/[0-9].png"), (aside[1], "run/data/a")):
+        for data in (place, open_dataset(place)):
+            with pytest.raises(UserError, match=f"holds data [^ ]*/{held}, which --overwrite would delete"):
+                train(small_net(), data, output=run, recipe="small", overwrite=True)
+    with pytest.raises(UserError, match=r"holds data [^ ]*run/boxes/all.json, which --overwrite would delete"):
+        cs.train_detector("resnet18", open_boxes(coco_set(run / "boxes")), output=run, overwrite=True)
+    boxes = coco_set(tmp_path / "boxes")
+    shutil.move(boxes.parent / "images", run / "boxes2")
+    (boxes.parent / "images").symlink_to(run / "boxes2")
+    with pytest.raises(UserError, match=r"holds data [^ ]*boxes/images, which --overwrite would delete"):
+        cs.train_detector("resnet18", boxes, output=run, overwrite=True)
+    _kept(run)
+    assert len(list(pictures.rglob("*.png"))) == 10
+    assert open_dataset(tmp_path / "links").digests() == open_dataset(pictures).digests()
+
+
 def test_search(run: Path) -> None:
     said = r"holds data .*weights, which --overwrite would delete"
     with pytest.raises(UserError, match=said):
         cs.search(run / "weights", output=run, min_throughput=1.0, trials=2, overwrite=True)
     with pytest.raises(UserError, match=said):
         cs.find_scaling("efficientnet_b0", run / "weights", output=run, trials=2, overwrite=True)
+    data = open_dataset(_pictures(run / "data"))
+    with pytest.raises(UserError, match=r"holds data .*data, which --overwrite would delete"):
+        cs.search(data, output=run, min_throughput=1.0, trials=2, image_size=8, overwrite=True)
+    with pytest.raises(UserError, match=r"holds data .*data, which --overwrite would delete"):
+        cs.find_scaling("efficientnet_b0", data, output=run, trials=2, overwrite=True)
     _kept(run)
+    assert len(list(run.rglob("*.png"))) == 10
 
 
 def test_a_layout_in_the_place_of_its_artefact(run: Path) -> None:
@@ -155,5 +215,14 @@ def test_the_commands(call: Call, run: Path, tmp_path: Path, monkeypatch: pytest
         code, _, err = call(*command.split(), run / "best.yaml", *asked)
         assert code == 2
         assert "holds model" in " ".join(err.split())
+    for what, name in (("model", "best.yaml"), ("measured", "rows.jsonl"), ("calibration", "mine.yaml")):
+        kit = ("--device", "l4", "--min-throughput", 1, "--kit", run, "--overwrite")
+        code, _, err = call("choose", *kit, f"--{what}", run / name)
+        assert (code, f"holds {what}" in " ".join(err.split())) == (2, True)
+    asked = ("--data-dir", _pictures(run / "data"), "--output", run, "--overwrite")
+    for command in ("fit --min-throughput 1", "train --model resnet18", "search --min-throughput 1 --trials 2"):
+        code, _, err = call(*command.split(), *asked)
+        assert code == 2
+        assert "data, which --overwrite would delete; use another name" in " ".join(err.split())
     assert (run / MARK).is_file()
     _kept(run)

@@ -151,17 +151,18 @@ def export_boxes(
 ) -> None:
     """``export`` of a detector."""
     from convscale.detect.data import open_boxes
-    from convscale.detect.ship import squares
+    from convscale.detect.ship import for_int8, squares
     from convscale.images.letterbox import fill_of
     from convscale.ship.detectors import describe
     from convscale.ship.export import export
+    from convscale.ship.quantize import CALIBRATION
 
     options: dict[str, Any] = {"classes": loaded.classes, "card": facts, **form}
     if data_dir is not None:
         splits = open_boxes(data_dir, classes=loaded.classes, max_bad_rate=max_bad_rate)
         side, fill = loaded.preprocessing.width, fill_of(loaded.preprocessing.mean)
-        checked = splits.validation if form["int8"] else splits.test
-        for note in _not_as_trained(splits, loaded, checked.split):
+        known, checked, notes = for_int8(splits) if form["int8"] else (splits.train, splits.test, ())
+        for note in (*notes, *_not_as_trained(splits, loaded, checked.split)):
             say(f"note: {note}", err=True)
         options["verify_images"], options["verify_labels"] = squares(
             checked,
@@ -171,7 +172,7 @@ def export_boxes(
             tell=lambda problem: say(f"left out: {problem}", err=True),
         )
         if form["int8"]:
-            options["calibration_images"], _ = squares(splits.train, side, fill, most=300, max_bad_rate=max_bad_rate)
+            options["calibration_images"], _ = squares(known, side, fill, most=CALIBRATION, max_bad_rate=max_bad_rate)
     artifact = export(loaded.net, output, **options)
     say(f"exported {loaded.state}", err=as_json)
     verification = artifact.verification or {}

@@ -28,7 +28,7 @@ from convscale.cli.options import (
     Threads,
     WordyCommand,
     Zoo,
-    keep_spec_files,
+    keep_inputs,
     overrides_of,
     print_json,
     say,
@@ -163,7 +163,7 @@ def fit_command(
     from convscale.learn.progress import LiveProgress
     from convscale.pipeline.run import fit as run_fit
 
-    keep_spec_files(output, [*(candidates or []), space], overwrite=overwrite, resume=resume)
+    keep_inputs(output, [*(candidates or []), space], data_dir, overwrite=overwrite, resume=resume)
     with LiveProgress() as live:
         run = run_fit(
             data_dir,

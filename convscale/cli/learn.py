@@ -23,7 +23,7 @@ from convscale.cli.options import (
     Seed,
     Sets,
     WordyCommand,
-    keep_spec_files,
+    keep_inputs,
     overrides_of,
     print_json,
     say,
@@ -124,7 +124,7 @@ def train_command(
     from convscale.learn.train import train as train_net
 
     boxes_by, overrides = detector_head(task, head, detector), overrides_of(sets)
-    keep_spec_files(output, [model], overwrite=overwrite, resume=resume)
+    keep_inputs(output, [model], data_dir, overwrite=overwrite, resume=resume)
     flags = {"lr": lr, "batch_size": batch_size, "image_size": img_size, "precision": "amp" if amp else None}
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     flags |= {"schedule": schedule, "decay_share": decay_share}

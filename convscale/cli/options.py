@@ -123,14 +123,16 @@ def names_on_stdin() -> TextIO:
     return sys.stdin
 
 
-def keep_spec_files(output: Path | None, models: Iterable[str | None], *, overwrite: bool, resume: bool) -> None:
-    """Refuse to replace a folder with the file of a spec in it that is to be built.
+def keep_inputs(output: Path, models: Iterable[str | None], data_dir: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuse to replace a folder with the file of a spec in it that is to be built, or the data: for before these are
+    read.
 
     Raises:
-        UserError: one of the models is a file in it.
+        UserError: the data or one of the models lies in it.
     """
-    if output is not None and overwrite and not resume:
-        check_outside(output, [("model", name) for name in models if name is not None and is_spec_file(name)])
+    if overwrite and not resume:
+        files = [name for name in models if name is not None and is_spec_file(name)]
+        check_outside(output, [("data", data_dir), *(("model", name) for name in files)])
 
 
 def overrides_of(pairs: list[str] | None, *, flag: str = "--set") -> dict[str, Any]:

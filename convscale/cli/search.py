@@ -19,7 +19,7 @@ from convscale.cli.options import (
     Seed,
     Threads,
     WordyCommand,
-    keep_spec_files,
+    keep_inputs,
     print_json,
     say,
 )
@@ -103,7 +103,7 @@ def search_command(
     as_json: Json = False,
 ) -> None:
     """Search a space for the most accurate baseline that keeps a speed, or how to scale one."""
-    keep_spec_files(output, [scaling], overwrite=overwrite, resume=resume)
+    keep_inputs(output, [scaling], data_dir, overwrite=overwrite, resume=resume)
     shared: dict[str, Any] = {
         "device": device,
         "minutes": minutes,

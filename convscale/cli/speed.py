@@ -42,6 +42,7 @@ from convscale.cli.speed_options import (
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint, Size, size_text
 from convscale.errors import UserError
+from convscale.files import check_outside
 from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
@@ -382,6 +383,9 @@ def choose_command(
     )
     if scale is not None and (measured is not None or kit is not None):
         raise UserError("--scale takes neither --measured nor --kit; choose among candidates with them")
+    if kit is not None and overwrite:
+        read = [("measured", measured), ("calibration", calibration), ("records", records)]
+        check_outside(kit, [*read, *(("model", name) for name in models or [] if is_spec_file(name))])
     found = None
     if measured is not None:
         found, asked = read_rows(measured, asked)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from convscale.files import places_of
 from convscale.images.decode import read_image
 from convscale.images.digest import data_digest
 
@@ -117,8 +118,8 @@ class BoxSplits:
     """What was found wrong and left out or put right, and what was carved."""
     max_bad_rate: float = 0.01
     """Share of pictures that may be unreadable."""
-    origin: Path = field(default_factory=Path)
-    """Where it was read from."""
+    origin: Path | None = None
+    """Where it was read from; None: nowhere."""
     carved: tuple[str, ...] = ()
     """``validation`` and ``test`` where they were carved from the train set: one picture more or less in that makes
     others of them."""
@@ -129,6 +130,11 @@ class BoxSplits:
     def classes(self) -> tuple[str, ...]:
         """Class names."""
         return self.train.classes
+
+    def places(self) -> Iterator[tuple[str, object]]:
+        """Where all of it lies, as ``check_outside`` takes it."""
+        files = [path for part in (self.train, self.validation, self.test) for path in part.paths]
+        yield from (("data", place) for place in (self.origin, *places_of(files)))
 
     def digests(self, *, older: bool = False) -> dict[str, object]:
         """Of each split, what its pictures and boxes are known by (``data_digest``), and which were ``carved``; plain

@@ -6,15 +6,31 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from convscale.detect.boxes import BoxSplit
+from convscale.detect.boxes import BoxSplit, BoxSplits
 from convscale.detect.loader import eval_box_batches
 from convscale.errors import UserError
 from convscale.learn.loader import check_bad_rate
 from convscale.ship.box_metrics import Truth
-from convscale.ship.quantize import spread
+from convscale.ship.quantize import CALIBRATION, spread
 
 MOST_CHECKED = 500
 """Pictures that an artefact is checked on at most: they are held in memory."""
+
+
+def for_int8(splits: BoxSplits) -> tuple[BoxSplit, BoxSplit, tuple[str, ...]]:
+    """The pictures that calibrate 8 bits, others that judge them, and what a user should know of these.
+
+    A train set that is borrowed may be the pictures that judge: then half of them calibrate at most, and judge no more.
+    """
+    known, judging = splits.train, splits.validation
+    if splits.borrowed is None:
+        return known, judging, ()
+    if not {*known.paths}.isdisjoint(judging.paths):
+        known = known.subset(spread(len(known), min(CALIBRATION, len(known) // 2)))
+        taken = {*known.paths}
+        judging = judging.subset([at for at, path in enumerate(judging.paths) if path not in taken])
+    note = f"there is no train set: pictures of the {splits.borrowed} set calibrate the 8 bits, others judge them"
+    return known, judging, (note,)
 
 
 def squares(

@@ -178,7 +178,7 @@ def _prepare(
     lock: OutputLock,
 ) -> tuple[Job, bool]:
     """Everything that a run needs, and whether it goes on from a saved state; nothing is written yet."""
-    folder, resumed = request.output, take_folder(request, processes, lock)
+    folder, resumed = request.output, take_folder(request, splits.places(), processes, lock)
     if splits.borrowed is not None:
         raise UserError(
             f"data {splits.origin} has no train set, and what has learnt from its {splits.borrowed} set is not judged "

@@ -132,7 +132,13 @@ def open_dataset(
         preflight=preflight,
     )
     copies = _copies(made) if compare else []
-    return replace(made, notes=(*made.notes, *copies), unreadable=tuple(unreadable), max_bad_rate=max_bad_rate)
+    return replace(
+        made,
+        notes=(*made.notes, *copies),
+        unreadable=tuple(unreadable),
+        max_bad_rate=max_bad_rate,
+        origin=place,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

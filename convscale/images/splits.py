@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from convscale.errors import UserError
+from convscale.files import places_of
 from convscale.images.decode import MAX_PIXELS, read_image
 from convscale.images.digest import data_digest
 from convscale.images.walk import NOTHING, Preflight
@@ -160,6 +161,8 @@ class DataSplits:
     carved: tuple[str, ...] = ()
     """``validation`` and ``test`` where they were carved from the train set: one image more or less in that makes
     others of them."""
+    origin: Path | None = None
+    """The folder or manifest that they were read from; None: made of images in memory."""
 
     @property
     def channels(self) -> int:
@@ -170,6 +173,12 @@ class DataSplits:
     def multilabel(self) -> bool:
         """Whether an image can have several labels."""
         return self.train.multilabel
+
+    def places(self) -> Iterator[tuple[str, object]]:
+        """Where all of it lies, as ``check_outside`` takes it."""
+        parts = (self.train, self.validation, self.test)
+        files = [path for part in parts if isinstance(part, FileSplit) for path in part.paths]
+        yield from (("data", place) for place in (self.origin, *places_of(files)))
 
     def whole(self) -> Split:
         """Every image of the three splits as one."""

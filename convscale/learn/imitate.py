@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from convscale.errors import UserError, first_line
-from convscale.files import atomic_path, write_json
+from convscale.files import atomic_path, check_above, write_json
 from convscale.images.splits import FileSplit, Split
 from convscale.learn.loss import distillation_loss, similarity_loss
 from convscale.learn.recipe import Recipe
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Ask = Callable[[torch.Tensor], torch.Tensor]
 """The teacher's outputs of a batch of inputs."""
+_ABOUT = "about.json"
+"""What a cache's rows depend on, beside them."""
 _SEEN = (
     *("augment", "flip", "shift", "cutout", "crop_scale", "scaled_decode", "scaled_share", "shrink", "policy"),
     *("policy_ops", "policy_magnitude", "erase", "progressive", "image_size", "epochs"),
@@ -157,28 +159,28 @@ class TeacherCache:
         text = json.dumps(key, sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.rows, self.found, self.asked = rows, 0, 0
-        self._key, self._made = key, False
+        self._key = key
         self._open: tuple[int, np.memmap] | None = None
 
-    def make(self) -> None:
-        """Make its folder, where it is not there; the first batch does it too.
+    def check(self) -> None:
+        """See that it can be made, and touch nothing: the first batch makes it.
 
         Raises:
             UserError: it can not be written.
         """
+        check_above(self.folder / _ABOUT, "teacher_cache")
+
+    def _make(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "about.json").is_file():
-                write_json(self.folder / "about.json", self._key)
+            if not (self.folder / _ABOUT).is_file():
+                write_json(self.folder / _ABOUT, self._key)
         except OSError as error:
             where = self.folder.parent
             raise UserError(f"teacher_cache {where} can not be written: {error.strerror}; name another") from error
-        self._made = True
 
     def outputs(self, ask: Ask, inputs: torch.Tensor, where: Where) -> torch.Tensor:
         """The teacher's outputs of a batch, from the disk where all are there; else asked, and put there."""
-        if not self._made:
-            self.make()
         rows = where.indices.cpu().numpy()
         kept = self._read(where.epoch)
         if kept is not None:
@@ -213,6 +215,7 @@ class TeacherCache:
 
     def _new_table(self, epoch: int, classes: int) -> np.memmap:
         """The table of an epoch, with no row in it."""
+        self._make()
         with atomic_path(self._path(epoch)) as place:
             table = np.lib.format.open_memmap(place, mode="w+", dtype=np.float32, shape=(self.rows, classes))
             table[:] = np.nan

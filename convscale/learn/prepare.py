@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
-from convscale.learn.trackers import Tracked, Tracking, need_tracker
+from convscale.learn.trackers import Tracked, Tracking
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
@@ -60,7 +61,7 @@ def prepare(
 
     Nothing is written yet: whatever can be wrong with the input is found before ``begin_folder``.
     """
-    folder, resumed = request.output, take_folder(request, processes, lock)
+    folder, resumed = request.output, take_folder(request, splits.places(), processes, lock)
     torch.manual_seed(request.seed)
     net = build_net(request.net, splits, request.recipe, request.init, tell=tell).to(device)
     preprocessing = request.preprocessing or choose_preprocessing(net, splits, request.recipe)
@@ -111,20 +112,27 @@ def prepare(
     return job, resumed
 
 
-def take_folder(request: TrainRequest, processes: Processes, lock: OutputLock) -> bool:
+def take_folder(
+    request: TrainRequest, data: Iterable[tuple[str, object]], processes: Processes, lock: OutputLock
+) -> bool:
     """See that the output folder, where there is to be one, can be written, and lock it; gives whether the run goes on
     from a state in it.
+
+    Args:
+        request: what is asked for.
+        data: where the images lie, as ``places`` of splits says it.
+        processes: those of the run.
+        lock: that of the folder.
     """
     folder, trouble = request.output, Trouble(processes)
     if folder is not None:
         with trouble.held():
-            inputs: dict[str, object] = {"data": request.data, "recipe": file_or_none(request.recipe_from)}
+            inputs: dict[str, object] = {"recipe": file_or_none(request.recipe_from)}
             inputs |= {"teacher": request.teacher, "branch": request.branch}
             inputs |= {"init": None if request.init == "pretrained" else request.init}
-            check_output_dir(folder, overwrite=request.overwrite, resume=request.resume, inputs=inputs.items())
+            read = chain(inputs.items(), data)
+            check_output_dir(folder, overwrite=request.overwrite, resume=request.resume, inputs=read)
             if processes.first:
-                if request.track is not None:
-                    need_tracker(request.track)
                 lock.take(folder)
     trouble.settle()
     return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
@@ -211,8 +219,7 @@ def _teacher_cache(
         raise UserError("teacher_cache keeps outputs alone; set distill_features to 0, or leave it out")
     key = cache_key(teacher, train, preprocessing, recipe, request.seed)
     cache = TeacherCache(request.teacher_cache, key, len(train))
-    if request.output is None or not cache.folder.resolve().is_relative_to(request.output.resolve()):
-        cache.make()  # one in the output folder is made when that stands
+    cache.check()
     return cache
 
 

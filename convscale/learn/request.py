@@ -19,7 +19,7 @@ from convscale.learn.graphs import check_compile
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.settings import usable_device
-from convscale.learn.trackers import check_tracker
+from convscale.learn.trackers import need_tracker
 from convscale.networks.foreign import Foreign
 
 
@@ -28,7 +28,7 @@ class TrainRequest:
     """``train``'s arguments as one value; the names are the same.
 
     Raises:
-        UserError: a number, flag, path or device is impossible.
+        UserError: a number, flag, path or device is impossible, or a tracker is not installed.
     """
 
     net: nn.Module | NetSpec | Foreign | str
@@ -80,9 +80,9 @@ class TrainRequest:
         for name in ("resume", "overwrite", "tensorboard"):
             check_flag(name, getattr(self, name))
         if self.track is not None:
-            check_tracker(self.track)
             if self.output is None:
                 raise UserError(f"track {self.track!r} needs an output folder; give output")
+            need_tracker(self.track)
         if self.branch is not None:
             self._check_branch(check_path("branch", self.branch))
         right = "a number of seconds of at least 0"
@@ -111,10 +111,6 @@ class TrainRequest:
         for name in ("init", "max_seconds"):
             if getattr(self, name) is not None:
                 raise UserError(f"branch is {place}, which brings weights and position; leave {name} out")
-        if self.overwrite and not self.resume and self.output is not None:
-            output = check_path("output", self.output)
-            if place.resolve().is_relative_to(output.resolve()):
-                raise UserError(f"branch {place} lies in output {output}, which overwrite empties; name another output")
         object.__setattr__(self, "branch", place)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from convscale.errors import UserError, nearest
 from convscale.learn.freeze import keep_statistics
 from convscale.learn.recipe import Recipe
+from convscale.machine import need_cuda
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Autocast's type by precision; fp32 has none."""
@@ -41,12 +42,10 @@ def usable_device(device: str | torch.device) -> torch.device:
         where = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r}: no CUDA device is available; use cpu")
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     if where.type not in ("cpu", "cuda"):
         raise UserError(f"device {device!r} is not supported; cpu, cuda or cuda:N would be right")
+    if where.type == "cuda":
+        need_cuda(str(where))
     return where
 
 

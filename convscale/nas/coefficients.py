@@ -183,7 +183,7 @@ def find_scaling(
     brief = fixed_form(recipe_for(chosen, splits, base.input.size).override({"epochs": epochs}), place.device).to_dict()
     with OutputLock() as lock:
         lock.take(folder)
-        new_output_dir(folder, overwrite=overwrite, resume=resume)
+        new_output_dir(folder, overwrite=overwrite, resume=resume, inputs=splits.places())
         lock.take(folder)
         pace = Pace(
             basis,

@@ -167,7 +167,7 @@ def search(
     )
     with OutputLock() as lock:
         lock.take(folder)
-        new_output_dir(folder, overwrite=overwrite, resume=resume)
+        new_output_dir(folder, overwrite=overwrite, resume=resume, inputs=splits.places())
         lock.take(folder)
         if resume and reuse and begun(folder, request.written()).get("result") is not None:
             study = read_study(folder)

@@ -251,7 +251,7 @@ def fit_request(asked: FitRequest) -> FitRun:
     _ = asked.rows  # what they are wrong in is told before anything is written
     request = asked.to_json(splits)
     with OutputLock() as lock:
-        lock.take(checked_output(asked))
+        lock.take(checked_output(asked, splits))
         folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
         lock.take(folder)
         return _fit(asked, splits, files, folder, request)

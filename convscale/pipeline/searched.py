@@ -42,7 +42,6 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     floor = asked.constraint.floor(asked.basis().conditions.batch_size)
     if not floor:
         raise UserError("search needs a limit on speed: min_throughput or max_latency_ms")
-    checked_output(asked)  # before minutes of searching
     folder = Path(f"{asked.output}-search")
     c = asked.basis().conditions
 
@@ -54,6 +53,7 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     if not isinstance(splits, DataSplits):
         source = splits
         splits = open_dataset(source, max_bad_rate=asked.max_bad_rate, compare=False)
+    checked_output(asked, splits)  # before minutes of searching
     study = search(
         splits,
         source=source,

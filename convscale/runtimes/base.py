@@ -106,6 +106,12 @@ class Runner(ABC, Generic[Prepared, Outputs]):
     def fetch(self, outputs: Outputs) -> tuple[np.ndarray, ...]:
         """The outputs as arrays of their own."""
 
+    def sizes(self, batch: int) -> tuple[int, ...]:
+        """Numbers of images to call it with so that nothing is left to be compiled or allocated for any call of up to
+        ``batch`` images.
+        """
+        return tuple(sorted({batch, max(1, batch - 1), 1}, reverse=True))
+
     def __call__(self, batch: Batch) -> tuple[np.ndarray, ...]:
         prepared = self.prepare(batch)
         with self.lock:
@@ -128,7 +134,11 @@ class FileRunner(Runner[list[np.ndarray], Outputs]):
     def prepare(self, batch: Batch) -> list[np.ndarray]:
         array = batch if isinstance(batch, np.ndarray) else batch.detach().cpu().numpy()
         array = np.ascontiguousarray(array, dtype=self.dtype)
-        return np.array_split(array, 1 if self.whole else min(self.streams, max(1, len(array))))
+        return np.array_split(array, self.pieces(len(array)))
+
+    def pieces(self, count: int) -> int:
+        """Parts that a batch of so many images is cut into."""
+        return 1 if self.whole else min(self.streams, max(1, count))
 
 
 class Runtime(ABC):

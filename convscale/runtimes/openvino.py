@@ -130,15 +130,26 @@ class OpenVinoRunner(FileRunner[Results]):
         except Exception as error:
             raise UserError(f"OpenVINO can not open {self._name}: {first_line(error)}") from error
 
+    def _run_as(self, counts: list[int]) -> list[int | None]:
+        """For parts of so many images the sizes of the forms that they run in; None: that for any."""
+        if set(counts) == {self._part}:
+            return [self._part] * len(counts)
+        return [1 << (count - 1).bit_length() if self._quantised else None for count in counts]
+
+    def sizes(self, batch: int) -> tuple[int, ...]:
+        made, found = set[int | None](), list[int]()
+        for count in range(batch, 0, -1):
+            pieces = self.pieces(count)
+            if new := {*self._run_as([(count + i) // pieces for i in range(pieces)])} - made:
+                made |= new
+                found.append(count)
+        return tuple(found)
+
     def run(self, prepared: list[np.ndarray]) -> Results:
         counts = [len(part) for part in prepared]
-        if set(counts) == {self._part}:
-            forms = [self._form(self._part)] * len(prepared)
-        elif not self._quantised:
-            forms = [self._form(None)] * len(prepared)
-        else:
-            prepared = [_filled_up(part) for part in prepared]
-            forms = [self._form(len(part)) for part in prepared]
+        sizes = self._run_as(counts)
+        prepared = [_filled_up(part, size or len(part)) for part, size in zip(prepared, sizes, strict=True)]
+        forms = [self._form(size) for size in sizes]
         # A request that fails is not given back.
         requests = [form.take() for form in forms]
         try:
@@ -175,7 +186,7 @@ def _has_bf16() -> bool:
         return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _filled_up(part: np.ndarray) -> np.ndarray:
-    """With zeros, to a power of two of images."""
-    missing = (1 << (len(part) - 1).bit_length()) - len(part)
+def _filled_up(part: np.ndarray, size: int) -> np.ndarray:
+    """With zeros, to so many images."""
+    missing = size - len(part)
     return np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part

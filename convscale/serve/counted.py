@@ -7,12 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from convscale.artifact.manifest import Manifest
+from convscale.locks import alone
 from convscale.serve.metrics import SHARED
 
 _SUFFIX = ".versions"
@@ -26,7 +24,7 @@ def counted(model: str, manifest: Manifest) -> int | None:
     if not folder:
         return None
     digest = hashlib.sha256(json.dumps(manifest.written, sort_keys=True).encode()).hexdigest()
-    with open(Path(folder) / f"{model}{_SUFFIX}", "a+", encoding="ascii") as file, _locked(file):
+    with open(Path(folder) / f"{model}{_SUFFIX}", "a+", encoding="ascii") as file, alone(file.fileno()):
         file.seek(0)
         known = file.read().split()
         if digest not in known:
@@ -34,15 +32,3 @@ def counted(model: str, manifest: Manifest) -> int | None:
             file.write(f"{digest}\n")
             file.flush()
     return known.index(digest) + 1
-
-
-@contextmanager
-def _locked(file: IO[str]) -> Iterator[None]:
-    """Nobody else counts meanwhile, where the system has ``fcntl``; the lock goes with the open file."""
-    try:
-        import fcntl
-    except ImportError:
-        pass
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    yield

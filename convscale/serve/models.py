@@ -100,15 +100,6 @@ def _identity(folder: Path) -> tuple[object, ...]:
     return folder, *sorted(found, key=str)
 
 
-def _warmed(batch_size: int) -> list[int]:
-    """Numbers of images that are run before a version answers: the batch, the largest below it, and each power of two,
-    which OpenVINO fills other batches of a quantised network up to. Compiled when the first such batch comes, each
-    keeps clients waiting for seconds.
-    """
-    powers = {1 << power for power in range(batch_size.bit_length())}
-    return sorted(powers | {batch_size, max(1, batch_size - 1)})
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Version:
     """An artefact that answers."""
@@ -205,7 +196,7 @@ class Model:
         alone = self._opened_alone(artifact) if artifact.streams > 1 else None
         height, width = sides(artifact.image_size)
         image = (height, width, artifact.preprocessing.channels)
-        for count in _warmed(batch_size):  # a runtime compiles a form for each, or takes its memory now
+        for count in artifact.runner.sizes(batch_size):  # else clients would wait for seconds at the first of each
             artifact(np.zeros((count, *image), np.uint8))
         number = number or counted(self.name, artifact.manifest) or following  # what was refused is not counted
         takes = Takes(

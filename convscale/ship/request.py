@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
@@ -21,6 +19,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import need_cuda
 from convscale.networks.foreign import Foreign
 from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
 from convscale.ship.box_metrics import Truth
@@ -153,14 +152,10 @@ def need_device(device: str) -> None:
     Raises:
         UserError: it is no device of this machine, or a card that is not there.
     """
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+    if not isinstance(device, str) or not (device == "cpu" or device.startswith("cuda")):
         raise UserError(f"device {device!r} can not be tuned for here; use cpu, cuda or cuda:N")
-    if device == "cpu":
-        return
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(device.partition(":")[2] or 0) >= count:
-        what = f"torch sees {count} of them, counted from 0" if count else "torch sees no CUDA GPU"
-        raise UserError(f"device {device!r} is not there: {what}; use device cpu")
+    if device != "cpu":
+        need_cuda(device)
 
 
 @contextmanager

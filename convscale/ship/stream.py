@@ -108,13 +108,13 @@ def classify_stream(
         workers: decoding threads; None: one per core.
         max_pixels: larger pictures are refused before they are decoded.
     """
-    asked, batch_size = batch_size, artifact.batch_size if batch_size is None else batch_size
+    batch_size = artifact.batch_size if batch_size is None else batch_size
     workers = available_cores() if workers is None else workers
     _check_options(top, artifact, batch_size, workers)
     paths = iter(paths)
     preload()
     waiting: deque[tuple[str, Future[np.ndarray | Square]]] = deque()
-    decode = _decode_square if _finds_boxes(artifact) else _decode
+    decode = _decode_square if artifact.is_detector else _decode
     with ThreadPoolExecutor(workers) as pool:
 
         def fill() -> None:
@@ -130,7 +130,7 @@ def classify_stream(
                 batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
                 decoded = [_result(path, future) for path, future in batch]
                 fill()  # before the network runs, so that the decoders have work meanwhile
-                yield from _rows(decoded, artifact, top, asked)
+                yield from _rows(decoded, artifact, top, batch_size)
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -165,7 +165,7 @@ def classify(
     Raises:
         UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
     """
-    form = format_of(output, format, boxes=_finds_boxes(artifact))
+    form = format_of(output, format, boxes=artifact.is_detector)
     _check_options(top, artifact, batch_size, workers)  # before anything is written
     if not isinstance(output, (str, os.PathLike)):
         return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
@@ -200,11 +200,6 @@ class _Rows:
     workers: int | None
     on_rows: Callable[[int, int], object] | None
     count: int = 0
-
-
-def _finds_boxes(artifact: Artifact) -> bool:
-    """Whether it is a detector's; what only looks like an artefact is none."""
-    return bool(getattr(artifact, "is_detector", False))
 
 
 def _write_rows(
@@ -327,17 +322,12 @@ def _result(path: str, future: Future[np.ndarray | Square]) -> tuple[str, np.nda
         return path, f"can not be read ({error})"
 
 
-def _at_once(batch_size: int | None) -> dict[str, int]:
-    """How many images an artefact is to take a call, where that is asked for: it cuts what it is given by its own."""
-    return {} if batch_size is None else {"batch_size": batch_size}
-
-
 def _box_rows(
-    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, batch_size: int | None
+    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, batch_size: int
 ) -> Iterator[Row]:
     squares = [each for _, each in decoded if isinstance(each, Square)]
     pixels, sizes = [each.pixels for each in squares], [each.size for each in squares]
-    found = iter(artifact.boxes_in_squares(pixels, sizes, **_at_once(batch_size)))
+    found = iter(artifact.boxes_in_squares(pixels, sizes, batch_size=batch_size))
     for path, each in decoded:
         if isinstance(each, str):
             yield Row(path=path, error=each)
@@ -347,13 +337,13 @@ def _box_rows(
 
 
 def _rows(
-    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, top: int, batch_size: int | None
+    decoded: list[tuple[str, np.ndarray | Square | str]], artifact: Artifact, top: int, batch_size: int
 ) -> Iterator[Row]:
-    if _finds_boxes(artifact):
+    if artifact.is_detector:
         yield from _box_rows(decoded, artifact, batch_size)
         return
     images = [image for _, image in decoded if isinstance(image, np.ndarray)]
-    probabilities = iter(artifact(np.stack(images), **_at_once(batch_size)) if images else ())
+    probabilities = iter(artifact(np.stack(images), batch_size=batch_size) if images else ())
     for path, image in decoded:
         if isinstance(image, str):
             yield Row(path=path, error=image)

@@ -8,8 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from convscale.conditions import Conditions
 from convscale.errors import UserError, check_number, check_text, check_whole, first_line
 from convscale.files import atomic_path
+from convscale.locks import alone
 from convscale.machine import Environment
 from convscale.read import read_json_lines, read_text
 from convscale.speed.timing import Measurement
@@ -102,7 +102,7 @@ def append_record(path: str | os.PathLike[str], record: Record | Measurement) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        with _locked(fd):
+        with alone(fd):
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line
@@ -246,18 +246,3 @@ def _timm_record(
 
 def _scaled(value: float | None, unit: float) -> float | str:
     return "" if value is None else round(value / unit, 2)
-
-
-@contextmanager
-def _locked(fd: int) -> Iterator[None]:
-    """An exclusive lock on an open file, where the system has ``fcntl``; elsewhere the single append has to do."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)

@@ -22,6 +22,37 @@ def file(tmp_path: Path) -> Path:
     return coco_set(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["val", "test", "train"])
+def test_pictures_that_calibrate_do_not_judge(
+    file: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a validation set alone had 8 bits judged by the very pictures that calibrated them, in silence."""
+    given: dict[str, Any] = {}
+
+    def stop(*_: Any, **options: Any) -> None:
+        given.update(options)
+        raise Stopped("enough")
+
+    monkeypatch.setattr("convscale.ship.export.export", stop)
+    file = file.rename(file.with_name(f"{name}.json"))
+    data = cs.open_boxes(file.parent)
+    preprocessing = Preprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    loaded: Any = SimpleNamespace(net=None, classes=data.classes, meta={}, preprocessing=preprocessing)
+    with pytest.raises(Stopped):
+        export_boxes(loaded, file.parent / "out", file.parent, {}, {"int8": True}, False)
+    calibrating, judging = (
+        {image.tobytes() for image in given[f"{what}_images"]} for what in ("calibration", "verify")
+    )
+    assert calibrating.isdisjoint(judging)
+    # Of 24 pictures: validation borrowed, 2 carved from it as test set, 11 of 22 calibrate, the other 13 judge; test
+    # borrowed, 2 carved as validation set; train, 2 carved for each.
+    sizes = {"val": (11, 13), "test": (22, 2), "train": (20, 2)}[name]
+    assert (len(calibrating), len(judging), len(given["verify_labels"])) == (*sizes, sizes[1])
+    text = " ".join(capsys.readouterr().err.split())
+    said = {"val": "pictures of the validation set calibrate", "test": "pictures of the test set calibrate"}
+    assert (said[name] in text) if name in said else ("there is no train set" not in text)
+
+
 def _without_a_picture(file: Path) -> None:
     told = json.loads(file.read_text())
     told["images"] = [each for each in told["images"] if each["id"] != 7]

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,19 @@ def own_boxes(detector: Detector, pixels: np.ndarray) -> Found:
     return Found(**{name: value.numpy() for name, value in said.items()})
 
 
+def assert_own(detector: Detector, path: str, names: Any, scores: Any, boxes: Any) -> None:
+    """That what was said of a file has the detector's own boxes of it, which PyTorch computes of this picture alone."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    own = own_boxes(detector, pixels)
+    there = out_of_square(own.boxes, pixels.shape[0], pixels.shape[1], 64)
+    large = (there[:, 2:] - there[:, :2]).min(1) > 0.5
+    known = Found(boxes=there[large], scores=own.scores[large], labels=own.labels[large]).above(0.3)
+    labels = np.array([CLASSES.index(name) + 1 for name in names])
+    said = Found(boxes=np.array(boxes), scores=np.array(scores), labels=labels)
+    assert len(known.boxes) > 3
+    assert matched(known, said, 0.99) == len(known.boxes)
+
+
 def test_the_file_takes_any_batch_and_has_suppression_inside(artifact: Artifact, detector: Detector) -> None:
     import onnxruntime
 
@@ -86,15 +100,7 @@ def test_boxes_are_the_detectors_in_the_pictures_own_pixels(
     artifact: Artifact, detector: Detector, data: BoxSplits
 ) -> None:
     for path, answer in zip(data.test.paths, artifact.classify(list(data.test.paths)), strict=True):
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        own = own_boxes(detector, pixels)
-        there = out_of_square(own.boxes, pixels.shape[0], pixels.shape[1], 64)
-        large = (there[:, 2:] - there[:, :2]).min(1) > 0.5
-        known = Found(boxes=there[large], scores=own.scores[large], labels=own.labels[large]).above(0.3)
-        labels = np.array([CLASSES.index(name) + 1 for name in answer.labels])
-        said = Found(boxes=np.array(answer.boxes), scores=np.array(answer.probabilities), labels=labels)
-        assert len(known.boxes) > 3
-        assert matched(known, said, 0.99) == len(known.boxes)
+        assert_own(detector, path, answer.labels, answer.probabilities, answer.boxes)
 
 
 def test_the_record_says_how_it_was_checked(artifact: Artifact) -> None:
@@ -181,7 +187,7 @@ def test_rows_results_and_drawings(artifact: Artifact, data: BoxSplits, tmp_path
         cs.classify(paths, artifact, tmp_path / "boxes.csv")
 
 
-def test_a_call_has_as_many_pictures_as_are_asked_for(artifact: Artifact, data: BoxSplits) -> None:
+def test_a_call_has_as_many_pictures_as_are_asked_for(artifact: Artifact, detector: Detector, data: BoxSplits) -> None:
     made, paths, batches = cs.load_artifact(artifact.folder), list(data.train.paths), list[int]()
     made.batch_size, runner = 4, made.runner
 
@@ -192,7 +198,11 @@ def test_a_call_has_as_many_pictures_as_are_asked_for(artifact: Artifact, data: 
     made._runner = counted  # pyright: ignore
     few, many = (list(classify_stream(paths, made, batch_size=size, workers=1)) for size in (None, 8))
     assert (len(paths), batches) == (10, [4, 4, 2, 8, 2])
-    assert [len(row.boxes) for row in few] == [len(row.boxes) for row in many]
+    for path, *rows in zip(paths, few, many, strict=True):
+        for row in rows:
+            assert row.path == path
+            assert_own(detector, path, row.classes, row.probabilities, row.boxes)
+        assert np.allclose(rows[0].probabilities, rows[1].probabilities, atol=1e-3)
     batches.clear()
     maps = [cs.evaluate_detector(made, data, split="train", batch_size=size).map for size in (None, 8)]
     assert batches == [4, 4, 2, 8, 2]

@@ -157,6 +157,7 @@ def test_a_row_that_was_cut_short_is_asked_again(tmp_path: Path) -> None:
         ({"distill_kl": 5.0}, "distill_kl is 5, but there is no teacher"),
         ({"teacher": small_net(), "teacher_cache": "kept", "mixup": 0.2}, "set mixup and cutmix to 0"),
         ({"teacher": small_net(), "teacher_cache": "kept", "distill_features": 1.0}, "keeps outputs alone"),
+        ({"teacher": small_net(), "teacher_cache": "kept", "accumulate": 9}, "accumulate 9 is more than the . batches"),
     ],
 )
 def test_bad_input_is_one_line(options: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

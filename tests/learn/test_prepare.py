@@ -62,6 +62,8 @@ def test_overwrite_keeps_the_earlier_run_until_all_input_is_good(
     refused("this network has no set_grad_checkpointing", {"grad_checkpointing": True})
     refused("solve_head needs a network with forward_features", {"solve_head": True})
     refused("teacher_cache is .*, but there is no teacher", teacher_cache=tmp_path / "cache")
+    file = stable / "recipe.yaml"
+    refused("teacher_cache .* can not be written: .*recipe.yaml is no folder", teacher=small_net(), teacher_cache=file)
     refused("distill_features needs a network with a linear", {"distill_features": 1.0}, teacher=nn.Flatten())
     monkeypatch.setitem(sys.modules, "wandb", None)
     refused("--track wandb needs wandb, which is not installed", track="wandb")
@@ -85,7 +87,7 @@ def test_overwrite_keeps_the_earlier_run_until_all_input_is_good(
 def test_a_branch_of_what_would_be_overwritten_is_refused(stable: Path) -> None:
     before = _contents(stable)
     for branch in (stable, stable / "checkpoints" / "step-00000003"):
-        with pytest.raises(UserError, match=r"branch .* lies in output .*, which overwrite empties; name another"):
+        with pytest.raises(UserError, match=r"output .* holds branch .*, which --overwrite would delete"):
             train(_net(), halves_data(), recipe=PLAIN, epochs=3, output=stable, overwrite=True, branch=branch)
     assert _contents(stable) == before
 

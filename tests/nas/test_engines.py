@@ -171,5 +171,5 @@ def test_a_machine_without_a_card_searches_on_those_of_a_cluster(
     assert [(each["device"], each["threads"]) for each in one.jobs] == [("cuda", 4)] * 2
     assert [each["num_gpus"] for each in one.options_of] == [1.0]
     assert one.jobs[0]["recipe"]["precision"] == "amp"
-    with pytest.raises(UserError, match=f"device '{device}': no CUDA device is available; use cpu"):
+    with pytest.raises(UserError, match=f"device '{device}' is not there: torch sees no CUDA GPU; use device cpu"):
         cs.search(colour_folder, output=tmp_path / "b", **ask)

@@ -8,6 +8,7 @@ import pytest
 from convscale.errors import UserError
 from convscale.runtimes import base
 from convscale.runtimes.base import Opening, open_runtime, run_error, runtimes, threads_and_streams
+from convscale.runtimes.openvino import OpenVinoRunner
 
 
 def test_streams_share_the_threads() -> None:
@@ -53,6 +54,25 @@ def test_a_batch_is_parted_for_the_streams(images: int, streams: int, parts: lis
     assert [len(part) for part in made] == parts
     assert {part.dtype for part in made} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(np.concatenate(made), batch)
+
+
+def test_what_is_run_before_clients_wait() -> None:
+    """Elsewhere the batch, the largest below it, one; in OpenVINO one number for each form, which are powers of two of
+    a quantised network, beside the stated part.
+    """
+    assert [IdleRunner(1).sizes(batch) for batch in (1, 2, 3, 8)] == [(1,), (2, 1), (3, 2, 1), (8, 7, 1)]
+    by_hand = (
+        (False, 1, None, 8, (8,)),
+        (False, 1, 8, 8, (8, 7)),
+        (False, 1, 8, 4, (4,)),
+        (True, 1, 6, 6, (6, 5, 4, 2, 1)),
+        (True, 1, None, 6, (6, 4, 2, 1)),
+        (True, 2, 4, 8, (8, 5, 3)),  # in parts 4 + 4, 3 + 2, 2 + 1
+    )
+    for quantised, streams, part, batch, sizes in by_hand:
+        runner = OpenVinoRunner.__new__(OpenVinoRunner)
+        runner.streams, runner._part, runner._quantised = streams, part, quantised
+        assert runner.sizes(batch) == sizes
 
 
 class IdleRunner(base.FileRunner):

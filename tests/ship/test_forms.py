@@ -132,7 +132,7 @@ def test_a_device_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UserError, match="device 'cuda:2' is not there: torch sees 2 of them, counted from 0"):
+    with pytest.raises(UserError, match="device 'cuda:2' is not there: there are 2 CUDA devices, counted from 0; use"):
         export_fastest(tiny, tmp_path / "b", device="cuda:2")
     with pytest.raises(UserError, match="device 'l4' can not be tuned for here; use cpu, cuda or cuda:N"):
         export_fastest(tiny, tmp_path / "b", device="l4")

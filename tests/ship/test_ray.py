@@ -51,7 +51,10 @@ class TwoBoxes:
     is_detector, thresholds, classes, batch_size = True, None, ("cat", "dog"), 2
     preprocessing = Preprocessing(image_size=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
 
-    def boxes_in_squares(self, squares: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Boxes]:
+    def boxes_in_squares(
+        self, squares: list[np.ndarray], sizes: list[tuple[int, int]], *, batch_size: int
+    ) -> list[Boxes]:
+        assert len(squares) <= batch_size
         assert [square.shape for square in squares] == [(32, 32, 3)] * len(sizes)
         whole = [(0.0, 0.0, width, height) for height, width in sizes]
         sides = [np.array([(1.0, 2.0, 10.0, 20.5), box], np.float32) for box in whole]

@@ -34,13 +34,14 @@ class Colours:
 
     classes = ("red", "green", "blue")
     preprocessing = Preprocessing(image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
-    batch_size = 4
+    batch_size, is_detector = 4, False
     thresholds: tuple[float, ...] | None = None
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        assert len(images) <= batch_size
         assert (images.dtype, images.shape[1:]) == (np.uint8, (8, 8, 3))
         self.calls.append(len(images))
         means = images.mean((1, 2), dtype=np.float64)
@@ -329,9 +330,9 @@ def test_decoding_overlaps_inference(folder: Path, monkeypatch: pytest.MonkeyPat
         return decode(*arguments)  # type: ignore[arg-type]
 
     class Waiting(Colours):
-        def __call__(self, images: np.ndarray) -> np.ndarray:
+        def __call__(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
             assert later.wait(20)
-            return super().__call__(images)
+            return super().__call__(images, batch_size=batch_size)
 
     monkeypatch.setattr(module, "_decode", counting)
     assert len(list(classify_stream([str(folder / "00.png")] * 12, Waiting(), workers=1))) == 12
@@ -365,7 +366,7 @@ def test_several_labels_are_those_above_their_thresholds(folder: Path, tmp_path:
     shares = dict(
         zip(
             several.classes,
-            several(several.preprocessing.resize(read_image(folder / "00.png"))[None])[0],
+            several(several.preprocessing.resize(read_image(folder / "00.png"))[None], batch_size=1)[0],
             strict=True,
         )
     )
@@ -406,8 +407,8 @@ def test_a_full_disk_is_told_by_its_own_message(folder: Path, tmp_path: Path) ->
 class Broken(Colours):
     """Gives NaN for the first of its images."""
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        found = super().__call__(images)
+    def __call__(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        found = super().__call__(images, batch_size=batch_size)
         found[0, 1] = np.nan
         return found
 

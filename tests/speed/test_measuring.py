@@ -18,11 +18,13 @@ from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.learn.settings import usable_device
 from convscale.machine import Environment
 from convscale.predictor.sweep import sheet_here
-from convscale.runtimes.base import Opening, Runner
+from convscale.runtimes.base import Opening, Runner, open_runtime
 from convscale.runtimes.pytorch import runner as torch_runner
 from convscale.ship.export import export
+from convscale.ship.request import need_device
 from convscale.speed import measuring, subjects
 from convscale.speed.measuring import export_and_time, largest_batch, measure, measure_calmly, sweep
 from convscale.speed.subjects import is_too_large
@@ -390,7 +392,7 @@ def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
 def test_a_card_that_is_not_there_is_one_clear_line(
     device: str, cards: int, message: str, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To measure on, to choose for, and to sweep."""
+    """To measure on, to choose for, to sweep, to train on, to tune for, and to open a module on."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     for ask in (lambda: measure(tiny, device=device), lambda: basis_of(Asked(device=device))):
@@ -401,6 +403,10 @@ def test_a_card_that_is_not_there_is_one_clear_line(
     with pytest.raises(UserError) as caught:
         sheet_here(device)
     assert str(caught.value).startswith(message.removesuffix("use device cpu, or "))
+    for need in (usable_device, need_device, lambda name: open_runtime(tiny, "eager", Opening(device=name))):
+        with pytest.raises(UserError) as caught:
+            need(device)
+        assert str(caught.value) == message.removesuffix(", or ")
 
 
 def test_a_device_that_is_none_is_one_clear_line(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convscale.errors import UserError
-from convscale.machine import available_cores
+from convscale.machine import available_cores, need_cuda
 from convscale.runtimes.base import Batch, Opening, Runner, installed_runtimes
 
 Outputs = torch.Tensor | Sequence[torch.Tensor]
@@ -23,8 +23,8 @@ class TorchRunner(Runner[torch.Tensor, Outputs]):
 
     def __init__(self, net: object, runtime: str, how: Opening) -> None:
         assert isinstance(net, nn.Module), f"{type(net).__name__} is no module"
-        if how.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device {how.device!r} is not there: torch sees no CUDA GPU; use device cpu")
+        if how.device.startswith("cuda"):
+            need_cuda(how.device)
         self.runtime, self.threads = runtime, how.threads or available_cores()
         self._device = torch.device(how.device)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(how.precision, torch.float32)
