@@ -11,11 +11,12 @@ import pytest
 import convscale as cs
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.nas.engines import local
 from convscale.nas.space import SearchSpace
-from convscale.nas.trial import Job
+from convscale.nas.trial import Job, Result
 from convscale.nas.walk import Walk
 from tests.choice.test_processors import calibration
-from tests.nas.test_coefficients import deeper_is_better
+from tests.nas.test_coefficients import deeper_is_better, points_in
 from tests.nas.test_study import QUICK, simple, untrained
 
 __all__ = ["deeper_is_better", "simple", "untrained"]
@@ -71,6 +72,48 @@ def test_a_calibration_that_changes_while_a_search_runs(
     assert asked["calibration"] == hashlib.sha256(first).hexdigest()
 
 
+def test_a_calibration_that_changes_before_anything_is_trained(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network is left out for it, and a file that is gone is as one that was changed."""
+    place, by = tmp_path / "a", calibration(tmp_path, None)
+    needed = Walk._need_one_that_keeps
+
+    def gone(self: Walk) -> None:
+        by.unlink()
+        needed(self)
+
+    monkeypatch.setattr(Walk, "_need_one_that_keeps", gone)
+    ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "calibration": by}
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
+        cs.search(colours, trials=4, min_throughput=1.0, say=said.append, **ask)
+    assert not any("left out" in line for line in said)
+
+
+def test_a_calibration_that_changes_while_coefficients_are_looked_for(
+    colours: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later cost is by another predictor; with the first one put back the search goes on to its end."""
+    place, by = tmp_path / "a", calibration(tmp_path, 4)
+    first, now = by.read_bytes(), other_calibration(by).read_bytes()
+
+    def run(job: Job, splits: DataSplits) -> Result:
+        by.write_bytes(now)
+        return Result(number=job.number, curve=(0.5,), seconds=1.0)
+
+    monkeypatch.setattr(local, "run_job", run)
+    ask = {"trials": 2, "image_size": 32, "output": place, "training_device": "cpu", "device": "i9-10940x"}
+    with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
+        cs.find_scaling("mobilenetv2_050", colours, calibration=by, **ask)
+    assert len(points_in(place)) == 1
+    assert json.loads((place / "scaling.json").read_text())["asked"]["calibration"] == hashlib.sha256(first).hexdigest()
+    monkeypatch.setattr(local, "run_job", lambda job, splits: Result(number=job.number, curve=(0.5,)))
+    by.write_bytes(first)
+    cs.find_scaling("mobilenetv2_050", colours, calibration=by, resume=True, **ask)
+    assert [len(point["accuracies"]) for point in points_in(place)] == [3, 3]
+
+
 def test_costs_by_two_calibrations_are_not_mixed(
     colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
 ) -> None:
@@ -81,7 +124,7 @@ def test_costs_by_two_calibrations_are_not_mixed(
     by_time, by_macs = {**ask, "output": tmp_path / "time"}, {**ask, "output": tmp_path / "macs", "cost": "macs"}
     for each in (by_time, by_macs):
         cs.find_scaling("mobilenetv2_050", colours, calibration=by, **each)
-    with pytest.raises(UserError, match="was begun with another calibration; ask for the same again"):
+    with pytest.raises(UserError, match="was begun with another calibration; ask for the same, or name another"):
         cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_time)
     cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_macs)
     path = tmp_path / "time" / "scaling.json"
