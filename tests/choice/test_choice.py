@@ -32,6 +32,7 @@ from convscale.machine import Environment
 from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter, in_zoo
 from convscale.predictor.calibration import Calibration, save_calibration
+from convscale.predictor.fitted import usual_on
 from convscale.predictor.roofline import PRIOR
 from convscale.speed import measuring
 from convscale.speed.timing import Measurement
@@ -785,6 +786,7 @@ def test_what_is_left_out_is_filled_in_by_device() -> None:
     assert filled("cpu", runtime="openvino") == (8, "fp32", "openvino")
     assert filled("cpu") == (8, "fp32", "best")
     assert filled("cpu", precision="int8") == (8, "int8", "best")
+    assert usual_on("cuda:1", "infer") == (8, "amp", "eager")  # where no card is, ``basis_of`` refuses it
     assert basis_of(Asked()).tuned
     assert not basis_of(Asked()).int8
     assert basis_of(Asked(precision="int8")).int8
