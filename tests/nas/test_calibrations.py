@@ -15,9 +15,9 @@ from convscale.nas.engines import local
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job, Result
 from convscale.nas.walk import Walk
-from tests.choice.test_processors import calibration
 from tests.nas.test_coefficients import deeper_is_better, points_in
 from tests.nas.test_study import QUICK, simple, untrained
+from tests.predictor.calibrations import calibration_file
 
 __all__ = ["deeper_is_better", "simple", "untrained"]
 
@@ -34,7 +34,7 @@ def test_a_study_by_another_calibration(
     colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
 ) -> None:
     """Its speeds would be of two predictors; where an earlier version did not say which one it was, it goes on."""
-    place, by = tmp_path / "a", calibration(tmp_path, None)
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
     ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "resume": True}
     cs.search(colours, trials=4, calibration=by, **{**ask, "resume": False})
     asked = json.loads((place / "study.json").read_text(encoding="utf-8"))["asked"]
@@ -56,7 +56,7 @@ def test_a_calibration_that_changes_while_a_search_runs(
     colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``calibrate`` writes the file anew: the study would have mixed two, and said that it was of the second."""
-    place, by = tmp_path / "a", calibration(tmp_path, None)
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
     first, now = by.read_bytes(), other_calibration(by).read_bytes()
     report = Walk._report
 
@@ -76,7 +76,7 @@ def test_a_calibration_that_changes_before_anything_is_trained(
     colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No network is left out for it, and a file that is gone is as one that was changed."""
-    place, by = tmp_path / "a", calibration(tmp_path, None)
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
     needed = Walk._need_one_that_keeps
 
     def gone(self: Walk) -> None:
@@ -95,7 +95,7 @@ def test_a_calibration_that_changes_while_coefficients_are_looked_for(
     colours: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No later cost is by another predictor; with the first one put back the search goes on to its end."""
-    place, by = tmp_path / "a", calibration(tmp_path, 4)
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x", 4)
     first, now = by.read_bytes(), other_calibration(by).read_bytes()
 
     def run(job: Job, splits: DataSplits) -> Result:
@@ -118,7 +118,7 @@ def test_costs_by_two_calibrations_are_not_mixed(
     colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
 ) -> None:
     """A time is of what predicts it, multiply-accumulates are of nothing; an earlier version did not say."""
-    by = calibration(tmp_path, 4)
+    by = calibration_file(tmp_path, "i9-10940x", 4)
     other = other_calibration(by)
     ask = {"trials": 3, "image_size": 32, "minutes": 1e-6, "training_device": "cpu", "device": "i9-10940x"}
     by_time, by_macs = {**ask, "output": tmp_path / "time"}, {**ask, "output": tmp_path / "macs", "cost": "macs"}
