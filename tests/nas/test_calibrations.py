@@ -16,7 +16,7 @@ from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job, Result
 from convscale.nas.walk import Walk
 from tests.nas.test_coefficients import deeper_is_better, points_in
-from tests.nas.test_study import QUICK, simple, untrained
+from tests.nas.test_study import QUICK, by_name, simple, untrained
 from tests.predictor.calibrations import calibration_file
 
 __all__ = ["deeper_is_better", "simple", "untrained"]
@@ -53,7 +53,7 @@ def test_a_study_by_another_calibration(
 
 
 def test_a_calibration_that_changes_while_a_search_runs(
-    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``calibrate`` writes the file anew: the study would have mixed two, and said that it was of the second."""
     place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
@@ -64,6 +64,7 @@ def test_a_calibration_that_changes_while_a_search_runs(
         report(self, number)
         by.write_bytes(now)
 
+    monkeypatch.setattr(local, "run_job", by_name)
     monkeypatch.setattr(Walk, "_report", changed)
     ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "calibration": by}
     with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
@@ -73,7 +74,7 @@ def test_a_calibration_that_changes_while_a_search_runs(
 
 
 def test_a_calibration_that_changes_before_anything_is_trained(
-    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No network is left out for it, and a file that is gone is as one that was changed."""
     place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
@@ -83,6 +84,7 @@ def test_a_calibration_that_changes_before_anything_is_trained(
         by.unlink()
         needed(self)
 
+    monkeypatch.setattr(local, "run_job", by_name)
     monkeypatch.setattr(Walk, "_need_one_that_keeps", gone)
     ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "calibration": by}
     said: list[str] = []
