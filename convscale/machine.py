@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +109,34 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def import_path() -> str:
+    """A ``PYTHONPATH`` by which another process imports this very package."""
+    return os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def start_python(module: str, **environment: str) -> subprocess.Popen[str]:
+    """A process that runs a module of this package, and reads and writes text through pipes.
+
+    It is a command of its own: forking a process that runs torch's threads can hang, and multiprocessing's other way
+    runs the caller's script again.
+
+    Args:
+        module: its whole name.
+        environment: variables beside those of this process.
+
+    Raises:
+        OSError: no process can be started.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": import_path(), **environment},
+    )
 
 
 def busy() -> str:

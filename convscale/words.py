@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, ends of lines, marks that turn the direction of writing, and what is no character at all."""
@@ -102,6 +103,12 @@ def device(text: str) -> str:
     for noise in ("(R)", "(TM)", "NVIDIA ", "GeForce ", "Tesla ", " Processor"):
         text = text.replace(noise, "")
     return text
+
+
+def listed(items: Iterable[str], last: str = "and") -> str:
+    """``a``, ``a and b``, ``a, b and c``; ``last`` may be ``or``."""
+    parts = list(items)
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from convscale import words
 from tests.test_docs import RECORDS
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +33,9 @@ def filled(text: str) -> str:
 
 def standing(text: str, page: str) -> str:
     """What a page says in the place of a text: the same words around any figures."""
-    words = [re.escape(part) for part in re.split(r"\{[^{}]*\}", text)]
-    gaps = [r"[^|]{0,40}?" if before and behind else r"\S+" for before, behind in pairwise(words)]
-    found = re.search("".join(f"{gap}{word}" for gap, word in zip(["", *gaps], words, strict=True)), page)
+    kept = [re.escape(part) for part in re.split(r"\{[^{}]*\}", text)]
+    gaps = [r"[^|]{0,40}?" if before and behind else r"\S+" for before, behind in pairwise(kept)]
+    found = re.search("".join(f"{gap}{part}" for gap, part in zip(["", *gaps], kept, strict=True)), page)
     return found[0] if found else "no such sentence: its words differ too"
 
 
@@ -73,7 +74,7 @@ def from_to(numbers: list[float], form: str, unit: str = "") -> str:
 def machine(where: str) -> str:
     """That of a row of `serve`, ``AMD EPYC, 2 cores``, as people say it."""
     name, _, cores = RECORDS.evaluate(f"serve[{where}].machine").rpartition(", ")
-    return f"{{={cores}}} of an {{={name.replace('(R)', '').removesuffix(' Processor')}}}"
+    return f"{{={cores}}} of an {{={words.device(name)}}}"
 
 
 def demo() -> Iterator[str]:

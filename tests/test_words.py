@@ -24,6 +24,11 @@ def test_number(value: float | None, text: str) -> None:
     assert words.number(value) == text
 
 
+def test_listed() -> None:
+    assert [words.listed("abc"[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
+    assert words.listed(["amp", "fp16", "fp32"], "or") == "amp, fp16 or fp32"
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(4004.6, "4,005"), (999.4, "999"), (12.34, "12.3"), (123456.0, "123,500"), (None, "–")]
 )

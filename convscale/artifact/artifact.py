@@ -36,6 +36,7 @@ from convscale.files import sha256, write_json, write_text
 from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
+from convscale.words import listed
 
 if TYPE_CHECKING:
     from convscale.artifact.promise import Promise
@@ -84,7 +85,7 @@ class Artifact:
         self.thresholds = manifest.thresholds
         self.temperatures = manifest.temperatures
         if self.runtime not in known:
-            raise UserError(f"an artefact of format {self.format} runs in {' or '.join(known)}, not in {self.runtime}")
+            raise UserError(f"an artefact of format {self.format} runs in {listed(known, 'or')}, not in {self.runtime}")
         need_runtime(self.runtime)
         self._runner: Runner | None = None
         self._closed = False

@@ -13,20 +13,9 @@ from convscale.errors import UserError
 from convscale.files import sha256
 from convscale.machine import need_cuda
 from convscale.predictor.calibration import Calibration, load_calibration
-from convscale.predictor.devices import devices, get_device, is_processor
-from convscale.predictor.fitted import (
-    MEASURED_BATCH,
-    RUNTIMES,
-    STAND_INS,
-    check_on_processor,
-    predicted_runtimes,
-    usual_on,
-)
+from convscale.predictor.devices import at_hand, devices, get_device, is_processor
+from convscale.predictor.fitted import PREDICTED_RUNTIMES, check_predicted, usual_on
 from convscale.runtimes.base import check_runtime
-
-PREDICTED_RUNTIMES = (*RUNTIMES, *STAND_INS)
-"""Those of PyTorch, which tables speak of, and those that are predicted by them, with a doubt."""
-_HERE = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +88,6 @@ def _calibration(path: str, _changed: int) -> Calibration:
     return load_calibration(path)
 
 
-def at_hand(device: str) -> bool:
-    """Whether a device is this machine's own: ``cpu``, ``cuda`` or ``cuda:N``."""
-    return device.partition(":")[0] in _HERE
-
-
 def check_device(device: str) -> str:
     """The device's own name.
 
@@ -134,14 +118,17 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
         calibration: file of ``convscale calibrate``.
 
     Raises:
-        UserError: an unknown device (the nearest are named) or condition, or a runtime that no prediction knows.
+        UserError: an unknown device (the nearest are named) or condition; a runtime or precision that can be neither
+            measured here nor predicted there, or another runtime beside the compiler; threads of a processor that is
+            not here, without a calibration; a calibration that is not there, damaged, or of other conditions; ``cuda``
+            where torch sees no such GPU.
     """
     device = check_device(asked.device)
     _check_calibration(device, calibration)
     here = at_hand(device) and calibration is None
     runtime = _runtime(asked, device, here)
     usual = usual_on(device, asked.mode)
-    batch_size = 1 if asked.latency else MEASURED_BATCH if at_hand(device) else usual.batch_size
+    batch_size = 1 if asked.latency else usual.batch_size
     conditions = Conditions(
         device=device,
         mode=asked.mode,
@@ -200,25 +187,13 @@ def _check_possible(conditions: Conditions, here: bool, precision: str | None) -
     if runtime == BEST:
         _need_tunable(conditions, here, precision)
     if not here:
-        check_on_processor(runtime, precision or "", device)
-    if not here and runtime not in PREDICTED_RUNTIMES:
-        others = (name for name in predicted_runtimes(device) if name in STAND_INS)
-        raise UserError(
-            f"runtime {runtime!r} can not be predicted; speeds on {device} are predicted for eager or compiled PyTorch"
-            f", and by them for {' and '.join(others)}"
-        )
-    if not here and runtime in STAND_INS and conditions.mode == "train":
-        raise UserError(f"runtime {runtime} can not train; eager and compiled PyTorch can")
-    if here and precision == "int8" and runtime != BEST:
+        check_predicted(conditions)
+        return
+    if precision == "int8" and runtime != BEST:
         raise UserError(
             f"precision 'int8' is measured with runtime best, which chooses the form too; got runtime {runtime!r}"
         )
-    if not here and precision == "int8" and runtime not in STAND_INS:
-        raise UserError(
-            f"precision 'int8' can not be predicted in {runtime}; amp, amp_bf16, bf16, fp16 or fp32 are, and int8 in "
-            f"{' and '.join(STAND_INS)}"
-        )
-    if here and device.startswith("cuda"):
+    if device.startswith("cuda"):
         need_cuda(device, "use device cpu, or name a GPU to predict for")
 
 

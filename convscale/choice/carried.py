@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from convscale._version import __version__
 from convscale.artifact.promise import Promise
-from convscale.choice.basis import Asked, Basis, at_hand, basis_of
+from convscale.choice.basis import Asked, Basis, basis_of
 from convscale.choice.candidates import candidates_of
 from convscale.choice.decide import Choice, Option, beats, front_of
 from convscale.choice.facts import SizedSpec
@@ -17,6 +17,7 @@ from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Network
+from convscale.predictor.devices import at_hand
 from convscale.ship.kit import MOST, Kit, KitNetwork, write_kit_folder
 
 LEAST_CHANCE, MOST_CHANCE = 0.05, 0.99

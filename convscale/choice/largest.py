@@ -20,8 +20,7 @@ from convscale.choice.measured import Bench, speed_of, time_network
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint, check_seconds
 from convscale.errors import DoesNotFit, UserError, nearest
-from convscale.machine import processor_name
-from convscale.predictor.devices import devices
+from convscale.predictor.devices import devices, is_processor_here
 from convscale.stats import chance_above, largest_true
 from convscale.words import exact, odds
 
@@ -242,7 +241,7 @@ def own_device(basis: Basis) -> str:
     """
     device = devices()[basis.conditions.device]
     if device.kind == "cpu":
-        return "cpu" if device.name == "cpu" or re.fullmatch(device.driver, processor_name()) else ""
+        return "cpu" if is_processor_here(device.name) else ""
     if not Path("/proc/driver/nvidia").exists():
         return ""
     import torch

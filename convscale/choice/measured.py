@@ -26,6 +26,7 @@ from convscale.networks.resolve import Network
 from convscale.runtimes.base import file_runtimes, installed_runtimes
 from convscale.speed.records import Record, append_record, read_records
 from convscale.speed.timing import Measurement
+from convscale.words import listed
 
 SLACK_KIN, SLACK = 1.6, 2.5
 """How far a guess may be off, as a factor: with a measured network of the same family, and without."""
@@ -138,7 +139,7 @@ def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
 def chosen_among(basis: Basis) -> str:
     """What a tuned measurement is the fastest of, in words."""
     files = [basis.within] if basis.within else [name for name in file_runtimes() if name in installed_runtimes()]
-    return f"the fastest of {' and '.join(files)}, {'float and 8 bits' if basis.int8 else 'float'}"
+    return f"the fastest of {listed(files)}, {'float and 8 bits' if basis.int8 else 'float'}"
 
 
 def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:

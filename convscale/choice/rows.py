@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convscale.arch.spec import NetSpec
-from convscale.choice.basis import Asked, Basis, at_hand, check_device, device_title
+from convscale.choice.basis import Asked, Basis, check_device, device_title
 from convscale.choice.decide import Judged, Option
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.choice.measured import speed_of
@@ -18,13 +18,13 @@ from convscale.choice.speeds import facts_of
 from convscale.errors import UserError
 from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, find
-from convscale.predictor.devices import is_processor, was_on
+from convscale.predictor.devices import at_hand, is_processor, was_on
 from convscale.predictor.predict import Prediction, with_doubt
 from convscale.predictor.traced import network_key
 from convscale.speed.records import Record, read_records
 from convscale.speed.timing import Measurement
 from convscale.stats import Z80
-from convscale.words import number, plural
+from convscale.words import listed, number, plural
 
 STRENGTH = 4
 """Rows that the predictor's own interval counts for where the scatter of single networks is estimated: a judgement."""
@@ -69,7 +69,7 @@ def asked_by_rows(asked: Asked, records: Sequence[Record], path: str | os.PathLi
         return asked
     names = sorted({record.measurement.conditions.runtime for record in records})
     if len(names) > 1:
-        raise UserError(f"{path} has rows of the runtimes {' and '.join(names)}; give each a file")
+        raise UserError(f"{path} has rows of the runtimes {listed(names)}; give each a file")
     return replace(asked, runtime=names[0])
 
 
@@ -80,8 +80,7 @@ def _thread_counts(records: Sequence[Record]) -> list[int | None]:
 
 def _all_of(counts: Sequence[int | None]) -> str:
     """``4, 8 and 28``."""
-    *others, last = ("unknown" if count is None else str(count) for count in counts)
-    return f"{', '.join(others)} and {last}" if others else last
+    return listed("unknown" if count is None else str(count) for count in counts)
 
 
 def _of_threads(records: Sequence[Record], threads: int | None, path: str | os.PathLike[str]) -> Sequence[Record]:

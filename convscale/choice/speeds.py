@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from convscale.choice.basis import Basis
 from convscale.choice.facts import NetworkFacts, SizedSpec, Speed
 from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.machine import available_cores
+from convscale.machine import available_cores, start_python
 from convscale.networks.foreign import Foreign, build_foreign, is_reparameterizable, timm_is_installed
 from convscale.networks.released import fused_architectures
 from convscale.networks.resolve import Named
@@ -239,9 +237,6 @@ def _workload(network: SizedSpec, conditions: Conditions) -> Workload:
 def _in_processes(networks: Sequence[SizedSpec], basis: Basis, say: Say) -> dict[SizedSpec, NetworkFacts]:
     """Facts found by one process per core. What a process did not get to, because it died or could not start, is
     missing and left to the caller.
-
-    Processes are started as commands of their own: forking a process that runs torch's threads can hang, and
-    multiprocessing's other way runs the caller's script again.
     """
     workers = min(available_cores(), max(1, len(networks) // (MANY // 2)))
     shares = [networks[number::workers] for number in range(workers)]
@@ -262,21 +257,13 @@ def _in_processes(networks: Sequence[SizedSpec], basis: Basis, say: Say) -> dict
 
 def _start_worker(share: Sequence[SizedSpec], basis: Basis) -> subprocess.Popen[str] | None:
     """A process that examines a share of the networks; None where none can be started."""
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     job = {
         "conditions": basis.conditions.to_dict(),
         "calibration": basis.calibration,
         "networks": [[_to_plain(spec), size] for spec, size in share],
     }
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "convscale.choice.speeds"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )
+        process = start_python("convscale.choice.speeds", OMP_NUM_THREADS="1")
     except OSError:
         return None
     assert process.stdin is not None

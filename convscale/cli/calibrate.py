@@ -84,7 +84,7 @@ def calibrate_command(
     from convscale.choice.basis import Asked, basis_of
     from convscale.machine import Environment
     from convscale.predictor.calibrate import observations_of
-    from convscale.predictor.devices import get_device, is_processor
+    from convscale.predictor.devices import get_device, is_processor, is_processor_here
     from convscale.speed.records import read_records, read_timm_csv
 
     check_output_file(output)  # before minutes of measuring, not after
@@ -100,7 +100,7 @@ def calibrate_command(
         raise UserError("give --csv or --measurement, not both")
     if (csv is not None or measurements) and models:
         raise UserError("--model says what to measure here; with --csv or --measurement nothing is measured")
-    if not card or (csv is None and not measurements and not _is_here(card)):
+    if not card or (csv is None and not measurements and not is_processor_here(card)):
         kind = "cpu" if card and is_processor(card) else "cuda"
         raise UserError(
             f"device {device!r} is not measured by calibrate{'' if kind == 'cuda' else ' here'}: record it with "
@@ -162,14 +162,6 @@ def _finish(observations: list[Observation], unknown: list[str], card: str, outp
         )
 
 
-def _is_here(device: str) -> bool:
-    """Whether a known device is the processor here, by whichever name."""
-    from convscale.machine import processor_name
-    from convscale.predictor.devices import was_on
-
-    return was_on(device, "cpu", processor_name())
-
-
 def _of(device: str, observations: list[Observation]) -> list[Observation]:
     """What was observed here, under the name that the device was asked for by."""
     return [replace(one, conditions=replace(one.conditions, device=device)) for one in observations]
@@ -191,7 +183,7 @@ def _sweep(
     """
     from convscale.conditions import Conditions
     from convscale.machine import processor_name
-    from convscale.predictor.devices import get_device, is_processor
+    from convscale.predictor.devices import get_device, is_processor, is_processor_here
     from convscale.predictor.sweep import SECONDS, measure_sweep, sheet_here
 
     asked = "" if device.startswith("cuda") else get_device(device).name
@@ -200,7 +192,7 @@ def _sweep(
     else:
         here = "cuda" if asked else device
         card = found = sheet_here(here).name
-    if asked and not (_is_here(asked) if here == "cpu" else asked == card):
+    if asked and not (is_processor_here(asked) if here == "cpu" else asked == card):
         raise UserError(
             f"device {device!r} is not the one here, which is {found}; leave --device at {here} to sweep that"
         )

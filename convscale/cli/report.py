@@ -351,7 +351,7 @@ def check_output(path: Path, known: tuple[str, ...]) -> None:
         UserError: the file's name does not end in one of these.
     """
     if path.suffix not in known:
-        raise UserError(f"--output {path} must end in {' or '.join(known)}")
+        raise UserError(f"--output {path} must end in {words.listed(known, 'or')}")
 
 
 def check_browser(path: Path) -> None:

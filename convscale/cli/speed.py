@@ -307,13 +307,14 @@ def choose_command(
     """Choose the most accurate network that keeps a constraint on a device, of all that somebody released."""
     from dataclasses import replace
 
-    from convscale.choice.basis import Asked, at_hand, basis_of
+    from convscale.choice.basis import Asked, basis_of
     from convscale.choice.candidates import candidates_of
     from convscale.choice.carried import write_kit
     from convscale.choice.choose import choose_from, notes_on
     from convscale.choice.largest import Direction, Effort, largest_under
     from convscale.choice.rows import read_rows, rows_of
     from convscale.networks.offered import Filter
+    from convscale.predictor.devices import at_hand
     from convscale.ship.kit import check_kit
 
     boxes_by = detector_head(task, head, detector)

@@ -23,6 +23,7 @@ import numpy as np
 from convscale.errors import SystemTrouble, UserError, first_line, stop_if_system
 from convscale.images.formats import MORE_EXTENSIONS, MORE_PLUGINS, find_format, is_read, may_come_late
 from convscale.images.png import check_chunks, has_few_rows
+from convscale.words import listed
 
 _PLUGINS = {
     "JPEG": "PIL.JpegImagePlugin",
@@ -270,7 +271,7 @@ def _accept(name: str | os.PathLike[str], data: Bytes, header: Header | None, ma
     if not data:
         raise ImageError(f"{name}: the file is empty")
     if header is None:
-        raise ImageError(f"{name}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image, or cut off in its header")
+        raise ImageError(f"{name}: not a {listed(FORMATS, 'or')} image, or cut off in its header")
     if header.format in MORE_PLUGINS and not is_read(header.format):
         raise ImageError(f"{name}: {header.format} image, which no installed library reads")
     _check_pixels(name, header, max_pixels)

@@ -14,6 +14,7 @@ import yaml
 from convscale.conditions import Size, as_size
 from convscale.errors import UserError, nearest
 from convscale.files import write_text
+from convscale.words import listed
 
 _CHOICES = {
     "optimizer": ("sgd", "adamw", "rmsprop", "lamb", "muon", "schedule-free"),
@@ -436,6 +437,6 @@ def _convert(name: str, value: Any, annotation: Any) -> Any:
             raise ValueError
         return target(number)
     except (KeyError, OverflowError, TypeError, ValueError):
-        words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[target]
-        words = ", ".join(["true", "false", *named[:-1]]) + f" or {named[-1]}" if named else words
-        raise UserError(f"recipe key {name} must be {words}, got {value!r}") from None
+        right = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[target]
+        right = listed(["true", "false", *named], "or") if named else right
+        raise UserError(f"recipe key {name} must be {right}, got {value!r}") from None

@@ -32,6 +32,7 @@ from convscale.nas.directions import MOST, STEPS, at_cost, directions, in_groups
 from convscale.nas.engines.base import Engine, Place
 from convscale.nas.engines.start import engine_for, place_for, threads_of
 from convscale.nas.pace import Pace
+from convscale.nas.records import difference
 from convscale.nas.request import Say, fixed_form, native_size, recipe_for
 from convscale.nas.trial import Job
 from convscale.read import read_json
@@ -185,13 +186,6 @@ def find_scaling(
         lock.take(folder)
         new_output_dir(folder, overwrite=overwrite, resume=resume, inputs=splits.places())
         lock.take(folder)
-        pace = Pace(
-            basis,
-            classes=len(splits.classes),
-            channels=splits.channels,
-            confidence=0.8,
-            records=folder / "speeds.jsonl",
-        )
         asks = _Asked(
             base=base,
             budget=budget,
@@ -207,6 +201,14 @@ def find_scaling(
             calibration=basis.calibration_digest if cost == "time" else None,
             deadline=None if minutes is None else time.monotonic() + 60 * minutes,
             say=say or (lambda text: None),
+        )
+        pace = Pace(
+            basis,
+            classes=len(splits.classes),
+            channels=splits.channels,
+            confidence=0.8,
+            records=folder / "speeds.jsonl",
+            calibration=asks.calibration,
         )
         return _Scaling(asks, pace, splits, folder).run()
 
@@ -262,15 +264,11 @@ class _Scaling:
             before = kept.get("asked") if isinstance(kept, dict) else None
             if not isinstance(before, dict):
                 raise UserError(f"study of scaling {path} is damaged: it does not say what was asked for")
-            now = json_numbers(asked.written())
-            unknown = {key: now[key] for key in ("data_digest", "calibration")}  # which earlier versions did not write
-            before = {**unknown, **before}
+            now = asked.written()
             if asked.cost == "time" and isinstance(held := kept.get("conditions"), dict):  # what a cost was timed under
-                present = json_numbers(pace.basis.conditions.to_dict())
-                now, before = {**now, **{key: present.get(key) for key in held}}, {**before, **held}
-            if differs := next((key for key in now if before.get(key) != now[key]), ""):
-                what = {"data_digest": "train or validation set"}.get(differs, differs)
-                raise UserError(f"the study in {folder} was begun with another {what}; ask for the same again")
+                now, before = {**now, "conditions": pace.basis.conditions.to_dict()}, {**before, "conditions": held}
+            if differs := difference(json_numbers(now), before):
+                raise UserError(f"the study in {folder} was begun with {differs}; ask for the same, or name another")
             self.points = [Point.from_dict(point) for point in kept["points"]]
             pace.runtime = str(kept.get("runtime", ""))
 
@@ -278,6 +276,7 @@ class _Scaling:
         """Lay out, train, train the best again."""
         asked = self.asked
         asked.say(f"scaling {asked.base!r} to {asked.budget:g} times its {asked.cost}")
+        published = self._cost(scale(asked.base, phi=math.log(asked.budget, 2)))  # it can fail: not once all is trained
         engine = engine_for(asked.place, self.splits)
         try:
             for group in self._directions():
@@ -292,7 +291,7 @@ class _Scaling:
                     self._train(engine, self._finalists(), extra)
         finally:
             engine.close()
-        return self._rule()
+        return self._rule(published)
 
     def _finalists(self) -> list[int]:
         """The best by the first seed, the one that all have, and EfficientNet's direction."""
@@ -428,8 +427,12 @@ class _Scaling:
 
     # ------------------------------------------------------------ the end
 
-    def _rule(self) -> ScalingRule:
-        """The best finalist by the seeds that all of them have, as a rule, with what there is to say of it."""
+    def _rule(self, published: float) -> ScalingRule:
+        """The best finalist by the seeds that all of them have, as a rule, with what there is to say of it.
+
+        Args:
+            published: the cost of EfficientNet's own coefficients, times the baseline's.
+        """
         asked, last = self.asked, [self.points[at] for at in self._finalists()]
         seeds = min(len(point.accuracies) for point in last)
         best = max(last, key=lambda point: point.over(seeds))
@@ -443,7 +446,7 @@ class _Scaling:
             budget=asked.budget,
             baseline=asked.base.name,
             conditions=conditions,
-            notes=tuple(self._notes(best)),
+            notes=tuple(self._notes(best, published)),
         )
         save_rule(rule, self.folder / RULE)
         self._write(rule)
@@ -455,7 +458,7 @@ class _Scaling:
         runtime = self.pace.runtime or c.runtime
         return f"time of a call {how}, {c.device}, {runtime}, {c.precision}, batch {c.batch_size}"
 
-    def _notes(self, best: Point) -> list[str]:
+    def _notes(self, best: Point, published: float) -> list[str]:
         """How it was found, and against EfficientNet's direction."""
         asked = self.asked
         notes = [
@@ -474,8 +477,7 @@ class _Scaling:
                 f"EfficientNet's direction at {theirs.cost:.2f} times the cost: {100 * theirs.accuracy:.2f} % over "
                 f"{len(theirs.accuracies)} seeds; this one gains {gain:+.2f} points"
             )
-        plain = scale(asked.base, phi=math.log(asked.budget, 2))
-        notes.append(f"EfficientNet's own coefficients cost {self._cost(plain):.2f} times as much in {asked.cost}")
+        notes.append(f"EfficientNet's own coefficients cost {published:.2f} times as much in {asked.cost}")
         return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ class Pace:
         records: file of JSON lines that measurements are added to.
         runtime: what an earlier call chose; empty: to be chosen.
         factor: how many times faster the form that ships is, as an earlier call found; None: to be found.
+        calibration: digest of the calibration that all speeds must go by; None: of the basis's file as it is now.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Pace:
         records: Path,
         runtime: str = "",
         factor: float | None = None,
+        calibration: str | None = None,
     ) -> None:
         self.basis, self.classes, self.channels = basis, classes, channels
         self.confidence, self.records, self.runtime = confidence, records, runtime
         self.factor = factor
+        self.calibration = calibration or basis.calibration_digest
         self.seconds = 0.0
         self._known: dict[NetSpec, Counted] = {}
 
@@ -74,7 +78,7 @@ class Pace:
         """The speed of a candidate at its own size, found once.
 
         Raises:
-            UserError: it can not be traced or timed.
+            UserError: it can not be traced or timed, or the calibration has changed since the search began.
             DoesNotFit: memory does not hold it at the batch asked for.
         """
         if spec not in self._known:
@@ -92,9 +96,23 @@ class Pace:
         deviations = NormalDist().inv_cdf(self.confidence) / NormalDist().inv_cdf(0.9)
         return speed.images_per_s * (speed.low / speed.images_per_s) ** deviations
 
+    def check_calibration(self) -> None:
+        """
+        Raises:
+            UserError: the calibration that speeds are predicted by is not the one that the search began with.
+        """
+        by = self.basis.calibration
+        if by is not None and (not os.path.isfile(by) or self.basis.calibration_digest != self.calibration):
+            raise UserError(
+                f"calibration {by} has changed since the search began, whose speeds go by the earlier one; put that "
+                "back, or begin another search"
+            )
+
     def _predicted(self, spec: NetSpec) -> Counted:
         one = SizedSpec(spec, spec.input.size)
+        self.check_calibration()
         facts = facts_of([one], self.basis)[one]
+        self.check_calibration()  # it may have been written anew while the network was traced
         if facts.speed is None:
             raise UserError(facts.failed or f"{spec.name} can not be predicted")
         return Counted(speed=facts.speed, params=facts.params, macs=facts.macs)

@@ -18,6 +18,8 @@ REWARDS = ("hard", "soft", "hard-like")
 SOFT = -0.07
 """Doubling the cost is worth 5 % more accuracy (MnasNet, section 3)."""
 STATES = ("trained", "pruned", "too slow", "failed", "running")
+_GROWING = ("recipe", "conditions")
+"""What has more settings in a later version of this package than in an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,14 +181,14 @@ def speed_from(value: Mapping[str, Any] | None) -> Speed | None:
 
 def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str:
     """The first thing in which two requests differ, for a message; empty: none. Data are the same wherever they lie;
-    what an earlier version did not write down counts as the same.
+    what an earlier version did not write down counts as the same, a setting of a recipe or a condition too.
     """
     digested = bool(asked.get("data_digest") and before.get("data_digest"))
     for key, value in asked.items():
         if key == "data" and digested:
             continue
         old = before.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping):  # a recipe, say, which may have more keys by now
+        if key in _GROWING and isinstance(value, Mapping) and isinstance(old, Mapping):
             for inner in old:
                 if inner in value and old[inner] != value[inner]:
                     return f"{key} with {inner} {old[inner]!r}, not {value[inner]!r}"
@@ -195,7 +197,7 @@ def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str
                 return "other data: images or labels have come, gone or changed"
             if key == "calibration":
                 return "another calibration" if old and value else f"{'a' if old else 'no'} calibration"
-            return f"{key} {old!r}, not {value!r}"
+            return f"another {key}" if isinstance(value, Mapping) else f"{key} {old!r}, not {value!r}"
     return ""
 
 

@@ -131,6 +131,8 @@ def search(
             raise UserError(f"{name} goes with reward_by {by}, got {name} {value!r} and reward_by {reward_by}")
     for name, flag in (("resume", resume), ("reuse", reuse), ("overwrite", overwrite)):
         check_flag(name, flag)
+    if reuse and not resume:
+        raise UserError("reuse takes the result of an earlier call, which resume goes on with; give resume too")
     check_number("confidence", confidence, "a probability from 0.5 to 0.99", 0.5, 0.99)
     asked = Asked(
         device=device, batch_size=batch_size, precision=precision, runtime=runtime, compiled=compiled, threads=threads

@@ -15,7 +15,7 @@ import torch
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import all_tags, find_tag
 from convscale.arch.zoo import list_models
-from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
+from convscale.choice.basis import Asked, Basis, basis_of, check_device
 from convscale.choice.candidates import candidates_of, sized
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import Rows, read_rows, rows_of
@@ -40,6 +40,7 @@ from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size, is_small
+from convscale.predictor.devices import at_hand
 from convscale.predictor.fitted import EIGHT_BITS, MEASURED_BATCH, check_on_processor
 from convscale.runtimes.base import file_runtimes, runtime_of
 

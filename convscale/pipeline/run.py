@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from convscale.artifact.artifact import Artifact
-from convscale.choice.basis import Asked, at_hand, check_device
+from convscale.choice.basis import Asked, check_device
 from convscale.conditions import Conditions, Constraint
 from convscale.errors import UserError
 from convscale.files import new_output_dir
@@ -31,10 +31,12 @@ from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
 from convscale.pipeline.tracked import tell_result, tracked
+from convscale.predictor.devices import at_hand
 from convscale.predictor.fitted import predicted_runtimes
 from convscale.ship.export import wants_qat
 from convscale.show.fit_record import FitRecord
 from convscale.show.report import write_fit_report
+from convscale.words import listed
 
 _BYTES_NEEDED = 500_000_000
 
@@ -298,10 +300,10 @@ def _fit(
 
 def _usual_runtime(c: Conditions) -> str:
     """That a runtime was taken since none was named, and which others can be predicted on the device."""
-    *others, last = [name for name in reversed(predicted_runtimes(c.device)) if name != c.runtime]
+    others = [name for name in reversed(predicted_runtimes(c.device)) if name != c.runtime]
     return (
         f"speeds are predicted for {c.device} in runtime {c.runtime}, since none was named; --runtime "
-        f"{', '.join(others)} or {last} predicts for another"
+        f"{listed(others, 'or')} predicts for another"
     )
 
 

@@ -70,7 +70,7 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
         image_size=asked.image_size,
         seed=asked.training.seed,
         resume=asked.resume,
-        reuse=True,
+        reuse=asked.resume,
         overwrite=asked.overwrite,
         say=say,
     )

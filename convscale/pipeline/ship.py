@@ -31,6 +31,7 @@ from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, Withheld, verify
 from convscale.speed.measuring import measure, whole_batch
 from convscale.speed.timing import Measurement
+from convscale.words import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Shipping:
 
     def __post_init__(self) -> None:
         if self.runtime is not None and self.runtime not in file_runtimes():
-            raise UserError(f"fit ships for runtime {' or '.join(file_runtimes())}, got {self.runtime!r}")
+            raise UserError(f"fit ships for runtime {listed(file_runtimes(), 'or')}, got {self.runtime!r}")
         check_flag("int8", self.int8)
         check_number("max_drop", self.max_drop, "a number of accuracy points from 0 to 100", 0, 100)
         if self.int8:

@@ -11,8 +11,9 @@ LEAST_SIZE, SIZE_STEP = 96, 32
 """Images that released weights are tried at where they are too slow at their own size: no smaller than this side in
 pixels, in steps of what most networks divide maps by."""
 NEAR = 2.0
-"""What should keep half of a speed at the smallest images is tried at them: a timing at larger ones that other work
-disturbed may be so far off, and without weights a network starts from scratch."""
+"""What should keep half of a speed at the smallest images is tried at them, since without weights a network starts from
+scratch. A judgement: another job that wants all cores takes half of them, so that a timing at larger images beside it
+comes out at half of the speed. Beside several it may be further off."""
 
 
 def smaller_sizes(

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 
 from convscale.errors import UserError, nearest
+from convscale.machine import processor_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,11 @@ def get_device(name: str) -> Device:
     raise UserError(f"device {name!r} is unknown{nearest(asked, devices())}")
 
 
+def at_hand(name: str) -> bool:
+    """Whether a device is this machine's own: ``cpu``, ``cuda`` or ``cuda:N``."""
+    return name.partition(":")[0] in ("cpu", "cuda")
+
+
 def is_processor(name: str) -> bool:
     """Whether a device is ``cpu``, the processor at hand, or one known by its name."""
     return name in devices() and devices()[name].kind == "cpu"
@@ -127,6 +133,11 @@ def was_on(device: str, stated: str, driver_name: str) -> bool:
     driver = get_device(device).driver
     same_kind = stated.partition(":")[0] == ("cpu" if is_processor(device) else "cuda")
     return same_kind and bool(driver) and re.fullmatch(driver, driver_name, re.IGNORECASE) is not None
+
+
+def is_processor_here(name: str) -> bool:
+    """Whether a known device is the processor of this machine, by whichever name."""
+    return was_on(name, "cpu", processor_name())
 
 
 def _plain(name: str) -> str:

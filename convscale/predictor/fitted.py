@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from convscale.conditions import Conditions
 from convscale.errors import UserError
-from convscale.predictor.devices import Device, get_device, is_processor
+from convscale.predictor.devices import Device, at_hand, get_device, is_processor
+from convscale.runtimes.base import runtime_of
+from convscale.words import listed
 
 RUNTIMES = ("eager", "compiled")
 """Runtimes that tables speak of: PyTorch, as it is or behind its compiler."""
@@ -37,8 +39,8 @@ EIGHT_BITS = tuple(STAND_INS)
 """Runtimes that are predicted in ``int8`` too, on a GPU."""
 PREDICTED_BATCH, MEASURED_BATCH = 256, 8
 """Images per call where none is said, on a named GPU and on what is at hand."""
-GPU_RUNTIMES = ("tensorrt",)
-"""Runtimes that no processor has."""
+PREDICTED_RUNTIMES = (*RUNTIMES, *STAND_INS)
+"""Those of PyTorch, which tables speak of, and those that are predicted by them, with a doubt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +105,18 @@ class Usual(NamedTuple):
 
 
 def usual_on(device: str, mode: str) -> Usual:
-    """The usual conditions on a GPU, on a processor by its name, and on ``cpu``, the one at hand."""
+    """The usual conditions on a GPU, on a processor by its name, and on what is at hand (``cpu``, ``cuda``)."""
+    if at_hand(device):
+        return Usual(MEASURED_BATCH, "fp32" if device == "cpu" else "amp", "eager")
     if not is_processor(device):
         return Usual(PREDICTED_BATCH, "amp", "eager")
-    if device == "cpu":
-        return Usual(MEASURED_BATCH, "fp32", "eager")
     return Usual(1, "fp32", "compiled" if mode == "infer" else "eager")
 
 
 def predicted_runtimes(device: str) -> tuple[str, ...]:
-    """Runtimes that can be predicted on a device: those of PyTorch, and those that they stand in for."""
-    known = (*RUNTIMES, *STAND_INS)
-    return tuple(name for name in known if name not in GPU_RUNTIMES) if is_processor(device) else known
+    """``PREDICTED_RUNTIMES`` that run on a device."""
+    kind = "cpu" if is_processor(device) else "cuda"
+    return tuple(name for name in PREDICTED_RUNTIMES if runtime_of(name).runs_on(kind))
 
 
 def check_on_processor(runtime: str, precision: str, device: str) -> None:
@@ -124,11 +126,10 @@ def check_on_processor(runtime: str, precision: str, device: str) -> None:
     """
     if not is_processor(device):
         return
-    if runtime in GPU_RUNTIMES:
-        known = predicted_runtimes(device)
+    known = predicted_runtimes(device)
+    if runtime in PREDICTED_RUNTIMES and runtime not in known:
         raise UserError(
-            f"runtime {runtime} runs on GPUs, got device {device}; {', '.join(known[:-1])} or {known[-1]} can be "
-            "predicted there"
+            f"runtime {runtime} runs on GPUs, got device {device}; {listed(known, 'or')} can be predicted there"
         )
     if precision == "int8":
         raise UserError(
@@ -154,20 +155,20 @@ def check_predicted(conditions: Conditions) -> tuple[Conditions, Device]:
             predicted for.
     """
     device = get_device(conditions.device)
-    check_on_processor(conditions.runtime, conditions.precision, device.name)
-    if stand_in(conditions.runtime) not in RUNTIMES:
+    runtime, precision = conditions.runtime, conditions.precision
+    check_on_processor(runtime, precision, device.name)
+    if runtime not in PREDICTED_RUNTIMES:
+        others = [name for name in predicted_runtimes(device.name) if name in STAND_INS]
         raise UserError(
-            f"runtime {conditions.runtime!r} is not predicted; {' and '.join(RUNTIMES)} PyTorch are, and by them "
-            f"{' and '.join(name for name in predicted_runtimes(device.name) if name in STAND_INS)}"
+            f"runtime {runtime!r} can not be predicted; speeds on {device.name} are predicted for "
+            f"{listed(RUNTIMES, 'or')} PyTorch, and by them for {listed(others)}"
         )
-    if conditions.runtime in STAND_INS and conditions.mode == "train":
-        raise UserError(f"runtime {conditions.runtime} can not train; eager and compiled PyTorch can")
-    if conditions.precision not in PRECISIONS and not (
-        conditions.precision == "int8" and conditions.runtime in EIGHT_BITS
-    ):
+    if runtime in STAND_INS and conditions.mode == "train":
+        raise UserError(f"runtime {runtime} can not train; {listed(RUNTIMES)} PyTorch can")
+    if precision not in PRECISIONS and not (precision == "int8" and runtime in EIGHT_BITS):
         raise UserError(
-            f"precision {conditions.precision!r} is not predicted; {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]} "
-            f"are, and int8 in {' and '.join(EIGHT_BITS)} on a GPU"
+            f"precision {precision!r} can not be predicted in {runtime}; {listed(PRECISIONS)} can, and int8 in "
+            f"{listed(EIGHT_BITS)} on a GPU"
         )
     return replace(conditions, device=device.name), device
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from convscale.errors import UserError, first_line, nearest
 from convscale.machine import available_cores
+from convscale.words import listed
 
 Prepared = TypeVar("Prepared")
 Outputs = TypeVar("Outputs")
@@ -266,9 +267,9 @@ def open_runtime(source: object, runtime: str, how: Opening | None = None) -> Ru
     if how.precision not in known.precisions:
         if how.precision == "int8":
             raise UserError("precision int8 needs a quantised artefact; export one with int8 and measure that")
-        raise UserError(f"runtime {runtime} computes in {' or '.join(known.precisions)}, not in {how.precision}")
+        raise UserError(f"runtime {runtime} computes in {listed(known.precisions, 'or')}, not in {how.precision}")
     if not known.runs_on(how.device):
-        raise UserError(f"runtime {runtime} runs on device {' or '.join(known.devices)} here, got {how.device!r}")
+        raise UserError(f"runtime {runtime} runs on device {listed(known.devices, 'or')} here, got {how.device!r}")
     return known.open(Path(source) if isinstance(source, (str, os.PathLike)) else source, how)
 
 

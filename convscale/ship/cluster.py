@@ -1,8 +1,10 @@
-"""The address of a Ray cluster: whether anybody answers there, asked before Ray is, which would wait for minutes."""
+"""A Ray cluster: of this machine, or one whose address is given."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 from convscale.errors import UserError, first_line
 
@@ -10,8 +12,40 @@ _PATIENCE_S = 5.0
 """Seconds in which a cluster's address must answer."""
 
 
-def check_answers(address: str) -> None:
+def begin(ray: Any, address: str | None, *, cores: int, environment: Mapping[str, str] | None = None) -> None:
+    """Start a cluster of this machine, or join the one whose address is given.
+
+    Args:
+        ray: the library.
+        address: of a cluster; None: of this machine alone.
+        cores: that a cluster of this machine has.
+        environment: variables of the processes that run there.
+
+    Raises:
+        UserError: Ray can not be started here, or nobody answers at the address, or not as Ray wants it.
     """
+    if address is not None:
+        check_answers(address)
+    # Without "local" Ray would join a cluster that runs on this machine, or the one that RAY_ADDRESS names.
+    where: dict[str, Any] = {"address": "local", "num_cpus": cores} if address is None else {"address": address}
+    if environment is not None:
+        where["runtime_env"] = {"env_vars": dict(environment)}
+    try:
+        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # of many kinds, each with its reason
+        if address is None:
+            raise UserError(
+                f"no Ray cluster can be started on this machine: {first_line(error)}; engine local needs none"
+            ) from error
+        raise UserError(
+            f"the Ray cluster at {address} can not be used: {first_line(error)}; start one with `ray start --head`, or "
+            "leave the address out"
+        ) from error
+
+
+def check_answers(address: str) -> None:
+    """Ask before Ray does, which would wait for minutes.
+
     Raises:
         UserError: nobody listens at ``host:port``; ``auto`` and ``local`` are left to Ray.
     """

@@ -18,7 +18,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Conditions, sides
 from convscale.errors import UserError
 from convscale.machine import Environment, available_cores, processor_name
-from convscale.predictor.devices import devices, get_device, is_processor
+from convscale.predictor.devices import devices, get_device, is_processor, was_on
 from convscale.predictor.predict import Prediction
 from convscale.runtimes.base import Opening, runtime_of, runtimes_of
 from convscale.speed.records import Record, append_record
@@ -185,8 +185,8 @@ def _check_card(promise: Promise, device: str) -> None:
         raise UserError(f"the speed was promised for {title}, got device {device!r}; confirm it with device {kind}")
     if promise.device == "cpu":
         return
-    here, driver = processor_name() if kind == "cpu" else card_name(device), get_device(promise.device).driver
-    if not re.fullmatch(driver, here, re.IGNORECASE):
+    here = processor_name() if kind == "cpu" else card_name(device)
+    if not was_on(promise.device, device, here):
         raise UserError(
             f"the speed was promised for {title}, this {'processor' if kind == 'cpu' else 'card'} is {here!r}; confirm "
             "it there, or `convscale measure` the artefact here"

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from convscale.artifact.artifact import Artifact, load_artifact
-from convscale.errors import UserError, check_text, check_whole, first_line
+from convscale.errors import UserError, check_text, check_whole
 from convscale.machine import available_cores
-from convscale.ship.cluster import check_answers
+from convscale.ship.cluster import begin, check_answers
 from convscale.ship.shards import FORMATS, SHARD, Rows, Shard, is_relative, shards_of
 from convscale.ship.stream import Classified, classify_stream
 
@@ -186,8 +186,6 @@ def _run(
     shards: list[Shard], artifact: Artifact, output: str, cluster: Cluster, top: int, batch_size: int | None
 ) -> Iterable[dict[str, Any]]:
     """How many images and bad ones each shard has, as they come."""
-    import logging
-
     import ray
     import ray.data
     import ray.exceptions
@@ -195,15 +193,7 @@ def _run(
     ours = not ray.is_initialized()
     cores = available_cores()
     if ours:
-        try:
-            # Without "local" Ray would join a cluster that runs on this machine, or the one that RAY_ADDRESS names.
-            here: dict[str, Any] = {"address": cluster.address or "local"}
-            if cluster.address is None:
-                here["num_cpus"] = cores
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **here)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            where = cluster.address or "this machine"
-            raise UserError(f"Ray can not be reached at {where}: {first_line(error)}") from error
+        begin(ray, cluster.address, cores=cores)
     actors = min(cluster.actors or cores, len(shards))
     threads = max(1, cores // actors)
     try:

@@ -19,6 +19,7 @@ from convscale.conditions import Size, size_text
 from convscale.errors import UserError, nearest
 from convscale.machine import Environment, available_cores
 from convscale.runtimes.base import Opening, Runner, installed_runtimes, runtime_of, runtimes_of
+from convscale.words import listed
 
 GOALS = ("throughput", "latency")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -146,7 +147,7 @@ def tune(
     cores = threads or available_cores()
     known = runtimes_of(artifact.format, artifact.device)
     if unknown := [name for name in runtimes or () if name not in known]:
-        raise UserError(f"an artefact of format {artifact.format} runs in {' or '.join(known)}, not in {unknown[0]}")
+        raise UserError(f"an artefact of format {artifact.format} runs in {listed(known, 'or')}, not in {unknown[0]}")
     usable = [name for name in installed_runtimes() if runtime_of(name).runs_on(artifact.device)]
     asked = [name for name in known if not runtimes or name in runtimes]
     unheld = {name: not_passed(artifact, name) for name in asked if name not in artifact.checked_in}

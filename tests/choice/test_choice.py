@@ -31,10 +31,10 @@ from convscale.errors import DoesNotFit, UserError
 from convscale.machine import Environment
 from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter, in_zoo
-from convscale.predictor.calibration import Calibration, save_calibration
-from convscale.predictor.roofline import PRIOR
+from convscale.predictor.fitted import usual_on
 from convscale.speed import measuring
 from convscale.speed.timing import Measurement
+from tests.predictor.calibrations import calibration_file
 
 SPEC = cs.get_spec("mobilenetv2_050")
 
@@ -561,20 +561,7 @@ def test_what_a_calibration_predicted_is_measured_with_its_threads(fake: Path, m
     """A prediction of one thread, measured on all cores, was kept by a network that misses it."""
 
     def calibrated(device: str, threads: int | None) -> Basis:
-        made = Calibration(
-            device=device,
-            mode="infer",
-            runtime="eager",
-            layout="nchw",
-            precision="fp32" if device == "cpu" else "amp",
-            threads=threads,
-            count=1,
-            coefficients=dict(PRIOR),
-            covariance=[[0.01, 0.0, 0.0]] * 3,
-        )
-        path = fake / f"{device}-{threads}.json"
-        save_calibration(made, path)
-        return basis_of(Asked(device=device), path)
+        return basis_of(Asked(device=device), calibration_file(fake, device, threads))
 
     assert calibrated("cpu", None).conditions.threads is None
     assert calibrated("l4", 8).conditions.threads is None, "what a GPU is measured with does not matter"
@@ -785,6 +772,7 @@ def test_what_is_left_out_is_filled_in_by_device() -> None:
     assert filled("cpu", runtime="openvino") == (8, "fp32", "openvino")
     assert filled("cpu") == (8, "fp32", "best")
     assert filled("cpu", precision="int8") == (8, "int8", "best")
+    assert usual_on("cuda:1", "infer") == (8, "amp", "eager")  # where no card is, ``basis_of`` refuses it
     assert basis_of(Asked()).tuned
     assert not basis_of(Asked()).int8
     assert basis_of(Asked(precision="int8")).int8

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from convscale.choice.basis import Asked, basis_of
@@ -15,30 +14,13 @@ from convscale.choice.rows import asked_by_rows, note_of, rows_of
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.machine import Environment
-from convscale.predictor.calibration import Calibration, save_calibration
-from convscale.predictor.fitted import check_predicted, fitted_sets
+from convscale.predictor.fitted import check_predicted
 from convscale.ship.kit import check_kit
 from convscale.speed.records import Record
 from convscale.speed.timing import Measurement
+from tests.predictor.calibrations import calibration_file
 
 NAME = "Intel(R) Core(TM) i9-10940X CPU @ 3.30GHz"
-
-
-def calibration(folder: Path, threads: int | None) -> Path:
-    """A calibration of the i9 under the usual conditions."""
-    made = Calibration(
-        device="i9-10940x",
-        mode="infer",
-        runtime="compiled",
-        layout="nchw",
-        precision="fp32",
-        threads=threads,
-        count=3,
-        coefficients=dict(fitted_sets()["cpu"].coefficients),
-        covariance=np.zeros((3, 3)).tolist(),
-    )
-    save_calibration(made, folder / "calibration.json")
-    return folder / "calibration.json"
 
 
 def row(threads: int, device: str = "cpu", name: str = NAME) -> Record:
@@ -100,12 +82,12 @@ def test_a_kit_for_it_is_in_float32(tmp_path: Path) -> None:
 
 def test_threads_that_something_was_measured_with_are_taken(tmp_path: Path) -> None:
     asked = Asked(device="i9-10940x")
-    path = calibration(tmp_path, 4)
+    path = calibration_file(tmp_path, "i9-10940x", 4)
     assert basis_of(asked, path).conditions.threads == 4
     assert basis_of(Asked(device="i9-10940x", threads=4), path).conditions.threads == 4
     with pytest.raises(UserError, match="the calibration was made with 4 threads, not 8"):
         basis_of(Asked(device="i9-10940x", threads=8), path)
-    assert basis_of(asked, calibration(tmp_path, None)).conditions.threads is None
+    assert basis_of(asked, calibration_file(tmp_path, "i9-10940x")).conditions.threads is None
     assert basis_of(Asked(device="l4", threads=4)).conditions.threads == 4  # the card computes
 
 

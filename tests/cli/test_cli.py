@@ -9,9 +9,9 @@ import sys
 import pytest
 import typer
 
-from convscale.choice.basis import PREDICTED_RUNTIMES
 from convscale.cli.app import app
 from convscale.conditions import BEST
+from convscale.predictor.fitted import PREDICTED_RUNTIMES
 from convscale.runtimes.base import file_runtimes
 
 COMMANDS = (

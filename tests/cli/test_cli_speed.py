@@ -322,7 +322,7 @@ def test_choose_without_scale_drops_none_of_its_options(run: Any, option: tuple[
         ),
         (
             ["choose", "--device", "v100", "--min-throughput", "1", "--scale", "resnet18", "--output", "x.html"],
-            "must end in .yaml or .yml or .json",
+            "must end in .yaml, .yml or .json",
         ),
         (["choose", "--device", "v100", "--min-throughput", "nan"], "min_throughput is nan"),
         (["choose", "--device", "v100", "--max-memory", "0"], "max_memory_gb is 0.0"),
@@ -402,7 +402,7 @@ def test_calibrate_measures_a_named_processor_where_it_is(
         under = dataclasses.replace(conditions, image_size=64, threads=conditions.threads or 28)
         return [Observation(net=cs.get_spec(name), conditions=under, images_per_s=100.0) for name in models]
 
-    monkeypatch.setattr("convscale.machine.processor_name", lambda: I9)
+    monkeypatch.setattr("convscale.predictor.devices.processor_name", lambda: I9)
     monkeypatch.setattr(cli_calibrate, "_measure_models", measure_models)
     output = tmp_path / "c.json"
     arguments = ("--device", "I9-10940X", "--model", "resnet18", "--compiled", "--output", str(output))
@@ -422,7 +422,7 @@ def test_a_sweep_of_a_named_processor_is_filed_under_its_name(
         under = dataclasses.replace(conditions, image_size=64, batch_size=2, threads=28)
         return [Observation(net=cs.get_spec("resnet18"), conditions=under, images_per_s=100.0)]
 
-    monkeypatch.setattr("convscale.machine.processor_name", lambda: I9)
+    monkeypatch.setattr("convscale.predictor.devices.processor_name", lambda: I9)
     monkeypatch.setattr("convscale.predictor.sweep.measure_sweep", measure_sweep)
     output = tmp_path / "c.json"
     run("calibrate", "--sweep", "--device", "i9-10940x", "--output", str(output))
@@ -456,7 +456,8 @@ def test_a_sweep_of_a_named_processor_is_filed_under_its_name(
 def test_calibrate_of_what_is_not_here(
     run: Any, monkeypatch: pytest.MonkeyPatch, device: str, sweep: bool, message: str
 ) -> None:
-    monkeypatch.setattr("convscale.machine.processor_name", lambda: "Some Processor")
+    for module in ("machine", "predictor.devices"):
+        monkeypatch.setattr(f"convscale.{module}.processor_name", lambda: "Some Processor")
     with pytest.raises(UserError) as caught:
         run("calibrate", "--device", device, *(("--sweep",) if sweep else ()))
     assert str(caught.value) == message

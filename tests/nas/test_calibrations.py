@@ -11,12 +11,13 @@ import pytest
 import convscale as cs
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
+from convscale.nas.engines import local
 from convscale.nas.space import SearchSpace
-from convscale.nas.trial import Job
+from convscale.nas.trial import Job, Result
 from convscale.nas.walk import Walk
-from tests.choice.test_processors import calibration
-from tests.nas.test_coefficients import deeper_is_better
-from tests.nas.test_study import QUICK, simple, untrained
+from tests.nas.test_coefficients import deeper_is_better, points_in
+from tests.nas.test_study import QUICK, by_name, simple, untrained
+from tests.predictor.calibrations import calibration_file
 
 __all__ = ["deeper_is_better", "simple", "untrained"]
 
@@ -33,7 +34,7 @@ def test_a_study_by_another_calibration(
     colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None
 ) -> None:
     """Its speeds would be of two predictors; where an earlier version did not say which one it was, it goes on."""
-    place, by = tmp_path / "a", calibration(tmp_path, None)
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
     ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "resume": True}
     cs.search(colours, trials=4, calibration=by, **{**ask, "resume": False})
     asked = json.loads((place / "study.json").read_text(encoding="utf-8"))["asked"]
@@ -52,10 +53,10 @@ def test_a_study_by_another_calibration(
 
 
 def test_a_calibration_that_changes_while_a_search_runs(
-    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``calibrate`` writes the file anew: the study would have mixed two, and said that it was of the second."""
-    place, by = tmp_path / "a", calibration(tmp_path, None)
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
     first, now = by.read_bytes(), other_calibration(by).read_bytes()
     report = Walk._report
 
@@ -63,6 +64,7 @@ def test_a_calibration_that_changes_while_a_search_runs(
         report(self, number)
         by.write_bytes(now)
 
+    monkeypatch.setattr(local, "run_job", by_name)
     monkeypatch.setattr(Walk, "_report", changed)
     ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "calibration": by}
     with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
@@ -71,17 +73,60 @@ def test_a_calibration_that_changes_while_a_search_runs(
     assert asked["calibration"] == hashlib.sha256(first).hexdigest()
 
 
+def test_a_calibration_that_changes_before_anything_is_trained(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network is left out for it, and a file that is gone is as one that was changed."""
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x")
+    needed = Walk._need_one_that_keeps
+
+    def gone(self: Walk) -> None:
+        by.unlink()
+        needed(self)
+
+    monkeypatch.setattr(local, "run_job", by_name)
+    monkeypatch.setattr(Walk, "_need_one_that_keeps", gone)
+    ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "output": place, "calibration": by}
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
+        cs.search(colours, trials=4, min_throughput=1.0, say=said.append, **ask)
+    assert not any("left out" in line for line in said)
+
+
+def test_a_calibration_that_changes_while_coefficients_are_looked_for(
+    colours: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later cost is by another predictor; with the first one put back the search goes on to its end."""
+    place, by = tmp_path / "a", calibration_file(tmp_path, "i9-10940x", 4)
+    first, now = by.read_bytes(), other_calibration(by).read_bytes()
+
+    def run(job: Job, splits: DataSplits) -> Result:
+        by.write_bytes(now)
+        return Result(number=job.number, curve=(0.5,), seconds=1.0)
+
+    monkeypatch.setattr(local, "run_job", run)
+    ask = {"trials": 2, "image_size": 32, "output": place, "training_device": "cpu", "device": "i9-10940x"}
+    with pytest.raises(UserError, match=r"json has changed since the search began, whose speeds go by the earlier one"):
+        cs.find_scaling("mobilenetv2_050", colours, calibration=by, **ask)
+    assert len(points_in(place)) == 1
+    assert json.loads((place / "scaling.json").read_text())["asked"]["calibration"] == hashlib.sha256(first).hexdigest()
+    monkeypatch.setattr(local, "run_job", lambda job, splits: Result(number=job.number, curve=(0.5,)))
+    by.write_bytes(first)
+    cs.find_scaling("mobilenetv2_050", colours, calibration=by, resume=True, **ask)
+    assert [len(point["accuracies"]) for point in points_in(place)] == [3, 3]
+
+
 def test_costs_by_two_calibrations_are_not_mixed(
     colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
 ) -> None:
     """A time is of what predicts it, multiply-accumulates are of nothing; an earlier version did not say."""
-    by = calibration(tmp_path, 4)
+    by = calibration_file(tmp_path, "i9-10940x", 4)
     other = other_calibration(by)
     ask = {"trials": 3, "image_size": 32, "minutes": 1e-6, "training_device": "cpu", "device": "i9-10940x"}
     by_time, by_macs = {**ask, "output": tmp_path / "time"}, {**ask, "output": tmp_path / "macs", "cost": "macs"}
     for each in (by_time, by_macs):
         cs.find_scaling("mobilenetv2_050", colours, calibration=by, **each)
-    with pytest.raises(UserError, match="was begun with another calibration; ask for the same again"):
+    with pytest.raises(UserError, match="was begun with another calibration; ask for the same, or name another"):
         cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_time)
     cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_macs)
     path = tmp_path / "time" / "scaling.json"

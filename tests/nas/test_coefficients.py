@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,10 +136,10 @@ def test_coefficients_by_macs_and_what_goes_on(
     assert told.commit == written["commit"] == code_commit()
     assert len(deeper_is_better) == 4 + 2 * 3  # four ways, then the best three, of them EfficientNet's, twice more
     assert rule.alpha * rule.beta**2 * rule.gamma**2 == pytest.approx(2.0)
-    with pytest.raises(UserError, match="was begun with another budget"):
+    with pytest.raises(UserError, match=r"was begun with budget 2.0, not 3.0; ask for the same, or name another"):
         cs.find_scaling("mobilenetv2_050", colours, resume=True, budget=3.0, **ask)
     other = dataclasses.replace(colours, train=colours.train.subset(range(1, len(colours.train))))
-    with pytest.raises(UserError, match="was begun with another train or validation set; ask for the same again"):
+    with pytest.raises(UserError, match="was begun with other data: images or labels have come, gone or changed"):
         cs.find_scaling("mobilenetv2_050", other, resume=True, **ask)
     path = tmp_path / "a" / "scaling.json"
     kept = json.loads(path.read_text())
@@ -154,11 +155,37 @@ def test_costs_of_two_devices_are_not_mixed(colours: DataSplits, tmp_path: Path,
     by_time, by_macs = {**ask, "output": tmp_path / "time"}, {**ask, "output": tmp_path / "macs", "cost": "macs"}
     for each in (by_time, by_macs):
         cs.find_scaling("mobilenetv2_050", colours, device="l4", **each)
-    for other, what in (({"device": "t4"}, "device"), ({"device": "l4", "batch_size": 32}, "batch_size")):
-        with pytest.raises(UserError, match=f"was begun with another {what}; ask for the same again"):
+    for other, what in (
+        ({"device": "t4"}, "device 'l4', not 't4'"),
+        ({"device": "l4", "batch_size": 32}, "batch_size 64, not 32"),
+    ):
+        with pytest.raises(UserError, match=f"was begun with conditions with {what}; ask for the same, or name"):
             cs.find_scaling("mobilenetv2_050", colours, resume=True, **{**by_time, **other})
     cs.find_scaling("mobilenetv2_050", colours, device="t4", resume=True, **by_macs)
     cs.find_scaling("mobilenetv2_050", colours, device="l4", resume=True, **by_time)
+
+
+def test_another_recipe_or_baseline_is_not_gone_on_with(
+    colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
+) -> None:
+    """A setting of recipes that an earlier version did not have counts as the same; a field of a network does not: what
+    is not written down of it has its usual value.
+    """
+    ask: dict[str, Any] = {"cost": "macs", "image_size": 32, "trials": 2, "output": tmp_path / "a"}
+    base = cs.get_spec("mobilenetv2_050")
+    cs.find_scaling(base, colours, minutes=1e-6, **ask)
+    path = tmp_path / "a" / "scaling.json"
+    kept = json.loads(path.read_text())
+    del kept["asked"]["recipe"]["compile"]
+    path.write_text(json.dumps(kept))
+    padded = dataclasses.replace(base, padding="same")
+    assert padded.to_dict() == {**base.to_dict(), "padding": "same"}
+    with pytest.raises(UserError, match="was begun with another base; ask for the same, or name another"):
+        cs.find_scaling(padded, colours, resume=True, **ask)
+    with pytest.raises(UserError, match="was begun with recipe with epochs 3, not 2; ask"):
+        cs.find_scaling(base, colours, resume=True, epochs=2, **ask)
+    cs.find_scaling(base, colours, resume=True, **ask)
+    assert [len(point["accuracies"]) for point in points_in(tmp_path / "a")] == [3, 3]
 
 
 @pytest.fixture

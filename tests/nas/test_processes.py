@@ -60,7 +60,7 @@ def test_nothing_is_begun_once_all_are_ended(tiny: SearchSpace, monkeypatch: pyt
     running.join(2)
     assert not running.is_alive()
     assert [each.ended.is_set() for each in begun] == [True, True]
-    assert sorted(result.number for result in found) == [0, 1]
+    assert found == []  # those that were at work are neither trained nor failed
     assert (engine._start(), engine.pids, list(engine.run(jobs, lambda: True))) == (None, [], [])
 
 
@@ -97,12 +97,36 @@ def test_a_process_that_can_not_be_started_fails_its_job(tiny: SearchSpace, monk
 
 
 def test_a_fault_of_a_worker_reaches_the_search(tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def result(self: Processes, job: Job, process: object) -> tuple[Result, None]:
+    def answer(process: object, job: Job) -> Result:
         raise RuntimeError(f"a fault at {job.number}")
 
-    monkeypatch.setattr(Processes, "_result", result)
+    monkeypatch.setattr(local.subprocess, "Popen", Stuck)
+    monkeypatch.setattr(local, "_answer", answer)
     found, raised = results_of(Processes(1), [job(3, None, tiny), job(4, None, tiny)])
     assert (found, [str(error) for error in raised]) == ([], ["a fault at 3"])
+
+
+class Dies(Stuck):
+    """A process that dies of every job."""
+
+    def answer(self) -> str:
+        self.kill()
+        return '{"number": '
+
+
+def test_a_job_that_kills_its_process_is_given_up(tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the third, though the time is over by then: it was begun before. What was not begun stays."""
+    begun: list[Stuck] = []
+
+    def start(*_: object, **__: object) -> Stuck:
+        begun.append(Dies())
+        return begun[-1]
+
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    engine = Processes(1)
+    (found,) = engine.run([job(0, None, tiny), job(1, None, tiny)], lambda: False)
+    assert (found.number, found.failed, len(begun)) == (0, "its process died 3 times", 3)
+    assert engine.pids == []
 
 
 class Answers(Stuck):

@@ -297,6 +297,7 @@ def test_a_study_of_another_space(study: Study, colours: DataSplits, tiny: Searc
             "target_macs_m goes with reward_by macs, got target_macs_m 400 and reward_by throughput",
         ),
         ({"engine": "spark"}, "engine 'spark' is unknown"),
+        ({"reuse": True}, "reuse takes the result of an earlier call, which resume goes on with; give resume too"),
         ({"engine": "ray", "address": "127.0.0.1:1"}, "no Ray cluster answers at 127.0.0.1:1"),
         ({"address": "127.0.0.1:1"}, "is of a Ray cluster; give it with engine ray"),
         ({"workers": 2}, "splits in memory are trained on in this process alone"),

@@ -153,7 +153,9 @@ def test_where_the_gate_withholds_them_float_ships_and_its_own_prediction_decide
 def test_what_passed_on_validation_and_loses_more_on_the_test_set_was_not_withheld(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0.3 points of 1 are lost on validation, 1.2 on the test set: it ships, and the report says both."""
+    """The gate is passed on validation, and 1.2 points of 1 are lost on the test set: it ships, and the report says
+    both.
+    """
     lost = "INT8 loses 1.20 points of accuracy on 500 images, 1 are allowed"
     found = Verification(
         n=500, images="given", batch_sizes=(1,), top1_agreement=0.98, max_abs=0.1, max_rel=0.1, mean_abs=0.01,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convscale.errors import UserError
-from convscale.predictor.devices import devices, get_device, is_processor, was_on
+from convscale.predictor.devices import devices, get_device, is_processor, is_processor_here, was_on
 
 NAMES = [
     "v100",
@@ -74,6 +74,12 @@ def test_processors_by_the_names_that_they_give_themselves() -> None:
     assert not was_on("i9-10940x", "cpu", "Intel(R) Core(TM) i9-10900X CPU @ 3.70GHz")
     assert not was_on("i9-10940x", "cuda", "Intel(R) Core(TM) i9-10940X CPU @ 3.30GHz")
     assert [is_processor(name) for name in ("cpu", "i9-10940x", "l4", "nothing")] == [True, True, False, False]
+
+
+def test_the_processor_here_by_whichever_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.predictor.devices.processor_name", lambda: "12th Gen Intel(R) Core(TM) i7-12700H")
+    found = [is_processor_here(name) for name in ("cpu", "i7-12700h", "i9-10940x", "l4")]
+    assert found == [True, True, False, False]
 
 
 def test_figures_against_arithmetic_of_the_chips() -> None:

@@ -32,6 +32,7 @@ from convscale.predictor.workload import load_workload
 from convscale.speed.records import Record
 from convscale.speed.timing import Measurement
 from tests.cost.helpers import trace
+from tests.predictor.calibrations import calibration_of
 
 
 class ConvNormAct(nn.Sequential):
@@ -286,7 +287,7 @@ def test_runtimes_that_nothing_is_predicted_for(resnet50: nn.Module) -> None:
     """They were predicted as PyTorch behind its compiler."""
     conditions = Conditions(device="v100", precision="amp", image_size=64, runtime="openvino")
     work = load_workload(resnet50, dataclasses.replace(conditions, runtime="eager"))
-    with pytest.raises(UserError, match="runtime 'openvino' is not predicted; eager and compiled PyTorch are"):
+    with pytest.raises(UserError, match="runtime 'openvino' can not be predicted; speeds on v100 are predicted for"):
         predict_workload(work, conditions)
     with pytest.raises(UserError, match="device 'rtx-4900' is unknown"):
         predict_workload(work, dataclasses.replace(conditions, runtime="eager", device="rtx-4900"))
@@ -417,22 +418,8 @@ def test_names_that_nothing_builds_are_left_out_and_run_no_code(
     assert "mynets" not in sys.modules
 
 
-def calibration_of_t4() -> Calibration:
-    return Calibration(
-        device="t4",
-        mode="infer",
-        runtime="eager",
-        layout="nchw",
-        precision="amp",
-        threads=None,
-        count=1,
-        coefficients=dict(PRIOR),
-        covariance=[[0.01, 0.0, 0.0]] * 3,
-    )
-
-
 def test_calibration_on_disk(tmp_path: Path) -> None:
-    made = calibration_of_t4()
+    made = calibration_of("t4")
     save_calibration(made, tmp_path / "t4.json")
     assert load_calibration(tmp_path / "t4.json") == made
     value = made.to_dict()
@@ -462,12 +449,12 @@ def test_calibration_on_disk(tmp_path: Path) -> None:
 )
 def test_a_part_of_a_calibration_that_can_not_be_used_is_named(change: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Calibration.from_dict(calibration_of_t4().to_dict() | change)
+        Calibration.from_dict(calibration_of("t4").to_dict() | change)
 
 
 def test_a_calibration_of_the_format_before_is_read() -> None:
     """Format 3 had the same coefficients by older names."""
-    made = calibration_of_t4()
+    made = calibration_of("t4")
     old_names = {new: old for old, new in RENAMED.items()}
     old = {**made.to_dict(), "format": 3}
     old["coefficients"] = {old_names.get(name, name): value for name, value in made.coefficients.items()}
@@ -476,7 +463,7 @@ def test_a_calibration_of_the_format_before_is_read() -> None:
 
 
 def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
-    made = calibration_of_t4()
+    made = calibration_of("t4")
     with pytest.raises(UserError, match="made for device 't4', not 'v100'"):
         predict(resnet50, device="v100", image_size=64, calibration=made)
     with pytest.raises(UserError, match="at least one measured network"):
@@ -485,7 +472,7 @@ def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
         predict(resnet50, device="t4", precision="fp32", image_size=64, calibration=made)
     with pytest.raises(UserError, match="share their precision"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, precision="fp32")])
-    with pytest.raises(UserError, match="runtime 'openvino' is not predicted; eager and compiled PyTorch are"):
+    with pytest.raises(UserError, match="runtime 'openvino' can not be predicted; speeds on l4 are predicted for"):
         calibrate([observation(resnet50, 10.0, runtime="openvino")])
     with pytest.raises(UserError, match="share their layout"):
         calibrate([observation(resnet50, 10.0), observation(resnet50, 10.0, layout="nhwc")])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from convscale.images.splits import DataSplits
+from convscale.machine import start_python
 from convscale.nas.engines.base import DEATHS
 from convscale.nas.trial import Job, More, Result, run_job
 
@@ -37,11 +37,7 @@ class Here:
 
 
 class Processes:
-    """In processes of their own: one that dies takes no other with it, and its job is run again.
-
-    They are started as commands: forking a process that runs torch's threads can hang, and multiprocessing's other way
-    runs the caller's script again.
-    """
+    """In processes of their own: one that dies takes no other with it, and its job is run again."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -50,106 +46,60 @@ class Processes:
         self._closed = False
 
     def run(self, jobs: Sequence[Job], more: More) -> Iterator[Result]:
-        """Side by side, as many as there are workers."""
-        waiting, at_work, lock = deque(jobs), self.workers, threading.Lock()
-        done: queue.SimpleQueue[Result | Exception | None] = queue.SimpleQueue()
-        begun = threading.Event()
-
-        def left_to_others(job: Job) -> bool:
-            """Put a job back that this worker has no process for; False: no other worker is there to take it."""
-            nonlocal at_work
-            with lock:
-                if at_work == 1:
-                    return False
-                at_work -= 1
-                waiting.appendleft(job)
-            return True
-
-        def next_job() -> Job | None:
-            """The next one; None: there is none, and this worker ends."""
-            nonlocal at_work
-            with lock:
-                if waiting:
-                    return waiting.popleft()
-                at_work -= 1
-            return None
-
-        def work() -> None:
-            process = None
-            try:
-                while (job := next_job()) is not None:
-                    if self._closed or (begun.is_set() and not more()):
-                        continue
-                    begun.set()
-                    try:
-                        result, process = self._result(job, process)
-                    except OSError as error:  # no memory, or no more processes
-                        if left_to_others(job):
-                            return
-                        result = Result(number=job.number, failed=f"its process can not be started: {error}")
-                        process = None
-                    done.put(result)
-                self._end(process)
-            except Exception as error:  # of this file, not of a job: whoever waits for results gets it
-                done.put(error)
-            finally:  # else these would be waited for without end
-                done.put(None)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
-        for thread in threads:
-            thread.start()
-        left = len(threads)
-        while left:
-            result = done.get()
-            if result is None:
-                left -= 1
-            elif isinstance(result, Exception):
-                raise result
-            else:
-                yield result
-
-    def _result(self, job: Job, process: subprocess.Popen[str] | None) -> tuple[Result, subprocess.Popen[str] | None]:
-        """A job's result, and the process that is still there.
-
-        Raises:
-            OSError: no process can be started.
+        """Side by side, as many as there are workers. A job that no process can be started for waits for one that is
+        there, and fails where none is.
         """
-        for _ in range(DEATHS):
-            if process is None or process.poll() is not None:
-                process = self._start()
-            if process is None:
-                break
-            try:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(json.dumps(job.to_dict()) + "\n")
-                process.stdin.flush()
-                return Result.from_dict(json.loads(process.stdout.readline())), process
-            except (OSError, ValueError):  # it died; a half line is no JSON
+        waiting, deaths, begun = deque(jobs), Counter[int](), False
+        at_work: dict[Future[Result | None], tuple[Job, subprocess.Popen[str]]] = {}
+        idle: list[subprocess.Popen[str]] = []
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            while not self._closed:
+                while waiting and len(at_work) < self.workers and (deaths[waiting[0].number] or not begun or more()):
+                    begun = True
+                    try:
+                        process = idle.pop() if idle else self._start()
+                    except OSError as error:  # no memory, or no more processes
+                        if at_work:
+                            break
+                        failed = f"its process can not be started: {error}"
+                        yield Result(number=waiting.popleft().number, failed=failed)
+                        continue
+                    if process is None:
+                        return
+                    job = waiting.popleft()
+                    at_work[pool.submit(_answer, process, job)] = job, process
+                if not at_work:
+                    return
+                done = wait(at_work, return_when=FIRST_COMPLETED).done
+                for future in [each for each in at_work if each in done]:
+                    job, process = at_work.pop(future)
+                    result = future.result()
+                    if result is not None:
+                        idle.append(process)
+                        yield result
+                        continue
+                    self._end(process)
+                    deaths[job.number] += 1
+                    if deaths[job.number] < DEATHS:
+                        waiting.appendleft(job)
+                    elif not self._closed:
+                        yield Result(number=job.number, failed=f"its process died {DEATHS} times")
+        finally:
+            pool.shutdown(wait=False)
+            for process in idle:
                 self._end(process)
-                process = None
-        return Result(number=job.number, failed=f"its process died {DEATHS} times"), process
 
     def _start(self) -> subprocess.Popen[str] | None:
         """A process that waits for jobs; None once all were ended: nobody would end it."""
-        path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
         with self._lock:
             if self._closed:
                 return None
-            process = subprocess.Popen(
-                [sys.executable, "-m", "convscale.nas.engines.local"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            process = start_python("convscale.nas.engines.local")
             self._running.append(process)
         return process
 
-    def _end(self, process: subprocess.Popen[str] | None) -> None:
-        if process is None:
-            return
+    def _end(self, process: subprocess.Popen[str]) -> None:
         with self._lock:
             if process in self._running:
                 self._running.remove(process)
@@ -171,6 +121,18 @@ class Processes:
     def pids(self) -> list[int]:
         """Of the processes that are there."""
         return [process.pid for process in self._running]
+
+
+def _answer(process: subprocess.Popen[str], job: Job) -> Result | None:
+    """What a process makes of a job; None: it died."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(job.to_dict()) + "\n")
+        process.stdin.flush()
+        return Result.from_dict(json.loads(process.stdout.readline()))
+    except (OSError, ValueError):  # a pipe that broke, or was closed; half a line is no JSON
+        return None
 
 
 def work(lines: Iterator[str]) -> Iterator[str]:

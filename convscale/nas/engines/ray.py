@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError, first_line, naming_extras
-from convscale.machine import available_cores
+from convscale.machine import available_cores, import_path
 from convscale.nas.engines.base import DEATHS, Place
 from convscale.nas.trial import Job, More, Result, run_job
-from convscale.ship.cluster import check_answers
+from convscale.ship.cluster import begin
 
 
 def _task(job: dict[str, Any]) -> dict[str, Any]:
@@ -46,36 +44,13 @@ class Ray:
         self.ray, self.place = ray, place
         self.mine = not ray.is_initialized()
         if self.mine:
-            self._begin()
+            cores = max(available_cores(), place.workers * (place.threads or 1))
+            begin(ray, place.address, cores=cores, environment={"PYTHONPATH": import_path()})
         try:
             self.threads = self._threads()
         except UserError:
             self.close()
             raise
-
-    def _begin(self) -> None:
-        """A cluster of this machine, or the one whose address is given."""
-        place = self.place
-        path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {"env_vars": {"PYTHONPATH": path}}
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": env}
-        if place.address is None:  # "local": Ray would join a cluster that runs here, or RAY_ADDRESS's
-            cores = max(available_cores(), place.workers * (place.threads or 1))
-            where: dict[str, Any] = {"address": "local", "num_cpus": cores, "include_dashboard": False}
-        else:
-            check_answers(place.address)
-            where = {"address": place.address}
-        try:
-            self.ray.init(**where, **quiet)
-        except Exception as error:
-            if place.address is None:
-                raise UserError(
-                    f"no Ray cluster can be started on this machine: {first_line(error)}; engine local needs none"
-                ) from error
-            raise UserError(
-                f"the Ray cluster at {place.address} can not be used: {first_line(error)}; start one with `ray start "
-                "--head`, or leave the address out"
-            ) from error
 
     def _threads(self) -> int:
         """Cores of a trial, which it takes and computes with: as asked for, else as many as let all workers that there
