@@ -95,7 +95,7 @@ def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
     _save(tmp_path, 2, 9.0, kind="best")
     assert load_checkpoint(tmp_path, net=small_net()).net[9].bias[0] == 9.0
     assert load_state(tmp_path)[0].name == "step-00000003"
-    (tmp_path / "checkpoints" / ".step-00000004.abc.tmp").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000004.abcdefgh.tmp").mkdir()
     prune(tmp_path, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path, ("step", "best"))] == [
         "step-00000003",
