@@ -64,7 +64,7 @@ def test_a_run_that_was_made_meanwhile_is_not_emptied(tmp_path: Path) -> None:
     """Two runs are asked for at once, with --overwrite: neither finds a folder when it begins to prepare."""
     run = tmp_path / "run"
     request: Any = SimpleNamespace(output=run, keep=2, overwrite=True, resume=False, tensorboard=False, track=None)
-    job: Any = SimpleNamespace(output=run, net=nn.Linear(1, 1), processes=Processes())
+    job: Any = SimpleNamespace(output=run, net=nn.Linear(1, 1), processes=Processes(), stop=lambda: False)
     new_output_dir(run)
     (run / "state").write_text("precious")
     with hold(run) as other:
