@@ -147,6 +147,8 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
             lock.take(folder)  # another run may have made it since it was looked at
             new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
             lock.take(folder)
+            if lock.note:
+                tell({"kind": "note", "text": lock.note})
             if request.tensorboard:
                 tell.to = logged(tell.to, folder / "tensorboard")
             if request.track is not None:

@@ -208,6 +208,8 @@ def find_scaling(
             deadline=None if minutes is None else time.monotonic() + 60 * minutes,
             say=say or (lambda text: None),
         )
+        if lock.note:
+            asks.say(lock.note)
         return _Scaling(asks, pace, splits, folder).run()
 
 
