@@ -121,7 +121,8 @@ def test_a_record_that_names_any_file_is_read_again(tmp_path: Path) -> None:
     write_json(tmp_path / "search" / RECORD, {"schema": SCHEMA, "asked": asked, "result": None})
     assert begun(tmp_path / "search", asked)["asked"] == asked
     write_json(tmp_path / "coefficients" / "scaling.json", {"schema": 1, "asked": asked, "points": []})
-    assert [run.data for run in runs_below(tmp_path) if run.kind in ("search", "scaling")] == [CAFE, CAFE]
+    runs = {run.kind: run for run in runs_below(tmp_path)}
+    assert (runs["search"].state, runs["search"].data, runs["scaling"].state) == ("unfinished", CAFE, "unfinished")
     shown = {"split": "test", "n": 1, "examples": {"best": [{"file": "1.png", "picture": CAFE}]}}
     write_json(tmp_path / "boxes" / FIGURES, shown)
     assert detection_sections(tmp_path / "boxes", Figures())
