@@ -9,7 +9,7 @@ from .arch.zoo import get_spec as get_spec
 from .arch.zoo import list_models as list_models
 from .artifact.answers import Answer as Answer
 from .artifact.artifact import load_artifact as load_artifact
-from .artifact.artifact import write_promise as write_promise
+from .artifact.facts import write_promise as write_promise
 from .artifact.promise import Promise as Promise
 from .choice.carried import write_kit as write_kit
 from .choice.choose import choose as choose

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscale.read import USUAL, json_of
+from convscale.read import OWN, USUAL, json_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -120,7 +120,7 @@ def load(key: str) -> Any:
     try:
         with _database() as connection:
             row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json_of(_unpacked(row[0]), "a kept result")
+        return None if row is None else json_of(_unpacked(row[0]), "a kept result", OWN)
     except (sqlite3.Error, OSError, zlib.error, ValueError):
         return None
 

@@ -26,7 +26,9 @@ class UserError(ValueError):
 
 
 class Stopped(UserError):
-    """A run was told to stop and saved its state; the command line exits with 130, as after Ctrl-C."""
+    """A run was told to stop, and its state is saved where it has one; the command line exits with 130, as after
+    Ctrl-C.
+    """
 
 
 class DoesNotFit(UserError):

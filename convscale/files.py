@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from convscale.errors import UserError
-from convscale.locks import OutputLock
+from convscale.locks import MARK, OutputLock, is_abandoned
 
 
 def fsync_dir(path: Path) -> None:
@@ -35,60 +36,118 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary sibling folder. On a clean exit its files are flushed and it takes the name ``target``, in the
-    place of what stood there; on any other it is removed and ``target`` untouched.
+def whole_folder(target: Path, *, check: Callable[[], object] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder. On a clean exit its files are flushed and it takes the name ``target``, in the place of
+    what stood there; on any other it is removed and ``target`` untouched. What is put beside it, into its parent, goes
+    with it.
+
+    Args:
+        target: the folder to be.
+        check: raises where what stands at ``target`` may not be replaced. It is asked at the start and once more at the
+            end, since much can be put there in between; a second run of the same name is refused meanwhile. None: only
+            this run writes there.
 
     Raises:
         OSError: the parent can not be written, or its disk is full.
+        UserError: another run writes the same folder; or ``check`` raised it.
     """
     import shutil
     import tempfile
 
     target = _behind_link(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent))
-    lock = OutputLock()  # tells other runs that it is no litter
-    try:
-        lock.take(staging)
-        staging.chmod(0o755)
-        yield staging
-        inside = sorted(staging.rglob("*"))
-        for path in inside:
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        for path in inside:
-            if path.is_dir():
-                fsync_dir(path)
-        fsync_dir(staging)
-        _rename_folder(staging, target)
-    finally:
-        lock.release()
-        shutil.rmtree(staging, ignore_errors=True)
+    with OutputLock() as name, OutputLock() as lock:
+        if check is not None:
+            name.take_name(target)
+            sweep(target.parent, target)
+            check()
+        room = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent))
+        staging, aside = room / _NEW / target.name, room / _OLD / target.name
+        try:
+            mark_as_ours(room)
+            lock.take(room)  # tells other runs that it is no litter
+            for folder in (staging, aside.parent):
+                folder.mkdir(parents=True)
+            staging.chmod(0o755)
+            yield staging
+            inside = sorted(staging.rglob("*"))
+            for path in inside:
+                if path.is_file():
+                    with open(path, "rb") as file:
+                        os.fsync(file.fileno())
+            for path in inside:
+                if path.is_dir():
+                    fsync_dir(path)
+            fsync_dir(staging)
+            if check is not None:
+                check()
+            _rename_folder(staging, target, aside)
+        finally:
+            lock.release()
+            if not (staging.exists() and aside.exists()):  # else the one put aside is the only one
+                shutil.rmtree(room, ignore_errors=True)
 
 
-def _rename_folder(staging: Path, target: Path) -> None:
-    """Move ``staging`` to ``target``; what was there is put aside first and removed last, so that one of them is always
-    whole.
-    """
-    import shutil
-    import tempfile
+_NEW, _OLD = "new", "old"
+"""In a temporary folder: what is being written, and what is put aside for it, by their names."""
+_ENDING = r"[a-z0-9_]{8}\.tmp"
+_TEMPORARY = re.compile(r"\..*\." + _ENDING, re.DOTALL)
+"""Names of temporary files and folders."""
 
-    aside = None
-    if target.is_dir() and any(target.iterdir()):
-        aside = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".old", dir=target.parent)) / target.name
+
+def _rename_folder(staging: Path, target: Path, aside: Path) -> None:
+    """Move ``staging`` to ``target``; what was there is put aside first, so that one of them is always whole."""
+    if _holds_something(target):
         os.rename(target, aside)
     try:
         os.replace(staging, target)
-    except OSError:
-        if aside is not None:
-            os.rename(aside, target)
+    except OSError as error:
+        if aside.exists():
+            try:
+                os.rename(aside, target)
+            except OSError:
+                raise UserError(
+                    f"{target} was made by something else while it was being replaced; what stood there is {aside}, "
+                    f"what was to take its place {staging}"
+                ) from error
         raise
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside.parent, ignore_errors=True)
     fsync_dir(target.parent)
+
+
+def sweep(folder: Path, target: Path | None = None) -> None:
+    """Remove the temporary files and folders that killed runs left in a folder (those of one ``target``, or all); what
+    is being written stays. What was put aside when its run was killed gets its name back.
+    """
+    import shutil
+
+    named = _TEMPORARY if target is None else re.compile(re.escape(_prefix(target)) + _ENDING, re.DOTALL)
+    with suppress(OSError):  # what can not be listed or removed stays
+        for entry in list(folder.iterdir()):
+            if not named.fullmatch(entry.name) or entry.is_symlink():
+                continue
+            if (target is not None and not (entry / MARK).is_file()) or not is_abandoned(entry):  # a user's, or in use
+                continue
+            if not entry.is_dir():
+                entry.unlink(missing_ok=True)
+            elif _put_back(entry, folder):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _put_back(room: Path, folder: Path) -> bool:
+    """Give what was put aside in a temporary folder its name back, where its run was killed before anything else got
+    it; False where something else has it now.
+    """
+    if _holds_something(room / _NEW) and _holds_something(room / _OLD):
+        try:
+            for old in (room / _OLD).iterdir():
+                os.rename(old, folder / old.name)
+        except OSError:
+            return False
+    return True
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _behind_link(target: Path) -> Path:
@@ -138,20 +197,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on a clean exit it is flushed and renamed to ``path``, else
     removed.
     """
-    import tempfile
-
     target = _behind_link(Path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent)
-    os.close(fd)
-    temporary = Path(name)
+    temporary = target.parent / f"{_prefix(target)}{os.urandom(4).hex()}.tmp"
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # as the user's mask has it
+    lock = OutputLock()  # tells other runs that it is no litter
     try:
+        lock.take(temporary)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, target)
         fsync_dir(target.parent)
     except OSError as error:
@@ -161,6 +216,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             ) from error
         raise
     finally:
+        lock.release()
         temporary.unlink(missing_ok=True)
 
 
@@ -182,10 +238,6 @@ def json_numbers(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_numbers(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-MARK = ".convscale"
-"""A file that tells a run's folder from a user's own."""
 
 
 def _is_ours(folder: Path) -> bool:
@@ -323,20 +375,49 @@ def new_output_dir(
 
     folder = check_output_dir(path, overwrite=overwrite, resume=resume, inputs=inputs)
     try:
-        for entry in list(folder.iterdir()) if folder.is_dir() and not resume else ():
+        old = [] if resume or not folder.is_dir() else [each for each in folder.iterdir() if each.name != MARK]
+        _need_space(folder, old, need_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a full disk is told below
+            mark_as_ours(folder)  # before, so that a folder that was emptied by half is still ours
+        for entry in old:
             # The folder itself stays: a lock stands on it, and it may be a link.
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
+        mark_as_ours(folder)
+        sweep(folder)
     except OSError as error:
         raise UserError(f"output folder {folder} can not be written: {error.strerror}; name another") from error
-    free = shutil.disk_usage(folder).free
-    if free < need_bytes:
+    return folder
+
+
+def mark_as_ours(folder: Path) -> None:
+    """Let a folder say that it may be replaced."""
+    if not (folder / MARK).exists():
+        (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
+
+
+def _need_space(folder: Path, old: Iterable[Path], need_bytes: int) -> None:
+    """
+    Raises:
+        UserError: the folder's disk has less than ``need_bytes`` free, even without ``old``, which is to be deleted.
+    """
+    import shutil
+
+    above = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(above).free
+    if free < need_bytes and free + sum(map(_taken, old)) < need_bytes:
         raise UserError(
             f"the disk of {folder} has {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB are needed; free some or "
             "name another folder"
         )
-    return folder
+
+
+def _taken(path: Path) -> int:
+    """Bytes that go free with a file or folder."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(map(_taken, path.iterdir()))
+    about = path.lstat()
+    return about.st_size if about.st_nlink == 1 else 0

@@ -14,6 +14,8 @@ from types import TracebackType
 
 from convscale.errors import UserError
 
+MARK = ".convscale"
+"""A file that tells a folder of ours from a user's own."""
 _HELD: set[int] = set()
 """Open files whose locks this process holds."""
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -27,11 +29,14 @@ class OutputLock:
     """The lock of one output, taken when its folder is there and let go at the end of a ``with``.
 
     It is the system's own (``flock``) and goes with the process, however that ends. It stands on the folder or file
-    itself, so nothing is left behind. Where the file system has no locks, none is held and nothing is said.
+    itself, so nothing is left behind; on NFS, which locks only what is open for writing, on the folder's mark.
     """
 
     def __init__(self) -> None:
         self._fd: int | None = None
+        self._beside: str | None = None
+        self.note = ""
+        """Why none is held though the output is there; empty where one is."""
 
     def take(self, path: str | os.PathLike[str], what: str = "output folder") -> None:
         """Lock a folder or file that is there; again for the same is nothing.
@@ -46,27 +51,62 @@ class OutputLock:
         if self._fd is not None or not os.path.exists(path):
             return
         try:
-            fd = os.open(path, _OPEN)
-        except OSError:  # who writes will say why
+            self._keep(_locked(path))
+        except BlockingIOError as error:
+            raise _held_by_another(path, what) from error
+        except PermissionError:  # who writes will say why
             return
-        try:
-            _flock(fd)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in _BUSY:
-                raise UserError(
-                    f"{what} {os.fspath(path)} is being written by another run; wait for it, or name another"
-                ) from error
-            return
-        self._fd = fd
+        except OSError:
+            self.note = (
+                f"{what} {os.fspath(path)} is not locked, since its file system has no locks; see that no other run "
+                "writes there"
+            )
+
+    def take_name(self, path: str | os.PathLike[str], what: str = "output folder") -> None:
+        """Lock the name of what is yet to be made, by an empty file beside it that goes with the lock.
+
+        Raises:
+            UserError: another run holds it.
+        """
+        folder, name = os.path.split(os.fspath(path))
+        beside = os.path.join(folder, f".{name}.lock" if len(os.fsencode(name)) < 250 else f".{name[:60]}.lock")
+        while self._fd is None:
+            try:
+                fd = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError:  # who writes will say why
+                return
+            try:
+                _flock(fd)
+                there = os.stat(beside)
+            except FileNotFoundError:  # its holder took it away before it let go
+                os.close(fd)
+                continue
+            except OSError as error:
+                os.close(fd)
+                if error.errno in _BUSY:
+                    raise _held_by_another(path, what) from error
+                with suppress(OSError):
+                    os.unlink(beside)
+                return
+            if os.path.samestat(there, os.fstat(fd)):
+                self._keep(fd)
+                self._beside = beside
+            else:
+                os.close(fd)
+
+    def _keep(self, fd: int) -> None:
+        self._fd, self.note = fd, ""
         _HELD.add(fd)
 
     def release(self) -> None:
         """Let it go."""
         if self._fd is not None and self._fd in _HELD:
+            if self._beside is not None:
+                with suppress(OSError):
+                    os.unlink(self._beside)
             _HELD.discard(self._fd)
             os.close(self._fd)
-        self._fd = None
+        self._fd = self._beside = None
 
     def __enter__(self) -> OutputLock:
         return self
@@ -75,20 +115,23 @@ class OutputLock:
         self.release()
 
 
+def _held_by_another(path: str | os.PathLike[str], what: str) -> UserError:
+    return UserError(f"{what} {os.fspath(path)} is being written by another run; wait for it, or name another")
+
+
 def is_abandoned(path: Path) -> bool:
     """Whether nobody writes a temporary folder or file any more: its lock is free, or it is old where there are no
     locks.
     """
     try:
-        fd = os.open(path, _OPEN)
-    except OSError:
+        os.close(_locked(path))
+    except (BlockingIOError, PermissionError):
         return False
-    try:
-        _flock(fd)
-    except OSError as error:
-        return error.errno not in _BUSY and time.time() - os.fstat(fd).st_mtime > _OLD_S
-    finally:
-        os.close(fd)
+    except OSError:
+        try:
+            return time.time() - os.stat(path).st_mtime > _OLD_S
+        except OSError:
+            return False
     return True
 
 
@@ -109,6 +152,26 @@ def alone(fd: int) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _locked(path: str | os.PathLike[str]) -> int:
+    """The open file that holds the lock of a folder or file; BlockingIOError where another has it, another OSError
+    where there can be none.
+    """
+    inside = os.path.join(path, MARK) if os.path.isdir(path) else path
+    for place, how in ((path, _OPEN), (inside, _OPEN | os.O_RDWR)):
+        fd = os.open(place, how)
+        try:
+            _flock(fd)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in _BUSY:
+                raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), os.fspath(path)) from error
+            if error.errno != errno.EBADF:  # NFS, of what is open for reading alone
+                raise
+        else:
+            return fd
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), os.fspath(path))
 
 
 def _flock(fd: int, *, wait: bool = False) -> None:

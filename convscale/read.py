@@ -47,7 +47,9 @@ USUAL = Limits()
 """Of JSON."""
 YAML = Limits(size=2**20, nodes=50_000)
 """Of YAML, which people write by hand and which takes long to read."""
-TRUSTED_NUMBERS = Limits(finite=False)
+OWN = Limits(surrogates=True)
+"""Of our own records: files have names of any bytes, and a record that names one must be read again."""
+TRUSTED_NUMBERS = Limits(finite=False, surrogates=True)
 """Of what a training keeps of itself, in which a loss may be infinite."""
 LINES = Limits(size=512 * 2**20)
 """Of a file of lines, each of which is read by itself."""
@@ -142,10 +144,10 @@ def read_json(path: str | os.PathLike[str], what: str, limits: Limits = USUAL) -
 
 
 def read_json_lines(path: str | os.PathLike[str], what: str, limits: Limits = LINES) -> Iterator[tuple[int, Any]]:
-    """Number (from 1) and value of each line of a file that is not blank; raises as :func:`read_json` does."""
+    """Number (from 1) and value of each line of our own that is not blank; raises as :func:`read_json` does."""
     for number, line in enumerate(read_text(path, what, limits).split("\n"), 1):
         if line.strip():
-            yield number, json_of(line, f"{what} {_shown(path)}, line {number}")
+            yield number, json_of(line, f"{what} {_shown(path)}, line {number}", OWN)
 
 
 def json_of(text: str | bytes, where: str, limits: Limits = USUAL) -> Any:

@@ -9,15 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from convscale.artifact.folder import staged_folder
 from convscale.errors import UserError
 from convscale.files import (
     atomic_path,
     check_output_dir,
     json_numbers,
     new_output_dir,
+    sweep,
     told,
     whole_folder,
     write_text,
@@ -109,6 +112,177 @@ def test_numbers_that_json_has_no_word_for_are_none() -> None:
         "a": [1.5, None],
         "b": [None, "x", 2],
     }
+
+
+def test_a_folder_that_was_emptied_by_half_is_still_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "fit.json").write_text("{}")  # of a version that left no mark
+    (run / "train").mkdir()
+
+    def interrupted(_path: Path) -> None:
+        (run / "fit.json").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new_output_dir(run, overwrite=True)
+    monkeypatch.undo()
+    assert sorted(path.name for path in run.iterdir()) == [".convscale", "train"]
+    new_output_dir(run, overwrite=True)
+    mark = (run / ".convscale").stat().st_ino
+    new_output_dir(run, overwrite=True)
+    assert (run / ".convscale").stat().st_ino == mark  # a lock may stand on it
+    assert [path.name for path in run.iterdir()] == [".convscale"]
+
+
+def test_a_full_disk_is_told_before_anything_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_output_dir(tmp_path / "run")
+    (run / "train").mkdir()
+    (run / "train" / "state").write_bytes(bytes(3_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=2_000_000))
+    with pytest.raises(UserError, match=r"has 2 MB free, 6 MB are needed; free some or name another folder"):
+        new_output_dir(run, overwrite=True, need_bytes=6_000_000)
+    assert (run / "train" / "state").stat().st_size == 3_000_000
+    with pytest.raises(UserError, match="4 MB are needed"):
+        new_output_dir(run, resume=True, need_bytes=4_000_000)
+    with pytest.raises(UserError, match="4 MB are needed"):
+        new_output_dir(tmp_path / "new" / "run", need_bytes=4_000_000)
+    assert not (tmp_path / "new").exists()
+    new_output_dir(run, overwrite=True, need_bytes=5_000_000)  # what is deleted goes free
+    assert [path.name for path in run.iterdir()] == [".convscale"]
+
+
+# ---------------------------------------------------------------- what happens while a folder is written
+
+
+def _refuse(target: Path) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError("it holds something")
+
+
+def test_a_second_run_of_the_same_folder_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "art"
+    with whole_folder(target, check=lambda: _refuse(target)) as first:
+        (first / "a").write_text("first")
+        with (
+            pytest.raises(UserError, match=f"folder {target} is being written by another run; wait for it, or name"),
+            whole_folder(target, check=lambda: None),
+        ):
+            pass
+        with whole_folder(tmp_path / "art.v2", check=lambda: None) as other:
+            (other / "b").write_text("other")
+    assert (target / "a").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["art", "art.v2"]
+
+
+def test_what_is_put_there_while_a_folder_is_written_stays(tmp_path: Path) -> None:
+    """Between the check at the start and the end lie minutes to hours."""
+    target = tmp_path / "art"
+
+    def export() -> None:
+        with staged_folder(target) as staging:
+            (staging / "a").write_text("x")
+            target.mkdir()
+            (target / "notes").write_text("mine")
+
+    with pytest.raises(UserError, match=r"output folder \S*art exists and is not empty; use --overwrite"):
+        export()
+    with (
+        pytest.raises(UserError, match="holds something other than an artefact"),
+        staged_folder(target, overwrite=True),
+    ):
+        pytest.fail("it begins")
+    assert (target / "notes").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["art"]
+
+
+def test_what_can_not_be_put_back_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something takes the name between the two renames."""
+    target = tmp_path / "art"
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def replace(_old: Path, new: Path) -> None:
+        new.mkdir()
+        (new / "notes").write_text("mine")
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(UserError, match="was made by something else") as caught, whole_folder(target) as staging:
+        (staging / "a").write_text("new")
+    monkeypatch.undo()
+    (room,) = tmp_path.glob(".art.*.tmp")
+    assert (room / "old" / "art" / "a").read_text() == "old"
+    assert str(room / "old" / "art") in str(caught.value)
+    sweep(tmp_path, target)
+    assert (target / "notes").read_text() == "mine"
+    assert (room / "old" / "art" / "a").read_text() == "old"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from convscale import files
+if sys.argv[2] == "between":
+    os.replace = lambda *_: os._exit(9)
+with files.whole_folder(Path(sys.argv[1]), check=lambda: None) as staging:
+    (staging / "a").write_text("new")
+    (staging.parent / ".forms.x").mkdir()
+    if sys.argv[2] == "within":
+        os._exit(9)
+"""
+"""A run that is killed while it writes a folder, or between its two renames."""
+
+
+def _killed(target: Path, when: str) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(target), when], check=False, timeout=120).returncode == 9
+
+
+def test_a_folder_gets_its_name_back_when_its_run_was_killed_between_two_renames(tmp_path: Path) -> None:
+    target = tmp_path / "art"
+    target.mkdir()
+    (target / "a").write_text("old")
+    _killed(target, "between")
+    assert not target.exists()
+    with pytest.raises(UserError, match="it holds something"), whole_folder(target, check=lambda: _refuse(target)):
+        pytest.fail("it begins")
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["art"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_of_its_name(tmp_path: Path) -> None:
+    for name in ("art", "art.v2"):
+        _killed(tmp_path / name, "within")
+    (tmp_path / ".art.abcdefgh.tmp").mkdir()  # some other program's
+    with whole_folder(tmp_path / "art", check=lambda: None) as staging:
+        (staging / "a").write_text("new")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in left if not name.startswith(".art.v2.")] == [".art.abcdefgh.tmp", "art"]
+    assert len(left) == 4  # what was being written, and its name's lock
+
+
+def test_a_run_that_goes_on_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    run = new_output_dir(tmp_path / "run")
+    (run / ".fit.json.0123abcd.tmp").write_text("{")
+    _killed(run / "artifact", "within")
+    with atomic_path(run / "log.jsonl") as writing:
+        writing.write_text("1")
+        new_output_dir(run, resume=True)
+        assert sorted(path.name for path in run.iterdir()) == [".artifact.lock", ".convscale", writing.name]
+
+
+def test_a_file_has_the_users_mode_without_a_moment_in_which_all_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda _mask: pytest.fail("other threads make files now"))
+        write_text(tmp_path / "a", "x")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
 # ---------------------------------------------------------------- what outlives a power cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -64,7 +65,7 @@ def test_a_run_that_was_made_meanwhile_is_not_emptied(tmp_path: Path) -> None:
     """Two runs are asked for at once, with --overwrite: neither finds a folder when it begins to prepare."""
     run = tmp_path / "run"
     request: Any = SimpleNamespace(output=run, keep=2, overwrite=True, resume=False, tensorboard=False, track=None)
-    job: Any = SimpleNamespace(output=run, net=nn.Linear(1, 1), processes=Processes())
+    job: Any = SimpleNamespace(output=run, net=nn.Linear(1, 1), processes=Processes(), stop=lambda: False)
     new_output_dir(run)
     (run / "state").write_text("precious")
     with hold(run) as other:
@@ -157,10 +158,60 @@ def test_who_reads_a_file_waits_for_who_writes_it(tmp_path: Path) -> None:
     assert said == "whole\n"
 
 
+def _as_on_nfs(fd: int) -> None:
+    """A lock is one of a byte range there, which needs a file that is open for writing (flock(2), "NFS details")."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_on_nfs_the_lock_stands_on_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_flock", _as_on_nfs)
+    run = tmp_path / "run"
+    run.mkdir()
+    with OutputLock() as lock:
+        lock.take(run)
+        assert lock.note.startswith(f"output folder {run} is not locked, since its file system has no locks; see that")
+        new_output_dir(run)
+        lock.take(run)
+        assert lock.note == ""
+        for _ in range(2):  # it stays where it stands
+            with pytest.raises(UserError, match="is being written by another run"):
+                OutputLock().take(run)
+            new_output_dir(run, overwrite=True)
+        (tmp_path / "rows.csv").touch()
+        with OutputLock() as file:
+            file.take(tmp_path / "rows.csv", "output")
+            with pytest.raises(UserError, match=r"output \S+rows.csv is being written by another run"):
+                OutputLock().take(tmp_path / "rows.csv", "output")
+    with whole_folder(tmp_path / "art", check=lambda: None) as staging:
+        (room,) = tmp_path.glob(".art.*.tmp")
+        assert not is_abandoned(room)
+        with pytest.raises(UserError, match="is being written"), whole_folder(tmp_path / "art", check=lambda: None):
+            pytest.fail("it begins")
+        (staging / "a").write_text("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["art", "rows.csv", "run"]
+
+
+def test_who_has_no_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_fd: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks, "_flock", none)
+    run, told = tmp_path / "run", list[Any]()
+    request: Any = SimpleNamespace(output=run, keep=2, overwrite=True, resume=False, tensorboard=False, track=None)
+    job: Any = SimpleNamespace(output=run, net=nn.Linear(1, 1), processes=Processes(), stop=lambda: False)
+    with OutputLock() as lock:
+        begin_folder(request, job, Relay(told.append), lock)
+    why = f"output folder {run} is not locked, since its file system has no locks; see that no other run writes there"
+    assert told == [{"kind": "note", "text": why}]
+
+
 def test_what_is_being_written_is_not_abandoned(tmp_path: Path) -> None:
     target = tmp_path / "step-00000001"
     with whole_folder(target) as staging:
-        assert not is_abandoned(staging)
+        (room,) = tmp_path.glob(".step-00000001.*.tmp")
+        assert not is_abandoned(room)
         (staging / "a").write_text("a")
     assert (target / "a").read_text() == "a"
     assert is_abandoned(target)

@@ -19,6 +19,8 @@ from convscale.files import write_text
 from convscale.ship.rows import Row, csv_line, is_row_of, json_line
 
 EVIL = "\x1b]0;mine\x07\x1b[31m"
+CAFE = "caf\udce9.jpg"
+"""A name in Latin-1, as os.fsdecode gives it."""
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,34 @@ def test_terminals_get_no_escapes(capsys: pytest.CaptureFixture[str], monkeypatc
 def test_files_take_any_name(tmp_path: Path) -> None:
     write_text(tmp_path / "x.html", "caf\udce9 ü")
     assert (tmp_path / "x.html").read_bytes() == "caf\\udce9 ü".encode()
+
+
+def test_a_record_that_names_any_file_is_read_again(tmp_path: Path) -> None:
+    """A byte of a file's name that is no UTF-8 must not make a run of hours unreadable."""
+    from convscale.detect.pages import FIGURES
+    from convscale.files import write_json
+    from convscale.nas.result import RECORD, SCHEMA, begun
+    from convscale.read import read_json_lines
+    from convscale.show.detection import detection_sections
+    from convscale.show.fit_record import FILE, read_fit
+    from convscale.show.page import Figures
+    from convscale.show.report import write_fit_report
+    from convscale.show.runs import runs_below
+
+    write_json(tmp_path / "fit" / FILE, {"schema": 1, "data": {"path": CAFE, "notes": [f"{CAFE}: cut short"]}})
+    assert read_fit(tmp_path / "fit").data.path == CAFE
+    assert "caf\\udce9" in write_fit_report(tmp_path / "fit").read_text(encoding="utf-8")
+    asked = {"data": CAFE, "seed": 0}
+    write_json(tmp_path / "search" / RECORD, {"schema": SCHEMA, "asked": asked, "result": None})
+    assert begun(tmp_path / "search", asked)["asked"] == asked
+    write_json(tmp_path / "coefficients" / "scaling.json", {"schema": 1, "asked": asked, "points": []})
+    runs = {run.kind: run for run in runs_below(tmp_path)}
+    assert (runs["search"].state, runs["search"].data, runs["scaling"].state) == ("unfinished", CAFE, "unfinished")
+    shown = {"split": "test", "n": 1, "examples": {"best": [{"file": "1.png", "picture": CAFE}]}}
+    write_json(tmp_path / "boxes" / FIGURES, shown)
+    assert detection_sections(tmp_path / "boxes", Figures())
+    (tmp_path / "log.jsonl").write_text(json.dumps({"skipped": [CAFE]}) + "\n")
+    assert list(read_json_lines(tmp_path / "log.jsonl", "the log")) == [(1, {"skipped": [CAFE]})]
 
 
 def test_markdown_shows_what_is_written() -> None:

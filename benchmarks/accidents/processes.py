@@ -257,7 +257,7 @@ def _temporaries(play: Play) -> None:
     """A run leaves alone what another writes: a resume while another training's save lies half done beside it."""
     run = play.here / "run"
     play.done(play.forked(*long_training(play, run, 1)))
-    (run / "checkpoints" / ".step-00000009.x.tmp").mkdir()
+    (run / "checkpoints" / ".step-00000009.abcdefgh.tmp").mkdir()
     play.done(play.forked(*long_training(play, run, 2), "--resume"))
     play.expect(not list((run / "checkpoints").glob(".*.tmp")), "what a killed run left is not removed")
 

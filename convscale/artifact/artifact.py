@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -32,7 +33,7 @@ from convscale.artifact.folder import CARD, identity
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_class_names, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError, check_whole
-from convscale.files import sha256, write_json, write_text
+from convscale.files import sha256, write_json
 from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
@@ -40,6 +41,15 @@ from convscale.words import listed
 
 if TYPE_CHECKING:
     from convscale.artifact.promise import Promise
+
+
+class _Call(threading.local):
+    """The call of an artefact that a thread is in."""
+
+    depth = 0
+    """Calls inside each other."""
+    runner: Runner | None = None
+    """What it runs in, once it does."""
 
 
 class Artifact:
@@ -90,6 +100,7 @@ class Artifact:
         self._runner: Runner | None = None
         self._closed = False
         self._opening = threading.Lock()
+        self._call = _Call()
 
     @property
     def is_detector(self) -> bool:
@@ -171,6 +182,8 @@ class Artifact:
     @property
     def runner(self) -> Runner:
         """The network opened in the artefact's runtime, on first use."""
+        if self._call.runner is not None:
+            return self._call.runner
         with self._opening:
             if self._closed:
                 raise UserError(f"artefact {self.folder} was closed; load it again")
@@ -184,7 +197,20 @@ class Artifact:
                 )
                 self._runner = open_artifact(self, self.runtime, how)
                 self._check_unchanged()
+            if self._call.depth:
+                self._call.runner = self._runner
             return self._runner
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """While open, this thread runs in what it began with, also when another one closes the artefact."""
+        self._call.depth += 1
+        try:
+            yield
+        finally:
+            self._call.depth -= 1
+            if not self._call.depth:
+                self._call.runner = None
 
     def close(self) -> None:
         """Let go of the runtime and its memory, once calls that are under way have ended; later ones are refused."""
@@ -246,9 +272,10 @@ class Artifact:
         self._check(images)
         step = self._step(batch_size)
         found: list[Boxes] = []
-        for start in range(0, len(images), step):
-            outputs = self.runner(self.input_batch(images[start : start + step]))
-            found += boxes_of(outputs, self.cut, len(self.classes))
+        with self._under_way():
+            for start in range(0, len(images), step):
+                outputs = self.runner(self.input_batch(images[start : start + step]))
+                found += boxes_of(outputs, self.cut, len(self.classes))
         return found
 
     def classify(
@@ -271,13 +298,14 @@ class Artifact:
             UserError: something that is no picture, a folder without any, or a number below 1.
         """
         step = self._step(batch_size)
-        if self.is_detector:
-            return self._box_answers(list(pictures_of(pictures)), None if top in (None, TOP) else top, step)
-        said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
-        given = list(pictures_of(pictures))
-        answers: list[Answer] = []
-        for start in range(0, len(given), step):
-            answers += self._answers(given[start : start + step], said)
+        with self._under_way():
+            if self.is_detector:
+                return self._box_answers(list(pictures_of(pictures)), None if top in (None, TOP) else top, step)
+            said = Said(classes=self.classes, thresholds=self.thresholds, top=checked_top(top, len(self.classes)))
+            given = list(pictures_of(pictures))
+            answers: list[Answer] = []
+            for start in range(0, len(given), step):
+                answers += self._answers(given[start : start + step], said)
         return answers
 
     def _step(self, batch_size: int | None) -> int:
@@ -389,7 +417,8 @@ class Artifact:
             raise UserError(f"artefact {self.folder} is a detector's; it gives boxes, not logits: use detect")
         step = self._step(batch_size)
         self._check(images)
-        parts = [self.runner(self.input_batch(images[i : i + step]))[index] for i in range(0, len(images), step)]
+        with self._under_way():
+            parts = [self.runner(self.input_batch(images[i : i + step]))[index] for i in range(0, len(images), step)]
         if not parts:
             return np.zeros((0, len(self.classes)), np.float32)
         return np.concatenate(parts).astype(np.float32, copy=False)
@@ -455,44 +484,3 @@ def open_artifact(artifact: Artifact, runtime: str, how: Opening) -> Runner:
     half = artifact.precision == "fp16" and "fp16" in runtime_of(runtime).precisions
     precision = "fp16" if half else artifact.floats_in(runtime)
     return open_runtime(artifact.model_path, runtime, replace(how, precision=precision))
-
-
-def state_fact(artifact: Artifact, name: str, text: str) -> None:
-    """Save an artefact's record, and state a fact in its model card in the place of what stood there.
-
-    The card's checksum leaves the record before the card changes and comes back after it, so that the artefact is whole
-    whenever this stops.
-    """
-    path = artifact.folder / CARD
-    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
-    artifact.keep(files=others)
-    if path.is_file():
-        card, line = path.read_text(encoding="utf-8"), f"- **{name.capitalize()}**: "
-        write_text(path, "\n".join(line + text if old.startswith(line) else old for old in card.split("\n")))
-        artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
-
-
-def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
-    """Put a promise into a finished artefact: its record and its model card, in the place of an earlier promise.
-
-    As for :func:`state_fact`, the artefact is whole whenever this stops: the card's checksum leaves the record, in
-    which the promise stands from then on, before the card changes.
-
-    Raises:
-        UserError: it is no artefact, damaged, or takes images of another size than was promised for.
-    """
-    artifact = load_artifact(folder)
-    if promise.image_size != artifact.image_size:
-        raise UserError(
-            f"the promise is of {size_text(promise.image_size)} px, artefact {folder} takes "
-            f"{size_text(artifact.image_size)} px"
-        )
-    path = artifact.folder / CARD
-    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
-    artifact.keep(promise=promise.to_dict(), files=others)
-    if path.is_file():
-        from convscale.artifact.promise import with_promise
-
-        write_text(path, with_promise(path.read_text(encoding="utf-8"), promise))
-        artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
-    return artifact

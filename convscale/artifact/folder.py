@@ -35,9 +35,28 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
 
     Raises:
         UserError: ``target`` is a file, holds something and ``overwrite`` is not asked for, or holds something other
-            than an artefact; or its disk is full or not writable.
+            than an artefact, at the start or at the end; another run writes it; or its disk is full or not writable.
     """
-    target = Path(target)
+    place, began = Path(target), False
+    try:
+        with whole_folder(place, check=lambda: _check_target(place, overwrite)) as staging:
+            began = True
+            yield staging
+    except OSError as error:
+        if is_full(error):
+            raise UserError(
+                f"no space left on the disk of {place.parent} while writing {place.name}; free some and run again"
+            ) from error
+        if not began:
+            raise UserError(f"output folder {place} can not be written: {error.strerror}; name another") from error
+        raise
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: it is a file, or holds something that may not be replaced.
+    """
     if target.exists() and not target.is_dir():
         raise UserError(f"output {target} is a file; name a folder")
     if target.is_dir() and any(target.iterdir()):
@@ -48,19 +67,6 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
                 f"output folder {target} holds something other than an artefact; it is not overwritten, use another "
                 "name"
             )
-    began = False
-    try:
-        with whole_folder(target) as staging:
-            began = True
-            yield staging
-    except OSError as error:
-        if is_full(error):
-            raise UserError(
-                f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
-            ) from error
-        if not began:
-            raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
-        raise
 
 
 def identity(path: Path) -> tuple[int, ...]:

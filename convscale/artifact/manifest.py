@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscale.artifact.boxes import Cut
 from convscale.errors import MOST_THREADS, MOST_WHOLE, UserError, check_number, check_text, check_whole, short
-from convscale.read import read_json
+from convscale.read import OWN, read_json
 
 if TYPE_CHECKING:
     from convscale.artifact.promise import Promise
@@ -190,7 +190,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_part(folder: Path, name: str) -> Any:
     """The JSON value in a file of an artefact."""
     try:
-        return read_json(folder / name, "file")
+        return read_json(folder / name, "file", OWN)
     except UserError as error:
         raise UserError(f"artefact {folder} has a damaged {name}: {error}; export it again") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 from convscale.conditions import sides
 from convscale.errors import UserError
 from convscale.files import write_json
-from convscale.read import NO_NPY, Limits, object_of, read_bytes, read_json
+from convscale.read import NO_NPY, OWN, Limits, object_of, read_bytes, read_json
 
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
@@ -62,7 +62,7 @@ def read_reference(artifact: Artifact) -> Reference | None:
     if IMAGES not in files or ANSWERS not in files:
         return None
     images = _images(read_bytes(folder / IMAGES, "file", _BYTES), artifact)
-    rows = object_of(read_json(folder / ANSWERS, "file"), ANSWERS).get("probabilities")
+    rows = object_of(read_json(folder / ANSWERS, "file", OWN), ANSWERS).get("probabilities")
     try:
         answers = np.asarray(rows, np.float32)
     except (TypeError, ValueError):

@@ -309,10 +309,20 @@ def _refuse(error: UserError) -> NoReturn:
     sys.exit(130 if isinstance(error, Stopped) else 2)
 
 
+def _open_standard_streams() -> None:
+    """Where the shell has closed one (``>&-``), what goes there goes nowhere, and no file that is opened gets its
+    number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the process's end
+
+
 def main() -> None:
     """Run the command line: exit code 0, 2 on bad input or where the file system or the memory does not let it, 3
     where what came out is not what was asked for, 130 when interrupted.
     """
+    _open_standard_streams()
     try:
         with naming_extras("this command"):
             code = app(standalone_mode=False)

@@ -127,7 +127,7 @@ def classify_command(
     )
     if sys.stderr.isatty():
         sys.stderr.write("\r")
-    for note in left_out.report().notes():
+    for note in (*left_out.report().notes(), *filter(None, [done.note])):
         say(note, err=True)
     say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
     if file is not None:

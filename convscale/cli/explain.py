@@ -57,6 +57,8 @@ def explain_command(
         lock.take(output)
         new_output_dir(output, overwrite=overwrite)
         lock.take(output)
+        if lock.note:
+            say(lock.note, err=True)
         rows = explain_files(
             explainer, paths, output, method=method, target=target, batch_size=batch_size, on_rows=tell
         )

@@ -29,10 +29,9 @@ from torch import nn
 
 from convscale._version import __version__
 from convscale.errors import UserError, check_whole, first_line
-from convscale.files import fsync_dir, is_full, sha256, whole_folder
+from convscale.files import fsync_dir, is_full, sha256, sweep, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
-from convscale.locks import is_abandoned
 from convscale.networks.foreign import Foreign, build_foreign, need_timm, timm_has
 from convscale.read import TRUSTED_NUMBERS, check_tensors, object_of, read_json
 
@@ -264,10 +263,7 @@ def prune(run: str | os.PathLike[str], *, keep: int, kind: str = "step") -> None
     """
     for old in list_checkpoints(run, (kind,))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
-    folder = Path(run) / "checkpoints"
-    for entry in folder.glob(".*.tmp") if folder.is_dir() else ():
-        if is_abandoned(entry):
-            shutil.rmtree(entry, ignore_errors=True)
+    sweep(Path(run) / "checkpoints")
 
 
 def drop_from(run: str | os.PathLike[str], batches: int, *, kind: str = "step", keep: Path | None = None) -> None:

@@ -145,6 +145,10 @@ def _head_of(net: nn.Module, who: str) -> nn.Module:
     return head
 
 
+_CHUNK = 2**20
+"""Numbers that are written at once."""
+
+
 class TeacherCache:
     """A teacher's outputs on the disk, one row for each image and epoch: its crop is drawn by these and the seed alone,
     so another student with the same teacher, data, augmentation and seed finds them there.
@@ -214,13 +218,16 @@ class TeacherCache:
         return table
 
     def _new_table(self, epoch: int, classes: int) -> np.memmap:
-        """The table of an epoch, with no row in it."""
+        """The table of an epoch, with no row in it. It is written before it is mapped: a disk that is full is an error
+        of a write, and ends the process by a signal where a page without a place on it is touched.
+        """
         self._make()
-        with atomic_path(self._path(epoch)) as place:
-            table = np.lib.format.open_memmap(place, mode="w+", dtype=np.float32, shape=(self.rows, classes))
-            table[:] = np.nan
-            table.flush()
-            del table
+        empty = np.full((max(1, _CHUNK // classes), classes), np.nan, np.float32)
+        header = {**np.lib.format.header_data_from_array_1_0(empty), "shape": (self.rows, classes)}
+        with atomic_path(self._path(epoch)) as place, open(place, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for begin in range(0, self.rows, len(empty)):
+                file.write(empty[: self.rows - begin].tobytes())
         made = self._read(epoch)
         assert made is not None, "it has just been written"
         return made

@@ -13,7 +13,7 @@ from torch import nn
 
 from convscale.arch.spec import NetSpec
 from convscale.conditions import sides
-from convscale.errors import UserError
+from convscale.errors import Stopped, UserError
 from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
@@ -143,7 +143,11 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
     that is asked for; ``more`` is what a tracker is told of the run beside the recipe.
 
     To be called when all input was found good: only here is anything of an earlier run replaced.
+
+    Raises:
+        Stopped: the run was told to stop meanwhile; nothing was touched.
     """
+    end_if_told(job, "the output folder is as it was")
     folder, trouble = job.output, Trouble(job.processes)
     if folder is not None and job.processes.first:
         with trouble.held():
@@ -151,11 +155,23 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
             lock.take(folder)  # another run may have made it since it was looked at
             new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
             lock.take(folder)
+            if lock.note:
+                tell({"kind": "note", "text": lock.note})
             if request.tensorboard:
                 tell.to = logged(tell.to, folder / "tensorboard")
             if request.track is not None:
                 tell.to = Tracking(request.track, _tracked(job, folder, more), tell.to)
     trouble.settle()
+
+
+def end_if_told(job: Job, so_far: str) -> None:
+    """End a run that has no state yet.
+
+    Raises:
+        Stopped: it was told to stop, in the first process.
+    """
+    if job.processes.from_first(job.stop()):
+        raise Stopped(f"told to stop before training began; {so_far}")
 
 
 def laid_out(net: nn.Module, settings: Settings, processes: Processes) -> nn.Module:

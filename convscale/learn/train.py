@@ -20,7 +20,7 @@ from convscale.learn.branch import branch_off, check_branch, keep_best, recipe_o
 from convscale.learn.cost import RunCost, measure_cost
 from convscale.learn.distributed import join
 from convscale.learn.loop import Trainer
-from convscale.learn.prepare import begin_folder, ended, prepare
+from convscale.learn.prepare import begin_folder, end_if_told, ended, prepare
 from convscale.learn.probe import headed_parts
 from convscale.learn.progress import Progress, Relay, duration, noted
 from convscale.learn.recipe import Recipe
@@ -293,6 +293,9 @@ def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[
         keep_best(trainer)
     begin(trainer, resumed=resumed)
     if trainer.job.recipe.solve_head and not resumed and request.branch is None:
+        begun = "nothing was trained yet, run it again"
+        end_if_told(trainer.job, begun)  # before what takes minutes, and behind it
         trainer.start_from_solved_head()
+        end_if_told(trainer.job, begun)
     trainer.run()
     return result_of(trainer, notes)

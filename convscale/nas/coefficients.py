@@ -35,7 +35,7 @@ from convscale.nas.pace import Pace
 from convscale.nas.records import difference
 from convscale.nas.request import Say, fixed_form, native_size, recipe_for
 from convscale.nas.trial import Job
-from convscale.read import read_json
+from convscale.read import OWN, read_json
 
 COSTS = ("time", "macs")
 METHODS = ("grid", "bayes")
@@ -210,6 +210,8 @@ def find_scaling(
             records=folder / "speeds.jsonl",
             calibration=asks.calibration,
         )
+        if lock.note:
+            asks.say(lock.note)
         return _Scaling(asks, pace, splits, folder).run()
 
 
@@ -260,7 +262,7 @@ class _Scaling:
         self.points: list[Point] = []
         path = folder / RECORD
         if path.is_file():
-            kept = read_json(path, "study of scaling")
+            kept = read_json(path, "study of scaling", OWN)
             before = kept.get("asked") if isinstance(kept, dict) else None
             if not isinstance(before, dict):
                 raise UserError(f"study of scaling {path} is damaged: it does not say what was asked for")

@@ -21,7 +21,7 @@ from convscale.nas.records import STATES, Reward, TrialRecord, difference, front
 from convscale.nas.sampling import Linear, features
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Result
-from convscale.read import read_json
+from convscale.read import OWN, read_json
 
 SCHEMA = 1
 """Of ``study.json``; a reader refuses newer ones."""
@@ -132,7 +132,7 @@ def begun(folder: Path, asked: Mapping[str, object]) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         return {}
-    kept = read_json(path, "study")
+    kept = read_json(path, "study", OWN)
     if not isinstance(kept, dict) or not isinstance(kept.get("asked"), dict):
         raise UserError(f"study {path} is damaged: it does not say what was asked for")
     if kept.get("schema") != SCHEMA:
@@ -151,7 +151,7 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
     path = Path(folder) / RECORD
     if not path.is_file():
         raise UserError(f"{folder} is no search's folder: it has no {RECORD}")
-    value = read_json(path, "study")
+    value = read_json(path, "study", OWN)
     try:
         if value["schema"] != SCHEMA:
             raise UserError(f"it has schema {value['schema']!r}, this convscale reads {SCHEMA}")

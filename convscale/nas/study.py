@@ -171,6 +171,8 @@ def search(
         lock.take(folder)
         new_output_dir(folder, overwrite=overwrite, resume=resume, inputs=splits.places())
         lock.take(folder)
+        if lock.note:
+            request.say(lock.note)
         if resume and reuse and begun(folder, request.written()).get("result") is not None:
             study = read_study(folder)
             request.say(f"{folder} has a result of an earlier call, which is taken: {study.best.spec.name}")

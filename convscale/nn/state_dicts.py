@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from convscale.errors import UserError, check_path
-from convscale.read import check_tensors, read_json
+from convscale.read import TRUSTED_NUMBERS, check_tensors, read_json
 from convscale.words import safe
 
 WRAPPERS = (
@@ -166,7 +166,7 @@ def _listed(values: Mapping[Any, object]) -> str:
 def _folder_classes(folder: Path) -> tuple[str, ...]:
     """What a checkpoint folder of ours calls its classes."""
     about = folder / "checkpoint.json"
-    return class_names(read_json(about, "checkpoint")) if about.is_file() else ()
+    return class_names(read_json(about, "checkpoint", TRUSTED_NUMBERS)) if about.is_file() else ()
 
 
 # ---------------------------------------------------------------- files

@@ -9,7 +9,8 @@ from torch import nn
 
 from convscale import words
 from convscale._version import __version__
-from convscale.artifact.artifact import Artifact, load_artifact, write_promise
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.facts import write_promise
 from convscale.artifact.promise import Promise
 from convscale.choice.basis import Basis
 from convscale.choice.facts import SizedSpec

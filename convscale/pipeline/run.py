@@ -256,13 +256,18 @@ def fit_request(asked: FitRequest) -> FitRun:
         lock.take(checked_output(asked, splits))
         folder = new_output_dir(asked.output, overwrite=asked.overwrite, resume=asked.resume, need_bytes=_BYTES_NEEDED)
         lock.take(folder)
-        return _fit(asked, splits, files, folder, request)
+        return _fit(asked, splits, files, folder, request, lock.note)
 
 
 def _fit(
-    asked: FitRequest, splits: DataSplits, files: WeightFiles | None, folder: Path, request: dict[str, object]
+    asked: FitRequest,
+    splits: DataSplits,
+    files: WeightFiles | None,
+    folder: Path,
+    request: dict[str, object],
+    unlocked: str,
 ) -> FitRun:
-    """``fit`` in a folder that is made and locked."""
+    """``fit`` in a folder that is made, and locked where ``unlocked`` does not say why not."""
     run = Fit(
         asked=asked,
         record=RunRecord(folder, request, resume=asked.resume, older=as_version_0_1(asked, splits)),
@@ -271,6 +276,8 @@ def _fit(
         basis=asked.basis(),
         files=files,
     )
+    if unlocked:
+        run.note(unlocked)
     run.record.check_data(splits)
     run.record.put(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from convscale.files import write_json
 from convscale.learn.progress import Progress
 from convscale.learn.trackers import Tracked, Tracking
-from convscale.read import read_json
+from convscale.read import OWN, read_json
 from convscale.show.fit_record import FitRecord
 
 FILE = "tracking.json"
@@ -62,6 +62,6 @@ def _begun(folder: Path, kind: str) -> str:
     """The id of the run that was begun for this folder; empty: none was."""
     if not (folder / FILE).is_file():
         return ""
-    kept = read_json(folder / FILE, "tracker's record")
+    kept = read_json(folder / FILE, "tracker's record", OWN)
     known = isinstance(kept, dict) and kept.get("tracker") == kind and isinstance(kept.get("id"), str)
     return str(kept["id"]) if known else ""

@@ -13,7 +13,7 @@ from convscale.errors import UserError, check_number, check_text, check_whole, f
 from convscale.files import write_json
 from convscale.predictor.devices import get_device
 from convscale.predictor.roofline import MOVING, PRIOR, RATES
-from convscale.read import object_of, read_json
+from convscale.read import OWN, object_of, read_json
 
 FORMAT = 5
 """Of what is written. Formats 3 and 4 are read too: coefficients of 3 had the names on the left of ``RENAMED``, and
@@ -168,7 +168,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     Raises:
         UserError: no such file, or not a calibration.
     """
-    values = object_of(read_json(path, "calibration"), f"calibration {path}")
+    values = object_of(read_json(path, "calibration", OWN), f"calibration {path}")
     try:
         return Calibration.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:

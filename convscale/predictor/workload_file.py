@@ -28,7 +28,7 @@ from convscale.cost.kernels import MATRIX, OTHERS, PHASES, Kernel
 from convscale.errors import UserError, check_text, first_line, short
 from convscale.files import write_json
 from convscale.predictor.workload import Workload
-from convscale.read import object_of, read_json
+from convscale.read import OWN, object_of, read_json
 
 if TYPE_CHECKING:
     from convscale.cost.subject import Network
@@ -104,7 +104,7 @@ def read_workload(path: str | os.PathLike[str]) -> StoredWorkload:
     Raises:
         UserError: no such file, or not a workload that this version reads; the message names the part.
     """
-    value = object_of(read_json(path, "workload"), f"workload {path}")
+    value = object_of(read_json(path, "workload", OWN), f"workload {path}")
     try:
         return from_dict(value)
     except (ValueError, TypeError, AttributeError, KeyError) as error:

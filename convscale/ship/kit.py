@@ -111,7 +111,7 @@ def write_kit_folder(
     check_kit(conditions, target, overwrite=overwrite)
     device = get_device(conditions.device)
     half = conditions.precision in HALF
-    with whole_folder(target) as staging:
+    with whole_folder(target, check=lambda: _check_target(target, overwrite)) as staging:
         entries: list[dict[str, object]] = []
         for number, item in enumerate(networks, start=1):
             say(f"writing {number} of {len(networks)}: {item.label}")

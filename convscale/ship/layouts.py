@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from convscale.artifact.naming import check_model_name, name_of
 from convscale.artifact.reference import TOLERANCE, read_reference
 from convscale.conditions import sides
 from convscale.errors import UserError, nearest
-from convscale.files import MARK, check_outside, told, whole_folder, write_json, write_text
+from convscale.files import MARK, check_outside, mark_as_ours, told, whole_folder, write_json, write_text
 from convscale.machine import available_cores
 from convscale.runtimes.base import Opening, open_runtime, runtime_of
 from convscale.ship.containers import write_container
@@ -95,11 +96,12 @@ def write_layout(
     called = name_of(artifact.folder) if name is None else check_model_name(name)
     write: Callable[[Artifact, str, Path, Sample], tuple[str, ...]]
     write = {"triton": _write_triton, "ovms": _write_ovms, "docker": _write_docker}[layout]
-    check_folder(Path(output), overwrite=overwrite, inputs=[("artefact", artifact.folder)])
+    may = partial(check_folder, Path(output), overwrite=overwrite, inputs=[("artefact", artifact.folder)])
+    may()
     sample = sample_of(artifact)
-    with _new_folder(Path(output)) as folder:
+    with _new_folder(Path(output), may) as folder:
         checked = write(artifact, called, folder, sample)
-        (folder / MARK).write_text("Made by convscale; --overwrite may replace this folder.\n", encoding="utf-8")
+        mark_as_ours(folder)
     files = sorted(path.relative_to(output).as_posix() for path in Path(output).rglob("*") if path.is_file())
     return Laid(folder=Path(output), layout=layout, name=called, files=tuple(files), checked=checked)
 
@@ -124,14 +126,14 @@ def check_folder(target: Path, *, overwrite: bool, inputs: Iterable[tuple[str, o
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that takes its name when it is whole.
+def _new_folder(target: Path, may: Callable[[], None]) -> Iterator[Path]:
+    """A folder that takes its name when it is whole, and ``may`` still lets it.
 
     Raises:
         UserError: it can not be written.
     """
     try:
-        with whole_folder(target) as staging:
+        with whole_folder(target, check=may) as staging:
             yield staging
     except OSError as error:
         raise told(error) or error from error

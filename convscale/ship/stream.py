@@ -58,6 +58,8 @@ class Classified:
     """Of this run, from the first file to the last."""
     resumed_errors: int = 0
     """Bad ones among those that an earlier run had done."""
+    note: str = ""
+    """Why the output was not locked against a second run; empty where it was."""
 
     @property
     def images_per_s(self) -> float:
@@ -188,7 +190,7 @@ def classify(
         finally:
             with suppress(OSError):  # what could not be written is told above; closing tries it once more
                 stream.close()
-    return replace(found, resumed=done, resumed_errors=errors)
+        return replace(found, resumed=done, resumed_errors=errors, note=lock.note)
 
 
 @dataclass

@@ -10,11 +10,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
-from convscale.artifact.artifact import Artifact, load_artifact, open_artifact, state_fact
+from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
+from convscale.artifact.facts import alone_with, state_fact
 from convscale.conditions import Size, size_text
 from convscale.errors import UserError, nearest
 from convscale.machine import Environment, available_cores
@@ -137,7 +139,7 @@ def tune(
 
     Raises:
         UserError: an unknown goal, a runtime that is missing, does not run this format or has not passed this INT8, no
-            batch size, or no runtime that can run it.
+            batch size, no runtime that can run it; or another run writes the artefact.
     """
     artifact = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     if goal not in GOALS:
@@ -156,46 +158,47 @@ def tune(
         raise UserError(unheld[asked[0]])
     if not chosen:
         raise UserError(f"none of the runtimes {', '.join(n for n in asked if n not in unheld)} is installed here")
-    trials: list[Trial] = []
-    opened: Opened = {}
-    failed: dict[str, str] = {}
-    for settings in candidates(goal, chosen, cores, batch_sizes):
-        if settings.runtime in failed:
-            continue
-        try:
-            trials.append(Trial(settings=settings, times_s=_first_look(artifact, settings, min_seconds, opened)))
-        except UserError as error:
-            failed[settings.runtime] = str(error)
-            if len(failed) == len(chosen):
-                raise
-            continue
-        if on_trial is not None:
-            on_trial(trials[-1])
-    opened.clear()
-    usual = Settings(
-        runtime=next(name for name in chosen if name not in failed),
-        threads=cores,
-        streams=1,
-        batch_size=usual_batch(goal, batch_sizes),
-    )
-    finalists = [trial.settings for trial in near_best(trials, goal) if trial.settings != usual]
-    *again, usual_again = in_turns([(artifact, settings) for settings in (*finalists, usual)])
-    best = min((usual_again, *again), key=lambda trial: cost(trial, goal))
-    found = Tuning(
-        goal=goal,
-        trials=tuple(trials),
-        best=best,
-        usual=usual_again,
-        environment=_environment(artifact.device),
-        failed=failed | {name: why for name, why in unheld.items() if name in usable},
-    )
-    if save:
-        s = found.best.settings
-        runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
-        runtime["device"] = artifact.device.partition(":")[0]
-        computed = artifact.computed_in(s.runtime)  # here, whatever the file is in
-        artifact.keep(runtime=runtime, tuning={**found.to_dict(), "precision": computed})
-        state_fact(artifact, "speed", describe(found, artifact.image_size))
+    with alone_with(artifact.folder) if save else nullcontext():
+        trials: list[Trial] = []
+        opened: Opened = {}
+        failed: dict[str, str] = {}
+        for settings in candidates(goal, chosen, cores, batch_sizes):
+            if settings.runtime in failed:
+                continue
+            try:
+                trials.append(Trial(settings=settings, times_s=_first_look(artifact, settings, min_seconds, opened)))
+            except UserError as error:
+                failed[settings.runtime] = str(error)
+                if len(failed) == len(chosen):
+                    raise
+                continue
+            if on_trial is not None:
+                on_trial(trials[-1])
+        opened.clear()
+        usual = Settings(
+            runtime=next(name for name in chosen if name not in failed),
+            threads=cores,
+            streams=1,
+            batch_size=usual_batch(goal, batch_sizes),
+        )
+        finalists = [trial.settings for trial in near_best(trials, goal) if trial.settings != usual]
+        *again, usual_again = in_turns([(artifact, settings) for settings in (*finalists, usual)])
+        best = min((usual_again, *again), key=lambda trial: cost(trial, goal))
+        found = Tuning(
+            goal=goal,
+            trials=tuple(trials),
+            best=best,
+            usual=usual_again,
+            environment=_environment(artifact.device),
+            failed=failed | {name: why for name, why in unheld.items() if name in usable},
+        )
+        if save:
+            s = found.best.settings
+            runtime = {"name": s.runtime, "threads": s.threads, "streams": s.streams, "batch_size": s.batch_size}
+            runtime["device"] = artifact.device.partition(":")[0]
+            computed = artifact.computed_in(s.runtime)  # here, whatever the file is in
+            tuning = {**found.to_dict(), "precision": computed}
+            state_fact(artifact, "speed", describe(found, artifact.image_size), runtime=runtime, tuning=tuning)
     return found
 
 

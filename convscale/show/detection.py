@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from convscale import words
 from convscale.errors import UserError
-from convscale.read import read_bytes, read_json
+from convscale.read import OWN, read_bytes, read_json
 from convscale.show.json_values import from_json
 from convscale.show.page import Column, Figures, Section, cell, drawings, paragraph, table, tile, tiles, titled
 
@@ -90,7 +90,7 @@ def detection_sections(folder: Path, figures: Figures) -> list[Section]:
     file = folder / "detection.json"
     if not file.is_file():
         return []
-    record = from_json(DetectionRecord, read_json(file, "file"), "detection.json")
+    record = from_json(DetectionRecord, read_json(file, "file", OWN), "detection.json")
     found = [_result(record, figures), _pictures(record, folder)]
     return [section for section in found if section is not None]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from convscale.errors import UserError
 from convscale.files import write_json
-from convscale.read import read_json
+from convscale.read import OWN, read_json
 from convscale.show.fit_parts import (
     Candidate,
     Constraint,
@@ -176,4 +176,4 @@ def read_fit(run_dir: str | os.PathLike[str]) -> FitRecord:
     path = Path(run_dir) / FILE
     if not path.is_file():
         raise UserError(f"{run_dir} holds no fit.json; name the output folder of a fit")
-    return fit_record(read_json(path, "record"), str(path))
+    return fit_record(read_json(path, "record", OWN), str(path))

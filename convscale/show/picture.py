@@ -55,7 +55,9 @@ def save_png(figure: Figure, path: str | Path, *, title: str = "", caption: str 
     height = int(figure.layout.height or 400) + (60 if title else 0) + (60 if caption else 0) + 50
     with tempfile.TemporaryDirectory() as folder:
         page, drawn = Path(folder) / "figure.html", Path(folder) / "figure.png"
-        page.write_text(document(title=title, body=body, figures=figures, bare=True), encoding="utf-8")
+        page.write_text(
+            document(title=title, body=body, figures=figures, bare=True), encoding="utf-8", errors="backslashreplace"
+        )
         command = [
             browser(),
             "--headless",

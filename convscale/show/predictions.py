@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from convscale.errors import UserError
 from convscale.files import write_text
 from convscale.learn.record import PREDICTIONS
-from convscale.read import json_of, object_of, read_text
+from convscale.read import OWN, json_of, object_of, read_text
 
 if TYPE_CHECKING:
     from convscale.images.splits import Split
@@ -68,7 +68,7 @@ def read_predictions(path: Path) -> Predictions:
     Raises:
         UserError: the file is missing, damaged or of a newer version.
     """
-    value = object_of(json_of(read_text(path, "predictions"), f"predictions {path}"), f"predictions {path}")
+    value = object_of(json_of(read_text(path, "predictions"), f"predictions {path}", OWN), f"predictions {path}")
     if not isinstance(value.get("schema"), int) or value["schema"] > SCHEMA:
         raise UserError(f"predictions {path} are of a newer version; update convscale")
     classes, digest = value.get("classes"), value.get("digest")

@@ -13,7 +13,7 @@ from convscale import words
 from convscale.artifact.manifest import MANIFEST, read_manifest, read_part
 from convscale.errors import UserError
 from convscale.learn.record import metric_of, read_train_run
-from convscale.read import object_of, read_json
+from convscale.read import OWN, object_of, read_json
 from convscale.show.fit_parts import Epoch, Form
 from convscale.show.fit_record import FILE as FIT
 from convscale.show.fit_record import FitRecord, read_fit
@@ -304,7 +304,7 @@ def _text(value: object) -> str:
 def _of_study(folder: Path) -> Run:
     """A search, as far as its record says: what is missing, or of another kind, is passed over."""
     path = folder / "study.json"
-    value = object_of(read_json(path, "study"), "study.json")
+    value = object_of(read_json(path, "study", OWN), "study.json")
     result = _inside(value, "result")
     asked = _inside(value, "asked")
     best = _inside(result, "best")
@@ -332,7 +332,7 @@ def _of_study(folder: Path) -> Run:
 def _of_scaling(folder: Path) -> Run:
     """A search for coefficients, as far as its record says; the accuracy is the best point's of those trained."""
     path = folder / "scaling.json"
-    value = object_of(read_json(path, "study of scaling"), "scaling.json")
+    value = object_of(read_json(path, "study of scaling", OWN), "scaling.json")
     asked, rule, under = (_inside(value, key) for key in ("asked", "rule", "conditions"))
     points = [point for point in _items(value, "points") if isinstance(point, dict)]
     means = []

@@ -7,6 +7,7 @@ import os
 import shutil
 import weakref
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +330,27 @@ def test_a_closed_artefact_answers_no_more(onnx_art: Artifact, images: np.ndarra
     with pytest.raises(UserError, match="was closed; load it again"):
         art(images[:2])
     assert np.array_equal(load_artifact(onnx_art.folder)(images[:2]), expected)
+
+
+def test_calls_under_way_end_though_the_artefact_is_closed(
+    onnx_art: Artifact, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = images[:4]
+    calls: list[Callable[[Artifact], list[object]]] = [
+        lambda art: art(four, batch_size=1).tolist(),
+        lambda art: art.logits(four, batch_size=1).tolist(),
+        lambda art: list(art.classify(list(four), batch_size=1)),
+    ]
+    for call in calls:
+        art = load_artifact(onnx_art.folder)
+        runner = weakref.ref(art.runner)
+
+        def closing(batch: np.ndarray, art: Artifact = art) -> np.ndarray:
+            art.close()
+            return onnx_art.input_batch(batch)
+
+        monkeypatch.setattr(art, "input_batch", closing)
+        assert call(art) == call(onnx_art)
+        assert runner() is None, "the runtime is let go with the last call"
+        with pytest.raises(UserError, match="was closed; load it again"):
+            call(art)

@@ -11,7 +11,9 @@ import pytest
 from torch import nn
 
 from convscale.artifact import artifact as module
-from convscale.artifact.artifact import Artifact, load_artifact, write_promise
+from convscale.artifact import facts
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.facts import write_promise
 from convscale.artifact.promise import Promise, promise_section, with_promise
 from convscale.errors import UserError
 from convscale.ship.export import export
@@ -147,7 +149,7 @@ def test_an_artefact_is_whole_wherever_writing_a_promise_stops(
         return run
 
     monkeypatch.setattr(module, "write_json", counting(module.write_json))
-    monkeypatch.setattr(module, "write_text", counting(module.write_text))
+    monkeypatch.setattr(facts, "write_text", counting(facts.write_text))
     with pytest.raises(KeyboardInterrupt):
         write_promise(folder, PROMISE)
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -40,3 +41,23 @@ def test_what_ends_a_command(
     assert ended.value.code == code
     said = capsys.readouterr()
     assert (said.out, said.err.strip()) == ("", line)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("recipes nosuch >&-", 2, "convscale: recipe 'nosuch' is unknown"),
+        ("recipes small >&-", 0, ""),
+        ("recipes nosuch 2>&-", 2, ""),
+        ("recipes small <&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_a_closed_standard_stream_is_no_failure(command: str, code: int, said: str) -> None:
+    run = [sys.executable, "-m", "convscale"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {command}', "sh", *run], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)

@@ -20,6 +20,7 @@ from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_s
 from convscale.learn.record import reached
 from convscale.learn.tree import from_plain, to_plain
 from convscale.nn.net import create_model
+from convscale.nn.state_dicts import _folder_classes
 from tests.detect.sets import small_spec
 from tests.learn.nets import CLASSES, small_net
 
@@ -60,6 +61,23 @@ def test_round_trip(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_what_names_any_file_is_read_again(tmp_path: Path) -> None:
+    """A cut JPEG stands in the state by its name, whose bytes need not be UTF-8; a loss may be infinite."""
+    said = "caf\udce9.jpg: JPEG image is truncated"
+    place = save_checkpoint(
+        tmp_path / "checkpoints" / "step-00000001",
+        create_model(small_spec(), num_classes=3, in_chans=1),
+        classes=CLASSES,
+        preprocessing=PREPROCESSING,
+        meta={"notes": [said], "metrics": {"val_loss": float("inf")}},
+        state={"bad": {"messages": [said]}, "loss": float("nan")},
+    )
+    _, about, state, _ = load_state(tmp_path)
+    assert (about["notes"], state["bad"]) == ([said], {"messages": [said]})
+    assert load_checkpoint(place).meta["notes"] == [said]
+    assert _folder_classes(place) == CLASSES
+
+
 @pytest.mark.parametrize("pool", ["avg", "max", "catavgmax"])
 def test_a_network_is_built_with_its_own_pool(tmp_path: Path, pool: str) -> None:
     net = create_model(small_spec(), num_classes=3, in_chans=1, global_pool=pool).eval()
@@ -77,7 +95,7 @@ def test_best_is_preferred_and_old_ones_are_pruned(tmp_path: Path) -> None:
     _save(tmp_path, 2, 9.0, kind="best")
     assert load_checkpoint(tmp_path, net=small_net()).net[9].bias[0] == 9.0
     assert load_state(tmp_path)[0].name == "step-00000003"
-    (tmp_path / "checkpoints" / ".step-00000004.abc.tmp").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000004.abcdefgh.tmp").mkdir()
     prune(tmp_path, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path, ("step", "best"))] == [
         "step-00000003",

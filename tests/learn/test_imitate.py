@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -148,6 +152,33 @@ def test_a_row_that_was_cut_short_is_asked_again(tmp_path: Path) -> None:
         next(cache.folder.glob("epoch*")).write_bytes(damaged)
         with pytest.raises(UserError, match="is damaged"):
             TeacherCache(tmp_path, {"a": 1}, 2).outputs(teacher, torch.zeros(2, 1), HERE)
+
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+import torch
+from convscale.errors import UserError
+from convscale.learn.imitate import TeacherCache, Where
+cache = TeacherCache(Path(sys.argv[1]), {"a": 1}, 20_000)
+try:
+    cache.outputs(lambda inputs: torch.zeros(2, 50), torch.zeros(2, 1), Where(epoch=0, indices=torch.arange(2)))
+except UserError as error:
+    print(error, list(cache.folder.glob(".*")))
+"""
+
+
+def test_a_cache_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """4 MB of outputs on a disk of 1 MB: a page that is mapped and has no place on the disk kills the process."""
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    command = [*mount, sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"no space left on the disk of \S+ while writing epoch-00001.npy; free some .* \[\]\n", done.stdout
+    )
 
 
 @pytest.mark.parametrize(

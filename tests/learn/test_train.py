@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import nn
 
-from convscale.errors import UserError
+from convscale.errors import Stopped, UserError
 from convscale.learn.checkpoint import about_state, batches_of, list_checkpoints, load_checkpoint, load_state
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loop import Trainer
+from convscale.learn.prepare import prepare
 from convscale.learn.progress import LiveProgress, duration
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, train
@@ -264,6 +265,30 @@ def test_sigterm_saves_and_ends_and_the_run_goes_on(tmp_path: Path, stop_at: int
     assert [(row["epoch"], row["val_loss"], row["images"], row["train_loss"]) for row in resumed.history] == [
         (row["epoch"], row["val_loss"], row["images"], row["train_loss"]) for row in whole.history
     ]
+
+
+def test_a_stop_while_a_run_prepares_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    train(_net(), halves_data(), recipe=QUICK, output=out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    def stopped(*given: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(*given, **more)
+
+    monkeypatch.setattr("convscale.learn.train.prepare", stopped)
+    for how in ("overwrite", "resume"):
+        with pytest.raises(Stopped, match=r"^told to stop before training began; the output folder is as it was$"):
+            train(_net(), halves_data(), recipe=QUICK, output=out, **{how: True})
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_stop_while_the_head_is_solved_ends_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, steps = QUICK.override({"solve_head": True}), list[float]()
+    monkeypatch.setattr(Trainer, "start_from_solved_head", lambda _self: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="told to stop before training began; nothing was trained yet, run it again"):
+        train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", progress=_steps(steps))
+    assert not steps
 
 
 def test_a_run_whose_time_was_up_when_it_was_killed_validates_what_it_did(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from convscale.artifact.artifact import Artifact, load_artifact, write_promise
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.facts import write_promise
 from convscale.artifact.promise import Promise
 from convscale.conditions import Conditions
 from convscale.errors import UserError

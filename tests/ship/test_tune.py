@@ -11,6 +11,8 @@ import pytest
 from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.facts import alone_with
+from convscale.artifact.folder import staged_folder
 from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
@@ -203,6 +205,20 @@ def test_the_model_card_states_the_tuned_speed(art: Artifact, made_up: dict[Sett
     assert "batch 4, 32 px, 2 threads in 2 streams; " in changed[0]
     assert len(after) == len(before)
     load_artifact(art.folder)  # its checksums hold
+
+
+def test_an_artefact_is_tuned_by_one_run_at_a_time(art: Artifact, made_up: dict[Settings, float]) -> None:
+    with alone_with(art.folder):
+        with pytest.raises(UserError, match=r"artefact \S+copy is being written by another run; wait for it, or name"):
+            tune(art, threads=2, batch_sizes=(4,))
+        with (
+            pytest.raises(UserError, match="is being written by another run"),
+            staged_folder(art.folder, overwrite=True),
+        ):
+            pytest.fail("it would be replaced")
+        tune(art, threads=2, batch_sizes=(4,), save=False)
+    tune(art, threads=2, batch_sizes=(4,))
+    assert sorted(path.name for path in art.folder.parent.iterdir()) == ["copy"]
 
 
 @pytest.mark.parametrize("streams", [1, 2])

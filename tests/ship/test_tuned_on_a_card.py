@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convscale.artifact.artifact import Artifact, load_artifact, write_promise
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.facts import write_promise
 from convscale.conditions import Conditions
 from convscale.errors import UserError
 from convscale.maps.files import Explainer
