@@ -14,6 +14,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
@@ -55,13 +56,16 @@ class Log:
         self.kind = kind
 
     def write(self, event: str, **facts: object) -> None:
-        """One line: the time, what happened, and its facts."""
-        if self.kind == "none":
+        """One line: the time, what happened, and its facts. A line that can not be written is lost: nothing that is
+        served may end with its log.
+        """
+        if self.kind == "none" or sys.stderr is None:  # closed when the process began
             return
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": when, "event": event, **facts}, default=str)
-        sys.stderr.write(f"{line}\n")  # in one piece: other processes write there too
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # a full disk, a reader that is gone, a stream that was closed
+            sys.stderr.write(f"{line}\n")  # in one piece: other processes write there too
+            sys.stderr.flush()
 
 
 class Told:
