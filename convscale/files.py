@@ -109,6 +109,23 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in _FULL or "No space left" in str(error)
 
 
+@contextmanager
+def refusing_full(target: Path) -> Iterator[None]:
+    """What is raised in here because the disk of ``target`` is full becomes one line, whichever library raises it.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_full(error):
+            raise
+        raise UserError(
+            f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
+        ) from error
+
+
 _USERS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR),
     *(errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE),
@@ -146,20 +163,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(fd)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, target)
-        fsync_dir(target.parent)
-    except OSError as error:
-        if is_full(error):
-            raise UserError(
-                f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
-            ) from error
-        raise
+        with refusing_full(target):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, target)
+            fsync_dir(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

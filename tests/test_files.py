@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from convscale.artifact.folder import staged_folder
 from convscale.errors import UserError
 from convscale.files import (
     atomic_path,
@@ -243,3 +244,20 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
         temporary.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_librarys_own_word_for_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """safetensors has an error of its own, which is no OSError."""
+    from safetensors import SafetensorError
+
+    def write() -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    line = f"no space left on the disk of {tmp_path} while writing a; free some and run again"
+    with pytest.raises(UserError, match=f"^{line}$"), atomic_path(tmp_path / "a"):
+        write()
+    with pytest.raises(UserError, match=f"^{line}$"), staged_folder(tmp_path / "a"):
+        write()
+    with pytest.raises(SafetensorError, match=r"^else$"), atomic_path(tmp_path / "a"):
+        raise SafetensorError("else")
+    assert not list(tmp_path.iterdir())
