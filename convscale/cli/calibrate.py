@@ -122,7 +122,7 @@ def calibrate_command(
         there = Environment(device_name=get_device(card).title, cores=1)
         records = read_timm_csv(csv, conditions=conditions, environment=there)
     elif measurements:
-        records = [record for path in measurements for record in read_records(path)]
+        records = [record for path in measurements for record in read_records(path, torn=progress_aside)]
     else:
         here = replace(conditions, device="cpu")
         observations = _of(card, _measure_models(models or list(CALIBRATION_MODELS), here, seconds))

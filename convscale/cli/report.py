@@ -10,6 +10,7 @@ import typer
 
 from convscale import words
 from convscale.cli.options import MISSED, Json, print_json, say
+from convscale.cli.speed_options import progress_aside
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
 from convscale.networks.names import network_of
@@ -395,7 +396,7 @@ def _read(path: Path, asked: Asked) -> list[Record]:
     from convscale.speed.records import read_records, read_timm_csv
 
     if path.suffix != ".csv":
-        return read_records(path)
+        return read_records(path, torn=progress_aside)
     card = get_device(asked.device)
     stated = Conditions(
         device=card.name,
