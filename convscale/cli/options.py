@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
@@ -89,6 +89,15 @@ class WordyCommand(TyperCommand):
             else:
                 kept += self.SAME.get((kept[-1] if kept else "", word), (word,))
         return super().parse_args(ctx, kept)
+
+
+def refuse_lost(given: Mapping[str, object], why: str) -> None:
+    """
+    Raises:
+        UserError: one of these options is given, which nothing would go by; ``why`` follows its name.
+    """
+    if lost := [flag for flag, value in given.items() if value]:
+        raise UserError(f"{lost[0]} {why}")
 
 
 def terminal_width() -> int:
