@@ -368,6 +368,20 @@ def test_choose_without_scale_drops_none_of_its_options(run: Any, option: tuple[
         (["calibrate", "--device", "a10"], "--measurement FILE"),
         (["calibrate", "--csv", "a.csv", "--measurement", "b.jsonl"], "not both"),
         (["calibrate", "--csv", "missing.csv"], "missing.csv does not exist"),
+        (["calibrate", "--csv", "a.csv", "-b", "8"], "--batch-size is not for --csv: its rows say their batch"),
+        (["calibrate", "--csv", "a.csv", "--seconds", "8"], "--seconds is not for --csv"),
+        *(
+            (["calibrate", "--measurement", "a.jsonl", *given], f"{given[0]} is not for --measurement, whose records")
+            for given in (
+                ("--mode", "train"),
+                ("--precision", "fp16"),
+                ("--layout", "nhwc"),
+                ("--compiled",),
+                ("--batch-size", "8"),
+                ("--threads", "2"),
+                ("--seconds", "2"),
+            )
+        ),
         (["report"], "give a run's folder"),
         (["report", "nowhere"], "nowhere"),
         (["report", "run", "--papers"], "not both"),
