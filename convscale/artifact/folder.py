@@ -10,7 +10,7 @@ from pathlib import Path
 from convscale._version import __version__
 from convscale.artifact.manifest import DETECTOR_SCHEMA, MANIFEST, SCHEMA, Manifest
 from convscale.errors import UserError
-from convscale.files import refusing_full, sha256, whole_folder, write_json
+from convscale.files import is_full, sha256, whole_folder, write_json
 
 CARD = "README.md"
 """The model card."""
@@ -50,10 +50,14 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
             )
     began = False
     try:
-        with refusing_full(target), whole_folder(target) as staging:
+        with whole_folder(target) as staging:
             began = True
             yield staging
     except OSError as error:
+        if is_full(error):
+            raise UserError(
+                f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
+            ) from error
         if not began:
             raise UserError(f"output folder {target} can not be written: {error.strerror}; name another") from error
         raise
