@@ -91,15 +91,6 @@ class WordyCommand(TyperCommand):
         return super().parse_args(ctx, kept)
 
 
-def refuse_lost(given: Mapping[str, object], why: str) -> None:
-    """
-    Raises:
-        UserError: one of these options is given, which nothing would go by; ``why`` follows its name.
-    """
-    if lost := [flag for flag, value in given.items() if value]:
-        raise UserError(f"{lost[0]} {why}")
-
-
 def terminal_width() -> int:
     """Characters of a line: the terminal's, or ``COLUMNS``; 120 where there is no terminal."""
     return max(shutil.get_terminal_size((120, 24)).columns, 40)
@@ -119,6 +110,15 @@ def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
         )
         with aside() if err else nullcontext():
             typer.echo("\n".join(wrapped), err=err)
+
+
+def refuse_lost(given: Mapping[str, object], why: str) -> None:
+    """
+    Raises:
+        UserError: one of these options is given, which nothing would go by; ``why`` follows its name.
+    """
+    if lost := [flag for flag, value in given.items() if value]:
+        raise UserError(f"{lost[0]} {why}")
 
 
 def print_json(value: object) -> None:
