@@ -163,9 +163,34 @@ def _prefix(target: Path) -> str:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+_NO_ROOM = 1_000_000
+"""Bytes with which a disk is full for a network's file."""
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or a user's share of it, is full."""
     return getattr(error, "errno", None) in _FULL or "No space left" in str(error)
+
+
+@contextmanager
+def refusing_full(target: Path) -> Iterator[None]:
+    """What is raised in here because the disk of ``target`` is full becomes one line, whichever library raises it. Some
+    do not say why they can not write: the disk does.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    import shutil
+
+    try:
+        yield
+    except Exception as error:
+        mute = isinstance(error, RuntimeError) and shutil.disk_usage(target.parent).free < _NO_ROOM
+        if isinstance(error, UserError) or not (is_full(error) or mute):
+            raise
+        raise UserError(
+            f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
+        ) from error
 
 
 _USERS = (
@@ -204,17 +229,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     lock = OutputLock()  # tells other runs that it is no litter
     try:
         lock.take(temporary)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        fsync_dir(target.parent)
-    except OSError as error:
-        if is_full(error):
-            raise UserError(
-                f"no space left on the disk of {target.parent} while writing {target.name}; free some and run again"
-            ) from error
-        raise
+        with refusing_full(target):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            fsync_dir(target.parent)
     finally:
         lock.release()
         temporary.unlink(missing_ok=True)

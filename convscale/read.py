@@ -143,11 +143,40 @@ def read_json(path: str | os.PathLike[str], what: str, limits: Limits = USUAL) -
     return json_of(read_text(path, what, limits), f"{what} {_shown(path)}", limits)
 
 
-def read_json_lines(path: str | os.PathLike[str], what: str, limits: Limits = LINES) -> Iterator[tuple[int, Any]]:
-    """Number (from 1) and value of each line of our own that is not blank; raises as :func:`read_json` does."""
+def read_json_lines(
+    path: str | os.PathLike[str], what: str, limits: Limits = LINES, *, torn: Callable[[str], object] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Number (from 1) and value of each line of our own that is not blank.
+
+    Args:
+        path, what, limits: as for :func:`read_json`, which raises what this does.
+        torn: is told of an object that was only begun, as whoever was killed while writing leaves it, and the line is
+            passed over; None: it is refused.
+    """
     for number, line in enumerate(read_text(path, what, limits).split("\n"), 1):
-        if line.strip():
-            yield number, json_of(line, f"{what} {_shown(path)}, line {number}", OWN)
+        if not line.strip():
+            continue
+        try:
+            value = json_of(line, f"{what} {_shown(path)}, line {number}", OWN)
+        except UserError as error:
+            if not _is_torn(line):
+                raise
+            if torn is None:
+                raise UserError(f"{error}; it was only begun: remove that line") from None
+            torn(f"{error}; it was only begun and is passed over")
+            continue
+        yield number, value
+
+
+def _is_torn(line: str) -> bool:
+    """Whether a line is the beginning of an object, or nothing but zeros, as a power cut leaves them."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return line.startswith("{") or not line.strip("\0")
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def json_of(text: str | bytes, where: str, limits: Limits = USUAL) -> Any:

@@ -417,3 +417,24 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
         temporary.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_librarys_own_word_for_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own, which is no OSError."""
+    from safetensors import SafetensorError
+
+    def write() -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    line = f"no space left on the disk of {tmp_path} while writing a; free some and run again"
+    with pytest.raises(UserError, match=f"^{line}$"), atomic_path(tmp_path / "a"):
+        write()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(UserError, match=f"^{line}$"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("basic_ios::clear: iostream error")  # OpenVINO's word for it
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**30))
+    with pytest.raises(RuntimeError, match="iostream error"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("basic_ios::clear: iostream error")
+    with pytest.raises(SafetensorError, match=r"^else$"), atomic_path(tmp_path / "a"):
+        raise SafetensorError("else")
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ ROOT = Path(convscale.__file__).parent
 HOUSE = Checkout.on_disk(ROOT.parent)
 MODULES = [module for module in HOUSE.modules if module.room]
 
-GROUND = ("_version", "errors", "machine", "locks", "files", "read", "cache", "words", "conditions", "stats")
+GROUND = ("_version", "aside", "errors", "machine", "locks", "files", "read", "cache", "words", "conditions", "stats")
 ROOMS = (
     *("arch", "nn", "images", "networks", "runtimes", "artifact", "formats", "cost", "speed", "predictor", "ship"),
     *("choice", "learn", "detect", "maps", "nas", "show", "serve", "pipeline", "cli", "__main__"),

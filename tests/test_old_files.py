@@ -264,9 +264,7 @@ def test_choose_takes_an_old_record_for_a_measurement(call: Call) -> None:
 def test_old_records_calibrate(call: Call) -> None:
     lines = Path("records.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     Path("two.jsonl").write_text("".join(lines[:2]), encoding="utf-8")
-    output_of(
-        call, "calibrate", "--device", "cpu", "--measurement", "two.jsonl", "--threads", "1", "--output", "new.json"
-    )
+    output_of(call, "calibrate", "--device", "cpu", "--measurement", "two.jsonl", "--output", "new.json")
     now, before = (json.loads(Path(name).read_text(encoding="utf-8")) for name in ("new.json", "calibration_cpu.json"))
     assert (now.pop("format"), before.pop("format")) == (
         5,

@@ -162,7 +162,7 @@ def choose_from(
     floor = constraint.floor(basis.conditions.batch_size)
     bench = None
     if not basis.predicted:
-        bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds)
+        bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds, say=effort.say)
         options = explore(options, constraint, bench, budget=budget, say=effort.say)
         options = [_with_failure(option, bench) for option in options]
         notes += (

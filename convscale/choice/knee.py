@@ -64,7 +64,7 @@ def survey(
     if usable and not options:
         return None
     if not basis.predicted:
-        bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds)
+        bench = Bench(basis, facts, records=effort.records, seconds=effort.seconds, say=effort.say)
         likely = _spanning(options, SURVEYED)
         for number, option in enumerate(likely, start=1):
             effort.say(f"measuring {number} of {len(likely)}: {option.label}")

@@ -293,6 +293,7 @@ class _Walk:
         self.speeds: dict[NetSpec, Speed] = {}
         self.too_large: dict[NetSpec, str] = {}
         self.unconfirmed = ""
+        self.said = set[str]()
 
     def spec(self, index: int) -> NetSpec:
         """The member at an index."""
@@ -351,10 +352,16 @@ class _Walk:
         if self.basis.predicted:
             speed = facts[network].speed
         else:
-            speed = Bench(self.basis, facts, records=self.effort.records, seconds=self.effort.seconds)(network)
+            records, seconds = self.effort.records, self.effort.seconds
+            speed = Bench(self.basis, facts, records=records, seconds=seconds, say=self._say_once)(network)
         if speed is None:
             raise UserError(facts[network].failed or f"{label} can not be timed")
         return speed
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.effort.say(text)
 
     def confirmed(self, index: int, floor: float, device: str) -> tuple[int, Speed | None, Member | None]:
         """The index whose member keeps the speed as measured, from ``index`` on downwards, its measured speed, and the

@@ -46,6 +46,7 @@ class Bench:
         records: str | os.PathLike[str] | None = None,
         seconds: float = 1.0,
         reuse: bool = True,
+        say: Say = lambda text: None,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class Bench:
             records: a file of measurements, to which new ones are appended.
             seconds: timed seconds per network, at least.
             reuse: take what the file holds.
+            say: is told of what the file holds and can not be taken.
         """
         self.basis, self.facts, self.seconds = basis, facts, seconds
         self.path = None if records is None else Path(records)
@@ -60,7 +62,7 @@ class Bench:
         self.failed: dict[SizedSpec, str] = {}
         self.reused = 0
         self.timed = 0
-        self._kept = self._read() if reuse else []
+        self._kept = self._read(say) if reuse else []
 
     def __call__(self, network: SizedSpec) -> Speed | None:
         """The speed of a network, or None where it can not run.
@@ -95,12 +97,12 @@ class Bench:
             append_record(self.path, record)
         return speed_of(measurement)
 
-    def _read(self) -> list[Record]:
+    def _read(self, say: Say) -> list[Record]:
         """Records of this machine and these versions."""
         if self.path is None or not self.path.exists():
             return []
         here = Environment.here(self.basis.conditions.device)
-        return [record for record in read_records(self.path) if record.measurement.environment == here]
+        return [record for record in read_records(self.path, torn=say) if record.measurement.environment == here]
 
     def _recorded(self, network: SizedSpec) -> Speed | None:
         """From a record of the same conditions and network: its name and counts tell it."""

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from convscale import words
 from convscale._version import __version__
+from convscale.aside import aside
 from convscale.cli import calibrate as cli_calibrate
 from convscale.cli import check as cli_check
 from convscale.cli import classify as cli_classify
@@ -305,7 +306,8 @@ def _refuse(error: UserError) -> NoReturn:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    typer.echo(f"convscale: {line}", err=True)
+    with aside():
+        typer.echo(f"convscale: {line}", err=True)
     sys.exit(130 if isinstance(error, Stopped) else 2)
 
 
@@ -337,7 +339,8 @@ def main() -> None:
             raise
         _refuse(UserError("out of memory; a smaller batch, image size or network would be right"))
     except KeyboardInterrupt:
-        typer.echo("convscale: interrupted", err=True)
+        with aside():
+            typer.echo("convscale: interrupted", err=True)
         sys.exit(130)
     except Exception as error:
         if (line := _usage(error)) is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
-from convscale.cli.options import Json, Threads, print_json, say
+from convscale.cli.options import Json, Threads, print_json, refuse_lost, say
 from convscale.cli.speed_options import (
     BatchOption,
     Compiled,
@@ -80,6 +80,7 @@ def calibrate_command(
     """Set the predictor to a device: by a dozen models or lone layers (--sweep) timed here, or by measurements of it.
 
     --mode, --precision, --layout and --compiled say what a table was measured under; its name is not trusted for that.
+    Records of --measurement say it themselves.
     """
     from convscale.choice.basis import Asked, basis_of
     from convscale.machine import Environment
@@ -94,6 +95,13 @@ def calibrate_command(
         device, observations = _sweep(device, precision, layout, mode, compiled, threads, seconds)
         _finish(observations, [], device, output, as_json)
         return
+    conditions_of = {"--mode": mode != "infer", "--precision": precision, "--layout": layout != "nchw"}
+    conditions_of |= {"--compiled": compiled, "--threads": threads is not None}
+    measuring = {"--batch-size": batch_size is not None, "--seconds": seconds is not None}
+    if measurements:
+        refuse_lost({**conditions_of, **measuring}, "is not for --measurement, whose records say it; leave it out")
+    if csv is not None:
+        refuse_lost(measuring, "is not for --csv: its rows say their batch, and nothing is timed; leave it out")
     seconds = 1.0 if seconds is None else seconds
     card = "" if device.startswith("cuda") else get_device(device).name
     if csv is not None and measurements:
@@ -122,7 +130,7 @@ def calibrate_command(
         there = Environment(device_name=get_device(card).title, cores=1)
         records = read_timm_csv(csv, conditions=conditions, environment=there)
     elif measurements:
-        records = [record for path in measurements for record in read_records(path)]
+        records = [record for path in measurements for record in read_records(path, torn=progress_aside)]
     else:
         here = replace(conditions, device="cpu")
         observations = _of(card, _measure_models(models or list(CALIBRATION_MODELS), here, seconds))

@@ -90,7 +90,9 @@ def evaluate_boxes(
     from convscale.artifact.artifact import load_artifact
     from convscale.detect.data import open_boxes
     from convscale.detect.evaluate import evaluate_detector
+    from convscale.ship.box_metrics import need_coco
 
+    need_coco()  # before pictures are looked at
     if split == "all":
         raise UserError("split 'all' is not for detectors (known: train, validation, test)")
     net: Any = load_artifact(place, device=device) if loaded is None else loaded.net
@@ -153,12 +155,14 @@ def export_boxes(
     from convscale.detect.data import open_boxes
     from convscale.detect.ship import for_int8, squares
     from convscale.images.letterbox import fill_of
+    from convscale.ship.box_metrics import need_coco
     from convscale.ship.detectors import describe
     from convscale.ship.export import export
     from convscale.ship.quantize import CALIBRATION
 
     options: dict[str, Any] = {"classes": loaded.classes, "card": facts, **form}
     if data_dir is not None:
+        need_coco()  # before pictures are looked at
         splits = open_boxes(data_dir, classes=loaded.classes, max_bad_rate=max_bad_rate)
         side, fill = loaded.preprocessing.width, fill_of(loaded.preprocessing.mean)
         known, checked, notes = for_int8(splits) if form["int8"] else (splits.train, splits.test, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscale import words
+from convscale.aside import aside
 from convscale.cli.detect import evaluate_boxes, train_boxes
 from convscale.cli.options import (
     DataDir,
@@ -35,6 +37,7 @@ from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
     from convscale.learn.evaluate import Evaluation
+    from convscale.learn.train import TrainRun
 
 Dataset = Annotated[
     str | None,
@@ -165,28 +168,34 @@ def train_command(
                 live({"kind": "note", "text": note})
             asked = {"teacher": teacher, "teacher_cache": teacher_cache, "branch": branch}
             run = train_net(net, splits, progress=live, **asked, **common)
-    if as_json:
-        values = {
-            "output": str(output),
-            "best_metric": run.best_metric,
-            "best_epoch": run.best_epoch,
-            "finished": run.finished,
-        }
-        print_json(
-            {
-                **values,
-                "seconds": run.seconds,
-                "cost": vars(run.cost),
-                "thresholds": _named(run.classes, run.thresholds),
-                "temperatures": _named(run.classes, run.temperatures),
-                "history": run.history,
-            }
-        )
-    else:
-        say(run.describe())
+    with nullcontext() if run.finished else aside():  # what told it to stop may have ended who reads it too
+        _tell_run(run, output, as_json)
     if not run.finished:
         say(f"told to stop; the state is in {output}, --resume goes on from there", err=True)
         raise typer.Exit(130)
+
+
+def _tell_run(run: TrainRun, output: Path, as_json: bool) -> None:
+    """What came of a training."""
+    if not as_json:
+        say(run.describe())
+        return
+    values = {
+        "output": str(output),
+        "best_metric": run.best_metric,
+        "best_epoch": run.best_epoch,
+        "finished": run.finished,
+    }
+    print_json(
+        {
+            **values,
+            "seconds": run.seconds,
+            "cost": vars(run.cost),
+            "thresholds": _named(run.classes, run.thresholds),
+            "temperatures": _named(run.classes, run.temperatures),
+            "history": run.history,
+        }
+    )
 
 
 def evaluate_command(

@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TextIO
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from convscale import words
+from convscale.aside import aside
 from convscale.errors import UserError
 from convscale.files import check_outside, json_numbers
 from convscale.networks.names import is_spec_file
@@ -95,7 +97,7 @@ def terminal_width() -> int:
 
 
 def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
-    """Print, wrapped to the terminal; continued lines stand further in."""
+    """Print, wrapped to the terminal; continued lines stand further in. What goes to standard error may be lost."""
     width, lead = terminal_width(), " " * indent
     for line in map(words.safe, text.split("\n")):
         wrapped = textwrap.wrap(
@@ -106,7 +108,17 @@ def say(text: str = "", indent: int = 0, *, err: bool = False) -> None:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        typer.echo("\n".join(wrapped), err=err)
+        with aside() if err else nullcontext():
+            typer.echo("\n".join(wrapped), err=err)
+
+
+def refuse_lost(given: Mapping[str, object], why: str) -> None:
+    """
+    Raises:
+        UserError: one of these options is given, which nothing would go by; ``why`` follows its name.
+    """
+    if lost := [flag for flag, value in given.items() if value]:
+        raise UserError(f"{lost[0]} {why}")
 
 
 def print_json(value: object) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
-from convscale.cli.options import MISSED, Json, print_json, say
+from convscale.cli.options import MISSED, Json, print_json, refuse_lost, say
+from convscale.cli.speed_options import progress_aside
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
 from convscale.networks.names import network_of
@@ -45,7 +46,8 @@ def report_command(
         list[Path] | None,
         typer.Option(
             "--records",
-            help="JSON lines of `measure --record`, or a .csv of timm's benchmark.py, of --device. Repeatable.",
+            help="JSON lines of `measure --record`, all of them, whose rows say their device; or a .csv of timm's "
+            "benchmark.py, of --device. Repeatable.",
         ),
     ] = None,
     predict: Annotated[
@@ -118,6 +120,14 @@ def report_command(
     asked = bool(records or predict or layers or papers or ablation)
     if max_drop is not None and not others:
         raise UserError("--max-drop compares runs: give the old one and the new one")
+    conditions = {"--device": device != "rtx-4090", "--precision": precision, "--layout": layout != "nchw"}
+    conditions |= {"--compiled": compiled, "--mode": mode != "infer"}
+    of_predictions = {"--batch-size": batch_size is not None, "--img-size": img_size is not None}
+    of_predictions |= {"--calibration": calibration}
+    line = {"--min-throughput": min_throughput is not None}
+    if not asked and (scaling is not None or run_dir is not None):
+        why = "goes with --records, --predict and --layers; leave it out"
+        refuse_lost({**conditions, **of_predictions, **line, "--model": models}, why)
     if scaling is not None:
         if run_dir is not None or asked:
             raise UserError("--scaling makes a page of its own; give it with --checkpoint and --picture alone")
@@ -140,11 +150,18 @@ def report_command(
     elif models and not predict:
         raise UserError("--model says what to predict; give it with --predict")
     else:
-        conditions = Asked(
+        if not predict and not layers:
+            refuse_lost(of_predictions, "goes with --predict and --layers; leave it out")
+            if not any(path.suffix == ".csv" for path in records or ()):
+                why = "is of --predict, --layers and a .csv of --records: JSON lines say it themselves; leave it out"
+                refuse_lost(conditions, why)
+        if not predict and not records:
+            refuse_lost(line, "is a line among the speeds of --records and --predict; leave it out")
+        stated = Asked(
             device=device, batch_size=batch_size, precision=precision, layout=layout, compiled=compiled, mode=mode
         )
         wanted = _Wanted(
-            conditions=conditions,
+            conditions=stated,
             calibration=calibration,
             image_size=img_size,
             records=tuple(records or ()),
@@ -395,7 +412,7 @@ def _read(path: Path, asked: Asked) -> list[Record]:
     from convscale.speed.records import read_records, read_timm_csv
 
     if path.suffix != ".csv":
-        return read_records(path)
+        return read_records(path, torn=progress_aside)
     card = get_device(asked.device)
     stated = Conditions(
         device=card.name,

@@ -23,6 +23,7 @@ from convscale.cli.options import (
     WordyCommand,
     overrides_of,
     print_json,
+    refuse_lost,
     say,
 )
 from convscale.errors import UserError, check_text
@@ -111,6 +112,8 @@ def export_command(
         raise UserError("--name goes with --layout; an artefact is called as its folder is")
     if max_bad_rate != 0.01 and data_dir is None:
         raise UserError("--max-bad-rate is of the images of --data-dir; give both, or neither")
+    if max_drop != 0.5 and not int8 and not qat:
+        raise UserError(f"--max-drop {max_drop:g} is what 8 bits may lose; give --int8 with it, or leave it out")
     if device != "cpu" and format != "fastest":
         raise UserError(
             f"--device {device} goes with --format fastest, which tunes there; `convscale tune` takes others"
@@ -121,9 +124,8 @@ def export_command(
     if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
         given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
         given |= {"--with-features": with_features, "--data-dir": data_dir, "--img-size": img_size, "--card": card}
-        given |= {"--device": device != "cpu", "--nms": nms}
-        if lost := [flag for flag, value in given.items() if value]:
-            raise UserError(f"{lost[0]} is for a checkpoint; an artefact is laid out as it is")
+        given |= {"--device": device != "cpu", "--nms": nms, "--format": format != "onnx"}
+        refuse_lost(given, "is for a checkpoint; an artefact is laid out as it is")
         _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
         return
     if layout is not None:

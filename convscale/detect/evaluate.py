@@ -21,7 +21,7 @@ from convscale.images.letterbox import fill_of, out_of_square
 from convscale.learn.loader import check_bad_rate
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
-from convscale.ship.box_metrics import NOTHING, BoxMetrics, Found, Truth, coco_metrics, quality
+from convscale.ship.box_metrics import NOTHING, BoxMetrics, Found, Truth, coco_metrics, need_coco, quality
 
 SPLITS = ("train", "validation", "test")
 BATCH = 16
@@ -128,6 +128,7 @@ def evaluate_detector(
         UserError: no such data, another number of classes, no size, more pictures that can not be read than the opened
             set allows (of one split: all), or faster-coco-eval is not installed.
     """
+    need_coco()
     chosen, max_bad_rate = _split_of(data, split)
     if not len(chosen):
         raise UserError(f"the {chosen.split} set has 0 images; it must have at least one")

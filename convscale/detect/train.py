@@ -19,7 +19,7 @@ from convscale.detect.loader import BoxLoader
 from convscale.detect.pages import write_examples
 from convscale.detect.resume import check_as_written, written_options, written_side
 from convscale.detect.trainer import DetectionTrainer
-from convscale.errors import UserError, check_path, naming_extras
+from convscale.errors import UserError, check_path
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import about_state, load_checkpoint, load_weights_into
 from convscale.learn.distributed import Processes, join
@@ -35,6 +35,7 @@ from convscale.learn.train import TrainRun, as_given, begin, result_of
 from convscale.locks import OutputLock
 from convscale.networks.detectors import create_detector
 from convscale.nn.detectors import DetectorSpec, is_detector
+from convscale.ship.box_metrics import need_coco
 
 USUAL = "detect-small"
 """The recipe where none is named."""
@@ -116,8 +117,7 @@ def train_detector(
     Raises:
         UserError: bad input, in one line.
     """
-    with naming_extras("training a detector"):
-        import faster_coco_eval  # noqa: F401 - told before anything is trained
+    need_coco("training a detector")
     found = recipe_of(recipe, output if resume else None, USUAL).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from convscale.files import refusing_full
 from convscale.formats.fold import capture
 from convscale.runtimes.pytorch.program import check_program
 from convscale.runtimes.silence import quiet
@@ -18,7 +19,7 @@ def write_program(net: nn.Module, example: torch.Tensor, path: Path) -> None:
     machine's files.
 
     Raises:
-        UserError: it can not be captured.
+        UserError: it can not be captured, or the disk is full.
     """
     graph = capture(net, example)
     for node in graph.graph.nodes:
@@ -31,5 +32,6 @@ def write_program(net: nn.Module, example: torch.Tensor, path: Path) -> None:
         for node in program.graph.nodes:
             for key in ("stack_trace", "from_node", "torch_fn"):
                 node.meta.pop(key, None)
-        torch.export.save(program, os.fspath(path))
+        with refusing_full(path):
+            torch.export.save(program, os.fspath(path))
     check_program(path)

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import RLock
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from convscale.errors import SystemTrouble, UserError, first_line, stop_if_system
-from convscale.images.formats import MORE_EXTENSIONS, MORE_PLUGINS, find_format, is_read, may_come_late
+from convscale.images.formats import MORE_EXTENSIONS, MORE_PLUGINS, find_format, find_late, is_read, jpeg_markers
 from convscale.images.png import check_chunks, has_few_rows
 from convscale.words import listed
 
@@ -44,8 +44,6 @@ BYTES_PER_PIXEL = 24
 """Memory that decoding takes at most for each pixel, beside the file itself; RGB alone is 3."""
 
 _HEAD_BYTES = 65_536
-_MOST_READ = 1 << 29
-"""Bytes that are read at most where a header comes late."""
 _JPEG_SEGMENT = struct.Struct(">BBHBHHB")
 """0xFF, marker and length; then, in a frame header, precision, height, width and number of components."""
 _JPEG_HEIGHT = struct.Struct(">H")
@@ -59,6 +57,8 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(="|>)([0-9])')
 _UNREADABLE = (SyntaxError, ValueError, TypeError, OSError, struct.error, OverflowError)
 """What Pillow raises where an EXIF block is damaged."""
+_CUT_OFF = (struct.error, IndexError, ValueError, OverflowError)
+"""What is raised of a header that is not whole."""
 
 Bytes = bytes | bytearray
 
@@ -120,13 +120,33 @@ def parse_header(data: Bytes) -> Header | None:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_header(data)
         if data[:2] == b"BM":
-            width, height = struct.unpack("<ii", data[18:26])
+            core = data[14:18] == b"\x0c\0\0\0"  # OS/2's header of 12 bytes has sides of 16 bits
+            width, height = struct.unpack("<HH", data[18:22]) if core else struct.unpack("<ii", data[18:26])
             return Header(format="BMP", width=abs(width), height=abs(height))
         if (found := find_format(data)) is not None:
-            return Header(format=found.format, width=found.width, height=found.height, depth=found.depth)
-    except (struct.error, IndexError, ValueError, OverflowError):
+            return Header(**found._asdict())
+    except _CUT_OFF:
         return None
     return None
+
+
+def _late_header(head: bytes, file: io.FileIO) -> Header | None:
+    """Of a file whose size stands behind its first bytes: behind a large EXIF block or colour profile, or in a
+    directory at the end.
+    """
+
+    def read(at: int, count: int) -> bytes:
+        file.seek(min(at, MAX_BYTES))
+        return file.read(count)
+
+    if head[:3] == b"\xff\xd8\xff":
+        header = parse_header(jpeg_markers(read))
+        return header and replace(header, height_at=0)  # it is of the markers alone
+    try:
+        found = find_late(head, read)
+    except _CUT_OFF:
+        return None
+    return None if found is None else Header(**found._asdict())
 
 
 def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -138,10 +158,7 @@ def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -
     try:
         with _open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
-            header = parse_header(head)
-            # a large EXIF block or colour profile before the size, or a directory at the end
-            if header is None and (head[:3] == b"\xff\xd8\xff" or may_come_late(head)):
-                header = parse_header(head + file.read(_MOST_READ))
+            header = parse_header(head) or _late_header(head, file)
     except OSError as error:
         stop_if_system(error, path)
         raise ImageError(f"{path}: can not be read ({error.strerror})") from error

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 Bytes = bytes | bytearray
+Read: TypeAlias = Callable[[int, int], Bytes]
+"""The bytes of a picture from a place on, at most so many."""
 
 MORE_PLUGINS = {
     "TIFF": "PIL.TiffImagePlugin",
@@ -31,6 +34,8 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 _TIFF_TYPES = {3: "H", 4: "I", 16: "Q"}
 _WIDTH, _HEIGHT, _BITS = 256, 257, 258
 _MOST_ENTRIES = 4096
+_MOST_META = 1 << 24
+"""Bytes of the box in which a HEIF file says what is in it."""
 
 
 class Found(NamedTuple):
@@ -70,7 +75,7 @@ def find_format(data: Bytes) -> Found | None:
         struct.error: it is cut off in its header.
     """
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _tiff(data)
+        return _tiff(lambda at, count: data[at : at + count])
     if data[:4] == b"\xff\x4f\xff\x51":
         return _codestream(data, 0)
     if data[4:12] == b"jP  \r\n\x87\n":
@@ -84,33 +89,93 @@ def find_format(data: Bytes) -> Found | None:
     return None
 
 
-def may_come_late(data: Bytes) -> bool:
-    """Whether the size may stand behind the first bytes that were read."""
-    return (
-        data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-        or data[4:8] == b"jP  "
-        or (data[4:8] == b"ftyp" and any(brand in data[8:64] for brand in (b"avif", b"avis", *_HEIF_BRANDS)))
-    )
+def find_late(head: Bytes, read: Read) -> Found | None:
+    """As ``find_format``, of a file whose first bytes do not say it: what does is read where it stands, and nothing of
+    what lies before it.
+
+    Raises:
+        struct.error: it is cut off in its header.
+    """
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _tiff(read)
+    if head[4:12] == b"jP  \r\n\x87\n":
+        at, _ = _box(read, b"jp2c")
+        stream = read(at, 64)
+        return _codestream(stream, 0) if stream[:4] == b"\xff\x4f\xff\x51" else None
+    if head[4:8] == b"ftyp":
+        at, size = _box(read, b"meta")
+        return _heif(head[: struct.unpack_from(">I", head)[0]] + read(at, min(size, _MOST_META)))
+    return None
 
 
-def _tiff(data: Bytes) -> Found | None:
+def _box(read: Read, wanted: bytes) -> tuple[int, int]:
+    """Where the content of the first box of a kind begins, and its size (ISO/IEC 14496-12, 4.2).
+
+    Raises:
+        struct.error: there is none.
+    """
+    at = 0
+    for _ in range(_MOST_ENTRIES):
+        size, kind = struct.unpack(">I4s", read(at, 8))
+        begins = 8
+        if size == 1:
+            (size,), begins = struct.unpack(">Q", read(at + 8, 8)), 16
+        if 0 < size < begins:
+            break
+        if kind == wanted:
+            return at + begins, size - begins if size else _MOST_META
+        if not size:  # to the end of the file
+            break
+        at += size
+    raise struct.error(f"no box {wanted!r}")
+
+
+def jpeg_markers(read: Read) -> bytes:
+    """Of a JPEG the segments that tell how large it is and how it is turned, without the profiles and previews between
+    them (ITU-T T.81, B.1.1.4).
+    """
+    kept, at = [b"\xff\xd8"], 2
+    for _ in range(_MOST_ENTRIES):
+        first = read(at, 4)
+        if len(first) < 4 or first[0] != 0xFF:
+            break
+        marker = first[1]
+        if marker == 0xFF:  # fill bytes
+            fill = read(at, 4096)
+            at += max(1, len(fill) - len(fill.lstrip(b"\xff")) - 1)
+            continue
+        if marker in (0xD8, 0x01) or 0xD0 <= marker <= 0xD7:  # without a length
+            at += 2
+            continue
+        length = 2 + int.from_bytes(first[2:], "big")
+        frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        if marker == 0xE1 or frame:
+            kept.append(read(at, length))
+        if frame:
+            break
+        at += length
+    return b"".join(kept)
+
+
+def _tiff(read: Read) -> Found | None:
     """The first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
-    at = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
-    count = struct.unpack_from(order + ("Q" if big else "H"), data, at)[0]
-    at += 8 if big else 2
-    step, value_at = (20, 12) if big else (12, 8)
+    start = read(0, 16)
+    order = "<" if start[:2] == b"II" else ">"
+    big = start[2:4] in (b"+\0", b"\0+")
+    wide, step, value_at = ("Q", 20, 12) if big else ("I", 12, 8)
+    at = struct.unpack_from(order + wide, start, 8 if big else 4)[0]
+    (count,) = struct.unpack(order + ("Q" if big else "H"), read(at, 8 if big else 2))
+    entries = read(at + (8 if big else 2), step * min(count, _MOST_ENTRIES))
     found: dict[int, int] = {}
-    for entry in range(min(count, _MOST_ENTRIES)):
-        start = at + step * entry
-        tag, kind = struct.unpack_from(order + "HH", data, start)
+    for entry in range(0, step * min(count, _MOST_ENTRIES), step):
+        tag, kind = struct.unpack_from(order + "HH", entries, entry)
         if tag in (_WIDTH, _HEIGHT, _BITS) and kind in _TIFF_TYPES:
-            many = struct.unpack_from(order + ("Q" if big else "I"), data, start + 4)[0]
-            place = start + value_at
-            if many * struct.calcsize(_TIFF_TYPES[kind]) > (8 if big else 4):
-                place = struct.unpack_from(order + ("Q" if big else "I"), data, place)[0]
-            found[tag] = struct.unpack_from(order + _TIFF_TYPES[kind], data, place)[0]
+            value, size = order + _TIFF_TYPES[kind], struct.calcsize(_TIFF_TYPES[kind])
+            if struct.unpack_from(order + wide, entries, entry + 4)[0] * size > (8 if big else 4):
+                place = struct.unpack_from(order + wide, entries, entry + value_at)[0]
+                (found[tag],) = struct.unpack(value, read(place, size))
+            else:
+                (found[tag],) = struct.unpack_from(value, entries, entry + value_at)
     if _WIDTH not in found or _HEIGHT not in found:
         return None
     return Found("TIFF", found[_WIDTH], found[_HEIGHT], found.get(_BITS, 1))

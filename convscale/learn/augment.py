@@ -80,7 +80,7 @@ def crop_box(
     4/3] (Szegedy et al. 2014) times ``aspect``.
 
     With the aspect (width over height) of what the crop is resized to, pixels are stretched by at most a third, as for
-    a square. Ten tries, then the largest centred box whose ratio is allowed.
+    a square. Ten tries, then the largest centred box whose ratio is allowed, a pixel at least.
     """
     low, high = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
@@ -94,8 +94,8 @@ def crop_box(
                 crop_height,
                 crop_width,
             )
-    crop_width = min(width, round(height * 4 / 3 * aspect))
-    crop_height = min(height, round(width * 4 / 3 / aspect))
+    crop_width = min(width, max(1, round(height * 4 / 3 * aspect)))
+    crop_height = min(height, max(1, round(width * 4 / 3 / aspect)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 

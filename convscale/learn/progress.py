@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from convscale import words
+from convscale.aside import aside
 from convscale.learn.record import EpochRow
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ Progress = Callable[[Event], None]
 
 class LiveProgress:
     """A progress function that keeps one line alive on a terminal; elsewhere it prints a plain line per epoch, and one
-    every ``interval_s`` within.
+    every ``interval_s`` within. What can not be told does not end the run.
 
     Use as a context manager, so that the line is finished whatever happens.
     """
@@ -81,14 +83,18 @@ class LiveProgress:
         from rich.console import Console
 
         self.label, self.interval_s = label, interval_s
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        if console is None:
+            console = Console(stderr=True, highlight=False, soft_wrap=True)
+            console.on_broken_pipe = self._unread
+        self.console = console
         self._status: Status | None = None
         self._last = 0.0
 
     def __enter__(self) -> LiveProgress:
         if self.console.is_terminal:
             self._status = self.console.status(self.label or "training")
-            self._status.start()
+            with aside():
+                self._status.start()
         self._last = time.monotonic()
         return self
 
@@ -96,10 +102,15 @@ class LiveProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._status is not None:
-            self._status.stop()
+            with aside():
+                self._status.stop()
             self._status = None
 
     def __call__(self, event: Event) -> None:
+        with aside():
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
         now = time.monotonic()
         if event["kind"] == "note":
             lines = map(words.safe, event["text"].split("\n"))
@@ -114,6 +125,11 @@ class LiveProgress:
         elif now - self._last > self.interval_s:
             self.console.print(self._prefix() + step_line(event), markup=False)
             self._last = now
+
+    def _unread(self) -> None:
+        """Nobody reads any more. rich would end the process, before a run that was told to stop has saved its state."""
+        self.console.quiet = True
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _prefix(self) -> str:
         return f"{self.label}: " if self.label else ""

@@ -260,6 +260,7 @@ class _Scaling:
     def __init__(self, asked: _Asked, pace: Pace, splits: DataSplits, folder: Path) -> None:
         self.asked, self.pace, self.splits, self.folder = asked, pace, splits, folder
         self.points: list[Point] = []
+        self.rule: dict[str, object] | None = None
         path = folder / RECORD
         if path.is_file():
             kept = read_json(path, "study of scaling", OWN)
@@ -272,6 +273,7 @@ class _Scaling:
             if differs := difference(json_numbers(now), before):
                 raise UserError(f"the study in {folder} was begun with {differs}; ask for the same, or name another")
             self.points = [Point.from_dict(point) for point in kept["points"]]
+            self.rule = kept.get("rule")  # an earlier end's, until this call has its own
             pace.runtime = str(kept.get("runtime", ""))
 
     def run(self) -> ScalingRule:
@@ -417,13 +419,13 @@ class _Scaling:
         self.points.append(point)
         self._write()
 
-    def _write(self, rule: ScalingRule | None = None) -> None:
+    def _write(self) -> None:
         about = {"schema": 1, "commit": code_commit(), "asked": self.asked.written(), "runtime": self.pace.runtime}
         value = {
             **about,
             "conditions": self.pace.basis.conditions.to_dict(),
             "points": [point.to_dict() for point in self.points],
-            "rule": None if rule is None else rule.to_dict(),
+            "rule": self.rule,
         }
         write_json(self.folder / RECORD, json_numbers(value))
 
@@ -451,7 +453,8 @@ class _Scaling:
             notes=tuple(self._notes(best, published)),
         )
         save_rule(rule, self.folder / RULE)
-        self._write(rule)
+        self.rule = rule.to_dict()
+        self._write()
         return rule
 
     def _stated(self) -> str:

@@ -59,6 +59,7 @@ class Walk:
         self.now = {"training": 0.0, "waiting": 0.0}  # seconds of this call
         self.told = 0  # trials of this call
         before = begun(folder, request.written())
+        self.result: dict[str, object] | None = before.get("result")  # an earlier end's, until this call has its own
         self.times: dict[str, float] = dict(before.get("times") or {})
         splits = request.splits
         self.pace = Pace(
@@ -75,7 +76,7 @@ class Walk:
 
     # ------------------------------------------------------------ its record
 
-    def _write(self, study: Study | None = None) -> None:
+    def _write(self) -> None:
         """Write down what was asked, and the result where there is one."""
         value = {
             "schema": SCHEMA,
@@ -86,7 +87,7 @@ class Walk:
             "runtime": self.pace.runtime,
             "factor": self.pace.factor,
             "times": self.times,
-            "result": None if study is None else study.to_dict(),
+            "result": self.result,
         }
         write_json(self.folder / RECORD, json_numbers(value))
 
@@ -461,7 +462,8 @@ class Walk:
             study = self._shipping(study)
         best = study.best
         save_spec(best.spec, self.folder / "best.yaml")
-        self._write(study)
+        self.result = study.to_dict()
+        self._write()
         return study
 
     def _shipping(self, study: Study) -> Study:

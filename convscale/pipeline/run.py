@@ -147,7 +147,7 @@ def fit(
             float. ``"qat"``: fine-tune for it where it loses too much. On a named GPU networks are predicted in INT8,
             with runtime ``tensorrt`` or ``onnxruntime``; where its gate withholds it, float ships, and by its
             prediction is said what is missed.
-        max_drop: accuracy points that INT8 may lose on validation.
+        max_drop: accuracy points that INT8 may lose on validation; goes with ``int8``.
         threads: of the runtime, on a named processor with ``measured`` alone; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
@@ -183,6 +183,8 @@ def fit(
     """
     if space is not None and search is None:
         raise UserError(f"space {str(space)!r} is what a search looks through; give search, its minutes, too")
+    if scratch and init == "pretrained":
+        raise UserError("scratch and init 'pretrained' exclude each other; leave one out")
     given = None if init in (None, "pretrained") else Path(init)  # pyright: ignore[reportArgumentType]
     elsewhere = not at_hand(check_device(device))
     asked = FitRequest(
@@ -237,6 +239,8 @@ def fit(
         progress=progress,
         track=track,
     )
+    if max_drop != 0.5 and not int8:
+        raise UserError(f"max_drop {max_drop:g} is what 8 bits may lose; give int8 (--int8) with it, or leave it out")
     return fit_request(asked if search is None else with_baseline(asked, search, space))
 
 

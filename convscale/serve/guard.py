@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
+from convscale.aside import aside
 from convscale.serve.metrics import Metrics
 from convscale.serve.protocol import Problem
 from convscale.serve.settings import Settings
@@ -55,13 +56,14 @@ class Log:
         self.kind = kind
 
     def write(self, event: str, **facts: object) -> None:
-        """One line: the time, what happened, and its facts."""
-        if self.kind == "none":
+        """One line: the time, what happened, and its facts. One that can not be written is lost, and ends nothing."""
+        if self.kind == "none" or sys.stderr is None:  # closed when the process began
             return
         when = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": when, "event": event, **facts}, default=str)
-        sys.stderr.write(f"{line}\n")  # in one piece: other processes write there too
-        sys.stderr.flush()
+        with aside():
+            sys.stderr.write(f"{line}\n")  # in one piece: other processes write there too
+            sys.stderr.flush()
 
 
 class Told:

@@ -77,6 +77,16 @@ class BoxMetrics:
     """float (classes, 101): precision at IoU 0.5 at recalls 0, 0.01 ... 1; NaN for a class without boxes."""
 
 
+def need_coco(what: str = "mean average precision of boxes") -> None:
+    """To be called before minutes of detecting or training.
+
+    Raises:
+        MissingExtra: faster-coco-eval, which judges what comes of them, is not installed.
+    """
+    with naming_extras(what):
+        import faster_coco_eval  # noqa: F401
+
+
 def coco_metrics(truths: Sequence[Truth], found: Sequence[Found], classes: int) -> BoxMetrics:
     """COCO's mean average precision of answers.
 

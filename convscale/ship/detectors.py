@@ -36,7 +36,7 @@ from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
 from convscale.nn.detectors import Detector, DetectorSpec
 from convscale.nn.modes import evaluating
 from convscale.runtimes.base import runtimes_of
-from convscale.ship.box_metrics import Found, Truth, coco_metrics, matched
+from convscale.ship.box_metrics import Found, Truth, coco_metrics, matched, need_coco
 from convscale.ship.box_verification import BoxesWithheld, BoxVerification
 from convscale.ship.detector_card import detector_card
 from convscale.ship.layers import LAYER_OPERATORS, Layer
@@ -99,6 +99,8 @@ def export_detector(
         BoxesWithheld: the artefact does not say what the detector says.
     """
     assert isinstance(detector, Detector), f"{type(detector).__name__} is no detector of ours"
+    if request.verify_labels is not None:
+        need_coco()
     spec = detector.detector_spec
     nms = check_text("nms", request.nms, (INSIDE, OUTSIDE))
     nms = OUTSIDE if request.format == "torch" else nms

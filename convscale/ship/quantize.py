@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from convscale.errors import UserError, first_line
+from convscale.files import refusing_full
 from convscale.runtimes.signals import signal_stack_kept
 from convscale.runtimes.silence import quiet
 from convscale.ship.layers import Layer
@@ -219,7 +220,8 @@ def _by_nncf(
     if to_onnx:
         onnx.save(quantised, os.fspath(target))
     else:
-        ov.save_model(quantised, os.fspath(target), compress_to_fp16=False)
+        with refusing_full(target):
+            ov.save_model(quantised, os.fspath(target), compress_to_fp16=False)
 
 
 LAYERS = ("Conv", "Gemm", "MatMul")

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,13 @@ def append_record(path: str | os.PathLike[str], record: Record | Measurement) ->
         os.close(fd)
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
+def read_records(path: str | os.PathLike[str], *, torn: Callable[[str], object] | None = None) -> list[Record]:
     """All records of a JSON-lines file, in its order; blank lines are skipped.
+
+    Args:
+        path: the file.
+        torn: is told of a line that was only begun (``append_record`` was killed), which is passed over; None: it is
+            damaged as others are.
 
     Raises:
         UserError: the file is missing, or a line is damaged or of a newer schema; the message has its number.
@@ -124,7 +129,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     if not path.is_file():
         raise UserError(f"records file {path} does not exist")
     found = []
-    for number, value in read_json_lines(path, "records file"):
+    for number, value in read_json_lines(path, "records file", torn=torn):
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number} is not a record; remove that line")
         try:

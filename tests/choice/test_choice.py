@@ -880,13 +880,17 @@ def test_records_of_other_conditions_are_not_reused(fake: Path, monkeypatch: pyt
     def named(**more: Any) -> Basis:
         return basis_of(Asked(runtime="onnxruntime", **more))
 
+    said: list[str] = []
     for basis in (named(), named(), named(batch_size=4)):
         network = SizedSpec(SPEC, 64)
-        bench = Bench(basis, facts_of([network], basis), records=path)
+        bench = Bench(basis, facts_of([network], basis), records=path, say=said.append)
         speed = bench(network)
         assert speed is not None
         assert speed.images_per_s == pytest.approx(50)
+        with open(path, "a") as file:
+            file.write('{"schema": 1, "mod')  # as a run that is killed leaves it, which goes on with --resume
     assert len(calls) == 2
+    assert [text.rpartition("; ")[2] for text in said] == 2 * ["it was only begun and is passed over"]
 
 
 def test_a_batch_that_was_halved_is_no_speed_of_the_batch_asked_for(

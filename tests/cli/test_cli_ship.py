@@ -243,6 +243,7 @@ def test_bad_exports_leave_nothing(
     )
     refused(call(*export, "--half", "--format", "torch"), "format torch has no half form")
     refused(call(*export, "--half", "--format", "fastest"), "--half does not go with --format fastest")
+    refused(call(*export, "--max-drop", 2), "--max-drop 2 is what 8 bits may lose; give --int8 with it")
     refused(call(*export, "--device", "cuda"), "--device cuda goes with --format fastest, which tunes there")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     on_card = ("--format", "fastest", "--device", "cuda")

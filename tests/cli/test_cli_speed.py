@@ -350,9 +350,38 @@ def test_choose_without_scale_drops_none_of_its_options(run: Any, option: tuple[
         (["report", "--papers", "--output", "x.png"], "a .png shows accuracy against throughput alone"),
         (["report", "--papers", "--output", "x.pdf"], "must end in .html or .png"),
         (["report", "--records", "missing.csv"], "missing.csv does not exist"),
+        (
+            ["report", "--records", "a.csv", "--device", "l4", "-b", "8"],
+            "--batch-size goes with --predict and --layers",
+        ),
+        (
+            ["report", "--records", "a.jsonl", "--device", "l4"],
+            "--device is of --predict, .*JSON lines say it themselves",
+        ),
+        (["report", "--records", "a.jsonl", "--compiled"], "--compiled is of --predict, --layers and a .csv"),
+        (["report", "--papers", "--img-size", "96"], "--img-size goes with --predict and --layers"),
+        (["report", "--ablation", "--min-throughput", "9"], "--min-throughput is a line among the speeds"),
+        (["report", "run", "--mode", "train"], "--mode goes with --records, --predict and --layers"),
+        (["report", "run", "--model", "resnet18"], "--model goes with --records, --predict and --layers"),
+        (["report", "old", "new", "--min-throughput", "9"], "--min-throughput goes with --records"),
+        (["report", "--scaling", "resnet18", "--precision", "fp16"], "--precision goes with --records"),
         (["calibrate", "--device", "a10"], "--measurement FILE"),
         (["calibrate", "--csv", "a.csv", "--measurement", "b.jsonl"], "not both"),
         (["calibrate", "--csv", "missing.csv"], "missing.csv does not exist"),
+        (["calibrate", "--csv", "a.csv", "-b", "8"], "--batch-size is not for --csv: its rows say their batch"),
+        (["calibrate", "--csv", "a.csv", "--seconds", "8"], "--seconds is not for --csv"),
+        *(
+            (["calibrate", "--measurement", "a.jsonl", *given], f"{given[0]} is not for --measurement, whose records")
+            for given in (
+                ("--mode", "train"),
+                ("--precision", "fp16"),
+                ("--layout", "nhwc"),
+                ("--compiled",),
+                ("--batch-size", "8"),
+                ("--threads", "2"),
+                ("--seconds", "2"),
+            )
+        ),
         (["report"], "give a run's folder"),
         (["report", "nowhere"], "nowhere"),
         (["report", "run", "--papers"], "not both"),

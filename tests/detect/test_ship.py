@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import convscale as cs
 from convscale.artifact.artifact import Artifact
 from convscale.artifact.promise import Promise
 from convscale.detect.boxes import BoxSplits
+from convscale.detect.evaluate import evaluate_detector
 from convscale.detect.ship import squares
+from convscale.errors import MissingExtra
 from convscale.images.letterbox import fill_of, letterbox, out_of_square
 from convscale.machine import code_commit
 from convscale.maps.files import Explainer
@@ -276,6 +279,23 @@ def test_a_detector_that_finds_nothing_says_so(
     answer = made.classify(data.test.paths[0])[0]
     assert (answer.labels, answer.boxes, answer.error) == ((), (), "")
     assert cs.evaluate_detector(made, data, split="train").map == 0
+
+
+def test_what_judges_boxes_is_missed_before_any_are_looked_for(
+    detector: Detector, artifact: Artifact, data: BoxSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found out behind the whole test set."""
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    monkeypatch.setattr(Detector, "forward", lambda *_: pytest.fail("boxes were looked for"))
+    monkeypatch.setattr(Artifact, "classify", lambda *_, **__: pytest.fail("boxes were looked for"))
+    missed = r"^mean average precision of boxes needs faster_coco_eval, .*; pip install \"convscale\[detect\]\"$"
+    for net in (detector, artifact):
+        with pytest.raises(MissingExtra, match=missed):
+            evaluate_detector(net, data)
+    pixels, truths = squares(data.test, 64, fill_of(detector.detector_spec.mean))
+    with pytest.raises(MissingExtra, match=missed):
+        cs.export(detector, tmp_path / "a", classes=CLASSES, verify_images=pixels, verify_labels=truths)
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_can_not_be_shipped_is_told(detector: Detector, artifact: Artifact, tmp_path: Path) -> None:

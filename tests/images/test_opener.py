@@ -8,7 +8,9 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +209,94 @@ def test_raw_codestreams_and_late_directories(tmp_path: Path) -> None:
     header = check_image(path)
     assert (header.format, header.width, header.height, header.depth) == ("TIFF", 400, 250, 8)
     assert np.array_equal(read_image(path, channels=1)[..., 0], pixels)
+
+
+def late_jpeg() -> list[tuple[int, bytes]]:
+    """By 200 profiles of 65,535 bytes, between EXIF (turned by 90 degrees) and the frame of 640 x 480."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    parts, at = [(0, b"\xff\xd8\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif)], 6 + len(exif)
+    for _ in range(200):
+        parts.append((at, b"\xff\xe2\xff\xff"))
+        at += 2 + 65_535
+    frame = struct.pack(">BHHB", 8, 480, 640, 3) + bytes((1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1))
+    return [*parts, (at, 7 * b"\xff" + b"\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame + bytes(9))]
+
+
+def late_tiff() -> list[tuple[int, bytes]]:
+    """Little-endian, its directory behind 100 MB, and the three values of its depth at the very end."""
+    entries = [(256, 3, 1, 640), (257, 4, 1, 480), (258, 3, 3, 100_001_000)]
+    directory = struct.pack("<H", 3) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    start = b"II*\0" + struct.pack("<I", 100_000_000)
+    return [(0, start), (100_000_000, directory), (100_001_000, struct.pack("<3H", 16, 16, 16))]
+
+
+def late_avif() -> list[tuple[int, bytes]]:
+    """What is in it stands behind what it is made of, in a box whose size takes 64 bits."""
+    ispe = struct.pack(">I4sIII", 20, b"ispe", 0, 640, 480)
+    start = struct.pack(">I4s4sI4s", 20, b"ftyp", b"avif", 0, b"mif1") + struct.pack(">I4sQ", 1, b"mdat", 100_000_000)
+    return [(0, start), (100_000_020, struct.pack(">I4sI", 12 + len(ispe), b"meta", 0) + ispe)]
+
+
+def late_jpeg2000() -> list[tuple[int, bytes]]:
+    """Its codestream is the last box, of size 0: to the end."""
+    start = b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I4s", 100_000_000, b"uuid")
+    size = struct.pack(">HHIIIIIIIIHBBB", 47, 0, 640, 480, 0, 0, 640, 480, 0, 0, 3, 7, 1, 1)
+    return [(0, start), (100_000_012, struct.pack(">I4s", 0, b"jp2c") + b"\xff\x4f\xff\x51" + size + bytes(20))]
+
+
+@pytest.mark.parametrize("parts", [late_jpeg, late_tiff, late_avif, late_jpeg2000])
+def test_a_size_that_comes_late_is_read_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Callable[[], list[tuple[int, bytes]]]
+) -> None:
+    """All of the file was read to look at its header, with a buffer of half a gigabyte, by eight threads."""
+    monkeypatch.setattr(decode, "is_read", lambda format: True)
+    path = tmp_path / "late.bin"
+    with open(path, "wb") as file:  # with holes, which take no space
+        for at, data in parts():
+            file.seek(at)
+            file.write(data)
+    check_image(path)  # modules are imported
+    tracemalloc.start()
+    header = check_image(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    form, turned, depth = {
+        late_jpeg: ("JPEG", 6, 8),
+        late_tiff: ("TIFF", 1, 16),
+        late_avif: ("AVIF", 1, 8),
+        late_jpeg2000: ("JPEG2000", 1, 8),
+    }[parts]
+    assert (header.format, header.width, header.height) == (form, 640, 480)
+    assert (header.orientation, header.depth, header.height_at) == (turned, depth, 0)
+    assert most < 500_000
+    os.truncate(path, path.stat().st_size - 40)
+    with pytest.raises(ImageError, match="or cut off in its header"):
+        check_image(path)
+
+
+@pytest.mark.parametrize("kind", [b"meta", b"mdat"])
+def test_a_box_that_is_smaller_than_its_head_is_no_picture(tmp_path: Path, kind: bytes) -> None:
+    for size in (*range(1, 8), 2**31):
+        (tmp_path / "x.avif").write_bytes(
+            struct.pack(">I4s4sI", 16, b"ftyp", b"avif", 0) + struct.pack(">I4s", size, kind)
+        )
+        with pytest.raises(ImageError, match="or cut off in its header"):
+            check_image(tmp_path / "x.avif")
+
+
+def test_a_bitmap_of_os2() -> None:
+    """Its sides have 16 bits; read as two of 32 they were far above the cap."""
+    core = struct.pack("<IHHHH", 12, 2, 3, 1, 24)  # rows from the bottom, blue first, each filled up to 4 bytes
+    rows = [bytes((1, 2, 3, 4, 5, 6, 0, 0)), bytes((7, 8, 9, 10, 11, 12, 0, 0)), bytes((13, 14, 15, 16, 17, 18, 0, 0))]
+    data = b"BM" + struct.pack("<IHHI", 26 + 24, 0, 0, 26) + core + b"".join(rows)
+    header = parse_header(data)
+    assert header is not None
+    assert (header.format, header.width, header.height) == ("BMP", 2, 3)
+    assert decode_image(data)[::-1, :, ::-1].tolist() == [
+        [[1, 2, 3], [4, 5, 6]],
+        [[7, 8, 9], [10, 11, 12]],
+        [[13, 14, 15], [16, 17, 18]],
+    ]
 
 
 def test_sixteen_bits() -> None:

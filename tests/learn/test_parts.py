@@ -176,6 +176,15 @@ def test_crop_boxes_lie_inside_and_follow_torchvisions_distribution() -> None:
     assert np.abs(ours.std(0) - theirs.std(0)).max() < 2.0
 
 
+def test_a_crop_for_the_other_way_has_a_pixel() -> None:
+    """A picture one pixel wide has no box as flat as 4 : 1, and ended the training."""
+    for (height, width), aspect, box in (((10, 1), 4.0, (4, 0, 1, 1)), ((1, 10), 0.25, (0, 4, 1, 1))):
+        assert crop_box(height, width, np.random.default_rng(0), min_scale=1.0, aspect=aspect) == box
+    image = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1)
+    cropped = resized_crop(image, (2, 8), np.random.default_rng(0), Recipe(name="x", crop_scale=1.0))
+    assert torch.equal(cropped, torch.full((2, 8, 1), 4, dtype=torch.uint8))
+
+
 def test_resized_crop_is_fixed_by_its_stream() -> None:
     image = torch.randint(0, 255, (40, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for policy in ("none", "randaugment", "autoaugment", "trivialaugment"):

@@ -253,6 +253,13 @@ def test_what_is_gone_on_with_is_what_it_would_have_been(
     assert points_in(tmp_path / "cut") == points_in(tmp_path / "whole")
     assert again == whole
     assert len(points_in(tmp_path / "cut")) == (trials or 16)
+    record = tmp_path / "cut" / "scaling.json"
+    value = json.loads(record.read_text())
+    record.write_text(json.dumps({**value, "points": value["points"][:-1]}))
+    stop_at(len(luck_fades) + 1, monkeypatch, luck_fades)
+    with pytest.raises(KeyboardInterrupt):  # the rule that it had stays until there is another
+        cs.find_scaling("mobilenetv2_050", colours, output=tmp_path / "cut", resume=True, **ask)
+    assert json.loads(record.read_text())["rule"] == value["rule"] == json.loads(json.dumps(whole.to_dict()))
 
 
 def test_by_optunas_estimator(colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]) -> None:

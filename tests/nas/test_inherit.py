@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import convscale as cs
 from convscale.arch.parts import SILU, ActSpec, HeadSpec, InputSpec, NormSpec, StemSpec
 from convscale.errors import UserError
+from convscale.images.splits import DataSplits
 from convscale.nas.choices import StageChoices
 from convscale.nas.inherit import grown, misfit
 from convscale.nas.space import SearchSpace
+from convscale.nas.trial import run_job
 from convscale.nn.net import ConvNet
+from tests.nas.test_study import job
 
 LEAKY = ActSpec(kind="leaky_relu", slope=1e-2)
 
@@ -110,3 +115,18 @@ def test_a_block_that_would_change_it_is_no_child() -> None:
     assert "a block added there would change" in misfit(found.spec_of(genes), found.spec_of(deeper))
     wider = [1 if v.field in ("width", "stem") else 0 for v in found.variables]
     assert misfit(found.spec_of(genes), found.spec_of(wider)) == ""
+
+
+def test_weights_that_a_full_disk_does_not_take_fail_their_trial(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors' own error ended the search with a traceback."""
+
+    def save_file(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    result = run_job(replace(job(0, None, tiny), save=str(tmp_path / "weights" / "0.safetensors")), colours)
+    why = f"no space left on the disk of {tmp_path}/weights while writing 0.safetensors; free some and run again"
+    assert result.failed == why
+    assert not list((tmp_path / "weights").iterdir())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -62,6 +64,35 @@ def test_nothing_is_begun_once_all_are_ended(tiny: SearchSpace, monkeypatch: pyt
     assert [each.ended.is_set() for each in begun] == [True, True]
     assert found == []  # those that were at work are neither trained nor failed
     assert (engine._start(), engine.pids, list(engine.run(jobs, lambda: True))) == (None, [], [])
+
+
+_ENDLESS = """
+import runpy, sys, time
+from convscale.nas import trial
+
+def run_job(job):
+    print("begun", job.number, file=sys.stderr, flush=True)
+    time.sleep(600)
+
+trial.run_job = run_job
+runpy.run_module("convscale.nas.engines.local", run_name="__main__")
+"""
+
+
+def test_a_trial_ends_with_its_driver(tiny: SearchSpace) -> None:
+    """It was trained to its end by a search that was killed, beside the next one that timed its candidates."""
+    command, pipe = [sys.executable, "-c", _ENDLESS], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stderr is not None
+            process.stdin.write(json.dumps(job(7, None, tiny).to_dict()) + "\n")
+            process.stdin.flush()
+            assert process.stderr.readline() == "begun 7\n"
+            process.stdin.close()  # as the system does for whoever is killed
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def results_of(engine: Processes, jobs: list[Job]) -> tuple[list[Result], list[Exception]]:

@@ -12,8 +12,10 @@ import pytest
 import convscale as cs
 from convscale.choice.facts import Speed
 from convscale.images.splits import DataSplits
+from convscale.nas.engines import local
 from convscale.nas.records import TrialRecord, hypervolume
 from convscale.nas.request import Effort
+from convscale.nas.result import read_study
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Result
 from convscale.nas.walk import Walk
@@ -42,6 +44,26 @@ def trials(tiny: SearchSpace) -> tuple[TrialRecord, ...]:
         )
         for at, (speed, accuracy) in enumerate(rows)
     )
+
+
+def test_a_result_stays_until_there_is_another(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that was to go on, and was killed, had no result any more."""
+    ask = {"space": tiny, "output": tmp_path / "a", **QUICK}
+    first = cs.search(colours, trials=4, **ask)
+
+    def killed(*_: object) -> Result:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "run_job", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cs.search(colours, trials=8, resume=True, **ask)
+    kept = read_study(tmp_path / "a")
+    assert (kept.best, len(kept.trials)) == (first.best, 4)
+    again = cs.search(colours, trials=8, resume=True, **ask)
+    assert len(read_study(tmp_path / "a").trials) == len(again.trials) == 8
 
 
 def test_the_area_below_the_front_by_hand(trials: tuple[TrialRecord, ...]) -> None:

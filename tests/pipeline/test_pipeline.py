@@ -221,6 +221,8 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ),
         ({"weights_dir": "/nowhere"}, "weights folder /nowhere does not exist"),
         ({"scratch": True, "weights_dir": "."}, "scratch and weights exclude each other"),
+        ({"scratch": True, "init": "pretrained"}, "scratch and init 'pretrained' exclude each other"),
+        ({"max_drop": 2.0}, "max_drop 2 is what 8 bits may lose; give int8"),
         ({"strict": 1}, "strict is 1; it must be True or False"),
         ({"brief_epochs": "1"}, "brief_epochs is '1'; it must be a whole number of at least 1"),
         ({"max_minutes": "a"}, "max_minutes is 'a'; it must be a number of minutes above 0"),

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,58 @@ def test_what_one_worker_is_asked_to_load_all_load(tmp_path: Path, monkeypatch: 
     finally:
         for each in workers:
             each.close()
+
+
+class Unwritable:
+    """A standard error that nothing can be written to."""
+
+    def __init__(self, error: Exception, *, late: bool = False) -> None:
+        self.error, self.late, self.tried = error, late, 0
+
+    def write(self, _: str) -> None:
+        self.tried += 1
+        if not self.late:
+            raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Unwritable(OSError(errno.ENOSPC, "No space left on device"), late=True),
+        Unwritable(BrokenPipeError(errno.EPIPE, "Broken pipe")),
+        Unwritable(ValueError("I/O operation on closed file")),
+        None,
+    ],
+    ids=["full", "gone", "closed", "none"],
+)
+def test_a_log_that_can_not_be_written_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Unwritable | None
+) -> None:
+    """The look for new versions ended with its first line, and new versions were never taken up again."""
+    top = tmp_path / "versions"
+    copied(top / "1")
+    answering = Answering(Settings(models=(Named("m", top),), poll_s=0.01))
+
+    async def watched() -> None:
+        watching = asyncio.create_task(answering.watch())
+        for number in (2, 3):
+            copied(tmp_path / str(number)).folder.rename(top / str(number))
+            for _ in range(1_000):
+                if watching.done() or answering.models.all["m"].current.number == number:
+                    break
+                await asyncio.sleep(0.01)
+        assert (answering.models.all["m"].current.number, watching.done()) == (3, False)
+        watching.cancel()
+
+    monkeypatch.setattr(sys, "stderr", stream)
+    try:
+        asyncio.run(watched())
+    finally:
+        answering.close()
+    assert stream is None or stream.tried == 2  # it is tried anew: the disk may have room again
 
 
 def test_workers_agree_on_the_number_of_an_artefact_in_anothers_place(

@@ -236,6 +236,11 @@ def test_bad_input_is_one_line(tuned: Artifact, call: Callable[..., tuple[int, s
             (tuned.folder, "--layout", "triton", "--int8"),
             "--int8 is for a checkpoint; an artefact is laid out as it is",
         ),
+        (
+            (tuned.folder, "--layout", "triton", "--format", "openvino"),
+            "--format is for a checkpoint; an artefact is laid out as it is",
+        ),
+        ((tuned.folder, "--layout", "triton", "--max-drop", 2), "--max-drop 2 is what 8 bits may lose; give --int8"),
     ):
         code, out, err = call("export", *arguments, "--output", tmp_path / "repo")
         assert (code, out, len(err.splitlines())) == (2, "", 1), err

@@ -87,6 +87,32 @@ def test_a_torn_last_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     assert json.loads(path.read_text().splitlines()[1])["model"] == "whole"
 
 
+@pytest.mark.parametrize("begun", ['{"schema": 1, "mod', '{"schema": 1, "measurement": {"conditions": {}}', "\0" * 9])
+def test_a_torn_line_is_passed_over_and_said(tmp_path: Path, begun: str) -> None:
+    """Of what was killed while it wrote, only the one line is lost; the others were refused with it."""
+    path = tmp_path / "speed.jsonl"
+    append_record(path, record("before"))
+    with open(path, "a") as file:
+        file.write(begun)
+    append_record(path, record("behind"))
+    told: list[str] = []
+    assert [r.model for r in read_records(path, torn=told.append)] == ["before", "behind"]
+    assert len(told) == 1
+    assert told[0].startswith(f"records file {path}, line 2 is not JSON (")
+    assert told[0].endswith("); it was only begun and is passed over")
+    with pytest.raises(UserError, match=r"line 2 is not JSON \(.*\); it was only begun: remove that line$"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("line", ["model,images_per_s", "[1]", '{"schema": 99}', '{"a": NaN}', '{"a": 1, "a": 2}'])
+def test_what_is_no_begun_record_is_not_passed_over(tmp_path: Path, line: str) -> None:
+    (tmp_path / "speed.jsonl").write_text(f"{line}\n")
+    told: list[str] = []
+    with pytest.raises(UserError, match="line 1"):
+        read_records(tmp_path / "speed.jsonl", torn=told.append)
+    assert told == []
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.jsonl does not exist"):
         read_records(tmp_path / "nowhere.jsonl")

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from queue import SimpleQueue
+from typing import TextIO
 
 from convscale.images.splits import DataSplits
 from convscale.machine import start_python
@@ -136,15 +138,31 @@ def _answer(process: subprocess.Popen[str], job: Job) -> Result | None:
 
 
 def work(lines: Iterator[str]) -> Iterator[str]:
-    """A worker: jobs as lines of JSON to results as lines of JSON. It ends when its driver does, whose pipe closes."""
+    """A worker: jobs as lines of JSON to results as lines of JSON."""
     for line in lines:
         job = Job(**json.loads(line))
         yield json.dumps(replace(run_job(job), number=job.number).to_dict())
+
+
+def lines_of_driver(stream: TextIO) -> Iterator[str]:
+    """Lines as they come. This process ends with its driver, whose pipe closes then, in the middle of a trial too: the
+    rest of it nobody would get, and whatever is timed next would be so on busy cores.
+    """
+    come: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in iter(stream.readline, ""):
+            come.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield come.get()
 
 
 if __name__ == "__main__":
     # What libraries print must not come between the results.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for text in work(iter(sys.stdin.readline, "")):
+    for text in work(lines_of_driver(sys.stdin)):
         print(text, file=results, flush=True)
