@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
-from convscale.cli.options import Device, Json, Overwrite, Resume, names_on_stdin, print_json, say
+from convscale.cli.options import Device, Json, Overwrite, Resume, WordyCommand, names_on_stdin, print_json, say
 from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Put the command on the app."""
-    app.command("classify")(classify_command)
+    app.command("classify", cls=WordyCommand)(classify_command)
 
 
 def classify_command(

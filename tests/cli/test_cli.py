@@ -11,6 +11,7 @@ import typer
 
 from convscale.choice.basis import PREDICTED_RUNTIMES
 from convscale.cli.app import app
+from convscale.cli.options import WordyCommand
 from convscale.conditions import BEST
 from convscale.runtimes.base import file_runtimes
 
@@ -60,6 +61,15 @@ def test_the_help_of_fit_says_that_a_device_may_be_another_than_this_machine_s()
     }
     assert "named GPU or processor such as rtx-4090" in said["fit"]
     assert said["fit"] == said["choose"]
+
+
+def test_words_that_may_follow_a_flag_are_taken_wherever_the_flag_is():
+    """``classify --resume auto`` was refused, which its help promises."""
+    commands = typer.main.get_command(app).commands
+    flags = {flag for flag, _ in WordyCommand.SAME}
+    have = {name: one for name, one in commands.items() if any(flags & {*each.opts} for each in one.params)}
+    assert {"classify", "export", "fit", "search", "train"} <= {*have}
+    assert [name for name, one in have.items() if not isinstance(one, WordyCommand)] == []
 
 
 def test_list(call):

@@ -134,7 +134,7 @@ def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: 
     assert [Path(row["path"]).parent.name for row in said] == [name for name in sorted(COLOURS) for _ in range(8)]
     assert all(len(row["classes"]) == 2 for row in said)
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:10]))
-    again = ("--output", rows, "--top", 2, "--resume", "--json")
+    again = ("--output", rows, "--top", 2, "--resume", "auto", "--json")
     code, out, err = call("classify", pictures / "test", "--model", artifact, *again)
     assert (code, len(rows.read_text().splitlines())) == (0, 24)
     assert "14 images" in err
