@@ -186,6 +186,13 @@ def json_numbers(value: Any) -> Any:
 
 MARK = ".convscale"
 """A file that tells a run's folder from a user's own."""
+_FIT = "fit.json"
+"""The file that tells a fit's folder, which holds its training in ``train`` and what it ships in ``artifact``."""
+
+
+def inside_fit(folder: Path, part: str) -> Path:
+    """Of a fit's folder the part that is wanted, ``train`` or ``artifact``; any other folder is what it is."""
+    return folder / part if (folder / _FIT).is_file() else folder
 
 
 def _is_ours(folder: Path) -> bool:
@@ -193,7 +200,7 @@ def _is_ours(folder: Path) -> bool:
     training = (folder / "recipe.yaml").is_file() and (
         (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file()
     )
-    return (folder / MARK).is_file() or (folder / "fit.json").is_file() or training
+    return (folder / MARK).is_file() or (folder / _FIT).is_file() or training
 
 
 def check_outside(folder: str | os.PathLike[str], inputs: Iterable[tuple[str, object]]) -> None:

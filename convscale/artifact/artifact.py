@@ -32,7 +32,7 @@ from convscale.artifact.folder import CARD, identity
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_class_names, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError, check_whole
-from convscale.files import sha256, write_json, write_text
+from convscale.files import inside_fit, sha256, write_json, write_text
 from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
@@ -411,6 +411,7 @@ def load_artifact(
     """Check an artefact's checksums and open it.
 
     Args:
+        folder: the artefact's, or that of the ``fit`` that shipped it.
         runtime: None: the one in the artefact's record (the tuned one, where it was tuned); what was tuned on another
             kind of device runs in the usual one of its format here.
         threads: None: the record's, where it was tuned on this kind of device, else one per core.
@@ -419,7 +420,7 @@ def load_artifact(
         UserError: it is no artefact, damaged, of a newer version, reads data outside its folder, or its runtime is not
             installed.
     """
-    folder = Path(folder)
+    folder = inside_fit(Path(folder), "artifact")
     manifest = read_manifest(folder)
     hashed: dict[str, tuple[int, ...]] = {}
     for name, entry in manifest.files.items():

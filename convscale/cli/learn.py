@@ -190,7 +190,7 @@ def train_command(
 
 
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, or folder of a training or fit.")],
     data_dir: DataDir,
     split: Annotated[
         str | None,

@@ -43,8 +43,8 @@ def export_command(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint or training folder; a file of weights of any trainer, with --model; or a name: with a tag "
-            "(arch.tag) its released weights, else untrained. With --layout an artefact, too."
+            help="Checkpoint, or folder of a training or fit; a file of weights of any trainer, with --model; or a "
+            "name: with a tag (arch.tag) its released weights, else untrained. With --layout an artefact, too."
         ),
     ],
     output: Output,

@@ -111,6 +111,17 @@ def test_unknown_format(folder: Path) -> None:
         load_artifact(folder)
 
 
+def test_of_a_fit_what_it_ships_is_opened(folder: Path, tmp_path: Path) -> None:
+    """``convscale tune runs/photos`` called the folder that ``fit`` had made no artefact."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "fit.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run/artifact does not exist"):
+        load_artifact(run)
+    folder.rename(run / "artifact")
+    assert load_artifact(run).folder == run / "artifact"
+
+
 def test_no_artefact(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist"):
         load_artifact(tmp_path / "nowhere")
