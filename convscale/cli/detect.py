@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convscale import words
+from convscale.cli.choice_text import in_words
 from convscale.cli.options import overrides_of, print_json, say
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
@@ -324,6 +325,7 @@ class BoxesWanted:
 
 def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: float, as_json: bool) -> None:
     """``choose --task detection``."""
+    from convscale.choice.basis import device_title
     from convscale.detect.choose import choose_backbone
     from convscale.networks.names import is_spec_file, spec_of
 
@@ -340,7 +342,7 @@ def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: 
         confidence=asked.confidence,
         backbones=[spec_of(name) if is_spec_file(name) else name for name in wanted.models or ()],
         head=wanted.head,
-        image_size=wanted.img_size or 256,
+        image_size=wanted.img_size,
         options=detector_options(wanted.pairs),
         num_classes=_CLASSES,
         seconds=seconds,
@@ -351,9 +353,10 @@ def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: 
     if as_json:
         print_json(choice.to_dict())
         return
-    best = choice.best
+    best, held = choice.best, choice.conditions
     how = "predicted, without non-maximum suppression" if basis.predicted else "measured as shipped"
-    say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {wanted.head} ({how})")
+    say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {choice.head} at {held.image_size} px ({how})")
+    say(f"on {device_title(held.device)}: {in_words(held)}", 2)
     print_table(
         [Column("backbone"), number_column("top-1"), number_column("images/s"), Column("")],
         [

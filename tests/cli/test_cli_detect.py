@@ -93,6 +93,7 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
     chosen = json.loads(run("choose", *gpu, "--model", "resnet18", "--model", "poolnet", "--min-throughput", 1))
     assert chosen["best"]["backbone"] == "resnet18"
     assert chosen["best"]["top1"] > 69
+    assert chosen["conditions"]["image_size"] == told["conditions"]["image_size"] == 64
     assert "stands on those at 8, 16, 32" in chosen["options"][1]["reason"]
 
 
