@@ -35,6 +35,7 @@ from convscale.errors import UserError, check_whole
 from convscale.files import inside_fit, sha256, write_json, write_text
 from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import check_own
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Artifact:
         self.format = manifest.format
         self.precision = manifest.precision
         self.baked = manifest.baked
-        self.device, runs = device, manifest.runtime
+        self.device, runs = check_own(device), manifest.runtime
         known, anywhere = runtimes_of(self.format, device), runtimes_of(self.format, "cuda")
         # What was found on one kind of device says nothing of another, which may not even have the runtime.
         own = runs.device == device.partition(":")[0] and (runs.name in known or runs.name not in anywhere)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import check_own
 from convscale.networks.foreign import Foreign
 from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
 from convscale.ship.box_metrics import Truth
@@ -153,9 +153,7 @@ def need_device(device: str) -> None:
     Raises:
         UserError: it is no device of this machine, or a card that is not there.
     """
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"device {device!r} can not be tuned for here; use cpu, cuda or cuda:N")
-    if device == "cpu":
+    if check_own(device, "can not be tuned for here") == "cpu":
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(device.partition(":")[2] or 0) >= count:

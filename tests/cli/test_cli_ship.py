@@ -150,6 +150,17 @@ def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: 
     )
 
 
+def test_where_there_is_no_such_device_nothing_is_written(
+    call: Call, artifact: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for device in ("cuda:0,1", "cuda:99"):
+        args = ("--model", artifact, "--output", tmp_path / "rows.csv", "--device", device)
+        code, out, err = call("classify", pictures / "test", *args)
+        assert (code, out, err.startswith("convscale: "), err.count("\n")) == (2, "", True, 1)
+        assert not (tmp_path / "rows.csv").exists()
+    refused(call("tune", artifact, "--device", "cuda:0,1"), "device 'cuda:0,1' is none of this machine's; cpu, cuda or")
+
+
 def test_a_list_on_standard_input(
     call: Call, artifact: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
