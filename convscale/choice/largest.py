@@ -89,6 +89,16 @@ class Largest:
         return chance_above(self.floor, speed.images_per_s, speed.low, speed.high)
 
     @property
+    def missed(self) -> str:
+        """That it does not keep the speed as measured, in a sentence; empty where it does."""
+        if self.confirmed is None or self.confirmed.images_per_s >= self.floor:
+            return ""
+        return (
+            f"{self.spec.name} does not keep {exact(self.floor)} images/s on this machine: "
+            f"{describe_speed(self.confirmed)}"
+        )
+
+    @property
     def spec(self) -> NetSpec:
         """The found network."""
         return self.found.spec
@@ -112,6 +122,7 @@ class Largest:
             **members,
             "confirmed": None if self.confirmed is None else self.confirmed.to_dict(),
             "unconfirmed": self.unconfirmed or None,
+            "missed": self.missed or None,
         }
 
     def __str__(self) -> str:
@@ -131,11 +142,7 @@ class Largest:
         elif self.sure is None:
             lines.append("its interval crosses the constraint, and no member keeps it with all of its interval")
         if self.confirmed is not None:
-            kept = (
-                "keeps it"
-                if self.confirmed.images_per_s >= self.floor
-                else "does NOT keep it, nor did the larger ones that were measured"
-            )
+            kept = "does NOT keep it, nor did the larger ones that were measured" if self.missed else "keeps it"
             lines.append(f"on this machine: {describe_speed(self.confirmed)}, {kept}")
         if self.unconfirmed:
             lines.append(f"not measured on this machine: {self.unconfirmed}")

@@ -9,7 +9,6 @@ import typer
 
 from convscale import words
 from convscale.cli.options import (
-    MISSED,
     Attention,
     Commercial,
     Confidence,
@@ -28,6 +27,7 @@ from convscale.cli.options import (
     Threads,
     WordyCommand,
     Zoo,
+    end_where_missed,
     keep_spec_files,
     overrides_of,
     print_json,
@@ -252,6 +252,4 @@ def _finish(run: FitRun, as_json: bool) -> None:
             f"{result.winner.name}: {words.percent(result.top1, 2)} {right} {images}{'' if several else ' right'}; "
             f"{speed}artefact {run.output / 'artifact'}, report {run.report}"
         )
-    if run.missed:
-        say(f"convscale: {run.missed}", err=True)
-        raise typer.Exit(MISSED)
+    end_where_missed(run.missed)

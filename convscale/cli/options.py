@@ -89,6 +89,13 @@ class WordyCommand(TyperCommand):
         return super().parse_args(ctx, kept)
 
 
+def end_where_missed(missed: str) -> None:
+    """Say on the side that a constraint is missed, and end with the code for that; nothing where it is kept (empty)."""
+    if missed:
+        say(f"convscale: {missed}", err=True)
+        raise typer.Exit(MISSED)
+
+
 def terminal_width() -> int:
     """Characters of a line: the terminal's, or ``COLUMNS``; 120 where there is no terminal."""
     return max(shutil.get_terminal_size((120, 24)).columns, 40)

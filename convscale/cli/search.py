@@ -19,6 +19,7 @@ from convscale.cli.options import (
     Seed,
     Threads,
     WordyCommand,
+    end_where_missed,
     keep_spec_files,
     print_json,
     say,
@@ -162,10 +163,11 @@ def search_command(
     report = write_search_report(study.output)
     if as_json:
         print_json({**study.to_dict(), "report": str(report)})
-        return
-    _print_front(study)
-    say(str(study))
-    say(f"{study.output / 'best.yaml'}: `convscale fit --model` takes it; report {report}")
+    else:
+        _print_front(study)
+        say(str(study))
+        say(f"{study.output / 'best.yaml'}: `convscale fit --model` takes it; report {report}")
+    end_where_missed(study.missed)
 
 
 def _scaling(

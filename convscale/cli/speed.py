@@ -22,6 +22,7 @@ from convscale.cli.options import (
     Overwrite,
     Threads,
     Zoo,
+    end_where_missed,
     print_json,
     say,
 )
@@ -423,6 +424,7 @@ def choose_command(
         write_choice(choice, save)
         if not as_json:
             say(f"report: {save}")
+    end_where_missed(choice.missed)
 
 
 def _check_scaling(scaled: bool, *, of_scale: Mapping[str, object], of_candidates: Mapping[str, object]) -> None:
@@ -452,7 +454,9 @@ def _finish_scale(largest: Largest, save: Path | None, as_json: bool) -> None:
         save_spec(largest.spec, save)
     if as_json:
         print_json(largest.to_dict())
-        return
-    say(str(largest))
-    say(in_words(largest.basis.conditions, chosen_among(largest.basis) if largest.basis.tuned else ""))
-    say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
+    else:
+        say(str(largest))
+        say(in_words(largest.basis.conditions, chosen_among(largest.basis) if largest.basis.tuned else ""))
+        hint = "--output FILE.yaml saves it; wherever a model name goes, the file goes too"
+        say(f"written to {save}" if save else hint)
+    end_where_missed(largest.missed)

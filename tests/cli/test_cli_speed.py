@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import convscale as cs
+from convscale.choice import largest as choice_largest
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Asked, Basis, basis_of
@@ -137,6 +138,21 @@ def test_choose_names_the_best_with_its_accuracy_and_reason(run: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_choose_ends_with_3_where_nothing_is_sure_enough(run: Any, app: typer.Typer, form: tuple[str, ...]) -> None:
+    """By hand, as below: ln(3000 / 2880) / 0.08221 is 0.4966 deviations, of which the table of the normal has 69 %."""
+    name = "tresnet_m.miil_in21k_ft_in1k"
+    ask = ["choose", "--device", "rtx-4090", "--min-throughput", "2880", "--model", name, "--img-size", "224", *form]
+    missed = CliRunner().invoke(app, [*ask, "--confidence", "0.95"], env={"COLUMNS": "200"})
+    told = f"nothing keeps at least 2,880 images/s with the confidence 0.95; {name} @224 is 69 % likely to"
+    assert (missed.exit_code, missed.stderr.splitlines()[-1]) == (3, f"convscale: {told}")
+    kept = CliRunner().invoke(app, [*ask, "--confidence", "0.65"])
+    assert (kept.exit_code, "convscale: " in kept.stderr) == (0, False)
+    if form:
+        assert json.loads(missed.stdout)["missed"] == told
+        assert json.loads(kept.stdout)["missed"] is None
+
+
 def test_choose_fits_a_narrow_terminal(run: Any) -> None:
     text = run(
         "choose",
@@ -233,6 +249,29 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
     assert value["found"]["value"] == 211
     assert value["sure"]["value"] == 200  # 0.9 * 8000 * (224 / 200)^2 = 9032
     assert value["following"]["value"] == 212
+
+
+def test_choose_scale_ends_with_3_where_no_member_keeps_it_as_measured(
+    run: Any, app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It said ``does NOT keep it`` and ended well."""
+    rates = iter([9500.0] + [100.0] * 20)
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        c = dataclasses.replace(basis.conditions, image_size=network.image_size, threads=1)
+        taken = c.batch_size / next(rates)
+        return Measurement(times_s=(taken,) * 5, conditions=c, environment=Environment.here(), model=network.spec.name)
+
+    monkeypatch.setattr(choice_largest, "own_device", lambda basis: "cpu")
+    monkeypatch.setattr(choice_largest, "time_network", time_network)
+    ask = ["choose", "--device", "v100", "--min-throughput", "9000", "--scale", "resnet18", "--along", "resolution"]
+    kept = CliRunner().invoke(app, [*ask, "--json"])
+    assert (kept.exit_code, json.loads(kept.stdout)["missed"]) == (0, None)
+    spec = tmp_path / "found.yaml"
+    missed = CliRunner().invoke(app, [*ask, "--output", str(spec)], env={"COLUMNS": "200"})
+    said = " does not keep 9,000 images/s on this machine: 100 images/s measured (middle half: 100 to 100)"
+    assert (missed.exit_code, missed.stderr.splitlines()[-1]) == (3, f"convscale: {cs.load_spec(str(spec)).name}{said}")
+    assert "does NOT keep it" in missed.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import convscale as cs
+from convscale.choice.facts import Speed
 from convscale.images.digest import data_digest
 from convscale.images.splits import DataSplits
 from convscale.nas.engines import local
 from convscale.nas.pace import Pace
+from convscale.nas.records import Reward
 from convscale.nas.space import SearchSpace
 from convscale.show.runs import runs_below
 from tests.nas.test_study import QUICK, by_macs, by_name
 
-COLUMNS = 200
+COLUMNS = 400
 
 
 def test_a_search_is_listed_with_its_result(
@@ -44,6 +47,38 @@ def test_a_search_is_listed_with_its_result(
     path.write_text(json.dumps({**value, "result": None}))  # as it stands while the search runs
     (told,) = runs_below(tmp_path)
     assert (told.state, told.network, told.accuracy) == ("unfinished", "", None)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_search_ends_with_3_where_nothing_keeps_the_speed_as_it_would_ship(
+    colours: DataSplits,
+    tiny: SearchSpace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., tuple[int, str, str]],
+    form: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(Pace, "__call__", by_macs)
+    monkeypatch.setattr(local, "run_job", by_name)
+    found = cs.search(colours, space=tiny, trials=2, output=tmp_path / "search", **QUICK)
+    wanted = Reward(target=16_000.0)
+    fast = Speed(images_per_s=16_000, low=15_000, high=17_000, kind="measured", how="a form")
+    for shipped, code, missed in (
+        (fast, 0, ""),
+        (None, 0, ""),
+        (
+            replace(fast, images_per_s=15_000, low=14_000),
+            3,
+            f"{found.best.spec.name} does not keep 16,000 images/s as it would ship (15,000 images/s measured as a "
+            "form (middle half: 14,000 to 17,000)); of the best that were trained none does",
+        ),
+    ):
+        study = replace(found, reward=wanted, shipped=shipped)
+        assert study.missed == missed
+        monkeypatch.setattr("convscale.nas.study.search", lambda *_, study=study, **__: study)
+        ended, out, err = call("search", "--data-dir", tmp_path, "--output", tmp_path / "x", *form)
+        assert (ended, err) == (code, f"convscale: {missed}\n" if missed else "")
+        assert missed in out if not form else json.loads(out)["missed"] == (missed or None)
 
 
 @pytest.mark.parametrize(
