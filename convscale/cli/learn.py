@@ -68,7 +68,8 @@ def train_command(
         str | None,
         typer.Option(
             "--recipe",
-            help="A named recipe (`convscale recipes`) or a YAML file; small, or a resumed run's own, when left out.",
+            help="A named recipe (`convscale recipes`) or a YAML file; when left out a resumed run's own, else "
+            "finetune with --init, small for images of up to 64 px, pictures for others, detect-small for boxes.",
         ),
     ] = None,
     epochs: Epochs = None,
@@ -120,7 +121,6 @@ def train_command(
     from convscale.learn.progress import LiveProgress
     from convscale.learn.recipe import Recipe
     from convscale.learn.recipes import get_recipe
-    from convscale.learn.train import USUAL
     from convscale.learn.train import train as train_net
 
     boxes_by, overrides = detector_head(task, head, detector), overrides_of(sets)
@@ -129,12 +129,10 @@ def train_command(
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     flags |= {"schedule": schedule, "decay_share": decay_share}
     stated = {key: value for key, value in {"epochs": epochs, **flags}.items() if value is not None}
-    # Unknown keys and impossible values are told before anything is read, those of a key that a flag states too; a
-    # resumed run has a recipe of its own.
+    # Unknown keys and impossible values are told before anything is read, those of a key that a flag states too.
     told = {**stated, **overrides}
     overrides |= {key: value for key, value in stated.items() if key != "epochs"}
-    own = recipe is None and (resume or branch is not None or boxes_by is not None)
-    (Recipe(name="given") if own else get_recipe(recipe or USUAL)).override(told)
+    (Recipe(name="given") if recipe is None else get_recipe(recipe)).override(told)
     common: dict[str, Any] = {
         "recipe": recipe,
         "epochs": overrides.pop("epochs", epochs),
