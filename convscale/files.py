@@ -287,6 +287,16 @@ def check_output_file(path: str | os.PathLike[str]) -> None:
     _check_above(_behind_link(file), "output")
 
 
+def check_new_file(path: str | os.PathLike[str], *, overwrite: bool, what: str = "output") -> None:
+    """Refuse to replace a file in silence.
+
+    Raises:
+        UserError: it is there, and ``overwrite`` was not asked for.
+    """
+    if not overwrite and Path(path).is_file():
+        raise UserError(f"{what} {path} exists; use --overwrite or another name")
+
+
 def _check_above(path: Path, what: str) -> None:
     """
     Raises:

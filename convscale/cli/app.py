@@ -32,13 +32,14 @@ from convscale.cli.numbers import with_numbers_checked
 from convscale.cli.options import (
     ImgSize,
     Json,
+    Overwrite,
     Zoo,
     print_json,
     say,
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError, naming_extras
-from convscale.files import told
+from convscale.files import check_new_file, told
 from convscale.networks.names import spec_of
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ def scale(
     img_size: ImgSize = None,
     divisor: Annotated[int | None, typer.Option(help="Widths become multiples of this.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write the spec to this .yaml or .json file.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Scale a model and print or save the new spec."""
@@ -240,6 +242,7 @@ def scale(
         divisor=divisor,
     )
     if output is not None:
+        check_new_file(output, overwrite=overwrite)
         save_spec(spec, output)
     if as_json:
         print_json(spec.to_dict())

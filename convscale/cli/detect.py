@@ -12,7 +12,7 @@ from convscale.cli.choice_text import in_words
 from convscale.cli.options import overrides_of, print_json, say
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
-from convscale.files import json_numbers
+from convscale.files import check_new_file, json_numbers
 
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
@@ -215,6 +215,8 @@ def check_box_outputs(
         raise UserError("--coco and --draw are made from the rows; name a file for those (--output boxes.jsonl)")
     if coco is not None and coco.is_dir():
         raise UserError(f"--coco {coco} is a folder; name a file")
+    if coco is not None:
+        check_new_file(coco, overwrite=resume or overwrite, what="--coco")
     if draw is not None and draw.exists() and not draw.is_dir():
         raise UserError(f"--draw {draw} is a file; name a folder")
     if draw is not None and draw.is_dir() and any(draw.iterdir()) and not (resume or overwrite):

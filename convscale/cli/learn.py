@@ -343,7 +343,9 @@ def recipes_command(
 
     if recipe is None:
         if output is not None or sets:
-            raise UserError("--output and --set need a recipe: convscale recipes NAME --set lr=0.1 --output mine.yaml")
+            raise UserError(
+                "--output and --set need a recipe: convscale recipes NAME --set lr=0.1 --output my-recipe.yaml"
+            )
         found = [get_recipe(name) for name in list_recipes()]
         if as_json:
             print_json([{"name": each.name, "source": each.source} for each in found])

@@ -43,6 +43,7 @@ from convscale.cli.speed_options import (
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint, Size, size_text
 from convscale.errors import UserError
+from convscale.files import check_new_file
 from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def predict_command(
         Path | None,
         typer.Option("--save-workload", help="Also write the one network's workload there (.workload.json)."),
     ] = None,
+    overwrite: Overwrite = False,
     task: Task = "classification",
     head: Head = None,
     detector: DetectorOptions = None,
@@ -132,6 +134,8 @@ def predict_command(
             raise UserError("--save-workload writes a classifier's workload; leave it out with --task detection")
         predict_boxes(models, boxes_by, img_size, detector, basis, as_json)
         return
+    if save is not None:
+        check_new_file(save, overwrite=overwrite, what="--save-workload")
     networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
     predictions = [predicted(network, basis) for network in networks]
     if save is not None:
@@ -362,6 +366,7 @@ def choose_command(
         return
     if save is not None:  # before minutes of measuring, not after
         check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
+        check_new_file(save, overwrite=overwrite)
         check_browser(save)
     if scale is not None and (max_memory is not None or max_params is not None or models or img_sizes):
         raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")

@@ -92,8 +92,16 @@ def test_show_and_scale_round_trip(call, tmp_path):
     (tmp_path / "mine.yaml").write_text(out)
     code, out, _ = call("scale", str(tmp_path / "mine.yaml"), "--width", "0.5", "--output", str(tmp_path / "half.yaml"))
     assert code == 0
+    half = ("scale", "resnet18", "--width", "0.5", "--output", tmp_path / "half.yaml")
+    code, _, err = call(*half)
+    assert (code, " ".join(err.split())) == (
+        2,
+        f"convscale: output {tmp_path}/half.yaml exists; use --overwrite or another name",
+    )
     code, out, _ = call("show", str(tmp_path / "half.yaml"), "--json")
     assert json.loads(out)["stem"]["widths"] == [32]
+    assert call(*half, "--overwrite")[0] == 0
+    assert "resnet18" in json.loads(call("show", tmp_path / "half.yaml", "--json")[1])["name"]
 
 
 def test_count(call):

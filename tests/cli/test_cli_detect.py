@@ -62,6 +62,19 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
         "--draw",
         place / "d",
     )
+    other = (
+        "classify",
+        *images,
+        "--model",
+        place / "art",
+        "--output",
+        place / "other.jsonl",
+        "--coco",
+        place / "r.json",
+    )
+    with pytest.raises(UserError, match=r"^--coco .*r\.json exists; use --overwrite or another name$"):
+        run(*other)
+    assert not (place / "other.jsonl").exists()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in images]
     assert len(json.loads((place / "r.json").read_text())) == sum(len(row["boxes"]) for row in rows)
