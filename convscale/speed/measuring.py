@@ -40,7 +40,7 @@ def measure(
 
     Args:
         net: a module, a ``NetSpec``, a model's name, or an :class:`~convscale.artifact.artifact.Artifact` (in its own
-            runtime and threads unless others are named).
+            runtime and threads, and at the batch that it was tuned to, unless others are named).
         cond: the conditions; None: the defaults.
         min_seconds: the timed calls together last at least this long.
         max_seconds: and warm-up and timed calls at most about this long.

@@ -123,6 +123,12 @@ def test_tune_keeps_what_it_found(call: Call, artifact: Path, tmp_path: Path, mo
     assert {trial["runtime"] for trial in found["trials"]} == {"onnxruntime", "openvino"}
     assert cs.load_artifact(folder).batch_size == 4
     refused(call("tune", folder, "--goal", "sped"), "goal 'sped' is unknown")
+    brief = ("--seconds", 0.01, "--json")
+    for ask, size in ((("measure", folder), 4), (("measure", folder, "-b", 8), 8), (("measure", artifact), 8)):
+        code, out, err = call(*ask, *brief)  # it was timed at 8 images, whatever it had been tuned to
+        assert (code, json.loads(out)[0]["conditions"]["batch_size"]) == (0, size), err
+    assert cs.measure(cs.load_artifact(folder), min_seconds=0.01).conditions.batch_size == 4
+    assert cs.measure(cs.load_artifact(folder), batch_size=8, min_seconds=0.01).conditions.batch_size == 8
 
 
 def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: Path, tmp_path: Path) -> None:
