@@ -17,6 +17,7 @@ from convscale.cli.options import Device, Json, Overwrite, Resume, WordyCommand,
 from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
+    from convscale.artifact.artifact import Artifact
     from convscale.ship.stream import Classified
 
 
@@ -129,11 +130,18 @@ def classify_command(
         sys.stderr.write("\r")
     for note in left_out.report().notes():
         say(note, err=True)
-    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
+    say(_told(done, opened, device, batch_size), err=True)
     if file is not None:
         write_box_outputs(opened, file, coco, draw, min_score, since_ns=since_ns)
     _tell_done(done, output, as_json=as_json)
     _check_bad_rate(done, max_bad_rate)
+
+
+def _told(done: Classified, artifact: Artifact, where: str, batch_size: int | None) -> str:
+    """What a run came to, with what its speed was taken under, for people."""
+    under = f"{where}, {artifact.runtime}, {artifact.precision}, batch {batch_size or artifact.batch_size}"
+    speed = f"{done.images_per_s:,.1f} images/s end to end ({under})"
+    return f"{done.images:,} images, {done.errors:,} bad, {speed}"
 
 
 def _tell_done(done: Classified, output: str | None, *, as_json: bool) -> None:
@@ -211,5 +219,5 @@ def _classify_on_ray(
         count_kept=count_kept,
     )
     kept = f", {done.resumed:,} done before" if done.resumed else ""
-    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)
+    say(_told(done, artifact, "cpu, Ray", batch_size) + kept, err=True)
     return done

@@ -90,7 +90,7 @@ def evaluate_boxes(
     """``evaluate`` on a detector's checkpoint, or on its artefact; the options in ``lost`` are not for these."""
     from convscale.artifact.artifact import load_artifact
     from convscale.detect.data import open_boxes
-    from convscale.detect.evaluate import evaluate_detector
+    from convscale.detect.evaluate import BATCH, evaluate_detector
 
     if split == "all":
         raise UserError("split 'all' is not for detectors (known: train, validation, test)")
@@ -119,7 +119,11 @@ def evaluate_boxes(
     say(f"{ev.split}: {ev.describe()}")
     sizes = (("small", ev.map_small), ("medium", ev.map_medium), ("large", ev.map_large))
     say("mAP by size: " + ", ".join(f"{name} {_share(value)}" for name, value in sizes))
-    say(f"{ev.images_per_s:,.1f} images/s (whole evaluation)")
+    if loaded is None:
+        under = f"{net.device}, {net.runtime}, {net.precision}, batch {batch_size or net.batch_size}"
+    else:
+        under = f"{device}, fp32, batch {batch_size or BATCH}"
+    say(f"{ev.images_per_s:,.1f} images/s (whole evaluation, {under})")
     for note in ev.bad:
         say(f"left out: {note}", err=True)
     say("mAP and AP50 per class")

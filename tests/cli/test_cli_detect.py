@@ -81,6 +81,9 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
     assert sorted(path.stem for path in (place / "d").iterdir()) == sorted(path.stem for path in images)
     shipped = json.loads(run("evaluate", place / "art", *data, "--split", "validation", "--json"))
     assert shipped["map"] == pytest.approx(judged["map"], abs=1e-3)
+    for folder, under in (("run", "cpu, fp32, batch 16"), ("art", "cpu, onnxruntime, fp32, batch 32")):
+        said = run("evaluate", place / folder, *data, "--split", "validation", "-j", 0)
+        assert f" images/s (whole evaluation, {under})\n" in said
     run("report", place / "run")
     page = (place / "run" / "report.html").read_text()
     assert "Answered worst" in page
