@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convscale.arch.multipliers import RULES
+from convscale.arch.rules import ScalingRule, as_rule
 from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
@@ -157,14 +157,14 @@ class Direction:
 
     along: str = "phi"
     """``phi`` (by ``rule``), ``depth``, ``width`` or ``resolution``."""
-    rule: str = "compound"
-    """As in ``scale``: ``compound``, ``fast``, ``depth``, ``width`` or ``resolution``."""
+    rule: str | os.PathLike[str] | ScalingRule = "compound"
+    """As in ``scale``: ``compound``, ``fast``, ``depth``, ``width`` or ``resolution``; a rule, or its file, which is
+    read."""
 
     def __post_init__(self) -> None:
         if self.along not in ALONG:
             raise UserError(f"along {self.along!r} is unknown{nearest(str(self.along), ALONG)}")
-        if self.rule not in RULES:
-            raise UserError(f"scaling rule {self.rule!r} is unknown{nearest(str(self.rule), RULES)}")
+        object.__setattr__(self, "rule", as_rule(self.rule))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +308,7 @@ class _Walk:
             value = self.values[index]
             along = self.direction.along
             if along == "phi":
-                made = scale(self.base, phi=value, rule=self.direction.rule) if value else self.base
+                made = scale(self.base, phi=value, rule=as_rule(self.direction.rule)) if value else self.base
             elif along == "resolution":
                 made = replace(self.base, input=replace(self.base.input, size=int(value)))
             elif value == 1:

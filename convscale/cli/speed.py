@@ -283,7 +283,11 @@ def choose_command(
     ] = None,
     along: Annotated[str, typer.Option("--along", help="With --scale: phi, depth, width or resolution.")] = "phi",
     rule: Annotated[
-        str, typer.Option("--rule", help="With --scale: compound, fast, depth, width or resolution.")
+        str,
+        typer.Option(
+            "--rule",
+            help="With --scale: compound, fast, depth, width, resolution, or a file of `search --scaling`.",
+        ),
     ] = "compound",
     save: Annotated[
         Path | None,

@@ -11,6 +11,7 @@ import pytest
 
 import convscale as cs
 from convscale.choice.facts import Speed
+from convscale.errors import UserError
 from convscale.images.digest import data_digest
 from convscale.images.splits import DataSplits
 from convscale.nas.engines import local
@@ -84,7 +85,7 @@ def test_a_search_ends_with_3_where_nothing_keeps_the_speed_as_it_would_ship(
 @pytest.mark.parametrize(
     "option",
     [
-        *(("--confidence", "0.9"), ("--inherit",), ("--zero-cost", "zen")),
+        *(("--confidence", "0.9"), ("--reward-weight", "-0.1"), ("--inherit",), ("--zero-cost", "zen")),
         *(("--sampler", "tpe"), ("--reward", "soft"), ("--reward-by", "macs"), ("--target-macs", "400")),
     ],
 )
@@ -98,12 +99,31 @@ def test_what_searches_for_a_baseline_is_refused_beside_scaling(
     assert (code, err) == (2, f"convscale: {said}\n")
 
 
+def test_the_weight_of_a_soft_reward_is_handed_on(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    def search(*_: object, **given: object) -> None:
+        seen.append(given)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("convscale.nas.study.search", search)
+    ask = ("search", "--data-dir", tmp_path, "--output", tmp_path / "x", "--reward", "soft", "--min-throughput", 5)
+    for more in ((), ("--reward-weight", -0.25)):
+        assert call(*ask, *more)[0] == 2
+    assert [given.get("reward_weight", "search's own") for given in seen] == ["search's own", -0.25]
+
+
 def test_a_way_to_scale_or_a_space_without_its_search_is_refused(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     place = ("--data-dir", tmp_path / "none", "--output", tmp_path / "x")
     code, _, err = call("search", *place, "--method", "bayes")
     assert (code, "--budget, --cost and --method are of --scaling" in err) == (2, True)
+    code, _, err = call("search", *place, "--reward-weight", -0.1)
+    said = "--reward-weight is w of --reward soft, got --reward hard; leave it out, or say soft"
+    assert (code, err) == (2, f"convscale: {said}\n")
     code, _, err = call("fit", *place, "--min-throughput", 100, "--space", "tresnet")
     assert code == 2
     assert "space 'tresnet' is what a search looks through; give search, its minutes, too" in err
