@@ -75,7 +75,8 @@ def fit_command(
         typer.Option(
             "-b",
             "--batch-size",
-            help="Images per call; when left out 8 here, 256 on a named GPU (processor: 1).",
+            help="Images per call; when left out 1 with --max-latency alone, else 8 here, 256 on a named GPU "
+            "(processor: 1).",
         ),
     ] = None,
     img_size: ImgSize = None,
