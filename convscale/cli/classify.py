@@ -33,7 +33,9 @@ def classify_command(
         str | None,
         typer.Option("--output", metavar="PATH", help="A .csv or .jsonl file; standard output when left out."),
     ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="csv or jsonl; with --engine ray jsonl or parquet.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
     coco: Annotated[
         Path | None, typer.Option("--coco", help="Of a detector: its boxes as COCO's results, too; needs --output.")

@@ -11,7 +11,6 @@ import typer
 from convscale import words
 from convscale.cli.detect import evaluate_boxes, train_boxes
 from convscale.cli.options import (
-    DataDir,
     Device,
     Epochs,
     Json,
@@ -36,6 +35,13 @@ from convscale.networks.names import network_of
 if TYPE_CHECKING:
     from convscale.learn.evaluate import Evaluation
 
+AnyData = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir",
+        help="Folder of class folders, idx files, or a manifest; of a detector a set in COCO's, YOLO's or VOC's form.",
+    ),
+]
 Dataset = Annotated[
     str | None,
     typer.Option(
@@ -58,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train_command(
-    data_dir: DataDir,
+    data_dir: AnyData,
     output: Output,
     model: Model,
     task: Task = "classification",
@@ -189,7 +195,7 @@ def train_command(
 
 def evaluate_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, or folder of a training or fit.")],
-    data_dir: DataDir,
+    data_dir: AnyData,
     split: Annotated[
         str | None,
         typer.Option(

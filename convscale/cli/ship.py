@@ -406,7 +406,8 @@ def tune_command(
     artifact: Annotated[Path, typer.Argument(help="Artefact folder.")],
     goal: Annotated[str, typer.Option(help="throughput or latency.")] = "throughput",
     batch_size: Annotated[
-        list[int] | None, typer.Option("-b", "--batch-size", help="A batch to try. Repeatable.")
+        list[int] | None,
+        typer.Option("-b", "--batch-size", help="A batch to try for throughput; of latency it is 1. Repeatable."),
     ] = None,
     threads: Threads = None,
     device: Device = "cpu",
@@ -425,6 +426,8 @@ def tune_command(
                 err=True,
             )
 
+    if goal == "latency" and batch_size:
+        raise UserError("--goal latency is of one image a call; leave -b out")
     found = tune(
         load_artifact(artifact, device=device),
         goal=goal,

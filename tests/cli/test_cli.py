@@ -52,6 +52,20 @@ def test_the_help_on_runtimes_names_every_one():
 
     assert {*PREDICTED_RUNTIMES, *file_runtimes()} <= named("fit")
     assert {*PREDICTED_RUNTIMES, *file_runtimes(), BEST} <= named("choose")
+    assert {*PREDICTED_RUNTIMES, *file_runtimes()} <= named("search")
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "names"),
+    [
+        ("train", "--head", {"fcos", "retinanet", "faster_rcnn", "ssdlite"}),
+        ("classify", "--format", {"csv", "jsonl", "parquet"}),
+        *((command, "--data-dir", {"COCO", "YOLO", "VOC", "idx", "manifest"}) for command in ("train", "evaluate")),
+    ],
+)
+def test_the_help_names_everything_that_is_taken(command, flag, names):
+    (text,) = (one.help for one in typer.main.get_command(app).commands[command].params if flag in one.opts)
+    assert names <= set(re.findall(r"\w+", text))
 
 
 def test_the_help_of_fit_says_that_a_device_may_be_another_than_this_machine_s():
