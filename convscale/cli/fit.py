@@ -106,7 +106,7 @@ def fit_command(
         str | None,
         typer.Option(
             "--precision",
-            help="On a named GPU: amp when left out, fp32, bf16, fp16; on a processor fp32; with --int8 none.",
+            help="On a named GPU: amp (fp16) when left out, fp32, bf16, fp16; on a processor fp32; with --int8 none.",
         ),
     ] = None,
     threads: Threads = None,

@@ -87,7 +87,7 @@ def train_command(
             "--img-size", help="Side in pixels, or height x width as in 192x160; the model's own when left out."
         ),
     ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: bf16; fp16 on a GPU without it.")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last layout.")] = False,
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="onecycle, cosine, step, multistep, exponential, constant or wsd.")

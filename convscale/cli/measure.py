@@ -43,7 +43,7 @@ def count_command(
     ] = 1,
     mode: Mode = "infer",
     precision: Annotated[
-        str, typer.Option("--precision", help="fp32, amp (CUDA's autocast), amp_bf16, bf16 or fp16.")
+        str, typer.Option("--precision", help="fp32, amp (autocast to fp16), amp_bf16, bf16 or fp16.")
     ] = "fp32",
     layout: Annotated[str, typer.Option("--layout", help="nchw or nhwc.")] = "nchw",
     compiled: Annotated[

@@ -31,7 +31,7 @@ Model = Annotated[
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of class folders, idx files, or a manifest.")]
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side in pixels; the model's own when left out.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, amp (fp16), amp_bf16, bf16, fp16 or int8.")]
 Runtime = Annotated[
     str,
     typer.Option(

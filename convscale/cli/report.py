@@ -78,7 +78,7 @@ def report_command(
     ] = None,
     img_size: Annotated[int | None, typer.Option("--img-size", help="Of --predict and --layers.")] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="amp (when left out), amp_bf16, fp32, bf16 or fp16.")
+        str | None, typer.Option("--precision", help="amp (fp16; when left out), amp_bf16, fp32, bf16 or fp16.")
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="nchw or nhwc.")] = "nchw",
     compiled: Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")] = False,

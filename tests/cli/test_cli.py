@@ -55,6 +55,17 @@ def test_the_help_on_runtimes_names_every_one():
     assert {*PREDICTED_RUNTIMES, *file_runtimes()} <= named("search")
 
 
+def test_the_help_says_in_which_half_precision_amp_is():
+    """Of speeds it is fp16, in training the half precision that the device has."""
+    for name, command in typer.main.get_command(app).commands.items():
+        for one in command.params:
+            said = one.help or ""
+            if "--precision" in one.opts and "amp" in said:
+                assert re.search(r"\bamp \([^)]*fp16", said), name
+            if "--amp" in one.opts:
+                assert {"bf16", "fp16"} <= set(re.findall(r"\w+", said)), name
+
+
 @pytest.mark.parametrize(
     ("command", "flag", "names"),
     [
