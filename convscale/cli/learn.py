@@ -215,7 +215,10 @@ def evaluate_command(
         typer.Option("--model", help="package.module:function that builds the network of a checkpoint of its."),
     ] = None,
     confusion: Annotated[
-        bool, typer.Option("--confusion", help="Print the confusion matrix: rows are true, columns predicted.")
+        bool,
+        typer.Option(
+            "--confusion", help="Print the confusion matrix (of one label per image): rows are true, columns predicted."
+        ),
     ] = False,
     predictions: Annotated[
         bool,
@@ -268,6 +271,8 @@ def evaluate_command(
         max_bad_rate=max_bad_rate,
         trained_on=loaded.meta.get("splits"),
     )
+    if confusion and found.split.multilabel:
+        raise UserError("--confusion is of one label per image, and these have several; leave it out")
     for note in found.notes:
         say(f"note: {note}", err=True)
     split_read, batch_size = found.split, 256 if batch_size is None else batch_size
@@ -332,7 +337,7 @@ def evaluate_command(
     for name, share in zip(ev.classes, ev.per_class, strict=True):
         shown = "no image" if share != share else f"{share:.2%}"
         say(f"  {name:24} {shown}" + (f"  above {thresholds[name]:.3f}" if multilabel and thresholds else ""))
-    if confusion and not multilabel:
+    if confusion:
         _print_confusion(ev)
 
 
