@@ -256,10 +256,8 @@ def test_a_folder_is_looked_at_however_many_files_are_bad(tree: Path) -> None:
     cut = save(tree / "train" / "b" / "cut.jpg", photo("astronaut"))
     cut.write_bytes(cut.read_bytes()[:20_000])
     found = check_data(tree, every=True)
-    assert [Path(problem.split(":")[0].removeprefix("image ")).name for problem in found.bad] == [
-        *(f"empty{number}.png" for number in range(5)),
-        "cut.jpg",
-    ]
+    names = [*(f"empty{number}.png" for number in range(5)), "cut.jpg"]
+    assert [name in problem for name, problem in zip(names, found.bad, strict=True)] == [True] * 6
 
 
 def test_undecodable_pictures_are_counted(tree: Path) -> None:
