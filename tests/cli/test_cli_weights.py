@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import convscale as cs
+from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import Checkpoint
 from convscale.learn.weights_file import NUMBERED, names_of
 
@@ -105,7 +106,7 @@ def test_another_order_than_timm_s_is_said() -> None:
     made = Checkpoint(
         net=torch.nn.Identity(),
         classes=("0", "1"),
-        preprocessing=cs.Preprocessing(),
+        preprocessing=Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3),
         meta={NUMBERED: True},
         path=Path(),
     )
