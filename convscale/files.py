@@ -260,12 +260,21 @@ def json_numbers(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_FIT = "fit.json"
+"""The file that tells a fit's folder, which holds its training in ``train`` and what it ships in ``artifact``."""
+
+
+def inside_fit(folder: Path, part: str) -> Path:
+    """Of a fit's folder the part that is wanted, ``train`` or ``artifact``; any other folder is what it is."""
+    return folder / part if (folder / _FIT).is_file() else folder
+
+
 def _is_ours(folder: Path) -> bool:
     """Whether a folder was made by ``new_output_dir``, or is a run of an earlier version, which left no mark."""
     training = (folder / "recipe.yaml").is_file() and (
         (folder / "checkpoints").is_dir() or (folder / "log.jsonl").is_file()
     )
-    return (folder / MARK).is_file() or (folder / "fit.json").is_file() or training
+    return (folder / MARK).is_file() or (folder / _FIT).is_file() or training
 
 
 def check_outside(folder: str | os.PathLike[str], inputs: Iterable[tuple[str, object]]) -> None:
@@ -360,6 +369,16 @@ def check_output_file(path: str | os.PathLike[str]) -> None:
     if folder:
         raise UserError(f"output {file} is a folder; name a file")
     check_above(_behind_link(file), "output")
+
+
+def check_new_file(path: str | os.PathLike[str], *, overwrite: bool, what: str = "output") -> None:
+    """Refuse to replace a file in silence.
+
+    Raises:
+        UserError: it is there, and ``overwrite`` was not asked for.
+    """
+    if not overwrite and Path(path).is_file():
+        raise UserError(f"{what} {path} exists; use --overwrite or another name")
 
 
 def check_above(path: Path, what: str) -> None:

@@ -47,19 +47,29 @@ class Environment:
         return cls(device_name=name, cores=available_cores(), versions=found)
 
 
+def check_own(device: str, refused: str = "is none of this machine's") -> str:
+    """The name of a device of this machine, which need not be there.
+
+    Raises:
+        UserError: another than ``cpu``, ``cuda`` and ``cuda:N``.
+    """
+    if not isinstance(device, str) or not re.fullmatch("cpu|cuda(:[0-9]{1,9})?", device):
+        raise UserError(f"device {device!r} {refused}; cpu, cuda or cuda:N would be right")
+    return device
+
+
 def need_cuda(device: str, instead: str = "use device cpu") -> None:
     """
     Args:
-        device: a GPU of this machine, ``cuda`` or ``cuda:N``.
+        device: a GPU of this machine.
         instead: what else would do, for the message.
 
     Raises:
         UserError: it is not named so, or not there.
     """
+    check_own(device)
     import torch
 
-    if not re.fullmatch(r"cuda(:[0-9]+)?", device):
-        raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right")
     if not torch.cuda.is_available():
         raise UserError(f"device {device!r} is not there: torch sees no CUDA GPU; {instead}")
     if int(device.partition(":")[2] or 0) >= (count := torch.cuda.device_count()):

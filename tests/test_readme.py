@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from convscale import words
-from tests.test_docs import RECORDS
+from convscale.artifact.answers import Answer
+from tests.test_docs import RECORDS, blocks
 
 ROOT = Path(__file__).parents[1]
 LITE = "model=tf_efficientnet_lite0"
@@ -362,6 +364,17 @@ def test_nothing_was_wrong_or_lost_under_load(part: str) -> None:
 def test_kills_lost_nothing() -> None:
     """As README.md says in words."""
     assert {(row["same_weights"], row["same_losses"]) for row in rows("kill_loop")} == {(True, True)}
+
+
+def test_the_snippet_says_what_is_wrong_with_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    """One broken picture ended it in an IndexError; so would one of which no label is above its threshold."""
+    (body,) = [each for each in blocks(ROOT / "README.md", "python") if "artifact.classify(" in each]
+    loop = "\n".join(line for line in body.splitlines() if line.startswith(("for answer in", "    ")))
+    answers = (Answer(name="a.png", error="it is no picture"), Answer(name="b.png"))
+    answers = (*answers, Answer(name="c.png", labels=("cat", "dog"), probabilities=(0.75, 0.25)))
+    exec(loop, {"artifact": SimpleNamespace(classify=lambda place: answers)})
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["a.png it is no picture ()", "b.png () ()", "c.png ('cat',) (0.75,)"]
 
 
 @pytest.mark.parametrize("text", ["{=87} of the {=200} while they saved", "each; {=87} of the {=200}"])

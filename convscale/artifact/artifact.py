@@ -33,9 +33,10 @@ from convscale.artifact.folder import CARD, identity
 from convscale.artifact.manifest import MANIFEST, MODEL_FILES, Manifest, read_class_names, read_manifest, read_part
 from convscale.conditions import Size, sides, size_text
 from convscale.errors import UserError, check_whole
-from convscale.files import sha256, write_json
+from convscale.files import inside_fit, sha256, write_json
 from convscale.images.letterbox import fill_of, letterbox
 from convscale.images.preprocess import Preprocessing
+from convscale.machine import check_own
 from convscale.runtimes.base import Opening, Runner, need_runtime, open_runtime, runtime_of, runtimes_of
 from convscale.words import listed
 
@@ -73,7 +74,7 @@ class Artifact:
         self.format = manifest.format
         self.precision = manifest.precision
         self.baked = manifest.baked
-        self.device, runs = device, manifest.runtime
+        self.device, runs = check_own(device), manifest.runtime
         known, anywhere = runtimes_of(self.format, device), runtimes_of(self.format, "cuda")
         # What was found on one kind of device says nothing of another, which may not even have the runtime.
         own = runs.device == device.partition(":")[0] and (runs.name in known or runs.name not in anywhere)
@@ -441,6 +442,7 @@ def load_artifact(
     """Check an artefact's checksums and open it.
 
     Args:
+        folder: the artefact's, or that of the ``fit`` that shipped it.
         runtime: None: the one in the artefact's record (the tuned one, where it was tuned); what was tuned on another
             kind of device runs in the usual one of its format here.
         threads: None: the record's, where it was tuned on this kind of device, else one per core.
@@ -449,7 +451,7 @@ def load_artifact(
         UserError: it is no artefact, damaged, of a newer version, reads data outside its folder, or its runtime is not
             installed.
     """
-    folder = Path(folder)
+    folder = inside_fit(Path(folder), "artifact")
     manifest = read_manifest(folder)
     hashed: dict[str, tuple[int, ...]] = {}
     for name, entry in manifest.files.items():

@@ -25,8 +25,7 @@ class Option:
     facts: NetworkFacts
     """Its counts and speed."""
     verdict: str = ""
-    """``yes``: it keeps the constraint; ``maybe``: its interval crosses it; ``no``; ``unknown``: it was not measured.
-    """
+    """``yes``: it keeps the constraint; ``maybe``: its interval crosses it; ``no``; ``unknown``: not measured."""
     reason: str = ""
     """Why it was chosen or lost."""
     batch_size: int = 1
@@ -199,6 +198,14 @@ class Choice(Judged):
         return self.best.verdict == "yes"
 
     @property
+    def missed(self) -> str:
+        """A sentence where no prediction keeps the constraint with the confidence asked for; else empty."""
+        if self.certain or not self.floor or (chance := self.best.chance(self.floor)) is None:
+            return ""  # of measured speeds the median keeps it, or there would be no choice
+        asked = f"{self.constraint} with the confidence {self.constraint.confidence:g}"
+        return f"nothing keeps {asked}; {self.best.label} is {odds(chance)} likely to"
+
+    @property
     def trade(self) -> str:
         """What a lower confidence would buy, in a line; empty where speeds were measured or nothing is gained."""
         mine = self.best.top1
@@ -210,13 +217,11 @@ class Choice(Judged):
         """As plain JSON values."""
         return {
             "constraint": {key: value for key, value in vars(self.constraint).items() if value is not None},
-            "conditions": {
-                **self.conditions.to_dict(),
-                **({"precision": self.chosen_from} if self.chosen_from else {}),
-            },
+            "conditions": self.stated_conditions(),
             "device": self.device,
             "kind": self.kind,
             "certain": self.certain,
+            "missed": self.missed or None,
             "chance": self.best.chance(self.floor) if self.floor else None,
             "trade": self.trade or None,
             "best": self.best.to_dict(),
@@ -402,10 +407,8 @@ def decide(
             why = "; ".join(o.candidate.notes) or why
             alternatives.append(_with(o, o.verdict, f"keeps it, but {why}"))
     won = _with(best, best.verdict, _why(best, keepers, constraint))
-    everything = [
-        won if o is best else next((x for x in (*maybe, *alternatives, *rejected) if x.candidate is o.candidate), o)
-        for o in judged
-    ]
+    others = (*maybe, *alternatives, *rejected)
+    everything = [won if o is best else next((x for x in others if x.candidate is o.candidate), o) for o in judged]
     return Judged(
         best=won,
         front=tuple(next((x for x in everything if x.candidate is o.candidate), o) for o in front_of(judged)),

@@ -33,14 +33,15 @@ from convscale.cli.numbers import with_numbers_checked
 from convscale.cli.options import (
     ImgSize,
     Json,
+    Overwrite,
     Zoo,
     print_json,
     say,
 )
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError, naming_extras
-from convscale.files import told
-from convscale.networks.names import spec_of
+from convscale.files import check_new_file, told
+from convscale.networks.names import is_spec_file, spec_of
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
@@ -125,12 +126,12 @@ def list_command(
     if not pretrained:
         names = architectures_in(zoo, pattern)
         if not names:
-            raise UserError(f"no model matches {pattern!r}; `convscale list` shows all")
+            raise _unlisted(pattern)
         print_json(names) if as_json else typer.echo("\n".join(names))
         return
     weights = weights_in(zoo, pattern)
     if not weights:
-        raise UserError(f"no model matches {pattern!r}; `convscale list` shows all")
+        raise _unlisted(pattern)
     if as_json:
         print_json(
             [
@@ -172,6 +173,14 @@ def list_command(
         "ImageNet-1k top-1, – where no published figure is known; recipes differ, so figures compare weights, not "
         "architectures. Extra data: beside ImageNet-1k. Source: timm's results table and model cards."
     )
+
+
+def _unlisted(pattern: str) -> UserError:
+    """What a pattern that matches nothing is told."""
+    if ":" in pattern or is_spec_file(pattern):
+        what = "a function of your own" if ":" in pattern else "a spec's file"
+        return UserError(f"{pattern!r} is {what}, which no list has; it goes wherever a name goes (`convscale count`)")
+    return UserError(f"no model matches {pattern!r}; `convscale list` shows all")
 
 
 def _list_devices(as_json: bool) -> None:
@@ -224,6 +233,7 @@ def scale(
     img_size: ImgSize = None,
     divisor: Annotated[int | None, typer.Option(help="Widths become multiples of this.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write the spec to this .yaml or .json file.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Scale a model and print or save the new spec."""
@@ -241,6 +251,7 @@ def scale(
         divisor=divisor,
     )
     if output is not None:
+        check_new_file(output, overwrite=overwrite)
         save_spec(spec, output)
     if as_json:
         print_json(spec.to_dict())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale import words
-from convscale.cli.options import Json, Threads, print_json, refuse_lost, say
+from convscale.cli.options import Json, Overwrite, Threads, print_json, refuse_lost, say
 from convscale.cli.speed_options import (
     BatchOption,
     Compiled,
@@ -19,7 +19,7 @@ from convscale.cli.speed_options import (
     progress_aside,
 )
 from convscale.errors import UserError
-from convscale.files import check_output_file
+from convscale.files import check_new_file, check_output_file, check_outside
 from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def calibrate_command(
     seconds: Annotated[
         float | None, typer.Option("--seconds", help="Timed seconds per network (1), or per layer of a sweep (0.25).")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Set the predictor to a device: by a dozen models or lone layers (--sweep) timed here, or by measurements of it.
@@ -89,6 +90,8 @@ def calibrate_command(
     from convscale.speed.records import read_records, read_timm_csv
 
     check_output_file(output)  # before minutes of measuring, not after
+    check_new_file(output, overwrite=overwrite)
+    check_outside(output, [("--csv", csv), *(("--measurement", each) for each in measurements or ())])
     if sweep:
         if csv is not None or measurements or models or batch_size is not None:
             raise UserError("--sweep times its own layers: leave --csv, --measurement, --model and --batch-size out")

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
-from convscale.cli.options import Device, Json, Overwrite, Resume, names_on_stdin, print_json, say
+from convscale.cli.options import Device, Json, Overwrite, Resume, WordyCommand, names_on_stdin, print_json, say
 from convscale.errors import UserError, check_number, check_text
 
 if TYPE_CHECKING:
+    from convscale.artifact.artifact import Artifact
     from convscale.ship.stream import Classified
 
 
 def register(app: typer.Typer) -> None:
     """Put the command on the app."""
-    app.command("classify")(classify_command)
+    app.command("classify", cls=WordyCommand)(classify_command)
 
 
 def classify_command(
@@ -32,7 +33,9 @@ def classify_command(
         str | None,
         typer.Option("--output", metavar="PATH", help="A .csv or .jsonl file; standard output when left out."),
     ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="csv or jsonl.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="csv or jsonl; with --engine ray jsonl or parquet.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", help="Likeliest classes per image.")] = 1,
     coco: Annotated[
         Path | None, typer.Option("--coco", help="Of a detector: its boxes as COCO's results, too; needs --output.")
@@ -129,11 +132,18 @@ def classify_command(
         sys.stderr.write("\r")
     for note in (*left_out.report().notes(), *filter(None, [done.note])):
         say(note, err=True)
-    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end", err=True)
+    say(_told(done, opened, device, batch_size), err=True)
     if file is not None:
         write_box_outputs(opened, file, coco, draw, min_score, since_ns=since_ns)
     _tell_done(done, output, as_json=as_json)
     _check_bad_rate(done, max_bad_rate)
+
+
+def _told(done: Classified, artifact: Artifact, where: str, batch_size: int | None) -> str:
+    """What a run came to, with what its speed was taken under, for people."""
+    under = f"{where}, {artifact.runtime}, {artifact.precision}, batch {batch_size or artifact.batch_size}"
+    speed = f"{done.images_per_s:,.1f} images/s end to end ({under})"
+    return f"{done.images:,} images, {done.errors:,} bad, {speed}"
 
 
 def _tell_done(done: Classified, output: str | None, *, as_json: bool) -> None:
@@ -211,5 +221,5 @@ def _classify_on_ray(
         count_kept=count_kept,
     )
     kept = f", {done.resumed:,} done before" if done.resumed else ""
-    say(f"{done.images:,} images, {done.errors:,} bad, {done.images_per_s:,.1f} images/s end to end{kept}", err=True)
+    say(_told(done, artifact, "cpu, Ray", batch_size) + kept, err=True)
     return done

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convscale import words
+from convscale.cli.choice_text import in_words
 from convscale.cli.options import overrides_of, print_json, say
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
-from convscale.files import json_numbers
+from convscale.files import check_new_file, json_numbers
 
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
@@ -89,7 +90,7 @@ def evaluate_boxes(
     """``evaluate`` on a detector's checkpoint, or on its artefact; the options in ``lost`` are not for these."""
     from convscale.artifact.artifact import load_artifact
     from convscale.detect.data import open_boxes
-    from convscale.detect.evaluate import evaluate_detector
+    from convscale.detect.evaluate import BATCH, evaluate_detector
     from convscale.ship.box_metrics import need_coco
 
     need_coco()  # before pictures are looked at
@@ -120,7 +121,11 @@ def evaluate_boxes(
     say(f"{ev.split}: {ev.describe()}")
     sizes = (("small", ev.map_small), ("medium", ev.map_medium), ("large", ev.map_large))
     say("mAP by size: " + ", ".join(f"{name} {_share(value)}" for name, value in sizes))
-    say(f"{ev.images_per_s:,.1f} images/s (whole evaluation)")
+    if loaded is None:
+        under = f"{net.device}, {net.runtime}, {net.precision}, batch {batch_size or net.batch_size}"
+    else:
+        under = f"{device}, fp32, batch {batch_size or BATCH}"
+    say(f"{ev.images_per_s:,.1f} images/s (whole evaluation, {under})")
     for note in ev.bad:
         say(f"left out: {note}", err=True)
     say("mAP and AP50 per class")
@@ -219,6 +224,8 @@ def check_box_outputs(
         raise UserError("--coco and --draw are made from the rows; name a file for those (--output boxes.jsonl)")
     if coco is not None and coco.is_dir():
         raise UserError(f"--coco {coco} is a folder; name a file")
+    if coco is not None:
+        check_new_file(coco, overwrite=resume or overwrite, what="--coco")
     if draw is not None and draw.exists() and not draw.is_dir():
         raise UserError(f"--draw {draw} is a file; name a folder")
     if draw is not None and draw.is_dir() and any(draw.iterdir()) and not (resume or overwrite):
@@ -329,6 +336,7 @@ class BoxesWanted:
 
 def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: float, as_json: bool) -> None:
     """``choose --task detection``."""
+    from convscale.choice.basis import device_title
     from convscale.detect.choose import choose_backbone
     from convscale.networks.names import is_spec_file, spec_of
 
@@ -345,7 +353,7 @@ def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: 
         confidence=asked.confidence,
         backbones=[spec_of(name) if is_spec_file(name) else name for name in wanted.models or ()],
         head=wanted.head,
-        image_size=wanted.img_size or 256,
+        image_size=wanted.img_size,
         options=detector_options(wanted.pairs),
         num_classes=_CLASSES,
         seconds=seconds,
@@ -356,9 +364,10 @@ def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: 
     if as_json:
         print_json(choice.to_dict())
         return
-    best = choice.best
+    best, held = choice.best, choice.conditions
     how = "predicted, without non-maximum suppression" if basis.predicted else "measured as shipped"
-    say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {wanted.head} ({how})")
+    say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {choice.head} at {held.image_size} px ({how})")
+    say(f"on {device_title(held.device)}: {in_words(held)}", 2)
     print_table(
         [Column("backbone"), number_column("top-1"), number_column("images/s"), Column("")],
         [

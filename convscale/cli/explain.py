@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def explain_command(
     images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on standard input.")],
-    model: Annotated[Path, typer.Option("--model", help="Artefact folder, checkpoint, or folder of a training.")],
+    model: Annotated[
+        Path, typer.Option("--model", help="Artefact folder, checkpoint, or folder of a training or fit.")
+    ],
     output: Output,
     method: Annotated[
         str | None,

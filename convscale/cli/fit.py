@@ -9,7 +9,6 @@ import typer
 
 from convscale import words
 from convscale.cli.options import (
-    MISSED,
     Attention,
     Commercial,
     Confidence,
@@ -28,6 +27,7 @@ from convscale.cli.options import (
     Threads,
     WordyCommand,
     Zoo,
+    end_where_missed,
     keep_inputs,
     overrides_of,
     print_json,
@@ -75,7 +75,8 @@ def fit_command(
         typer.Option(
             "-b",
             "--batch-size",
-            help="Images per call; when left out 8 here, 256 on a named GPU (processor: 1).",
+            help="Images per call; when left out 1 with --max-latency alone, else 8 here, 256 on a named GPU "
+            "(processor: 1).",
         ),
     ] = None,
     img_size: ImgSize = None,
@@ -105,7 +106,7 @@ def fit_command(
         str | None,
         typer.Option(
             "--precision",
-            help="On a named GPU: amp when left out, fp32, bf16, fp16; on a processor fp32; with --int8 none.",
+            help="On a named GPU: amp (fp16) when left out, fp32, bf16, fp16; on a processor fp32; with --int8 none.",
         ),
     ] = None,
     threads: Threads = None,
@@ -252,6 +253,4 @@ def _finish(run: FitRun, as_json: bool) -> None:
             f"{result.winner.name}: {words.percent(result.top1, 2)} {right} {images}{'' if several else ' right'}; "
             f"{speed}artefact {run.output / 'artifact'}, report {run.report}"
         )
-    if run.missed:
-        say(f"convscale: {run.missed}", err=True)
-        raise typer.Exit(MISSED)
+    end_where_missed(run.missed)

@@ -13,7 +13,6 @@ from convscale import words
 from convscale.aside import aside
 from convscale.cli.detect import evaluate_boxes, train_boxes
 from convscale.cli.options import (
-    DataDir,
     Device,
     Epochs,
     Json,
@@ -39,6 +38,13 @@ if TYPE_CHECKING:
     from convscale.learn.evaluate import Evaluation
     from convscale.learn.train import TrainRun
 
+AnyData = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir",
+        help="Folder of class folders, idx files, or a manifest; of a detector a set in COCO's, YOLO's or VOC's form.",
+    ),
+]
 Dataset = Annotated[
     str | None,
     typer.Option(
@@ -61,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train_command(
-    data_dir: DataDir,
+    data_dir: AnyData,
     output: Output,
     model: Model,
     task: Task = "classification",
@@ -71,7 +77,8 @@ def train_command(
         str | None,
         typer.Option(
             "--recipe",
-            help="A named recipe (`convscale recipes`) or a YAML file; small, or a resumed run's own, when left out.",
+            help="A named recipe (`convscale recipes`) or a YAML file; when left out a resumed run's own, else "
+            "finetune with --init, small for images of up to 64 px, pictures for others, detect-small for boxes.",
         ),
     ] = None,
     epochs: Epochs = None,
@@ -83,7 +90,7 @@ def train_command(
             "--img-size", help="Side in pixels, or height x width as in 192x160; the model's own when left out."
         ),
     ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: bf16; fp16 on a GPU without it.")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Channels-last layout.")] = False,
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="onecycle, cosine, step, multistep, exponential, constant or wsd.")
@@ -123,7 +130,6 @@ def train_command(
     from convscale.learn.progress import LiveProgress
     from convscale.learn.recipe import Recipe
     from convscale.learn.recipes import get_recipe
-    from convscale.learn.train import USUAL
     from convscale.learn.train import train as train_net
 
     boxes_by, overrides = detector_head(task, head, detector), overrides_of(sets)
@@ -132,12 +138,10 @@ def train_command(
     flags |= {"layout": "nhwc" if channels_last else None, "ema_decay": 0.999 if model_ema else None}
     flags |= {"schedule": schedule, "decay_share": decay_share}
     stated = {key: value for key, value in {"epochs": epochs, **flags}.items() if value is not None}
-    # Unknown keys and impossible values are told before anything is read, those of a key that a flag states too; a
-    # resumed run has a recipe of its own.
+    # Unknown keys and impossible values are told before anything is read, those of a key that a flag states too.
     told = {**stated, **overrides}
     overrides |= {key: value for key, value in stated.items() if key != "epochs"}
-    own = recipe is None and (resume or branch is not None or boxes_by is not None)
-    (Recipe(name="given") if own else get_recipe(recipe or USUAL)).override(told)
+    (Recipe(name="given") if recipe is None else get_recipe(recipe)).override(told)
     common: dict[str, Any] = {
         "recipe": recipe,
         "epochs": overrides.pop("epochs", epochs),
@@ -199,8 +203,8 @@ def _tell_run(run: TrainRun, output: Path, as_json: bool) -> None:
 
 
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint or training folder.")],
-    data_dir: DataDir,
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, or folder of a training or fit.")],
+    data_dir: AnyData,
     split: Annotated[
         str | None,
         typer.Option(
@@ -220,7 +224,10 @@ def evaluate_command(
         typer.Option("--model", help="package.module:function that builds the network of a checkpoint of its."),
     ] = None,
     confusion: Annotated[
-        bool, typer.Option("--confusion", help="Print the confusion matrix: rows are true, columns predicted.")
+        bool,
+        typer.Option(
+            "--confusion", help="Print the confusion matrix (of one label per image): rows are true, columns predicted."
+        ),
     ] = False,
     predictions: Annotated[
         bool,
@@ -273,6 +280,8 @@ def evaluate_command(
         max_bad_rate=max_bad_rate,
         trained_on=loaded.meta.get("splits"),
     )
+    if confusion and found.split.multilabel:
+        raise UserError("--confusion is of one label per image, and these have several; leave it out")
     for note in found.notes:
         say(f"note: {note}", err=True)
     split_read, batch_size = found.split, 256 if batch_size is None else batch_size
@@ -337,7 +346,7 @@ def evaluate_command(
     for name, share in zip(ev.classes, ev.per_class, strict=True):
         shown = "no image" if share != share else f"{share:.2%}"
         say(f"  {name:24} {shown}" + (f"  above {thresholds[name]:.3f}" if multilabel and thresholds else ""))
-    if confusion and not multilabel:
+    if confusion:
         _print_confusion(ev)
 
 
@@ -354,7 +363,9 @@ def recipes_command(
 
     if recipe is None:
         if output is not None or sets:
-            raise UserError("--output and --set need a recipe: convscale recipes NAME --set lr=0.1 --output mine.yaml")
+            raise UserError(
+                "--output and --set need a recipe: convscale recipes NAME --set lr=0.1 --output my-recipe.yaml"
+            )
         found = [get_recipe(name) for name in list_recipes()]
         if as_json:
             print_json([{"name": each.name, "source": each.source} for each in found])

@@ -43,7 +43,7 @@ def count_command(
     ] = 1,
     mode: Mode = "infer",
     precision: Annotated[
-        str, typer.Option("--precision", help="fp32, amp (CUDA's autocast), amp_bf16, bf16 or fp16.")
+        str, typer.Option("--precision", help="fp32, amp (autocast to fp16), amp_bf16, bf16 or fp16.")
     ] = "fp32",
     layout: Annotated[str, typer.Option("--layout", help="nchw or nhwc.")] = "nchw",
     compiled: Annotated[
@@ -165,7 +165,11 @@ def measure_command(
     models: Annotated[list[str], typer.Argument(help="Model names, spec files or artefact folders.")],
     batch_size: Annotated[
         list[int] | None,
-        typer.Option("-b", "--batch-size", help="Images per call; 8 when left out. Repeatable: a sweep."),
+        typer.Option(
+            "-b",
+            "--batch-size",
+            help="Images per call; 8, or what an artefact was tuned to, when left out. Repeatable: a sweep.",
+        ),
     ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Batches 1, 2, 4 ... until throughput stops growing or memory ends.")
@@ -223,6 +227,7 @@ def measure_command(
 
     from convscale.artifact.artifact import Artifact, load_artifact
     from convscale.conditions import Conditions
+    from convscale.speed.subjects import tuned_batch
 
     if output is not None and not promised:
         raise UserError("--output goes with --promised; --record FILE keeps other measurements")
@@ -286,8 +291,11 @@ def measure_command(
     ]
     done = []
     for model, net in zip(models, nets, strict=True):
-        own = replace(cond, runtime=net.runtime, threads=net.threads) if isinstance(net, Artifact) else cond
-        for measurement in _measured(net, own, layout, None if sweep else sizes, protocol, seconds):
+        own, at = cond, sizes
+        if isinstance(net, Artifact):
+            at = batch_size or [tuned_batch(net) or sizes[0]]
+            own = replace(cond, runtime=net.runtime, threads=net.threads, batch_size=at[0])
+        for measurement in _measured(net, own, layout, None if sweep else at, protocol, seconds):
             done.append(_recorded(net, measurement, None if table else record))
             if not as_json:
                 _say_measured(model, measurement)

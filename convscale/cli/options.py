@@ -33,7 +33,7 @@ Model = Annotated[
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Folder of class folders, idx files, or a manifest.")]
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side in pixels; the model's own when left out.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, amp, bf16, fp16 or int8.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, amp (fp16), amp_bf16, bf16, fp16 or int8.")]
 Runtime = Annotated[
     str,
     typer.Option(
@@ -89,6 +89,13 @@ class WordyCommand(TyperCommand):
             else:
                 kept += self.SAME.get((kept[-1] if kept else "", word), (word,))
         return super().parse_args(ctx, kept)
+
+
+def end_where_missed(missed: str) -> None:
+    """Say on the side that a constraint is missed, and end with the code for that; nothing where it is kept (empty)."""
+    if missed:
+        say(f"convscale: {missed}", err=True)
+        raise typer.Exit(MISSED)
 
 
 def terminal_width() -> int:

@@ -80,7 +80,7 @@ def report_command(
     ] = None,
     img_size: Annotated[int | None, typer.Option("--img-size", help="Of --predict and --layers.")] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="amp (when left out), amp_bf16, fp32, bf16 or fp16.")
+        str | None, typer.Option("--precision", help="amp (fp16; when left out), amp_bf16, fp32, bf16 or fp16.")
     ] = None,
     layout: Annotated[str, typer.Option("--layout", help="nchw or nhwc.")] = "nchw",
     compiled: Annotated[bool, typer.Option("--compiled", help="Behind PyTorch's compiler instead of eager.")] = False,
@@ -224,7 +224,8 @@ def list_runs(top: Path, as_json: bool) -> None:
         raise UserError(f"folder {top} holds no run: no fit.json, no log.jsonl, no artefact")
     columns = [
         *(Column("run"), Column("kind"), Column("network"), number_column("accuracy"), Column("of")),
-        *(number_column("images/s"), Column("data"), number_column("cost"), Column("commit"), Column("state")),
+        *(number_column("images/s"), Column("under"), Column("data"), number_column("cost"), Column("commit")),
+        Column("state"),
     ]
     rows = [
         [
@@ -234,6 +235,7 @@ def list_runs(top: Path, as_json: bool) -> None:
             _accuracy(run.accuracy, run.interval),
             run.metric or words.UNKNOWN,
             words.rate(run.images_per_s),
+            run.conditions or words.UNKNOWN,
             " ".join(each for each in (run.data, (run.data_digest or "")[:8]) if each) or words.UNKNOWN,
             words.seconds(run.seconds),
             (run.commit or words.UNKNOWN)[:8],
@@ -242,7 +244,7 @@ def list_runs(top: Path, as_json: bool) -> None:
         for run in found
     ]
     print_table(columns, rows)
-    say("Accuracy with its 95 % interval; what a speed holds under: --json.")
+    say("Accuracy with its 95 % interval.")
 
 
 def _accuracy(share: float | None, interval: tuple[float, float] | None) -> str:

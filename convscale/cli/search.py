@@ -19,6 +19,7 @@ from convscale.cli.options import (
     Seed,
     Threads,
     WordyCommand,
+    end_where_missed,
     keep_inputs,
     print_json,
     say,
@@ -56,6 +57,9 @@ def search_command(
     reward: Annotated[
         str, typer.Option("--reward", help="hard (keep it), soft: accuracy x (cost / target)^w, or hard-like.")
     ] = "hard",
+    reward_weight: Annotated[
+        float | None, typer.Option("--reward-weight", help="w of the soft --reward; -0.07 when left out.")
+    ] = None,
     reward_by: Annotated[
         str, typer.Option("--reward-by", help="throughput, or macs with --target-macs.")
     ] = "throughput",
@@ -86,7 +90,12 @@ def search_command(
     img_size: ImgSize = None,
     precision: PrecisionOption = None,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="onnxruntime or openvino; the fastest when left out.")
+        str | None,
+        typer.Option(
+            "--runtime",
+            help="eager, compiled, onnxruntime, openvino or tensorrt (on a GPU); when left out here the fastest, on a "
+            "named GPU eager, on a named processor compiled.",
+        ),
     ] = None,
     compiled: Compiled = False,
     threads: Threads = None,
@@ -133,7 +142,7 @@ def search_command(
         of_baselines = {"--sampler": sampler != "guided", "--zero-cost": zero_cost != "size", "--inherit": inherit}
         of_baselines |= {"--reward": reward != "hard", "--reward-by": reward_by != "throughput"}
         of_baselines |= {"--target-macs": target_macs is not None, "--confidence": confidence != 0.8}
-        of_baselines |= {"--threads": threads is not None}
+        of_baselines |= {"--threads": threads is not None, "--reward-weight": reward_weight is not None}
         if lost := [flag for flag, given in of_baselines.items() if given]:
             raise UserError(f"{lost[0]} goes with a search for a baseline; leave it out with --scaling")
         shared["batch_size"] = 64 if batch_size is None else batch_size
@@ -141,6 +150,10 @@ def search_command(
         return
     if budget is not None or cost is not None or method != "grid":
         raise UserError("--budget, --cost and --method are of --scaling; give the baseline to scale with it")
+    if reward_weight is not None:
+        if reward != "soft":
+            raise UserError(f"--reward-weight is w of --reward soft, got --reward {reward}; leave it out, or say soft")
+        shared["reward_weight"] = reward_weight
     from convscale.nas.study import search
 
     study = search(
@@ -162,10 +175,11 @@ def search_command(
     report = write_search_report(study.output)
     if as_json:
         print_json({**study.to_dict(), "report": str(report)})
-        return
-    _print_front(study)
-    say(str(study))
-    say(f"{study.output / 'best.yaml'}: `convscale fit --model` takes it; report {report}")
+    else:
+        _print_front(study)
+        say(str(study))
+        say(f"{study.output / 'best.yaml'}: `convscale fit --model` takes it; report {report}")
+    end_where_missed(study.missed)
 
 
 def _scaling(

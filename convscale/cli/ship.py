@@ -44,8 +44,8 @@ def export_command(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint or training folder; a file of weights of any trainer, with --model; or a name: with a tag "
-            "(arch.tag) its released weights, else untrained. With --layout an artefact, too."
+            help="Checkpoint, or folder of a training or fit; a file of weights of any trainer, with --model; or a "
+            "name: with a tag (arch.tag) its released weights, else untrained. With --layout an artefact, too."
         ),
     ],
     output: Output,
@@ -315,12 +315,11 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
     """A checkpoint, or a network by its name as if it came from one."""
     from convscale.arch.tags import find_tag
     from convscale.learn.checkpoint import Checkpoint, load_checkpoint, network_for
+    from convscale.learn.weights_file import NUMBERED, open_weights
     from convscale.networks.foreign import Foreign
     from convscale.networks.names import is_spec_file, network_of
 
     if Path(what).is_file() and not is_spec_file(what):
-        from convscale.learn.weights_file import open_weights
-
         loaded, notes = open_weights(Path(what), model)
         for note in notes:
             say(f"note: {note}", err=True)
@@ -338,7 +337,7 @@ def _to_export(what: str, model: str | None) -> Checkpoint:
         raise UserError(f"{name} does not say its number of classes; give a module with num_classes")
     timms = isinstance(named, Foreign) and named.origin == "timm" and "." in named.name
     released = not is_spec_file(what) and (timms or find_tag(what) is not None)
-    meta = {"untrained": f"{name}, " + ("its released weights" if released else "untrained")}
+    meta = {"untrained": f"{name}, " + ("its released weights" if released else "untrained"), NUMBERED: True}
     names = tuple(str(number) for number in range(classes))
     return Checkpoint(net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=Path(name))
 
@@ -374,21 +373,21 @@ def _tell_form(name: str, result: Tuning | UserError) -> None:
 def _check_images(
     data_dir: Path, loaded: Checkpoint, preprocessing: Preprocessing, int8: bool | str, max_bad_rate: float = 0.01
 ) -> dict[str, Any]:
-    """Images for the gate, and for INT8 those that calibrate: INT8 is judged on validation, since layers are chosen by
-    it.
+    """Images for the gate with the names of their classes, and for INT8 those that calibrate: INT8 is judged on
+    validation, since layers are chosen by it.
     """
     import numpy as np
 
     from convscale.images.sources import not_as_trained, open_dataset
     from convscale.learn.loader import EvalImages, readable
+    from convscale.learn.weights_file import names_of
     from convscale.ship.qat import MOST_IMAGES
     from convscale.ship.quantize import CALIBRATION, spread
 
     splits = open_dataset(data_dir, channels=preprocessing.channels, max_bad_rate=max_bad_rate)
-    if splits.classes != loaded.classes:
-        raise UserError(
-            f"the data's classes {list(splits.classes)} are not the checkpoint's {list(loaded.classes)}, in this order"
-        )
+    classes, note = names_of(loaded, splits.classes)
+    if note:
+        say(f"note: {note}", err=True)
     chosen = splits.validation if int8 else splits.test
     for note in not_as_trained(splits, loaded.meta.get("splits"), chosen.split):
         say(f"note: {note}", err=True)
@@ -396,6 +395,7 @@ def _check_images(
     for problem in bad:
         say(f"left out: {problem}", err=True)
     out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}
+    out["classes"] = classes
     if int8:
         most = MOST_IMAGES if int8 == "qat" else CALIBRATION
         chosen = splits.train.subset(spread(len(splits.train), most).tolist())
@@ -408,7 +408,8 @@ def tune_command(
     artifact: Annotated[Path, typer.Argument(help="Artefact folder.")],
     goal: Annotated[str, typer.Option(help="throughput or latency.")] = "throughput",
     batch_size: Annotated[
-        list[int] | None, typer.Option("-b", "--batch-size", help="A batch to try. Repeatable.")
+        list[int] | None,
+        typer.Option("-b", "--batch-size", help="A batch to try for throughput; of latency it is 1. Repeatable."),
     ] = None,
     threads: Threads = None,
     device: Device = "cpu",
@@ -427,6 +428,8 @@ def tune_command(
                 err=True,
             )
 
+    if goal == "latency" and batch_size:
+        raise UserError("--goal latency is of one image a call; leave -b out")
     found = tune(
         load_artifact(artifact, device=device),
         goal=goal,

@@ -22,6 +22,7 @@ from convscale.cli.options import (
     Overwrite,
     Threads,
     Zoo,
+    end_where_missed,
     print_json,
     say,
 )
@@ -42,7 +43,7 @@ from convscale.cli.speed_options import (
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint, Size, size_text
 from convscale.errors import UserError
-from convscale.files import check_outside
+from convscale.files import check_new_file, check_outside
 from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def predict_command(
         Path | None,
         typer.Option("--save-workload", help="Also write the one network's workload there (.workload.json)."),
     ] = None,
+    overwrite: Overwrite = False,
     task: Task = "classification",
     head: Head = None,
     detector: DetectorOptions = None,
@@ -132,6 +134,8 @@ def predict_command(
             raise UserError("--save-workload writes a classifier's workload; leave it out with --task detection")
         predict_boxes(models, boxes_by, img_size, detector, basis, as_json)
         return
+    if save is not None:
+        check_new_file(save, overwrite=overwrite, what="--save-workload")
     networks = [SizedSpec(net, img_size or size_of(net)) for net in map(network_of, models)]
     predictions = [predicted(network, basis) for network in networks]
     if save is not None:
@@ -259,7 +263,9 @@ def choose_command(
     img_sizes: Annotated[
         list[int] | None,
         typer.Option(
-            "--img-size", help="Try each at this size. Repeatable; sizes with a published figure when left out."
+            "--img-size",
+            help="Try each at this size. Repeatable; sizes with a published figure when left out. Of detectors one: "
+            "512 (SSDLite: 320) when left out.",
         ),
     ] = None,
     zoo: Zoo = "all",
@@ -277,7 +283,11 @@ def choose_command(
     ] = None,
     along: Annotated[str, typer.Option("--along", help="With --scale: phi, depth, width or resolution.")] = "phi",
     rule: Annotated[
-        str, typer.Option("--rule", help="With --scale: compound, fast, depth, width or resolution.")
+        str,
+        typer.Option(
+            "--rule",
+            help="With --scale: compound, fast, depth, width, resolution, or a file of `search --scaling`.",
+        ),
     ] = "compound",
     save: Annotated[
         Path | None,
@@ -361,6 +371,7 @@ def choose_command(
         return
     if save is not None:  # before minutes of measuring, not after
         check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))
+        check_new_file(save, overwrite=overwrite)
         check_browser(save)
     if scale is not None and (max_memory is not None or max_params is not None or models or img_sizes):
         raise UserError("--scale takes --min-throughput and --max-latency only, and no --model or --img-size")
@@ -426,6 +437,7 @@ def choose_command(
         write_choice(choice, save)
         if not as_json:
             say(f"report: {save}")
+    end_where_missed(choice.missed)
 
 
 def _check_scaling(scaled: bool, *, of_scale: Mapping[str, object], of_candidates: Mapping[str, object]) -> None:
@@ -455,7 +467,9 @@ def _finish_scale(largest: Largest, save: Path | None, as_json: bool) -> None:
         save_spec(largest.spec, save)
     if as_json:
         print_json(largest.to_dict())
-        return
-    say(str(largest))
-    say(in_words(largest.basis.conditions, chosen_among(largest.basis) if largest.basis.tuned else ""))
-    say(f"written to {save}" if save else "--output FILE.yaml saves it; wherever a model name goes, the file goes too")
+    else:
+        say(str(largest))
+        say(in_words(largest.basis.conditions, chosen_among(largest.basis) if largest.basis.tuned else ""))
+        hint = "--output FILE.yaml saves it; wherever a model name goes, the file goes too"
+        say(f"written to {save}" if save else hint)
+    end_where_missed(largest.missed)

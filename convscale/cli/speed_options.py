@@ -39,7 +39,11 @@ Mode = Annotated[str, typer.Option("--mode", help="infer or train.")]
 Task = Annotated[str, typer.Option("--task", help="classification, or detection: the network with a detector's head.")]
 TASKS = ("classification", "detection")
 Head = Annotated[
-    str | None, typer.Option("--head", help="With --task detection: fcos (when left out), retinanet or ssdlite.")
+    str | None,
+    typer.Option(
+        "--head",
+        help="With --task detection: fcos (when left out), retinanet or ssdlite; train takes faster_rcnn, too.",
+    ),
 ]
 DetectorOptions = Annotated[
     list[str] | None,

@@ -62,10 +62,19 @@ class DetectorChoice:
     """The one with the best published features that keeps the speed."""
     options: tuple[DetectorOption, ...]
     """All that were tried, the best features first."""
+    head: str
+    """Of each detector."""
+    conditions: Conditions
+    """What their speeds hold under; the image size is the detectors'."""
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
-        return {"best": self.best.to_dict(), "options": [each.to_dict() for each in self.options]}
+        return {
+            "best": self.best.to_dict(),
+            "options": [each.to_dict() for each in self.options],
+            "head": self.head,
+            "conditions": self.conditions.to_dict(),
+        }
 
 
 def choose_backbone(
@@ -75,7 +84,7 @@ def choose_backbone(
     predicted: bool,
     backbones: Sequence[str | NetSpec] | None = None,
     head: str = "fcos",
-    image_size: int = 256,
+    image_size: int | None = None,
     options: dict[str, Any] | None = None,
     num_classes: int = 20,
     seconds: float = 0.5,
@@ -94,7 +103,8 @@ def choose_backbone(
         cond: device, batch size, runtime.
         predicted: whether the device is a named one that is not here.
         backbones: names or specs; None: a dozen usual ones.
-        head, image_size, options, num_classes: of the detector.
+        head, options, num_classes: of the detector.
+        image_size: its side in pixels; None: what ``create_detector`` takes (512, for SSDLite 320).
         seconds: timed seconds of each part.
         compiled, calibration: of predictions.
         confidence: probability with which a predicted speed must keep ``min_throughput``, 0.5 to 0.99.
@@ -129,13 +139,15 @@ def choose_backbone(
         raise UserError(f"no detector could be timed; the first, {tried[0].backbone}: {tried[0].reason}")
     tried.sort(key=lambda each: (-(each.top1 or 0.0), -each.images_per_s))
     best = next((each for each in tried if not each.reason), None)
+    fastest = max(tried, key=lambda each: each.images_per_s)
+    assert fastest.speed is not None, "one was timed"
+    held = fastest.speed.whole.conditions
     if best is None:
-        fastest = max(tried, key=lambda each: each.images_per_s)
         raise UserError(
-            f"no backbone keeps {min_throughput:g} images/s with head {head} at {image_size} px; the fastest, "
+            f"no backbone keeps {min_throughput:g} images/s with head {head} at {held.image_size} px; the fastest, "
             f"{fastest.backbone}, reaches {fastest.reason}; a smaller --img-size or another --head may"
         )
-    return DetectorChoice(best=best, options=tuple(tried))
+    return DetectorChoice(best=best, options=tuple(tried), head=head, conditions=held)
 
 
 def _too_slow(speed: DetectorSpeed | DetectorPrediction, floor: Constraint) -> str:

@@ -27,7 +27,7 @@ from convscale.learn.job import Job
 from convscale.learn.prepare import begin_folder, ended, fit_batch, kept_settings, laid_out, take_folder
 from convscale.learn.progress import Progress, Relay, noted
 from convscale.learn.recipe import Recipe
-from convscale.learn.recipes import recipe_of
+from convscale.learn.recipes import get_recipe, recipe_of
 from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, half_precision, usable_device
 from convscale.learn.stop import stop_signal
@@ -118,7 +118,7 @@ def train_detector(
         UserError: bad input, in one line.
     """
     need_coco("training a detector")
-    found = recipe_of(recipe, output if resume else None, USUAL).override(
+    found = (recipe_of(recipe, output if resume else None) or get_recipe(USUAL)).override(
         {**overrides, **({} if epochs is None else {"epochs": epochs})}
     )
     if found.head != "own":

@@ -172,16 +172,17 @@ def check_data(
     many were looked at.
 
     Args:
-        data: a folder or a manifest as ``convscale train --data-dir`` takes it, or splits that are open.
+        data: a folder or a manifest as ``convscale train --data-dir`` takes it, of which any number of files may be
+            unreadable; or splits that are open.
         image_size: of the network's input in pixels, or (height, width); None: sizes are not looked at.
-        every: decode every file once, to find all that can not be.
+        every: decode every file once, to find all that can not be, as ``convscale check`` does without ``--quick``.
 
     Raises:
         UserError: the data can not be opened, or ``image_size`` is none.
     """
     size = None if image_size is None else as_size(*sides(image_size))
     started = time.perf_counter()
-    splits = data if isinstance(data, DataSplits) else open_dataset(data, compare=False)
+    splits = data if isinstance(data, DataSplits) else open_dataset(data, compare=False, listing=True)
     counts = np.asarray(splits.train.class_counts())
     smallest_first = np.argsort(counts, kind="stable")
     largest = int(np.argmax(counts))

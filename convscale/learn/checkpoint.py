@@ -29,7 +29,7 @@ from torch import nn
 
 from convscale._version import __version__
 from convscale.errors import UserError, check_whole, first_line
-from convscale.files import fsync_dir, is_full, sha256, sweep, whole_folder
+from convscale.files import fsync_dir, inside_fit, is_full, sha256, sweep, whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
 from convscale.networks.foreign import Foreign, build_foreign, need_timm, timm_has
@@ -148,7 +148,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = None) -> Checkpoint:
-    """Read a network from a checkpoint folder, or from a run's folder its best (else its last) checkpoint.
+    """Read a network from a checkpoint folder, or from a run's folder (``fit``'s too) its best, else its last.
 
     Args:
         path: a folder.
@@ -300,6 +300,7 @@ def verify_checkpoint(place: Path) -> str | None:
 
 def _candidates(path: Path, kinds: tuple[str, ...]) -> list[Path]:
     """A checkpoint's own folder, or those of a run, kinds in the order given, the newest first; at least one."""
+    path = inside_fit(path, "train")
     if path.is_file():
         kind = (
             "a pickle or foreign file" if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar") else "a file"

@@ -431,15 +431,11 @@ def get_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         raise UserError(f"recipe {path}: {error}") from error
 
 
-def recipe_of(
-    recipe: Recipe | str | os.PathLike[str] | None,
-    resumed: str | os.PathLike[str] | None,
-    usual: Recipe | str,
-) -> Recipe:
-    """What was asked for; else the one that a resumed run wrote into its folder; else the usual one."""
+def recipe_of(recipe: Recipe | str | os.PathLike[str] | None, resumed: str | os.PathLike[str] | None) -> Recipe | None:
+    """What was asked for; else the one that a resumed run wrote into its folder; None: there is none."""
     if recipe is None and resumed is not None and (Path(resumed) / "recipe.yaml").is_file():
         return get_recipe(Path(resumed) / "recipe.yaml")
-    return get_recipe(usual if recipe is None else recipe)
+    return None if recipe is None else get_recipe(recipe)
 
 
 def list_recipes() -> list[str]:

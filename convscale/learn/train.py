@@ -24,18 +24,16 @@ from convscale.learn.prepare import begin_folder, end_if_told, ended, prepare
 from convscale.learn.probe import headed_parts
 from convscale.learn.progress import Progress, Relay, duration, noted
 from convscale.learn.recipe import Recipe
-from convscale.learn.recipes import recipe_of
+from convscale.learn.recipes import get_recipe, recipe_of
 from convscale.learn.record import EpochRow
 from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
+from convscale.learn.usual import WHY, can_finetune, usual_recipe
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from convscale.nn.modes import evaluating
-
-USUAL = "small"
-"""The recipe where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +116,8 @@ def train(
         net: a module with one output per class (it is trained in place), a spec, or a name: an own one, timm's, or
             ``package.module:function``.
         data: splits, or a folder or manifest for ``open_dataset``, which carves missing splits with its own seed 0.
-        recipe: a named recipe, a YAML file, or a Recipe; None: a resumed run's own, else ``small``.
+        recipe: a named recipe, a YAML file, or a Recipe; None: a resumed run's own, else ``finetune`` where ``init``
+            gives weights, ``small`` for images of up to 64 px, and ``pictures`` for others, which is noted.
         epochs: instead of the recipe's.
         output: folder for checkpoints and log; None: nothing is written.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -155,9 +154,11 @@ def train(
     Raises:
         UserError: bad input, in one line.
     """
-    made = _recipe(recipe, output if resume else None, branch).override(
-        {**overrides, **({} if epochs is None else {"epochs": epochs})}
-    )
+    told = {**overrides, **({} if epochs is None else {"epochs": epochs})}
+    named = recipe_of(recipe, output if resume else None)
+    if named is None and branch is not None:
+        named = recipe_of_state(check_path("branch", branch))
+    made = (named or Recipe(name="given")).override(told)
     request = TrainRequest(
         net=net,
         data=data,
@@ -184,15 +185,20 @@ def train(
     )
     if request.branch is not None:
         check_branch(request.branch, made)
-    return _train(request)
+    return _train(request, told if named is None else None)
 
 
-def _train(request: TrainRequest) -> TrainRun:
-    """Build what was asked for, and run it."""
+def _train(request: TrainRequest, unnamed: dict[str, object] | None) -> TrainRun:
+    """Build what was asked for, and run it; ``unnamed`` are the recipe's keys where no recipe is named."""
     notes: list[str] = []
     tell = Relay(noted(request.progress, notes))
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
     splits = request.data if isinstance(request.data, DataSplits) else open_dataset(request.data)
+    if unnamed is not None:
+        weights = request.init is not None and request.recipe.head == "own" and can_finetune(request.net)
+        name = usual_recipe(splits, request.recipe.image_size, weights=weights)
+        tell({"kind": "note", "text": f"no recipe is named: {name}, {WHY[name]}"})
+        request = replace(request, recipe=get_recipe(name).override(unnamed))
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:
         job, resumed = prepare(request, splits, processes=processes, device=device, tell=tell, stop=stop, lock=lock)
@@ -208,17 +214,6 @@ def _train(request: TrainRequest) -> TrainRun:
                     run = _run(trainer, request, resumed=resumed, notes=notes)
             finish(run.finished)
         return run
-
-
-def _recipe(
-    recipe: Recipe | str | os.PathLike[str] | None,
-    resumed: str | os.PathLike[str] | None,
-    branch: str | os.PathLike[str] | None,
-) -> Recipe:
-    """What was asked for; else the one that a resumed run wrote, or that a branch grows from; else the usual one."""
-    written = resumed is not None and (Path(resumed) / "recipe.yaml").is_file()
-    grown = recipe is None and branch is not None and not written
-    return recipe_of(recipe, resumed, recipe_of_state(check_path("branch", branch)) if grown else USUAL)
 
 
 def begin(trainer: Trainer, *, resumed: bool) -> None:

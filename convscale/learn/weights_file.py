@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,40 @@ from convscale.networks.pictures import preprocessing_of
 from convscale.networks.resolve import Named
 from convscale.nn.state_dicts import read_state_dict
 from convscale.nn.weights import class_count, load_weights
+
+NUMBERED = "numbered"
+"""In a checkpoint's ``meta``: whether its classes are numbers because nothing names them."""
+
+
+def names_of(checkpoint: Checkpoint, classes: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The names of a checkpoint's classes on data whose classes are these: its own, or the data's where nothing names
+    them and there are as many; and a note on that.
+
+    Raises:
+        UserError: the data has others, or has them in another order.
+    """
+    if not checkpoint.meta.get(NUMBERED):
+        if classes != checkpoint.classes:
+            raise UserError(
+                f"the data's classes {list(classes)} are not the checkpoint's {list(checkpoint.classes)}, in this order"
+            )
+        return classes, ""
+    if len(classes) != len(checkpoint.classes):
+        raise UserError(f"the data has {len(classes)} classes, {checkpoint.path} {len(checkpoint.classes)}")
+    unlike = (
+        ""
+        if tuple(sorted(classes, key=_by_value)) == classes
+        else "; timm puts numbers in names in the order of their values"
+    )
+    note = f"nothing names the classes of {checkpoint.path}: the data's are taken in their order, {', '.join(classes)}"
+    return classes, note + unlike
+
+
+def _by_value(name: str) -> list[tuple[int, str]]:
+    """What timm sorts the names of folders by: numbers in them by their value, and case left out."""
+    parts = re.split("([0-9]+)", name.lower())  # numbers stand at the odd places
+    parts[1::2] = [part.lstrip("0") for part in parts[1::2]]
+    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
 
 
 def open_weights(path: Path, model: str | None = None) -> tuple[Checkpoint, list[str]]:
@@ -41,8 +76,9 @@ def open_weights(path: Path, model: str | None = None) -> tuple[Checkpoint, list
     loaded = load_weights(net, source.tensors)
     if loaded.adapted_stem:
         raise UserError(f"{path} was trained on images of another number of channels than {name} takes")
-    names = source.classes if len(source.classes) == classes else tuple(map(str, range(classes)))
-    meta = {"untrained": f"{path}, weights of {name}"}
+    named = len(source.classes) == classes
+    names = source.classes if named else tuple(map(str, range(classes)))
+    meta = {"untrained": f"{path}, weights of {name}", NUMBERED: not named}
     checkpoint = Checkpoint(net=net.eval(), classes=names, preprocessing=preprocessing_of(net), meta=meta, path=path)
     return checkpoint, loaded.notes()
 

@@ -19,6 +19,7 @@ from convscale.learn.graphs import check_compile
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
+from convscale.learn.usual import usual_recipe
 from convscale.nas.engines.base import Place
 from convscale.nas.records import Reward
 from convscale.nas.sampling import SAMPLERS
@@ -150,9 +151,7 @@ def recipe_for(
     """The recipe asked for; else ``small`` for small images, unless they are enlarged above that (``image_size``; None:
     their own), and ``pictures`` for others.
     """
-    native = native_size(splits)
-    small = native is not None and (image_size or native) <= SMALL_IMAGE
-    return get_recipe(("small" if small else "pictures") if recipe is None else recipe)
+    return get_recipe(usual_recipe(splits, image_size, weights=False) if recipe is None else recipe)
 
 
 def space_for(

@@ -22,6 +22,7 @@ from convscale.nas.sampling import Linear, features
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Result
 from convscale.read import OWN, read_json
+from convscale.words import exact
 
 SCHEMA = 1
 """Of ``study.json``; a reader refuses newer ones."""
@@ -63,6 +64,18 @@ class Study:
         return chosen or max(trained, key=lambda trial: (trial.value or 0.0, trial.images_per_s or 0.0, -trial.number))
 
     @property
+    def missed(self) -> str:
+        """That none of the best networks keeps the speed in the form in which it would ship, in a sentence; empty where
+        the best one does, or nothing was tuned.
+        """
+        if self.shipped is None or self.shipped.images_per_s >= self.reward.floor:
+            return ""
+        return (
+            f"{self.best.spec.name} does not keep {exact(self.reward.floor)} images/s as it would ship "
+            f"({describe_speed(self.shipped)}); of the best that were trained none does"
+        )
+
+    @property
     def front(self) -> tuple[TrialRecord, ...]:
         """Trained networks that no other beats in both accuracy and speed."""
         return front_of(self.trials)
@@ -95,6 +108,7 @@ class Study:
             "conditions": self.basis.conditions.to_dict(),
             "best": self.best.to_dict(),
             "shipped": None if self.shipped is None else self.shipped.to_dict(),
+            "missed": self.missed or None,
             "importance": self.importance,
             "front": [trial.number for trial in self.front],
             "trials": [trial.to_dict() for trial in self.trials],
@@ -116,7 +130,7 @@ class Study:
         ]
         if self.shipped is not None:
             lines.insert(1, f"as it would ship: {describe_speed(self.shipped)}, {self.shipped.how}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.missed] if self.missed else lines)
 
 
 def begun(folder: Path, asked: Mapping[str, object]) -> dict[str, Any]:

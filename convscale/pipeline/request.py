@@ -30,6 +30,7 @@ from convscale.learn.recipes import get_recipe
 from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
 from convscale.learn.trackers import need_tracker
+from convscale.learn.usual import is_small, usual_recipe
 from convscale.networks.foreign import Foreign
 from convscale.networks.names import size_of
 from convscale.networks.offered import Filter, matching
@@ -39,7 +40,7 @@ from convscale.networks.weight_files import SUFFIXES, WeightFiles
 from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
-from convscale.pipeline.size import default_size, is_small
+from convscale.pipeline.size import default_size
 from convscale.predictor.devices import at_hand
 from convscale.predictor.fitted import EIGHT_BITS, MEASURED_BATCH, check_on_processor
 from convscale.runtimes.base import file_runtimes, runtime_of
@@ -419,9 +420,7 @@ class FitRequest:
         """
         if self.training.recipe is not None:
             return self.training.recipe
-        if pretrained:
-            return "finetune"
-        return "small" if is_small(splits, image_size or self.image_size) else "pictures"
+        return usual_recipe(splits, image_size or self.image_size, weights=pretrained)
 
     def to_json(self, splits: DataSplits) -> dict[str, object]:
         """What a run is known by: only an equal one is resumed."""

@@ -11,6 +11,7 @@ from typing import Any
 from convscale import words
 from convscale.arch.spec import NetSpec
 from convscale.choice.basis import Basis
+from convscale.choice.choose import notes_on
 from convscale.conditions import Constraint
 from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers
@@ -179,6 +180,8 @@ class Fit:
         finder = self._finder(loaded)
         if self.files is None:
             return finder.scaled(), finder
+        for note in notes_on(self.asked.offer, self.asked.named):
+            self.remark(note)
         kept = finder.released(self.files)
         if kept is not None:
             return kept, finder

@@ -16,6 +16,7 @@ from convscale.artifact.naming import check_model_name, name_of
 from convscale.artifact.reference import check_reference
 from convscale.conditions import sides
 from convscale.errors import UserError
+from convscale.files import inside_fit
 from convscale.serve.batching import Batcher, Watcher
 from convscale.serve.counted import counted
 from convscale.serve.protocol import Takes
@@ -77,7 +78,7 @@ def versions(folder: Path) -> list[tuple[int, Path]]:
     numbered = [each for each in folder.iterdir() if each.name.isascii() and each.name.isdecimal()]
     whole = [each for each in numbered if len(each.name) < 10 and (each / MANIFEST).is_file()]
     found = [(int(each.name), each) for each in sorted(whole, key=lambda each: int(each.name), reverse=True)]
-    return found or [(0, folder)]
+    return found or [(0, inside_fit(folder, "artifact"))]
 
 
 def newest(folder: Path) -> tuple[int, Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
 from convscale.artifact.promise import Promise
 from convscale.conditions import Conditions, sides
 from convscale.errors import UserError
-from convscale.machine import Environment, available_cores, processor_name
+from convscale.machine import Environment, available_cores, check_own, processor_name
 from convscale.predictor.devices import devices, get_device, is_processor, was_on
 from convscale.predictor.predict import Prediction
 from convscale.runtimes.base import Opening, runtime_of, runtimes_of
@@ -148,6 +147,7 @@ def confirm(
     Raises:
         UserError: nothing was promised, this is another device than was promised for, or the artefact can not run so.
     """
+    check_own(device or "cpu", "can not be measured here")
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact, device=device or "cpu")
     folder = opened.folder
     promise = opened.promise
@@ -177,8 +177,6 @@ def _check_card(promise: Promise, device: str) -> None:
     Raises:
         UserError: the device here is another than was promised for.
     """
-    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
-        raise UserError(f"device {device!r} can not be measured here; use cpu, cuda or cuda:N")
     title = get_device(promise.device).title if promise.device in devices() else promise.device
     kind = "cpu" if is_processor(promise.device) else "cuda"
     if device.partition(":")[0] != kind:

@@ -19,7 +19,7 @@ from convscale.artifact.promise import Promise
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
 from convscale.images.preprocess import Preprocessing
-from convscale.machine import need_cuda
+from convscale.machine import check_own, need_cuda
 from convscale.networks.foreign import Foreign
 from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
 from convscale.ship.box_metrics import Truth
@@ -152,9 +152,7 @@ def need_device(device: str) -> None:
     Raises:
         UserError: it is no device of this machine, or a card that is not there.
     """
-    if not isinstance(device, str) or not (device == "cpu" or device.startswith("cuda")):
-        raise UserError(f"device {device!r} can not be tuned for here; use cpu, cuda or cuda:N")
-    if device != "cpu":
+    if check_own(device, "can not be tuned for here") != "cpu":
         need_cuda(device)
 
 

@@ -169,6 +169,8 @@ def classify(
     """
     form = format_of(output, format, boxes=artifact.is_detector)
     _check_options(top, artifact, batch_size, workers)  # before anything is written
+    if isinstance(artifact, Artifact):
+        _ = artifact.runner  # so is a device that is not there
     if not isinstance(output, (str, os.PathLike)):
         return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
     path = Path(output)

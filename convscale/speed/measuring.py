@@ -40,8 +40,8 @@ def measure(
 
     Args:
         net: a module, a ``NetSpec``, a model's name, or an :class:`~convscale.artifact.artifact.Artifact` (in its own
-            runtime and threads unless others are named).
-        cond: the conditions; None: the defaults.
+            runtime and threads, and at the batch that it was tuned to, unless others are named).
+        cond: the conditions; None: the defaults, eager PyTorch among them (``convscale measure`` takes ONNX Runtime).
         min_seconds: the timed calls together last at least this long.
         max_seconds: and warm-up and timed calls at most about this long.
         protocol: ``tresnet``: at 90 % of the largest batch that fits (the TResNet paper, section 4.1); the batch size

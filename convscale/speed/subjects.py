@@ -83,6 +83,8 @@ def _conditions(net: Measured, cond: Conditions | None, keywords: dict[str, obje
     known = {field.name for field in dataclasses.fields(Conditions)}
     if unknown := sorted(set(keywords) - known):
         raise UserError(f"measure has no condition {unknown[0]!r}{nearest(unknown[0], known)}")
+    if isinstance(net, Artifact) and cond is None:
+        keywords = {"batch_size": tuned_batch(net) or usual.batch_size, **keywords}
     cond = dataclasses.replace(cond or usual, **keywords)  # pyright: ignore[reportArgumentType]
     check_runtime(cond.runtime)
     if isinstance(net, Artifact):
@@ -96,6 +98,12 @@ def _conditions(net: Measured, cond: Conditions | None, keywords: dict[str, obje
     if cond.device != "cpu":
         need_cuda(cond.device, "use device cpu, or predict for a named GPU")
     return dataclasses.replace(cond, threads=cond.threads or available_cores())
+
+
+def tuned_batch(net: Artifact) -> int | None:
+    """The batch that an artefact was found to be fastest at, on this kind of device; None: it was not tuned on it."""
+    runs = net.manifest.runtime
+    return runs.batch_size if runs.device == net.device.partition(":")[0] else None
 
 
 def _of_artifact(net: Artifact, cond: Conditions, stated: set[str]) -> Conditions:

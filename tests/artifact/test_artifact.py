@@ -9,6 +9,7 @@ import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,6 +111,26 @@ def test_unknown_format(folder: Path) -> None:
     edit(folder, format="tflite")
     with pytest.raises(UserError, match="unknown format 'tflite'; known: onnx, openvino, torch"):
         load_artifact(folder)
+
+
+def test_of_a_fit_what_it_ships_is_opened(folder: Path, tmp_path: Path) -> None:
+    """``convscale tune runs/photos`` called the folder that ``fit`` had made no artefact."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "fit.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run/artifact does not exist"):
+        load_artifact(run)
+    folder.rename(run / "artifact")
+    assert load_artifact(run).folder == run / "artifact"
+
+
+@pytest.mark.parametrize("device", ["cuda:0,1", "cuda:", "cuda:x", "cuda:-1", "cuda0", "gpu", "l4", "cpu:0", "", 7])
+def test_a_device_that_no_machine_calls_so(folder: Path, device: Any) -> None:
+    """``classify --device cuda:0,1`` ended in a traceback, by an output file with its header alone."""
+    with pytest.raises(
+        UserError, match=rf"^device {device!r} is none of this machine's; cpu, cuda or cuda:N would be right$"
+    ):
+        load_artifact(folder, device=device)
 
 
 def test_no_artefact(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import convscale as cs
+from convscale.arch.rules import ScalingRule, save_rule
 from convscale.arch.scaling import scale
 from convscale.arch.spec import NetSpec
 from convscale.choice import largest as choice_scaling
@@ -450,7 +451,7 @@ def largest(
     device: str,
     min_throughput: float | None = None,
     along: str = "phi",
-    rule: str = "compound",
+    rule: Any = "compound",
     confidence: float = 0.5,
 ) -> Largest:
     """The largest scale of a network under the usual conditions of a device."""
@@ -487,14 +488,18 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     [
         ("phi", "compound", 2000.0, 0.0),
         ("phi", "fast", 900.0, 0.84162),
+        ("phi", ScalingRule(alpha=1.3, beta=1.05, gamma=1.1), 900.0, 0.0),
         ("resolution", "compound", 1500.0, 0.84162),
         ("width", "compound", 600.0, 0.0),
     ],
 )
 def test_the_largest_scale_equals_brute_force(
-    fake: Path, along: str, rule: str, floor: float, deviations: float
+    fake: Path, along: str, rule: Any, floor: float, deviations: float
 ) -> None:
     """By the middle, or four in five: as many deviations of ln 1.1 / 1.28155."""
+    if isinstance(rule, ScalingRule):  # by its file, as ``choose --scale --rule FILE`` takes it
+        save_rule(rule, fake / "rule.yaml")
+        rule = str(fake / "rule.yaml")
     base, confidence = cs.get_spec("mobilenetv2_050"), 0.8 if deviations else 0.5
     found = largest(base, device="rtx-4090", min_throughput=floor, along=along, rule=rule, confidence=confidence)
     least = floor * 1.1 ** (deviations / 1.28155)

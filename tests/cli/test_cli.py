@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from convscale.cli.app import app
+from convscale.cli.options import WordyCommand
 from convscale.conditions import BEST
 from convscale.predictor.fitted import PREDICTED_RUNTIMES
 from convscale.runtimes.base import file_runtimes
@@ -51,6 +52,31 @@ def test_the_help_on_runtimes_names_every_one():
 
     assert {*PREDICTED_RUNTIMES, *file_runtimes()} <= named("fit")
     assert {*PREDICTED_RUNTIMES, *file_runtimes(), BEST} <= named("choose")
+    assert {*PREDICTED_RUNTIMES, *file_runtimes()} <= named("search")
+
+
+def test_the_help_says_in_which_half_precision_amp_is():
+    """Of speeds it is fp16, in training the half precision that the device has."""
+    for name, command in typer.main.get_command(app).commands.items():
+        for one in command.params:
+            said = one.help or ""
+            if "--precision" in one.opts and "amp" in said:
+                assert re.search(r"\bamp \([^)]*fp16", said), name
+            if "--amp" in one.opts:
+                assert {"bf16", "fp16"} <= set(re.findall(r"\w+", said)), name
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "names"),
+    [
+        ("train", "--head", {"fcos", "retinanet", "faster_rcnn", "ssdlite"}),
+        ("classify", "--format", {"csv", "jsonl", "parquet"}),
+        *((command, "--data-dir", {"COCO", "YOLO", "VOC", "idx", "manifest"}) for command in ("train", "evaluate")),
+    ],
+)
+def test_the_help_names_everything_that_is_taken(command, flag, names):
+    (text,) = (one.help for one in typer.main.get_command(app).commands[command].params if flag in one.opts)
+    assert names <= set(re.findall(r"\w+", text))
 
 
 def test_the_help_of_fit_says_that_a_device_may_be_another_than_this_machine_s():
@@ -60,6 +86,15 @@ def test_the_help_of_fit_says_that_a_device_may_be_another_than_this_machine_s()
     }
     assert "named GPU or processor such as rtx-4090" in said["fit"]
     assert said["fit"] == said["choose"]
+
+
+def test_words_that_may_follow_a_flag_are_taken_wherever_the_flag_is():
+    """``classify --resume auto`` was refused, which its help promises."""
+    commands = typer.main.get_command(app).commands
+    flags = {flag for flag, _ in WordyCommand.SAME}
+    have = {name: one for name, one in commands.items() if any(flags & {*each.opts} for each in one.params)}
+    assert {"classify", "export", "fit", "search", "train"} <= {*have}
+    assert [name for name, one in have.items() if not isinstance(one, WordyCommand)] == []
 
 
 def test_list(call):
@@ -82,8 +117,16 @@ def test_show_and_scale_round_trip(call, tmp_path):
     (tmp_path / "mine.yaml").write_text(out)
     code, out, _ = call("scale", str(tmp_path / "mine.yaml"), "--width", "0.5", "--output", str(tmp_path / "half.yaml"))
     assert code == 0
+    half = ("scale", "resnet18", "--width", "0.5", "--output", tmp_path / "half.yaml")
+    code, _, err = call(*half)
+    assert (code, " ".join(err.split())) == (
+        2,
+        f"convscale: output {tmp_path}/half.yaml exists; use --overwrite or another name",
+    )
     code, out, _ = call("show", str(tmp_path / "half.yaml"), "--json")
     assert json.loads(out)["stem"]["widths"] == [32]
+    assert call(*half, "--overwrite")[0] == 0
+    assert "resnet18" in json.loads(call("show", tmp_path / "half.yaml", "--json")[1])["name"]
 
 
 def test_count(call):
@@ -194,6 +237,9 @@ def test_measure_states_its_conditions(call, tmp_path):
         (("show", "tresnet_n"), "unknown model 'tresnet_n' (nearest: tresnet_m"),
         (("show", "none.yaml"), "spec file none.yaml can not be read: No such file or directory"),
         (("scale", "resnet18"), "scale needs phi"),
+        (("list", "mypackage.nets:make"), "'mypackage.nets:make' is a function of your own, which no list has; it"),
+        (("list", "mine.yaml"), "'mine.yaml' is a spec's file, which no list has; it goes wherever a name goes"),
+        (("list", "nothing*"), "no model matches 'nothing*'; `convscale list` shows all"),
         (("list", "zzz*"), "no model matches 'zzz*'"),
         (("count", "resnet18", "--img-size", "2147483647"), "more than any tensor holds; take smaller images or fewer"),
         (("measure", "resnet18", "-b", "0"), "batch_size must be a whole number of at least 1, got 0"),

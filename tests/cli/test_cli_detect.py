@@ -62,12 +62,28 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
         "--draw",
         place / "d",
     )
+    other = (
+        "classify",
+        *images,
+        "--model",
+        place / "art",
+        "--output",
+        place / "other.jsonl",
+        "--coco",
+        place / "r.json",
+    )
+    with pytest.raises(UserError, match=r"^--coco .*r\.json exists; use --overwrite or another name$"):
+        run(*other)
+    assert not (place / "other.jsonl").exists()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in images]
     assert len(json.loads((place / "r.json").read_text())) == sum(len(row["boxes"]) for row in rows)
     assert sorted(path.stem for path in (place / "d").iterdir()) == sorted(path.stem for path in images)
     shipped = json.loads(run("evaluate", place / "art", *data, "--split", "validation", "--json"))
     assert shipped["map"] == pytest.approx(judged["map"], abs=1e-3)
+    for folder, under in (("run", "cpu, fp32, batch 16"), ("art", "cpu, onnxruntime, fp32, batch 32")):
+        said = run("evaluate", place / folder, *data, "--split", "validation", "-j", 0)
+        assert f" images/s (whole evaluation, {under})\n" in said
     run("report", place / "run")
     page = (place / "run" / "report.html").read_text()
     assert "Answered worst" in page
@@ -93,6 +109,7 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
     chosen = json.loads(run("choose", *gpu, "--model", "resnet18", "--model", "poolnet", "--min-throughput", 1))
     assert chosen["best"]["backbone"] == "resnet18"
     assert chosen["best"]["top1"] > 69
+    assert chosen["conditions"]["image_size"] == told["conditions"]["image_size"] == 64
     assert "stands on those at 8, 16, 32" in chosen["options"][1]["reason"]
 
 

@@ -163,6 +163,9 @@ def test_several_labels_have_thresholds(call: Any, tmp_path: Path) -> None:
     assert sum("above 0." in line for line in out.splitlines()) == 2
     code, out, err = call("evaluate", tmp_path / "run", "--data-dir", tmp_path / "m.jsonl", "--json")
     assert set(json.loads(out)["thresholds"]) == {"image", "light"}
+    code, out, err = call("evaluate", tmp_path / "run", "--data-dir", tmp_path / "m.jsonl", "--confusion")
+    said = "--confusion is of one label per image, and these have several; leave it out"
+    assert (code, out, err) == (2, "", f"convscale: {said}\n")  # it printed no matrix, and said nothing
 
 
 def test_recipes(call: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -123,18 +124,25 @@ def test_tune_keeps_what_it_found(call: Call, artifact: Path, tmp_path: Path, mo
     assert {trial["runtime"] for trial in found["trials"]} == {"onnxruntime", "openvino"}
     assert cs.load_artifact(folder).batch_size == 4
     refused(call("tune", folder, "--goal", "sped"), "goal 'sped' is unknown")
+    refused(call("tune", folder, "--goal", "latency", "-b", 4), "--goal latency is of one image a call; leave -b out")
+    brief = ("--seconds", 0.01, "--json")
+    for ask, size in ((("measure", folder), 4), (("measure", folder, "-b", 8), 8), (("measure", artifact), 8)):
+        code, out, err = call(*ask, *brief)  # it was timed at 8 images, whatever it had been tuned to
+        assert (code, json.loads(out)[0]["conditions"]["batch_size"]) == (0, size), err
+    assert cs.measure(cs.load_artifact(folder), min_seconds=0.01).conditions.batch_size == 4
+    assert cs.measure(cs.load_artifact(folder), batch_size=8, min_seconds=0.01).conditions.batch_size == 8
 
 
 def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     code, out, err = call("classify", pictures / "test", "--model", artifact, "--output", rows, "--top", 2)
     assert (code, out) == (0, "")
-    assert "24 images, 0 bad" in err
+    assert re.search(r"^24 images, 0 bad, [\d.,]+ images/s end to end \(cpu, onnxruntime, fp32, batch 32\)$", err, re.M)
     said = [json.loads(line) for line in rows.read_text().splitlines()]
     assert [Path(row["path"]).parent.name for row in said] == [name for name in sorted(COLOURS) for _ in range(8)]
     assert all(len(row["classes"]) == 2 for row in said)
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:10]))
-    again = ("--output", rows, "--top", 2, "--resume", "--json")
+    again = ("--output", rows, "--top", 2, "--resume", "auto", "--json")
     code, out, err = call("classify", pictures / "test", "--model", artifact, *again)
     assert (code, len(rows.read_text().splitlines())) == (0, 24)
     assert "14 images" in err
@@ -148,6 +156,17 @@ def test_classify_writes_rows_and_goes_on(call: Call, artifact: Path, pictures: 
         call("classify", pictures / "test", "--model", artifact, "--top", 4),
         "top must lie between 1 and the 3 classes, got 4",
     )
+
+
+def test_where_there_is_no_such_device_nothing_is_written(
+    call: Call, artifact: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for device in ("cuda:0,1", "cuda:99"):
+        args = ("--model", artifact, "--output", tmp_path / "rows.csv", "--device", device)
+        code, out, err = call("classify", pictures / "test", *args)
+        assert (code, out, err.startswith("convscale: "), err.count("\n")) == (2, "", True, 1)
+        assert not (tmp_path / "rows.csv").exists()
+    refused(call("tune", artifact, "--device", "cuda:0,1"), "device 'cuda:0,1' is none of this machine's; cpu, cuda or")
 
 
 def test_a_list_on_standard_input(

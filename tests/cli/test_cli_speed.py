@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import convscale as cs
+from convscale.choice import largest as choice_largest
 from convscale.choice import measured as choice_measured
 from convscale.choice import speeds as choice_speeds
 from convscale.choice.basis import Asked, Basis, basis_of
@@ -137,6 +138,32 @@ def test_choose_names_the_best_with_its_accuracy_and_reason(run: Any) -> None:
     )
 
 
+def test_a_workload_is_not_replaced_in_silence(run: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "a.workload.json"
+    mine.write_text("mine")
+    ask = ("predict", "resnet18", "--device", "v100", "--save-workload", str(mine))
+    with pytest.raises(UserError, match=r"^--save-workload .*json exists; use --overwrite or another name$"):
+        run(*ask)
+    assert mine.read_text() == "mine"
+    run(*ask, "--overwrite")
+    assert json.loads(mine.read_text())["name"] == "resnet18"
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_choose_ends_with_3_where_nothing_is_sure_enough(run: Any, app: typer.Typer, form: tuple[str, ...]) -> None:
+    """By hand, as below: ln(3000 / 2880) / 0.08221 is 0.4966 deviations, of which the table of the normal has 69 %."""
+    name = "tresnet_m.miil_in21k_ft_in1k"
+    ask = ["choose", "--device", "rtx-4090", "--min-throughput", "2880", "--model", name, "--img-size", "224", *form]
+    missed = CliRunner().invoke(app, [*ask, "--confidence", "0.95"], env={"COLUMNS": "200"})
+    told = f"nothing keeps at least 2,880 images/s with the confidence 0.95; {name} @224 is 69 % likely to"
+    assert (missed.exit_code, missed.stderr.splitlines()[-1]) == (3, f"convscale: {told}")
+    kept = CliRunner().invoke(app, [*ask, "--confidence", "0.65"])
+    assert (kept.exit_code, "convscale: " in kept.stderr) == (0, False)
+    if form:
+        assert json.loads(missed.stdout)["missed"] == told
+        assert json.loads(kept.stdout)["missed"] is None
+
+
 def test_choose_fits_a_narrow_terminal(run: Any) -> None:
     text = run(
         "choose",
@@ -220,6 +247,8 @@ def test_choose_writes_a_page(run: Any, tmp_path: Path) -> None:
     run("choose", "--device", "v100", "--min-throughput", "2600", "--model", "tresnet_m", "--output", str(page))
     assert "tresnet_m.miil_in21k_ft_in1k" in page.read_text()
     assert "asked for: 2,600 or more" in page.read_text()
+    with pytest.raises(UserError, match=r"choice\.html exists; use --overwrite or another name$"):
+        run("choose", "--device", "v100", "--min-throughput", "1", "--model", "tresnet_m", "--output", str(page))
 
 
 def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> None:
@@ -229,10 +258,39 @@ def test_choose_scale_finds_a_size_and_saves_it(run: Any, tmp_path: Path) -> Non
     assert "211 px" in text  # 8000 * (224 / 211)^2 = 9016, and 8931 at 212
     assert "needed 9,000, 51 % likely" in text  # by the table of the normal: ln(9016 / 9000) / 0.08221 = 0.0211
     assert cs.load_spec(str(spec)).input.size == 211
+    wrote = spec.read_bytes()
+    with pytest.raises(UserError, match=r"^output .*found\.yaml exists; use --overwrite or another name$"):
+        run("choose", *arguments, "--confidence", "0.8", "--output", str(spec))
+    assert spec.read_bytes() == wrote
+    run("choose", *arguments, "--confidence", "0.8", "--output", str(spec), "--overwrite")
+    assert cs.load_spec(str(spec)).input.size == 204  # as below
     value = json.loads(run("choose", *arguments, "--confidence", "0.5", "--json"))
     assert value["found"]["value"] == 211
     assert value["sure"]["value"] == 200  # 0.9 * 8000 * (224 / 200)^2 = 9032
     assert value["following"]["value"] == 212
+
+
+def test_choose_scale_ends_with_3_where_no_member_keeps_it_as_measured(
+    run: Any, app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It said ``does NOT keep it`` and ended well."""
+    rates = iter([9500.0] + [100.0] * 20)
+
+    def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
+        c = dataclasses.replace(basis.conditions, image_size=network.image_size, threads=1)
+        taken = c.batch_size / next(rates)
+        return Measurement(times_s=(taken,) * 5, conditions=c, environment=Environment.here(), model=network.spec.name)
+
+    monkeypatch.setattr(choice_largest, "own_device", lambda basis: "cpu")
+    monkeypatch.setattr(choice_largest, "time_network", time_network)
+    ask = ["choose", "--device", "v100", "--min-throughput", "9000", "--scale", "resnet18", "--along", "resolution"]
+    kept = CliRunner().invoke(app, [*ask, "--json"])
+    assert (kept.exit_code, json.loads(kept.stdout)["missed"]) == (0, None)
+    spec = tmp_path / "found.yaml"
+    missed = CliRunner().invoke(app, [*ask, "--output", str(spec)], env={"COLUMNS": "200"})
+    said = " does not keep 9,000 images/s on this machine: 100 images/s measured (middle half: 100 to 100)"
+    assert (missed.exit_code, missed.stderr.splitlines()[-1]) == (3, f"convscale: {cs.load_spec(str(spec)).name}{said}")
+    assert "does NOT keep it" in missed.stdout
 
 
 @pytest.mark.parametrize(
@@ -411,6 +469,8 @@ def test_calibrate_by_measurements_moves_predictions_to_them(run: Any, tmp_path:
     value = json.loads(
         run("calibrate", "--device", "cpu", "--measurement", str(records), "--output", str(output), "--json")
     )
+    with pytest.raises(UserError, match=r"m\.jsonl holds --measurement .*m\.jsonl, which --overwrite would delete"):
+        run("calibrate", "--measurement", str(records), "--output", str(records), "--overwrite")
     assert 1 / 3 < value["scale"] < 0.43  # the data sheet keeps a little of its word
     assert value["count"] == 2
     text = run("predict", "resnet18", "--device", "cpu", "--calibration", str(output))
@@ -440,7 +500,11 @@ def test_calibrate_measures_a_named_processor_where_it_is(
     made = json.loads(output.read_text())
     assert (made["device"], made["threads"], made["count"]) == ("i9-10940x", 4, 1)
     assert basis_of(Asked(device="i9-10940x"), output).conditions.threads == 4
-    run("calibrate", "--device", "cpu", "--model", "resnet18", "--output", str(output))
+    again = ("--device", "cpu", "--model", "resnet18", "--output", str(output))
+    with pytest.raises(UserError, match=r"c\.json exists; use --overwrite or another name"):
+        run("calibrate", *again)
+    assert (len(measured_on), json.loads(output.read_text())) == (1, made)  # told before anything is timed
+    run("calibrate", *again, "--overwrite")
     assert json.loads(output.read_text())["device"] == "cpu"
 
 

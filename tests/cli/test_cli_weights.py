@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 from PIL import Image
 
 import convscale as cs
+from convscale.images.preprocess import Preprocessing
+from convscale.learn.checkpoint import Checkpoint
+from convscale.learn.weights_file import NUMBERED, names_of
 
 NAME = "mobilenetv2_050"
 TRAIN = ("--img-size", "32", "-b", "8", "-j", "0", "--epochs", "1", "--set", "precision=fp32", "--set", "layout=nchw")
@@ -79,6 +83,37 @@ def test_they_are_exported_with_their_classes(call: Any, weights: Path) -> None:
     code, _, err = call("export", bare, "--output", weights.parent / "other", "--model", NAME)
     assert code == 2
     assert f"bare.pth has no classifier of {NAME}; train on from it (train --init)" in err
+
+
+def test_classes_that_no_file_names_are_the_data_s(call: Any, folder: Path, tmp_path: Path) -> None:
+    """timm's trainer writes no names: they became ``0`` and ``1``, which no data could be checked against."""
+    state = cs.export_weights(cs.create_model(NAME, num_classes=2))
+    torch.save({"arch": NAME, "state_dict": state}, tmp_path / "last.pth.tar")
+    export = ("export", tmp_path / "last.pth.tar", "--data-dir", folder, "--img-size", "32", "--format", "torch")
+    code, _, err = call(*export, "--output", tmp_path / "a")
+    assert code == 0, err
+    assert "the data's are taken in their order, dark, light\n" in err
+    assert json.loads((tmp_path / "a" / "classes.json").read_text()) == ["dark", "light"]
+    assert json.loads((tmp_path / "a" / "verification.json").read_text())["images"] == "given"
+    shutil.copytree(folder / "light", folder / "white")
+    code, _, err = call(*export, "--output", tmp_path / "b")
+    assert (code, err.splitlines()[-1]) == (2, f"convscale: the data has 3 classes, {tmp_path / 'last.pth.tar'} 2")
+
+
+def test_another_order_than_timm_s_is_said() -> None:
+    """timm sorts folders by ``natural_key``: c2 before c10, case left out."""
+    natural = pytest.importorskip("timm.utils.misc").natural_key
+    made = Checkpoint(
+        net=torch.nn.Identity(),
+        classes=("0", "1"),
+        preprocessing=Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3),
+        meta={NUMBERED: True},
+        path=Path(),
+    )
+    for names in (("c10", "c2"), ("c2", "c10"), ("B", "a"), ("a", "B"), ("1", "a"), ("a1b", "a1c")):
+        taken, note = names_of(made, names)
+        assert taken == names
+        assert ("timm puts numbers" in note) == (sorted(names, key=natural) != list(names))
 
 
 class Runs:

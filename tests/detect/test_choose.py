@@ -31,14 +31,15 @@ SPEEDS = {"resnet50": 1000.0, "resnet18": 2000.0, MINE: 3000.0}
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors are names, and predictions are ``SPEEDS``."""
 
-    def create(backbone: NetSpec | str, *_: object, **__: object) -> object:
+    def create(backbone: NetSpec | str, *_: object, image_size: int | None, **__: object) -> object:
         name = backbone if isinstance(backbone, str) else backbone.name
         if name not in SPEEDS:
             raise UserError(f"unknown model {name!r}")
-        return SimpleNamespace(eval=lambda: name)
+        return SimpleNamespace(eval=lambda: (name, image_size))
 
-    def predicted(name: str, cond: Conditions, **_: object) -> DetectorPrediction:
-        middle = SPEEDS[name]
+    def predicted(made: tuple[str, int | None], cond: Conditions, **_: object) -> DetectorPrediction:
+        name, side = made
+        middle, cond = SPEEDS[name], replace(cond, image_size=side or 512)
         whole = Prediction(
             images_per_s=middle,
             low=middle / 1.2,
@@ -79,6 +80,25 @@ def test_where_no_detector_can_be_timed_the_first_says_why(made_up: None) -> Non
     assert (found.best.backbone, found.options[0].reason) == ("resnet18", "unknown model 'resnet34'")
     with pytest.raises(UserError, match="is chosen in mode infer, got train"):
         choose_backbone(1, replace(GPU, mode="train"), predicted=True)
+
+
+def test_it_chooses_at_the_size_that_is_trained_and_says_under_what(made_up: None) -> None:
+    """It chose at 256 px where train, measure and predict take 512, and named neither size nor conditions."""
+    found = choose_backbone(840, GPU, predicted=True, backbones=["resnet18", "resnet50"], head="retinanet")
+    told = found.to_dict()
+    assert told["conditions"] == {**GPU.to_dict(), "image_size": 512}
+    assert told["head"] == "retinanet"
+    with pytest.raises(UserError, match="with head fcos at 512 px; the fastest"):
+        choose_backbone(2000, GPU, predicted=True, backbones=["resnet18"])
+    base = ("choose", "--task", "detection", "--device", "rtx-4090", "--min-throughput", "9", "--model", "resnet18")
+    for size, side in (((), 512), (("--img-size", "128"), 128)):
+        said = (
+            CliRunner().invoke(app, [*base, *size], catch_exceptions=False, env={"COLUMNS": "200"}).stdout.splitlines()
+        )
+        assert said[0] == (
+            f"resnet18: 2,000.0 images/s with head fcos at {side} px (predicted, without non-maximum suppression)"
+        )
+        assert said[1] == "  on NVIDIA GeForce RTX 4090: inference, eager, amp (fp16), nchw, batch 256"
 
 
 def test_the_command_line_hands_it_on(made_up: None, tmp_path: Path) -> None:

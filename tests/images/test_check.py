@@ -249,6 +249,17 @@ def test_labels_that_are_not_known_are_no_difference() -> None:
     )
 
 
+def test_a_folder_is_looked_at_however_many_files_are_bad(tree: Path) -> None:
+    """From Python too many ended it, where the command lists them."""
+    for number in range(5):
+        (tree / "train" / "a" / f"empty{number}.png").write_bytes(b"")
+    cut = save(tree / "train" / "b" / "cut.jpg", photo("astronaut"))
+    cut.write_bytes(cut.read_bytes()[:20_000])
+    found = check_data(tree, every=True)
+    names = [*(f"empty{number}.png" for number in range(5)), "cut.jpg"]
+    assert [name in problem for name, problem in zip(names, found.bad, strict=True)] == [True] * 6
+
+
 def test_undecodable_pictures_are_counted(tree: Path) -> None:
     whole = save(tree / "train" / "a" / "cut.jpg", photo("astronaut")).read_bytes()
     (tree / "train" / "a" / "cut.jpg").write_bytes(whole[:20_000])

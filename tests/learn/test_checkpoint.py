@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from convscale.errors import UserError
 from convscale.files import whole_folder
 from convscale.images.preprocess import Preprocessing
 from convscale.learn import checkpoint as module
-from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint
+from convscale.learn.checkpoint import list_checkpoints, load_checkpoint, load_state, prune, save_checkpoint, weights_of
 from convscale.learn.record import reached
 from convscale.learn.tree import from_plain, to_plain
 from convscale.nn.net import create_model
@@ -169,6 +170,19 @@ def test_a_full_disk_leaves_the_old_one_intact(tmp_path: Path, monkeypatch: pyte
         _save(tmp_path, 2, 2.0)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert load_checkpoint(tmp_path, net=small_net()).net[9].bias[0] == 1.0
+
+
+def test_of_a_fit_its_training_is_read(tmp_path: Path) -> None:
+    """``convscale export runs/photos`` found no checkpoint in the folder that ``fit`` had made."""
+    _save(tmp_path / "train", 1, 1.0)
+    best = _save(tmp_path / "train", 1, 2.0, kind="best")
+    (tmp_path / "fit.json").write_text("{}")
+    loaded = load_checkpoint(tmp_path, net=small_net())
+    assert (loaded.path, loaded.net[9].bias[0]) == (best, 2.0)
+    assert weights_of(tmp_path)[0]["9.bias"][0] == 2.0
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match="train does not exist"):
+        load_checkpoint(tmp_path, net=small_net())
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -11,14 +11,19 @@ import pytest
 import torch
 from torch import nn
 
+import convscale as cs
 from convscale.errors import UserError
-from convscale.images.splits import ArraySplit
+from convscale.images.splits import ArraySplit, DataSplits
+from convscale.learn import train as train_module
 from convscale.learn.loader import TrainLoader
 from convscale.learn.prepare import fit_batch
 from convscale.learn.progress import Event
 from convscale.learn.recipe import Recipe
+from convscale.learn.recipes import get_recipe
+from convscale.learn.request import TrainRequest
 from convscale.learn.train import train
-from tests.learn.nets import halves, halves_data, small_net
+from convscale.networks.foreign import Foreign
+from tests.learn.nets import CLASSES, halves, halves_data, small_net
 
 PLAIN = Recipe(name="x", epochs=1, batch_size=32, augment="none", schedule="wsd", precision="fp32", layout="nchw")
 
@@ -117,3 +122,68 @@ def test_a_batch_that_nobody_asked_for_is_no_larger_than_a_processs_share(world:
     assert len(told) == (lowered < asked)
     if world < 97:
         assert TrainLoader(halves(96), recipe, image_size=12, world=world).steps_per_epoch >= 1
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The recipe of a training that would begin, and what it was told before."""
+
+    def ask(net: Any, data: DataSplits, **given: Any) -> tuple[Recipe, list[str]]:
+        seen, told = list[Recipe](), list[str]()
+
+        def caught(request: TrainRequest, splits: DataSplits, **_: object) -> None:
+            seen.append(request.recipe)
+            raise UserError("far enough")
+
+        monkeypatch.setattr(train_module, "prepare", caught)
+        with pytest.raises(UserError, match="far enough"):
+            train(net, data, progress=lambda event: told.append(event["text"]), **given)
+        return seen[0], told
+
+    return ask
+
+
+def _larger(side: int) -> DataSplits:
+    def split(name: str) -> ArraySplit:
+        pixels = torch.zeros(6, side, 60, 1, dtype=torch.uint8)
+        return ArraySplit(split=name, classes=CLASSES, labels=torch.arange(6) % 3, channels=1, pixels=pixels)
+
+    return DataSplits(train=split("train"), validation=split("validation"), test=split("test"), classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("net", "side", "given", "name"),
+    [
+        ("resnet18", 64, {}, "small"),
+        ("resnet18", 65, {}, "pictures"),
+        ("resnet18", 64, {"image_size": 64}, "small"),
+        ("resnet18", 64, {"image_size": "64x96"}, "pictures"),
+        ("resnet18", 65, {"init": "pretrained"}, "finetune"),
+        ("resnet18", 32, {"init": "weights.pth"}, "finetune"),
+        (cs.get_spec("resnet18"), 65, {"init": "weights.pth"}, "finetune"),
+        (Foreign("convnext_atto", "timm"), 65, {"init": "pretrained"}, "finetune"),
+        # Parts that finetune needs are not known of these.
+        ("torchvision.models:resnet18", 65, {"init": "weights.pth"}, "pictures"),
+        (small_net(), 32, {"init": "weights.pth"}, "small"),
+        ("resnet18", 65, {"init": "pretrained", "head": "ml_decoder"}, "pictures"),
+    ],
+)
+def test_the_recipe_that_nobody_names_goes_by_weights_and_images(
+    asked: Any, net: Any, side: int, given: dict[str, Any], name: str
+) -> None:
+    """``train --init pretrained`` fine-tuned photographs by the recipe for small images from scratch."""
+    made, told = asked(net, _larger(side), lr=0.125, epochs=7, **given)
+    keys = {key: value for key, value in given.items() if key != "init"}
+    assert made == get_recipe(name).override({"lr": 0.125, "epochs": 7, **keys})
+    why = {
+        "small": "small images from scratch",
+        "pictures": "pictures from scratch",
+        "finetune": "a start from weights",
+    }
+    assert told == [f"no recipe is named: {name}, for {why[name]}"]
+
+
+def test_a_recipe_that_is_named_or_was_written_is_taken(asked: Any, stable: Path) -> None:
+    assert asked("resnet18", _larger(65), recipe="small", init="pretrained") == (get_recipe("small"), [])
+    wrote = asked("resnet18", _larger(65), init="pretrained", output=stable, resume=True)
+    assert wrote == (PLAIN.override({"decay_share": 0}), [])

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import convscale as cs
+from convscale.choice.facts import Speed
+from convscale.errors import UserError
 from convscale.images.digest import data_digest
 from convscale.images.splits import DataSplits
 from convscale.nas.engines import local
 from convscale.nas.pace import Pace
+from convscale.nas.records import Reward
 from convscale.nas.space import SearchSpace
 from convscale.show.runs import runs_below
 from tests.nas.test_study import QUICK, by_macs, by_name
 
-COLUMNS = 200
+COLUMNS = 400
 
 
 def test_a_search_is_listed_with_its_result(
@@ -46,10 +50,42 @@ def test_a_search_is_listed_with_its_result(
     assert (told.state, told.network, told.accuracy) == ("unfinished", "", None)
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_search_ends_with_3_where_nothing_keeps_the_speed_as_it_would_ship(
+    colours: DataSplits,
+    tiny: SearchSpace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., tuple[int, str, str]],
+    form: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(Pace, "__call__", by_macs)
+    monkeypatch.setattr(local, "run_job", by_name)
+    found = cs.search(colours, space=tiny, trials=2, output=tmp_path / "search", **QUICK)
+    wanted = Reward(target=16_000.0)
+    fast = Speed(images_per_s=16_000, low=15_000, high=17_000, kind="measured", how="a form")
+    for shipped, code, missed in (
+        (fast, 0, ""),
+        (None, 0, ""),
+        (
+            replace(fast, images_per_s=15_000, low=14_000),
+            3,
+            f"{found.best.spec.name} does not keep 16,000 images/s as it would ship (15,000 images/s measured as a "
+            "form (middle half: 14,000 to 17,000)); of the best that were trained none does",
+        ),
+    ):
+        study = replace(found, reward=wanted, shipped=shipped)
+        assert study.missed == missed
+        monkeypatch.setattr("convscale.nas.study.search", lambda *_, study=study, **__: study)
+        ended, out, err = call("search", "--data-dir", tmp_path, "--output", tmp_path / "x", *form)
+        assert (ended, err) == (code, f"convscale: {missed}\n" if missed else "")
+        assert missed in out if not form else json.loads(out)["missed"] == (missed or None)
+
+
 @pytest.mark.parametrize(
     "option",
     [
-        *(("--confidence", "0.9"), ("--inherit",), ("--zero-cost", "zen")),
+        *(("--confidence", "0.9"), ("--reward-weight", "-0.1"), ("--inherit",), ("--zero-cost", "zen")),
         *(("--sampler", "tpe"), ("--reward", "soft"), ("--reward-by", "macs"), ("--target-macs", "400")),
     ],
 )
@@ -63,12 +99,31 @@ def test_what_searches_for_a_baseline_is_refused_beside_scaling(
     assert (code, err) == (2, f"convscale: {said}\n")
 
 
+def test_the_weight_of_a_soft_reward_is_handed_on(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    def search(*_: object, **given: object) -> None:
+        seen.append(given)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("convscale.nas.study.search", search)
+    ask = ("search", "--data-dir", tmp_path, "--output", tmp_path / "x", "--reward", "soft", "--min-throughput", 5)
+    for more in ((), ("--reward-weight", -0.25)):
+        assert call(*ask, *more)[0] == 2
+    assert [given.get("reward_weight", "search's own") for given in seen] == ["search's own", -0.25]
+
+
 def test_a_way_to_scale_or_a_space_without_its_search_is_refused(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     place = ("--data-dir", tmp_path / "none", "--output", tmp_path / "x")
     code, _, err = call("search", *place, "--method", "bayes")
     assert (code, "--budget, --cost and --method are of --scaling" in err) == (2, True)
+    code, _, err = call("search", *place, "--reward-weight", -0.1)
+    said = "--reward-weight is w of --reward soft, got --reward hard; leave it out, or say soft"
+    assert (code, err) == (2, f"convscale: {said}\n")
     code, _, err = call("fit", *place, "--min-throughput", 100, "--space", "tresnet")
     assert code == 2
     assert "space 'tresnet' is what a search looks through; give search, its minutes, too" in err

@@ -12,6 +12,7 @@ import torch
 from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
+from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import _usual_runtime
@@ -119,6 +120,28 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
     fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
     assert fit._kept(False)[0] == "scaled"
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("offer", "begin"),
+    [
+        ({}, ["timm is not installed, so that only the own zoo was considered"]),
+        ({"zoo": "own"}, []),
+        ({"zoo": "own", "attention": True}, ["networks with attention are among the candidates"]),
+    ],
+)
+def test_what_there_was_to_choose_from_is_said_as_choose_says_it(
+    offer: dict[str, Any], begin: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without timm the own zoo alone was looked at, and nothing said so."""
+    monkeypatch.setattr("convscale.choice.choose.timm_is_installed", lambda: False)
+    finder: Any = SimpleNamespace(released=lambda files: "released")
+    monkeypatch.setattr(Fit, "_finder", lambda self, loaded: finder)
+    asked, record = _request(start=Start(scratch=False), offer=Filter(**offer)), _record(tmp_path, [])
+    fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
+    assert fit._kept(False)[0] == "released"
+    notes = record.now.choice_notes or ()
+    assert [note[: len(text)] for note, text in zip(notes, begin, strict=True)] == begin
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,17 @@ def test_a_version_seen_while_it_is_copied_is_taken_once_it_is_whole(tmp_path: P
         answering.close()
 
 
+def test_of_a_fit_what_it_ships_is_served(tmp_path: Path) -> None:
+    copied(tmp_path / "photos" / "artifact")
+    (tmp_path / "photos" / "fit.json").write_text("{}")
+    answering = Answering(Settings(models=(Named("photos", tmp_path / "photos"),), log="none"))
+    try:
+        model = answering.models.all["photos"]
+        assert (model.current.artifact.folder, model.refresh()) == (tmp_path / "photos" / "artifact", None)
+    finally:
+        answering.close()
+
+
 def test_at_the_start_the_highest_that_can_be_served_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A worker that died beside a newer version, which the others had refused, did not come up again."""
     top = tmp_path / "versions"

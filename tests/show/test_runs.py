@@ -191,8 +191,13 @@ def test_the_list_on_the_command_line(runs: Path, call: Callable[..., tuple[int,
     assert code == 0
     (line,) = [line for line in out.splitlines() if line.startswith("fits/finished")]
     assert "36.7 % (25.6–49.3)" in line
+    head = out.splitlines()[0].split()
+    assert head[head.index("images/s") + 1] == "under"
     code, out, _ = call("list", "--runs", runs, "--json")
-    assert [value["kind"] for value in json.loads(out)] == ["ship", "fit", "fit", "train"]
+    told = json.loads(out)
+    assert [value["kind"] for value in told] == ["ship", "fit", "fit", "train"]
+    (under,) = [value["conditions"] for value in told if value["path"].endswith("fits/finished")]
+    assert under.split(", ")[0] in line
     (tmp_path / "empty").mkdir()
     for folder, said in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "holds no run")):
         code, _, err = call("list", "--runs", folder)

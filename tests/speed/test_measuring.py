@@ -385,8 +385,8 @@ def test_bad_input(tiny: nn.Module, onnx_art: Artifact) -> None:
         ("cuda:1", 1, "device 'cuda:1' is not there: there are 1 CUDA devices, counted from 0; use device cpu, or "),
         ("cuda:10", 2, "device 'cuda:10' is not there: there are 2 CUDA devices, counted from 0; use device cpu, or "),
         ("cuda:0", 0, "device 'cuda:0' is not there: torch sees no CUDA GPU; use device cpu, or "),
-        ("cuda:x", 1, "device 'cuda:x' is unknown; cpu, cuda or cuda:N would be right"),
-        ("cuda:", 1, "device 'cuda:' is unknown; cpu, cuda or cuda:N would be right"),
+        ("cuda:x", 1, "device 'cuda:x' is none of this machine's; cpu, cuda or cuda:N would be right"),
+        ("cuda:", 1, "device 'cuda:' is none of this machine's; cpu, cuda or cuda:N would be right"),
     ],
 )
 def test_a_card_that_is_not_there_is_one_clear_line(
@@ -412,7 +412,9 @@ def test_a_card_that_is_not_there_is_one_clear_line(
 def test_a_device_that_is_none_is_one_clear_line(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=r"^device 'cudax' is unknown; cpu, cuda or cuda:N would be right$"):
+    with pytest.raises(
+        UserError, match=r"^device 'cudax' is none of this machine's; cpu, cuda or cuda:N would be right$"
+    ):
         measure(tiny, device="cudax")
     with pytest.raises(UserError, match=r"^device 'cudax' is unknown"):
         basis_of(Asked(device="cudax"))
