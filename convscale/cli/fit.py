@@ -190,7 +190,7 @@ def fit_command(
             commercial=commercial,
             extra_data=not no_extra_data,
             attention=attention,
-            scratch=True if scratch else None,
+            scratch=scratch,
             weights_dir=weights_dir,
             init=init,
             recipe=recipe,

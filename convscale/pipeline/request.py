@@ -133,16 +133,15 @@ class Start:
         UserError: the weights folder or the file does not exist, or what is asked for excludes itself.
     """
 
-    scratch: bool | None = None
-    """True: scaled members, trained from scratch; False: released weights; None: by the data, see ``from_scratch``."""
+    scratch: bool = False
+    """Scaled members, trained from scratch, whatever the data are; else by the data, see ``from_scratch``."""
     weights_dir: Path | None = None
     """Folder whose files are named by tag or lie as in the hub's cache."""
     file: Path | None = None
     """Weights of the one candidate."""
 
     def __post_init__(self) -> None:
-        if self.scratch is not None:
-            check_flag("scratch", self.scratch)
+        check_flag("scratch", self.scratch)
         if self.scratch and (self.weights_dir is not None or self.file is not None):
             raise UserError("scratch and weights exclude each other; leave one out")
         if self.file is not None:
@@ -344,8 +343,8 @@ class FitRequest:
         beside names with weights, a spec starts from scratch and the others do not. Small images that are enlarged, to
         a size asked for or that of weights that are named, are as others.
         """
-        if self.start.scratch is not None:
-            return self.start.scratch
+        if self.start.scratch:
+            return True
         if self.training.init is not None or self.start.file is not None or self.start.weights_dir is not None:
             return False
         if self.named is not None and all(not isinstance(item, str) for item in self.named):
@@ -383,7 +382,7 @@ class FitRequest:
         """By what released weights were asked for, the file of one candidate aside; empty: they are the default."""
         if self.start.weights_dir is not None:
             return f"weights_dir {self.start.weights_dir}"
-        return "init 'pretrained'" if self.training.init else "scratch=False" if self.start.scratch is False else ""
+        return "init 'pretrained'" if self.training.init else ""
 
     @cached_property
     def networks(self) -> tuple[SizedSpec, ...]:

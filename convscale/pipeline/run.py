@@ -93,7 +93,7 @@ def fit(
     commercial: bool = False,
     extra_data: bool = True,
     attention: bool = False,
-    scratch: bool | None = None,
+    scratch: bool = False,
     weights_dir: str | os.PathLike[str] | None = None,
     init: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
@@ -154,8 +154,9 @@ def fit(
             parameters (see ``search``); its study stands beside ``output``, in a folder whose name ends in ``-search``.
         space: what is searched; None: by the images' size.
         zoo, licences, commercial, extra_data, attention: which released weights; as for ``choose``.
-        scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
-            None: from scratch for small images, unless ``image_size`` or named weights enlarge them above 64 px.
+        scratch: scaled members of TResNet, EfficientNet and ResNet-D, from scratch, whatever the data are; else that
+            is for small images alone, unless ``image_size`` or named weights enlarge them above 64 px, or ``init`` asks
+            for released weights.
         weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
         init: ``pretrained``: released weights even for small images (of a network that has none it is refused); or a
             file of weights of the one candidate.

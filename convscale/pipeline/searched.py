@@ -32,8 +32,6 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     given = (asked.candidates, asked.start.weights_dir, asked.start.file, asked.training.init)
     if any(each is not None for each in given):
         raise UserError("search looks for a network of its own; leave out candidates, weights and init")
-    if asked.start.scratch is False:
-        raise UserError("search looks for a network of its own, whose weights nobody released; leave out scratch=False")
     if asked.constraint.max_memory_gb is not None:
         raise UserError(
             f"max_memory_gb is {asked.constraint.max_memory_gb:g}; a search keeps no limit on memory, leave it out or "

@@ -55,7 +55,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny: SearchSpace) -> dict[str, Any]:
 def test_what_is_searched_for_is_fitted(
     asked: dict[str, Any], colour_folder: Path, tmp_path: Path, tiny: SearchSpace
 ) -> None:
-    cs.fit(colour_folder, output=tmp_path / "a", device="l4", min_throughput=2000, search=5, space="small", seed=4)
+    options: dict[str, Any] = {"search": 5, "space": "small", "seed": 4, "scratch": False}
+    cs.fit(colour_folder, output=tmp_path / "a", device="l4", min_throughput=2000, **options)
     given, request = asked["search"], asked["fit"]
     assert isinstance(request, FitRequest)
     assert request.candidates == [tiny.sample(3)]
@@ -217,7 +218,6 @@ def test_a_baseline_is_scaled_at_the_size_of_small_pictures_in_files(
         ({"candidates": "resnet18"}, "leave out candidates, weights and init"),
         ({"min_throughput": None}, "search needs a limit on speed"),
         ({"init": __file__}, "leave out candidates, weights and init"),
-        ({"scratch": False}, "whose weights nobody released; leave out scratch=False"),
         ({"max_memory_gb": 2.0}, "max_memory_gb is 2; a search keeps no limit on memory, leave it out or give max_par"),
         ({"search": 0.0}, "search is 0.0; it must be a number of minutes above 0"),
     ],

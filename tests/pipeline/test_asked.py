@@ -115,7 +115,7 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
 ) -> None:
     finder: Any = SimpleNamespace(released=lambda files: None, scaled=lambda: "scaled")
     monkeypatch.setattr(Fit, "_finder", lambda self, loaded: finder)
-    asked, record = _request(candidates=candidates, start=Start(scratch=False)), _record(tmp_path, [])
+    asked, record = _request(candidates=candidates), _record(tmp_path, [])
     fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
     assert fit._kept(False)[0] == "scaled"
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
@@ -126,7 +126,6 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
     [
         ({"training": Training(init="pretrained")}, "init 'pretrained'"),
         ({"start": Start(weights_dir=Path())}, r"weights_dir \."),
-        ({"start": Start(scratch=False)}, "scratch=False"),
     ],
 )
 @pytest.mark.parametrize("bare", ["mobilenetv3_large_075", SPEC])
