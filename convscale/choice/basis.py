@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from convscale.conditions import BEST, Conditions
-from convscale.errors import UserError
+from convscale.errors import UserError, check_path
 from convscale.files import sha256
 from convscale.machine import need_cuda
 from convscale.predictor.calibration import Calibration, load_calibration
@@ -165,7 +165,7 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
 def _check_calibration(device: str, calibration: str | os.PathLike[str] | None) -> None:
     if calibration is None:
         return
-    if not os.path.isfile(calibration):
+    if not check_path("calibration", calibration).is_file():
         raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
     if device.startswith("cuda"):
         raise UserError(f"a calibration is of a named device, not {device!r}; give the name that it was made for")

@@ -32,6 +32,7 @@ from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
+from convscale.networks.pictures import Taught, keep_taught
 from convscale.nn.modes import evaluating
 
 USUAL = "small"
@@ -244,6 +245,8 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     trainer.trouble.settle()  # the last state may not have been written
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
+    classes = job.loader.split.classes
+    keep_taught(job.net, Taught(preprocessing=job.preprocessing, classes=classes, splits=job.data))
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
     return TrainRun(
         net=job.net.to(memory_format=torch.contiguous_format).eval(),  # pyright: ignore[reportCallIssue]
@@ -252,7 +255,7 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
         best_epoch=trainer.best["epoch"],
         thresholds=None if thresholds is None else tuple(thresholds),
         temperatures=None if temperatures is None else tuple(temperatures),
-        classes=job.loader.split.classes,
+        classes=classes,
         preprocessing=job.preprocessing,
         recipe=job.recipe,
         settings=job.settings,

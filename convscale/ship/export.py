@@ -102,7 +102,7 @@ def export(
         format: ``onnx``, ``openvino`` or ``torch``.
         image_size: side in pixels; None: the preprocessing's or the network's own.
         classes: their names in the order of the outputs; None: their numbers.
-        preprocessing: None: as the network's ``pretrained_cfg`` says.
+        preprocessing: None: what the network was trained with, else as its ``pretrained_cfg`` says.
         bake: cast, normalise, permute and softmax become part of the network: uint8 (N, H, W, C) in, probabilities out.
             Resizing stays outside.
         half: store the weights in half precision (they are computed with in float32 on a CPU).

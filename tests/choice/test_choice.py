@@ -768,6 +768,7 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
         ),
         ({"device": "cpu", "batch_size": 0}, "batch_size must be a whole number"),
         ({"device": "cpu", "calibration": "missing.json"}, "calibration file missing.json does not exist"),
+        ({"device": "cpu", "calibration": 3}, "calibration is 3; it must be a path"),
         ({"device": "cpu", "budget": 0}, "budget is 0"),
         ({"device": 3}, "device is 3"),
     ],
