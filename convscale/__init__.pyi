@@ -16,7 +16,6 @@ from .choice.choose import choose as choose
 from .conditions import Conditions as Conditions
 from .conditions import Constraint as Constraint
 from .cost.counting import count as count
-from .cost.memory import saved_bytes as saved_bytes
 from .detect.data import open_boxes as open_boxes
 from .detect.evaluate import evaluate_detector as evaluate_detector
 from .detect.train import train_detector as train_detector
@@ -56,6 +55,7 @@ from .ship.stream import classify as classify
 from .ship.tune import tune as tune
 from .ship.verify import verify as verify
 from .speed.measuring import measure as measure
+from .speed.saved import saved_bytes as saved_bytes
 from .speed.timing import Measurement as Measurement
 
 __version__: str

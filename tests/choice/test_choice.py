@@ -770,6 +770,8 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"device": "cpu", "calibration": "missing.json"}, "calibration file missing.json does not exist"),
         ({"device": "cpu", "calibration": 3}, "calibration is 3; it must be a path"),
         ({"device": "cpu", "budget": 0}, "budget is 0"),
+        ({"device": "cpu", "budget": 2**40}, "budget is 1099511627776; it must be .* at most 2147483647"),
+        ({"device": "cpu", "image_sizes": [2**31]}, "image size is 2147483648; it must be .* at most 2147483647"),
         ({"device": 3}, "device is 3"),
     ],
 )
