@@ -42,9 +42,10 @@ class Contender:
     @property
     def network(self) -> Named | str:
         """What ``train`` takes: released weights go by their name, so that their preprocessing is used; timm's by one
-        that means no own network.
+        that means no own network. What nobody released is what was given, a file of weights of its or not.
         """
-        return name_to_find(self.name, self.spec) if self.weights is not None else self.spec
+        released = self.weights == PRETRAINED or (self.weights is not None and self.licence)
+        return name_to_find(self.name, self.spec) if released else self.spec
 
     @classmethod
     def of(cls, row: Row, named: Mapping[str, Named]) -> Contender:

@@ -138,7 +138,7 @@ class Start:
     weights_dir: Path | None = None
     """Folder whose files are named by tag or lie as in the hub's cache."""
     file: Path | None = None
-    """Weights of the one candidate."""
+    """Weights of the one candidate, whatever network it is."""
 
     def __post_init__(self) -> None:
         check_flag("scratch", self.scratch)
@@ -161,7 +161,7 @@ class Start:
             files = WeightFiles(folder=self.weights_dir)
             foreign = files.check_folder((*all_tags(), *released()))
             return replace(files, foreign=tuple(name for name in foreign if name.endswith(SUFFIXES)))
-        if named is None or len(named) != 1 or not isinstance(named[0], str):
+        if named is None or len(named) != 1:
             raise UserError(f"init is the file {self.file}; name the one network that it is of (--model)")
         return WeightFiles(folder=self.weights_dir, given={_weights_of(named[0]): self.file})
 
@@ -483,14 +483,16 @@ def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] |
     }
 
 
-def _weights_of(name: str) -> str:
-    """The name of the released weights that a name means: an architecture's first."""
-    found = matching(name, Filter(attention=True))
-    if not found:
-        raise UserError(
-            f"init is a file of weights, but {name} has no released ones; train takes a file for any network"
-        )
-    return found[0].name
+def _weights_of(network: Network) -> str:
+    """The name that a candidate has with the released weights that its name means, an architecture's first; a network
+    that nobody released any of goes by its own.
+    """
+    if is_module(network):
+        return name_of(network)
+    if isinstance(network, NetSpec | Foreign):
+        return network.name
+    found = matching(check_text("candidate", network), Filter(attention=True))
+    return found[0].name if found else find(network).name
 
 
 def _plain(item: Network) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
+from convscale.networks.foreign import Foreign
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import _usual_runtime
@@ -148,6 +150,27 @@ def test_too_few_images_for_8_bits_are_told_before_the_training() -> None:
         tuned.check_images(63)
     tuned.check_images(64)
     Shipping(runtime=None, int8=False, max_drop=0.5).check_images(1)
+
+
+def test_a_file_of_weights_is_of_whatever_network_is_named(tmp_path: Path) -> None:
+    """By the name that it has among the candidates."""
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"x")
+    own = replace(SPEC, name="mine")
+    networks = {
+        "mine": own,
+        "nets:make": Foreign("nets:make", "factory"),
+        "Net": Net(4),
+        "mobilenetv3_large_075": "mobilenetv3_large_075",  # nobody released weights of it
+        "mobilenetv2_050.lamb_in1k": "mobilenetv2_050",
+    }
+    for name, network in networks.items():
+        assert Start(file=file).files((network,)).given == {name: file}
+    for named in (None, (own, SPEC)):
+        with pytest.raises(UserError, match=r"init is the file .*; name the one network that it is of \(--model\)"):
+            Start(file=file).files(named)
+    with pytest.raises(UserError, match="candidate is 3; it must be text"):
+        Start(file=file).files((3,))  # pyright: ignore[reportArgumentType]
 
 
 def test_misnamed_files_beside_good_ones_are_known(tmp_path: Path) -> None:
