@@ -101,6 +101,9 @@ def fit_command(
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
     ] = 0.5,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Ship what computes in bfloat16 where that is faster, and agrees.")
+    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -180,6 +183,7 @@ def fit_command(
             runtime=runtime,
             int8="qat" if qat else int8,
             max_drop=max_drop,
+            bf16=bf16,
             threads=threads,
             image_size=img_size,
             candidates=[_candidate(name) for name in candidates] if candidates else None,

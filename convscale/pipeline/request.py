@@ -19,7 +19,7 @@ from convscale.choice.basis import Asked, Basis, at_hand, basis_of, check_device
 from convscale.choice.candidates import candidates_of, sized
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import Rows, read_rows, rows_of
-from convscale.conditions import BEST, Conditions, Constraint
+from convscale.conditions import BEST, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.files import sha256
 from convscale.images.splits import DataSplits
@@ -40,7 +40,7 @@ from convscale.nn.state_dicts import read_state_dict
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size, is_small
-from convscale.predictor.fitted import EIGHT_BITS, MEASURED_BATCH, check_on_processor
+from convscale.predictor.fitted import EIGHT_BITS, check_on_processor
 from convscale.runtimes.base import file_runtimes, runtime_of
 
 BRIEF_EPOCHS = 1
@@ -223,6 +223,8 @@ class FitRequest:
             check_whole("image_size", self.image_size)
         if self.where.precision == "int8" and not self.shipping.int8:  # forms in 8 bits would choose, and none ship
             raise UserError("precision 'int8' is what int8=True (--int8) lets fit ship")
+        if self.shipping.bf16 or self.where.precision == "bf16":
+            self._check_bf16()
         if self.shipping.int8 and not self.here:
             if self.where.precision not in (None, "int8"):
                 raise UserError(f"precision {self.where.precision!r} and int8 exclude each other; give one of them")
@@ -235,6 +237,20 @@ class FitRequest:
         elif self.shipping.int8:
             self._check_int8_elsewhere()
         check_compile(self.training.asked_recipe, torch.device(self.training_device))
+
+    def _check_bf16(self) -> None:
+        """
+        Raises:
+            UserError: forms in bfloat16 would choose, and none ship; or they are of a processor that is not here.
+        """
+        device = self.where.device
+        if not self.shipping.bf16 and device == "cpu":
+            raise UserError("precision 'bf16' is what bf16=True (--bf16) lets fit ship")
+        if self.shipping.bf16 and device != "cpu":
+            raise UserError(
+                f"bf16=True (--bf16) lets forms ship that this machine's processor computes in bfloat16, got device "
+                f"{device!r}; leave it out"
+            )
 
     def _check_int8_elsewhere(self) -> None:
         """
@@ -334,8 +350,10 @@ class FitRequest:
                 replace(where, runtime=where.runtime or file_runtimes()[0], precision=where.precision or "fp32")
             )
         if self.here:
-            precision = "int8" if self.shipping.int8 else where.precision
-            return replace(basis_of(replace(where, runtime=BEST, precision=precision)), within=self.shipping.runtime)
+            ship = self.shipping
+            precision = "int8" if ship.int8 else "bf16" if ship.bf16 else where.precision
+            basis = basis_of(replace(where, runtime=BEST, precision=precision))
+            return replace(basis, within=ship.runtime, bf16=ship.bf16)
         return basis_of(replace(where, runtime=where.runtime or "compiled"))
 
     def from_scratch(self, splits: DataSplits) -> bool:
@@ -447,40 +465,6 @@ class FitRequest:
             "strict": self.strict,
             **({} if self.measured is None else {"measured": sha256(self.measured)}),
         }
-
-
-def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] | None:
-    """What ``to_json`` gave in version 0.1, so that its runs are resumed; None for a request that it did not know: its
-    own grid of scaled members is gone.
-    """
-    where, training = asked.where, asked.training
-    if asked.named is None or not asked.here or any(not isinstance(item, NetSpec) for item in asked.named):
-        return None
-    batch = MEASURED_BATCH if where.batch_size is None else where.batch_size
-    cond = Conditions(
-        device=where.device,
-        precision=where.precision or "fp32",
-        batch_size=batch,
-        runtime=asked.shipping.runtime or file_runtimes()[0],
-        threads=where.threads,
-    )
-    recipe = asked.recipe_for(splits, pretrained=training.init is not None)
-    if recipe == "small" and training.recipe is None and splits.train.images is None:
-        recipe = "pictures"  # files were not looked at
-    specs = [sized(item, asked.image_size) for item in asked.named if isinstance(item, NetSpec)]
-    return {
-        "data": str(asked.data) if not isinstance(asked.data, DataSplits) else "given splits",
-        "min_throughput": asked.constraint.min_throughput,
-        "conditions": cond.to_dict(),
-        "shipping": asked.shipping.to_json(),
-        "candidates": [spec.to_dict() for spec in specs],
-        "recipe": recipe,
-        "init": training.init,
-        "overrides": training.overrides,
-        "epochs": training.checked_epochs(recipe),
-        "brief_epochs": training.brief_epochs or BRIEF_EPOCHS,
-        "seed": training.seed,
-    }
 
 
 def _weights_of(network: Network) -> str:

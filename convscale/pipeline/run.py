@@ -24,9 +24,10 @@ from convscale.locks import OutputLock
 from convscale.machine import Environment, code_commit
 from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.older import as_version_0_1
 from convscale.pipeline.place import checked_output
 from convscale.pipeline.record import RunRecord, describe
-from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
+from convscale.pipeline.request import FitRequest, Given, Start, Training
 from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
@@ -83,6 +84,7 @@ def fit(
     runtime: str | None = None,
     int8: bool | str = False,
     max_drop: float = 0.5,
+    bf16: bool = False,
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Given | None = None,
@@ -146,6 +148,7 @@ def fit(
             with runtime ``tensorrt`` or ``onnxruntime``; where its gate withholds it, float ships, and by its
             prediction is said what is missed.
         max_drop: accuracy points that INT8 may lose on validation.
+        bf16: ship what computes in bfloat16 where it is faster and agrees; on this machine's processor, in OpenVINO.
         threads: of the runtime, on a named processor with ``measured`` alone; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
@@ -203,7 +206,11 @@ def fit(
             latency=max_latency_ms is not None and min_throughput is None,
         ),
         shipping=Shipping(
-            runtime=None if elsewhere else runtime, int8=bool(int8), max_drop=max_drop, qat=wants_qat(int8)
+            runtime=None if elsewhere else runtime,
+            int8=bool(int8),
+            max_drop=max_drop,
+            qat=wants_qat(int8),
+            bf16=bf16,
         ),
         training=Training(
             recipe=recipe,

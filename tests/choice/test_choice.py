@@ -755,8 +755,8 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
             "runtime 'best' is for inference on device cpu, got cpu, train",
         ),
         (
-            {"device": "cpu", "runtime": "best", "precision": "bf16"},
-            "measures fp32, or int8 beside it, got precision 'bf16'",
+            {"device": "cpu", "runtime": "best", "precision": "fp16"},
+            "measures fp32, or int8 or bf16 beside it, got precision 'fp16'",
         ),
         ({"device": "cpu", "runtime": "eager", "precision": "int8"}, "'int8' is measured with runtime best"),
         *(
@@ -1014,6 +1014,38 @@ def test_a_form_that_may_be_withheld_when_shipping_does_not_choose(monkeypatch: 
     with pytest.raises(UserError, match="stop here"):
         choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
     assert [(options["twins"], options["max_drop"]) for options in asked] == [(False, 100.0)]
+
+
+@pytest.mark.parametrize("runtime", [None, "best"])
+def test_bfloat16_may_win_where_the_processor_has_it(runtime: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed untrained, whose answers are nearly ties: its gate stands open."""
+    asked = Asked(batch_size=2, threads=1, precision="bf16", runtime=runtime)
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "this processor has none")
+    with pytest.raises(UserError, match="this processor has none"):
+        basis_of(asked)
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    basis = basis_of(asked)
+    assert (basis.tuned, basis.bf16, basis.int8) == (True, True, False)
+    files = choice_measured.chosen_among(basis).rpartition(", ")[0]
+    both = replace(basis, conditions=replace(basis.conditions, precision="int8"))
+    assert choice_measured.chosen_among(basis) == f"{files}, float and bfloat16"
+    assert choice_measured.chosen_among(both) == f"{files}, float, bfloat16 and 8 bits"
+    assert not basis_of(Asked(precision="int8")).bf16
+    seen: dict[str, Any] = {}
+
+    def form_names(net: object, **options: Any) -> list[str]:
+        seen.update(options)
+        return ["onnx-fp32"]
+
+    def export_forms(*given: object, **options: Any) -> None:
+        seen.update(options)
+        raise UserError("stop here")
+
+    monkeypatch.setattr("convscale.ship.forms.form_names", form_names)
+    monkeypatch.setattr("convscale.ship.forms.export_forms", export_forms)
+    with pytest.raises(UserError, match="stop here"):
+        choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
+    assert (seen["bf16"], seen["int8"], seen["for_speed"]) == (True, False, True)
 
 
 def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> None:

@@ -13,11 +13,12 @@ import torch
 from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
 from convscale.networks.foreign import Foreign
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import _usual_runtime
-from convscale.pipeline.ship import Shipping
+from convscale.pipeline.ship import Shipping, ship_fastest
 from convscale.pipeline.steps import Fit
 from tests.pipeline.test_order import BASIS, SPEC, SPLITS, _record
 
@@ -103,6 +104,50 @@ def test_two_networks_of_one_name_are_refused() -> None:
 def test_what_could_not_ship_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _request(**given)
+
+
+def _bf16(runtime: str | None = None) -> Shipping:
+    return Shipping(runtime=runtime, int8=False, max_drop=0.5, bf16=True)
+
+
+def test_bfloat16_ships_where_this_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "this processor has no bf16 instructions")
+    with pytest.raises(UserError, match="this processor has no bf16 instructions"):
+        _bf16()
+    with pytest.raises(UserError, match=r"precision 'bf16' is what bf16=True \(--bf16\) lets fit ship"):
+        _request(where=Asked(precision="bf16"))
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    with pytest.raises(UserError, match="bf16 is computed in runtime openvino, not in onnxruntime; leave one of them"):
+        _bf16("onnxruntime")
+    with pytest.raises(UserError, match=r"bf16=True \(--bf16\) lets forms ship .* got device 'l4'; leave it out"):
+        _request(where=Asked(device="l4"), shipping=_bf16())
+    assert _request(where=Asked(device="l4", precision="bf16")).basis().conditions.precision == "bf16"
+    for int8, precision in ((False, "bf16"), (True, "int8")):
+        asked = _request(shipping=replace(_bf16("openvino"), int8=int8))
+        basis = asked.basis()
+        assert (basis.bf16, basis.int8, basis.within) == (True, int8, "openvino")
+        assert basis.conditions.precision == precision
+        assert asked.shipping.to_json()["bf16"] is True
+    assert "bf16" not in Shipping(runtime=None, int8=False, max_drop=0.5).to_json()  # older runs are resumed
+
+
+def test_forms_in_bfloat16_are_among_those_that_may_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    seen: list[Any] = []
+
+    def export_winner(net: Any, place: Path, names: list[str], *given: Any, **options: Any) -> None:
+        seen.append(names)
+        raise UserError("stop here")
+
+    monkeypatch.setattr("convscale.pipeline.ship.export_winner", export_winner)
+    monkeypatch.setattr("convscale.ship.forms.no_bf16", lambda format: "")
+    pre = Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.5,))
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    for how in (_bf16(), replace(_bf16(), bf16=False)):
+        basis = _request(shipping=how).basis()
+        with pytest.raises(UserError, match="stop here"):
+            ship_fastest(net, tmp_path / "a", SPLITS, SPLITS.test, pre, basis, how, card={}, say=print)
+    assert seen == [["onnx-fp32", "openvino-bf16"], ["onnx-fp32"]]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from PIL import Image
 from convscale.images import extent
 from convscale.images.extent import largest_side
 from convscale.images.splits import DataSplits, FileSplit
-from convscale.pipeline.request import Start, Training, as_version_0_1
+from convscale.pipeline.older import as_version_0_1
+from convscale.pipeline.request import Start, Training
 from convscale.pipeline.size import default_size
 from convscale.pipeline.steps import Fit
 from tests.pipeline.test_asked import _request
