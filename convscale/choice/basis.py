@@ -135,8 +135,8 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
 
     Args:
         asked: as a person gave them. Runtime ``best`` means each network in the form and the runtime in which it is
-            fastest on this machine's processor, as ``tune`` finds them; with precision ``int8`` in 8 bits too, with
-            ``bf16`` in bfloat16 too.
+            fastest on this machine's processor or GPU, as ``tune`` finds them; with precision ``int8`` in 8 bits too,
+            with ``bf16`` in bfloat16 too.
         calibration: file of ``convscale calibrate``.
 
     Raises:
@@ -254,13 +254,15 @@ def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> 
     device, mode = conditions.device, conditions.mode
     if not here:
         raise UserError(
-            f"runtime 'best' is found by measuring on this machine's processor; speeds on {device} are predicted for "
-            "eager or compiled"
+            f"runtime 'best' is found by measuring on this machine; speeds on {device} are predicted for eager or "
+            "compiled"
         )
-    if device != "cpu" or mode != "infer":
-        raise UserError(f"runtime 'best' is for inference on device cpu, got {device}, {mode}; name a runtime")
+    if mode != "infer":
+        raise UserError(f"runtime 'best' is for inference, got mode {mode}; name a runtime")
     if precision not in TUNED:
         raise UserError(f"runtime 'best' measures fp32, or int8 or bf16 beside it, got precision {precision!r}")
+    if precision == "bf16" and device != "cpu":
+        raise UserError(f"runtime 'best' tries bf16 on a processor, got device {device!r}; leave precision out")
     if precision == "bf16":
         from convscale.ship.request import need_bf16  # loads torch, which a prediction can do without
 

@@ -138,7 +138,8 @@ def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
 
 def chosen_among(basis: Basis) -> str:
     """What a tuned measurement is the fastest of, in words."""
-    files = [basis.within] if basis.within else [name for name in file_runtimes() if name in installed_runtimes()]
+    able = file_runtimes(basis.conditions.device)
+    files = [basis.within] if basis.within else [name for name in able if name in installed_runtimes()]
     *others, last = ["float", *["bfloat16"] * basis.bf16, *["8 bits"] * basis.int8]
     forms = f"{', '.join(others)} and {last}" if others else last
     return f"the fastest of {' and '.join(files)}, {forms}"
@@ -171,7 +172,8 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
 
     c = basis.conditions
     threads = c.threads or available_cores()
-    names = forms_in(basis.within, form_names(net, int8=basis.int8, bf16=basis.bf16, image_size=image_size))
+    able = form_names(net, int8=basis.int8, bf16=basis.bf16, image_size=image_size, device=c.device)
+    names = forms_in(basis.within, able)
     half = (0.5,) * channels  # a speed does not depend on it
     options: dict[str, Any] = {
         "preprocessing": Preprocessing(image_size=image_size, channels=channels, mean=half, std=half)
@@ -186,6 +188,7 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
             threads=threads,
             min_seconds=seconds / 2,
             runtimes=None if basis.within is None else (basis.within,),
+            device=c.device,
         )
         options |= {"twins": False, "for_speed": True, "image_size": image_size}
         forms = export_forms(net, folder, names, search=search, **options)
@@ -201,7 +204,7 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
             runtime=best.settings.runtime,
             precision=next((name for name in ("int8", "bf16") if name in winner), "fp32"),
         ),
-        environment=Environment.here(),
+        environment=Environment.here(c.device),
         model=name,
         form=f"{winner} in {best.settings.runtime}{streams}",
         chosen_from=chosen_among(basis),

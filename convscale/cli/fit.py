@@ -83,8 +83,8 @@ def fit_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="onnxruntime or openvino, the fastest installed one when left out; on a named device what is "
-            "predicted: eager, compiled (when left out), onnxruntime, or on a GPU tensorrt.",
+            help="onnxruntime or openvino (cuda: tensorrt), the fastest installed one when left out; on a named device "
+            "what is predicted: eager, compiled (when left out), onnxruntime, or on a GPU tensorrt.",
         ),
     ] = None,
     int8: Annotated[

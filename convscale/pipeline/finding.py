@@ -105,7 +105,7 @@ class Finder:
     def plain(self) -> Conditions:
         """Conditions of a quick timing: one runtime as it comes."""
         c = self.basis.conditions
-        named = self.basis.within or file_runtimes()[0]
+        named = self.basis.within or file_runtimes(c.device)[0]
         return replace(c, runtime=named, precision="fp32") if self.basis.tuned else c
 
     # ------------------------------------------------------------ released weights

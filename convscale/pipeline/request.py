@@ -41,7 +41,7 @@ from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size, is_small
 from convscale.predictor.fitted import EIGHT_BITS, check_on_processor
-from convscale.runtimes.base import file_runtimes, runtime_of
+from convscale.runtimes.base import need_runtime, runtime_of
 
 BRIEF_EPOCHS = 1
 """Of the comparison of finalists, where a number was not asked for."""
@@ -268,12 +268,16 @@ class FitRequest:
     def _check_runtime(self) -> None:
         """
         Raises:
-            UserError: the runtime asked for does not run on the device, which is known before anything is trained.
+            UserError: the runtime asked for does not run on the device, or is not installed, which is known before
+                anything is trained.
         """
         name, device = self.shipping.runtime, self.where.device
-        if name is not None and not runtime_of(name).runs_on(device):
+        if name is None:
+            return
+        if not runtime_of(name).runs_on(device):
             known = " or ".join(runtime_of(name).devices)
             raise UserError(f"runtime {name} runs on device {known} here, got {device!r}; leave runtime out")
+        need_runtime(name)
 
     def _take_rows(self, path: Path) -> None:
         """Their runtime is that of the choice where none was named.
@@ -345,13 +349,9 @@ class FitRequest:
             UserError: conditions that can be neither measured here nor predicted.
         """
         where = self.where
-        if self.here and where.device != "cpu":  # what is shipped there is a file that ONNX Runtime runs
-            return basis_of(
-                replace(where, runtime=where.runtime or file_runtimes()[0], precision=where.precision or "fp32")
-            )
         if self.here:
             ship = self.shipping
-            precision = "int8" if ship.int8 else "bf16" if ship.bf16 else where.precision
+            precision = "int8" if ship.int8 else "bf16" if ship.bf16 else where.precision or "fp32"
             basis = basis_of(replace(where, runtime=BEST, precision=precision))
             return replace(basis, within=ship.runtime, bf16=ship.bf16)
         return basis_of(replace(where, runtime=where.runtime or "compiled"))

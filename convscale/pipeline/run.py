@@ -141,7 +141,8 @@ def fit(
         batch_size: images per call of the shipped network; None: 8 on this machine, 256 on a named GPU, 1 on a named
             processor and where a latency alone is limited.
         precision: of the shipped network; None: ``amp`` on a named GPU, ``fp32`` on a processor.
-        runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named device what its speed
+        runtime: here ``onnxruntime`` or ``openvino``, on ``cuda`` ``onnxruntime`` or ``tensorrt``, None: the fastest
+            installed one; on a named device what its speed
             is predicted for, None: ``compiled``.
         int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
             float. ``"qat"``: fine-tune for it where it loses too much. On a named GPU networks are predicted in INT8,

@@ -49,8 +49,9 @@ class Shipping:
     """Forms that compute in bfloat16 may win too."""
 
     def __post_init__(self) -> None:
-        if self.runtime is not None and self.runtime not in file_runtimes():
-            raise UserError(f"fit ships for runtime {' or '.join(file_runtimes())}, got {self.runtime!r}")
+        known = dict.fromkeys((*file_runtimes("cpu"), *file_runtimes("cuda")))
+        if self.runtime is not None and self.runtime not in known:
+            raise UserError(f"fit ships for runtime {' or '.join(known)}, got {self.runtime!r}")
         check_flag("int8", self.int8)
         if check_flag("bf16", self.bf16):
             self._check_bf16()

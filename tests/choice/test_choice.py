@@ -748,15 +748,19 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"device": "rtx-4090", "precision": "int8"}, "precision 'int8' can not be predicted"),
         (
             {"device": "rtx-4090", "runtime": "best"},
-            "runtime 'best' is found by measuring on this machine's processor; speeds on rtx-4090 are predicted",
+            "runtime 'best' is found by measuring on this machine; speeds on rtx-4090 are predicted",
         ),
         (
             {"device": "cpu", "runtime": "best", "mode": "train"},
-            "runtime 'best' is for inference on device cpu, got cpu, train",
+            "runtime 'best' is for inference, got mode train; name a runtime",
         ),
         (
             {"device": "cpu", "runtime": "best", "precision": "fp16"},
             "measures fp32, or int8 or bf16 beside it, got precision 'fp16'",
+        ),
+        (
+            {"device": "cuda", "runtime": "best", "precision": "bf16"},
+            "runtime 'best' tries bf16 on a processor, got device 'cuda'; leave precision out",
         ),
         ({"device": "cpu", "runtime": "eager", "precision": "int8"}, "'int8' is measured with runtime best"),
         *(
@@ -1014,6 +1018,28 @@ def test_a_form_that_may_be_withheld_when_shipping_does_not_choose(monkeypatch: 
     with pytest.raises(UserError, match="stop here"):
         choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
     assert [(options["twins"], options["max_drop"]) for options in asked] == [(False, 100.0)]
+
+
+@pytest.mark.parametrize(("within", "files"), [(None, "onnxruntime and tensorrt"), ("tensorrt", "tensorrt")])
+def test_forms_are_timed_on_the_device(within: str | None, files: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenVINO alone could run is not made for a GPU."""
+    seen: dict[str, Any] = {}
+
+    def export_forms(net: object, folder: object, names: list[str], *, search: Any, **options: Any) -> None:
+        seen.update(names=names, device=search.device, runtimes=search.runtimes)
+        raise UserError("stop here")
+
+    installed = ("onnxruntime", "openvino", "tensorrt")
+    for module in ("convscale.choice.measured", "convscale.ship.forms"):
+        monkeypatch.setattr(f"{module}.installed_runtimes", lambda: installed)
+    monkeypatch.setattr("convscale.ship.forms.export_forms", export_forms)
+    conditions = Conditions(device="cuda:1", batch_size=2, threads=1, precision="int8", runtime="best")
+    basis = Basis(conditions=conditions, within=within)
+    with pytest.raises(UserError, match="stop here"):
+        choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
+    forms = ["onnx-fp32", "onnx-int8", "onnx-int8-ort", "onnx-int8-signed"]
+    assert seen == {"names": forms, "device": "cuda:1", "runtimes": None if within is None else (within,)}
+    assert choice_measured.chosen_among(basis) == f"the fastest of {files}, float and 8 bits"
 
 
 @pytest.mark.parametrize("runtime", [None, "best"])

@@ -73,6 +73,19 @@ def test_what_is_searched_for_is_fitted(
     assert given["output"] == tmp_path / "a-search"
 
 
+@pytest.mark.parametrize(("runtime", "expected"), [(None, "onnxruntime"), ("tensorrt", "tensorrt")])
+def test_a_search_on_this_machine_s_gpu_times_the_file(
+    runtime: str | None, expected: str, asked: dict[str, Any], colour_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("convscale.choice.basis.need_cuda", lambda *_: None)
+    for name in ("usable_device", "need_runtime"):
+        monkeypatch.setattr(f"convscale.pipeline.request.{name}", lambda device: device)
+    options: dict[str, Any] = {"device": "cuda", "runtime": runtime, "space": "small"}
+    cs.fit(colour_folder, output=tmp_path / "a", min_throughput=10, search=5, **options)
+    assert (asked["search"]["runtime"], asked["search"]["precision"]) == (expected, "fp32")
+
+
 def test_a_search_goes_without_the_threads_of_rows(asked: dict[str, Any], colour_folder: Path, tmp_path: Path) -> None:
     """A search does not see the rows, so threads of a processor that is not here would be refused there."""
     append_record(tmp_path / "rows.jsonl", row(4))

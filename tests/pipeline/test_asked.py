@@ -16,6 +16,7 @@ from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.networks.foreign import Foreign
 from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.finding import Finder
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import _usual_runtime
 from convscale.pipeline.ship import Shipping, ship_fastest
@@ -104,6 +105,32 @@ def test_two_networks_of_one_name_are_refused() -> None:
 def test_what_could_not_ship_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _request(**given)
+
+
+def test_on_this_machine_s_gpu_networks_are_chosen_in_the_form_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.choice.basis.need_cuda", lambda *_: None)
+    monkeypatch.setattr("convscale.pipeline.request.usable_device", lambda device: device)
+    where, installed = Asked(device="cuda:1", batch_size=64), []
+    monkeypatch.setattr("convscale.pipeline.request.need_runtime", installed.append)
+    for runtime, int8 in ((None, False), (None, True), ("tensorrt", True)):
+        basis = _request(where=where, shipping=Shipping(runtime=runtime, int8=int8, max_drop=1)).basis()
+        c = basis.conditions
+        assert (basis.tuned, basis.int8, basis.within) == (True, int8, runtime)
+        assert (c.device, c.precision, c.batch_size) == ("cuda:1", "int8" if int8 else "fp32", 64)
+    assert installed == ["tensorrt"]
+    plain = Finder(
+        asked=_request(where=where), splits=SPLITS, basis=replace(basis, within=None), constraint=Constraint(),
+        record=None, folder=Path(), say=print,  # pyright: ignore[reportArgumentType]
+    ).plain  # fmt: skip
+    assert (plain.device, plain.runtime, plain.precision) == ("cuda:1", "onnxruntime", "fp32")
+    with pytest.raises(UserError, match="runtime tensorrt runs on device cuda here, got 'cpu'; leave runtime out"):
+        _request(shipping=Shipping(runtime="tensorrt", int8=False, max_drop=1))
+
+
+def test_a_runtime_that_is_not_installed_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.runtimes.base.find_spec", lambda library: None if library == "openvino" else library)
+    with pytest.raises(UserError, match="runtime openvino is not installed; pip install openvino"):
+        _request(shipping=Shipping(runtime="openvino", int8=False, max_drop=1))
 
 
 def _bf16(runtime: str | None = None) -> Shipping:
