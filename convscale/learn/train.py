@@ -131,9 +131,10 @@ def train(
             weights file to start from; None: as given, or fresh.
         preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's
             for small images in memory.
-        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated
-            by the recipe's distill_weight, distill_kl or distill_features (a distill_weight of 0.5 where all are 0). A
-            network of timm's is a module too; ``convscale.learn.teacher.Teacher`` gives it its own normalisation.
+        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, or a name with released
+            weights of as many (``resnet50.a1_in1k``), whose outputs are imitated by the recipe's distill_weight,
+            distill_kl or distill_features (a distill_weight of 0.5 where all are 0). A network of timm's is a module
+            too; ``convscale.learn.teacher.Teacher`` gives it its own normalisation.
         teacher_cache: a folder where its outputs are kept, one row for each image and epoch: a second student of the
             same teacher, data, augmentation and seed need not ask it again. Not with mixed images.
         resume: go on from the newest state in ``output`` when there is one.
