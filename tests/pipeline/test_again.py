@@ -156,7 +156,7 @@ def test_a_busy_machine_matters_where_it_measures(
     assert fit.record.now.choice_notes == (("this machine is busy",) if told else ())
 
 
-MEMBERS = [dataclasses.replace(SPEC, name=f"m{number}") for number in range(5)]
+MEMBERS = [cs.scale("mobilenetv2_050", width=1 + 0.25 * number, name=f"m{number}") for number in range(5)]
 QUIET = {"m0": 200.0, "m1": 160.0, "m2": 130.0, "m3": 105.0, "m4": 80.0}
 """Images/s of members from small to large; on the busy machine 0.7 times as many."""
 
