@@ -24,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,18 +173,17 @@ def main() -> None:
         data = replace(data, test=data.validation)
     name = arguments.model or ("poolnet" if arguments.side == "ours" else "resnet18")
     facts: dict[str, Any] = {"model": name, "width": arguments.width, "depth": arguments.depth}
-    if arguments.side == "timm":
+    if arguments.side == "ours":
+        spec = our_spec(name, arguments.width, arguments.depth)
+        overrides = dict(text.split("=", 1) for text in arguments.set)
+        run = partial(run_ours, data, spec, arguments.epochs, recipe=arguments.recipe, overrides=overrides)
+    else:
         make, network = peer(name, arguments)
-        facts |= network
         rate, tried = best_rate(data, make, arguments.lr_epochs, arguments.opt, arguments.lr)
-        facts["tried"] = tried
+        facts |= {**network, "tried": tried}
+        run = partial(run_timm, data, make, arguments.epochs, optimizer=arguments.opt, lr=rate)
     for seed in arguments.seeds:
-        if arguments.side == "ours":
-            spec = our_spec(name, arguments.width, arguments.depth)
-            overrides = dict(text.split("=", 1) for text in arguments.set)
-            row = run_ours(data, spec, arguments.epochs, seed, arguments.recipe, overrides)
-        else:
-            row = run_timm(data, make, arguments.epochs, seed, arguments.opt, rate)
+        row = run(seed=seed)
         conditions = {"threads": arguments.threads, "machine": machine(), "torch": torch.__version__}
         record = {"benchmark": "fashion", "side": arguments.side, "epochs": arguments.epochs, "seed": seed}
         record |= {**facts, **row, "conditions": conditions}

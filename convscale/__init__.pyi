@@ -16,12 +16,13 @@ from .choice.choose import choose as choose
 from .conditions import Conditions as Conditions
 from .conditions import Constraint as Constraint
 from .cost.counting import count as count
-from .cost.memory import saved_bytes as saved_bytes
 from .detect.data import open_boxes as open_boxes
 from .detect.evaluate import evaluate_detector as evaluate_detector
 from .detect.train import train_detector as train_detector
 from .errors import UserError as UserError
 from .images.check import check_data as check_data
+from .images.preprocess import Preprocessing as Preprocessing
+from .images.sources import open_dataset as open_dataset
 from .learn.evaluate import evaluate as evaluate
 from .learn.train import train as train
 from .maps.explain import explain as explain
@@ -38,7 +39,10 @@ from .nn.norm import convert_norm as convert_norm
 from .nn.weights import export_weights as export_weights
 from .nn.weights import load_weights as load_weights
 from .pipeline.run import fit as fit
+from .predictor.calibrate import Observation as Observation
 from .predictor.calibrate import calibrate as calibrate
+from .predictor.calibration import load_calibration as load_calibration
+from .predictor.calibration import save_calibration as save_calibration
 from .predictor.largest_batch import predict_largest_batch as predict_largest_batch
 from .predictor.predict import Prediction as Prediction
 from .predictor.predict import predict as predict
@@ -51,6 +55,7 @@ from .ship.stream import classify as classify
 from .ship.tune import tune as tune
 from .ship.verify import verify as verify
 from .speed.measuring import measure as measure
+from .speed.saved import saved_bytes as saved_bytes
 from .speed.timing import Measurement as Measurement
 
 __version__: str
@@ -63,7 +68,9 @@ __all__ = [
     "Maps",
     "Measurement",
     "NetSpec",
+    "Observation",
     "Prediction",
+    "Preprocessing",
     "Promise",
     "ScalingRule",
     "SearchSpace",
@@ -91,13 +98,16 @@ __all__ = [
     "get_spec",
     "list_models",
     "load_artifact",
+    "load_calibration",
     "load_spec",
     "load_weights",
     "measure",
     "open_boxes",
+    "open_dataset",
     "predict",
     "predict_largest_batch",
     "promise_of",
+    "save_calibration",
     "save_spec",
     "saved_bytes",
     "scale",

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 import convscale as cs
-from convscale.predictor.calibration import load_calibration
 
 OLD = Path(__file__).parent / "old_files" / "v0_1"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
@@ -125,6 +124,11 @@ def test_a_checkpoint_evaluates_as_it_did(call: Call, checkpoint: str, data: str
     assert now["top5"] is None  # these have ten classes or fewer: it is told of more
     for name in ("loss", "top1", "mean_average_precision", "calibration_error", "per_class", "thresholds"):
         assert now[name] == (None if before[name] is None else pytest.approx(before[name], rel=1e-4)), name
+    ev = cs.evaluate(checkpoint, data)  # by paths alone, too
+    told = ("n", "loss", "top1", "baseline", "calibration_error", "per_class")
+    assert {name: getattr(ev, name) for name in told} == {
+        name: tuple(now[name]) if name == "per_class" else pytest.approx(now[name]) for name in told
+    }
 
 
 def test_a_checkpoint_exports_to_what_it_did(call: Call) -> None:
@@ -274,7 +278,7 @@ def test_old_records_calibrate(call: Call) -> None:
         name: value for name, value in before.items() if isinstance(value, str | int)
     }
     # coefficients begin at this version's set, so it is by what was measured that they are judged
-    made = load_calibration("new.json")
+    made = cs.load_calibration("new.json")
     for record in records()[:2]:
         told = cs.predict(record["model"], device="cpu", calibration=made, batch_size=2, image_size=32)
         assert told.images_per_s == pytest.approx(2 / np.median(record["measurement"]["times_s"]), rel=0.2)
@@ -289,6 +293,9 @@ def test_an_old_calibration_predicts_what_it_did(call: Call, device: str) -> Non
     (made,), (old,) = now["predictions"], before["predictions"]
     assert made["images_per_s"] == pytest.approx(old["images_per_s"], rel=1e-3)
     assert made["low"] < old["images_per_s"] < made["high"]  # how wide they are is of the tables of this version
+    told = cs.predict("resnet18", device=device, calibration=f"calibration_{device}.json")
+    assert told == cs.predict("resnet18", device=device, calibration=cs.load_calibration(Path(args[3])))
+    assert told.images_per_s == pytest.approx(old["images_per_s"], rel=1e-3)
 
 
 def test_choose_predicts_by_an_old_calibration() -> None:

@@ -9,13 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from convscale.conditions import BEST, Conditions
-from convscale.errors import UserError
+from convscale.errors import UserError, check_path
 from convscale.files import sha256
 from convscale.machine import need_cuda
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import at_hand, devices, get_device, is_processor
 from convscale.predictor.fitted import PREDICTED_RUNTIMES, check_predicted, usual_on
 from convscale.runtimes.base import check_runtime
+
+TUNED = (None, "fp32", "int8", "bf16")
+"""Precisions that runtime ``best`` is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +53,14 @@ class Basis:
 
     conditions: Conditions
     """Without an image size: that is a candidate's. With runtime ``best`` each network is measured as it would be
-    shipped, in the fastest of all forms and runtimes; precision ``int8`` then allows 8 bits beside float."""
+    shipped, in the fastest of all forms and runtimes; precision ``int8`` then allows 8 bits beside float, ``bf16``
+    bfloat16."""
     calibration: str | None = None
     """File that a prediction for the user's own device goes by."""
     within: str | None = None
     """The one runtime that tuned forms must run in; None: any that is installed."""
+    bf16: bool = False
+    """Whether tuned forms that compute in bfloat16 may win."""
 
     @property
     def predicted(self) -> bool:
@@ -114,7 +120,8 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
 
     Args:
         asked: as a person gave them. Runtime ``best`` means each network in the form and the runtime in which it is
-            fastest on this machine's processor, as ``tune`` finds them; with precision ``int8`` in 8 bits too.
+            fastest on this machine's processor or GPU, as ``tune`` finds them; with precision ``int8`` in 8 bits too,
+            with ``bf16`` in bfloat16 too.
         calibration: file of ``convscale calibrate``.
 
     Raises:
@@ -141,7 +148,11 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
     _check_possible(conditions, here, asked.precision)
     if asked.threads is not None and calibration is None and not asked.by_rows:
         _check_threads(asked.threads, device)
-    made = Basis(conditions=conditions, calibration=None if calibration is None else str(calibration))
+    made = Basis(
+        conditions=conditions,
+        calibration=None if calibration is None else str(calibration),
+        bf16=runtime == BEST and asked.precision == "bf16",
+    )
     if (known := made.read_calibration()) is not None:
         known.require(conditions)
         if is_processor(device) and conditions.threads is None:  # a prediction is of those that it was calibrated with
@@ -152,7 +163,7 @@ def basis_of(asked: Asked, calibration: str | os.PathLike[str] | None = None) ->
 def _check_calibration(device: str, calibration: str | os.PathLike[str] | None) -> None:
     if calibration is None:
         return
-    if not os.path.isfile(calibration):
+    if not check_path("calibration", calibration).is_file():
         raise UserError(f"calibration file {calibration} does not exist; `convscale calibrate` writes one")
     if device.startswith("cuda"):
         raise UserError(f"a calibration is of a named device, not {device!r}; give the name that it was made for")
@@ -172,7 +183,7 @@ def _runtime(asked: Asked, device: str, here: bool) -> str:
         return asked.runtime
     if asked.compiled:
         return "compiled"
-    tunable = device == "cpu" and asked.mode == "infer" and asked.precision in (None, "fp32", "int8")
+    tunable = device == "cpu" and asked.mode == "infer" and asked.precision in TUNED
     if here and tunable:
         return BEST
     return usual_on(device, asked.mode).runtime
@@ -213,17 +224,24 @@ def _check_threads(threads: int, device: str) -> None:
 def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> None:
     """
     Raises:
-        UserError: nothing can be tuned under these conditions, or in 8 bits without the library that makes them.
+        UserError: nothing can be tuned under these conditions, or in 8 bits without the library that makes them, or in
+            bfloat16 without what computes in it.
     """
     device, mode = conditions.device, conditions.mode
     if not here:
         raise UserError(
-            f"runtime 'best' is found by measuring on this machine's processor; speeds on {device} are predicted for "
-            "eager or compiled"
+            f"runtime 'best' is found by measuring on this machine; speeds on {device} are predicted for eager or "
+            "compiled"
         )
-    if device != "cpu" or mode != "infer":
-        raise UserError(f"runtime 'best' is for inference on device cpu, got {device}, {mode}; name a runtime")
-    if precision not in (None, "fp32", "int8"):
-        raise UserError(f"runtime 'best' measures fp32, or int8 beside it, got precision {precision!r}")
+    if mode != "infer":
+        raise UserError(f"runtime 'best' is for inference, got mode {mode}; name a runtime")
+    if precision not in TUNED:
+        raise UserError(f"runtime 'best' measures fp32, or int8 or bf16 beside it, got precision {precision!r}")
+    if precision == "bf16" and device != "cpu":
+        raise UserError(f"runtime 'best' tries bf16 on a processor, got device {device!r}; leave precision out")
+    if precision == "bf16":
+        from convscale.ship.request import need_bf16  # loads torch, which a prediction can do without
+
+        need_bf16()
     if precision == "int8" and find_spec("nncf") is None:
         raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")

@@ -11,7 +11,7 @@ from convscale.arch.scaling import scale
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import ARCHITECTURES, list_models
-from convscale.errors import UserError, nearest
+from convscale.errors import UserError, check_whole, nearest
 from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter, Weights, matching, nearest_of
 from convscale.networks.resolve import Named, Network, find, is_module, name_of
@@ -94,8 +94,7 @@ def candidates_of(
             f"accuracy {accuracy!r} is unknown{nearest(accuracy, ACCURACIES)}; or give a mapping from names to percent"
         )
     for size in image_sizes or ():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise UserError(f"image size is {size!r}; it must be a whole number of pixels of at least 1")
+        check_whole("image size", size)
     one = isinstance(wanted, str | NetSpec | Foreign) or is_module(wanted)
     items: list[object] = ["*"] if wanted is None else [wanted] if one else list(wanted)  # pyright: ignore[reportArgumentType]
     if not items:

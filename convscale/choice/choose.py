@@ -16,7 +16,7 @@ from convscale.choice.measured import Bench, chosen_among, explore, might_keep, 
 from convscale.choice.rows import Rows, by_rows, kind_of, note_of, read_rows, rows_of, with_kinds
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
-from convscale.errors import UserError, naming_extras
+from convscale.errors import check_whole, naming_extras
 from convscale.machine import Environment
 from convscale.networks.foreign import timm_is_installed
 from convscale.networks.offered import Filter
@@ -122,8 +122,7 @@ def choose(
         found, asked = read_rows(measured, asked)
     basis = basis_of(asked, calibration)
     rows = None if found is None or measured is None else rows_of(found, basis, measured, candidates)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
+    budget = check_whole("budget", budget)
     offer = Filter(
         zoo=zoo,
         licences=licences,

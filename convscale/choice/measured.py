@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,8 +141,10 @@ def time_network(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
 
 def chosen_among(basis: Basis) -> str:
     """What a tuned measurement is the fastest of, in words."""
-    files = [basis.within] if basis.within else [name for name in file_runtimes() if name in installed_runtimes()]
-    return f"the fastest of {listed(files)}, {'float and 8 bits' if basis.int8 else 'float'}"
+    able = file_runtimes(basis.conditions.device)
+    files = [basis.within] if basis.within else [name for name in able if name in installed_runtimes()]
+    forms = listed(["float", *["bfloat16"] * basis.bf16, *["8 bits"] * basis.int8])
+    return f"the fastest of {listed(files)}, {forms}"
 
 
 def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measurement:
@@ -153,8 +156,9 @@ def time_fastest(network: SizedSpec, basis: Basis, seconds: float) -> Measuremen
 def time_forms(net: Network, name: str, image_size: int, channels: int, basis: Basis, seconds: float) -> Measurement:
     """A network with any weights exported in every form and tuned at the basis's batch: the fastest.
 
-    8-bit ranges come from noise and the gate on accuracy stands open: a speed does not depend on either, and there is
-    nothing trained to lose. Symmetric activations, which lose more, do not compete: what they lose is not known yet.
+    8-bit ranges come from noise and the gates of 8 bits and bfloat16 stand open: a speed does not depend on either, and
+    there is nothing trained to lose. Symmetric activations, which lose more, do not compete: what they lose is not
+    known yet.
 
     Args:
         net: a spec or a module.
@@ -170,9 +174,10 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
 
     c = basis.conditions
     threads = c.threads or available_cores()
-    names = forms_in(basis.within, form_names(net, int8=basis.int8, image_size=image_size))
+    able = form_names(net, int8=basis.int8, bf16=basis.bf16, image_size=image_size, device=c.device)
+    names = forms_in(basis.within, able)
     half = (0.5,) * channels  # a speed does not depend on it
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "preprocessing": Preprocessing(image_size=image_size, channels=channels, mean=half, std=half)
     }
     if basis.int8:
@@ -185,8 +190,10 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
             threads=threads,
             min_seconds=seconds / 2,
             runtimes=None if basis.within is None else (basis.within,),
+            device=c.device,
         )
-        forms = export_forms(net, folder, names, search=search, twins=False, image_size=image_size, **options)
+        options |= {"twins": False, "for_speed": True, "image_size": image_size}
+        forms = export_forms(net, folder, names, search=search, **options)
         fastest = fastest_of(forms, **vars(search))
     best, winner = fastest.again[fastest.winner], fastest.winner
     streams = f", {best.settings.streams} streams" if best.settings.streams > 1 else ""
@@ -197,9 +204,9 @@ def time_forms(net: Network, name: str, image_size: int, channels: int, basis: B
             image_size=image_size,
             threads=threads,
             runtime=best.settings.runtime,
-            precision="int8" if "int8" in winner else "fp32",
+            precision=next((name for name in ("int8", "bf16") if name in winner), "fp32"),
         ),
-        environment=Environment.here(),
+        environment=Environment.here(c.device),
         model=name,
         form=f"{winner} in {best.settings.runtime}{streams}",
         chosen_from=chosen_among(basis),

@@ -163,8 +163,8 @@ def examine(network: SizedSpec, basis: Basis) -> NetworkFacts:
 
 
 def _counted_precision(basis: Basis) -> str:
-    """8-bit forms are counted as the float network that they are made from."""
-    return "fp32" if basis.int8 else basis.conditions.precision
+    """Forms in less are counted as the float network that they are made from."""
+    return "fp32" if basis.int8 or basis.tuned else basis.conditions.precision
 
 
 def _counts(network: SizedSpec, basis: Basis) -> NetworkFacts:

@@ -51,6 +51,12 @@ def classify_command(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Decoding threads; one per core when left out.")
     ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(
+            "--decode", help="cpu, as training did; nvjpeg: plain JPEGs on the GPU of --device, with other pixels."
+        ),
+    ] = "cpu",
     max_bad_rate: Annotated[
         float | None,
         typer.Option("--max-bad-rate", help="Exit with 2 where a larger share of images, and more than one, is bad."),
@@ -82,8 +88,10 @@ def classify_command(
     if engine == "ray":
         if coco is not None or draw is not None:
             raise UserError("--coco and --draw go with --engine local")
-        if device != "cpu" or workers is not None:
-            raise UserError("--device and --workers go with --engine local; --actors says how many processes Ray has")
+        if device != "cpu" or workers is not None or decode != "cpu":
+            raise UserError(
+                "--device, --workers and --decode go with --engine local; --actors says how many processes Ray has"
+            )
         done = _classify_on_ray(
             images,
             model,
@@ -127,6 +135,7 @@ def classify_command(
         resume=resume,
         overwrite=overwrite,
         on_rows=tell,
+        decode=decode,
     )
     if sys.stderr.isatty():
         sys.stderr.write("\r")

@@ -84,8 +84,8 @@ def fit_command(
         str | None,
         typer.Option(
             "--runtime",
-            help="onnxruntime or openvino, the fastest installed one when left out; on a named device what is "
-            "predicted: eager, compiled (when left out), onnxruntime, or on a GPU tensorrt.",
+            help="onnxruntime or openvino (cuda: tensorrt), the fastest installed one when left out; on a named device "
+            "what is predicted: eager, compiled (when left out), onnxruntime, or on a GPU tensorrt.",
         ),
     ] = None,
     int8: Annotated[
@@ -102,6 +102,9 @@ def fit_command(
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="Accuracy points that INT8 may lose on validation.")
     ] = 0.5,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Ship what computes in bfloat16 where that is faster, and agrees.")
+    ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -181,6 +184,7 @@ def fit_command(
             runtime=runtime,
             int8="qat" if qat else int8,
             max_drop=max_drop,
+            bf16=bf16,
             threads=threads,
             image_size=img_size,
             candidates=[_candidate(name) for name in candidates] if candidates else None,
@@ -191,7 +195,7 @@ def fit_command(
             commercial=commercial,
             extra_data=not no_extra_data,
             attention=attention,
-            scratch=True if scratch else None,
+            scratch=scratch,
             weights_dir=weights_dir,
             init=init,
             recipe=recipe,

@@ -102,7 +102,10 @@ def train_command(
     sets: Sets = None,
     init: Annotated[str | None, typer.Option("--init", help="'pretrained', or weights to start from.")] = None,
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="Checkpoint or training folder whose outputs are imitated.")
+        str | None,
+        typer.Option(
+            "--teacher", help="Checkpoint, training folder, or name with weights, whose outputs are imitated."
+        ),
     ] = None,
     teacher_cache: Annotated[
         Path | None, typer.Option("--teacher-cache", help="Folder where the teacher's outputs are kept for others.")

@@ -298,6 +298,8 @@ def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, ove
     from convscale.ship.layouts import write_layout
 
     laid = write_layout(load_artifact(artifact), layout, output, name=name, overwrite=overwrite)
+    for note in laid.notes:
+        say(f"note: {note}", err=True)
     if as_json:
         print_json(asdict(laid))
         return

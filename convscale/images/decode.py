@@ -140,13 +140,12 @@ def _late_header(head: bytes, file: io.FileIO) -> Header | None:
         return file.read(count)
 
     if head[:3] == b"\xff\xd8\xff":
-        header = parse_header(jpeg_markers(read))
-        return header and replace(header, height_at=0)  # it is of the markers alone
-    try:
-        found = find_late(head, read)
-    except _CUT_OFF:
-        return None
-    return None if found is None else Header(**found._asdict())
+        found = parse_header(jpeg_markers(read))
+        return found and replace(found, height_at=0)  # it is of the markers alone
+    with contextlib.suppress(*_CUT_OFF):
+        if (found := find_late(head, read)) is not None:
+            return Header(**found._asdict())
+    return None
 
 
 def check_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:

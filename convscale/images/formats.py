@@ -150,7 +150,7 @@ def jpeg_markers(read: Read) -> bytes:
         length = 2 + int.from_bytes(first[2:], "big")
         frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
         if marker == 0xE1 or frame:
-            kept.append(read(at, length))
+            kept.append(bytes(read(at, length)))
         if frame:
             break
         at += length

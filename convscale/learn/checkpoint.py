@@ -33,6 +33,7 @@ from convscale.files import fsync_dir, inside_fit, is_full, sha256, sweep, whole
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.tree import from_plain, to_plain
 from convscale.networks.foreign import Foreign, build_foreign, need_timm, timm_has
+from convscale.networks.pictures import Taught, keep_taught
 from convscale.read import TRUSTED_NUMBERS, check_tensors, object_of, read_json
 
 FORMAT_VERSION = 1
@@ -163,6 +164,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net = _build(about, place)
     load_weights_into(net, place)
     classes, preprocessing = tuple(about["classes"]), _preprocessing(about, place)
+    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, splits=about.get("splits")))
     return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 

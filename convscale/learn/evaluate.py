@@ -5,6 +5,7 @@ got wrong.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convscale.errors import UserError, check_whole
+from convscale.errors import UserError, check_path, check_text, check_whole
 from convscale.images.check import majority_share
 from convscale.images.preprocess import Preprocessing
-from convscale.images.splits import Split
-from convscale.learn.loader import eval_batches
+from convscale.images.sources import not_as_trained, open_dataset, open_evaluation
+from convscale.images.splits import SPLITS, DataSplits, Split
+from convscale.learn.checkpoint import load_checkpoint
+from convscale.learn.loader import check_bad_rate, eval_batches
 from convscale.learn.loss import partial_bce
 from convscale.learn.settings import autocast_type, usable_device
+from convscale.networks.pictures import preprocessing_of, taught_of
 from convscale.nn.modes import evaluating
 from convscale.stats import average_precisions, mean_of_known, wilson
 
@@ -78,6 +82,8 @@ class Evaluation:
     """What was wrong with images that could not be decoded."""
     classes: tuple[str, ...]
     """Class names."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the images, where they were opened here."""
 
     def describe(self) -> str:
         """One line: the result with its interval, and what it has to be compared with."""
@@ -93,10 +99,11 @@ class Evaluation:
 
 
 def evaluate(
-    net: nn.Module,
-    split: Split,
-    preprocessing: Preprocessing,
+    net: nn.Module | str | os.PathLike[str],
+    split: Split | DataSplits | str | os.PathLike[str],
+    preprocessing: Preprocessing | None = None,
     *,
+    part: str | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
@@ -106,21 +113,32 @@ def evaluate(
     """Run ``net`` in eval mode over every image of ``split``.
 
     Args:
-        net: gives logits (N, classes); every submodule's mode is as before afterwards.
-        split: what to evaluate on.
-        preprocessing: how images become inputs.
+        net: gives logits (N, classes); every submodule's mode is as before afterwards. Or a checkpoint's or a training
+            run's folder.
+        split: what to evaluate on: one split, or an opened set (``open_dataset``) or the path of one, of which ``part``
+            says which.
+        preprocessing: how images become inputs; None: what the network was trained with, else as its
+            ``pretrained_cfg`` says.
+        part: ``train``, ``validation``, ``test`` or ``all``; None: ``test``, or the one split that there is.
         batch_size: images per call.
         device: where to run; the network is put back afterwards.
         precision: ``fp32``; ``bf16``, ``fp16`` (autocast); or ``amp``, the half precision that is native to the
             device.
         workers: decoding processes; None: one per core.
-        train_labels: the train set's, for the baseline: its most frequent class is the one to say always; None: that
-            of ``split``.
+        train_labels: the train set's, for the baseline: its most frequent class is the one to say always; None: those
+            of the opened set, else that of ``split``.
 
     Raises:
-        UserError: no image, a network with another number of classes, a batch below 1, an unknown precision, a device
-            that is not there, outputs that are not finite.
+        UserError: no checkpoint, no image, a network with another number of classes, a batch below 1, an unknown
+            precision, a device that is not there, outputs that are not finite; of a path or an opened set too many
+            images that can not be decoded.
     """
+    net = net if isinstance(net, nn.Module) else load_checkpoint(check_path("net", net)).net
+    if hasattr(net, "detector_spec"):
+        raise UserError("the network is a detector; evaluate_detector judges its boxes")
+    preprocessing = preprocessing_of(net) if preprocessing is None else preprocessing
+    found = _opened(net, split, part, preprocessing.channels)
+    split = found.split
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
     logits, kept, bad, seconds = predict_split(
@@ -135,9 +153,45 @@ def evaluate(
             f"the network's outputs are not finite numbers for {int((~finite).sum())} of {len(kept)} images of the "
             f"{split.split} split (first: {split.name(first)}), so it can not be evaluated"
         )
+    check_bad_rate(bad, len(split), found.max_bad_rate, split.split)
     make = _several_labels if split.multilabel else _one_label
     made = make(logits, labels, kept, tuple(bad), split.classes, len(kept) / seconds)
+    made = dataclasses.replace(made, notes=found.notes)
+    train_labels = found.train_labels if train_labels is None else train_labels
     return made if train_labels is None else dataclasses.replace(made, baseline=majority_share(labels, train_labels))
+
+
+class _Opened(NamedTuple):
+    """A split with what is known of the set that it is of."""
+
+    split: Split
+    train_labels: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
+    max_bad_rate: float = 1.0
+    """Share of the images that may turn out to be unreadable: of a lone split whoever opened it judges."""
+
+
+def _opened(
+    net: nn.Module, given: Split | DataSplits | str | os.PathLike[str], part: str | None, channels: int
+) -> _Opened:
+    """What is to be evaluated on, read where a path is given."""
+    if part is not None:
+        check_text("part", part, (*SPLITS, "all"))
+    if isinstance(given, Split):
+        if part is not None:
+            raise UserError(f"part is {part!r}, but one split is given already; leave it out")
+        return _Opened(given)
+    taught = taught_of(net)
+    trained_on = None if taught is None else taught.splits
+    if not isinstance(given, DataSplits):
+        path = check_path("split", given)
+        if taught is not None:
+            found = open_evaluation(path, classes=taught.classes, split=part, channels=channels, trained_on=trained_on)
+            return _Opened(found.split, found.train_labels, found.notes, 0.01)
+        given = open_dataset(path, channels=channels, compare=False)
+    chosen = given.whole() if part == "all" else getattr(given, part or "test")
+    notes = (*given.notes, *not_as_trained(given, trained_on, part or "test"))
+    return _Opened(chosen, given.train.labels, notes, given.max_bad_rate)
 
 
 def predict_split(

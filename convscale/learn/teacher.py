@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,11 @@ from convscale.conditions import sides
 from convscale.errors import UserError, first_line
 from convscale.images.preprocess import Preprocessing
 from convscale.learn.checkpoint import load_checkpoint
+from convscale.networks.foreign import Foreign, build_foreign
+from convscale.networks.pictures import preprocessing_of
+from convscale.networks.resolve import find
 from convscale.nn.modes import as_it_was, evaluating
+from convscale.nn.net import create_model
 
 
 class Teacher(nn.Module):
@@ -42,26 +47,46 @@ class Teacher(nn.Module):
 def open_teacher(
     teacher: nn.Module | str | os.PathLike[str], classes: tuple[str, ...], student: Preprocessing
 ) -> nn.Module:
-    """The teacher: a module as it is, or a checkpoint with its own preprocessing, without gradients.
+    """The teacher: a module as it is; or a checkpoint or, where no such folder exists, a network by its name with its
+    released weights, each with its own preprocessing, without gradients.
 
     Whoever asks it for logits does so in eval mode.
 
     Raises:
-        UserError: no checkpoint; other classes, or another number of channels.
+        UserError: neither a checkpoint nor a network that has weights; other classes, or another number of channels.
     """
     if isinstance(teacher, nn.Module):
         return teacher
-    loaded = load_checkpoint(teacher)
-    if loaded.classes != classes:
-        raise UserError(
-            f"teacher {teacher} has classes {list(loaded.classes)}, the data {list(classes)}; they must be the same, "
-            "in this order"
-        )
-    if loaded.preprocessing.channels != student.channels:
-        raise UserError(
-            f"teacher {teacher} takes {loaded.preprocessing.channels} channel(s), the data has {student.channels}"
-        )
-    return Teacher(loaded.net, loaded.preprocessing, student).requires_grad_(False)
+    if isinstance(teacher, str) and not Path(teacher).exists():
+        net = _released(teacher)
+        own = preprocessing_of(net)
+    else:
+        loaded = load_checkpoint(teacher)
+        net, own = loaded.net, loaded.preprocessing
+        if loaded.classes != classes:
+            raise UserError(
+                f"teacher {teacher} has classes {list(loaded.classes)}, the data {list(classes)}; they must be the "
+                "same, in this order"
+            )
+    if own.channels != student.channels:
+        raise UserError(f"teacher {teacher} takes {own.channels} channel(s), the data has {student.channels}")
+    return Teacher(net, own, student).requires_grad_(False)
+
+
+def _released(name: str) -> nn.Module:
+    """A network by its name with released weights, an architecture's usual ones where it names none; a function of the
+    user's brings its own.
+
+    Raises:
+        UserError: an unknown name, or its weights can not be had.
+    """
+    try:
+        found = find(name)
+    except UserError as error:
+        raise UserError(f"teacher: checkpoint {name} does not exist, and as a network: {error}") from error
+    if isinstance(found, Foreign):
+        return build_foreign(found, pretrained=found.origin == "timm")
+    return create_model(name, pretrained=True)
 
 
 def check_teacher(teacher: nn.Module, classes: int, student: Preprocessing, device: torch.device) -> None:

@@ -33,6 +33,7 @@ from convscale.learn.stop import stop_signal
 from convscale.learn.usual import WHY, can_finetune, usual_recipe
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
+from convscale.networks.pictures import Taught, keep_taught
 from convscale.nn.modes import evaluating
 
 
@@ -129,9 +130,10 @@ def train(
             weights file to start from; None: as given, or fresh.
         preprocessing: how images become inputs; None: the network's own size and statistics for pictures, the data's
             for small images in memory.
-        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, whose outputs are imitated
-            by the recipe's distill_weight, distill_kl or distill_features (a distill_weight of 0.5 where all are 0). A
-            network of timm's is a module too; ``convscale.learn.teacher.Teacher`` gives it its own normalisation.
+        teacher: a network on the same inputs, or a checkpoint of ours with the same classes, or a name with released
+            weights of as many (``resnet50.a1_in1k``), whose outputs are imitated by the recipe's distill_weight,
+            distill_kl or distill_features (a distill_weight of 0.5 where all are 0). A network of timm's is a module
+            too; ``convscale.learn.teacher.Teacher`` gives it its own normalisation.
         teacher_cache: a folder where its outputs are kept, one row for each image and epoch: a second student of the
             same teacher, data, augmentation and seed need not ask it again. Not with mixed images.
         resume: go on from the newest state in ``output`` when there is one.
@@ -239,6 +241,8 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     trainer.trouble.settle()  # the last state may not have been written
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
+    classes = job.loader.split.classes
+    keep_taught(job.net, Taught(preprocessing=job.preprocessing, classes=classes, splits=job.data))
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
     return TrainRun(
         net=job.net.to(memory_format=torch.contiguous_format).eval(),  # pyright: ignore[reportCallIssue]
@@ -247,7 +251,7 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
         best_epoch=trainer.best["epoch"],
         thresholds=None if thresholds is None else tuple(thresholds),
         temperatures=None if temperatures is None else tuple(temperatures),
-        classes=job.loader.split.classes,
+        classes=classes,
         preprocessing=job.preprocessing,
         recipe=job.recipe,
         settings=job.settings,

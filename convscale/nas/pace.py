@@ -139,7 +139,7 @@ class Pace:
     def _runtimes(self) -> list[str]:
         if not self.basis.tuned:
             return [self.basis.conditions.runtime]
-        installed = [name for name in file_runtimes() if name in installed_runtimes()]
+        installed = [n for n in file_runtimes(self.basis.conditions.device) if n in installed_runtimes()]
         return [self.basis.within] if self.basis.within else installed
 
     def _conditions(self, spec: NetSpec, runtime: str) -> Conditions:

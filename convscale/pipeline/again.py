@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from convscale.arch.spec import NetSpec
 from convscale.choice.decide import Option, judge
 from convscale.choice.facts import SizedSpec, Speed
 from convscale.choice.measured import sized_spec_of
+from convscale.choice.members import Found, largest_member
 from convscale.choice.speeds import Say
 from convscale.conditions import Constraint
 from convscale.errors import UserError
+from convscale.show.fit_parts import Timed
 
 NARROW = 1.5
 """A network that would have to be so many times as fast is too slow on a quiet machine too."""
@@ -43,6 +46,42 @@ def timed_again(
         if speed is not None:
             found[network] = speed
     return tuple(_with(o, found.get(sized_spec_of(o)), constraint) for o in options)
+
+
+def larger_again(
+    rising: Sequence[NetSpec],
+    found: Found,
+    floor: float,
+    plain: Callable[[NetSpec], float],
+    tuned: Callable[[NetSpec], float] | None,
+    say: Say,
+) -> Found:
+    """A member that was found on a busy machine, or a larger one: the next larger one, or the smallest where none kept
+    the speed, is timed once more, and where it keeps it after all the largest is looked for anew from there on.
+
+    Args:
+        rising, floor: as for ``largest_member``.
+        found: what it gave.
+        plain, tuned: as for it, each time timed anew: the better of all times.
+        say: told of it.
+    """
+    at = rising.index(found.spec) + found.keeps
+    if at == len(rising):
+        return found
+    say(f"timing again, since the machine was busy: {rising[at].name}")
+    try:
+        speed = (tuned or plain)(rising[at])
+        if speed < floor:
+            return found if found.keeps else replace(found, images_per_s=speed)
+        larger = largest_member(rising[at:], floor, plain, tuned)
+    except UserError:  # memory does not hold it, say
+        return found
+    return larger if larger.keeps else replace(found, spec=rising[at], images_per_s=speed, keeps=True)
+
+
+def faster(before: Timed | None, now: Timed) -> Timed:
+    """The better of two measurements of one network; None: there was none before."""
+    return before if before is not None and (before.speed or 0.0) >= (now.speed or 0.0) else now
 
 
 def _narrowly_lost(o: Option, constraint: Constraint) -> bool:

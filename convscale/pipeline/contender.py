@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from convscale.arch.spec import NetSpec
+from convscale.choice.facts import SizedSpec
 from convscale.images.splits import DataSplits
 from convscale.networks.foreign import TIMM_PREFIXES, Foreign, build_foreign
 from convscale.networks.resolve import Named, find
@@ -42,9 +43,10 @@ class Contender:
     @property
     def network(self) -> Named | str:
         """What ``train`` takes: released weights go by their name, so that their preprocessing is used; timm's by one
-        that means no own network.
+        that means no own network. What nobody released is what was given, a file of weights of its or not.
         """
-        return name_to_find(self.name, self.spec) if self.weights is not None else self.spec
+        released = self.weights == PRETRAINED or (self.weights is not None and self.licence)
+        return name_to_find(self.name, self.spec) if released else self.spec
 
     @classmethod
     def of(cls, row: Row, named: Mapping[str, Named]) -> Contender:
@@ -73,6 +75,21 @@ class Contender:
     def init(self) -> str | None:
         """What ``train`` starts from."""
         return None if self.weights is None else str(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What keeps the constraint."""
+
+    contenders: tuple[Contender, ...]
+    """The most promising first; where nothing keeps it, the fastest alone."""
+    missed: str = ""
+    """Where nothing keeps it: by how much the fastest misses."""
+
+
+def at_own_size(spec: NetSpec) -> SizedSpec:
+    """A member at the size that it was scaled to."""
+    return SizedSpec(spec, spec.input.size)
 
 
 def name_to_find(name: str, spec: Named) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from convscale.arch.spec import NetSpec
 from convscale.choice.speeds import Say
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
@@ -14,6 +15,7 @@ from convscale.learn.prepare import build_net, choose_preprocessing
 from convscale.learn.probe import probe
 from convscale.learn.recipe import Recipe
 from convscale.pipeline.contender import Contender
+from convscale.pipeline.heads import OWN, with_head
 from convscale.pipeline.ranking import by_promise
 from convscale.pipeline.record import RunRecord
 from convscale.pipeline.request import FitRequest
@@ -37,11 +39,13 @@ class Prober:
     def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
         """The few pretrained contenders whose features suit the data best: a linear head is solved on each. One whose
         weights can not be loaded is left out, with the reason. Those without weights have no features to go by; they
-        take the places that are left.
+        take the places that are left. A lone one of a recipe that solves no head is taken as it is.
 
         Raises:
             UserError: the weights of none can be loaded.
         """
+        if len(contenders) == 1 and not recipe.solve_head:
+            return list(contenders)  # nothing to compare it with, and its head need not be one that can be solved
         unweighted = [contender for contender in contenders if contender.weights is None]
         contenders = [contender for contender in contenders if contender.weights is not None]
         scores: dict[tuple[str, int], float] = {}
@@ -76,7 +80,10 @@ class Prober:
 
     def _probe(self, contender: Contender, recipe: Recipe) -> Probed:
         where = torch.device(self.asked.training_device)
-        net = build_net(contender.network, self.splits, recipe, contender.init).to(where)
+        network = contender.network
+        if isinstance(network, NetSpec) and self.asked.training.head != OWN:
+            network = with_head(network, "gap")  # it is features that are judged
+        net = build_net(network, self.splits, recipe, contender.init).to(where)
         preprocessing = choose_preprocessing(net, self.splits, recipe.override({"image_size": contender.image_size}))
         made = probe(net, self.splits.train, self.splits.validation, preprocessing, device=where)
         on = "validation images" if made.folds is None else f"images in {made.folds} folds"

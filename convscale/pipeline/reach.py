@@ -132,7 +132,7 @@ def reach(pool: Sequence[Candidate], files: WeightFiles, *, named: bool) -> Reac
     for candidate in pool:
         if not candidate.licence:  # nobody released it: a spec, a module, a function, a bare architecture
             if named:
-                found.append((candidate, None))
+                found.append((candidate, files.given.get(candidate.name)))
             continue
         if not (candidate.published or named) or (files.given and candidate.name not in files.given):
             continue

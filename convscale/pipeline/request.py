@@ -19,7 +19,7 @@ from convscale.choice.basis import Asked, Basis, basis_of, check_device
 from convscale.choice.candidates import candidates_of, sized
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import Rows, read_rows, rows_of
-from convscale.conditions import BEST, Conditions, Constraint
+from convscale.conditions import BEST, Constraint
 from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
 from convscale.files import sha256
 from convscale.images.splits import DataSplits
@@ -42,8 +42,8 @@ from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size
 from convscale.predictor.devices import at_hand
-from convscale.predictor.fitted import EIGHT_BITS, MEASURED_BATCH, check_on_processor
-from convscale.runtimes.base import file_runtimes, runtime_of
+from convscale.predictor.fitted import EIGHT_BITS, check_on_processor
+from convscale.runtimes.base import need_runtime, runtime_of
 
 BRIEF_EPOCHS = 1
 """Of the comparison of finalists, where a number was not asked for."""
@@ -135,16 +135,15 @@ class Start:
         UserError: the weights folder or the file does not exist, or what is asked for excludes itself.
     """
 
-    scratch: bool | None = None
-    """True: scaled members, trained from scratch; False: released weights; None: by the data, see ``from_scratch``."""
+    scratch: bool = False
+    """Scaled members, trained from scratch, whatever the data are; else by the data, see ``from_scratch``."""
     weights_dir: Path | None = None
     """Folder whose files are named by tag or lie as in the hub's cache."""
     file: Path | None = None
-    """Weights of the one candidate."""
+    """Weights of the one candidate, whatever network it is."""
 
     def __post_init__(self) -> None:
-        if self.scratch is not None:
-            check_flag("scratch", self.scratch)
+        check_flag("scratch", self.scratch)
         if self.scratch and (self.weights_dir is not None or self.file is not None):
             raise UserError("scratch and weights exclude each other; leave one out")
         if self.file is not None:
@@ -164,7 +163,7 @@ class Start:
             files = WeightFiles(folder=self.weights_dir)
             foreign = files.check_folder((*all_tags(), *released()))
             return replace(files, foreign=tuple(name for name in foreign if name.endswith(SUFFIXES)))
-        if named is None or len(named) != 1 or not isinstance(named[0], str):
+        if named is None or len(named) != 1:
             raise UserError(f"init is the file {self.file}; name the one network that it is of (--model)")
         return WeightFiles(folder=self.weights_dir, given={_weights_of(named[0]): self.file})
 
@@ -226,6 +225,8 @@ class FitRequest:
             check_whole("image_size", self.image_size)
         if self.where.precision == "int8" and not self.shipping.int8:  # forms in 8 bits would choose, and none ship
             raise UserError("precision 'int8' is what int8=True (--int8) lets fit ship")
+        if self.shipping.bf16 or self.where.precision == "bf16":
+            self._check_bf16()
         if self.shipping.int8 and not self.here:
             if self.where.precision not in (None, "int8"):
                 raise UserError(f"precision {self.where.precision!r} and int8 exclude each other; give one of them")
@@ -238,6 +239,20 @@ class FitRequest:
         elif self.shipping.int8:
             self._check_int8_elsewhere()
         check_compile(self.training.asked_recipe, torch.device(self.training_device))
+
+    def _check_bf16(self) -> None:
+        """
+        Raises:
+            UserError: forms in bfloat16 would choose, and none ship; or they are of a processor that is not here.
+        """
+        device = self.where.device
+        if not self.shipping.bf16 and device == "cpu":
+            raise UserError("precision 'bf16' is what bf16=True (--bf16) lets fit ship")
+        if self.shipping.bf16 and device != "cpu":
+            raise UserError(
+                f"bf16=True (--bf16) lets forms ship that this machine's processor computes in bfloat16, got device "
+                f"{device!r}; leave it out"
+            )
 
     def _check_int8_elsewhere(self) -> None:
         """
@@ -255,12 +270,16 @@ class FitRequest:
     def _check_runtime(self) -> None:
         """
         Raises:
-            UserError: the runtime asked for does not run on the device, which is known before anything is trained.
+            UserError: the runtime asked for does not run on the device, or is not installed, which is known before
+                anything is trained.
         """
         name, device = self.shipping.runtime, self.where.device
-        if name is not None and not runtime_of(name).runs_on(device):
+        if name is None:
+            return
+        if not runtime_of(name).runs_on(device):
             known = " or ".join(runtime_of(name).devices)
             raise UserError(f"runtime {name} runs on device {known} here, got {device!r}; leave runtime out")
+        need_runtime(name)
 
     def _take_rows(self, path: Path) -> None:
         """Their runtime is that of the choice where none was named.
@@ -332,13 +351,11 @@ class FitRequest:
             UserError: conditions that can be neither measured here nor predicted.
         """
         where = self.where
-        if self.here and where.device != "cpu":  # what is shipped there is a file that ONNX Runtime runs
-            return basis_of(
-                replace(where, runtime=where.runtime or file_runtimes()[0], precision=where.precision or "fp32")
-            )
         if self.here:
-            precision = "int8" if self.shipping.int8 else where.precision
-            return replace(basis_of(replace(where, runtime=BEST, precision=precision)), within=self.shipping.runtime)
+            ship = self.shipping
+            precision = "int8" if ship.int8 else "bf16" if ship.bf16 else where.precision or "fp32"
+            basis = basis_of(replace(where, runtime=BEST, precision=precision))
+            return replace(basis, within=ship.runtime, bf16=ship.bf16)
         return basis_of(replace(where, runtime=where.runtime or "compiled"))
 
     def from_scratch(self, splits: DataSplits) -> bool:
@@ -346,8 +363,8 @@ class FitRequest:
         beside names with weights, a spec starts from scratch and the others do not. Small images that are enlarged, to
         a size asked for or that of weights that are named, are as others.
         """
-        if self.start.scratch is not None:
-            return self.start.scratch
+        if self.start.scratch:
+            return True
         if self.training.init is not None or self.start.file is not None or self.start.weights_dir is not None:
             return False
         if self.named is not None and all(not isinstance(item, str) for item in self.named):
@@ -385,7 +402,7 @@ class FitRequest:
         """By what released weights were asked for, the file of one candidate aside; empty: they are the default."""
         if self.start.weights_dir is not None:
             return f"weights_dir {self.start.weights_dir}"
-        return "init 'pretrained'" if self.training.init else "scratch=False" if self.start.scratch is False else ""
+        return "init 'pretrained'" if self.training.init else ""
 
     @cached_property
     def networks(self) -> tuple[SizedSpec, ...]:
@@ -450,48 +467,17 @@ class FitRequest:
         }
 
 
-def as_version_0_1(asked: FitRequest, splits: DataSplits) -> dict[str, object] | None:
-    """What ``to_json`` gave in version 0.1, so that its runs are resumed; None for a request that it did not know: its
-    own grid of scaled members is gone.
+def _weights_of(network: Network) -> str:
+    """The name that a candidate has with the released weights that its name means, an architecture's first; a network
+    that nobody released any of goes by its own.
     """
-    where, training = asked.where, asked.training
-    if asked.named is None or not asked.here or any(not isinstance(item, NetSpec) for item in asked.named):
-        return None
-    batch = MEASURED_BATCH if where.batch_size is None else where.batch_size
-    cond = Conditions(
-        device=where.device,
-        precision=where.precision or "fp32",
-        batch_size=batch,
-        runtime=asked.shipping.runtime or file_runtimes()[0],
-        threads=where.threads,
-    )
-    recipe = asked.recipe_for(splits, pretrained=training.init is not None)
-    if recipe == "small" and training.recipe is None and splits.train.images is None:
-        recipe = "pictures"  # files were not looked at
-    specs = [sized(item, asked.image_size) for item in asked.named if isinstance(item, NetSpec)]
-    return {
-        "data": str(asked.data) if not isinstance(asked.data, DataSplits) else "given splits",
-        "min_throughput": asked.constraint.min_throughput,
-        "conditions": cond.to_dict(),
-        "shipping": asked.shipping.to_json(),
-        "candidates": [spec.to_dict() for spec in specs],
-        "recipe": recipe,
-        "init": training.init,
-        "overrides": training.overrides,
-        "epochs": training.checked_epochs(recipe),
-        "brief_epochs": training.brief_epochs or BRIEF_EPOCHS,
-        "seed": training.seed,
-    }
-
-
-def _weights_of(name: str) -> str:
-    """The name of the released weights that a name means: an architecture's first."""
+    if is_module(network):
+        return name_of(network)
+    if isinstance(network, NetSpec | Foreign):
+        return network.name
+    name = check_text("candidate", network)
     found = matching(name, Filter(attention=True))
-    if not found:
-        raise UserError(
-            f"init is a file of weights, but {name} has no released ones; train takes a file for any network"
-        )
-    return found[0].name
+    return found[0].name if found else find(name).name
 
 
 def _plain(item: Network) -> object:

@@ -24,9 +24,10 @@ from convscale.locks import OutputLock
 from convscale.machine import Environment, code_commit
 from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.older import as_version_0_1
 from convscale.pipeline.place import checked_output
 from convscale.pipeline.record import RunRecord, describe
-from convscale.pipeline.request import FitRequest, Given, Start, Training, as_version_0_1
+from convscale.pipeline.request import FitRequest, Given, Start, Training
 from convscale.pipeline.searched import with_baseline
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.steps import Fit
@@ -85,6 +86,7 @@ def fit(
     runtime: str | None = None,
     int8: bool | str = False,
     max_drop: float = 0.5,
+    bf16: bool = False,
     threads: int | None = None,
     image_size: int | None = None,
     candidates: Given | None = None,
@@ -95,7 +97,7 @@ def fit(
     commercial: bool = False,
     extra_data: bool = True,
     attention: bool = False,
-    scratch: bool | None = None,
+    scratch: bool = False,
     weights_dir: str | os.PathLike[str] | None = None,
     init: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
@@ -141,13 +143,15 @@ def fit(
         batch_size: images per call of the shipped network; None: 8 on this machine, 256 on a named GPU, 1 on a named
             processor and where a latency alone is limited.
         precision: of the shipped network; None: ``amp`` on a named GPU, ``fp32`` on a processor.
-        runtime: here ``onnxruntime`` or ``openvino``, None: the fastest installed one; on a named device what its speed
+        runtime: here ``onnxruntime`` or ``openvino``, on ``cuda`` ``onnxruntime`` or ``tensorrt``, None: the fastest
+            installed one; on a named device what its speed
             is predicted for, None: ``compiled``.
         int8: ship INT8 where it is faster and keeps its accuracy; the validation set chooses the layers that stay in
             float. ``"qat"``: fine-tune for it where it loses too much. On a named GPU networks are predicted in INT8,
             with runtime ``tensorrt`` or ``onnxruntime``; where its gate withholds it, float ships, and by its
             prediction is said what is missed.
         max_drop: accuracy points that INT8 may lose on validation; goes with ``int8``.
+        bf16: ship what computes in bfloat16 where it is faster and agrees; on this machine's processor, in OpenVINO.
         threads: of the runtime, on a named processor with ``measured`` alone; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
@@ -156,8 +160,9 @@ def fit(
             parameters (see ``search``); its study stands beside ``output``, in a folder whose name ends in ``-search``.
         space: what is searched; None: by the images' size.
         zoo, licences, commercial, extra_data, attention: which released weights; as for ``choose``.
-        scratch: True: scaled members of TResNet, EfficientNet and ResNet-D, from scratch; False: released weights;
-            None: from scratch for small images, unless ``image_size`` or named weights enlarge them above 64 px.
+        scratch: scaled members of TResNet, EfficientNet and ResNet-D, from scratch, whatever the data are; else that
+            is for small images alone, unless ``image_size`` or named weights enlarge them above 64 px, or ``init`` asks
+            for released weights.
         weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
         init: ``pretrained``: released weights even for small images (of a network that has none it is refused); or a
             file of weights of the one candidate.
@@ -206,7 +211,11 @@ def fit(
             latency=max_latency_ms is not None and min_throughput is None,
         ),
         shipping=Shipping(
-            runtime=None if elsewhere else runtime, int8=bool(int8), max_drop=max_drop, qat=wants_qat(int8)
+            runtime=None if elsewhere else runtime,
+            int8=bool(int8),
+            max_drop=max_drop,
+            qat=wants_qat(int8),
+            bf16=bf16,
         ),
         training=Training(
             recipe=recipe,

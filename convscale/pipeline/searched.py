@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from convscale.conditions import BEST
+from convscale.conditions import BEST, Conditions
 from convscale.errors import UserError, check_number
 from convscale.images.sources import open_dataset
 from convscale.images.splits import DataSplits
@@ -15,6 +15,7 @@ from convscale.nas.space import SearchSpace
 from convscale.nas.study import search
 from convscale.pipeline.place import checked_output
 from convscale.pipeline.request import FitRequest
+from convscale.runtimes.base import file_runtimes
 from convscale.show.search_report import write_search_report
 
 
@@ -32,8 +33,6 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     given = (asked.candidates, asked.start.weights_dir, asked.start.file, asked.training.init)
     if any(each is not None for each in given):
         raise UserError("search looks for a network of its own; leave out candidates, weights and init")
-    if asked.start.scratch is False:
-        raise UserError("search looks for a network of its own, whose weights nobody released; leave out scratch=False")
     if asked.constraint.max_memory_gb is not None:
         raise UserError(
             f"max_memory_gb is {asked.constraint.max_memory_gb:g}; a search keeps no limit on memory, leave it out or "
@@ -63,8 +62,8 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
         minutes=minutes,
         output=folder,
         batch_size=c.batch_size,
-        precision=None if c.runtime == BEST else c.precision,
-        runtime=asked.shipping.runtime if c.runtime == BEST else c.runtime,
+        precision=_precision(c),
+        runtime=_runtime(c, asked),
         threads=None if asked.measured is not None else c.threads,  # rows and their threads are looked at by fit alone
         confidence=asked.constraint.confidence,
         image_size=asked.image_size,
@@ -76,6 +75,20 @@ def with_baseline(asked: FitRequest, minutes: float, space: str | os.PathLike[st
     )
     write_search_report(study.output)
     return replace(asked, candidates=[study.best.spec])
+
+
+def _runtime(c: Conditions, asked: FitRequest) -> str | None:
+    """That of a search; None: each network in the fastest, which on a GPU would cost each of them minutes."""
+    if c.runtime != BEST:
+        return c.runtime
+    return asked.shipping.runtime or (None if c.device == "cpu" else file_runtimes(c.device)[0])
+
+
+def _precision(c: Conditions) -> str | None:
+    """That of a search; None: in float."""
+    if c.runtime != BEST:
+        return c.precision
+    return None if c.device == "cpu" else "fp32"
 
 
 def _within(

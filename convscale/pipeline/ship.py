@@ -20,13 +20,13 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
 from convscale.predictor.devices import is_processor
-from convscale.runtimes.base import file_runtimes
+from convscale.runtimes.base import file_runtimes, runtime_of
 from convscale.ship.export import export_as
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
 from convscale.ship.kit import HALF, RUNTIMES
 from convscale.ship.qat import MOST_IMAGES, check_tunable
 from convscale.ship.quantize import CALIBRATION, check_calibration, routes_for, spread
-from convscale.ship.request import ExportRequest
+from convscale.ship.request import ExportRequest, need_bf16
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, Withheld, verify
 from convscale.speed.measuring import measure, whole_batch
@@ -46,14 +46,29 @@ class Shipping:
     """Accuracy points INT8 may lose on validation."""
     qat: bool = False
     """Where it loses more, weights learn to be rounded first."""
+    bf16: bool = False
+    """Forms that compute in bfloat16 may win too."""
 
     def __post_init__(self) -> None:
-        if self.runtime is not None and self.runtime not in file_runtimes():
-            raise UserError(f"fit ships for runtime {listed(file_runtimes(), 'or')}, got {self.runtime!r}")
+        known = dict.fromkeys((*file_runtimes("cpu"), *file_runtimes("cuda")))
+        if self.runtime is not None and self.runtime not in known:
+            raise UserError(f"fit ships for runtime {listed(known, 'or')}, got {self.runtime!r}")
         check_flag("int8", self.int8)
+        if check_flag("bf16", self.bf16):
+            self._check_bf16()
         check_number("max_drop", self.max_drop, "a number of accuracy points from 0 to 100", 0, 100)
         if self.int8:
             check_calibration(np.zeros(CALIBRATION))  # nncf is there: an hour of training comes first
+
+    def _check_bf16(self) -> None:
+        """
+        Raises:
+            UserError: it can not be computed here, or not in the runtime asked for.
+        """
+        if self.runtime is not None and "bf16" not in runtime_of(self.runtime).precisions:
+            able = " or ".join(name for name in file_runtimes() if "bf16" in runtime_of(name).precisions)
+            raise UserError(f"bf16 is computed in runtime {able}, not in {self.runtime}; leave one of them out")
+        need_bf16()
 
     def check_images(self, training: int) -> None:
         """
@@ -67,7 +82,7 @@ class Shipping:
 
     def to_json(self) -> dict[str, object]:
         """What a run is known by: what came later stands there where it was asked for, so that older runs are known."""
-        return {key: value for key, value in asdict(self).items() if key != "qat" or value}
+        return {key: value for key, value in asdict(self).items() if key not in ("qat", "bf16") or value}
 
 
 def ship_fastest(
@@ -101,9 +116,8 @@ def ship_fastest(
     keywords: dict[str, Any] = {"verify_images": images, "verify_labels": labels}
     if how.int8:
         keywords = _for_int8(splits, preprocessing, how)
-    names = forms_in(
-        how.runtime, form_names(net, int8=how.int8, image_size=preprocessing.image_size, device=cond.device)
-    )
+    size, device = preprocessing.image_size, cond.device
+    names = forms_in(how.runtime, form_names(net, int8=how.int8, bf16=how.bf16, image_size=size, device=device))
 
     def tell(name: str, result: Tuning | UserError) -> None:
         say(

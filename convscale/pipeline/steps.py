@@ -26,8 +26,8 @@ from convscale.machine import busy
 from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.contender import Contender, build
-from convscale.pipeline.finding import REFERENCE, REFERENCE_SHARE, Finder, Kept
+from convscale.pipeline.contender import Contender, Kept, build
+from convscale.pipeline.finding import REFERENCE, REFERENCE_SHARE, Finder
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
 from convscale.pipeline.probing import FINALISTS

@@ -162,6 +162,21 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     write_json(path, calibration.to_dict())
 
 
+def calibration_of(given: Calibration | str | os.PathLike[str] | None) -> Calibration | None:
+    """A calibration as a user gives it: itself, its file, or none.
+
+    Raises:
+        UserError: it is none of them; as for :func:`load_calibration`.
+    """
+    if given is None or isinstance(given, Calibration):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise UserError(
+            f"calibration is {short(given)}; it must be what calibrate gave, or a file of `convscale calibrate`"
+        )
+    return load_calibration(given)
+
+
 def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a calibration.
 

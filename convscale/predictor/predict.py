@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -13,7 +14,7 @@ import numpy as np
 
 from convscale.conditions import Conditions, Size, precision_text, size_text
 from convscale.errors import UserError, naming_extras
-from convscale.predictor.calibration import Calibration
+from convscale.predictor.calibration import Calibration, calibration_of
 from convscale.predictor.devices import get_device
 from convscale.predictor.doubts import compiler_doubt, doubts_of, runtime_doubt
 from convscale.predictor.fitted import STAND_IN_FACTOR, check_predicted, usual_on
@@ -94,7 +95,7 @@ def predict(
     batch_size: int | None = None,
     compiled: bool = False,
     layout: str = "nchw",
-    calibration: Calibration | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     runtime: str | None = None,
 ) -> Prediction:
     """Predict a network's throughput on a device by its data sheet, without the device.
@@ -115,7 +116,7 @@ def predict(
         batch_size: images a call, None: by the device; one that does not fit the device is a doubt, not an error.
         compiled: behind ``torch.compile``.
         layout: ``nchw`` or ``nhwc``.
-        calibration: what ``calibrate`` made of measurements on the device.
+        calibration: what ``calibrate`` made of measurements on the device, or its file.
         runtime: ``eager``, ``compiled``, ``onnxruntime`` or ``tensorrt`` (a GPU); None: as ``compiled`` says, else by
             the device. The last two are in no table: they are predicted as compiled PyTorch, with a doubt and an
             interval that ``STAND_IN_FACTOR`` (``convscale.predictor.fitted``) widens either way, unless a calibration
@@ -129,6 +130,7 @@ def predict(
 
     if compiled and runtime not in (None, "compiled"):
         raise UserError(f"compiled=True and runtime {runtime!r} exclude each other; give one of them")
+    calibration = calibration_of(calibration)
     usual = usual_on(get_device(device).name, mode)
     asked = Conditions(
         device=device,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscale.conditions import Conditions, Size
 from convscale.cost.kernels import Kernel
-from convscale.predictor.calibration import Calibration, load_calibration
+from convscale.predictor.calibration import Calibration, calibration_of
 from convscale.predictor.devices import Device
 from convscale.predictor.fitted import stand_in
 from convscale.predictor.latency import CallTimes, basis_of, call_time
@@ -106,8 +106,7 @@ def profile(
     """
     from convscale.cost.counting import trace_of
 
-    if calibration is not None and not isinstance(calibration, Calibration):
-        calibration = load_calibration(calibration)
+    calibration = calibration_of(calibration)
     if image_size is not None:
         conditions = replace(conditions, image_size=image_size)
     basis = basis_of(conditions, calibration)

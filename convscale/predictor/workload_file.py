@@ -12,7 +12,9 @@ The file is JSON, in plain words::
     }
 
 ``columns`` are the fields of ``convscale.cost.kernels.Kernel`` that follow the count in each row of ``kernels``; a
-field that is left out has its default. A prediction from it holds for those conditions, on any device.
+field that is left out has its default. A prediction from it holds for those conditions, on any device. Of runtime
+``compiled`` there may be ``eager_kernels`` too, what eager PyTorch launches in their place: a network that is predicted
+slower behind the compiler is a doubt.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from convscale.conditions import Conditions, as_size, sides
 from convscale.cost.kernels import MATRIX, OTHERS, PHASES, Kernel
 from convscale.errors import UserError, check_text, first_line, short
 from convscale.files import write_json
+from convscale.predictor.doubts import compiler_doubt
 from convscale.predictor.workload import Workload
 from convscale.read import OWN, object_of, read_json
 
@@ -53,6 +56,8 @@ class StoredWorkload:
     """Its kernels."""
     conditions: Conditions
     """What it holds for; the device is whichever is asked for."""
+    eager: Workload | None = None
+    """Of a compiled network what eager PyTorch launches; None: it is not compiled, or the file does not say."""
 
 
 def save_workload(
@@ -76,7 +81,11 @@ def save_workload(
     size = subject_of(network, traced)[2].image_size
     conditions = dataclasses.replace(conditions, image_size=size)
     own = network if isinstance(network, str) else str(getattr(network, "name", None) or type(network).__name__)
-    stored = StoredWorkload(name=name or own, work=workload_for(network, conditions), conditions=conditions)
+    eager = None
+    if conditions.runtime == "compiled":
+        eager = workload_for(network, dataclasses.replace(conditions, runtime="eager"))
+    work = workload_for(network, conditions)
+    stored = StoredWorkload(name=name or own, work=work, conditions=conditions, eager=eager)
     write_json(path, to_dict(stored))
     return stored
 
@@ -94,8 +103,13 @@ def to_dict(stored: StoredWorkload) -> dict[str, object]:
         "attention": work.attention,
         "unsupported": dict(work.unsupported),
         "columns": list(_COLUMNS),
-        "kernels": [[count, *(getattr(kernel, name) for name in _COLUMNS)] for kernel, count in work.kernels],
+        "kernels": _rows(work),
+        **({} if stored.eager is None else {"eager_kernels": _rows(stored.eager)}),
     }
+
+
+def _rows(work: Workload) -> list[list[object]]:
+    return [[count, *(getattr(kernel, name) for name in _COLUMNS)] for kernel, count in work.kernels]
 
 
 def read_workload(path: str | os.PathLike[str]) -> StoredWorkload:
@@ -127,23 +141,29 @@ def from_dict(value: Mapping[str, Any]) -> StoredWorkload:
         raise UserError(f"conditions are {short(conditions)}; they must be an object of {', '.join(_KEPT)}")
     if not isinstance(columns, list) or not {"kind"} <= set(columns) <= set(_COLUMNS):
         raise UserError(f"columns are {short(columns)}; they must be kind and some of {', '.join(_COLUMNS[1:])}")
-    if not isinstance(rows, list) or len(rows) > MOST_KERNELS:
-        raise UserError(f"kernels must be a list of at most {MOST_KERNELS:,} rows, got {short(rows)}")
     unsupported = value.get("unsupported", {})
     if not isinstance(unsupported, Mapping):
         raise UserError(f"unsupported is {short(unsupported)}; it must be an object of names and counts")
     size = conditions.get("image_size")
     work = Workload(
-        kernels=tuple(_kernel(row, columns) for row in rows),
+        kernels=_kernels("kernels", rows, columns),
         peak_bytes=_figure("peak_bytes", value.get("peak_bytes", 0)),
         attention=value.get("attention", False) is True,
         unsupported={check_text("unsupported", key): _figure(key, count) for key, count in unsupported.items()},
         params=_figure("params", value.get("params", 0)),
     )
     kept = {**conditions, "image_size": as_size(*sides(tuple(size) if isinstance(size, list) else size or 1))}
-    return StoredWorkload(
-        name=check_text("name", value.get("name", "workload")), work=work, conditions=Conditions(**kept)
-    )
+    eager = None
+    if (others := value.get("eager_kernels")) is not None:
+        eager = dataclasses.replace(work, kernels=_kernels("eager_kernels", others, columns))
+    name = check_text("name", value.get("name", "workload"))
+    return StoredWorkload(name=name, work=work, conditions=Conditions(**kept), eager=eager)
+
+
+def _kernels(name: str, rows: object, columns: list[str]) -> tuple[tuple[Kernel, int], ...]:
+    if not isinstance(rows, list) or len(rows) > MOST_KERNELS:
+        raise UserError(f"{name} must be a list of at most {MOST_KERNELS:,} rows, got {short(rows)}")
+    return tuple(_kernel(row, columns) for row in rows)
 
 
 def _kernel(row: object, columns: list[str]) -> tuple[Kernel, int]:
@@ -175,6 +195,11 @@ def predict_stored(stored: StoredWorkload, device: str) -> Any:
     Raises:
         UserError: an unknown device, or one that the conditions can not be predicted for.
     """
-    from convscale.predictor.predict import predict_workload
+    from convscale.predictor.predict import predict_workload, with_doubt
 
-    return predict_workload(stored.work, dataclasses.replace(stored.conditions, device=device))
+    conditions = dataclasses.replace(stored.conditions, device=device)
+    made = predict_workload(stored.work, conditions)
+    if stored.eager is None or conditions.runtime != "compiled":
+        return made
+    eager = predict_workload(stored.eager, dataclasses.replace(conditions, runtime="eager"))
+    return with_doubt(made, compiler_doubt(made.images_per_s, eager.images_per_s))

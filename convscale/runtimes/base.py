@@ -224,9 +224,9 @@ def runtimes_of(format: str, device: str = "cpu") -> tuple[str, ...]:
     return tuple(runtime.name for runtime in here if format in runtime.formats)
 
 
-def file_runtimes() -> tuple[str, ...]:
-    """Names of the runtimes that open model files alone and run on a processor, the usual one first."""
-    return tuple(runtime.name for runtime in runtimes() if not runtime.opens_modules and runtime.runs_on("cpu"))
+def file_runtimes(device: str = "cpu") -> tuple[str, ...]:
+    """Names of the runtimes that open model files alone and run on a device, the usual one first."""
+    return tuple(runtime.name for runtime in runtimes() if not runtime.opens_modules and runtime.runs_on(device))
 
 
 def installed_runtimes() -> tuple[str, ...]:

@@ -217,6 +217,7 @@ def export_forms(
     *,
     search: Search | None = None,
     twins: bool = True,
+    for_speed: bool = False,
     **keywords: Any,
 ) -> Forms:
     """Export a network in several forms, each into a folder of its name below ``folder``. What they share is made once.
@@ -225,6 +226,7 @@ def export_forms(
         names: keys of ``FORMS``, the float form among them.
         search: look at each form's speed first, in seconds, and export those near the best alone; None: all of them.
         twins: with a search, look at the twin of the best that passed too, whose activations are symmetric.
+        for_speed: as for :func:`~convscale.ship.export.export_as`.
         keywords: as for :func:`~convscale.ship.export.export`, without those of the form.
 
     Returns:
@@ -261,7 +263,8 @@ def export_forms(
                 forms[name] = reason
                 continue
             form = FORMS[name].of(request)
-            made = forms[name] = _tried(name, partial(export_as, net, place / name, form, shared=shared))
+            export_it = partial(export_as, net, place / name, form, shared=shared, for_speed=for_speed)
+            made = forms[name] = _tried(name, export_it)
             if name in looks and search is not None and isinstance(made, Artifact) and _lost_runtimes(made):
                 looked = _tried(name, partial(search.first_look, made))
                 if isinstance(looked, UserError):
@@ -401,7 +404,8 @@ def export_fastest(
     Args:
         int8: try INT8 too; needs ``calibration_images``. ``"qat"``: with fine-tuning where it loses too much, as in
             :func:`~convscale.ship.export.export`.
-        bf16: try bfloat16 too, where the processor has it; its gate is wider than float32's.
+        bf16: try bfloat16 too, where the processor has it (where not, the record says so); its gate is wider than
+            float32's.
         torch: try PyTorch's compiler too.
         device: where forms are tuned: ``cpu``, ``cuda`` or ``cuda:N``. Their gate is held on the processor.
         on_form: called after each form, to show progress.
@@ -420,10 +424,12 @@ def export_fastest(
     request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
     size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)
     names = form_names(net, int8=int8, bf16=bf16, torch=torch, image_size=size, device=device)
-    if bf16 and on_form is not None and (why := no_bf16("openvino")):
-        on_form("openvino-bf16", UserError(why))
+    why = no_bf16("openvino") if bf16 else ""
+    refused = {"openvino-bf16": UserError(why)} if why else None
     search = Search(goal=goal, batch_sizes=batch_sizes, threads=threads, min_seconds=min_seconds, device=device)
-    fastest = export_winner(net, out_dir, names, search, overwrite=overwrite, on_form=on_form, **keywords)
+    fastest = export_winner(
+        net, out_dir, names, search, refused=refused, overwrite=overwrite, on_form=on_form, **keywords
+    )
     return load_artifact(out_dir, device=device), fastest
 
 
@@ -433,6 +439,7 @@ def export_winner(
     names: Sequence[str],
     search: Search,
     *,
+    refused: Mapping[str, UserError] | None = None,
     overwrite: bool = False,
     on_form: OnForm | None = None,
     **keywords: Any,
@@ -441,6 +448,7 @@ def export_winner(
 
     Args:
         search: what it is looked for by.
+        refused: forms that were asked for and can not be made here, which the record then says.
         on_form: called after each form, to show progress.
         keywords: as for :func:`export_forms`.
     """
@@ -448,7 +456,7 @@ def export_winner(
         staged_folder(out_dir, overwrite=overwrite) as folder,
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".forms.") as place,
     ):
-        forms = export_forms(net, place, names, search=search, **keywords)
+        forms = {**export_forms(net, place, names, search=search, **keywords), **(refused or {})}
         fastest = fastest_of(forms, **vars(search), on_form=on_form)
         for path in (Path(place) / fastest.winner).iterdir():
             shutil.move(path, folder / path.name)

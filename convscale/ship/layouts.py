@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from convscale.files import MARK, check_outside, mark_as_ours, told, whole_folde
 from convscale.machine import available_cores
 from convscale.runtimes.base import Opening, open_runtime, runtime_of
 from convscale.ship.containers import write_container
-from convscale.ship.repository import Port, check_script, kserve_text, ovms_config, triton_config
+from convscale.ship.repository import Port, Serving, check_script, kserve_text, ovms_config, triton_config
 from convscale.ship.tune import not_passed
 from convscale.words import safe
 
@@ -47,6 +47,8 @@ class Laid:
     """What is in it, by paths below the folder."""
     checked: tuple[str, ...]
     """Runtimes that loaded its files and gave the artefact's own outputs."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +105,10 @@ def write_layout(
         checked = write(artifact, called, folder, sample)
         mark_as_ours(folder)
     files = sorted(path.relative_to(output).as_posix() for path in Path(output).rglob("*") if path.is_file())
-    return Laid(folder=Path(output), layout=layout, name=called, files=tuple(files), checked=checked)
+    notes: tuple[str, ...] = ()
+    if layout != "triton" and artifact.manifest.runtime.device != "cpu":
+        notes = (f"it was tuned on {artifact.manifest.runtime.device}, and {layout} runs it on a processor, not tuned",)
+    return Laid(folder=Path(output), layout=layout, name=called, files=tuple(files), checked=checked, notes=notes)
 
 
 def check_folder(target: Path, *, overwrite: bool, inputs: Iterable[tuple[str, object]] = ()) -> None:
@@ -260,10 +265,31 @@ def _write_labels(artifact: Artifact, path: Path) -> None:
     write_text(path, "".join(f"{safe(name)}\n" for name in artifact.classes))
 
 
-def _threads(artifact: Artifact) -> tuple[int, int]:
-    """Threads and streams, as ``tune`` found them or as they are by default."""
+def _on_processor(artifact: Artifact) -> Serving:
+    """Batch, threads and streams, as ``tune`` found them or as they are by default."""
     threads = artifact.threads or available_cores()
-    return threads, min(artifact.streams, threads)
+    return Serving(
+        batch_size=artifact.batch_size,
+        threads=threads,
+        streams=min(artifact.streams, threads),
+        computes=artifact.manifest.computes,
+    )
+
+
+def _as_tuned(artifact: Artifact) -> Serving:
+    """The same; of an artefact that was tuned on a GPU what was found there, though it is opened here."""
+    usual, runs = _on_processor(artifact), artifact.manifest.runtime
+    if runs.device != "cuda":
+        return usual
+    half = "FP16" if artifact.manifest.computes == "fp16" else "FP32"
+    return replace(
+        usual,
+        batch_size=runs.batch_size or usual.batch_size,
+        threads=runs.threads or usual.threads,
+        streams=runs.streams or 1,
+        device="cuda",
+        tensorrt=("INT8" if artifact.precision == "int8" else half) if runs.name == "tensorrt" else "",
+    )
 
 
 def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -> tuple[str, ...]:
@@ -271,26 +297,16 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
     source, outputs = ports_of(artifact)
     model = folder / name
     path, _ = _copy_model(artifact, model / "1")
-    threads, streams = _threads(artifact)
+    how = _as_tuned(artifact)
     _write_labels(artifact, model / "labels.txt")
     warm = model / "warmup"
     warm.mkdir()
     (warm / "one").write_bytes(sample.inputs[:1].tobytes())
     backend = "onnxruntime" if artifact.format == "onnx" else "openvino"
-    text = triton_config(
-        name,
-        backend,
-        source,
-        outputs,
-        batch_size=artifact.batch_size,
-        threads=threads,
-        streams=streams,
-        computes=artifact.manifest.computes,
-    )
-    write_text(model / "config.pbtxt", text)
+    write_text(model / "config.pbtxt", triton_config(name, backend, source, outputs, how))
     _write_sample(artifact, model / "reference", sample, outputs)
     write_text(model / "reference" / "check.py", check_script(name, source, outputs, artifact.precision))
-    write_text(folder / "kserve.yaml", kserve_text(name, "triton", threads))
+    write_text(folder / "kserve.yaml", kserve_text(name, "triton", how))
     return check_file(path, artifact, sample)
 
 
@@ -304,19 +320,17 @@ def _write_ovms(artifact: Artifact, name: str, folder: Path, sample: Sample) -> 
         raise UserError(not_passed(artifact, "openvino"))
     source, outputs = ports_of(artifact)
     path, _ = _copy_model(artifact, folder / name / "1")
-    threads, streams = _threads(artifact)
-    config = ovms_config(name, threads=threads, streams=streams, computes=artifact.manifest.computes)
-    write_json(folder / "config.json", config)
+    how = _on_processor(artifact)
+    write_json(folder / "config.json", ovms_config(name, how))
     _write_labels(artifact, folder / name / "labels.txt")
     _write_sample(artifact, folder / name / "reference", sample, outputs)
     write_text(folder / name / "reference" / "check.py", check_script(name, source, outputs, artifact.precision))
-    write_text(folder / "kserve.yaml", kserve_text(name, "ovms", threads))
+    write_text(folder / "kserve.yaml", kserve_text(name, "ovms", how))
     return check_file(path, artifact, sample)
 
 
 def _write_docker(artifact: Artifact, name: str, folder: Path, sample: Sample) -> tuple[str, ...]:
     """A Dockerfile, what it installs, convscale itself without its tables, and the artefact."""
     write_container(artifact, name, folder)
-    threads, _ = _threads(artifact)
-    write_text(folder / "kserve.yaml", kserve_text(name, "docker", threads))
+    write_text(folder / "kserve.yaml", kserve_text(name, "docker", _on_processor(artifact)))
     return check_file(folder / "models" / name / MODEL_FILES[artifact.format][0], artifact, sample)

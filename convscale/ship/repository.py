@@ -55,6 +55,24 @@ class Port:
     """Without the number of images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a server is to run a model, as ``tune`` found it."""
+
+    batch_size: int
+    """Preferred, and the largest."""
+    threads: int
+    """Compute threads in all."""
+    streams: int
+    """Parts side by side: instances of ONNX Runtime, streams of OpenVINO."""
+    computes: str = "fp32"
+    """What float is computed in; ``bf16`` OpenVINO alone knows."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+    tensorrt: str = ""
+    """Where TensorRT runs it, in ``FP32``, ``FP16`` or ``INT8``; else empty."""
+
+
 class Word(str):
     """A word of an enumeration, which stands without quotes."""
 
@@ -62,34 +80,21 @@ class Word(str):
 _Value: TypeAlias = "str | int | Mapping[str, _Value] | Sequence[_Value]"
 
 
-def triton_config(
-    name: str,
-    backend: str,
-    source: Port,
-    outputs: Sequence[Port],
-    *,
-    batch_size: int,
-    threads: int,
-    streams: int,
-    computes: str = "fp32",
-) -> str:
+def triton_config(name: str, backend: str, source: Port, outputs: Sequence[Port], how: Serving) -> str:
     """``config.pbtxt``: a ``ModelConfig`` in protobuf's text format.
 
     Args:
         backend: ``onnxruntime`` or ``openvino``.
-        batch_size: the tuned one, which is preferred and the largest.
-        threads: compute threads in all.
-        streams: parts side by side: instances of ONNX Runtime, streams of OpenVINO.
-        computes: what float is computed in, ``fp32`` or ``bf16``, which OpenVINO alone knows.
     """
     parameters: dict[str, object]
+    batch_size, on_gpu = how.batch_size, how.device == "cuda"
     if backend == "onnxruntime":
-        instances = streams
-        parameters = {"intra_op_thread_count": max(1, threads // streams), "inter_op_thread_count": 1}
+        instances = how.streams
+        parameters = {"intra_op_thread_count": max(1, how.threads // how.streams), "inter_op_thread_count": 1}
     else:
         instances = 1
-        parameters = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
-        if computes == "bf16":
+        parameters = {"INFERENCE_NUM_THREADS": how.threads, "NUM_STREAMS": how.streams}
+        if how.computes == "bf16":
             parameters["HINT_BF16"] = "YES"
     config: dict[str, _Value] = {
         "name": name,
@@ -106,12 +111,15 @@ def triton_config(
             }
             for port in outputs
         ],
-        "instance_group": [{"count": instances, "kind": Word("KIND_CPU")}],
+        "instance_group": [{"count": instances, "kind": Word("KIND_GPU" if on_gpu else "KIND_CPU")}],
         "dynamic_batching": {"preferred_batch_size": [batch_size], "max_queue_delay_microseconds": DELAY_US},
         "parameters": [{"key": key, "value": {"string_value": str(value)}} for key, value in parameters.items()],
         "version_policy": {"latest": {"num_versions": 1}},
         "model_warmup": [_warmup(source, count) for count in sorted({1, batch_size})],
     }
+    if how.tensorrt:
+        engine = {"name": "tensorrt", "parameters": [{"key": "precision_mode", "value": how.tensorrt}]}
+        config["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [engine]}}
     return "".join(_lines(config))
 
 
@@ -147,29 +155,30 @@ def _lines(values: Mapping[str, _Value], indent: str = "") -> list[str]:
     return lines
 
 
-def ovms_config(name: str, *, threads: int, streams: int, computes: str = "fp32") -> dict[str, object]:
+def ovms_config(name: str, how: Serving) -> dict[str, object]:
     """``config.json`` of a repository that is mounted at ``/models``; ``computes`` is said where it is ``fp32``, too:
     OpenVINO's own default is bfloat16 where that is native.
     """
-    hint = "bf16" if computes == "bf16" else "f32"
-    plugin = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": str(streams), "INFERENCE_PRECISION_HINT": hint}
+    hint = "bf16" if how.computes == "bf16" else "f32"
+    plugin = {"INFERENCE_NUM_THREADS": how.threads, "NUM_STREAMS": str(how.streams), "INFERENCE_PRECISION_HINT": hint}
     model = {
         "name": name,
         "base_path": f"/models/{name}",
         "target_device": "CPU",
-        "nireq": 2 * streams,
+        "nireq": 2 * how.streams,
         "plugin_config": plugin,
         "model_version_policy": {"latest": {"num_versions": 1}},
     }
     return {"model_config_list": [{"config": model}]}
 
 
-def kserve_text(name: str, server: str, threads: int) -> str:
+def kserve_text(name: str, server: str, how: Serving) -> str:
     """An InferenceService, as text; where the files lie and what the image is called, only the user knows.
 
     Args:
         server: ``triton``, ``ovms`` or ``docker``.
     """
+    threads, gpu = how.threads, ', nvidia.com/gpu: "1"' if how.device == "cuda" else ""
     # A label of DNS (RFC 1123): what Kubernetes takes for a name.
     label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:63].strip("-") or "model"
     head = f"""# Change the line that says CHANGE, then: kubectl apply -f kserve.yaml
@@ -182,7 +191,7 @@ spec:
 """
     resources = f"""      resources:
         requests: {{cpu: "{threads}", memory: 1Gi}}
-        limits: {{cpu: "{threads}", memory: 2Gi}}
+        limits: {{cpu: "{threads}", memory: 2Gi{gpu}}}
 """
     if server == "docker":
         return (

@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import os
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import numpy as np
 
 from convscale.artifact.answers import NOT_FINITE, box_answer
 from convscale.artifact.artifact import Artifact
-from convscale.errors import UserError, first_line, naming_extras
+from convscale.errors import UserError, check_text, first_line, naming_extras
 from convscale.files import is_full
 from convscale.images.decode import (
     EXTENSIONS,
@@ -29,17 +30,19 @@ from convscale.images.decode import (
     check_size,
     decode_image,
     preload,
-    read_image,
+    read_bytes,
 )
 from convscale.images.letterbox import Square, square_of
 from convscale.images.preprocess import Preprocessing
 from convscale.images.walk import Tally, pictures_below
 from convscale.locks import OutputLock
 from convscale.machine import available_cores
+from convscale.ship.nvjpeg import NvJpeg
 from convscale.ship.rows import Row, appended, csv_line, format_of, header_of, json_line, prepare_output
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+-]*://")
 """How fsspec's paths begin."""
+DECODERS = ("cpu", "nvjpeg")
 AHEAD = 4
 """Batches that are decoded ahead of the network; what bounds the memory."""
 
@@ -101,6 +104,7 @@ def classify_stream(
     batch_size: int | None = None,
     workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    gpu: NvJpeg | None = None,
 ) -> Iterator[Row]:
     """Rows for files, in their order. A few batches are decoded ahead by threads; nothing else is held.
 
@@ -109,6 +113,7 @@ def classify_stream(
         batch_size: images per call; None: the artefact's.
         workers: decoding threads; None: one per core.
         max_pixels: larger pictures are refused before they are decoded.
+        gpu: decodes plain JPEGs in the place of the threads; None: they do.
     """
     batch_size = artifact.batch_size if batch_size is None else batch_size
     workers = available_cores() if workers is None else workers
@@ -117,6 +122,7 @@ def classify_stream(
     preload()
     waiting: deque[tuple[str, Future[np.ndarray | Square]]] = deque()
     decode = _decode_square if artifact.is_detector else _decode
+    decode = decode if gpu is None else gpu.read
     with ThreadPoolExecutor(workers) as pool:
 
         def fill() -> None:
@@ -132,6 +138,8 @@ def classify_stream(
                 batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
                 decoded = [_result(path, future) for path, future in batch]
                 fill()  # before the network runs, so that the decoders have work meanwhile
+                if gpu is not None:
+                    decoded = cast("list[tuple[str, np.ndarray | Square | str]]", gpu.decoded(decoded))
                 yield from _rows(decoded, artifact, top, batch_size)
         finally:
             for _, future in waiting:
@@ -150,6 +158,8 @@ def classify(
     resume: bool = False,
     overwrite: bool = False,
     on_rows: Callable[[int, int], object] | None = None,
+    decode: str = "cpu",
+    on_note: Callable[[str], object] | None = None,
 ) -> Classified:
     """Classify files and write a row for each, in order.
 
@@ -163,22 +173,30 @@ def classify(
         resume: keep the rows that ``output`` has and go on behind them.
         overwrite: replace an existing file.
         on_rows: called with the numbers of files and of bad ones so far, after each batch.
+        decode: ``cpu``, the decoder that training used; or ``nvjpeg``, by which the GPU of an artefact that is opened
+            on ``cuda`` decodes plain JPEGs (gray or luma and chroma, upright), all others being decoded as ever. Its
+            pixels differ: how far, and how many answers change by it, is looked at on the first batch.
+        on_note: told of that; None: standard error is.
 
     Raises:
-        UserError: an unknown format, an output that exists or has rows of other files, a disk that is full.
+        UserError: an unknown format or decoder, one that is not there, an output that exists or has rows of other
+            files, a disk that is full.
     """
+    check_text("decode", decode, DECODERS)
+    gpu = None if decode == "cpu" else NvJpeg(artifact, _bytes_of, on_note or _on_stderr)
     form = format_of(output, format, boxes=artifact.is_detector)
     _check_options(top, artifact, batch_size, workers)  # before anything is written
     if isinstance(artifact, Artifact):
         _ = artifact.runner  # so is a device that is not there
     if not isinstance(output, (str, os.PathLike)):
-        return _write_rows(paths, artifact, output, form, _Rows(top, batch_size, workers, on_rows), begins_empty=True)
+        made = _Rows(top, batch_size, workers, on_rows, gpu)
+        return _write_rows(paths, artifact, output, form, made, begins_empty=True)
     path = Path(output)
     paths = iter(paths)
     with OutputLock() as lock:
         header = header_of(top, artifact.thresholds is not None)
         done, errors = prepare_output(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
-        rows = _Rows(top, batch_size, workers, on_rows)
+        rows = _Rows(top, batch_size, workers, on_rows, gpu)
         stream = appended(path)
         try:
             found = _write_rows(paths, artifact, stream, form, rows, begins_empty=path.stat().st_size == 0)
@@ -203,6 +221,7 @@ class _Rows:
     batch_size: int | None
     workers: int | None
     on_rows: Callable[[int, int], object] | None
+    gpu: NvJpeg | None
     count: int = 0
 
 
@@ -217,7 +236,9 @@ def _write_rows(
     step = rows.batch_size or artifact.batch_size
     if form == "csv" and begins_empty:
         stream.write(header_of(rows.top, several))
-    made = classify_stream(paths, artifact, top=rows.top, batch_size=rows.batch_size, workers=rows.workers)
+    made = classify_stream(
+        paths, artifact, top=rows.top, batch_size=rows.batch_size, workers=rows.workers, gpu=rows.gpu
+    )
     for row in made:
         stream.write(writer(row, rows.top, several))
         rows.count += 1
@@ -309,9 +330,16 @@ def _decode_square(path: str, preprocessing: Preprocessing, max_pixels: int) -> 
 
 def _image(path: str, channels: int, max_pixels: int) -> np.ndarray:
     """A decoded picture, here or behind one of fsspec's paths."""
-    if _URL.match(path):
-        return decode_image(read_url(path), name=path, channels=channels, max_pixels=max_pixels)
-    return read_image(path, channels=channels, max_pixels=max_pixels)
+    return decode_image(_bytes_of(path), name=path, channels=channels, max_pixels=max_pixels)
+
+
+def _bytes_of(path: str) -> bytearray:
+    """A file's bytes, here or behind one of fsspec's paths."""
+    return read_url(path) if _URL.match(path) else read_bytes(path)
+
+
+def _on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _result(path: str, future: Future[np.ndarray | Square]) -> tuple[str, np.ndarray | Square | str]:

@@ -177,7 +177,7 @@ def _subject(net: Measured, cond: Conditions) -> Subject:
         module, notes = as_graph(module), (*notes, "without non-maximum suppression")
     shape = input_shape(module, cond.image_size)
     cond = dataclasses.replace(cond, image_size=as_size(*shape[1:]))
-    need = _needed_bytes(module, cond)
+    need = needed_bytes(module, cond)
     if cond.mode == "train":
         return Subject(
             name=name, cond=cond, open_call=lambda size: _training(module, cond, size), need_bytes=need, notes=notes
@@ -220,7 +220,7 @@ def _opening(cond: Conditions, *, train: bool = False) -> Opening:
     )
 
 
-def _needed_bytes(module: nn.Module, cond: Conditions) -> Callable[[int], int]:
+def needed_bytes(module: nn.Module, cond: Conditions) -> Callable[[int], int]:
     """Counted bytes of a call by its batch size: a line through two small batches, counted when first asked for."""
     line: list[tuple[float, float]] = []
 

@@ -740,15 +740,19 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
         ({"device": "rtx-4090", "precision": "int8"}, "precision 'int8' can not be predicted"),
         (
             {"device": "rtx-4090", "runtime": "best"},
-            "runtime 'best' is found by measuring on this machine's processor; speeds on rtx-4090 are predicted",
+            "runtime 'best' is found by measuring on this machine; speeds on rtx-4090 are predicted",
         ),
         (
             {"device": "cpu", "runtime": "best", "mode": "train"},
-            "runtime 'best' is for inference on device cpu, got cpu, train",
+            "runtime 'best' is for inference, got mode train; name a runtime",
         ),
         (
-            {"device": "cpu", "runtime": "best", "precision": "bf16"},
-            "measures fp32, or int8 beside it, got precision 'bf16'",
+            {"device": "cpu", "runtime": "best", "precision": "fp16"},
+            "measures fp32, or int8 or bf16 beside it, got precision 'fp16'",
+        ),
+        (
+            {"device": "cuda", "runtime": "best", "precision": "bf16"},
+            "runtime 'best' tries bf16 on a processor, got device 'cuda'; leave precision out",
         ),
         ({"device": "cpu", "runtime": "eager", "precision": "int8"}, "'int8' is measured with runtime best"),
         *(
@@ -760,7 +764,10 @@ def test_processes_find_what_this_one_does(monkeypatch: pytest.MonkeyPatch, tmp_
         ),
         ({"device": "cpu", "batch_size": 0}, "batch_size must be a whole number"),
         ({"device": "cpu", "calibration": "missing.json"}, "calibration file missing.json does not exist"),
+        ({"device": "cpu", "calibration": 3}, "calibration is 3; it must be a path"),
         ({"device": "cpu", "budget": 0}, "budget is 0"),
+        ({"device": "cpu", "budget": 2**40}, "budget is 1099511627776; it must be .* at most 2147483647"),
+        ({"device": "cpu", "image_sizes": [2**31]}, "image size is 2147483648; it must be .* at most 2147483647"),
         ({"device": 3}, "device is 3"),
     ],
 )
@@ -1008,6 +1015,60 @@ def test_a_form_that_may_be_withheld_when_shipping_does_not_choose(monkeypatch: 
     with pytest.raises(UserError, match="stop here"):
         choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
     assert [(options["twins"], options["max_drop"]) for options in asked] == [(False, 100.0)]
+
+
+@pytest.mark.parametrize(("within", "files"), [(None, "onnxruntime and tensorrt"), ("tensorrt", "tensorrt")])
+def test_forms_are_timed_on_the_device(within: str | None, files: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenVINO alone could run is not made for a GPU."""
+    seen: dict[str, Any] = {}
+
+    def export_forms(net: object, folder: object, names: list[str], *, search: Any, **options: Any) -> None:
+        seen.update(names=names, device=search.device, runtimes=search.runtimes)
+        raise UserError("stop here")
+
+    installed = ("onnxruntime", "openvino", "tensorrt")
+    for module in ("convscale.choice.measured", "convscale.ship.forms"):
+        monkeypatch.setattr(f"{module}.installed_runtimes", lambda: installed)
+    monkeypatch.setattr("convscale.ship.forms.export_forms", export_forms)
+    conditions = Conditions(device="cuda:1", batch_size=2, threads=1, precision="int8", runtime="best")
+    basis = Basis(conditions=conditions, within=within)
+    with pytest.raises(UserError, match="stop here"):
+        choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
+    forms = ["onnx-fp32", "onnx-int8", "onnx-int8-ort", "onnx-int8-signed"]
+    assert seen == {"names": forms, "device": "cuda:1", "runtimes": None if within is None else (within,)}
+    assert choice_measured.chosen_among(basis) == f"the fastest of {files}, float and 8 bits"
+
+
+@pytest.mark.parametrize("runtime", [None, "best"])
+def test_bfloat16_may_win_where_the_processor_has_it(runtime: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed untrained, whose answers are nearly ties: its gate stands open."""
+    asked = Asked(batch_size=2, threads=1, precision="bf16", runtime=runtime)
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "this processor has none")
+    with pytest.raises(UserError, match="this processor has none"):
+        basis_of(asked)
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    basis = basis_of(asked)
+    assert (basis.tuned, basis.bf16, basis.int8) == (True, True, False)
+    files = choice_measured.chosen_among(basis).rpartition(", ")[0]
+    both = replace(basis, conditions=replace(basis.conditions, precision="int8"))
+    assert choice_measured.chosen_among(basis) == f"{files}, float and bfloat16"
+    assert choice_measured.chosen_among(both) == f"{files}, float, bfloat16 and 8 bits"
+    assert not basis_of(Asked(precision="int8")).bf16
+    seen: dict[str, Any] = {}
+
+    def form_names(net: object, **options: Any) -> list[str]:
+        seen.update(options)
+        return ["onnx-fp32"]
+
+    def export_forms(*given: object, **options: Any) -> None:
+        seen.update(options)
+        raise UserError("stop here")
+
+    monkeypatch.setattr("convscale.ship.forms.form_names", form_names)
+    monkeypatch.setattr("convscale.ship.forms.export_forms", export_forms)
+    with pytest.raises(UserError, match="stop here"):
+        choice_measured.time_fastest(SizedSpec(scale("resnet18", width=0.125, name="tiny"), 32), basis, 0.02)
+    assert (seen["bf16"], seen["int8"], seen["for_speed"]) == (True, False, True)
 
 
 def test_conditions_that_can_not_be_measured_end_at_the_first(fake: Path) -> None:

@@ -10,9 +10,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from convscale import UserError, create_model, saved_bytes
+from convscale import UserError, create_model, get_spec, saved_bytes
 from convscale.cost.counting import count
 from convscale.cost.memory import free_bytes, image_channels
+from convscale.errors import DoesNotFit
 
 
 class Square(nn.Module):
@@ -80,12 +81,45 @@ def test_image_channels() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(UserError, match="batch_size must be a whole number of at least 1, got 0"):
+    with pytest.raises(UserError, match="batch_size is 0; it must be a whole number of at least 1"):
         saved_bytes(Square(), batch_size=0)
     with pytest.raises(UserError, match=r"image_size must be a whole number of pixels of at least 1, or .*, got 2\.5"):
         saved_bytes(Square(), image_size=2.5)
     with pytest.raises(UserError, match="Flatten has no parameter that requires a gradient"):
         saved_bytes(nn.Flatten())
+    with pytest.raises(UserError, match=r"batch_size is 2147483648; it must be .* at least 1 and at most 2147483647"):
+        saved_bytes(Square(), batch_size=2**31)
+    with pytest.raises(UserError, match="expected a network, a NetSpec or a model's name, got int"):
+        saved_bytes(3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("free", [None, 2**30])
+@pytest.mark.parametrize(("size", "batch"), [(224, 2**31 - 1), ((2**31 - 1, 2**31 - 1), 4)])
+def test_what_memory_can_not_hold_is_told(
+    size: int | tuple[int, int], batch: int, free: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system does not say what is free, by what the allocator says."""
+    monkeypatch.setattr("convscale.speed.saved.free_bytes", lambda: free)
+    with pytest.raises(DoesNotFit, match=r"Square does not fit in memory at .* px and batch .*; take a smaller batch"):
+        saved_bytes(Square(), size, batch)
+
+
+def test_a_pass_that_the_system_would_end_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = 2 * 3 * 224 * 224 * 4
+    for free, fits in ((32 * kept // 2, False), (32 * kept * 4, True)):
+        monkeypatch.setattr("convscale.speed.saved.free_bytes", lambda free=free: free)
+        if fits:
+            assert saved_bytes(Square(), 224, 32) == kept
+            continue
+        with pytest.raises(DoesNotFit, match="Square does not fit in memory at 224 px and batch 32"):
+            saved_bytes(Square(), 224, 32)
+
+
+def test_a_spec_and_a_name_are_networks_too() -> None:
+    """resnet18's as autograd keeps them of the built module; a tag asks for no weights."""
+    kept = saved_bytes(create_model("resnet18"), 64, 2)
+    for net in (get_spec("resnet18"), "resnet18", "resnet18.a1_in1k"):
+        assert saved_bytes(net, 64, 2) == kept
 
 
 @pytest.mark.parametrize("name", ["resnet50", "tresnet_m", "efficientnet_b0", "mobilenetv2_100"])

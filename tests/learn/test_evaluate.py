@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
+from convscale.images.sources import open_dataset
 from convscale.images.splits import ArraySplit
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.distributed import Processes
@@ -21,6 +24,7 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.settings import choose_settings
 from convscale.learn.train import train
 from convscale.learn.validate import validate
+from convscale.networks.pictures import preprocessing_of
 from tests.learn.nets import halves_data, small_net
 
 PLAIN = Preprocessing(image_size=1, channels=3, mean=(0, 0, 0), std=(1 / 255,) * 3, crop_pct=1.0)
@@ -110,6 +114,57 @@ def test_thresholds_reach_the_best_f1() -> None:
     first, second = best_thresholds(logits, labels)
     assert torch.tensor(1.0).sigmoid() < first < torch.tensor(2.0).sigmoid()
     assert second == 0.5
+
+
+def _pictures(place: Path) -> Path:
+    """Class folders r, s, t of plain pictures; so many of a split's are of the class whose channel is brightest."""
+    for split, right, wrong in (("train", 4, 0), ("val", 2, 2), ("test", 1, 0)):
+        for label, name in enumerate("rst"):
+            (place / split / name).mkdir(parents=True)
+            for number in range(right + (wrong if label == 2 else 0)):
+                pixels = np.zeros((8, 8, 3), np.uint8)
+                pixels[..., label if number < right else 0] = 100 + number
+                Image.fromarray(pixels).save(place / split / name / f"{number}.png")
+    return place
+
+
+def test_a_path_or_an_opened_set_is_evaluated_on(tmp_path: Path) -> None:
+    place = _pictures(tmp_path)
+    for given in (place, str(place), open_dataset(place)):
+        test, validation, everything = (
+            evaluate(Colours(), given, PLAIN, part=part) for part in (None, "validation", "all")
+        )
+        assert (test.n, test.top1, test.classes) == (3, 1.0, ("r", "s", "t"))
+        assert (validation.n, validation.top1) == (8, 0.75)
+        assert validation.baseline == 0.25  # always the first of train's, of which all are as frequent
+        assert (everything.n, everything.top1) == (23, 21 / 23)
+    with pytest.raises(UserError, match="part is 'test', but one split is given already; leave it out"):
+        evaluate(Colours(), open_dataset(place).test, PLAIN, part="test")
+    with pytest.raises(UserError, match="part 'val' is unknown"):
+        evaluate(Colours(), place, PLAIN, part="val")
+
+
+def test_a_trained_network_knows_its_preprocessing() -> None:
+    """Small images have statistics of their own, which no architecture knows."""
+    data = halves_data()
+    run = train(small_net(), data, recipe=Recipe(name="x", epochs=1, batch_size=32, precision="fp32", layout="nchw"))
+    known, told = evaluate(run.net, data), evaluate(run.net, data.test, run.preprocessing)
+    assert (known.loss, known.top1) == (told.loss, told.top1)
+    assert preprocessing_of(run.net) == run.preprocessing
+    assert preprocessing_of(run.net, 24) == dataclasses.replace(run.preprocessing, image_size=24)
+    other = dataclasses.replace(run.preprocessing, mean=(0.0,), std=(1.0,))
+    assert evaluate(run.net, data, other).loss != known.loss
+
+
+def test_what_is_no_classifier_is_told_in_one_line(tmp_path: Path) -> None:
+    detector = Colours()
+    detector.detector_spec = object()
+    with pytest.raises(UserError, match="the network is a detector; evaluate_detector judges its boxes"):
+        evaluate(detector, tmp_path, PLAIN)
+    with pytest.raises(UserError, match="net is 3; it must be a path"):
+        evaluate(3, tmp_path)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"checkpoint .*nothing does not exist"):
+        evaluate(tmp_path / "nothing", tmp_path)
 
 
 def test_bad_input() -> None:

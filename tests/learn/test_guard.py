@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import convscale as cs
 from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import open_dataset
@@ -29,6 +30,7 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.teacher import open_teacher
 from convscale.learn.train import train
+from convscale.networks.foreign import Foreign
 from tests.learn.nets import CLASSES, Poison, halves_data, small_net
 
 QUICK = Recipe(
@@ -356,6 +358,50 @@ def test_a_teacher_sees_its_own_preprocessing(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "t", small_net(), classes=("a", "b", "c"), preprocessing=student)
     with pytest.raises(UserError, match="has no spec"):
         open_teacher(tmp_path / "t", ("a", "b", "c"), student)
+
+
+NETS = """
+import torch
+
+def make():
+    torch.manual_seed(5)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+    net.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.2, 0.2), "input_size": (3, 24, 24)}
+    return net
+"""
+
+
+def test_a_name_teaches_with_its_weights_and_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no such folder exists; what is built is asked for weights."""
+    (tmp_path / "nets_that_teach.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    student = Preprocessing(image_size=12, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0)
+    teacher = open_teacher("nets_that_teach:make", CLASSES, student)
+    linear = next(module for module in teacher.modules() if isinstance(module, nn.Linear))
+    pixels = torch.full((1, 12, 12, 3), 51, dtype=torch.uint8)  # 0.2
+    expected = linear(torch.tensor([[0.5, 0.0, -0.5]]))  # (0.2 - mean) / std
+    assert torch.allclose(teacher(student.normalize(pixels)), expected, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    asked: list[tuple[str, bool]] = []
+
+    def create_model(name: str, pretrained: bool) -> nn.Module:
+        asked.append((name, pretrained))
+        return cs.create_model("mobilenetv2_050")
+
+    def build_foreign(net: Foreign, *, pretrained: bool) -> nn.Module:
+        asked.append((net.name, pretrained))
+        return cs.create_model("mobilenetv2_050")
+
+    monkeypatch.setattr("convscale.learn.teacher.create_model", create_model)
+    monkeypatch.setattr("convscale.learn.teacher.build_foreign", build_foreign)
+    for name in ("mobilenetv2_050.lamb_in1k", "resnet18", "timm/resnet18.a1_in1k"):
+        open_teacher(name, CLASSES, student)
+    assert asked == [("mobilenetv2_050.lamb_in1k", True), ("resnet18", True), ("resnet18.a1_in1k", True)]
+    with pytest.raises(UserError, match="checkpoint resnet19 does not exist, and as a network: unknown model"):
+        open_teacher("resnet19", CLASSES, student)
+    grey = dataclasses.replace(student, channels=1, mean=(0.5,), std=(0.25,))
+    with pytest.raises(UserError, match=r"teacher resnet18 takes 3 channel\(s\), the data has 1"):
+        open_teacher("resnet18", CLASSES, grey)
 
 
 def test_a_checkpoint_teaches(tmp_path: Path) -> None:

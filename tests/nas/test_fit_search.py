@@ -55,7 +55,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny: SearchSpace) -> dict[str, Any]:
 def test_what_is_searched_for_is_fitted(
     asked: dict[str, Any], colour_folder: Path, tmp_path: Path, tiny: SearchSpace
 ) -> None:
-    cs.fit(colour_folder, output=tmp_path / "a", device="l4", min_throughput=2000, search=5, space="small", seed=4)
+    options: dict[str, Any] = {"search": 5, "space": "small", "seed": 4, "scratch": False}
+    cs.fit(colour_folder, output=tmp_path / "a", device="l4", min_throughput=2000, **options)
     given, request = asked["search"], asked["fit"]
     assert isinstance(request, FitRequest)
     assert request.candidates == [tiny.sample(3)]
@@ -70,6 +71,19 @@ def test_what_is_searched_for_is_fitted(
         "precision": "amp",
     }
     assert given["output"] == tmp_path / "a-search"
+
+
+@pytest.mark.parametrize(("runtime", "expected"), [(None, "onnxruntime"), ("tensorrt", "tensorrt")])
+def test_a_search_on_this_machine_s_gpu_times_the_file(
+    runtime: str | None, expected: str, asked: dict[str, Any], colour_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("convscale.choice.basis.need_cuda", lambda *_: None)
+    for name in ("usable_device", "need_runtime"):
+        monkeypatch.setattr(f"convscale.pipeline.request.{name}", lambda device: device)
+    options: dict[str, Any] = {"device": "cuda", "runtime": runtime, "space": "small"}
+    cs.fit(colour_folder, output=tmp_path / "a", min_throughput=10, search=5, **options)
+    assert (asked["search"]["runtime"], asked["search"]["precision"]) == (expected, "fp32")
 
 
 def test_a_search_goes_without_the_threads_of_rows(asked: dict[str, Any], colour_folder: Path, tmp_path: Path) -> None:
@@ -217,7 +231,6 @@ def test_a_baseline_is_scaled_at_the_size_of_small_pictures_in_files(
         ({"candidates": "resnet18"}, "leave out candidates, weights and init"),
         ({"min_throughput": None}, "search needs a limit on speed"),
         ({"init": __file__}, "leave out candidates, weights and init"),
-        ({"scratch": False}, "whose weights nobody released; leave out scratch=False"),
         ({"max_memory_gb": 2.0}, "max_memory_gb is 2; a search keeps no limit on memory, leave it out or give max_par"),
         ({"search": 0.0}, "search is 0.0; it must be a number of minutes above 0"),
     ],

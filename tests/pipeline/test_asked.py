@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from convscale.choice.basis import Asked, basis_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
+from convscale.images.preprocess import Preprocessing
+from convscale.networks.foreign import Foreign
 from convscale.networks.offered import Filter
 from convscale.networks.weight_files import WeightFiles
+from convscale.pipeline.finding import Finder
 from convscale.pipeline.request import FitRequest, Start, Training
 from convscale.pipeline.run import _usual_runtime
-from convscale.pipeline.ship import Shipping
+from convscale.pipeline.ship import Shipping, ship_fastest
 from convscale.pipeline.steps import Fit
 from tests.pipeline.test_order import BASIS, SPEC, SPLITS, _record
 
@@ -104,6 +108,76 @@ def test_what_could_not_ship_is_refused(given: dict[str, Any], message: str) -> 
         _request(**given)
 
 
+def test_on_this_machine_s_gpu_networks_are_chosen_in_the_form_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.choice.basis.need_cuda", lambda *_: None)
+    monkeypatch.setattr("convscale.pipeline.request.usable_device", lambda device: device)
+    where, installed = Asked(device="cuda:1", batch_size=64), []
+    monkeypatch.setattr("convscale.pipeline.request.need_runtime", installed.append)
+    for runtime, int8 in ((None, False), (None, True), ("tensorrt", True)):
+        basis = _request(where=where, shipping=Shipping(runtime=runtime, int8=int8, max_drop=1)).basis()
+        c = basis.conditions
+        assert (basis.tuned, basis.int8, basis.within) == (True, int8, runtime)
+        assert (c.device, c.precision, c.batch_size) == ("cuda:1", "int8" if int8 else "fp32", 64)
+    assert installed == ["tensorrt"]
+    plain = Finder(
+        asked=_request(where=where), splits=SPLITS, basis=replace(basis, within=None), constraint=Constraint(),
+        record=None, folder=Path(), say=print,  # pyright: ignore[reportArgumentType]
+    ).plain  # fmt: skip
+    assert (plain.device, plain.runtime, plain.precision) == ("cuda:1", "onnxruntime", "fp32")
+    with pytest.raises(UserError, match="runtime tensorrt runs on device cuda here, got 'cpu'; leave runtime out"):
+        _request(shipping=Shipping(runtime="tensorrt", int8=False, max_drop=1))
+
+
+def test_a_runtime_that_is_not_installed_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.runtimes.base.find_spec", lambda library: None if library == "openvino" else library)
+    with pytest.raises(UserError, match="runtime openvino is not installed; pip install openvino"):
+        _request(shipping=Shipping(runtime="openvino", int8=False, max_drop=1))
+
+
+def _bf16(runtime: str | None = None) -> Shipping:
+    return Shipping(runtime=runtime, int8=False, max_drop=0.5, bf16=True)
+
+
+def test_bfloat16_ships_where_this_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "this processor has no bf16 instructions")
+    with pytest.raises(UserError, match="this processor has no bf16 instructions"):
+        _bf16()
+    with pytest.raises(UserError, match=r"precision 'bf16' is what bf16=True \(--bf16\) lets fit ship"):
+        _request(where=Asked(precision="bf16"))
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    with pytest.raises(UserError, match="bf16 is computed in runtime openvino, not in onnxruntime; leave one of them"):
+        _bf16("onnxruntime")
+    with pytest.raises(UserError, match=r"bf16=True \(--bf16\) lets forms ship .* got device 'l4'; leave it out"):
+        _request(where=Asked(device="l4"), shipping=_bf16())
+    assert _request(where=Asked(device="l4", precision="bf16")).basis().conditions.precision == "bf16"
+    for int8, precision in ((False, "bf16"), (True, "int8")):
+        asked = _request(shipping=replace(_bf16("openvino"), int8=int8))
+        basis = asked.basis()
+        assert (basis.bf16, basis.int8, basis.within) == (True, int8, "openvino")
+        assert basis.conditions.precision == precision
+        assert asked.shipping.to_json()["bf16"] is True
+    assert "bf16" not in Shipping(runtime=None, int8=False, max_drop=0.5).to_json()  # older runs are resumed
+
+
+def test_forms_in_bfloat16_are_among_those_that_may_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    seen: list[Any] = []
+
+    def export_winner(net: Any, place: Path, names: list[str], *given: Any, **options: Any) -> None:
+        seen.append(names)
+        raise UserError("stop here")
+
+    monkeypatch.setattr("convscale.pipeline.ship.export_winner", export_winner)
+    monkeypatch.setattr("convscale.ship.forms.no_bf16", lambda format: "")
+    pre = Preprocessing(image_size=12, channels=1, mean=(0.5,), std=(0.5,))
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    for how in (_bf16(), replace(_bf16(), bf16=False)):
+        basis = _request(shipping=how).basis()
+        with pytest.raises(UserError, match="stop here"):
+            ship_fastest(net, tmp_path / "a", SPLITS, SPLITS.test, pre, basis, how, card={}, say=print)
+    assert seen == [["onnx-fp32", "openvino-bf16"], ["onnx-fp32"]]
+
+
 @pytest.mark.parametrize(
     ("candidates", "why"),
     [
@@ -116,7 +190,7 @@ def test_the_hub_is_not_blamed_for_weights_that_nobody_released(
 ) -> None:
     finder: Any = SimpleNamespace(released=lambda files: None, scaled=lambda: "scaled")
     monkeypatch.setattr(Fit, "_finder", lambda self, loaded: finder)
-    asked, record = _request(candidates=candidates, start=Start(scratch=False)), _record(tmp_path, [])
+    asked, record = _request(candidates=candidates), _record(tmp_path, [])
     fit = Fit(asked=asked, record=record, splits=SPLITS, folder=tmp_path, basis=BASIS, files=WeightFiles())
     assert fit._kept(False)[0] == "scaled"
     assert [note.startswith(why) for note in record.now.choice_notes or ()] == [True]
@@ -149,7 +223,6 @@ def test_what_there_was_to_choose_from_is_said_as_choose_says_it(
     [
         ({"training": Training(init="pretrained")}, "init 'pretrained'"),
         ({"start": Start(weights_dir=Path())}, r"weights_dir \."),
-        ({"start": Start(scratch=False)}, "scratch=False"),
     ],
 )
 @pytest.mark.parametrize("bare", ["mobilenetv3_large_075", SPEC])
@@ -172,6 +245,27 @@ def test_too_few_images_for_8_bits_are_told_before_the_training() -> None:
         tuned.check_images(63)
     tuned.check_images(64)
     Shipping(runtime=None, int8=False, max_drop=0.5).check_images(1)
+
+
+def test_a_file_of_weights_is_of_whatever_network_is_named(tmp_path: Path) -> None:
+    """By the name that it has among the candidates."""
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"x")
+    own = replace(SPEC, name="mine")
+    networks = {
+        "mine": own,
+        "nets:make": Foreign("nets:make", "factory"),
+        "Net": Net(4),
+        "mobilenetv3_large_075": "mobilenetv3_large_075",  # nobody released weights of it
+        "mobilenetv2_050.lamb_in1k": "mobilenetv2_050",
+    }
+    for name, network in networks.items():
+        assert Start(file=file).files((network,)).given == {name: file}
+    for named in (None, (own, SPEC)):
+        with pytest.raises(UserError, match=r"init is the file .*; name the one network that it is of \(--model\)"):
+            Start(file=file).files(named)
+    with pytest.raises(UserError, match="candidate is 3; it must be text"):
+        Start(file=file).files((3,))  # pyright: ignore[reportArgumentType]
 
 
 def test_misnamed_files_beside_good_ones_are_known(tmp_path: Path) -> None:

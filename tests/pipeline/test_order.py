@@ -237,7 +237,7 @@ def test_where_nothing_is_published_for_a_size_features_decide_all_the_same(tmp_
 
 
 def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[Contender, ...] = ()) -> Fit:
-    from convscale.pipeline.finding import Kept
+    from convscale.pipeline.contender import Kept
 
     finder = SimpleNamespace(probed=lambda found, recipe: found)
     monkeypatch.setattr(Fit, "_kept", lambda self, loaded: (Kept(contenders=contenders), finder))

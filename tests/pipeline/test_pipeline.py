@@ -248,7 +248,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"image_size": 27, "candidates": "tresnet_m"}, "image size is 27"),
         ({"image_size": 27, "candidates": get_spec("tresnet_m")}, "image size is 27"),
         ({"candidates": 18}, "candidates is 18; it must be a network's name or spec, or a list of them"),
-        ({"runtime": "eager"}, "fit ships for runtime onnxruntime or openvino, got 'eager'"),
+        ({"runtime": "eager"}, "fit ships for runtime onnxruntime or openvino or tensorrt, got 'eager'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 
 import convscale as cs
 from convscale.cli.fit import _finish
+from convscale.learn.probe import Probe
 from convscale.machine import Environment
 from convscale.pipeline.finish import Finish
 from convscale.pipeline.record import RunRecord
@@ -24,6 +25,7 @@ from convscale.speed.records import Record, append_record
 from convscale.words import rate
 
 TAGS = ("mobilenetv2_050.lamb_in1k", "resnet18.a1_in1k")
+PROBED = Probe(top1=0.5, train=1, validation=1, seconds=0.0)
 COLOURS = ((220, 60, 40), (40, 200, 60), (50, 60, 210))
 pytestmark = pytest.mark.usefixtures("briefly")
 
@@ -409,3 +411,39 @@ def test_a_spec_beside_released_weights_starts_from_scratch_and_the_others_do_no
     assert rows[TAGS[1], 64]["weights"] == str(weights / f"{TAGS[1]}.pth")
     assert rows["half", 64]["finalist"]
     assert rows[TAGS[1], 64]["finalist"]
+
+
+def test_a_file_of_weights_of_a_spec_is_what_its_network_starts_from(pictures, tmp_path, monkeypatch):
+    """As ``train --init FILE`` takes it: probed, trained and shipped is the spec, not what the zoo has by its name."""
+    spec = replace(cs.scale("efficientnet_b0", width=0.5, image_size=64), name="resnet18")
+    file = tmp_path / "w.pth"
+    torch.save((net := cs.create_model(spec)).state_dict(), file)
+    started = []
+    monkeypatch.setattr("convscale.pipeline.probing.probe", lambda net, *_, **__: started.append(net) or PROBED)
+    monkeypatch.setattr("convscale.pipeline.steps.Fit.compare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(pictures, output=tmp_path / "run", **{**ON_A_CARD, "min_throughput": 1.0}, candidates=[spec], init=file)
+    record = json.loads((tmp_path / "run" / "fit.json").read_text())
+    assert [(row["name"], row["weights"], row["finalist"]) for row in record["candidates"]] == [
+        ("resnet18", str(file), True)
+    ]
+    (built,) = started
+    assert built.spec == spec
+    own = net.state_dict()
+    stem = next(name for name in own if own[name].ndim == 4)
+    assert torch.equal(built.state_dict()[stem], own[stem])
+
+
+def test_a_lone_network_whose_head_is_not_to_be_solved_is_not_probed(pictures, tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net.append(torch.nn.Linear(4, 3))
+    file = tmp_path / "w.pth"
+    torch.save(net.state_dict(), file)
+    monkeypatch.setattr("convscale.pipeline.steps.Fit.compare", stop)
+    options = {**ON_A_CARD, "image_size": 64, "min_throughput": 1.0, "candidates": net, "init": file}
+    with pytest.raises(cs.UserError, match="solve_head needs a network with forward_features"):
+        fit(pictures, output=tmp_path / "a", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(pictures, output=tmp_path / "b", **options, overrides={"solve_head": False})
+    (row,) = json.loads((tmp_path / "b" / "fit.json").read_text())["candidates"]
+    assert (row["name"], row["weights"], row["finalist"]) == ("Sequential", str(file), True)

@@ -13,7 +13,8 @@ from PIL import Image
 from convscale.images import extent
 from convscale.images.extent import largest_side
 from convscale.images.splits import DataSplits, FileSplit
-from convscale.pipeline.request import Start, Training, as_version_0_1
+from convscale.pipeline.older import as_version_0_1
+from convscale.pipeline.request import Start, Training
 from convscale.pipeline.size import default_size
 from convscale.pipeline.steps import Fit
 from tests.pipeline.test_asked import _request
@@ -49,8 +50,7 @@ def test_files_are_built_for_at_their_own_size_where_that_is_small(
     small = side <= 64
     assert (asked.from_scratch(splits), named.from_scratch(splits)) == (small, small)
     assert asked.recipe_for(splits, pretrained=False) == ("small" if small else "pictures")
-    for wanted in ({"training": Training(init="pretrained")}, {"start": Start(scratch=False)}):
-        assert not _request(data=splits, **wanted).from_scratch(splits)
+    assert not _request(data=splits, training=Training(init="pretrained")).from_scratch(splits)
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -60,6 +60,8 @@ def test_files_are_built_for_at_their_own_size_where_that_is_small(
         ({}, True, "small"),
         ({"image_size": 64}, True, "small"),
         ({"image_size": 65}, False, "pictures"),
+        ({"start": Start(scratch=False)}, True, "small"),  # as where it is left out
+        ({"candidates": [SPEC], "start": Start(scratch=False)}, True, "small"),
         ({"image_size": 224, "start": Start(scratch=True)}, True, "pictures"),
         ({"candidates": SPEC.name}, False, "small"),  # its weights' own size
         ({"candidates": SPEC.name, "image_size": 32}, True, "small"),

@@ -466,6 +466,8 @@ def test_calibration_refuses_other_conditions(resnet50: nn.Module) -> None:
     made = calibration_of("t4")
     with pytest.raises(UserError, match="made for device 't4', not 'v100'"):
         predict(resnet50, device="v100", image_size=64, calibration=made)
+    with pytest.raises(UserError, match="calibration is 3; it must be what calibrate gave, or a file of"):
+        predict(resnet50, device="t4", image_size=64, calibration=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="at least one measured network"):
         calibrate([])
     with pytest.raises(UserError, match="made for precision 'amp', not 'fp32'"):

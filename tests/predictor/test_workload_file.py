@@ -43,6 +43,33 @@ def test_what_is_read_is_what_was_written(path: Path) -> None:
     assert made == predict(net(), device="rtx-4090", image_size=32, batch_size=64)
 
 
+def test_a_compiled_network_is_doubted_as_the_network_itself_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is predicted slower than eager, whose kernels lie beside its own; a file of before has none."""
+
+    def doubt(compiled: float, eager: float) -> str:
+        return f"slow: {compiled:.6g}, {eager:.6g}"
+
+    for module in ("predict", "workload_file"):
+        monkeypatch.setattr(f"convscale.predictor.{module}.compiler_doubt", doubt)
+    conditions = dataclasses.replace(CONDITIONS, runtime="compiled")
+    save_workload(net(), tmp_path / "a.workload.json", conditions)
+    stored = read_workload(tmp_path / "a.workload.json")
+    assert stored.eager is not None
+    assert stored.eager.kernels == workload_for(net(), CONDITIONS).kernels != stored.work.kernels
+    assert from_dict(to_dict(stored)) == stored
+    told, eager = (predict(net(), "a100-40gb", image_size=32, batch_size=64, compiled=c) for c in (True, False))
+    assert predict_stored(stored, "a100-40gb") == told
+    assert f"slow: {told.images_per_s:.6g}, {eager.images_per_s:.6g}" in told.doubts
+    value = {key: each for key, each in to_dict(stored).items() if key != "eager_kernels"}
+    before = from_dict(value)
+    assert before == dataclasses.replace(stored, eager=None)
+    assert predict_stored(before, "a100-40gb").doubts == tuple(d for d in told.doubts if not d.startswith("slow"))
+    save_workload(net(), tmp_path / "b.workload.json", CONDITIONS)
+    assert "eager_kernels" not in json.loads((tmp_path / "b.workload.json").read_text(encoding="utf-8"))
+
+
 def test_the_file_says_what_a_convolution_costs(path: Path) -> None:
     """By hand: 64 images of 32 x 32 pixels, 16 channels out of 8, 3 x 3."""
     value = json.loads(path.read_text(encoding="utf-8"))
@@ -72,6 +99,7 @@ print(made.images_per_s > 0, any("AMD" in doubt for doubt in made.doubts), "torc
         ({"conditions": {"mode": "sleep", "image_size": 32}}, "mode 'sleep' is unknown"),
         ({"columns": ["macs"]}, "they must be kind and some of"),
         ({"kernels": {"conv": 1}}, "kernels must be a list"),
+        ({"eager_kernels": 3}, "eager_kernels must be a list"),
         ({"columns": ["kind", "macs"], "kernels": [[1, "conv"]]}, "it must be a count and 2 figures"),
         ({"columns": ["kind", "macs"], "kernels": [[1, "soup", 1]]}, "a kernel's kind is 'soup'"),
         ({"columns": ["kind", "macs"], "kernels": [[1, "conv", -1]]}, "a kernel's macs is -1"),

@@ -18,10 +18,10 @@ from convscale.pipeline.record import RunRecord
 from convscale.runtimes.base import Opening, open_runtime
 from convscale.runtimes.openvino import OpenVino
 from convscale.ship.confirm import confirm
-from convscale.ship.export import export
-from convscale.ship.forms import export_fastest
+from convscale.ship.export import export, export_as
+from convscale.ship.request import ExportRequest
 from convscale.ship.tune import tune
-from convscale.ship.verify import MAX_RELATIVE, Verification, Withheld, _judge
+from convscale.ship.verify import MAX_RELATIVE, MIN_AGREEMENT, Verification, Withheld, _judge
 from convscale.show.runs import runs_below
 from convscale.speed.measuring import measure
 
@@ -141,14 +141,15 @@ def test_its_gate_is_wider_than_that_of_float32(precision: str, agreement: float
     assert Withheld("x", v).verification is v
 
 
-def test_the_search_for_the_fastest_says_so_too(
+@native
+def test_a_form_that_is_timed_and_thrown_away_need_not_agree(
     tiny: nn.Module, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convscale.runtimes.openvino._has_bf16", lambda: False)
-    monkeypatch.setattr("convscale.ship.forms.export_winner", lambda *given, **how: None)
-    monkeypatch.setattr("convscale.ship.forms.load_artifact", lambda place, **how: None)
-    told: list[tuple[str, str]] = []
-    for bf16 in (False, True):
-        export_fastest(tiny, tmp_path / "a", bf16=bf16, on_form=lambda name, why: told.append((name, str(why))))
-    assert [name for name, _ in told] == ["openvino-bf16"]
-    assert told[0][1].startswith("this processor has no bf16 instructions")
+    monkeypatch.setitem(MIN_AGREEMENT, "bf16", 2.0)
+    request = ExportRequest(format="openvino", bf16=True, verify_images=images)
+    with pytest.raises(Withheld, match="top-1 agrees on"):
+        export_as(tiny, tmp_path / "a", request)
+    assert export_as(tiny, tmp_path / "a", request, for_speed=True).precision == "bf16"
+    monkeypatch.setitem(MIN_AGREEMENT, "fp32", 2.0)
+    with pytest.raises(Withheld, match="top-1 agrees on"):
+        export_as(tiny, tmp_path / "b", ExportRequest(verify_images=images), for_speed=True)

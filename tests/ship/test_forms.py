@@ -91,6 +91,23 @@ def test_the_fastest_form_that_passed(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_form_that_was_asked_for_and_can_not_be_made_is_in_the_record(
+    tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: list[list[str]]
+) -> None:
+    """For whoever reads it by a program: nothing is printed there."""
+    told: list[tuple[str, str]] = []
+    for bf16 in (False, True):
+        _, found = export_fastest(
+            tiny, tmp_path / f"{bf16}", batch_sizes=(2,), bf16=bf16, verify_images=images,
+            on_form=lambda name, result: told.append((name, str(result))) if name != FLOAT else None,
+        )  # fmt: skip
+        why = {"openvino-bf16": {"failed": "this processor has none"}} if bf16 else {}
+        forms = load_artifact(tmp_path / f"{bf16}").manifest["search"]["forms"]
+        assert {name: forms[name] for name in forms if name != FLOAT} == why
+        assert list(found.forms) == [FLOAT, *why]
+    assert told == [("openvino-bf16", "this processor has none")]
+
+
 def test_the_search_is_on_the_device_asked_for(
     tiny: nn.Module, images: np.ndarray, tmp_path: Path, made_up: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

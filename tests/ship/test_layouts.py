@@ -76,6 +76,39 @@ def test_a_triton_repository_is_what_its_schema_says(tuned: Artifact, tmp_path: 
     assert {path.name for path in (tmp_path / "repo").iterdir() if path.is_dir()} == {"m.1"}
 
 
+@pytest.mark.parametrize(
+    ("runtime", "more", "engine"),
+    [
+        ("onnxruntime", {}, None),
+        ("tensorrt", {}, "FP32"),
+        ("tensorrt", {"precision": "fp16", "computes": "fp16"}, "FP16"),
+        ("tensorrt", {"precision": "int8"}, "INT8"),
+    ],
+)
+def test_what_was_tuned_on_a_gpu_runs_on_one(
+    runtime: str, more: dict[str, str], engine: str | None, tuned: Artifact, tmp_path: Path
+) -> None:
+    """With the batch that was found there, though the layout is written where there is none."""
+    found = {"name": runtime, "threads": 6, "streams": 1, "batch_size": 64, "device": "cuda"}
+    tuned.keep(runtime=found, **more)
+    artifact = load_artifact(tuned.folder)
+    laid = write_layout(artifact, "triton", tmp_path / "repo", name="m")
+    config = parsed(tmp_path / "repo" / "m" / "config.pbtxt")
+    (group,) = config.instance_group
+    assert (config.backend, group.count, group.kind) == ("onnxruntime", 1, 1)  # KIND_GPU
+    assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (64, [64])
+    engines = config.optimization.execution_accelerators.gpu_execution_accelerator
+    expected = [] if engine is None else [("tensorrt", {"precision_mode": engine})]
+    assert [(each.name, dict(each.parameters)) for each in engines] == expected
+    service = yaml.safe_load((tmp_path / "repo" / "kserve.yaml").read_text())
+    assert service["spec"]["predictor"]["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert laid.notes == ()
+    for layout in ("ovms", "docker"):
+        laid = write_layout(artifact, layout, tmp_path / layout, name="m")
+        assert laid.notes == (f"it was tuned on cuda, and {layout} runs it on a processor, not tuned",)
+        assert "nvidia" not in (tmp_path / layout / "kserve.yaml").read_text()
+
+
 def test_what_lies_there_gives_the_reference_answers(tuned: Artifact, tmp_path: Path) -> None:
     write_layout(tuned, "triton", tmp_path / "repo")
     model = tmp_path / "repo" / "fashion"

@@ -203,7 +203,11 @@ def test_bad_images_and_options_count_on_ray_too(
     assert (code, err.splitlines()[-1]) == (2, "convscale: 9 of 100 images are bad, at most 5.0% may be")
     for more in (("--device", "cuda"), ("--workers", 2)):
         code, _, err = call(*ask, *more)
-        assert (code, "--device and --workers go with --engine local" in err, len(err.splitlines())) == (2, True, 1)
+        assert (code, "--device, --workers and --decode go with --engine local" in err, len(err.splitlines())) == (
+            2,
+            True,
+            1,
+        )
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
