@@ -279,7 +279,7 @@ def test_a_stop_while_a_run_prepares_leaves_the_earlier_one(tmp_path: Path, monk
     monkeypatch.setattr("convscale.learn.train.prepare", stopped)
     for how in ("overwrite", "resume"):
         with pytest.raises(Stopped, match=r"^told to stop before training began; the output folder is as it was$"):
-            train(_net(), halves_data(), recipe=QUICK, output=out, **{how: True})
+            train(_net(), halves_data(), recipe=QUICK, output=out, overwrite=how == "overwrite", resume=how == "resume")
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
