@@ -219,7 +219,7 @@ def summarise(rows: list[dict[str, Any]]) -> str:
     ]
     for (side, parameters, epochs), group in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2])):
         first = group[0]
-        scaled = "".join(f", {key} x {first[key]:g}" for key in ("width", "depth") if first[key] != 1)
+        scaled = "".join(f", {key} x {first[key]:g}" for key in ("width", "depth") if first.get(key, 1) != 1)
         how = f"recipe `{first['recipe']['name']}`" if side == "ours" else by_hand(first)
         tops = [row["test_top1"] for row in group]
         each = ", ".join(f"{top1:.2%}" for top1 in tops)
@@ -237,7 +237,7 @@ def summarise(rows: list[dict[str, Any]]) -> str:
 
 def by_hand(row: dict[str, Any]) -> str:
     """How timm's parts trained."""
-    tried = ", ".join(f"{rate} {top1:.1%}" for rate, top1 in row["tried"].items())
+    tried = ", ".join(f"{rate} {top1:.1%}" for rate, top1 in row.get("tried", {}).items())
     chosen = f" of validation's {tried}" if tried else ""
     return f"{row['recipe']['optimizer']}, learning rate {row['recipe']['lr']:g}{chosen}, cosine, EMA"
 
