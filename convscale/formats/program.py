@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from convscale.files import refusing_full
 from convscale.formats.fold import capture
 from convscale.runtimes.pytorch.program import check_program
 from convscale.runtimes.silence import quiet
@@ -19,7 +18,7 @@ def write_program(net: nn.Module, example: torch.Tensor, path: Path) -> None:
     machine's files.
 
     Raises:
-        UserError: it can not be captured, or the disk is full.
+        UserError: it can not be captured.
     """
     graph = capture(net, example)
     for node in graph.graph.nodes:
@@ -32,6 +31,7 @@ def write_program(net: nn.Module, example: torch.Tensor, path: Path) -> None:
         for node in program.graph.nodes:
             for key in ("stack_trace", "from_node", "torch_fn"):
                 node.meta.pop(key, None)
-        with refusing_full(path):
-            torch.export.save(program, os.fspath(path))
+        held = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+        torch.export.save(program, held)
+    path.write_bytes(held.getbuffer())
     check_program(path)

@@ -134,7 +134,7 @@ def jpeg_markers(read: Read) -> bytes:
     """Of a JPEG the segments that tell how large it is and how it is turned, without the profiles and previews between
     them (ITU-T T.81, B.1.1.4).
     """
-    kept, at = [b"\xff\xd8"], 2
+    kept, at = list[Bytes]((b"\xff\xd8",)), 2
     for _ in range(_MOST_ENTRIES):
         first = read(at, 4)
         if len(first) < 4 or first[0] != 0xFF:
