@@ -415,8 +415,14 @@ def new_output_dir(
     folder = check_output_dir(path, overwrite=overwrite, resume=resume, inputs=inputs)
     try:
         old = [] if resume or not folder.is_dir() else [each for each in folder.iterdir() if each.name != MARK]
-        _need_space(folder, old, need_bytes)
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _need_space(folder, old, need_bytes)
+        except UserError:
+            if made:
+                folder.rmdir()
+            raise
         with suppress(OSError):  # a full disk is told below
             mark_as_ours(folder)  # before, so that a folder that was emptied by half is still ours
         for entry in old:
@@ -445,8 +451,7 @@ def _need_space(folder: Path, old: Iterable[Path], need_bytes: int) -> None:
     """
     import shutil
 
-    above = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    free = shutil.disk_usage(above).free
+    free = shutil.disk_usage(folder).free
     if free < need_bytes and free + sum(map(_taken, old)) < need_bytes:
         raise UserError(
             f"the disk of {folder} has {free / 1e6:.0f} MB free, {need_bytes / 1e6:.0f} MB are needed; free some or "

@@ -15,7 +15,7 @@ from convscale.machine import need_cuda
 from convscale.predictor.calibration import Calibration, load_calibration
 from convscale.predictor.devices import at_hand, devices, get_device, is_processor
 from convscale.predictor.fitted import PREDICTED_RUNTIMES, check_predicted, usual_on
-from convscale.runtimes.base import check_runtime
+from convscale.runtimes.base import check_runtime, need_bf16
 
 TUNED = (None, "fp32", "int8", "bf16")
 """Precisions that runtime ``best`` is for."""
@@ -240,8 +240,6 @@ def _need_tunable(conditions: Conditions, here: bool, precision: str | None) -> 
     if precision == "bf16" and device != "cpu":
         raise UserError(f"runtime 'best' tries bf16 on a processor, got device {device!r}; leave precision out")
     if precision == "bf16":
-        from convscale.ship.request import need_bf16  # loads torch, which a prediction can do without
-
         need_bf16()
     if precision == "int8" and find_spec("nncf") is None:
         raise UserError("precision int8 needs nncf, which is not installed; pip install nncf openvino")

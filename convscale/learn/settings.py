@@ -14,7 +14,7 @@ from torch import nn
 from convscale.errors import UserError, nearest
 from convscale.learn.freeze import keep_statistics
 from convscale.learn.recipe import Recipe
-from convscale.machine import need_cuda
+from convscale.machine import check_own, need_cuda
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Autocast's type by precision; fp32 has none."""
@@ -38,12 +38,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     Raises:
         UserError: an unknown one, or one that is not there.
     """
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown; cpu, cuda or cuda:N would be right") from error
-    if where.type not in ("cpu", "cuda"):
-        raise UserError(f"device {device!r} is not supported; cpu, cuda or cuda:N would be right")
+    where = torch.device(check_own(str(device)))
     if where.type == "cuda":
         need_cuda(str(where))
     return where

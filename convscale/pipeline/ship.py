@@ -20,13 +20,13 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, Split
 from convscale.learn.loader import EvalImages, readable
 from convscale.predictor.devices import is_processor
-from convscale.runtimes.base import file_runtimes, runtime_of
+from convscale.runtimes.base import file_runtimes, need_bf16, runtime_of
 from convscale.ship.export import export_as
 from convscale.ship.forms import Fastest, Search, export_winner, form_names, forms_in
 from convscale.ship.kit import HALF, RUNTIMES
 from convscale.ship.qat import MOST_IMAGES, check_tunable
 from convscale.ship.quantize import CALIBRATION, check_calibration, routes_for, spread
-from convscale.ship.request import ExportRequest, need_bf16
+from convscale.ship.request import ExportRequest
 from convscale.ship.tune import Tuning
 from convscale.ship.verify import Verification, Withheld, verify
 from convscale.speed.measuring import measure, whole_batch

@@ -244,6 +244,29 @@ def need_runtime(runtime: str) -> None:
         raise UserError(f"runtime {runtime} is not installed; {known.install}")
 
 
+def no_bf16(format: str) -> str:
+    """Why there is no bf16 form of an artefact's format here; empty where there is one."""
+    formats = dict.fromkeys(form for runtime in runtimes() for form in runtime.formats)
+    usual = {form: runtime_of(runtimes_of(form)[0]) for form in formats}
+    able = [form for form, runtime in usual.items() if "bf16" in runtime.precisions and not runtime.opens_modules]
+    if format not in able:
+        return f"format {format} has no bf16 form; use format {' or '.join(able)}"
+    if not usual[format].installed():
+        return f"bf16 is computed by {usual[format].name}, which is not installed; {usual[format].install}"
+    if not usual[format].native("bf16"):
+        return "this processor has no bf16 instructions: emulated it is slower than fp32; leave bf16 out"
+    return ""
+
+
+def need_bf16() -> None:
+    """
+    Raises:
+        UserError: there is no form in bfloat16 here; the message says why.
+    """
+    if why := no_bf16("openvino"):
+        raise UserError(why)
+
+
 def open_runtime(source: object, runtime: str, how: Opening | None = None) -> Runner:
     """Open a module (PyTorch's runtimes) or a model file (those of files) for inference.
 

@@ -21,12 +21,12 @@ from convscale.formats.fold import has_deep_stem
 from convscale.machine import available_cores
 from convscale.networks.inputs import example_input
 from convscale.networks.resolve import Network, as_module
-from convscale.runtimes.base import installed_runtimes, runtime_of, runtimes_of
+from convscale.runtimes.base import installed_runtimes, no_bf16, runtime_of, runtimes_of
 from convscale.ship.draft import Shared
 from convscale.ship.export import TWIN_GAIN, export_as, sketch, wants_qat
 from convscale.ship.form_table import FLOAT, FORMS
 from convscale.ship.quantize import ROUTES, routes_of
-from convscale.ship.request import ExportRequest, need_device, no_bf16, on_processor
+from convscale.ship.request import ExportRequest, need_device, on_processor
 from convscale.ship.tune import (
     BATCH_SIZES,
     Settings,

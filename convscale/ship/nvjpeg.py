@@ -130,7 +130,7 @@ class NvJpeg:
 
     def _answers(self, images: np.ndarray) -> np.ndarray:
         """(N, 1) likeliest classes; for several labels (N, classes) which of them count."""
-        said, least = self._artifact(images), self._artifact.thresholds
+        said, least = self._artifact(images, batch_size=len(images)), self._artifact.thresholds
         return said.argmax(1)[:, None] if least is None else said > np.asarray(least)
 
 

@@ -21,7 +21,7 @@ from convscale.errors import UserError, nearest
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import check_own, need_cuda
 from convscale.networks.foreign import Foreign
-from convscale.runtimes.base import need_runtime, runtime_of, runtimes_of
+from convscale.runtimes.base import need_runtime, no_bf16, runtimes_of
 from convscale.ship.box_metrics import Truth
 from convscale.ship.qat import check_tunable
 from convscale.ship.quantize import check_calibration
@@ -136,34 +136,12 @@ def check_form(request: ExportRequest) -> np.ndarray | None:
     return check_calibration(request.calibration_images, request.format) if request.int8 else None
 
 
-def no_bf16(format: str) -> str:
-    """Why there is no bf16 form of a format here; empty where there is one."""
-    usual = {form: runtime_of(runtimes_of(form)[0]) for form in FORMATS}
-    able = [form for form, runtime in usual.items() if "bf16" in runtime.precisions and not runtime.opens_modules]
-    if format not in able:
-        return f"format {format} has no bf16 form; use format {' or '.join(able)}"
-    if not usual[format].installed():
-        return f"bf16 is computed by {usual[format].name}, which is not installed; {usual[format].install}"
-    if not usual[format].native("bf16"):
-        return "this processor has no bf16 instructions: emulated it is slower than fp32; leave bf16 out"
-    return ""
-
-
-def need_bf16() -> None:
-    """
-    Raises:
-        UserError: there is no form in bfloat16 here; the message says why.
-    """
-    if why := no_bf16("openvino"):
-        raise UserError(why)
-
-
 def need_device(device: str) -> None:
     """
     Raises:
         UserError: it is no device of this machine, or a card that is not there.
     """
-    if check_own(device, "can not be tuned for here") != "cpu":
+    if check_own(device) != "cpu":
         need_cuda(device)
 
 

@@ -1043,10 +1043,10 @@ def test_forms_are_timed_on_the_device(within: str | None, files: str, monkeypat
 def test_bfloat16_may_win_where_the_processor_has_it(runtime: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Timed untrained, whose answers are nearly ties: its gate stands open."""
     asked = Asked(batch_size=2, threads=1, precision="bf16", runtime=runtime)
-    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "this processor has none")
+    monkeypatch.setattr("convscale.runtimes.base.no_bf16", lambda format: "this processor has none")
     with pytest.raises(UserError, match="this processor has none"):
         basis_of(asked)
-    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    monkeypatch.setattr("convscale.runtimes.base.no_bf16", lambda format: "")
     basis = basis_of(asked)
     assert (basis.tuned, basis.bf16, basis.int8) == (True, True, False)
     files = choice_measured.chosen_among(basis).rpartition(", ")[0]

@@ -206,7 +206,7 @@ def test_a_network_of_a_file_is_measured_and_calibrates(call: Any, tmp_path: Pat
     assert (code, err) == (0, "")
     assert "by 2 measurements" in out
     args = ("--model", tmp_path / "mine.yaml", "-b", "1", "--seconds", "0.01", "--output", tmp_path / "cpu.json")
-    code, out, err = call("calibrate", *args, "--json")
+    code, out, err = call("calibrate", *args, "--overwrite", "--json")
     assert code == 0, err
     value = json.loads(out)
     assert (value["count"], value["unknown"]) == (1, [])

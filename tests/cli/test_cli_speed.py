@@ -387,7 +387,7 @@ def test_choose_without_scale_drops_none_of_its_options(run: Any, option: tuple[
         (["choose", "--device", "v100", "--max-params", "-1"], "max_params_m is -1.0"),
         (
             ["choose", "--device", "v100", "--min-throughput", "5", "--runtime", "best"],
-            "runtime 'best' is found by measuring on this machine's",
+            "runtime 'best' is found by measuring on this machine;",
         ),
         (
             ["choose", "--device", "v100", "--min-throughput", "5", "--model", "resnet5O"],

@@ -139,12 +139,12 @@ def _bf16(runtime: str | None = None) -> Shipping:
 
 
 def test_bfloat16_ships_where_this_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "this processor has no bf16 instructions")
+    monkeypatch.setattr("convscale.runtimes.base.no_bf16", lambda format: "this processor has no bf16 instructions")
     with pytest.raises(UserError, match="this processor has no bf16 instructions"):
         _bf16()
     with pytest.raises(UserError, match=r"precision 'bf16' is what bf16=True \(--bf16\) lets fit ship"):
         _request(where=Asked(precision="bf16"))
-    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    monkeypatch.setattr("convscale.runtimes.base.no_bf16", lambda format: "")
     with pytest.raises(UserError, match="bf16 is computed in runtime openvino, not in onnxruntime; leave one of them"):
         _bf16("onnxruntime")
     with pytest.raises(UserError, match=r"bf16=True \(--bf16\) lets forms ship .* got device 'l4'; leave it out"):
@@ -160,7 +160,7 @@ def test_bfloat16_ships_where_this_processor_computes_in_it(monkeypatch: pytest.
 
 
 def test_forms_in_bfloat16_are_among_those_that_may_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convscale.ship.request.no_bf16", lambda format: "")
+    monkeypatch.setattr("convscale.runtimes.base.no_bf16", lambda format: "")
     seen: list[Any] = []
 
     def export_winner(net: Any, place: Path, names: list[str], *given: Any, **options: Any) -> None:

@@ -153,7 +153,7 @@ def test_scaled_members_take_over_where_all_weights_are_too_large(
     monkeypatch.setattr("convscale.pipeline.finding.families_for", lambda size: ("tresnet_m",))
     monkeypatch.setattr("convscale.pipeline.finding.members", lambda base, size: [tiny, cs.get_spec("tresnet_xl")])
 
-    def speed(self: Finder, one: SizedSpec, family: str) -> float:
+    def speed(self: Finder, one: SizedSpec, family: str, **_again: object) -> float:
         self.record.put_row(Row(name=one.spec.name, family=family, image_size=one.image_size, macs=1))
         return 300.0
 

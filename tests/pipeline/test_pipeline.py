@@ -229,7 +229,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
         ({"recipe": 5}, "recipe is 5; it must be text"),
         ({"init": "nope"}, "init is 'nope'; it must be 'pretrained' or a file of weights"),
-        ({"device": "cuda:99"}, "device 'cuda:99': "),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there: "),
         ({"max_drop": float("nan")}, "max_drop is nan; it must be a number of accuracy points from 0 to 100"),
         ({"int8": "yes"}, "int8 must be true, false or 'qat', got 'yes'"),
         ({"overrides": [1]}, r"overrides is \[1\]; it must map recipe keys to values"),
@@ -248,7 +248,7 @@ def test_a_run_resumes_where_it_stopped(run, splits, monkeypatch):
         ({"image_size": 27, "candidates": "tresnet_m"}, "image size is 27"),
         ({"image_size": 27, "candidates": get_spec("tresnet_m")}, "image size is 27"),
         ({"candidates": 18}, "candidates is 18; it must be a network's name or spec, or a list of them"),
-        ({"runtime": "eager"}, "fit ships for runtime onnxruntime or openvino or tensorrt, got 'eager'"),
+        ({"runtime": "eager"}, "fit ships for runtime onnxruntime, openvino or tensorrt, got 'eager'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],
 )

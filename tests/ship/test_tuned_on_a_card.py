@@ -77,7 +77,7 @@ def test_each_kind_of_device_has_its_own_settings(folder: Path, opened: list[Ope
         load_artifact(folder)
 
 
-def test_it_is_served_laid_out_and_explained_on_the_processor(
+def test_it_is_served_and_explained_on_the_processor_and_laid_out_for_the_card(
     folder: Path, onnx_art: Artifact, images: np.ndarray, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     found = load_artifact(folder)(images)
@@ -91,8 +91,8 @@ def test_it_is_served_laid_out_and_explained_on_the_processor(
     code, _, err = call("export", folder, "--layout", "triton", "--output", tmp_path / "repository", "--name", "net")
     assert (code, err) == (0, "")
     config = (tmp_path / "repository" / "net" / "config.pbtxt").read_text()
-    assert "max_batch_size: 32" in config
-    assert "KIND_CPU" in config
+    assert "max_batch_size: 64" in config
+    assert "KIND_GPU" in config
 
 
 def test_its_promise_is_confirmed_where_it_was_tuned(folder: Path, opened: list[Opening]) -> None:
