@@ -430,8 +430,8 @@ def tune_command(
                 err=True,
             )
 
-    if goal == "latency" and batch_size:
-        raise UserError("--goal latency is of one image a call; leave -b out")
+    if goal == "latency" and set(batch_size or ()) - {1}:
+        raise UserError(f"--goal latency is of one image a call, got -b {max(batch_size or ())}; leave -b out")
     found = tune(
         load_artifact(artifact, device=device),
         goal=goal,
