@@ -18,9 +18,9 @@ from typing import TextIO, cast
 
 import numpy as np
 
-from convscale.aside import aside
 from convscale.artifact.answers import NOT_FINITE, box_answer
 from convscale.artifact.artifact import Artifact
+from convscale.aside import aside
 from convscale.errors import UserError, check_text, first_line, naming_extras
 from convscale.files import is_full
 from convscale.images.decode import (
