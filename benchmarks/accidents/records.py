@@ -407,7 +407,7 @@ def _records(play: Play) -> None:
     path = play.stage.copy(play.stage.records, play, "forged.jsonl")
     value = json.loads(path.read_text(encoding="utf-8"))
     for words in (
-        ("calibrate", "--measurement", path, "--output", play.here / "made.json"),
+        ("calibrate", "--measurement", path, "--output", play.here / "made.json", "--overwrite"),
         ("report", "--records", path, "--output", play.here / "made.html"),
     ):
         for what, made in forged(value, 50):

@@ -150,7 +150,8 @@ def classify_command(
 
 def _told(done: Classified, artifact: Artifact, where: str, batch_size: int | None) -> str:
     """What a run came to, with what its speed was taken under, for people."""
-    under = f"{where}, {artifact.runtime}, {artifact.precision}, batch {batch_size or artifact.batch_size}"
+    precision = artifact.computed_in(artifact.runtime)
+    under = f"{where}, {artifact.runtime}, {precision}, batch {batch_size or artifact.batch_size}"
     speed = f"{done.images_per_s:,.1f} images/s end to end ({under})"
     return f"{done.images:,} images, {done.errors:,} bad, {speed}"
 

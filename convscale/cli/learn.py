@@ -31,7 +31,7 @@ from convscale.cli.options import (
 )
 from convscale.cli.speed_options import DetectorOptions, Head, Task, detector_head
 from convscale.errors import UserError
-from convscale.files import json_numbers
+from convscale.files import inside_fit, json_numbers
 from convscale.networks.names import network_of
 
 if TYPE_CHECKING:
@@ -288,12 +288,13 @@ def evaluate_command(
     for note in found.notes:
         say(f"note: {note}", err=True)
     split_read, batch_size = found.split, 256 if batch_size is None else batch_size
+    run = inside_fit(checkpoint, "train")
     if predictions:
         if found.split.split in ("train", "validation"):
             raise UserError(
                 f"--predictions keeps what is said of the test set; the split that was read is {found.split.split}"
             )
-        if not (checkpoint / "log.jsonl").is_file() or found.split.multilabel:
+        if not (run / "log.jsonl").is_file() or found.split.multilabel:
             raise UserError(
                 f"--predictions keeps one label per image beside a training run; {checkpoint} is none, or has several"
             )
@@ -311,7 +312,7 @@ def evaluate_command(
     )
     check_bad_rate(ev.bad, len(split_read), max_bad_rate, found.split.split)
     if predictions:
-        predictions_of(ev, split_read, found.split).save(checkpoint / PREDICTIONS)
+        predictions_of(ev, split_read, found.split).save(run / PREDICTIONS)
     thresholds = _named(loaded.classes, loaded.thresholds)
     if as_json:
         names = (

@@ -119,14 +119,16 @@ def export_command(
             f"--device {device} goes with --format fastest, which tunes there; `convscale tune` takes others"
         )
     from convscale.artifact.manifest import MANIFEST  # brings numpy, which help does without
-    from convscale.files import check_outside
+    from convscale.files import check_outside, inside_fit
 
-    if layout is not None and (Path(checkpoint) / MANIFEST).is_file():
+    shipped = inside_fit(Path(checkpoint), "artifact")
+    if layout is not None and (shipped / MANIFEST).is_file():
         given = {"--int8": int8, "--qat": qat, "--bf16": bf16, "--half": half, "--bake": bake, "--model": model}
         given |= {"--with-features": with_features, "--data-dir": data_dir, "--img-size": img_size, "--card": card}
         given |= {"--device": device != "cpu", "--nms": nms, "--format": format != "onnx"}
-        refuse_lost(given, "is for a checkpoint; an artefact is laid out as it is")
-        _lay_out(Path(checkpoint), layout, output, name, overwrite=overwrite, as_json=as_json)
+        what = "an artefact" if shipped == Path(checkpoint) else f"what fit shipped, {shipped},"
+        refuse_lost(given, f"is for a checkpoint; {what} is laid out as it is")
+        _lay_out(shipped, layout, output, name, overwrite=overwrite, as_json=as_json)
         return
     if layout is not None:
         name = name or output.resolve().name
@@ -430,8 +432,8 @@ def tune_command(
                 err=True,
             )
 
-    if goal == "latency" and batch_size:
-        raise UserError("--goal latency is of one image a call; leave -b out")
+    if goal == "latency" and set(batch_size or ()) - {1}:
+        raise UserError(f"--goal latency is of one image a call, got -b {max(batch_size or ())}; leave -b out")
     found = tune(
         load_artifact(artifact, device=device),
         goal=goal,

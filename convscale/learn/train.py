@@ -30,7 +30,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.resume import restore
 from convscale.learn.settings import Settings, usable_device
 from convscale.learn.stop import stop_signal
-from convscale.learn.usual import WHY, can_finetune, usual_recipe
+from convscale.learn.usual import can_finetune, usual_recipe, why
 from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from convscale.networks.pictures import Taught, keep_taught
@@ -197,9 +197,10 @@ def _train(request: TrainRequest, unnamed: dict[str, object] | None) -> TrainRun
     # what is carved here does not depend on the run's seed: evaluate must find the same test set
     splits = request.data if isinstance(request.data, DataSplits) else open_dataset(request.data)
     if unnamed is not None:
-        weights = request.init is not None and request.recipe.head == "own" and can_finetune(request.net)
+        init = request.init is not None
+        weights = init and can_finetune(request.net, splits, unnamed)
         name = usual_recipe(splits, request.recipe.image_size, weights=weights)
-        tell({"kind": "note", "text": f"no recipe is named: {name}, {WHY[name]}"})
+        tell({"kind": "note", "text": f"no recipe is named: {name}, {why(name, request.net, init=init)}"})
         request = replace(request, recipe=get_recipe(name).override(unnamed))
     processes, device = join(request.device)
     with torch.random.fork_rng(devices=[]), stop_signal(request.output is not None) as stop, OutputLock() as lock:

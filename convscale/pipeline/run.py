@@ -248,7 +248,7 @@ def fit(
         progress=progress,
         track=track,
     )
-    if max_drop != 0.5 and not int8:
+    if max_drop != 0.5 and not int8 and not resume:  # which earlier versions took
         raise UserError(f"max_drop {max_drop:g} is what 8 bits may lose; give int8 (--int8) with it, or leave it out")
     return fit_request(asked if search is None else with_baseline(asked, search, space))
 

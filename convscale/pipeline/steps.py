@@ -22,6 +22,7 @@ from convscale.learn.progress import Event, Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.train import train
+from convscale.learn.usual import can_finetune
 from convscale.machine import busy
 from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, is_module, name_of
@@ -108,7 +109,9 @@ class Fit:
 
     def recipe(self, contender: Contender) -> str:
         """The name of a contender's recipe."""
-        pretrained = contender.weights is not None
+        asked, pretrained = self.asked.training, contender.weights is not None
+        if pretrained and asked.recipe is None:  # as train decides
+            pretrained = can_finetune(contender.network, self.splits, asked.overrides)
         return self.asked.recipe_for(self.splits, pretrained=pretrained, image_size=contender.image_size)
 
     def contenders(self) -> list[Contender]:

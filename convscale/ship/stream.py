@@ -20,6 +20,7 @@ import numpy as np
 
 from convscale.artifact.answers import NOT_FINITE, box_answer
 from convscale.artifact.artifact import Artifact
+from convscale.aside import aside
 from convscale.errors import UserError, check_text, first_line, naming_extras
 from convscale.files import is_full
 from convscale.images.decode import (
@@ -339,7 +340,8 @@ def _bytes_of(path: str) -> bytearray:
 
 
 def _on_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+    with aside():  # nobody reads it, or its disk is full: the rows' own disk is not
+        print(text, file=sys.stderr, flush=True)
 
 
 def _result(path: str, future: Future[np.ndarray | Square]) -> tuple[str, np.ndarray | Square | str]:

@@ -124,7 +124,10 @@ def test_tune_keeps_what_it_found(call: Call, artifact: Path, tmp_path: Path, mo
     assert {trial["runtime"] for trial in found["trials"]} == {"onnxruntime", "openvino"}
     assert cs.load_artifact(folder).batch_size == 4
     refused(call("tune", folder, "--goal", "sped"), "goal 'sped' is unknown")
-    refused(call("tune", folder, "--goal", "latency", "-b", 4), "--goal latency is of one image a call; leave -b out")
+    several = call("tune", folder, "--goal", "latency", "-b", 1, "-b", 4)
+    refused(several, "--goal latency is of one image a call, got -b 4; leave -b out")
+    code, out, err = call("tune", shutil.copytree(artifact, tmp_path / "b"), "--goal", "latency", "-b", 1, "--json")
+    assert (code, json.loads(out)["best"]["batch_size"]) == (0, 1), err
     brief = ("--seconds", 0.01, "--json")
     for ask, size in ((("measure", folder), 4), (("measure", folder, "-b", 8), 8), (("measure", artifact), 8)):
         code, out, err = call(*ask, *brief)  # it was timed at 8 images, whatever it had been tuned to

@@ -143,6 +143,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
+def headed(num_classes: int, in_chans: int) -> nn.Module:
+    """A user's own function that gives a network with timm's names for its parts; it draws random numbers."""
+    torch.rand(1)
+    return cs.create_model("mobilenetv2_050", num_classes=num_classes, in_chans=in_chans)
+
+
 def _larger(side: int) -> DataSplits:
     def split(name: str) -> ArraySplit:
         pixels = torch.zeros(6, side, 60, 1, dtype=torch.uint8)
@@ -162,25 +168,36 @@ def _larger(side: int) -> DataSplits:
         ("resnet18", 32, {"init": "weights.pth"}, "finetune"),
         (cs.get_spec("resnet18"), 65, {"init": "weights.pth"}, "finetune"),
         (Foreign("convnext_atto", "timm"), 65, {"init": "pretrained"}, "finetune"),
-        # Parts that finetune needs are not known of these.
+        ("resnet18", 65, {"init": "pretrained", "head": "gap"}, "finetune"),
+        ("convscale:create_model", 65, {"init": "weights.pth"}, "pictures"),  # it can not be built, which prepare says
+        (f"{__name__}:headed", 65, {"init": "weights.pth"}, "finetune"),
+        (f"{__name__}:small_net", 32, {"init": "weights.pth", "solve_head": False}, "finetune"),
+        # Of these no head can be solved; those of timm classify by a convolution.
         ("torchvision.models:resnet18", 65, {"init": "weights.pth"}, "pictures"),
         (small_net(), 32, {"init": "weights.pth"}, "small"),
         ("resnet18", 65, {"init": "pretrained", "head": "ml_decoder"}, "pictures"),
+        ("dpn68.mx_in1k", 65, {"init": "pretrained"}, "pictures"),
+        (Foreign("dla34.in1k", "timm"), 32, {"init": "pretrained"}, "small"),
+        (small_net(), 65, {}, "pictures"),
     ],
 )
 def test_the_recipe_that_nobody_names_goes_by_weights_and_images(
     asked: Any, net: Any, side: int, given: dict[str, Any], name: str
 ) -> None:
     """``train --init pretrained`` fine-tuned photographs by the recipe for small images from scratch."""
+    drawn = torch.get_rng_state()
     made, told = asked(net, _larger(side), lr=0.125, epochs=7, **given)
+    assert torch.equal(torch.get_rng_state(), drawn)
     keys = {key: value for key, value in given.items() if key != "init"}
     assert made == get_recipe(name).override({"lr": 0.125, "epochs": 7, **keys})
-    why = {
-        "small": "small images from scratch",
-        "pictures": "pictures from scratch",
-        "finetune": "a start from weights",
-    }
-    assert told == [f"no recipe is named: {name}, for {why[name]}"]
+    why = {"small": "for small images", "pictures": "for pictures", "finetune": "for a start from weights"}[name]
+    if name != "finetune" and "init" in given:
+        why += ": no head to solve is known of this network, as finetune needs one"
+    elif name != "finetune":
+        why += " from scratch"
+    if isinstance(net, nn.Module) and "init" not in given:
+        why += "; finetune is for a network that brings weights"
+    assert told == [f"no recipe is named: {name}, {why}"]
 
 
 def test_a_recipe_that_is_named_or_was_written_is_taken(asked: Any, stable: Path) -> None:

@@ -244,7 +244,7 @@ def _fit(record: RunRecord, monkeypatch: pytest.MonkeyPatch, contenders: tuple[C
     asked: Any = SimpleNamespace(
         constraint=Constraint(min_throughput=100),
         named=None,
-        training=SimpleNamespace(brief_epochs=1, overrides={}, seed=0),
+        training=SimpleNamespace(recipe="small", brief_epochs=1, overrides={}, seed=0),
         strict=False,
         progress=None,
         size_for=lambda splits: 224,

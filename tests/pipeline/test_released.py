@@ -434,16 +434,24 @@ def test_a_file_of_weights_of_a_spec_is_what_its_network_starts_from(pictures, t
     assert torch.equal(built.state_dict()[stem], own[stem])
 
 
+def recipe(run):
+    """The name of the recipe by which the first finalist would be trained."""
+    return run.recipe(run.contenders()[0])
+
+
 def test_a_lone_network_whose_head_is_not_to_be_solved_is_not_probed(pictures, tmp_path, monkeypatch):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.append(torch.nn.Linear(4, 3))
     file = tmp_path / "w.pth"
     torch.save(net.state_dict(), file)
-    monkeypatch.setattr("convscale.pipeline.steps.Fit.compare", stop)
     options = {**ON_A_CARD, "image_size": 64, "min_throughput": 1.0, "candidates": net, "init": file}
+    recipes = []
+    monkeypatch.setattr("convscale.pipeline.steps.Fit.compare", lambda self: recipes.append(recipe(self)) or stop())
+    for name, keys in (("a", {}), ("b", {"solve_head": False})):  # whose head is one that can not be solved
+        with pytest.raises(KeyboardInterrupt):
+            fit(pictures, output=tmp_path / name, **options, overrides=keys)
+        (row,) = json.loads((tmp_path / name / "fit.json").read_text())["candidates"]
+        assert (row["name"], row["weights"], row["finalist"]) == ("Sequential", str(file), True)
+    assert recipes == ["pictures", "finetune"]
     with pytest.raises(cs.UserError, match="solve_head needs a network with forward_features"):
-        fit(pictures, output=tmp_path / "a", **options)
-    with pytest.raises(KeyboardInterrupt):
-        fit(pictures, output=tmp_path / "b", **options, overrides={"solve_head": False})
-    (row,) = json.loads((tmp_path / "b" / "fit.json").read_text())["candidates"]
-    assert (row["name"], row["weights"], row["finalist"]) == ("Sequential", str(file), True)
+        fit(pictures, output=tmp_path / "c", **options, recipe="finetune")

@@ -85,7 +85,7 @@ def test_a_network_is_trained_as_its_own_size_is(tmp_path: Path) -> None:
     asked = _request(data=splits, candidates=SPEC)
     assert asked.from_scratch(splits)
     run = Fit(asked=asked, record=_record(tmp_path, []), splits=splits, folder=tmp_path, basis=BASIS, files=None)
-    own, weights = _contender("a", None, None), _contender("b", None, "pretrained")
+    own, weights = _contender("a", None, None), _contender(SPEC.name, None, "pretrained")
     recipes = [run.recipe(replace(own, image_size=size)) for size in (32, 64, 160)]
     assert recipes == ["small", "small", "pictures"]
     assert run.recipe(replace(weights, image_size=32)) == "finetune"

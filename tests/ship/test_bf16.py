@@ -12,6 +12,7 @@ from torch import nn
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.manifest import Manifest
 from convscale.artifact.promise import Promise
+from convscale.cli.classify import _told
 from convscale.errors import UserError
 from convscale.pipeline.finish import Finish
 from convscale.pipeline.record import RunRecord
@@ -20,6 +21,7 @@ from convscale.runtimes.openvino import OpenVino
 from convscale.ship.confirm import confirm
 from convscale.ship.export import export, export_as
 from convscale.ship.request import ExportRequest
+from convscale.ship.stream import Classified
 from convscale.ship.tune import tune
 from convscale.ship.verify import MAX_RELATIVE, MIN_AGREEMENT, Verification, Withheld, _judge
 from convscale.show.runs import runs_below
@@ -76,6 +78,9 @@ def test_what_was_computed_is_what_is_recorded(
     monkeypatch.setattr("convscale.runtimes.openvino._has_bf16", lambda: has)
     assert (art.computed_in("openvino"), art.computed_in("onnxruntime")) == (computed, "fp32")
     fallback = () if has else ("openvino has no bf16 here: float operations were computed in fp32",)
+    done = Classified(images=8, errors=0, resumed=0, seconds=2.0)
+    told = _told(done, load_artifact(tmp_path / "a"), "cpu", 4)
+    assert told == f"8 images, 0 bad, 4.0 images/s end to end (cpu, openvino, {computed}, batch 4)"
     quick = {"threads": 1, "batch_size": 2, "min_seconds": 0.01, "max_seconds": 0.5}
     found = measure(art, **quick)  # pyright: ignore[reportArgumentType]
     assert (found.conditions.precision, found.notes) == (computed, fallback)

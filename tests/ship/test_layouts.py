@@ -208,6 +208,23 @@ def test_a_layout_is_of_the_artefact_that_was_asked_for(
     assert asked == [right, right]
 
 
+def test_of_a_fit_the_layout_holds_what_it_shipped(
+    tuned: Artifact, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Its training was exported anew: in another form than the one that fit had chosen and judged."""
+    shutil.copytree(tuned.folder, tmp_path / "fit" / "artifact")
+    (tmp_path / "fit" / "fit.json").write_text("{}")
+    ask = ("export", tmp_path / "fit", "--layout", "triton", "--name", "m", "--output", tmp_path / "repo")
+    code, _, err = call(*ask, "--bake")
+    said = f"--bake is for a checkpoint; what fit shipped, {tmp_path / 'fit' / 'artifact'}, is laid out as it is"
+    assert (code, said in err) == (2, True), err
+    code, _, err = call(*ask)
+    assert code == 0, err
+    write_layout(tuned, "triton", tmp_path / "right", name="m")
+    for name in ("config.pbtxt", "1/model.onnx"):
+        assert (tmp_path / "repo" / "m" / name).read_bytes() == (tmp_path / "right" / "m" / name).read_bytes()
+
+
 @pytest.mark.parametrize("layout", ["triton", "ovms", "docker"])
 def test_kserve_is_valid_yaml_with_what_it_needs(tuned: Artifact, tmp_path: Path, layout: str) -> None:
     write_layout(tuned, layout, tmp_path / "repo", name="My_Model.V2")

@@ -397,6 +397,16 @@ def test_a_second_run_on_one_output_is_refused(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_note_that_nobody_reads_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told as an output that can not be written."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        module._on_stderr("decoded by nvJPEG")
+        monkeypatch.undo()
+
+
 def test_a_full_disk_is_told_by_its_own_message(folder: Path, tmp_path: Path) -> None:
     """Guards: the file was closed while the message was on its way, which failed again and took its place."""
     (tmp_path / "rows.csv").symlink_to("/dev/full")

@@ -308,6 +308,11 @@ def test_evaluate_keeps_what_it_says_of_each_image(
     (told,) = [each for each in runs_below(runs) if each.path == run]
     assert (told.metric, told.accuracy, told.images) == ("top-1, test", pytest.approx(value["top1"]), value["n"])
     before = (run / FILE).read_bytes()
+    fit = tmp_path / "fit"  # whose training is the same one
+    shutil.copytree(run, fit / "train", ignore=shutil.ignore_patterns(FILE))
+    (fit / "fit.json").write_text("{}")
+    code, _, err = call("evaluate", fit, *data, "--predictions")
+    assert (code, (fit / "train" / FILE).read_bytes()) == (0, before), err
     code, _, err = call("evaluate", run, *data, "--predictions", "--split", "train")
     assert (code, "the split that was read is train" in err) == (2, True), err
     assert (run / FILE).read_bytes() == before
