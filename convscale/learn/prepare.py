@@ -18,7 +18,7 @@ from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
-from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_state, weights_of
+from convscale.learn.checkpoint import ORIGIN, drop_from, list_checkpoints, load_state, weights_of
 from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
@@ -155,6 +155,8 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
             lock.take(folder)  # another run may have made it since it was looked at
             new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
             lock.take(folder)
+            if not list_checkpoints(folder):  # a run that ended before its first state left it: this one starts anew
+                drop_from(folder, 0, kind="best")
             if lock.note:
                 tell({"kind": "note", "text": lock.note})
             if request.tensorboard:
