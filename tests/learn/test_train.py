@@ -318,7 +318,7 @@ def test_a_stop_before_the_head_is_solved_says_how_to_begin(tmp_path: Path, monk
     monkeypatch.setattr("convscale.learn.train.begin", begun)
     monkeypatch.setattr(Trainer, "start_from_solved_head", lambda _self: solved.append(1))
     options: dict[str, Any] = {"recipe": QUICK.override({"solve_head": True}), "output": folder}
-    with pytest.raises(Stopped, match="training began; nothing was trained yet, run it again with --resume$"):
+    with pytest.raises(Stopped, match=r"training began; nothing was trained yet, run it again with --resume$"):
         train(_net(), halves_data(), **options)
     solved.append(0)
     assert train(_net(), halves_data(), resume=True, **options).finished
