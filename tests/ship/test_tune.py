@@ -13,7 +13,8 @@ from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.facts import alone_with, write_promise
-from convscale.artifact.folder import CARD, MANIFEST, staged_folder
+from convscale.artifact.folder import CARD, staged_folder
+from convscale.artifact.manifest import MANIFEST
 from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
@@ -232,7 +233,7 @@ def test_an_artefact_that_was_replaced_since_it_was_opened_gets_no_tuning(
     other["files"]["classes.json"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(other))
     card = (art.folder / CARD).read_bytes()
-    with pytest.raises(UserError, match=r"artefact \S+copy was replaced since it was opened; nothing is put in, run it"):
+    with pytest.raises(UserError, match=r"artefact \S+copy was replaced since it was opened; nothing is put in"):
         tune(art, threads=2, batch_sizes=(4,))
     assert (json.loads(manifest.read_text()), (art.folder / CARD).read_bytes()) == (other, card)
 
