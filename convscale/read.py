@@ -168,12 +168,17 @@ def read_json_lines(
         yield number, value
 
 
+_IN_QUOTES = re.compile(r'"(?:[^"\\]|\\.)*"?')
+
+
 def _is_torn(line: str) -> bool:
-    """Whether a line is the beginning of an object, or nothing but zeros, as a power cut leaves them."""
+    """Whether a line is the beginning of one object, or nothing but zeros, as a power cut leaves them."""
     try:
         json.loads(line)
-    except json.JSONDecodeError:
-        return line.startswith("{") or not line.strip("\0")
+    except json.JSONDecodeError as error:
+        bare = _IN_QUOTES.sub("", line)
+        is_open = sum(map(bare.count, "{[")) > sum(map(bare.count, "}]"))
+        return (line.startswith("{") and is_open and error.msg != "Extra data") or not line.strip("\0")
     except (ValueError, RecursionError):
         return False
     return False

@@ -152,6 +152,14 @@ def test_a_line_is_named(tmp_path: Path) -> None:
         next(lines)
 
 
+def test_wherever_writing_stopped_the_line_was_only_begun(tmp_path: Path) -> None:
+    whole, told = json.dumps({"a}": [1.5e-7, True, None, {}], 'b"{\\': {"c": "\u00e9\n", "d": [[-2], "]"]}}), []
+    for length in range(1, len(whole)):
+        (tmp_path / "rows.jsonl").write_text(f"{whole[:length]}\n{whole}\n")
+        assert [*read_json_lines(tmp_path / "rows.jsonl", "log", torn=told.append)] == [(2, json.loads(whole))]
+        assert len(told) == length
+
+
 def test_a_mistake_in_a_recipe_names_file_and_key(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("lr: 2024-01-01\n")
     with pytest.raises(UserError, match=r"recipe .*mine\.yaml: recipe key lr must be a number, got '2024-01-01'"):

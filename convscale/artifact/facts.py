@@ -5,16 +5,17 @@ there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import CARD
+from convscale.artifact.manifest import Manifest, read_manifest
 from convscale.artifact.promise import Promise, with_promise
 from convscale.conditions import size_text
 from convscale.errors import UserError
-from convscale.files import sha256, write_text
+from convscale.files import inside_fit, sha256, write_text
 from convscale.locks import OutputLock
 
 
@@ -48,8 +49,9 @@ def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
         UserError: it is no artefact, damaged, takes images of another size than was promised for, or is being written
             by another run.
     """
-    with alone_with(Path(folder)):
-        artifact = load_artifact(folder)
+    place = inside_fit(Path(folder), "artifact")
+    with alone_with(place):
+        artifact = load_artifact(place)
         if promise.image_size != artifact.image_size:
             raise UserError(
                 f"the promise is of {size_text(promise.image_size)} px, artefact {folder} takes "
@@ -62,10 +64,21 @@ def write_promise(folder: str | os.PathLike[str], promise: Promise) -> Artifact:
 def _change(artifact: Artifact, change: Callable[[str], str], **values: object) -> None:
     """The card's checksum leaves the record, in which the values stand from then on, before the card changes, and comes
     back after it: so the artefact is whole whenever this stops.
+
+    Raises:
+        UserError: it is another artefact than the one that was opened.
     """
-    path = artifact.folder / CARD
-    others = {file: entry for file, entry in artifact.manifest.files.items() if file != CARD}
+    path, others = artifact.folder / CARD, _without_card(artifact.manifest)
+    now = read_manifest(artifact.folder)
+    if _without_card(now) != others:
+        raise UserError(f"artefact {artifact.folder} was replaced since it was opened; nothing is put in, run it again")
+    artifact.manifest = now  # with what others put in meanwhile
     artifact.keep(**values, files=others)
     if path.is_file():
         write_text(path, change(path.read_text(encoding="utf-8")))
         artifact.keep(files=others | {CARD: {"sha256": sha256(path), "bytes": path.stat().st_size}})
+
+
+def _without_card(manifest: Manifest) -> dict[str, Mapping[str, object]]:
+    """Its files with their checksums, but for the model card, which changes with what is put in."""
+    return {file: entry for file, entry in manifest.files.items() if file != CARD}

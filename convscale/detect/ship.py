@@ -11,7 +11,7 @@ from convscale.detect.loader import eval_box_batches
 from convscale.errors import UserError
 from convscale.learn.loader import check_bad_rate
 from convscale.ship.box_metrics import Truth
-from convscale.ship.quantize import CALIBRATION, spread
+from convscale.ship.quantize import CALIBRATION, MIN_CALIBRATION, spread
 
 MOST_CHECKED = 500
 """Pictures that an artefact is checked on at most: they are held in memory."""
@@ -20,13 +20,22 @@ MOST_CHECKED = 500
 def for_int8(splits: BoxSplits) -> tuple[BoxSplit, BoxSplit, tuple[str, ...]]:
     """The pictures that calibrate 8 bits, others that judge them, and what a user should know of these.
 
-    A train set that is borrowed may be the pictures that judge: then half of them calibrate at most, and judge no more.
+    A train set that is borrowed may be the pictures that judge: then half of them calibrate at most, or as many as are
+    needed, and judge no more.
+
+    Raises:
+        UserError: pictures that are borrowed so are too few for both.
     """
     known, judging = splits.train, splits.validation
     if splits.borrowed is None:
         return known, judging, ()
     if not {*known.paths}.isdisjoint(judging.paths):
-        known = known.subset(spread(len(known), min(CALIBRATION, len(known) // 2)))
+        if len(known) <= MIN_CALIBRATION:
+            raise UserError(
+                f"INT8 needs {MIN_CALIBRATION} pictures that calibrate it and others that judge it; there is no train "
+                f"set, and the {splits.borrowed} set has {len(known)} for both; give a train set"
+            )
+        known = known.subset(spread(len(known), min(CALIBRATION, max(MIN_CALIBRATION, len(known) // 2))))
         taken = {*known.paths}
         judging = judging.subset([at for at, path in enumerate(judging.paths) if path not in taken])
     note = f"there is no train set: pictures of the {splits.borrowed} set calibrate the 8 bits, others judge them"

@@ -129,7 +129,7 @@ def evaluate(
             of the opened set, else that of ``split``.
 
     Raises:
-        UserError: no checkpoint, no image, a network with another number of classes, a batch below 1, an unknown
+        UserError: no checkpoint, no image, a network of other classes, or more or fewer, a batch below 1, an unknown
             precision, a device that is not there, outputs that are not finite; of a path or an opened set too many
             images that can not be decoded.
     """
@@ -139,6 +139,7 @@ def evaluate(
     preprocessing = preprocessing_of(net) if preprocessing is None else preprocessing
     found = _opened(net, split, part, preprocessing.channels)
     split = found.split
+    _check_classes(net, split.classes)
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
     logits, kept, bad, seconds = predict_split(
@@ -192,6 +193,18 @@ def _opened(
     chosen = given.whole() if part == "all" else getattr(given, part or "test")
     notes = (*given.notes, *not_as_trained(given, trained_on, part or "test"))
     return _Opened(chosen, given.train.labels, notes, given.max_bad_rate)
+
+
+def _check_classes(net: nn.Module, classes: tuple[str, ...]) -> None:
+    """Where a network knows its classes, labels of others, or of these in another order, say nothing of its answers.
+
+    A network with another number of classes than it was trained with was given another head since.
+    """
+    taught = taught_of(net)
+    if taught is not None and len(classes) == len(taught.classes) and classes != taught.classes:
+        raise UserError(
+            f"the data's classes {list(classes)} are not the network's {list(taught.classes)}, in this order"
+        )
 
 
 def predict_split(

@@ -18,7 +18,7 @@ from convscale.files import check_output_dir, file_or_none, new_output_dir
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import DataSplits, FileSplit, Split
-from convscale.learn.checkpoint import ORIGIN, list_checkpoints, load_state, weights_of
+from convscale.learn.checkpoint import ORIGIN, drop_from, list_checkpoints, load_state, weights_of
 from convscale.learn.distributed import Processes, Trouble
 from convscale.learn.imitate import TeacherCache, cache_key
 from convscale.learn.job import Job
@@ -37,7 +37,7 @@ from convscale.learn.request import TrainRequest
 from convscale.learn.settings import Settings, choose_settings
 from convscale.learn.shrink import shrink_split
 from convscale.learn.teacher import open_teacher
-from convscale.learn.trackers import Tracked, Tracking
+from convscale.learn.trackers import Tracked, Tracking, need_tracker
 from convscale.locks import OutputLock
 from convscale.machine import code_commit
 from convscale.networks.foreign import Foreign, build_foreign
@@ -115,8 +115,8 @@ def prepare(
 def take_folder(
     request: TrainRequest, data: Iterable[tuple[str, object]], processes: Processes, lock: OutputLock
 ) -> bool:
-    """See that the output folder, where there is to be one, can be written, and lock it; gives whether the run goes on
-    from a state in it.
+    """See that the output folder, where there is to be one, can be written, and lock it, and that the tracker is there
+    that is to be told; gives whether the run goes on from a state in it.
 
     Args:
         request: what is asked for.
@@ -130,9 +130,11 @@ def take_folder(
             inputs: dict[str, object] = {"recipe": file_or_none(request.recipe_from)}
             inputs |= {"teacher": request.teacher, "branch": request.branch}
             inputs |= {"init": None if request.init == "pretrained" else request.init}
-            read = chain(inputs.items(), data)
+            read = chain(inputs.items(), data if processes.first else ())  # to look at many files once will do
             check_output_dir(folder, overwrite=request.overwrite, resume=request.resume, inputs=read)
             if processes.first:
+                if request.track is not None:
+                    need_tracker(request.track)  # which the others, on other machines too, need not have
                 lock.take(folder)
     trouble.settle()
     return processes.from_first(folder is not None and request.resume and bool(list_checkpoints(folder)))
@@ -155,6 +157,8 @@ def begin_folder(request: TrainRequest, job: Job, tell: Relay, lock: OutputLock,
             lock.take(folder)  # another run may have made it since it was looked at
             new_output_dir(folder, overwrite=request.overwrite, resume=request.resume, need_bytes=need_bytes)
             lock.take(folder)
+            if not list_checkpoints(folder):  # a run that ended before its first state left it: this one starts anew
+                drop_from(folder, 0, kind="best")
             if lock.note:
                 tell({"kind": "note", "text": lock.note})
             if request.tensorboard:

@@ -19,7 +19,7 @@ from convscale.learn.graphs import check_compile
 from convscale.learn.progress import Progress
 from convscale.learn.recipe import Recipe
 from convscale.learn.settings import usable_device
-from convscale.learn.trackers import need_tracker
+from convscale.learn.trackers import check_tracker
 from convscale.networks.foreign import Foreign
 
 
@@ -28,7 +28,7 @@ class TrainRequest:
     """``train``'s arguments as one value; the names are the same.
 
     Raises:
-        UserError: a number, flag, path or device is impossible, or a tracker is not installed.
+        UserError: a number, flag, path or device is impossible, or a tracker unknown.
     """
 
     net: nn.Module | NetSpec | Foreign | str
@@ -82,7 +82,7 @@ class TrainRequest:
         if self.track is not None:
             if self.output is None:
                 raise UserError(f"track {self.track!r} needs an output folder; give output")
-            need_tracker(self.track)
+            check_tracker(self.track)
         if self.branch is not None:
             self._check_branch(check_path("branch", self.branch))
         right = "a number of seconds of at least 0"

@@ -293,9 +293,8 @@ def _run(trainer: Trainer, request: TrainRequest, *, resumed: bool, notes: list[
         keep_best(trainer)
     begin(trainer, resumed=resumed)
     if trainer.job.recipe.solve_head and not resumed and request.branch is None:
-        begun = "nothing was trained yet, run it again"
-        end_if_told(trainer.job, begun)  # before what takes minutes, and behind it
+        # before what takes minutes; behind it the first step sees it, and saves
+        end_if_told(trainer.job, "nothing was trained yet, run it again with --resume")
         trainer.start_from_solved_head()
-        end_if_told(trainer.job, begun)
     trainer.run()
     return result_of(trainer, notes)

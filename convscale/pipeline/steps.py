@@ -406,17 +406,20 @@ class Fit:
         if self.asked.resume and (place / "recipe.yaml").is_file():
             options["recipe"] = None  # it goes on by the one that it began with: a name may mean another one today
         with self.record.clocked("train_s"):
-            run = train(
-                contender.network,
-                self.splits,
-                epochs=self.asked.training.checked_epochs(self.recipe(contender)),
-                output=place,
-                max_seconds=None if minutes is None else 60 * minutes,
-                resume=self.asked.resume,
-                overwrite=True,
-                progress=tell,
-                **options,
-            )
+            try:
+                run = train(
+                    contender.network,
+                    self.splits,
+                    epochs=self.asked.training.checked_epochs(self.recipe(contender)),
+                    output=place,
+                    max_seconds=None if minutes is None else 60 * minutes,
+                    resume=self.asked.resume,
+                    overwrite=True,
+                    progress=tell,
+                    **options,
+                )
+            except Stopped as error:  # its advice is for a training alone
+                raise Stopped(f"told to stop before training began; go on with --resume in {self.folder}") from error
         if not run.finished:
             raise Stopped(f"training was told to stop; its state is in {place}, go on with --resume")
         self.record.put(

@@ -13,7 +13,7 @@ from torch import nn
 from convscale.artifact import artifact as module
 from convscale.artifact import facts
 from convscale.artifact.artifact import Artifact, load_artifact
-from convscale.artifact.facts import write_promise
+from convscale.artifact.facts import alone_with, write_promise
 from convscale.artifact.promise import Promise, promise_section, with_promise
 from convscale.errors import UserError
 from convscale.ship.export import export
@@ -130,6 +130,16 @@ def test_a_promise_put_into_a_finished_artefact(onnx_art: Artifact, tmp_path: Pa
     assert (folder / "README.md").read_text() == with_promise(before, faster)
     with pytest.raises(UserError, match=r"the promise is of 64 px, artefact .* takes 32 px"):
         write_promise(folder, replace(PROMISE, image_size=64))
+
+
+def test_of_a_fit_the_artefact_inside_is_the_one_that_is_locked(onnx_art: Artifact, tmp_path: Path) -> None:
+    """A promise and a tuning at once, one given the fit's folder, wrote one record without the other's values."""
+    inside = Path(shutil.copytree(onnx_art.folder, tmp_path / "run" / "artifact"))
+    (tmp_path / "run" / "fit.json").write_text("{}")
+    with alone_with(inside), pytest.raises(UserError, match=r"run/artifact is being written by another run"):
+        write_promise(tmp_path / "run", PROMISE)
+    assert write_promise(tmp_path / "run", PROMISE).folder == inside
+    assert load_artifact(inside).promise == PROMISE
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])

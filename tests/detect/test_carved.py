@@ -11,7 +11,8 @@ import pytest
 
 import convscale as cs
 from convscale.cli.detect import evaluate_boxes, export_boxes
-from convscale.errors import Stopped
+from convscale.detect.ship import for_int8
+from convscale.errors import Stopped, UserError
 from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
 from tests.detect.sets import coco_set
@@ -34,6 +35,7 @@ def test_pictures_that_calibrate_do_not_judge(
         raise Stopped("enough")
 
     monkeypatch.setattr("convscale.ship.export.export", stop)
+    monkeypatch.setattr("convscale.detect.ship.MIN_CALIBRATION", 4)
     file = file.rename(file.with_name(f"{name}.json"))
     data = cs.open_boxes(file.parent)
     preprocessing = Preprocessing(image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -51,6 +53,23 @@ def test_pictures_that_calibrate_do_not_judge(
     text = " ".join(capsys.readouterr().err.split())
     said = {"val": "pictures of the validation set calibrate", "test": "pictures of the test set calibrate"}
     assert (said[name] in text) if name in said else ("there is no train set" not in text)
+
+
+@pytest.mark.parametrize(("least", "calibrating"), [(11, 11), (12, 12), (21, 21), (22, None)])
+def test_of_few_borrowed_pictures_as_many_calibrate_as_are_needed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, least: int, calibrating: int | None
+) -> None:
+    """Half of them were too few, and the refusal spoke of a train set that there was not. 22 of 24 are borrowed."""
+    monkeypatch.setattr("convscale.detect.ship.MIN_CALIBRATION", least)
+    data = cs.open_boxes(file.rename(file.with_name("val.json")).parent)
+    if calibrating is None:
+        with pytest.raises(
+            UserError, match="needs 22 pictures .* no train set, and the validation set has 22 for both"
+        ):
+            for_int8(data)
+        return
+    known, judging, _ = for_int8(data)
+    assert (len(known), len({*known.paths} & {*judging.paths})) == (calibrating, 0)
 
 
 def _without_a_picture(file: Path) -> None:

@@ -156,6 +156,21 @@ def test_a_trained_network_knows_its_preprocessing() -> None:
     assert evaluate(run.net, data, other).loss != known.loss
 
 
+@pytest.mark.parametrize("form", ["set", "split"])
+def test_labels_of_other_classes_are_refused(tmp_path: Path, form: str) -> None:
+    """By their numbers alone they would be right or wrong by accident."""
+    data, turned = halves_data(), ("left", "dark", "top")
+    recipe = Recipe(name="x", epochs=1, batch_size=32, precision="fp32", layout="nchw")
+    run = train(small_net(), data, recipe=recipe, output=tmp_path / "run")
+    net = load_checkpoint(tmp_path / "run", net=small_net()).net
+    parts = {name: dataclasses.replace(getattr(data, name), classes=turned) for name in ("train", "validation", "test")}
+    other = dataclasses.replace(data, **parts, classes=turned)
+    for each in (run.net, net):
+        assert evaluate(each, data if form == "set" else data.test).n == 30
+        with pytest.raises(UserError, match=r"data's classes \['left', 'dark', 'top'\] are not the network's \['dark'"):
+            evaluate(each, other if form == "set" else other.test)
+
+
 def test_what_is_no_classifier_is_told_in_one_line(tmp_path: Path) -> None:
     detector = Colours()
     detector.detector_spec = object()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from convscale.errors import UserError
 from convscale.images.splits import ArraySplit, DataSplits
 from convscale.learn import train as train_module
 from convscale.learn.loader import TrainLoader
-from convscale.learn.prepare import fit_batch
+from convscale.learn.prepare import fit_batch, take_folder
 from convscale.learn.progress import Event
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.request import TrainRequest
 from convscale.learn.train import train
+from convscale.locks import OutputLock
 from convscale.networks.foreign import Foreign
 from tests.learn.nets import CLASSES, halves, halves_data, small_net
 
@@ -87,6 +89,30 @@ def test_overwrite_keeps_the_earlier_run_until_all_input_is_good(
     run = train(_net(), halves_data(), recipe=PLAIN, epochs=3, output=earlier, overwrite=True, branch=stable)
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert _contents(earlier) != before
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_process_alone_needs_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """One without it, on another machine, ended before it had joined the others, and these waited for it."""
+    asked: list[TrainRequest] = []
+
+    def train_of(request: TrainRequest, _unnamed: object) -> None:
+        asked.append(request)
+
+    monkeypatch.setattr(train_module, "_train", train_of)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    train(_net(), halves_data(), recipe=PLAIN, output=tmp_path / "run", track="wandb")
+    processes: Any = SimpleNamespace(first=first, world=1, from_first=lambda value: value)
+    with OutputLock() as lock:
+        if first:
+            with pytest.raises(UserError, match="--track wandb needs wandb, which is not installed"):
+                take_folder(asked[0], (), processes, lock)
+        else:
+            assert not take_folder(asked[0], (), processes, lock)
+    with pytest.raises(UserError, match="tracker 'wandbb' is unknown"):
+        train(_net(), halves_data(), recipe=PLAIN, output=tmp_path / "run", track="wandbb")
 
 
 def test_a_branch_of_what_would_be_overwritten_is_refused(stable: Path) -> None:

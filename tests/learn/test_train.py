@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from convscale.learn.loop import Trainer
 from convscale.learn.prepare import prepare
 from convscale.learn.progress import LiveProgress, duration
 from convscale.learn.recipe import Recipe
-from convscale.learn.train import TrainRun, train
+from convscale.learn.train import TrainRun, begin, train
 from convscale.learn.validate import Validation
 from tests.learn.nets import CLASSES, Poison, halves_data, small_net
 
@@ -283,13 +284,60 @@ def test_a_stop_while_a_run_prepares_leaves_the_earlier_one(tmp_path: Path, monk
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_a_stop_while_the_head_is_solved_ends_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, steps = QUICK.override({"solve_head": True}), list[float]()
+def test_a_stop_while_the_head_is_solved_saves_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = list[int]()
+
+    def solve(trainer: Trainer) -> None:
+        solved.append(trainer.batches())
+        if len(solved) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     monkeypatch.setattr("convscale.learn.train.headed_parts", lambda _net: None)  # a small net lacks timm's names
-    monkeypatch.setattr(Trainer, "start_from_solved_head", lambda _self: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="told to stop before training began; nothing was trained yet, run it again"):
-        train(_net(), halves_data(), recipe=recipe, output=tmp_path / "run", progress=_steps(steps))
-    assert not steps
+    monkeypatch.setattr(Trainer, "start_from_solved_head", solve)
+    options: dict[str, Any] = {"recipe": QUICK.override({"solve_head": True}), "output": tmp_path / "run"}
+    whole = train(_net(), halves_data(), recipe=options["recipe"])
+    stopped = train(_net(), halves_data(), **options)
+    assert (stopped.finished, [batches_of(place) for place in list_checkpoints(tmp_path / "run")]) == (False, [1])
+    resumed = train(_net(), halves_data(), resume=True, **options)
+    assert (solved, resumed.finished) == ([0, 0], True)
+    assert _same_weights(whole, resumed)
+
+
+def test_a_stop_before_the_head_is_solved_says_how_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run says to do is done: without --resume its folder would be refused."""
+    folder, solved = tmp_path / "run", list[int]()
+
+    def begun(trainer: Trainer, *, resumed: bool) -> None:
+        begin(trainer, resumed=resumed)
+        if not solved:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("convscale.learn.train.headed_parts", lambda _net: None)
+    monkeypatch.setattr("convscale.learn.train.begin", begun)
+    monkeypatch.setattr(Trainer, "start_from_solved_head", lambda _self: solved.append(1))
+    options: dict[str, Any] = {"recipe": QUICK.override({"solve_head": True}), "output": folder}
+    with pytest.raises(Stopped, match=r"training began; nothing was trained yet, run it again with --resume$"):
+        train(_net(), halves_data(), **options)
+    solved.append(0)
+    assert train(_net(), halves_data(), resume=True, **options).finished
+    assert solved == [0, 1]
+
+
+def test_a_best_network_without_a_state_is_not_kept_by_another_start(tmp_path: Path) -> None:
+    """It is of a run that was killed before its first state: the one that starts in its place may be of other data."""
+    folder = tmp_path / "run"
+    train(_net(), halves_data(), recipe=QUICK, output=folder)
+    (best,) = list_checkpoints(folder, ("best",))
+    best.rename(best.with_name("best-99999999"))
+    for place in list_checkpoints(folder):
+        shutil.rmtree(place)
+    again = train(_net(), halves_data(48), recipe=QUICK, output=folder, resume=True)
+    (best,) = list_checkpoints(folder, ("best",))
+    assert batches_of(best) == 3 * again.best_epoch
+    kept = load_checkpoint(best, net=_net()).net.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in again.net.state_dict().items())
 
 
 def test_a_run_whose_time_was_up_when_it_was_killed_validates_what_it_did(tmp_path: Path) -> None:

@@ -187,3 +187,25 @@ def test_one_process_that_can_not_be_started_leaves_its_job_to_others(
     found, raised = results_of(Processes(2), [job(number, None, tiny) for number in range(5)])
     assert ([result.number for result in found], raised) == ([0, 1, 2, 3, 4], [])
     assert [(result.failed, result.accuracy) for result in found] == [("", 0.5)] * 5
+
+
+class AnswersOnce(Answers):
+    """A process that dies once it has answered."""
+
+    def answer(self) -> str:
+        if self.ended.is_set():
+            return ""
+        text = super().answer()
+        self.kill()
+        return text
+
+
+def test_a_process_that_died_while_it_waited_is_no_death_of_the_next_job(
+    tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.subprocess, "Popen", AnswersOnce)
+    monkeypatch.setattr(local, "DEATHS", 1)
+    engine = Processes(1)
+    found, raised = results_of(engine, [job(number, None, tiny) for number in range(3)])
+    assert ([(result.number, result.failed) for result in found], raised) == ([(0, ""), (1, ""), (2, "")], [])
+    assert engine.pids == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,3 +53,23 @@ def test_a_record_without_a_digest_goes_on(tmp_path: Path) -> None:
     again = RunRecord(tmp_path, {}, resume=True)
     assert again.now.data.digest is None
     again.check_data(dataclasses.replace(data, test=data.train))
+
+
+def test_a_stop_before_training_says_how_the_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_given: Any, **_more: Any) -> Any:
+        raise Stopped("told to stop before training began; the output folder is as it was")
+
+    monkeypatch.setattr("convscale.pipeline.steps.train", stopped)
+    training = SimpleNamespace(max_minutes=None, checked_epochs=lambda _recipe: 1)
+    here: Any = SimpleNamespace(
+        folder=tmp_path,
+        splits=halves_data(),
+        asked=SimpleNamespace(resume=False, training=training),
+        record=SimpleNamespace(now=SimpleNamespace(history=()), clocked=lambda _name: nullcontext()),
+        recipe=lambda _contender: None,
+        training=lambda _contender: {},
+        _winner=lambda: SimpleNamespace(network="small"),
+    )
+    with pytest.raises(Stopped) as told:
+        Fit.train_winner(here, print)
+    assert str(told.value) == f"told to stop before training began; go on with --resume in {tmp_path}"

@@ -151,7 +151,7 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match="device 'cuda:2' is not there: there are 2 CUDA devices, counted from 0; use"):
         export_fastest(tiny, tmp_path / "b", device="cuda:2")
-    with pytest.raises(UserError, match="device 'l4' can not be tuned for here; cpu, cuda or cuda:N would be right"):
+    with pytest.raises(UserError, match="device 'l4' is none of this machine's; cpu, cuda or cuda:N would be right"):
         export_fastest(tiny, tmp_path / "b", device="l4")
 
 

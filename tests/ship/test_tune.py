@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 from torch import nn
 
 from convscale.artifact.artifact import Artifact, load_artifact
-from convscale.artifact.facts import alone_with
-from convscale.artifact.folder import staged_folder
+from convscale.artifact.facts import alone_with, write_promise
+from convscale.artifact.folder import CARD, staged_folder
+from convscale.artifact.manifest import MANIFEST
 from convscale.errors import UserError
 from convscale.machine import Environment
 from convscale.runtimes.base import Opening, installed_runtimes, open_runtime
 from convscale.ship import tune as module
 from convscale.ship.tune import Settings, Trial, candidates, near_best, tune
+from tests.artifact.test_promise import PROMISE
 
 
 @pytest.fixture
@@ -219,6 +222,29 @@ def test_an_artefact_is_tuned_by_one_run_at_a_time(art: Artifact, made_up: dict[
         tune(art, threads=2, batch_sizes=(4,), save=False)
     tune(art, threads=2, batch_sizes=(4,))
     assert sorted(path.name for path in art.folder.parent.iterdir()) == ["copy"]
+
+
+def test_an_artefact_that_was_replaced_since_it_was_opened_gets_no_tuning(
+    art: Artifact, made_up: dict[Settings, float]
+) -> None:
+    """The record of the one before was written over it, with checksums of files that were gone."""
+    manifest = art.folder / MANIFEST
+    other = json.loads(manifest.read_text())
+    other["files"]["classes.json"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(other))
+    card = (art.folder / CARD).read_bytes()
+    with pytest.raises(UserError, match=r"artefact \S+copy was replaced since it was opened; nothing is put in"):
+        tune(art, threads=2, batch_sizes=(4,))
+    assert (json.loads(manifest.read_text()), (art.folder / CARD).read_bytes()) == (other, card)
+
+
+def test_a_tuning_keeps_what_was_put_in_since_the_artefact_was_opened(
+    art: Artifact, made_up: dict[Settings, float]
+) -> None:
+    write_promise(art.folder, PROMISE)
+    tune(art, threads=2, batch_sizes=(4,))
+    again = load_artifact(art.folder)
+    assert (again.promise, again.threads) == (PROMISE, 2)
 
 
 @pytest.mark.parametrize("streams", [1, 2])

@@ -104,7 +104,19 @@ def test_a_torn_line_is_passed_over_and_said(tmp_path: Path, begun: str) -> None
         read_records(path)
 
 
-@pytest.mark.parametrize("line", ["model,images_per_s", "[1]", '{"schema": 99}', '{"a": NaN}', '{"a": 1, "a": 2}'])
+_DAMAGED = [
+    '{"schema": 1} {"schema": 1}',
+    '{"schema": 1}{"sch',
+    '{"a": 1,, "b": 2}',
+    '{"a": "}", b}',
+    '{"a": 1]}',
+    "{'a': 1}",
+]
+
+
+@pytest.mark.parametrize(
+    "line", ["model,images_per_s", "[1]", '{"schema": 99}', '{"a": NaN}', '{"a": 1, "a": 2}', *_DAMAGED]
+)
 def test_what_is_no_begun_record_is_not_passed_over(tmp_path: Path, line: str) -> None:
     (tmp_path / "speed.jsonl").write_text(f"{line}\n")
     told: list[str] = []

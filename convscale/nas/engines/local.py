@@ -60,7 +60,7 @@ class Processes:
                 while waiting and len(at_work) < self.workers and (deaths[waiting[0].number] or not begun or more()):
                     begun = True
                     try:
-                        process = idle.pop() if idle else self._start()
+                        process = self._take(idle)
                     except OSError as error:  # no memory, or no more processes
                         if at_work:
                             break
@@ -91,6 +91,15 @@ class Processes:
             pool.shutdown(wait=False)
             for process in idle:
                 self._end(process)
+
+    def _take(self, idle: list[subprocess.Popen[str]]) -> subprocess.Popen[str] | None:
+        """One that waits, or a new one. What died while it waited was ended by no job."""
+        while idle:
+            process = idle.pop()
+            if process.poll() is None:
+                return process
+            self._end(process)
+        return self._start()
 
     def _start(self) -> subprocess.Popen[str] | None:
         """A process that waits for jobs; None once all were ended: nobody would end it."""
