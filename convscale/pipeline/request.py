@@ -475,8 +475,9 @@ def _weights_of(network: Network) -> str:
         return name_of(network)
     if isinstance(network, NetSpec | Foreign):
         return network.name
-    found = matching(check_text("candidate", network), Filter(attention=True))
-    return found[0].name if found else find(network).name
+    name = check_text("candidate", network)
+    found = matching(name, Filter(attention=True))
+    return found[0].name if found else find(name).name
 
 
 def _plain(item: Network) -> object:
