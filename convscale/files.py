@@ -302,10 +302,31 @@ def check_outside(folder: str | os.PathLike[str], inputs: Iterable[tuple[str, ob
 
 def places_of(paths: Sequence[str]) -> Iterator[str]:
     """What to look at instead of all of many files, to see whether one lies in a folder: the folders that they are in,
-    each once, and those that are links.
+    and those that links among them lead to, each once. Links are told by a folder's listing: a question for each file
+    would take minutes on a disk that is far away.
     """
-    yield from dict.fromkeys(os.path.dirname(path) or os.curdir for path in paths)
-    yield from filter(os.path.islink, paths)
+    links, known = dict[str, set[str]](), set[str]()
+    waiting = list(paths)
+    while waiting:
+        linked: list[str] = []
+        for path in waiting:
+            folder, name = os.path.split(path)
+            folder = folder or os.curdir
+            if folder not in links:
+                links[folder] = _links_in(folder)
+                yield folder
+            if name in links[folder] and path not in known:
+                known.add(path)
+                with suppress(OSError):  # gone meanwhile
+                    linked.append(os.path.join(folder, os.readlink(path)))
+        waiting = linked
+
+
+def _links_in(folder: str) -> set[str]:
+    """Names of the links in a folder; none where it can not be listed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_symlink()}
+    return set()
 
 
 def file_or_none(value: object) -> object:
