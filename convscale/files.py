@@ -436,13 +436,13 @@ def new_output_dir(
     folder = check_output_dir(path, overwrite=overwrite, resume=resume, inputs=inputs)
     try:
         old = [] if resume or not folder.is_dir() else [each for each in folder.iterdir() if each.name != MARK]
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         try:
             _need_space(folder, old, need_bytes)
         except UserError:
-            if made:
-                folder.rmdir()
+            for each in made:
+                each.rmdir()
             raise
         with suppress(OSError):  # a full disk is told below
             mark_as_ours(folder)  # before, so that a folder that was emptied by half is still ours

@@ -202,7 +202,7 @@ def test_bad_input() -> None:
         ({"batch_size": float("nan")}, "batch_size is nan; it must be"),
         ({"workers": -1}, "workers is -1; it must be"),
         ({"workers": 1.5}, "workers is 1.5; it must be"),
-        ({"device": "tpu"}, "device 'tpu' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is none of this machine's"),
     ],
 )
 def test_options_of_the_wrong_kind(option: dict[str, Any], message: str) -> None:

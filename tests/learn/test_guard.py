@@ -92,7 +92,7 @@ def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_statistics() -> None:
         ({"batch_size": 500}, "batch_size 500 is larger"),
         ({"lr": 0}, "lr must lie between"),
         ({"init": "nowhere.pth"}, "nowhere.pth"),
-        ({"device": "tpu"}, "device 'tpu' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is none of this machine's"),
         ({"recipe": "smal"}, "recipe 'smal' is unknown"),
         ({"teacher": "nowhere"}, "nowhere"),
         ({"distill_weight": 0.5}, "there is no teacher"),
