@@ -146,6 +146,12 @@ def _put_back(room: Path, folder: Path) -> bool:
     return True
 
 
+def around_temporary(path: Path) -> Path:
+    """The folder that a user knows: the one that the outermost temporary folder of a path is in; else the path's."""
+    inner = [each for each in (path, *path.parents) if _TEMPORARY.fullmatch(each.name)]
+    return inner[-1].parent if inner else path.parent
+
+
 def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 

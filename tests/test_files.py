@@ -16,6 +16,7 @@ import pytest
 from convscale.artifact.folder import staged_folder
 from convscale.errors import UserError
 from convscale.files import (
+    around_temporary,
     atomic_path,
     check_output_dir,
     json_numbers,
@@ -438,3 +439,9 @@ def test_a_librarys_own_word_for_a_full_disk_is_one_line(tmp_path: Path, monkeyp
     with pytest.raises(SafetensorError, match=r"^else$"), atomic_path(tmp_path / "a"):
         raise SafetensorError("else")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_is_told_of_folders_that_are_his(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "art") as folder:
+        assert around_temporary(folder) == around_temporary(folder / ".forms.x" / "onnx") == tmp_path
+    assert around_temporary(tmp_path / "art") == tmp_path

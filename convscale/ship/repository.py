@@ -68,6 +68,7 @@ class Serving:
     computes: str = "fp32"
     """What float is computed in; ``bf16`` OpenVINO alone knows."""
     device: str = "cpu"
+    """``cuda`` where the files run on a GPU."""
     """``cpu`` or ``cuda``."""
     tensorrt: str = ""
     """Where TensorRT runs it, in ``FP32``, ``FP16`` or ``INT8``; else empty."""

@@ -18,6 +18,7 @@ from convscale.artifact.manifest import MODEL_FILES
 from convscale.artifact.promise import Promise
 from convscale.conditions import Size
 from convscale.errors import UserError, nearest
+from convscale.files import around_temporary
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import check_own, need_cuda
 from convscale.networks.foreign import Foreign
@@ -173,6 +174,6 @@ def need_space(folder: Path, module: nn.Module) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise UserError(
-            f"the disk of {folder.parent} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; free some or "
-            "name another folder"
+            f"the disk of {around_temporary(folder)} has {free / 1e6:.0f} MB free, {need / 1e6:.0f} MB are needed; "
+            "free some or name another folder"
         )
