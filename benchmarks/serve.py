@@ -12,8 +12,8 @@ The network is exported with random weights and tuned here. Each server runs in 
 - latency: one client.
 - load: 70 % of our own throughput, the 99th percentile against the tuned batch's time.
 - answers: 100,000 of them under load, each compared with what the artefact says in-process.
-- overload: more clients than the queue holds, for a while: memory, wrong and lost answers, and the first good answer
-  after it.
+- overload: five times as many requests a second as it answers, from more clients than the queue has places, for a
+  while: memory, wrong and lost answers, and the first good answer after it.
 - stops: SIGTERM under load, again and again: every request that was taken is answered.
 
 A row that is in the output for the same network, machine and part is made again only with --again.
@@ -50,6 +50,8 @@ PARTS = ("throughput", "latency", "load", "answers", "overload", "stops")
 ANSWERS = 100_000
 SERVERS = ("ours", "fastapi", "litserve", "ort")
 CLIENTS = 32
+OVERLOAD = 5.0
+"""Times what it answers."""
 KEYS = ("benchmark", "model", "image_size", "machine", "part")
 
 
@@ -240,13 +242,16 @@ def answers(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
 
 
 def overload(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
-    """Five times as many images at once as the queue and the batch hold."""
+    """Five times the requests a second that it answers."""
     del rounds
-    clients = 5 * 17 * bench.artifact.batch_size
+    artifact = bench.artifact
+    clients = 17 * artifact.batch_size + 256  # the queue's and a batch's, and enough that are free to ask
     with bench.server("ours") as (process, port):
         bench.ask("ours", port, clients=CLIENTS, seconds=3.0)
+        most = bench.ask("ours", port, clients=CLIENTS, seconds=5.0)["per_s"]
         before = _rss_mb(process.pid)
-        running = bench.load("ours", port, clients=min(clients, 900), seconds=max(seconds, 10.0), patience=0.02)
+        how = {"clients": clients, "seconds": max(seconds, 10.0), "rate": OVERLOAD * most, "patience": 0.0}
+        running = bench.load("ours", port, **how)
         peak = before
         while running.poll() is None:
             peak = max(peak, _rss_mb(process.pid))
@@ -256,7 +261,9 @@ def overload(bench: Bench, seconds: float, rounds: int) -> dict[str, Any]:
         while not bench.ask("ours", port, clients=1, seconds=0.2)["answers"]:
             pass
         return {
-            "clients": min(clients, 900),
+            "clients": clients,
+            "most_per_s": most,
+            "asked_of_most": (seen["answers"] + seen["refused"]) / how["seconds"] / most,
             "before_mb": before,
             "peak_mb": peak,
             "grown": peak / before - 1,

@@ -64,8 +64,8 @@ class Opening:
     streams: int = 1
     """Parts of a batch that run side by side, the threads shared among them."""
     divided: bool = True
-    """A batch is cut into a part for each stream; False: it stays whole, and who calls fills the streams by calling
-    from several threads."""
+    """A batch is cut into a part for each stream; False, as a server wants it: it stays whole, who calls fills the
+    streams by calling from several threads, and between calls the cores are left to others."""
     batch_size: int | None = None
     """The one that most calls will have; None: not known."""
     train: bool = False

@@ -61,6 +61,10 @@ class OnnxRunner(FileRunner[list[list[np.ndarray]]]):
         options.intra_op_num_threads = self.threads // self.streams
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if self.whole:
+            # A server's cores have other work between two batches: a thread that waits for the next by turning on the
+            # spot takes it from the requests.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A session's threads serve all its callers, so each stream has a session of its own where it has more than its
         # caller's.
         count = self.streams if options.intra_op_num_threads > 1 else 1

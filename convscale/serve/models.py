@@ -230,6 +230,7 @@ class Model:
         if alone.manifest.files != artifact.manifest.files:
             raise UserError(f"artefact {artifact.folder} changed while it was opened; open it again")
         alone.streams = alone.batch_size = 1
+        alone.divided = False
         check_reference(alone, at_once=1)
         return alone
 

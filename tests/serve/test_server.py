@@ -30,6 +30,7 @@ from convscale.artifact.artifact import Artifact, load_artifact
 from convscale.artifact.folder import seal
 from convscale.errors import UserError
 from convscale.images.decode import decode_image
+from convscale.runtimes.onnxruntime import OnnxRunner
 from convscale.serve import answering as answering_module
 from convscale.serve.answering import Answering
 from convscale.serve.guard import Told
@@ -497,6 +498,14 @@ def test_streams_answer_as_the_artefact_does(artifact: Artifact, images: np.ndar
         assert (alone.streams, alone.threads, alone.batch_size) == (1, 2, 1)
         assert (current.artifact.streams, current.artifact.batch_size, current.artifact.divided) == (2, 2, False)
         assert len(current.artifact.runner.prepare(images[:2])) == 1  # not cut
+        entry = "session.intra_op.allow_spinning"  # a thread that spins takes its core from the requests
+        for opened in (current.artifact, alone):
+            assert isinstance(opened.runner, OnnxRunner)
+            for session in opened.runner._sessions:
+                assert session.get_session_options().get_session_config_entry(entry) == "0"
+        assert isinstance(one.runner, OnnxRunner)
+        with pytest.raises(RuntimeError, match="does not have"):  # alone on its cores it may
+            one.runner._sessions[0].get_session_options().get_session_config_entry(entry)
         with triton.InferenceServerClient(up.url.removeprefix("http://")) as client:
             for image, right in zip(images, artifact(images), strict=True):
                 row = client.infer("m", tensor(image[None])).as_numpy("probabilities")
