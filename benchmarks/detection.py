@@ -2,6 +2,7 @@
 
     python -m benchmarks.detection --data-dir DIR [--contenders tresnet resnetd lite0 ...] [--seeds 0 1] [--minutes 20]
         [--size 128] [--train 2000] [--threads 1] [--output results/detection.jsonl] [--runs DIR]
+    python -m benchmarks.detection --data-dir DIR --speeds [--output results/detection_speed.jsonl]
 
 The set is that of ``benchmarks.boxes`` (real cut-outs on real photographs, 2,000 for training), made in DIR. Every
 contender of ours has the same head (FCOS, neck 64, two convolutions), schedule (``detect-small``, ended by the clock)
@@ -13,13 +14,19 @@ suppression inside, at batch 8 in ONNX Runtime; torchvision's own detectors have
 timed eagerly beside it, on noise. A training's minutes are of this process's processor time (one thread, no workers),
 so that what else the machine does takes none of a contender's. A run that is stopped goes on where it was; a row that
 is there is not made again.
+
+``--speeds`` times what was trained as it ships, all contenders in turns, picture by picture of the test set, from
+pixels to boxes: ONNX files in ONNX Runtime with non-maximum suppression inside. torchvision's are written by
+``torch.onnx.export`` for one picture, as it documents; the row says how far its boxes are from the eager network's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +39,7 @@ from torch import nn
 import convscale as cs
 import convscale.learn.loop
 from benchmarks.boxes import make
-from benchmarks.records import machine, replace_record
+from benchmarks.records import in_turns, machine, replace_record
 
 COMMON: dict[str, Any] = {"neck_width": 64, "head_depth": 2}
 KEYS = ("benchmark", "contender", "seed", "minutes", "size", "train", "threads")
@@ -106,17 +113,16 @@ CONTENDERS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def run(name: str, data: Any, options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train, judge on the test set, ship and time one contender."""
+def trained(name: str, data: Any, options: argparse.Namespace, seed: int) -> Any:
+    """A contender's run, gone on with where it was."""
     torch.manual_seed(seed)
     net = CONTENDERS[name](len(data.classes), options.size)
-    place = options.runs / f"{name}-{seed}-{options.size}-{options.minutes:g}"
-    done = cs.train_detector(
+    return cs.train_detector(
         net,
         data,
         recipe=options.recipe,
         image_size=None if hasattr(net, "detector_spec") else options.size,
-        output=place,
+        output=place_of(name, options, seed),
         seed=seed,
         max_seconds=60 * options.minutes,
         epochs=options.epochs,
@@ -125,6 +131,17 @@ def run(name: str, data: Any, options: argparse.Namespace, seed: int) -> dict[st
         checkpoint_seconds=120.0,
         progress=_tell(name),
     )
+
+
+def place_of(name: str, options: argparse.Namespace, seed: int) -> Path:
+    """Where a contender's run lies."""
+    return options.runs / f"{name}-{seed}-{options.size}-{options.minutes:g}"
+
+
+def run(name: str, data: Any, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train, judge on the test set, ship and time one contender."""
+    done = trained(name, data, options, seed)
+    net, place = done.net, place_of(name, options, seed)
     found = cs.evaluate_detector(done.net, data, split="test", image_size=options.size, workers=0)
     row = {
         "benchmark": "detection", "contender": name, "seed": seed, "minutes": options.minutes, "size": options.size,
@@ -184,6 +201,72 @@ def _eager(net: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     return {"runtime": "eager, batch 8", "images_per_s": 8 / median, "same_boxes": None}
 
 
+def speeds(data: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Pictures of the test set, one a call, through what each contender ships, in turns."""
+    from convscale.detect.ship import squares
+
+    pictures = squares(data.test, options.size, (0, 0, 0), most=64)[0]
+    calls: dict[str, Callable[[], object]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name in options.contenders:
+        net, place = (
+            trained(name, data, options, options.seeds[0]).net.eval(),
+            place_of(name, options, options.seeds[0]),
+        )
+        asked = itertools.cycle(range(len(pictures)))
+        if hasattr(net, "detector_spec"):
+            artifact = cs.load_artifact(place / "artefact", threads=options.threads)
+            facts[name] = {"form": f"{artifact.format} in {artifact.runtime}"}
+            calls[name] = lambda detect=artifact.detect, at=asked: detect(pictures[[next(at)]], batch_size=1)
+        else:
+            session, facts[name] = _by_hand(net, pictures, place, options)
+            calls[name] = lambda run=session, at=asked: run(pictures[next(at)])
+    times = in_turns(calls, rounds=7, seconds=options.seconds)
+    rows: list[dict[str, Any]] = []
+    for name, each in times.items():
+        low, middle, high = (float(value) for value in np.quantile(each, [0.25, 0.5, 0.75]))
+        rows.append(
+            {"benchmark": "detection_speed", "contender": name, "seed": options.seeds[0], "minutes": options.minutes}
+            | {"size": options.size, "train": options.train, "threads": options.threads, "batch_size": 1}
+            | {"images_per_s": 1 / middle, "quartiles_ms": [1e3 * low, 1e3 * high], "calls": len(each), **facts[name]}
+            | {"torch": torch.__version__, "machine": machine(), "when": time.strftime("%Y-%m-%d")}
+        )
+    return rows
+
+
+def _by_hand(
+    net: nn.Module, pictures: np.ndarray, place: Path, options: argparse.Namespace
+) -> tuple[Callable[[np.ndarray], object], dict[str, Any]]:
+    """A detector of torchvision's as its documentation ships it, and how far that is from what it says eagerly."""
+    import onnxruntime as ort
+
+    def tensor(picture: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(picture.transpose(2, 0, 1), np.float32) / 255
+
+    path, first = place / "by_hand.onnx", torch.from_numpy(tensor(pictures[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about shapes that are the same for every picture here
+        torch.onnx.export(net, ([first],), str(path), dynamo=False, opset_version=17, input_names=["image"])
+    how = ort.SessionOptions()
+    how.intra_op_num_threads = options.threads
+    session = ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(picture: np.ndarray) -> list[np.ndarray]:
+        return [np.asarray(each) for each in session.run(names, {"image": tensor(picture)})]
+
+    far = 0.0
+    with torch.no_grad():
+        for picture in pictures[:16]:
+            said = net([torch.from_numpy(tensor(picture))])[0]
+            boxes = next(each for each in run(picture) if each.ndim == 2)
+            sure = (said["scores"] > 0.3).numpy()
+            if sure.any():
+                gaps = np.abs(said["boxes"].numpy()[sure][:, None] - boxes[None]).max(2).min(1)
+                far = max(far, float(gaps.max()))
+    return run, {"form": "ONNX by torch.onnx.export, in onnxruntime", "boxes_off_px": far}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-dir", type=Path, required=True, help="The set is made here.")
@@ -197,22 +280,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="Timed seconds of each part.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/detection"))
-    parser.add_argument("--output", type=Path, default=Path("results/detection.jsonl"))
+    parser.add_argument("--speeds", action="store_true", help="Time what was trained as it ships.")
+    parser.add_argument(
+        "--output", type=Path, help="results/detection.jsonl, with --speeds results/detection_speed.jsonl"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     convscale.learn.loop.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)  # pyright: ignore
     data = cs.open_boxes(make(options.data_dir, options.train, options.size, 0))
     print(data.describe(), *data.notes, sep="\n")
+    if options.speeds:
+        for row in speeds(data, options):
+            replace_record(options.output or Path("results/detection_speed.jsonl"), row, KEYS)
+            print(f"{row['contender']}: {row['images_per_s']:.1f} images/s")
+        return
+    output = options.output or Path("results/detection.jsonl")
     for seed in options.seeds:
         for name in options.contenders:
             wanted = {"benchmark": "detection", "contender": name, "seed": seed}
             wanted |= {key: getattr(options, key) for key in KEYS[3:]}
-            lines = options.output.read_text().splitlines() if options.output.is_file() else []
+            lines = output.read_text().splitlines() if output.is_file() else []
             if any(all(json.loads(line).get(key) == value for key, value in wanted.items()) for line in lines):
                 print(f"{name}, seed {seed}: done before")
                 continue
             row = run(name, data, options, seed)
-            replace_record(options.output, row, KEYS)
+            replace_record(output, row, KEYS)
             print(f"{name}, seed {seed}: mAP {row['map']:.2%}, {row['images_per_s']:.1f} images/s", flush=True)
 
 

@@ -34,6 +34,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "count": _COUNTED,
     "demo": ("convscale/pipeline", "convscale/choice", *_LEARNT),
     "detection": ("convscale/detect", "convscale/nn/detectors.py", "convscale/learn/loop.py"),
+    "detection_speed": (*_SHIPPED, "convscale/nn/detectors.py"),
     "distil": _LEARNT,
     "fashion": _LEARNT,
     "fit_peers": ("convscale/pipeline", "convscale/learn"),
