@@ -3,6 +3,7 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))) python3)
 BIN := .venv/bin
 READY := .venv/.ready
+FULL := .venv/.ready-full
 # Two test processes with one compute thread each: see tests/conftest.py.
 TEST_WORKERS ?= 2
 # For all readers together; says so and does nothing where atheris has no wheel.
@@ -19,7 +20,7 @@ test: $(READY)  ## The test suite: under 12 minutes on 2 cores.
 	@tools/apt-missing dataset-fashion-mnist chromium
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-test-full: $(READY)  ## The suite, the sweeps over every model, and an hour of fuzzing.
+test-full: $(FULL)  ## The suite, the sweeps over every model, what only installs, and an hour of fuzzing.
 	@tools/apt-missing dataset-fashion-mnist chromium
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "slow or not slow"
 	$(BIN)/python tools/fuzz.py --minutes $(FUZZ_MINUTES)
@@ -58,6 +59,11 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv: some minutes and some gigabytes, once"
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,openvino,timm,search,detect,explain,serve,ray,schedule-free]' --group dev
+	@touch $@
+
+# What the tests of `make test-full` alone need: `make test` and CI do not wait for it.
+$(FULL): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group full
 	@touch $@
 
 clean:  ## Remove what was built; records, runs and results stay.

@@ -298,6 +298,7 @@ def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, ove
 
     from convscale.artifact.artifact import load_artifact
     from convscale.ship.layouts import write_layout
+    from convscale.ship.repository import label_of
 
     laid = write_layout(load_artifact(artifact), layout, output, name=name, overwrite=overwrite)
     for note in laid.notes:
@@ -310,7 +311,7 @@ def _lay_out(artifact: Path, layout: str, output: Path, name: str | None, *, ove
         "triton": f"tritonserver --model-repository={laid.folder}",
         "ovms": f"docker run -v {laid.folder.resolve()}:/models -p 8000:8000 openvino/model_server "
         "--config_path /models/config.json --rest_port 8000",
-        "docker": f"docker build -t {laid.name} {laid.folder}",
+        "docker": f"docker build -t {label_of(laid.name)} {laid.folder}",
     }
     say(how[layout])
 

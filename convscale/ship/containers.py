@@ -12,6 +12,7 @@ from convscale.artifact.artifact import Artifact
 from convscale.errors import UserError
 from convscale.files import write_text
 from convscale.runtimes.base import runtime_of, runtimes_of
+from convscale.ship.repository import label_of
 
 PACKAGES = (
     *("numpy", "pillow", "lazy_loader", "simplejpeg", "onnxruntime", "typer", "rich", "pyyaml"),
@@ -22,7 +23,7 @@ MAY_LACK = ("simplejpeg", "onnxruntime")
 """Where there is no wheel, Pillow decodes; an OpenVINO file needs no ONNX Runtime."""
 BUILDS = {"onnxruntime": ("onnxruntime-gpu",)}
 """Other names under which a package is installed; the container serves on processors, and takes the plain one."""
-_DOCKERFILE = """# docker build -t {name} . && docker run -p 8000:8000 -e CONVSCALE_TOKEN=... {name}
+_DOCKERFILE = """# docker build -t {label} . && docker run -p 8000:8000 -e CONVSCALE_TOKEN=... {label}
 FROM python:{python}-slim
 
 WORKDIR /srv
@@ -51,7 +52,8 @@ def write_container(artifact: Artifact, name: str, folder: Path) -> None:
         UserError: a library that it needs is not installed here, so its version is not known.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    write_text(folder / "Dockerfile", _DOCKERFILE.format(name=name, python=python, health=_HEALTH))
+    values = {"name": name, "label": label_of(name), "python": python, "health": _HEALTH}
+    write_text(folder / "Dockerfile", _DOCKERFILE.format(**values))
     write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in requirements(artifact)))
     write_text(folder / ".dockerignore", "kserve.yaml\n**/__pycache__\n")
     source = Path(convscale._version.__file__).parent

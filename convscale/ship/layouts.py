@@ -28,7 +28,7 @@ from convscale.runtimes.base import Opening, open_runtime, runtime_of
 from convscale.ship.containers import write_container
 from convscale.ship.repository import Port, Serving, check_script, kserve_text, ovms_config, triton_config
 from convscale.ship.tune import not_passed
-from convscale.words import safe
+from convscale.words import plural, safe
 
 LAYOUTS = ("triton", "ovms", "docker")
 
@@ -106,7 +106,13 @@ def write_layout(
         mark_as_ours(folder)
     files = sorted(path.relative_to(output).as_posix() for path in Path(output).rglob("*") if path.is_file())
     notes: tuple[str, ...] = ()
-    if layout != "triton" and artifact.manifest.runtime.device != "cpu":
+    if layout == "triton" and artifact.format == "openvino":
+        how = _as_tuned(artifact)
+        notes = (
+            "Triton's OpenVINO backend joins no requests; for the tuned speed ask for "
+            f"{plural(how.images_each, 'image')} in a request, with {plural(how.streams, 'request')} on the way",
+        )
+    elif layout != "triton" and artifact.manifest.runtime.device != "cpu":
         notes = (f"it was tuned on {artifact.manifest.runtime.device}, and {layout} runs it on a processor, not tuned",)
     return Laid(folder=Path(output), layout=layout, name=called, files=tuple(files), checked=checked, notes=notes)
 
@@ -306,7 +312,7 @@ def _write_triton(artifact: Artifact, name: str, folder: Path, sample: Sample) -
     write_text(model / "config.pbtxt", triton_config(name, backend, source, outputs, how))
     _write_sample(artifact, model / "reference", sample, outputs)
     write_text(model / "reference" / "check.py", check_script(name, source, outputs, artifact.precision))
-    write_text(folder / "kserve.yaml", kserve_text(name, "triton", how))
+    write_text(folder / "kserve.yaml", kserve_text(name, "triton", how, artifact.format))
     return check_file(path, artifact, sample)
 
 
@@ -325,12 +331,13 @@ def _write_ovms(artifact: Artifact, name: str, folder: Path, sample: Sample) -> 
     _write_labels(artifact, folder / name / "labels.txt")
     _write_sample(artifact, folder / name / "reference", sample, outputs)
     write_text(folder / name / "reference" / "check.py", check_script(name, source, outputs, artifact.precision))
-    write_text(folder / "kserve.yaml", kserve_text(name, "ovms", how))
+    write_text(folder / "kserve.yaml", kserve_text(name, "ovms", how, artifact.format))
     return check_file(path, artifact, sample)
 
 
 def _write_docker(artifact: Artifact, name: str, folder: Path, sample: Sample) -> tuple[str, ...]:
     """A Dockerfile, what it installs, convscale itself without its tables, and the artefact."""
     write_container(artifact, name, folder)
-    write_text(folder / "kserve.yaml", kserve_text(name, "docker", _on_processor(artifact)))
+    how = _on_processor(artifact)
+    write_text(folder / "kserve.yaml", kserve_text(name, "docker", how, artifact.format))
     return check_file(folder / "models" / name / MODEL_FILES[artifact.format][0], artifact, sample)

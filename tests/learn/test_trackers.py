@@ -173,6 +173,7 @@ def test_an_unknown_or_missing_tracker_is_told(tmp_path: Path, monkeypatch: pyte
         Tracking("wandb", Tracked(name="a", folder=tmp_path), print)
 
 
+@pytest.mark.filterwarnings("ignore:.*``noload`` loader strategy:DeprecationWarning")  # MLflow's own, of SQLAlchemy
 def test_mlflow_on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -205,6 +206,7 @@ def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.rglob("*.wandb"))
 
 
+@pytest.mark.filterwarnings("ignore:.*``noload`` loader strategy:DeprecationWarning")  # MLflow's own, of SQLAlchemy
 def test_mlflow_goes_on_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

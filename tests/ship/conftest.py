@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from convscale.artifact.artifact import Artifact
+from convscale.artifact.artifact import Artifact, load_artifact
+from convscale.artifact.folder import seal
 from convscale.images.preprocess import Preprocessing
 from convscale.ship.export import export
+
+OLD = Path(__file__).parent.parent / "old_files" / "v0_1" / "artefacts"
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +101,23 @@ def onnx_art(tiny: nn.Module, images: np.ndarray, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def preprocessing() -> Preprocessing:
     return Preprocessing(image_size=32, mean=(0.4,) * 3, std=(0.3,) * 3, crop_pct=0.9)
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Artifact:
+    """An unbaked ONNX artefact, tuned to two streams and a batch of four, with names that need care."""
+    folder = shutil.copytree(OLD / "onnx_fp32", tmp_path / "fashion")
+    values = {key: value for key, value in load_artifact(folder).manifest.items() if key not in ("schema", "files")}
+    runtime = {"name": "onnxruntime", "threads": 2, "streams": 2, "batch_size": 4}
+    names = json.loads((folder / "classes.json").read_text())
+    (folder / "classes.json").write_text(json.dumps(['line\nbreak "é"', *names[1:]]))
+    seal(folder, {**values, "runtime": runtime})
+    return load_artifact(folder)
+
+
+@pytest.fixture
+def tuned_openvino(tmp_path: Path) -> Artifact:
+    """A baked OpenVINO artefact, tuned to two streams and a batch of six."""
+    artifact = load_artifact(shutil.copytree(OLD / "openvino_fp32", tmp_path / "own"))
+    artifact.keep(runtime={"name": "openvino", "threads": 2, "streams": 2, "batch_size": 6})
+    return load_artifact(tmp_path / "own")
