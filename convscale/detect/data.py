@@ -134,6 +134,8 @@ def _checked(split: str, pictures: Sequence[Annotated], names: tuple[str, ...], 
         if turned:
             faults.add("turned", one.path)
             boxes = turn_boxes(boxes, orientation, raw)
+        elif orientation > 1 and len(boxes) and (one.size is None or orientation < 5 or height == width):
+            faults.add("unsaid turn", one.path)
         kept, labels = _usable(one, boxes, (height, width), label_of, faults)
         low, high = np.zeros(4), np.array([width, height, width, height], np.float64)
         cut = np.clip(boxes[kept], low, high)

@@ -22,6 +22,8 @@ BOXES = {
 REPAIRED = {
     "cut": "boxes reached outside their picture and were cut",
     "turned": "pictures are turned by EXIF and their boxes were drawn before that; the boxes were turned too",
+    "unsaid turn": "pictures are turned by EXIF and nothing says whether their boxes were drawn before that; they are "
+    "taken as drawn on the upright picture",
     "crowd": "boxes are crowds or marked difficult; they are neither learnt nor counted as missed",
 }
 MOST_BAD_BOXES = 0.05

@@ -99,6 +99,22 @@ def test_measure_tells_the_parts_apart(place: Path) -> None:
     assert told["conditions"]["image_size"] == 64
     assert told["conditions"]["runtime"] == "onnxruntime"
     assert sum(told["parts_s"].values()) >= 0.99 * 2 / told["images_per_s"]
+    assert told["num_classes"] == 20
+    said = run("measure", place / "net.yaml", "--task", "detection", *SMALL, "-b", 2, "--seconds", 0.05)
+    assert said.splitlines()[0].endswith("; 20 classes")
+
+
+def test_a_trained_detector_is_measured_and_predicted_too(place: Path) -> None:
+    """Names and specs alone were taken."""
+    of_run = ("--task", "detection", "-b", 2, "--json")
+    (told,) = json.loads(run("measure", place / "run", *of_run, "--seconds", 0.05))
+    assert (told["num_classes"], told["conditions"]["image_size"]) == (2, 64)
+    assert told["model"].startswith("retinanet-")
+    (told,) = json.loads(run("predict", place / "run", *of_run, "--device", "rtx-4090"))
+    assert (told["num_classes"], told["conditions"]["image_size"]) == (2, 64)
+    for option in (("--head", "fcos"), ("--img-size", "64"), ("--detector", "num_classes=3")):
+        with pytest.raises(UserError, match=f"^{option[0]} is for networks by name; .* is a trained detector"):
+            run("predict", place / "run", *of_run, "--device", "rtx-4090", *option)
 
 
 def test_predict_and_choose_know_detectors(place: Path) -> None:
@@ -106,8 +122,10 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
     (told,) = json.loads(run("predict", place / "net.yaml", *gpu))
     assert sum(told["parts_s"].values()) == pytest.approx(told["latency_s"])
     assert told["low"] < told["images_per_s"] < told["high"]
+    (more,) = json.loads(run("predict", place / "net.yaml", *gpu, "--detector", "num_classes=80"))
+    assert (told["num_classes"], more["num_classes"]) == (20, 80)
     chosen = json.loads(run("choose", *gpu, "--model", "resnet18", "--model", "poolnet", "--min-throughput", 1))
-    assert chosen["best"]["backbone"] == "resnet18"
+    assert (chosen["best"]["backbone"], chosen["num_classes"]) == ("resnet18", 20)
     assert chosen["best"]["top1"] > 69
     assert chosen["conditions"]["image_size"] == told["conditions"]["image_size"] == 64
     assert "stands on those at 8, 16, 32" in chosen["options"][1]["reason"]
@@ -122,6 +140,9 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
         (("choose", "--task", "detection", "--max-latency", "3"), "chooses by --min-throughput alone"),
         (("measure", "resnet18", "--task", "detection", "--detector", "neck=3"), "--detector neck is unknown"),
         (("measure", "resnet18", "--task", "detection", "--detector", "neck_width=x"), "must be a whole number"),
+        (("measure", "resnet18", "--task", "detection", "--detector", "num_classes=0"), "num_classes is 0; it must be"),
+        (("train", "--task", "detection", "--model", "resnet18", "--detector", "num_classes=3", "--data-dir", "/no",
+          "--output", "x"), "--detector num_classes is for a detector that is timed; the data say how many there are"),
         (("train", "--task", "detection", "--model", "resnet18", "--set", "head=ml_decoder", "--data-dir", "/nowhere",
           "--output", "x"), "--set head=ml_decoder puts a head on a classifier; a detector's is chosen by --head"),
         (("train", "--task", "detection", "--model", "resnet18", "--data-dir", "/nowhere", "--output", "/tmp/x/y"),

@@ -141,6 +141,15 @@ def test_yolos_shares_become_pixels(tmp_path: Path) -> None:
     assert len(opened.validation) == 2
 
 
+def test_a_class_without_names_is_bounded(tmp_path: Path) -> None:
+    """One line made as many names as its number says."""
+    picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("4000000000 0.5 0.5 0.25 0.5\n")
+    with pytest.raises(cs.UserError, match=r"has a box of class 4000000000; without names it is at most 100,000"):
+        cs.open_boxes(tmp_path)
+
+
 def test_vocs_pixels_count_from_one(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         picture(tmp_path / "JPEGImages" / f"{name}.jpg")
@@ -313,6 +322,25 @@ def test_boxes_drawn_before_exif_are_turned(tmp_path: Path) -> None:
     images[0] |= {"width": 20, "height": 40}
     opened = cs.open_boxes(coco(tmp_path, images, [box]))
     assert whole(opened, "a.jpg")[0].tolist() == [[0, 0, 10, 5]]
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "told"),
+    [((20, 20), 6, True), ((40, 20), 3, True), ((40, 20), 6, False), ((20, 20), 1, False), ((40, 20), 1, False)],
+)
+def test_a_turn_that_no_size_shows_is_said(tmp_path: Path, size: tuple[int, int], orientation: int, told: bool) -> None:
+    """A square, or a picture turned by 180 degrees, has the same sides before and after."""
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name, *size, orientation=orientation)
+    sides = {"width": size[0], "height": size[1]}
+    images = [{"id": 1, "file_name": "a.jpg", **sides}, {"id": 2, "file_name": "b.jpg", **sides}]
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 5]}
+    opened = cs.open_boxes(coco(tmp_path, images, [box]))
+    said = [note for note in opened.notes if "nothing says whether their boxes were drawn before that" in note]
+    assert len(said) == told
+    if told:  # the picture without a box is none of them
+        assert said[0].startswith("1 pictures are turned by EXIF")
+        assert whole(opened, "a.jpg")[0].tolist() == [[0, 0, 10, 5]]
 
 
 def test_splits_are_carved_by_picture_and_stay(tmp_path: Path) -> None:
