@@ -246,7 +246,7 @@ def write_box_outputs(
     from convscale.ship.box_outputs import draw_results, write_coco_results
 
     if coco is not None:
-        count = write_coco_results(output, coco, artifact.classes)
+        count = write_coco_results(output, coco, artifact.classes, artifact.manifest.category_ids)
         say(f"{count:,} boxes in {coco}", err=True)
     if draw is not None:
         count = draw_results(output, draw, artifact.classes, min_score=min_score, since_ns=since_ns)

@@ -16,6 +16,7 @@ BOXES = {
     "no area": "boxes have no area (x2 <= x1 or y2 <= y1)",
     "outside": "boxes lie wholly outside their picture",
     "unknown class": "boxes are of a class that is not listed",
+    "id twice": "boxes have an id that stood there before; the first counts",
     "no picture": "boxes are of a picture that is not listed",
     "no number": "boxes are not four finite numbers",
 }

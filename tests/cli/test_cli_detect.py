@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from convscale.arch.spec import save_spec
+from convscale.artifact.artifact import load_artifact
 from convscale.cli.app import app
 from convscale.errors import UserError
 from tests.detect.sets import coco_set, small_spec
@@ -48,6 +49,7 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
     made = json.loads(run("export", place / "run", *data, "--output", place / "art", "--nms", "outside", "--json"))
     assert made["verification"]["passed"]
     assert made["verification"]["nms"] == "outside"
+    assert load_artifact(place / "art").manifest.category_ids == (1, 7)  # of the data, by the checkpoint
     images = sorted((place / "set" / "images").iterdir())[:3]
     out = place / "boxes.jsonl"
     run(
@@ -76,6 +78,8 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
         run(*other)
     assert not (place / "other.jsonl").exists()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
+    said = [{"red": 1, "green": 7}[each["class"]] for row in rows for each in row["boxes"]]
+    assert [each["category_id"] for each in json.loads((place / "r.json").read_text())] == said
     assert [row["path"] for row in rows] == [str(path) for path in images]
     assert len(json.loads((place / "r.json").read_text())) == sum(len(row["boxes"]) for row in rows)
     assert sorted(path.stem for path in (place / "d").iterdir()) == sorted(path.stem for path in images)
