@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import convscale as cs
+from benchmarks.trees import squares
 from convscale.detect.coco import find_coco
 from convscale.detect.data import turn_boxes
 from convscale.detect.evaluate import truths_of
@@ -391,6 +392,14 @@ def test_splits_are_carved_by_picture_and_stay(tmp_path: Path) -> None:
     assert not parts[1] & parts[2]
     assert first.test.paths == second.test.paths
     assert first.classes == ("red", "green")  # by id: 1, 7
+
+
+def test_crowns_that_an_edge_cuts() -> None:
+    """Of 50 x 50 pixels 28 x 50 lie in the left square, more than half, and 22 x 50 in the right one."""
+    (first, second) = squares(np.array([[100.0, 10, 150, 60], [250, 10, 290, 60]]), (270, 200), 128)
+    assert (first[:2], second[:2]) == ((0, 0), (128, 0))
+    assert (first[2].tolist(), first[3].tolist()) == ([[100, 10, 128, 60]], [False])
+    assert (second[2].tolist(), second[3].tolist()) == ([[0, 10, 22, 60], [122, 10, 128, 60]], [True, True])
 
 
 def test_a_letterbox_keeps_the_shape() -> None:
