@@ -44,7 +44,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "memory": ("convscale/cost/memory.py", "convscale/nn/norm.py"),
     "multilabel": _LEARNT,
     "multilabel-heads": (*_LEARNT, "convscale/nn/decoder.py"),
-    "nas_coefficients": ("convscale/nas/coefficients.py", "convscale/nas/directions.py", *_PREDICTED),
+    "nas_coefficients": (
+        *(f"convscale/nas/{name}.py" for name in ("coefficients", "directions", "points")),
+        *_PREDICTED,
+    ),
     "nas_space": tuple(f"convscale/nas/{name}.py" for name in ("choices", "space", "spaces", "tally")),
     "nas_tables": ("convscale/nas/walk.py", "convscale/nas/sampling.py", "convscale/nas/zero_cost.py"),
     "parity": ("convscale/nn/blocks.py", "convscale/nn/layers.py", "convscale/nn/net.py", "convscale/nn/norm.py"),
