@@ -30,7 +30,9 @@ _PREDICTED = ("convscale/predictor", "convscale/cost/fusion.py", "convscale/cost
 _LEARNT = tuple(f"convscale/learn/{name}.py" for name in ("loop", "loss", "optim", "recipes"))
 CODE: dict[str, tuple[str, ...]] = {
     "ablation": (*_SHIPPED, *_PREDICTED),
+    "ablation_accuracy": (*_LEARNT, "convscale/arch/families/tresnet.py", *_PREDICTED),
     "choose": ("convscale/choice", *_PREDICTED),
+    "choose_untraced": ("convscale/choice", *_COUNTED, *_PREDICTED),
     "count": _COUNTED,
     "demo": ("convscale/pipeline", "convscale/choice", *_LEARNT),
     "detection": ("convscale/detect", "convscale/nn/detectors.py", "convscale/learn/loop.py"),
