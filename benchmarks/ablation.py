@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation [--runtimes onnxruntime openvino eager] [--records results/ablation.jsonl] [--json]
     python -m benchmarks.ablation --accuracy --data-dir DIR [--img-size 28] [--recipe small] [--train-seconds 100]
-    [--seeds 0 1 2] [--accuracy-records results/ablation_accuracy.jsonl]
+    [--seeds 0 1 2] [--accuracy-records results/ablation_accuracy.jsonl] [--table-only]
 
 Every spec is opened once and timed in turn, round after round, so that a machine that slows down slows all of them; the
 calls of all rounds make one record. Records of other runtimes stay in the file. `convscale report --ablation --records
@@ -10,13 +10,18 @@ results/ablation.jsonl` shows them beside what is predicted for GPUs.
 
 With ``--accuracy`` a TResNet scaled down for small images is trained once for each ingredient and seed, each run for
 the same time and by the same recipe, and its accuracy on the test set stands beside its speed: in training and exported
-here, and as predicted for an RTX 4090. Runs that are there are not made again.
+here, and as predicted for an RTX 4090. Runs that are there are not made again. After each the table beside the records
+is written anew (``results/ablation_accuracy.md``): what each ingredient does, and whether that is what the paper says.
+``--table-only`` trains nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from benchmarks.records import machine, replace_record, write_record
 from convscale.arch.families.tresnet import tresnet
 from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
+from convscale.errors import UserError
 from convscale.show.studies import ABLATION
 from convscale.speed.records import Record, read_records
 
@@ -41,6 +47,20 @@ SMALL: dict[str, dict[str, Any]] = {
     "slope: 1e-2": {"slope": 1e-2},
 }
 """The ingredients, one changed at a time, as ``tresnet`` takes them."""
+PAPER = {
+    "stem: convolution": ("not higher", "slower"),
+    "blur: none, plain strides": ("lower", "faster"),
+    "norm: BatchNorm and leaky ReLU": ("same", "same"),
+    "blocks: bottleneck in all stages": ("", "slower"),
+    "blocks: basic in all stages": ("lower", ""),
+    "SE: in no stage": ("lower", "faster"),
+    "SE: in all four stages": ("same", "slower"),
+    "slope: 1e-2": ("not higher", "same"),
+}
+"""What accuracy and speed become by a change, as the paper argues for its ingredients (Ridnik et al., arXiv 2003.13630,
+section 2); empty: it says nothing. Its figures for single ingredients are not at hand."""
+SAME = 0.05
+"""Of a speed: smaller differences say nothing."""
 
 
 def small_tresnet(line: str, image_size: int) -> NetSpec:
@@ -96,11 +116,111 @@ def accuracy(args: argparse.Namespace) -> None:
                 "predicted_rtx_4090": guess.images_per_s,
             }
             replace_record(path, row, keys)
+            write_table(path)
             print(
                 f"{line:36} seed {seed}: {100 * result.top1:.2f} %, {row['epochs']} epochs, "
                 f"{speed.images_per_s:,.0f} images/s here, {guess.images_per_s:,.0f} predicted on an RTX 4090",
                 flush=True,
             )
+
+
+def change(points: Sequence[float]) -> str:
+    """What differences of accuracy, one a seed, say: ``lower``, ``higher`` or ``same``: zero lies in their 95 %
+    interval by Student's t; empty: too few to tell.
+    """
+    from scipy.stats import t
+
+    if len(points) < 2:
+        return ""
+    middle, error = statistics.mean(points), statistics.stdev(points) / math.sqrt(len(points))
+    if abs(middle) <= float(t.ppf(0.975, len(points) - 1)) * error:
+        return "same"
+    return "lower" if middle < 0 else "higher"
+
+
+def pace(ratio: float) -> str:
+    """What a speed over TResNet's says."""
+    return "same" if abs(ratio - 1) < SAME else "faster" if ratio > 1 else "slower"
+
+
+def verdict(said: str, found: str) -> str:
+    """Whether what was found is what the paper says: ``yes``, ``no``, or ``not told``."""
+    if not said or not found:
+        return "not told"
+    if said == "not higher":
+        return "no" if found == "higher" else "yes"
+    if said == found:
+        return "yes"
+    # What it says is a difference, and none was seen: seeds or calls may be too few.
+    return "not told" if found == "same" else "no"
+
+
+def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: by data and recipe each ingredient's accuracy and speed beside TResNet's, and beside the paper."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data", "image_size", "seconds", "recipe"))
+        groups.setdefault(key, []).append(row)
+    machines = " and ".join(sorted({str(row["machine"]) for row in rows}))
+    parts = [
+        "Made by `python -m benchmarks.ablation --accuracy`; records: "
+        f"[ablation_accuracy.jsonl](ablation_accuracy.jsonl). {machines}. One ingredient of a TResNet of {WIDTH} "
+        f"channels and {sum(DEPTHS)} blocks is changed at a time; test top-1, images/s of ONNX Runtime at batch 8, and "
+        "as predicted for an RTX 4090 (AMP, batch 256). An accuracy is told apart where zero lies outside the "
+        f"95 % interval of the seeds' differences, a speed by {SAME:.0%}. The paper: what its section 2 argues, not "
+        "its figures."
+    ]
+    for (data, size, seconds, recipe), group in groups.items():
+        parts += [f"## {data}, {size} px, {seconds:g} s of recipe `{recipe}`", _group_table(group)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _group_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| changed | test top-1 (each seed) | points beside | training speed | speed here | RTX 4090, predicted | "
+        "the paper: accuracy, speed | as it says: accuracy; speed here, predicted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_line = {name: {row["seed"]: row for row in rows if row["line"] == name} for name in SMALL}
+    base, verdicts = by_line["TResNet"], {"yes": list[str](), "no": list[str](), "not told": list[str]()}
+    for name, mine in by_line.items():
+        if not mine:
+            continue
+        tops = [mine[seed]["test_top1"] for seed in sorted(mine)]
+        cells = [f"{statistics.mean(tops):.2%} ({', '.join(f'{top:.2%}' for top in tops)})"]
+        shared = sorted(base.keys() & mine.keys())
+        if name == "TResNet" or not shared:
+            lines.append(f"| {name} | {cells[0]} |  |  |  |  |  |  |")
+            continue
+        points = [100 * (mine[seed]["test_top1"] - base[seed]["test_top1"]) for seed in shared]
+        spread = f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else ""
+        ratios = [
+            statistics.median(mine[seed][key] / base[seed][key] for seed in shared)
+            for key in ("training_images_per_s", "images_per_s", "predicted_rtx_4090")
+        ]
+        said_accuracy, said_speed = PAPER[name]
+        found = {
+            "accuracy": verdict(said_accuracy, change(points)),
+            "speed here": verdict(said_speed, pace(ratios[1])),
+            "speed predicted": verdict(said_speed, pace(ratios[2])),
+        }
+        for what, each in found.items():
+            verdicts[each].append(f"{name} ({what})")
+        cells += [f"{statistics.mean(points):+.2f}{spread}", *(f"{ratio:.2f}" for ratio in ratios)]
+        cells += [f"{said_accuracy or '–'}, {said_speed or '–'}"]
+        cells += [f"{found['accuracy']}; {found['speed here']}, {found['speed predicted']}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    heads = {"yes": "Agrees with the paper", "no": "Does not agree", "not told": "Not told"}
+    summary = [f"- {heads[each]}: {'; '.join(named) or 'nothing'}." for each, named in verdicts.items()]
+    return "\n".join([*lines, "", *summary])
+
+
+def write_table(path: Path) -> None:
+    """The table of a file of records, beside it."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not rows:
+        raise UserError(f"{path} has no record; train first (--accuracy --data-dir DIR)")
+    write_record(path.with_suffix(".md"), accuracy_table(rows))
 
 
 def main() -> None:
@@ -119,9 +239,14 @@ def main() -> None:
     parser.add_argument("--train-seconds", type=float, default=100.0, help="of each training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--accuracy-records", type=Path, default=Path("results/ablation_accuracy.jsonl"))
+    parser.add_argument("--table-only", action="store_true", help="write the table of --accuracy's records anew")
     args = parser.parse_args()
+    if args.table_only:
+        write_table(args.accuracy_records)
+        return
     if args.accuracy:
         accuracy(args)
+        write_table(args.accuracy_records)
         return
     from convscale.cost.counting import count
     from convscale.machine import Environment

@@ -1,9 +1,11 @@
 """How long an answer takes: every released ConvNet at its published sizes, predicted for a card.
 
     python -m benchmarks.choose [--device rtx-4090] [--min-throughput 2000] [--json] [--output results/choose.jsonl]
+    python -m benchmarks.choose --without-stored --rounds 1    writes results/choose_untraced.jsonl
 
 Each time is of `convscale choose` as a command of its own, the start of Python included. Cold: an empty cache folder,
-made for each round; the workloads that travel with the package are there, as for a new user.
+made for each round; the workloads that travel with the package are there, as for a new user. With ``--without-stored``
+the command runs from a copy of the package that has none of them, so that every network is traced.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,18 +21,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import convscale
 from benchmarks.records import write_record
 from convscale.machine import Environment
 from convscale.networks.offered import offered
 
 
-def answer(command: list[str], cache: str) -> tuple[float, dict[str, Any]]:
-    """Seconds of the command, and what it printed."""
+def answer(command: list[str], cache: str, place: str | None = None) -> tuple[float, dict[str, Any]]:
+    """Seconds of the command, run where another copy of the package lies (None: here), and what it printed."""
+    own = {} if place is None else {"PYTHONPATH": place}
+    environment = {**os.environ, **own, "CONVSCALE_CACHE": cache}
     start = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "CONVSCALE_CACHE": cache}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=place)
     return time.perf_counter() - start, json.loads(done.stdout)
+
+
+def copy_without_stored(place: str) -> None:
+    """A copy of the package, its compiled code included, without what was traced beforehand."""
+    package = Path(convscale.__file__).parent
+    shutil.copytree(package, Path(place) / package.name, ignore=shutil.ignore_patterns("traced"))
 
 
 def main() -> None:
@@ -37,9 +47,12 @@ def main() -> None:
     parser.add_argument("--device", default="rtx-4090")
     parser.add_argument("--min-throughput", type=float, default=2000)
     parser.add_argument("--rounds", type=int, default=2, help="cold ones; each is followed by two from the cache")
+    parser.add_argument("--without-stored", action="store_true", help="nothing that was traced beforehand is there")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("results/choose.jsonl"))
+    parser.add_argument("--output", type=Path, help="results/choose.jsonl, or choose_untraced.jsonl, when left out")
     args = parser.parse_args()
+    name = "choose_untraced" if args.without_stored else "choose"
+    output = args.output or Path(f"results/{name}.jsonl")
     options = [
         "--device",
         args.device,
@@ -49,19 +62,23 @@ def main() -> None:
     command = [sys.executable, "-m", "convscale.cli.app", "choose", *options, "--json"]
     cold, cached, found = [], [], {}
     for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            seconds, found = answer(command, cache)
+        with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as copy:
+            place = copy if args.without_stored else None
+            if place is not None:
+                copy_without_stored(place)
+            seconds, found = answer(command, cache, place)
             cold.append(seconds)
             for _ in range(2):
-                seconds, again = answer(command, cache)
+                seconds, again = answer(command, cache, place)
                 cached.append(seconds)
                 assert again == found, "the cache gave another answer"
     options_seen = sum(len(found[key]) for key in ("maybe", "alternatives", "rejected")) + 1
     where, weights = Environment.here(), offered()
     row = {
         "what": "seconds of convscale choose",
-        "command": "python -m benchmarks.choose",
+        "command": f"python -m benchmarks.choose{' --without-stored' if args.without_stored else ''}",
         "options": options,
+        "stored": not args.without_stored,
         "weights": len(weights),
     }
     row |= {
@@ -84,7 +101,7 @@ def main() -> None:
         if args.json
         else f"{row['candidates']} candidates: {shown}; {row['best']} @{row['best_image_size']}"
     )
-    write_record(args.output, json.dumps(row) + "\n")
+    write_record(output, json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

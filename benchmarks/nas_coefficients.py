@@ -83,7 +83,8 @@ def baseline(name: str) -> NetSpec:
 def study(args: argparse.Namespace) -> None:
     """Find the coefficients, then four times the cost by them and by EfficientNet's direction."""
     from convscale.images.sources import open_dataset
-    from convscale.nas.coefficients import PUBLISHED, find_scaling
+    from convscale.nas.coefficients import find_scaling
+    from convscale.nas.points import PUBLISHED
     from convscale.nas.trial import Job, run_job
 
     splits = open_dataset(args.data_dir)

@@ -1,16 +1,19 @@
 """Searches on tables of networks that others trained: our sampler against random search, regularised evolution,
 REINFORCE and Optuna's estimator; what a search by FLOPs costs a user of an A100; what zero-cost scores are worth.
 
-    python -m benchmarks.nas_tables [--tables FOLDER] [--seeds 20] [--only METHOD ...] [--records FILE]
+    python -m benchmarks.nas_tables [--tables FOLDER] [--seeds 20] [--records FILE]
+        [--table mnasnet|macro] [--reward REWARD ...] [--only METHOD ...] [--again] [--list]
 
-The tables are Accel-NASBench's MnasNet space (3,425 networks, ImageNet accuracy by a proxy, images/s on an A100) and
-NAS-Bench-Macro (6,561 networks, CIFAR-10, mean of three trainings). A query is one row of a table. A method whose
-proposal is no row of the table, or was queried before, gets the nearest row that is left (fewest choices apart).
-Rewards are accuracy x (cost / median cost)^-0.07, by MACs, by throughput as measured on the A100, and by throughput as
-this package predicts it, which saw none of these networks. Regret is against the best of the table, in points of the
-reward; the hypervolume of accuracy and the logarithm of the cost is a share of the whole table's. Each row of the
-records is made once: run again, it goes on. How many kin a local turn looks at was chosen on half of the seeds of
-NAS-Bench-Macro. The predictions take a quarter of an hour the first time, so what needs them comes last.
+The tables are Accel-NASBench's MnasNet space (3,425 networks, ImageNet accuracy by a proxy, images/s on an A100 and an
+RTX 3090) and NAS-Bench-Macro (6,561 networks, CIFAR-10, mean of three trainings). A query is one row of a table. A
+method whose proposal is no row of the table, or was queried before, gets the nearest row that is left (fewest choices
+apart). Rewards are accuracy x (cost / median cost)^-0.07, by MACs, by throughput as measured on each card, and by
+throughput as this package predicts it for the A100, which saw none of these networks. Regret is against the best of the
+table, in points of the reward; the hypervolume of accuracy and the logarithm of the cost is a share of the whole
+table's. Each row of the records is made once: run again, it goes on, and ``--table``, ``--reward`` and ``--only`` say
+which rows; ``--list`` says which are there and makes none. How many kin a local turn looks at was chosen on half of the
+seeds of NAS-Bench-Macro. The predictions take a quarter of an hour the first time, so what needs them comes last, and
+so does Optuna's estimator, which takes a minute a search.
 """
 
 from __future__ import annotations
@@ -19,64 +22,37 @@ import argparse
 import csv
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.nas_methods import Method, Table, evolution, guided, random, reinforce, tpe
 from benchmarks.records import machine, replace_record
 from convscale.arch.parts import RELU, RELU6, HeadSpec, InputSpec, StemSpec
 from convscale.arch.rows import conv, run, stages
 from convscale.arch.spec import NetSpec
-from convscale.nas.sampling import STARTUP, Tried, best_of, features, is_local, models_of, tilt_of
-from convscale.nas.walk import ROUND
 
 BUDGETS = (100, 300, 1000)
-EXPONENT = 0.07
-"""MnasNet, section 3; EfficientNet, section 4."""
-POPULATION, TOURNAMENT = 50, 10
-"""Of the evolution, as Real et al. (arXiv 1802.01548) and later tables have it in this proportion."""
-RATE, DECAY = 0.1, 0.9
-"""Of REINFORCE: learning rate of the logits, and of the baseline's moving average."""
 METHODS = ("guided", "random", "evolution", "reinforce", "tpe")
-REWARDS = (("mnasnet", "a100"), ("mnasnet", "macs"), ("macro", "macs"), ("mnasnet", "predicted"))
-"""Tables and what their reward's cost is."""
+REWARDS = (
+    ("mnasnet", "a100"),
+    ("mnasnet", "rtx3090"),
+    ("mnasnet", "macs"),
+    ("macro", "macs"),
+    ("mnasnet", "predicted"),
+)
+"""Tables and what their reward's cost is; ``predicted``: the time on the A100 as this package predicts it."""
+CARDS = {"a100": "a100-40gb", "rtx3090": "rtx-3090"}
+"""Cards that the table was measured on, by our names."""
 SCORED = 100
 """Networks of each table that zero-cost scores are asked for."""
-KIN, NEAREST = 2, 16
-"""Of a local turn: of how many of the best, and among how many of the nearest rows."""
 PREDICTED = 200
 """Networks of the table whose predicted speed is compared with the measured one."""
 FEW_SEEDS = 5
 """Of Optuna's estimator, which takes a minute a search."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Networks with what is known of them."""
-
-    name: str
-    genes: np.ndarray
-    """int (N, variables): which option of each variable."""
-    accuracy: np.ndarray
-    """float (N,), percent."""
-    costs: dict[str, np.ndarray]
-    """By name, float (N,): what is to be small."""
-    params: np.ndarray
-    """float (N,)."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Options of each variable."""
-        return tuple(int(top) + 1 for top in self.genes.max(0))
-
-    def reward(self, by: str) -> np.ndarray:
-        """Accuracy x (cost / median cost)^-0.07, float (N,)."""
-        cost = self.costs[by]
-        return self.accuracy * (cost / np.median(cost)) ** -EXPONENT
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -84,16 +60,18 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def mnasnet(folder: Path, predictions: bool = False) -> Table:
-    """Accel-NASBench's networks, with our predictions of their speed where they are asked for."""
-    rows = _read(folder / "nas-mnasnet-imagenet.csv")
+def mnasnet(folder: Path, cards: Sequence[str] = ("a100",), *, predictions: bool = False) -> Table:
+    """Accel-NASBench's networks that were measured on all of some cards, with our predictions of their speed on the
+    A100 where they are asked for.
+    """
+    rows = [row for row in _read(folder / "nas-mnasnet-imagenet.csv") if all(row[speed_on(card)] for card in cards)]
     digits = np.array(
         [[int(digit) for key in ("expansion", "kernel", "layers", "se") for digit in row[key]] for row in rows]
     )
     genes = np.stack([np.unique(column, return_inverse=True)[1] for column in digits.T], axis=1)
     costs = {
         "macs": np.array([float(row["macs_m"]) for row in rows]),
-        "a100": 1 / np.array([float(row["a100_images_per_s"]) for row in rows]),
+        **{card: 1 / np.array([float(row[speed_on(card)]) for row in rows]) for card in cards},
     }
     if predictions:
         costs["predicted"] = 1 / np.array(predicted([mnasnet_spec(row) for row in rows]))
@@ -104,6 +82,11 @@ def mnasnet(folder: Path, predictions: bool = False) -> Table:
         costs=costs,
         params=np.array([float(row["params_m"]) * 1e6 for row in rows]),
     )
+
+
+def speed_on(card: str) -> str:
+    """The column of the speed on a card; two networks lack that on the RTX 3090."""
+    return f"{card}_images_per_s"
 
 
 def mnasnet_spec(row: dict[str, str], image_size: int = 224) -> NetSpec:
@@ -156,13 +139,13 @@ def macro_spec(row: dict[str, str]) -> NetSpec:
     )
 
 
-def predicted(specs: list[NetSpec]) -> list[float]:
-    """Images/s on an A100 as this package predicts it: AMP, channels-last, eager, batch 256. Kept in its cache."""
+def predicted(specs: list[NetSpec], card: str = "a100") -> list[float]:
+    """Images/s on a card as this package predicts it: AMP, channels-last, eager, batch 256. Kept in its cache."""
     from convscale.choice.basis import Asked, basis_of
     from convscale.choice.facts import SizedSpec
     from convscale.choice.speeds import facts_of
 
-    basis = basis_of(Asked(device="a100-40gb", layout="nhwc", precision="amp", batch_size=256))
+    basis = basis_of(Asked(device=CARDS[card], layout="nhwc", precision="amp", batch_size=256))
     wanted = [SizedSpec(spec, spec.input.size) for spec in specs]
     found: dict[SizedSpec, float] = {}
     for start in range(0, len(wanted), 200):
@@ -171,118 +154,6 @@ def predicted(specs: list[NetSpec]) -> list[float]:
             found[one] = facts.speed.images_per_s
         print(f"predicted {min(start + 200, len(wanted))} of {len(wanted)}", flush=True)
     return [found[one] for one in wanted]
-
-
-# ---------------------------------------------------------------- methods
-
-Method = Callable[[Table, np.ndarray, np.random.Generator, int], np.ndarray]
-"""A table, its rewards, a generator and a budget to the rows that were queried, in order."""
-
-
-class Pool:
-    """Rows that are left, and those that were queried."""
-
-    def __init__(self, table: Table) -> None:
-        self.table, self.left, self.queried = table, np.ones(len(table.genes), dtype=bool), list[int]()
-
-    def take(self, row: int) -> int:
-        """Query a row."""
-        self.left[row] = False
-        self.queried.append(row)
-        return row
-
-    def nearest(self, genes: np.ndarray, rng: np.random.Generator) -> int:
-        """Query the row that is left with the fewest choices apart; of several any."""
-        rows = np.flatnonzero(self.left)
-        apart = (self.table.genes[rows] != genes).sum(1)
-        return self.take(int(rng.choice(rows[apart == apart.min()])))
-
-
-def random(table: Table, rewards: np.ndarray, rng: np.random.Generator, budget: int) -> np.ndarray:
-    """Rows drawn."""
-    return rng.permutation(len(rewards))[:budget]
-
-
-def evolution(table: Table, rewards: np.ndarray, rng: np.random.Generator, budget: int) -> np.ndarray:
-    """Regularised evolution: the best of a few of those alive is changed in one choice, and the oldest dies."""
-    pool, sizes = Pool(table), table.sizes
-    alive = [pool.take(int(row)) for row in rng.permutation(len(rewards))[:POPULATION]]
-    while len(pool.queried) < budget:
-        some = rng.choice(len(alive), TOURNAMENT, replace=False)
-        child = table.genes[max((alive[at] for at in some), key=lambda row: rewards[row])].copy()
-        at = rng.integers(len(sizes))
-        child[at] = (child[at] + 1 + rng.integers(sizes[at] - 1)) % sizes[at]
-        alive.append(pool.nearest(child, rng))
-        alive.pop(0)
-    return np.array(pool.queried)
-
-
-def reinforce(table: Table, rewards: np.ndarray, rng: np.random.Generator, budget: int) -> np.ndarray:
-    """REINFORCE on a categorical policy for each choice, with a moving average as the baseline; rewards in standard
-    deviations of those seen.
-    """
-    pool, sizes = Pool(table), table.sizes
-    logits = [np.zeros(size) for size in sizes]
-    baseline, seen = 0.0, list[float]()
-    while len(pool.queried) < budget:
-        shares = [np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in logits]
-        drawn = np.array([rng.choice(len(share), p=share) for share in shares])
-        row = pool.nearest(drawn, rng)
-        seen.append(float(rewards[row]))
-        scale = float(np.std(seen)) or 1.0
-        baseline = seen[0] if len(seen) == 1 else DECAY * baseline + (1 - DECAY) * seen[-1]
-        for each, share, option in zip(logits, shares, table.genes[row], strict=True):
-            gradient = -share
-            gradient[option] += 1
-            each += RATE * (seen[-1] - baseline) / scale * gradient
-    return np.array(pool.queried)
-
-
-def guided(table: Table, rewards: np.ndarray, rng: np.random.Generator, budget: int, by: str) -> np.ndarray:
-    """The engine's own sampler, in its rounds and turns, over the rows that are left; it knows the cost of what it
-    queried, as a search does.
-    """
-    pool, inputs, speeds = Pool(table), features(table.genes, table.sizes), 1 / table.costs[by]
-    tried: list[Tried] = []
-    for row in rng.permutation(len(rewards))[:STARTUP]:
-        pool.take(int(row))
-    while len(pool.queried) < budget:
-        for row in pool.queried[len(tried) :]:
-            genes = tuple(table.genes[row].tolist())
-            tried.append(Tried(genes=genes, value=float(rewards[row]), speed=float(speeds[row])))
-        models = models_of(tried, table.sizes, 0.0)
-        best = [pool.queried[at] for at in np.argsort(-rewards[pool.queried])[:KIN]]
-        for turn in range(min(ROUND, budget - len(pool.queried))):
-            rows = np.flatnonzero(pool.left)
-            if is_local(turn, models, 0.0):
-                apart = np.min([(table.genes[rows] != table.genes[row]).sum(1) for row in best], axis=0)
-                rows = rows[np.argsort(apart, kind="stable")[:NEAREST]]
-            pool.take(int(rows[best_of(inputs[rows], models, rng, 0.0, tilt_of(turn, rng, 0.0))]))
-    return np.array(pool.queried)
-
-
-def tpe(table: Table, rewards: np.ndarray, rng: np.random.Generator, budget: int) -> np.ndarray:
-    """Optuna's estimator, multivariate."""
-    import warnings
-
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore")
-    pool = Pool(table)
-    kinds = {
-        f"x{at:02d}": optuna.distributions.CategoricalDistribution(tuple(range(size)))
-        for at, size in enumerate(table.sizes)
-    }
-    sampler = optuna.samplers.TPESampler(multivariate=True, seed=int(rng.integers(2**31)))
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    while len(pool.queried) < budget:
-        trial = study.ask(kinds)  # pyright: ignore[reportArgumentType]
-        row = pool.nearest(np.array([trial.params[name] for name in kinds]), rng)
-        params = {name: int(option) for name, option in zip(kinds, table.genes[row], strict=True)}
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(kinds), value=float(rewards[row])))
-    return np.array(pool.queried)
 
 
 def hypervolume(accuracy: np.ndarray, cost: np.ndarray, table: Table, by: str) -> float:
@@ -312,16 +183,21 @@ def searched(table: Table, by: str, method: str, seeds: int) -> dict[str, Any]:
         "guided": partial(guided, by=by),
         "tpe": tpe,
     }[method]
-    rewards, truth = table.reward(by), "a100" if "a100" in table.costs else "macs"
-    true = table.reward(truth)
-    rows: dict[str, list[list[float]]] = {"regret": [], "hypervolume": [], f"regret_{truth}": []}
+    rewards, truths = table.reward(by), [card for card in CARDS if card in table.costs] or ["macs"]
+    true = {truth: table.reward(truth) for truth in truths}
+    rows: dict[str, list[list[float]]] = {
+        "regret": [],
+        "hypervolume": [],
+        **{f"regret_{truth}": [] for truth in truths},
+    }
     for seed in range(seeds):
         queried = run_method(table, rewards, np.random.default_rng(seed), max(BUDGETS))
         heads = [queried[:budget] for budget in BUDGETS]
         rows["regret"].append([float(rewards.max() - rewards[head].max()) for head in heads])
         rows["hypervolume"].append([hypervolume(table.accuracy[h], table.costs[by][h], table, by) for h in heads])
         found = [head[rewards[head].argmax()] for head in heads]
-        rows[f"regret_{truth}"].append([float(true.max() - true[row]) for row in found])
+        for truth in truths:
+            rows[f"regret_{truth}"].append([float(true[truth].max() - true[truth][row]) for row in found])
     record: dict[str, Any] = {"table": table.name, "reward": by, "method": method, "seeds": seeds}
     for name, values in rows.items():
         array = np.array(values)
@@ -331,26 +207,26 @@ def searched(table: Table, by: str, method: str, seeds: int) -> dict[str, Any]:
     return record
 
 
-def flops_cost(table: Table) -> dict[str, Any]:
-    """What the best network by each reward is on the A100, and what a user loses there: the best accuracy of any
-    network of the table at least as fast as the one found by MACs; and over 19 speeds that are asked for (every 20th of
-    the table's), by how much the best of the front by MACs is behind the best of all that keep it.
+def flops_cost(table: Table, card: str = "a100") -> dict[str, Any]:
+    """What the best network by each reward is on a card, and what a user loses there: the best accuracy of any network
+    of the table at least as fast as the one found by MACs; and over 19 speeds that are asked for (every 20th of the
+    table's), by how much the best of the front by MACs is behind the best of all that keep it.
     """
-    record: dict[str, Any] = {"table": table.name, "reward": "all", "method": "whole table", "seeds": 0}
+    record: dict[str, Any] = {"table": table.name, "reward": "all", "method": whole_table(card), "seeds": 0}
+    speeds = 1 / table.costs[card]
     for by in table.costs:
         row = int(table.reward(by).argmax())
-        as_fast = table.costs["a100"] <= table.costs["a100"][row]
         record[by] = {
             "top1": float(table.accuracy[row]),
-            "a100_images_per_s": float(1 / table.costs["a100"][row]),
+            f"{card}_images_per_s": float(speeds[row]),
             "macs_m": float(table.costs["macs"][row]),
-            "reward_a100": float(table.reward("a100")[row]),
-            "best_top1_as_fast": float(table.accuracy[as_fast].max()),
+            f"reward_{card}": float(table.reward(card)[row]),
+            "best_top1_as_fast": float(table.accuracy[speeds >= speeds[row]].max()),
         }
     losses = []
     on_front = front_by_macs(table)
-    for floor in np.quantile(1 / table.costs["a100"], np.linspace(0.05, 0.95, 19)):
-        keeps = 1 / table.costs["a100"] >= floor
+    for floor in np.quantile(speeds, np.linspace(0.05, 0.95, 19)):
+        keeps = speeds >= floor
         losses.append(float(table.accuracy[keeps].max() - table.accuracy[keeps & on_front].max(initial=-np.inf)))
     kept = [loss for loss in losses if math.isfinite(loss)]
     record["floors"] = len(losses)
@@ -358,6 +234,16 @@ def flops_cost(table: Table) -> dict[str, Any]:
     record["loss_of_macs_front_mean"] = float(np.mean(kept))
     record["loss_of_macs_front_most"] = float(max(kept))
     return record
+
+
+def whole_table(card: str) -> str:
+    """What the row of ``flops_cost`` is called."""
+    return "whole table" if card == "a100" else f"whole table on {card}"
+
+
+def prediction_on(card: str) -> str:
+    """What the row of ``prediction`` is called."""
+    return "prediction" if card == "a100" else f"prediction on {card}"
 
 
 def front_by_macs(table: Table) -> np.ndarray:
@@ -370,12 +256,12 @@ def front_by_macs(table: Table) -> np.ndarray:
     return found
 
 
-def prediction(folder: Path) -> dict[str, Any]:
-    """How well this package predicts the A100's speed of some of the table's networks, beside what MACs say."""
-    rows = _read(folder / "nas-mnasnet-imagenet.csv")[:PREDICTED]
-    measured = np.array([float(row["a100_images_per_s"]) for row in rows])
+def prediction(folder: Path, card: str = "a100") -> dict[str, Any]:
+    """How well this package predicts a card's speed of some of the table's networks, beside what MACs say."""
+    rows = [row for row in _read(folder / "nas-mnasnet-imagenet.csv") if row[speed_on(card)]][:PREDICTED]
+    measured = np.array([float(row[speed_on(card)]) for row in rows])
     macs = np.array([float(row["macs_m"]) for row in rows])
-    guess = np.array(predicted([mnasnet_spec(row) for row in rows]))
+    guess = np.array(predicted([mnasnet_spec(row) for row in rows], card))
     off = np.log(guess / measured)
     first, second = np.triu_indices(len(rows), 1)
     apart = np.abs(np.log(measured[first] / measured[second]))
@@ -388,7 +274,7 @@ def prediction(folder: Path) -> dict[str, Any]:
     return {
         "table": "mnasnet",
         "reward": "none",
-        "method": "prediction",
+        "method": prediction_on(card),
         "seeds": 0,
         "networks": len(rows),
         "rank_correlation": spearman(measured, guess),
@@ -433,7 +319,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, default=Path("../shared/measurements"))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--only", nargs="+", default=None, help="methods, or zero-cost")
+    parser.add_argument("--table", choices=("mnasnet", "macro"), help="rows of this one alone")
+    rewards = sorted({by for _, by in REWARDS} | {"accuracy", "all", "none"})
+    parser.add_argument("--reward", nargs="+", choices=rewards, help="rows of these alone; of the scores: accuracy")
+    parser.add_argument("--only", nargs="+", help="methods, or their first words: guided tpe zero-cost 'zero-cost zen'")
+    parser.add_argument("--again", action="store_true", help="make rows that are there anew")
+    parser.add_argument("--list", action="store_true", help="say which rows are there, and make none")
     parser.add_argument("--records", type=Path, default=Path("results/nas_tables.jsonl"))
     args = parser.parse_args()
     from convscale.nas.zero_cost import SCORES
@@ -452,11 +343,19 @@ def main() -> None:
     for score in SCORES:
         jobs.append((("macro", "accuracy", f"zero-cost {score}"), partial(_macro_scored, read, args.tables, score)))
         jobs.append((("mnasnet", "accuracy", f"zero-cost {score}"), partial(_mnasnet_scored, read, args.tables, score)))
-    jobs.append((("mnasnet", "all", "whole table"), partial(_flops_cost, read)))
-    jobs.append((("mnasnet", "none", "prediction"), partial(prediction, args.tables)))
-    jobs = sorted(jobs, key=lambda job: job[0][2] == "tpe") + late
+    for card in CARDS:
+        jobs.append((("mnasnet", "all", whole_table(card)), partial(_flops_cost, read, card)))
+        jobs.append((("mnasnet", "none", prediction_on(card)), partial(prediction, args.tables, card)))
+    jobs = sorted([*jobs, *late], key=lambda job: (job[0][2] == "tpe", job[0][1] == "predicted"))
     for key, make in jobs:
-        if key in there or (args.only and key[2].split()[0] not in args.only):
+        name, by, method = key
+        if (args.table and name != args.table) or (args.reward and by not in args.reward):
+            continue
+        if args.only and not {method, method.split()[0]} & {*args.only}:
+            continue
+        if args.list:
+            print(*key, "is there" if key in there else "is missing", sep=", ")
+        if args.list or (key in there and not args.again):
             continue
         record = {**make(), "machine": machine()}
         replace_record(args.records, record, keys)
@@ -465,16 +364,18 @@ def main() -> None:
 
 
 def _table(folder: Path, name: str) -> Table:
-    """``mnasnet``, ``predicted`` (the same with predictions) or ``macro``."""
-    return macro(folder) if name == "macro" else mnasnet(folder, predictions=name == "predicted")
+    """``macro``, ``mnasnet``, ``predicted`` (the same with predictions) or ``rtx3090`` (with that card's speeds)."""
+    if name == "macro":
+        return macro(folder)
+    return mnasnet(folder, tuple(CARDS) if name == "rtx3090" else ("a100",), predictions=name == "predicted")
 
 
 def _searched(read: Callable[[str], Table], name: str, by: str, method: str, seeds: int) -> dict[str, Any]:
-    return searched(read("predicted" if by == "predicted" else name), by, method, seeds)
+    return searched(read(by if by in ("predicted", "rtx3090") else name), by, method, seeds)
 
 
-def _flops_cost(read: Callable[[str], Table]) -> dict[str, Any]:
-    return flops_cost(read("mnasnet"))
+def _flops_cost(read: Callable[[str], Table], card: str) -> dict[str, Any]:
+    return flops_cost(read("mnasnet" if card == "a100" else card), card)
 
 
 def _macro_scored(read: Callable[[str], Table], folder: Path, score: str) -> dict[str, Any]:

@@ -30,7 +30,9 @@ _PREDICTED = ("convscale/predictor", "convscale/cost/fusion.py", "convscale/cost
 _LEARNT = tuple(f"convscale/learn/{name}.py" for name in ("loop", "loss", "optim", "recipes"))
 CODE: dict[str, tuple[str, ...]] = {
     "ablation": (*_SHIPPED, *_PREDICTED),
+    "ablation_accuracy": (*_LEARNT, "convscale/arch/families/tresnet.py", *_PREDICTED),
     "choose": ("convscale/choice", *_PREDICTED),
+    "choose_untraced": ("convscale/choice", *_COUNTED, *_PREDICTED),
     "count": _COUNTED,
     "demo": ("convscale/pipeline", "convscale/choice", *_LEARNT),
     "detection": ("convscale/detect", "convscale/nn/detectors.py", "convscale/learn/loop.py"),
@@ -45,7 +47,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "memory": ("convscale/cost/memory.py", "convscale/nn/norm.py"),
     "multilabel": _LEARNT,
     "multilabel-heads": (*_LEARNT, "convscale/nn/decoder.py"),
-    "nas_coefficients": ("convscale/nas/coefficients.py", "convscale/nas/directions.py", *_PREDICTED),
+    "nas_coefficients": (
+        *(f"convscale/nas/{name}.py" for name in ("coefficients", "directions", "points")),
+        *_PREDICTED,
+    ),
     "nas_space": tuple(f"convscale/nas/{name}.py" for name in ("choices", "space", "spaces", "tally")),
     "nas_tables": ("convscale/nas/walk.py", "convscale/nas/sampling.py", "convscale/nas/zero_cost.py"),
     "parity": ("convscale/nn/blocks.py", "convscale/nn/layers.py", "convscale/nn/net.py", "convscale/nn/norm.py"),

@@ -41,7 +41,7 @@ from convscale.cli.options import (
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import Stopped, UserError, naming_extras
 from convscale.files import check_new_file, told
-from convscale.networks.names import is_spec_file, spec_of
+from convscale.networks.names import is_spec_file, network_of, spec_of
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context
@@ -101,7 +101,9 @@ app = typer.Typer(
 
 @app.command("list")
 def list_command(
-    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'tresnet*'.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(help="Shell pattern, such as 'tresnet*'; or a function or spec file of your own.")
+    ] = "*",
     devices: Annotated[
         bool, typer.Option("--devices", help="Devices that speeds are predicted for, with how well each is known.")
     ] = False,
@@ -123,8 +125,11 @@ def list_command(
         return
     from convscale.networks.offered import architectures_in, weights_in
 
+    own = ":" in pattern or is_spec_file(pattern)
+    if own and pretrained:
+        raise UserError(f"{pattern!r} is a network of your own, which has no released weights; leave --pretrained out")
     if not pretrained:
-        names = architectures_in(zoo, pattern)
+        names = [_checked(pattern)] if own else architectures_in(zoo, pattern)
         if not names:
             raise _unlisted(pattern)
         print_json(names) if as_json else typer.echo("\n".join(names))
@@ -175,11 +180,20 @@ def list_command(
     )
 
 
+def _checked(name: str) -> str:
+    """The name of a user's own function or spec file, once a network came of it: it goes wherever a name goes.
+
+    Raises:
+        UserError: it can not be read, found or built.
+    """
+    from convscale.networks.resolve import shapes_of
+
+    shapes_of(network_of(name))
+    return name
+
+
 def _unlisted(pattern: str) -> UserError:
     """What a pattern that matches nothing is told."""
-    if ":" in pattern or is_spec_file(pattern):
-        what = "a function of your own" if ":" in pattern else "a spec's file"
-        return UserError(f"{pattern!r} is {what}, which no list has; it goes wherever a name goes (`convscale count`)")
     return UserError(f"no model matches {pattern!r}; `convscale list` shows all")
 
 

@@ -351,7 +351,7 @@ def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: 
     """``choose --task detection``."""
     from convscale.choice.basis import device_title
     from convscale.detect.choose import choose_backbone
-    from convscale.networks.names import is_spec_file, spec_of
+    from convscale.networks.names import spec_or_name
 
     if patterns := [name for name in wanted.models or () if any(sign in name for sign in "*?[")]:
         raise UserError(
@@ -364,7 +364,7 @@ def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: 
         cond,
         predicted=basis.predicted,
         confidence=asked.confidence,
-        backbones=[spec_of(name) if is_spec_file(name) else name for name in wanted.models or ()],
+        backbones=[spec_or_name(name) for name in wanted.models or ()],
         head=wanted.head,
         image_size=wanted.img_size,
         options={key: value for key, value in options.items() if key != "num_classes"},

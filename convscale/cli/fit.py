@@ -34,10 +34,9 @@ from convscale.cli.options import (
     say,
 )
 from convscale.cli.speed_options import Device
-from convscale.networks.names import is_spec_file, spec_of
+from convscale.networks.names import spec_or_name
 
 if TYPE_CHECKING:
-    from convscale.arch.spec import NetSpec
     from convscale.pipeline.run import FitRun
 
 
@@ -187,7 +186,7 @@ def fit_command(
             bf16=bf16,
             threads=threads,
             image_size=img_size,
-            candidates=[_candidate(name) for name in candidates] if candidates else None,
+            candidates=[spec_or_name(name) for name in candidates] if candidates else None,
             search=search,
             space=space,
             zoo=zoo,
@@ -212,11 +211,6 @@ def fit_command(
             overrides=overrides_of(sets),
         )
     _finish(run, as_json)
-
-
-def _candidate(name: str) -> str | NetSpec:
-    """A spec from a file, else the name."""
-    return spec_of(name) if is_spec_file(name) else name
 
 
 def demo_command(

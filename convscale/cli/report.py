@@ -13,7 +13,7 @@ from convscale.cli.options import MISSED, Json, print_json, refuse_lost, say
 from convscale.cli.speed_options import progress_aside
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
-from convscale.networks.names import network_of
+from convscale.networks.names import network_of, spec_or_name
 
 if TYPE_CHECKING:
     from convscale.choice.basis import Asked, Basis
@@ -54,7 +54,8 @@ def report_command(
         bool, typer.Option("--predict", help="Add what released weights are predicted to run at on --device.")
     ] = False,
     models: Annotated[
-        list[str] | None, typer.Option("--model", help="With --predict: only these names or patterns. Repeatable.")
+        list[str] | None,
+        typer.Option("--model", help="With --predict: only these names, patterns or spec files. Repeatable."),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -343,7 +344,8 @@ def _predictions(wanted: _Wanted) -> list[SpeedPoint]:
     if not wanted.predict:
         return []
     sizes = None if wanted.image_size is None else [wanted.image_size]
-    return predicted_points(wanted.basis(), wanted.models, image_sizes=sizes, progress=lambda text: say(text, err=True))
+    models = None if wanted.models is None else [spec_or_name(name) for name in wanted.models]
+    return predicted_points(wanted.basis(), models, image_sizes=sizes, progress=lambda text: say(text, err=True))
 
 
 def _profiles(wanted: _Wanted) -> list[Profile]:

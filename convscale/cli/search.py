@@ -76,7 +76,8 @@ def search_command(
     address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster: host:port or auto.")] = None,
     sampler: Annotated[str, typer.Option("--sampler", help="guided, tpe, evolution or random.")] = "guided",
     zero_cost: Annotated[
-        str, typer.Option("--zero-cost", help="Chooses the first trials: size, naswot, zico, zen or none.")
+        str,
+        typer.Option("--zero-cost", help="Chooses trials: size, naswot, zico, zen or none."),
     ] = "size",
     inherit: Annotated[
         bool, typer.Option("--inherit", help="Begin with the weights of the nearest network that it can grow from.")

@@ -44,7 +44,7 @@ from convscale.cli.tables import Column, number_column, print_table
 from convscale.conditions import Conditions, Constraint, Size, size_text
 from convscale.errors import UserError
 from convscale.files import check_new_file, check_outside
-from convscale.networks.names import is_spec_file, network_of, size_of, spec_of
+from convscale.networks.names import is_spec_file, network_of, size_of, spec_of, spec_or_name
 
 if TYPE_CHECKING:
     from convscale.choice.facts import SizedSpec
@@ -416,7 +416,7 @@ def choose_command(
         return
     if budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of networks to measure, at least 1")
-    named = [spec_of(name) if is_spec_file(name) else name for name in models] if models else None
+    named = [spec_or_name(name) for name in models] if models else None
     offer = Filter(
         zoo=zoo,
         licences=licences,

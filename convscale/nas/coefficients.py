@@ -18,7 +18,16 @@ from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
 from convscale.arch.zoo import as_spec
 from convscale.choice.basis import Asked, basis_of
-from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.errors import (
+    DoesNotFit,
+    UserError,
+    check_flag,
+    check_number,
+    check_path,
+    check_text,
+    check_whole,
+    first_line,
+)
 from convscale.files import check_output_dir, file_or_none, json_numbers, new_output_dir, write_json
 from convscale.images.digest import data_digest
 from convscale.images.sources import open_dataset
@@ -32,6 +41,7 @@ from convscale.nas.directions import MOST, STEPS, at_cost, directions, in_groups
 from convscale.nas.engines.base import Engine, Place
 from convscale.nas.engines.start import engine_for, place_for, threads_of
 from convscale.nas.pace import Pace
+from convscale.nas.points import PUBLISHED, Point, notes_on
 from convscale.nas.records import difference
 from convscale.nas.request import Say, fixed_form, native_size, recipe_for
 from convscale.nas.trial import Job
@@ -42,47 +52,8 @@ METHODS = ("grid", "bayes")
 RECORD, RULE = "scaling.json", "rule.yaml"
 FINALISTS, FINAL_SEEDS = 3, 3
 """So many of the best are trained with so many seeds in all."""
-PUBLISHED = ScalingRule(alpha=1.2, beta=1.1, gamma=1.15, name="efficientnet", baseline="efficientnet_b0")
-"""EfficientNet, section 3.3: by FLOPs, for B0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One way to spend the budget, and what came of it."""
-
-    shares: tuple[float, float, float]
-    """Of depth, width and resolution in the logarithm of the nominal cost."""
-    alpha: float
-    """Depth's multiplier."""
-    beta: float
-    """Width's."""
-    gamma: float
-    """Resolution's."""
-    cost: float
-    """Times the baseline's, as counted, measured or predicted of the rounded network."""
-    accuracies: tuple[float, ...] = ()
-    """On validation, one for each seed, in [0, 1]."""
-    seconds: float = 0.0
-    """In training."""
-
-    @property
-    def accuracy(self) -> float:
-        """Mean over the seeds; -1 before the first."""
-        return self.over(len(self.accuracies))
-
-    def over(self, seeds: int) -> float:
-        """Mean over the first so many seeds, which all points share; -1 before the first."""
-        some = self.accuracies[:seeds]
-        return sum(some) / len(some) if some else -1.0
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {**dataclasses.asdict(self), "shares": list(self.shares), "accuracies": list(self.accuracies)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Point:
-        """From what ``to_dict`` gave."""
-        return cls(**{**value, "shares": tuple(value["shares"]), "accuracies": tuple(value["accuracies"])})
+_IN_VAIN = 4
+"""Ways that can not be trained, before any can, after which it is not the ways that are to blame."""
 
 
 def find_scaling(
@@ -273,6 +244,8 @@ class _Scaling:
             if differs := difference(json_numbers(now), before):
                 raise UserError(f"the study in {folder} was begun with {differs}; ask for the same, or name another")
             self.points = [Point.from_dict(point) for point in kept["points"]]
+            if not self._trained():  # what stood in the way of them all may be gone
+                self.points = [point for point in self.points if not point.failed]
             self.rule = kept.get("rule")  # an earlier end's, until this call has its own
             pace.runtime = str(kept.get("runtime", ""))
 
@@ -280,7 +253,9 @@ class _Scaling:
         """Lay out, train, train the best again."""
         asked = self.asked
         asked.say(f"scaling {asked.base!r} to {asked.budget:g} times its {asked.cost}")
-        published = self._cost(scale(asked.base, phi=math.log(asked.budget, 2)))  # it can fail: not once all is trained
+        if asked.cost == "time":
+            self.pace(asked.base)  # it can fail: not once a way is laid out
+        published = self._published()
         engine = engine_for(asked.place, self.splits)
         try:
             for group in self._directions():
@@ -289,19 +264,20 @@ class _Scaling:
                 for shares in group:
                     if self._at(shares) is None:
                         self._put(self._laid_out(shares))
-                self._train(engine, [at for at in map(self._at, group) if at is not None], 0)
-            for extra in range(1, FINAL_SEEDS):
-                if self._more():
-                    self._train(engine, self._finalists(), extra)
+                self._train(engine, [at for at in map(self._at, group) if at is not None and not self._seeds(at)])
+            for seeds in range(1, FINAL_SEEDS):  # where one fails, the next best takes its place
+                while self._more() and (behind := [at for at in self._finalists() if self._seeds(at) <= seeds]):
+                    self._train(engine, behind)
         finally:
             engine.close()
         return self._rule(published)
 
     def _finalists(self) -> list[int]:
-        """The best by the first seed, the one that all have, and EfficientNet's direction."""
-        order = sorted(range(len(self.points)), key=lambda at: -self.points[at].over(1))
-        own = [at for at, point in enumerate(self.points) if point.shares == PUBLISHED.shares]
-        return [at for at in dict.fromkeys([*order[:FINALISTS], *own]) if self.points[at].accuracies]
+        """The best by the first seed, the one that all have, and EfficientNet's direction; none that failed."""
+        ready = [at for at, point in enumerate(self.points) if point.accuracies and not point.failed]
+        order = sorted(ready, key=lambda at: -self.points[at].over(1))
+        own = [at for at in ready if self.points[at].shares == PUBLISHED.shares]
+        return list(dict.fromkeys([*order[:FINALISTS], *own]))
 
     def _directions(self) -> Iterator[Sequence[tuple[float, float, float]]]:
         """EfficientNet's, then the grid's, then those that Optuna's estimator proposes, an earlier call's first. Those
@@ -313,8 +289,8 @@ class _Scaling:
         first = count if asked.method == "grid" else min(count, 6)
         yield from in_groups(spread(grid, first), side_by_side)
         if asked.method == "bayes":
-            laid_out = [point.shares for point in self.points if not point.accuracies]
-            yield from in_groups(laid_out[: max(0, count - len(self._trained()))], 1)
+            laid_out = [point.shares for point in self.points if not point.accuracies and not point.failed]
+            yield from in_groups(laid_out[: max(0, count - len(self.points) + len(laid_out))], 1)
             for _ in range(count - len(self.points)):
                 yield (self._proposed(),)
         elif count > len(grid):  # a finer grid, without those that were there
@@ -347,15 +323,27 @@ class _Scaling:
         return params["depth"], width, 1 - params["depth"] - width
 
     def _laid_out(self, shares: tuple[float, float, float]) -> Point:
-        """As large in this direction as the budget allows."""
-        asked = self.asked
-        if asked.cost == "macs":
-            nominal = asked.budget
-            found = self._cost(self._spec(nominal, shares))
-        else:
-            nominal, found = reach(lambda at: self._cost(self._spec(at, shares)), asked.budget)
+        """As large in this direction as the budget allows; where memory does not hold that, a way that failed."""
+        asked, nominal, found, failed = self.asked, self.asked.budget, 0.0, ""
+        try:
+            if asked.cost == "macs":
+                found = self._cost(self._spec(nominal, shares))
+            else:
+                nominal, found = reach(lambda at: self._cost(self._spec(at, shares)), asked.budget)
+        except DoesNotFit as error:
+            failed = first_line(error)
         alpha, beta, gamma = at_cost(nominal, shares)
-        return Point(shares=shares, alpha=alpha, beta=beta, gamma=gamma, cost=found)
+        point = Point(shares=shares, alpha=alpha, beta=beta, gamma=gamma, cost=found, failed=failed)
+        if failed:
+            self._say_failed(point)
+        return point
+
+    def _published(self) -> float | None:
+        """The cost of EfficientNet's own coefficients, times the baseline's; None: memory does not hold it."""
+        try:
+            return self._cost(scale(self.asked.base, phi=math.log(self.asked.budget, 2)))
+        except DoesNotFit:
+            return None
 
     def _spec(self, nominal: float, shares: tuple[float, float, float]) -> NetSpec:
         depth, width, resolution = at_cost(nominal, shares)
@@ -364,11 +352,14 @@ class _Scaling:
     def _cost(self, spec: NetSpec) -> float:
         """Times the baseline's."""
         if self.asked.cost == "macs":
-            from convscale.cost.counting import count
-
-            macs = [count(net, image_size=net.input.size).macs for net in (spec, self.asked.base)]
-            return macs[0] / macs[1]
+            return self._macs(spec) / self._macs(self.asked.base)
         return self.pace(self.asked.base).speed.images_per_s / self.pace(spec).speed.images_per_s
+
+    def _macs(self, spec: NetSpec) -> int:
+        """Multiply-accumulates per image."""
+        from convscale.cost.counting import count
+
+        return count(spec, image_size=spec.input.size).macs
 
     # ------------------------------------------------------------ training
 
@@ -376,20 +367,32 @@ class _Scaling:
         same = (at for at, point in enumerate(self.points) if math.dist(point.shares, shares) < 1e-9)
         return next(same, None)
 
+    def _seeds(self, at: int) -> int:
+        """How often a way was trained."""
+        return len(self.points[at].accuracies)
+
     def _trained(self) -> list[Point]:
-        return [point for point in self.points if point.accuracies]
+        return [point for point in self.points if point.accuracies and not point.failed]
 
     def _more(self) -> bool:
         return self.asked.deadline is None or time.monotonic() < self.asked.deadline
 
-    def _train(self, engine: Engine, ats: Sequence[int], extra: int) -> None:
-        """Train the networks briefly that have so many accuracies, and keep one more of each."""
+    def _train(self, engine: Engine, ats: Sequence[int]) -> None:
+        """Train networks briefly, each with its next seed, and keep one accuracy more of each; one that can not be
+        trained is kept as failed.
+
+        Raises:
+            UserError: several can not be, and none could before.
+        """
         asked = self.asked
-        jobs = [self._job(at, asked.seed + extra) for at in ats if len(self.points[at].accuracies) == extra]
+        jobs = [self._job(at, asked.seed + self._seeds(at)) for at in ats if not self.points[at].failed]
         for result in engine.run(jobs, self._more):
             at, point = result.number, self.points[result.number]
             if result.failed:
-                raise UserError(f"{self._scaled(point).name} can not be trained: {result.failed}")
+                self.points[at] = dataclasses.replace(point, failed=result.failed)
+                self._write()
+                self._say_failed(self.points[at])
+                continue
             self.points[at] = dataclasses.replace(
                 point, accuracies=(*point.accuracies, result.accuracy), seconds=point.seconds + result.seconds
             )
@@ -398,6 +401,13 @@ class _Scaling:
                 f"depth x {point.alpha:.3g}, width x {point.beta:.3g}, resolution x {point.gamma:.3g}: cost x "
                 f"{point.cost:.2f}, {100 * result.accuracy:.2f} %"
             )
+
+        failed = [point for point in self.points if point.failed]
+        if len(failed) >= _IN_VAIN and not self._trained():
+            raise UserError(f"none of {len(failed)} ways to scale can be trained; the first: {failed[0].failed}")
+
+    def _say_failed(self, point: Point) -> None:
+        self.asked.say(f"left out: {self._scaled(point).name} can not be trained: {point.failed}")
 
     def _job(self, at: int, seed: int) -> Job:
         asked, spec = self.asked, self._scaled(self.points[at])
@@ -431,13 +441,20 @@ class _Scaling:
 
     # ------------------------------------------------------------ the end
 
-    def _rule(self, published: float) -> ScalingRule:
+    def _rule(self, published: float | None) -> ScalingRule:
         """The best finalist by the seeds that all of them have, as a rule, with what there is to say of it.
 
         Args:
-            published: the cost of EfficientNet's own coefficients, times the baseline's.
+            published: the cost of EfficientNet's own coefficients, times the baseline's; None: memory does not hold it.
+
+        Raises:
+            UserError: no way to scale could be trained.
         """
         asked, last = self.asked, [self.points[at] for at in self._finalists()]
+        if not last:
+            raise UserError(
+                f"none of {len(self.points)} ways to scale can be trained; the first: {self.points[0].failed}"
+            )
         seeds = min(len(point.accuracies) for point in last)
         best = max(last, key=lambda point: point.over(seeds))
         conditions = "multiply-accumulates per image" if asked.cost == "macs" else self._stated()
@@ -463,28 +480,18 @@ class _Scaling:
         runtime = self.pace.runtime or c.runtime
         return f"time of a call {how}, {c.device}, {runtime}, {c.precision}, batch {c.batch_size}"
 
-    def _notes(self, best: Point, published: float) -> list[str]:
-        """How it was found, and against EfficientNet's direction."""
-        asked = self.asked
-        notes = [
+    def _notes(self, best: Point, published: float | None) -> list[str]:
+        """How it was found, and beside EfficientNet's direction."""
+        asked, own = self.asked, self._at(PUBLISHED.shares)
+        failed = sum(bool(point.failed) for point in self.points)
+        macs = self._macs(self._scaled(best)) / self._macs(asked.base) if asked.cost == "time" else None
+        theirs = None if own is None or not self._seeds(own) or self.points[own].failed else self.points[own]
+        cost = "does not fit in memory" if published is None else f"costs {published:.2f} times as much in {asked.cost}"
+        return [
             f"{len(self._trained())} ways to scale, each trained for {asked.recipe['epochs']} epochs on at most "
-            f"{asked.most_images:,} images; this one {100 * best.accuracy:.2f} % on validation over "
-            f"{len(best.accuracies)} seeds, at {best.cost:.2f} times the cost",
-            "shares of depth, width and resolution: "
-            + ", ".join(f"{mine:.2f} (EfficientNet {theirs:.2f})" for mine, theirs in _pairs(best.shares)),
+            f"{asked.most_images:,} images{f'; {failed} more can not be trained' if failed else ''}; this one "
+            f"{100 * best.accuracy:.2f} % on validation over {len(best.accuracies)} seeds, at {best.cost:.2f} times "
+            "the cost",
+            *notes_on(best, theirs, budget=asked.budget, cost=asked.cost, macs=macs),
+            f"scaled by EfficientNet's published coefficients the baseline {cost}",
         ]
-        own = self._at(PUBLISHED.shares)
-        if own is not None and self.points[own].accuracies:
-            theirs = self.points[own]
-            seeds = min(len(best.accuracies), len(theirs.accuracies))
-            gain = 100 * (best.over(seeds) - theirs.over(seeds))
-            notes.append(
-                f"EfficientNet's direction at {theirs.cost:.2f} times the cost: {100 * theirs.accuracy:.2f} % over "
-                f"{len(theirs.accuracies)} seeds; this one gains {gain:+.2f} points"
-            )
-        notes.append(f"EfficientNet's own coefficients cost {published:.2f} times as much in {asked.cost}")
-        return notes
-
-
-def _pairs(shares: tuple[float, float, float]) -> list[tuple[float, float]]:
-    return list(zip(shares, PUBLISHED.shares, strict=True))

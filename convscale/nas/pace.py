@@ -34,6 +34,8 @@ class Counted:
     """Parameters."""
     macs: int
     """Multiply-accumulates per image."""
+    conditions: Conditions | None = None
+    """Under which the speed was measured or predicted; None: the study's."""
 
 
 class Pace:
@@ -115,7 +117,8 @@ class Pace:
         self.check_calibration()  # it may have been written anew while the network was traced
         if facts.speed is None:
             raise UserError(facts.failed or f"{spec.name} can not be predicted")
-        return Counted(speed=facts.speed, params=facts.params, macs=facts.macs)
+        conditions = replace(self.basis.conditions, image_size=spec.input.size)
+        return Counted(speed=facts.speed, params=facts.params, macs=facts.macs, conditions=conditions)
 
     def _measured(self, spec: NetSpec) -> Counted:
         from convscale.cost.counting import count
@@ -134,7 +137,7 @@ class Pace:
         self.runtime = best.conditions.runtime
         record = Record(model=spec.name, measurement=best, params=cost.params, macs=cost.macs, spec=spec.to_dict())
         append_record(self.records, record)
-        return Counted(speed=speed_of(best), params=cost.params, macs=cost.macs)
+        return Counted(speed=speed_of(best), params=cost.params, macs=cost.macs, conditions=best.conditions)
 
     def _runtimes(self) -> list[str]:
         if not self.basis.tuned:

@@ -10,6 +10,7 @@ from typing import Any
 from convscale import words
 from convscale.arch.spec import NetSpec
 from convscale.choice.facts import Speed
+from convscale.conditions import Conditions
 from convscale.errors import UserError, check_number, check_text
 from convscale.nas.trial import Result
 
@@ -94,7 +95,9 @@ class TrialRecord:
     state: str
     """One of ``STATES``."""
     speed: Speed | None = None
-    """Measured or predicted; the conditions are the study's."""
+    """Measured or predicted."""
+    conditions: Conditions | None = None
+    """Under which the speed holds; None: the study's, as earlier versions wrote it."""
     params: int = 0
     """Parameters."""
     macs: int = 0
@@ -104,7 +107,7 @@ class TrialRecord:
     seed: int = 0
     """Of its training."""
     parent: int | None = None
-    """The trial that its weights grew from; None: it started fresh."""
+    """The trial that its weights grew from; None: it started fresh, of which a note says where it should not have."""
     result: Result | None = None
     """Of its training; None: it was not trained, or not yet."""
     reason: str = ""
@@ -121,6 +124,11 @@ class TrialRecord:
         return None if self.state != "trained" or self.result is None else self.result.accuracy * self.factor
 
     @property
+    def note(self) -> str:
+        """What is to be known of its training; empty: nothing."""
+        return "" if self.result is None else self.result.note
+
+    @property
     def images_per_s(self) -> float | None:
         """By the middle of a prediction's interval, or as measured."""
         return None if self.speed is None else self.speed.images_per_s
@@ -135,6 +143,7 @@ class TrialRecord:
             "value": self.value,
             "factor": self.factor,
             "speed": None if self.speed is None else self.speed.to_dict(),
+            "conditions": None if self.conditions is None else self.conditions.to_dict(),
             "params": self.params,
             "macs": self.macs,
             "seed": self.seed,
@@ -143,6 +152,7 @@ class TrialRecord:
             "seconds": None if self.result is None else self.result.seconds,
             "wait_seconds": None if self.result is None else self.result.wait_seconds,
             "reason": self.reason,
+            "note": self.note,
             "spec": self.spec.to_dict(),
         }
 
@@ -152,7 +162,8 @@ class TrialRecord:
         if self.accuracy is None:
             return f"{self.number}: {self.spec.name}{speed}: {self.reason or self.state}"
         given_up = "" if self.state == "trained" else f", {self.reason}"
-        return f"{self.number}: {self.spec.name}{speed}: {words.percent(self.accuracy, 2)}{given_up}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.number}: {self.spec.name}{speed}: {words.percent(self.accuracy, 2)}{given_up}{note}"
 
 
 def front_of(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -177,6 +188,11 @@ def hypervolume(trials: Sequence[TrialRecord]) -> float:
 def speed_from(value: Mapping[str, Any] | None) -> Speed | None:
     """The inverse of ``Speed.to_dict``."""
     return None if value is None else Speed(**{**value, "doubts": tuple(value.get("doubts", ()))})
+
+
+def conditions_from(value: Mapping[str, Any] | None) -> Conditions | None:
+    """The inverse of ``Conditions.to_dict``."""
+    return None if value is None else Conditions(**value)
 
 
 def difference(asked: Mapping[str, object], before: Mapping[str, object]) -> str:

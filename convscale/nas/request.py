@@ -48,7 +48,7 @@ class Effort:
     sampler: str = "guided"
     """One of ``SAMPLERS``."""
     zero_cost: str | None = "size"
-    """The score that the first trials are chosen by; None: none."""
+    """The score that the first trials are chosen by, and later proposals filtered; None: none."""
     seed: int = 0
     """Of everything drawn."""
     inherit: bool = False

@@ -17,7 +17,7 @@ from convscale.choice.facts import Speed
 from convscale.conditions import Conditions
 from convscale.errors import UserError, first_line
 from convscale.files import json_numbers
-from convscale.nas.records import STATES, Reward, TrialRecord, difference, front_of, speed_from
+from convscale.nas.records import STATES, Reward, TrialRecord, conditions_from, difference, front_of, speed_from
 from convscale.nas.sampling import Linear, features
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Result
@@ -201,6 +201,7 @@ def _trial(row: Mapping[str, Any], space: SearchSpace) -> TrialRecord:
             failed=str(row["reason"]) if row["state"] == "failed" else "",
             seconds=float(row["seconds"] or 0.0),
             wait_seconds=float(row["wait_seconds"] or 0.0),
+            note=str(row.get("note", "")),  # earlier versions had none
         )
     return TrialRecord(
         number=int(row["number"]),
@@ -208,6 +209,7 @@ def _trial(row: Mapping[str, Any], space: SearchSpace) -> TrialRecord:
         spec=spec,
         state=row["state"],
         speed=speed_from(row["speed"]),
+        conditions=conditions_from(row.get("conditions")),
         params=int(row["params"]),
         macs=int(row["macs"]),
         factor=float(row["factor"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convscale.arch.spec import NetSpec
 from convscale.errors import UserError, first_line, naming_extras
 from convscale.nas.pace import Counted
-from convscale.nas.records import TrialRecord, speed_from
+from convscale.nas.records import TrialRecord, conditions_from, speed_from
 from convscale.nas.space import Genes, SearchSpace
 from convscale.nas.trial import Result
 
@@ -186,11 +186,12 @@ class Store:
             spec=NetSpec.from_dict(asked["spec"]) if "spec" in asked else self.space.spec_of(genes),
             state=state,
             speed=speed_from(asked.get("speed")),
+            conditions=conditions_from(asked.get("conditions")),
             params=int(asked.get("params", 0)),
             macs=int(asked.get("macs", 0)),
             factor=float(asked.get("factor", 1.0)),
             seed=int(asked.get("seed", 0)),
-            parent=asked.get("parent"),
+            parent=None if result is not None and result.note else asked.get("parent"),
             result=result,
             reason=reason,
         )
@@ -211,6 +212,7 @@ def asked_values(
         "genes": list(genes),
         "spec": {**spec.to_dict(), "name": spec.name},
         "speed": counted.speed.to_dict(),
+        "conditions": None if counted.conditions is None else counted.conditions.to_dict(),
         "params": counted.params,
         "macs": counted.macs,
         "factor": factor,

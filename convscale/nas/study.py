@@ -95,8 +95,8 @@ def search(
         epochs: of a trial.
         most_images: of the train set in a trial; validation is whole.
         sampler: ``guided`` (a linear model of the trials), ``tpe`` (Optuna's), ``evolution`` or ``random``.
-        zero_cost: the score by which the first trials are chosen: ``size``, ``naswot``, ``zico`` or ``zen``; None: at
-            random.
+        zero_cost: the score by which the first trials are chosen, and later proposals filtered, ``tpe``'s aside: of
+            three the worst is left out. ``size``, ``naswot``, ``zico`` or ``zen``; None: neither.
         inherit: begin a candidate with the weights of the nearest trained network that it can grow from, what that
             computes preserved (Net2Net, Chen et al., arXiv 1511.05641). Later trials have then trained longer than
             earlier ones, so accuracies compare less well.

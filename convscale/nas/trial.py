@@ -77,6 +77,8 @@ class Result:
     """In training and validation."""
     wait_seconds: float = 0.0
     """Of these, waiting for images."""
+    note: str = ""
+    """Why it started from fresh weights where it should have grown from others; empty: it did as it should."""
 
     @property
     def accuracy(self) -> float:
@@ -108,7 +110,8 @@ def part_of(splits: DataSplits, most_images: int) -> DataSplits:
 
 def run_job(job: Job, splits: DataSplits | None = None) -> Result:
     """Train a candidate and give its curve. What a user could not put right (no memory, a loss that is not finite) is
-    the trial's failure, not the search's.
+    the trial's failure, not the search's. Where it can not grow from its parent it starts from fresh weights, with a
+    note.
     """
     curve: list[float] = []
     seconds = wait = 0.0
@@ -124,16 +127,22 @@ def run_job(job: Job, splits: DataSplits | None = None) -> Result:
         if least is not None and event["epoch"] < event["epochs"] and max(curve) * job.factor < least:
             raise _GivenUp
 
-    recipe, pruned, failed = Recipe.from_dict(dict(job.recipe)), 0, ""
+    recipe, pruned, failed, note = Recipe.from_dict(dict(job.recipe)), 0, "", ""
     try:
         if splits is None:
             assert job.data is not None, "a job has a place or splits"
             splits = _opened(job.data)
         spec = NetSpec.from_dict(dict(job.spec))
         recipe = recipe.override({"image_size": spec.input.size})
+        begin: NetSpec | ConvNet = spec
+        if job.parent is not None:
+            try:
+                begin = _child(job, spec, splits)
+            except UserError as error:
+                note = f"from fresh weights: {first_line(error)}"
         with _threads(job.threads):
             run = train(
-                spec if job.parent is None else _child(job, spec, splits),
+                begin,
                 part_of(splits, job.most_images),
                 recipe=recipe,
                 device=job.device,
@@ -147,7 +156,13 @@ def run_job(job: Job, splits: DataSplits | None = None) -> Result:
     except (UserError, RuntimeError, MemoryError) as error:
         failed = first_line(error)
     return Result(
-        number=job.number, curve=tuple(curve), pruned=pruned, failed=failed, seconds=seconds, wait_seconds=wait
+        number=job.number,
+        curve=tuple(curve),
+        pruned=pruned,
+        failed=failed,
+        seconds=seconds,
+        wait_seconds=wait,
+        note=note,
     )
 
 

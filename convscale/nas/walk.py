@@ -9,8 +9,7 @@ from pathlib import Path
 
 from convscale._version import __version__
 from convscale.arch.spec import NetSpec, save_spec
-from convscale.choice.decide import describe_speed
-from convscale.errors import DoesNotFit, UserError, first_line
+from convscale.errors import DoesNotFit, UserError
 from convscale.files import json_numbers, write_json
 from convscale.machine import code_commit
 from convscale.nas.engines.base import Engine
@@ -21,7 +20,7 @@ from convscale.nas.records import TrialRecord, front_of
 from convscale.nas.request import HALVING, Request
 from convscale.nas.result import RECORD, SCHEMA, Study, begun
 from convscale.nas.sampling import Tried, UsedUp, propose, several
-from convscale.nas.smallest import smallest_of
+from convscale.nas.smallest import need_one_that_keeps
 from convscale.nas.space import Genes
 from convscale.nas.store import Store, asked_values, too_large
 from convscale.nas.trial import Job
@@ -38,6 +37,10 @@ _LOOKED_AT = 4
 """Of the best networks in the form that ships."""
 _DRAWN = 6
 """Networks scored for each of the first trials."""
+_FILTERED = 3
+"""Proposals scored for each later trial, the worst of which is left out."""
+_APART = 4 * 1_000_003
+"""Between the numbers that further proposals are drawn by; a sampler's turns go by fours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,9 @@ class Walk:
         request, say = self.request, self.request.say
         say(f"{request.space!r}: {request.reward}; {request.splits.describe()}")
         self._write()
-        if self.pace.tuned and self.pace.factor is None and request.reward.floor:
+        timed = request.reward.target is not None and request.reward.by == "throughput"
+        # An older version began some searches without the factor: all of their trials go without it.
+        if self.pace.tuned and self.pace.factor is None and timed and not self.store.count:
             say("timing two networks in every form that they can ship in")
             gain = self.pace.find_factor(request.space.sample(request.effort.seed, count=2))
             say(f"what ships is {gain:.2f} times as fast as an ONNX file in {self.pace.runtime} as it comes")
@@ -214,15 +219,30 @@ class Walk:
         elif effort.sampler == "tpe":
             return self.store.ask_tpe(self._tpe_seed(number))
         else:
-            genes = propose(
-                self.request.space,
-                tried,
-                sampler=effort.sampler,
-                seed=effort.seed,
-                number=number,
-                floor=self.request.reward.floor,
-            )
+            genes = self._proposed(tried, number)
         return self.store.ask(genes)
+
+    def _proposed(self, tried: Sequence[Tried], number: int) -> Genes:
+        """What the sampler proposes; where a score is asked for, the first of several that is not the worst by it."""
+        request, drawn = self.request, list[Genes]()
+        effort = request.effort
+        for extra in range(1 if effort.zero_cost is None else _FILTERED):
+            try:
+                genes = propose(
+                    request.space,
+                    [*tried, *(Tried(genes=genes) for genes in drawn)],
+                    sampler=effort.sampler,
+                    seed=effort.seed,
+                    number=number + extra * _APART,
+                    floor=request.reward.floor,
+                )
+            except UsedUp:
+                if not drawn:
+                    raise
+                break
+            drawn.append(genes)
+        worst = min(drawn, key=self._score) if len(drawn) > 1 else None
+        return next(genes for genes in drawn if genes != worst)
 
     def _tpe_seed(self, number: int) -> int:
         return (self.request.effort.seed * 1_000_003 + number) % 2**32
@@ -375,30 +395,9 @@ class Walk:
         Raises:
             UserError: not even the fastest network found keeps the target, and which that is.
         """
-        reward = self.request.reward
-        if reward.target is None or reward.form != "hard":
-            return
-        found: list[tuple[float, NetSpec, Counted]] = []
-        for genes in smallest_of(self.request.space):
-            spec = self.request.space.spec_of(genes)
-            try:
-                counted = self.pace(spec)
-            except UserError as error:
-                self.pace.check_calibration()  # else that would be left out, network by network
-                self.request.say(f"left out: {spec.name}: {first_line(error)}")
-                continue
-            ratio = self._ratio(counted)
-            if ratio <= 1:
-                return
-            found.append((ratio, spec, counted))
-        if not found:
-            raise UserError(f"no network of the space {self.request.space.name} could be timed")
-        _, spec, counted = min(found, key=lambda one: one[0])
-        has = f"{counted.macs / 1e6:,.1f} M MACs" if reward.by == "macs" else describe_speed(counted.speed)
-        raise UserError(
-            f"no network of the space {self.request.space.name} keeps {reward}; the nearest, {spec!r}, has {has}; ask "
-            "for less, or search a space of smaller networks"
-        )
+        request = self.request
+        if request.reward.target is not None and request.reward.form == "hard":
+            need_one_that_keeps(request.space, request.reward, self.pace, request.say)
 
     # ------------------------------------------------------------ the end
 

@@ -25,6 +25,11 @@ def network_of(name: str) -> Named:
     return load_spec(name) if is_spec_file(name) else find(name)
 
 
+def spec_or_name(name: str) -> NetSpec | str:
+    """A spec from a file, else the name as it is: among candidates it may be a pattern."""
+    return load_spec(name) if is_spec_file(name) else name
+
+
 def spec_of(name: str) -> NetSpec:
     """A spec from a file's path or a name, where only a spec will do: to scale it, or to print it.
 

@@ -413,8 +413,7 @@ class FitRequest:
         """
         found: dict[str, SizedSpec] = {}
         for item in self.named or ():
-            names = list_models(item) if isinstance(item, str) and not find_tag(item) else []
-            for one in names or [item]:
+            for one in self._spelt_out(item):
                 if is_module(one):
                     network = Foreign(name_of(one), "module", one)
                 else:  # what is no text is told there
@@ -426,6 +425,15 @@ class FitRequest:
                 if found.setdefault(network.name, made) != made:
                     raise UserError(f"two networks that differ are named {network.name}; give one of them another name")
         return tuple(found.values())
+
+    def _spelt_out(self, item: Network) -> Sequence[Network]:
+        """What a pattern means: own architectures, else those that released weights which it matches are of."""
+        if not isinstance(item, str) or find_tag(item):
+            return [item]
+        if own := list_models(item):
+            return own
+        patterned = any(sign in item for sign in "*?[")
+        return list(dict.fromkeys(each.network for each in matching(item, self.offer) if patterned)) or [item]
 
     def size_for(self, splits: DataSplits) -> int:
         """The side in pixels that members are scaled for."""

@@ -336,7 +336,7 @@ def _of_scaling(folder: Path) -> Run:
     asked, rule, under = (_inside(value, key) for key in ("asked", "rule", "conditions"))
     points = [point for point in _items(value, "points") if isinstance(point, dict)]
     means = []
-    for point in points:
+    for point in (each for each in points if not each.get("failed")):
         known = [number for item in _items(point, "accuracies") if (number := _number(item)) is not None]
         means += [sum(known) / len(known)] if known else []
     return Run(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,6 +162,17 @@ def test_a_kit_is_measured_here_without_torch_and_its_rows_are_taken(
     assert kinds == {"mobilenetv2_050": "measured", "resnet18": "predicted"}
     with pytest.raises(UserError, match="has no row of 2 threads; its rows are of 1"):
         cs.choose(device="cpu", measured=rows, calibration=_two(tmp_path), batch_size=2, threads=2, min_throughput=0.01)
+
+
+def test_a_row_of_another_kit_is_none_of_this_one(kit: Kit) -> None:
+    """Two kits have a file 1.onnx: what tells their rows apart is the network."""
+    names: dict[str, Any] = {"__name__": "measure", "__file__": str(kit.folder / "measure.py")}
+    exec((kit.folder / "measure.py").read_text(), names)
+    row = {"file": "1.onnx", "model": "resnet18", "params": 11, "macs": 18, "measurement": {"conditions": {}}}
+    key = names["what_was_measured"]
+    others = [{**row, "model": "resnet34"}, {**row, "params": 12}, {**row, "macs": 19}]
+    assert len({key(each) for each in (row, *others)}) == 4
+    assert key({**row, "notes": ["of another day"], "spec": None}) == key(row)
 
 
 def _two(folder: Path) -> Path:

@@ -212,6 +212,26 @@ def test_a_network_of_a_file_is_measured_and_calibrates(call: Any, tmp_path: Pat
     assert (value["count"], value["unknown"]) == (1, [])
 
 
+def test_networks_of_the_user_s_own_are_listed_and_drawn(
+    call: Any, alike: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "listednets.py").write_text(FACTORY)
+    path = tmp_path / "mine.yaml"
+    cs.save_spec(cs.scale("resnet18", width=0.1, depth=0.1, image_size=32, name="my_net"), path)
+    for name in (str(path), "listednets:make"):
+        assert call("list", name) == (0, f"{name}\n", "")
+        code, out, _ = call("list", name, "--json")
+        assert (code, json.loads(out)) == (0, [name])
+    page = tmp_path / "speed.html"
+    models = ("--model", path, "--model", "listednets:make", "--img-size", "32")
+    code, _, err = call("report", "--predict", *models, "--output", page)
+    assert code == 0, err
+    text = page.read_text()
+    assert "my_net" in text
+    assert "listednets:make" in text
+
+
 def test_an_edited_network_that_kept_its_name_is_recorded_with_its_spec(call: Any, tmp_path: Path) -> None:
     """Or it would be drawn with, and calibrated as, the zoo's network of that name."""
     spec = replace(cs.scale("resnet18", width=0.1, depth=0.1, image_size=32), name="resnet18", lineage=None)

@@ -1,22 +1,26 @@
-"""Studies that are gone on with by another calibration than they were begun with."""
+"""Speeds that a search goes by: their calibration, which stays that of its beginning, their form and conditions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import convscale as cs
+from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
 from convscale.nas.engines import local
+from convscale.nas.pace import Pace
+from convscale.nas.result import read_study
 from convscale.nas.space import SearchSpace
 from convscale.nas.trial import Job, Result
 from convscale.nas.walk import Walk
 from tests.nas.test_coefficients import deeper_is_better, points_in
-from tests.nas.test_study import QUICK, by_name, simple, untrained
+from tests.nas.test_study import QUICK, by_macs, by_name, simple, untrained
 from tests.predictor.calibrations import calibration_file
 
 __all__ = ["deeper_is_better", "simple", "untrained"]
@@ -134,3 +138,48 @@ def test_costs_by_two_calibrations_are_not_mixed(
     assert value["asked"].pop("calibration") == hashlib.sha256(by.read_bytes()).hexdigest()
     path.write_text(json.dumps(value), encoding="utf-8")
     cs.find_scaling("mobilenetv2_050", colours, calibration=other, resume=True, **by_time)
+
+
+@pytest.mark.parametrize("form", ["hard-like", "soft"])
+def test_what_keeps_the_speed_as_it_would_ship_pays_nothing(
+    form: str, colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ships is twice as fast here, whatever the reward."""
+
+    def shipped(self: Pace, spec: cs.NetSpec) -> Speed:
+        speed = 2 * by_macs(self, spec).speed.images_per_s
+        return Speed(images_per_s=speed, low=speed, high=speed, kind="measured", how="a form")
+
+    monkeypatch.setattr(Pace, "shipped", shipped)
+    ask = {**QUICK, "device": "cpu", "space": tiny, "min_throughput": 16_000, "reward": form, "trials": 8}
+    found = cs.search(colours, output=tmp_path / "a", **ask)
+    ratios = {trial.number: 16_000 / (2 * (trial.images_per_s or 0)) for trial in found.trials}
+    assert any(ratio < 1 and (found.trials[at].images_per_s or 0) < 16_000 for at, ratio in ratios.items())
+    for trial in found.trials:
+        assert trial.factor == pytest.approx(found.reward.factor(ratios[trial.number]))
+    value = json.loads((tmp_path / "a" / "study.json").read_text(encoding="utf-8"))
+    assert value["factor"] == 2.0
+    value["factor"] = None  # as an earlier version began such a search: it goes on as it was
+    (tmp_path / "a" / "study.json").write_text(json.dumps(value))
+    monkeypatch.setattr(Pace, "find_factor", lambda *_: pytest.fail("its trials have none"))
+    assert len(cs.search(colours, output=tmp_path / "a", resume=True, **{**ask, "trials": 9}).trials) == 9
+
+
+def test_a_trial_s_record_has_the_conditions_of_its_speed(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of earlier versions have none, and are read."""
+    monkeypatch.setattr(local, "run_job", by_name)
+    by = calibration_file(tmp_path, "i9-10940x")
+    ask = {**QUICK, "device": "i9-10940x", "space": tiny, "epochs": 1, "calibration": by, "trials": 2}
+    found = cs.search(colours, output=tmp_path / "a", **ask)
+    expected = replace(found.basis.conditions, image_size=12)
+    assert [trial.conditions for trial in found.trials] == [expected] * 2
+    assert found.trials[0].to_dict()["conditions"] == expected.to_dict()
+    assert read_study(tmp_path / "a").trials == found.trials
+    path = tmp_path / "a" / "study.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for row in value["result"]["trials"]:
+        del row["conditions"], row["note"]
+    path.write_text(json.dumps(value))
+    assert read_study(tmp_path / "a").trials == tuple(replace(trial, conditions=None) for trial in found.trials)

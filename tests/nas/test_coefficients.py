@@ -13,16 +13,17 @@ import pytest
 
 import convscale as cs
 from convscale.arch.rules import load_rule, save_rule
+from convscale.arch.small import for_image_size
 from convscale.choice.facts import Speed
-from convscale.errors import UserError
+from convscale.errors import DoesNotFit, UserError
 from convscale.files import new_output_dir
 from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.machine import code_commit
-from convscale.nas.coefficients import PUBLISHED
 from convscale.nas.directions import at_cost, directions, reach, spread
 from convscale.nas.engines import local
 from convscale.nas.pace import Counted, Pace
+from convscale.nas.points import PUBLISHED
 from convscale.nas.trial import Job, Result
 from convscale.show.runs import runs_below
 
@@ -260,6 +261,75 @@ def test_what_is_gone_on_with_is_what_it_would_have_been(
     with pytest.raises(KeyboardInterrupt):  # the rule that it had stays until there is another
         cs.find_scaling("mobilenetv2_050", colours, output=tmp_path / "cut", resume=True, **ask)
     assert json.loads(record.read_text())["rule"] == value["rule"] == json.loads(json.dumps(whole.to_dict()))
+
+
+@pytest.mark.parametrize("method", ["grid", "bayes"])
+def test_ways_that_can_not_be_trained_are_left_out(
+    method: str, colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deepest does not fit in memory; the next two have losses that are not finite with their second seed."""
+    run, pace, said = local.run_job, Pace.__call__, list[str]()
+
+    def fails(job: Job, splits: DataSplits) -> Result:
+        found = run(job, splits)
+        beyond = job.seed == 1 and found.accuracy > 0.0275
+        return dataclasses.replace(found, failed="the loss is not finite") if beyond else found
+
+    def fits(self: Pace, spec: cs.NetSpec) -> Counted:
+        if sum(spec.depths) >= 32:
+            raise DoesNotFit(f"{spec.name} is too large")
+        return pace(self, spec)
+
+    monkeypatch.setattr(local, "run_job", fails)
+    monkeypatch.setattr(Pace, "__call__", fits)
+    ask = {"image_size": 224, "output": tmp_path / "a", "method": method, "trials": 16 if method == "grid" else 9}
+    rule = cs.find_scaling("efficientnet_b0", colours, say=said.append, **ask)
+    points = points_in(tmp_path / "a")
+    failed = [point for point in points if point["failed"]]
+    assert {point["failed"].split()[-1] for point in failed} >= {"large"}
+    assert ["left out: " in text for text in said].count(True) == len(failed)
+    assert 1.0 < rule.alpha < 2.0
+    whole = [point for point in points if len(point["accuracies"]) == 3]
+    assert all(not point["failed"] for point in whole)
+    assert len(whole) >= 3
+    if method == "grid":
+        assert {len(point["accuracies"]) for point in failed} == {0, 1}
+        assert "; 3 more can not be trained; this one" in rule.notes[0]
+    jobs = len(deeper_is_better)
+    again = cs.find_scaling("efficientnet_b0", colours, resume=True, **ask)
+    assert (again, points_in(tmp_path / "a"), len(deeper_is_better)) == (rule, points, jobs)
+
+
+def test_where_no_way_can_be_trained_it_ends_and_may_be_gone_on_with(
+    colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = {"cost": "macs", "image_size": 32, "output": tmp_path / "a", "trials": 5}
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "run_job", lambda job, splits: Result(number=job.number, failed="no space is left"))
+        with pytest.raises(UserError, match="none of 4 ways to scale can be trained; the first: no space is left"):
+            cs.find_scaling("mobilenetv2_050", colours, **ask)
+    cs.find_scaling("mobilenetv2_050", colours, resume=True, **ask)
+    assert [point["failed"] for point in points_in(tmp_path / "a")] == [""] * 5
+
+
+def test_the_notes_say_what_it_is_compared_with(
+    colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]
+) -> None:
+    """Time is depth x width^2 x side^2 there, and all of the budget goes into depth."""
+    ask = {"image_size": 32, "trials": 4}
+    rule = cs.find_scaling("mobilenetv2_050", colours, output=tmp_path / "a", **ask)
+    published = "shares of depth, width and resolution beside EfficientNet's published ones, which were found by FLOPs"
+    assert any(note.startswith(published) for note in rule.notes)
+    (note,) = [note for note in rule.notes if "the direction that FLOPs would choose" in note]
+    base = for_image_size(cs.get_spec("mobilenetv2_050"), 32)
+    macs = [cs.count(net, 32).macs for net in (cs.scale(base, phi=1, rule=rule), base)]
+    assert rule.shares == pytest.approx((1, 0, 0))
+    assert note.startswith(
+        f"it has {macs[0] / macs[1]:.2f} times the baseline's multiply-accumulates; 2 times by FLOPs"
+    )
+    assert "in the same direction is depth x 2, width x 1, resolution x 1;" in note
+    by_macs = cs.find_scaling("mobilenetv2_050", colours, output=tmp_path / "b", cost="macs", **ask)
+    assert not any("the direction that FLOPs would choose" in note for note in by_macs.notes)
 
 
 def test_by_optunas_estimator(colours: DataSplits, tmp_path: Path, deeper_is_better: list[Job]) -> None:

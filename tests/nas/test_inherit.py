@@ -15,11 +15,16 @@ from convscale.arch.parts import SILU, ActSpec, HeadSpec, InputSpec, NormSpec, S
 from convscale.errors import UserError
 from convscale.images.splits import DataSplits
 from convscale.nas.choices import StageChoices
+from convscale.nas.engines import local
 from convscale.nas.inherit import grown, misfit
+from convscale.nas.records import TrialRecord
+from convscale.nas.result import read_study
 from convscale.nas.space import SearchSpace
-from convscale.nas.trial import run_job
+from convscale.nas.trial import Job, Result, run_job
 from convscale.nn.net import ConvNet
-from tests.nas.test_study import job
+from tests.nas.test_study import QUICK, by_name, job, simple
+
+__all__ = ["simple"]
 
 LEAKY = ActSpec(kind="leaky_relu", slope=1e-2)
 
@@ -130,3 +135,43 @@ def test_weights_that_a_full_disk_does_not_take_fail_their_trial(
     why = f"no space left on the disk of {tmp_path}/weights while writing 0.safetensors; free some and run again"
     assert result.failed == why
     assert not list((tmp_path / "weights").iterdir())
+
+
+def test_a_trial_whose_parent_does_not_fit_starts_from_fresh_weights(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path
+) -> None:
+    """With a note, and as one without a parent; so does one whose parent's file is damaged."""
+    small, large = (tiny.spec_of(genes) for genes in ([0] * len(tiny.variables), [s - 1 for s in tiny.sizes]))
+    path, fresh = tmp_path / "0.safetensors", replace(job(1, None, tiny), spec=small.to_dict())
+    assert not run_job(replace(fresh, spec=large.to_dict(), save=str(path)), colours).failed
+    alone = run_job(fresh, colours)
+    child = replace(fresh, parent=large.to_dict(), parent_weights=str(path))
+    result = run_job(child, colours)
+    assert result.note.startswith(
+        f"from fresh weights: the weights of {large.name} do not fit {small.name}: stage 0 has"
+    )
+    assert (result.failed, result.curve, alone.note) == ("", alone.curve, "")
+    path.write_bytes(b"damaged")
+    assert f"{path}" in run_job(child, colours).note
+    record = TrialRecord(number=1, genes=(), spec=small, state="trained", result=result)
+    assert record.describe().endswith(f" % ({result.note})")
+    assert record.to_dict()["note"] == result.note
+
+
+def test_a_trial_that_started_from_fresh_weights_has_no_parent(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, simple: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "from fresh weights: they are gone"
+
+    def run(given: Job, splits: DataSplits | None = None) -> Result:
+        assert given.save is not None
+        Path(given.save).parent.mkdir(exist_ok=True)
+        Path(given.save).touch()
+        return replace(by_name(given), note=why if given.parent else "")
+
+    monkeypatch.setattr(local, "run_job", run)
+    ask = {**QUICK, "space": tiny, "epochs": 1, "inherit": True, "trials": 16}
+    found = cs.search(colours, output=tmp_path / "a", **ask)
+    assert {trial.note for trial in found.trials} == {"", why}
+    assert {trial.parent for trial in found.trials} == {None}
+    assert read_study(tmp_path / "a").trials == found.trials

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from benchmarks import nas_tables
 from convscale.errors import UserError
 from convscale.nas.sampling import STARTUP, Linear, Tried, features, propose
 
@@ -82,3 +86,28 @@ def test_the_linear_model_by_ridge_regression() -> None:
 def test_features_by_hand() -> None:
     found = features(np.array([[0, 1], [2, 0]]), (3, 2))
     assert found.tolist() == [[1, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1]]
+
+
+def test_rows_of_the_tables_are_chosen_and_networks_without_a_speed_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = "expansion,kernel,layers,se,top1,params_m,macs_m,a100_images_per_s,rtx3090_images_per_s"
+    shape = "6611141,5555353,1132111,0000000"
+    rows = [f"{shape},{50 + at},2,{300 + at},{1000 * (at + 1)},{'' if at == 1 else 500 * (at + 1)}" for at in range(3)]
+    (tmp_path / "nas-mnasnet-imagenet.csv").write_text("\n".join([head, *rows]) + "\n")
+    whole, both = nas_tables._table(tmp_path, "mnasnet"), nas_tables._table(tmp_path, "rtx3090")
+    assert whole.accuracy.tolist() == [50.0, 51.0, 52.0]
+    assert sorted(whole.costs) == ["a100", "macs"]
+    assert both.accuracy.tolist() == [50.0, 52.0]
+    assert (1 / both.costs["rtx3090"]).tolist() == pytest.approx([500.0, 1500.0])
+    cost = nas_tables.flops_cost(both, "rtx3090")
+    assert (cost["method"], cost["rtx3090"]["rtx3090_images_per_s"]) == ("whole table on rtx3090", pytest.approx(1500))
+    ask = ["nas_tables", "--records", str(tmp_path / "none.jsonl"), "--list", "--table", "mnasnet"]
+    for more, said in (
+        (["--reward", "accuracy", "--only", "zero-cost zen"], ["mnasnet, accuracy, zero-cost zen, is missing"]),
+        (["--reward", "predicted", "--only", "tpe"], ["mnasnet, predicted, tpe, is missing"]),
+        (["--only", "prediction"], [f"mnasnet, none, prediction{on}, is missing" for on in ("", " on rtx3090")]),
+    ):
+        monkeypatch.setattr(sys, "argv", [*ask, *more])
+        nas_tables.main()
+        assert capsys.readouterr().out.splitlines() == said

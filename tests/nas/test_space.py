@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import convscale as cs
 from convscale.arch.block import BlockSpec
-from convscale.arch.parts import SILU, ActSpec, InputSpec, NormSpec, StemSpec
+from convscale.arch.parts import RELU, SILU, ActSpec, InputSpec, NormSpec, StemSpec
 from convscale.arch.spec import NetSpec
+from convscale.choice.facts import Speed
 from convscale.errors import UserError
 from convscale.nas import space as space_module
 from convscale.nas.choices import StageChoices
-from convscale.nas.smallest import smallest_of
+from convscale.nas.pace import Counted
+from convscale.nas.records import Reward
+from convscale.nas.smallest import need_one_that_keeps, smallest_of
 from convscale.nas.space import SearchSpace, load_space, save_space
 from convscale.nas.spaces import SPACES
 from convscale.nas.tally import _counted, tally
@@ -186,6 +190,35 @@ def test_limits_are_kept(tiny: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(space_module, "_TRIES", 5)
     with pytest.raises(UserError, match="none keeps its limits"):
         replace(MIXED, max_params_m=1e-6).sample(0)
+
+
+def test_the_smallest_of_a_space_have_each_activation_and_no_shortcuts_too(tiny: SearchSpace) -> None:
+    """A member with ReLU may keep a speed that none with the first activation does."""
+    options = {"activations": (SILU, RELU), "skips": (True, False)}
+    stages = tuple(replace(stage, kinds=("depthwise_separable",), **options) for stage in tiny.stages)
+    found = [replace(tiny, stages=stages).spec_of(genes) for genes in smallest_of(replace(tiny, stages=stages))]
+    blocks = [[stage.runs[0].block for stage in spec.stages] for spec in found]
+    seen = {(first.activation.kind, first.skip) for first, _ in blocks}
+    assert seen == {(act, skip) for act in ("silu", "relu") for skip in (True, False)}
+    assert {sum(spec.depths) for spec in found} == {2}
+    speeds = {spec: 1e4 if spec.stages[0].runs[0].block.activation == RELU else 10.0 for spec in found}
+
+    class Pace:
+        """Faster with ReLU."""
+
+        def __call__(self, spec: NetSpec) -> Counted:
+            speed = Speed(images_per_s=speeds[spec], low=1, high=1, kind="measured")
+            return Counted(speed=speed, params=1, macs=1)
+
+        def sure(self, speed: Speed) -> float:
+            return speed.images_per_s
+
+    pace: Any = Pace()
+    need_one_that_keeps(replace(tiny, stages=stages), Reward(target=9_000.0), pace, print)
+    with pytest.raises(
+        UserError, match=r"is found that keeps .*; the nearest of the 4 smallest, .* has 10,000 images/s"
+    ):
+        need_one_that_keeps(replace(tiny, stages=stages), Reward(target=11_000.0), pace, print)
 
 
 def test_the_smallest_of_a_space_are_in_it(tiny: SearchSpace) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,14 @@ from torch import nn
 
 import convscale as cs
 from convscale.errors import UserError
+from convscale.images.splits import DataSplits
+from convscale.nas import walk
+from convscale.nas.sampling import propose
 from convscale.nas.space import SearchSpace
 from convscale.nas.zero_cost import SCORES, naswot, zen, zero_cost, zico
+from tests.nas.test_study import QUICK, simple, untrained
+
+__all__ = ["simple", "untrained"]
 
 
 def test_naswot_counts_what_switches_alike() -> None:
@@ -67,3 +75,44 @@ def test_scores_of_a_spec(tiny: SearchSpace) -> None:
     assert zero_cost("naswot", spec, num_classes=3) == found["naswot"]
     with pytest.raises(UserError, match=r"zero-cost score 'nasswot' is unknown"):
         zero_cost("nasswot", spec)
+
+
+def test_of_later_proposals_the_worst_by_the_score_is_left_out(
+    colours: DataSplits, tiny: SearchSpace, tmp_path: Path, untrained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three; the sampler's own first one otherwise. A search that is cut asks for the same ones."""
+    seen: dict[int, list[tuple[int, ...]]] = {}
+
+    def spied(*given: Any, number: int, **more: Any) -> tuple[int, ...]:
+        genes = propose(*given, number=number, **more)
+        assert number % 4 == number % walk._APART % 4  # turns of a sampler go by fours
+        seen.setdefault(number % walk._APART, []).append(genes)
+        return genes
+
+    ask = {**QUICK, "zero_cost": "size", "space": tiny, "trials": 18}
+    monkeypatch.setattr(walk, "propose", spied)
+    whole = cs.search(colours, output=tmp_path / "whole", **ask)
+    assert min(seen) == 4  # the first round's are the best of six by the score
+    kept = 0
+    for trial in whole.trials[4:]:
+        drawn = seen[trial.number]
+        sizes = [zero_cost("size", tiny.spec_of(genes), num_classes=3) for genes in drawn]
+        assert len(set(drawn)) == 3
+        first = 1 if sizes[0] == min(sizes) else 0
+        assert trial.genes == tiny.canonical(drawn[first])
+        kept += first == 0
+    assert 4 < kept < 14
+    told, calls = walk.Store.tell, 0
+
+    def tell(self: walk.Store, *given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise KeyboardInterrupt
+        told(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(walk.Store, "tell", tell)
+        with pytest.raises(KeyboardInterrupt):
+            cs.search(colours, output=tmp_path / "cut", **ask)
+    assert cs.search(colours, output=tmp_path / "cut", resume=True, **ask).trials == whole.trials

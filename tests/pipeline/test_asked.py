@@ -55,6 +55,18 @@ def test_two_networks_of_one_name_are_refused() -> None:
     assert [one.spec.name for one in twice].count(SPEC.name) == 1
 
 
+def test_a_pattern_means_the_networks_of_the_weights_that_it_matches() -> None:
+    """Where no weights can be had, they start from scratch: once each, timm's and the own ones."""
+    both = _request(candidates=("vgg1[13]*", "resnet50.*"), image_size=32, start=Start(scratch=True))
+    both.check_networks(SPLITS)
+    assert sorted(one.spec.name for one in both.networks) == ["resnet50", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn"]
+    spec = next(one.spec for one in both.networks if one.spec.name == "resnet50")
+    assert spec.input.size == 32
+    assert {one.spec.name for one in _request(candidates="vgg11", image_size=32).networks} == {"vgg11"}
+    with pytest.raises(UserError, match=r"unknown model 'nobody\*'"):
+        _request(candidates="nobody*", start=Start(scratch=True)).check_networks(SPLITS)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

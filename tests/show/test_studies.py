@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
+from benchmarks import ablation
 from convscale.arch.zoo import get_spec
 from convscale.conditions import Conditions
 from convscale.cost.counting import count
@@ -85,3 +87,32 @@ def test_the_ablation_takes_the_last_measurement() -> None:
     measured = [p for p in comparison.points if p.kind == "measured"]
     assert [(p.name, p.images_per_s) for p in measured] == [("blur: none, plain strides", 8.0)]
     assert [p.name for p in comparison.points if p.kind == "predicted"] == list(ABLATION)
+
+
+def test_the_table_of_accuracies_by_hand() -> None:
+    """Differences a seed and ratios of speed; what is within the seeds' spread, or 5 % of a speed, is not told."""
+    base = {"data": "clothes", "image_size": 28, "seconds": 100.0, "recipe": "small", "machine": "a machine"}
+    speeds = {"training_images_per_s": 100.0, "images_per_s": 1000.0, "predicted_rtx_4090": 5000.0}
+
+    def rows(line: str, tops: list[float], **other: float) -> list[dict[str, Any]]:
+        return [{**base, **speeds, "line": line, "seed": at, "test_top1": top, **other} for at, top in enumerate(tops)]
+
+    table = ablation.accuracy_table(
+        [
+            *rows("TResNet", [0.90, 0.91, 0.92]),
+            *rows("SE: in no stage", [0.89, 0.899, 0.911], images_per_s=1100.0, predicted_rtx_4090=5200.0),
+            *rows("blur: none, plain strides", [0.91, 0.919, 0.931], images_per_s=900.0, predicted_rtx_4090=6000.0),
+            *rows("norm: BatchNorm and leaky ReLU", [0.91, 0.90, 0.92], images_per_s=1040.0),
+            *rows("SE: in all four stages", [0.93]),
+        ]
+    )
+    assert "## clothes, 28 px, 100 s of recipe `small`" in table
+    assert "| TResNet | 91.00% (90.00%, 91.00%, 92.00%) |  |" in table
+    se = "| SE: in no stage | 90.00% (89.00%, 89.90%, 91.10%) | -1.00 ± 0.10 | 1.00 | 1.10 | 1.04 | lower, faster |"
+    assert f"{se} yes; yes, not told |" in table
+    assert "| +1.00 ± 0.10 | 1.00 | 0.90 | 1.20 | lower, faster | no; no, yes |" in table
+    assert "| +0.00 ± 1.00 | 1.00 | 1.04 | 1.00 | same, same | yes; yes, yes |" in table
+    assert "| SE: in all four stages | 93.00% (93.00%) | +3.00 | 1.00 | 1.00 | 1.00 | same, slower | not told;" in table
+    wrong = "blur: none, plain strides (accuracy); blur: none, plain strides (speed here)"
+    assert f"- Does not agree: {wrong}.\n" in table
+    assert set(ablation.PAPER) == set(ablation.SMALL) - {"TResNet"}
