@@ -28,9 +28,9 @@ from convscale.speed.timing import Measurement, time_callable
 
 PARTS = ("backbone", "neck", "heads", "nms")
 _READING = (
-    "the second stage reads each proposal from every map, as it ships, by roi_align, which no table holds: each number is "
-    "the mean of 16 pixels, of which a quarter is taken to come from memory and the rest from a cache; at the slow end "
-    "of the interval all do, at the fast end none"
+    "the second stage reads each proposal from every map, as it ships, by roi_align, which no table holds: each number "
+    "is the mean of 16 pixels, of which a quarter is taken to come from memory and the rest from a cache; at the slow "
+    "end of the interval all do, at the fast end none"
 )
 _FROM_MEMORY, _AT_MOST, _PIXEL_BYTES = 4, 16, 4
 """Pixels of single precision behind one number that a box is read as: four places between four pixels each. Those of

@@ -209,8 +209,8 @@ def test_its_speed_is_predicted_with_a_doubt(precision: str) -> None:
     detector = small_detector("faster_rcnn")
     found = predict_detector(detector, cond)
     plain = cs.predict(DetectorGraph(detector), "rtx-4090", precision=precision, batch_size=8, runtime="eager")
-    assert found.whole.doubts[-2:] == (plain.doubts[-1], _READING)
-    assert plain.doubts[-1] == "unknown operators: torchvision.roi_align.default"
+    assert found.whole.doubts == (*plain.doubts, _READING)
+    assert "unknown operators: torchvision.roi_align.default" in plain.doubts
     # 1,000 boxes of 7 x 7 x 64 numbers from each of four maps, 4 bytes a pixel, at 1,008 GB/s
     one_s = 8 * 1000 * 4 * 7 * 7 * 64 * 4 / 1008e9
     assert found.whole.latency_s == pytest.approx(plain.latency_s + 4 * one_s)
