@@ -217,7 +217,7 @@ class SecondStage(nn.Module):
         return out
 
 
-def _read(maps: Tensor, rois: Tensor, size: Sequence[int], scale: float, sampling: int) -> Tensor:
+def _read(maps: Tensor, rois: Tensor, size: Any, scale: float, sampling: int) -> Tensor:
     """torchvision's ``roi_align``, maps of another type cast for it as its autocast does."""
     if maps.dtype == rois.dtype:
         return roi_align(maps, rois, size, scale, sampling)
