@@ -72,6 +72,8 @@ class Manifest(Mapping[str, Any]):
     """A space-to-depth stem was written as one strided convolution."""
     files: Mapping[str, Mapping[str, Any]]
     """Of each file its ``sha256`` and ``bytes``."""
+    category_ids: tuple[int, ...]
+    """Of a detector: the numbers that its data have for the classes; empty: 1 to their number."""
     detection: Cut | None
     """How a detector's answers are cut; None: a classifier."""
     promise: Promise | None
@@ -104,6 +106,7 @@ class Manifest(Mapping[str, Any]):
             temperatures = _numbers(values.get("temperatures"), "temperatures")
             if temperatures is not None and (len(temperatures) != num_classes or min(temperatures) <= 0):
                 raise UserError(f"temperatures must be {num_classes} numbers above 0")
+            category_ids = checked_ids(values.get("category_ids", ()), num_classes)
             runs = RunsIn(
                 name=check_text("runtime.name", runtime["name"]),
                 threads=_count("runtime.threads", runtime.get("threads")),
@@ -128,6 +131,7 @@ class Manifest(Mapping[str, Any]):
             model=str(values.get("model", "")),
             strided_stem=bool(values.get("strided_stem", False)),
             files=files,
+            category_ids=category_ids,
             detection=detection,
             promise=promise,
             written=dict(values),
@@ -159,6 +163,19 @@ def _numbers(value: object, name: str = "thresholds") -> tuple[float, ...] | Non
     if not isinstance(value, list | tuple):
         raise UserError(f"{name} is {short(value)}; it must be a list of numbers")
     return tuple(check_number(name, each, "a list of numbers") for each in value)
+
+
+def checked_ids(values: object, count: int, where: str = "") -> tuple[int, ...]:
+    """The ids of a record's classes, of which there are so many; none where it has none.
+
+    Raises:
+        UserError: they are no whole numbers, each once, or more or fewer.
+    """
+    ids: list[Any] = list(values) if isinstance(values, list | tuple) else [None]
+    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in ids)
+    if not whole or len(set(ids)) < len(ids) or len(ids) not in (0, count):
+        raise UserError(f"{where}category_ids is {short(values, 40)}; it must be {count} whole numbers, each once")
+    return tuple(ids)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -23,27 +23,33 @@ if TYPE_CHECKING:
     from convscale.learn.train import TrainRun
     from convscale.nn.detectors import Detector
 
+_CLASSES = 20
+"""Of a detector that is timed untrained, where nothing is said: VOC's."""
 _WHOLE = ("neck_width", "head_depth", "frozen_stages", "max_detections")
 _NUMBERS = ("anchor_scale", "score_threshold", "nms_threshold")
 
 
-def detector_options(pairs: list[str] | None) -> dict[str, Any]:
-    """``--detector key=value`` as options of ``create_detector``.
+def detector_options(pairs: list[str] | None, *, timed: bool = False) -> dict[str, Any]:
+    """``--detector key=value`` as options of ``create_detector``; of one that is timed ``num_classes`` too, which data
+    say to all others.
 
     Raises:
         UserError: an unknown key, or a value of another kind.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"num_classes": _CLASSES} if timed else {}
+    whole = (*_WHOLE, "num_classes") if timed else _WHOLE
     for key, text in overrides_of(pairs, flag="--detector").items():
         if key == "norm":
             options[key] = text
             continue
-        if key not in (*_WHOLE, *_NUMBERS):
-            raise UserError(f"--detector {key} is unknown (known: {', '.join((*_WHOLE, *_NUMBERS, 'norm'))})")
+        if key == "num_classes" and not timed:
+            raise UserError("--detector num_classes is for a detector that is timed; the data say how many there are")
+        if key not in (*whole, *_NUMBERS):
+            raise UserError(f"--detector {key} is unknown (known: {', '.join((*whole, *_NUMBERS, 'norm'))})")
         try:
-            options[key] = int(text) if key in _WHOLE else float(text)
+            options[key] = int(text) if key in whole else float(text)
         except ValueError:
-            kind = "a whole number" if key in _WHOLE else "a number"
+            kind = "a whole number" if key in whole else "a number"
             raise UserError(f"--detector {key} is {text!r}; it must be {kind}") from None
     return options
 
@@ -240,7 +246,7 @@ def write_box_outputs(
     from convscale.ship.box_outputs import draw_results, write_coco_results
 
     if coco is not None:
-        count = write_coco_results(output, coco, artifact.classes)
+        count = write_coco_results(output, coco, artifact.classes, artifact.manifest.category_ids)
         say(f"{count:,} boxes in {coco}", err=True)
     if draw is not None:
         count = draw_results(output, draw, artifact.classes, min_score=min_score, since_ns=since_ns)
@@ -249,23 +255,29 @@ def write_box_outputs(
 
 # ---------------------------------------------------------------- speed
 
-_CLASSES = 20
-"""Of a detector that is timed untrained, where nothing is said: VOC's."""
 
-
-def _untrained(model: str, head: str, img_size: int | None, pairs: list[str] | None) -> Detector:
-    """The detector that a name stands for, to be timed."""
+def _timed(model: str, head: str | None, img_size: int | None, pairs: list[str] | None) -> Detector:
+    """The detector that a name or a checkpoint's folder stands for, to be timed."""
+    from convscale.learn.checkpoint import load_checkpoint
     from convscale.networks.detectors import create_detector
     from convscale.networks.names import is_spec_file, network_of
+    from convscale.nn.detectors import Detector
 
+    if Path(model).is_dir():
+        net = load_checkpoint(model).net
+        if not isinstance(net, Detector):
+            raise UserError(f"{model} is no detector's checkpoint; leave out --task detection")
+        asked = {"--head": head, "--img-size": img_size, "--detector": pairs}
+        if lost := [name for name, value in asked.items() if value]:
+            raise UserError(f"{lost[0]} is for networks by name; {model} is a trained detector, which has its own")
+        return net
     named: Any = network_of(model) if is_spec_file(model) else model
-    options = detector_options(pairs)
-    return create_detector(named, head, num_classes=_CLASSES, image_size=img_size, **options).eval()
+    return create_detector(named, head or "fcos", image_size=img_size, **detector_options(pairs, timed=True)).eval()
 
 
 def measure_boxes(
     models: list[str],
-    head: str,
+    head: str | None,
     img_size: int | None,
     pairs: list[str] | None,
     cond: Conditions,
@@ -275,22 +287,23 @@ def measure_boxes(
     """``measure --task detection``."""
     from convscale.choice.detector_speed import measure_detector
 
-    done = []
+    done, classes = [], list[int]()
     for model in models:
-        detector = _untrained(model, head, img_size, pairs)
+        detector = _timed(model, head, img_size, pairs)
+        classes.append(detector.num_classes)
         done.append(measure_detector(detector, cond, min_seconds=seconds, max_seconds=max(10.0, 10 * seconds)))
         if not as_json:
-            say(str(done[-1].whole))
+            say(f"{done[-1].whole}; {words.plural(classes[-1], 'class', 'classes')}")
             for warning in (*done[-1].whole.warnings, *done[-1].whole.notes):
                 say(f"note: {warning}", 2)
     if as_json:
-        print_json([each.to_dict() for each in done])
+        print_json([{**each.to_dict(), "num_classes": number} for each, number in zip(done, classes, strict=True)])
         return
     _print_parts([(each.whole.model, each.whole.images_per_s, each.parts_s) for each in done])
 
 
 def predict_boxes(
-    models: list[str], head: str, img_size: int | None, pairs: list[str] | None, basis: Basis, as_json: bool
+    models: list[str], head: str | None, img_size: int | None, pairs: list[str] | None, basis: Basis, as_json: bool
 ) -> None:
     """``predict --task detection``."""
     from convscale.choice.detector_speed import predict_detector
@@ -298,17 +311,17 @@ def predict_boxes(
     cond = basis.conditions
     rows = []
     for model in models:
-        detector = _untrained(model, head, img_size, pairs)
+        detector = _timed(model, head, img_size, pairs)
         found = predict_detector(
             detector, cond, compiled=cond.runtime == "compiled", calibration=basis.read_calibration()
         )
-        rows.append((detector.detector_spec.name, found))
+        rows.append((detector.detector_spec, found))
     if as_json:
-        print_json([{"name": name, **found.to_dict()} for name, found in rows])
+        print_json([{"name": spec.name, "num_classes": spec.num_classes, **found.to_dict()} for spec, found in rows])
         return
-    for name, found in rows:
-        say(f"{name}: {found.whole}")
-    _print_parts([(name, found.whole.images_per_s, found.parts_s) for name, found in rows])
+    for spec, found in rows:
+        say(f"{spec.name}: {found.whole}; {words.plural(spec.num_classes, 'class', 'classes')}")
+    _print_parts([(spec.name, found.whole.images_per_s, found.parts_s) for spec, found in rows])
     say("without non-maximum suppression, whose cost depends on what is found")
     for doubt in dict.fromkeys(doubt for _, found in rows for doubt in found.whole.doubts):
         say(f"doubt: {doubt}")
@@ -336,8 +349,7 @@ def choose_boxes(
         task="detection",
         head=head,
         candidates=[spec_of(name) if is_spec_file(name) else name for name in models] if models else None,
-        num_classes=_CLASSES,
-        detector=detector_options(pairs),
+        detector=detector_options(pairs, timed=True),
         progress=lambda text: None if as_json else say(text, err=True),
         **common,
     )
@@ -348,6 +360,7 @@ def choose_boxes(
     how = "predicted, without non-maximum suppression" if choice.predicted else "measured as shipped"
     say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {choice.head} at {held.image_size} px ({how})")
     say(f"on {device_title(held.device)}: {in_words(held)}", 2)
+    say(f"as a detector of {words.plural(choice.num_classes, 'class', 'classes')}", 2)
     print_table(
         [Column("backbone"), number_column("top-1"), number_column("images/s"), Column("")],
         [

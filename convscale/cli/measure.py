@@ -162,7 +162,10 @@ def _say_counts(counted: Sequence[_Counted]) -> None:
 
 
 def measure_command(
-    models: Annotated[list[str], typer.Argument(help="Model names, spec files or artefact folders.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Model names, spec files or artefact folders; with --task detection checkpoints too."),
+    ],
     batch_size: Annotated[
         list[int] | None,
         typer.Option(
@@ -251,7 +254,7 @@ def measure_command(
         _confirm(models, device, output or record, seconds, as_json)
         return
     device = device or "cpu"
-    if (boxes_by := detector_head(task, head, detector)) is not None:
+    if detector_head(task, head, detector) is not None:
         if sweep or protocol or record is not None or len(batch_size or []) > 1:
             raise UserError("--sweep, --protocol, --record and several -b do not go with --task detection")
         wanted = Conditions(
@@ -263,7 +266,7 @@ def measure_command(
             runtime=runtime or "onnxruntime",
             threads=threads,
         )
-        measure_boxes(models, boxes_by, img_size, detector, wanted, seconds, as_json)
+        measure_boxes(models, head, img_size, detector, wanted, seconds, as_json)
         return
     if sweep and (batch_size or protocol):
         raise UserError("--sweep chooses the batches itself; give it without -b and --protocol")

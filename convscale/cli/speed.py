@@ -132,7 +132,7 @@ def predict_command(
     if boxes_by is not None:
         if save is not None:
             raise UserError("--save-workload writes a classifier's workload; leave it out with --task detection")
-        predict_boxes(models, boxes_by, img_size, detector, basis, as_json)
+        predict_boxes(models, head, img_size, detector, basis, as_json)
         return
     if save is not None:
         check_new_file(save, overwrite=overwrite, what="--save-workload")

@@ -26,6 +26,9 @@ class Annotated:
     """One name for each box; None stands for a class that is not known."""
     crowd: np.ndarray
     """bool (n,): groups and hard ones, which count neither as found nor as missed."""
+    areas: np.ndarray | None = None
+    """float64 (n,): pixels that the annotations say each covers, which COCO judges its size by; NaN, and None for all:
+    not said."""
     size: tuple[int, int] | None = None
     """(height, width) that the annotations were made at; None: not said."""
     relative: bool = False
@@ -54,6 +57,10 @@ class BoxSplit:
     """Of each bool (n,): left out of training, neither found nor missed in evaluation."""
     numbers: tuple[int, ...]
     """Ids among the annotations; running numbers from 1 where those have none."""
+    areas: tuple[np.ndarray, ...] = ()
+    """Of each float64 (n,): pixels that each covers as the annotations say, else its box's; empty: the boxes'."""
+    category_ids: tuple[int, ...] = ()
+    """The annotations' own numbers of the classes; empty: they have none, COCO's results count from 1."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,10 +97,8 @@ class BoxSplit:
     def subset(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> BoxSplit:
         """The pictures at ``indices``, in that order."""
         chosen = [int(each) for each in indices]
-        parts = {
-            name: tuple(getattr(self, name)[index] for index in chosen)
-            for name in ("paths", "sizes", "boxes", "labels", "crowd", "numbers")
-        }
+        names = ("paths", "sizes", "boxes", "labels", "crowd", "numbers", *(("areas",) if self.areas else ()))
+        parts = {name: tuple(getattr(self, name)[index] for index in chosen) for name in names}
         return dataclasses.replace(self, split=split or self.split, **parts)
 
     def class_counts(self) -> np.ndarray:

@@ -67,8 +67,8 @@ def _looks_like_coco(path: Path) -> bool:
     return b'"annotations"' in text or b'"images"' in text or b'"categories"' in text
 
 
-def read_coco(path: Path, faults: Faults) -> tuple[list[Annotated], tuple[str, ...]]:
-    """Pictures and class names of an annotation file; classes in the order of their ids, which may have gaps.
+def read_coco(path: Path, faults: Faults) -> tuple[list[Annotated], dict[int, str]]:
+    """Pictures of an annotation file, and class names by their ids, in the order of these, which may have gaps.
 
     Raises:
         UserError: it is no such file, has no images or no categories.
@@ -83,11 +83,18 @@ def read_coco(path: Path, faults: Faults) -> tuple[list[Annotated], tuple[str, .
         raise UserError(f"{where} has 0 images; it must have at least one")
     names = _categories(categories, where)
     by_image: dict[Any, list[Any]] = {}
+    known = set[object]()
     for one in annotations:
-        if isinstance(one, dict):
-            by_image.setdefault(_key(one.get("image_id")), []).append(one)
-        else:
+        if not isinstance(one, dict):
             faults.add("no number", short(one, 60))
+            continue
+        if one.get("id") is not None:
+            key = _key(one["id"])
+            if key in known:
+                faults.add("id twice", f"id {short(key, 40)}")
+                continue
+            known.add(key)
+        by_image.setdefault(_key(one.get("image_id")), []).append(one)
     pictures, seen = [], set()
     base = _base(path, images, where)
     for image in images:
@@ -102,7 +109,7 @@ def read_coco(path: Path, faults: Faults) -> tuple[list[Annotated], tuple[str, .
     for key, rest in by_image.items():
         for _ in rest:
             faults.add("no picture", f"image_id {short(key, 40)}")
-    return pictures, tuple(names.values())
+    return pictures, names
 
 
 def _key(value: object) -> object:
@@ -134,6 +141,7 @@ def _picture(base: Path, image: dict[str, Any], annotations: list[dict[str, Any]
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         classes=tuple(_name(one.get("category_id"), names) for one in annotations),
         crowd=np.array([bool(one.get("iscrowd", 0)) for one in annotations], bool),
+        areas=np.array([_area(one.get("area")) for one in annotations], np.float64),
         size=(height, width) if said else None,  # pyright: ignore[reportArgumentType]
         number=number if isinstance(number, int) and not isinstance(number, bool) else None,
     )
@@ -142,6 +150,12 @@ def _picture(base: Path, image: dict[str, Any], annotations: list[dict[str, Any]
 def _name(number: object, names: dict[int, str]) -> str:
     """Of a category; empty for none that is listed."""
     return names.get(number, "") if isinstance(number, int) and not isinstance(number, bool) else ""
+
+
+def _area(value: object) -> float:
+    """Pixels that an annotation says it covers; NaN where it does not."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+    return float(value) if good else math.nan  # pyright: ignore[reportArgumentType]
 
 
 def _box(value: object) -> list[float]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,14 +57,17 @@ def open_boxes(
     if not place.exists():
         raise UserError(f"data {place} does not exist")
     faults = Faults()
-    form, found, names = _read(place, faults)
+    form, found, names, ids = _read(place, faults)
     if classes is not None:
         if missing := [name for name in names if name not in classes]:
             raise UserError(f"{place} has the class {missing[0]!r}, which the detector does not know")
+        id_of = dict(zip(names, ids, strict=False))
         names = tuple(classes)
-    splits = {split: _checked(split, each, names, faults) for split, each in found.items() if each}
+        ids = tuple(id_of[name] for name in names) if id_of.keys() == set(names) else ()
+    splits = {split: _checked(split, each, names, ids, faults) for split, each in found.items() if each}
     pictures = sum(len(each) for each in found.values())
     boxes = sum(len(one.boxes) for each in found.values() for one in each)
+    boxes += faults.counts["id twice"] + faults.counts["no picture"]  # these are in no picture
     faults.check(str(place), pictures, boxes, max_bad_rate)
     made, carved, borrowed, notes = _complete(splits, place, seed)
     return BoxSplits(
@@ -79,40 +83,46 @@ def open_boxes(
     )
 
 
-def _read(place: Path, faults: Faults) -> tuple[str, dict[str, list[Annotated]], tuple[str, ...]]:
-    """The form of the annotations, the pictures by split, the class names."""
+def _read(place: Path, faults: Faults) -> tuple[str, dict[str, list[Annotated]], tuple[str, ...], tuple[int, ...]]:
+    """The form of the annotations, the pictures by split, the class names, and COCO's ids of these."""
     if place.is_file():
         if place.suffix.lower() in (".yaml", ".yml"):
-            return "yolo", *open_yolo(place)
+            return "yolo", *open_yolo(place), ()
         if place.suffix.lower() == ".json":
-            pictures, names = read_coco(place, faults)
-            return "coco", {"train": pictures}, names
+            pictures, named = read_coco(place, faults)
+            return "coco", {"train": pictures}, tuple(named.values()), tuple(named)
         raise UserError(f"{place} is no set of boxes; COCO's .json, YOLO's .yaml or a folder would be right")
     if files := find_coco(place, faults):
         read = {split: read_coco(file, faults) for split, file in files.items()}
-        names = next(iter(read.values()))[1]
+        first, named = next(iter(files.values())), next(iter(read.values()))[1]
+        names, ids = tuple(named.values()), tuple(named)
         for split, (_, others) in read.items():
-            if others != names:
-                raise UserError(f"{files[split]} has other categories than {next(iter(files.values()))}")
-        return "coco", {split: pictures for split, (pictures, _) in read.items()}, names
+            if tuple(others.values()) != names:
+                raise UserError(f"{files[split]} has other categories than {first}")
+            if ids and tuple(others) != ids:
+                faults.tell(f"{files[split]} has other ids of the categories than {first}: results count them from 1")
+                ids = ()
+        return "coco", {split: pictures for split, (pictures, _) in read.items()}, names, ids
     for folder in (place, *(each for each in sorted(place.glob("VOC*")) if each.is_dir())):
         if is_voc(folder):
-            return "voc", *open_voc(folder)
+            return "voc", *open_voc(folder), ()
     if is_yolo(place) or find_yaml(place) is not None:
-        return "yolo", *open_yolo(place)
+        return "yolo", *open_yolo(place), ()
     raise UserError(
         f"{place} holds no boxes that are known: neither COCO's JSON, nor YOLO's images/ and labels/, nor VOC's "
         "Annotations/"
     )
 
 
-def _checked(split: str, pictures: Sequence[Annotated], names: tuple[str, ...], faults: Faults) -> BoxSplit:
+def _checked(
+    split: str, pictures: Sequence[Annotated], names: tuple[str, ...], ids: tuple[int, ...], faults: Faults
+) -> BoxSplit:
     """The pictures that can be used, with the boxes that can."""
     preload()
     with ThreadPoolExecutor(min(8, 2 * available_cores())) as pool:
         headers = list(pool.map(_header, [one.path for one in pictures]))
     label_of = {name: number for number, name in enumerate(names, 1)}
-    rows: list[tuple[str, tuple[int, int], np.ndarray, np.ndarray, np.ndarray, int]] = []
+    rows: list[tuple[str, tuple[int, int], np.ndarray, np.ndarray, np.ndarray, int, np.ndarray]] = []
     seen: set[str] = set()
     for number, (one, header) in enumerate(zip(pictures, headers, strict=True), 1):
         if isinstance(header, str):
@@ -134,13 +144,20 @@ def _checked(split: str, pictures: Sequence[Annotated], names: tuple[str, ...], 
         if turned:
             faults.add("turned", one.path)
             boxes = turn_boxes(boxes, orientation, raw)
+        elif orientation > 1 and len(boxes) and (one.size is None or orientation < 5 or height == width):
+            faults.add("unsaid turn", one.path)
         kept, labels = _usable(one, boxes, (height, width), label_of, faults)
         low, high = np.zeros(4), np.array([width, height, width, height], np.float64)
         cut = np.clip(boxes[kept], low, high)
-        rows.append((one.path, (height, width), cut.astype(np.float32), labels, one.crowd[kept], one.number or number))
-    parts: list[tuple[object, ...]] = list(zip(*rows, strict=True)) if rows else [()] * 6
-    keys = ("paths", "sizes", "boxes", "labels", "crowd", "numbers")
-    return BoxSplit(split=split, classes=names, **dict(zip(keys, parts, strict=True)))  # pyright: ignore[reportArgumentType]
+        areas = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1])
+        if one.areas is not None:
+            areas = np.where(np.isnan(one.areas[kept]), areas, one.areas[kept])
+        at = one.number or number
+        rows.append((one.path, (height, width), cut.astype(np.float32), labels, one.crowd[kept], at, areas))
+    parts: list[tuple[object, ...]] = list(zip(*rows, strict=True)) if rows else [()] * 7
+    keys = ("paths", "sizes", "boxes", "labels", "crowd", "numbers", "areas")
+    values: dict[str, Any] = dict(zip(keys, parts, strict=True))
+    return BoxSplit(split=split, classes=names, category_ids=ids, **values)
 
 
 def _usable(

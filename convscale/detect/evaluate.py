@@ -45,7 +45,8 @@ class DetectorEvaluation:
     ap75: float
     """At IoU 0.75."""
     map_small: float
-    """Of boxes below 32 x 32 pixels; NaN where there are none."""
+    """Of what covers less than 32 x 32 pixels, by the annotations' own areas where they have some; NaN where there is
+    none."""
     map_medium: float
     """Of those up to 96 x 96."""
     map_large: float
@@ -198,9 +199,11 @@ def judged_by_coco(split: BoxSplit, found: Sequence[Found | None]) -> BoxMetrics
 
 def truths_of(split: BoxSplit) -> list[Truth]:
     """The boxes of each picture."""
+    areas = split.areas or (None,) * len(split)
+    parts = zip(split.sizes, split.boxes, split.labels, split.crowd, areas, strict=True)
     return [
-        Truth(size=size, boxes=boxes, labels=labels, crowd=crowd)
-        for size, boxes, labels, crowd in zip(split.sizes, split.boxes, split.labels, split.crowd, strict=True)
+        Truth(size=size, boxes=boxes, labels=labels, crowd=crowd, areas=area)
+        for size, boxes, labels, crowd, area in parts
     ]
 
 

@@ -16,12 +16,15 @@ BOXES = {
     "no area": "boxes have no area (x2 <= x1 or y2 <= y1)",
     "outside": "boxes lie wholly outside their picture",
     "unknown class": "boxes are of a class that is not listed",
+    "id twice": "boxes have an id that stood there before; the first counts",
     "no picture": "boxes are of a picture that is not listed",
     "no number": "boxes are not four finite numbers",
 }
 REPAIRED = {
     "cut": "boxes reached outside their picture and were cut",
     "turned": "pictures are turned by EXIF and their boxes were drawn before that; the boxes were turned too",
+    "unsaid turn": "pictures are turned by EXIF and nothing says whether their boxes were drawn before that; they are "
+    "taken as drawn on the upright picture",
     "crowd": "boxes are crowds or marked difficult; they are neither learnt nor counted as missed",
 }
 MOST_BAD_BOXES = 0.05

@@ -229,6 +229,7 @@ def _prepare(
         max_bad_rate=splits.max_bad_rate,
         data=None if folder is None else splits.digests(),
         data_older=splits.digests(older=True) if resumed and folder is not None else None,
+        category_ids=splits.train.category_ids,
     )
     return job, resumed
 

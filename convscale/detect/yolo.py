@@ -17,6 +17,8 @@ from convscale.read import Limits, read_text, read_yaml
 
 _LABELS = Limits(size=8 * 2**20)
 """Of a picture's file."""
+MOST_CLASS = 100_000
+"""Largest number of a class: there is a name for every smaller one."""
 _NAMES = ("classes.txt", "obj.names", "names.txt")
 
 
@@ -55,6 +57,11 @@ def open_yolo(path: Path) -> tuple[dict[str, list[Annotated]], tuple[str, ...]]:
         raise UserError(f"{path} has 0 images; YOLO's pictures stand in images/, their labels in labels/")
     if not names:
         most = max((int(name) for each in splits.values() for one in each for name in one.classes), default=-1)
+        if most > MOST_CLASS:
+            raise UserError(
+                f"{path} names no classes and has a box of class {short(most, 20)}; without names it is at most "
+                f"{MOST_CLASS:,}"
+            )
         names = tuple(str(number) for number in range(most + 1))
     if not names:
         raise UserError(f"{path} names no classes and has no box; list them in data.yaml (names) or classes.txt")
@@ -107,7 +114,7 @@ def _class_names(told: dict[str, Any], folder: Path) -> tuple[str, ...]:
             table = {int(key): str(value) for key, value in names.items()}
         except ValueError:
             raise UserError(f"{folder}: names must be a list, or a table of numbers, got {short(names, 60)}") from None
-        if not table or min(table) < 0 or max(table) > 100_000:
+        if not table or min(table) < 0 or max(table) > MOST_CLASS:
             raise UserError(f"{folder}: names has numbers from {min(table, default=0)} to {max(table, default=0)}")
         names = [table.get(number, f"class {number}") for number in range(max(table) + 1)]  # a gap keeps its number
     if names is None:

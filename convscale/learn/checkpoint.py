@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from convscale._version import __version__
+from convscale.artifact.manifest import checked_ids
 from convscale.errors import UserError, check_whole, first_line
 from convscale.files import fsync_dir, inside_fit, is_full, sha256, sweep, whole_folder
 from convscale.images.preprocess import Preprocessing
@@ -164,7 +165,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net = _build(about, place)
     load_weights_into(net, place)
     classes, preprocessing = tuple(about["classes"]), _preprocessing(about, place)
-    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, splits=about.get("splits")))
+    ids, splits = checked_ids(about.get("category_ids", ()), len(classes), f"checkpoint {place}: "), about.get("splits")
+    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, splits=splits, category_ids=ids))
     return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 

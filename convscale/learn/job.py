@@ -67,6 +67,8 @@ class Job:
     """What the data is known by, as it was opened (``DataSplits.digests``); None: by the sets that are trained on."""
     data_older: Mapping[str, object] | None = None
     """The same as earlier versions wrote it, where a run goes on that one of them may have begun."""
+    category_ids: tuple[int, ...] = ()
+    """Of a detector: the annotations' own numbers of the classes; empty: they have none."""
 
     def imitation(self, autocast: Callable[[], AbstractContextManager[object]]) -> Imitation | None:
         """What the teacher adds to the loss, where there is one; ``autocast`` gives the context that it is asked in."""

@@ -1,5 +1,5 @@
 """What is minimised: cross-entropy, a teacher's say, and for several labels per image binary cross-entropy, the
-asymmetric, the focal, the two-way and the ZLPR loss.
+asymmetric (which has a form for one label, too), the focal, the two-way and the ZLPR loss.
 
 Where several labels are only partly known, those that are not are NaN: they count for nothing in any of these losses.
 """
@@ -53,6 +53,42 @@ def asymmetric_loss(
         absent = absent * _weight(shifted**negative, detach)
     targets, known = known_targets(targets)
     return -((targets * present + (1 - targets) * absent) * known).sum(1).mean()
+
+
+def asymmetric_single_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    negative: float = 4.0,
+    positive: float = 0.0,
+    smoothing: float = 0.1,
+    detach: bool = False,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The authors' asymmetric loss for one label per image, by a softmax (Ridnik et al. 2021, arXiv 2009.14119, and
+    their code): smoothed cross-entropy, whose terms are focused as those of :func:`asymmetric_loss`.
+
+    ``- sum over classes of s * w * log p``, with the smoothed target ``s``, and ``w = (1 - p)^positive`` of the image's
+    class, ``w = p^negative`` of all others: without smoothing these count for nothing.
+
+    Args:
+        logits: (N, classes).
+        targets: float (N, classes), one-hot or mixed.
+        negative: focusing exponent of the other classes.
+        positive: focusing exponent of the image's class.
+        smoothing: share of the target spread over all classes.
+        detach: no gradient through the focusing weights.
+        weight: (classes,), of each class; None: 1.
+
+    Returns:
+        Scalar: summed over classes, mean over images.
+    """
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    focus = _weight(targets * (1 - p) ** positive + (1 - targets) * p**negative, detach)
+    smooth = targets * (1 - smoothing) + smoothing / logits.shape[1]
+    each = smooth * focus * log_p
+    return -(each if weight is None else each * weight).sum(1).mean()
 
 
 def _weight(value: torch.Tensor, detach: bool) -> torch.Tensor:
@@ -152,6 +188,16 @@ def build_loss(recipe: Recipe, class_counts: torch.Tensor, *, multilabel: bool) 
         if recipe.loss == "cross-entropy" and not multilabel:
             return F.cross_entropy(logits, labels, weight=own_weight, label_smoothing=recipe.label_smoothing)
         targets = labels if labels.ndim == 2 else F.one_hot(labels, classes).to(logits.dtype)
+        if recipe.loss == "asymmetric" and not multilabel:
+            return asymmetric_single_loss(
+                logits,
+                targets,
+                negative=recipe.asymmetric_negative,
+                positive=recipe.asymmetric_positive,
+                smoothing=recipe.label_smoothing,
+                detach=recipe.asymmetric_detach,
+                weight=own_weight,
+            )
         if recipe.partial == "negative":
             targets = targets.nan_to_num()
         if (special := _special(recipe, logits, targets)) is not None:
@@ -165,7 +211,7 @@ def build_loss(recipe: Recipe, class_counts: torch.Tensor, *, multilabel: bool) 
 
 
 def _special(recipe: Recipe, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-    """The losses that know neither smoothing nor class weights; None: it is none of them."""
+    """The losses for several labels that know neither smoothing nor class weights; None: it is none of them."""
     if recipe.loss == "asymmetric":
         return asymmetric_loss(
             logits,

@@ -161,8 +161,8 @@ class Recipe:
     """Share of the run in which wsd decays, at its end; 0: it stays at the peak, for others to branch from."""
 
     loss: str = "cross-entropy"
-    """``cross-entropy``, ``bce`` (binary cross-entropy per class), or for several labels per image ``asymmetric``,
-    ``focal``, ``two-way`` or ``zlpr``."""
+    """``cross-entropy``, ``bce`` (binary cross-entropy per class), ``asymmetric`` (for one label per image in the form
+    with a softmax), or for several labels ``focal``, ``two-way`` or ``zlpr``."""
     partial: str = "ignore"
     """What labels that are not known are: ``ignore`` leaves them out of the loss, ``negative`` takes them as absent."""
     label_smoothing: float = 0.1
@@ -172,7 +172,7 @@ class Recipe:
     asymmetric_positive: float = 0.0
     """Focusing exponent of present classes."""
     asymmetric_margin: float = 0.05
-    """What is taken off an absent class's probability, down to 0."""
+    """What is taken off an absent class's probability, down to 0 (of several labels per image)."""
     asymmetric_detach: bool = False
     """No gradient through the focusing weights, as in the authors' script."""
     focal_gamma: float = 2.0

@@ -127,6 +127,7 @@ class RunFolder:
             "data_digest": self._digest,
             "commit": self._commit,
             **({} if self.job.data is None else {"splits": self.job.data}),
+            **({"category_ids": list(self.job.category_ids)} if self.job.category_ids else {}),
         }
         classes, preprocessing = self.job.loader.split.classes, self.job.preprocessing
         save_checkpoint(target, net, classes=classes, preprocessing=preprocessing, meta=meta, state=state)

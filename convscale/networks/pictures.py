@@ -30,6 +30,8 @@ class Taught:
     """Class names in the order of its outputs."""
     splits: Mapping[str, object] | None = None
     """What its data are known by (``DataSplits.digests``); None: not known."""
+    category_ids: tuple[int, ...] = ()
+    """Of a detector: the annotations' own numbers of the classes; empty: they had none."""
 
 
 def keep_taught(net: nn.Module, taught: Taught) -> None:

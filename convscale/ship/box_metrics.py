@@ -28,6 +28,8 @@ class Truth:
     """(n,), from 1."""
     crowd: np.ndarray
     """bool (n,): neither found nor missed."""
+    areas: np.ndarray | None = None
+    """(n,): pixels by which each is small, medium or large, as COCO's annotations say them; None: the boxes'."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +64,7 @@ class BoxMetrics:
     ap75: float
     """At IoU 0.75."""
     small: float
-    """``map`` of boxes below 32 x 32 pixels."""
+    """``map`` of what covers less than 32 x 32 pixels."""
     medium: float
     """Of those up to 96 x 96."""
     large: float
@@ -145,7 +147,9 @@ def _dataset(truths: Sequence[Truth], classes: int) -> dict[str, Any]:
     """The pictures and their boxes as COCO's annotations."""
     annotations = []
     for number, each in enumerate(truths, 1):
-        for box, label, crowd in zip(each.boxes.tolist(), each.labels.tolist(), each.crowd.tolist(), strict=True):
+        areas = (each.boxes[:, 2:] - each.boxes[:, :2]).prod(1) if each.areas is None else each.areas
+        rows = (each.boxes, each.labels, each.crowd, areas)
+        for box, label, crowd, area in zip(*(values.tolist() for values in rows), strict=True):
             x1, y1, x2, y2 = box
             annotations.append(
                 {
@@ -153,7 +157,7 @@ def _dataset(truths: Sequence[Truth], classes: int) -> dict[str, Any]:
                     "image_id": number,
                     "category_id": label,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
+                    "area": area,
                     "iscrowd": int(crowd),
                 }
             )

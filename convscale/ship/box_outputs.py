@@ -49,9 +49,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
-def write_coco_results(output: Path, target: Path, classes: Sequence[str]) -> int:
-    """Write the boxes of a ``.jsonl`` file as COCO's results: a list of image_id, category_id (from 1, in the order of
-    the classes), bbox (x, y, width, height) and score.
+def write_coco_results(output: Path, target: Path, classes: Sequence[str], ids: Sequence[int] = ()) -> int:
+    """Write the boxes of a ``.jsonl`` file as COCO's results: a list of image_id, category_id (of ``ids``, in the order
+    of the classes; from 1 where there are none), bbox (x, y, width, height) and score.
 
     A picture's id is the number that its name is (``000000000139.jpg``) where every name is one, else its place in the
     list, from 1. Returns how many boxes there are.
@@ -62,12 +62,12 @@ def write_coco_results(output: Path, target: Path, classes: Sequence[str]) -> in
     unknown = next((each["class"] for _, boxes in rows for each in boxes if each["class"] not in classes), None)
     if unknown is not None:
         raise UserError(f"{output} has the class {unknown[:60]!r}, which the artefact does not know")
-    label_of = {name: number for number, name in enumerate(classes, 1)}
+    id_of = dict(zip(classes, ids or range(1, len(classes) + 1), strict=True))
     results = [
         {
             "image_id": int(stems[at]) if numbered else at + 1,
             "file_name": path.encode(errors="surrogateescape").decode(errors="replace"),
-            "category_id": label_of[each["class"]],
+            "category_id": id_of[each["class"]],
             "bbox": [
                 each["box"][0],
                 each["box"][1],

@@ -32,6 +32,7 @@ from convscale.formats.suppression import add_suppression
 from convscale.formats.two_stage import check_two_stages, write_two_stages
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import code_commit
+from convscale.networks.pictures import taught_of
 from convscale.nn.detector_graph import OUTPUTS, TWO_STAGES, DetectorGraph
 from convscale.nn.detectors import Detector, DetectorSpec
 from convscale.nn.modes import evaluating
@@ -201,7 +202,7 @@ def _images(request: ExportRequest, preprocessing: Preprocessing) -> tuple[np.nd
 
 
 def _record(job: _Job, spec: DetectorSpec, num_classes: int) -> dict[str, object]:
-    request = job.request
+    request, taught = job.request, taught_of(job.detector)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": code_commit(),
@@ -216,6 +217,7 @@ def _record(job: _Job, spec: DetectorSpec, num_classes: int) -> dict[str, object
         "runtime": {"name": runtimes_of(request.format)[0], "threads": None, "batch_size": None},
         "spec": None,
         "detector": spec.to_dict(),
+        "category_ids": [] if taught is None else list(taught.category_ids),
         "detection": job.cut.to_dict(),
     }
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from convscale.arch.spec import save_spec
+from convscale.artifact.artifact import load_artifact
 from convscale.cli.app import app
 from convscale.errors import UserError
 from tests.detect.sets import coco_set, small_spec
@@ -48,6 +49,7 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
     made = json.loads(run("export", place / "run", *data, "--output", place / "art", "--nms", "outside", "--json"))
     assert made["verification"]["passed"]
     assert made["verification"]["nms"] == "outside"
+    assert load_artifact(place / "art").manifest.category_ids == (1, 7)  # of the data, by the checkpoint
     images = sorted((place / "set" / "images").iterdir())[:3]
     out = place / "boxes.jsonl"
     run(
@@ -76,6 +78,8 @@ def test_train_evaluate_export_classify_report(place: Path) -> None:
         run(*other)
     assert not (place / "other.jsonl").exists()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
+    said = [{"red": 1, "green": 7}[each["class"]] for row in rows for each in row["boxes"]]
+    assert [each["category_id"] for each in json.loads((place / "r.json").read_text())] == said
     assert [row["path"] for row in rows] == [str(path) for path in images]
     assert len(json.loads((place / "r.json").read_text())) == sum(len(row["boxes"]) for row in rows)
     assert sorted(path.stem for path in (place / "d").iterdir()) == sorted(path.stem for path in images)
@@ -99,6 +103,22 @@ def test_measure_tells_the_parts_apart(place: Path) -> None:
     assert told["conditions"]["image_size"] == 64
     assert told["conditions"]["runtime"] == "onnxruntime"
     assert sum(told["parts_s"].values()) >= 0.99 * 2 / told["images_per_s"]
+    assert told["num_classes"] == 20
+    said = run("measure", place / "net.yaml", "--task", "detection", *SMALL, "-b", 2, "--seconds", 0.05)
+    assert said.splitlines()[0].endswith("; 20 classes")
+
+
+def test_a_trained_detector_is_measured_and_predicted_too(place: Path) -> None:
+    """Names and specs alone were taken."""
+    of_run = ("--task", "detection", "-b", 2, "--json")
+    (told,) = json.loads(run("measure", place / "run", *of_run, "--seconds", 0.05))
+    assert (told["num_classes"], told["conditions"]["image_size"]) == (2, 64)
+    assert told["model"].startswith("retinanet-")
+    (told,) = json.loads(run("predict", place / "run", *of_run, "--device", "rtx-4090"))
+    assert (told["num_classes"], told["conditions"]["image_size"]) == (2, 64)
+    for option in (("--head", "fcos"), ("--img-size", "64"), ("--detector", "num_classes=3")):
+        with pytest.raises(UserError, match=f"^{option[0]} is for networks by name; .* is a trained detector"):
+            run("predict", place / "run", *of_run, "--device", "rtx-4090", *option)
 
 
 def test_predict_and_choose_know_detectors(place: Path) -> None:
@@ -106,8 +126,10 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
     (told,) = json.loads(run("predict", place / "net.yaml", *gpu))
     assert sum(told["parts_s"].values()) == pytest.approx(told["latency_s"])
     assert told["low"] < told["images_per_s"] < told["high"]
+    (more,) = json.loads(run("predict", place / "net.yaml", *gpu, "--detector", "num_classes=80"))
+    assert (told["num_classes"], more["num_classes"]) == (20, 80)
     chosen = json.loads(run("choose", *gpu, "--model", "resnet18", "--model", "poolnet", "--min-throughput", 1))
-    assert chosen["best"]["backbone"] == "resnet18"
+    assert (chosen["best"]["backbone"], chosen["num_classes"]) == ("resnet18", 20)
     assert chosen["best"]["top1"] > 69
     assert chosen["conditions"]["image_size"] == told["conditions"]["image_size"] == 64
     assert "stands on those at 8, 16, 32" in chosen["options"][1]["reason"]
@@ -122,6 +144,9 @@ def test_predict_and_choose_know_detectors(place: Path) -> None:
         (("choose", "--task", "detection", "--max-latency", "3"), "chooses by --min-throughput alone"),
         (("measure", "resnet18", "--task", "detection", "--detector", "neck=3"), "--detector neck is unknown"),
         (("measure", "resnet18", "--task", "detection", "--detector", "neck_width=x"), "must be a whole number"),
+        (("measure", "resnet18", "--task", "detection", "--detector", "num_classes=0"), "num_classes is 0; it must be"),
+        (("train", "--task", "detection", "--model", "resnet18", "--detector", "num_classes=3", "--data-dir", "/no",
+          "--output", "x"), "--detector num_classes is for a detector that is timed; the data say how many there are"),
         (("train", "--task", "detection", "--model", "resnet18", "--set", "head=ml_decoder", "--data-dir", "/nowhere",
           "--output", "x"), "--set head=ml_decoder puts a head on a classifier; a detector's is chosen by --head"),
         (("train", "--task", "detection", "--model", "resnet18", "--data-dir", "/nowhere", "--output", "/tmp/x/y"),

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 import convscale as cs
+from benchmarks.trees import squares
 from convscale.detect.coco import find_coco
 from convscale.detect.data import turn_boxes
+from convscale.detect.evaluate import truths_of
 from convscale.detect.faults import Faults
 from convscale.images.digest import data_digest
 from convscale.images.letterbox import fitted, into_square, letterbox, out_of_square
@@ -49,13 +51,18 @@ def test_cocos_boxes_and_ids_with_gaps(tmp_path: Path) -> None:
         tmp_path,
         [{"id": 5, "file_name": "a.jpg", "width": 40, "height": 20}, {"id": 9, "file_name": "b.jpg"}],
         [
-            {"id": 1, "image_id": 5, "category_id": 90, "bbox": [2, 3, 10, 4]},
+            {"id": 1, "image_id": 5, "category_id": 90, "bbox": [2, 3, 10, 4], "area": 17.5},
             {"id": 2, "image_id": 5, "category_id": 3, "bbox": [30, 10, 20, 5], "iscrowd": 1},
         ],
     )
     opened = cs.open_boxes(file)
     assert opened.classes == ("cat", "dog")
+    assert opened.train.category_ids == opened.test.category_ids == (3, 90)
+    assert cs.open_boxes(file, classes=["dog", "cat"]).train.category_ids == (90, 3)
+    assert cs.open_boxes(file, classes=["dog", "cow", "cat"]).train.category_ids == ()
     boxes, labels = whole(opened, "a.jpg")
+    areas = [truth.areas for part in (opened.train, opened.test) for truth in truths_of(part) if len(truth.boxes)]
+    assert areas[0].tolist() == [17.5, 50]  # pyright: ignore  # of what is left of the box where none is said
     assert boxes.tolist() == [[2, 3, 12, 7], [30, 10, 40, 15]]  # x + width, y + height; what reaches out is cut
     assert labels.tolist() == [2, 1]
     assert whole(opened, "b.jpg")[0].shape == (0, 4)  # background is kept
@@ -139,6 +146,15 @@ def test_yolos_shares_become_pixels(tmp_path: Path) -> None:
     assert np.allclose(boxes, [[15, 5, 25, 15], [4, 2, 8, 6]])
     assert found.tolist() == [2, 1]
     assert len(opened.validation) == 2
+
+
+def test_a_class_without_names_is_bounded(tmp_path: Path) -> None:
+    """One line made as many names as its number says."""
+    picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("4000000000 0.5 0.5 0.25 0.5\n")
+    with pytest.raises(cs.UserError, match=r"has a box of class 4000000000; without names it is at most 100,000"):
+        cs.open_boxes(tmp_path)
 
 
 def test_vocs_pixels_count_from_one(tmp_path: Path) -> None:
@@ -240,6 +256,38 @@ def test_wrong_boxes_are_counted_named_and_left_out(tmp_path: Path) -> None:
     assert sum(each.box_count for each in (opened.train, opened.validation, opened.test)) == 154
 
 
+def test_an_annotation_that_stands_there_twice_counts_once(tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(40)]
+    for number in range(40):
+        picture(tmp_path / f"{number}.jpg")
+    boxes = [{"id": n, "image_id": n, "category_id": 3, "bbox": [1, 1, 8, 8]} for n in range(40)]
+    boxes[30] = {"id": 7, "image_id": 30, "category_id": 90, "bbox": [2, 2, 8, 8]}
+    unnumbered = [{"image_id": 39, "category_id": 3, "bbox": [3, 3, 8, 8]}] * 2
+    opened = cs.open_boxes(coco(tmp_path, images, [*boxes, *unnumbered]))
+    assert "left out: 1 boxes have an id that stood there before; the first counts (first: id 7)" in opened.notes
+    assert len(whole(opened, "30.jpg")[0]) == 0
+    assert whole(opened, "7.jpg")[0].tolist() == [[1, 1, 9, 9]]
+    assert len(whole(opened, "39.jpg")[0]) == 3  # nothing says that they are the same
+    for box in boxes[:5]:
+        box["id"] = 7
+    with pytest.raises(cs.UserError, match=r"6 of 42 boxes can not be used.*have an id that stood there before"):
+        cs.open_boxes(coco(tmp_path, images, [*boxes, *unnumbered]))
+
+
+def test_splits_with_other_ids_of_the_same_classes_have_none(tmp_path: Path) -> None:
+    file = coco_set(tmp_path, 8)
+    told = json.loads(file.read_text())
+    file.rename(file.with_name("train.json"))
+    assert cs.open_boxes(tmp_path).train.category_ids == (1, 7)
+    for one in (*told["annotations"], *told["categories"]):
+        key = "category_id" if "category_id" in one else "id"
+        one[key] = 3 if one[key] == 7 else one[key]
+    file.with_name("val.json").write_text(json.dumps(told))
+    opened = cs.open_boxes(tmp_path)
+    assert (opened.classes, opened.train.category_ids) == (("red", "green"), ())
+    assert any("val.json has other ids of the categories than" in note for note in opened.notes)
+
+
 def test_too_much_that_is_wrong_is_refused(tmp_path: Path) -> None:
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(10)]
     for number in range(7):
@@ -315,6 +363,25 @@ def test_boxes_drawn_before_exif_are_turned(tmp_path: Path) -> None:
     assert whole(opened, "a.jpg")[0].tolist() == [[0, 0, 10, 5]]
 
 
+@pytest.mark.parametrize(
+    ("size", "orientation", "told"),
+    [((20, 20), 6, True), ((40, 20), 3, True), ((40, 20), 6, False), ((20, 20), 1, False), ((40, 20), 1, False)],
+)
+def test_a_turn_that_no_size_shows_is_said(tmp_path: Path, size: tuple[int, int], orientation: int, told: bool) -> None:
+    """A square, or a picture turned by 180 degrees, has the same sides before and after."""
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name, *size, orientation=orientation)
+    sides = {"width": size[0], "height": size[1]}
+    images = [{"id": 1, "file_name": "a.jpg", **sides}, {"id": 2, "file_name": "b.jpg", **sides}]
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 10, 5]}
+    opened = cs.open_boxes(coco(tmp_path, images, [box]))
+    said = [note for note in opened.notes if "nothing says whether their boxes were drawn before that" in note]
+    assert len(said) == told
+    if told:  # the picture without a box is none of them
+        assert said[0].startswith("1 pictures are turned by EXIF")
+        assert whole(opened, "a.jpg")[0].tolist() == [[0, 0, 10, 5]]
+
+
 def test_splits_are_carved_by_picture_and_stay(tmp_path: Path) -> None:
     file = coco_set(tmp_path / "set", 30)
     first, second = cs.open_boxes(file), cs.open_boxes(file)
@@ -325,6 +392,14 @@ def test_splits_are_carved_by_picture_and_stay(tmp_path: Path) -> None:
     assert not parts[1] & parts[2]
     assert first.test.paths == second.test.paths
     assert first.classes == ("red", "green")  # by id: 1, 7
+
+
+def test_crowns_that_an_edge_cuts() -> None:
+    """Of 50 x 50 pixels 28 x 50 lie in the left square, more than half, and 22 x 50 in the right one."""
+    (first, second) = squares(np.array([[100.0, 10, 150, 60], [250, 10, 290, 60]]), (270, 200), 128)
+    assert (first[:2], second[:2]) == ((0, 0), (128, 0))
+    assert (first[2].tolist(), first[3].tolist()) == ([[100, 10, 128, 60]], [False])
+    assert (second[2].tolist(), second[3].tolist()) == ([[0, 10, 22, 60], [122, 10, 128, 60]], [True, True])
 
 
 def test_a_letterbox_keeps_the_shape() -> None:

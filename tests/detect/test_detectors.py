@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as FasterWeights
@@ -16,6 +17,7 @@ from torchvision.ops import batched_nms
 
 import convscale as cs
 from convscale.artifact.boxes import suppress
+from convscale.choice.detector_speed import _files, measure_detector, predict_detector
 from convscale.nn.detector_graph import DetectorGraph
 from convscale.nn.detectors import HEADS
 from convscale.nn.norm import BatchNormAct, convert_sync
@@ -201,6 +203,32 @@ def test_timms_networks_are_backbones_too() -> None:
         assert len(detector.eval()([torch.rand(3, 64, 64)])[0]["boxes"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "stages", "frozen", "learning"),
+    [
+        ("resnet18", 1, ["conv1", "bn1"], ["layer1"]),
+        ("resnet18", 2, ["conv1", "bn1", "layer1"], ["layer2", "layer3"]),
+        ("mobilenetv2_035", 2, ["conv_stem", "blocks.0", "blocks.1"], ["blocks.2", "blocks.3"]),
+        ("convnext_atto", 1, ["stem_0", "stem_1", "stages_0"], ["stages_1"]),
+        ("densenet121", 2, ["features_conv0", "features_denseblock1"], ["features_transition1"]),
+    ],
+)
+def test_frozen_stages_of_timms_networks_end_at_their_maps(
+    name: str, stages: int, frozen: list[str], learning: list[str]
+) -> None:
+    """Their first children are single layers: two of ResNet's froze its first convolution and norm."""
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        detector = cs.create_detector(f"timm/{name}", num_classes=1, image_size=64, frozen_stages=stages)
+    body = detector.backbone.body  # pyright: ignore
+    for part, learns in ((frozen, False), (learning, True)):
+        for each in part:
+            told = {parameter.requires_grad for parameter in body.get_submodule(each).parameters()}
+            assert told == {learns}, each
+    with pytest.raises(cs.UserError, match=r"frozen_stages is 6; the backbone has \d maps, and the last must learn"):
+        cs.create_detector(f"timm/{name}", num_classes=1, image_size=64, frozen_stages=6)
+
+
 def test_a_module_of_ones_own_is_a_backbone() -> None:
     body = cs.create_model(small_spec(), features_only=True)
     detector = cs.create_detector(body, head="fcos", num_classes=1, image_size=64, neck_width=64, head_depth=1)
@@ -278,3 +306,30 @@ def test_one_image_alone_has_no_statistics_of_a_last_pixel() -> None:
         detector([image], [target])
     assert set(detector([image] * 2, [target] * 2)) == {"bbox_regression", "classification"}
     assert len(detector.eval()([image])) == 1
+
+
+def test_its_speed_is_asked_of_a_copy() -> None:
+    """Both put a trained detector into evaluation mode, and a measurement took it off its device."""
+    detector = small_detector("fcos").train()
+    detector.backbone.body.eval()  # pyright: ignore
+    parts = {name: id(part) for name, part in detector.named_modules()}
+    modes = {name: part.training for name, part in detector.named_modules()}
+    predict_detector(detector, cs.Conditions(device="rtx-4090", batch_size=2))
+    cond = cs.Conditions(device="cpu", runtime="onnxruntime", batch_size=1)
+    measure_detector(detector, cond, min_seconds=0.01, max_seconds=0.02)
+    assert {name: part.training for name, part in detector.named_modules()} == modes
+    assert {name: id(part) for name, part in detector.named_modules()} == parts
+
+
+@pytest.mark.parametrize("head", ["fcos", "retinanet", "ssdlite"])
+def test_measured_suppression_has_something_to_suppress(head: str, tmp_path: Path) -> None:
+    """RetinaNet starts at a probability of 0.01, below its threshold of 0.05: what was measured was of no box."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    detector = small_detector(head).eval()
+    path = _files(DetectorGraph(detector), detector, tmp_path)["nms"]
+    session = onnxruntime.InferenceSession(path)
+    noise = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    (rows,) = session.run(None, {session.get_inputs()[0].name: noise})
+    assert ((rows[:, :, 4] > 0).sum(1) > 10).all()  # pyright: ignore

@@ -10,10 +10,16 @@ import pytest
 from convscale.ship.box_metrics import NOTHING, Found, Truth, coco_metrics, iou, matched, quality
 
 
-def truth(*boxes: list[float], labels: list[int] | None = None, crowd: list[bool] | None = None) -> Truth:
+def truth(
+    *boxes: list[float],
+    labels: list[int] | None = None,
+    crowd: list[bool] | None = None,
+    areas: list[float] | None = None,
+) -> Truth:
     table = np.array(boxes, np.float32).reshape(-1, 4)
     marks = np.array(crowd or [False] * len(table), bool)
-    return Truth(size=(100, 100), boxes=table, labels=np.array(labels or [1] * len(table)), crowd=marks)
+    covered = None if areas is None else np.array(areas)
+    return Truth(size=(100, 100), boxes=table, labels=np.array(labels or [1] * len(table)), crowd=marks, areas=covered)
 
 
 def found(*boxes: list[float], scores: list[float], labels: list[int] | None = None) -> Found:
@@ -29,6 +35,14 @@ def test_an_iou_of_four_fifths_is_right_at_seven_of_ten_thresholds() -> None:
     assert metrics.medium == pytest.approx(0.7)  # 2500 pixels: between 32 and 96 squared
     assert math.isnan(metrics.small)
     assert math.isnan(metrics.large)
+
+
+def test_what_covers_little_of_its_box_is_small() -> None:
+    """COCO judges sizes by the annotation's area, of 900 pixels here, not by the box's 2500."""
+    metrics = coco_metrics([truth([0, 0, 50, 50], areas=[900])], [found([0, 0, 50, 40], scores=[0.9])], 1)
+    assert metrics.map == pytest.approx(0.7)
+    assert metrics.small == pytest.approx(0.7)
+    assert math.isnan(metrics.medium)
 
 
 def test_a_false_box_before_the_right_one_halves_the_precision() -> None:

@@ -179,6 +179,14 @@ def test_rows_results_and_drawings(artifact: Artifact, data: BoxSplits, tmp_path
     count = write_coco_results(out, tmp_path / "results.json", artifact.classes)
     results = json.loads((tmp_path / "results.json").read_text())
     assert count == len(results) == sum(len(row.get("boxes", ())) for row in rows)
+    said = [each["class"] for row in rows for each in row.get("boxes", ())]
+    assert set(said) == set(artifact.classes)
+    for ids in ((), (1, 7), (40, 4)):  # those of the data, where it has some
+        write_coco_results(out, tmp_path / "numbered.json", artifact.classes, ids)
+        numbered = json.loads((tmp_path / "numbered.json").read_text())
+        assert [each["category_id"] for each in numbered] == [
+            dict(zip(artifact.classes, ids or (1, 2), strict=True))[name] for name in said
+        ]
     x1, y1, x2, y2 = rows[0]["boxes"][0]["box"]
     assert results[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.011)
     assert results[0]["image_id"] == 1  # one name is no number, so they are counted

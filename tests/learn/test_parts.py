@@ -12,7 +12,7 @@ from torch import nn
 
 from convscale.learn.augment import crop_box, erase, mix, resized_crop, shift_crop
 from convscale.learn.ema import Ema
-from convscale.learn.loss import asymmetric_loss, build_loss, distillation_loss
+from convscale.learn.loss import asymmetric_loss, asymmetric_single_loss, build_loss, distillation_loss
 from convscale.learn.optim import Lamb, RMSpropTF, build_optimizer, layer_depths, set_lr
 from convscale.learn.recipe import Recipe
 from convscale.learn.schedule import lr_factor
@@ -124,6 +124,28 @@ def test_asymmetric_loss_by_hand_and_as_binary_cross_entropy() -> None:
 
     expected = (present(0.0) + absent(2.0) + absent(-1.0) + present(0.5)) / 2
     assert asymmetric_loss(logits, targets, negative=4, positive=1, margin=0.05).item() == pytest.approx(expected)
+
+
+def test_asymmetric_loss_for_one_label_by_hand() -> None:
+    """Softmax, exponents 4 and 0, smoothing 0.1 (FACTS section 9): logits ln 1, ln 2, ln 5 are 1/8, 2/8, 5/8."""
+    logits = torch.tensor([[0.0, math.log(2), math.log(5)]] * 2, dtype=torch.float64)
+    labels = torch.tensor([2, 0])
+    p, spread = (1 / 8, 2 / 8, 5 / 8), 0.1 / 3
+    first = (0.9 + spread) * math.log(p[2]) + spread * (p[0] ** 4 * math.log(p[0]) + p[1] ** 4 * math.log(p[1]))
+    second = (0.9 + spread) * math.log(p[0]) + spread * (p[1] ** 4 * math.log(p[1]) + p[2] ** 4 * math.log(p[2]))
+    counts = torch.tensor([10, 20, 40])
+    loss = build_loss(Recipe(name="x", loss="asymmetric"), counts, multilabel=False)
+    assert loss(logits, labels).item() == pytest.approx(-(first + second) / 2)
+    one_hot = F.one_hot(labels, 3).double()
+    assert loss(logits, one_hot).item() == pytest.approx(-(first + second) / 2)
+    focused = asymmetric_single_loss(logits, one_hot, negative=4, positive=2, smoothing=0)
+    own = ((3 / 8) ** 2 * math.log(p[2]) + (7 / 8) ** 2 * math.log(p[0])) / 2
+    assert focused.item() == pytest.approx(-own)
+    plain = asymmetric_single_loss(logits, one_hot, negative=0, positive=0, smoothing=0.1)
+    assert plain.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1).item())
+    weighted = Recipe(name="x", loss="asymmetric", class_weights=True, label_smoothing=0)
+    told = build_loss(weighted, counts, multilabel=False)(logits, labels).item()  # 12/7, 6/7, 3/7: their mean is 1
+    assert told == pytest.approx(-(3 / 7 * math.log(p[2]) + 12 / 7 * math.log(p[0])) / 2)
 
 
 def test_losses_follow_the_recipe() -> None:
