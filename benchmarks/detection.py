@@ -173,8 +173,8 @@ def _tell(name: str) -> Callable[[Any], None]:
 
 def _shipped(net: Any, data: Any, options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """The artefact: how much it says the same, its mAP, its speed."""
+    from convscale.choice.detector_speed import measure_detector
     from convscale.detect.ship import squares
-    from convscale.detect.speed import measure_detector
     from convscale.images.letterbox import fill_of
 
     images, truths = squares(data.test, options.size, fill_of(net.detector_spec.mean), most=200)

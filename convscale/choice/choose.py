@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from convscale.arch.spec import NetSpec
 from convscale.choice.basis import Asked, Basis, basis_of, device_title
@@ -16,16 +18,74 @@ from convscale.choice.measured import Bench, chosen_among, explore, might_keep, 
 from convscale.choice.rows import Rows, by_rows, kind_of, note_of, read_rows, rows_of, with_kinds
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
-from convscale.errors import check_whole, naming_extras
+from convscale.errors import UserError, check_text, check_whole, naming_extras
 from convscale.machine import Environment
 from convscale.networks.foreign import timm_is_installed
 from convscale.networks.offered import Filter
 from convscale.networks.resolve import Network
 
+if TYPE_CHECKING:
+    from convscale.choice.detectors import DetectorChoice
 
+
+class CommonOptions(TypedDict, total=False):
+    """Options of ``choose`` for any task; it says what they are."""
+
+    device: str
+    min_throughput: float | None
+    batch_size: int | None
+    precision: str | None
+    runtime: str | None
+    mode: str
+    layout: str
+    compiled: bool
+    threads: int | None
+    candidates: Sequence[Network] | Network | None
+    image_sizes: Sequence[int] | None
+    calibration: str | os.PathLike[str] | None
+    seconds: float
+    confidence: float
+    progress: Say | None
+
+
+class ClassifierOptions(CommonOptions, total=False):
+    """Options of ``choose`` for classifiers alone."""
+
+    max_latency_ms: float | None
+    max_memory_gb: float | None
+    max_params_m: float | None
+    accuracy: str | Mapping[str, float]
+    zoo: str
+    licences: Sequence[str] | None
+    commercial: bool
+    extra_data: bool
+    attention: bool
+    aligned: bool
+    records: str | os.PathLike[str] | None
+    budget: int
+    measured: str | os.PathLike[str] | None
+
+
+class DetectorOptions(CommonOptions, total=False):
+    """Options of ``choose`` for detectors alone."""
+
+    head: str | None
+    num_classes: int | None
+    detector: Mapping[str, Any] | None
+
+
+_TAKEN = {"classification": ClassifierOptions, "detection": DetectorOptions}
+"""Tasks, and what each takes."""
+
+
+@overload
+def choose(*, task: Literal["classification"] = "classification", **options: Unpack[ClassifierOptions]) -> Choice: ...
+@overload
+def choose(*, task: Literal["detection"], **options: Unpack[DetectorOptions]) -> DetectorChoice: ...
 @naming_extras("convscale.choose")
 def choose(
     *,
+    task: str = "classification",
     device: str = "cpu",
     min_throughput: float | None = None,
     max_latency_ms: float | None = None,
@@ -54,14 +114,24 @@ def choose(
     confidence: float = 0.8,
     progress: Say | None = None,
     measured: str | os.PathLike[str] | None = None,
-) -> Choice:
+    head: str | None = None,
+    num_classes: int | None = None,
+    detector: Mapping[str, Any] | None = None,
+) -> Choice | DetectorChoice:
     """Choose the most accurate network that keeps a constraint on a device.
 
     On this machine's own device speeds are measured, in the runtime named and as the network would be shipped; on a
     named device, or with a calibration, they are predicted. One choice mixes the two only where ``measured`` is given,
     and then says of each which it is.
 
+    With task ``detection`` a detector's backbone is chosen: that with the best published ImageNet accuracy whose
+    detector keeps ``min_throughput``, measured as shipped in ONNX Runtime, or predicted without non-maximum
+    suppression. ImageNet accuracy says how good features are, not what mAP a detector reaches.
+
     Args:
+        task: ``classification`` or ``detection``. The latter takes ``head``, ``num_classes``, ``detector`` and, of the
+            others, ``device``, ``min_throughput``, ``confidence``, the conditions, ``calibration``, ``candidates``
+            (names and specs; None: a dozen usual ones), ``image_sizes`` (one), ``seconds`` and ``progress``.
         device: ``cpu``, ``cuda``, ``cuda:N``, or a named GPU or processor (``rtx-4090``, ``i9-10940x``).
         min_throughput: images/s to keep at the batch, model only.
         max_latency_ms: milliseconds that a call of the whole batch may take.
@@ -94,11 +164,19 @@ def choose(
         measured: JSON lines measured on the named device (by the script of a kit, see ``write_kit``; by ``measure
             --record`` or ``confirm`` there). Networks with a row go by it, all others are predicted and set by the rows
             (``convscale.choice.rows.set_by`` has the formula). Where no runtime is named it is the rows'.
+        head: of each detector, as ``create_detector`` has it; None: ``fcos``.
+        num_classes: of each detector; None: 20.
+        detector: more of it (``{"neck_width": 64}``).
+
+    Returns:
+        A ``Choice``: ``best``, ``front``, ``rejected``; for detectors a ``DetectorChoice``: ``best``, ``options``,
+        ``rejected``.
 
     Raises:
         UserError: an unknown device, candidate or condition, a damaged row or one of other conditions, a limit that is
             not above 0, or nothing keeps the constraint (the fastest and its speed are named).
     """
+    _check_options(task, dict(locals()))
     constraint = Constraint(
         min_throughput=min_throughput,
         max_latency_ms=max_latency_ms,
@@ -117,6 +195,25 @@ def choose(
         threads=threads,
         latency=max_latency_ms is not None and min_throughput is None,
     )
+    if task == "detection":
+        from convscale.choice.detectors import backbones_of, basis_as_shipped, choose_backbone, one_size
+
+        basis = basis_as_shipped(asked, calibration)
+        return choose_backbone(
+            min_throughput,
+            basis.conditions,
+            predicted=basis.predicted,
+            backbones=backbones_of(candidates),
+            head=head or "fcos",
+            image_size=one_size(image_sizes),
+            options=detector,
+            num_classes=num_classes or 20,
+            seconds=seconds,
+            compiled=basis.conditions.runtime == "compiled",
+            calibration=basis.read_calibration(),
+            confidence=confidence,
+            say=progress or (lambda text: None),
+        )
     found = None
     if measured is not None:
         found, asked = read_rows(measured, asked)
@@ -134,6 +231,18 @@ def choose(
     effort = Effort(records=records, seconds=seconds, say=progress or (lambda text: None))
     notes = notes_on(offer, candidates)
     return choose_from(pool, basis, constraint, effort, budget=budget, aligned=aligned, notes=notes, rows=rows)
+
+
+def _check_options(task: str, given: Mapping[str, object]) -> None:
+    """
+    Raises:
+        UserError: an unknown task, or an option that goes with another one.
+    """
+    taken = _TAKEN[check_text("task", task, _TAKEN)].__optional_keys__
+    for name, parameter in signature(choose).parameters.items():
+        if name not in (*taken, "task") and given[name] != parameter.default:
+            other = next(each for each in _TAKEN if each != task)
+            raise UserError(f"{name} does not go with task={task!r}: it is for {other}; leave it out")
 
 
 def choose_from(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from convscale.files import check_new_file, json_numbers
 if TYPE_CHECKING:
     from convscale.artifact.artifact import Artifact
     from convscale.choice.basis import Basis
-    from convscale.conditions import Conditions, Constraint
+    from convscale.choice.choose import CommonOptions
+    from convscale.conditions import Conditions
     from convscale.detect.boxes import BoxSplits
     from convscale.learn.checkpoint import Checkpoint
     from convscale.learn.train import TrainRun
@@ -285,7 +285,7 @@ def measure_boxes(
     as_json: bool,
 ) -> None:
     """``measure --task detection``."""
-    from convscale.detect.speed import measure_detector
+    from convscale.choice.detector_speed import measure_detector
 
     done, classes = [], list[int]()
     for model in models:
@@ -306,7 +306,7 @@ def predict_boxes(
     models: list[str], head: str | None, img_size: int | None, pairs: list[str] | None, basis: Basis, as_json: bool
 ) -> None:
     """``predict --task detection``."""
-    from convscale.detect.speed import predict_detector
+    from convscale.choice.detector_speed import predict_detector
 
     cond = basis.conditions
     rows = []
@@ -337,51 +337,30 @@ def _print_parts(rows: list[tuple[str, float, Any]]) -> None:
     )
 
 
-@dataclass(frozen=True)
-class BoxesWanted:
-    """What detector a backbone is chosen for."""
-
-    models: list[str] | None
-    head: str
-    img_size: int | None
-    pairs: list[str] | None
-
-
-def choose_boxes(wanted: BoxesWanted, basis: Basis, asked: Constraint, seconds: float, as_json: bool) -> None:
+def choose_boxes(
+    models: list[str] | None, head: str, pairs: list[str] | None, common: CommonOptions, as_json: bool
+) -> None:
     """``choose --task detection``."""
     from convscale.choice.basis import device_title
-    from convscale.detect.choose import choose_backbone
+    from convscale.choice.choose import choose
     from convscale.networks.names import spec_or_name
 
-    if patterns := [name for name in wanted.models or () if any(sign in name for sign in "*?[")]:
-        raise UserError(
-            f"--model {patterns[0]!r} is a pattern; --task detection takes names and spec files (`convscale list "
-            f"{patterns[0]!r}` gives the names)"
-        )
-    cond, options = basis.conditions, detector_options(wanted.pairs, timed=True)
-    choice = choose_backbone(
-        asked.floor(cond.batch_size),
-        cond,
-        predicted=basis.predicted,
-        confidence=asked.confidence,
-        backbones=[spec_or_name(name) for name in wanted.models or ()],
-        head=wanted.head,
-        image_size=wanted.img_size,
-        options={key: value for key, value in options.items() if key != "num_classes"},
-        num_classes=options["num_classes"],
-        seconds=seconds,
-        compiled=cond.runtime == "compiled",
-        calibration=basis.read_calibration(),
-        say=lambda text: None if as_json else say(text, err=True),
+    choice = choose(
+        task="detection",
+        head=head,
+        candidates=[spec_or_name(name) for name in models] if models else None,
+        detector=detector_options(pairs, timed=True),
+        progress=lambda text: None if as_json else say(text, err=True),
+        **common,
     )
     if as_json:
-        print_json({**choice.to_dict(), "num_classes": options["num_classes"]})
+        print_json(choice.to_dict())
         return
     best, held = choice.best, choice.conditions
-    how = "predicted, without non-maximum suppression" if basis.predicted else "measured as shipped"
+    how = "predicted, without non-maximum suppression" if choice.predicted else "measured as shipped"
     say(f"{best.backbone}: {best.images_per_s:,.1f} images/s with head {choice.head} at {held.image_size} px ({how})")
     say(f"on {device_title(held.device)}: {in_words(held)}", 2)
-    say(f"as a detector of {words.plural(options['num_classes'], 'class', 'classes')}", 2)
+    say(f"as a detector of {words.plural(choice.num_classes, 'class', 'classes')}", 2)
     print_table(
         [Column("backbone"), number_column("top-1"), number_column("images/s"), Column("")],
         [

@@ -10,7 +10,7 @@ import typer
 
 from convscale import words
 from convscale.cli.choice_text import in_words, print_choice
-from convscale.cli.detect import BoxesWanted, choose_boxes, predict_boxes
+from convscale.cli.detect import choose_boxes, predict_boxes
 from convscale.cli.options import (
     Attention,
     Commercial,
@@ -320,11 +320,10 @@ def choose_command(
     from convscale.choice.basis import Asked, basis_of
     from convscale.choice.candidates import candidates_of
     from convscale.choice.carried import write_kit
-    from convscale.choice.choose import choose_from, notes_on
+    from convscale.choice.choose import CommonOptions, choose_from, notes_on
     from convscale.choice.largest import Direction, Effort, largest_under
     from convscale.choice.rows import read_rows, rows_of
     from convscale.networks.offered import Filter
-    from convscale.predictor.devices import at_hand
     from convscale.ship.kit import check_kit
 
     boxes_by = detector_head(task, head, detector)
@@ -354,20 +353,22 @@ def choose_command(
             raise UserError(
                 f"{lost[0]} is for classifiers; --task detection chooses among backbones: name them (--model)"
             )
-        here = at_hand(device) and calibration is None
-        asked = Asked(
-            device=device,
-            batch_size=batch_size,
-            precision=precision or ("fp32" if here else None),
-            runtime=runtime or ("onnxruntime" if here else None),
-            mode=mode,
-            layout=layout,
-            compiled=compiled,
-            threads=threads,
-        )
-        boxes = BoxesWanted(models, boxes_by, img_sizes[0] if img_sizes else None, detector)
-        wanted = Constraint(min_throughput=min_throughput, confidence=confidence)
-        choose_boxes(boxes, basis_of(asked, calibration), wanted, seconds, as_json)
+        common: CommonOptions = {
+            "device": device,
+            "min_throughput": min_throughput,
+            "batch_size": batch_size,
+            "precision": precision,
+            "runtime": runtime,
+            "mode": mode,
+            "layout": layout,
+            "compiled": compiled,
+            "threads": threads,
+            "image_sizes": img_sizes,
+            "calibration": calibration,
+            "seconds": seconds,
+            "confidence": confidence,
+        }
+        choose_boxes(models, boxes_by, detector, common, as_json)
         return
     if save is not None:  # before minutes of measuring, not after
         check_output(save, PICTURES if scale is None else (".yaml", ".yml", ".json"))

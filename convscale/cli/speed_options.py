@@ -42,7 +42,7 @@ Head = Annotated[
     str | None,
     typer.Option(
         "--head",
-        help="With --task detection: fcos (when left out), retinanet or ssdlite; train takes faster_rcnn, too.",
+        help="With --task detection: fcos (when left out), retinanet, faster_rcnn or ssdlite.",
     ),
 ]
 DetectorOptions = Annotated[

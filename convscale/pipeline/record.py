@@ -9,8 +9,9 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,10 @@ from convscale.show.stated import Conditions as WrittenConditions
 
 SHOWN_MISTAKES = 24
 """Wrong examples that the report shows as pictures."""
+COVERED, COVERED_GRID = 8, 7
+"""Of a network without exact maps: wrong examples whose places are covered one by one, and places along one side. All
+in all as many passes as an evaluation of four hundred images.
+"""
 
 
 class RunRecord:
@@ -157,12 +162,13 @@ def mistakes(
     ev: Evaluation, read: Split, test: Split, net: nn.Module | None = None, how: Preprocessing | None = None
 ) -> tuple[Mistake, ...]:
     """The most confident mistakes, with their pictures as PNG data: as in the test set, of which ``read`` is what could
-    be decoded; of ``net``, which takes images by ``how``, with the maps of what it said where they are exact.
+    be decoded; of ``net``, which takes images by ``how``, with the maps of what it said: all where they are exact, else
+    the first few by occlusion.
     """
     worst = sorted(ev.wrong, key=lambda wrong: -wrong.confidence)[:SHOWN_MISTAKES]
-    maps = [None] * len(worst) if net is None or how is None else _maps(worst, read, net, how)
+    maps, method = ([], None) if net is None or how is None else _maps(worst, read, net, how)
     shown = []
-    for wrong, drawn in zip(worst, maps, strict=True):
+    for wrong, drawn in zip_longest(worst, maps):
         name, pixels = _original(read, test, wrong.index)
         shown.append(
             Mistake(
@@ -172,22 +178,30 @@ def mistakes(
                 confidence=wrong.confidence,
                 image=_picture(pixels),
                 map=drawn,
+                map_method=None if drawn is None else method,
             )
         )
     return tuple(shown)
 
 
-def _maps(worst: Sequence[Wrong], read: Split, net: nn.Module, how: Preprocessing) -> Sequence[str | None]:
-    """Mistakes under the maps of what was said, as data URIs; None where the network has no exact maps."""
-    if not worst:
-        return []
-    pixels = [read.read(wrong.index).numpy() for wrong in worst]
-    seen = np.stack([each if each.shape[:2] == (how.height, how.width) else how.resize(each) for each in pixels])
-    try:
-        maps = explain(net, how.normalize(torch.from_numpy(seen)), "cam", [wrong.predicted for wrong in worst])
-    except UserError:  # layers stand between the pool and the classifier
-        return [None] * len(worst)
-    return [_picture(torch.from_numpy(overlaid(one, values))) for one, values in zip(seen, maps.values, strict=True)]
+def _maps(
+    worst: Sequence[Wrong], read: Split, net: nn.Module, how: Preprocessing
+) -> tuple[list[str | None], str | None]:
+    """Mistakes under the maps of what was said, as data URIs, and the method: exact where the network has such maps,
+    else, of the first ``COVERED``, by covering places, which asks a network for nothing but its outputs.
+    """
+    for method, count in (("cam", len(worst)), ("occlusion", COVERED)):
+        some = worst[:count]
+        if not some:
+            break
+        pixels = [read.read(wrong.index).numpy() for wrong in some]
+        seen = np.stack([each if each.shape[:2] == (how.height, how.width) else how.resize(each) for each in pixels])
+        said, inputs = [wrong.predicted for wrong in some], how.normalize(torch.from_numpy(seen))
+        with suppress(UserError):  # layers stand between the pool and the classifier
+            maps = explain(net, inputs, method, said, grid=COVERED_GRID)
+            drawn = zip(seen, maps.values, strict=True)
+            return [_picture(torch.from_numpy(overlaid(one, values))) for one, values in drawn], method
+    return [], None
 
 
 def _original(held: Split, test: Split, index: int) -> tuple[str, torch.Tensor]:

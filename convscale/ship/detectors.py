@@ -29,11 +29,11 @@ from convscale.formats.ir import write_ir
 from convscale.formats.onnx import OPSET, store_half, write_onnx
 from convscale.formats.program import write_program
 from convscale.formats.suppression import add_suppression
-from convscale.formats.two_stage import HEAD, check_two_stages, write_two_stages
+from convscale.formats.two_stage import check_two_stages, write_two_stages
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import code_commit
 from convscale.networks.pictures import taught_of
-from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
+from convscale.nn.detector_graph import OUTPUTS, TWO_STAGES, DetectorGraph
 from convscale.nn.detectors import Detector, DetectorSpec
 from convscale.nn.modes import evaluating
 from convscale.runtimes.base import runtimes_of
@@ -108,9 +108,9 @@ def export_detector(
     names = _class_names(spec, request)
     preprocessing = _preprocessing(spec, request)
     with on_processor(detector):
-        if spec.head == HEAD:
+        if spec.head == TWO_STAGES:
             check_two_stages(request.format, int8=calibration is not None or request.int8)
-        graph = None if spec.head == HEAD else DetectorGraph(detector)
+        graph = DetectorGraph(detector)
         images, truths = _images(request, preprocessing)
         cut = Cut(
             nms=nms,
@@ -246,14 +246,14 @@ def _found(boxes: Boxes) -> Found:
 # ---------------------------------------------------------------- files
 
 
-def _write(job: _Job, graph: DetectorGraph | None, folder: Path) -> fx.GraphModule | None:
+def _write(job: _Job, graph: DetectorGraph, folder: Path) -> fx.GraphModule | None:
     """The model file of the format; for INT8 the float network that it will be made from. Gives the folded graph; None
     where there are two stages.
     """
     request, side = job.request, job.preprocessing.width
-    if graph is None:
+    if graph.second is not None:
         path = folder / "model.onnx"
-        write_two_stages(job.detector, path, job.preprocessing if request.bake else None)
+        write_two_stages(graph, path, job.preprocessing if request.bake else None)
         _finish(job, path)
         return None
     example = torch.zeros(2, 3, side, side)

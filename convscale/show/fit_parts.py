@@ -330,7 +330,7 @@ class Doubtful(Open):
 class Mistake(Open):
     """A test image that it got wrong."""
 
-    omitted = ("map",)
+    omitted = ("map", "map_method")
 
     name: str | None = None
     true: object = None
@@ -341,6 +341,8 @@ class Mistake(Open):
     """A data URI."""
     map: str | None = None
     """A data URI: the picture as the network sees it, under the map of the class that it said."""
+    map_method: str | None = None
+    """``cam`` or ``occlusion``; None beside a map: ``cam``."""
 
 
 @dataclass(frozen=True, kw_only=True)

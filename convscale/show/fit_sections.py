@@ -298,11 +298,19 @@ def looked(fit: FitRecord) -> Section | None:
     shown = _gallery([(mistake.map or "", mistake) for mistake in fit.wrong or ()], fit)
     if not shown:
         return None
-    intro = paragraph(
-        "The same images under the class activation map of what the network said: red speaks most for that class, gray "
-        "least.",
-        "note",
-    )
+    if any(mistake.map_method == "occlusion" for mistake in fit.wrong or ()):
+        intro = paragraph(
+            "The surest of them under an occlusion map (Zeiler and Fergus 2014) of what the network said: each place "
+            "by what that class's output loses when it is covered, red most, gray least. This network has no exact "
+            "class activation map.",
+            "note",
+        )
+    else:
+        intro = paragraph(
+            "The same images under the class activation map of what the network said: red speaks most for that class, "
+            "gray least.",
+            "note",
+        )
     return Section(title="What it looked at", body=intro + shown, anchor="maps")
 
 

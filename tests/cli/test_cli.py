@@ -12,6 +12,7 @@ import typer
 from convscale.cli.app import app
 from convscale.cli.options import WordyCommand
 from convscale.conditions import BEST
+from convscale.nn.detectors import HEADS
 from convscale.predictor.fitted import PREDICTED_RUNTIMES
 from convscale.runtimes.base import file_runtimes
 
@@ -69,7 +70,7 @@ def test_the_help_says_in_which_half_precision_amp_is():
 @pytest.mark.parametrize(
     ("command", "flag", "names"),
     [
-        ("train", "--head", {"fcos", "retinanet", "faster_rcnn", "ssdlite"}),
+        *((command, "--head", set(HEADS)) for command in ("train", "measure", "predict", "choose")),
         ("classify", "--format", {"csv", "jsonl", "parquet"}),
         *((command, "--data-dir", {"COCO", "YOLO", "VOC", "idx", "manifest"}) for command in ("train", "evaluate")),
     ],

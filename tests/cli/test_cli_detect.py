@@ -105,7 +105,7 @@ def test_measure_tells_the_parts_apart(place: Path) -> None:
     assert sum(told["parts_s"].values()) >= 0.99 * 2 / told["images_per_s"]
     assert told["num_classes"] == 20
     said = run("measure", place / "net.yaml", "--task", "detection", *SMALL, "-b", 2, "--seconds", 0.05)
-    assert said.splitlines()[0].endswith("; 20 classes")
+    assert "; 20 classes" in " ".join(said.split())  # a long name of the device wraps the line
 
 
 def test_a_trained_detector_is_measured_and_predicted_too(place: Path) -> None:

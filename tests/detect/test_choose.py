@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import convscale as cs
 from convscale.arch.spec import NetSpec, save_spec
+from convscale.choice import detectors as choosing
+from convscale.choice.basis import Asked
+from convscale.choice.detector_speed import DetectorPrediction
+from convscale.choice.detectors import basis_as_shipped, choose_backbone
 from convscale.cli.app import app
 from convscale.conditions import Conditions
-from convscale.detect import choose as choosing
-from convscale.detect.choose import choose_backbone
-from convscale.detect.speed import DetectorPrediction
 from convscale.errors import UserError
 from convscale.predictor.predict import Prediction
 from tests.detect.sets import small_spec
@@ -114,7 +116,7 @@ def test_the_command_line_hands_it_on(made_up: None, tmp_path: Path) -> None:
     chosen = run("--model", str(tmp_path / "net.yaml"), "--min-throughput", "10")["best"]
     assert (chosen["backbone"], chosen["top1"]) == (MINE, None)
     for options, said in (
-        (("--model", "resnet*"), r"'resnet\*' is a pattern; --task detection takes names"),
+        (("--model", "resnet*"), r"'resnet\*' is a pattern; task detection takes names"),
         (("--mode", "train"), "is chosen in mode infer, got train"),
         (("--licence", "apache-2.0"), "--licence is for classifiers"),
         (("--commercial",), "--commercial is for classifiers"),
@@ -124,3 +126,38 @@ def test_the_command_line_hands_it_on(made_up: None, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             run(*options, "--min-throughput", "10")
+
+
+def test_python_chooses_as_the_command_line_does(made_up: None) -> None:
+    """It could not be asked for: the public name knew classifiers alone."""
+    ask: dict[str, Any] = {"task": "detection", "device": "rtx-4090", "candidates": ["resnet18", "resnet50"]}
+    found = cs.choose(**ask, head="fcos", min_throughput=950)
+    assert (found.best.name, found.head, found.num_classes, found.predicted) == ("resnet18", "fcos", 20, True)
+    assert [each.name for each in found.rejected] == ["resnet50"]
+    assert found.conditions.batch_size == 256
+    assert cs.choose(**ask, min_throughput=950, confidence=0.6, num_classes=5).to_dict()["num_classes"] == 5
+    small = cs.choose(**{**ask, "candidates": small_spec()}, min_throughput=9, image_sizes=[128], batch_size=4)
+    assert (small.best.name, small.conditions.image_size, small.conditions.batch_size) == (MINE, 128, 4)
+    for wrong, said in (
+        ({"zoo": "own"}, "zoo does not go with task='detection': it is for classification; leave it out"),
+        ({"max_latency_ms": 5}, "max_latency_ms does not go with task='detection'"),
+        (
+            {"task": "classification", "head": "fcos"},
+            "head does not go with task='classification': it is for detection",
+        ),
+        ({"task": "boxes"}, "task 'boxes' is unknown"),
+        ({"image_sizes": [128, 256]}, r"image_sizes are \[128, 256\]; task detection chooses at one size"),
+        ({"candidates": ["resnet*"]}, r"'resnet\*' is a pattern; task detection takes names"),
+        ({"candidates": [3]}, "candidates hold a int; of detectors they must be names or specs"),
+        ({"min_throughput": None}, "min_throughput is missing; a detector's backbone is chosen by"),
+    ):
+        with pytest.raises(UserError, match=said):
+            cs.choose(**{**ask, "min_throughput": 9, **wrong})
+
+
+def test_here_detectors_are_compared_as_they_ship() -> None:
+    """Classifiers are tuned where nothing is named; a detector has one form that is measured."""
+    found = basis_as_shipped(Asked()).conditions
+    assert (found.runtime, found.precision) == ("onnxruntime", "fp32")
+    assert basis_as_shipped(Asked(runtime="openvino")).conditions.runtime == "openvino"
+    assert basis_as_shipped(Asked(device="rtx-4090")).conditions.precision == "amp"

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 
 import convscale as cs
 from convscale.artifact.boxes import suppress
-from convscale.detect.speed import _files, measure_detector, predict_detector
+from convscale.choice.detector_speed import _files, measure_detector, predict_detector
 from convscale.nn.detector_graph import DetectorGraph
 from convscale.nn.detectors import HEADS
 from convscale.nn.norm import BatchNormAct, convert_sync

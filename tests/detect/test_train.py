@@ -33,6 +33,7 @@ from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe
 from convscale.learn.schedule import lr_factor
 from convscale.learn.train import TrainRun
+from convscale.nn.detectors import HEADS
 from convscale.ship.box_metrics import Found
 from tests.detect.sets import coco_set, cut_off, small_detector, small_spec
 from tests.learn.nets import halves_data
@@ -75,6 +76,27 @@ def test_a_run_leaves_its_checkpoints_log_and_examples(run: TrainRun, data: BoxS
     first, second = (cs.evaluate_detector(net, data, workers=0) for net in (run.net, kept.net))
     assert first.map == second.map
     assert first.n == len(data.test)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_in_half_precision_is_nearly_the_one_in_single(head: str, data: BoxSplits) -> None:
+    """Of one step of plain SGD the change of the weights is the gradient: it points the same way, and is another's."""
+    plain = {"optimizer": "sgd", "lr": 1e-3, "weight_decay": 0.0, "ema_decay": 0.0, "augment": "none", "epochs": 1}
+    losses, changes = [], []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(3)
+        detector = small_detector(head)
+        before = {name: value.clone() for name, value in detector.named_parameters()}
+        recipe = SHORT.override({**plain, "batch_size": len(data.train), "precision": precision})
+        run = cs.train_detector(detector, data, recipe=recipe, workers=0)
+        assert run.settings.precision == precision
+        losses.append(run.history[0]["train_loss"])
+        after = dict(run.net.named_parameters())
+        changes.append(torch.cat([(after[name].detach() - old).flatten() for name, old in before.items()]).double())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert torch.cosine_similarity(*changes, dim=0) > 0.98
+    assert float(changes[1].norm() / changes[0].norm()) == pytest.approx(1, abs=0.05)
 
 
 def test_a_stopped_run_goes_on_to_the_bit(run: TrainRun, data: BoxSplits, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import torch
 
 import convscale as cs
 from convscale.artifact.artifact import Artifact
+from convscale.artifact.boxes import suppress
+from convscale.choice.detector_speed import _READING, _files, measure_detector, predict_detector
 from convscale.detect.boxes import BoxSplits
 from convscale.detect.ship import squares
-from convscale.detect.speed import measure_detector, predict_detector
 from convscale.formats import two_stage
-from convscale.formats.two_stage import SecondStage
 from convscale.images.letterbox import fill_of
+from convscale.nn.detector_graph import DetectorGraph, SecondStage
 from convscale.nn.detectors import Detector
 from convscale.ship.box_metrics import Found, matched
 from convscale.ship.detectors import BoxesWithheld
@@ -164,9 +165,82 @@ def test_what_it_has_no_form_for_is_told(detector: Detector, data: BoxSplits, tm
             verify_labels=truths,
         )
     assert not (tmp_path / "art").exists()
-    for ask in (measure_detector, predict_detector):
-        with pytest.raises(cs.UserError, match="it is neither measured nor predicted; fcos, retinanet and ssdlite are"):
-            ask(detector, cs.Conditions(device="cpu", runtime="onnxruntime"))
+
+
+def test_its_graph_is_torchvisions_but_for_the_suppression_between() -> None:
+    """With a threshold that no IoU is above torchvision's own first stage hands its best proposals on, too."""
+    detector = two_stages()
+    detector.rpn.nms_thresh = 1.0  # pyright: ignore
+    spec = detector.detector_spec
+    images = torch.rand(3, 3, SIDE, SIDE)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (spec.mean, spec.std))
+    with torch.no_grad():
+        expected = detector(list(images))
+        boxes, scores, labels = DetectorGraph(detector).eval()((images - mean) / std)
+    assert boxes.shape == (3, 2000, 4)
+    for at, each in enumerate(expected):
+        sure = scores[at] > (spec.score_threshold or 0)
+        some = boxes[at][sure], scores[at][sure], labels[at][sure]
+        kept = suppress(*(part.numpy() for part in some), spec.nms_threshold or 0, spec.max_detections or 0)
+        assert len(each["boxes"]) > 10
+        torch.testing.assert_close(some[0][kept], each["boxes"], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(some[1][kept], each["scores"], atol=1e-4, rtol=1e-4)
+        assert torch.equal(some[2][kept], each["labels"])
+
+
+def test_its_second_stage_is_counted_for_all_proposals() -> None:
+    """By hand: at 64 px 341 places under the first head's three convolutions, 1,000 boxes of 7 x 7 x 64 through two
+    layers of 1,024 and the outputs of three classes with the background.
+    """
+    detector = small_detector("faster_rcnn").eval()
+    places = 16**2 + 8**2 + 4**2 + 2**2 + 1
+    first = places * (9 * 64 * 64 + 64 * 3 + 64 * 12)
+    second = 1000 * (7 * 7 * 64 * 1024 + 1024 * 1024 + 1024 * (3 + 12))
+    neck = cs.count(DetectorGraph(detector).stages()["neck"], image_size=SIDE).macs
+    found = cs.count(detector)
+    assert found.macs == neck + first + second
+    assert dict(found.unsupported) == {"torchvision.roi_align.default": 4}
+    assert found.params == sum(each.numel() for each in detector.parameters())
+
+
+@pytest.mark.parametrize("precision", ["amp", "fp32"])
+def test_its_speed_is_predicted_with_a_doubt(precision: str) -> None:
+    cond = cs.Conditions(device="rtx-4090", precision=precision, batch_size=8)
+    detector = small_detector("faster_rcnn")
+    found = predict_detector(detector, cond)
+    plain = cs.predict(DetectorGraph(detector), "rtx-4090", precision=precision, batch_size=8, runtime="eager")
+    assert found.whole.doubts == (*plain.doubts, _READING)
+    assert "unknown operators: torchvision.roi_align.default" in plain.doubts
+    # 1,000 boxes of 7 x 7 x 64 numbers from each of four maps, 4 bytes a pixel, at 1,008 GB/s
+    one_s = 8 * 1000 * 4 * 7 * 7 * 64 * 4 / 1008e9
+    assert found.whole.latency_s == pytest.approx(plain.latency_s + 4 * one_s)
+    assert found.whole.images_per_s == pytest.approx(8 / found.whole.latency_s)
+    assert 8 / found.whole.low == pytest.approx(8 / plain.low + 16 * one_s)
+    assert found.whole.high == plain.high
+    assert sum(found.whole.shares.values()) == pytest.approx(1)
+    assert list(found.parts_s) == ["backbone", "neck", "heads"]
+    assert sum(found.parts_s.values()) == pytest.approx(found.whole.latency_s)
+
+
+@pytest.mark.slow
+def test_its_speed_is_measured_part_by_part(detector: Detector, tmp_path: Path) -> None:
+    """The whole that is timed gives torchvision's own boxes."""
+    import onnxruntime
+
+    path = _files(DetectorGraph(detector).eval(), detector, tmp_path)["nms"]
+    session = onnxruntime.InferenceSession(path)
+    spec, images = detector.detector_spec, torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (spec.mean, spec.std))
+    (rows,) = session.run(None, {session.get_inputs()[0].name: ((images - mean) / std).numpy()})
+    with torch.no_grad():
+        own = detector(list(images))
+    for mine, row in zip(own, rows, strict=True):
+        np.testing.assert_allclose(row[:5, 4], mine["scores"].numpy()[:5], atol=1e-3)
+    cond = cs.Conditions(device="cpu", runtime="onnxruntime", batch_size=2)
+    speed = measure_detector(detector, cond, min_seconds=0.01, max_seconds=0.02)
+    assert list(speed.parts_s) == ["backbone", "neck", "heads", "nms"]
+    assert speed.parts_s["heads"] > speed.parts_s["neck"]  # 137 million multiply-accumulates a picture against 5
+    assert sum(speed.parts_s.values()) == pytest.approx(speed.whole.latency_s, rel=0.5)
 
 
 def test_files_are_joined_by_name() -> None:

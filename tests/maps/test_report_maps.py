@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -15,6 +16,7 @@ import convscale as cs
 from convscale.images.preprocess import Preprocessing
 from convscale.images.splits import ArraySplit
 from convscale.maps.draw import overlaid
+from convscale.pipeline import record
 from convscale.pipeline.record import mistakes
 from convscale.show.fit_record import FitRecord
 from convscale.show.report import fit_page
@@ -62,10 +64,23 @@ def test_mistakes_carry_the_map_of_what_was_said() -> None:
     assert drawn[8, 12, 0] > drawn[8, 12, 2] + 50
 
 
-def test_what_has_no_exact_map_is_shown_without() -> None:
+def test_what_has_no_exact_map_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MobileNetV3 or an ML-Decoder had no map at all. Covers are two steps of 16/7 px wide: where one reaches the
+    right half the output falls, further left it can not.
+    """
     test = split()
     net = Half(behind=True)
-    assert [each.map for each in mistakes(cs.evaluate(net, test, HOW), test, test, net, HOW)] == [None] * 4
+    monkeypatch.setattr(record, "COVERED", 3)
+    found = mistakes(cs.evaluate(net, test, HOW), test, test, net, HOW)
+    assert [each.map_method for each in found] == ["occlusion"] * 3 + [None]
+    assert found[3].map is None
+    drawn = pixels_of(found[0].map or "")
+    assert (drawn[:, :4] == drawn[:, :4, :1]).all()  # gray
+    assert drawn[8, 11, 0] > drawn[8, 11, 2] + 50  # red
+    page = fit_page(FitRecord(wrong=found), Path("x"))
+    assert "under an occlusion map" in page
+    assert "under the class activation map" not in page
+    assert page.count(found[0].map or "?") == 3
 
 
 def test_the_report_shows_them() -> None:
@@ -74,6 +89,8 @@ def test_the_report_shows_them() -> None:
     page = fit_page(FitRecord(wrong=found), Path("x"))
     assert "What it looked at" in page
     assert page.count(found[0].map or "?") == 4
+    assert "under the class activation map" in page
+    assert "under an occlusion map" not in page
     assert "What it looked at" not in fit_page(FitRecord(wrong=mistakes_without()), Path("x"))
 
 

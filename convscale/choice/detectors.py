@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convscale.arch.spec import NetSpec
+from convscale.choice.basis import Asked, Basis, basis_of
+from convscale.choice.detector_speed import DetectorPrediction, DetectorSpeed, measure_detector, predict_detector
 from convscale.conditions import Conditions, Constraint
-from convscale.detect.speed import DetectorPrediction, DetectorSpeed, measure_detector, predict_detector
 from convscale.errors import UserError
 from convscale.networks.detectors import create_detector
 from convscale.networks.names import is_spec_of
 from convscale.networks.offered import weights_in
+from convscale.networks.resolve import Network
 from convscale.predictor.calibration import Calibration
+from convscale.predictor.devices import at_hand
 from convscale.predictor.predict import Prediction
 from convscale.stats import chance_above
 from convscale.words import odds
@@ -37,6 +41,11 @@ class DetectorOption:
     """None where it could not be had."""
     reason: str = ""
     """Why it is not chosen; empty where it keeps the speed."""
+
+    @property
+    def name(self) -> str:
+        """The backbone's, as of a classifier's option."""
+        return self.backbone
 
     @property
     def images_per_s(self) -> float:
@@ -64,8 +73,20 @@ class DetectorChoice:
     """All that were tried, the best features first."""
     head: str
     """Of each detector."""
+    num_classes: int
+    """Of each detector."""
     conditions: Conditions
     """What their speeds hold under; the image size is the detectors'."""
+
+    @property
+    def rejected(self) -> tuple[DetectorOption, ...]:
+        """Those that can not be chosen, each with its reason."""
+        return tuple(each for each in self.options if each.reason)
+
+    @property
+    def predicted(self) -> bool:
+        """Whether speeds are predicted, without non-maximum suppression; else they are measured as shipped."""
+        return isinstance(self.best.speed, DetectorPrediction)
 
     def to_dict(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -73,19 +94,66 @@ class DetectorChoice:
             "best": self.best.to_dict(),
             "options": [each.to_dict() for each in self.options],
             "head": self.head,
+            "num_classes": self.num_classes,
             "conditions": self.conditions.to_dict(),
         }
 
 
+def basis_as_shipped(asked: Asked, calibration: str | os.PathLike[str] | None = None) -> Basis:
+    """On what basis detectors are compared: as classifiers, but here in ONNX Runtime and float where nothing is asked
+    for.
+
+    Raises:
+        UserError: as for ``basis_of``.
+    """
+    if at_hand(asked.device) and calibration is None:
+        asked = replace(asked, precision=asked.precision or "fp32", runtime=asked.runtime or "onnxruntime")
+    return basis_of(asked, calibration)
+
+
+def backbones_of(candidates: Sequence[Network] | Network | None) -> list[str | NetSpec] | None:
+    """The backbones named; None: nobody named any.
+
+    Raises:
+        UserError: a pattern, or what is neither a name nor a spec.
+    """
+    if candidates is None:
+        return None
+    given = candidates if isinstance(candidates, Sequence) and not isinstance(candidates, str) else [candidates]
+    named: list[str | NetSpec] = []
+    for each in given:
+        if not isinstance(each, str | NetSpec):
+            raise UserError(f"candidates hold a {type(each).__name__}; of detectors they must be names or specs")
+        if isinstance(each, str) and any(sign in each for sign in "*?["):
+            raise UserError(
+                f"{each!r} is a pattern; task detection takes names and specs (`convscale list {each!r}` gives the "
+                "names)"
+            )
+        named.append(each)
+    return named
+
+
+def one_size(image_sizes: Sequence[int] | None) -> int | None:
+    """The side asked for; None: none is.
+
+    Raises:
+        UserError: several.
+    """
+    sizes = [] if image_sizes is None else list(image_sizes)
+    if len(sizes) > 1:
+        raise UserError(f"image_sizes are {sizes}; task detection chooses at one size")
+    return sizes[0] if sizes else None
+
+
 def choose_backbone(
-    min_throughput: float,
+    min_throughput: float | None,
     cond: Conditions,
     *,
     predicted: bool,
     backbones: Sequence[str | NetSpec] | None = None,
     head: str = "fcos",
     image_size: int | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     num_classes: int = 20,
     seconds: float = 0.5,
     compiled: bool = False,
@@ -116,15 +184,16 @@ def choose_backbone(
     """
     if cond.mode != "infer":
         raise UserError(f"a detector's backbone is chosen in mode infer, got {cond.mode}")
+    if min_throughput is None:
+        raise UserError("min_throughput is missing; a detector's backbone is chosen by the images/s that it must keep")
     floor = Constraint(min_throughput=min_throughput, confidence=confidence)
-    tried = []
+    tried = list[DetectorOption]()
+    wanted: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size, **(options or {})}
     for backbone in backbones or USUAL:
         name = backbone if isinstance(backbone, str) else backbone.name
         top1 = published_top1(name) if isinstance(backbone, str) or is_spec_of(name, backbone) else None
         try:
-            detector = create_detector(
-                backbone, head, num_classes=num_classes, image_size=image_size, **(options or {})
-            ).eval()
+            detector = create_detector(backbone, head, **wanted).eval()
             speed: DetectorSpeed | DetectorPrediction
             if predicted:
                 speed = predict_detector(detector, cond, compiled=compiled, calibration=calibration)
@@ -145,9 +214,10 @@ def choose_backbone(
     if best is None:
         raise UserError(
             f"no backbone keeps {min_throughput:g} images/s with head {head} at {held.image_size} px; the fastest, "
-            f"{fastest.backbone}, reaches {fastest.reason}; a smaller --img-size or another --head may"
+            f"{fastest.backbone}, reaches {fastest.reason}; a smaller image size or another head may"
         )
-    return DetectorChoice(best=best, options=tuple(tried), head=head, conditions=held)
+    classes = int(wanted["num_classes"])
+    return DetectorChoice(best=best, options=tuple(tried), head=head, num_classes=classes, conditions=held)
 
 
 def _too_slow(speed: DetectorSpeed | DetectorPrediction, floor: Constraint) -> str:
