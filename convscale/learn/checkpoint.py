@@ -164,7 +164,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net = _build(about, place)
     load_weights_into(net, place)
     classes, preprocessing = tuple(about["classes"]), _preprocessing(about, place)
-    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, splits=about.get("splits")))
+    known = {"splits": about.get("splits"), "data_digest": about.get("data_digest")}
+    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, **known))
     return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 

@@ -243,7 +243,9 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
     classes = job.loader.split.classes
-    keep_taught(job.net, Taught(preprocessing=job.preprocessing, classes=classes, splits=job.data))
+    digest = None if trainer.folder is None else trainer.folder.digest
+    taught = Taught(preprocessing=job.preprocessing, classes=classes, splits=job.data, data_digest=digest)
+    keep_taught(job.net, taught)
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
     return TrainRun(
         net=job.net.to(memory_format=torch.contiguous_format).eval(),  # pyright: ignore[reportCallIssue]

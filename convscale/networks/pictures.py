@@ -30,6 +30,8 @@ class Taught:
     """Class names in the order of its outputs."""
     splits: Mapping[str, object] | None = None
     """What its data are known by (``DataSplits.digests``); None: not known."""
+    data_digest: str | None = None
+    """What those of training and validation are known by together; None: not known."""
 
 
 def keep_taught(net: nn.Module, taught: Taught) -> None:

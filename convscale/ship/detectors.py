@@ -32,6 +32,7 @@ from convscale.formats.suppression import add_suppression
 from convscale.formats.two_stage import HEAD, check_two_stages, write_two_stages
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import code_commit
+from convscale.networks.pictures import taught_of
 from convscale.nn.detector_graph import OUTPUTS, DetectorGraph
 from convscale.nn.detectors import Detector, DetectorSpec
 from convscale.nn.modes import evaluating
@@ -201,10 +202,11 @@ def _images(request: ExportRequest, preprocessing: Preprocessing) -> tuple[np.nd
 
 
 def _record(job: _Job, spec: DetectorSpec, num_classes: int) -> dict[str, object]:
-    request = job.request
+    request, taught = job.request, taught_of(job.detector)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": code_commit(),
+        "data_digest": None if taught is None else taught.data_digest,
         "model": spec.name,
         "format": request.format,
         "precision": request.precision,
