@@ -34,8 +34,8 @@ def test_a_search_is_listed_with_its_result(
     (told,) = runs_below(tmp_path)
     assert (told.kind, told.state, told.network) == ("search", "done", study.best.spec.name)
     assert (told.accuracy, told.metric) == (study.best.accuracy, "top-1, validation")
-    assert told.images == len(colours.validation)
-    assert told.interval == pytest.approx(wilson(round(study.best.accuracy * told.images), told.images))
+    images, right = len(colours.validation), round((study.best.accuracy or 0) * len(colours.validation))
+    assert (told.images, told.interval) == (images, pytest.approx(wilson(right, images)))
     assert told.images_per_s == study.best.images_per_s
     assert (told.image_size, told.seconds) == (12, pytest.approx(study.times["all"]))
     assert told.data_digest == data_digest((colours.train, colours.validation))

@@ -52,7 +52,7 @@ def with_large_answer(one: Running) -> None:
     from starlette.routing import Route
 
     answer = Route("/large", lambda _: Response(bytes(LARGE)))
-    one.guard.app.router.routes.insert(0, answer)  # pyright: ignore[reportAttributeAccessIssue]
+    one.guard.app.router.routes.insert(0, answer)  # pyright: ignore
 
 
 def never_reading(one: Running, more: bytes = b"") -> socket.socket:
@@ -119,7 +119,7 @@ def test_who_takes_its_answers_stays(parts: str) -> None:
         config = uvicorn.Config(app, lifespan="off", log_config=None)
         config.load()
         made = _connections(Limits(send_s=0.2), lambda _: 0)
-        line: Any = made(config=config, server_state=ServerState(), app_state={})  # pyright: ignore[reportCallIssue]
+        line: Any = made(config=config, server_state=ServerState(), app_state={})  # pyright: ignore
         wire = Wire()
         line.connection_made(wire)
         for held in (7, 0, 7):
@@ -225,7 +225,7 @@ def test_an_answer_has_one_time_from_its_body_on(artifact: Artifact, monkeypatch
         slow = Slow(monkeypatch)
         late: Any = SimpleNamespace(told=Told(), answer_by=now - 1, receive=lambda: asyncio.sleep(60))
         gone: Any = SimpleNamespace(told=Told(), answer_by=now + 25, receive=lambda: asyncio.sleep(0))
-        model.batcher._run = lambda _: slow.may.wait(60)  # pyright: ignore[reportAttributeAccessIssue]
+        model.batcher._run = lambda _: slow.may.wait(60)  # pyright: ignore
         for each, error in ((late, Problem), (gone, ClientLeft)):
             with pytest.raises(error):
                 await answering.decode(each, [png(artifact)], model)
