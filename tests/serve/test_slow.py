@@ -36,7 +36,7 @@ def png(artifact: Artifact) -> bytes:
     return file.getvalue()
 
 
-def within(wanted: Any, seconds: float = 60) -> bool:
+def within(wanted: Any, seconds: float = 20) -> bool:
     """Whether something comes true."""
     end = time.monotonic() + seconds
     while not wanted() and time.monotonic() < end:
@@ -140,7 +140,7 @@ def test_who_takes_its_answers_stays(parts: str) -> None:
             await asyncio.sleep(0.01)
         line.connection_lost(None)
 
-    asyncio.run(asyncio.wait_for(asked(), 60))
+    asyncio.run(asyncio.wait_for(asked(), 20))
 
 
 # ---------------------------------------------------------------- while pictures are decoded
