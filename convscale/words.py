@@ -98,6 +98,16 @@ def seconds(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def duration(seconds: float) -> str:
+    """``42 s``, ``4 min 10 s`` or ``3 h 05 min``."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
 def device(text: str) -> str:
     """A device's name without what its maker adds to all of them: ``Intel(R) Xeon(R) Processor`` -> ``Intel Xeon``."""
     for noise in ("(R)", "(TM)", "NVIDIA ", "GeForce ", "Tesla ", " Processor"):

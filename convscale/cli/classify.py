@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convscale.cli.detect import check_box_outputs, write_box_outputs
+from convscale.cli.live import Live, count_aside
 from convscale.cli.options import Device, Json, Overwrite, Resume, WordyCommand, names_on_stdin, print_json, say
 from convscale.errors import UserError, check_number, check_text
 
@@ -119,10 +120,8 @@ def classify_command(
     opened = load_artifact(model, device=device)
     since_ns = check_box_outputs(opened, file, coco, draw, min_score, resume=resume, overwrite=overwrite)
 
-    def tell(count: int, errors: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{count:,} images, {errors:,} bad")
-            sys.stderr.flush()
+    known = None if "-" in images else count_aside(lambda: image_paths(images, None))
+    live = Live("images", known)
 
     done = classify(
         paths,
@@ -134,11 +133,11 @@ def classify_command(
         workers=workers,
         resume=resume,
         overwrite=overwrite,
-        on_rows=tell,
+        on_rows=lambda count, errors: live(count, f", {errors:,} bad"),
+        on_kept=lambda count: setattr(live, "kept", count),
         decode=decode,
     )
-    if sys.stderr.isatty():
-        sys.stderr.write("\r")
+    live.end()
     for note in (*left_out.report().notes(), *filter(None, [done.note])):
         say(note, err=True)
     say(_told(done, opened, device, batch_size), err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscale import words
 from convscale.cli.choice_text import in_words
+from convscale.cli.live import Live
 from convscale.cli.options import overrides_of, print_json, say
 from convscale.cli.tables import Column, number_column, print_table
 from convscale.errors import UserError, check_number
@@ -113,6 +114,7 @@ def evaluate_boxes(
     looked_at = split or "test"
     for note in (*splits.notes, *_not_as_trained(splits, loaded, looked_at)):
         say(f"note: {note}", err=True)
+    live = Live("pictures", len(getattr(splits, looked_at)))
     ev = evaluate_detector(
         net,
         splits,
@@ -120,7 +122,9 @@ def evaluate_boxes(
         batch_size=batch_size,
         device=device,
         workers=workers,
+        on_images=live,
     )
+    live.end()
     if as_json:
         print_json(json_numbers(ev.to_dict()))
         return

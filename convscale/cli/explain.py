@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from convscale.cli.live import Live, count_aside
 from convscale.cli.options import Json, Output, Overwrite, names_on_stdin, print_json, say
 from convscale.errors import UserError
 
@@ -50,11 +50,7 @@ def explain_command(
     inputs = [("model", model), *(("image", each) for each in images)]
     check_output_dir(output, overwrite=overwrite, inputs=inputs, ways=["--overwrite"])
 
-    def tell(count: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{count:,} pictures")
-            sys.stderr.flush()
-
+    live = Live("pictures", None if "-" in images else count_aside(lambda: image_paths(images, None)))
     with OutputLock() as lock:
         lock.take(output)
         new_output_dir(output, overwrite=overwrite)
@@ -62,12 +58,11 @@ def explain_command(
         if lock.note:
             say(lock.note, err=True)
         rows = explain_files(
-            explainer, paths, output, method=method, target=target, batch_size=batch_size, on_rows=tell
+            explainer, paths, output, method=method, target=target, batch_size=batch_size, on_rows=live
         )
         lines = [{key: value for key, value in asdict(row).items() if value} for row in rows]
         write_text(output / "maps.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if sys.stderr.isatty():
-        sys.stderr.write("\r")
+    live.end()
     for note in left_out.report().notes():
         say(note, err=True)
     bad = [row for row in rows if row.error]

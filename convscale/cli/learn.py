@@ -12,6 +12,7 @@ import typer
 from convscale import words
 from convscale.aside import aside
 from convscale.cli.detect import evaluate_boxes, train_boxes
+from convscale.cli.live import Live
 from convscale.cli.options import (
     Device,
     Epochs,
@@ -301,6 +302,7 @@ def evaluate_command(
         split_read, bad = readable(found.split, loaded.preprocessing, max_bad_rate=max_bad_rate, workers=workers)
         for note in bad:
             say(f"left out: {note}", err=True)
+    live = Live("images", len(split_read))
     ev = evaluate_net(
         loaded.net,
         split_read,
@@ -309,7 +311,9 @@ def evaluate_command(
         device=device,
         workers=workers,
         train_labels=found.train_labels,
+        on_images=live,
     )
+    live.end()
     check_bad_rate(ev.bad, len(split_read), max_bad_rate, found.split.split)
     if predictions:
         predictions_of(ev, split_read, found.split).save(run / PREDICTIONS)

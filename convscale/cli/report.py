@@ -192,7 +192,7 @@ def _compare(folders: list[Path], output: Path, max_drop: float | None, *, as_js
     unlike = next(((run, one) for run, one in zip(runs[1:], found, strict=True) if one.drop_points is None), None)
     if max_drop is not None and unlike is not None:
         raise UserError(
-            f"--max-drop needs runs with accuracies of the same kind; {unlike[0].run.path}: {verdict(unlike[1])}"
+            f"--max-drop needs accuracies of the same kind and images; {unlike[0].run.path}: {verdict(unlike[1])}"
         )
     write_comparison(runs, found, output)
     worse = [one.new for one in found if max_drop is not None and (one.drop_points or 0) > max_drop + 1e-9]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convscale.cli.detect import export_boxes
+from convscale.cli.live import Live
 from convscale.cli.options import (
     Device,
     ImgSize,
@@ -399,8 +400,9 @@ def _check_images(
     checks, bad = readable(chosen, preprocessing, max_bad_rate=splits.max_bad_rate)
     for problem in bad:
         say(f"left out: {problem}", err=True)
-    out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing), "verify_labels": checks.labels.numpy()}
-    out["classes"] = classes
+    live = Live("images compared", len(checks))  # of one pass: how many layers stay in float says how many there are
+    out: dict[str, Any] = {"verify_images": EvalImages(checks, preprocessing, on_images=live)}
+    out |= {"verify_labels": checks.labels.numpy(), "classes": classes}
     if int8:
         most = MOST_IMAGES if int8 == "qat" else CALIBRATION
         chosen = splits.train.subset(spread(len(splits.train), most).tolist())

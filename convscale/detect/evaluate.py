@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from convscale.detect.data import open_boxes
 from convscale.detect.loader import eval_box_batches
 from convscale.errors import UserError, check_text, check_whole
 from convscale.images.letterbox import fill_of, out_of_square
-from convscale.learn.loader import check_bad_rate
+from convscale.learn.loader import check_bad_rate, counted
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.nn.modes import evaluating
 from convscale.ship.box_metrics import NOTHING, BoxMetrics, Found, Truth, coco_metrics, need_coco, quality
@@ -111,6 +111,7 @@ def evaluate_detector(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     workers: int | None = None,
+    on_images: Callable[[int], object] | None = None,
 ) -> DetectorEvaluation:
     """Run a detector over every picture of a split, and judge it as COCO does (faster-coco-eval).
 
@@ -124,6 +125,7 @@ def evaluate_detector(
         device: where to run; of an artefact its own.
         precision: ``fp32``, or with autocast ``bf16``, ``fp16``, ``amp``.
         workers: decoding processes; None: one per core.
+        on_images: called with the number of pictures so far, after each batch; not of an artefact.
 
     Raises:
         UserError: no such data, another number of classes, no size, more pictures that can not be read than the opened
@@ -147,6 +149,7 @@ def evaluate_detector(
             device=usable_device(device),
             precision=precision,
             workers=workers,
+            on_images=on_images,
         )
     check_bad_rate(bad, len(chosen), max_bad_rate, chosen.split)
     return judge(chosen, found, bad, seconds=time.perf_counter() - began)
@@ -232,6 +235,7 @@ def answers(
     device: torch.device,
     precision: str,
     workers: int | None,
+    on_images: Callable[[int], object] | None = None,
 ) -> tuple[list[Found | None], list[str]]:
     """What a detector says of each picture, in its pixels (None: it can not be read), and what was wrong with
     pictures.
@@ -247,7 +251,8 @@ def answers(
     net.to(device)
     try:
         with evaluating(net), torch.no_grad():
-            for batch in eval_box_batches(split, side, fill, batch_size=batch_size, workers=workers):
+            every = eval_box_batches(split, side, fill, batch_size=batch_size, workers=workers)
+            for batch in counted(every, on_images):
                 bad += batch.bad
                 if not len(batch.indices):
                     continue

@@ -165,8 +165,9 @@ def load_checkpoint(path: str | os.PathLike[str], *, net: nn.Module | None = Non
         net = _build(about, place)
     load_weights_into(net, place)
     classes, preprocessing = tuple(about["classes"]), _preprocessing(about, place)
-    ids, splits = checked_ids(about.get("category_ids", ()), len(classes), f"checkpoint {place}: "), about.get("splits")
-    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, splits=splits, category_ids=ids))
+    ids = checked_ids(about.get("category_ids", ()), len(classes), f"checkpoint {place}: ")
+    known = {"splits": about.get("splits"), "data_digest": about.get("data_digest"), "category_ids": ids}
+    keep_taught(net, Taught(preprocessing=preprocessing, classes=classes, **known))
     return Checkpoint(net=net.eval(), classes=classes, preprocessing=preprocessing, meta=about, path=place)
 
 

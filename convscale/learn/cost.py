@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from convscale import words
 from convscale.learn.loader import TrainLoader
-from convscale.learn.progress import duration
 from convscale.machine import available_cores
 from convscale.nn.norm import InPlaceABN
 
@@ -44,7 +44,9 @@ class RunCost:
 
     def lines(self) -> tuple[str, ...]:
         """For people."""
-        text = f"cost: {duration(self.seconds)} ({self.waiting_s / max(self.seconds, 1e-9):.0%} waiting for images, "
+        text = (
+            f"cost: {words.duration(self.seconds)} ({self.waiting_s / max(self.seconds, 1e-9):.0%} waiting for images, "
+        )
         text += f"{self.validation_s / max(self.seconds, 1e-9):.0%} validation), {self.images:,} images, "
         text += f"{self.peak_memory_bytes / 1e9:.1f} GB at most"
         tried = () if self.compile is None else (f"compile=auto, {self.compile['why']}",)

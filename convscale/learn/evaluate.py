@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from convscale.images.preprocess import Preprocessing
 from convscale.images.sources import not_as_trained, open_dataset, open_evaluation
 from convscale.images.splits import SPLITS, DataSplits, Split
 from convscale.learn.checkpoint import load_checkpoint
-from convscale.learn.loader import check_bad_rate, eval_batches
+from convscale.learn.loader import check_bad_rate, counted, eval_batches
 from convscale.learn.loss import partial_bce
 from convscale.learn.settings import autocast_type, usable_device
 from convscale.networks.pictures import preprocessing_of, taught_of
@@ -109,6 +110,7 @@ def evaluate(
     precision: str = "fp32",
     workers: int | None = None,
     train_labels: torch.Tensor | None = None,
+    on_images: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Run ``net`` in eval mode over every image of ``split``.
 
@@ -127,6 +129,7 @@ def evaluate(
         workers: decoding processes; None: one per core.
         train_labels: the train set's, for the baseline: its most frequent class is the one to say always; None: those
             of the opened set, else that of ``split``.
+        on_images: called with the number of images so far, after each batch.
 
     Raises:
         UserError: no checkpoint, no image, a network of other classes, or more or fewer, a batch below 1, an unknown
@@ -143,7 +146,14 @@ def evaluate(
     if len(split) == 0:
         raise UserError(f"the {split.split} split is empty")
     logits, kept, bad, seconds = predict_split(
-        net, split, preprocessing, batch_size=batch_size, device=device, precision=precision, workers=workers
+        net,
+        split,
+        preprocessing,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        workers=workers,
+        on_images=on_images,
     )
     labels = split.labels[kept]
     if logits.shape[1] != len(split.classes):
@@ -217,12 +227,13 @@ def predict_split(
     precision: str = "fp32",
     workers: int | None = None,
     some: bool = True,
+    on_images: Callable[[int], object] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str], float]:
     """Logits float32 (N, classes) on the CPU, the indices int64 (N,) they belong to, what was wrong with other images,
     and seconds.
 
     Args:
-        net, split, preprocessing, batch_size, device, precision, workers: as for ``evaluate``.
+        net, split, preprocessing, batch_size, device, precision, workers, on_images: as for ``evaluate``.
         some: at least one image must be decoded; False: there may be none, N is 0 then.
 
     Raises:
@@ -238,7 +249,8 @@ def predict_split(
     net.to(where)
     try:
         with evaluating(net), torch.inference_mode():
-            for batch in eval_batches(split, preprocessing, batch_size=batch_size, workers=workers):
+            every = eval_batches(split, preprocessing, batch_size=batch_size, workers=workers)
+            for batch in counted(every, on_images):
                 bad += batch.bad
                 if not len(batch.indices):
                     continue

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class Batch:
     """int64 (N,): which images of the split."""
     bad: tuple[str, ...] = ()
     """What was wrong with images that were left out."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 class TrainLoader:
@@ -164,6 +167,19 @@ def eval_batches(
     yield from _file_batches(_EvalSamples(split, preprocessing), chunks, count if len(split) >= 256 else 0)
 
 
+def counted(batches: Iterable[AnyBatch], on_images: Callable[[int], object] | None) -> Iterator[AnyBatch]:
+    """The batches, while someone is told how many of their images are done, those that can not be read too."""
+    if on_images is None:
+        yield from batches
+        return
+    done = 0
+    on_images(done)
+    for batch in batches:
+        yield batch
+        done += len(batch.indices) + len(batch.bad)
+        on_images(done)
+
+
 def resize_batch(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """``preprocessing.resize`` on a batch, uint8 (N, H, W, C) -> (N, H', W', channels)."""
     size, (height, width, channels) = (preprocessing.height, preprocessing.width), images.shape[1:]
@@ -236,10 +252,19 @@ class EvalImages(Sequence[np.ndarray]):
         split: images that can all be decoded, as ``readable`` gives them.
         preprocessing: how they are resized.
         batch_size: images in an array.
+        on_images: told how many are done, each time that all of them are gone through.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        batch_size: int = 256,
+        *,
+        on_images: Callable[[int], object] | None = None,
+    ) -> None:
         self.split, self.preprocessing, self.batch_size = split, preprocessing, batch_size
+        self.on_images = on_images
 
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
@@ -258,7 +283,8 @@ class EvalImages(Sequence[np.ndarray]):
         return next(eval_batches(some, self.preprocessing, batch_size=self.batch_size, workers=0)).images.numpy()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for batch in eval_batches(self.split, self.preprocessing, batch_size=self.batch_size):
+        every = eval_batches(self.split, self.preprocessing, batch_size=self.batch_size)
+        for batch in counted(every, self.on_images):
             yield batch.images.numpy()
 
 

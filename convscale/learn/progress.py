@@ -194,7 +194,7 @@ def step_line(event: StepEvent) -> str:
         text += f", best {event['best']:.2%}"
     if event["wait_share"] >= 0.05:
         text += f", waiting for data {event['wait_share']:.0%}"
-    return f"{text}, {duration(event['seconds_left'])} left"
+    return f"{text}, {words.duration(event['seconds_left'])} left"
 
 
 def epoch_line(event: EpochEvent) -> str:
@@ -203,17 +203,8 @@ def epoch_line(event: EpochEvent) -> str:
     """
     metric = f"mAP {event['val_map']:.2%}" if event["val_map"] is not None else f"top-1 {event['val_top1']:.2%}"
     loss = f", validation loss {event['val_loss']:.3f}" if math.isfinite(event["val_loss"]) else ""
+    left = words.duration(event["seconds_left"])
     return (
         f"epoch {event['epoch']}/{event['epochs']}: train loss {event['train_loss']:.3f}{loss}, {metric} "
-        f"(best {event['best']:.2%}), {event['images_per_s']:,.0f} images/s, {duration(event['seconds_left'])} left"
+        f"(best {event['best']:.2%}), {event['images_per_s']:,.0f} images/s, {left} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``4 min 10 s`` or ``3 h 05 min``."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -128,6 +128,8 @@ class TrainRecord:
     """The network's name; empty where it is not known."""
     data_digest: str | None = None
     """Of the images' names and labels, train and validation; the same for the same data."""
+    val_images: int | None = None
+    """Validation images; None where an older version did not say."""
     commit: str | None = None
     """What the repository that it was started in stood at."""
     kept: Kept | None = None
@@ -181,6 +183,7 @@ def read_train_run(folder: str | os.PathLike[str]) -> TrainRecord:
             seed=about.get("seed"),
             model=_model_of(about),
             data_digest=_text(about.get("data_digest")),
+            val_images=_count(about.get("val_images")),
             commit=_text(about.get("commit")),
             kept=_kept(about),
             compile=_compile(about),
@@ -214,6 +217,10 @@ def _step(about: Path) -> tuple[int, str]:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _model_of(about: Mapping[str, object]) -> str:

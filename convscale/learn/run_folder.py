@@ -37,7 +37,8 @@ class RunFolder:
 
     def __init__(self, job: Job, folder: Path, steps_per_epoch: int) -> None:
         self.job, self.folder, self.steps_per_epoch = job, folder, steps_per_epoch
-        self._digest = data_digest((job.loader.split, job.validation))
+        self.digest = data_digest((job.loader.split, job.validation))
+        """What the data of training and validation are known by."""
         self._commit = code_commit()
 
     def save_state(
@@ -124,7 +125,8 @@ class RunFolder:
             "seed": self.job.seed,
             "steps_per_epoch": self.steps_per_epoch,
             "metrics": json_numbers(metrics),
-            "data_digest": self._digest,
+            "data_digest": self.digest,
+            "val_images": len(self.job.validation),
             "commit": self._commit,
             **({} if self.job.data is None else {"splits": self.job.data}),
             **({"category_ids": list(self.job.category_ids)} if self.job.category_ids else {}),

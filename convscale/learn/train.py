@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from convscale import words
 from convscale.arch.spec import NetSpec
 from convscale.errors import check_path
 from convscale.images.preprocess import Preprocessing
@@ -22,7 +23,7 @@ from convscale.learn.distributed import join
 from convscale.learn.loop import Trainer
 from convscale.learn.prepare import begin_folder, end_if_told, ended, prepare
 from convscale.learn.probe import headed_parts
-from convscale.learn.progress import Progress, Relay, duration, noted
+from convscale.learn.progress import Progress, Relay, noted
 from convscale.learn.recipe import Recipe
 from convscale.learn.recipes import get_recipe, recipe_of
 from convscale.learn.record import EpochRow
@@ -80,7 +81,7 @@ class TrainRun:
         if not self.history:
             return "no epoch was finished"
         images_per_s = sum(row["images_per_s"] for row in self.history) / len(self.history)
-        text = f"{len(self.history)} epochs in {duration(self.seconds)}, {images_per_s:,.0f} training images/s"
+        text = f"{len(self.history)} epochs in {words.duration(self.seconds)}, {images_per_s:,.0f} training images/s"
         text += f" at {self.settings.precision} {self.settings.layout}; best validation result {self.best_metric:.2%} "
         text += f"after epoch {self.best_epoch}"
         return "\n".join((text, *self.cost.lines()))
@@ -243,7 +244,9 @@ def result_of(trainer: Trainer, notes: list[str]) -> TrainRun:
     weights = trainer.best_weights or {name: value.clone() for name, value in trainer.watched.state_dict().items()}
     job.net.load_state_dict(weights)
     classes = job.loader.split.classes
-    taught = Taught(preprocessing=job.preprocessing, classes=classes, splits=job.data, category_ids=job.category_ids)
+    digest = None if trainer.folder is None else trainer.folder.digest
+    known = {"splits": job.data, "data_digest": digest, "category_ids": job.category_ids}
+    taught = Taught(preprocessing=job.preprocessing, classes=classes, **known)
     keep_taught(job.net, taught)
     thresholds, temperatures = trainer.best["thresholds"], trainer.best["temperatures"]
     return TrainRun(

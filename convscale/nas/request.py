@@ -101,6 +101,11 @@ class Request:
         """Of the images and labels that are trained and judged on."""
         return data_digest((self.splits.train, self.splits.validation))
 
+    @property
+    def judged(self) -> dict[str, object]:
+        """What an accuracy is, and of how many images."""
+        return {"metric": "mAP" if self.splits.multilabel else "top-1", "images": len(self.splits.validation)}
+
     @cached_property
     def calibration(self) -> str | None:
         """Digest of the calibration that speeds are predicted by; None: there is none."""

@@ -86,6 +86,7 @@ class Walk:
             "version": __version__,
             "commit": code_commit(),
             "asked": self.request.written(),
+            "judged": self.request.judged,
             "space": self.request.space.to_dict(),
             "runtime": self.pace.runtime,
             "factor": self.pace.factor,

@@ -32,6 +32,8 @@ class Taught:
     """What its data are known by (``DataSplits.digests``); None: not known."""
     category_ids: tuple[int, ...] = ()
     """Of a detector: the annotations' own numbers of the classes; empty: they had none."""
+    data_digest: str | None = None
+    """What those of training and validation are known by together; None: not known."""
 
 
 def keep_taught(net: nn.Module, taught: Taught) -> None:

@@ -152,7 +152,12 @@ class Answering:
     # -- pictures
 
     async def decode(self, one: Guarded, pictures: Sequence[bytes], model: Version) -> list[np.ndarray | str]:
-        """Each picture as the network takes it, or why it can not be read."""
+        """Each picture as the network takes it, or why it can not be read.
+
+        Raises:
+            Problem: the queue is full, or they are late.
+            ClientLeft: nobody waits for them; those that are not begun are not decoded.
+        """
         name = model.takes.name
         if self._decoding[name] and self._decoding[name] + len(pictures) > model.batcher.most_waiting:
             self._refuse_full(one, 1)
@@ -169,7 +174,12 @@ class Answering:
         loop = asyncio.get_running_loop()
         self._decoding[name] += len(pictures)
         try:
-            made = await asyncio.gather(*(loop.run_in_executor(self._decoders, decoded, each) for each in pictures))
+            made = await self._within(
+                one, asyncio.gather(*(loop.run_in_executor(self._decoders, decoded, each) for each in pictures))
+            )
+        except (Problem, ClientLeft) as error:
+            self.metrics.dropped(name, "left" if isinstance(error, ClientLeft) else "late")
+            raise
         finally:
             self._decoding[name] -= len(pictures)
         self.metrics.stage(name, "decode", time.perf_counter() - start)
@@ -212,17 +222,8 @@ class Answering:
         """
         name = model.takes.name
         future, model = self._submitted(one, images, model, named=named)
-        leaving = asyncio.ensure_future(one.receive())
         try:
-            timeout = self.settings.limits.answer_s
-            await asyncio.wait((future, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not future.done():
-                left = leaving.done()
-                future.cancel()
-                if left:
-                    raise ClientLeft
-                raise Problem(504, f"there was no answer within {timeout:g} s", {"retry-after": "1"})
-            answered = future.result()
+            answered = await self._within(one, future)
         except TimeoutError:
             raise Problem(504, "there was no answer in time", {"retry-after": "1"}) from None
         except (Problem, ClientLeft):
@@ -230,8 +231,6 @@ class Answering:
         except Exception as error:
             self.log.write("run failed", model=name, error=f"{type(error).__name__}: {error}"[:500])
             raise Problem(500, f"model {name!r} can not run this; the server's log says why") from error
-        finally:
-            leaving.cancel()
         self.metrics.stage(name, "queue", answered.queue_s)
         one.told.facts |= {
             "model": name,
@@ -243,12 +242,36 @@ class Answering:
         }
         return answered.rows, model
 
+    async def _within(self, one: Guarded, work: asyncio.Future[T]) -> T:
+        """What comes of some work for a request, while its client waits and its time lasts; else the work is cancelled.
+
+        Raises:
+            Problem: it is late.
+            ClientLeft: nobody waits for it.
+        """
+        leaving = asyncio.ensure_future(one.receive())
+        try:
+            await asyncio.wait((work, leaving), timeout=self._left_s(one), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            if leaving.done():
+                raise ClientLeft
+            limit = self.settings.limits.answer_s
+            raise Problem(504, f"there was no answer within {limit:g} s", {"retry-after": "1"})
+        finally:
+            work.cancel()
+            leaving.cancel()
+
+    def _left_s(self, one: Guarded) -> float:
+        """Until a request must be answered, from when its body was there."""
+        limit = self.settings.limits.answer_s
+        return limit if one.answer_by is None else max(0.0, one.answer_by - asyncio.get_running_loop().time())
+
     def _submitted(
         self, one: Guarded, images: np.ndarray, model: Version, *, named: bool
     ) -> tuple[asyncio.Future[Answered], Version]:
-        limit = self.settings.limits.answer_s
         try:
-            return model.batcher.submit(images, limit), model
+            return model.batcher.submit(images, self._left_s(one)), model
         except Overloaded as error:
             self._refuse_full(one, error.retry_after_s)
         except Closed:  # another version has taken over meanwhile; it takes images of the same size, or refuses

@@ -211,9 +211,10 @@ def _connections(limits: Limits, places: Callable[[str], int]) -> type[asyncio.P
         from uvicorn.protocols.http.h11_impl import H11Protocol as Base
 
     class Bounded(Base):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-        """Closes a connection that does not say what it wants."""
+        """Closes a connection that does not say what it wants, or does not take what it asked for."""
 
         _asking: asyncio.TimerHandle | None = None
+        _taking: asyncio.TimerHandle | None = None
         _refused = False
         come = 0
         """Bytes that came on any connection since those that nobody has read were counted."""
@@ -236,6 +237,8 @@ def _connections(limits: Limits, places: Callable[[str], int]) -> type[asyncio.P
             """The clock runs while a request's head comes, not while it is answered."""
             if self._refused or self.transport.is_closing():
                 return
+            if self._taking is not None and not self.transport.get_write_buffer_size():
+                self._taken()
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
                 self._answered()
@@ -248,7 +251,32 @@ def _connections(limits: Limits, places: Callable[[str], int]) -> type[asyncio.P
         def connection_lost(self, exc: Exception | None) -> None:
             """The end."""
             self._answered()
+            self._taken()
             super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            """An answer is written: from now on its client has so long to take it."""
+            super().on_response_complete()
+            self._await_taking()
+
+        def pause_writing(self) -> None:
+            """More is written than the client takes."""
+            super().pause_writing()
+            self._await_taking()
+
+        def _await_taking(self) -> None:
+            if self._taking is None and self.transport.get_write_buffer_size():
+                self._taking = self.loop.call_later(limits.send_s, self._not_taken)
+
+        def _taken(self) -> None:
+            if self._taking is not None:
+                self._taking.cancel()
+                self._taking = None
+
+        def _not_taken(self) -> None:
+            self._taking = None
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()  # closed, it would wait for its client without end
 
         def _make_room(self) -> None:
             """Throw the body away that has just come, where with those of others it is too much to be held.

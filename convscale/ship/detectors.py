@@ -206,6 +206,7 @@ def _record(job: _Job, spec: DetectorSpec, num_classes: int) -> dict[str, object
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": code_commit(),
+        "data_digest": None if taught is None else taught.data_digest,
         "model": spec.name,
         "format": request.format,
         "precision": request.precision,

@@ -28,7 +28,7 @@ from convscale.formats.program import write_program
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import code_commit
 from convscale.networks.inputs import example_input
-from convscale.networks.pictures import preprocessing_of
+from convscale.networks.pictures import preprocessing_of, taught_of
 from convscale.networks.resolve import Network, as_module
 from convscale.nn.modes import forward_logits
 from convscale.runtimes.base import runtimes_of
@@ -159,9 +159,11 @@ def _record(request: ExportRequest, module: nn.Module, name: str, num_classes: i
     """What the artefact's record says, before its files are there."""
     own = getattr(module, "spec", None)  # a user's module may call anything so
     spec = (own if isinstance(own, NetSpec) else None) if request.spec is None else request.spec
+    taught = taught_of(module)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": code_commit(),
+        "data_digest": None if taught is None else taught.data_digest,
         "model": name,
         "format": request.format,
         "precision": request.precision,

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,10 @@ from convscale.ship.rows import ROW, Row, row_values
 FORMATS = ("jsonl", "parquet")
 SHARD = 1_000
 """Images of a shard, where nothing else is asked for."""
+_LOCAL = ("file", "local")
+"""fsspec's names for this machine's files."""
+_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci")
+"""fsspec's names for stores that show an object once all of it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ def is_relative(path: str) -> bool:
     """Whether a path depends on the folder that a process works in; fsspec's local ones may, too."""
     head, _, rest = path.partition("://")
     if is_url(path):
-        return head in ("file", "local") and not os.path.isabs(rest)
+        return head in _LOCAL and not os.path.isabs(rest)
     return not os.path.isabs(path)
 
 
@@ -109,10 +114,15 @@ class Rows:
     def __init__(self, place: str) -> None:
         self.place = place.rstrip("/")
         self._files: Any = None
+        self._folder = Path(self.place)
         if is_url(place):
             import fsspec
 
-            self._files, self._root = fsspec.core.url_to_fs(self.place)
+            files, self._root = fsspec.core.url_to_fs(self.place)
+            if set(_kinds(files)) & set(_LOCAL):  # opened by fsspec, a part would stand there before it is whole
+                self._folder = Path(self._root)
+            else:
+                self._files = files
 
     def names(self) -> set[str]:
         """Files of shards that are there, those that other processes wrote too: what a file system remembers of an
@@ -127,7 +137,7 @@ class Rows:
                 found = self._files.ls(self._root, detail=False) if self._files.exists(self._root) else []
                 every = [str(name).rpartition("/")[2] for name in found]
             else:
-                folder = Path(self.place)
+                folder = self._folder
                 if folder.exists() and not folder.is_dir():
                     raise UserError(f"output {folder} is a file; with --engine ray it is a folder of parts")
                 every = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -161,7 +171,7 @@ class Rows:
     def _opened(self, name: str) -> IO[bytes]:
         if self._files is not None:
             return self._files.open(f"{self._root}/{name}", "rb")
-        return open(Path(self.place) / name, "rb")
+        return open(self._folder / name, "rb")
 
     def remove(self, names: Iterable[str]) -> None:
         """Take files away."""
@@ -169,18 +179,35 @@ class Rows:
             if self._files is not None:
                 self._files.rm(f"{self._root}/{name}")
             else:
-                (Path(self.place) / name).unlink(missing_ok=True)
+                (self._folder / name).unlink(missing_ok=True)
 
     def write(self, name: str, rows: Sequence[Row], *, several: bool, boxes: bool = False) -> None:
         """A shard's file, whole or not at all; of several labels for an image, or of a detector's boxes."""
         data = _packed(rows, several, boxes) if name.endswith(".parquet") else _lines(rows, several)
-        if self._files is not None:
-            self._files.makedirs(self._root, exist_ok=True)
-            with self._files.open(f"{self._root}/{name}", "wb") as file:  # there once it is closed
-                file.write(data)
-            return
-        with atomic_path(Path(self.place) / name) as temporary:
-            temporary.write_bytes(data)
+        if self._files is None:
+            with atomic_path(self._folder / name) as temporary:
+                temporary.write_bytes(data)
+        elif set(_kinds(self._files)) & set(_STORES):
+            self._files.pipe_file(f"{self._root}/{name}", data)
+        else:
+            self._moved(name, data)
+
+    def _moved(self, name: str, data: bytes) -> None:
+        """Write a file under a hidden name first, where one that is only begun can be seen."""
+        self._files.makedirs(self._root, exist_ok=True)
+        hidden = f"{self._root}/.{name}.{os.urandom(4).hex()}.tmp"
+        try:
+            self._files.pipe_file(hidden, data)
+            self._files.mv(hidden, f"{self._root}/{name}")
+        except BaseException:
+            with suppress(Exception):  # a file system raises what it likes; what went wrong first is told
+                self._files.rm(hidden)
+            raise
+
+
+def _kinds(files: Any) -> tuple[str, ...]:
+    """The names that a file system of fsspec goes by."""
+    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
 
 
 def _lines(rows: Sequence[Row], several: bool) -> bytes:

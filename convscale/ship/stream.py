@@ -161,6 +161,7 @@ def classify(
     on_rows: Callable[[int, int], object] | None = None,
     decode: str = "cpu",
     on_note: Callable[[str], object] | None = None,
+    on_kept: Callable[[int], object] | None = None,
 ) -> Classified:
     """Classify files and write a row for each, in order.
 
@@ -178,6 +179,7 @@ def classify(
             on ``cuda`` decodes plain JPEGs (gray or luma and chroma, upright), all others being decoded as ever. Its
             pixels differ: how far, and how many answers change by it, is looked at on the first batch.
         on_note: told of that; None: standard error is.
+        on_kept: called with the number of rows that ``resume`` keeps, before others are made.
 
     Raises:
         UserError: an unknown format or decoder, one that is not there, an output that exists or has rows of other
@@ -197,6 +199,8 @@ def classify(
     with OutputLock() as lock:
         header = header_of(top, artifact.thresholds is not None)
         done, errors = prepare_output(path, form, header, paths, resume=resume, overwrite=overwrite, lock=lock)
+        if on_kept is not None:
+            on_kept(done)
         rows = _Rows(top, batch_size, workers, on_rows, gpu)
         stream = appended(path)
         try:

@@ -27,6 +27,7 @@ from convscale.stats import mcnemar
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY)
 MOST_RUNS = len(COLOURS)
+_EVALUATE = "`convscale evaluate RUN --data-dir DATA --predictions`"
 WORST = 20
 """Classes, or pairs of them, that are shown at most."""
 
@@ -40,7 +41,9 @@ class Compared:
     new: str
     """This one's."""
     drop_points: float | None
-    """By how much this one is less accurate, in points; None where one of them has no accuracy."""
+    """By how much this one is less accurate, in points; None where that can not be said."""
+    unlike: str = ""
+    """Why it can not."""
     only_old: int | None = None
     """Test images that the first alone gets right; None where they were not kept, or are others."""
     only_new: int | None = None
@@ -68,20 +71,19 @@ class Compared:
 def compare(old: Whole, new: Whole) -> Compared:
     """What differs between two runs."""
     a, b = old.run, new.run
-    told = (old.predictions, new.predictions)
-    same = any(each is None for each in told) or len({each.digest for each in told if each}) == 1
-    comparable = a.accuracy is not None and b.accuracy is not None and a.metric == b.metric and same
-    drop = 100 * (a.accuracy - b.accuracy) if comparable and a.accuracy is not None and b.accuracy is not None else None
+    digests = (a.data_digest, b.data_digest)
+    same_data = None if None in digests else digests[0] == digests[1]
+    drop, unlike = _drop(old, new, same_data)
     counts, why = _discordant(old.predictions, new.predictions)
     keys = [*old.recipe, *(key for key in new.recipe if key not in old.recipe)]
     shares = {}
     if old.classes == new.classes and len(old.per_class) == len(new.per_class) == len(old.classes):
         shares = dict(zip(old.classes, zip(old.per_class, new.per_class, strict=True), strict=True))
-    digests = (a.data_digest, b.data_digest)
     return Compared(
         old=str(a.path),
         new=str(b.path),
         drop_points=drop,
+        unlike=unlike,
         only_old=None if counts is None else counts[0],
         only_new=None if counts is None else counts[1],
         p=None if counts is None else mcnemar(*counts),
@@ -92,15 +94,31 @@ def compare(old: Whole, new: Whole) -> Compared:
             if old.recipe.get(key) != new.recipe.get(key)
         },
         per_class=shares,
-        same_data=None if None in digests else digests[0] == digests[1],
+        same_data=same_data,
     )
+
+
+def _drop(old: Whole, new: Whole, same_data: bool | None) -> tuple[float | None, str]:
+    """Points that the second is less accurate, or why that can not be said. Kept predictions tell of which images an
+    accuracy is; where one run has none the data must do.
+    """
+    a, b = old.run, new.run
+    if a.accuracy is None or b.accuracy is None:
+        return None, "one has none"
+    if a.metric != b.metric:
+        return None, f"one is {a.metric}, the other {b.metric}; {_EVALUATE} tells of test images in both"
+    if old.predictions is not None and new.predictions is not None:
+        same_data = old.predictions.digest == new.predictions.digest
+    if same_data is False:
+        return None, f"they are of different images; {_EVALUATE} with the same data for both makes them comparable"
+    return 100 * (a.accuracy - b.accuracy), ""
 
 
 def _discordant(a: Predictions | None, b: Predictions | None) -> tuple[tuple[int, int] | None, str]:
     """Images that the first, and that the second alone gets right; or why that can not be said."""
     if a is None or b is None:
         missing = "neither run has" if a is None and b is None else "the first has no" if a is None else "it has no"
-        return None, f"{missing} test_predictions.json (`convscale evaluate RUN --data-dir DATA --predictions`)"
+        return None, f"{missing} test_predictions.json ({_EVALUATE})"
     if a.digest != b.digest or a.labels != b.labels:
         return None, "they were tested on other images"
     pairs = list(zip(a.right, b.right, strict=True))
@@ -110,7 +128,7 @@ def _discordant(a: Predictions | None, b: Predictions | None) -> tuple[tuple[int
 def verdict(found: Compared) -> str:
     """In one sentence."""
     if found.drop_points is None:
-        return "their accuracies can not be compared: one has none, or they are of different images"
+        return f"their accuracies can not be compared: {found.unlike}"
     points = abs(found.drop_points)
     text = "both are equally accurate"
     if points > 0:

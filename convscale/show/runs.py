@@ -11,7 +11,7 @@ from pathlib import Path
 
 from convscale import words
 from convscale.artifact.manifest import MANIFEST, read_manifest, read_part
-from convscale.errors import UserError
+from convscale.errors import MOST_WHOLE, UserError
 from convscale.learn.record import metric_of, read_train_run
 from convscale.read import OWN, object_of, read_json
 from convscale.show.fit_parts import Epoch, Form
@@ -221,9 +221,9 @@ def _training(folder: Path) -> Whole:
     last = record.history[-1] if record.history else None
     rates = [row["images_per_s"] for row in record.history if math.isfinite(row["images_per_s"])]
     several = record.multilabel
-    metric, images = "mAP, validation" if several else "top-1, validation", None
+    metric, images = "mAP, validation" if several else "top-1, validation", record.val_images
     share = record.kept.metric if record.kept else best and metric_of(best)
-    interval = None
+    interval = None if several else _interval(share, images)
     if kept is not None and kept.labels:
         metric, images, good = "top-1, test", len(kept.labels), sum(kept.right)
         share, interval = good / images, wilson(good, images)
@@ -297,6 +297,13 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def _interval(share: float | None, images: int | None) -> tuple[float, float] | None:
+    """Wilson's, of a share of so many images that is right."""
+    if share is None or images is None or not (0 < images <= MOST_WHOLE and 0 <= share <= 1):
+        return None
+    return wilson(round(share * images), images)
+
+
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
@@ -310,6 +317,9 @@ def _of_study(folder: Path) -> Run:
     best = _inside(result, "best")
     speed = _inside(result, "shipped") or _inside(best, "speed")
     under = _inside(result, "conditions")
+    judged, accuracy = _inside(value, "judged"), _number(best.get("accuracy"))
+    metric, images = _text(judged.get("metric")) or "top-1", judged.get("images")
+    images = images if type(images) is int else None
     how = [str(Conditions.of(under)) if under else "", *(str(speed.get(key) or "") for key in ("how", "kind"))]
     return Run(
         path=folder,
@@ -317,8 +327,10 @@ def _of_study(folder: Path) -> Run:
         when=datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
         network=str(best.get("name") or ""),
         image_size=_inside(_inside(best, "spec"), "input").get("size"),
-        metric="top-1, validation" if best else "",
-        accuracy=_number(best.get("accuracy")),
+        metric=f"{metric}, validation" if best else "",
+        accuracy=accuracy,
+        interval=_interval(accuracy, images) if metric == "top-1" else None,
+        images=images if best else None,
         images_per_s=_number(speed.get("images_per_s")),
         conditions="; ".join(part for part in how if part),
         data=Path(_text(asked.get("data"))).name,
@@ -381,6 +393,7 @@ def _of_artifact(folder: Path) -> Run:
         images=checked.get("n"),
         images_per_s=speed if isinstance(speed, int | float) else None,
         conditions=under,
+        data_digest=_text(manifest.get("data_digest")) or None,
         commit=_text(manifest.get("commit")) or None,
         state="done",
     )

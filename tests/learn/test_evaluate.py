@@ -55,7 +55,9 @@ def test_outputs_that_are_no_numbers_are_an_error_with_the_image() -> None:
 def test_one_label_by_hand() -> None:
     split = _split([[2, 1, 0], [0, 3, 0], [1, 0, 2], [4, 0, 0], [0, 0, 1]], torch.tensor([0, 1, 0, 1, 2]))
     net = Colours().train()
-    result = evaluate(net, split, PLAIN, batch_size=2)
+    done: list[int] = []
+    result = evaluate(net, split, PLAIN, batch_size=2, on_images=done.append)
+    assert done == [0, 2, 4, 5]
     assert net.training
     assert (result.n, result.top1, result.top5) == (5, 0.6, None)
     assert result.baseline == 0.4  # two of five are a

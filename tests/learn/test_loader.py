@@ -386,9 +386,11 @@ def test_a_set_too_large_for_memory_is_read_in_batches(folder: Path, monkeypatch
     assert held.images is None
     assert bad == (f"{broken}: JPEG image is truncated",)
     assert held.labels.tolist() == labels
-    images = EvalImages(held, plain, batch_size=4)
+    done: list[int] = []
+    images = EvalImages(held, plain, batch_size=4, on_images=done.append)
     for _ in range(2):  # more than once
         assert np.array_equal(np.concatenate(list(images)), golden)
+    assert done == 2 * [*range(0, len(golden), 4), len(golden)]
     assert np.array_equal(images[1], golden[4:8])
     assert np.array_equal(images[-1], golden[4 * (len(images) - 1) :])
     monkeypatch.setattr("convscale.learn.loader.MEMORY_BYTES", 10**9)

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from convscale.errors import UserError
+from convscale.images.digest import data_digest
 from convscale.images.preprocess import Preprocessing
+from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.progress import Event
 from convscale.learn.recipe import Recipe
 from convscale.learn.record import SCHEMA_VERSION, metric_of, read_train_run
 from convscale.learn.train import train
+from convscale.networks.pictures import taught_of
 from convscale.show.train_report import write_train_report
 from tests.learn.nets import CLASSES, halves_data, small_net
 
@@ -43,7 +46,8 @@ def _old_run(folder: Path, rows: list[dict[str, Any]], about: dict[str, Any] | N
 def test_a_run_is_read_as_it_was(tmp_path: Path) -> None:
     events: list[Event] = []
     recipe = Recipe(name="x", epochs=2, batch_size=32, augment="none", precision="fp32", layout="nchw")
-    run = train(small_net(), halves_data(), recipe=recipe, output=tmp_path / "run", seed=4, progress=events.append)
+    data = halves_data()
+    run = train(small_net(), data, recipe=recipe, output=tmp_path / "run", seed=4, progress=events.append)
     record = read_train_run(tmp_path / "run")
     assert record.schema_version == SCHEMA_VERSION == 1
     assert list(record.history) == run.history
@@ -54,6 +58,10 @@ def test_a_run_is_read_as_it_was(tmp_path: Path) -> None:
     assert record.best is not None
     assert (metric_of(record.best), record.best["images"]) == (run.best_metric, 96)
     assert set(record.versions) == {"convscale", "torch", "python"}
+    assert (record.val_images, record.data_digest) == (len(data.validation), data_digest((data.train, data.validation)))
+    for net in (run.net, load_checkpoint(tmp_path / "run", net=small_net()).net):  # what an artefact of it will say
+        assert (known := taught_of(net)) is not None
+        assert known.data_digest == record.data_digest
 
 
 def test_an_old_run_is_read(tmp_path: Path) -> None:

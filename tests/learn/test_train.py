@@ -19,12 +19,13 @@ import pytest
 import torch
 from torch import nn
 
+from convscale import words
 from convscale.errors import Stopped, UserError
 from convscale.learn.checkpoint import about_state, batches_of, list_checkpoints, load_checkpoint, load_state
 from convscale.learn.evaluate import evaluate
 from convscale.learn.loop import Trainer
 from convscale.learn.prepare import prepare
-from convscale.learn.progress import LiveProgress, duration
+from convscale.learn.progress import LiveProgress
 from convscale.learn.recipe import Recipe
 from convscale.learn.train import TrainRun, begin, train
 from convscale.learn.validate import Validation
@@ -490,4 +491,4 @@ def test_progress_is_plain_where_there_is_no_terminal() -> None:
     assert len(lines) == 2
     assert lines[1].startswith("resnet: epoch 2/2: train loss ")
     assert lines[1].endswith("0 s left")
-    assert [duration(value) for value in (41.6, 250, 11_100)] == ["42 s", "4 min 10 s", "3 h 05 min"]
+    assert [words.duration(value) for value in (41.6, 250, 11_100)] == ["42 s", "4 min 10 s", "3 h 05 min"]

@@ -19,6 +19,7 @@ from convscale.nas.pace import Pace
 from convscale.nas.records import Reward
 from convscale.nas.space import SearchSpace
 from convscale.show.runs import runs_below
+from convscale.stats import wilson
 from tests.nas.test_study import QUICK, by_macs, by_name
 
 COLUMNS = 400
@@ -33,6 +34,8 @@ def test_a_search_is_listed_with_its_result(
     (told,) = runs_below(tmp_path)
     assert (told.kind, told.state, told.network) == ("search", "done", study.best.spec.name)
     assert (told.accuracy, told.metric) == (study.best.accuracy, "top-1, validation")
+    images, right = len(colours.validation), round((study.best.accuracy or 0) * len(colours.validation))
+    assert (told.images, told.interval) == (images, pytest.approx(wilson(right, images)))
     assert told.images_per_s == study.best.images_per_s
     assert (told.image_size, told.seconds) == (12, pytest.approx(study.times["all"]))
     assert told.data_digest == data_digest((colours.train, colours.validation))
@@ -45,6 +48,12 @@ def test_a_search_is_listed_with_its_result(
     (told,) = runs_below(tmp_path)
     assert (told.images_per_s, told.data) == (7.5, "colours")
     assert told.conditions.endswith("rtx-4090; openvino_int8; measured")
+    path.write_text(json.dumps({**value, "judged": {"metric": "mAP", "images": 9}}))
+    (told,) = runs_below(tmp_path)
+    assert (told.metric, told.images, told.interval) == ("mAP, validation", 9, None)
+    path.write_text(json.dumps({key: value[key] for key in value if key != "judged"}))  # as earlier versions wrote it
+    (told,) = runs_below(tmp_path)
+    assert (told.metric, told.images, told.interval) == ("top-1, validation", None, None)
     path.write_text(json.dumps({**value, "result": None}))  # as it stands while the search runs
     (told,) = runs_below(tmp_path)
     assert (told.state, told.network, told.accuracy) == ("unfinished", "", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,18 @@ def running(
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture(params=["httptools and uvloop", "h11 and asyncio"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What servers of a test are made of: without ``uvicorn[standard]`` users have the second pair."""
+    if request.param == "h11 and asyncio":
+        for name in ("uvloop", "uvicorn.protocols.http.httptools_impl"):
+            monkeypatch.setitem(sys.modules, name, None)
+    else:
+        for name in ("uvloop", "httptools"):
+            pytest.importorskip(name)
+    return request.param
 
 
 @pytest.fixture(scope="session")

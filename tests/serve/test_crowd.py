@@ -44,7 +44,7 @@ def request_of(image: np.ndarray) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_thousand_connections_each_get_their_own_answer(artifact: Artifact, open_files: None) -> None:
+def test_a_thousand_connections_each_get_their_own_answer(artifact: Artifact, open_files: None, parts: str) -> None:
     images = pixels(artifact, PICTURES, seed=5)
     right, requests = artifact(images), [request_of(image) for image in images]
     assert len(np.unique(right, axis=0)) == PICTURES

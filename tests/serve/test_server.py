@@ -246,7 +246,7 @@ def test_what_is_not_there(server: Running, path: str, method: str, status: int)
     assert (found, list(value)) == (status, ["error"])
 
 
-def test_what_is_too_large_is_refused_announced_or_not(artifact: Artifact) -> None:
+def test_what_is_too_large_is_refused_announced_or_not(artifact: Artifact, parts: str) -> None:
     with running(Named("m", artifact.folder), limits=Limits(body=10_000)) as small:
         path = "/v2/models/m/infer"
         status, _, value = ask(small, path, bytes(10_001))
@@ -262,7 +262,7 @@ def test_what_is_too_large_is_refused_announced_or_not(artifact: Artifact) -> No
         assert ask(small, "/v2/health/ready")[0] == 200
 
 
-def test_slow_clients_are_let_go(artifact: Artifact) -> None:
+def test_slow_clients_are_let_go(artifact: Artifact, parts: str) -> None:
     limits = Limits(header_s=0.3, body_s=0.3)
     with running(Named("m", artifact.folder), limits=limits) as short:
         assert raw(short, b"POST /v2/models/m/infer HT") == b""
@@ -276,7 +276,7 @@ def test_slow_clients_are_let_go(artifact: Artifact) -> None:
         assert ask(short, "/v2/health/live")[0] == 200
 
 
-def test_connections_are_bounded_and_idle_ones_do_no_harm(artifact: Artifact, images: np.ndarray) -> None:
+def test_connections_are_bounded_and_idle_ones_do_no_harm(artifact: Artifact, images: np.ndarray, parts: str) -> None:
     limits = Limits(connections=150, header_s=30)
     with running(Named("m", artifact.folder), limits=limits) as one, ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(one.address, timeout=5)) for _ in range(149)]
@@ -295,7 +295,7 @@ def test_connections_are_bounded_and_idle_ones_do_no_harm(artifact: Artifact, im
             assert time.monotonic() < end
 
 
-def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
+def test_bodies_that_come_at_once_are_bounded_in_memory(parts: str) -> None:
     """Of four bodies of 60 kB that come before the server looks at any, two are held; later all is as ever. Each is
     counted against the queue of its own model, and who sends none loses nothing.
     """
@@ -326,6 +326,9 @@ def test_bodies_that_come_at_once_are_bounded_in_memory() -> None:
 
         def is_closing(self) -> bool:
             return False
+
+        def get_write_buffer_size(self) -> int:
+            return 0
 
         def close(self) -> None: ...
 
@@ -432,7 +435,7 @@ def test_pictures_of_one_model_take_no_place_of_anothers(
     models = (Named("busy", artifact.folder), Named("idle", artifact.folder))
     answering = Answering(Settings(models=models, how=How(batch_size=1, queue_batches=2), log="none", decoders=1))
     busy, idle = (answering.version(name, None) for name in ("busy", "idle"))
-    one: Any = SimpleNamespace(told=Told())
+    one: Any = SimpleNamespace(told=Told(), answer_by=None, receive=lambda: asyncio.sleep(60))
 
     async def asked() -> None:
         first = asyncio.create_task(answering.decode(one, [picture(images[0])] * 2, busy))
@@ -453,7 +456,7 @@ def test_pictures_of_one_model_take_no_place_of_anothers(
         answering.close()
 
 
-def test_a_client_that_leaves_and_one_that_is_late(artifact: Artifact, images: np.ndarray) -> None:
+def test_a_client_that_leaves_and_one_that_is_late(artifact: Artifact, images: np.ndarray, parts: str) -> None:
     limits = Limits(answer_s=0.4)
     with running(Named("m", artifact.folder), how=How(batch_size=1), limits=limits) as one:
         batcher = one.answering.models.all["m"].current.batcher

@@ -19,7 +19,10 @@ from convscale.errors import UserError
 from convscale.formats.onnx import OPSET
 from convscale.images.preprocess import Preprocessing
 from convscale.machine import code_commit
+from convscale.networks.pictures import Taught, keep_taught, preprocessing_of
+from convscale.ship.draft import draft
 from convscale.ship.export import export
+from convscale.ship.request import ExportRequest
 from convscale.ship.verify import Withheld
 from tests.ship.conftest import Tiny, randomise
 
@@ -230,6 +233,13 @@ def test_runtimes_are_interchangeable(onnx_art: Artifact, tiny: nn.Module, image
     other = load_artifact(onnx_art.folder, runtime="openvino", threads=1)
     assert np.allclose(other(images), softmax(expected(tiny, images)), atol=1e-6)
     assert other.manifest == json.loads((onnx_art.folder / "artifact.json").read_text())
+
+
+def test_an_artefact_knows_what_its_network_was_trained_on() -> None:
+    net, request = Tiny(), ExportRequest()
+    assert draft(net, request).record["data_digest"] is None
+    keep_taught(net, Taught(preprocessing=preprocessing_of(net), classes=("a",), data_digest="0123456789abcdef"))
+    assert draft(net, request).record["data_digest"] == "0123456789abcdef"
 
 
 @pytest.mark.parametrize("own", ["a word", object(), {"kind": "mine"}, torch.zeros(2)])

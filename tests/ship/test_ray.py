@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -338,6 +339,54 @@ def test_parts_that_others_wrote_are_found_by_one_look(
     done = classify_on_ray(paths, load_artifact(OLD), f"remembering://{out}", cluster=Cluster(shard_size=SIZE))
     assert (done.images, parts(out)) == (COUNT, 6)
     assert Remembering.looks == 2  # before and after
+
+
+@pytest.mark.parametrize("kind", ["file", "local", "far", "oss"])
+def test_a_part_that_could_not_be_written_whole_is_not_there(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec opens this machine's files under their last name: on a full disk a torn part stayed, and counted as done.
+    A store that shows whole objects alone is not asked to move them.
+    """
+    fsspec = pytest.importorskip("fsspec")
+    local = fsspec.get_filesystem_class("file")
+    opener = pytest.importorskip("fsspec.implementations.local").LocalFileOpener
+    full = True
+
+    def write(file: Any, data: bytes) -> int:
+        if full:
+            file.f.write(data[:7])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return file.f.write(data)
+
+    class Far(local):
+        protocol = kind
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return local._strip_protocol(path.removeprefix(f"{kind}://"))
+
+        def mv(self, path1: str, path2: str, **options: Any) -> None:
+            assert kind != "oss"
+            super().mv(path1, path2, **options)
+
+    if kind in ("far", "oss"):
+        fsspec.register_implementation(kind, Far, clobber=True)
+    monkeypatch.setattr(opener, "write", write)
+    rows, name = [Row(path="a", error="e")], "part-000000-x.jsonl"
+    place = Rows(f"{kind}://{tmp_path}/out")
+    if kind == "far":
+        with pytest.raises(OSError, match="No space left"):
+            place.write(name, rows, several=False)
+        assert (place.names(), list((tmp_path / "out").iterdir())) == (set(), [])
+    full = kind in ("file", "local")  # which fsspec does not open here
+    (tmp_path / "out").mkdir(exist_ok=True)
+    place.write(name, rows, several=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_bytes() == b'{"path": "a", "error": "e"}\n'
+    assert (place.names(), place.errors(name)) == ({name}, 1)
+    place.remove([name])
+    assert place.names() == set()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,39 @@ def test_runs_are_compared_image_by_image(runs: Path) -> None:
     assert compare(old, replace(new, predictions=None)).p is None
 
 
+@pytest.mark.parametrize(
+    ("digests", "told", "said"),
+    [
+        (("x", "y"), ("", ""), "of different images; `convscale evaluate RUN --data-dir DATA --predictions` with the"),
+        (("x", "y"), ("d", ""), "of different images"),
+        (("x", "y"), ("d", "d"), ""),  # what both say of the same test images can be compared, whatever trained them
+        (("x", "x"), ("d", "e"), "of different images"),
+        (("x", "x"), ("", "d"), ""),
+        ((None, "x"), ("", ""), ""),
+    ],
+)
+def test_accuracies_of_different_images_are_not_compared(
+    runs: Path, digests: tuple[str | None, str], told: tuple[str, str], said: str
+) -> None:
+    """Without predictions the data's digests were not looked at."""
+    base = whole_run(runs / "trainings" / "finished")
+    old, new = (
+        replace(
+            base,
+            run=replace(base.run, accuracy=accuracy, data_digest=data),
+            predictions=predictions([0], [0], kept) if kept else None,
+        )
+        for accuracy, data, kept in zip((0.75, 0.5), digests, told, strict=True)
+    )
+    found = compare(old, new)
+    assert found.drop_points == (None if said else 25)
+    assert said in found.unlike
+    assert bool(said) == bool(found.unlike)
+    other = compare(old, replace(new, run=replace(new.run, metric="top-1, test")))
+    assert other.drop_points is None
+    assert other.unlike.startswith("one is top-1, validation, the other top-1, test; `convscale evaluate")
+
+
 def test_predictions_come_back_and_damage_is_told(tmp_path: Path) -> None:
     kept = predictions([0, 1, 2], [0, 1, 1])
     kept.save(tmp_path / FILE)
@@ -151,10 +184,14 @@ def test_an_artefact_is_told_with_its_commit_and_with_what_it_promises(runs: Pat
     path = runs / "artefacts/openvino_fp32/artifact.json"
     value = json.loads(path.read_text())
     del value["tuning"]
-    value |= {"commit": "a" * 40, "promise": {**ON_L4, **PREDICTED, "image_size": 28}}
+    value |= {
+        "commit": "a" * 40,
+        "data_digest": "0123456789abcdef",
+        "promise": {**ON_L4, **PREDICTED, "image_size": 28},
+    }
     path.write_text(json.dumps(value))
     (told,) = runs_below(runs / "artefacts")
-    assert (told.commit, told.images_per_s) == ("a" * 40, 812.5)
+    assert (told.commit, told.images_per_s, told.data_digest) == ("a" * 40, 812.5, "0123456789abcdef")
     assert told.conditions == "eager, amp, nhwc, batch 256, 28 px, l4; predicted"
 
 
@@ -169,6 +206,26 @@ def test_the_network_that_was_kept_is_told_of_not_the_best_epoch(runs: Path) -> 
     assert (told.metric, told.accuracy) == ("top-1, validation", 0.9375)
     page = write_train_report(run).read_text(encoding="utf-8")
     assert "Best on validation: top-1 93.75 % before the first epoch" in page
+
+
+def test_a_training_tells_of_its_validation_images(runs: Path) -> None:
+    run = runs / "trainings" / "finished"
+    (about,) = (run / "checkpoints").glob("step-*/checkpoint.json")
+    value = json.loads(about.read_text())
+
+    def told(images: object) -> tuple[int | None, tuple[float, float] | None]:
+        value.update(val_images=images, metrics={"best": {"metric": 22 / 60, "loss": 0.1, "epoch": 1}})
+        about.write_text(json.dumps(value))
+        (found,) = [each for each in runs_below(runs) if each.path == run]
+        assert (found.kind, found.accuracy) == ("train", 22 / 60)
+        return found.images, found.interval
+
+    assert told(60) == (60, pytest.approx((0.2562, 0.4932), abs=1e-4))  # Wilson's of 22 in 60
+    for older in (None, 0, "60", True):
+        assert told(older) == (None, None)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    (run / "log.jsonl").write_text("".join(json.dumps({**row, "val_map": 0.25}) + "\n" for row in rows))
+    assert told(60) == (60, None)  # mean average precision is no share of images
 
 
 def test_a_training_that_ended_early_says_how_far_it_came(runs: Path) -> None:
@@ -261,6 +318,15 @@ def test_the_run_that_can_not_be_compared_is_named_and_no_good_news(
     pair: tuple[Path, Path], runs: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     old, new = pair
+    for run, digest in ((old, "x"), (new, "y")):
+        (about,) = (run / "checkpoints").glob("step-*/checkpoint.json")
+        about.write_text(json.dumps({**json.loads(about.read_text()), "data_digest": digest}))
+        (run / FILE).rename(run / "kept")
+    code, _, err = call("report", old, new, "--max-drop", 50)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"{new}: their accuracies can not be compared: they are of different images; `convscale evaluate" in err
+    for run in pair:
+        (run / "kept").rename(run / FILE)
     unlike, page = runs / "fits" / "interrupted", tmp_path / "x.html"
     code, _, err = call("report", old, new, unlike, "--max-drop", 50, "--output", page)
     assert code == 2
