@@ -64,8 +64,8 @@ KEYS = (
     *(f"conditions.{name}" for name in ("size", "epochs", "threads", "set")),
 )
 """A row is of these; one of others leaves it alone."""
-USUAL = {"data": "stamps", "conditions.epochs": 10, "conditions.threads": 2, "conditions.set": []}
-"""Of rows that do not say so."""
+USUAL = {"data": "stamps", "conditions.epochs": 10, "conditions.threads": 1, "conditions.set": []}
+"""Of rows that do not say so: docs/training.md has their command."""
 FIXED: dict[str, Any] = {"precision": "fp32", "layout": "nhwc"}
 
 

@@ -20,6 +20,7 @@ from benchmarks.accidents import __main__ as accidents
 from benchmarks.accidents.__main__ import ALL
 from benchmarks.accidents.play import Accident
 from benchmarks.records import CODE, MADE, RESULTS, ROOT, is_of_this_code, made_of, replace_record, write_record
+from benchmarks.ship_peers_table import ratio_of, table
 from convscale.artifact.artifact import Artifact
 from convscale.ship.pays import Slower
 
@@ -97,6 +98,22 @@ def test_an_end_of_the_peer_s_grid_is_told() -> None:
     assert not transfer.at_an_end({"lr": 1e-3, "layer_decay": 0.85})
     row = {"split": 3, "method": "timm", "top1": 0.5, "balanced": 0.5, "detail": {"at_an_end": True}}
     assert "timm's parts chose an end of their grid on split 3: widen it." in transfer.summarise([row])
+
+
+def test_a_line_of_our_own_in_another_runtime_is_no_peer_and_the_full_spread_is_shown() -> None:
+    about = {"model": "resnet50", "batch_size": 8, "threads": 2, "image_size": 224, "row": "int8", "how": "x"}
+    about |= {"p50_ms": 1.0, "p99_ms": 2.0, "peak_gflops": {"fp32": 1.0}}
+    about |= {"environment": {"device_name": "cpu", "cores": 2, "versions": {}}}
+    speeds = {"ours": 100.0, "ours, ONNX in ONNX Runtime": 95.0, "quantize_static by hand": 80.0}
+    rows = [
+        {**about, "contender": who, "images_per_s": speed, "quartiles": [speed - 4, speed + 4]}
+        for who, speed in speeds.items()
+    ]
+    rows[1]["range"] = [50.0, 120.0]
+    assert ratio_of(rows, "int8") == (1.25, 96 / 84, 104 / 76, "quantize_static by hand")
+    text = table(rows)
+    assert "| ours, ONNX in ONNX Runtime | x | 95.0 (91.0-99.0; 50.0-120.0) | 1.0, 2.0 |" in text
+    assert "| ours | x | 100.0 (96.0-104.0) | 1.0, 2.0 |" in text
 
 
 def test_records_from_before_digests_are_dated_by_their_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
