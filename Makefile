@@ -47,7 +47,8 @@ docs: $(READY)  ## The site, in build/docs/index.html; a warning is an error.
 BENCHMARKS ?= parity scaling memory loader ablation light ship ship_classify ship_gate kill_loop accidents
 
 bench: $(READY)  ## Side by side with peers; each benchmark writes its records to results/.
-	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+	@failed=; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "these failed:$$failed" >&2; exit 1; }
 
 setup: $(READY)  ## The virtual environment with everything that development needs.
 

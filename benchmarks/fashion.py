@@ -45,6 +45,13 @@ from convscale.learn.settings import choose_settings
 from convscale.learn.train import train
 from convscale.nn.net import create_model
 
+DATA = "fashion-mnist"
+"""The folder's name where the four files are Fashion-MNIST's, as Debian has it."""
+KEYS = ("data", "side", "epochs", "parameters", "seed", "conditions.threads")
+"""A row is of these; one of others leaves it alone."""
+USUAL = {"data": DATA, "seed": 0, "conditions.threads": 2}
+"""Of rows that do not say so."""
+
 
 def small_resnet(width: float = 0.5, stages: int = 3) -> NetSpec:
     """ResNet-18's blocks for 28 px: 3x3 stem of stride 2 without pooling, the first ``stages`` stages."""
@@ -185,10 +192,11 @@ def main() -> None:
     for seed in arguments.seeds:
         row = run(seed=seed)
         conditions = {"threads": arguments.threads, "machine": machine(), "torch": torch.__version__}
-        record = {"benchmark": "fashion", "side": arguments.side, "epochs": arguments.epochs, "seed": seed}
+        record = {"benchmark": "fashion", "data": arguments.data_dir.resolve().name, "side": arguments.side}
+        record |= {"epochs": arguments.epochs, "seed": seed}
         record |= {**facts, **row, "conditions": conditions}
         if arguments.output and not arguments.validation:
-            replace_record(arguments.output, record, ("side", "epochs", "parameters", "seed"))
+            replace_record(arguments.output, record, KEYS, usual=USUAL)
             rows = [json.loads(line) for line in arguments.output.read_text(encoding="utf-8").splitlines()]
             write_record(arguments.output.with_suffix(".md"), summarise(rows))
         show(record, arguments)
@@ -212,14 +220,18 @@ def summarise(rows: list[dict[str, Any]]) -> str:
     """A Markdown table: a line for each network, trained for so many epochs, over its seeds."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["side"], row["parameters"], row["epochs"]), []).append(row)
+        kind = (row.get("data", DATA), row["side"], row["parameters"], row["epochs"], row["conditions"]["threads"])
+        groups.setdefault(kind, []).append(row)
     table = [
         "| network | parameters | trained by | epochs | seconds | test top-1, mean of the seeds (each) | images/s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (side, parameters, epochs), group in sorted(groups.items(), key=lambda item: (item[0][0], item[0][2])):
+    for kind, group in sorted(groups.items(), key=lambda item: (item[0][0] != DATA, *item[0][:2], item[0][3])):
+        data, side, parameters, epochs, threads = kind
         first = group[0]
         scaled = "".join(f", {key} x {first[key]:g}" for key in ("width", "depth") if first.get(key, 1) != 1)
+        scaled += "" if data == DATA else f", on {data}"
+        scaled += "" if threads == USUAL["conditions.threads"] else f", {threads} threads"
         how = f"recipe `{first['recipe']['name']}`" if side == "ours" else by_hand(first)
         tops = [row["test_top1"] for row in group]
         each = ", ".join(f"{top1:.2%}" for top1 in tops)

@@ -27,7 +27,10 @@ MADE = "made.json"
 _SHIPPED = ("convscale/formats", "convscale/runtimes", "convscale/ship", "convscale/nn/blocks.py")
 _COUNTED = ("convscale/cost", "convscale/nn/blocks.py", "convscale/nn/layers.py", "convscale/nn/norm.py")
 _PREDICTED = ("convscale/predictor", "convscale/cost/fusion.py", "convscale/cost/kernels.py")
-_LEARNT = tuple(f"convscale/learn/{name}.py" for name in ("loop", "loss", "optim", "recipes"))
+_LEARNT = tuple(
+    f"convscale/learn/{name}.py"
+    for name in ("augment", "ema", "loader", "loop", "loss", "optim", "recipe", "recipes", "schedule")
+)
 CODE: dict[str, tuple[str, ...]] = {
     "ablation": (*_SHIPPED, *_PREDICTED),
     "ablation_accuracy": (*_LEARNT, "convscale/arch/families/tresnet.py", *_PREDICTED),
@@ -130,12 +133,29 @@ def code_digest(name: str) -> str | None:
 def is_of_this_code(name: str) -> bool | None:
     """Whether all of a record was made by the code that stands here; None where that is not known."""
     now, lines = code_digest(name), RESULTS / f"{name}.jsonl"
-    whole = next((row.get("code") for file, row in made_of().items() if Path(file).stem == name), None)
-    if now is None or whole is None:
+    made = next((row for file, row in made_of().items() if Path(file).stem == name), None)
+    if now is None or made is None:
         return None
+    whole = made["code"]
+    if whole is None:  # from before digests were kept
+        return _unchanged_since(made["commit"], CODE[name])
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()] if lines.is_file() else []
     by_row = any("made" in row for row in rows)
     return whole == now and (not by_row or all(row.get("made", {}).get("code") == now for row in rows))
+
+
+@cache
+def _unchanged_since(commit: str | None, places: tuple[str, ...]) -> bool | None:
+    """Whether files and folders of code are as a commit had them; None where git does not have it, or where it is not
+    known what it was run with: a ``+`` says that some file differed.
+    """
+    if commit is None:
+        return None
+    inside = [f"{place}/**/*{ending}" for place in places for ending in (".py", ".json")]
+    files = [f":(glob){each}" for each in (*places, *inside) if not (ROOT / each).is_dir()]
+    command = ["git", "diff", "--quiet", commit.rstrip("+"), "--", *files]
+    code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+    return {0: None if commit.endswith("+") else True, 1: False}.get(code)
 
 
 def machine() -> str:
@@ -146,19 +166,38 @@ def machine() -> str:
     return f"{here.device_name}, {here.cores} cores"
 
 
-def replace_record(path: Path, row: Mapping[str, Any], keys: Sequence[str]) -> None:
+def replace_record(
+    path: Path, row: Mapping[str, Any], keys: Sequence[str], *, usual: Mapping[str, object] | None = None
+) -> None:
     """Write ``row`` into a file of JSON lines, over the row that agrees with it in ``keys`` where there is one, else at
     the end.
+
+    Args:
+        keys: fields, those inside of others with dots: ``conditions.threads``.
+        usual: by key what a row had that does not say it, from before it was kept.
     """
+
+    def key_of(row: Mapping[str, Any]) -> list[object]:
+        return [_field(row, key, (usual or {}).get(key)) for key in keys]
+
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
     row = {**row, "made": {"commit": commit(), "code": code_digest(path.stem)}}
-    same = [i for i, old in enumerate(rows) if all(old.get(key) == row.get(key) for key in keys)]
+    same = [i for i, old in enumerate(rows) if key_of(old) == key_of(row)]
     if same:
         rows[same[0]] = row
     else:
         rows.append(row)
     write_record(path, "".join(json.dumps(r) + "\n" for r in rows))
+
+
+def _field(row: Mapping[str, Any], key: str, usual: object) -> object:
+    value: Any = row
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return usual
+        value = value[part]
+    return value
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:

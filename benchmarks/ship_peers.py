@@ -7,13 +7,15 @@ For each network, batch and number of threads all contenders are opened first an
 Three rows, each with the peers that keep its promise:
 
 fp32: timm eager, behind torch.compile (plain, and with freezing), in ONNX Runtime, and in OpenVINO held to float32.
-bf16: timm behind torch.compile in bfloat16 autocast, and in OpenVINO as it comes (bfloat16 where there is hardware).
+bf16: timm behind torch.compile (plain, and with freezing) in bfloat16 autocast, and in OpenVINO as it comes (bfloat16
+    where there is hardware).
 int8: ONNX Runtime's static quantiser (unsigned activations, per channel) in ONNX Runtime; NNCF's PERFORMANCE and MIXED
     presets in OpenVINO, the rest in float32 or bfloat16; torchao's PT2E with the X86Inductor quantiser (`pip install
     --group bench`; a failure stands in the table with its reason).
 
 Where a runtime has free streams, one stream and one per thread are tried for peers as for ours, at the stated batch.
-Ours is the fastest of our forms of that row. Weights are random, the same for all, with the norms' statistics those of
+Ours is the fastest of our forms of that row; of INT8 our fastest ONNX file in ONNX Runtime has a line of its own: it is
+all there is where OpenVINO is not installed. Weights are random, the same for all, with the norms' statistics those of
 some images: speed does not depend on them, and INT8 is let through whatever it says; ``python -m benchmarks.ship_gate``
 judges its answers. The machine's own peaks, of large matrix products in the three types, are timed in the same turns.
 
@@ -41,6 +43,7 @@ from torch import nn
 
 import convscale as cs
 from benchmarks.records import in_turns, replace_record, write_record
+from benchmarks.ship_peers_table import MODELS, ROWS, cells_of, records_in, table
 from convscale.artifact.artifact import Artifact, load_artifact, open_artifact
 from convscale.errors import UserError, first_line
 from convscale.formats.onnx import write_onnx
@@ -51,14 +54,8 @@ from convscale.runtimes.pytorch.runner import torch_threads
 from convscale.runtimes.silence import quiet
 from convscale.ship.forms import FORMS, export_forms, fastest_of, form_names
 
-MODELS = (
-    *("resnet50", "tresnet_m", "tresnet_l", "efficientnet_b0"),
-    *("efficientnet_b3", "mobilenetv2_100", "mixnet_m", "tf_efficientnet_lite0"),
-)
-ROWS = ("fp32", "bf16", "int8")
 CALIBRATION = 64
-EQUAL = 0.97
-"""From here on a ratio counts as equal."""
+IN_ORT = "ours, ONNX in ONNX Runtime"
 Call = Callable[[], object]
 
 
@@ -286,7 +283,8 @@ def peers(cell: Cell) -> Iterator[tuple[str, str, Callable[[], tuple[Call, str]]
         yield "fp32", f"timm {compiled}", partial(in_torch, cell, compiled=compiled, precision="fp32")
     for runtime in ("onnxruntime", "openvino"):
         yield "fp32", f"timm {runtime}", partial(in_file_runtime, cell, plain, runtime, ["fp32"])
-    yield "bf16", "timm compiled, bf16", partial(in_torch, cell, compiled="compiled", precision="amp")
+    for compiled in ("compiled", "compiled-frozen"):
+        yield "bf16", f"timm {compiled}, bf16", partial(in_torch, cell, compiled=compiled, precision="amp")
     yield "bf16", "timm openvino, bf16", partial(in_file_runtime, cell, plain, "openvino", ["bf16"])
     static = cell.folder / "peer-ort.onnx"
     yield "int8", "quantize_static by hand", partial(in_file_runtime, cell, static, "onnxruntime", ["fp32"])
@@ -300,16 +298,17 @@ def ours(cell: Cell) -> Iterator[Contender]:
     """Of each row the fastest of our forms, tuned at this batch."""
     forms = {place.name: load_artifact(place) for place in sorted((cell.folder / "forms").iterdir())}
     kinds = {name: _row_of(name) for name in forms}
-    for row in ROWS:
-        some: Any = {n: art for n, art in forms.items() if n == "onnx-fp32" or kinds[n] == row}
+    for row, label, runtimes in (*((row, "ours", None) for row in ROWS), ("int8", IN_ORT, ("onnxruntime",))):
+        fitting = [n for n in forms if kinds[n] == row and (runtimes is None or FORMS[n].format == "onnx")]
+        some: Any = {n: art for n, art in forms.items() if n == "onnx-fp32" or n in fitting}
         if row != "fp32" and len(some) == 1:
             continue
-        found = fastest_of(some, batch_sizes=(cell.batch,), threads=cell.threads)
-        trials = {n: t for n, t in found.again.items() if kinds.get(n) == row}
+        found = fastest_of(some, batch_sizes=(cell.batch,), threads=cell.threads, runtimes=runtimes)
+        trials = {n: t for n, t in found.again.items() if n in fitting}
         if not trials:
             continue
         name = min(trials, key=lambda n: trials[n].latency_s / trials[n].settings.batch_size)
-        yield Contender(row=row, label="ours", call=_opened(forms[name], trials[name].settings, cell), how=name)
+        yield Contender(row=row, label=label, call=_opened(forms[name], trials[name].settings, cell), how=name)
 
 
 def _row_of(form: str) -> str:
@@ -381,7 +380,7 @@ def run_cell(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for one in there:
         taken = np.array(times[f"{one.row} {one.label}"])
-        speeds = cell.batch / np.percentile(taken, (50, 25, 75))
+        speeds = cell.batch / np.percentile(taken, (50, 25, 75, 0, 100))
         rows.append(
             {
                 **about,
@@ -390,6 +389,7 @@ def run_cell(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "how": one.how,
                 "images_per_s": round(float(speeds[0]), 2),
                 "quartiles": [round(float(speeds[2]), 2), round(float(speeds[1]), 2)],
+                "range": [round(float(speeds[4]), 2), round(float(speeds[3]), 2)],
                 "p50_ms": round(1e3 * float(np.percentile(taken, 50)), 3),
                 "p99_ms": round(1e3 * float(np.percentile(taken, 99)), 3),
                 "calls": len(taken),
@@ -399,72 +399,6 @@ def run_cell(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
     for row in rows:
         replace_record(args.records, row, ("model", "batch_size", "threads", "row", "contender"))
     return rows
-
-
-def ratio_of(rows: Sequence[dict[str, Any]], kind: str) -> tuple[float, float, float, str] | None:
-    """Ours over the best peer of a row, the ends by the quartiles of both, and who that is."""
-    some = [row for row in rows if row["row"] == kind and "images_per_s" in row]
-    mine = next((row for row in some if row["contender"] == "ours"), None)
-    others = [row for row in some if row["contender"] != "ours"]
-    if mine is None or not others:
-        return None
-    best = max(others, key=lambda row: row["images_per_s"])
-    low, high = mine["quartiles"][0] / best["quartiles"][1], mine["quartiles"][1] / best["quartiles"][0]
-    return mine["images_per_s"] / best["images_per_s"], low, high, best["contender"]
-
-
-def records_in(path: Path) -> list[dict[str, Any]]:
-    """Those that are there."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def cells_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
-    """Records by network, batch and threads, in the networks' order."""
-    found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: (MODELS.index(r["model"]), r["batch_size"], r["threads"])):
-        found.setdefault((row["model"], row["batch_size"], row["threads"]), []).append(row)
-    return found
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """All records as Markdown: ratios first, then every speed."""
-    first = rows[0]["environment"]
-    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-    lines = [
-        "Made by `python -m benchmarks.ship_peers`; records: [ship_peers.jsonl](ship_peers.jsonl). "
-        f"{first['device_name']}, {first['cores']} cores, not measured on a GPU; {versions}. All contenders of a "
-        "line in turns in one process; medians, in brackets the quartiles. Random weights.",
-        "",
-        f"## Ours over the best by hand ({EQUAL} counts as equal)",
-        "",
-        "| network | px | batch | threads | fp32 | bf16 | int8 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (model, batch, threads), some in cells_of(rows).items():
-        cells = []
-        for kind in ROWS:
-            found = ratio_of(some, kind)
-            cells.append("" if found is None else f"{found[0]:.2f}x ({found[1]:.2f}-{found[2]:.2f}) of {found[3]}")
-        lines.append(f"| {model} | {some[0]['image_size']} | {batch} | {threads} | {' | '.join(cells)} |")
-    lines += ["", "## images/s", "", "| network | batch | threads | form | who | how | images/s | p50, p99 (ms) |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for (model, batch, threads), some in cells_of(rows).items():
-        for row in sorted(some, key=lambda r: (ROWS.index(r["row"]), -r.get("images_per_s", 0.0))):
-            start = f"| {model} | {batch} | {threads} | {row['row']} | {row['contender']} |"
-            if "failed" in row:
-                lines.append(f"{start} failed: {row['failed'].replace('|', '/')} | | |")
-                continue
-            low, high = row["quartiles"]
-            lines.append(
-                f"{start} {row['how']} | {row['images_per_s']:.1f} ({low:.1f}-{high:.1f}) | {row['p50_ms']:.1f}, "
-                f"{row['p99_ms']:.1f} |"
-            )
-    peaks = rows[-1]["peak_gflops"]
-    lines += [
-        "",
-        "Matrix products, GFLOP/s: " + ", ".join(f"{kind} {value:.0f}" for kind, value in peaks.items()) + ".",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -488,10 +422,7 @@ def main() -> None:
         folder = args.work / f"{model}-{size}"
         prepare(model, size, folder)
         for batch, threads in [] if args.prepare else [(b, t) for b in args.batch_sizes for t in args.threads]:
-            known = (
-                [json.loads(line) for line in args.records.read_text().splitlines()] if args.records.is_file() else []
-            )
-            if (model, batch, threads) in cells_of(known) and not args.again:
+            if (model, batch, threads) in cells_of(records_in(args.records)) and not args.again:
                 continue
             rows = run_cell(Cell(model=model, batch=batch, threads=threads, size=size, folder=folder), args)
             print("\n".join(map(json.dumps, rows)) if args.json else table(rows), flush=True)

@@ -34,6 +34,8 @@ from torch import nn
 from benchmarks.records import machine, replace_record
 
 MODELS = ("resnet50", "efficientnet_b0", "tresnet_m", "tresnet_m:batchnorm")
+KEYS = ("model", *(f"conditions.{name}" for name in ("batch", "size", "threads", "precision", "layout")))
+"""A row is of these; one of others leaves it alone."""
 
 
 def build(side: str, model: str) -> nn.Module:
@@ -156,7 +158,7 @@ def main() -> None:
             "conditions": conditions,
         }
         if options.output:
-            replace_record(options.output, record, ("model",))
+            replace_record(options.output, record, KEYS)
         text = f"{model:24} "
         if options.rounds:
             rates, iqr = record["images_per_s"], record["iqr_rel"]

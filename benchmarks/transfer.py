@@ -13,8 +13,9 @@ libraries; that both give the same features is checked.
 finetune: ``convscale.train`` with the recipe of that name. scratch: the recipe ``pictures``, fresh weights. probe:
 logistic regression on pooled features, its L2 chosen on validation. timm: create_model, create_loader,
 create_optimizer_v2 (AdamW), create_scheduler_v2 (cosine), ModelEmaV3 and LabelSmoothingCrossEntropy in a plain loop,
-with the batch, epochs and augmentation of finetune; on every split three settings of its learning rates are tried, and
-the one that is best on validation counts. Every method keeps the weights that were best on validation. fp32, channels
+with the batch, epochs and augmentation of finetune; on every split seven settings of its learning rates are tried, and
+the one that is best on validation counts. Where that is an end of the grid, the record and the summary say so: the peer
+may not have been at its best. Every method keeps the weights that were best on validation. fp32, channels
 last.
 """
 
@@ -26,7 +27,7 @@ import random
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,22 @@ METHODS = ("finetune", "scratch", "probe", "timm")
 MEAN, STD = (0.5,) * 3, (0.5,) * 3  # what Lite0 was trained with
 LEAST = 5
 """Pictures that a folder must hold to be a class."""
-TIMM_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3, "layer_decay": 0.85}, {"lr": 1e-3}, {"lr": 3e-4})
+TIMM_RATES: tuple[dict[str, Any], ...] = (
+    {"lr": 3e-3, "layer_decay": 0.85},
+    {"lr": 1e-3, "layer_decay": 0.85},
+    {"lr": 3e-4, "layer_decay": 0.85},
+    *({"lr": lr} for lr in (3e-3, 1e-3, 3e-4, 1e-4)),
+)
+KEYS = (
+    "benchmark",
+    "data",
+    "split",
+    "method",
+    *(f"conditions.{name}" for name in ("size", "epochs", "threads", "set")),
+)
+"""A row is of these; one of others leaves it alone."""
+USUAL = {"data": "stamps", "conditions.epochs": 10, "conditions.threads": 1, "conditions.set": []}
+"""Of rows that do not say so: docs/training.md has their command."""
 FIXED: dict[str, Any] = {"precision": "fp32", "layout": "nhwc"}
 
 
@@ -293,11 +309,21 @@ def run_split(data: DataSplits, method: str, options: argparse.Namespace, seed: 
     if method == "probe":
         return run_probe(data, options)
     if method == "timm":
-        return max(
+        best = max(
             (run_timm(data, options, seed, rates) for rates in TIMM_RATES),
             key=lambda result: result.detail["validation"],
         )
+        return replace(best, detail={**best.detail, "at_an_end": at_an_end(best.detail)})
     return run_ours(data, options, seed, pretrained=method == "finetune")
+
+
+def at_an_end(chosen: dict[str, Any]) -> bool:
+    """Whether a learning rate is the least or the largest that was tried with its layer decay: the best may lie
+    beyond.
+    """
+    decay = chosen.get("layer_decay")
+    tried = [rates["lr"] for rates in TIMM_RATES if rates.get("layer_decay") == decay]
+    return chosen["lr"] in (min(tried), max(tried))
 
 
 def summarise(records: list[dict[str, Any]]) -> str:
@@ -322,6 +348,8 @@ def summarise(records: list[dict[str, Any]]) -> str:
             else ""
         )
         lines.append(f"| {method} | {len(rows)} | {texts[0]} | {texts[1]} | {against} |")
+    if ends := [row["split"] for row in records if row["detail"].get("at_an_end")]:
+        lines += ["", f"timm's parts chose an end of their grid on split {', '.join(map(str, ends))}: widen it."]
     return "\n".join(lines) + "\n"
 
 
@@ -340,7 +368,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     records = []
-    conditions = {"size": options.size, "batch_size": 32, "torch": torch.__version__, "machine": machine()}
+    given = {name: getattr(options, name) for name in ("size", "epochs", "threads", "set")}
+    conditions = {**given, "batch_size": 32, "torch": torch.__version__, "machine": machine()}
     for split in range(options.splits):
         data = split_of(options.data_dir, split)
         for method in options.methods:
@@ -354,6 +383,7 @@ def main() -> None:
             records.append(
                 {
                     "benchmark": "transfer",
+                    "data": options.data_dir.resolve().name,
                     "split": split,
                     "method": method,
                     **vars(result),
@@ -368,7 +398,7 @@ def main() -> None:
                 flush=True,
             )
             if options.output:
-                replace_record(options.output, records[-1], ("benchmark", "split", "method"))
+                replace_record(options.output, records[-1], KEYS, usual=USUAL)
     if not options.json:
         print(summarise(records))
     if options.table:

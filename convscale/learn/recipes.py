@@ -56,9 +56,8 @@ RECIPES = {
         Recipe(
             name="small-long",
             source=(
-                "convscale's own: the recipe small for four times as many epochs, with the cutout and the smoothing of "
-                "weights that a longer "
-                "run needs"
+                "convscale's own: the recipe small-adamw for four times as many epochs, with the cutout and the "
+                "smoothing of weights that a longer run needs"
             ),
             epochs=40,
             batch_size=128,

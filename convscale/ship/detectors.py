@@ -40,9 +40,10 @@ from convscale.runtimes.base import runtimes_of
 from convscale.ship.box_metrics import Found, Truth, coco_metrics, matched, need_coco
 from convscale.ship.box_verification import BoxesWithheld, BoxVerification
 from convscale.ship.detector_card import detector_card
+from convscale.ship.float_layers import RANKING, rank_layers, search_float_layers
 from convscale.ship.layers import LAYER_OPERATORS, Layer
 from convscale.ship.pays import check_pays
-from convscale.ship.quantize import RANKING, quantize_file, rank_layers, routes_of, search_float_layers, spread
+from convscale.ship.quantize import quantize_file, routes_of, spread
 from convscale.ship.request import FLOAT_FILE, ExportRequest, need_space, noise_images, on_processor
 from convscale.ship.verify import passed_in
 

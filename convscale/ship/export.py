@@ -33,18 +33,16 @@ from convscale.runtimes.base import runtimes_of
 from convscale.ship.box_metrics import Truth
 from convscale.ship.card import model_card
 from convscale.ship.draft import Draft, Shared, draft, write_model
+from convscale.ship.float_layers import RANKING, rank_layers, search_float_layers
 from convscale.ship.layers import LAYER_OPERATORS, Layer, shipped_graph
 from convscale.ship.pays import PAYS_BATCH, check_pays, slower
 from convscale.ship.qat import fine_tune
 from convscale.ship.quantize import (
-    RANKING,
     ROUTES,
     SKETCH,
     quantize_file,
-    rank_layers,
     rescue_of,
     routes_of,
-    search_float_layers,
     spread,
     twin_of,
 )
@@ -308,15 +306,19 @@ def _export_int8(
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=".int8.") as place,
     ):
         shared = shared or Shared(folder=Path(place))
-        plain = replace(request, format="onnx", int8=False, bf16=False)
-        rival = sketch(net, Path(place) / "float", plain, shared)
+        plain = replace(request, int8=False)
+        rivals = [sketch(net, Path(place) / "float", replace(plain, format="onnx", bf16=False), shared)]
+        if request.bf16:  # what the rest is computed in is a form of its own, and faster than float32
+            rivals.append(sketch(net, Path(place) / "bf16", plain, shared))
         how = Settings(
             runtime=runtimes_of(request.format)[0],
-            threads=rival.threads or available_cores(),
+            threads=rivals[0].threads or available_cores(),
             streams=1,
             batch_size=PAYS_BATCH,
         )
-        seconds = {"float": first_look(rival, how)}
+        looks = [first_look(each, how) for each in rivals]
+        rival, floats = min(zip(rivals, looks, strict=True), key=lambda each: each[1])
+        seconds: dict[str, float] = {}
         usual = routes_of(request.format)
         for route in (*usual, *filter(None, map(twin_of, usual))):
             try:
@@ -324,7 +326,6 @@ def _export_int8(
                 seconds[route] = first_look(look, how)
             except UserError as reason:
                 reasons.append(reason)
-        floats = seconds.pop("float")
         for route, twin in [(route, twin_of(route)) for route in usual]:
             if twin in seconds and seconds[twin] * TWIN_GAIN > seconds.get(route, math.inf):
                 del seconds[twin]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from convscale.runtimes.base import installed_runtimes, no_bf16, runtime_of, run
 from convscale.ship.draft import Shared
 from convscale.ship.export import TWIN_GAIN, export_as, sketch, wants_qat
 from convscale.ship.form_table import FLOAT, FORMS
+from convscale.ship.qat import check_tunable
 from convscale.ship.quantize import ROUTES, routes_of
 from convscale.ship.request import ExportRequest, need_device, on_processor
 from convscale.ship.tune import (
@@ -415,11 +416,13 @@ def export_fastest(
         The artefact under ``out_dir``, whose record says what every form came to, and the same as a value.
 
     Raises:
-        UserError: as for export; or the device is not there.
+        UserError: as for export; or the device is not there; or there are too few calibration images for ``"qat"``.
         Withheld: not even the float form passed.
     """
     need_device(device)
     keywords["qat"] = wants_qat(int8)
+    if keywords["qat"]:
+        check_tunable(cast("np.ndarray | None", keywords.get("calibration_images")))
     int8 = bool(int8) and keywords.get("calibration_images") is not None
     request = ExportRequest(**keywords)  # pyright: ignore[reportArgumentType]
     size = request.image_size or (request.preprocessing.image_size if request.preprocessing else None)

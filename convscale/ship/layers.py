@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +60,15 @@ def shipped_graph(
         for node, name in zip(nodes, names, strict=True)
     ]
     return graph, layers, batch
+
+
+def products_of(graph: Any, values: Collection[str]) -> dict[str, str]:
+    """Of each of these values that an ONNX graph makes by a product and a sum, as exporters write a linear layer with
+    bias on maps or tokens, the product's name and the value's own, which is the sum's.
+    """
+    made = {node.output[0] for node in graph.node if node.op_type == "MatMul"}
+    sums = [node for node in graph.node if node.op_type == "Add" and node.output[0] in values]
+    return {name: node.output[0] for node in sums for name in node.input if name in made}
 
 
 def _module_name(node: fx.Node) -> str:

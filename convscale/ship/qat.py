@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from torch import fx
 from convscale.errors import UserError
 from convscale.formats.onnx import write_onnx
 from convscale.images.preprocess import Preprocessing
-from convscale.ship.layers import LAYER_OPERATORS
-from convscale.ship.quantize import quantize_file
+from convscale.ship.layers import LAYER_OPERATORS, products_of
+from convscale.ship.quantize import LAYERS, quantize_file
 
 MIN_IMAGES = 64
 """Fewer images than this are learnt by heart."""
@@ -191,13 +192,18 @@ def grid_of(graph: fx.GraphModule, images: np.ndarray, preprocessing: Preprocess
         quantize_file(source, target, route, batches, tuned=True)
         file, plain = onnx.load(os.fspath(target)).graph, onnx.load(os.fspath(source)).graph
     floats = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in plain.initializer}
-    weight_of = {node.output[0]: floats[node.input[1]] for node in plain.node if [*node.input, "", ""][1] in floats}
+    weighted = [node for node in plain.node if node.op_type in LAYERS and node.input[1] in floats]
+    largest_of = {node.name: _largest(node, floats[node.input[1]]) for node in weighted}
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in file.initializer}
     nodes = list(graph.graph.nodes)
     known = {node.name: node.target for node in nodes}
     layers = [node.name for node in nodes if node.target in LAYER_OPERATORS]
     # What a file calls otherwise than the graph: what comes in, and the last layer.
     names = {file.input[0].name: next(node.name for node in nodes if node.op == "placeholder"), LOGITS: layers[-1]}
+    products = products_of(plain, {*layers, LOGITS})
+    # By the nodes' own names: a quantiser may take out a ReLU, whose value its layer makes then.
+    outputs = {node.name: products.get(node.output[0], node.output[0]) for node in weighted}
+    layer_of = {name: names.get(value, value) for name, value in outputs.items()}
     makes = {name: node.op_type for node in file.node for name in node.output}
     rounded: dict[str, Levels] = {}
     scales: dict[str, np.ndarray] = {}
@@ -207,7 +213,6 @@ def grid_of(graph: fx.GraphModule, images: np.ndarray, preprocessing: Preprocess
     gates: dict[str, Levels] = {}
     for node in file.node:
         sources = [behind.get(name, name) for name in node.input]
-        made = names.get(node.output[0], node.output[0])
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             behind[node.output[0]] = sources[0]
             scale, zero = stored[node.input[1]], stored[node.input[2]]
@@ -216,13 +221,13 @@ def grid_of(graph: fx.GraphModule, images: np.ndarray, preprocessing: Preprocess
             elif scale.size == 1:
                 ends = np.iinfo(zero.dtype)
                 rounded[sources[0]] = (float(scale.item()), int(zero.item()), int(ends.min), int(ends.max))
-        elif made in layers:
+        elif (layer := layer_of.get(node.name, "")) in layers:
             if sources[0] in rounded:
-                inputs[made] = rounded[sources[0]]
-            if sources[1] in scales and (weight := weight_of.get(node.output[0])) is not None:
-                largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
-                weights[made] = float(np.median(largest / scales[sources[1]]))
+                inputs[layer] = rounded[sources[0]]
+            if sources[1] in scales:
+                weights[layer] = _levels(largest_of[node.name], scales[sources[1]], layer, route)
         elif node.op_type == "Mul":
+            made = names.get(node.output[0], node.output[0])
             gates.update((made, rounded[n]) for n in sources if makes.get(n) == "Sigmoid" and n in rounded)
     silu = (torch.ops.aten.silu.default, torch.ops.aten.silu_.default)
     return Grid(
@@ -231,6 +236,29 @@ def grid_of(graph: fx.GraphModule, images: np.ndarray, preprocessing: Preprocess
         weights=weights,
         gates={name: how for name, how in gates.items() if known.get(name) in silu},
     )
+
+
+def _largest(node: Any, weight: np.ndarray) -> np.ndarray:
+    """The largest size of a weight of each of a layer's outputs: a convolution's stand along the first axis, a
+    product's along the last, where it is not told to transpose them.
+    """
+    transposed = any(each.name == "transB" and each.i for each in node.attribute)
+    first = node.op_type == "Conv" or transposed
+    return np.abs(weight).max(axis=tuple(range(1, weight.ndim) if first else range(weight.ndim - 1)))
+
+
+def _levels(largest: np.ndarray, scales: np.ndarray, layer: str, route: str) -> float:
+    """How many steps of its scale the largest weight of an output is.
+
+    Raises:
+        UserError: the scales are of something else than the outputs.
+    """
+    if scales.size not in (1, largest.size):
+        raise UserError(
+            f"{route} gives the weights of {layer} {scales.size} scales for {largest.size} outputs, which can not be "
+            "fine-tuned for; use int8=True"
+        )
+    return float(np.median(largest / scales))
 
 
 def _batches(images: np.ndarray, preprocessing: Preprocessing) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Post-training INT8, and which layers must stay in float for the accuracy to hold.
+"""Post-training INT8.
 
 Two quantisers do it, each a row of ``ROUTES``: NNCF, and ONNX Runtime's own. 8-bit weights per channel, 8-bit
 activations per tensor, ranges from calibration images. Weights use half of their range, so that the 16-bit sums of
@@ -20,22 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import fx
 
 from convscale.errors import UserError, first_line
 from convscale.files import refusing_full
 from convscale.runtimes.signals import signal_stack_kept
 from convscale.runtimes.silence import quiet
-from convscale.ship.layers import Layer
-from convscale.stats import smallest_true
+from convscale.ship.layers import products_of
 
 MIN_CALIBRATION = 32
 """Fewer calibration images than this leave activation ranges to chance."""
 CALIBRATION = 300
 """Calibration images used at most; NNCF's own default."""
-RANKING = 8
-"""Images that the sensitivity of layers is ranked with."""
 SKETCH = 4
 """Images that a quantised network is made with where its speed is looked at, and nothing else."""
 
@@ -48,20 +43,6 @@ PERCENTILE_IMAGES = 64
 Quantiser = Callable[[Path, Path, Sequence[np.ndarray], Sequence[str]], None]
 """From a float ONNX file to a quantised file, by images as the network takes them, one in a batch; last come output
 names of layers to leave in float."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One try at quantising: which layers stayed in float, and what the rest cost."""
-
-    float_layers: tuple[str, ...]
-    """Names of the layers left in float."""
-    drop_points: float
-    """Accuracy points lost, or points of disagreement where there are no labels."""
-
-    def to_dict(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"float_layers": list(self.float_layers), "drop_points": self.drop_points}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +145,7 @@ def quantize_file(
         tuned: it has learnt to be rounded (:mod:`convscale.ship.qat`).
 
     Raises:
-        UserError: this network can not be quantised so.
+        UserError: this network can not be quantised so, or nothing of it.
     """
     try:
         with quiet(), signal_stack_kept():
@@ -172,6 +153,19 @@ def quantize_file(
             how(source, target, batches, float_values)
     except Exception as error:
         raise UserError(f"{route} can not quantise this network: {first_line(error)}") from error
+    if not _has_rounding(target):
+        beside = f" beside its {len(float_values)} layers that stay in float" if float_values else ""
+        raise UserError(f"{route} finds nothing to quantise in this network{beside}; leave int8 out")
+
+
+def _has_rounding(path: Path) -> bool:
+    """Whether anything is in 8 bits in a file that a quantiser wrote."""
+    import onnx
+
+    if path.suffix == ".xml":
+        return 'type="FakeQuantize"' in path.read_text(encoding="utf-8")
+    nodes = onnx.load(os.fspath(path), load_external_data=False).graph.node
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
 
 
 def _by_nncf(
@@ -194,7 +188,8 @@ def _by_nncf(
 
     model: Any = onnx.load(os.fspath(source))
     to_onnx = target.suffix == ".onnx"
-    names = [node.name for node in model.graph.node if node.output and node.output[0] in set(float_values)]
+    kept = {*float_values, *products_of(model.graph, float_values)}
+    names = [node.name for node in model.graph.node if node.output and node.output[0] in kept]
     if not to_onnx:
         # The converter joins what belongs together, SiLU above all: of a sigmoid and a product, as a file is read,
         # NNCF would quantise both branches.
@@ -287,7 +282,7 @@ def _by_onnx_runtime(
             quant_format=QuantFormat.QDQ,
             calibrate_method=CalibrationMethod.MinMax if percentile is None else CalibrationMethod.Percentile,
             op_types_to_quantize=[*LAYERS, *BETWEEN],
-            nodes_to_exclude=_stay_in_float(model.graph, set(float_values)),
+            nodes_to_exclude=_stay_in_float(model.graph, {*float_values, *products_of(model.graph, float_values)}),
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,  # signed: half as fast without AMX
@@ -397,96 +392,6 @@ ROUTES = {
     ),
 }
 """The quantisers by name, the usual one of each format first."""
-
-
-def rank_layers(graph: fx.GraphModule, batch: torch.Tensor, layers: Sequence[Layer]) -> list[Layer]:
-    """Layers by how far rounding each of them alone moves the logits, the farthest first.
-
-    Each layer's input and weight are rounded to 8 bits in turn and the rest of the network runs in float: one pass per
-    layer over a few images.
-
-    Args:
-        graph: the captured network, folded.
-        batch: a few images as it takes them.
-        layers: those to rank; a value of ``graph`` each.
-    """
-    wanted = {layer.value for layer in layers}
-
-    class Rounding(fx.Interpreter):
-        rounded = ""
-
-        def run_node(self, n: fx.Node) -> object:
-            if n.name != self.rounded:
-                return super().run_node(n)
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            source, weight, *rest = args
-            return super().call_function(n.target, (_round_tensor(source), _round_rows(weight), *rest), kwargs)
-
-    runner = Rounding(graph)
-    moved: dict[str, float] = {}
-    with torch.no_grad():
-        expected = _logits(runner.run(batch))
-        for node in graph.graph.nodes:
-            if node.name in wanted:
-                runner.rounded = node.name
-                moved[node.name] = float((_logits(runner.run(batch)) - expected).norm())
-    return sorted(layers, key=lambda layer: -moved.get(layer.value, 0.0))
-
-
-def search_float_layers(
-    ranked: Callable[[], Sequence[Layer]], total: int, attempt: Callable[[Sequence[Layer]], float], max_drop: float
-) -> tuple[list[Step], bool]:
-    """Leave the fewest sensitive layers in float that keep the accuracy.
-
-    None are tried first, then more and more of them up to half of all, then the gap is halved
-    (:func:`convscale.stats.smallest_true`).
-
-    Args:
-        ranked: gives the layers, most sensitive first; asked for only where quantising all of them loses too much.
-        total: how many layers there are; with more than half of them in float INT8 is given up.
-        attempt: quantises with these layers in float and gives the points lost.
-        max_drop: points that may be lost.
-
-    Returns:
-        The tries in order, the last one that which ``attempt`` left behind, and whether it keeps the accuracy.
-    """
-    steps: list[Step] = []
-    order: Sequence[Layer] = ()
-
-    def good(count: int) -> bool:
-        drop = attempt(order[:count])
-        steps.append(Step(float_layers=tuple(layer.name for layer in order[:count]), drop_points=drop))
-        return drop <= max_drop + 1e-9
-
-    fewest = 0 if good(0) else None
-    if fewest is None and total >= 2:
-        order = ranked()
-        fewest = smallest_true(good, 1, total // 2)
-    if fewest is not None and len(steps[-1].float_layers) != fewest:
-        good(fewest)  # what the last try left behind is another
-    return steps, fewest is not None
-
-
-def _round_tensor(x: torch.Tensor) -> torch.Tensor:
-    """256 levels from the smallest to the largest value."""
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high - low).clamp(min=1e-12) / 255
-    return torch.round(x / scale) * scale
-
-
-def _round_rows(weight: torch.Tensor) -> torch.Tensor:
-    """127 levels per output channel: half the range of 8 bits."""
-    scale = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True).clamp(min=1e-12) / 63
-    return torch.round(weight / scale) * scale
-
-
-def _logits(output: torch.Tensor | tuple[torch.Tensor, ...] | list[torch.Tensor]) -> torch.Tensor:
-    """A network gives its logits; one with baked preprocessing probabilities and logits; a detector scores before its
-    labels, which are whole numbers.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    return [each for each in output if each.is_floating_point()][-1]
 
 
 def _input_name(path: Path) -> str:

@@ -53,6 +53,22 @@ class Tiny(nn.Module):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
+class OnMaps(nn.Module):
+    """Linear layers on 4-d maps, as ConvNeXt has them: exporters write each as a product and a sum, or as a product
+    alone where there is no bias.
+    """
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.up, self.down = nn.Linear(8, 16, bias=bias), nn.Linear(16, 8, bias=bias)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(torch.relu(self.stem(x)).permute(0, 2, 3, 1))
+        return self.head(self.down(nn.functional.gelu(x)).mean((1, 2)))
+
+
 def randomise(net: nn.Module, image_size: int = 32, channels: int = 3, least_variance: float = 0.1) -> nn.Module:
     """Random norms (negative weights too), then statistics of one training pass, so that logits depend on the image.
 

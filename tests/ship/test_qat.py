@@ -21,10 +21,11 @@ from convscale.images.preprocess import Preprocessing
 from convscale.ship import export as export_module
 from convscale.ship.draft import Shared
 from convscale.ship.export import export
-from convscale.ship.qat import Grid, _distance, _divergence, _Rounded, fine_tune, grid_of
+from convscale.ship.forms import export_fastest
+from convscale.ship.qat import Grid, _distance, _divergence, _levels, _Rounded, fine_tune, grid_of
 from convscale.ship.quantize import quantize_file
 from convscale.ship.request import ExportRequest
-from tests.ship.conftest import randomise
+from tests.ship.conftest import OnMaps, randomise
 
 PRE = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -120,6 +121,33 @@ def test_the_grid_is_the_quantiser_s(pictures: np.ndarray) -> None:
     assert all(0 < scale <= 1 / 255 and zero == 0 for scale, zero, *_ in grid.gates.values()), "sigmoids lie in [0, 1]"
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("route", ["onnxruntime", "nncf"])
+def test_the_grid_of_linear_layers_on_maps_and_before_relu(route: str, bias: bool, pictures: np.ndarray) -> None:
+    """Weights are written transposed there, and ONNX Runtime's quantiser takes a ReLU into its convolution. Each
+    output's largest weight is 64 of its scales, or 63.5 where the range is -63.5 to 63.5.
+    """
+    torch.manual_seed(0)
+    graph = fold(OnMaps(bias), PRE.normalize(torch.from_numpy(pictures[:2])))
+    grid = grid_of(graph, pictures[:8], PRE, route)
+    levels = 64 if route == "onnxruntime" else 63.5
+    assert dict(grid.weights) == {
+        name: pytest.approx(levels, rel=1e-3) for name in ("conv2d", "linear", "linear_1", "linear_2")
+    }
+    gelu = grid.values["gelu"]
+    assert grid.inputs["linear_1"] == gelu
+    batch = PRE.normalize(torch.from_numpy(pictures[:8]))
+    with torch.no_grad():
+        error = (_Rounded(graph, grid).run(batch) - graph(batch)).norm() / graph(batch).norm()  # pyright: ignore
+    assert 1e-4 < error < 0.1
+
+
+def test_scales_of_something_else_than_outputs_are_told_in_one_line() -> None:
+    assert _levels(np.array([1.0, 2.0]), np.array([0.5]), "linear", "nncf") == 3.0
+    with pytest.raises(UserError, match="nncf gives the weights of linear 3 scales for 2 outputs"):
+        _levels(np.array([1.0, 2.0]), np.array([0.5, 0.5, 0.5]), "linear", "nncf")
+
+
 def by_onnx_runtime(graph: nn.Module, pictures: np.ndarray, folder: Path) -> np.ndarray:
     """Logits of the network as ONNX Runtime's own quantiser makes it."""
     folder.mkdir()
@@ -197,6 +225,9 @@ def test_a_twin_takes_the_weights_that_learnt_for_the_usual_route(
 def test_bad_input(pictures: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs at least 64 calibration images of the training set, got 10"):
         export(silus(), tmp_path / "a", int8="qat", calibration_images=pictures[:10], preprocessing=PRE)
+    for images in (None, pictures[:10]):  # the fastest form was float, and nothing was said
+        with pytest.raises(UserError, match=f"got {0 if images is None else 10}$"):
+            export_fastest(silus(), tmp_path / "a", int8="qat", calibration_images=images, preprocessing=PRE)
     with pytest.raises(UserError, match="int8 must be true, false or 'qat', got 'quick'"):
         export(silus(), tmp_path / "a", int8="quick", calibration_images=pictures, preprocessing=PRE)
     assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,9 @@ from convscale.errors import UserError
 from convscale.images.preprocess import Preprocessing
 from convscale.runtimes.openvino import OpenVinoRunner
 from convscale.ship.export import export
+from convscale.ship.float_layers import rank_layers, search_float_layers
 from convscale.ship.layers import Layer
-from convscale.ship.quantize import CALIBRATION, check_calibration, rank_layers, search_float_layers, spread
+from convscale.ship.quantize import CALIBRATION, check_calibration, spread
 from convscale.ship.verify import Withheld
 
 PRE = Preprocessing(image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
