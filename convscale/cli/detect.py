@@ -346,17 +346,17 @@ def choose_boxes(
 ) -> None:
     """``choose --task detection``."""
     from convscale.choice.basis import device_title
-    from convscale.choice.choose import choose
+    from convscale.choice.choose import DetectorOptions, choose
     from convscale.networks.names import spec_or_name
 
-    choice = choose(
-        task="detection",
-        head=head,
-        candidates=[spec_or_name(name) for name in models] if models else None,
-        detector=detector_options(pairs, timed=True),
-        progress=lambda text: None if as_json else say(text, err=True),
+    options: DetectorOptions = {
         **common,
-    )
+        "head": head,
+        "candidates": [spec_or_name(name) for name in models] if models else None,
+        "detector": detector_options(pairs, timed=True),
+        "progress": lambda text: None if as_json else say(text, err=True),
+    }
+    choice = choose(task="detection", **options)
     if as_json:
         print_json(choice.to_dict())
         return
