@@ -302,11 +302,9 @@ def _fit(
     if not asked.here and asked.where.runtime is None:
         run.note(_usual_runtime(run.basis.conditions))
     run.check()
-    if files is not None and files.foreign:
-        named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")
-        run.note(f"weights folder {files.folder}: no released weights are called as {named}, which is left out")
     run.find()
     run.compare()
+    run.check_input()
     with tracked(asked.track, folder, run.facts() if asked.track else {}, run.tell) as told:
         trained = run.train_winner(told)
         artifact = run.finish().ship(trained)

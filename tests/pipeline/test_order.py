@@ -82,7 +82,7 @@ def _released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[Opt
     reached = Reached(found=tuple((o.candidate, "pretrained") for o in options), unreached=())
     monkeypatch.setattr(Finder, "_reached", lambda self, files: reached)
     monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: tuple(options))
-    monkeypatch.setattr(Finder, "_members_instead", lambda self: None)
+    monkeypatch.setattr(Finder, "_members_instead", lambda self, rival: None)
     return finder.released(SimpleNamespace()), finder  # type: ignore[arg-type]
 
 
