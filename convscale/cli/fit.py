@@ -68,7 +68,7 @@ def fit_command(
     max_params: Annotated[float | None, typer.Option("--max-params", help="Millions of parameters.")] = None,
     confidence: Confidence = 0.8,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 2 where nothing keeps it, instead of training the fastest.")
+        bool, typer.Option("--strict", help="Exit with 2 where nothing keeps it, untrained, or what ships misses it.")
     ] = False,
     device: Device = "cpu",
     batch_size: Annotated[

@@ -239,16 +239,17 @@ def test_weights_that_nobody_released_are_refused_where_they_are_asked_for(
 
 def test_a_name_stands_for_weights(tmp_path: Path) -> None:
     """Nobody wrote that it should start from scratch; what is the user's own can start from nothing else."""
-    names, own = ["mobilenetv3_large_075", "timm:mobilenetv3_large_075"], replace(SPEC, name="mine")
+    names, own = ["mobilenetv3_large_075", "nf_seresnet26"], replace(SPEC, name="mine")
     file = tmp_path / "w.pth"
     torch.save({"w": torch.zeros(1)}, file)
     for given in (names, names[0], names[1]):
         with pytest.raises(UserError, match=r"nobody released weights of .*; scratch=True \(--scratch\) trains from"):
-            _request(candidates=given).check_networks(SPLITS)
-    _request(candidates=names[0], resume=True).check_networks(SPLITS)  # which an earlier version began
-    _request(candidates=names[0], start=Start(scratch=True)).check_networks(SPLITS)
-    _request(candidates=names[0], start=Start(file=file)).check_networks(SPLITS)
-    _request(candidates=[names[0], own]).check_networks(SPLITS)
+            _request(candidates=given, image_size=224).check_networks(SPLITS)
+    _request(candidates=names[0], image_size=224, resume=True).check_networks(SPLITS)  # which an earlier version began
+    _request(candidates=names[0], image_size=224, start=Start(scratch=True)).check_networks(SPLITS)
+    _request(candidates=names[0], image_size=224, start=Start(file=file)).check_networks(SPLITS)
+    _request(candidates=[names[0], own], image_size=224).check_networks(SPLITS)
+    _request(candidates=names[0]).check_networks(SPLITS)  # small images are learned from scratch anyway
 
 
 class Untraceable(Net):

@@ -47,7 +47,7 @@ def _found(
     def candidates(self: Finder, wanted: Any, sizes: Any) -> list[Candidate]:
         (one,), (size,) = wanted, sizes
         assert size == 96
-        return [small[one.removeprefix("timm:")].candidate]
+        return [small[one].candidate]
 
     def judged(self: Finder, pool: list[Candidate]) -> tuple[Option, ...]:
         return tuple(small[c.name] if c.image_size == 96 else o for c in pool for o in options if o.name == c.name)
