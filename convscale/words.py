@@ -61,12 +61,13 @@ def percent(share: float | None, decimals: int = 1) -> str:
 
 def interval(ends: Sequence[float] | None, decimals: int = 1) -> str:
     """The ends of an interval of a share: ``81.2 % to 90.4 %``; empty where there is none."""
-    return "" if not ends else f"{percent(ends[0], decimals)} to {percent(ends[1], decimals)}"
+    return "" if not ends or len(ends) != 2 else f"{percent(ends[0], decimals)} to {percent(ends[1], decimals)}"
 
 
 def surely(ends: Sequence[float] | None, decimals: int = 1) -> str:
     """The same behind a share: `` (95 % interval 81.2 % to 90.4 %)``."""
-    return f" (95 % interval {interval(ends, decimals)})" if ends else ""
+    text = interval(ends, decimals)
+    return f" (95 % interval {text})" if text else ""
 
 
 def accuracy(value: float | None) -> str:

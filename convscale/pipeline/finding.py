@@ -137,10 +137,11 @@ class Finder(Timer):
         return (*options, *fewer), kept
 
     def _say_left_out(self, options: Sequence[Option]) -> None:
-        """Why networks that were named are none of those that are compared: they can not be traced or timed, or do not
-        take the size.
+        """Why networks that were named are none of those that are compared: they can not be traced or timed, do not
+        take the size, or are above a limit on theirs.
         """
-        reasons = {o.label: why for o in options if (why := o.candidate.why_not or o.facts.failed)}
+        judged = {o.label: judge(o, self._sizes_alone) for o in options}
+        reasons = {label: why for label, (verdict, why) in judged.items() if verdict == "no"}
         for label, why in list(reasons.items())[:NAMED]:
             self._remark(f"left out: {label}: {why}")
         if len(reasons) > NAMED:
@@ -338,6 +339,9 @@ class Finder(Timer):
                 raise UserError(
                     f"no network that was named keeps {self.constraint}; raise a limit or name a smaller one"
                 )
+            for one in self.asked.networks:
+                if one not in within:
+                    self._remark(f"left out: {one.spec.name}: larger than {self._sizes_alone}")
             if not (timed := self._timed([(one, one.spec.name) for one in within], tuned=self.basis.tuned)):
                 batch = self.basis.conditions.batch_size
                 raise DoesNotFit(f"no network that was named fits in memory at batch {batch}; take a smaller batch")

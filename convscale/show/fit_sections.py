@@ -170,8 +170,8 @@ def _machine_of(measurement: Timed | None) -> str:
 def _accuracy_tile(fit: FitRecord) -> str:
     if fit.top1 is None:
         return ""
-    ends = fit.evaluation.top1_interval
-    interval = f"95 % interval {words.interval(ends)} · " if ends else ""
+    ends = words.interval(fit.evaluation.top1_interval)
+    interval = f"95 % interval {ends} · " if ends else ""
     images = f"{words.count(fit.evaluation.n)} test images" if fit.evaluation.n else "the test images"
     several = fit.evaluation.mean_average_precision is not None
     title, interval = ("Mean average precision", "") if several else ("Test accuracy", interval)

@@ -109,17 +109,21 @@ def test_what_was_named_and_is_not_compared_is_said(tmp_path: Path, monkeypatch:
     refused = dataclasses.replace(
         refused, candidate=dataclasses.replace(refused.candidate, why_not="refused takes multiples of 32"), verdict="no"
     )
-    options = [good, untraced, refused]
+    large = dataclasses.replace(
+        _option("large", 200, 90.0, "no"), facts=dataclasses.replace(good.facts, params=60_000_000)
+    )
+    options = [good, untraced, refused, large]
     reached = Reached(found=tuple((o.candidate, "pretrained") for o in options), unreached=())
     monkeypatch.setattr(Finder, "_reached", lambda self, files: reached)
     monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: tuple(options))
-    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=150), named=("good", "untraced", "refused"))
+    finder = _finder(_record(tmp_path, []), Constraint(min_throughput=150, max_params_m=4), named=("good",))
     kept = finder.released(SimpleNamespace())  # type: ignore[arg-type]
     assert kept is not None
     assert [c.name for c in kept.contenders] == ["good"]
     assert finder.record.now.choice_notes == (
         "left out: untraced @224: operator aten::x can not be traced",
         "left out: refused @224: refused takes multiples of 32",
+        "left out: large @224: too large: 60.0 M parameters, at most 4 M",
     )
 
 

@@ -423,6 +423,8 @@ def test_limits_on_size_hold_for_networks_that_were_named(tmp_path: Path, monkey
         record, limits = _record(tmp_path / str(limit), rows), Constraint(min_throughput=100, max_params_m=limit)
         finder = _finder(record, limits, named=("x",), networks=specs)
         assert [c.name for c in finder.scaled().contenders] == left
+        note = f"left out: mobilenetv2_100: larger than at most {limit} M parameters"
+        assert record.now.choice_notes == ((note,) if len(left) == 1 else ())
     finder = _finder(record, Constraint(min_throughput=100, max_params_m=0.5), named=("x",), networks=specs)
     with pytest.raises(UserError, match="no network that was named keeps"):
         finder.scaled()

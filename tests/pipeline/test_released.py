@@ -193,7 +193,7 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
     assert "compiled, amp, nchw, batch 64, 64 px, model only. Asked for were 1,000 images/s" in card
     _finish(made, as_json=False)
     speed = "images/s on l4 (compiled)"
-    assert f"right; predicted {rate(told.images_per_s)} {speed}; artefact" in " ".join(capsys.readouterr().out.split())
+    assert f"%); predicted {rate(told.images_per_s)} {speed}; artefact" in " ".join(capsys.readouterr().out.split())
     assert f"is predicted to run at {rate(told.images_per_s)} {speed} and is right" in verdict(made.result)
     _confirm_by_stand_ins(made.output / "artifact", monkeypatch)
 
