@@ -7,12 +7,15 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from convscale.errors import UserError
 
+BUSY = "this machine is busy"
+"""How a line begins that says so."""
 _LIBRARIES = ("torch", "torchvision", "timm", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf")
 
 
@@ -161,6 +164,37 @@ def busy() -> str:
     cores = available_cores()
     if load <= 0.5 * cores:
         return ""
+    return f"{BUSY} (load {load:.1f} on {cores} core{'s' * (cores > 1)}): speeds measured now may be too low"
+
+
+def busy_now(seconds: float = 0.5) -> str:
+    """As ``busy``, of the next moment alone and of other processes alone: for after this one kept the cores busy
+    itself, which the load average of the last minute is full of.
+    """
+    cores = available_cores()
+    before, mine, start = _core_seconds(), sum(os.times()[:4]), time.monotonic()
+    time.sleep(seconds)
+    after, spent = _core_seconds(), sum(os.times()[:4]) - mine
+    if before is None or after is None:
+        return ""
+    others = (after - before - spent) / (time.monotonic() - start)
+    if others <= 0.5 * cores:
+        return ""
     return (
-        f"this machine is busy (load {load:.1f} on {cores} core{'s' * (cores > 1)}): speeds measured now may be too low"
+        f"{BUSY} (others keep {others:.1f} of {cores} core{'s' * (cores > 1)} at work): speeds measured "
+        "now may be too low"
     )
+
+
+def _core_seconds() -> float | None:
+    """Seconds that the cores that this process may run on worked since they were started; None: nobody says so."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    try:
+        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
+        ticks = [[int(text) for text in fields] for name, *fields in lines if name in mine]
+    except (OSError, ValueError):
+        return None
+    # in order: user, nice, system, idle, waiting for a disk, interrupts, soft ones, taken by another machine's guest
+    return sum(sum(of[:3]) + sum(of[5:8]) for of in ticks) / os.sysconf("SC_CLK_TCK")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, ends of lines, marks that turn the direction of writing, and what is no character at all."""
@@ -57,6 +57,17 @@ def percent(share: float | None, decimals: int = 1) -> str:
         if float(text) == 100:
             return f"just under {100 * share:.0f} %"
     return f"{text} %"
+
+
+def interval(ends: Sequence[float] | None, decimals: int = 1) -> str:
+    """The ends of an interval of a share: ``81.2 % to 90.4 %``; empty where there is none."""
+    return "" if not ends or len(ends) != 2 else f"{percent(ends[0], decimals)} to {percent(ends[1], decimals)}"
+
+
+def surely(ends: Sequence[float] | None, decimals: int = 1) -> str:
+    """The same behind a share: `` (95 % interval 81.2 % to 90.4 %)``."""
+    text = interval(ends, decimals)
+    return f" (95 % interval {text})" if text else ""
 
 
 def accuracy(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
@@ -15,7 +15,7 @@ from convscale.choice.decide import Aligned, Choice, Option, decide
 from convscale.choice.facts import NetworkFacts, SizedSpec
 from convscale.choice.largest import Effort
 from convscale.choice.measured import Bench, chosen_among, explore, might_keep, sized_spec_of
-from convscale.choice.rows import Rows, by_rows, kind_of, note_of, read_rows, rows_of, with_kinds
+from convscale.choice.rows import Rows, as_it_is, by_rows, kind_of, note_of, read_rows, rows_of, with_kinds
 from convscale.choice.speeds import Say, facts_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError, check_text, check_whole, naming_extras
@@ -255,9 +255,10 @@ def choose_from(
     aligned: bool = True,
     notes: tuple[str, ...] = (),
     rows: Rows | None = None,
+    seen: Callable[[Option], Option] = as_it_is,
 ) -> Choice:
     """``choose`` by values: the candidates, the basis they are compared on, the constraint and the effort; ``notes`` of
-    the caller come before its own; ``rows`` were measured on the device.
+    the caller come before its own; ``rows`` were measured on the device; an option is judged as ``seen`` gives it.
     """
     relatives = relatives_of(pool) if aligned and basis.predicted else []
     networks = [SizedSpec(c.spec, c.image_size) for c in (*pool, *(r for _, r in relatives)) if not c.why_not]
@@ -265,7 +266,7 @@ def choose_from(
     predictions = facts
     if rows is not None:
         facts = by_rows(facts, rows)
-    options = [_option(candidate, facts, basis) for candidate in pool]
+    options = [seen(_option(candidate, facts, basis)) for candidate in pool]
     notes += _notes(options, constraint, basis)
     floor = constraint.floor(basis.conditions.batch_size)
     bench = None

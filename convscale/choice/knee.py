@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from convscale.choice.basis import Basis
@@ -12,7 +12,7 @@ from convscale.choice.decide import Option, front_of, judge
 from convscale.choice.facts import NetworkFacts, SizedSpec
 from convscale.choice.largest import Effort
 from convscale.choice.measured import Bench
-from convscale.choice.rows import Rows, by_rows
+from convscale.choice.rows import Rows, as_it_is, by_rows
 from convscale.choice.speeds import facts_of
 from convscale.conditions import Constraint
 from convscale.errors import UserError
@@ -40,6 +40,7 @@ def survey(
     effort: Effort,
     rows: Rows | None = None,
     constraint: Constraint = NO_LIMIT,
+    seen: Callable[[Option], Option] = as_it_is,
 ) -> Front | None:
     """The front of a device: by prediction from all candidates, by measurement from a few that span it; None where all
     are above a limit on size.
@@ -49,6 +50,7 @@ def survey(
         basis: where and how.
         effort, rows: as for ``choose_from``.
         constraint: limits on parameters and memory.
+        seen: as for ``choose_from``.
 
     Raises:
         UserError: no candidate has an accuracy and a speed.
@@ -60,7 +62,7 @@ def survey(
         facts = by_rows(facts, rows)
     options = [_option(c, facts, basis) for c in claimed]
     usable = [o for o in options if not o.facts.failed]
-    options = [o for o in usable if judge(o, constraint)[0] != "no"]
+    options = [o for o in usable if judge(seen(o), constraint)[0] != "no"]
     if usable and not options:
         return None
     if not basis.predicted:

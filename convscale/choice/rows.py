@@ -294,3 +294,8 @@ def with_kinds(judged: Judged) -> Judged:
     front = tuple(best if o is judged.best else said(o) for o in judged.front)
     options = tuple(best if o is judged.best else new for o, new in zip(judged.options, parts["options"], strict=True))
     return Judged(best=best, front=front, **{**parts, "options": options})
+
+
+def as_it_is(option: Option) -> Option:
+    """The option: it is judged as it was counted."""
+    return option

@@ -34,6 +34,7 @@ from convscale.cli.options import (
     say,
 )
 from convscale.cli.speed_options import Device
+from convscale.errors import UserError
 from convscale.networks.names import spec_or_name
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def fit_command(
     max_params: Annotated[float | None, typer.Option("--max-params", help="Millions of parameters.")] = None,
     confidence: Confidence = 0.8,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 2 where nothing keeps it, instead of training the fastest.")
+        bool, typer.Option("--strict", help="Exit with 2 where nothing keeps it, untrained, or what ships misses it.")
     ] = False,
     device: Device = "cpu",
     batch_size: Annotated[
@@ -210,7 +211,7 @@ def fit_command(
             track=track,
             overrides=overrides_of(sets),
         )
-    _finish(run, as_json)
+    _finish(run, as_json, strict=strict)
 
 
 def demo_command(
@@ -232,8 +233,12 @@ def demo_command(
     _finish(run, as_json)
 
 
-def _finish(run: FitRun, as_json: bool) -> None:
-    """Print the result; exit with 3 where the constraint is missed."""
+def _finish(run: FitRun, as_json: bool, *, strict: bool = False) -> None:
+    """Print the result; exit with 3 where the constraint is missed.
+
+    Raises:
+        UserError: it is missed, which ``strict`` refuses.
+    """
     if as_json:
         keys = ("winner", "evaluation", "verification", "artifact", "timings", "constraint", "missed")
         record = run.record
@@ -248,7 +253,10 @@ def _finish(run: FitRun, as_json: bool) -> None:
         if result.artifact.measurement is None and told is not None and under is not None:
             speed = f"predicted {words.rate(told.images_per_s)} images/s on {under.device} ({under.runtime}); "
         say(
-            f"{result.winner.name}: {words.percent(result.top1, 2)} {right} {images}{'' if several else ' right'}; "
+            f"{result.winner.name}: {words.percent(result.top1, 2)} {right} {images}"
+            f"{'' if several else f' right{words.surely(result.evaluation.top1_interval)}'}; "
             f"{speed}artefact {run.output / 'artifact'}, report {run.report}"
         )
+    if strict and run.missed:
+        raise UserError(f"{run.missed}; --strict refuses it, the artefact stays in {run.output / 'artifact'}")
     end_where_missed(run.missed)

@@ -58,6 +58,16 @@ class Sizes:
         """Of the images that were looked at."""
         return self.smaller / self.checked if self.checked else 0.0
 
+    @property
+    def warning(self) -> str:
+        """A line, where many are smaller than the input; else empty."""
+        if self.share <= MANY_SMALL:
+            return ""
+        return (
+            f"{words.percent(self.share, 0)} of {self.checked:,} train images looked at are smaller than the input of "
+            f"{size_text(self.input)} px: enlarging them adds time, no detail; try a smaller input"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
@@ -146,12 +156,7 @@ class DataCheck:
         return f"{words.percent(self.largest_share)} of the train images are {self.largest_class.name}: {advice}"
 
     def _small(self) -> str:
-        if self.sizes is None or self.sizes.share <= MANY_SMALL:
-            return ""
-        return (
-            f"{words.percent(self.sizes.share, 0)} of {self.sizes.checked:,} train images looked at are smaller than "
-            f"the input of {size_text(self.sizes.input)} px: enlarging them adds time, no detail; try a smaller input"
-        )
+        return "" if self.sizes is None else self.sizes.warning
 
     def _undecodable(self) -> str:
         bad = self.duplicates.undecodable
@@ -202,7 +207,7 @@ def check_data(
         largest_class=counted(largest),
         without_validation=_untested(splits.train, splits.validation),
         without_test=_untested(splits.train, splits.test),
-        sizes=None if size is None else _sizes(splits.train, size),
+        sizes=None if size is None else sizes_of(splits.train, size),
         duplicates=found,
         notes=splits.notes,
         left_out=splits.preflight,
@@ -257,8 +262,8 @@ def _untested(train: Split, other: Split) -> tuple[str, ...]:
     return tuple(train.classes[label] for label in np.flatnonzero(missing))
 
 
-def _sizes(split: Split, size: Size) -> Sizes:
-    """By the files' headers, without decoding."""
+def sizes_of(split: Split, size: Size) -> Sizes:
+    """How large a split's images are against an input, by the files' headers, without decoding."""
     height, width = sides(size)
     chosen = evenly(len(split), MOST_SIZES).tolist()
     if isinstance(split, ArraySplit):

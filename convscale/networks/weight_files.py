@@ -40,8 +40,6 @@ class WeightFiles:
     """The user's (``--weights-dir``); None: there is none."""
     given: dict[str, Path] = field(default_factory=dict)
     """Files that were named one by one, by the name of the weights."""
-    foreign: tuple[str, ...] = ()
-    """Names of files of weights in the folder that are named by no tag."""
 
     def __post_init__(self) -> None:
         if self.folder is not None:
@@ -97,27 +95,31 @@ class WeightFiles:
         except (URLError, OSError, ValueError):
             return False
 
-    def check_folder(self, known: Iterable[str]) -> tuple[str, ...]:
-        """Names in the user's folder that belong to none of the weights called ``known``.
+    def check_folder(self, known: Iterable[str]) -> None:
+        """See that the user's folder has weights, and that all its files of weights are of some called ``known``:
+        others may be what was meant by a name, and nobody would be told. What else lies there (a README, say) is none.
 
         Raises:
-            UserError: all of them.
+            UserError: a file of weights is named as none of them, or there is nothing of any.
         """
         if self.folder is None:
-            return ()
+            return
         mine: set[str] = set()
         for name in known:
             repository = hub_id(name)
             mine |= {name, repository.rpartition("/")[2], f"models--{repository.replace('/', '--')}"}
         names = sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
         foreign = tuple(name for name in names if name not in mine and _without_suffix(name) not in mine)
-        if len(foreign) == len(names):
-            holds = f"holds {', '.join(foreign[:3])}" if foreign else "is empty"
-            raise UserError(
-                f"weights folder {self.folder} {holds}; files must be named by tag, as in "
-                "tf_efficientnet_lite0.in1k.safetensors, or lie as in the hub's cache"
-            )
-        return foreign
+        files = tuple(name for name in foreign if name.endswith(SUFFIXES) and (self.folder / name).is_file())
+        if not files and len(foreign) < len(names):
+            return
+        named = files or foreign
+        more = ", ..." if len(named) > 3 else ""
+        holds = f"holds {', '.join(named[:3])}{more}" if named else "is empty"
+        raise UserError(
+            f"weights folder {self.folder} {holds}; files must be named by tag, as in "
+            "tf_efficientnet_lite0.in1k.safetensors, or lie as in the hub's cache"
+        )
 
 
 def hub_id(name: str) -> str:

@@ -51,6 +51,7 @@ def row_of_option(o: Option, weights: Path | str | None, basis: Basis, rows: Row
         spec=o.spec.to_dict() if isinstance(o.spec, NetSpec) else None,
         origin=o.spec.origin if isinstance(o.spec, Foreign) else None,
         licence=o.candidate.licence,
+        extra_data=o.candidate.extra_data if o.candidate.licence else None,
     )
 
 

@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
-from convscale.arch.small import for_image_size
 from convscale.arch.spec import NetSpec
-from convscale.arch.zoo import as_spec
-from convscale.choice.basis import Basis
 from convscale.choice.candidates import Candidate, candidates_of
 from convscale.choice.choose import choose_from
-from convscale.choice.decide import NothingKeeps, Option, trade_of
-from convscale.choice.facts import SizedSpec, Speed
+from convscale.choice.decide import NothingKeeps, Option, judge, trade_of
+from convscale.choice.facts import SizedSpec
 from convscale.choice.knee import Front, survey
 from convscale.choice.largest import Effort
-from convscale.choice.measured import Bench, sized_spec_of, speed_of, time_forms
+from convscale.choice.measured import Bench, sized_spec_of
 from convscale.choice.members import Found, families_for, largest_member, members
-from convscale.choice.rows import by_rows
-from convscale.choice.speeds import Say, facts_of
-from convscale.conditions import Conditions, Constraint
+from convscale.conditions import Constraint
 from convscale.cost.counting import count
 from convscale.errors import DoesNotFit, UserError
-from convscale.images.splits import DataSplits
 from convscale.learn.recipe import Recipe
 from convscale.networks.resolve import Named
 from convscale.networks.weight_files import WeightFiles
-from convscale.pipeline.again import NARROW, faster, larger_again, timed_again
+from convscale.pipeline.again import NARROW, larger_again, timed_again
 from convscale.pipeline.candidate_rows import (
     Verdicts,
     judged_row,
-    new_row,
     options_near,
-    predicted_part,
     row_of_option,
-    timed_part,
 )
 from convscale.pipeline.contender import Contender, Kept, at_own_size, build, name_to_find
+from convscale.pipeline.data_head import as_on_data, judged_on_data, params_on
 from convscale.pipeline.heads import candidates_with_head, with_head
 from convscale.pipeline.probing import Prober
-from convscale.pipeline.reach import Reached, best_out_of_reach, reach
-from convscale.pipeline.record import RunRecord
-from convscale.pipeline.request import FitRequest, Given
-from convscale.pipeline.smaller import smaller_sizes
-from convscale.runtimes.base import file_runtimes
-from convscale.show.fit_parts import Candidate as Row
-from convscale.show.fit_parts import Timed
-from convscale.speed.measuring import measure, measure_calmly, whole_batch
-from convscale.stats import reached_with
+from convscale.pipeline.reach import NAMED, Reached, best_out_of_reach, reach
+from convscale.pipeline.request import Given
+from convscale.pipeline.smaller import LEAST_SIZE, least_sizes, smaller_sizes
+from convscale.pipeline.timing import Timer
 from convscale.words import odds, plural
 
-REFERENCE, REFERENCE_SHARE = "resnet18", 1.0
-"""From scratch, where no speed is asked for: this share of this network's speed on the device is. Small images give it
-a gentler stem."""
 BUDGET = 12
 """Networks that are measured at most, where this machine is the device."""
 ROWS = 40
@@ -68,36 +52,8 @@ brought (results/ship.jsonl: ResNet-50 in 8 bits, with AMX, over ONNX Runtime)."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Finder:
+class Finder(Timer):
     """Looks for networks that keep a constraint, and writes down what it tried."""
-
-    asked: FitRequest
-    splits: DataSplits
-    basis: Basis
-    constraint: Constraint
-    record: RunRecord
-    folder: Path
-    say: Say
-    loaded: bool = False
-    """Whether other work kept this machine busy when its speeds began to be taken."""
-
-    @property
-    def floor(self) -> float:
-        """Images/s to keep."""
-        return self.constraint.floor(self.basis.conditions.batch_size)
-
-    @property
-    def wanted(self) -> str:
-        """What must be kept, in words."""
-        sure = f" with probability {self.constraint.confidence:g}" if self.basis.predicted else ""
-        return f"{self.constraint}{sure}"
-
-    @property
-    def plain(self) -> Conditions:
-        """Conditions of a quick timing: one runtime as it comes."""
-        c = self.basis.conditions
-        named = self.basis.within or file_runtimes(c.device)[0]
-        return replace(c, runtime=named, precision="fp32") if self.basis.tuned else c
 
     # ------------------------------------------------------------ released weights
 
@@ -115,34 +71,81 @@ class Finder:
             options = self._again(options)
         places = {candidate.name: place for candidate, place in pool}
         kept = self._keeping(options)
-        if not kept and self.asked.image_size is None and (smaller := self._smaller(options)):
-            self.say("nothing keeps the speed at its published image size: smaller images are tried")
-            fewer = self._judged_options(smaller)
-            if self.loaded:
-                fewer = self._again(fewer)
-            if kept := self._keeping(fewer):
-                self.record.add_note(
-                    f"no released network keeps {self.wanted} at the image size of its published accuracy: those "
-                    "compared take smaller images, at which nobody published one"
-                )
-            options = (*options, *fewer)
+        if not kept and self.asked.image_size is None:
+            options, kept = self._on_smaller_images(options)
+        if self.asked.named is not None:
+            self._say_left_out(options)
         timed = [o for o in options if o.images_per_s is not None and not o.candidate.why_not]
         if not timed:
             return self._small_enough(reached, options)
+        timed = [o for o in timed if judge(o, self._sizes_alone)[0] != "no"] or timed
         fastest = max(timed, key=lambda o: o.images_per_s or 0.0)
         likely = kept or self._likely(options)
         best_first = sorted(likely, key=lambda o: (-o.accuracy, -(o.images_per_s or 0.0)))[:PROBED] or [fastest]
         self._write_options(options, best_first, places)
         self._say_out_of_reach(reached, best_first[0].top1 if kept else None, options)
-        if not kept and self.asked.named is None and (instead := self._members_instead()) is not None:
-            self._say_trade(None, options)
-            return instead
+        if not kept and self.asked.named is None:
+            rival = math.inf if likely else self._rival(fastest)
+            if (instead := self._members_instead(rival)) is not None:
+                self._say_trade(None, options)
+                return instead
         if kept:
             self._say_trade(best_first[0].top1, options)
         return Kept(
             contenders=tuple(self._contender(o, places[o.name]) for o in best_first),
             missed="" if kept else self._missed(likely, fastest),
         )
+
+    @property
+    def _sizes_alone(self) -> Constraint:
+        """The limits on parameters and memory."""
+        return replace(self.constraint, min_throughput=None, max_latency_ms=None)
+
+    def _rival(self, fastest: Option) -> float:
+        """The speed of the fastest weights that a scaled member has to beat; 0 where they are too large."""
+        return 0.0 if judge(fastest, self._sizes_alone)[0] == "no" else self.sure_of(fastest)
+
+    def _on_smaller_images(self, options: tuple[Option, ...]) -> tuple[tuple[Option, ...], list[Option]]:
+        """All options with those on smaller images, and which of these keep the constraint: at the largest images at
+        which they should; where none should, not even as likely as not, the fastest weights at the smallest.
+        """
+        if pool := self._smaller(options):
+            self.say("nothing keeps the speed at its published image size: smaller images are tried")
+            options, kept = self._with_more(options, pool)
+            if kept:
+                return options, kept
+        if not self._likely(options) and (pool := self._smallest(options)):
+            self.say(f"nothing should keep the speed: the fastest are tried at the smallest images, {LEAST_SIZE} px")
+            try:
+                return self._with_more(options, pool)
+            except UserError as error:  # what does not run so small stays at its own size
+                self.say(f"left out: {error}")
+        return options, []
+
+    def _with_more(
+        self, options: tuple[Option, ...], pool: Sequence[Candidate]
+    ) -> tuple[tuple[Option, ...], list[Option]]:
+        """Options with those of a pool on smaller images, judged; and which of these keep the constraint."""
+        fewer = self._judged_options(pool)
+        if self.loaded:
+            fewer = self._again(fewer)
+        if kept := self._keeping(fewer):
+            self.record.add_note(
+                f"no released network keeps {self.wanted} at the image size of its published accuracy: those "
+                "compared take smaller images, at which nobody published one"
+            )
+        return (*options, *fewer), kept
+
+    def _say_left_out(self, options: Sequence[Option]) -> None:
+        """Why networks that were named are none of those that are compared: they can not be traced or timed, do not
+        take the size, or are above a limit on theirs.
+        """
+        judged = {o.label: judge(o, self._sizes_alone) for o in options}
+        reasons = {label: why for label, (verdict, why) in judged.items() if verdict == "no"}
+        for label, why in list(reasons.items())[:NAMED]:
+            self._remark(f"left out: {label}: {why}")
+        if len(reasons) > NAMED:
+            self._remark(f"left out for such reasons: {len(reasons) - NAMED} more of those that were named")
 
     def _small_enough(self, reached: Reached, options: Sequence[Option]) -> Kept:
         """Scaled members in the place of released weights none of which keeps the limits on size, so that none was
@@ -163,7 +166,9 @@ class Finder:
         """What it costs that the weights of some can not be had; ``mine``: as for ``Reached.lost``."""
         if self.asked.named is None and reached.unreached:
             rows = self.asked.rows
-            found = best_out_of_reach(reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows)
+            found = best_out_of_reach(
+                reached.unreached, mine or 0.0, options, self.basis, self.constraint, rows, self._on_data
+            )
             self._remark(reached.lost(found[0], mine, looked=found[1]))
 
     def _judged_options(self, pool: Sequence[Candidate]) -> tuple[Option, ...]:
@@ -172,7 +177,14 @@ class Finder:
         rows = self.asked.rows
         try:
             return choose_from(
-                pool, self.basis, self.constraint, effort, budget=BUDGET, aligned=False, rows=rows
+                pool,
+                self.basis,
+                self.constraint,
+                effort,
+                budget=BUDGET,
+                aligned=False,
+                rows=rows,
+                seen=self._on_data,
             ).options
         except NothingKeeps as nothing:
             return nothing.options
@@ -209,11 +221,6 @@ class Finder:
         if trade := trade_of(mine, options, self.floor):
             self._remark(f"a lower confidence buys {trade}")
 
-    def _remark(self, text: str) -> None:
-        """A line for people that the record keeps."""
-        self.record.add_note(text)
-        self.say(text)
-
     def _missed(self, likely: Sequence[Option], fastest: Option) -> str:
         """Why nothing keeps the constraint: what is nearest to it."""
         chances = {o.label: o.chance(self.floor) or 0.0 for o in likely}
@@ -222,36 +229,55 @@ class Finder:
         nearest = max(chances, key=lambda label: chances[label])
         return f"nothing keeps {self.wanted}: the likeliest is {nearest} with {odds(chances[nearest])}"
 
+    def _on_data(self, o: Option) -> Option:
+        """As it is judged: with the parameters that it has with the data's classes, near a limit on them."""
+        return judged_on_data(o, self.splits, self.constraint.max_params_m)
+
     def _smaller(self, options: Sequence[Option]) -> list[Candidate]:
         """The most accurate weights at images at which they should keep the speed."""
         measured = not self.basis.predicted
         sizes = smaller_sizes(options, self.sure_of, self.floor, self.constraint.max_params_m, measured=measured)
         hints = {o.name: o.accuracy for o in options}
         names = sorted(sizes, key=lambda name: -hints[name])[:BUDGET]
+        return self._at_sizes({name: sizes[name] for name in names}, options)
+
+    def _smallest(self, options: Sequence[Option]) -> list[Candidate]:
+        """The fastest weights at the smallest images that they are tried at."""
+        return self._at_sizes(least_sizes(options, self.sure_of, self.constraint.max_params_m), options)
+
+    def _at_sizes(self, sizes: Mapping[str, int], options: Sequence[Option]) -> list[Candidate]:
+        """Candidates of the options' names at other images."""
         # what nobody released is not in the zoo by its name, where another may have it
         given = {o.name: name_to_find(o.name, o.spec) if o.candidate.licence else o.spec for o in options}
-        found = [c for name in names for c in self._candidates([given[name]], (sizes[name],))]
+        found = [c for name, size in sizes.items() for c in self._candidates([given[name]], (size,))]
         return [candidate for candidate in found if not candidate.why_not]
 
-    def _members_instead(self) -> Kept | None:
-        """Scaled members that keep a speed which no released weights keep; None: they do not, either."""
-        first, tuning = [], 2.0 if self.basis.tuned else 1.0  # what tuning may bring
+    def _members_instead(self, rival: float) -> Kept | None:
+        """Scaled members that keep a speed which no released weights keep, or, where none does, the one that is faster
+        than the fastest weights; None: there is neither.
+
+        Args:
+            rival: images/s of the fastest weights.
+        """
+        first = []
         side = self.asked.size_for(self.splits)
         for base in families_for(side):  # three timings say whether looking for the largest is worth minutes
             if rising := self._allowed(members(base, side)):
                 first.append((at_own_size(rising[0]), base))
-        smallest = self._timed(first)
-        if not any(tuning * speed >= self.floor for *_, speed in smallest):
-            if smallest:
-                self._judged(smallest)
+        smallest = self._timed(first, tuned=self.basis.tuned, rival=rival)
+        if not smallest:
             return None
-        found = self.scaled()
-        if found.missed:
+        fastest = max(speed for *_, speed in smallest)
+        if fastest >= self.floor and not (found := self.scaled()).missed:
+            self.record.add_note(
+                f"no released network keeps {self.wanted}, not even on smaller images: scaled networks do, which start "
+                "from scratch"
+            )
+            return found
+        found = self._judged(smallest)
+        if fastest <= rival:
             return None
-        self.record.add_note(
-            f"no released network keeps {self.wanted}, not even on smaller images: scaled networks do, which start "
-            "from scratch"
-        )
+        self._remark("no released network is as fast as the smallest scaled one, which starts from scratch")
         return found
 
     def _candidates(self, wanted: Given | None, sizes: Sequence[int] | None) -> list[Candidate]:
@@ -283,7 +309,8 @@ class Finder:
     ) -> None:
         """What was timed or predicted and why it was kept or lost: the contenders, and those nearest to the speed."""
         shown = options_near(options, contenders, self.floor, ROWS)
-        rows = [row_of_option(o, weights[o.name], self.basis, self.asked.rows) for o in shown]
+        told = [as_on_data(o, self.splits, self.constraint) for o in shown]
+        rows = [row_of_option(o, weights[o.name], self.basis, self.asked.rows) for o in told]
         before = [self.record.row(o.name, o.image_size) for o in shown]  # of a run that was stopped while it probed
         kept = [replace(row, probe=old.probe) if old else row for row, old in zip(rows, before, strict=True)]
         self.record.put(candidates=tuple(kept))
@@ -296,21 +323,7 @@ class Finder:
         if not any(candidate.top1 is not None for candidate in pool):
             return None
         effort = Effort(records=self.folder / "speeds.jsonl", seconds=0.5, say=self.say)
-        return survey(pool, self.basis, effort, self.asked.rows, self.constraint)
-
-    def reference_speed(self) -> float:
-        """``REFERENCE_SHARE`` of the reference's speed at the data's size, in two digits."""
-        size = self.asked.size_for(self.splits)
-        spec = for_image_size(as_spec(REFERENCE), size)
-        if self.basis.predicted:
-            facts = facts_of([SizedSpec(spec, size)], self.basis)[SizedSpec(spec, size)]
-            speed = facts.speed.images_per_s if facts.speed else 0.0
-        else:
-            net = build(spec, self.splits)
-            cond = replace(self.plain, image_size=size)
-            times = (whole_batch(measure(net, cond, min_seconds=0.5), cond.batch_size) for _ in range(3))
-            speed = median(made.images_per_s for made in times)
-        return float(f"{REFERENCE_SHARE * speed:.2g}")
+        return survey(pool, self.basis, effort, self.asked.rows, self.constraint, self._on_data)
 
     # ------------------------------------------------------------ scaled members and named specs
 
@@ -326,6 +339,9 @@ class Finder:
                 raise UserError(
                     f"no network that was named keeps {self.constraint}; raise a limit or name a smaller one"
                 )
+            for one in self.asked.networks:
+                if one not in within:
+                    self._remark(f"left out: {one.spec.name}: larger than {self._sizes_alone}")
             if not (timed := self._timed([(one, one.spec.name) for one in within], tuned=self.basis.tuned)):
                 batch = self.basis.conditions.batch_size
                 raise DoesNotFit(f"no network that was named fits in memory at batch {batch}; take a smaller batch")
@@ -368,16 +384,17 @@ class Finder:
         return made
 
     def _timed(
-        self, pool: Sequence[tuple[SizedSpec, str]], *, tuned: bool = False
+        self, pool: Sequence[tuple[SizedSpec, str]], *, tuned: bool = False, rival: float = math.inf
     ) -> list[tuple[SizedSpec, str, float]]:
         """Networks and their families with their speeds, as they would ship (``tuned``) where they are too slow as they
-        come; what memory does not hold is left out, which is noted.
+        come and that may bring them to the speed asked for, or beyond ``rival``, that of another network; what memory
+        does not hold is left out, which is noted.
         """
-        found = []
+        found, worth = [], min(self.floor, rival)
         for one, family in pool:
             try:
                 speed = self._speed(one, family)
-                if tuned and speed < self.floor <= MOST_GAIN * speed:  # the form that ships is faster
+                if tuned and speed < self.floor and worth <= MOST_GAIN * speed:  # the form that ships is faster
                     speed = self._tuned(one, family)
                 if self.loaded and speed < self.floor <= NARROW * speed:
                     speed = (self._tuned if tuned else self._speed)(one, family, anew=True)
@@ -413,85 +430,13 @@ class Finder:
         limits = self.constraint
         if limits.max_params_m is None and limits.max_memory_gb is None:
             return True
+        if limits.max_params_m is not None and params_on(self.splits, spec) > limits.max_params_m * 1e6:
+            return False
+        if limits.max_memory_gb is None:
+            return True
         network = spec if isinstance(spec, NetSpec) else build(spec, self.splits)
         cost = count(network, image_size=image_size, batch_size=self.basis.conditions.batch_size)
-        small = limits.max_params_m is None or cost.params <= limits.max_params_m * 1e6
-        return small and (limits.max_memory_gb is None or cost.peak_bytes <= limits.max_memory_gb * 2**30)
-
-    def _speed(self, one: SizedSpec, family: str, *, anew: bool = False) -> float:
-        """Images/s of a network as it comes (timed ``anew``: the better of both), or the one predicted that it has with
-        the confidence asked for.
-
-        Raises:
-            DoesNotFit: it was to be measured, and memory does not hold it at the batch asked for.
-        """
-        before = self.record.row(one.spec.name, one.image_size)
-        if not anew and before is not None and (before.measurement or before.predicted):
-            return self._sure(before)
-        row = before or new_row(one, family, self.splits)
-        if self.basis.predicted:
-            speed, failed = self._predicted_speed(one)
-            if speed is None:
-                raise UserError(failed or f"{one.spec.name} can not be predicted")
-            if speed.kind == "measured":
-                row = replace(row, measurement=timed_part(speed, one.spec, one.image_size, self.basis, self.asked.rows))
-            else:
-                row = replace(row, predicted=predicted_part(speed))
-        else:
-            net = build(one.spec, self.splits)
-            cond = replace(self.plain, image_size=one.image_size)
-            made = replace(measure_calmly(net, cond, min_seconds=0.3, max_seconds=5.0), model=one.spec.name)
-            row = replace(row, measurement=faster(row.measurement, Timed.of(whole_batch(made, cond.batch_size))))
-        self.record.put_row(row)
-        self.say(f"{one.spec.name}: {row.images_per_s or 0.0:,.0f} images/s (needed {self.floor:,.0f})")
-        return self._sure(row)
-
-    def _predicted_speed(self, one: SizedSpec) -> tuple[Speed | None, str]:
-        """The speed on a device that is not here, set by the rows where there are some; or why there is none."""
-        rows = self.asked.rows
-        facts = facts_of([one, *(rows.measured if rows else ())], self.basis)
-        known = (by_rows(facts, rows) if rows else facts)[one]
-        return known.speed, known.failed
-
-    def _sure(self, row: Row) -> float:
-        """The speed that holds: as measured, or predicted with the confidence asked for."""
-        if row.predicted is None or row.predicted.images_per_s is None or row.predicted.low is None:
-            return (row.measurement.speed if row.measurement else None) or 0.0
-        return reached_with(self.constraint.confidence, row.predicted.images_per_s, row.predicted.low)
-
-    def sure_of(self, o: Option) -> float:
-        """The speed of an option that holds: as ``_sure``; 0 where it is not known."""
-        if o.speed is None or o.speed.kind != "predicted":
-            return o.images_per_s or 0.0
-        return reached_with(self.constraint.confidence, o.speed.images_per_s, o.speed.low)
-
-    def _tuned(self, one: SizedSpec, family: str, *, anew: bool = False) -> float:
-        """Images/s in the form and settings in which it would ship; timed ``anew``, the better of both."""
-        name, size = one.spec.name, one.image_size
-        row = self.record.row(name, size) or new_row(one, family, self.splits)
-        if row.tuned is None or anew:
-            made = time_forms(build(one.spec, self.splits), name, size, self.splits.channels, self.basis, 0.6)
-            row = replace(
-                row, tuned=faster(row.tuned, replace(Timed.of(made), notes=(speed_of(made).how, *made.notes)))
-            )
-            self.record.put_row(row)
-            self.say(f"{name} as it would ship: {made.images_per_s:,.0f} images/s, {made.form}")
-        assert row.tuned is not None
-        return row.tuned.speed or 0.0
-
-    def _row(self, name: str, image_size: int) -> Row:
-        row = self.record.row(name, image_size)
-        assert row is not None, "every contender has a row"
-        return row
-
-    def shortfall(self, name: str, speed: float) -> str:
-        """By how much the fastest misses what was asked."""
-        if speed >= self.floor:  # it is fast enough, but too large
-            return f"nothing keeps {self.constraint}: the fastest is {name}"
-        return (
-            f"nothing keeps {self.constraint}: the fastest is {name} with {speed:,.0f} images/s, "
-            f"{1 - speed / self.floor:.0%} below"
-        )
+        return cost.peak_bytes <= limits.max_memory_gb * 2**30
 
     def probed(self, contenders: Sequence[Contender], recipe: Recipe) -> list[Contender]:
         """The few that are worth training; as ``Prober``."""

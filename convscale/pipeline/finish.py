@@ -22,14 +22,16 @@ from convscale.images.splits import DataSplits, Split
 from convscale.learn.doubtful import doubtful_labels, sample_probabilities
 from convscale.learn.evaluate import Evaluation, evaluate
 from convscale.learn.loader import readable
+from convscale.machine import BUSY, busy_now
 from convscale.networks.resolve import Named
 from convscale.pipeline.record import RunRecord, evaluation_record, mistakes
 from convscale.pipeline.request import FitRequest
 from convscale.pipeline.ship import Elsewhere, ship_elsewhere, ship_fastest, shipped_speed
 from convscale.ship.confirm import promise_of
 from convscale.ship.forms import Fastest
+from convscale.ship.tune import state_speed
 from convscale.ship.verify import Verification
-from convscale.show.fit_parts import Doubtful, Int8, Predicted, Search, Shipped, Timed
+from convscale.show.fit_parts import Candidate, Doubtful, Int8, Predicted, Search, Shipped, Timed
 from convscale.show.fit_parts import Verification as WrittenVerification
 from convscale.show.json_values import from_json
 from convscale.show.predictions import FILE as PREDICTIONS
@@ -85,6 +87,7 @@ class Finish:
                 "data": self.record.now.data.path or "",
                 "recipe": str(self.record.now.recipe.get("name", "")),
                 "accuracy": _accuracy(ev),
+                **_origin(self.record.now.chosen),
             }
             if self.basis.predicted:
                 return self._for_elsewhere(trained, held, card)
@@ -151,13 +154,16 @@ class Finish:
         )
 
     def _time(self, artifact: Artifact) -> Measurement:
-        """What is shipped, timed; again, and longer, where it came out too slow."""
+        """What is shipped, timed; again, and longer, where it came out too slow, with a note where others keep this
+        machine busy then.
+        """
         measured = shipped_speed(artifact, self.basis.conditions)
         if measured.images_per_s >= self.min_throughput:
             return measured
+        loaded = busy_now()
         again = shipped_speed(artifact, self.basis.conditions, SECOND_LOOK_S)
         first = f"timed twice: {measured.images_per_s:,.0f} images/s at first, too slow for what was asked"
-        return replace(again, notes=(*again.notes, first))
+        return replace(again, notes=(*again.notes, first, *([loaded] if loaded else [])))
 
     def _for_elsewhere(self, trained: Trained, held: Split, card: dict[str, str]) -> Artifact:
         """An ONNX file for a device that is not here, with the speed that it is to have there."""
@@ -291,7 +297,8 @@ class Finish:
         keeps = None if missed is None else False
         if measured is not None:
             keeps = measured.images_per_s >= self.min_throughput
-            missed = None if keeps else self._shortfall(measured.images_per_s)
+            missed = None if keeps else self._shortfall(measured)
+            state_speed(artifact, measured)
             self.say(
                 f"artefact: {measured.images_per_s:,.0f} images/s, {'keeps' if keeps else 'does not keep'} the "
                 f"{self.min_throughput:,.0f} asked for"
@@ -315,11 +322,26 @@ class Finish:
             ),
         )
 
-    def _shortfall(self, speed: float) -> str:
+    def _shortfall(self, measured: Measurement) -> str:
+        speed, loaded = measured.images_per_s, [note for note in measured.notes if note.startswith(BUSY)]
         return (
             f"what is shipped runs at {speed:,.0f} images/s, {1 - speed / self.min_throughput:.0%} below the "
-            f"{self.min_throughput:,.0f} asked for"
+            f"{self.min_throughput:,.0f} asked for{''.join(f'; {note}' for note in loaded)}"
         )
+
+
+def _origin(chosen: Candidate | None) -> dict[str, str]:
+    """For the model card: what the training started from, and what is known of those who may use that."""
+    if chosen is None or chosen.weights is None:
+        return {} if chosen is None else {"starting weights": "none, trained from scratch"}
+    if not chosen.licence:  # a file of the user's own
+        return {"starting weights": Path(chosen.weights).name}
+    extra = "none beside ImageNet-1k" if chosen.extra_data == "" else chosen.extra_data
+    return {
+        "starting weights": chosen.name,
+        "licence of the starting weights": chosen.licence,
+        **({} if extra is None else {"extra data": extra}),
+    }
 
 
 def _of_8_bits(artifact: Artifact) -> tuple[str, ...]:

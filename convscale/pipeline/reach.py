@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from convscale.choice.candidates import Candidate
 from convscale.choice.decide import Option, judge
 from convscale.choice.facts import SizedSpec
 from convscale.choice.measured import guess, sized_spec_of
-from convscale.choice.rows import Rows, by_rows
+from convscale.choice.rows import Rows, as_it_is, by_rows
 from convscale.choice.speeds import facts_of, traced_before
 from convscale.conditions import Constraint
 from convscale.networks.weight_files import WeightFiles
@@ -73,6 +73,7 @@ def best_out_of_reach(
     basis: Basis,
     constraint: Constraint,
     rows: Rows | None,
+    seen: Callable[[Option], Option] = as_it_is,
 ) -> tuple[Candidate | None, bool]:
     """Of candidates whose weights can not be had, the most accurate above ``least`` percent that should keep a
     constraint: by its prediction, or by its counts and what was measured. Nothing is traced or timed for it, so it is
@@ -82,7 +83,7 @@ def best_out_of_reach(
         unreached: the candidates.
         least: published accuracy, percent.
         options: what could be had, measured or predicted.
-        basis, constraint, rows: as for ``choose_from``.
+        basis, constraint, rows, seen: as for ``choose_from``.
 
     Returns:
         It, or None where there is none; and whether the speed of any that is accurate enough could be told: True where
@@ -93,7 +94,7 @@ def best_out_of_reach(
     floor = constraint.floor(basis.conditions.batch_size)
 
     def keeps(o: Option) -> bool | None:
-        verdict = judge(o, constraint)[0]
+        verdict = judge(seen(o), constraint)[0]
         if verdict != "unknown":
             return verdict == "yes"
         guessed = None

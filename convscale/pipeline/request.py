@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +13,17 @@ import torch
 
 from convscale.arch.spec import NetSpec
 from convscale.arch.tags import all_tags, find_tag
-from convscale.arch.zoo import list_models
+from convscale.arch.zoo import ARCHITECTURES, list_models
 from convscale.choice.basis import Asked, Basis, basis_of, check_device
-from convscale.choice.candidates import candidates_of, sized
+from convscale.choice.candidates import Candidate, candidates_of, sized
 from convscale.choice.facts import SizedSpec
 from convscale.choice.rows import Rows, read_rows, rows_of
 from convscale.conditions import BEST, Constraint
-from convscale.errors import UserError, check_flag, check_number, check_path, check_text, check_whole
+from convscale.errors import UserError, check_flag, check_path, check_text, check_whole
 from convscale.files import sha256
 from convscale.images.splits import DataSplits
 from convscale.learn.graphs import check_compile
 from convscale.learn.progress import Progress
-from convscale.learn.recipe import Recipe
-from convscale.learn.recipes import get_recipe
-from convscale.learn.request import checked_seed
 from convscale.learn.settings import usable_device
 from convscale.learn.trackers import need_tracker
 from convscale.learn.usual import is_small, usual_recipe
@@ -35,12 +31,14 @@ from convscale.networks.foreign import Foreign
 from convscale.networks.names import size_of
 from convscale.networks.offered import Filter, matching
 from convscale.networks.released import released
-from convscale.networks.resolve import Network, find, is_module, name_of, shapes_of
-from convscale.networks.weight_files import SUFFIXES, WeightFiles
+from convscale.networks.resolve import Network, find, is_module, name_of
+from convscale.networks.weight_files import WeightFiles
 from convscale.nn.state_dicts import read_state_dict
+from convscale.pipeline.data_head import check_own
 from convscale.pipeline.heads import candidates_with_head, named_with_head
 from convscale.pipeline.ship import Shipping
 from convscale.pipeline.size import default_size
+from convscale.pipeline.training import Training
 from convscale.predictor.devices import at_hand
 from convscale.predictor.fitted import EIGHT_BITS, check_on_processor
 from convscale.runtimes.base import need_runtime, runtime_of
@@ -50,81 +48,6 @@ BRIEF_EPOCHS = 1
 
 Given: TypeAlias = "Network | Sequence[Network]"
 """Candidates as a user names them: one, or several."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How finalists and the winner are trained.
-
-    Raises:
-        UserError: a value is impossible, or a recipe key has an argument of its own.
-    """
-
-    recipe: str | None = None
-    """A recipe's name or file; None: by the data, see ``recipe_for``."""
-    init: str | None = None
-    """``pretrained``: from released weights, whatever the data are."""
-    epochs: int | None = None
-    """Of the full training; None: the recipe's."""
-    brief_epochs: int | None = None
-    """Of the comparison of finalists; None: ``BRIEF_EPOCHS``, where the validation set can tell them apart."""
-    max_minutes: float | None = None
-    """The full training ends by then."""
-    seed: int = 0
-    """Of everything drawn."""
-    overrides: Mapping[str, object] = field(default_factory=dict)
-    """Recipe keys, ``epochs`` and ``image_size`` not among them: they have arguments."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.overrides, Mapping):
-            raise UserError(f"overrides is {self.overrides!r}; it must map recipe keys to values")
-        overrides = dict(self.overrides)
-        if "image_size" in overrides:
-            raise UserError(
-                f"image_size={overrides['image_size']} as a recipe key: networks are timed at their size, use "
-                "image_size= (--img-size)"
-            )
-        epochs = overrides.pop("epochs", self.epochs)
-        if self.recipe is not None:
-            check_text("recipe", self.recipe, what="small")
-        if self.init not in (None, "pretrained"):
-            raise UserError(f"init is {self.init!r}; it must be 'pretrained' or a file of weights")
-        if self.max_minutes is not None:
-            check_number("max_minutes", self.max_minutes, "a number of minutes above 0", math.ulp(0.0))
-        values = {"epochs": epochs, "overrides": overrides, "seed": checked_seed(self.seed)}
-        if self.brief_epochs is not None:
-            values["brief_epochs"] = check_whole("brief_epochs", self.brief_epochs)
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def checked_epochs(self, recipe: str) -> int | None:
-        """The epochs as a whole number; None: the recipe's own.
-
-        Raises:
-            UserError: no such recipe, or it takes no such key or value.
-        """
-        epochs = {} if self.epochs is None else {"epochs": self.epochs}
-        made = get_recipe(recipe).override({**self.overrides, **epochs})
-        return made.epochs if epochs else None
-
-    @property
-    def head(self) -> str:
-        """The head that networks are timed, trained and shipped with: ``own``, ``gap`` or ``ml_decoder``.
-
-        Raises:
-            UserError: as ``checked_epochs``.
-        """
-        return self.asked_recipe.head
-
-    @property
-    def asked_recipe(self) -> Recipe:
-        """The recipe asked for, with its overrides; where none is, the data's are not known yet, but for these.
-
-        Raises:
-            UserError: as ``checked_epochs``.
-        """
-        recipe = Recipe(name="of the data") if self.recipe is None else get_recipe(self.recipe)
-        return recipe.override(dict(self.overrides))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +80,13 @@ class Start:
         """Where weights are looked for.
 
         Raises:
-            UserError: a file of weights without the one candidate that it is of; a folder with none of any tag.
+            UserError: a file of weights without the one candidate that it is of; a folder with files of weights
+                that are named by no tag, or with none that are.
         """
         if self.file is None:
             files = WeightFiles(folder=self.weights_dir)
-            foreign = files.check_folder((*all_tags(), *released()))
-            return replace(files, foreign=tuple(name for name in foreign if name.endswith(SUFFIXES)))
+            files.check_folder((*all_tags(), *released()))
+            return files
         if named is None or len(named) != 1:
             raise UserError(f"init is the file {self.file}; name the one network that it is of (--model)")
         return WeightFiles(folder=self.weights_dir, given={_weights_of(named[0]): self.file})
@@ -373,11 +297,12 @@ class FitRequest:
         return not weights and is_small(splits, self.image_size)
 
     def check_networks(self, splits: DataSplits) -> None:
-        """Find every network that was named, and read the file of weights, before anything is written.
+        """Find every network that was named, trace the user's own, and read the file of weights, before anything is
+        written.
 
         Raises:
-            UserError: an unknown name, a function that can not be found, a file that holds no weights, or weights are
-                asked for that nobody released.
+            UserError: an unknown name, a function that can not be found, an own network that can not be traced, a file
+                that holds no weights, or no name has weights that somebody released.
         """
         if self.start.file is not None:
             read_state_dict(self.start.file)
@@ -386,16 +311,33 @@ class FitRequest:
         if not self.from_scratch(splits):
             sizes = None if self.image_size is None else (self.image_size,)
             found = candidates_with_head(candidates_of(self.named, sizes, offer=self.offer), self.training.head)
-            if (start := self._weights_asked_for) and not any(each.licence for each in found):
-                names = ", ".join(dict.fromkeys(each.name for each in found))
-                raise UserError(
-                    f"nobody released weights of {names}, and {start} asks for some; leave that out to start from "
-                    "scratch, or name a network that has some (convscale list --pretrained)"
-                )
-            return
-        for one in self.networks:
-            if isinstance(one.spec, Foreign):
-                shapes_of(one.spec)
+            if not any(each.licence for each in found):
+                self._check_unreleased(found)
+            networks = [SizedSpec(each.spec, each.image_size) for each in found if _is_own(each)]
+        else:
+            networks = self.networks
+        for network in networks:
+            check_own(network)
+
+    def _check_unreleased(self, found: Sequence[Candidate]) -> None:
+        """
+        Raises:
+            UserError: nobody released weights of any network that was named, and they were asked for; or by their names
+                alone, which stand for released weights, with no word on what else to start from.
+        """
+        names = ", ".join(dict.fromkeys(each.name for each in found))
+        some = "or name a network that has some (convscale list --pretrained)"
+        if start := self._weights_asked_for:
+            raise UserError(
+                f"nobody released weights of {names}, and {start} asks for some; leave that out to start from scratch, "
+                f"{some}"
+            )
+        told = self.start.file is not None or self.resume  # earlier versions took it
+        if not told and all(isinstance(item, str) for item in self.named or ()) and not any(map(_is_own, found)):
+            raise UserError(
+                f"nobody released weights of {names}; scratch=True (--scratch) trains from scratch, init=FILE (--init "
+                f"FILE) starts from a file of weights, {some}"
+            )
 
     @property
     def _weights_asked_for(self) -> str:
@@ -486,6 +428,12 @@ def _weights_of(network: Network) -> str:
     name = check_text("candidate", network)
     found = matching(name, Filter(attention=True))
     return found[0].name if found else find(name).name
+
+
+def _is_own(candidate: Candidate) -> bool:
+    """Whether a candidate is the user's own network, not one that the zoo or timm has by its name."""
+    spec = candidate.spec
+    return spec.origin != "timm" if isinstance(spec, Foreign) else spec.name not in ARCHITECTURES
 
 
 def _plain(item: Network) -> object:

@@ -125,9 +125,9 @@ def fit(
     and from scratch on few images they are far behind. Where no released weights keep it they take over, which is
     noted. What is shipped is the fastest form that passed its gate, in the settings in which it is fastest.
 
-    Where nothing keeps the constraint the fastest network is trained, and the run says by how much it misses
-    (``FitRun.missed``). A predicted speed keeps it with the probability ``confidence``: where nothing does, what is at
-    least as likely as not to keep it is trained, and that is a miss too.
+    Where nothing keeps the constraint the fastest network is trained, weights at images of 96 px or a scaled member,
+    and the run says by how much it misses (``FitRun.missed``). A predicted speed keeps it with the probability
+    ``confidence``: where nothing does, what is at least as likely as not to keep it is trained, and that is a miss too.
 
     Args:
         data_dir: what ``open_dataset`` takes: class folders, idx files, a manifest.
@@ -155,7 +155,7 @@ def fit(
         threads: of the runtime, on a named processor with ``measured`` alone; None: one per core.
         image_size: side in pixels; None: the candidates' own, or from scratch the data's up to 64 px, else 224.
         candidates: names, patterns, tags, specs or modules to choose from; None: all released weights that the options
-            below let through.
+            below let through. Names that nobody released weights of need ``scratch`` or ``init``.
         search: minutes in which a network of your own is searched for first, under the same limits on speed and
             parameters (see ``search``); its study stands beside ``output``, in a folder whose name ends in ``-search``.
         space: what is searched; None: by the images' size.
@@ -163,7 +163,8 @@ def fit(
         scratch: scaled members of TResNet, EfficientNet and ResNet-D, from scratch, whatever the data are; else that
             is for small images alone, unless ``image_size`` or named weights enlarge them above 64 px, or ``init`` asks
             for released weights.
-        weights_dir: folder with released weights: files named by tag, or as in the hub's cache.
+        weights_dir: folder with released weights: files named by tag, or as in the hub's cache; files of weights with
+            other names are refused.
         init: ``pretrained``: released weights even for small images (of a network that has none it is refused); or a
             file of weights of the one candidate.
         recipe: how to train; None: ``finetune`` from released weights, else ``small`` or ``pictures``.
@@ -175,7 +176,8 @@ def fit(
         measured: JSON lines measured on the named device before training, as the script of a kit writes them
             (``write_kit``): networks with a row go by it, the others are predicted and set by the rows.
         max_bad_rate: share of the images (but at least one) that may be unreadable; they are left out.
-        strict: raise where nothing keeps the constraint, instead of training the fastest.
+        strict: raise where nothing keeps the constraint, instead of training the fastest. What ships and comes out too
+            slow all the same stands in ``FitRun.missed``.
         resume: go on in ``output``.
         overwrite: replace ``output``.
         progress: called with events; see ``learn.progress``.
@@ -302,11 +304,9 @@ def _fit(
     if not asked.here and asked.where.runtime is None:
         run.note(_usual_runtime(run.basis.conditions))
     run.check()
-    if files is not None and files.foreign:
-        named = ", ".join(files.foreign[:3]) + (", ..." if len(files.foreign) > 3 else "")
-        run.note(f"weights folder {files.folder}: no released weights are called as {named}, which is left out")
     run.find()
     run.compare()
+    run.check_input()
     with tracked(asked.track, folder, run.facts() if asked.track else {}, run.tell) as told:
         trained = run.train_winner(told)
         artifact = run.finish().ship(trained)

@@ -16,6 +16,10 @@ scratch. A judgement: another job that wants all cores takes half of them, so th
 comes out at half of the speed. Beside several it may be further off."""
 
 
+AT_LEAST_SIZE = 3
+"""Networks that are tried at the smallest images for nothing but being the fastest."""
+
+
 def smaller_sizes(
     options: Sequence[Option],
     speed_of: Callable[[Option], float],
@@ -50,3 +54,21 @@ def smaller_sizes(
             elif measured and o.image_size > LEAST_SIZE and side * math.sqrt(NEAR) >= LEAST_SIZE:
                 near[o.name] = LEAST_SIZE
     return sizes or near
+
+
+def least_sizes(
+    options: Sequence[Option], speed_of: Callable[[Option], float], most_params_m: float | None
+) -> dict[str, int]:
+    """The smallest images for the few weights that should be the fastest at them, by their names: time is taken to be
+    proportional to pixels. What was tried at images so small has its speed.
+
+    Args:
+        options, speed_of, most_params_m: as for ``smaller_sizes``.
+    """
+    tried = {o.name for o in options if o.image_size <= LEAST_SIZE}
+    speeds = dict[str, float]()
+    for o in options:
+        known = speed_of(o) or o.facts.estimate
+        if known and o.name not in tried and not (most_params_m and o.params_m > most_params_m):
+            speeds[o.name] = max(speeds.get(o.name, 0.0), known * (o.image_size / LEAST_SIZE) ** 2)
+    return dict.fromkeys(sorted(speeds, key=lambda name: -speeds[name])[:AT_LEAST_SIZE], LEAST_SIZE)

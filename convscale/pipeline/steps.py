@@ -15,7 +15,7 @@ from convscale.choice.choose import notes_on
 from convscale.conditions import Constraint
 from convscale.errors import Stopped, UserError
 from convscale.files import json_numbers
-from convscale.images.check import check_data
+from convscale.images.check import check_data, sizes_of
 from convscale.images.splits import DataSplits, split_indices
 from convscale.learn.checkpoint import load_checkpoint
 from convscale.learn.progress import Event, Progress
@@ -28,13 +28,14 @@ from convscale.networks.foreign import Foreign
 from convscale.networks.resolve import Named, is_module, name_of
 from convscale.networks.weight_files import WeightFiles
 from convscale.pipeline.contender import Contender, Kept, build
-from convscale.pipeline.finding import REFERENCE, REFERENCE_SHARE, Finder
+from convscale.pipeline.finding import Finder
 from convscale.pipeline.finish import Finish, Trained
 from convscale.pipeline.heads import OWN
 from convscale.pipeline.probing import FINALISTS
 from convscale.pipeline.ranking import by_promise, no_worse
 from convscale.pipeline.record import RunRecord, written
 from convscale.pipeline.request import BRIEF_EPOCHS, FitRequest
+from convscale.pipeline.timing import REFERENCE, REFERENCE_SHARE
 from convscale.show.fit_parts import Brief, Candidate, Epoch, FrontRow, Winner
 from convscale.show.fit_parts import Constraint as WrittenConstraint
 from convscale.show.json_values import from_json
@@ -131,6 +132,18 @@ class Fit:
             found = check_data(self.splits, self.asked.size_for(self.splits)).warnings
         self.record.put(data_warnings=found)
         for line in (*self.splits.notes, *found):
+            self.note(f"data: {line}")
+
+    def check_input(self) -> None:
+        """Whether images are smaller than the input of the network that was chosen, which nobody knew before."""
+        size, warnings = self.record.now.winner.image_size, self.record.now.data_warnings
+        supposed = self.asked.size_for(self.splits)
+        if size is None or warnings is None or size == supposed:
+            return
+        before, line = (sizes_of(self.splits.train, side).warning for side in (supposed, size))
+        told = tuple(text for text in warnings if text not in (before, line))
+        self.record.put(data_warnings=(*told, *([line] if line else [])))
+        if line and line not in warnings:
             self.note(f"data: {line}")
 
     # ------------------------------------------------------------ which networks
@@ -343,7 +356,14 @@ class Fit:
         everyone = (
             replace(c, reason=reasons.get(key_of(c), c.reason)) if c.finalist else c for c in self.record.now.candidates
         )
-        named = Winner(name=winner.name, image_size=winner.image_size, reason=reason, weights=winner.weights)
+        named = Winner(
+            name=winner.name,
+            image_size=winner.image_size,
+            reason=reason,
+            weights=winner.weights,
+            licence=winner.licence or None,
+            extra_data=winner.extra_data,
+        )
         self.record.put(candidates=tuple(everyone), winner=named)
         self.note(f"chosen: {self.label(winner)}, {reason}")
 

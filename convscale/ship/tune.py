@@ -21,6 +21,7 @@ from convscale.conditions import Size, size_text
 from convscale.errors import UserError, nearest
 from convscale.machine import Environment, available_cores
 from convscale.runtimes.base import Opening, Runner, installed_runtimes, runtime_of, runtimes_of
+from convscale.speed.timing import Measurement
 from convscale.words import listed
 
 GOALS = ("throughput", "latency")
@@ -220,12 +221,29 @@ def not_passed(artifact: Artifact, runtime: str) -> str:
 
 def describe(found: Tuning, image_size: Size) -> str:
     """The best speed with its conditions, as a model card states it."""
-    s, machine = found.best.settings, found.environment
+    return _stated(found.best, found.environment, image_size, f"tuned for {found.goal}")
+
+
+def _stated(trial: Trial, machine: Environment, image_size: Size, what: str) -> str:
+    s = trial.settings
     versions = machine.versions.get(s.runtime) or machine.versions.get("torch", "")
     streams = f" in {s.streams} streams" if s.streams > 1 else ""
-    speed = f"{found.best.images_per_s:,.1f} images/s, {1000 * found.best.latency_s:.1f} ms a call"
+    speed = f"{trial.images_per_s:,.1f} images/s, {1000 * trial.latency_s:.1f} ms a call"
     how = f"{s.runtime} {versions}, batch {s.batch_size}, {size_text(image_size)} px, {s.threads} threads{streams}"
-    return f"{speed} ({how}; {machine.device_name}, {machine.cores} cores; tuned for {found.goal}, model only)"
+    return f"{speed} ({how}; {machine.device_name}, {machine.cores} cores; {what}, model only)"
+
+
+def state_speed(artifact: Artifact, made: Measurement) -> None:
+    """Put a speed that was taken after the tuning into an artefact's model card, in the place of the tuning's.
+
+    Raises:
+        UserError: it is another artefact than the one that was opened, or another run writes it.
+    """
+    settings = dataclasses.replace(settings_of(artifact), batch_size=made.conditions.batch_size)
+    trial = Trial(settings=settings, times_s=tuple(made.times_s))
+    with alone_with(artifact.folder):
+        text = _stated(trial, made.environment, artifact.image_size, "tuned, and timed once more at the end")
+        state_fact(artifact, "speed", text)
 
 
 def candidates(goal: str, runtimes: Sequence[str], cores: int, batch_sizes: Sequence[int]) -> list[Settings]:

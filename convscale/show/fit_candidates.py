@@ -39,7 +39,7 @@ def candidate_table(fit: FitRecord) -> Section | None:
     rows = [
         (
             {"winner": "winner", "rejected": "dim"}.get(state, ""),
-            _candidate_cells(c, state, kind, released=released, brief=brief),
+            _candidate_cells(fit, c, state, kind, released=released, brief=brief),
         )
         for c, state in ((c, fit.state_of(c)) for c in candidates)
     ]
@@ -59,7 +59,10 @@ def candidate_table(fit: FitRecord) -> Section | None:
     speed = "is that of the exported network" if kind == "timed" else "is predicted, not measured"
     if kind == "both":
         speed = "was measured on the device where the spread is a share of it, and is predicted elsewhere"
-    intro = paragraph(f"Fastest first. Speed {speed}; accuracy is on the validation images{judged}.", "note")
+    intro = f"Fastest first. Speed {speed}; accuracy is on the validation images{judged}."
+    if any(fit.sure_of(told) for c in candidates for told in (c.probe, c.brief) if told is not None):
+        intro += " Under it stands its 95 % interval."
+    intro = paragraph(intro, "note")
     return Section(title="Candidates", body=intro + _front(fit) + shown + notes, anchor="candidates")
 
 
@@ -89,14 +92,18 @@ def _front(fit: FitRecord) -> str:
     return table(columns, rows)
 
 
-def _candidate_cells(c: Candidate, state: str, kind: str, *, released: bool, brief: bool) -> list[str]:
+def _candidate_cells(fit: FitRecord, c: Candidate, state: str, kind: str, *, released: bool, brief: bool) -> list[str]:
     """One row, as HTML cells; ``kind``: how the table's speeds are known."""
     scaled = ", ".join(f"{key} × {value:.4g}" for key, value in (c.scaling or {}).items() if value not in (None, 1))
-    under = " · ".join(text for text in (c.family or "", scaled, c.licence or "") if text)
+    extra = f"trained on {c.extra_data} too" if c.extra_data else ""
+    under = " · ".join(text for text in (c.family or "", scaled, c.licence or "", extra) if text)
     trained = words.UNKNOWN
     if c.brief is not None and c.brief.top1 is not None:
         spent = f"{words.plural(c.brief.epochs or 0, 'epoch')}, {words.seconds(c.brief.seconds)}"
-        trained = cell(words.percent(c.brief.top1), spent)
+        trained = cell(words.percent(c.brief.top1), " · ".join(filter(None, (fit.sure_of(c.brief), spent))))
+    probed = words.UNKNOWN
+    if c.probe is not None:
+        probed = cell(words.percent(c.probe.top1), fit.sure_of(c.probe))
     unknown = "not timed" if kind == "timed" else "speed not known"
     label = STATES[state].label.partition(",")[0] if c.images_per_s is not None else unknown
     why = c.reason or ""
@@ -109,7 +116,7 @@ def _candidate_cells(c: Candidate, state: str, kind: str, *, released: bool, bri
         words.count(c.image_size),
         words.large(c.params),
         words.large(c.macs),
-        *([words.accuracy(c.published_top1), words.percent(c.probe.top1 if c.probe else None)] if released else []),
+        *([words.accuracy(c.published_top1), probed] if released else []),
         *([trained] if brief else []),
         f"{tag(label, {'winner': 'good', 'rejected': 'bad'}.get(state, 'plain'))} {escape(why)}",
     ]

@@ -184,7 +184,7 @@ class Candidate(Open):
 
     omitted = (
         *("kept", "finalist", "reason", "brief"),
-        *("tuned", "predicted", "published_top1", "weights", "licence", "probe", "spec", "origin"),
+        *("tuned", "predicted", "published_top1", "weights", "licence", "extra_data", "probe", "spec", "origin"),
     )
 
     name: str = "?"
@@ -210,6 +210,8 @@ class Candidate(Open):
     """Of a network of other code who builds it, as in ``Foreign``: an own one may have its name."""
     licence: str | None = None
     """Of the weights."""
+    extra_data: str | None = None
+    """Images beside ImageNet-1k's that the weights were trained on; empty: none; None: not known."""
     probe: Probed | None = None
     kept: bool | None = None
     """Whether it is fast enough; None: not yet judged."""
@@ -264,7 +266,7 @@ class Candidate(Open):
 class Winner(Open):
     """What was chosen, and how good it is."""
 
-    omitted = ("image_size", "validation_top1", "test_top1", "weights")
+    omitted = ("image_size", "validation_top1", "test_top1", "weights", "licence", "extra_data")
 
     name: str | None = None
     image_size: int | None = None
@@ -274,6 +276,10 @@ class Winner(Open):
     test_top1: float | None = None
     weights: str | None = None
     """What its training started from; None: nothing."""
+    licence: str | None = None
+    """Of these weights; None: not known."""
+    extra_data: str | None = None
+    """As of a candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +355,8 @@ class Mistake(Open):
 class Verification(Open):
     """How the artefact compares with the trained network."""
 
+    omitted = ("accuracy_before_interval", "accuracy_after_interval")
+
     n: int | None = None
     top1_agreement: float | None = None
     max_abs: float | None = None
@@ -357,7 +365,10 @@ class Verification(Open):
     reason: str | None = None
     accuracy_before: float | None = None
     """Of 1; for several labels mean average precision."""
+    accuracy_before_interval: tuple[float, ...] | None = None
+    """95 %, low and high."""
     accuracy_after: float | None = None
+    accuracy_after_interval: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convscale import words
 from convscale.errors import UserError
 from convscale.files import write_json
 from convscale.read import OWN, read_json
 from convscale.show.fit_parts import (
+    Brief,
     Candidate,
     Constraint,
     Data,
@@ -24,12 +26,14 @@ from convscale.show.fit_parts import (
     FrontRow,
     Mistake,
     Predicted,
+    Probed,
     Shipped,
     Verification,
     Winner,
 )
 from convscale.show.json_values import Open, from_json, to_json
 from convscale.show.stated import Machine
+from convscale.stats import wilson
 
 SCHEMA = 1
 """Of ``fit.json``: a reader refuses newer ones."""
@@ -127,6 +131,15 @@ class FitRecord(Open):
         """Its name, with the image size where the network is there at several."""
         several = len({c.image_size for c in self.candidates if c.name == candidate.name}) > 1
         return f"{candidate.name} @{candidate.image_size}" if several else candidate.name
+
+    def sure_of(self, early: Brief | Probed) -> str:
+        """The 95 % interval of what was known of a candidate before its full training, in words; empty where it is not
+        known, as for several labels.
+        """
+        n = early.validation if isinstance(early, Probed) else self.data.validation
+        if early.top1 is None or not n or self.evaluation.mean_average_precision is not None:
+            return ""
+        return words.interval(wilson(round(early.top1 * n), n))
 
     def fastest_first(self) -> list[Candidate]:
         """All candidates; those that were not timed last."""

@@ -60,8 +60,7 @@ def verdict(fit: FitRecord) -> str:
         on = f"{under.device or 'its device'}{f' ({under.runtime})' if under.runtime else ''}"
         text += f" is predicted to run at {words.rate(told.images_per_s)} images/s on {on}"
     if fit.top1 is not None and fit.evaluation.mean_average_precision is None:
-        low, high = fit.evaluation.top1_interval or (None, None)
-        sure = f" (95 % interval {words.percent(low)} to {words.percent(high)})" if low is not None else ""
+        sure = words.surely(fit.evaluation.top1_interval)
         text += f"{' and' if text != name else ''} is right on {words.percent(fit.top1)} of the test images{sure}"
     return f"{text}." if text != name else ""
 
@@ -99,6 +98,7 @@ def story(fit: FitRecord) -> str:
         parts.append(f"Fully trained, it has a mean average precision of {mean} on {n}, seen once, at the end.")
     elif fit.top1 is not None:
         n = f" of {words.count(fit.evaluation.n)} test images" if fit.evaluation.n else " of the test images"
+        n += words.surely(fit.evaluation.top1_interval)
         parts.append(f"Fully trained, it is right on {words.percent(fit.top1)}{n}, which it saw once, at the end.")
     return " ".join(parts)
 
@@ -170,8 +170,8 @@ def _machine_of(measurement: Timed | None) -> str:
 def _accuracy_tile(fit: FitRecord) -> str:
     if fit.top1 is None:
         return ""
-    low, high = fit.evaluation.top1_interval or (None, None)
-    interval = f"95 % interval {words.percent(low)} to {words.percent(high)} · " if low is not None else ""
+    ends = words.interval(fit.evaluation.top1_interval)
+    interval = f"95 % interval {ends} · " if ends else ""
     images = f"{words.count(fit.evaluation.n)} test images" if fit.evaluation.n else "the test images"
     several = fit.evaluation.mean_average_precision is not None
     title, interval = ("Mean average precision", "") if several else ("Test accuracy", interval)
@@ -347,7 +347,14 @@ def verification(fit: FitRecord) -> Section | None:
     )
     accuracy = largest = ""
     if v.accuracy_before is not None and v.accuracy_after is not None:
-        accuracy = f"{words.percent(v.accuracy_before, 2)} as trained, {words.percent(v.accuracy_after, 2)} as shipped"
+        before, after = (
+            f"{words.percent(share, 2)} {what}{words.surely(ends)}"
+            for share, what, ends in (
+                (v.accuracy_before, "as trained", v.accuracy_before_interval),
+                (v.accuracy_after, "as shipped", v.accuracy_after_interval),
+            )
+        )
+        accuracy = f"{before}, {after}"
     if v.max_abs is not None:
         largest = f"{v.max_abs:.2e} absolute"
         largest += f", {v.max_rel:.2e} of the largest output" if v.max_rel is not None else ""

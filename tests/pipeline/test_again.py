@@ -234,7 +234,7 @@ def test_of_two_times_the_better_counts(tmp_path: Path, monkeypatch: pytest.Monk
     def measure(net: object, cond: Conditions, **options: object) -> Measurement:
         return Measurement(times_s=(next(seconds),) * 3, conditions=cond, environment=Environment.here())
 
-    monkeypatch.setattr("convscale.pipeline.finding.measure_calmly", measure)
+    monkeypatch.setattr("convscale.pipeline.timing.measure_calmly", measure)
     finder, one = _finder(_record(tmp_path, []), Constraint(min_throughput=100)), SizedSpec(SPEC, 32)
     speeds = [finder._speed(one, "x", anew=anew) for anew in (False, False, True, True)]
     assert speeds == pytest.approx([80.0, 80.0, 80.0, 160.0])  # batches of 8

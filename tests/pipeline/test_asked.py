@@ -245,7 +245,38 @@ def test_weights_that_nobody_released_are_refused_where_they_are_asked_for(
     with pytest.raises(UserError, match=f"nobody released weights of {name}, and {asks} asks for some; leave that out"):
         _request(candidates=bare, **given).check_networks(SPLITS)
     _request(candidates=[bare, "tf_efficientnet_lite0"], **given).check_networks(SPLITS)  # one of them has some
-    _request(candidates=bare).check_networks(SPLITS)  # then it starts from scratch, and a note says so
+    if bare is SPEC:
+        _request(candidates=bare).check_networks(SPLITS)  # then it starts from scratch, and a note says so
+
+
+def test_a_name_stands_for_weights(tmp_path: Path) -> None:
+    """Nobody wrote that it should start from scratch; what is the user's own can start from nothing else."""
+    names, own = ["mobilenetv3_large_075", "nf_seresnet26"], replace(SPEC, name="mine")
+    file = tmp_path / "w.pth"
+    torch.save({"w": torch.zeros(1)}, file)
+    for given in (names, names[0], names[1]):
+        with pytest.raises(UserError, match=r"nobody released weights of .*; scratch=True \(--scratch\) trains from"):
+            _request(candidates=given, image_size=224).check_networks(SPLITS)
+    _request(candidates=names[0], image_size=224, resume=True).check_networks(SPLITS)  # which an earlier version began
+    _request(candidates=names[0], image_size=224, start=Start(scratch=True)).check_networks(SPLITS)
+    _request(candidates=names[0], image_size=224, start=Start(file=file)).check_networks(SPLITS)
+    _request(candidates=[names[0], own], image_size=224).check_networks(SPLITS)
+    _request(candidates=names[0]).check_networks(SPLITS)  # small images are learned from scratch anyway
+
+
+class Untraceable(Net):
+    """Asks for values, which a trace has none of."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.sum().item() > 0 else x
+
+
+@pytest.mark.parametrize("start", [Start(), Start(scratch=True)])
+def test_an_own_module_that_can_not_be_traced_is_told_before_anything_is_written(start: Start) -> None:
+    _request(candidates=["resnet18", Net(4)], image_size=32, start=start).check_networks(SPLITS)
+    with pytest.raises(UserError, match="Untraceable") as told:
+        _request(candidates=["resnet18", Untraceable(4)], image_size=32, start=start).check_networks(SPLITS)
+    assert "\n" not in str(told.value)
 
 
 def test_too_few_images_for_8_bits_are_told_before_the_training() -> None:
@@ -280,10 +311,13 @@ def test_a_file_of_weights_is_of_whatever_network_is_named(tmp_path: Path) -> No
         Start(file=file).files((3,))  # pyright: ignore[reportArgumentType]
 
 
-def test_misnamed_files_beside_good_ones_are_known(tmp_path: Path) -> None:
-    for name in ("resnet18.a1_in1k.pth", "resnet18_best.pth", "notes.txt"):
+def test_misnamed_files_beside_good_ones_are_refused(tmp_path: Path) -> None:
+    for name in ("resnet18.a1_in1k.pth", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert Start(weights_dir=tmp_path).files(None).foreign == ("resnet18_best.pth",)
+    assert Start(weights_dir=tmp_path).files(None).folder == tmp_path
+    (tmp_path / "resnet18_best.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds resnet18_best\.pth; files must be named by tag, as in tf_eff"):
+        Start(weights_dir=tmp_path).files(None)
 
 
 @pytest.mark.parametrize(

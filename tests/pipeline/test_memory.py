@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from convscale.conditions import Conditions, Constraint
 from convscale.errors import DoesNotFit, UserError
 from convscale.machine import Environment
 from convscale.nas.pace import Pace
-from convscale.pipeline import finding, ship
+from convscale.pipeline import finding, ship, timing
 from convscale.speed import measuring
 from convscale.speed.timing import Measurement
 from tests.pipeline.test_order import SPEC, _finder, _record
@@ -40,7 +41,7 @@ def _small(net: Any) -> bool:
 
 
 def test_of_named_networks_those_that_fit_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "measure_calmly", _halving(_small))
+    monkeypatch.setattr(timing, "measure_calmly", _halving(_small))
     specs = [SizedSpec(cs.get_spec("mobilenetv2_100"), 224), SizedSpec(SPEC, 224)]
     limits = Constraint(min_throughput=100)
     finder = _finder(_record(tmp_path / "a", []), limits, named=("x",), networks=specs)
@@ -61,22 +62,22 @@ def test_of_scaled_members_those_that_do_not_fit_keep_no_speed(tmp_path: Path, m
     rising = [SPEC, cs.get_spec("mobilenetv2_100")]
     monkeypatch.setattr(finding, "families_for", lambda side: ["one", "two"])
     monkeypatch.setattr(finding, "members", lambda base, side: rising if base == "one" else rising[1:])
-    monkeypatch.setattr(finding, "measure_calmly", _halving(_small))
+    monkeypatch.setattr(timing, "measure_calmly", _halving(_small))
     asked: dict[str, Any] = {"size_for": lambda splits: 224}
     finder = _finder(_record(tmp_path / "a", []), Constraint(min_throughput=100), **asked)
     assert [c.name for c in finder.scaled().contenders] == ["mobilenetv2_050"]
     monkeypatch.setattr(finding, "families_for", lambda side: ["two"])
     alone = _finder(_record(tmp_path / "b", []), Constraint(min_throughput=100), **asked)
-    assert alone._members_instead() is None
+    assert alone._members_instead(math.inf) is None
     with pytest.raises(DoesNotFit, match="mobilenetv2_100 @224 does not fit in memory at batch 8"):
         alone.scaled()
 
 
 def test_a_reference_that_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finder = _finder(_record(tmp_path, []), Constraint(), size_for=lambda splits: 32)
-    monkeypatch.setattr(finding, "measure", _halving(lambda net: True))
+    monkeypatch.setattr(timing, "measure", _halving(lambda net: True))
     assert finder.reference_speed() == 400
-    monkeypatch.setattr(finding, "measure", _halving(lambda net: False))
+    monkeypatch.setattr(timing, "measure", _halving(lambda net: False))
     with pytest.raises(DoesNotFit, match="does not fit in memory at batch 8"):
         finder.reference_speed()
 

@@ -43,7 +43,7 @@ def _noted(
     monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: (here,))
     found = {SizedSpec(one.spec, 224): facts[one.name] for one in unreached if one.name in facts}
     monkeypatch.setattr("convscale.pipeline.reach.traced_before", lambda networks, basis: found)
-    monkeypatch.setattr(Finder, "_members_instead", lambda self: None)
+    monkeypatch.setattr(Finder, "_members_instead", lambda self, rival: None)
     finder = _finder(_record(tmp_path, []), Constraint(min_throughput=100), predicted=predicted)
     finder.released(SimpleNamespace())  # type: ignore[arg-type]
     return finder.record.now.choice_notes

@@ -82,7 +82,9 @@ def test_candidates_are_released_weights_in_the_form_in_which_they_would_ship(ru
         assert row["licence"] == "apache-2.0"
         assert row["measurement"]["conditions"]["image_size"] == 64
         assert "in onnxruntime" in row["measurement"]["notes"][0]
-        assert row["params"] == sum(p.numel() for p in cs.create_model(tag.partition(".")[0]).parameters())
+        assert row["extra_data"] == ""
+        trained = cs.create_model(tag.partition(".")[0], num_classes=3)
+        assert row["params"] == sum(p.numel() for p in trained.parameters())
 
 
 def test_the_data_rank_the_features_before_anything_is_trained(run):
@@ -106,6 +108,13 @@ def test_the_winner_starts_from_its_file_and_is_fine_tuned(run, weights):
     assert made.artifact.image_size == 64
     stem = torch.load(winner["weights"])["stem.0.conv.weight"]
     trained = made.net.state_dict()["stem.0.conv.weight"]
+    assert (winner["licence"], winner["extra_data"]) == ("apache-2.0", "")
+    card = (made.output / "artifact" / "README.md").read_text()
+    assert f"- **Starting weights**: {winner['name']}" in card.replace("\\", "")
+    assert "- **Licence of the starting weights**: apache-2.0" in card
+    assert "- **Extra data**: none beside ImageNet-1k" in card
+    speed = 2 / float(np.median(made.record["artifact"]["measurement"]["times_s"]))
+    assert f"- **Speed**: {speed:,.1f} images/s, " in card  # the one that is promised, not the tuning's
     assert (trained - stem).abs().max() < 0.05  # one epoch at small steps: it came from there
     assert not torch.equal(trained, stem) or made.record["history"][0]["epoch"] == 1
 
@@ -133,6 +142,7 @@ def test_an_impossible_speed_still_leaves_a_network_and_says_what_it_misses(
     with pytest.raises(ValueError, match=r"nothing keeps at least 10,000,000 images/s: the fastest is mobilenetv2_050"):
         fit(pictures, output=tmp_path / "strict", strict=True, **asked)
     monkeypatch.setattr("convscale.pipeline.finish.SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("convscale.pipeline.finish.busy_now", lambda: "")
     made = fit(pictures, output=tmp_path / "run", **asked)
     speed = made.record["artifact"]["measurement"]["times_s"]
     shipped = 2 / float(np.median(speed))
@@ -145,6 +155,8 @@ def test_an_impossible_speed_still_leaves_a_network_and_says_what_it_misses(
         _finish(made, as_json=False)
     assert end.value.exit_code == 3
     assert made.missed in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(cs.UserError, match=r"asked for; --strict refuses it, the artefact stays in .*artifact$"):
+        _finish(made, as_json=False, strict=True)
 
 
 def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights, tmp_path, monkeypatch, capsys):
@@ -182,7 +194,7 @@ def test_a_device_that_is_not_here_is_chosen_for_by_prediction(pictures, weights
     assert "compiled, amp, nchw, batch 64, 64 px, model only. Asked for were 1,000 images/s" in card
     _finish(made, as_json=False)
     speed = "images/s on l4 (compiled)"
-    assert f"right; predicted {rate(told.images_per_s)} {speed}; artefact" in " ".join(capsys.readouterr().out.split())
+    assert f"%); predicted {rate(told.images_per_s)} {speed}; artefact" in " ".join(capsys.readouterr().out.split())
     assert f"is predicted to run at {rate(told.images_per_s)} {speed} and is right" in verdict(made.result)
     _confirm_by_stand_ins(made.output / "artifact", monkeypatch)
 

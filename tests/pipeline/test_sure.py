@@ -45,7 +45,7 @@ def test_what_is_only_as_likely_as_not_predicted_to_keep_it_misses_it(
     tried = [fits.candidate] if smaller else []
     monkeypatch.setattr(Finder, "_smaller", lambda self, found: tried)
     monkeypatch.setattr(Finder, "_judged_options", lambda self, pool: tuple(options) if len(pool) > 1 else (fits,))
-    monkeypatch.setattr(Finder, "_members_instead", lambda self: None)
+    monkeypatch.setattr(Finder, "_members_instead", lambda self, rival: None)
     kept = finder.released(SimpleNamespace())  # type: ignore[arg-type]
     assert kept is not None
     if smaller:
