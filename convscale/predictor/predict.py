@@ -109,7 +109,7 @@ def predict(
             name.
         device: a known device (``convscale.predictor.devices.devices``), by its name, an alias or its driver's name.
         mode: ``infer`` or ``train`` (forward, backward and an SGD step).
-        precision: ``amp`` (autocast to float16), ``amp_bf16`` or ``bf16`` (to bfloat16), ``fp16`` (weights in it too),
+        precision: ``amp`` (autocast to float16), ``amp_bf16`` (to bfloat16), ``fp16`` or ``bf16`` (weights in it too),
             ``fp32`` (PyTorch's default: convolutions in TF32 where the card has it), or ``int8`` in ONNX Runtime and
             TensorRT on a GPU; None: by the device.
         image_size: side in pixels, or (height, width); None: the network's own.

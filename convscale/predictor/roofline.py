@@ -81,8 +81,9 @@ PRIOR: dict[str, float] = {
 """What each coefficient is before anything was fitted; also the list of their names."""
 
 FIXED = ("sheet", "batch_norm_train.reads")
-"""Coefficients that are known and never fitted: no kernel is faster than the card's data sheet allows (in a calibration
-by measurements, which knows better, ``sheet`` is next to nothing); a norm that makes statistics reads its map for them,
+"""Coefficients that are known and never fitted to tables: no kernel is faster than the card's data sheet allows (a
+calibration by measurements moves ``sheet`` where a card runs above its clocks; of a processor it is next to nothing); a
+norm that makes statistics reads its map for them,
 and again to apply them, and its backward pass reads map and gradient twice (PyTorch's ``Normalization.cuh``)."""
 CACHE_GAIN = 0.2
 """The most that a last-level cache may save of the traffic of maps much smaller than it. Caches are two to four times
