@@ -31,7 +31,7 @@ NAMES = {
 }
 CARDS = {
     "V100-SXM2-16GB": "v100",
-    "V100-SXM2-32GB": "v100",
+    "V100-SXM2-32GB": "v100-32gb",
     "A100-SXM4-40GB": "a100-40gb",
     "A100-SXM4-80GB": "a100-80gb",
 }

@@ -188,7 +188,7 @@ def calibrate(observations: Sequence[Observation], say: Callable[[str], None] = 
 
 def _title(item: Observation) -> str:
     """An observation's network and batch, for people."""
-    name = getattr(item.net, "name", None) or type(item.net).__name__
+    name = item.net if isinstance(item.net, str) else getattr(item.net, "name", None) or type(item.net).__name__
     return f"{name} (batch {item.conditions.batch_size})"
 
 
