@@ -317,10 +317,11 @@ def _compute_s(table: Table, device: Device, c: Mapping[str, float]) -> np.ndarr
     # What a kernel that moves maps does for each element (indices, sums over threads, divisions) takes its units' time:
     # norms are slower than their bytes where a card's bandwidth is large for its units.
     work = table.largest_map * _by_kind(c, "work")[table.kind] / rate
-    # On the cards of the tables it hides behind the bytes. So the tables do not say that it would last longer than them
-    # on a card with more bandwidth for its units, and what such cards reach of their bandwidth says that it does not.
-    maps_s = (table.values["in_bytes"] + table.values["out_bytes"]) / (device.bandwidth_gb_s * 1e9)
-    work = np.where(np.isin(table.kind, _LEAN), np.minimum(work, maps_s), work)
+    # On the cards of the tables it hides behind the bytes. So they do not say that it outlasts them on a data centre's,
+    # which have more bandwidth for their units, and what such cards reach of it says that it does not.
+    if device.form == "data-centre":
+        maps_s = (table.values["in_bytes"] + table.values["out_bytes"]) / (device.bandwidth_gb_s * 1e9)
+        work = np.where(np.isin(table.kind, _LEAN), np.minimum(work, maps_s), work)
     matrix = np.where(table.is_matrix, _matrix_s(table, device, c), special + work)
     return np.where(table.is_depthwise, _depthwise_s(table, device, c), matrix)
 
